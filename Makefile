@@ -1,0 +1,177 @@
+# From a clean machine to a running demo or test run with one command. Each step
+# does only what is missing, says what it installs, and asks nothing.
+#
+#   PYTHON=python3.12     another Python, 3.11 or later
+#   CRIU_PREFIX=DIR       another place for a private CRIU (see scripts/install-criu)
+#   ARGS='-k dump -x'     more arguments for pytest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+CRIU_PREFIX ?=
+ARGS ?=
+VENV := .venv
+
+# What the extension module is made from.
+BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
+	$(wildcard include/*.h pycriu_native/native/*.c pycriu_native/native/*.h)
+
+# The programs that tests run, each with its Debian package.
+TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun
+
+# Root's tools are not on an ordinary user's path.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+# sudo is looked for when it is needed, and not by root.
+define FIND_SUDO
+sudo=()
+find_sudo() {
+	if [[ $$(id -u) != 0 ]] && command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [[ -t 0 ]]; }; then
+		sudo=(sudo)
+	fi
+}
+endef
+
+# CRIU needs root; where that cannot be had, the program runs all the same and says
+# so itself. What root wrote in an ordinary user's checkout is the user's afterwards.
+define AS_ROOT
+$(FIND_SUDO)
+hand_back() {
+	sudo -n chown -hR --from=0:0 "$$(id -u):$$(id -g)" .
+}
+as_root() {
+	find_sudo
+	if (($${#sudo[@]})); then
+		trap hand_back EXIT
+		sudo env $${CI:+CI="$$CI"} "$$@"
+	else
+		"$$@"
+	fi
+}
+endef
+
+# Installs packages by apt where there is apt, else names what is missing.
+define INSTALL_PACKAGES
+$(FIND_SUDO)
+install_packages() {
+	find_sudo
+	local apt=("$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+	if ! command -v apt-get >/dev/null; then
+		echo "missing (by their Debian names): $$*; install them with your system's tool" >&2
+		return 1
+	elif [[ $$(id -u) != 0 ]] && (($${#sudo[@]} == 0)); then
+		echo "missing, and neither root nor a usable sudo. Run as root:" >&2
+		echo "    apt-get update && apt-get install -y --no-install-recommends $$*" >&2
+		return 1
+	fi
+	echo "installing with apt: $$*"
+	# A third party's broken source is no reason to stop.
+	"$${apt[@]}" update || true
+	"$${apt[@]}" install -y --no-install-recommends "$$@" >/dev/null
+}
+endef
+
+# Python 3.11 or later, able to make a virtual environment and to build against.
+define PYTHON_IS_FIT
+import ensurepip, os, sys, sysconfig, venv
+sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("include") + "/Python.h"))
+endef
+export PYTHON_IS_FIT
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: CRIU_MUST_RUN := yes
+demo: build ## dump and restore a live process, step by step
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python examples/demo.py
+
+.PHONY: test
+test: test-tools build ## the tests; what this machine cannot do is skipped, and listed
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: build $(VENV)/.lint ## ruff and strict mypy
+	@$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy --strict
+
+.PHONY: build
+build: $(VENV)/.installed ## the virtual environment with the library in it
+
+.PHONY: test-fresh
+test-fresh: ## demo and test in fresh Debian 12 and 13 roots, as root and by sudo
+	@for suite in bookworm trixie; do
+		scripts/fresh-root "$$suite" demo test demo
+		scripts/fresh-root "$$suite" --user demo test demo
+	done
+
+.PHONY: clean
+clean: ## remove what was built here (scripts/install-criu --uninstall removes CRIU)
+	@rm -rf build dist ./*.egg-info .criu pycriu_native/*.so $(VENV) \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- The set-up, step by step -----------------------------------------------------
+
+.PHONY: build-tools
+build-tools:
+	@$(INSTALL_PACKAGES)
+	missing=()
+	gcc -E -include stdio.h -x c /dev/null >/dev/null 2>&1 || missing+=(gcc libc6-dev)
+	$(PYTHON) -c "$$PYTHON_IS_FIT" >/dev/null 2>&1 || missing+=(python3 python3-venv python3-dev)
+	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}"
+	$(PYTHON) -c "$$PYTHON_IS_FIT" || {
+		echo "$(PYTHON) will not do: Python 3.11 or later with venv and headers is needed; name one with PYTHON=" >&2
+		exit 1
+	}
+
+# Tests whose tool is missing are skipped, so this never stops a run.
+.PHONY: test-tools
+test-tools:
+	@$(INSTALL_PACKAGES)
+	missing=()
+	for tool in $(TEST_TOOLS); do
+		type -P "$${tool%:*}" >/dev/null || missing+=("$${tool#*:}")
+	done
+	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}" ||
+		echo "going on without: $${missing[*]}" >&2
+
+# Looked at each time, which takes a fraction of a second: the kernel can have
+# changed. The record keeps its date while it says the same, so nothing is built
+# again. Status 3 is a machine that can build and test, but not checkpoint.
+.criu: FORCE | build-tools
+	@scripts/install-criu --record $@ $(if $(CRIU_PREFIX),--prefix '$(CRIU_PREFIX)') || {
+		status=$$?
+		[[ $$status = 3 && "$(CRIU_MUST_RUN)" != yes ]] || exit $$status
+	}
+
+.PHONY: FORCE
+FORCE:
+
+$(VENV)/.made: | build-tools
+	@echo "making the virtual environment $(VENV) with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(BUILD_INPUTS) .criu | $(VENV)/.made
+	@echo "building the library and installing it with its test packages into $(VENV)"
+	set -a
+	. ./.criu
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -e '.[test]'
+	touch $@
+
+# The tools alone: installing the extra by its name would build the library again.
+$(VENV)/.lint: pyproject.toml | $(VENV)/.made
+	@echo "installing the lint packages into $(VENV)"
+	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"], sep="\n")' |
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
+	touch $@

@@ -1,0 +1,83 @@
+/*
+ * What our own C adds to libcriu: protobuf messages by field name, a worker process,
+ * and a libcriu verb on a thread of its own. Read by cffi and by the C files alike.
+ *
+ * Return values: 0 or a count on success, a negative errno on failure.
+ */
+
+/* ---- functions.c: which of libcriu's functions the loaded library has ---- */
+
+struct pn_function {
+	const char *name;
+	const void *address; /* NULL: the loaded libcriu lacks it */
+};
+
+const struct pn_function *pn_function_at(size_t index); /* NULL past the end */
+const char *pn_libcriu_version(void); /* of the library that is loaded */
+
+/* What the build recorded; an empty string where nothing was given. */
+const char *pn_built_program(void);
+
+/* ---- message.c: libcriu's protobuf messages, by the field names of rpc.proto ---- */
+
+enum pn_message_type { PN_OPTS, PN_REQUEST, PN_RESPONSE };
+
+struct pn_field {
+	const char *name;
+	int type;     /* enum pn_field_type */
+	int repeated;
+	size_t count; /* values present: 0 or 1 unless repeated */
+};
+
+enum pn_field_type { PN_INT, PN_BOOL, PN_TEXT, PN_MESSAGE };
+
+void *pn_opts_message(criu_opts *opts); /* NULL: not the layout we know */
+int pn_free_opts(criu_opts *opts);
+
+void *pn_new(int type);
+void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message */
+size_t pn_packed_size(const void *message);
+size_t pn_pack(const void *message, uint8_t *out);
+void pn_free(void *message);
+
+/* A repeated field is appended to. -ENOENT: this libcriu does not know the field;
+ * -EINVAL: the field holds another type; -ENOMEM. */
+int pn_set_int(void *message, const char *field, int64_t value);
+int pn_set_text(void *message, const char *field, const char *value);
+void *pn_add_message(void *message, const char *field); /* NULL: unknown, or no memory */
+int pn_knows(int type, const char *field);
+
+int pn_field_at(const void *message, unsigned index, struct pn_field *out); /* -ENOENT past the end */
+int64_t pn_get_int(const void *message, unsigned index, size_t item);
+const char *pn_get_text(const void *message, unsigned index, size_t item);
+const void *pn_get_message(const void *message, unsigned index, size_t item);
+
+/* ---- spawn.c: a CRIU worker, started without copying the caller's page tables ---- */
+
+struct pn_worker {
+	/* in */
+	const char *program;
+	char *const *argv;
+	char *const *envp;
+	int input;         /* becomes descriptor 0; -1: /dev/null */
+	int output;        /* becomes descriptors 1 and 2 */
+	const int *keep;   /* passed on under their own numbers; every other one is closed */
+	size_t n_keep;
+	int outside;       /* not our child: started through a process that exits at once */
+	/* out */
+	int pid;
+	int pidfd;
+};
+
+int pn_spawn(struct pn_worker *worker);
+
+/* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
+
+enum pn_verb {
+	PN_CHECK, PN_DUMP, PN_PRE_DUMP, PN_RESTORE, PN_GET_VERSION, PN_FEATURE_CHECK
+};
+
+struct pn_call;
+
+struct pn_call *pn_call_start(int verb, criu_opts *opts, struct criu_feature_check *features);
+int pn_call_join(struct pn_call *call); /* what the verb returned; frees the call */

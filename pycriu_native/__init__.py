@@ -1,0 +1,95 @@
+"""Checkpoint, restore and live-migrate Linux processes, over libcriu.
+
+``CriuOpts`` says how, the verbs do it::
+
+    from pycriu_native import CriuOpts, dump, restore
+
+    opts = CriuOpts(images_directory="ckpt", shell_job=True)
+    dump(4242, opts)
+    pid = restore(opts).pid
+"""
+
+from __future__ import annotations
+
+from . import lib
+from ._exchange import Notification
+from ._ffi import ffi
+from ._worker import Worker
+from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
+from .errors import (
+    CriuError,
+    DeadlineError,
+    ImagesError,
+    NoSuchProcessError,
+    OptionError,
+    PermissionDeniedError,
+    PidInUseError,
+    Problem,
+    ProgramError,
+    ProgramNotFoundError,
+    ProtocolError,
+    UnsupportedError,
+    WorkerDiedError,
+)
+from .opts import CriuOpts
+from .results import (
+    CheckResult,
+    DumpResult,
+    DumpStatistics,
+    Features,
+    RestoreResult,
+    RestoreStatistics,
+    Version,
+)
+from .values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
+from .verbs import check, dump, feature_check, libcriu_version, pre_dump, restore, version
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CgroupMode",
+    "CgroupRoot",
+    "CheckResult",
+    "CompressMode",
+    "CriuError",
+    "CriuOpts",
+    "DeadlineError",
+    "DumpResult",
+    "DumpStatistics",
+    "ExtMount",
+    "Features",
+    "ImageIOMode",
+    "ImagesError",
+    "InheritFd",
+    "JoinNamespace",
+    "NetworkLock",
+    "NoSuchProcessError",
+    "Notification",
+    "Notify",
+    "OptionError",
+    "PageServer",
+    "PermissionDeniedError",
+    "PidInUseError",
+    "PreDumpMode",
+    "Problem",
+    "ProgramError",
+    "ProgramNotFoundError",
+    "ProtocolError",
+    "RestoreResult",
+    "RestoreStatistics",
+    "UnsupportedError",
+    "Verb",
+    "Version",
+    "VethPair",
+    "Worker",
+    "WorkerDiedError",
+    "check",
+    "dump",
+    "feature_check",
+    "ffi",
+    "lib",
+    "libcriu_version",
+    "pre_dump",
+    "restore",
+    "version",
+]

@@ -1,0 +1,199 @@
+"""One request over CRIU's socket, and everything that comes back until its answer.
+
+libcriu only makes the request and reads the final answer (``_libcriu.py``). In between, this
+module is on the line: it hears what libcriu drops (CRIU's own error message, its errno for
+this call and no other), asks the hook, keeps on listening while CRIU undoes a refused dump,
+and notices when the worker dies while a child that it forked still holds the socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from ._message import NOTIFY, decode_response, encode
+from ._worker import Line
+from .enums import Notify, Verb
+from .errors import DeadlineError, ProtocolError, WorkerDiedError
+from .values import WireValue
+
+LARGEST_ANSWER = 2**20
+"""Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU."""
+
+GRACE = 10.0
+"""Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """Something that CRIU says while it works; what is frozen then, :class:`Notify` tells."""
+
+    action: Notify | str
+    """Which; a name that this release does not know arrives as it is."""
+    verb: Verb
+    """The call that it belongs to."""
+    pid: int | None = None
+    """The root task's pid: with ``setup-namespaces`` and ``post-restore`` only."""
+    fd: int | None = None
+    """The descriptor that came along (``orphan-pts-master``); it belongs to the hook."""
+
+
+Hook = Callable[[Notification], object]
+"""What ``on_notify`` is: called with each notification; raising refuses it."""
+
+
+class Exchange:
+    """The state of one call on the line."""
+
+    def __init__(
+        self, line: Line, verb: Verb, hook: Hook | None = None, deadline: float | None = None
+    ) -> None:
+        self.line = line
+        self.verb = verb
+        self.stopped_by: BaseException | None = None
+        """Why the call is being undone: what a hook or a signal raised, or the deadline."""
+        self.network_locked = False
+        self._hook = hook
+        self._deadline = deadline  # on the monotonic clock
+        self._cancels: deque[BaseException] = deque()
+        self._closing = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def close(self) -> None:
+        """Give back what the exchange owns; the line is not its own."""
+        with self._closing:
+            os.close(self._wake)
+            self._wake = -1
+
+    def cancel(self, reason: BaseException) -> None:
+        """Have the call undone, from any thread. Too late once CRIU sent its final answer."""
+        self._cancels.append(reason)
+        with self._closing:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    def run(self, request: bytes) -> tuple[dict[str, WireValue], bytes]:
+        """Send, listen, and return the final answer, decoded and as it came.
+
+        Raises ``WorkerDiedError`` and ``ProtocolError``. What a hook raises, and the reason of
+        a cancel, are kept in ``stopped_by`` while CRIU undoes its work.
+        """
+        self._send(request)
+        while True:
+            data, fds = self._next()
+            answer = decode_response(data)
+            if answer is None:
+                self.line.kill()
+                raise ProtocolError(
+                    f"{self.line.program} answered with {len(data)} bytes that are no message"
+                )
+            if answer["type"] != NOTIFY:
+                _close(fds)
+                return answer, data
+            self._notify(answer, fds)
+
+    def _stop(self, reason: BaseException) -> None:
+        """Begin to undo: CRIU's next notification will be refused."""
+        if self.stopped_by is None:
+            self.stopped_by = reason
+            self._deadline = time.monotonic() + GRACE
+        elif reason is not self.stopped_by:
+            self.stopped_by.add_note(f"while it was undone: {reason!r}")
+
+    def _send(self, message: bytes) -> None:
+        try:
+            self.line.sock.sendall(message, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise self._died() from error
+
+    def _next(self) -> tuple[bytes, list[int]]:
+        """The next message, and the descriptors that came with it."""
+        poll = select.poll()
+        for fd in (self.line.sock.fileno(), self.line.pidfd, self._wake):
+            poll.register(fd, select.POLLIN)
+        while True:
+            left = None if self._deadline is None else self._deadline - time.monotonic()
+            ready = poll.poll(None if left is None else max(0.0, left * 1000))
+            while self._cancels:
+                self._stop(self._cancels.popleft())
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            if not ready:
+                self._out_of_time()
+                continue
+            message = self._receive()
+            if message is not None:
+                return message
+            if self.line.has_ended():
+                raise self._died()
+
+    def _receive(self) -> tuple[bytes, list[int]] | None:
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        try:
+            data, fds, seen, _ = socket.recv_fds(self.line.sock, LARGEST_ANSWER, 4, flags)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            raise self._died() from None
+        if seen & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            _close(fds)
+            self.line.kill()
+            raise ProtocolError(f"{self.line.program} sent more than a CRIU ever does")
+        if not data:
+            raise self._died()
+        return data, list(fds)
+
+    def _out_of_time(self) -> None:
+        if self.stopped_by is None:
+            self._stop(DeadlineError(f"{self.verb}: the deadline passed", verb=str(self.verb)))
+            return
+        # It was told to stop and did not come back.
+        self.line.kill()
+        self._deadline = None
+
+    def _died(self) -> WorkerDiedError:
+        """The error for a worker that is gone; whatever it left behind goes too."""
+        self.line.has_ended(1.0)
+        self.line.kill()
+        return WorkerDiedError(f"{self.line.program} ended before it answered")
+
+    def _notify(self, answer: dict[str, WireValue], fds: list[int]) -> None:
+        body = cast(dict[str, WireValue], answer.get("notify", {}))
+        name = cast(str, body.get("script", ""))
+        action: Notify | str = name
+        with contextlib.suppress(ValueError):
+            action = Notify(name)
+        if action is Notify.NETWORK_LOCK:
+            self.network_locked = True
+        fd = fds.pop(0) if fds else None
+        _close(fds)
+        pid = cast("int | None", body.get("pid"))
+        self._call_hook(Notification(action, self.verb, pid, fd))
+        # The network is unlocked also while a dump is undone; refusing that would keep it locked.
+        agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
+        self._send(encode("request", {"type": NOTIFY, "notify_success": agreed}))
+        if action is Notify.NETWORK_UNLOCK:
+            self.network_locked = False
+
+    def _call_hook(self, notification: Notification) -> None:
+        undoing = self.stopped_by is not None
+        if self._hook is None or (undoing and notification.action is not Notify.NETWORK_UNLOCK):
+            _close([] if notification.fd is None else [notification.fd])
+            return
+        try:
+            self._hook(notification)
+        except BaseException as refusal:
+            self._stop(refusal)
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,94 @@
+"""From a failed call to the one exception that says what failed, on what, why, what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, cast
+
+from ._log import LogMark, diagnose, error_lines
+from ._worker import Line
+from .enums import Verb
+from .errors import CriuError, PidInUseError
+
+if TYPE_CHECKING:
+    from ._session import Outcome
+
+EBADRQC = 56
+"""What CRIU answers when it refuses a request's options; mostly it says nothing else."""
+
+
+def explain_failure(
+    verb: Verb, pid: int | None, outcome: Outcome, mark: LogMark | None, line: Line
+) -> CriuError:
+    """The error for an answer that says no."""
+    text = mark.text() if mark is not None else ""
+    lines = error_lines(text) or error_lines(outcome.chatter)
+    message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
+    if message and not any(message in known for known in lines):
+        lines += error_lines(message)
+    errno = cast(int, outcome.answer.get("cr_errno", 0))
+    found = diagnose(lines, verb, errno)
+    cause, cure = found.cause, found.cure
+    if found.kind is PidInUseError:
+        cause, cure = _who_has_the_pid(lines, cause, cure)
+
+    what = (
+        f"{verb} of pid {pid}"
+        if pid is not None
+        else f"{verb} from {outcome.images}"
+        if outcome.images
+        else str(verb)
+    )
+    if cause is None:
+        if lines:
+            cause = "CRIU says: " + lines[0]
+        elif errno == EBADRQC:
+            cause = "CRIU refuses an option and does not say which"
+        else:
+            cause = os.strerror(errno) if errno else "CRIU does not say why"
+    told = f"{what} failed: {cause}"
+    if outcome.log:
+        told += f" ({outcome.log}{': ' + lines[0] if lines else ''})"
+    elif lines and lines[0] not in told:
+        told += f" ({lines[0]})"
+    if cure:
+        told += f"; {cure}"
+    return found.kind(
+        told,
+        verb=str(verb),
+        pid=pid,
+        code=outcome.result,
+        errno=errno,
+        log=outcome.log,
+        lines=lines,
+        cause=cause,
+        cure=cure,
+        options=found.options,
+    )
+
+
+def _who_has_the_pid(
+    lines: list[str], cause: str | None, cure: str | None
+) -> tuple[str | None, str | None]:
+    """Whether the pid that the images need belongs to a zombie, and to whose."""
+    numbers = [re.search(r"fork for (\d+): File exists", line) for line in lines]
+    taken = next((int(match[1]) for match in numbers if match), None)
+    if taken is None:
+        return cause, cure
+    try:
+        with open(f"/proc/{taken}/stat") as file:
+            state, parent = file.read().rpartition(")")[2].split()[:2]
+    except OSError:
+        return f"pid {taken} was taken", "it is free by now: try again"
+    if state != "Z":
+        return f"pid {taken} is taken by a running process", cure
+    if int(parent) == os.getpid():
+        return (
+            f"pid {taken} is a zombie child of this process",
+            f"reap it with os.waitpid({taken}, 0) before the restore",
+        )
+    return (
+        f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
+        f"have pid {parent} reap it, or end pid {parent}",
+    )

@@ -1,0 +1,41 @@
+"""The only importer of the extension: ``ffi``, ``native``, and what this libcriu lacks."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+_HINT = """\
+pycriu_native's extension module does not load: {reason}
+It needs libcriu.so.2 and libprotobuf-c.so.1 at run time:
+  Debian 13, Ubuntu:  apt-get install libcriu2
+  Debian 12:          apt-get install criu
+  Fedora:             dnf install criu-libs
+  from a checkout:    make build"""
+
+try:
+    from ._native import ffi as ffi
+    from ._native import lib
+except ImportError as error:
+    raise ImportError(_HINT.format(reason=error)) from error
+
+native: Any = lib
+"""cffi's own library object: every function, missing ones as NULL. Use ``pycriu_native.lib``
+from outside, which refuses those."""
+
+LIBCRIU_VERSION: str = ffi.string(native.pn_libcriu_version()).decode()
+"""The release of the libcriu that is loaded, such as ``"4.2.1"``."""
+
+BUILT_PROGRAM: str = ffi.string(native.pn_built_program()).decode()
+"""The ``criu`` recorded at build, or an empty string."""
+
+
+@functools.cache
+def functions() -> dict[str, bool]:
+    """Every function of libcriu 3.17 to 4.3, and whether the loaded library has it."""
+    found: dict[str, bool] = {}
+    entry = native.pn_function_at(0)
+    while entry:
+        found[ffi.string(entry.name).decode()] = bool(entry.address)
+        entry = native.pn_function_at(len(found))
+    return found

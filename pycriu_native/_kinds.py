@@ -1,0 +1,262 @@
+"""How an option's value is checked and put on the wire, one class for each kind of value.
+
+``parse`` turns what people write into the one form that ``CriuOpts`` keeps, or raises
+``ValueError`` with what is accepted. ``wire`` gives the form that goes into the message,
+``plain`` the form for JSON and TOML. Nothing here touches the system.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Any, Protocol
+
+from .values import HasFileno, WireValue, _Item, checked_text, descriptor_number
+
+
+class Shape(Enum):
+    """How libcriu's setter takes a value."""
+
+    VALUE = "once, with the value"
+    EACH = "once for each item of a list"
+    ARGV = "once, with a count and an array of strings"
+
+
+class Kind(Protocol):
+    """What every kind of value knows."""
+
+    @property
+    def shape(self) -> Shape: ...
+    def parse(self, value: Any) -> object: ...
+    def wire(self, value: Any) -> WireValue: ...
+    def plain(self, value: Any) -> object: ...
+
+
+class _Plain:
+    """The usual case: one value, the same on the wire and in JSON."""
+
+    shape = Shape.VALUE
+
+    def wire(self, value: Any) -> WireValue:
+        return value  # type: ignore[no-any-return]
+
+    def plain(self, value: Any) -> object:
+        return value
+
+
+@dataclass(frozen=True)
+class Flag(_Plain):
+    """True or false."""
+
+    def parse(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError("True, False or None is accepted")
+        return value
+
+
+@dataclass(frozen=True)
+class Number(_Plain):
+    """A whole number within bounds, both included."""
+
+    low: int
+    high: int
+    step: int = 1
+
+    def parse(self, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"a whole number from {self.low} to {self.high} is accepted")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{self.low} to {self.high} is accepted")
+        if value % self.step:
+            raise ValueError(f"a multiple of {self.step} is accepted")
+        return int(value)
+
+
+@dataclass(frozen=True)
+class Mode(_Plain):
+    """A member of an enumeration: itself, its name in any case, or its number."""
+
+    members: type[IntEnum]
+
+    def parse(self, value: object) -> IntEnum:
+        if isinstance(value, str):
+            found = self.members.__members__.get(value.upper().replace("-", "_"))
+            if found is not None:
+                return found
+        elif isinstance(value, int) and not isinstance(value, bool):
+            try:
+                return self.members(value)
+            except ValueError:
+                pass
+        names = ", ".join(f"{m.name.lower()} ({m.value})" for m in self.members)
+        raise ValueError(f"one of {names} is accepted, as {self.members.__name__}, name or number")
+
+    def wire(self, value: IntEnum) -> WireValue:
+        return int(value)
+
+    def plain(self, value: IntEnum) -> object:
+        return value.name.lower()
+
+
+@dataclass(frozen=True)
+class Namespaces(_Plain):
+    """A mask of ``CLONE_NEW*`` flags; CRIU accepts only the network namespace."""
+
+    NET = 0x40000000
+
+    def parse(self, value: object) -> int:
+        if isinstance(value, str) and value.lower() == "net":
+            return self.NET
+        if isinstance(value, int) and not isinstance(value, bool) and value in (0, self.NET):
+            return value
+        raise ValueError(
+            f"'net', CLONE_NEWNET ({self.NET:#x}) or 0 is accepted; CRIU knows no other"
+        )
+
+
+@dataclass(frozen=True)
+class Text(_Plain):
+    """A string without NUL. ``parse`` keeps undecodable bytes as surrogates."""
+
+    what: str = "text"
+    forbid: str = ""
+    empty: bool = False
+
+    def parse(self, value: object) -> str:
+        text = checked_text(value, self.what, empty=self.empty)
+        for character in self.forbid:
+            if character in text:
+                raise ValueError(f"{self.what} without {character!r} is accepted")
+        return text
+
+
+@dataclass(frozen=True)
+class FilePath(_Plain):
+    """A path: str, bytes or ``os.PathLike``."""
+
+    what: str = "a path"
+
+    def parse(self, value: object) -> str:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        return checked_text(value, self.what)
+
+
+@dataclass(frozen=True)
+class FileDescriptor(_Plain):
+    """A descriptor: its number, or an object that owns it."""
+
+    def parse(self, value: object) -> object:
+        descriptor_number(value)
+        return value
+
+    def wire(self, value: object) -> WireValue:
+        return descriptor_number(value)
+
+    def plain(self, value: object) -> object:
+        return descriptor_number(value)
+
+
+@dataclass(frozen=True)
+class Directory(_Plain):
+    """A directory: a path, a descriptor's number, or an object that owns one.
+
+    A path has no wire form of its own: the call opens it and sends the descriptor.
+    """
+
+    def parse(self, value: object) -> object:
+        if isinstance(value, os.PathLike | str | bytes):
+            return FilePath("a directory's path").parse(value)
+        try:
+            descriptor_number(value)
+        except ValueError:
+            raise ValueError(
+                "a path, a descriptor's number or an object with fileno() is accepted"
+            ) from None
+        return value
+
+    def wire(self, value: object) -> WireValue:
+        return descriptor_number(value)
+
+    def plain(self, value: object) -> object:
+        return value if isinstance(value, str) else descriptor_number(value)
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of one kind; a single value stands for a list of one. Kept as a tuple.
+
+    ``inner`` names the message field that wraps each item on the wire, where one does.
+    """
+
+    item: Kind
+    inner: str = ""
+    shape: Shape = Shape.EACH
+
+    def parse(self, value: object) -> tuple[object, ...]:
+        if isinstance(value, str | bytes | os.PathLike | HasFileno | int | Mapping | _Item):
+            value = (value,)
+        elif not isinstance(value, Iterable):
+            raise ValueError("a list is accepted")
+        parsed = []
+        for index, item in enumerate(value):
+            try:
+                parsed.append(self.item.parse(item))
+            except ValueError as problem:
+                raise ValueError(f"item {index} ({item!r}): {problem}") from None
+        return tuple(parsed)
+
+    def wire(self, value: tuple[Any, ...]) -> WireValue:
+        items = [self.item.wire(item) for item in value]
+        return [{self.inner: item} for item in items] if self.inner else items
+
+    def plain(self, value: tuple[Any, ...]) -> object:
+        return [self.item.plain(item) for item in value]
+
+
+@dataclass(frozen=True)
+class Argument(_Plain):
+    """One word of a command line; it may be empty."""
+
+    def parse(self, value: object) -> str:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        return checked_text(value, "a word of a command", empty=True)
+
+
+@dataclass(frozen=True)
+class Command(ListOf):
+    """A command and its arguments."""
+
+    item: Kind = Argument()
+    shape: Shape = Shape.ARGV
+
+    def parse(self, value: object) -> tuple[object, ...]:
+        if isinstance(value, str | bytes):
+            raise ValueError("a list of words is accepted, not one string")
+        words = super().parse(value)
+        if not words or not words[0]:
+            raise ValueError("a list that starts with a program is accepted")
+        return words
+
+
+@dataclass(frozen=True)
+class Item:
+    """A structured value: one of the classes of ``values.py``."""
+
+    cls: type[_Item]
+    shape: Shape = Shape.VALUE
+
+    def parse(self, value: object) -> _Item:
+        return self.cls.parse(value)
+
+    def wire(self, value: _Item) -> WireValue:
+        return value.wire()
+
+    def plain(self, value: _Item) -> object:
+        return {
+            k: FileDescriptor().plain(v) if isinstance(v, HasFileno) else v
+            for k, v in value.to_plain().items()
+        }

@@ -1,0 +1,232 @@
+"""libcriu's messages: options into a handle, and any message out as a mapping.
+
+Fields are named as in ``rpc.proto``. Where they lie in memory, the loaded libcriu's own
+descriptors say (``native/message.c``).
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, Self, cast
+
+from ._ffi import LIBCRIU_VERSION, ffi, functions, native
+from ._kinds import Shape
+from ._options import Row
+from .errors import CriuError, Problem, UnsupportedError
+from .values import WireValue, _Item
+
+REQUEST_TYPES = {
+    "empty": 0,
+    "dump": 1,
+    "restore": 2,
+    "check": 3,
+    "pre-dump-loop": 4,
+    "page-server": 5,
+    "notify": 6,
+    "cpuinfo-dump": 7,
+    "cpuinfo-check": 8,
+    "feature-check": 9,
+    "version": 10,
+    "wait-pid": 11,
+    "page-server-child": 12,
+    "pre-dump": 13,
+}
+"""``criu_req_type``: requests, and the answers that carry the same number."""
+
+NOTIFY = REQUEST_TYPES["notify"]
+
+
+def no_memory(status: int) -> bool:
+    """Whether a status of native/message.c means that memory ran out."""
+    return status == -12
+
+
+class Handle:
+    """A ``criu_opts`` of libcriu's, owned: freed once, and never used again after that."""
+
+    def __init__(self) -> None:
+        out = ffi.new("criu_opts **")
+        if native.criu_local_init_opts(out):
+            raise MemoryError("libcriu could not allocate its options")
+        self._opts = out[0]
+        self._message = native.pn_opts_message(self._opts)
+        if self._message == ffi.NULL:
+            self.close()
+            raise CriuError(
+                f"libcriu {LIBCRIU_VERSION} keeps its options in a form that this release of "
+                "pycriu_native does not know; nothing was sent"
+            )
+        # A required field, which 3.18 and earlier leave at 0: standard input.
+        self.set_wire("images_dir_fd", -1)
+
+    @property
+    def pointer(self) -> Any:
+        """The ``criu_opts *`` for libcriu's functions."""
+        if self._opts is None:
+            raise ValueError("the handle is closed")
+        return self._opts
+
+    def close(self) -> None:
+        """Free it; a second time does nothing."""
+        if self._opts is not None:
+            opts, self._opts, self._message = self._opts, None, None
+            native.pn_free_opts(opts)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def set(self, row: Row, value: WireValue) -> None:
+        """Put one option in: by its setter where this libcriu has it, else by its wire field."""
+        setter = setter_for(row, value)
+        if setter is not None:
+            _call_setter(self.pointer, setter, row, value)
+        if (setter is None or row.repair) and row.wire:
+            self.set_wire(row.wire, value)
+
+    def set_wire(self, field: str, value: WireValue) -> None:
+        """Set a field by its wire name; a list is appended."""
+        set_field(self._message, field, value)
+
+    def wire(self) -> dict[str, WireValue]:
+        """The whole message, read back: every field that is present."""
+        return read(self._message)
+
+    def packed_size(self) -> int:
+        """The size of the message on the wire, in bytes."""
+        return cast(int, native.pn_packed_size(self._message))
+
+
+def setter_for(row: Row, value: WireValue) -> str | None:
+    """The name of the setter that can take this value, None where the loaded libcriu has none.
+
+    A structured value goes by its setter only if that takes each part that is given.
+    """
+    if row.setter is None or row.avoid or not functions()["criu_local_" + row.setter]:
+        return None
+    cls = getattr(getattr(row.kind, "item", row.kind), "cls", None)
+    if cls is not None:
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if not isinstance(item, dict) or not set(item) <= set(cls.SETTER):
+                return None
+            if "port" in cls.SETTER and len(item) < len(cls.SETTER):
+                return None  # a C int has no way to be left out
+    return "criu_local_" + row.setter
+
+
+def _argument(value: WireValue | None) -> Any:
+    if value is None:
+        return ffi.NULL
+    return os.fsencode(value) if isinstance(value, str) else value
+
+
+def _call_setter(opts: Any, setter: str, row: Row, value: WireValue) -> None:
+    function = getattr(native, setter)
+    if row.kind.shape is Shape.ARGV:
+        words = [ffi.new("char[]", os.fsencode(word)) for word in cast(list[str], value)]
+        calls: list[tuple[Any, ...]] = [(len(words), [*words])]
+    else:
+        items = value if isinstance(value, list) else [value]
+        calls = [_setter_arguments(row, item) for item in items]
+    for arguments in calls:
+        status = function(opts, *arguments)
+        if status and not row.lies:
+            if no_memory(status):
+                raise MemoryError(f"libcriu ran out of memory on {row.name}")
+            rule = f"libcriu {LIBCRIU_VERSION} refuses it ({setter} returned {status})"
+            raise UnsupportedError([Problem(row.name, value, rule)])
+
+
+def _setter_arguments(row: Row, item: WireValue) -> tuple[Any, ...]:
+    if not isinstance(item, dict):
+        return (_argument(item),)
+    cls: type[_Item] | None = getattr(getattr(row.kind, "item", row.kind), "cls", None)
+    names = cls.SETTER if cls else tuple(item)
+    return tuple(_argument(item.get(name)) for name in names)
+
+
+def knows(field: str) -> bool:
+    """Whether the loaded libcriu's options have a wire field of this name."""
+    return bool(native.pn_knows(native.PN_OPTS, field.encode()))
+
+
+def set_field(message: Any, field: str, value: WireValue) -> None:
+    """Set or append to one field of a message."""
+    name = field.encode()
+    if isinstance(value, list):
+        for item in value:
+            set_field(message, field, item)
+        return
+    if isinstance(value, dict):
+        inner = native.pn_add_message(message, name)
+        if inner == ffi.NULL:
+            raise MemoryError(f"no memory for {field}")
+        for inner_name, inner_value in value.items():
+            set_field(inner, inner_name, inner_value)
+        return
+    if isinstance(value, str):
+        status = native.pn_set_text(message, name, os.fsencode(value))
+    else:
+        status = native.pn_set_int(message, name, int(value))
+    if no_memory(status):
+        raise MemoryError(f"no memory for {field}")
+    if status:
+        raise LookupError(f"libcriu {LIBCRIU_VERSION} has no field {field} of this type")
+
+
+def read(message: Any) -> dict[str, WireValue]:
+    """Every field that is present in a message, by its wire name."""
+    found: dict[str, WireValue] = {}
+    field = ffi.new("struct pn_field *")
+    index = 0
+    while not native.pn_field_at(message, index, field):
+        if field.count:
+            items = [_read_item(message, index, item, field.type) for item in range(field.count)]
+            found[ffi.string(field.name).decode()] = items if field.repeated else items[0]
+        index += 1
+    return found
+
+
+def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:
+    if kind == native.PN_TEXT:
+        text = native.pn_get_text(message, index, item)
+        return os.fsdecode(ffi.string(text)) if text != ffi.NULL else ""
+    if kind == native.PN_MESSAGE:
+        return read(native.pn_get_message(message, index, item))
+    number = native.pn_get_int(message, index, item)
+    return bool(number) if kind == native.PN_BOOL else cast(int, number)
+
+
+def decode_response(data: bytes) -> dict[str, WireValue] | None:
+    """A ``CriuResp`` as a mapping; None if these bytes are none."""
+    message = native.pn_unpack(native.PN_RESPONSE, len(data), data)
+    if message == ffi.NULL:
+        return None
+    try:
+        return read(message)
+    finally:
+        native.pn_free(message)
+
+
+def encode(kind: str, fields: dict[str, WireValue]) -> bytes:
+    """A ``CriuReq`` (``kind="request"``) or ``CriuResp`` (``"response"``) with these fields."""
+    message = native.pn_new(native.PN_REQUEST if kind == "request" else native.PN_RESPONSE)
+    if message == ffi.NULL:
+        raise MemoryError("no memory for a message")
+    try:
+        for name, value in fields.items():
+            set_field(message, name, value)
+        out = ffi.new("uint8_t[]", native.pn_packed_size(message))
+        native.pn_pack(message, out)
+        return bytes(ffi.buffer(out))
+    finally:
+        native.pn_free(message)

@@ -1,0 +1,268 @@
+"""THE TABLE: every option of CRIU's wire format, one row each.
+
+The calls, the checks, the conversions, the documentation and the tests read these rows; a
+new option is one row here and one documented field in ``opts.py``. Needs only the standard
+library, so that tools can read it before anything is built.
+
+A release is the CRIU that first has the thing; ``local`` and ``shared`` are the libcriu
+releases with the setter on a handle (``criu_local_*``) and on the library-wide handle
+(``criu_*``). Facts: libcriu's header and ``rpc.proto`` of 3.17.1 to 4.3, CRIU's
+``criu/cr-service.c``; defects measured.
+"""
+
+from __future__ import annotations
+
+from enum import Flag as Mask
+from enum import auto
+from typing import NamedTuple
+
+from . import enums, values
+from ._kinds import (
+    Command,
+    Directory,
+    FileDescriptor,
+    FilePath,
+    Flag,
+    Item,
+    Kind,
+    ListOf,
+    Mode,
+    Namespaces,
+    Number,
+    Text,
+)
+
+COMPRESS_SETTERS = "each setter of compression also changes the other two fields"
+INT32 = Number(-(2**31), 2**31 - 1)
+UINT32 = Number(0, 2**32 - 1)
+
+
+class On(Mask):
+    """The verbs that an option means something to."""
+
+    DUMP = auto()
+    PRE_DUMP = auto()
+    RESTORE = auto()
+    PAGE_SERVER = auto()
+    CPUINFO = auto()
+
+    SAVE = DUMP | PRE_DUMP
+    BOTH = DUMP | RESTORE
+    TREE = SAVE | RESTORE
+    ALL = TREE | PAGE_SERVER | CPUINFO
+
+
+class Row(NamedTuple):
+    """One option."""
+
+    field: str | None
+    """Its name in ``CriuOpts``; None: the call sets it, not the user."""
+    wire: str | None
+    """Its name in ``rpc.proto``; None: it selects the verb and is not sent."""
+    kind: Kind
+    on: On
+    setter: str | None = None
+    """The stem behind ``criu_local_`` and ``criu_``; None: no release has a setter."""
+    since: str = "1.7"
+    local: str = "1.7"
+    shared: str = "1.7"
+    runc: str | None = None
+    flag: str | None = None
+    """The long option of the ``criu`` program that means the same."""
+    repair: bool = False
+    """The setter forgets the presence flag: the field is set by its wire name as well."""
+    lies: bool = False
+    """The setter reports failure on success: its return value says nothing."""
+    avoid: str = ""
+    """Why the setter is not used though this libcriu has it: the field goes by its wire name."""
+    default: object = None
+    """What CRIU does when the field is unset, where a number or word says it."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return self.field or self.wire or ""
+
+
+def _row(
+    field: str | None,
+    wire: str | None,
+    kind: Kind,
+    on: On,
+    setter: str | None = None,
+    since: str = "1.7",
+    **more: object,
+) -> Row:
+    """A row whose setter came with the field, unless ``local`` or ``shared`` say otherwise."""
+    more.setdefault("local", since)
+    more.setdefault("shared", more["local"])
+    return Row(field, wire, kind, on, setter, since, **more)  # type: ignore[arg-type]
+
+
+def _flag(field: str, on: On, since: str = "1.7", **more: object) -> Row:
+    """The usual flag: field, wire field, setter and command-line option share one name."""
+    dashed = "--" + field.replace("_", "-")
+    more.setdefault("flag", dashed)
+    return _row(field, field, Flag(), on, "set_" + field, since, **more)
+
+
+TABLE: tuple[Row, ...] = (
+    # ---- runc's CriuOpts, in its order ----
+    _row("images_directory", "images_dir_fd", Directory(), On.ALL, "set_images_dir_fd",
+         runc="ImagesDirectory", flag="--images-dir"),
+    _row("work_directory", "work_dir_fd", Directory(), On.ALL, "set_work_dir_fd",
+         shared="1.2", runc="WorkDirectory", flag="--work-dir"),
+    _row("parent_image", "parent_img", FilePath("a relative path"), On.SAVE | On.PAGE_SERVER,
+         "set_parent_images", runc="ParentImage", flag="--prev-images-dir"),
+    _flag("leave_running", On.DUMP, runc="LeaveRunning"),
+    _flag("tcp_established", On.TREE, runc="TcpEstablished"),
+    _row("external_unix_connections", "ext_unix_sk", Flag(), On.TREE, "set_ext_unix_sk",
+         runc="ExternalUnixConnections", flag="--ext-unix-sk"),
+    _flag("shell_job", On.TREE, runc="ShellJob"),
+    _flag("file_locks", On.TREE, runc="FileLocks"),
+    _row("pre_dump", None, Flag(), On.SAVE, runc="PreDump"),
+    _row("page_server", "ps", Item(values.PageServer), On.SAVE | On.PAGE_SERVER,
+         "set_page_server_address_port", local="3.12", runc="PageServer", flag="--page-server",
+         lies=True),
+    _row("veth_pairs", "veths", ListOf(Item(values.VethPair)), On.RESTORE, "add_veth_pair",
+         runc="VethPairs", flag="--veth-pair"),
+    _row("manage_cgroups_mode", "manage_cgroups_mode", Mode(enums.CgroupMode), On.TREE,
+         "set_manage_cgroups_mode", runc="ManageCgroupsMode", flag="--manage-cgroups",
+         default="soft"),
+    _row("empty_ns", "empty_ns", Namespaces(), On.TREE, "set_empty_ns", "1.7", local="3.19",
+         runc="EmptyNs", flag="--empty-ns"),
+    _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
+    _flag("lazy_pages", On.BOTH | On.PAGE_SERVER, "3.5", local="4.3", runc="LazyPages"),
+    _row("status_fd", "status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER, since="3.7",
+         runc="StatusFd", flag="--status-fd"),
+
+    # ---- what is saved, and how ----
+    _flag("leave_stopped", On.BOTH, "3.19", local="4.3"),
+    _flag("track_mem", On.SAVE),
+    _row("pre_dump_mode", "pre_dump_mode", Mode(enums.PreDumpMode), On.PRE_DUMP,
+         "set_pre_dump_mode", "3.14", flag="--pre-dump-mode", default="splice"),
+    _row("pidfd_store_sk", "pidfd_store_sk", FileDescriptor(), On.SAVE, "set_pidfd_store_sk", "3.16"),
+    _row("ghost_limit", "ghost_limit", UINT32, On.SAVE, "set_ghost_limit", flag="--ghost-limit",
+         default=2**20),
+    _flag("link_remap", On.SAVE),
+    _flag("force_irmap", On.SAVE),
+    _row("irmap_paths", "irmap_scan_paths", ListOf(FilePath()), On.SAVE, "add_irmap_path", "1.8",
+         flag="--irmap-scan-path"),
+    _flag("evasive_devices", On.SAVE),
+    _row("timeout", "timeout", UINT32, On.SAVE, "set_timeout", "2.4", flag="--timeout",
+         repair=True, default=10),
+    _row("freeze_cgroup", "freeze_cgroup", FilePath(), On.SAVE, "set_freeze_cgroup", "2.4",
+         flag="--freeze-cgroup"),
+    _row("cpu_cap", "cpu_cap", UINT32, On.BOTH | On.CPUINFO, "set_cpu_cap", flag="--cpu-cap"),
+
+    # ---- sockets and networks ----
+    _flag("tcp_close", On.TREE, "3.12"),
+    _flag("tcp_skip_in_flight", On.SAVE, "2.4", flag="--skip-in-flight"),
+    _row("network_lock", "network_lock", Mode(enums.NetworkLock), On.SAVE, "set_network_lock",
+         "3.16", flag="--network-lock"),
+    _row("unix_sks", "unix_sk_ino", ListOf(UINT32, inner="inode"), On.SAVE, "add_unix_sk",
+         flag="--ext-unix-sk", avoid="sets ext_unix_sk too, and frees twice when that is False"),
+    _flag("weak_sysctls", On.RESTORE, "2.9"),
+
+    # ---- namespaces, mounts, what comes from outside ----
+    _row("external", "external", ListOf(Text("a key of an external resource")), On.TREE,
+         "add_external", "2.8", flag="--external"),
+    _row("inherit_fds", "inherit_fd", ListOf(Item(values.InheritFd)), On.RESTORE, "add_inherit_fd",
+         "2.8", flag="--inherit-fd"),
+    _row("join_ns", "join_ns", ListOf(Item(values.JoinNamespace)), On.RESTORE, "join_ns_add",
+         "3.16.1", flag="--join-ns"),
+    _row("root", "root", FilePath(), On.TREE, "set_root", flag="--root"),
+    _row("ext_mounts", "ext_mnt", ListOf(Item(values.ExtMount)), On.TREE, "add_ext_mount",
+         flag="--ext-mount-map"),
+    _flag("auto_ext_mnt", On.TREE, shared="1.6", flag="--external"),
+    _flag("ext_sharing", On.SAVE, shared="1.6", flag="--enable-external-sharing"),
+    _flag("ext_masters", On.SAVE, shared="1.6", flag="--enable-external-masters"),
+    _row("skip_mnts", "skip_mnt", ListOf(FilePath()), On.SAVE, "add_skip_mnt", shared="1.6",
+         flag="--skip-mnt"),
+    _row("enable_fs", "enable_fs", ListOf(Text("a file system's name")), On.TREE, "add_enable_fs",
+         shared="1.6", flag="--enable-fs"),
+    _flag("mntns_compat_mode", On.RESTORE, "3.17"),
+    _flag("orphan_pts_master", On.TREE, "3.15", flag=None),
+    _flag("skip_file_rwx_check", On.RESTORE, "3.18"),
+
+    # ---- cgroups ----
+    _flag("manage_cgroups", On.TREE),
+    _row("cg_roots", "cg_root", ListOf(Item(values.CgroupRoot)), On.TREE, "add_cg_root",
+         flag="--cgroup-root"),
+    _row("cg_props", "cgroup_props", Text("properties as YAML"), On.SAVE, "add_cg_props", "2.4",
+         shared="4.3", flag="--cgroup-props"),
+    _row("cg_props_file", "cgroup_props_file", FilePath(), On.SAVE, "add_cg_props_file", "2.4",
+         shared="4.3", flag="--cgroup-props-file"),
+    _row("cg_dump_controllers", "cgroup_dump_controller", ListOf(Text("a controller's name", empty=True)),
+         On.SAVE, "add_cg_dump_controller", "2.4", shared="4.3", flag="--cgroup-dump-controller"),
+    _row("cg_yard", "cgroup_yard", FilePath(), On.TREE, "add_cg_yard", "3.14", shared="4.3",
+         flag="--cgroup-yard"),
+
+    # ---- security ----
+    _row("lsm_profile", "lsm_profile", Text("'apparmor:NAME', 'selinux:LABEL' or 'none:'"),
+         On.TREE, "set_lsm_profile", "3.12", flag="--lsm-profile"),
+    _row("lsm_mount_context", "lsm_mount_context", Text("a mount context"), On.RESTORE,
+         "set_lsm_mount_context", "3.17", flag="--lsm-mount-context"),
+    _flag("unprivileged", On.ALL, "3.18"),
+
+    # ---- the page server's connection ----
+    _flag("tls", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3"),
+    _flag("tls_no_cn_verify", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3"),
+    _row("tls_cacert", "tls_cacert", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cacert", "3.13",
+         local="4.3", flag="--tls-cacert"),
+    _row("tls_cacrl", "tls_cacrl", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cacrl", "3.13",
+         local="4.3", flag="--tls-cacrl"),
+    _row("tls_cert", "tls_cert", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cert", "3.13",
+         local="4.3", flag="--tls-cert"),
+    _row("tls_key", "tls_key", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_key", "3.13",
+         local="4.3", flag="--tls-key"),
+
+    # ---- image files ----
+    _row("images_dir", "images_dir", FilePath(), On.ALL, since="3.19", flag="--images-dir"),
+    _row("image_io_mode", "image_io_mode", Mode(enums.ImageIOMode), On.TREE | On.PAGE_SERVER,
+         "set_image_io_mode", "4.3", flag="--image-io-mode", default="writeback"),
+    _row("compress", "compress", Mode(enums.CompressMode), On.SAVE,
+         "set_compress", "4.3", flag="--compress", default="off", avoid=COMPRESS_SETTERS),
+    _row("compress_acceleration", "compress_acceleration", Number(1, 65537), On.SAVE,
+         "set_compress_acceleration", "4.3", flag="--compress-acceleration",
+         avoid=COMPRESS_SETTERS),
+    _row("compress_block_size", "compress_block_size", Number(4096, 4 * 2**20, step=4096), On.SAVE,
+         "set_compress_block_size", "4.3", flag="--compress-block-size", avoid=COMPRESS_SETTERS),
+    _row("decompress_threads", "decompress_threads", Number(0, 1024), On.RESTORE,
+         "set_decompress_threads", "4.3", flag="--decompress-threads", default=1),
+    _flag("stream", On.TREE, "4.3"),
+
+    # ---- the run itself ----
+    _row("exec_cmd", "exec_cmd", Command(), On.RESTORE, "set_exec_cmd", flag="--exec-cmd"),
+    _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity",
+         default=2),
+    _row("log_file", "log_file", Text("a file's name", forbid="/"), On.ALL, "set_log_file",
+         flag="--log-file"),
+    _row("config_file", "config_file", FilePath(), On.ALL, "set_config_file", "3.12", local="4.2",
+         flag="--config"),
+    _flag("log_to_stderr", On.ALL, "3.19", local="4.3", flag=None),
+    _flag("display_stats", On.TREE, "3.19", local="4.3"),
+    _row("plugin_options", "plugin_options", ListOf(Text("PLUGIN.NAME or PLUGIN.NAME=VALUE")), On.TREE,
+         "add_plugin_option", "4.3", flag="--plugin-option"),
+
+    # ---- what the call adds ----
+    _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree"),
+    _row(None, "notify_scripts", Flag(), On.ALL, since="1.7"),
+    _row(None, "rst_sibling", Flag(), On.RESTORE, flag="--restore-sibling"),
+)  # fmt: skip
+"""Every option, in the order in which it is applied."""
+
+BY_FIELD: dict[str, Row] = {row.field: row for row in TABLE if row.field}
+BY_WIRE: dict[str, Row] = {row.wire: row for row in TABLE if row.wire}
+
+
+MEMBER_SINCE: dict[object, str] = {enums.NetworkLock.SKIP: "3.19"}
+"""Values that are younger than their option."""
+
+OLDEST = "3.17"
+"""The oldest release that is supported: what it has needs no asking."""
+
+
+def release(text: str) -> tuple[int, ...]:
+    """A release as numbers that compare: ``"3.16.1"`` is ``(3, 16, 1)``."""
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,139 @@
+"""What a call needs of this libcriu, this ``criu`` and this kernel, checked before it starts.
+
+The library is asked about its own fields; the program once for each file and release; the
+kernel's features once for each program. Nothing is asked that the options do not need.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, cast
+
+from . import _rules
+from ._ffi import LIBCRIU_VERSION
+from ._message import knows
+from ._options import MEMBER_SINCE, OLDEST, Row, release
+from ._program import find_program
+from ._session import Call, Request
+from ._worker import Worker
+from .enums import Verb
+from .errors import Problem, UnsupportedError
+from .opts import CriuOpts
+from .results import Features, Version
+
+_FEATURES_NEEDED = {
+    "track_mem": "mem_track",
+    "lazy_pages": "lazy_pages",
+    "pidfd_store_sk": "pidfd_store",
+}
+"""Fields that need a feature of the kernel, by its name in ``Features``."""
+
+_WHAT_IT_IS = {
+    "mem_track": "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)",
+    "lazy_pages": "userfaultfd (CONFIG_USERFAULTFD, vm.unprivileged_userfaultfd)",
+    "pidfd_store": "pidfd_getfd (kernel 5.6)",
+}
+
+_Identity = tuple[str, int, int, int]
+_versions: dict[_Identity, Version] = {}
+_features: dict[_Identity, Features] = {}
+
+
+def check(request: Request) -> None:
+    """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
+    _rules.check(request.opts, request.verb, request.pid)
+    problems = [*_by_library(request.opts), *_by_program(request.opts, request.via)]
+    problems += _by_kernel(request.opts, request.verb, request.via)
+    if problems:
+        raise UnsupportedError(problems, verb=str(request.verb), pid=request.pid)
+
+
+def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
+    """The options that not every supported release has, with the release that brought them."""
+    for row, value in opts.items():
+        since = MEMBER_SINCE.get(value, row.since) if isinstance(value, int) else row.since
+        if release(since) > release(OLDEST):
+            yield row, value, since
+
+
+def _by_library(opts: CriuOpts) -> Iterator[Problem]:
+    for row, value, since in _young(opts):
+        too_old = since != row.since and release(LIBCRIU_VERSION) < release(since)
+        if row.wire is not None and (too_old or not knows(row.wire)):
+            yield Problem(row.name, value, f"needs libcriu {since}; {LIBCRIU_VERSION} is loaded")
+
+
+def _by_program(opts: CriuOpts, via: Worker) -> Iterator[Problem]:
+    # An older program skips a field that it does not know, without a word.
+    young = list(_young(opts))
+    if not young:
+        return
+    found = program_version(via)
+    for row, value, since in young:
+        if found < Version.parse(since):
+            yield Problem(
+                row.name, value, f"needs CRIU {since}; {find_program(via.program)} is {found}"
+            )
+
+
+def _by_kernel(opts: CriuOpts, verb: Verb, via: Worker) -> Iterator[Problem]:
+    needed = {
+        field: name
+        for field, name in _FEATURES_NEEDED.items()
+        if getattr(opts, field) not in (None, False)
+    }
+    if verb is Verb.PRE_DUMP:
+        needed["pre_dump"] = "mem_track"
+    if not needed:
+        return
+    found = program_features(via)
+    for field, name in needed.items():
+        if not getattr(found, name):
+            value = getattr(opts, field)
+            yield Problem(field, value, f"this kernel or CRIU lacks {_WHAT_IT_IS[name]}")
+
+
+def _identity(via: Worker) -> _Identity:
+    path = find_program(via.program)
+    found = os.stat(path)
+    return path, found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def program_version(via: Worker) -> Version:
+    """The release of the program, asked once for each file."""
+    identity = _identity(via)
+    if identity not in _versions:
+        _versions[identity] = ask_version(via)
+    return _versions[identity]
+
+
+def ask_version(via: Worker, deadline: float | None = None) -> Version:
+    """The release of the program, asked now."""
+    outcome = Call(Request(verb=Verb.VERSION, opts=CriuOpts(), via=via, deadline=deadline)).wait()
+    told = cast(dict[str, Any], outcome.answer["version"])
+    return Version(
+        major=told["major_number"],
+        minor=told["minor_number"],
+        sublevel=told.get("sublevel", 0),
+        git=told.get("gitid"),
+        name=told.get("name"),
+    )
+
+
+def program_features(via: Worker) -> Features:
+    """What program and kernel can do together, asked once for each file."""
+    identity = _identity(via)
+    if identity not in _features:
+        _features[identity] = ask_features(via)
+    return _features[identity]
+
+
+def ask_features(via: Worker, deadline: float | None = None) -> Features:
+    """What program and kernel can do together, asked now."""
+    outcome = Call(
+        Request(verb=Verb.FEATURE_CHECK, opts=CriuOpts(), via=via, deadline=deadline)
+    ).wait()
+    told = cast(dict[str, bool], outcome.answer.get("features", {}))
+    names = ("mem_track", "lazy_pages", "pidfd_store", "mem_compression")
+    return Features(**{name: told.get(name, False) for name in names})

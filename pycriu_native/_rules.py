@@ -1,0 +1,328 @@
+"""What a verb accepts, checked before anything is touched.
+
+Each rule looks at the options alone, or at a file that they name, and yields a
+:class:`Problem`. CRIU would refuse, ignore or misread what is refused here, mostly without
+a word; the rules of runc that are stricter than CRIU's are marked. Facts: CRIU's
+``criu/cr-service.c``, ``criu/config.c`` and the option's own parser.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Iterator
+
+from ._kinds import Namespaces
+from .enums import Verb
+from .errors import OptionError, Problem
+from .opts import VERB_MASK, CriuOpts
+from .values import HasFileno, JoinNamespace, PageServer, descriptor_number
+
+Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
+
+
+def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
+    """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
+    problems = [problem for rule in _RULES for problem in rule(opts, verb)]
+    if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
+        problems.insert(0, Problem("pid", pid, "the number of a process is accepted, 1 or more"))
+    if problems:
+        raise OptionError(problems, verb=str(verb), pid=pid)
+
+
+def _together(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem]:
+    """Two fields that must not both be set (to anything but False)."""
+    if getattr(opts, field) not in (None, False) and getattr(opts, other) not in (None, False):
+        yield Problem(field, getattr(opts, field), f"not together with {other}: {why}")
+
+
+def _needs(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem]:
+    """A field that says nothing without another one."""
+    value = getattr(opts, field)
+    if value not in (None, False, ()) and getattr(opts, other) in (None, False):
+        yield Problem(field, value, f"needs {other}: {why}")
+
+
+def _belongs(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    mask = VERB_MASK[verb]
+    for row, value in opts.items():
+        if not row.on & mask:
+            known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
+            where = " and ".join(known) or "other requests"
+            yield Problem(
+                row.name,
+                value,
+                f"belongs to {where}; {verb} would ignore it "
+                f"(opts.only_for({str(verb)!r}) drops it)",
+            )
+
+
+def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if opts.images_directory is None and opts.images_dir is None:
+        yield Problem("images_directory", None, "a directory for the images is required")
+    if opts.images_directory is not None and opts.images_dir is not None:
+        yield Problem(
+            "images_dir", opts.images_dir, "not together with images_directory, which wins"
+        )
+    for field in ("images_directory", "work_directory"):
+        directory = getattr(opts, field)
+        if directory is None or isinstance(directory, str):
+            missing_is_fine = field == "images_directory" and verb is not Verb.RESTORE
+            if directory is None or (missing_is_fine and not os.path.lexists(directory)):
+                continue
+            if not os.path.isdir(directory):
+                yield Problem(field, directory, "an existing directory is accepted")
+        else:
+            yield from _open_descriptor(field, directory)
+
+
+def _open_descriptor(field: str, value: int | HasFileno) -> Iterator[Problem]:
+    try:
+        os.fstat(descriptor_number(value))
+    except (OSError, ValueError):
+        yield Problem(field, value, "an open descriptor is accepted")
+
+
+def _descriptors(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    for field in ("status_fd", "pidfd_store_sk"):
+        value = getattr(opts, field)
+        if value is not None:
+            yield from _open_descriptor(field, value)
+    for item in opts.inherit_fds or ():
+        yield from _open_descriptor("inherit_fds", item.fd)  # type: ignore[union-attr]
+
+
+def _status_fd(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if opts.status_fd is None:
+        return
+    # runc's rule: CRIU accepts it on any dump and then never writes to it.
+    yield from _needs(opts, "status_fd", "lazy_pages", "CRIU writes to it only then (runc's rule)")
+    try:
+        flags = fcntl.fcntl(descriptor_number(opts.status_fd), fcntl.F_GETFL)
+    except OSError:
+        return  # _descriptors says so
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        yield Problem("status_fd", opts.status_fd, "a descriptor open for writing is accepted")
+
+
+def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    parent = opts.parent_image
+    if not isinstance(parent, str):
+        return
+    if os.path.isabs(parent):
+        # runc's rule: CRIU warns, and the images then restore on this host only.
+        yield Problem(
+            "parent_image",
+            parent,
+            "a path relative to the images directory is accepted (runc's rule)",
+        )
+        return
+    directory = opts.images_directory
+    if isinstance(directory, str):
+        base = directory
+    elif directory is not None:
+        base = f"/proc/self/fd/{descriptor_number(directory)}"
+    else:
+        return
+    if not os.path.isdir(os.path.join(base, parent)):
+        yield Problem(
+            "parent_image", parent, f"an existing directory is accepted, seen from {base}"
+        )
+    link = os.path.join(base, "parent")
+    if os.path.islink(link) and os.readlink(link) != parent:
+        yield Problem(
+            "parent_image",
+            parent,
+            f"the images directory has a link 'parent' to {os.readlink(link)!r} already, "
+            "which CRIU would follow",
+        )
+
+
+def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    server = opts.page_server
+    if not isinstance(server, PageServer):
+        if opts.lazy_pages and verb is Verb.DUMP:
+            yield Problem(
+                "page_server",
+                None,
+                "lazy_pages needs the address and port to serve pages on; without one CRIU "
+                "listens on every address of the machine",
+            )
+        return
+    if server.fd is not None:
+        if opts.lazy_pages:
+            yield Problem(
+                "page_server", server, "lazy_pages serves on an address, not on a descriptor"
+            )
+        if server.address is not None or server.port is not None:
+            yield Problem(
+                "page_server",
+                server,
+                "a descriptor, or address and port, is accepted: CRIU uses the descriptor only",
+            )
+        return
+    # runc's rule: CRIU takes a missing address for loopback and a missing port for 0.
+    if not server.address or not server.port:
+        yield Problem("page_server", server, "address and port are both required (runc's rule)")
+    elif opts.lazy_pages:
+        try:
+            ipaddress.ip_address(server.address)
+        except ValueError:
+            yield Problem(
+                "page_server", server, "lazy_pages serves on a numeric address, not a name"
+            )
+
+
+def _tls(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if opts.tls and opts.page_server is None:
+        yield Problem("tls", True, "needs page_server: there is no connection to encrypt")
+    for field in ("tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key"):
+        yield from _needs(opts, field, "tls", "it does nothing by itself")
+    for field in ("tls_cacert", "tls_cacrl", "tls_cert", "tls_key"):
+        path = getattr(opts, field)
+        if path is not None and not os.path.isfile(path):
+            yield Problem(field, path, "an existing file is accepted")
+
+
+def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    # A configuration file that does not exist is ignored by CRIU without a word.
+    for field in ("config_file", "cg_props_file"):
+        path = getattr(opts, field)
+        if path is not None and not os.path.isfile(path):
+            yield Problem(field, path, "an existing file is accepted")
+    for path in opts.irmap_paths or ():
+        if not os.path.isabs(os.fspath(path)):
+            yield Problem(
+                "irmap_paths", path, "an absolute path is accepted: CRIU drops the first character"
+            )
+
+
+def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if opts.log_file in ("-", ".", ".."):
+        yield Problem("log_file", opts.log_file, "a file's name is accepted")
+    elif opts.log_file is not None and len(os.fsencode(opts.log_file)) > 255:
+        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted")
+    yield from _together(opts, "log_to_stderr", "log_file", "CRIU logs to the file only")
+
+
+def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    for key in opts.external or ():
+        if not re.fullmatch(
+            r"(file|tty|unix|mnt|dev|net|pid|veth|macvlan|netdev)\[[^\]]*\](:.*)?", key, re.S
+        ):
+            yield Problem(
+                "external",
+                key,
+                "file[..], tty[..], unix[..], mnt[..], dev[..], net[..], pid[..], veth[..], "
+                "macvlan[..] or netdev[..], then perhaps ':value', is accepted; CRIU ignores others",
+            )
+        elif re.match(r"mnt\[\]:[^ms]", key):
+            yield Problem("external", key, "after mnt[] only ':m' or ':s' is accepted")
+        elif key.startswith("macvlan[") and "]:" not in key:
+            yield Problem(
+                "external", key, "macvlan[inside]:outside is accepted; CRIU crashes on this"
+            )
+        elif re.match(r"(mnt\[[^\]]+|net\[[^\]]*|pid\[[^\]]*)\]$", key):
+            yield Problem(
+                "external", key, "needs ':value' after the bracket; CRIU ignores it without"
+            )
+        elif key.startswith("mnt[]") and opts.auto_ext_mnt is False:
+            yield Problem(
+                "external", key, "not together with auto_ext_mnt=False, which switches it off"
+            )
+
+
+def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    for item in opts.join_ns or ():
+        assert isinstance(item, JoinNamespace)
+        if item.kind not in ("net", "ipc", "uts", "mnt", "user", "time"):
+            yield Problem("join_ns", item, "net, ipc, uts, mnt, user or time is accepted as kind")
+        if item.file.isascii() and item.file.isdigit():
+            if not 1 <= int(item.file) <= 65535 or not os.path.isdir(f"/proc/{item.file}"):
+                yield Problem(
+                    "join_ns",
+                    item,
+                    "the pid of a running process up to 65535 is accepted, "
+                    "or a file such as /proc/PID/ns/net",
+                )
+        elif item.file[0].isdigit() or not os.path.exists(item.file):
+            yield Problem(
+                "join_ns", item, "an existing file is accepted, by a path that starts with no digit"
+            )
+        if item.extra is not None:
+            numbers = re.fullmatch(r"(\d{0,5}),(\d{0,5})", item.extra)
+            if (
+                item.kind != "user"
+                or not numbers
+                or any(int(n or 0) > 65535 for n in numbers.groups())
+            ):
+                yield Problem(
+                    "join_ns", item, "extra is UID,GID, each up to 65535, and for user only"
+                )
+        if item.kind == "net" and opts.empty_ns == Namespaces.NET:
+            yield Problem(
+                "join_ns", item, "not together with empty_ns: the namespace is joined or empty"
+            )
+
+
+def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    yield from _together(opts, "leave_running", "leave_stopped", "the process cannot do both")
+    yield from _together(opts, "tcp_established", "tcp_close", "connections are kept or dropped")
+    yield from _together(opts, "manage_cgroups", "manage_cgroups_mode", "the mode wins")
+    if opts.manage_cgroups is False and opts.manage_cgroups_mode is not None:
+        yield Problem(
+            "manage_cgroups", False, "not together with manage_cgroups_mode: the mode wins"
+        )
+    yield from _needs(opts, "unix_sks", "external_unix_connections", "CRIU reads them only then")
+    yield from _needs(opts, "ext_sharing", "auto_ext_mnt", "it does nothing by itself")
+    yield from _needs(opts, "ext_masters", "auto_ext_mnt", "it does nothing by itself")
+    yield from _together(opts, "stream", "parent_image", "a stream has no parent")
+    yield from _together(opts, "stream", "auto_dedup", "a stream has nothing to punch")
+    if not opts.lazy_pages:
+        yield from _together(opts, "stream", "page_server", "pages go one way")
+    for field in ("compress_acceleration", "compress_block_size"):
+        if getattr(opts, field) is not None and opts.compress == 0:
+            yield Problem(field, getattr(opts, field), "not together with compress='off'")
+    if opts.lazy_pages and verb is Verb.PRE_DUMP:
+        yield Problem("lazy_pages", True, "a pre-dump has no lazy pages")
+    if opts.freeze_cgroup is not None and (opts.timeout or 0) > 4294967:
+        yield Problem("timeout", opts.timeout, "at most 4294967 seconds with freeze_cgroup")
+    for field in ("lazy_pages", "manage_cgroups_mode", "manage_cgroups", "cg_roots"):
+        yield from _together(opts, field, "unprivileged", "CRIU leaves it out then")
+
+
+def _forms(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    if opts.lsm_profile is not None and not re.match(r"(apparmor|selinux|none):", opts.lsm_profile):
+        yield Problem(
+            "lsm_profile",
+            opts.lsm_profile,
+            "'apparmor:NAME', 'selinux:LABEL' or 'none:' is accepted",
+        )
+    for option in opts.plugin_options or ():
+        if not re.fullmatch(r"(?!-)[^.=]+\.[^=]+(=.*)?", option, re.S):
+            yield Problem("plugin_options", option, "PLUGIN.NAME or PLUGIN.NAME=VALUE is accepted")
+    for pair in opts.veth_pairs or ():
+        wire = pair.wire()  # type: ignore[union-attr]
+        if len(os.fsencode(f"veth[{wire['if_in']}]:{wire['if_out']}")) > 198:
+            yield Problem(
+                "veth_pairs", pair, "at most 198 bytes as veth[inside]:outside are accepted"
+            )
+
+
+_RULES: tuple[Rule, ...] = (
+    _belongs,
+    _directories,
+    _descriptors,
+    _parent_image,
+    _page_server,
+    _status_fd,
+    _tls,
+    _files,
+    _log_file,
+    _external,
+    _join_ns,
+    _contradictions,
+    _forms,
+)

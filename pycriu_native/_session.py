@@ -1,0 +1,332 @@
+"""One libcriu call: check, build, run, translate, release.
+
+The call runs on a thread of its own with every signal blocked, from the worker's start to
+its reaping, so nothing that happens to the caller's thread can leave it half done. The
+caller's thread waits, runs the hook, and may be interrupted: what a signal's handler raises
+becomes a request to undo the call, and is raised once CRIU has done that.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import cast
+
+from . import _stats
+from ._exchange import Exchange, Hook, Notification
+from ._failure import explain_failure
+from ._libcriu import LibcriuCall
+from ._log import LogMark
+from ._message import Handle
+from ._options import BY_WIRE
+from ._worker import Worker
+from .enums import Verb
+from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
+from .opts import VERB_MASK, CriuOpts
+from .results import DumpStatistics, RestoreStatistics
+from .values import WireValue, descriptor_number
+
+logger = logging.getLogger("pycriu_native")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What a verb asks for."""
+
+    verb: Verb
+    opts: CriuOpts
+    pid: int | None = None
+    via: Worker
+    on_notify: Hook | None = None
+    deadline: float | None = None
+    """Seconds for the whole call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of it."""
+
+    result: int
+    """What libcriu's verb returned."""
+    answer: dict[str, WireValue]
+    """CRIU's final answer."""
+    duration: float
+    """Seconds, until CRIU had ended."""
+    images: str
+    """Path of the images directory, or an empty string."""
+    log: str | None
+    """Path of the log that this call has written."""
+    statistics: DumpStatistics | RestoreStatistics | None
+    """CRIU's own numbers."""
+    chatter: str
+    """What CRIU wrote to its standard output and error."""
+    worker: int
+    """The worker's pid: it lives on only with ``exec_cmd``."""
+    interrupted_by: BaseException | None
+    """What asked for the call to be undone when it was too late for that."""
+
+
+class Directories:
+    """The images and work directory of a call, open while it runs."""
+
+    def __init__(self, opts: CriuOpts, verb: Verb, owned: ExitStack) -> None:
+        self._owned = owned
+        self.images = self._open(
+            opts.images_directory, "images_directory", create=verb is not Verb.RESTORE
+        )
+        self.work = self._open(opts.work_directory, "work_directory", create=False)
+        self.log = self.images if self.work is None else self.work
+        """Where CRIU puts its log and statistics; None with ``images_dir`` alone."""
+
+    def _open(self, directory: object, field: str, *, create: bool) -> int | None:
+        if directory is None:
+            return None
+        if not isinstance(directory, str):
+            return descriptor_number(directory)
+        try:
+            if create and not os.path.lexists(directory):
+                os.mkdir(directory, 0o700)
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ImagesError(
+                f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0
+            ) from None
+        self._owned.callback(os.close, fd)
+        return fd
+
+
+class Call:
+    """A call on its own thread, and the meeting point with the thread that waits for it."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._outcome: Outcome | None = None
+        self._error: BaseException | None = None
+        self._exchange: Exchange | None = None
+        self._cancelled: BaseException | None = None
+        self._question: _Question | None = None
+        self._turn = threading.Event()
+        self._thread = threading.Thread(target=self._body, name=f"criu {request.verb}")
+
+    # ---- the caller's thread ----
+
+    def wait(self) -> Outcome:
+        """Start, answer hooks, and return or raise what came of it."""
+        while True:
+            try:
+                return self._wait()
+            except _Finished:
+                break
+            except BaseException as interruption:
+                if self._thread.ident is None:
+                    raise  # nothing has begun
+                self.cancel(interruption)
+        assert self._error is not None
+        raise self._error
+
+    def _wait(self) -> Outcome:
+        if self._thread.ident is None:
+            self._thread.start()
+        while self._thread.is_alive():
+            self._turn.wait()
+            self._turn.clear()
+            question = self._question
+            if question is not None:
+                question.put()
+            elif self._outcome is not None or self._error is not None:
+                self._thread.join()
+        if self._outcome is None:
+            raise _Finished
+        if self._outcome.interrupted_by is None and self._cancelled is not None:
+            return replace(self._outcome, interrupted_by=self._cancelled)
+        return self._outcome
+
+    def cancel(self, reason: BaseException) -> None:
+        """Have CRIU undo the call; ``reason`` is raised when it has."""
+        question = self._question
+        if question is not None and question.refuse(reason):
+            return
+        self._cancelled = reason
+        if self._exchange is not None:
+            self._exchange.cancel(reason)  # too late once it is closed; wait() sees to that
+
+    # ---- the call's thread ----
+
+    def _body(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        try:
+            self._outcome = self._run()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._turn.set()
+
+    def _ask(self, notification: Notification) -> None:
+        """Have the caller's thread run the hook, and raise what it raised."""
+        hook = self._request.on_notify
+        assert hook is not None
+        question = self._question = _Question(hook, notification)
+        self._turn.set()
+        question.answered.wait()
+        self._question = None
+        if question.refusal is not None:
+            raise question.refusal
+
+    def _run(self) -> Outcome:
+        request = self._request
+        started = time.monotonic()
+        deadline = None if request.deadline is None else started + request.deadline
+        with ExitStack() as owned:
+            directories = Directories(request.opts, request.verb, owned)
+            handle = owned.enter_context(Handle())
+            keep = fill(handle, request, directories, owned)
+            mark = (
+                None
+                if directories.log is None
+                else LogMark.take(directories.log, log_name(request))
+            )
+            line = request.via.connect(keep)
+            owned.callback(line.reap)
+            exchange = Exchange(line, request.verb, self._hook(), deadline)
+            owned.callback(exchange.close)
+            self._listen_to(exchange)
+
+            result, answer, lost = _converse(request.verb, handle, exchange)
+            if result >= 0 and request.opts.exec_cmd is not None:
+                line.let_go()
+            else:
+                line.reap()
+            outcome = Outcome(
+                result=result,
+                answer=answer,
+                duration=time.monotonic() - started,
+                images=_path(directories.images) or str(request.opts.images_dir or ""),
+                log=os.path.join(_path(mark.directory), mark.name)
+                if mark and mark.written()
+                else None,
+                statistics=_statistics(request.verb, directories.log) if result >= 0 else None,
+                chatter=line.last_words,
+                worker=line.pid,
+                interrupted_by=exchange.stopped_by,
+            )
+            if result >= 0:
+                return outcome
+            failure = lost or explain_failure(request.verb, request.pid, outcome, mark, line)
+            if exchange.stopped_by is None:
+                raise failure
+            if lost is not None:
+                exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
+            raise exchange.stopped_by
+
+    def _hook(self) -> Hook | None:
+        return None if self._request.on_notify is None else self._ask
+
+    def _listen_to(self, exchange: Exchange) -> None:
+        """From now on a cancel goes to the exchange; one that came before is not lost."""
+        self._exchange = exchange
+        if self._cancelled is not None:
+            exchange.cancel(self._cancelled)
+
+
+class _Finished(Exception):
+    """The call's thread is done and has left an error."""
+
+
+class _Question:
+    """A notification that waits for the hook on the caller's thread."""
+
+    def __init__(self, hook: Hook, notification: Notification) -> None:
+        self._hook = hook
+        self._notification = notification
+        self._asked = False
+        self.answered = threading.Event()
+        self.refusal: BaseException | None = None
+
+    def put(self) -> None:
+        """Run the hook, once."""
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            self._hook(self._notification)
+        except BaseException as refusal:
+            self.refusal = refusal
+        self.answered.set()
+
+    def refuse(self, reason: BaseException) -> bool:
+        """Answer for the hook; False if it has answered already."""
+        if self.answered.is_set():
+            return False
+        self._asked = True
+        self.refusal = reason
+        self.answered.set()
+        return True
+
+
+def log_name(request: Request) -> str:
+    """The log's name in the work directory."""
+    return request.opts.log_file or f"{request.verb}.log"
+
+
+def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:
+    """Put the options into libcriu's handle; which descriptors CRIU inherits for them."""
+    keep: list[int] = []
+    for row, value in request.opts.items():
+        if row.wire is None:
+            continue
+        if row.field == "images_directory":
+            handle.set(row, cast(int, directories.images))
+        elif row.field == "work_directory":
+            handle.set(row, cast(int, directories.work))
+        elif row.field == "inherit_fds":
+            handle.set(row, [_inherited(item.wire(), keep, owned) for item in value])
+        elif row.field == "page_server" and value.fd is not None:
+            handle.set(row, _inherited(value.wire(), keep, owned))
+        else:
+            handle.set(row, row.kind.wire(value))
+    if request.verb in VERB_MASK:
+        if request.opts.log_file is None and not request.opts.log_to_stderr:
+            handle.set(BY_WIRE["log_file"], log_name(request))
+        handle.set_wire("notify_scripts", True)
+        if request.pid is not None:
+            handle.set(BY_WIRE["pid"], request.pid)
+    return keep
+
+
+def _inherited(item: dict[str, WireValue], keep: list[int], owned: ExitStack) -> WireValue:
+    """The item with a descriptor that CRIU can inherit: 0 to 2 are its own stdio there."""
+    fd = cast(int, item["fd"])
+    if fd <= 2:
+        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        owned.callback(os.close, fd)
+    keep.append(fd)
+    return {**item, "fd": fd}
+
+
+def _converse(
+    verb: Verb, handle: Handle, exchange: Exchange
+) -> tuple[int, dict[str, WireValue], CriuError | None]:
+    """libcriu's verb against CRIU: its result, CRIU's answer, and how CRIU was lost, if it was."""
+    with LibcriuCall(verb, handle) as call:
+        try:
+            answer, data = exchange.run(call.request())
+        except (WorkerDiedError, ProtocolError) as lost:
+            return -1, {}, lost
+        return call.finish(data), answer, None
+
+
+def _statistics(verb: Verb, directory: int | None) -> DumpStatistics | RestoreStatistics | None:
+    if directory is None or verb not in VERB_MASK:
+        return None
+    return _stats.read_restore(directory) if verb is Verb.RESTORE else _stats.read_dump(directory)
+
+
+def _path(directory: int | None) -> str:
+    """Where an open directory is, for people to read."""
+    return "" if directory is None else os.readlink(f"/proc/self/fd/{directory}")

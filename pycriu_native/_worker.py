@@ -1,0 +1,193 @@
+"""How a CRIU is reached: a worker of our own, started for one request.
+
+A :class:`Line` is the open connection that every way of reaching CRIU comes down to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ._ffi import ffi, native
+from ._program import SEARCH_PATH, find_program
+from .errors import ProgramError
+from .values import Descriptor, descriptor_number
+
+__all__ = ["Line", "Worker"]
+
+SEND_BUFFER = 64 * 2**20
+"""Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
+
+LARGEST_CHATTER = 256 * 1024
+"""Bytes of a worker's standard error that are kept."""
+
+PATIENCE = 10.0
+"""Seconds that a worker gets to end by itself once it has answered."""
+
+
+class Line:
+    """A connection to one CRIU process, and that process, owned."""
+
+    def __init__(
+        self, sock: socket.socket, *, pid: int, pidfd: int, chatter: int, program: str
+    ) -> None:
+        self.sock = sock
+        self.pid = pid
+        self.pidfd = pidfd
+        self.program = program
+        self.status: int | None = None
+        """The worker's exit status once it was reaped; negative for a signal, None if unknown."""
+        self.last_words = ""
+        """What it had written to its standard output and error when it ended."""
+        self._chatter = chatter
+
+    def has_ended(self, timeout: float = 0.0) -> bool:
+        """Whether the worker has ended, waiting for at most this many seconds."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+
+    def kill(self) -> None:
+        """End the worker and all that it has forked and not moved to a session of its own."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # The group's number stays taken while the worker is unreaped: it cannot be another's.
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def hang_up(self) -> None:
+        """Close our end, which tells the worker that there is nothing more to do."""
+        self.sock.close()
+
+    def reap(self) -> None:
+        """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
+        if self.pidfd < 0:
+            return
+        self.hang_up()
+        if not self.has_ended(PATIENCE):
+            self.kill()
+            self.has_ended(PATIENCE)
+        self._collect()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close what is ours, and leave the process alone: with ``exec_cmd`` it has a new life."""
+        self.hang_up()
+        size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
+        self.last_words = os.pread(self._chatter, size, 0).decode(errors="replace")
+        os.close(self._chatter)
+        os.close(self.pidfd)
+        self.pidfd = -1
+
+    def _collect(self) -> None:
+        # ECHILD: it is not our child (self-dump), or the embedder reaps all children itself.
+        with contextlib.suppress(ChildProcessError):
+            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            if result is not None:
+                exited = result.si_code == os.CLD_EXITED
+                self.status = result.si_status if exited else -result.si_status
+
+
+def _above_stdio(fd: int) -> int:
+    """The same file on a number above 2, which the worker's own stdio would overwrite."""
+    if fd > 2:
+        return fd
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return high
+
+
+def widen(sock: socket.socket) -> None:
+    """Make room for large requests: beyond the system's limit where we may."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """A ``criu swrk`` process of our own, for one call: the default way to reach CRIU.
+
+    It is started without copying the caller's memory, in a process group of its own, with
+    default signal dispositions, nothing blocked, a fixed environment, and no descriptor that
+    CRIU does not need. It is reaped when the call ends.
+    """
+
+    program: str | os.PathLike[str] | None = None
+    """The ``criu`` to run; None: the one recorded at build, else the system's."""
+    stdin: Descriptor | None = None
+    """Its standard input, which ``shell_job`` needs to be the terminal; None: the caller's."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Added to the environment, which is otherwise PATH and HOME=/."""
+
+    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+        """Start the worker.
+
+        ``keep`` are descriptors above 2 that it gets under the same numbers. ``outside``: it is
+        to be no child of ours. Raises ``ProgramNotFoundError``, ``ProgramError``.
+        """
+        program = find_program(self.program)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        chatter = _above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+        try:
+            with theirs:
+                widen(ours)
+                end = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+                try:
+                    pid, pidfd = self._spawn(program, end, chatter, [end, *keep], outside)
+                finally:
+                    os.close(end)
+        except BaseException:
+            ours.close()
+            os.close(chatter)
+            raise
+        return Line(ours, pid=pid, pidfd=pidfd, chatter=chatter, program=program)
+
+    def _spawn(
+        self, program: str, end: int, chatter: int, keep: Sequence[int], outside: bool
+    ) -> tuple[int, int]:
+        argv = [ffi.new("char[]", os.fsencode(word)) for word in (program, "swrk", str(end))]
+        environment = {"PATH": SEARCH_PATH, "HOME": "/", **self.env}
+        envp = [
+            ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
+        ]
+        fds = ffi.new("int[]", list(keep))
+        # cffi keeps no reference to what a structure points to: these names do.
+        argv_array = ffi.new("char *[]", [*argv, ffi.NULL])
+        envp_array = ffi.new("char *[]", [*envp, ffi.NULL])
+        worker = ffi.new("struct pn_worker *")
+        worker.program = argv[0]
+        worker.argv = argv_array
+        worker.envp = envp_array
+        worker.input = self._input()
+        worker.output = chatter
+        worker.keep = fds
+        worker.n_keep = len(keep)
+        worker.outside = outside
+        status = native.pn_spawn(worker)
+        if status:
+            code = -status
+            raise ProgramError(
+                f"{program} could not be started: {os.strerror(code)}"
+                + ("; its interpreter or loader is missing" if code == errno.ENOENT else ""),
+                errno=code,
+            )
+        return int(worker.pid), int(worker.pidfd)
+
+    def _input(self) -> int:
+        fd = 0 if self.stdin is None else descriptor_number(self.stdin)
+        try:
+            os.fstat(fd)
+        except OSError:
+            if self.stdin is not None:
+                raise
+            return -1
+        return fd

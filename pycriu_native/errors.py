@@ -1,0 +1,183 @@
+"""What can go wrong, as data.
+
+Every error of this package is a :class:`CriuError`, and also the builtin exception that
+fits, so ``except ProcessLookupError`` works as well. All of them pickle.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = [
+    "CriuError",
+    "DeadlineError",
+    "ImagesError",
+    "NoSuchProcessError",
+    "OptionError",
+    "PermissionDeniedError",
+    "PidInUseError",
+    "Problem",
+    "ProgramError",
+    "ProgramNotFoundError",
+    "ProtocolError",
+    "UnsupportedError",
+    "WorkerDiedError",
+]
+
+
+class CriuError(Exception):
+    """A verb failed. Raised as itself when no more precise class fits.
+
+    All arguments but the message are optional and become attributes:
+
+    * ``verb``: the verb's name, such as ``"dump"``
+    * ``pid``: the process it was about
+    * ``code``: what libcriu returned (a negative errno of its table), or None
+    * ``errno``: what CRIU reported as the errno of the failure; a hint, 0 when it named none
+    * ``log``: path of CRIU's log, None when this call left none
+    * ``lines``: CRIU's own error lines, from its log, else from its standard error
+    * ``cause``, ``cure``: the likely cause in plain words and what helps, where known
+    * ``options``: fields of ``CriuOpts`` that help, best first
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        verb: str | None = None,
+        pid: int | None = None,
+        code: int | None = None,
+        errno: int | None = 0,
+        log: str | None = None,
+        lines: Sequence[str] = (),
+        cause: str | None = None,
+        cure: str | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        # The builtin exceptions that the subclasses also are would take two arguments of
+        # OSError for errno and text; one argument keeps str(error) the message.
+        super().__init__(message)
+        self.message = message
+        self.verb = verb
+        self.pid = pid
+        self.code = code
+        self.errno: int | None = errno
+        self.log = log
+        self.lines = tuple(lines)
+        self.cause = cause
+        self.cure = cure
+        self.options = tuple(options)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # OSError keeps errno outside __dict__, and its own __reduce__ knows none of the rest.
+        return _rebuild, (type(self), self.message, {**self.__dict__, "errno": self.errno})
+
+
+def _rebuild(kind: type[CriuError], message: str, attributes: dict[str, object]) -> CriuError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with the options of a call."""
+
+    field: str
+    """The field of ``CriuOpts``, or the argument, that is wrong."""
+    value: object
+    """What it was given."""
+    rule: str
+    """What is accepted, or why this is refused."""
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r}: {self.rule}"
+
+
+class OptionError(CriuError, ValueError):
+    """Options that CRIU, libcriu or runc's rules refuse; nothing was touched.
+
+    ``problems`` lists all that is wrong, not only the first.
+    """
+
+    def __init__(
+        self, problems: Sequence[Problem], *, verb: str | None = None, pid: int | None = None
+    ) -> None:
+        self.problems = tuple(problems)
+        subject = f"{verb}: " if verb else ""
+        super().__init__(
+            subject + "; ".join(str(problem) for problem in self.problems),
+            verb=verb,
+            pid=pid,
+            options=[problem.field for problem in self.problems],
+        )
+
+
+class UnsupportedError(OptionError):
+    """An option, function or feature that this libcriu, ``criu`` or kernel does not have."""
+
+
+class ProgramNotFoundError(CriuError, FileNotFoundError):
+    """There is no ``criu`` program to run."""
+
+
+class ProgramError(CriuError, OSError):
+    """The program could not be started, or it cannot work on this kernel."""
+
+
+class PermissionDeniedError(CriuError, PermissionError):
+    """CRIU lacks a capability for what was asked."""
+
+
+class NoSuchProcessError(CriuError, ProcessLookupError):
+    """The process to dump does not exist."""
+
+
+class PidInUseError(CriuError, FileExistsError):
+    """A pid that the images need is taken, often by the process that was dumped."""
+
+
+class ImagesError(CriuError, OSError):
+    """A directory or file of the images cannot be used: missing, read-only, full, incomplete."""
+
+
+class WorkerDiedError(CriuError, ConnectionError):
+    """CRIU ended, or its socket closed, before it answered. ``status`` is its wait status."""
+
+    status: int | None = None
+
+
+class ProtocolError(CriuError, ConnectionError):
+    """What answered is no CRIU, or not one that keeps to the protocol."""
+
+
+class DeadlineError(CriuError, TimeoutError):
+    """The deadline of a call passed; CRIU undid what it had begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a failure comes down to: the builtin's class, the cause, the cure."""
+
+    kind: type[CriuError] = CriuError
+    cause: str | None = None
+    cure: str | None = None
+    options: tuple[str, ...] = field(default=())
+
+
+BY_ERRNO: dict[int, type[CriuError]] = {
+    errno.ESRCH: NoSuchProcessError,
+    errno.EEXIST: PidInUseError,
+    errno.EPERM: PermissionDeniedError,
+    errno.EACCES: PermissionDeniedError,
+    errno.ENOSPC: ImagesError,
+    errno.EROFS: ImagesError,
+}
+"""Which class an errno that CRIU reports stands for; the log, where it speaks, decides first."""

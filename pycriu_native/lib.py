@@ -1,0 +1,68 @@
+"""All of libcriu, as it is in C, for those who port a C program or need what the verbs lack.
+
+Every function of libcriu 3.17 to 4.3 is an attribute of this module, called with cffi's
+conversions::
+
+    from pycriu_native import ffi, lib
+
+    handle = ffi.new("criu_opts **")
+    lib.criu_local_init_opts(handle)
+    lib.criu_local_set_leave_running(handle[0], True)
+
+Nothing is checked here: libcriu crashes on NULL, forks the caller, and has the hazards that
+its header does not tell. The verbs of :mod:`pycriu_native` have none of that.
+
+One build runs with any ``libcriu.so.2``. A function that the loaded one lacks raises
+:class:`~pycriu_native.errors.UnsupportedError`, which names the release that brought it;
+:func:`has` asks beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._ffi import LIBCRIU_VERSION, ffi, functions, native
+from ._options import TABLE
+from .errors import Problem, UnsupportedError
+
+__all__ = ["ffi", "has", "missing"]
+
+
+def has(name: str) -> bool:
+    """Whether the loaded libcriu has this function. ``AttributeError`` for a name of no release."""
+    try:
+        return functions()[name]
+    except KeyError:
+        raise AttributeError(f"libcriu has no function {name} in 3.17 to 4.3") from None
+
+
+def missing() -> list[str]:
+    """The functions of libcriu 3.17 to 4.3 that the loaded library lacks."""
+    return [name for name, present in functions().items() if not present]
+
+
+def since(name: str) -> str:
+    """The libcriu release that brought a function; ``"3.17"`` stands for that and earlier."""
+    for row in TABLE:
+        if row.setter and name == "criu_local_" + row.setter:
+            # Exported from 3.18 on though no header declares it before; the same goes for the
+            # rest: what 3.17 has, has no later date.
+            return row.local
+        if row.setter and name == "criu_" + row.setter:
+            return row.shared
+    return "3.17"
+
+
+def __getattr__(name: str) -> Any:
+    if name in functions():
+        if not functions()[name]:
+            rule = f"needs libcriu {since(name)}; {LIBCRIU_VERSION} is loaded"
+            raise UnsupportedError([Problem("lib", name, rule)])
+        return getattr(native, name)
+    if not name.startswith("_") and hasattr(native, name) and not name.startswith("pn_"):
+        return getattr(native, name)  # the constants
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "since", *functions()]

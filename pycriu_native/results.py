@@ -1,0 +1,166 @@
+"""What the verbs return: values with units, nothing that needs closing."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+__all__ = [
+    "CheckResult",
+    "DumpResult",
+    "DumpStatistics",
+    "Features",
+    "RestoreResult",
+    "RestoreStatistics",
+    "Version",
+]
+
+PAGE = 4096
+"""Bytes of a page in CRIU's page counts on the architectures that are tested (x86-64)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpStatistics:
+    """CRIU's own account of a dump or pre-dump (``stats-dump``). Times are microseconds."""
+
+    freezing_time: int = 0
+    """From the first try to stop the processes until all stood still."""
+    frozen_time: int = 0
+    """How long they stood still."""
+    memdump_time: int = 0
+    """Taking the memory out of the processes."""
+    memwrite_time: int = 0
+    """Writing it to the images."""
+    irmap_resolve_time: int = 0
+    """Looking for the paths of watched files (``force_irmap``)."""
+    pages_scanned: int = 0
+    """Pages that were looked at."""
+    pages_skipped_parent: int = 0
+    """Pages that a parent image has already."""
+    pages_written: int = 0
+    """Pages in these images."""
+    pages_lazy: int = 0
+    """Pages left for a lazy restore to fetch."""
+    page_pipes: int = 0
+    """Pipes that the memory went through."""
+    page_pipe_bufs: int = 0
+    """Their buffers."""
+    shpages_scanned: int = 0
+    """Pages of shared memory that were looked at."""
+    shpages_skipped_parent: int = 0
+    """Pages of shared memory that a parent image has already."""
+    shpages_written: int = 0
+    """Pages of shared memory in these images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreStatistics:
+    """CRIU's own account of a restore (``stats-restore``). Times are microseconds."""
+
+    forking_time: int = 0
+    """Making the processes."""
+    restore_time: int = 0
+    """The whole, from the first fork until they run."""
+    pages_compared: int = 0
+    """Pages of copy-on-write memory compared with a parent process's."""
+    pages_skipped_cow: int = 0
+    """Pages that stayed shared with the parent process."""
+    pages_restored: int = 0
+    """Pages filled from the images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpResult:
+    """A dump that is complete."""
+
+    pid: int
+    """The process that was dumped."""
+    images: str
+    """The images directory."""
+    duration: float
+    """Seconds, from the call until CRIU had ended."""
+    log: str | None
+    """CRIU's log; None where it went elsewhere."""
+    statistics: DumpStatistics | None
+    """CRIU's own numbers; None where it left none."""
+    gone: bool
+    """Whether the pid is free again. False after ``leave_running``, and where the parent has
+    not reaped the process in time: a restore then finds its pid taken."""
+    restored: bool = False
+    """Self-dump only: True in the restored copy, False in the original that runs on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreResult:
+    """Processes that run again."""
+
+    pid: int
+    """The root process, as seen from the caller's pid namespace."""
+    images: str
+    """The images directory."""
+    duration: float
+    """Seconds, from the call until CRIU had ended."""
+    log: str | None
+    """CRIU's log; None where it went elsewhere."""
+    statistics: RestoreStatistics | None
+    """CRIU's own numbers; None where it left none."""
+    exec_pid: int | None = None
+    """With ``exec_cmd``: the process that became that command, a child of the caller's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckResult:
+    """CRIU can work on this kernel."""
+
+    duration: float
+    """Seconds."""
+    warnings: tuple[str, ...] = ()
+    """What CRIU said on the way: features that it would like to have."""
+
+
+@functools.total_ordering
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """The release of a ``criu`` or libcriu. Compares by its numbers."""
+
+    major: int
+    minor: int
+    sublevel: int = 0
+    git: str | None = field(default=None, compare=False)
+    """Where it was built from a git checkout: its description."""
+    name: str | None = field(default=None, compare=False)
+    """The release's own name."""
+
+    @property
+    def number(self) -> int:
+        """As ``criu_get_version()`` counts: 40201 for 4.2.1; git builds count as the next minor."""
+        if self.git:
+            return self.major * 10000 + (self.minor + 1) * 100
+        return self.major * 10000 + self.minor * 100 + self.sublevel
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """From text such as ``"4.2.1"``."""
+        numbers = [int(part) for part in text.split(".")]
+        return cls(major=numbers[0], minor=numbers[1], sublevel=[*numbers, 0][2])
+
+    def __lt__(self, other: Version) -> bool:
+        return self.number < other.number
+
+    def __str__(self) -> str:
+        short = f"{self.major}.{self.minor}"
+        return f"{short}.{self.sublevel}" if self.sublevel else short
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Features:
+    """What this kernel and this CRIU can do together."""
+
+    mem_track: bool
+    """Tracking of changed memory (soft-dirty): pre-dump and ``track_mem`` need it."""
+    lazy_pages: bool
+    """userfaultfd, for ``lazy_pages``."""
+    pidfd_store: bool
+    """pidfds that are passed along, for ``pidfd_store_sk``. CRIU 3.16."""
+    mem_compression: bool = False
+    """Compressed pages, for ``compress``; False before CRIU 4.3."""

@@ -1,0 +1,286 @@
+"""The structured values of options: what people write, checked and in one form.
+
+Each class here is one message of CRIU's wire format. ``parse`` takes what people write;
+``wire`` gives the message's fields by their names in ``rpc.proto``; ``SETTER`` names those
+that libcriu's setter takes, in its order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol, Self, runtime_checkable
+
+__all__ = [
+    "CgroupRoot",
+    "Descriptor",
+    "ExtMount",
+    "HasFileno",
+    "InheritFd",
+    "JoinNamespace",
+    "PageServer",
+    "VethPair",
+    "WireValue",
+]
+
+WireValue = bool | int | str | dict[str, "WireValue"] | list["WireValue"]
+"""A wire field's value in neutral form: what goes into a message, and what is read back."""
+
+
+@runtime_checkable
+class HasFileno(Protocol):
+    """An open file, socket, or anything else that owns a descriptor."""
+
+    def fileno(self) -> int: ...
+
+
+Descriptor = int | HasFileno
+"""A descriptor: its number, or an object that owns it (and must stay open during the call)."""
+
+
+def descriptor_number(value: object) -> int:
+    """The number of a descriptor, refused when it is none."""
+    if isinstance(value, HasFileno):
+        value = value.fileno()
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("a descriptor's number or an object with fileno() is accepted")
+    if not 0 <= value < 2**31:
+        raise ValueError("a descriptor's number is 0 or more")
+    return value
+
+
+def checked_text(value: object, what: str = "text", *, empty: bool = False) -> str:
+    """A string that survives C: not empty unless allowed, and without a NUL."""
+    if isinstance(value, bytes):
+        value = os.fsdecode(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{what} is accepted, as str or bytes")
+    if "\0" in value:
+        raise ValueError(f"{what} without a NUL character is accepted")
+    if not value and not empty:
+        raise ValueError(f"{what} that is not empty is accepted")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} that can be encoded is accepted (no lone surrogates)") from None
+    return value
+
+
+class _Item:
+    """What the value classes share: parsing, by position, mapping or text."""
+
+    __slots__ = ()
+    SETTER: ClassVar[tuple[str, ...]]
+    FORMS: ClassVar[str]
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """This value from an instance, a mapping, a sequence in field order, or text."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str | bytes):
+            return cls._from_text(os.fsdecode(value))
+        try:
+            if isinstance(value, Mapping):
+                return cls(**value)
+            if isinstance(value, Sequence):
+                return cls(*value)
+        except TypeError:
+            pass
+        raise ValueError(cls.FORMS + " is accepted")
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        raise ValueError(cls.FORMS + " is accepted")
+
+    def wire(self) -> dict[str, WireValue]:
+        raise NotImplementedError
+
+    def to_plain(self) -> dict[str, object]:
+        """The fields that are set, as a plain mapping; ``parse`` takes it back."""
+        named = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
+    left, found, right = text.partition(separator)
+    if not found:
+        raise ValueError(forms + " is accepted")
+    return left, right
+
+
+@dataclass(frozen=True, slots=True)
+class VethPair(_Item):
+    """A veth pair of a container with its own network namespace (runc's ``VethPairName``).
+
+    CRIU now prefers ``external=["veth[eth0]:veth0"]``, which says the same.
+    """
+
+    inside: str
+    """The interface's name in the container."""
+    outside: str
+    """The name that its other end gets on the host; ``name@bridge`` also puts it into a bridge."""
+
+    SETTER: ClassVar = ("if_in", "if_out")
+    FORMS: ClassVar = "VethPair, (inside, outside) or 'inside=outside'"
+
+    def __post_init__(self) -> None:
+        checked_text(self.inside, "an interface's name")
+        checked_text(self.outside, "an interface's name")
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        return cls(*_split(text, "=", cls.FORMS))
+
+    def wire(self) -> dict[str, WireValue]:
+        return {"if_in": self.inside, "if_out": self.outside}
+
+
+@dataclass(frozen=True, slots=True)
+class PageServer(_Item):
+    """Where memory pages go instead of the images directory (runc's ``CriuPageServerInfo``)."""
+
+    address: str | None = None
+    """Address or host name of the page server."""
+    port: int | None = None
+    """Its TCP port, 1 to 65535. (CRIU reads it as a signed 16-bit number and converts it back.)"""
+    fd: int | None = None
+    """A connected socket to a page server instead of address and port; CRIU inherits it."""
+
+    SETTER: ClassVar = ("address", "port")
+    FORMS: ClassVar = "PageServer, (address, port), 'host:port' or '[ipv6]:port'"
+
+    def __post_init__(self) -> None:
+        if self.address is not None:
+            checked_text(self.address, "an address")
+        if self.port is not None and (
+            isinstance(self.port, bool)
+            or not isinstance(self.port, int)
+            or not 0 <= self.port <= 65535
+        ):
+            raise ValueError("a port from 0 to 65535 is accepted")
+        if self.fd is not None:
+            object.__setattr__(self, "fd", descriptor_number(self.fd))
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        address, found, port = text.rpartition(":")
+        bracketed = address.startswith("[") and address.endswith("]")
+        if not found or not (port.isascii() and port.isdigit()) or (":" in address) != bracketed:
+            raise ValueError(cls.FORMS + " is accepted")
+        return cls(address[1:-1] if bracketed else address, int(port))
+
+    def wire(self) -> dict[str, WireValue]:
+        named = {"address": self.address, "port": self.port, "fd": self.fd}
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class ExtMount(_Item):
+    """A mount that comes from outside; CRIU now prefers ``external=["mnt[key]:value"]``."""
+
+    key: str
+    """On dump the mount point in the container, on restore the key that the dump gave it."""
+    value: str
+    """On dump the key to give it, on restore the path on the host."""
+
+    SETTER: ClassVar = ("key", "val")
+    FORMS: ClassVar = "ExtMount, (key, value) or 'key:value'"
+
+    def __post_init__(self) -> None:
+        checked_text(self.key, "a key")
+        checked_text(self.value, "a value")
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        return cls(*_split(text, ":", cls.FORMS))
+
+    def wire(self) -> dict[str, WireValue]:
+        return {"key": self.key, "val": self.value}
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupRoot(_Item):
+    """Where a controller's tree is put on restore (``--cgroup-root``)."""
+
+    path: str
+    """The cgroup under which the restored tree goes."""
+    controller: str | None = None
+    """For this controller only; None: for all."""
+
+    SETTER: ClassVar = ("ctrl", "path")
+    FORMS: ClassVar = "CgroupRoot, (path,), (path, controller) or 'controller:/path' or '/path'"
+
+    def __post_init__(self) -> None:
+        checked_text(self.path, "a path")
+        if self.controller is not None:
+            checked_text(self.controller, "a controller's name")
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        controller, found, path = text.partition(":")
+        return cls(path, controller) if found else cls(text)
+
+    def wire(self) -> dict[str, WireValue]:
+        named: dict[str, WireValue] = {"path": self.path}
+        return named if self.controller is None else {"ctrl": self.controller, **named}
+
+
+@dataclass(frozen=True, slots=True)
+class JoinNamespace(_Item):
+    """An existing namespace that the restored tree joins instead of one of its own."""
+
+    kind: str
+    """``net``, ``ipc``, ``uts``, ``mnt``, ``user`` or ``time``."""
+    file: str
+    """Its file, such as ``/run/netns/blue``, or the pid of a process in it."""
+    extra: str | None = None
+    """For ``user``: the uid and gid to take there, as ``UID,GID``."""
+
+    SETTER: ClassVar = ("ns", "ns_file", "extra_opt")
+    FORMS: ClassVar = "JoinNamespace, (kind, file), (kind, file, extra) or 'kind:file[,extra]'"
+
+    def __post_init__(self) -> None:
+        checked_text(self.kind, "a kind of namespace")
+        checked_text(self.file, "a namespace's file")
+        if self.extra is not None:
+            checked_text(self.extra, "an extra option")
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        kind, rest = _split(text, ":", cls.FORMS)
+        file, found, extra = rest.partition(",")
+        return cls(kind, file, extra if found else None)
+
+    def wire(self) -> dict[str, WireValue]:
+        named: dict[str, WireValue] = {"ns": self.kind, "ns_file": self.file}
+        return named if self.extra is None else {**named, "extra_opt": self.extra}
+
+
+@dataclass(frozen=True, slots=True)
+class InheritFd(_Item):
+    """A descriptor of ours that takes the place of one in the images (``--inherit-fd``)."""
+
+    fd: Descriptor
+    """The descriptor: its number, or an object that owns it. CRIU gets it; ours stays open."""
+    key: str
+    """What it replaces: ``pipe:[inode]``, ``socket:[inode]``, ``tty[rdev:dev]``, a path
+    without its leading slash, or the key of an external resource."""
+
+    SETTER: ClassVar = ("fd", "key")
+    FORMS: ClassVar = "InheritFd, (fd, key) or 'fd[number]:key'"
+
+    def __post_init__(self) -> None:
+        descriptor_number(self.fd)
+        checked_text(self.key, "a key")
+
+    @classmethod
+    def _from_text(cls, text: str) -> Self:
+        number, key = _split(text.removeprefix("fd["), "]:", cls.FORMS)
+        if not text.startswith("fd[") or not (number.isascii() and number.isdigit()):
+            raise ValueError(cls.FORMS + " is accepted")
+        return cls(int(number), key)
+
+    def wire(self) -> dict[str, WireValue]:
+        return {"fd": descriptor_number(self.fd), "key": self.key}

@@ -1,0 +1,203 @@
+"""The verbs: what CRIU can be asked to do. Each is one call from start to end.
+
+All have one shape: what the verb acts on, the options, then keywords that are no options of
+CRIU's:
+
+* ``via``: how CRIU is reached; None: a worker of our own, ``Worker()``
+* ``on_notify``: called on the caller's thread with each :class:`Notification`; what it raises
+  makes CRIU undo its work, and is raised again once that is done
+* ``deadline``: seconds for the whole call, after which CRIU is made to undo its work and
+  ``DeadlineError`` is raised (CRIU's own ``timeout`` option bounds freezing only)
+
+Any verb raises :class:`~pycriu_native.CriuError` or a subclass: ``OptionError`` and
+``UnsupportedError`` before anything is touched, ``ProgramNotFoundError`` and
+``ProgramError`` when CRIU cannot run, ``WorkerDiedError`` when it ended early. A dump that
+fails leaves the process running; a restore that fails leaves the images whole.
+
+If a signal's handler raises in mid-call (Ctrl-C), CRIU is made to undo its work first, and
+then the exception is raised. If CRIU had already finished, the exception says so in a note
+and carries the result in its attribute ``result``.
+
+Synchronization: every verb may be called on any number of threads at the same time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TypeVar
+
+from . import _requirements
+from ._exchange import Hook
+from ._ffi import LIBCRIU_VERSION
+from ._session import Call, Outcome, Request
+from ._worker import Worker
+from .enums import Verb
+from .opts import CriuOpts
+from .results import (
+    CheckResult,
+    DumpResult,
+    DumpStatistics,
+    Features,
+    RestoreResult,
+    RestoreStatistics,
+    Version,
+)
+
+__all__ = ["check", "dump", "feature_check", "libcriu_version", "pre_dump", "restore", "version"]
+
+UNTIL_REAPED = 5.0
+"""Seconds that ``dump`` waits for the parent of a dumped process to reap it."""
+
+Result = TypeVar("Result")
+
+
+def dump(
+    pid: int,
+    opts: CriuOpts,
+    *,
+    via: Worker | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> DumpResult:
+    """Save a process and all its descendants into the images directory.
+
+    The process is gone when this returns, unless ``leave_running`` or ``leave_stopped`` is
+    set; a zombie of somebody else's is waited for up to 5 seconds, one of the caller's own
+    must be reaped by the caller (``DumpResult.gone`` tells). With ``pre_dump`` set this is
+    :func:`pre_dump`.
+
+    Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
+    raises. Needs CRIU 3.17.
+    """
+    verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
+    request = _checked(verb, opts, pid, via, on_notify, deadline)
+    outcome = Call(request).wait()
+    stays = verb is Verb.PRE_DUMP or opts.leave_running or opts.leave_stopped
+    statistics = outcome.statistics
+    assert statistics is None or isinstance(statistics, DumpStatistics)
+    result = DumpResult(
+        pid=pid,
+        images=outcome.images,
+        duration=outcome.duration,
+        log=outcome.log,
+        statistics=statistics,
+        gone=not stays and _wait_until_gone(pid),
+    )
+    return _finish(request, outcome, result)
+
+
+def pre_dump(
+    pid: int,
+    opts: CriuOpts,
+    *,
+    via: Worker | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> DumpResult:
+    """Save the memory of a process that runs on, for a later dump to build on.
+
+    The later dump names these images in ``parent_image``. Options that matter to the dump only
+    are accepted and have no effect here. Raises as :func:`dump`; ``UnsupportedError`` where the
+    kernel has no soft-dirty tracking. Needs CRIU 3.17.
+    """
+    from dataclasses import replace
+
+    return dump(pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline)
+
+
+def restore(
+    opts: CriuOpts,
+    *,
+    via: Worker | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> RestoreResult:
+    """Bring back what was dumped, where it stopped and under its own pids.
+
+    The restored processes belong to the system's reaper, not to the caller. Raises
+    ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
+    any verb raises. Needs CRIU 3.17.
+    """
+    request = _checked(Verb.RESTORE, opts, None, via, on_notify, deadline)
+    outcome = Call(request).wait()
+    statistics = outcome.statistics
+    assert statistics is None or isinstance(statistics, RestoreStatistics)
+    result = RestoreResult(
+        pid=outcome.result,
+        images=outcome.images,
+        duration=outcome.duration,
+        log=outcome.log,
+        statistics=statistics,
+        exec_pid=None if opts.exec_cmd is None else outcome.worker,
+    )
+    return _finish(request, outcome, result)
+
+
+def check(*, via: Worker | None = None, deadline: float | None = None) -> CheckResult:
+    """Whether CRIU can work on this kernel; raises with the reasons if it cannot."""
+    request = Request(verb=Verb.CHECK, opts=CriuOpts(), via=via or Worker(), deadline=deadline)
+    outcome = Call(request).wait()
+    warnings = tuple(line.strip() for line in outcome.chatter.splitlines() if line.strip())
+    return _finish(request, outcome, CheckResult(duration=outcome.duration, warnings=warnings))
+
+
+def version(*, via: Worker | None = None, deadline: float | None = None) -> Version:
+    """The release of the ``criu`` program."""
+    return _requirements.ask_version(via or Worker(), deadline)
+
+
+def libcriu_version() -> Version:
+    """The release of the libcriu that is loaded, which need not be the program's."""
+    return Version.parse(LIBCRIU_VERSION)
+
+
+def feature_check(*, via: Worker | None = None, deadline: float | None = None) -> Features:
+    """What this kernel and this CRIU can do together."""
+    return _requirements.ask_features(via or Worker(), deadline)
+
+
+def _checked(
+    verb: Verb,
+    opts: CriuOpts,
+    pid: int | None,
+    via: Worker | None,
+    on_notify: Hook | None,
+    deadline: float | None,
+) -> Request:
+    request = Request(
+        verb=verb,
+        opts=opts,
+        pid=pid,
+        via=via or Worker(),
+        on_notify=on_notify,
+        deadline=deadline,
+    )
+    _requirements.check(request)
+    return request
+
+
+def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
+    """Return the result, or raise what came too late to undo the call, with the result on it."""
+    interruption = outcome.interrupted_by
+    if interruption is None:
+        return result
+    interruption.add_note(f"the {request.verb} was complete by then: {result}")
+    interruption.result = result  # type: ignore[attr-defined]
+    raise interruption
+
+
+def _wait_until_gone(pid: int) -> bool:
+    """Wait for a dumped process to be reaped by its parent, if that is not us."""
+    until = time.monotonic() + UNTIL_REAPED
+    pause = 0.0005
+    while True:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if parent == os.getpid() or time.monotonic() > until:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
