@@ -1,0 +1,36 @@
+"""What all tests share: a header that says what they ran on, and a count of what was skipped."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+
+import pytest
+
+import pycriu_native
+
+
+def _criu() -> str:
+    try:
+        return str(pycriu_native.version())
+    except pycriu_native.CriuError as error:
+        return f"none ({error})"
+
+
+def pytest_report_header() -> list[str]:
+    """Kernel, CRIU and libcriu, so that a log tells what was tested."""
+    return [
+        f"kernel {platform.release()}, CRIU {_criu()}, libcriu {pycriu_native.libcriu_version()}, "
+        f"uid {os.geteuid()}"
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests each reason has skipped: a skip that nobody sees is a hole."""
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")

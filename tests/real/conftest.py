@@ -1,0 +1,84 @@
+"""Fixtures of the tests with a real CRIU: they need root, and leave nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycriu_native
+from pycriu_native import CriuError
+
+from .leftovers import Snapshot
+from .processes import Target, eventually, start
+
+Spawn = Callable[..., Target]
+
+
+def _why_not() -> str:
+    if os.geteuid() != 0:
+        return "needs root"
+    try:
+        pycriu_native.check()
+    except CriuError as error:
+        return f"CRIU cannot work here: {error}"
+    return ""
+
+
+WHY_NOT = _why_not()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this directory is real, and skipped with the reason where that cannot be."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.real)
+            if WHY_NOT:
+                item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The same descriptors, children, threads, mounts, cgroups, namespaces, links and locks.
+
+    Also when the test fails in the middle: the fixtures that made things undo them first.
+    """
+    before = Snapshot.take()
+    yield
+    gc.collect()
+    grown: dict[str, object] = {}
+
+    def clean() -> bool:
+        nonlocal grown
+        grown = Snapshot.take().grown_since(before)
+        return not grown
+
+    try:
+        eventually(clean, "a clean end")
+    except AssertionError:
+        pytest.fail(f"{request.node.name} left behind: {grown}")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Where images go; it does not exist yet."""
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def spawn(tmp_path: Path) -> Iterator[Spawn]:
+    """Start targets (``processes.start``); their trees are ended by pid after the test."""
+    started: list[Target] = []
+
+    def spawn_one(scenario: str = "serve()", **options: Any) -> Target:
+        target = start(tmp_path / f"target-{len(started)}", scenario, **options)
+        started.append(target)
+        return target
+
+    yield spawn_one
+    for target in started:
+        target.end()

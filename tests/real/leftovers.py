@@ -1,0 +1,90 @@
+"""What a test could leave behind, as a snapshot to compare."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def _children() -> frozenset[int]:
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found |= set(map(int, (task / "children").read_text().split()))
+        except FileNotFoundError:
+            continue
+    return frozenset(found)
+
+
+def _descriptors() -> frozenset[str]:
+    found = []
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"{entry} -> {os.readlink(f'/proc/self/fd/{entry}')}")
+        except FileNotFoundError:
+            continue  # the one that lists this directory
+    return frozenset(found)
+
+
+def _mounts() -> frozenset[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return frozenset(" ".join(line.split()[3:5]) for line in lines)
+
+
+def _cgroups() -> frozenset[str]:
+    root = Path("/sys/fs/cgroup")
+    return frozenset(str(path) for path, _, _ in os.walk(root)) if root.is_dir() else frozenset()
+
+
+def _names(directory: str) -> frozenset[str]:
+    return frozenset(os.listdir(directory)) if os.path.isdir(directory) else frozenset()
+
+
+def _locks() -> frozenset[str]:
+    """CRIU's network locks in our network namespace."""
+    try:
+        told = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return frozenset()
+    return frozenset(line for line in told.stdout.splitlines() if "CRIU" in line)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is there now."""
+
+    children: frozenset[int]
+    descriptors: frozenset[str]
+    mounts: frozenset[str]
+    cgroups: frozenset[str]
+    namespaces: frozenset[str]
+    links: frozenset[str]
+    locks: frozenset[str]
+    threads: int
+
+    @classmethod
+    def take(cls) -> Snapshot:
+        """Look around."""
+        return cls(
+            children=_children(),
+            descriptors=_descriptors(),
+            mounts=_mounts(),
+            cgroups=_cgroups(),
+            namespaces=_names("/run/netns"),
+            links=_names("/sys/class/net"),
+            locks=_locks(),
+            threads=len(os.listdir("/proc/self/task")),
+        )
+
+    def grown_since(self, before: Snapshot) -> dict[str, object]:
+        """What is there that was not there before."""
+        grown: dict[str, object] = {}
+        for name in ("children", "descriptors", "mounts", "cgroups", "namespaces", "links", "locks"):
+            more = getattr(self, name) - getattr(before, name)
+            if more:
+                grown[name] = sorted(more)
+        if self.threads > before.threads:
+            grown["threads"] = self.threads - before.threads
+        return grown

@@ -1,0 +1,136 @@
+"""Starting processes to checkpoint, asking them, and ending them by pid."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).with_name("target.py")
+PATIENCE = 20.0
+"""Seconds after which something that should come does not come: generous, decides no test."""
+
+_numbers = itertools.count()
+
+
+def eventually(condition: Callable[[], object], what: str) -> Any:
+    """Wait until the condition holds, and return what it returned."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > until:
+            raise AssertionError(f"{what} did not happen within {PATIENCE} s")
+        time.sleep(0.002)
+
+
+def state(pid: int) -> str:
+    """The state letter of a process, or an empty string where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    return state(pid) not in ("", "Z", "X")
+
+
+def kill(pid: int) -> None:
+    """End a process, whoever's child it is, and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+    eventually(lambda: not is_alive(pid), f"the end of {pid}")
+
+
+@dataclass
+class Target:
+    """A process of ``target.py``."""
+
+    pid: int
+    directory: Path
+    process: subprocess.Popen[bytes]
+    tree: list[int] = field(default_factory=list)
+
+    def ask(self, question: str, *arguments: object) -> Any:
+        """What the process answers; it must run."""
+        number = next(_numbers)
+        partial = self.directory / "question.partial"
+        partial.write_text(json.dumps([number, question, *arguments]))
+        partial.rename(self.directory / "question")
+        answer = self.directory / f"answer-{number}"
+        eventually(answer.exists, f"an answer of {self.pid} to {question!r}")
+        good, value = json.loads(answer.read_text())
+        answer.unlink()
+        assert good, f"{question} failed in the process: {value}"
+        return value
+
+    def reap(self) -> int:
+        """Collect it after its end (a dump, for one), as its parent must."""
+        return self.process.wait(PATIENCE)
+
+    def runs_on(self) -> bool:
+        """Whether it runs and makes progress."""
+        before = self.ask("ticks")
+        return bool(eventually(lambda: self.ask("ticks") > before, f"progress of {self.pid}"))
+
+    def descendants(self) -> list[int]:
+        """The pids of the process and all below it."""
+        found = [self.pid]
+        for pid in found:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    found += map(int, (task / "children").read_text().split())
+        return found
+
+    def end(self) -> None:
+        """Kill the whole tree."""
+        pids = self.descendants() if is_alive(self.pid) else [self.pid]
+        for pid in reversed(pids):
+            kill(pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.1)
+
+
+def start(
+    directory: Path,
+    scenario: str,
+    *,
+    prefix: Sequence[str] = (),
+    stdin: int | None = subprocess.DEVNULL,
+    **popen: Any,
+) -> Target:
+    """Start a target; ``scenario`` is Python that ends in a call of ``serve``.
+
+    ``prefix`` is a command that runs the target, such as ``["ip", "netns", "exec", "blue"]``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "scenario.py").write_text(textwrap.dedent(scenario))
+    with open(directory / "stderr", "wb") as errors:
+        options: dict[str, Any] = {"stdin": stdin, "stdout": subprocess.DEVNULL, "stderr": errors}
+        options.setdefault("start_new_session", True)
+        process = subprocess.Popen(
+            [*prefix, sys.executable, str(TARGET), str(directory)], **{**options, **popen}
+        )
+    ready = directory / "ready"
+    try:
+        eventually(lambda: ready.exists() or process.poll() is not None, "the target's start")
+        assert process.poll() is None, (directory / "stderr").read_text()
+    except BaseException:
+        kill(process.pid)
+        raise
+    return Target(process.pid, directory, process)

@@ -1,0 +1,57 @@
+"""A process to checkpoint, which can be asked what it has inside.
+
+Run as ``python target.py DIRECTORY``: it executes DIRECTORY/scenario.py, which calls
+``serve`` with the questions that it answers. Questions and answers are files of DIRECTORY,
+so that nothing but plain files connects it with the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(sys.argv[1])
+ticks = 0
+
+
+def put(name: str, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    partial = HERE / (name + ".partial")
+    partial.write_text(text)
+    partial.rename(HERE / name)
+
+
+def serve(**answers: Callable[..., object]) -> None:
+    """Answer questions for ever; ``ticks`` is always among them, and grows."""
+    global ticks
+    answers["ticks"] = lambda: ticks
+    answers["pid"] = os.getpid
+    put("ready", str(os.getpid()))
+    while True:
+        ticks += 1
+        question = HERE / "question"
+        if question.exists():
+            number, name, *arguments = json.loads(question.read_text())
+            question.unlink()
+            try:
+                answer = [True, answers[name](*arguments)]
+            except Exception as error:
+                answer = [False, repr(error)]
+            put(f"answer-{number}", json.dumps(answer))
+        time.sleep(0.002)
+
+
+def main() -> None:
+    """Run the scenario."""
+    for name in sys.argv[2:]:
+        sys.path.insert(0, name)
+    source = (HERE / "scenario.py").read_text()
+    exec(compile(source, str(HERE / "scenario.py"), "exec"), {"serve": serve, "HERE": HERE})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Dump and restore of a process that has something to lose, checked from inside and outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, ImagesError, NoSuchProcessError, PidInUseError, dump, restore
+
+from .conftest import Spawn
+from .processes import eventually, is_alive
+
+RICH = """
+    import hashlib, os, signal, threading, time
+
+    memory = bytearray(os.urandom(1 << 20) * 24)
+    hits = []
+    signal.signal(signal.SIGUSR1, lambda *_: hits.append(1))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    os.kill(os.getpid(), signal.SIGUSR2)  # pending for ever
+
+    stop = threading.Event()
+    threads = [threading.Thread(target=stop.wait, daemon=True) for _ in range(5)]
+    for thread in threads: thread.start()
+
+    file = open(HERE / "data", "w+b", buffering=0)
+    file.write(b"0123456789" * 100)
+    file.seek(321)
+
+    reader, writer = os.pipe()
+    os.write(writer, b"still in the pipe")
+
+    child = os.fork()
+    if child == 0:
+        while True: time.sleep(0.01)
+
+    serve(
+        checksum=lambda: hashlib.sha256(memory).hexdigest(),
+        offset=lambda: os.lseek(file.fileno(), 0, os.SEEK_CUR),
+        threads=threading.active_count,
+        child=lambda: child,
+        pipe=lambda: os.read(reader, 100).decode(),
+        pending=lambda: sorted(signal.sigpending()),
+        hits=lambda: len(hits),
+    )
+"""
+
+
+def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
+    """Memory, threads, children, file offsets, pipes and signals survive a dump and restore."""
+    target = spawn(RICH)
+    before = {name: target.ask(name) for name in ("checksum", "offset", "threads", "child", "pending")}
+    os.kill(target.pid, signal.SIGUSR1)
+    eventually(lambda: target.ask("hits") == 1, "the signal's arrival")
+    ticks = target.ask("ticks")
+    tasks = len(os.listdir(f"/proc/{target.pid}/task"))
+
+    result = dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    assert not is_alive(target.pid)
+    assert not is_alive(before["child"])
+    assert result.images == str(images)
+    assert result.log == str(images / "dump.log")
+    assert result.statistics is not None
+    assert result.statistics.pages_written * 4096 > 24 * 2**20
+    assert result.statistics.frozen_time > 0
+
+    restored = restore(CriuOpts(images_directory=images))
+    assert restored.pid == target.pid
+    assert restored.statistics is not None
+    assert restored.statistics.pages_restored > 0
+    after = {name: target.ask(name) for name in before}
+    assert after == before
+    assert len(os.listdir(f"/proc/{target.pid}/task")) == tasks
+    assert target.ask("pipe") == "still in the pipe"
+    assert target.ask("hits") == 1
+    assert target.ask("ticks") >= ticks
+    os.kill(target.pid, signal.SIGUSR1)
+    eventually(lambda: target.ask("hits") == 2, "a signal's arrival in the restored process")
+    assert is_alive(before["child"])
+    assert target.runs_on()
+
+
+def test_leave_running(spawn: Spawn, images: Path) -> None:
+    """With leave_running the process goes on, and no step of it is lost."""
+    target = spawn()
+    ticks = target.ask("ticks")
+    result = dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    assert not result.gone
+    assert target.ask("ticks") > ticks
+    assert target.runs_on()
+
+
+def test_gone_tells_whether_the_pid_is_free(spawn: Spawn, images: Path) -> None:
+    """A zombie child of ours keeps its pid, and the result of the dump says so."""
+    target = spawn()
+    result = dump(target.pid, CriuOpts(images_directory=images))
+    assert not result.gone
+    with pytest.raises(PidInUseError, match=f"waitpid\\({target.pid}, 0\\)") as caught:
+        restore(CriuOpts(images_directory=images))
+    assert isinstance(caught.value, FileExistsError)
+    assert caught.value.verb == "restore"
+    assert caught.value.log == str(images / "restore.log")
+    target.reap()
+    assert restore(CriuOpts(images_directory=images)).pid == target.pid
+
+
+def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: Path) -> None:
+    """The system's reaper is waited for: the pid of a process that is no child of ours is free."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    restore(opts)
+    assert dump(target.pid, opts).gone
+    assert not os.path.exists(f"/proc/{target.pid}")
+    restore(opts)
+    assert target.runs_on()
+
+
+def test_a_pid_that_is_taken(spawn: Spawn, images: Path) -> None:
+    """A restore beside the running original is refused as FileExistsError; the images stay whole."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    with pytest.raises(PidInUseError, match=f"pid {target.pid} is taken by a running process"):
+        restore(opts)
+    assert target.runs_on()
+    target.end()
+    restore(opts)
+    assert target.runs_on()
+
+
+def test_a_process_that_is_gone(images: Path) -> None:
+    """A pid that nobody has is ProcessLookupError."""
+    pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    with pytest.raises(NoSuchProcessError) as caught:
+        dump(pid, CriuOpts(images_directory=images))
+    assert isinstance(caught.value, ProcessLookupError)
+    assert caught.value.pid == pid
+
+
+def test_images_that_are_missing(tmp_path: Path) -> None:
+    """An empty directory has nothing to restore."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImagesError) as caught:
+        restore(CriuOpts(images_directory=tmp_path / "empty"))
+    assert isinstance(caught.value, OSError)
+
+
+def test_a_hundred_times(spawn: Spawn, images: Path) -> None:
+    """One process, dumped and restored a hundred times: nothing is lost, and nothing leaks.
+
+    (The fixture compares descriptors, children and threads before and after.)
+    """
+    target = spawn(RICH)
+    checksum = target.ask("checksum")
+    opts = CriuOpts(images_directory=images)
+    for turn in range(100):
+        dump(target.pid, opts)
+        if turn == 0:
+            target.reap()
+        restore(opts)
+    assert target.ask("checksum") == checksum
+    assert target.runs_on()
