@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ._message import NOTIFY, decode_response, encode
+from ._tree import process_tree
 from ._worker import Line
 from .enums import Notify, Verb
 from .errors import DeadlineError, ProtocolError, WorkerDiedError
@@ -54,10 +55,18 @@ class Exchange:
     """The state of one call on the line."""
 
     def __init__(
-        self, line: Line, verb: Verb, hook: Hook | None = None, deadline: float | None = None
+        self,
+        line: Line,
+        verb: Verb,
+        hook: Hook | None = None,
+        deadline: float | None = None,
+        pid: int | None = None,
     ) -> None:
         self.line = line
         self.verb = verb
+        self.pid = pid
+        self.tree: list[int] = []
+        """The processes that were dumped, as they stood frozen."""
         self.stopped_by: BaseException | None = None
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
         self.network_locked = False
@@ -173,6 +182,8 @@ class Exchange:
             action = Notify(name)
         if action is Notify.NETWORK_LOCK:
             self.network_locked = True
+        elif action is Notify.POST_DUMP and self.pid is not None:
+            self.tree = process_tree(self.pid)
         fd = fds.pop(0) if fds else None
         _close(fds)
         pid = cast("int | None", body.get("pid"))

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from ._log import LogMark, diagnose, error_lines
+from ._tree import stat_of
 from ._worker import Line
 from .enums import Verb
 from .errors import CriuError, PidInUseError
@@ -76,14 +77,13 @@ def _who_has_the_pid(
     taken = next((int(match[1]) for match in numbers if match), None)
     if taken is None:
         return cause, cure
-    try:
-        with open(f"/proc/{taken}/stat") as file:
-            state, parent = file.read().rpartition(")")[2].split()[:2]
-    except OSError:
+    found = stat_of(taken)
+    if found is None:
         return f"pid {taken} was taken", "it is free by now: try again"
+    state, parent = found
     if state != "Z":
         return f"pid {taken} is taken by a running process", cure
-    if int(parent) == os.getpid():
+    if parent == os.getpid():
         return (
             f"pid {taken} is a zombie child of this process",
             f"reap it with os.waitpid({taken}, 0) before the restore",

@@ -68,6 +68,8 @@ class Outcome:
     """What CRIU wrote to its standard output and error."""
     worker: int
     """The worker's pid: it lives on only with ``exec_cmd``."""
+    tree: list[int]
+    """The processes that were dumped."""
     interrupted_by: BaseException | None
     """What asked for the call to be undone when it was too late for that."""
 
@@ -193,7 +195,7 @@ class Call:
             )
             line = request.via.connect(keep)
             owned.callback(line.reap)
-            exchange = Exchange(line, request.verb, self._hook(), deadline)
+            exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid)
             owned.callback(exchange.close)
             self._listen_to(exchange)
 
@@ -213,6 +215,7 @@ class Call:
                 statistics=_statistics(request.verb, directories.log) if result >= 0 else None,
                 chatter=line.last_words,
                 worker=line.pid,
+                tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
             if result >= 0:

@@ -23,14 +23,14 @@ Synchronization: every verb may be called on any number of threads at the same t
 
 from __future__ import annotations
 
-import os
-import time
+from dataclasses import replace
 from typing import TypeVar
 
 from . import _requirements
 from ._exchange import Hook
 from ._ffi import LIBCRIU_VERSION
 from ._session import Call, Outcome, Request
+from ._tree import wait_until_gone
 from ._worker import Worker
 from .enums import Verb
 from .opts import CriuOpts
@@ -47,7 +47,7 @@ from .results import (
 __all__ = ["check", "dump", "feature_check", "libcriu_version", "pre_dump", "restore", "version"]
 
 UNTIL_REAPED = 5.0
-"""Seconds that ``dump`` waits for the parent of a dumped process to reap it."""
+"""Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
 
 Result = TypeVar("Result")
 
@@ -82,7 +82,7 @@ def dump(
         duration=outcome.duration,
         log=outcome.log,
         statistics=statistics,
-        gone=not stays and _wait_until_gone(pid),
+        gone=not stays and wait_until_gone(outcome.tree, UNTIL_REAPED),
     )
     return _finish(request, outcome, result)
 
@@ -101,8 +101,6 @@ def pre_dump(
     are accepted and have no effect here. Raises as :func:`dump`; ``UnsupportedError`` where the
     kernel has no soft-dirty tracking. Needs CRIU 3.17.
     """
-    from dataclasses import replace
-
     return dump(pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline)
 
 
@@ -185,19 +183,3 @@ def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
     interruption.add_note(f"the {request.verb} was complete by then: {result}")
     interruption.result = result  # type: ignore[attr-defined]
     raise interruption
-
-
-def _wait_until_gone(pid: int) -> bool:
-    """Wait for a dumped process to be reaped by its parent, if that is not us."""
-    until = time.monotonic() + UNTIL_REAPED
-    pause = 0.0005
-    while True:
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if parent == os.getpid() or time.monotonic() > until:
-            return False
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)

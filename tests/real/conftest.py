@@ -14,7 +14,7 @@ import pycriu_native
 from pycriu_native import CriuError
 
 from .leftovers import Snapshot
-from .processes import Target, eventually, start
+from .processes import Target, adopt_orphans, eventually, start
 
 Spawn = Callable[..., Target]
 
@@ -61,6 +61,14 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         eventually(clean, "a clean end")
     except AssertionError:
         pytest.fail(f"{request.node.name} left behind: {grown}")
+
+
+@pytest.fixture
+def orphans() -> Iterator[None]:
+    """Restored processes become children of ours, which ``reap_all`` collects after a dump."""
+    adopt_orphans(True)
+    yield
+    adopt_orphans(False)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -55,6 +56,23 @@ def kill(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
     eventually(lambda: not is_alive(pid), f"the end of {pid}")
+
+
+def adopt_orphans(yes: bool) -> None:
+    """Become the parent of processes that lose theirs (PR_SET_CHILD_SUBREAPER), or stop that.
+
+    A restored process is nobody's child, and so becomes ours; a machine whose init reaps
+    slowly need not be waited for.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(36, int(yes), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def reap_all() -> None:
+    """Collect every child that has ended, and wait for the rest of the dumped ones to end."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, 0)[0]:
+            pass
 
 
 @dataclass

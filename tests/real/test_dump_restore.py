@@ -11,7 +11,7 @@ import pytest
 from pycriu_native import CriuOpts, ImagesError, NoSuchProcessError, PidInUseError, dump, restore
 
 from .conftest import Spawn
-from .processes import eventually, is_alive
+from .processes import eventually, is_alive, reap_all
 
 RICH = """
     import hashlib, os, signal, threading, time
@@ -151,7 +151,7 @@ def test_images_that_are_missing(tmp_path: Path) -> None:
     assert isinstance(caught.value, OSError)
 
 
-def test_a_hundred_times(spawn: Spawn, images: Path) -> None:
+def test_a_hundred_times(orphans: None, spawn: Spawn, images: Path) -> None:
     """One process, dumped and restored a hundred times: nothing is lost, and nothing leaks.
 
     (The fixture compares descriptors, children and threads before and after.)
@@ -159,10 +159,9 @@ def test_a_hundred_times(spawn: Spawn, images: Path) -> None:
     target = spawn(RICH)
     checksum = target.ask("checksum")
     opts = CriuOpts(images_directory=images)
-    for turn in range(100):
+    for _ in range(100):
         dump(target.pid, opts)
-        if turn == 0:
-            target.reap()
+        reap_all()
         restore(opts)
     assert target.ask("checksum") == checksum
     assert target.runs_on()

@@ -1,0 +1,62 @@
+"""Processes in /proc: a tree of them, and waiting for its end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+
+def process_tree(pid: int) -> list[int]:
+    """The pids of a process and of all below it; those that end meanwhile may be missing."""
+    found = [pid]
+    for parent in found:
+        try:
+            tasks = os.listdir(f"/proc/{parent}/task")
+        except OSError:
+            continue
+        for task in tasks:
+            try:
+                with open(f"/proc/{parent}/task/{task}/children") as file:
+                    found += map(int, file.read().split())
+            except OSError:
+                continue
+    return found
+
+
+def stat_of(pid: int) -> tuple[str, int] | None:
+    """State letter and parent of a process; None where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, parent = file.read().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return state, int(parent)
+
+
+def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
+    """Wait until no process has any of these pids; False if one stays.
+
+    A zombie child of ours is not waited for: only the caller can reap it.
+    """
+    until = time.monotonic() + seconds
+    pause = 0.0005
+    ours = False
+    left = list(pids)
+    while left:
+        still = []
+        for pid in left:
+            found = stat_of(pid)
+            if found is None:
+                continue
+            if found[1] == os.getpid():
+                ours = True
+            else:
+                still.append(pid)
+        left = still
+        if left:
+            if time.monotonic() > until:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 2, 0.05)
+    return not ours
