@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
@@ -68,6 +69,9 @@ def orphans() -> Iterator[None]:
     """Restored processes become children of ours, which ``reap_all`` collects after a dump."""
     adopt_orphans(True)
     yield
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
     adopt_orphans(False)
 
 
