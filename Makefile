@@ -100,9 +100,11 @@ test: test-tools build ## the tests; what this machine cannot do is skipped, and
 
 .PHONY: lint
 lint: build $(VENV)/.lint ## ruff and strict mypy
-	@$(VENV)/bin/ruff check
-	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/mypy --strict
+	@failed=0
+	$(VENV)/bin/ruff check || failed=1
+	$(VENV)/bin/ruff format --check || failed=1
+	$(VENV)/bin/mypy --strict || failed=1
+	exit $$failed
 
 .PHONY: build
 build: $(VENV)/.installed ## the virtual environment with the library in it

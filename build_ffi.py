@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parent
 INCLUDE = ROOT / "include"
 NATIVE = Path("pycriu_native") / "native"
 MODULE = "pycriu_native._native"
+LIBRARIES = [":libcriu.so.2", ":libprotobuf-c.so.1"]
 
 INSTALL_HINT = """\
 libcriu and its build files are needed to build pycriu_native, and {missing} was not found.
@@ -91,15 +93,25 @@ const char *pn_built_program(void)
 
 def compiles(code: str, include_dirs: list[str]) -> bool:
     """Whether the C compiler accepts this, so that optional headers can be asked for."""
+    return _compiler_accepts(code, ["-fsyntax-only", *(f"-I{path}" for path in include_dirs)])
+
+
+def links(libraries: list[str], library_dir: str) -> bool:
+    """Whether the linker finds these libraries."""
+    flags = ["-shared", "-o", "/dev/null", *([f"-L{library_dir}"] if library_dir else [])]
+    return _compiler_accepts("", [*flags, *(f"-l{name}" for name in libraries)])
+
+
+def _compiler_accepts(code: str, flags: list[str]) -> bool:
+    compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "probe.c"
         source.write_text(code)
-        flags = [f"-I{directory}" for directory in include_dirs]
-        command = [os.environ.get("CC", "cc"), "-fsyntax-only", *flags, str(source)]
         try:
-            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+            run = subprocess.run([*compiler, str(source), *flags], capture_output=True, check=False)
         except FileNotFoundError:
-            sys.exit("pycriu_native needs a C compiler to build: " + " ".join(command[:1]))
+            sys.exit(INSTALL_HINT.format(missing=f"a C compiler ({compiler[0]})"))
+    return run.returncode == 0
 
 
 def enumerators_to_check(include_dirs: list[str]) -> list[str]:
@@ -133,6 +145,9 @@ def ffibuilder() -> FFI:
     criu_includes = [include_dir] if include_dir else []
     if not compiles("#include <protobuf-c/protobuf-c.h>\n", criu_includes):
         sys.exit(INSTALL_HINT.format(missing="protobuf-c/protobuf-c.h"))
+    for library in LIBRARIES:
+        if not links([library], library_dir):
+            sys.exit(INSTALL_HINT.format(missing=library.removeprefix(":")))
 
     program = os.environ.get("CRIU_PROGRAM", "")
     macros: list[tuple[str, str | None]] = [("PN_BUILT_PROGRAM", f'"{program}"')]
@@ -162,7 +177,7 @@ def ffibuilder() -> FFI:
         sources=[str(NATIVE / name) for name in ("message.c", "spawn.c", "call.c", "abi_check.c")],
         include_dirs=[str(INCLUDE), *criu_includes],
         library_dirs=[library_dir] if library_dir else [],
-        libraries=[":libcriu.so.2", ":libprotobuf-c.so.1"],
+        libraries=LIBRARIES,
         define_macros=macros,
         extra_compile_args=compile_args,
         extra_link_args=link_args,

@@ -42,7 +42,16 @@ from .results import (
     Version,
 )
 from .values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
-from .verbs import check, dump, feature_check, libcriu_version, pre_dump, restore, version
+from .verbs import (
+    check,
+    dump,
+    feature_check,
+    libcriu_version,
+    pre_dump,
+    restore,
+    restore_child,
+    version,
+)
 
 __version__ = "0.1.0"
 
@@ -91,5 +100,6 @@ __all__ = [
     "libcriu_version",
     "pre_dump",
     "restore",
+    "restore_child",
     "version",
 ]

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from ._message import NOTIFY, decode_response, encode
+from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
 from ._worker import Line
 from .enums import Notify, Verb
@@ -31,6 +31,15 @@ LARGEST_ANSWER = 2**20
 
 GRACE = 10.0
 """Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
+
+
+_PROMISED: dict[Verb, str] = {
+    Verb.DUMP: "dump",
+    Verb.RESTORE: "restore",
+    Verb.VERSION: "version",
+    Verb.FEATURE_CHECK: "features",
+}
+"""What an answer that says yes must hold: libcriu reads it without a look, and would crash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +109,15 @@ class Exchange:
             data, fds = self._next()
             answer = decode_response(data)
             if answer is None:
-                self.line.kill()
-                raise ProtocolError(
-                    f"{self.line.program} answered with {len(data)} bytes that are no message"
-                )
-            if answer["type"] != NOTIFY:
-                _close(fds)
-                return answer, data
-            self._notify(answer, fds)
+                raise self._nonsense(f"{len(data)} bytes that are no message", fds)
+            if answer["type"] == NOTIFY:
+                self._notify(answer, fds)
+                continue
+            flaw = _flaw(self.verb, answer)
+            if flaw:
+                raise self._nonsense(flaw, fds)
+            _close(fds)
+            return answer, data
 
     def _stop(self, reason: BaseException) -> None:
         """Begin to undo: CRIU's next notification will be refused."""
@@ -127,7 +137,8 @@ class Exchange:
         """The next message, and the descriptors that came with it."""
         poll = select.poll()
         for fd in (self.line.sock.fileno(), self.line.pidfd, self._wake):
-            poll.register(fd, select.POLLIN)
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
         while True:
             left = None if self._deadline is None else self._deadline - time.monotonic()
             ready = poll.poll(None if left is None else max(0.0, left * 1000))
@@ -153,12 +164,16 @@ class Exchange:
         except ConnectionError:
             raise self._died() from None
         if seen & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            _close(fds)
-            self.line.kill()
-            raise ProtocolError(f"{self.line.program} sent more than a CRIU ever does")
+            raise self._nonsense("more than a CRIU ever says at once", list(fds))
         if not data:
             raise self._died()
         return data, list(fds)
+
+    def _nonsense(self, what: str, fds: list[int]) -> ProtocolError:
+        """The error for an answer that no CRIU gives; who gave it is not left running."""
+        _close(fds)
+        self.line.kill()
+        return ProtocolError(f"{self.line.program} answered {self.verb} with {what}")
 
     def _out_of_time(self) -> None:
         if self.stopped_by is None:
@@ -203,6 +218,24 @@ class Exchange:
             self._hook(notification)
         except BaseException as refusal:
             self._stop(refusal)
+
+
+def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:
+    """Why libcriu must not see this final answer, None if it may."""
+    kind = answer["type"]
+    if kind == EMPTY and not answer["success"]:
+        return None  # CRIU could not read the request
+    if kind != REQUEST_TYPES[str(verb)]:
+        return f"an answer to another request (type {kind})"
+    promised = _PROMISED.get(verb)
+    if not answer["success"] or promised is None:
+        return None
+    body = answer.get(promised)
+    if not isinstance(body, dict):
+        return f"a success that lacks its {promised!r} part"
+    if verb is Verb.RESTORE and cast(int, body["pid"]) < 1:
+        return f"the pid {body['pid']}"
+    return None
 
 
 def _close(fds: list[int]) -> None:

@@ -85,7 +85,8 @@ class Mode(_Plain):
             found = self.members.__members__.get(value.upper().replace("-", "_"))
             if found is not None:
                 return found
-        elif isinstance(value, int) and not isinstance(value, bool):
+        elif isinstance(value, self.members) or type(value) is int:
+            # Not any IntEnum: the number of another enumeration's member means something else.
             try:
                 return self.members(value)
             except ValueError:

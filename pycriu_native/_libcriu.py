@@ -30,6 +30,10 @@ _VERBS: dict[Verb, int] = {
 _BEYOND_OPTIONS = 256
 """Bytes that a request adds to its options, at most."""
 
+LARGEST_REQUEST = 4 * 2**20
+"""Bytes that the kernel carries in one message of a unix socket, however large its buffer: all
+but the last 64 KiB must be one piece of its memory, which has no larger ones."""
+
 
 class LibcriuCall:
     """One libcriu verb under way; used as a context, so that its thread always ends."""
@@ -40,7 +44,8 @@ class LibcriuCall:
         self._size = handle.packed_size() + _BEYOND_OPTIONS
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(theirs)
-        room = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _BEYOND_OPTIONS
+        buffer = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        room = min(buffer - _BEYOND_OPTIONS, LARGEST_REQUEST)
         if self._size > room:
             self._ours.close()
             theirs.close()

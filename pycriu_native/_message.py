@@ -35,6 +35,7 @@ REQUEST_TYPES = {
 """``criu_req_type``: requests, and the answers that carry the same number."""
 
 NOTIFY = REQUEST_TYPES["notify"]
+EMPTY = REQUEST_TYPES["empty"]
 
 
 def no_memory(status: int) -> bool:

@@ -256,8 +256,8 @@ BY_FIELD: dict[str, Row] = {row.field: row for row in TABLE if row.field}
 BY_WIRE: dict[str, Row] = {row.wire: row for row in TABLE if row.wire}
 
 
-MEMBER_SINCE: dict[object, str] = {enums.NetworkLock.SKIP: "3.19"}
-"""Values that are younger than their option."""
+MEMBER_SINCE: dict[tuple[str, int], str] = {("network_lock", enums.NetworkLock.SKIP): "3.19"}
+"""Values that are younger than their option, by the option's name and the value."""
 
 OLDEST = "3.17"
 """The oldest release that is supported: what it has needs no asking."""

@@ -15,7 +15,7 @@ from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._program import find_program
-from ._session import Call, Request
+from ._session import Call, Request, is_inside
 from ._worker import Worker
 from .enums import Verb
 from .errors import Problem, UnsupportedError
@@ -43,16 +43,30 @@ _features: dict[_Identity, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     _rules.check(request.opts, request.verb, request.pid)
-    problems = [*_by_library(request.opts), *_by_program(request.opts, request.via)]
+    problems = [
+        *_by_position(request),
+        *_by_library(request.opts),
+        *_by_program(request.opts, request.via),
+    ]
     problems += _by_kernel(request.opts, request.verb, request.via)
     if problems:
         raise UnsupportedError(problems, verb=str(request.verb), pid=request.pid)
 
 
+def _by_position(request: Request) -> Iterator[Problem]:
+    if is_inside(request):
+        rule = "not in a dump of a tree that the caller is in: it is frozen and cannot answer"
+        for name in ("on_notify", "deadline"):
+            if getattr(request, name) is not None:
+                yield Problem(name, getattr(request, name), rule)
+
+
 def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
     """The options that not every supported release has, with the release that brought them."""
     for row, value in opts.items():
-        since = MEMBER_SINCE.get(value, row.since) if isinstance(value, int) else row.since
+        since = row.since
+        if isinstance(value, int):
+            since = MEMBER_SINCE.get((row.name, value), since)
         if release(since) > release(OLDEST):
             yield row, value, since
 

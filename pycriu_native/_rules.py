@@ -249,7 +249,9 @@ def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 )
         elif item.file[0].isdigit() or not os.path.exists(item.file):
             yield Problem(
-                "join_ns", item, "a file that exists is accepted, by a path that starts with no digit"
+                "join_ns",
+                item,
+                "a file that exists is accepted, by a path that starts with no digit",
             )
         if item.extra is not None:
             numbers = re.fullmatch(r"(\d{0,5}),(\d{0,5})", item.extra)

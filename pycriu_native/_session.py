@@ -25,6 +25,7 @@ from ._libcriu import LibcriuCall
 from ._log import LogMark
 from ._message import Handle
 from ._options import BY_WIRE
+from ._tree import ancestors
 from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
@@ -46,6 +47,8 @@ class Request:
     on_notify: Hook | None = None
     deadline: float | None = None
     """Seconds for the whole call."""
+    sibling: bool = False
+    """Restore the root process as a child of ours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +196,7 @@ class Call:
                 if directories.log is None
                 else LogMark.take(directories.log, log_name(request))
             )
-            line = request.via.connect(keep)
+            line = request.via.connect(keep, outside=is_inside(request))
             owned.callback(line.reap)
             exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid)
             owned.callback(exchange.close)
@@ -296,10 +299,20 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     if request.verb in VERB_MASK:
         if request.opts.log_file is None and not request.opts.log_to_stderr:
             handle.set(BY_WIRE["log_file"], log_name(request))
-        handle.set_wire("notify_scripts", True)
+        if not is_inside(request):
+            handle.set_wire("notify_scripts", True)  # who is frozen cannot answer
+        if request.sibling:
+            handle.set_wire("rst_sibling", True)
         if request.pid is not None:
             handle.set(BY_WIRE["pid"], request.pid)
     return keep
+
+
+def is_inside(request: Request) -> bool:
+    """Whether we are in the tree that is to be dumped: CRIU must not be."""
+    if request.verb is not Verb.DUMP:
+        return False
+    return request.pid is None or request.pid in (os.getpid(), *ancestors())
 
 
 def _inherited(item: dict[str, WireValue], keep: list[int], owned: ExitStack) -> WireValue:

@@ -24,6 +24,17 @@ def process_tree(pid: int) -> list[int]:
     return found
 
 
+def ancestors() -> list[int]:
+    """The pids of the calling process's parent, its parent, and so on."""
+    found = []
+    pid = os.getppid()
+    while pid > 0:
+        found.append(pid)
+        above = stat_of(pid)
+        pid = 0 if above is None else above[1]
+    return found
+
+
 def stat_of(pid: int) -> tuple[str, int] | None:
     """State letter and parent of a process; None where there is none."""
     try:

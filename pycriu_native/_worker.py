@@ -41,6 +41,8 @@ class Line:
         self.sock = sock
         self.pid = pid
         self.pidfd = pidfd
+        """-1 for a worker that is not ours to watch: a self-dump must hold no pidfd of it, which
+        CRIU could not save."""
         self.program = program
         self.status: int | None = None
         """The worker's exit status once it was reaped; negative for a signal, None if unknown."""
@@ -50,6 +52,8 @@ class Line:
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the worker has ended, waiting for at most this many seconds."""
+        if self.pidfd < 0:
+            return not os.path.exists(f"/proc/{self.pid}")
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(timeout * 1000))
@@ -59,8 +63,9 @@ class Line:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # The group's number stays taken while the worker is unreaped: it cannot be another's.
             os.killpg(self.pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def hang_up(self) -> None:
         """Close our end, which tells the worker that there is nothing more to do."""
@@ -68,13 +73,14 @@ class Line:
 
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
-        if self.pidfd < 0:
+        if self._chatter < 0:
             return
         self.hang_up()
-        if not self.has_ended(PATIENCE):
-            self.kill()
-            self.has_ended(PATIENCE)
-        self._collect()
+        if self.pidfd >= 0:
+            if not self.has_ended(PATIENCE):
+                self.kill()
+                self.has_ended(PATIENCE)
+            self._collect()
         self.let_go()
 
     def let_go(self) -> None:
@@ -83,8 +89,10 @@ class Line:
         size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
         self.last_words = os.pread(self._chatter, size, 0).decode(errors="replace")
         os.close(self._chatter)
-        os.close(self.pidfd)
-        self.pidfd = -1
+        self._chatter = -1
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
     def _collect(self) -> None:
         # ECHILD: it is not our child (self-dump), or the embedder reaps all children itself.
@@ -132,7 +140,8 @@ class Worker:
         """Start the worker.
 
         ``keep`` are descriptors above 2 that it gets under the same numbers. ``outside``: it is
-        to be no child of ours. Raises ``ProgramNotFoundError``, ``ProgramError``.
+        to be no child of ours, for a dump of a tree that we are in. Raises
+        ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -149,6 +158,9 @@ class Worker:
             ours.close()
             os.close(chatter)
             raise
+        if outside:
+            os.close(pidfd)
+            pidfd = -1
         return Line(ours, pid=pid, pidfd=pidfd, chatter=chatter, program=program)
 
     def _spawn(

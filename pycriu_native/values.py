@@ -103,6 +103,14 @@ class _Item:
         return {name: value for name, value in named.items() if value is not None}
 
 
+def _keep_text(item: _Item, field: str, what: str, *, empty: bool = False) -> None:
+    """Check one field of a new item, and bring bytes and paths into the form of the others."""
+    value = getattr(item, field)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    object.__setattr__(item, field, checked_text(value, what, empty=empty))
+
+
 def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
     left, found, right = text.partition(separator)
     if not found:
@@ -126,8 +134,8 @@ class VethPair(_Item):
     FORMS: ClassVar = "VethPair, (inside, outside) or 'inside=outside'"
 
     def __post_init__(self) -> None:
-        checked_text(self.inside, "an interface's name")
-        checked_text(self.outside, "an interface's name")
+        _keep_text(self, "inside", "an interface's name")
+        _keep_text(self, "outside", "an interface's name")
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
@@ -153,7 +161,9 @@ class PageServer(_Item):
 
     def __post_init__(self) -> None:
         if self.address is not None:
-            checked_text(self.address, "an address")
+            _keep_text(self, "address", "an address")
+            if self.address[0] in "[]":
+                raise ValueError("an address without brackets is accepted")
         if self.port is not None and (
             isinstance(self.port, bool)
             or not isinstance(self.port, int)
@@ -189,8 +199,8 @@ class ExtMount(_Item):
     FORMS: ClassVar = "ExtMount, (key, value) or 'key:value'"
 
     def __post_init__(self) -> None:
-        checked_text(self.key, "a key")
-        checked_text(self.value, "a value")
+        _keep_text(self, "key", "a key")
+        _keep_text(self, "value", "a value")
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
@@ -207,15 +217,15 @@ class CgroupRoot(_Item):
     path: str
     """The cgroup under which the restored tree goes."""
     controller: str | None = None
-    """For this controller only; None: for all."""
+    """For this controller only, as /proc/PID/cgroup names it (empty: cgroup v2); None: for all."""
 
     SETTER: ClassVar = ("ctrl", "path")
     FORMS: ClassVar = "CgroupRoot, (path,), (path, controller) or 'controller:/path' or '/path'"
 
     def __post_init__(self) -> None:
-        checked_text(self.path, "a path")
+        _keep_text(self, "path", "a path")
         if self.controller is not None:
-            checked_text(self.controller, "a controller's name")
+            _keep_text(self, "controller", "a controller's name", empty=True)
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
@@ -242,10 +252,10 @@ class JoinNamespace(_Item):
     FORMS: ClassVar = "JoinNamespace, (kind, file), (kind, file, extra) or 'kind:file[,extra]'"
 
     def __post_init__(self) -> None:
-        checked_text(self.kind, "a kind of namespace")
-        checked_text(self.file, "a namespace's file")
+        _keep_text(self, "kind", "a kind of namespace")
+        _keep_text(self, "file", "a namespace's file")
         if self.extra is not None:
-            checked_text(self.extra, "an extra option")
+            _keep_text(self, "extra", "an extra option")
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
@@ -273,7 +283,7 @@ class InheritFd(_Item):
 
     def __post_init__(self) -> None:
         descriptor_number(self.fd)
-        checked_text(self.key, "a key")
+        _keep_text(self, "key", "a key")
 
     @classmethod
     def _from_text(cls, text: str) -> Self:

@@ -23,6 +23,7 @@ Synchronization: every verb may be called on any number of threads at the same t
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TypeVar
 
@@ -44,7 +45,16 @@ from .results import (
     Version,
 )
 
-__all__ = ["check", "dump", "feature_check", "libcriu_version", "pre_dump", "restore", "version"]
+__all__ = [
+    "check",
+    "dump",
+    "feature_check",
+    "libcriu_version",
+    "pre_dump",
+    "restore",
+    "restore_child",
+    "version",
+]
 
 UNTIL_REAPED = 5.0
 """Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
@@ -53,7 +63,7 @@ Result = TypeVar("Result")
 
 
 def dump(
-    pid: int,
+    pid: int | None,
     opts: CriuOpts,
     *,
     via: Worker | None = None,
@@ -67,21 +77,28 @@ def dump(
     must be reaped by the caller (``DumpResult.gone`` tells). With ``pre_dump`` set this is
     :func:`pre_dump`.
 
+    ``pid=None`` is a self-dump: the calling process saves itself. The call then returns once in
+    each life: with ``restored=True`` in the copy that a later restore brings back, and with
+    ``restored=False`` in the original, if ``leave_running`` lets it go on.
+
     Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
     raises. Needs CRIU 3.17.
     """
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
+    if verb is Verb.DUMP and pid == os.getpid():
+        pid = None
     request = _checked(verb, opts, pid, via, on_notify, deadline)
     outcome = Call(request).wait()
-    stays = verb is Verb.PRE_DUMP or opts.leave_running or opts.leave_stopped
+    stays = pid is None or verb is Verb.PRE_DUMP or opts.leave_running or opts.leave_stopped
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, DumpStatistics)
     result = DumpResult(
-        pid=pid,
+        pid=os.getpid() if pid is None else pid,
         images=outcome.images,
         duration=outcome.duration,
         log=outcome.log,
         statistics=statistics,
+        restored=outcome.result == 1,
         gone=not stays and wait_until_gone(outcome.tree, UNTIL_REAPED),
     )
     return _finish(request, outcome, result)
@@ -117,7 +134,26 @@ def restore(
     ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
     any verb raises. Needs CRIU 3.17.
     """
+    return _restore(_checked(Verb.RESTORE, opts, None, via, on_notify, deadline))
+
+
+def restore_child(
+    opts: CriuOpts,
+    *,
+    via: Worker | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> RestoreResult:
+    """:func:`restore`, with the root process as a child of the caller's.
+
+    Only a parent learns the exit status: ``os.waitpid(result.pid, 0)``, which the caller must
+    call some day. Raises as :func:`restore`. Needs CRIU 3.17, and a worker of our own.
+    """
     request = _checked(Verb.RESTORE, opts, None, via, on_notify, deadline)
+    return _restore(replace(request, sibling=True))
+
+
+def _restore(request: Request) -> RestoreResult:
     outcome = Call(request).wait()
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, RestoreStatistics)
@@ -127,7 +163,7 @@ def restore(
         duration=outcome.duration,
         log=outcome.log,
         statistics=statistics,
-        exec_pid=None if opts.exec_cmd is None else outcome.worker,
+        exec_pid=None if request.opts.exec_cmd is None else outcome.worker,
     )
     return _finish(request, outcome, result)
 

@@ -76,7 +76,13 @@ static int become_worker(void *argument)
 	struct spawning *spawning = argument;
 	struct pn_worker *worker = spawning->worker;
 
-	setpgid(0, 0);
+	/* A Ctrl-C in the terminal goes to the foreground group, which must not be the worker's.
+	 * One that dumps our own session must not be in that either: it would keep its number
+	 * taken after the end of the dumped. */
+	if (worker->outside)
+		setsid();
+	else
+		setpgid(0, 0);
 	reset_signals();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);

@@ -45,10 +45,14 @@ def _names(directory: str) -> frozenset[str]:
 def _locks() -> frozenset[str]:
     """CRIU's network locks in our network namespace."""
     try:
-        told = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False)
+        listing = ["nft", "list", "tables"]
+        told = subprocess.run(listing, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return frozenset()
     return frozenset(line for line in told.stdout.splitlines() if "CRIU" in line)
+
+
+SETS = ("children", "descriptors", "mounts", "cgroups", "namespaces", "links", "locks")
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Snapshot:
     def grown_since(self, before: Snapshot) -> dict[str, object]:
         """What is there that was not there before."""
         grown: dict[str, object] = {}
-        for name in ("children", "descriptors", "mounts", "cgroups", "namespaces", "links", "locks"):
+        for name in SETS:
             more = getattr(self, name) - getattr(before, name)
             if more:
                 grown[name] = sorted(more)

@@ -52,7 +52,8 @@ RICH = """
 def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
     """Memory, threads, children, file offsets, pipes and signals survive a dump and restore."""
     target = spawn(RICH)
-    before = {name: target.ask(name) for name in ("checksum", "offset", "threads", "child", "pending")}
+    kept = ("checksum", "offset", "threads", "child", "pending")
+    before = {name: target.ask(name) for name in kept}
     os.kill(target.pid, signal.SIGUSR1)
     eventually(lambda: target.ask("hits") == 1, "the signal's arrival")
     ticks = target.ask("ticks")
@@ -122,7 +123,7 @@ def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: P
 
 
 def test_a_pid_that_is_taken(spawn: Spawn, images: Path) -> None:
-    """A restore beside the running original is refused as FileExistsError; the images stay whole."""
+    """A restore beside the running original is refused; the images stay whole."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
