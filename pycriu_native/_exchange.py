@@ -33,6 +33,9 @@ GRACE = 10.0
 """Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
 
 
+UNDONE_BY_CRIU = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+"""Verbs that CRIU has to undo; any other is over when its worker is killed."""
+
 _PROMISED: dict[Verb, str] = {
     Verb.DUMP: "dump",
     Verb.RESTORE: "restore",
@@ -124,6 +127,8 @@ class Exchange:
         if self.stopped_by is None:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
+            if self.verb not in UNDONE_BY_CRIU:
+                self.line.kill()
         elif reason is not self.stopped_by:
             self.stopped_by.add_note(f"while it was undone: {reason!r}")
 
