@@ -1,0 +1,113 @@
+"""What CRIU says while it works reaches a Python closure, on the caller's thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, Notification, Notify, Verb, dump, restore
+
+from .conftest import Spawn
+from .processes import eventually, state
+
+
+def test_a_closure_hears_a_dump(spawn: Spawn, images: Path) -> None:
+    """In CRIU's order, with the process running before the dump and stopped after it."""
+    target = spawn()
+    heard: list[tuple[Notification, str, int]] = []
+    dump(
+        target.pid,
+        CriuOpts(images_directory=images),
+        on_notify=lambda n: heard.append((n, state(target.pid), threading.get_ident())),
+    )
+    target.reap()
+    actions = [notification.action for notification, _, _ in heard]
+    assert actions[0] is Notify.PRE_DUMP
+    assert actions[-1] is Notify.POST_DUMP
+    assert {notification.verb for notification, _, _ in heard} == {Verb.DUMP}
+    assert heard[0][1] in "RS"
+    assert heard[-1][1] == "t"
+    assert {ident for _, _, ident in heard} == {threading.get_ident()}
+
+
+def test_a_restore_tells_the_pid(spawn: Spawn, images: Path) -> None:
+    """post-restore carries the pid of the root task, which does not run yet."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    heard: list[Notification] = []
+    ticks: list[int] = []
+
+    def hook(notification: Notification) -> None:
+        heard.append(notification)
+        if notification.action == "post-restore":
+            assert notification.pid is not None
+            ticks.append(notification.pid)
+            os.kill(notification.pid, 0)
+
+    restore(opts, on_notify=hook)
+    assert ticks == [target.pid]
+    actions = [notification.action for notification in heard]
+    assert actions == [
+        Notify.PRE_RESTORE,
+        Notify.POST_RESTORE,
+        Notify.PRE_RESUME,
+        Notify.POST_RESUME,
+    ]
+    assert [n.pid for n in heard if n.action != "post-restore"] == [None] * 3
+
+
+def test_the_hook_may_use_the_library(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """A hook may make calls of its own: nothing is shared between two calls."""
+    first, second = spawn(), spawn()
+    opts = CriuOpts(images_directory=images, leave_running=True)
+
+    def hook(notification: Notification) -> None:
+        if notification.action is Notify.POST_DUMP:
+            dump(second.pid, CriuOpts(images_directory=tmp_path / "second", leave_running=True))
+
+    dump(first.pid, opts, on_notify=hook)
+    assert first.runs_on()
+    assert second.runs_on()
+    assert (tmp_path / "second" / "inventory.img").exists()
+
+
+@pytest.mark.parametrize("action", [Notify.PRE_DUMP, Notify.POST_DUMP])
+def test_what_a_hook_raises_undoes_the_dump(spawn: Spawn, images: Path, action: Notify) -> None:
+    """It comes back as itself, when the process runs again and nothing of CRIU is left."""
+    target = spawn()
+    refusal = ZeroDivisionError("not today")
+
+    def hook(notification: Notification) -> None:
+        if notification.action is action:
+            raise refusal
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=hook)
+    now = state(target.pid)
+    assert caught.value is refusal
+    assert now in ("R", "S", "D")
+    assert target.runs_on()
+
+
+def test_what_a_hook_raises_undoes_the_restore(spawn: Spawn, images: Path) -> None:
+    """No process is left of the refused restore, and the images restore after it."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+
+    def hook(notification: Notification) -> None:
+        if notification.action is Notify.POST_RESTORE:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        restore(opts, on_notify=hook)
+    assert state(target.pid) in ("", "Z")
+    eventually(lambda: not state(target.pid), "the system's reaper")
+    restore(opts)
+    assert target.runs_on()
