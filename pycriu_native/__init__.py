@@ -14,6 +14,7 @@ from __future__ import annotations
 from . import lib
 from ._exchange import Notification
 from ._ffi import ffi
+from ._reach import Service, Socket
 from ._worker import Worker
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
 from .errors import (
@@ -86,6 +87,8 @@ __all__ = [
     "ProtocolError",
     "RestoreResult",
     "RestoreStatistics",
+    "Service",
+    "Socket",
     "UnsupportedError",
     "Verb",
     "Version",

@@ -8,6 +8,7 @@ and notices when the worker dies while a child that it forked still holds the so
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import select
@@ -19,15 +20,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
-from ._worker import Line
 from .enums import Notify, Verb
 from .errors import DeadlineError, ProtocolError, WorkerDiedError
 from .values import WireValue
 
 LARGEST_ANSWER = 2**20
 """Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU."""
+
+FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+"""Bytes: room for the descriptors of one message; CRIU sends one at most."""
 
 GRACE = 10.0
 """Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
@@ -78,7 +82,7 @@ class Exchange:
         self.verb = verb
         self.pid = pid
         self.tree: list[int] = []
-        """The processes that were dumped, as they stood frozen."""
+        """The processes that were dumped, as they stood frozen, or that are being restored."""
         self.stopped_by: BaseException | None = None
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
         self.network_locked = False
@@ -163,16 +167,18 @@ class Exchange:
     def _receive(self) -> tuple[bytes, list[int]] | None:
         flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
         try:
-            data, fds, seen, _ = socket.recv_fds(self.line.sock, LARGEST_ANSWER, 4, flags)
+            # Not socket.recv_fds: it ignores its flags (Python 3.11), and would wait here.
+            data, ancillary, seen, _ = self.line.sock.recvmsg(LARGEST_ANSWER, FDS_SPACE, flags)
         except BlockingIOError:
             return None
         except ConnectionError:
             raise self._died() from None
+        fds = _descriptors_in(ancillary)
         if seen & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise self._nonsense("more than a CRIU ever says at once", list(fds))
         if not data:
             raise self._died()
-        return data, list(fds)
+        return data, fds
 
     def _nonsense(self, what: str, fds: list[int]) -> ProtocolError:
         """The error for an answer that no CRIU gives; who gave it is not left running."""
@@ -200,13 +206,15 @@ class Exchange:
         action: Notify | str = name
         with contextlib.suppress(ValueError):
             action = Notify(name)
+        pid = cast("int | None", body.get("pid"))
         if action is Notify.NETWORK_LOCK:
             self.network_locked = True
         elif action is Notify.POST_DUMP and self.pid is not None:
             self.tree = process_tree(self.pid)
+        elif self.verb is Verb.RESTORE and pid is not None:
+            self.tree = process_tree(pid)
         fd = fds.pop(0) if fds else None
         _close(fds)
-        pid = cast("int | None", body.get("pid"))
         self._call_hook(Notification(action, self.verb, pid, fd))
         # The network is unlocked also while a dump is undone; refusing that would keep it locked.
         agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
@@ -241,6 +249,15 @@ def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:
     if verb is Verb.RESTORE and cast(int, body["pid"]) < 1:
         return f"the pid {body['pid']}"
     return None
+
+
+def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors that came with a message."""
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found.tolist()
 
 
 def _close(fds: list[int]) -> None:

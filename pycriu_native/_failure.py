@@ -6,9 +6,9 @@ import os
 import re
 from typing import TYPE_CHECKING, cast
 
+from ._line import Line
 from ._log import LogMark, diagnose, error_lines
 from ._tree import stat_of
-from ._worker import Line
 from .enums import Verb
 from .errors import CriuError, PidInUseError
 

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ._ffi import ffi, native
+from ._line import widen
 from ._message import REQUEST_TYPES, Handle, encode
-from ._worker import widen
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
 

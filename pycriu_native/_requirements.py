@@ -6,7 +6,6 @@ kernel's features once for each program. Nothing is asked that the options do no
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -14,9 +13,8 @@ from . import _rules
 from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
-from ._program import find_program
+from ._reach import Via
 from ._session import Call, Request, is_inside
-from ._worker import Worker
 from .enums import Verb
 from .errors import Problem, UnsupportedError
 from .opts import CriuOpts
@@ -35,20 +33,17 @@ _WHAT_IT_IS = {
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
 
-_Identity = tuple[str, int, int, int]
-_versions: dict[_Identity, Version] = {}
-_features: dict[_Identity, Features] = {}
+_versions: dict[tuple[object, ...] | None, Version] = {}
+_features: dict[tuple[object, ...] | None, Features] = {}
 
 
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     _rules.check(request.opts, request.verb, request.pid)
-    problems = [
-        *_by_position(request),
-        *_by_library(request.opts),
-        *_by_program(request.opts, request.via),
-    ]
-    problems += _by_kernel(request.opts, request.verb, request.via)
+    problems = [*_by_position(request), *_by_library(request.opts)]
+    if request.via.identity() is not None:
+        problems += _by_program(request.opts, request.via)
+        problems += _by_kernel(request.opts, request.verb, request.via)
     if problems:
         raise UnsupportedError(problems, verb=str(request.verb), pid=request.pid)
 
@@ -59,6 +54,10 @@ def _by_position(request: Request) -> Iterator[Problem]:
         for name in ("on_notify", "deadline"):
             if getattr(request, name) is not None:
                 yield Problem(name, getattr(request, name), rule)
+    inherits = (
+        bool(request.opts.inherit_fds) or getattr(request.opts.page_server, "fd", None) is not None
+    )
+    yield from request.via.refuses(inherits=inherits, sibling=request.sibling)
 
 
 def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
@@ -78,7 +77,7 @@ def _by_library(opts: CriuOpts) -> Iterator[Problem]:
             yield Problem(row.name, value, f"needs libcriu {since}; {LIBCRIU_VERSION} is loaded")
 
 
-def _by_program(opts: CriuOpts, via: Worker) -> Iterator[Problem]:
+def _by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     # An older program skips a field that it does not know, without a word.
     young = list(_young(opts))
     if not young:
@@ -86,12 +85,10 @@ def _by_program(opts: CriuOpts, via: Worker) -> Iterator[Problem]:
     found = program_version(via)
     for row, value, since in young:
         if found < Version.parse(since):
-            yield Problem(
-                row.name, value, f"needs CRIU {since}; {find_program(via.program)} is {found}"
-            )
+            yield Problem(row.name, value, f"needs CRIU {since}; {via.name()} is {found}")
 
 
-def _by_kernel(opts: CriuOpts, verb: Verb, via: Worker) -> Iterator[Problem]:
+def _by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
     needed = {
         field: name
         for field, name in _FEATURES_NEEDED.items()
@@ -108,21 +105,15 @@ def _by_kernel(opts: CriuOpts, verb: Verb, via: Worker) -> Iterator[Problem]:
             yield Problem(field, value, f"this kernel or CRIU lacks {_WHAT_IT_IS[name]}")
 
 
-def _identity(via: Worker) -> _Identity:
-    path = find_program(via.program)
-    found = os.stat(path)
-    return path, found.st_dev, found.st_ino, found.st_mtime_ns
-
-
-def program_version(via: Worker) -> Version:
+def program_version(via: Via) -> Version:
     """The release of the program, asked once for each file."""
-    identity = _identity(via)
+    identity = via.identity()
     if identity not in _versions:
         _versions[identity] = ask_version(via)
     return _versions[identity]
 
 
-def ask_version(via: Worker, deadline: float | None = None) -> Version:
+def ask_version(via: Via, deadline: float | None = None) -> Version:
     """The release of the program, asked now."""
     outcome = Call(Request(verb=Verb.VERSION, opts=CriuOpts(), via=via, deadline=deadline)).wait()
     told = cast(dict[str, Any], outcome.answer["version"])
@@ -135,15 +126,15 @@ def ask_version(via: Worker, deadline: float | None = None) -> Version:
     )
 
 
-def program_features(via: Worker) -> Features:
+def program_features(via: Via) -> Features:
     """What program and kernel can do together, asked once for each file."""
-    identity = _identity(via)
+    identity = via.identity()
     if identity not in _features:
         _features[identity] = ask_features(via)
     return _features[identity]
 
 
-def ask_features(via: Worker, deadline: float | None = None) -> Features:
+def ask_features(via: Via, deadline: float | None = None) -> Features:
     """What program and kernel can do together, asked now."""
     outcome = Call(
         Request(verb=Verb.FEATURE_CHECK, opts=CriuOpts(), via=via, deadline=deadline)

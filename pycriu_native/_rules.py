@@ -216,7 +216,7 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 "external",
                 key,
                 "file[..], tty[..], unix[..], mnt[..], dev[..], net[..], pid[..], veth[..], "
-                "macvlan[..] or netdev[..], then perhaps ':value', is accepted; CRIU ignores others",
+                "macvlan[..] or netdev[..], perhaps with ':value', is accepted; CRIU ignores others",
             )
         elif re.match(r"mnt\[\]:[^ms]", key):
             yield Problem("external", key, "after mnt[] only ':m' or ':s' is accepted")

@@ -25,13 +25,16 @@ from ._libcriu import LibcriuCall
 from ._log import LogMark
 from ._message import Handle
 from ._options import BY_WIRE
-from ._tree import ancestors
-from ._worker import Worker
+from ._reach import Via
+from ._tree import ancestors, end_processes
 from .enums import Verb
 from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
 from .opts import VERB_MASK, CriuOpts
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue, descriptor_number
+
+UNTIL_DEAD = 5.0
+"""Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
 
 logger = logging.getLogger("pycriu_native")
 
@@ -43,7 +46,7 @@ class Request:
     verb: Verb
     opts: CriuOpts
     pid: int | None = None
-    via: Worker
+    via: Via
     on_notify: Hook | None = None
     deadline: float | None = None
     """Seconds for the whole call."""
@@ -223,6 +226,8 @@ class Call:
             )
             if result >= 0:
                 return outcome
+            if request.verb is Verb.RESTORE:
+                end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             failure = lost or explain_failure(request.verb, request.pid, outcome, mark, line)
             if exchange.stopped_by is None:
                 raise failure
@@ -283,6 +288,15 @@ def log_name(request: Request) -> str:
 def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:
     """Put the options into libcriu's handle; which descriptors CRIU inherits for them."""
     keep: list[int] = []
+
+    def inherited(item: dict[str, WireValue]) -> WireValue:
+        fd = cast(int, item["fd"])
+        if fd <= 2 and request.via.ours:  # 0 to 2 are its own stdio there
+            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            owned.callback(os.close, fd)
+        keep.append(fd)
+        return {**item, "fd": fd}
+
     for row, value in request.opts.items():
         if row.wire is None:
             continue
@@ -291,9 +305,9 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         elif row.field == "work_directory":
             handle.set(row, cast(int, directories.work))
         elif row.field == "inherit_fds":
-            handle.set(row, [_inherited(item.wire(), keep, owned) for item in value])
+            handle.set(row, [inherited(item.wire()) for item in value])
         elif row.field == "page_server" and value.fd is not None:
-            handle.set(row, _inherited(value.wire(), keep, owned))
+            handle.set(row, inherited(value.wire()))
         else:
             handle.set(row, row.kind.wire(value))
     if request.verb in VERB_MASK:
@@ -313,16 +327,6 @@ def is_inside(request: Request) -> bool:
     if request.verb is not Verb.DUMP:
         return False
     return request.pid is None or request.pid in (os.getpid(), *ancestors())
-
-
-def _inherited(item: dict[str, WireValue], keep: list[int], owned: ExitStack) -> WireValue:
-    """The item with a descriptor that CRIU can inherit: 0 to 2 are its own stdio there."""
-    fd = cast(int, item["fd"])
-    if fd <= 2:
-        fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        owned.callback(os.close, fd)
-    keep.append(fd)
-    return {**item, "fd": fd}
 
 
 def _converse(

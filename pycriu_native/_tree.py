@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterable
 
@@ -71,3 +73,17 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
             time.sleep(pause)
             pause = min(pause * 2, 0.05)
     return not ours
+
+
+def end_processes(pids: Iterable[int], seconds: float, *, kill: bool) -> None:
+    """Wait for the end of half-restored processes; ``kill``: CRIU did not live to kill them."""
+    until = time.monotonic() + seconds
+    left = list(pids)
+    while left and time.monotonic() < until:
+        if kill:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        left = [pid for pid in left if (stat_of(pid) or "Z")[0] not in ("Z", "X")]
+        if left:
+            time.sleep(0.001)

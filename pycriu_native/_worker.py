@@ -1,7 +1,4 @@
-"""How a CRIU is reached: a worker of our own, started for one request.
-
-A :class:`Line` is the open connection that every way of reaching CRIU comes down to.
-"""
+"""A CRIU worker of our own, started for one request: the default way to reach CRIU."""
 
 from __future__ import annotations
 
@@ -12,18 +9,15 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ._ffi import ffi, native
+from ._line import Line, widen
 from ._program import SEARCH_PATH, find_program
-from .errors import ProgramError
+from .errors import Problem, ProgramError
 from .values import Descriptor, descriptor_number
-
-__all__ = ["Line", "Worker"]
-
-SEND_BUFFER = 64 * 2**20
-"""Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
 
 LARGEST_CHATTER = 256 * 1024
 """Bytes of a worker's standard error that are kept."""
@@ -32,26 +26,20 @@ PATIENCE = 10.0
 """Seconds that a worker gets to end by itself once it has answered."""
 
 
-class Line:
-    """A connection to one CRIU process, and that process, owned."""
+class WorkerLine(Line):
+    """A connection to a worker of our own, and that process, owned."""
 
     def __init__(
         self, sock: socket.socket, *, pid: int, pidfd: int, chatter: int, program: str
     ) -> None:
-        self.sock = sock
+        super().__init__(sock, program=program)
         self.pid = pid
+        # -1 for a worker that is not ours to watch: a self-dump must hold no pidfd of it, which
+        # CRIU could not save.
         self.pidfd = pidfd
-        """-1 for a worker that is not ours to watch: a self-dump must hold no pidfd of it, which
-        CRIU could not save."""
-        self.program = program
-        self.status: int | None = None
-        """The worker's exit status once it was reaped; negative for a signal, None if unknown."""
-        self.last_words = ""
-        """What it had written to its standard output and error when it ended."""
         self._chatter = chatter
 
     def has_ended(self, timeout: float = 0.0) -> bool:
-        """Whether the worker has ended, waiting for at most this many seconds."""
         if self.pidfd < 0:
             return not os.path.exists(f"/proc/{self.pid}")
         poll = select.poll()
@@ -67,10 +55,6 @@ class Line:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def hang_up(self) -> None:
-        """Close our end, which tells the worker that there is nothing more to do."""
-        self.sock.close()
-
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
         if self._chatter < 0:
@@ -84,7 +68,6 @@ class Line:
         self.let_go()
 
     def let_go(self) -> None:
-        """Close what is ours, and leave the process alone: with ``exec_cmd`` it has a new life."""
         self.hang_up()
         size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
         self.last_words = os.pread(self._chatter, size, 0).decode(errors="replace")
@@ -112,14 +95,6 @@ def _above_stdio(fd: int) -> int:
     return high
 
 
-def widen(sock: socket.socket) -> None:
-    """Make room for large requests: beyond the system's limit where we may."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
     """A ``criu swrk`` process of our own, for one call: the default way to reach CRIU.
@@ -135,6 +110,22 @@ class Worker:
     """Its standard input, which ``shell_job`` needs to be the terminal; None: the caller's."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment, which is otherwise PATH and HOME=/."""
+
+    ours: ClassVar[bool] = True
+
+    def identity(self) -> tuple[object, ...]:
+        """Which program this is, as it is on disk now."""
+        path = find_program(self.program)
+        found = os.stat(path)
+        return path, found.st_dev, found.st_ino, found.st_mtime_ns
+
+    def name(self) -> str:
+        """What to call it in messages."""
+        return find_program(self.program)
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """A worker of our own can do everything."""
+        return iter(())
 
     def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
         """Start the worker.
@@ -161,7 +152,7 @@ class Worker:
         if outside:
             os.close(pidfd)
             pidfd = -1
-        return Line(ours, pid=pid, pidfd=pidfd, chatter=chatter, program=program)
+        return WorkerLine(ours, pid=pid, pidfd=pidfd, chatter=chatter, program=program)
 
     def _spawn(
         self, program: str, end: int, chatter: int, keep: Sequence[int], outside: bool

@@ -222,9 +222,9 @@ class CriuOpts:
     ``criu service`` that sees other files than we do. Instead of ``images_directory``.
     CRIU 3.19."""
     image_io_mode: ImageIOMode | str | int | None = None
-    """Through the page cache or past it. CRIU 4.3."""
+    """Through the page cache, which is the default, or past it. CRIU 4.3."""
     compress: CompressMode | str | int | None = None
-    """Compress memory pages. CRIU 4.3."""
+    """Compress memory pages; the default is OFF. CRIU 4.3."""
     compress_acceleration: int | None = None
     """LZ4's acceleration, 1 to 65537: faster and larger. CRIU 4.3."""
     compress_block_size: int | None = None

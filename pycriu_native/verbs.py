@@ -30,6 +30,7 @@ from typing import TypeVar
 from . import _requirements
 from ._exchange import Hook
 from ._ffi import LIBCRIU_VERSION
+from ._reach import Via
 from ._session import Call, Outcome, Request
 from ._tree import wait_until_gone
 from ._worker import Worker
@@ -66,7 +67,7 @@ def dump(
     pid: int | None,
     opts: CriuOpts,
     *,
-    via: Worker | None = None,
+    via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> DumpResult:
@@ -108,7 +109,7 @@ def pre_dump(
     pid: int,
     opts: CriuOpts,
     *,
-    via: Worker | None = None,
+    via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> DumpResult:
@@ -124,7 +125,7 @@ def pre_dump(
 def restore(
     opts: CriuOpts,
     *,
-    via: Worker | None = None,
+    via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> RestoreResult:
@@ -140,7 +141,7 @@ def restore(
 def restore_child(
     opts: CriuOpts,
     *,
-    via: Worker | None = None,
+    via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> RestoreResult:
@@ -149,8 +150,7 @@ def restore_child(
     Only a parent learns the exit status: ``os.waitpid(result.pid, 0)``, which the caller must
     call some day. Raises as :func:`restore`. Needs CRIU 3.17, and a worker of our own.
     """
-    request = _checked(Verb.RESTORE, opts, None, via, on_notify, deadline)
-    return _restore(replace(request, sibling=True))
+    return _restore(_checked(Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=True))
 
 
 def _restore(request: Request) -> RestoreResult:
@@ -168,7 +168,7 @@ def _restore(request: Request) -> RestoreResult:
     return _finish(request, outcome, result)
 
 
-def check(*, via: Worker | None = None, deadline: float | None = None) -> CheckResult:
+def check(*, via: Via | None = None, deadline: float | None = None) -> CheckResult:
     """Whether CRIU can work on this kernel; raises with the reasons if it cannot."""
     request = Request(verb=Verb.CHECK, opts=CriuOpts(), via=via or Worker(), deadline=deadline)
     outcome = Call(request).wait()
@@ -176,7 +176,7 @@ def check(*, via: Worker | None = None, deadline: float | None = None) -> CheckR
     return _finish(request, outcome, CheckResult(duration=outcome.duration, warnings=warnings))
 
 
-def version(*, via: Worker | None = None, deadline: float | None = None) -> Version:
+def version(*, via: Via | None = None, deadline: float | None = None) -> Version:
     """The release of the ``criu`` program."""
     return _requirements.ask_version(via or Worker(), deadline)
 
@@ -186,7 +186,7 @@ def libcriu_version() -> Version:
     return Version.parse(LIBCRIU_VERSION)
 
 
-def feature_check(*, via: Worker | None = None, deadline: float | None = None) -> Features:
+def feature_check(*, via: Via | None = None, deadline: float | None = None) -> Features:
     """What this kernel and this CRIU can do together."""
     return _requirements.ask_features(via or Worker(), deadline)
 
@@ -195,9 +195,11 @@ def _checked(
     verb: Verb,
     opts: CriuOpts,
     pid: int | None,
-    via: Worker | None,
+    via: Via | None,
     on_notify: Hook | None,
     deadline: float | None,
+    *,
+    sibling: bool = False,
 ) -> Request:
     request = Request(
         verb=verb,
@@ -206,6 +208,7 @@ def _checked(
         via=via or Worker(),
         on_notify=on_notify,
         deadline=deadline,
+        sibling=sibling,
     )
     _requirements.check(request)
     return request

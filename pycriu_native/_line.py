@@ -1,0 +1,59 @@
+"""The open connection to a CRIU that every way of reaching one comes down to."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+SEND_BUFFER = 64 * 2**20
+"""Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
+
+
+def widen(sock: socket.socket) -> None:
+    """Make room for large requests: beyond the system's limit where we may."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+
+class Line:
+    """A connection to a CRIU process that is not ours: the socket, owned.
+
+    A worker of our own is more than that: ``WorkerLine`` in ``_worker.py``.
+    """
+
+    pid = 0
+    """The process, where it is ours to end."""
+    pidfd = -1
+    """A descriptor that becomes readable when it ends; -1: only the socket tells."""
+
+    def __init__(self, sock: socket.socket, *, program: str) -> None:
+        self.sock = sock
+        self.program = program
+        """What to call it in messages."""
+        self.status: int | None = None
+        """Its exit status once it was reaped; negative for a signal, None if unknown."""
+        self.last_words = ""
+        """What it had written to its standard output and error when it ended."""
+
+    def has_ended(self, timeout: float = 0.0) -> bool:
+        """Whether the process has ended, waiting for at most this many seconds."""
+        return False
+
+    def kill(self) -> None:
+        """End what can be ended: here the conversation."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def hang_up(self) -> None:
+        """Close our end, which tells CRIU that there is nothing more to do."""
+        self.sock.close()
+
+    def reap(self) -> None:
+        """Give back all that is ours."""
+        self.hang_up()
+
+    def let_go(self) -> None:
+        """Close what is ours, and leave the process alone: with ``exec_cmd`` it has a new life."""
+        self.hang_up()

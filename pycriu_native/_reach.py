@@ -1,0 +1,124 @@
+"""The ways to reach a CRIU that is not a worker of our own.
+
+What a call needs of any of them is ``Via``; :class:`~pycriu_native.Worker` is the default.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from ._line import Line, widen
+from .errors import CriuError, Problem, ProgramNotFoundError
+from .values import Descriptor, descriptor_number
+
+DEFAULT_SERVICE = "/run/criu_service.socket"
+"""Where ``criu service`` listens unless told otherwise (libcriu's ``cr-service-const.h``)."""
+
+
+class Via(Protocol):
+    """A way to reach CRIU."""
+
+    ours: ClassVar[bool]
+    """Whether the process is ours, so that descriptors can be handed to it as it starts."""
+
+    def identity(self) -> tuple[object, ...] | None:
+        """Which CRIU this is; None: it cannot be asked ahead of the request."""
+
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """What it cannot do: ``inherits`` descriptors of ours, ``sibling`` for a restored child."""
+
+    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+        """An open line to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running ``criu service``, reached by its socket.
+
+    It must see our descriptors under ``/proc`` and so share our pid namespace. It is no child
+    of ours, so it cannot inherit descriptors (``inherit_fds``, ``PageServer(fd=...)``) nor
+    restore into our children. Whoever can reach a service that runs as root can become root:
+    a worker of our own is the safe default.
+    """
+
+    path: str | os.PathLike[str] = DEFAULT_SERVICE
+    """Its socket."""
+    ours: ClassVar[bool] = False
+
+    def identity(self) -> tuple[object, ...] | None:
+        """Which service this is: its socket as it is now."""
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            raise ProgramNotFoundError(
+                f"no criu service listens on {os.fspath(self.path)!r}: {error.strerror}; start one "
+                "with criu service, or leave via out for a worker of your own"
+            ) from None
+        return os.fspath(self.path), found.st_dev, found.st_ino, found.st_mtime_ns
+
+    def name(self) -> str:
+        """What to call it in messages."""
+        return f"the criu service at {os.fspath(self.path)}"
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Descriptors cannot be inherited, nor can a child of ours be made."""
+        if inherits:
+            yield Problem("via", self, "a service cannot inherit descriptors; use a Worker")
+        if sibling:
+            yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
+
+    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+        """Connect to it. ``ProgramNotFoundError`` where nobody listens."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        widen(sock)
+        try:
+            sock.connect(os.fspath(self.path))
+        except OSError as error:
+            sock.close()
+            raise ProgramNotFoundError(
+                f"no criu service answers on {os.fspath(self.path)!r}: {error.strerror}"
+            ) from None
+        return Line(sock, program=self.name())
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A connected socket to a CRIU that the caller has started (``criu swrk``), borrowed.
+
+    CRIU serves one request on it. The caller's descriptor stays open and is the caller's to
+    close. What that CRIU can do is not asked ahead; descriptors for ``inherit_fds`` are numbers
+    in that process; it must see our descriptors under the pid that made the socket.
+    """
+
+    fd: Descriptor
+    """The socket: its number, or the object that owns it."""
+    ours: ClassVar[bool] = False
+
+    def identity(self) -> tuple[object, ...] | None:
+        """Unknown: a question would be the one request that it serves."""
+        return None
+
+    def name(self) -> str:
+        """What to call it in messages."""
+        return f"the CRIU on descriptor {descriptor_number(self.fd)}"
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Nothing: its starter knows what it was given."""
+        return iter(())
+
+    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+        """A duplicate of it."""
+        try:
+            sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))
+        except OSError as error:
+            raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
+        sock.setblocking(True)
+        widen(sock)
+        return Line(sock, program=self.name())

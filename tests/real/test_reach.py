@@ -1,0 +1,103 @@
+"""The ways to reach CRIU: a worker of our own, a running service, a descriptor of the caller's."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    OptionError,
+    ProgramNotFoundError,
+    Service,
+    Socket,
+    check,
+    dump,
+    feature_check,
+    restore,
+    restore_child,
+    version,
+)
+from pycriu_native._program import find_program
+
+from .conftest import Spawn
+from .processes import eventually, kill
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A ``criu service`` of this test's own."""
+    address = tmp_path / "service.socket"
+    process = subprocess.Popen(
+        [find_program(), "service", "--address", str(address), "-W", str(tmp_path), "-o", "log"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        eventually(address.exists, "the service's socket")
+        yield Service(address)
+    finally:
+        kill(process.pid)
+        process.wait()
+
+
+def test_a_service(service: Service, spawn: Spawn, images: Path) -> None:
+    """Every verb works over a running service."""
+    assert version(via=service) == version()
+    assert feature_check(via=service) == feature_check()
+    check(via=service)
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    heard: list[str] = []
+    dump(target.pid, opts, via=service, on_notify=lambda n: heard.append(n.action))
+    target.reap()
+    assert "post-dump" in heard
+    assert restore(opts, via=service).pid == target.pid
+    assert target.runs_on()
+
+
+def test_what_a_service_cannot_do(service: Service, images: Path) -> None:
+    """Children of ours and inherited descriptors are refused by name, before anything is sent."""
+    images.mkdir()
+    opts = CriuOpts(images_directory=images)
+    with pytest.raises(OptionError, match="cannot restore a child"):
+        restore_child(opts, via=service)
+    with open(os.devnull) as null, pytest.raises(OptionError, match="cannot inherit"):
+        restore(CriuOpts(images_directory=images, inherit_fds=[(null, "pipe:[1]")]), via=service)
+
+
+def test_no_service(tmp_path: Path) -> None:
+    """Nobody there, and a socket that nobody listens on, are said to be so."""
+    with pytest.raises(ProgramNotFoundError, match="no criu service"):
+        version(via=Service(tmp_path / "nothing"))
+    dead = tmp_path / "dead"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as abandoned:
+        abandoned.bind(str(dead))
+    with pytest.raises(ProgramNotFoundError, match="no criu service answers"):
+        version(via=Service(dead))
+
+
+def test_a_descriptor_of_the_callers(spawn: Spawn, images: Path) -> None:
+    """A worker that the caller has started serves one request; the descriptor stays the caller's."""
+    target = spawn()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [find_program(), "swrk", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        opts = CriuOpts(images_directory=images, leave_running=True)
+        dump(target.pid, opts, via=Socket(ours))
+        os.fstat(ours.fileno())
+    assert process.wait() == 0
+    assert target.runs_on()
+    assert (images / "inventory.img").exists()
