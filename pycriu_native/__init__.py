@@ -33,11 +33,14 @@ from .errors import (
     WorkerDiedError,
 )
 from .opts import CriuOpts
+from .pages import PageServerChild, page_server, page_server_child
 from .results import (
     CheckResult,
+    CpuinfoResult,
     DumpResult,
     DumpStatistics,
     Features,
+    PageServerResult,
     RestoreResult,
     RestoreStatistics,
     Version,
@@ -45,6 +48,8 @@ from .results import (
 from .values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
 from .verbs import (
     check,
+    cpuinfo_check,
+    cpuinfo_dump,
     dump,
     feature_check,
     libcriu_version,
@@ -61,6 +66,7 @@ __all__ = [
     "CgroupRoot",
     "CheckResult",
     "CompressMode",
+    "CpuinfoResult",
     "CriuError",
     "CriuOpts",
     "DeadlineError",
@@ -78,6 +84,8 @@ __all__ = [
     "Notify",
     "OptionError",
     "PageServer",
+    "PageServerChild",
+    "PageServerResult",
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
@@ -96,11 +104,15 @@ __all__ = [
     "Worker",
     "WorkerDiedError",
     "check",
+    "cpuinfo_check",
+    "cpuinfo_dump",
     "dump",
     "feature_check",
     "ffi",
     "lib",
     "libcriu_version",
+    "page_server",
+    "page_server_child",
     "pre_dump",
     "restore",
     "restore_child",

@@ -45,6 +45,7 @@ _PROMISED: dict[Verb, str] = {
     Verb.RESTORE: "restore",
     Verb.VERSION: "version",
     Verb.FEATURE_CHECK: "features",
+    Verb.PAGE_SERVER: "ps",
 }
 """What an answer that says yes must hold: libcriu reads it without a look, and would crash."""
 
@@ -236,6 +237,8 @@ class Exchange:
 def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:
     """Why libcriu must not see this final answer, None if it may."""
     kind = answer["type"]
+    if verb is Verb.PAGE_SERVER_CHILD:
+        verb = Verb.PAGE_SERVER  # which is what CRIU answers there
     if kind == EMPTY and not answer["success"]:
         return None  # CRIU could not read the request
     if kind != REQUEST_TYPES[str(verb)]:

@@ -10,7 +10,9 @@ from ._line import Line
 from ._log import LogMark, diagnose, error_lines
 from ._tree import stat_of
 from .enums import Verb
-from .errors import CriuError, PidInUseError
+from .errors import CriuError, Diagnosis, PidInUseError
+from .opts import CriuOpts
+from .values import PageServer
 
 if TYPE_CHECKING:
     from ._session import Outcome
@@ -19,8 +21,17 @@ EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""
 
 
+_SUMS_UP = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, status=")
+"""Lines that say that something failed, and not what."""
+
+
 def explain_failure(
-    verb: Verb, pid: int | None, outcome: Outcome, mark: LogMark | None, line: Line
+    verb: Verb,
+    pid: int | None,
+    opts: CriuOpts,
+    outcome: Outcome,
+    mark: LogMark | None,
+    line: Line,
 ) -> CriuError:
     """The error for an answer that says no."""
     text = mark.text() if mark is not None else ""
@@ -30,6 +41,8 @@ def explain_failure(
         lines += error_lines(message)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     found = diagnose(lines, verb, errno)
+    if found.cause is None and lines and all(_SUMS_UP.search(told) for told in lines):
+        found = _unsaid(opts, found)
     cause, cure = found.cause, found.cure
     if found.kind is PidInUseError:
         cause, cure = _who_has_the_pid(lines, cause, cure)
@@ -67,6 +80,21 @@ def explain_failure(
         cure=cure,
         options=found.options,
     )
+
+
+def _unsaid(opts: CriuOpts, found: Diagnosis) -> Diagnosis:
+    """What the options say of a failure whose cause CRIU tells at ``log_level=3`` only."""
+    server = opts.page_server
+    if isinstance(server, PageServer) and not opts.lazy_pages:
+        return Diagnosis(
+            found.kind,
+            "CRIU does not say why, as it does when the page server "
+            f"{server.address}:{server.port} cannot be reached",
+            "start it before the dump, and look at page_server's address and port; "
+            "log_level=3 has CRIU say more",
+            ("page_server",),
+        )
+    return Diagnosis(found.kind, "CRIU does not say why", "log_level=3 has it say more", ())
 
 
 def _who_has_the_pid(

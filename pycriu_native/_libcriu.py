@@ -18,7 +18,7 @@ from ._message import REQUEST_TYPES, Handle, encode
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
 
-_VERBS: dict[Verb, int] = {
+LIBCRIU_VERBS: dict[Verb, int] = {
     Verb.DUMP: native.PN_DUMP,
     Verb.PRE_DUMP: native.PN_PRE_DUMP,
     Verb.RESTORE: native.PN_RESTORE,
@@ -53,7 +53,7 @@ class LibcriuCall:
             raise OptionError([Problem("options", "all of them", rule)], verb=str(verb))
         # libcriu closes the descriptor that it is given.
         native.criu_local_set_service_fd(handle.pointer, theirs.detach())
-        self._call: Any = native.pn_call_start(_VERBS[verb], handle.pointer, self._features)
+        self._call: Any = native.pn_call_start(LIBCRIU_VERBS[verb], handle.pointer, self._features)
         if self._call == ffi.NULL:
             self._ours.close()
             raise CriuError(f"{verb}: no thread could be started for libcriu", verb=str(verb))

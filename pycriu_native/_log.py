@@ -21,7 +21,7 @@ from .errors import CriuError, Diagnosis
 LARGEST_EXCERPT = 256 * 1024
 """Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
 
-_ERROR = re.compile(r"Error \(|^Error|BUG at |Can't |RPC error")
+_ERROR = re.compile(r"Error \(|^Error|BUG at |Can't |RPC error|No pagemap-")
 
 _KINDS: dict[str, type[CriuError]] = {
     "not-root-caps": errors.PermissionDeniedError,
@@ -36,6 +36,7 @@ _KINDS: dict[str, type[CriuError]] = {
     "images-read-only": errors.ImagesError,
     "images-full": errors.ImagesError,
     "image-missing": errors.ImagesError,
+    "pagemap-missing": errors.ImagesError,
     "map-files-eperm": errors.PermissionDeniedError,
     "ptrace-refused": errors.PermissionDeniedError,
     "rlimit-other-user": errors.PermissionDeniedError,

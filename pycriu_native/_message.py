@@ -101,6 +101,10 @@ class Handle:
         """The whole message, read back: every field that is present."""
         return read(self._message)
 
+    def packed(self) -> bytes:
+        """The message as it goes on the wire."""
+        return _pack(self._message)
+
     def packed_size(self) -> int:
         """The size of the message on the wire, in bytes."""
         return cast(int, native.pn_packed_size(self._message))
@@ -218,6 +222,12 @@ def decode_response(data: bytes) -> dict[str, WireValue] | None:
         native.pn_free(message)
 
 
+def _pack(message: Any) -> bytes:
+    out = ffi.new("uint8_t[]", native.pn_packed_size(message))
+    native.pn_pack(message, out)
+    return bytes(ffi.buffer(out))
+
+
 def encode(kind: str, fields: dict[str, WireValue]) -> bytes:
     """A ``CriuReq`` (``kind="request"``) or ``CriuResp`` (``"response"``) with these fields."""
     message = native.pn_new(native.PN_REQUEST if kind == "request" else native.PN_RESPONSE)
@@ -226,8 +236,6 @@ def encode(kind: str, fields: dict[str, WireValue]) -> bytes:
     try:
         for name, value in fields.items():
             set_field(message, name, value)
-        out = ffi.new("uint8_t[]", native.pn_packed_size(message))
-        native.pn_pack(message, out)
-        return bytes(ffi.buffer(out))
+        return _pack(message)
     finally:
         native.pn_free(message)

@@ -142,37 +142,40 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     server = opts.page_server
+    is_server = verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+    serves = is_server or (bool(opts.lazy_pages) and verb is Verb.DUMP)
     if not isinstance(server, PageServer):
-        if opts.lazy_pages and verb is Verb.DUMP:
+        if serves:
             yield Problem(
                 "page_server",
                 None,
-                "lazy_pages needs the address and port to serve pages on; without one CRIU "
-                "listens on every address of the machine",
+                "the address to serve pages on is required; without one CRIU listens on every "
+                "address of the machine",
             )
         return
     if server.fd is not None:
         if opts.lazy_pages:
-            yield Problem(
-                "page_server", server, "lazy_pages serves on an address, not on a descriptor"
-            )
+            rule = "lazy_pages serves on an address, not on a descriptor"
+            yield Problem("page_server", server, rule)
         if server.address is not None or server.port is not None:
-            yield Problem(
-                "page_server",
-                server,
-                "a descriptor, or address and port, is accepted: CRIU uses the descriptor only",
-            )
+            rule = "a descriptor, or address and port, is accepted: CRIU uses the descriptor only"
+            yield Problem("page_server", server, rule)
         return
-    # runc's rule: CRIU takes a missing address for loopback and a missing port for 0.
-    if not server.address or not server.port:
+    if is_server and not server.address:
+        yield Problem("page_server", server, "an address is required; port 0 lets CRIU choose")
+    elif not is_server and not (server.address and server.port):
+        # runc's rule: CRIU takes a missing address for loopback and a missing port for 0.
         yield Problem("page_server", server, "address and port are both required (runc's rule)")
-    elif opts.lazy_pages:
-        try:
-            ipaddress.ip_address(server.address)
-        except ValueError:
-            yield Problem(
-                "page_server", server, "lazy_pages serves on a numeric address, not a name"
-            )
+    elif serves and not _is_numeric(server.address):
+        yield Problem("page_server", server, "pages are served on a numeric address, not a name")
+
+
+def _is_numeric(address: str | None) -> bool:
+    try:
+        ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _tls(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -216,7 +219,7 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 "external",
                 key,
                 "file[..], tty[..], unix[..], mnt[..], dev[..], net[..], pid[..], veth[..], "
-                "macvlan[..] or netdev[..], perhaps with ':value', is accepted; CRIU ignores others",
+                "macvlan[..] or netdev[..], perhaps with ':value', is accepted; others do nothing",
             )
         elif re.match(r"mnt\[\]:[^ms]", key):
             yield Problem("external", key, "after mnt[] only ':m' or ':s' is accepted")

@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from . import _stats
+from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
 from ._failure import explain_failure
-from ._libcriu import LibcriuCall
+from ._libcriu import LIBCRIU_VERBS, LibcriuCall
+from ._line import Line
 from ._log import LogMark
 from ._message import Handle
 from ._options import BY_WIRE
@@ -52,6 +54,8 @@ class Request:
     """Seconds for the whole call."""
     sibling: bool = False
     """Restore the root process as a child of ours."""
+    keep_line: bool = False
+    """Leave the line open for the next request."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,12 +76,16 @@ class Outcome:
     """CRIU's own numbers."""
     chatter: str
     """What CRIU wrote to its standard output and error."""
-    worker: int
-    """The worker's pid: it lives on only with ``exec_cmd``."""
+    line: Line
+    """The line to CRIU: still open with ``keep_line``, else closed."""
     tree: list[int]
     """The processes that were dumped."""
     interrupted_by: BaseException | None
     """What asked for the call to be undone when it was too late for that."""
+
+
+CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
+"""Verbs that write images, and so make a missing directory for them."""
 
 
 class Directories:
@@ -85,9 +93,7 @@ class Directories:
 
     def __init__(self, opts: CriuOpts, verb: Verb, owned: ExitStack) -> None:
         self._owned = owned
-        self.images = self._open(
-            opts.images_directory, "images_directory", create=verb is not Verb.RESTORE
-        )
+        self.images = self._open(opts.images_directory, "images_directory", create=verb in CREATING)
         self.work = self._open(opts.work_directory, "work_directory", create=False)
         self.log = self.images if self.work is None else self.work
         """Where CRIU puts its log and statistics; None with ``images_dir`` alone."""
@@ -200,13 +206,16 @@ class Call:
                 else LogMark.take(directories.log, log_name(request))
             )
             line = request.via.connect(keep, outside=is_inside(request))
-            owned.callback(line.reap)
+            owner = owned.enter_context(ExitStack())
+            owner.callback(line.reap)
             exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid)
             owned.callback(exchange.close)
             self._listen_to(exchange)
 
-            result, answer, lost = _converse(request.verb, handle, exchange)
-            if result >= 0 and request.opts.exec_cmd is not None:
+            result, answer, lost = _converse(request, handle, exchange)
+            if result >= 0 and request.keep_line:
+                owner.pop_all()
+            elif result >= 0 and request.opts.exec_cmd is not None:
                 line.let_go()
             else:
                 line.reap()
@@ -220,7 +229,7 @@ class Call:
                 else None,
                 statistics=_statistics(request.verb, directories.log) if result >= 0 else None,
                 chatter=line.last_words,
-                worker=line.pid,
+                line=line,
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
@@ -228,7 +237,9 @@ class Call:
                 return outcome
             if request.verb is Verb.RESTORE:
                 end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
-            failure = lost or explain_failure(request.verb, request.pid, outcome, mark, line)
+            failure = lost or explain_failure(
+                request.verb, request.pid, request.opts, outcome, mark, line
+            )
             if exchange.stopped_by is None:
                 raise failure
             if lost is not None:
@@ -330,10 +341,16 @@ def is_inside(request: Request) -> bool:
 
 
 def _converse(
-    verb: Verb, handle: Handle, exchange: Exchange
+    request: Request, handle: Handle, exchange: Exchange
 ) -> tuple[int, dict[str, WireValue], CriuError | None]:
-    """libcriu's verb against CRIU: its result, CRIU's answer, and how CRIU was lost, if it was."""
-    with LibcriuCall(verb, handle) as call:
+    """One verb against CRIU: its result, CRIU's answer, and how CRIU was lost, if it was."""
+    verb = request.verb
+    call: LibcriuCall | DirectCall
+    if verb in LIBCRIU_VERBS:
+        call = LibcriuCall(verb, handle)
+    else:
+        call = DirectCall(verb, handle, keep_open=request.keep_line)
+    with call:
         try:
             answer, data = exchange.run(call.request())
         except (WorkerDiedError, ProtocolError) as lost:
@@ -342,9 +359,11 @@ def _converse(
 
 
 def _statistics(verb: Verb, directory: int | None) -> DumpStatistics | RestoreStatistics | None:
-    if directory is None or verb not in VERB_MASK:
+    if directory is None:
         return None
-    return _stats.read_restore(directory) if verb is Verb.RESTORE else _stats.read_dump(directory)
+    if verb in (Verb.DUMP, Verb.PRE_DUMP):
+        return _stats.read_dump(directory)
+    return _stats.read_restore(directory) if verb is Verb.RESTORE else None
 
 
 def _path(directory: int | None) -> str:

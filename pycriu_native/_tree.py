@@ -8,6 +8,9 @@ import signal
 import time
 from collections.abc import Iterable
 
+LISTENING = "0A"
+"""TCP_LISTEN, as /proc/net/tcp prints it."""
+
 
 def process_tree(pid: int) -> list[int]:
     """The pids of a process and of all below it; those that end meanwhile may be missing."""
@@ -35,6 +38,25 @@ def ancestors() -> list[int]:
         above = stat_of(pid)
         pid = 0 if above is None else above[1]
     return found
+
+
+def listener_on(port: int) -> int | None:
+    """The pid of a process that listens on a TCP port of our network namespace."""
+    inodes = set()
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        with contextlib.suppress(FileNotFoundError), open(table) as file:
+            for line in file.readlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{inode}]")
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{entry}/fd"):
+                if os.readlink(f"/proc/{entry}/fd/{fd}") in inodes:
+                    return int(entry)
+    return None
 
 
 def stat_of(pid: int) -> tuple[str, int] | None:

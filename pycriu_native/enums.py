@@ -85,6 +85,10 @@ class Verb(Enum):
     CHECK = "check"
     VERSION = "version"
     FEATURE_CHECK = "feature-check"
+    PAGE_SERVER = "page-server"
+    PAGE_SERVER_CHILD = "page-server-child"
+    CPUINFO_DUMP = "cpuinfo-dump"
+    CPUINFO_CHECK = "cpuinfo-check"
 
     def __str__(self) -> str:
         return self.value

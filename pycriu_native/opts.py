@@ -35,6 +35,10 @@ VERB_MASK: dict[Verb, On] = {
     Verb.DUMP: On.DUMP,
     Verb.PRE_DUMP: On.PRE_DUMP,
     Verb.RESTORE: On.RESTORE,
+    Verb.PAGE_SERVER: On.PAGE_SERVER,
+    Verb.PAGE_SERVER_CHILD: On.PAGE_SERVER,
+    Verb.CPUINFO_DUMP: On.CPUINFO,
+    Verb.CPUINFO_CHECK: On.CPUINFO,
 }
 """The verbs that take options, as the table names them."""
 

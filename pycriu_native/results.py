@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "CheckResult",
+    "CpuinfoResult",
     "DumpResult",
     "DumpStatistics",
     "Features",
+    "PageServerResult",
     "RestoreResult",
     "RestoreStatistics",
     "Version",
@@ -106,6 +108,34 @@ class RestoreResult:
     """CRIU's own numbers; None where it left none."""
     exec_pid: int | None = None
     """With ``exec_cmd``: the process that became that command, a child of the caller's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageServerResult:
+    """A page server that listens."""
+
+    pid: int
+    """The server."""
+    port: int
+    """The TCP port that it listens on."""
+    images: str
+    """The directory that pages go to."""
+    log: str | None
+    """CRIU's log; None where it went elsewhere."""
+    duration: float
+    """Seconds, from the call until it listened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CpuinfoResult:
+    """What the processor can do was written, or fits what was written."""
+
+    images: str
+    """The directory with ``cpuinfo.img``."""
+    duration: float
+    """Seconds."""
+    log: str | None
+    """CRIU's log; None where it went elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -38,6 +38,7 @@ from .enums import Verb
 from .opts import CriuOpts
 from .results import (
     CheckResult,
+    CpuinfoResult,
     DumpResult,
     DumpStatistics,
     Features,
@@ -48,6 +49,8 @@ from .results import (
 
 __all__ = [
     "check",
+    "cpuinfo_check",
+    "cpuinfo_dump",
     "dump",
     "feature_check",
     "libcriu_version",
@@ -163,7 +166,7 @@ def _restore(request: Request) -> RestoreResult:
         duration=outcome.duration,
         log=outcome.log,
         statistics=statistics,
-        exec_pid=None if request.opts.exec_cmd is None else outcome.worker,
+        exec_pid=None if request.opts.exec_cmd is None else outcome.line.pid,
     )
     return _finish(request, outcome, result)
 
@@ -174,6 +177,33 @@ def check(*, via: Via | None = None, deadline: float | None = None) -> CheckResu
     outcome = Call(request).wait()
     warnings = tuple(line.strip() for line in outcome.chatter.splitlines() if line.strip())
     return _finish(request, outcome, CheckResult(duration=outcome.duration, warnings=warnings))
+
+
+def cpuinfo_dump(
+    opts: CriuOpts, *, via: Via | None = None, deadline: float | None = None
+) -> CpuinfoResult:
+    """Write what this processor can do into the images directory, as ``cpuinfo.img``.
+
+    For :func:`cpuinfo_check` on another host, before anything is moved there. x86-64, s390x and
+    ppc64le only: elsewhere CRIU refuses. Needs CRIU 3.17.
+    """
+    return _cpuinfo(_checked(Verb.CPUINFO_DUMP, opts, None, via, None, deadline))
+
+
+def cpuinfo_check(
+    opts: CriuOpts, *, via: Via | None = None, deadline: float | None = None
+) -> CpuinfoResult:
+    """Whether this processor can do what the ``cpuinfo.img`` in the images directory says.
+
+    ``cpu_cap`` says what must fit. Raises ``CriuError`` where it does not. Needs CRIU 3.17.
+    """
+    return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, None, via, None, deadline))
+
+
+def _cpuinfo(request: Request) -> CpuinfoResult:
+    outcome = Call(request).wait()
+    result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
+    return _finish(request, outcome, result)
 
 
 def version(*, via: Via | None = None, deadline: float | None = None) -> Version:

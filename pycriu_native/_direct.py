@@ -1,0 +1,56 @@
+"""Requests that libcriu has no function for: made with the codec that it exports.
+
+The counterpart of ``_libcriu.py``: the same two steps, without a thread.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from ._message import REQUEST_TYPES, Handle, decode_response, encode
+from .enums import Verb
+from .values import WireValue
+
+REFUSED = -52
+"""EBADE, as libcriu's verbs return it when CRIU says no."""
+
+_OPTS_FIELD = b"\x12"
+"""The key of ``opts`` in a ``CriuReq``: field 2, with a length."""
+
+
+class DirectCall:
+    """A request with the options of a handle."""
+
+    def __init__(self, verb: Verb, handle: Handle, **more: WireValue) -> None:
+        self._head = encode("request", {"type": REQUEST_TYPES[str(verb)], **more})
+        self._opts = handle.packed()
+
+    def request(self) -> bytes:
+        """What is asked of CRIU: a message is the sequence of its fields."""
+        return self._head + _OPTS_FIELD + _varint(len(self._opts)) + self._opts
+
+    def finish(self, answer: bytes) -> int:
+        """0 for an answer that says yes."""
+        told = decode_response(answer)
+        return 0 if told is not None and told["success"] else REFUSED
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing to end: there is no thread."""
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

@@ -1,0 +1,168 @@
+"""The page server: where dumps on other hosts send their memory pages.
+
+``page_server`` starts one that lives on by itself; ``page_server_child`` starts one whose end
+can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everybody who
+reaches the address can write images: serve on loopback, or with ``tls``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from types import TracebackType
+from typing import Self, cast
+
+from . import _requirements
+from ._exchange import Hook
+from ._line import Line
+from ._message import REQUEST_TYPES, decode_response, encode
+from ._reach import Via
+from ._session import Call, Outcome, Request
+from ._tree import listener_on
+from ._worker import Worker
+from .enums import Verb
+from .errors import CriuError, ProtocolError, WorkerDiedError
+from .opts import CriuOpts
+from .results import PageServerResult
+from .values import WireValue
+
+__all__ = ["PageServerChild", "page_server", "page_server_child"]
+
+LARGEST_ANSWER = 64 * 1024
+
+
+def page_server(
+    opts: CriuOpts,
+    *,
+    via: Via | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> PageServerResult:
+    """Start a page server that lives on by itself until it has served one dump.
+
+    ``opts.page_server`` says where it listens; port 0 has CRIU choose one, which the result
+    tells. Pages go to the images directory. Raises ``ImagesError``, and what any verb raises.
+    Needs CRIU 3.17; TLS needs ``tls_cert``, ``tls_key`` and ``tls_cacert``.
+    """
+    return _told(_start(Verb.PAGE_SERVER, opts, via, on_notify, deadline))
+
+
+def page_server_child(
+    opts: CriuOpts,
+    *,
+    via: Via | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> PageServerChild:
+    """Start a page server whose end is waited for, as :func:`page_server` otherwise.
+
+    The result is owned: use it in a ``with`` statement, or close it.
+    """
+    return PageServerChild(_start(Verb.PAGE_SERVER_CHILD, opts, via, on_notify, deadline))
+
+
+def _start(
+    verb: Verb, opts: CriuOpts, via: Via | None, on_notify: Hook | None, deadline: float | None
+) -> Outcome:
+    request = Request(
+        verb=verb,
+        opts=opts,
+        via=via or Worker(),
+        on_notify=on_notify,
+        deadline=deadline,
+        keep_line=verb is Verb.PAGE_SERVER_CHILD,
+    )
+    _requirements.check(request)
+    outcome = Call(request).wait()
+    if outcome.interrupted_by is not None:
+        # Too late to undo by a refusal: it is undone by ending what was started.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(_told(outcome).pid, signal.SIGTERM)
+        outcome.line.reap()
+        raise outcome.interrupted_by
+    return outcome
+
+
+def _told(outcome: Outcome) -> PageServerResult:
+    answer = cast(dict[str, WireValue], outcome.answer["ps"])
+    port = cast(int, answer["port"]) & 0xFFFF
+    return PageServerResult(
+        # CRIU tells 0 for a server that has detached itself (seen up to 4.3).
+        pid=cast(int, answer["pid"]) or listener_on(port) or 0,
+        port=port,
+        images=outcome.images,
+        log=outcome.log,
+        duration=outcome.duration,
+    )
+
+
+class PageServerChild:
+    """A page server under way. Synchronization: not to be shared between threads."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.result = _told(outcome)
+        """Where it listens, and its pid."""
+        self._line: Line | None = outcome.line
+        self._asked = False
+        self._status: int | None = None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has served its dump; its exit code (negative: the signal that ended it).
+
+        ``timeout`` is in seconds; ``TimeoutError`` when it passes, after which waiting again
+        is fine. May be called again after the end.
+        """
+        if self._status is None:
+            line = self._line
+            if line is None:
+                raise ValueError("the page server is closed")
+            if not self._asked:
+                self._asked = True
+                question: dict[str, WireValue] = {
+                    "type": REQUEST_TYPES["wait-pid"],
+                    "pid": self.result.pid,
+                }
+                line.sock.sendall(encode("request", question), socket.MSG_NOSIGNAL)
+            poll = select.poll()
+            poll.register(line.sock, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")
+            self._status = self._read(line)
+            line.reap()
+        return self._status
+
+    def _read(self, line: Line) -> int:
+        data = line.sock.recv(LARGEST_ANSWER)
+        if not data:
+            raise WorkerDiedError(f"{line.program} ended before the page server")
+        answer = decode_response(data)
+        if answer is None or answer["type"] != REQUEST_TYPES["wait-pid"]:
+            raise ProtocolError(f"{line.program} answered something else")
+        if not answer["success"]:
+            raise CriuError(f"CRIU could not wait for the page server, pid {self.result.pid}")
+        return os.waitstatus_to_exitcode(cast(int, answer.get("status", 0)))
+
+    def close(self) -> None:
+        """End it if it still serves, and give everything back. A second time does nothing."""
+        line, self._line = self._line, None
+        if line is None:
+            return
+        if self._status is None:
+            # CRIU has not collected it yet, so its pid is its own.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.result.pid, signal.SIGKILL)
+        line.reap()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
