@@ -110,11 +110,12 @@ lint: build $(VENV)/.lint ## ruff and strict mypy
 build: $(VENV)/.installed ## the virtual environment with the library in it
 
 .PHONY: test-fresh
-test-fresh: ## demo and test in fresh Debian 12 and 13 roots, as root and by sudo
-	@for suite in bookworm trixie; do
-		scripts/fresh-root "$$suite" demo test demo
-		scripts/fresh-root "$$suite" --user demo test demo
+test-fresh: ## demo, test, demo in fresh Debian 12 and 13 roots, as root and by sudo
+	@failed=()
+	for root in bookworm 'bookworm --user' trixie 'trixie --user'; do
+		scripts/fresh-root $$root demo test demo || failed+=("$$root")
 	done
+	(($${#failed[@]} == 0)) || { echo "failed:$$(printf ' [%s]' "$${failed[@]}")" >&2; exit 1; }
 
 .PHONY: clean
 clean: ## remove what was built here (scripts/install-criu --uninstall removes CRIU)

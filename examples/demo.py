@@ -5,6 +5,8 @@ Run as root (``make demo`` does).
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -96,7 +98,7 @@ def main() -> None:
             print(f"   whole call {restored.duration * 1000:8.2f} ms")
         finally:
             if runs(pid):
-                subprocess.run(["kill", "-KILL", str(pid)], check=False)
+                os.kill(pid, signal.SIGKILL)
             counter.poll()
 
 

@@ -84,6 +84,10 @@ class Outcome:
     """What asked for the call to be undone when it was too late for that."""
 
 
+HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+"""Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
+one, after its answer or before, to a socket on which nobody may listen any more.)"""
+
 CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
 """Verbs that write images, and so make a missing directory for them."""
 
@@ -324,7 +328,7 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     if request.verb in VERB_MASK:
         if request.opts.log_file is None and not request.opts.log_to_stderr:
             handle.set(BY_WIRE["log_file"], log_name(request))
-        if not is_inside(request):
+        if not is_inside(request) and request.verb in HEARD:
             handle.set_wire("notify_scripts", True)  # who is frozen cannot answer
         if request.sibling:
             handle.set_wire("rst_sibling", True)

@@ -41,8 +41,20 @@ def ancestors() -> list[int]:
     return found
 
 
-def listener_on(port: int) -> int | None:
-    """The pid of a process that listens on a TCP port of our network namespace."""
+def listener_on(port: int, seconds: float) -> int | None:
+    """The pid of the process that listens on a TCP port of our network namespace.
+
+    It may be forking just now: it is looked for again for so many seconds.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        found = _find_listener(port)
+        if found is not None or time.monotonic() > until:
+            return found
+        time.sleep(0.005)
+
+
+def _find_listener(port: int) -> int | None:
     inodes = set()
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         with contextlib.suppress(FileNotFoundError), open(table) as file:

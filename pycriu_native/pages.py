@@ -2,7 +2,8 @@
 
 ``page_server`` starts one that lives on by itself; ``page_server_child`` starts one whose end
 can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everybody who
-reaches the address can write images: serve on loopback, or with ``tls``.
+reaches the address can write images: serve on loopback, or with ``tls``. When the call
+returns, the server listens; there is no other notification of that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from types import TracebackType
 from typing import Self, cast
 
 from . import _requirements
-from ._exchange import Hook
 from ._line import Line
 from ._message import REQUEST_TYPES, decode_response, encode
 from ._reach import Via
@@ -32,13 +32,14 @@ from .values import WireValue
 __all__ = ["PageServerChild", "page_server", "page_server_child"]
 
 LARGEST_ANSWER = 64 * 1024
+UNTIL_FOUND = 2.0
+"""Seconds in which a detached server is found by its port."""
 
 
 def page_server(
     opts: CriuOpts,
     *,
     via: Via | None = None,
-    on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> PageServerResult:
     """Start a page server that lives on by itself until it has served one dump.
@@ -47,31 +48,27 @@ def page_server(
     tells. Pages go to the images directory. Raises ``ImagesError``, and what any verb raises.
     Needs CRIU 3.17; TLS needs ``tls_cert``, ``tls_key`` and ``tls_cacert``.
     """
-    return _told(_start(Verb.PAGE_SERVER, opts, via, on_notify, deadline))
+    return _told(_start(Verb.PAGE_SERVER, opts, via, deadline))
 
 
 def page_server_child(
     opts: CriuOpts,
     *,
     via: Via | None = None,
-    on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> PageServerChild:
     """Start a page server whose end is waited for, as :func:`page_server` otherwise.
 
     The result is owned: use it in a ``with`` statement, or close it.
     """
-    return PageServerChild(_start(Verb.PAGE_SERVER_CHILD, opts, via, on_notify, deadline))
+    return PageServerChild(_start(Verb.PAGE_SERVER_CHILD, opts, via, deadline))
 
 
-def _start(
-    verb: Verb, opts: CriuOpts, via: Via | None, on_notify: Hook | None, deadline: float | None
-) -> Outcome:
+def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) -> Outcome:
     request = Request(
         verb=verb,
         opts=opts,
         via=via or Worker(),
-        on_notify=on_notify,
         deadline=deadline,
         keep_line=verb is Verb.PAGE_SERVER_CHILD,
     )
@@ -91,7 +88,7 @@ def _told(outcome: Outcome) -> PageServerResult:
     port = cast(int, answer["port"]) & 0xFFFF
     return PageServerResult(
         # CRIU tells 0 for a server that has detached itself (seen up to 4.3).
-        pid=cast(int, answer["pid"]) or listener_on(port) or 0,
+        pid=cast(int, answer["pid"]) or listener_on(port, UNTIL_FOUND) or 0,
         port=port,
         images=outcome.images,
         log=outcome.log,
