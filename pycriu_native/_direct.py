@@ -22,8 +22,11 @@ _OPTS_FIELD = b"\x12"
 class DirectCall:
     """A request with the options of a handle."""
 
-    def __init__(self, verb: Verb, handle: Handle, **more: WireValue) -> None:
-        self._head = encode("request", {"type": REQUEST_TYPES[str(verb)], **more})
+    def __init__(self, verb: Verb, handle: Handle, *, keep_open: bool = False) -> None:
+        head: dict[str, WireValue] = {"type": REQUEST_TYPES[str(verb)]}
+        if keep_open:
+            head["keep_open"] = True
+        self._head = encode("request", head)
         self._opts = handle.packed()
 
     def request(self) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -24,7 +25,7 @@ from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
 from .enums import Notify, Verb
-from .errors import DeadlineError, ProtocolError, WorkerDiedError
+from .errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from .values import WireValue
 
 LARGEST_ANSWER = 2**20
@@ -141,6 +142,10 @@ class Exchange:
         try:
             self.line.sock.sendall(message, socket.MSG_NOSIGNAL)
         except OSError as error:
+            if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):
+                rule = f"they take {len(message)} bytes, more than a socket carries at once here"
+                problem = Problem("options", "all of them", rule)
+                raise OptionError([problem], verb=str(self.verb)) from None
             raise self._died() from error
 
     def _next(self) -> tuple[bytes, list[int]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from typing import TYPE_CHECKING, cast
 
 from ._line import Line
 from ._log import LogMark, diagnose, error_lines
 from ._tree import stat_of
 from .enums import Verb
-from .errors import CriuError, Diagnosis, PidInUseError
+from .errors import CriuError, Diagnosis, PidInUseError, WorkerDiedError
 from .opts import CriuOpts
 from .values import PageServer
 
@@ -32,8 +33,9 @@ def explain_failure(
     outcome: Outcome,
     mark: LogMark | None,
     line: Line,
+    lost: CriuError | None = None,
 ) -> CriuError:
-    """The error for an answer that says no."""
+    """The error for an answer that says no, or for the lack of one (``lost``)."""
     text = mark.text() if mark is not None else ""
     lines = error_lines(text) or error_lines(outcome.chatter)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
@@ -41,7 +43,12 @@ def explain_failure(
         lines += error_lines(message)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     found = diagnose(lines, verb, errno)
-    if found.cause is None and lines and all(_SUMS_UP.search(told) for told in lines):
+    if (
+        lost is None
+        and found.cause is None
+        and lines
+        and all(_SUMS_UP.search(told) for told in lines)
+    ):
         found = _unsaid(opts, found)
     cause, cure = found.cause, found.cure
     if found.kind is PidInUseError:
@@ -54,7 +61,10 @@ def explain_failure(
         if outcome.images
         else str(verb)
     )
-    if cause is None:
+    if lost is not None:
+        ending = str(lost) + _how_it_ended(line)
+        cause = ending if cause is None else f"{ending}: {cause}"
+    elif cause is None:
         if lines:
             cause = "CRIU says: " + lines[0]
         elif errno == EBADRQC:
@@ -68,7 +78,7 @@ def explain_failure(
         told += f" ({lines[0]})"
     if cure:
         told += f"; {cure}"
-    return found.kind(
+    error = (found.kind if lost is None else type(lost))(
         told,
         verb=str(verb),
         pid=pid,
@@ -80,6 +90,18 @@ def explain_failure(
         cure=cure,
         options=found.options,
     )
+    if isinstance(error, WorkerDiedError):
+        error.status = line.status
+    return error
+
+
+def _how_it_ended(line: Line) -> str:
+    """A worker's exit status in words, where it is known."""
+    if line.status is None:
+        return ""
+    if line.status < 0:
+        return f", killed by {signal.Signals(-line.status).name}"
+    return f", with exit status {line.status}"
 
 
 def _unsaid(opts: CriuOpts, found: Diagnosis) -> Diagnosis:

@@ -69,6 +69,12 @@ class Row(NamedTuple):
     runc: str | None = None
     flag: str | None = None
     """The long option of the ``criu`` program that means the same."""
+    short: str | None = None
+    """Its letter, where it has one."""
+    negates: bool = False
+    """The program also has ``--no-`` and the name, for False."""
+    implies: str | None = None
+    """A field that the long option sets to True as well."""
     repair: bool = False
     """The setter forgets the presence flag: the field is set by its wire name as well."""
     lies: bool = False
@@ -103,23 +109,24 @@ def _flag(field: str, on: On, since: str = "1.7", **more: object) -> Row:
     """The usual flag: field, wire field, setter and command-line option share one name."""
     dashed = "--" + field.replace("_", "-")
     more.setdefault("flag", dashed)
+    more.setdefault("negates", True)
     return _row(field, field, Flag(), on, "set_" + field, since, **more)
 
 
 TABLE: tuple[Row, ...] = (
     # ---- runc's CriuOpts, in its order ----
     _row("images_directory", "images_dir_fd", Directory(), On.ALL, "set_images_dir_fd",
-         runc="ImagesDirectory", flag="--images-dir"),
+         runc="ImagesDirectory", flag="--images-dir", short="D"),
     _row("work_directory", "work_dir_fd", Directory(), On.ALL, "set_work_dir_fd",
-         shared="1.2", runc="WorkDirectory", flag="--work-dir"),
+         shared="1.2", runc="WorkDirectory", flag="--work-dir", short="W"),
     _row("parent_image", "parent_img", FilePath("a relative path"), On.SAVE | On.PAGE_SERVER,
          "set_parent_images", runc="ParentImage", flag="--prev-images-dir"),
-    _flag("leave_running", On.DUMP, runc="LeaveRunning"),
+    _flag("leave_running", On.DUMP, runc="LeaveRunning", short="R", negates=False),
     _flag("tcp_established", On.TREE, runc="TcpEstablished"),
     _row("external_unix_connections", "ext_unix_sk", Flag(), On.TREE, "set_ext_unix_sk",
-         runc="ExternalUnixConnections", flag="--ext-unix-sk"),
-    _flag("shell_job", On.TREE, runc="ShellJob"),
-    _flag("file_locks", On.TREE, runc="FileLocks"),
+         runc="ExternalUnixConnections", flag="--ext-unix-sk", short="x"),
+    _flag("shell_job", On.TREE, runc="ShellJob", short="j"),
+    _flag("file_locks", On.TREE, runc="FileLocks", short="l"),
     _row("pre_dump", None, Flag(), On.SAVE, runc="PreDump"),
     _row("page_server", "ps", Item(values.PageServer), On.SAVE | On.PAGE_SERVER,
          "set_page_server_address_port", local="3.12", runc="PageServer", flag="--page-server",
@@ -132,19 +139,20 @@ TABLE: tuple[Row, ...] = (
     _row("empty_ns", "empty_ns", Namespaces(), On.TREE, "set_empty_ns", "1.7", local="3.19",
          runc="EmptyNs", flag="--empty-ns"),
     _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
-    _flag("lazy_pages", On.BOTH, "3.5", local="4.3", runc="LazyPages"),
+    _flag("lazy_pages", On.BOTH, "3.5", local="4.3", runc="LazyPages",
+          negates=False),
     _row("status_fd", "status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER, since="3.7",
          runc="StatusFd", flag="--status-fd"),
 
     # ---- what is saved, and how ----
-    _flag("leave_stopped", On.BOTH, "3.19", local="4.3"),
+    _flag("leave_stopped", On.BOTH, "3.19", local="4.3", short="s", negates=False),
     _flag("track_mem", On.SAVE),
     _row("pre_dump_mode", "pre_dump_mode", Mode(enums.PreDumpMode), On.PRE_DUMP,
          "set_pre_dump_mode", "3.14", flag="--pre-dump-mode", default="splice"),
     _row("pidfd_store_sk", "pidfd_store_sk", FileDescriptor(), On.SAVE, "set_pidfd_store_sk", "3.16"),
     _row("ghost_limit", "ghost_limit", UINT32, On.SAVE, "set_ghost_limit", flag="--ghost-limit",
          default=2**20),
-    _flag("link_remap", On.SAVE),
+    _flag("link_remap", On.SAVE, runc="LinkRemap"),
     _flag("force_irmap", On.SAVE),
     _row("irmap_paths", "irmap_scan_paths", ListOf(FilePath()), On.SAVE, "add_irmap_path", "1.8",
          flag="--irmap-scan-path"),
@@ -157,11 +165,13 @@ TABLE: tuple[Row, ...] = (
 
     # ---- sockets and networks ----
     _flag("tcp_close", On.TREE, "3.12"),
-    _flag("tcp_skip_in_flight", On.SAVE, "2.4", flag="--skip-in-flight"),
+    _flag("tcp_skip_in_flight", On.SAVE, "2.4", runc="TcpSkipInFlight",
+          flag="--skip-in-flight"),
     _row("network_lock", "network_lock", Mode(enums.NetworkLock), On.SAVE, "set_network_lock",
          "3.16", flag="--network-lock"),
     _row("unix_sks", "unix_sk_ino", ListOf(UINT32, inner="inode"), On.SAVE, "add_unix_sk",
-         flag="--ext-unix-sk", avoid="sets ext_unix_sk too, and frees twice when that is False"),
+         flag="--ext-unix-sk", short="x", implies="external_unix_connections",
+         avoid="sets ext_unix_sk too, and frees twice when that is False"),
     _flag("weak_sysctls", On.RESTORE, "2.9"),
 
     # ---- namespaces, mounts, what comes from outside ----
@@ -170,23 +180,23 @@ TABLE: tuple[Row, ...] = (
     _row("inherit_fds", "inherit_fd", ListOf(Item(values.InheritFd)), On.RESTORE, "add_inherit_fd",
          "2.8", flag="--inherit-fd"),
     _row("join_ns", "join_ns", ListOf(Item(values.JoinNamespace)), On.RESTORE, "join_ns_add",
-         "3.16.1", flag="--join-ns"),
-    _row("root", "root", FilePath(), On.TREE, "set_root", flag="--root"),
+         "3.16.1", flag="--join-ns", short="J"),
+    _row("root", "root", FilePath(), On.TREE, "set_root", flag="--root", short="r"),
     _row("ext_mounts", "ext_mnt", ListOf(Item(values.ExtMount)), On.TREE, "add_ext_mount",
-         flag="--ext-mount-map"),
-    _flag("auto_ext_mnt", On.TREE, shared="1.6", flag="--external"),
-    _flag("ext_sharing", On.SAVE, shared="1.6", flag="--enable-external-sharing"),
-    _flag("ext_masters", On.SAVE, shared="1.6", flag="--enable-external-masters"),
+         flag="--ext-mount-map", short="M"),
+    _flag("auto_ext_mnt", On.TREE, shared="1.6", flag="--ext-mount-map", short="M", negates=False),
+    _flag("ext_sharing", On.SAVE, shared="1.6", flag="--enable-external-sharing", negates=False),
+    _flag("ext_masters", On.SAVE, shared="1.6", flag="--enable-external-masters", negates=False),
     _row("skip_mnts", "skip_mnt", ListOf(FilePath()), On.SAVE, "add_skip_mnt", shared="1.6",
          flag="--skip-mnt"),
     _row("enable_fs", "enable_fs", ListOf(Text("a file system's name")), On.TREE, "add_enable_fs",
          shared="1.6", flag="--enable-fs"),
     _flag("mntns_compat_mode", On.RESTORE, "3.17"),
-    _flag("orphan_pts_master", On.TREE, "3.15", flag=None),
+    _flag("orphan_pts_master", On.TREE, "3.15", flag=None, negates=False),
     _flag("skip_file_rwx_check", On.RESTORE, "3.18"),
 
     # ---- cgroups ----
-    _flag("manage_cgroups", On.TREE),
+    _flag("manage_cgroups", On.TREE, negates=False),
     _row("cg_roots", "cg_root", ListOf(Item(values.CgroupRoot)), On.TREE, "add_cg_root",
          flag="--cgroup-root"),
     _row("cg_props", "cgroup_props", Text("properties as YAML"), On.SAVE, "add_cg_props", "2.4",
@@ -200,14 +210,14 @@ TABLE: tuple[Row, ...] = (
 
     # ---- security ----
     _row("lsm_profile", "lsm_profile", Text("'apparmor:NAME', 'selinux:LABEL' or 'none:'"),
-         On.TREE, "set_lsm_profile", "3.12", flag="--lsm-profile"),
+         On.TREE, "set_lsm_profile", "3.12", runc="LsmProfile", flag="--lsm-profile"),
     _row("lsm_mount_context", "lsm_mount_context", Text("a mount context"), On.RESTORE,
-         "set_lsm_mount_context", "3.17", flag="--lsm-mount-context"),
+         "set_lsm_mount_context", "3.17", runc="LsmMountContext", flag="--lsm-mount-context"),
     _flag("unprivileged", On.ALL, "3.18"),
 
     # ---- the page server's connection ----
     _flag("tls", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3"),
-    _flag("tls_no_cn_verify", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3"),
+    _flag("tls_no_cn_verify", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3", negates=False),
     _row("tls_cacert", "tls_cacert", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cacert", "3.13",
          local="4.3", flag="--tls-cacert"),
     _row("tls_cacrl", "tls_cacrl", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cacrl", "3.13",
@@ -227,26 +237,26 @@ TABLE: tuple[Row, ...] = (
          "set_compress_acceleration", "4.3", flag="--compress-acceleration",
          avoid=COMPRESS_SETTERS),
     _row("compress_block_size", "compress_block_size", Number(4096, 4 * 2**20, step=4096), On.SAVE,
-         "set_compress_block_size", "4.3", flag="--compress-block-size", avoid=COMPRESS_SETTERS),
+         "set_compress_block_size", "4.3", flag="--compress-block", avoid=COMPRESS_SETTERS),
     _row("decompress_threads", "decompress_threads", Number(0, 1024), On.RESTORE,
          "set_decompress_threads", "4.3", flag="--decompress-threads", default=1),
     _flag("stream", On.TREE, "4.3"),
 
     # ---- the run itself ----
     _row("exec_cmd", "exec_cmd", Command(), On.RESTORE, "set_exec_cmd", flag="--exec-cmd"),
-    _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity",
+    _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity", short="v",
          default=2),
     _row("log_file", "log_file", Text("a file's name", forbid="/"), On.ALL, "set_log_file",
-         flag="--log-file"),
+         flag="--log-file", short="o"),
     _row("config_file", "config_file", FilePath(), On.ALL, "set_config_file", "3.12", local="4.2",
          flag="--config"),
-    _flag("log_to_stderr", On.ALL, "3.19", local="4.3", flag=None),
+    _flag("log_to_stderr", On.ALL, "3.19", local="4.3", flag=None, negates=False),
     _flag("display_stats", On.TREE, "3.19", local="4.3"),
     _row("plugin_options", "plugin_options", ListOf(Text("PLUGIN.NAME or PLUGIN.NAME=VALUE")), On.TREE,
          "add_plugin_option", "4.3", flag="--plugin-option"),
 
     # ---- what the call adds ----
-    _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree"),
+    _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree", short="t"),
     _row(None, "notify_scripts", Flag(), On.ALL, since="1.7"),
     _row(None, "rst_sibling", Flag(), On.RESTORE, flag="--restore-sibling"),
 )  # fmt: skip

@@ -66,7 +66,7 @@ def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
         since = row.since
         if isinstance(value, int):
             since = MEMBER_SINCE.get((row.name, value), since)
-        if release(since) > release(OLDEST):
+        if release(since) > release(OLDEST) and value != ():
             yield row, value, since
 
 

@@ -14,8 +14,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from inspect import isawaitable
 from typing import cast
 
 from . import _stats
@@ -122,57 +124,67 @@ class Directories:
 class Call:
     """A call on its own thread, and the meeting point with the thread that waits for it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, wake: Callable[[], None] | None = None) -> None:
+        """``wake`` is called, on the call's thread, when there is a question or the end."""
         self._request = request
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         self._exchange: Exchange | None = None
         self._cancelled: BaseException | None = None
-        self._question: _Question | None = None
+        self.question: Question | None = None
+        """A notification that waits for the hook."""
         self._turn = threading.Event()
+        self._wake = wake or self._turn.set
         self._thread = threading.Thread(target=self._body, name=f"criu {request.verb}")
 
     # ---- the caller's thread ----
 
     def wait(self) -> Outcome:
-        """Start, answer hooks, and return or raise what came of it."""
-        while True:
+        """Start, answer questions, and return or raise what came of it."""
+        while not self.is_over():
             try:
-                return self._wait()
-            except _Finished:
-                break
+                self.start()
+                self._turn.wait()
+                self._turn.clear()
+                question = self.question
+                if question is not None:
+                    question.put()
             except BaseException as interruption:
                 if self._thread.ident is None:
                     raise  # nothing has begun
                 self.cancel(interruption)
-        assert self._error is not None
-        raise self._error
+        return self.conclude()
 
-    def _wait(self) -> Outcome:
+    def start(self) -> None:
+        """Begin; a second time does nothing."""
         if self._thread.ident is None:
             self._thread.start()
-        while self._thread.is_alive():
-            self._turn.wait()
-            self._turn.clear()
-            question = self._question
-            if question is not None:
-                question.put()
-            elif self._outcome is not None or self._error is not None:
-                self._thread.join()
+
+    def is_over(self) -> bool:
+        """Whether there is an outcome, or an error."""
+        return self._outcome is not None or self._error is not None
+
+    def conclude(self) -> Outcome:
+        """Return or raise what came of a call that is over."""
+        self._thread.join()
+        late = self._cancelled
         if self._outcome is None:
-            raise _Finished
-        if self._outcome.interrupted_by is None and self._cancelled is not None:
-            return replace(self._outcome, interrupted_by=self._cancelled)
+            assert self._error is not None
+            if late is not None and late is not self._error:
+                raise late from self._error  # it had failed by itself
+            raise self._error
+        if self._outcome.interrupted_by is None and late is not None:
+            return replace(self._outcome, interrupted_by=late)
         return self._outcome
 
     def cancel(self, reason: BaseException) -> None:
         """Have CRIU undo the call; ``reason`` is raised when it has."""
-        question = self._question
+        question = self.question
         if question is not None and question.refuse(reason):
             return
         self._cancelled = reason
         if self._exchange is not None:
-            self._exchange.cancel(reason)  # too late once it is closed; wait() sees to that
+            self._exchange.cancel(reason)  # too late once it is closed; conclude() sees to that
 
     # ---- the call's thread ----
 
@@ -183,16 +195,16 @@ class Call:
         except BaseException as error:
             self._error = error
         finally:
-            self._turn.set()
+            self._wake()
 
     def _ask(self, notification: Notification) -> None:
         """Have the caller's thread run the hook, and raise what it raised."""
         hook = self._request.on_notify
         assert hook is not None
-        question = self._question = _Question(hook, notification)
-        self._turn.set()
+        question = self.question = Question(hook, notification)
+        self._wake()
         question.answered.wait()
-        self._question = None
+        self.question = None
         if question.refusal is not None:
             raise question.refusal
 
@@ -241,8 +253,8 @@ class Call:
                 return outcome
             if request.verb is Verb.RESTORE:
                 end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
-            failure = lost or explain_failure(
-                request.verb, request.pid, request.opts, outcome, mark, line
+            failure = explain_failure(
+                request.verb, request.pid, request.opts, outcome, mark, line, lost
             )
             if exchange.stopped_by is None:
                 raise failure
@@ -260,11 +272,7 @@ class Call:
             exchange.cancel(self._cancelled)
 
 
-class _Finished(Exception):
-    """The call's thread is done and has left an error."""
-
-
-class _Question:
+class Question:
     """A notification that waits for the hook on the caller's thread."""
 
     def __init__(self, hook: Hook, notification: Notification) -> None:
@@ -281,6 +289,19 @@ class _Question:
         self._asked = True
         try:
             self._hook(self._notification)
+        except BaseException as refusal:
+            self.refusal = refusal
+        self.answered.set()
+
+    async def put_and_await(self) -> None:
+        """Run the hook, once, and await what it returns if that can be awaited."""
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            returned = self._hook(self._notification)
+            if isawaitable(returned):
+                await returned
         except BaseException as refusal:
             self.refusal = refusal
         self.answered.set()

@@ -149,9 +149,10 @@ class ImagesError(CriuError, OSError):
 
 
 class WorkerDiedError(CriuError, ConnectionError):
-    """CRIU ended, or its socket closed, before it answered. ``status`` is its wait status."""
+    """CRIU ended, or its socket closed, before it answered."""
 
     status: int | None = None
+    """Its exit status, or the negative number of the signal that ended it; None if unknown."""
 
 
 class ProtocolError(CriuError, ConnectionError):

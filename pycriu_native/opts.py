@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -318,3 +318,71 @@ class CriuOpts:
         if unknown:
             raise OptionError(unknown)
         return cls(**values)
+
+    # ---- other forms: exact on all that they can express, the rest is refused by name ----
+
+    def to_argv(self, verb: Verb | str, pid: int | None = None) -> list[str]:
+        """The command line of the ``criu`` program that does the same, as a list of words.
+
+        Descriptors in it are numbers of the process that runs it. Not said: the name of the log,
+        which the verbs choose where ``log_file`` does not (``criu`` then logs to standard error).
+        A ``config_file`` is said as ``--config``, which loses to the options beside it, where the
+        one of a request wins. ``OptionError`` names all that no command line can say: a False
+        that has no ``--no-`` form, a descriptor for a directory, fields without a word.
+        """
+        from . import _argv
+
+        return _argv.to_argv(self, verb, pid)
+
+    @classmethod
+    def from_argv(cls, words: Sequence[str]) -> tuple[Verb, int | None, Self]:
+        """Verb, pid and options of a ``criu`` command line, with or without the program in front.
+
+        Long and short options, not abbreviated ones. Options of pre-dump come with ``pre_dump``
+        set. A restore is always detached, and the pid that it may name is dropped, as CRIU
+        does. ``OptionError`` lists what is unknown, or has no field here.
+        """
+        from . import _argv
+
+        return _argv.from_argv(cls, words)
+
+    def to_config(self) -> str:
+        """The text of a CRIU configuration file that asks for the same.
+
+        To be written as bytes by ``os.fsencode``. Refused with ``OptionError``, besides what a
+        command line cannot say: ``network_lock``, which in the file of a request crashes CRIU
+        before 4.2.1; ``exec_cmd``; and values that CRIU's reader would cut or split.
+        """
+        from . import _config
+
+        return _config.to_config(self)
+
+    @classmethod
+    def from_config(cls, text: str) -> Self:
+        """Options from the text of a CRIU configuration file, read with all of CRIU's edges.
+
+        ``OptionError`` lists the lines that CRIU refuses or ignores, and those without a field.
+        """
+        from . import _config
+
+        return _config.from_config(cls, text)
+
+    def to_runc(self) -> dict[str, Any]:
+        """runc's ``CriuOpts`` (1.3 and later) with these values, by its JSON field names.
+
+        Whole: what is unset here is there with the value that means so. ``OptionError`` names
+        what runc lacks, and values that it takes for unset, such as False.
+        """
+        from . import _runc
+
+        return _runc.to_runc(self)
+
+    @classmethod
+    def from_runc(cls, struct: Mapping[str, Any]) -> Self:
+        """Options from runc's ``CriuOpts`` as JSON, of any of its releases.
+
+        Zero values, and -1 or 0 for the descriptor, mean unset. Fields may be missing.
+        """
+        from . import _runc
+
+        return _runc.from_runc(cls, struct)

@@ -97,6 +97,20 @@ class _Item:
     def wire(self) -> dict[str, WireValue]:
         raise NotImplementedError
 
+    def text(self) -> str:
+        """This value as text that ``parse`` takes back; ``ValueError`` where text cannot say it."""
+        text = self._to_text()
+        try:
+            same = self._from_text(text).wire() == self.wire()
+        except ValueError:
+            same = False
+        if not same:
+            raise ValueError(f"as text it would mean something else: {text!r}")
+        return text
+
+    def _to_text(self) -> str:
+        raise NotImplementedError
+
     def to_plain(self) -> dict[str, object]:
         """The fields that are set, as a plain mapping; ``parse`` takes it back."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
@@ -141,6 +155,9 @@ class VethPair(_Item):
     def _from_text(cls, text: str) -> Self:
         return cls(*_split(text, "=", cls.FORMS))
 
+    def _to_text(self) -> str:
+        return f"{self.inside}={self.outside}"
+
     def wire(self) -> dict[str, WireValue]:
         return {"if_in": self.inside, "if_out": self.outside}
 
@@ -181,6 +198,10 @@ class PageServer(_Item):
             raise ValueError(cls.FORMS + " is accepted")
         return cls(address[1:-1] if bracketed else address, int(port))
 
+    def _to_text(self) -> str:
+        address = self.address or ""
+        return f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
+
     def wire(self) -> dict[str, WireValue]:
         named = {"address": self.address, "port": self.port, "fd": self.fd}
         return {name: value for name, value in named.items() if value is not None}
@@ -205,6 +226,9 @@ class ExtMount(_Item):
     @classmethod
     def _from_text(cls, text: str) -> Self:
         return cls(*_split(text, ":", cls.FORMS))
+
+    def _to_text(self) -> str:
+        return f"{self.key}:{self.value}"
 
     def wire(self) -> dict[str, WireValue]:
         return {"key": self.key, "val": self.value}
@@ -231,6 +255,9 @@ class CgroupRoot(_Item):
     def _from_text(cls, text: str) -> Self:
         controller, found, path = text.partition(":")
         return cls(path, controller) if found else cls(text)
+
+    def _to_text(self) -> str:
+        return self.path if self.controller is None else f"{self.controller}:{self.path}"
 
     def wire(self) -> dict[str, WireValue]:
         named: dict[str, WireValue] = {"path": self.path}
@@ -263,6 +290,10 @@ class JoinNamespace(_Item):
         file, found, extra = rest.partition(",")
         return cls(kind, file, extra if found else None)
 
+    def _to_text(self) -> str:
+        extra = "" if self.extra is None else "," + self.extra
+        return f"{self.kind}:{self.file}{extra}"
+
     def wire(self) -> dict[str, WireValue]:
         named: dict[str, WireValue] = {"ns": self.kind, "ns_file": self.file}
         return named if self.extra is None else {**named, "extra_opt": self.extra}
@@ -291,6 +322,9 @@ class InheritFd(_Item):
         if not text.startswith("fd[") or not (number.isascii() and number.isdigit()):
             raise ValueError(cls.FORMS + " is accepted")
         return cls(int(number), key)
+
+    def _to_text(self) -> str:
+        return f"fd[{descriptor_number(self.fd)}]:{self.key}"
 
     def wire(self) -> dict[str, WireValue]:
         return {"fd": descriptor_number(self.fd), "key": self.key}

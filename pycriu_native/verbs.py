@@ -88,12 +88,29 @@ def dump(
     Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
     raises. Needs CRIU 3.17.
     """
+    request = dump_request(pid, opts, via, on_notify, deadline)
+    return dump_result(request, Call(request).wait())
+
+
+def dump_request(
+    pid: int | None,
+    opts: CriuOpts,
+    via: Via | None,
+    on_notify: Hook | None,
+    deadline: float | None,
+) -> Request:
+    """What :func:`dump` asks for, checked."""
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
     if verb is Verb.DUMP and pid == os.getpid():
         pid = None
-    request = _checked(verb, opts, pid, via, on_notify, deadline)
-    outcome = Call(request).wait()
-    stays = pid is None or verb is Verb.PRE_DUMP or opts.leave_running or opts.leave_stopped
+    return _checked(verb, opts, pid, via, on_notify, deadline)
+
+
+def dump_result(request: Request, outcome: Outcome) -> DumpResult:
+    """What :func:`dump` returns, once the dumped are gone."""
+    pid, opts = request.pid, request.opts
+    stays = opts.leave_running or opts.leave_stopped
+    goes = request.verb is Verb.DUMP and pid is not None and not stays
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, DumpStatistics)
     result = DumpResult(
@@ -103,7 +120,7 @@ def dump(
         log=outcome.log,
         statistics=statistics,
         restored=outcome.result == 1,
-        gone=not stays and wait_until_gone(outcome.tree, UNTIL_REAPED),
+        gone=goes and wait_until_gone(outcome.tree, UNTIL_REAPED),
     )
     return _finish(request, outcome, result)
 
@@ -122,7 +139,12 @@ def pre_dump(
     are accepted and have no effect here. Raises as :func:`dump`; ``UnsupportedError`` where the
     kernel has no soft-dirty tracking. Needs CRIU 3.17.
     """
-    return dump(pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline)
+    return dump(pid, for_pre_dump(opts), via=via, on_notify=on_notify, deadline=deadline)
+
+
+def for_pre_dump(opts: CriuOpts) -> CriuOpts:
+    """These options, for a pre-dump."""
+    return replace(opts, pre_dump=True)
 
 
 def restore(
@@ -138,7 +160,8 @@ def restore(
     ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
     any verb raises. Needs CRIU 3.17.
     """
-    return _restore(_checked(Verb.RESTORE, opts, None, via, on_notify, deadline))
+    request = restore_request(opts, via, on_notify, deadline)
+    return restore_result(request, Call(request).wait())
 
 
 def restore_child(
@@ -153,11 +176,24 @@ def restore_child(
     Only a parent learns the exit status: ``os.waitpid(result.pid, 0)``, which the caller must
     call some day. Raises as :func:`restore`. Needs CRIU 3.17, and a worker of our own.
     """
-    return _restore(_checked(Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=True))
+    request = restore_request(opts, via, on_notify, deadline, sibling=True)
+    return restore_result(request, Call(request).wait())
 
 
-def _restore(request: Request) -> RestoreResult:
-    outcome = Call(request).wait()
+def restore_request(
+    opts: CriuOpts,
+    via: Via | None,
+    on_notify: Hook | None,
+    deadline: float | None,
+    *,
+    sibling: bool = False,
+) -> Request:
+    """What :func:`restore` or :func:`restore_child` asks for, checked."""
+    return _checked(Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=sibling)
+
+
+def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
+    """What :func:`restore` returns."""
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, RestoreStatistics)
     result = RestoreResult(

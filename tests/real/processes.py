@@ -101,6 +101,10 @@ class Target:
         """Collect it after its end (a dump, for one), as its parent must."""
         return self.process.wait(PATIENCE)
 
+    def until_free(self) -> None:
+        """Wait until its pid is free: what a failed restore made is a zombie until it is reaped."""
+        eventually(lambda: not state(self.pid), f"the end of what was to be {self.pid}")
+
     def runs_on(self) -> bool:
         """Whether it runs and makes progress."""
         before = self.ask("ticks")

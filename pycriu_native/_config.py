@@ -1,0 +1,171 @@
+"""CRIU's configuration files: options as text, and back.
+
+A file has one option a line, named as on the command line but without its dashes. CRIU's reader
+has edges, which are kept here on both ways (seen in 3.17 to 4.3):
+
+* ``name=value`` without a blank is taken as it is, ``#`` included
+* ``name value`` and ``name "value"`` end at a ``#``, even within the quotes
+* a quoted value may have blanks only near its beginning
+* an option whose value may be left out needs ``=``: in ``verbosity 4`` the 4 is ignored
+
+Where a value cannot be written so that CRIU reads it back, writing is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ._words import Opts, Reader, Takes, Word, say
+from .errors import OptionError, Problem
+from .opts import CriuOpts
+
+SPACE = " \t\n\v\f\r"
+"""What CRIU takes for white space."""
+
+UNSAYABLE = {
+    "exec_cmd": "a file has no place for the command",
+    "config_file": "CRIU reads no file for another",
+    "network_lock": "as the config_file of a request it crashes CRIU before 4.2.1; set the field",
+}
+"""Fields with a word that a configuration file must not have."""
+
+
+# ---- from options to text ----
+
+
+def to_config(opts: CriuOpts) -> str:
+    """See ``CriuOpts.to_config``."""
+    words, problems = say(opts, UNSAYABLE)
+    lines = []
+    for word in words:
+        line = _line(word)
+        if line is None:
+            rule = "no line of a configuration file can hold this value: CRIU would misread it"
+            problems.append(Problem(word.field, word.value, rule))
+        else:
+            lines.append(line + "\n")
+    if problems:
+        raise OptionError(problems)
+    return "".join(lines)
+
+
+def _line(word: Word) -> str | None:
+    """A line that CRIU reads as this word; None if there is none."""
+    name = word.flag.removeprefix("--")
+    if word.value is None:
+        return name
+    if statement(f"{name}={word.value}") == [f"{word.flag}={word.value}"]:
+        return f"{name}={word.value}"
+    quoted = word.value.replace('"', '\\"')
+    return next(
+        (
+            line
+            for line in (f"{name} {word.value}", f'{name} "{quoted}"')
+            if statement(line) == [word.flag, word.value]
+            and Reader().takes(word.flag) is Takes.VALUE
+        ),
+        None,
+    )
+
+
+# ---- from text to options ----
+
+
+def from_config(cls: type[Opts], text: str) -> Opts:
+    """See ``CriuOpts.from_config``."""
+    return read_config(text).make(cls)
+
+
+def read_config(text: str) -> Reader:
+    """What a file says, and what is wrong with it."""
+    reader = Reader()
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            words = statement(line)
+        except ValueError as problem:
+            reader.problems.append(Problem(f"line {number}", line, str(problem)))
+            continue
+        _take(reader, words)
+    if reader.pid is not None:
+        reader.problems.append(Problem("--tree", reader.pid, "is no option: give it to the verb"))
+    reader.finish()
+    return reader
+
+
+def _take(reader: Reader, words: list[str]) -> None:
+    if not words:
+        return
+    flag, given, value = words[0].partition("=")
+    if given:
+        reader.take(flag, value)
+    elif len(words) > 1 and reader.takes(flag) is Takes.VALUE:
+        reader.take(flag, words[1])
+    else:
+        reader.take(flag)
+        if len(words) > 1 and words[1]:
+            rule = f"CRIU ignores this word; write {flag[2:]}={words[1]}"
+            reader.problems.append(Problem(flag, words[1], rule))
+
+
+# ---- one line, as CRIU reads it ----
+
+
+def statement(line: str) -> list[str]:
+    """The words of a command line that a line stands for; ``ValueError`` where CRIU refuses it."""
+    line = line.lstrip(SPACE).partition("\n")[0]
+    if not line or line.startswith("#"):
+        return []
+    blank = " " if " " in line else "\t"
+    name, found, rest = line.partition(blank)
+    if not found:
+        return ["--" + line]
+    start = len(name) + 1 + len(rest) - len(rest.lstrip(SPACE))
+    rest = rest.lstrip(SPACE)
+    if rest.startswith("#"):
+        return ["--" + name]
+    if rest.startswith('""'):
+        return ["--" + name, ""]
+    if rest.startswith('"'):
+        # From here on CRIU counts from the value's place in the line, not in the value.
+        value, checked = _quoted(rest), start + 2
+    else:
+        value, checked = rest, max(rest.find(" "), 0)
+    escapes = value.count('\\"')
+    if escapes:
+        value = value.replace('\\"', '"')
+        checked += escapes + 1
+    value = value.partition("#")[0]
+    tail = value[checked:]
+    if " " in tail and _more_than_blanks(tail):
+        raise ValueError("CRIU refuses a value with more words than this")
+    return ["--" + name, value[:checked] + tail.partition(" ")[0]]
+
+
+def _quoted(rest: str) -> str:
+    """The value between quotes."""
+    end = _closing(rest)
+    tail = rest[end + 1 :]
+    if " " in tail:
+        before_comment = tail[:-1].partition("#")[0]
+        if before_comment.strip(SPACE):
+            raise ValueError("CRIU refuses words behind the closing quote")
+    return rest[1:end]
+
+
+def _closing(rest: str) -> int:
+    for index in _quotes(rest):
+        if rest[index - 1] != "\\":
+            return index
+    raise ValueError("CRIU refuses a quote that is not closed")
+
+
+def _quotes(rest: str) -> Iterator[int]:
+    # The character right behind the opening quote is never looked at.
+    index = rest.find('"', 2)
+    while index >= 0:
+        yield index
+        index = rest.find('"', index + 1)
+
+
+def _more_than_blanks(tail: str) -> bool:
+    return bool(tail[:-1].strip(SPACE))

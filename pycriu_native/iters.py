@@ -1,0 +1,127 @@
+"""Dump in rounds: pre-dumps of a process that runs on, then a short final dump.
+
+Each round writes the memory that has changed since the one before, into a directory of its
+own that names the one before as its parent; the final dump, for which the process stands
+still, writes the rest. (libcriu's own loop tells its callback nothing and can free a response
+twice; this one is made of single calls.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from . import verbs
+from ._exchange import Hook
+from ._reach import Via
+from .errors import OptionError, Problem
+from .opts import CriuOpts
+from .results import PAGE, DumpResult
+
+__all__ = ["DumpItersResult", "Round", "UntilSteady", "dump_iters"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """One pre-dump that is done."""
+
+    number: int
+    """1 for the first."""
+    result: DumpResult
+    """Its images, duration and CRIU's statistics."""
+
+    @property
+    def pages_written(self) -> int:
+        """Pages in this round's images, shared memory included."""
+        statistics = self.result.statistics
+        return 0 if statistics is None else statistics.pages_written + statistics.shpages_written
+
+    @property
+    def bytes_written(self) -> int:
+        """The same in bytes."""
+        return self.pages_written * PAGE
+
+
+More = Callable[[Round], bool]
+"""Told of each round; True asks for another, False for the final dump."""
+
+
+class UntilSteady:
+    """The ready-made policy: go on while rounds shrink.
+
+    Another round is worth it as long as the last one wrote less than ``shrink`` times what the
+    one before wrote, more than ``enough`` bytes, and ``most`` rounds are not reached. Made for
+    one dump; make another for the next.
+    """
+
+    def __init__(self, *, most: int = 8, shrink: float = 0.8, enough: int = 2**20) -> None:
+        self._most = most
+        self._shrink = shrink
+        self._enough = enough
+        self._before: int | None = None
+
+    def __call__(self, round: Round) -> bool:
+        before, self._before = self._before, round.bytes_written
+        if round.number >= self._most or round.bytes_written <= self._enough:
+            return False
+        return before is None or round.bytes_written < before * self._shrink
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpItersResult:
+    """A dump in rounds that is complete."""
+
+    rounds: tuple[Round, ...]
+    """The pre-dumps, in order."""
+    final: DumpResult
+    """The final dump; restore from ``final.images``, and keep the others beside it."""
+
+
+def dump_iters(
+    pid: int,
+    opts: CriuOpts,
+    more: More | None = None,
+    *,
+    via: Via | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> DumpItersResult:
+    """Pre-dump a process until ``more`` says that it is enough, then dump it.
+
+    ``opts.images_directory`` is a path; the rounds go to ``1``, ``2``, … in it, each with the
+    one before as its parent, and the final dump to the next number. ``more`` defaults to
+    :class:`UntilSteady`. ``deadline`` bounds each round. A round that fails leaves the process
+    running, and the rounds before it on disk.
+
+    Raises as :func:`pycriu_native.dump`; ``UnsupportedError`` where the kernel has no
+    soft-dirty tracking. Needs CRIU 3.17.
+    """
+    base = opts.images_directory
+    problems = []
+    if not isinstance(base, str):
+        problems.append(
+            Problem("images_directory", base, "a path is accepted: each round gets a directory")
+        )
+    for field in ("parent_image", "pre_dump"):
+        if getattr(opts, field) is not None:
+            problems.append(Problem(field, getattr(opts, field), "is set by dump_iters itself"))
+    if problems:
+        raise OptionError(problems, verb="dump_iters", pid=pid)
+    assert isinstance(base, str)
+    if not os.path.lexists(base):
+        os.mkdir(base, 0o700)
+    decide = UntilSteady() if more is None else more
+
+    def step(number: int) -> CriuOpts:
+        parent = f"../{number - 1}" if number > 1 else None
+        directory = os.path.join(base, str(number))
+        return replace(opts, images_directory=directory, parent_image=parent, track_mem=True)
+
+    rounds: list[Round] = []
+    while not rounds or decide(rounds[-1]):
+        number = len(rounds) + 1
+        result = verbs.pre_dump(pid, step(number), via=via, on_notify=on_notify, deadline=deadline)
+        rounds.append(Round(number=number, result=result))
+    final = verbs.dump(pid, step(len(rounds) + 1), via=via, on_notify=on_notify, deadline=deadline)
+    return DumpItersResult(rounds=tuple(rounds), final=final)
