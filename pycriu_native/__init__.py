@@ -32,6 +32,7 @@ from .errors import (
     UnsupportedError,
     WorkerDiedError,
 )
+from .iters import DumpItersResult, Round, UntilSteady, dump_iters
 from .opts import CriuOpts
 from .pages import PageServerChild, page_server, page_server_child
 from .results import (
@@ -70,6 +71,7 @@ __all__ = [
     "CriuError",
     "CriuOpts",
     "DeadlineError",
+    "DumpItersResult",
     "DumpResult",
     "DumpStatistics",
     "ExtMount",
@@ -95,9 +97,11 @@ __all__ = [
     "ProtocolError",
     "RestoreResult",
     "RestoreStatistics",
+    "Round",
     "Service",
     "Socket",
     "UnsupportedError",
+    "UntilSteady",
     "Verb",
     "Version",
     "VethPair",
@@ -107,6 +111,7 @@ __all__ = [
     "cpuinfo_check",
     "cpuinfo_dump",
     "dump",
+    "dump_iters",
     "feature_check",
     "ffi",
     "lib",

@@ -1,0 +1,71 @@
+"""Dump in rounds: the chain of directories, and the policy that ends it.
+
+Shown here with a scripted CRIU, because the rounds need soft-dirty tracking, which not every
+kernel has.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError
+from pycriu_native.iters import Round, UntilSteady, dump_iters
+
+from .scripted import Scripted, decode_request
+
+
+def _round(number: int, pages: int) -> Round:
+    statistics = DumpStatistics(pages_written=pages)
+    result = DumpResult(pid=1, images="", duration=0.0, log=None, statistics=statistics, gone=False)
+    return Round(number=number, result=result)
+
+
+def test_the_chain(tmp_path: Path) -> None:
+    """Each round has a directory of its own, tracks memory, and names the one before."""
+    peer = Scripted()
+    told: list[int] = []
+
+    def more(round: Round) -> bool:
+        told.append(round.number)
+        return round.number < 3
+
+    opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
+    result = dump_iters(os.getppid(), opts, more, via=peer)
+    assert told == [1, 2, 3]
+    assert [r.result.images for r in result.rounds] == [
+        str(tmp_path / "chain" / str(n)) for n in (1, 2, 3)
+    ]
+    assert result.final.images == str(tmp_path / "chain" / "4")
+    sent = [decode_request(data) for data in peer.requests]
+    sent = [request for request in sent if "opts" in request and "track_mem" in request["opts"]]
+    assert [request["type"] for request in sent] == [13, 13, 13, 1]
+    assert [request["opts"].get("parent_img") for request in sent] == [None, "../1", "../2", "../3"]
+
+
+def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
+    """The caller gives neither the parents nor a descriptor, which has no place beside it."""
+    peer = Scripted()
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(OptionError, match="images_directory.*parent_image"):
+            dump_iters(1, CriuOpts(images_directory=fd, parent_image="x"), via=peer)
+    finally:
+        os.close(fd)
+    assert not peer.requests
+
+
+def test_until_steady() -> None:
+    """Rounds go on while they shrink, and end at the bound, at little, or when they do not."""
+    policy = UntilSteady(most=4, shrink=0.8, enough=100 * 4096)
+    assert [policy(_round(n, pages)) for n, pages in ((1, 10000), (2, 5000), (3, 4500))] == [
+        True,
+        True,
+        False,
+    ]
+    assert not UntilSteady(enough=100 * 4096)(_round(1, 100))
+    bounded = UntilSteady(most=2, enough=0)
+    assert bounded(_round(1, 1000))
+    assert not bounded(_round(2, 10))
