@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 from . import verbs
 from ._exchange import Hook
@@ -47,7 +48,7 @@ async def pre_dump(
 ) -> DumpResult:
     """:func:`pycriu_native.pre_dump`, awaited."""
     return await dump(
-        pid, verbs.for_pre_dump(opts), via=via, on_notify=on_notify, deadline=deadline
+        pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline
     )
 
 

@@ -30,6 +30,7 @@ from typing import TypeVar
 from . import _requirements
 from ._exchange import Hook
 from ._ffi import LIBCRIU_VERSION
+from ._options import On
 from ._reach import Via
 from ._session import Call, Outcome, Request
 from ._tree import wait_until_gone
@@ -101,7 +102,9 @@ def dump_request(
 ) -> Request:
     """What :func:`dump` asks for, checked."""
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
-    if verb is Verb.DUMP and pid == os.getpid():
+    if verb is Verb.PRE_DUMP:
+        opts = for_pre_dump(opts)
+    elif pid == os.getpid():
         pid = None
     return _checked(verb, opts, pid, via, on_notify, deadline)
 
@@ -139,12 +142,15 @@ def pre_dump(
     are accepted and have no effect here. Raises as :func:`dump`; ``UnsupportedError`` where the
     kernel has no soft-dirty tracking. Needs CRIU 3.17.
     """
-    return dump(pid, for_pre_dump(opts), via=via, on_notify=on_notify, deadline=deadline)
+    return dump(pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline)
 
 
 def for_pre_dump(opts: CriuOpts) -> CriuOpts:
-    """These options, for a pre-dump."""
-    return replace(opts, pre_dump=True)
+    """These options, for a pre-dump: without those that only the dump after it needs."""
+    later = {
+        row.name: None for row, _ in opts.items() if On.DUMP in row.on and not row.on & On.PRE_DUMP
+    }
+    return replace(opts, **{**later, "pre_dump": True})
 
 
 def restore(

@@ -50,7 +50,7 @@ def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
     peer = Scripted()
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        with pytest.raises(OptionError, match="images_directory.*parent_image"):
+        with pytest.raises(OptionError, match=r"images_directory.*parent_image"):
             dump_iters(1, CriuOpts(images_directory=fd, parent_image="x"), via=peer)
     finally:
         os.close(fd)
