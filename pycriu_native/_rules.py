@@ -97,8 +97,10 @@ def _descriptors(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 def _status_fd(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if opts.status_fd is None:
         return
-    # runc's rule: CRIU accepts it on any dump and then never writes to it.
-    yield from _needs(opts, "status_fd", "lazy_pages", "CRIU writes to it only then (runc's rule)")
+    if verb is Verb.DUMP:
+        # runc's rule: CRIU accepts it on any dump and then never writes to it.
+        why = "CRIU writes to it only then (runc's rule)"
+        yield from _needs(opts, "status_fd", "lazy_pages", why)
     try:
         flags = fcntl.fcntl(descriptor_number(opts.status_fd), fcntl.F_GETFL)
     except OSError:
@@ -126,7 +128,8 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         base = f"/proc/self/fd/{descriptor_number(directory)}"
     else:
         return
-    if not os.path.isdir(os.path.join(base, parent)):
+    where = os.path.join(base, parent)
+    if not os.path.isdir(where if os.path.isdir(base) else os.path.normpath(where)):
         yield Problem(
             "parent_image", parent, f"an existing directory is accepted, seen from {base}"
         )

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import _requirements
 from ._exchange import Hook
@@ -147,10 +147,11 @@ def pre_dump(
 
 def for_pre_dump(opts: CriuOpts) -> CriuOpts:
     """These options, for a pre-dump: without those that only the dump after it needs."""
-    later = {
-        row.name: None for row, _ in opts.items() if On.DUMP in row.on and not row.on & On.PRE_DUMP
-    }
-    return replace(opts, **{**later, "pre_dump": True})
+    changes: dict[str, Any] = {"pre_dump": True}
+    for row, _ in opts.items():
+        if On.DUMP in row.on and On.PRE_DUMP not in row.on:
+            changes[row.name] = None
+    return replace(opts, **changes)
 
 
 def restore(
