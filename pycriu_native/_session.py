@@ -9,7 +9,6 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import signal
 import threading
@@ -20,7 +19,7 @@ from dataclasses import dataclass, replace
 from inspect import isawaitable
 from typing import cast
 
-from . import _stats
+from . import _chronicle, _stats
 from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
 from ._failure import explain_failure
@@ -39,8 +38,6 @@ from .values import WireValue, descriptor_number
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
-
-logger = logging.getLogger("pycriu_native")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -249,18 +246,40 @@ class Call:
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if result >= 0:
-                return outcome
-            if request.verb is Verb.RESTORE:
-                end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
-            failure = explain_failure(
-                request.verb, request.pid, request.opts, outcome, mark, line, lost
+            if mark is not None and _chronicle.wanted():
+                _chronicle.pass_on(mark.text())
+            failure = None
+            if result < 0:
+                failure = self._undone(outcome, mark, exchange, lost)
+            _chronicle.tell(
+                request.verb,
+                request.pid,
+                outcome.images,
+                outcome.duration,
+                None if failure is None else str(failure) or type(failure).__name__,
             )
-            if exchange.stopped_by is None:
+            if failure is not None:
                 raise failure
-            if lost is not None:
-                exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
-            raise exchange.stopped_by
+            return outcome
+
+    def _undone(
+        self,
+        outcome: Outcome,
+        mark: LogMark | None,
+        exchange: Exchange,
+        lost: CriuError | None,
+    ) -> BaseException:
+        """What to raise for a call that CRIU did not do, once nothing is left of it."""
+        request = self._request
+        if request.verb is Verb.RESTORE:
+            end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
+        if exchange.stopped_by is None:
+            return explain_failure(
+                request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
+            )
+        if lost is not None:
+            exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
+        return exchange.stopped_by
 
     def _hook(self) -> Hook | None:
         return None if self._request.on_notify is None else self._ask

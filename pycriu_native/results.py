@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import select
 from dataclasses import dataclass, field
 
 __all__ = [
@@ -108,6 +110,38 @@ class RestoreResult:
     """CRIU's own numbers; None where it left none."""
     exec_pid: int | None = None
     """With ``exec_cmd``: the process that became that command, a child of the caller's."""
+
+    def open_pidfd(self) -> int:
+        """A pidfd of the root process; the caller closes it. ``ProcessLookupError`` if it is gone.
+
+        It is opened now: a process that has ended meanwhile, and whose pid is another's by now,
+        cannot be told from it.
+        """
+        return os.pidfd_open(self.pid)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end of the root process, for ``timeout`` seconds at most.
+
+        Its exit code (negative: the signal that ended it) if it is a child of the caller's
+        (:func:`restore_child`), which this reaps; None otherwise, since only a parent learns it.
+        ``TimeoutError`` when the time has passed.
+        """
+        try:
+            pidfd = self.open_pidfd()
+        except ProcessLookupError:
+            return None
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
+                raise TimeoutError(f"pid {self.pid} runs on")
+            ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        except ChildProcessError:
+            return None
+        finally:
+            os.close(pidfd)
+        assert ended is not None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

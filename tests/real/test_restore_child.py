@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from pycriu_native import CriuOpts, dump, restore, restore_child
 
 from .conftest import Spawn
@@ -31,8 +33,8 @@ def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
     assert _parent(result.pid) == os.getpid()
     assert target.runs_on()
     (target.directory / "question").write_text('[0, "exit"]')
-    pid, status = os.waitpid(result.pid, 0)
-    assert (pid, os.waitstatus_to_exitcode(status)) == (target.pid, 42)
+    assert result.wait() == 42
+    assert result.wait() is None  # it was reaped
 
 
 def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
@@ -44,3 +46,7 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     result = restore(opts)
     eventually(lambda: _parent(result.pid) != os.getpid(), "a parent other than us")
     assert target.runs_on()
+    with pytest.raises(TimeoutError):
+        result.wait(0.01)
+    (target.directory / "question").write_text('[0, "exit"]')
+    assert result.wait() is None

@@ -1,0 +1,50 @@
+"""What the library tells ``logging``, and that it prints nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump
+
+from .conftest import Spawn
+
+
+def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A dump that works and one that fails are one line each, at INFO."""
+    target = spawn()
+    with caplog.at_level(logging.INFO, "pycriu_native"):
+        dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+        with pytest.raises(CriuError):
+            dump(2**22 - 1, CriuOpts(images_directory=images))
+    done, failed = [record.getMessage() for record in caplog.records]
+    assert done.startswith(f"dump of pid {target.pid} done after ")
+    assert failed.startswith(f"dump of pid {2**22 - 1} failed: ")
+
+
+def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They come when a level is set on their logger, with levels of their own; else they do not."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
+    criu = logging.getLogger("pycriu_native.criu")
+    dump(target.pid, opts)
+    assert not [record for record in caplog.records if record.name == criu.name]
+    criu.setLevel(logging.DEBUG)
+    try:
+        dump(target.pid, opts)
+    finally:
+        criu.setLevel(logging.NOTSET)
+    lines = [record for record in caplog.records if record.name == criu.name]
+    assert len(lines) > 100
+    assert {record.levelno for record in lines} >= {logging.DEBUG, logging.ERROR}
+
+
+def test_nothing_is_printed(spawn: Spawn, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither by us nor by libcriu, whatever happens."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    with pytest.raises(CriuError):
+        dump(2**22 - 1, CriuOpts(images_directory=images))
+    assert capfd.readouterr() == ("", "")
