@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import select
@@ -13,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ._ffi import ffi, native
 from ._line import Line, widen
-from ._program import SEARCH_PATH, find_program
-from .errors import Problem, ProgramError
+from ._program import find_program
+from ._spawn import above_stdio, spawn
+from .errors import Problem
 from .values import Descriptor, descriptor_number
 
 LARGEST_CHATTER = 256 * 1024
@@ -86,15 +85,6 @@ class WorkerLine(Line):
                 self.status = result.si_status if exited else -result.si_status
 
 
-def _above_stdio(fd: int) -> int:
-    """The same file on a number above 2, which the worker's own stdio would overwrite."""
-    if fd > 2:
-        return fd
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return high
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
     """A ``criu swrk`` process of our own, for one call: the default way to reach CRIU.
@@ -136,13 +126,20 @@ class Worker:
         """
         program = find_program(self.program)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        chatter = _above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+        chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
         try:
             with theirs:
                 widen(ours)
                 end = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
                 try:
-                    pid, pidfd = self._spawn(program, end, chatter, [end, *keep], outside)
+                    pid, pidfd = spawn(
+                        (program, "swrk", str(end)),
+                        env=self.env,
+                        stdin=self._input(),
+                        output=chatter,
+                        keep=[end, *keep],
+                        outside=outside,
+                    )
                 finally:
                     os.close(end)
         except BaseException:
@@ -153,37 +150,6 @@ class Worker:
             os.close(pidfd)
             pidfd = -1
         return WorkerLine(ours, pid=pid, pidfd=pidfd, chatter=chatter, program=program)
-
-    def _spawn(
-        self, program: str, end: int, chatter: int, keep: Sequence[int], outside: bool
-    ) -> tuple[int, int]:
-        argv = [ffi.new("char[]", os.fsencode(word)) for word in (program, "swrk", str(end))]
-        environment = {"PATH": SEARCH_PATH, "HOME": "/", **self.env}
-        envp = [
-            ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
-        ]
-        fds = ffi.new("int[]", list(keep))
-        # cffi keeps no reference to what a structure points to: these names do.
-        argv_array = ffi.new("char *[]", [*argv, ffi.NULL])
-        envp_array = ffi.new("char *[]", [*envp, ffi.NULL])
-        worker = ffi.new("struct pn_worker *")
-        worker.program = argv[0]
-        worker.argv = argv_array
-        worker.envp = envp_array
-        worker.input = self._input()
-        worker.output = chatter
-        worker.keep = fds
-        worker.n_keep = len(keep)
-        worker.outside = outside
-        status = native.pn_spawn(worker)
-        if status:
-            code = -status
-            raise ProgramError(
-                f"{program} could not be started: {os.strerror(code)}"
-                + ("; its interpreter or loader is missing" if code == errno.ENOENT else ""),
-                errno=code,
-            )
-        return int(worker.pid), int(worker.pidfd)
 
     def _input(self) -> int:
         fd = 0 if self.stdin is None else descriptor_number(self.stdin)
