@@ -33,6 +33,7 @@ from .errors import (
     WorkerDiedError,
 )
 from .iters import DumpItersResult, Round, UntilSteady, dump_iters
+from .lazy import LazyPages
 from .opts import CriuOpts
 from .pages import PageServerChild, page_server, page_server_child
 from .results import (
@@ -80,6 +81,7 @@ __all__ = [
     "ImagesError",
     "InheritFd",
     "JoinNamespace",
+    "LazyPages",
     "NetworkLock",
     "NoSuchProcessError",
     "Notification",

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from . import _rules
-from ._words import SHORT, Opts, Reader, Takes, Word, say
+from ._spelling import Takes
+from ._words import SHORT, Opts, Reader, Word, say
 from .enums import Verb
 from .errors import OptionError, Problem
-from .opts import VERB_MASK, CriuOpts
+from .opts import CriuOpts
 
 PROGRAM = "criu"
-COMMANDS = {str(verb): verb for verb in VERB_MASK}
+COMMANDS = {str(verb): verb for verb in (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)}
 LETTERS = {
     **SHORT,
     "d": "--restore-detached",
@@ -27,7 +28,7 @@ LETTERS = {
     "L": "--libdir",
 }
 OTHER_COMMANDS = frozenset(
-    "lazy-pages check page-server service swrk dedup cpuinfo exec show".split()
+    ("check", "cpuinfo", "dedup", "exec", "lazy-pages", "page-server", "service", "show", "swrk")
 )
 READ_FIRST = frozenset(("-h", "--help", "--config", "--no-default-config"))
 """Words that criu looks for anywhere in its command line, before it reads it properly."""
@@ -100,7 +101,8 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
     if words and not words[0].startswith("-") and words[0] not in OTHER_COMMANDS | set(COMMANDS):
         del words[0]
     reader = Reader()
-    name, *rest = _read(words, reader) or [None]
+    left = _read(words, reader)
+    name, rest = (left[0], left[1:]) if left else (None, [])
     verb = COMMANDS.get(str(name))
     if verb is None:
         rule = f"one of the commands {', '.join(COMMANDS)} is accepted"
@@ -109,7 +111,7 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
         reader.problems.append(Problem("--tree", None, f"{verb} needs the process"))
     if not reader.executes:
         reader.problems += [Problem("words", word, "is one word too many") for word in rest]
-    reader.finish([word for word in rest if word is not None])
+    reader.finish(rest)
     if verb is Verb.PRE_DUMP:
         reader.fields["pre_dump"] = True
     opts = reader.make(cls)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ._words import Opts, Reader, Takes, Word, say
+from ._spelling import Takes
+from ._words import Opts, Reader, Word, say
 from .errors import OptionError, Problem
 from .opts import CriuOpts
 
@@ -76,8 +77,8 @@ def from_config(cls: type[Opts], text: str) -> Opts:
     return read_config(text).make(cls)
 
 
-def read_config(text: str) -> Reader:
-    """What a file says, and what is wrong with it."""
+def read_config(text: str, *, lazy: bool = False) -> Reader:
+    """What a file says, and what is wrong with it; ``lazy``: its request has lazy pages."""
     reader = Reader()
     for number, line in enumerate(text.split("\n"), 1):
         try:
@@ -88,7 +89,7 @@ def read_config(text: str) -> Reader:
         _take(reader, words)
     if reader.pid is not None:
         reader.problems.append(Problem("--tree", reader.pid, "is no option: give it to the verb"))
-    reader.finish()
+    reader.finish(lazy=lazy)
     return reader
 
 
@@ -96,15 +97,18 @@ def _take(reader: Reader, words: list[str]) -> None:
     if not words:
         return
     flag, given, value = words[0].partition("=")
+    takes = reader.takes(flag)
+    ignored = words[1:]
     if given:
         reader.take(flag, value)
-    elif len(words) > 1 and reader.takes(flag) is Takes.VALUE:
-        reader.take(flag, words[1])
+    elif takes is Takes.VALUE:
+        reader.take(flag, *ignored)
+        ignored = []
     else:
         reader.take(flag)
-        if len(words) > 1 and words[1]:
-            rule = f"CRIU ignores this word; write {flag[2:]}={words[1]}"
-            reader.problems.append(Problem(flag, words[1], rule))
+    for word in filter(None, ignored):
+        cure = f"; write {flag[2:]}={word}" if takes is Takes.PERHAPS and not given else ""
+        reader.problems.append(Problem(flag, word, f"CRIU ignores this word{cure}"))
 
 
 # ---- one line, as CRIU reads it ----
@@ -134,11 +138,12 @@ def statement(line: str) -> list[str]:
     if escapes:
         value = value.replace('\\"', '"')
         checked += escapes + 1
-    value = value.partition("#")[0]
-    tail = value[checked:]
-    if " " in tail and _more_than_blanks(tail):
+    # A comment is cut off, but what CRIU looks at next may lie behind the cut.
+    value, _, cut = value.partition("#")
+    tail = value[checked:] if checked <= len(value) else cut[checked - len(value) - 1 :]
+    if " " in tail and tail[:-1].strip(SPACE):
         raise ValueError("CRIU refuses a value with more words than this")
-    return ["--" + name, value[:checked] + tail.partition(" ")[0]]
+    return ["--" + name, value[:checked] + value[checked:].partition(" ")[0]]
 
 
 def _quoted(rest: str) -> str:
@@ -165,7 +170,3 @@ def _quotes(rest: str) -> Iterator[int]:
     while index >= 0:
         yield index
         index = rest.find('"', index + 1)
-
-
-def _more_than_blanks(tail: str) -> bool:
-    return bool(tail[:-1].strip(SPACE))

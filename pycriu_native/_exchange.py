@@ -197,6 +197,8 @@ class Exchange:
             self._stop(DeadlineError(f"{self.verb}: the deadline passed", verb=str(self.verb)))
             return
         # It was told to stop and did not come back.
+        if self.verb is Verb.RESTORE:
+            self.tree += process_tree(self.line.pid)[1:]
         self.line.kill()
         self._deadline = None
 

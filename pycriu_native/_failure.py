@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from ._line import Line
-from ._log import LogMark, diagnose, error_lines
-from ._tree import stat_of
+from ._log import LogMark, chatter_lines, diagnose, error_lines
+from ._tree import stat_of, status_of
 from .enums import Verb
-from .errors import CriuError, Diagnosis, PidInUseError, WorkerDiedError
+from .errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from .opts import CriuOpts
 from .values import PageServer
 
@@ -37,10 +38,10 @@ def explain_failure(
 ) -> CriuError:
     """The error for an answer that says no, or for the lack of one (``lost``)."""
     text = mark.text() if mark is not None else ""
-    lines = error_lines(text) or error_lines(outcome.chatter)
+    lines = error_lines(text) or chatter_lines(outcome.chatter)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
     if message and not any(message in known for known in lines):
-        lines += error_lines(message)
+        lines += error_lines(message) or [message]
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     found = diagnose(lines, verb, errno)
     if (
@@ -50,9 +51,9 @@ def explain_failure(
         and all(_SUMS_UP.search(told) for told in lines)
     ):
         found = _unsaid(opts, found)
+    found = _look_closer(found, pid, outcome.images)
     cause, cure = found.cause, found.cure
-    if found.kind is PidInUseError:
-        cause, cure = _who_has_the_pid(lines, cause, cure)
+    proof = found.line or next(iter(lines), "")
 
     what = (
         f"{verb} of pid {pid}"
@@ -65,17 +66,17 @@ def explain_failure(
         ending = str(lost) + _how_it_ended(line)
         cause = ending if cause is None else f"{ending}: {cause}"
     elif cause is None:
-        if lines:
-            cause = "CRIU says: " + lines[0]
+        if proof:
+            cause = "CRIU says: " + proof
         elif errno == EBADRQC:
             cause = "CRIU refuses an option and does not say which"
         else:
             cause = os.strerror(errno) if errno else "CRIU does not say why"
     told = f"{what} failed: {cause}"
     if outcome.log:
-        told += f" ({outcome.log}{': ' + lines[0] if lines else ''})"
-    elif lines and lines[0] not in told:
-        told += f" ({lines[0]})"
+        told += f" ({outcome.log}{': ' + proof if proof else ''})"
+    elif proof not in told:
+        told += f" ({proof})"
     if cure:
         told += f"; {cure}"
     error = (found.kind if lost is None else type(lost))(
@@ -119,26 +120,73 @@ def _unsaid(opts: CriuOpts, found: Diagnosis) -> Diagnosis:
     return Diagnosis(found.kind, "CRIU does not say why", "log_level=3 has it say more", ())
 
 
-def _who_has_the_pid(
-    lines: list[str], cause: str | None, cure: str | None
-) -> tuple[str | None, str | None]:
-    """Whether the pid that the images need belongs to a zombie, and to whose."""
-    numbers = [re.search(r"fork for (\d+): File exists", line) for line in lines]
-    taken = next((int(match[1]) for match in numbers if match), None)
-    if taken is None:
-        return cause, cure
-    found = stat_of(taken)
-    if found is None:
-        return f"pid {taken} was taken", "it is free by now: try again"
-    state, parent = found
+def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
+    """What /proc adds to a diagnosis that is about a process."""
+    line = found.line or ""
+    if match := re.search(r"fork for (\d+): File exists", line):
+        return _who_has_the_pid(found, int(match[1]), images)
+    if match := re.search(r"Unable to interrupt task: (\d+)", line):
+        return _why_not_stopped(found, int(match[1]))
+    if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
+        # CRIU stops with a BUG.
+        cause = f"{pid} is the number of a thread of process {leader}"
+        return replace(found, cause=cause, cure=f"dump pid {leader}")
+    return found
+
+
+def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
+    """Who has the pid that the images need: a zombie, and whose, or what runs."""
+    seen = stat_of(taken)
+    if seen is None:
+        return replace(found, cause=f"pid {taken} was taken", cure="it is free by now: try again")
+    state, parent = seen
     if state != "Z":
-        return f"pid {taken} is taken by a running process", cure
-    if parent == os.getpid():
-        return (
-            f"pid {taken} is a zombie child of this process",
-            f"reap it with os.waitpid({taken}, 0) before the restore",
+        running = replace(found, cause=f"pid {taken} is taken by a running process")
+        if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
+            return running
+        # CRIU makes a process with the number of a leader that was not dumped.
+        return replace(
+            running,
+            cause=f"{running.cause}, and the images need it for the leader of their session or "
+            "process group, which they do not hold",
+            cure="shell_job=True on restore too, if the dump had it; else end that process",
+            options=("shell_job",),
         )
-    return (
-        f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
-        f"have pid {parent} reap it, or end pid {parent}",
+    if parent == os.getpid():
+        return replace(
+            found,
+            cause=f"pid {taken} is a zombie child of this process",
+            cure=f"reap it with os.waitpid({taken}, 0) before the restore",
+        )
+    return replace(
+        found,
+        cause=f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
+        cure=f"have pid {parent} reap it, or end pid {parent}",
     )
+
+
+def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
+    """Why the kernel refuses to have a process stopped."""
+    status = status_of(pid)
+    if not status:
+        return replace(found, kind=NoSuchProcessError, cause=f"there is no process {pid}")
+    if status["State"].startswith("Z"):
+        return replace(
+            found,
+            kind=NoSuchProcessError,
+            cause=f"process {pid} has ended and is a zombie: there is nothing to dump",
+            cure="have its parent reap it",
+        )
+    if status.get("TracerPid", "0") != "0":
+        return replace(
+            found,
+            cause=f"process {pid} is traced by process {status['TracerPid']}",
+            cure="end that debugger or tracer, or have it let go",
+        )
+    if "VmSize" not in status:
+        return replace(
+            found,
+            cause=f"process {pid} is a thread of the kernel",
+            cure="there is nothing to dump; look at the pid",
+        )
+    return found

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from . import errors
 from .enums import Verb
@@ -21,29 +22,7 @@ from .errors import CriuError, Diagnosis
 LARGEST_EXCERPT = 256 * 1024
 """Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
 
-_ERROR = re.compile(r"Error \(|^Error|BUG at |Can't |RPC error|No pagemap-")
-
-_KINDS: dict[str, type[CriuError]] = {
-    "not-root-caps": errors.PermissionDeniedError,
-    "nonroot-needs-unprivileged": errors.PermissionDeniedError,
-    "vdso-kernel-too-new": errors.ProgramError,
-    "kerndat": errors.ProgramError,
-    "pid-missing": errors.NoSuchProcessError,
-    "zombie-root": errors.NoSuchProcessError,
-    "pid-in-use": errors.PidInUseError,
-    "images-dir": errors.ImagesError,
-    "img-magic": errors.ImagesError,
-    "images-read-only": errors.ImagesError,
-    "images-full": errors.ImagesError,
-    "image-missing": errors.ImagesError,
-    "pagemap-missing": errors.ImagesError,
-    "map-files-eperm": errors.PermissionDeniedError,
-    "ptrace-refused": errors.PermissionDeniedError,
-    "rlimit-other-user": errors.PermissionDeniedError,
-    "last-pid": errors.PermissionDeniedError,
-    "tcp-repair": errors.PermissionDeniedError,
-}
-"""Failures that have an error class of their own, by their id in ``failures.json``."""
+_ERROR = re.compile(r"Error \(|^Error|BUG at |RPC error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +68,27 @@ def _identity(directory: int, name: str) -> tuple[int, int, int] | None:
 
 
 def error_lines(text: str) -> list[str]:
-    """The lines of a log that speak of errors, without those that successful runs print too."""
-    lines = [line.strip() for line in text.splitlines() if _ERROR.search(line)]
-    return [line for line in lines if not any(f.pattern.search(line) for f in _benign())]
+    """The lines of a log that speak of errors, without those that successful runs print too.
+
+    Some causes CRIU calls a warning, or information (``Failure.quiet``): they are among them.
+    """
+    quiet = [failure.pattern for failure in failures() if failure.quiet]
+    return [
+        line.strip()
+        for line in text.splitlines()
+        if (_ERROR.search(line) or any(pattern.search(line) for pattern in quiet))
+        and not _is_benign(line)
+    ]
+
+
+def chatter_lines(text: str) -> list[str]:
+    """What a worker's standard error says of a failure: its errors, else all that it says.
+
+    The loader, the C library and the parser of options know nothing of CRIU's log.
+    """
+    return error_lines(text) or [
+        line.strip() for line in text.splitlines() if line.strip() and not _is_benign(line)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,30 +97,51 @@ class Failure:
 
     id: str
     phase: str
+    """``dump``, ``restore``, ``any``, or a narrower word that counts as ``dump``."""
     pattern: re.Pattern[str]
+    """What CRIU prints."""
     cause: str = ""
     cure: str = ""
     options: Sequence[str] = ()
+    """Fields of ``CriuOpts`` that help, best first."""
+    error: type[CriuError] | None = None
+    """The class of the exception, where there is a more precise one than ``CriuError``."""
+    consequence: bool = False
+    """CRIU prints this also after a line that tells the cause more precisely."""
+    quiet: bool = False
+    """CRIU does not print this as an error, though it is the cause of one."""
     benign: bool = False
+    """Runs that succeed print this too."""
+
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> Failure:
+        """An entry as the file has it."""
+        error = entry.get("error")
+        return cls(
+            **{
+                **entry,
+                "pattern": re.compile(entry["pattern"]),
+                "error": None if error is None else getattr(errors, error),
+            }
+        )
 
 
 @functools.cache
 def failures() -> tuple[Failure, ...]:
     """All that is known of CRIU's failures."""
     data = json.loads(resources.files(__package__).joinpath("failures.json").read_text("utf-8"))
-    return tuple(Failure(**{**entry, "pattern": re.compile(entry["pattern"])}) for entry in data)
+    return tuple(Failure.parse(entry) for entry in data)
 
 
-@functools.cache
-def _benign() -> tuple[Failure, ...]:
-    return tuple(failure for failure in failures() if failure.benign)
+def _is_benign(line: str) -> bool:
+    return any(failure.benign and failure.pattern.search(line) for failure in failures())
 
 
-def _matching(lines: Iterable[str], verb: Verb) -> Iterable[Failure]:
+def _matching(lines: Iterable[str], verb: Verb) -> Iterable[tuple[Failure, str]]:
     for line in lines:
         for failure in failures():
             if not failure.benign and _belongs(failure, verb) and failure.pattern.search(line):
-                yield failure
+                yield failure, line
 
 
 def _belongs(failure: Failure, verb: Verb) -> bool:
@@ -132,14 +150,14 @@ def _belongs(failure: Failure, verb: Verb) -> bool:
 
 
 def diagnose(lines: Sequence[str], verb: Verb, errno: int = 0) -> Diagnosis:
-    """The likely cause of a failure: the first line that is known wins over errno.
+    """The likely cause of a failure: the first line that is known, else errno.
 
-    CRIU prints the cause first and its consequences after it; lines that only sum up are
-    entries without a class, cure or options of their own, and come last in the choice.
+    CRIU prints the cause first and its consequences after it. What is known to be a
+    consequence, of a cause that need not be known, comes last in the choice.
     """
     by_errno = errors.BY_ERRNO.get(errno, CriuError)
     known = list(_matching(lines, verb))
     if not known:
         return Diagnosis(by_errno)
-    best = next((f for f in known if f.options or f.id in _KINDS), known[0])
-    return Diagnosis(_KINDS.get(best.id, by_errno), best.cause, best.cure, tuple(best.options))
+    best, line = next((found for found in known if not found[0].consequence), known[0])
+    return Diagnosis(best.error or by_errno, best.cause, best.cure, tuple(best.options), line)

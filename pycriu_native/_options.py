@@ -45,11 +45,13 @@ class On(Mask):
     RESTORE = auto()
     PAGE_SERVER = auto()
     CPUINFO = auto()
+    LAZY_PAGES = auto()
 
     SAVE = DUMP | PRE_DUMP
     BOTH = DUMP | RESTORE
     TREE = SAVE | RESTORE
-    ALL = TREE | PAGE_SERVER | CPUINFO
+    PAGES = SAVE | PAGE_SERVER | LAZY_PAGES
+    ALL = TREE | PAGES | CPUINFO
 
 
 class Row(NamedTuple):
@@ -128,7 +130,7 @@ TABLE: tuple[Row, ...] = (
     _flag("shell_job", On.TREE, runc="ShellJob", short="j"),
     _flag("file_locks", On.TREE, runc="FileLocks", short="l"),
     _row("pre_dump", None, Flag(), On.SAVE, runc="PreDump"),
-    _row("page_server", "ps", Item(values.PageServer), On.SAVE | On.PAGE_SERVER,
+    _row("page_server", "ps", Item(values.PageServer), On.PAGES,
          "set_page_server_address_port", local="3.12", runc="PageServer", flag="--page-server",
          lies=True),
     _row("veth_pairs", "veths", ListOf(Item(values.VethPair)), On.RESTORE, "add_veth_pair",
@@ -216,15 +218,15 @@ TABLE: tuple[Row, ...] = (
     _flag("unprivileged", On.ALL, "3.18"),
 
     # ---- the page server's connection ----
-    _flag("tls", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3"),
-    _flag("tls_no_cn_verify", On.SAVE | On.PAGE_SERVER, "3.13", local="4.3", negates=False),
-    _row("tls_cacert", "tls_cacert", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cacert", "3.13",
+    _flag("tls", On.PAGES, "3.13", local="4.3"),
+    _flag("tls_no_cn_verify", On.PAGES, "3.13", local="4.3", negates=False),
+    _row("tls_cacert", "tls_cacert", FilePath(), On.PAGES, "set_tls_cacert", "3.13",
          local="4.3", flag="--tls-cacert"),
-    _row("tls_cacrl", "tls_cacrl", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cacrl", "3.13",
+    _row("tls_cacrl", "tls_cacrl", FilePath(), On.PAGES, "set_tls_cacrl", "3.13",
          local="4.3", flag="--tls-cacrl"),
-    _row("tls_cert", "tls_cert", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_cert", "3.13",
+    _row("tls_cert", "tls_cert", FilePath(), On.PAGES, "set_tls_cert", "3.13",
          local="4.3", flag="--tls-cert"),
-    _row("tls_key", "tls_key", FilePath(), On.SAVE | On.PAGE_SERVER, "set_tls_key", "3.13",
+    _row("tls_key", "tls_key", FilePath(), On.PAGES, "set_tls_key", "3.13",
          local="4.3", flag="--tls-key"),
 
     # ---- image files ----

@@ -19,8 +19,8 @@ from .opts import CriuOpts
 from .values import PageServer
 
 ROWS = {row.runc: row for row in TABLE if row.runc}
-CGROUP_MODES = {m.name.lower(): m for m in
-                (CgroupMode.SOFT, CgroupMode.FULL, CgroupMode.STRICT, CgroupMode.IGNORE)}  # fmt: skip
+_MODES = (CgroupMode.SOFT, CgroupMode.FULL, CgroupMode.STRICT, CgroupMode.IGNORE)
+CGROUP_MODES = {mode.name.lower(): mode for mode in _MODES}
 """The modes that runc accepts."""
 
 
@@ -162,7 +162,7 @@ def _as_it_is(value: Any) -> Any:
 def _read_mode(value: Any) -> CgroupMode:
     if isinstance(value, str) and value in CGROUP_MODES:
         return CGROUP_MODES[value]
-    if type(value) is int and value in iter(CgroupMode):
+    if type(value) is int and value in {int(mode) for mode in CgroupMode}:
         return CgroupMode(value)
     raise ValueError(f"{', '.join(CGROUP_MODES)} or CRIU's number is accepted")
 

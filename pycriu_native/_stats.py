@@ -69,15 +69,15 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
         service, stats, size = struct.unpack_from("<III", data)
         if (service, stats) != (SERVICE_MAGIC, STATS_MAGIC):
             return None
-        for key, value in _fields(data[12 : 12 + size]):
+        for key, value in message_fields(data[12 : 12 + size]):
             if key == number and isinstance(value, bytes):
-                return {k: v for k, v in _fields(value) if isinstance(v, int)}
+                return {k: v for k, v in message_fields(value) if isinstance(v, int)}
     except (struct.error, ValueError):
         pass
     return None
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Field number and value of each varint and each length-delimited field."""
     at = 0
     while at < len(data):
@@ -91,7 +91,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         elif key & 7 == 0:
             yield key >> 3, value
         else:
-            raise ValueError("a wire type that statistics do not have")
+            raise ValueError("a wire type that these messages do not have")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -79,6 +79,16 @@ def stat_of(pid: int) -> tuple[str, int] | None:
     return state, int(parent)
 
 
+def status_of(pid: int) -> dict[str, str]:
+    """What /proc/PID/status says of a process or thread; nothing where there is none."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            pairs = [line.partition(":") for line in file]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {name: value.strip() for name, _, value in pairs}
+
+
 def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
     """Wait until no process has any of these pids; False if one stays.
 

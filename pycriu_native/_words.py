@@ -7,29 +7,17 @@ come back as something else is refused. Facts: CRIU's ``criu/config.c``.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum, IntEnum, auto
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from . import _kinds as kinds
 from ._options import TABLE, Row
-from .enums import CgroupMode, CompressMode, NetworkLock
+from ._spelling import Keyword, Takes, spelling, whole_number
 from .errors import OptionError, Problem
 from .opts import CriuOpts
-from .values import PageServer, descriptor_number
+from .values import PageServer
 
 Opts = TypeVar("Opts", bound=CriuOpts)
-
-DEFAULT_LOG_LEVEL = 2
-HIGHEST_LOG_LEVEL = 4
-CPU_NAMES = {"fpu": 1, "cpu": 2, "ins": 4}
-"""Bits of ``cpu_cap`` that have a name; the fourth, image, CRIU sets by itself."""
-CPU_ALL = 7
-CPU_DEFAULT = CPU_NAMES["fpu"] | CPU_NAMES["ins"]
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 NO_WORDS = {
     "images_dir": "images_directory says the same there",
@@ -49,271 +37,6 @@ class Word(NamedTuple):
     value: str | None = None
     field: str = ""
     """The field that it says."""
-
-
-class Takes(Enum):
-    """Whether a long option takes a value."""
-
-    NOTHING = auto()
-    PERHAPS = auto()
-    VALUE = auto()
-
-
-# ---- the spelling of one option's value ----
-
-
-class Spelling:
-    """Values as the words behind a flag (None: the flag alone), and back.
-
-    ``write`` and ``read`` raise ``ValueError`` with the reason why that cannot be.
-    """
-
-    takes = Takes.VALUE
-
-    def write(self, value: Any) -> list[str | None]:
-        raise NotImplementedError
-
-    def read(self, word: str | None, before: Any) -> object:
-        """The value, where ``before`` is what earlier words have made of it."""
-        raise NotImplementedError
-
-    def accepts(self, word: str | None) -> bool:
-        """Whether this is the spelling meant, of several that share a flag."""
-        return self.takes is Takes.PERHAPS or (word is None) == (self.takes is Takes.NOTHING)
-
-
-@dataclass(frozen=True)
-class Alone(Spelling):
-    """A flag without a value; it stands for one value only."""
-
-    means: object = True
-    takes = Takes.NOTHING
-
-    def write(self, value: Any) -> list[str | None]:
-        if value != self.means:
-            raise ValueError(f"only {self.means!r} can be said; leave it unset")
-        return [None]
-
-    def read(self, word: str | None, before: Any) -> object:
-        return self.means
-
-
-@dataclass(frozen=True)
-class Keyword(Alone):
-    """A flag with one fixed value, which means True."""
-
-    word: str = ""
-    takes = Takes.VALUE
-
-    def write(self, value: Any) -> list[str | None]:
-        super().write(value)
-        return [self.word]
-
-    def accepts(self, word: str | None) -> bool:
-        return word == self.word
-
-
-class Plain(Spelling):
-    """Text as it is."""
-
-    def write(self, value: Any) -> list[str | None]:
-        if not isinstance(value, str):
-            raise ValueError("only a path can be said there, not a descriptor")
-        return [value]
-
-    def read(self, word: str | None, before: Any) -> object:
-        return word
-
-
-class Digits(Spelling):
-    """A whole number."""
-
-    def write(self, value: Any) -> list[str | None]:
-        return [str(descriptor_number(value) if isinstance(value, kinds.HasFileno) else value)]
-
-    def read(self, word: str | None, before: Any) -> object:
-        return _number(word)
-
-
-class Size(Digits):
-    """Bytes, perhaps with a unit."""
-
-    def read(self, word: str | None, before: Any) -> object:
-        found = re.fullmatch(r"([0-9]+)([KMG]?)", word or "")
-        if not found:
-            raise ValueError("a number of bytes is accepted, perhaps with K, M or G")
-        return int(found[1]) * UNITS[found[2]]
-
-
-class Verbosity(Digits):
-    """A level, or one more than before for the flag alone and for each ``v``."""
-
-    takes = Takes.PERHAPS
-
-    def read(self, word: str | None, before: Any) -> object:
-        if word is None or re.fullmatch("v+", word):
-            level = (DEFAULT_LOG_LEVEL if before is None else before) + 1 + len(word or "")
-        else:
-            level = _number(word)
-        return min(level, HIGHEST_LOG_LEVEL)  # CRIU has nothing more to say above it
-
-
-class CpuNames(Spelling):
-    """What to check of the CPU, by name: added to CRIU's default, or to nothing after ``none``."""
-
-    takes = Takes.PERHAPS
-
-    def write(self, value: Any) -> list[str | None]:
-        names = [name for name, bit in CPU_NAMES.items() if value & bit]
-        if value & ~CPU_ALL or not names:
-            raise ValueError("a sum of 1 (fpu), 2 (cpu) and 4 (ins) can be said; 8 is always set")
-        return [",".join(["none", *names])]
-
-    def read(self, word: str | None, before: Any) -> object:
-        mask: int = CPU_DEFAULT if before is None else before
-        if word is None:
-            return mask | CPU_ALL
-        inverse = False
-        for token in re.findall(r"\^|,|fpu|all|none|cpu|ins|.", word, re.S):
-            if token == "^":
-                inverse = not inverse
-            elif token == ",":
-                inverse = False
-            elif token == "none":
-                mask = CPU_ALL if inverse else 0
-            elif token in CPU_NAMES or token == "all":
-                bits = CPU_NAMES.get(token, CPU_ALL)
-                mask = mask & ~bits if inverse else mask | bits
-            else:
-                raise ValueError("cpu, fpu, ins, all, none, with commas and ^, is accepted")
-        if not mask:
-            raise ValueError("a request cannot say 'none': CRIU then still looks at the image")
-        return mask
-
-
-@dataclass(frozen=True)
-class Name(Spelling):
-    """A member of an enumeration, by its name in small letters."""
-
-    members: type[IntEnum]
-    silent: Collection[IntEnum] = ()
-    """Members that have no word."""
-    also: tuple[tuple[str, IntEnum], ...] = ()
-    """Other words that are understood."""
-
-    def _names(self) -> dict[str, IntEnum]:
-        return {m.name.lower(): m for m in self.members if m not in self.silent}
-
-    def write(self, value: Any) -> list[str | None]:
-        for name, member in self._names().items():
-            if member is value:
-                return [name]
-        raise ValueError(f"{', '.join(self._names())} can be said")
-
-    def read(self, word: str | None, before: Any) -> object:
-        found = {**self._names(), **dict(self.also)}.get(word or "")
-        if found is None:
-            raise ValueError(f"{', '.join(self._names())} is accepted")
-        return found
-
-
-class Net(Spelling):
-    """The one namespace that can be empty."""
-
-    def write(self, value: Any) -> list[str | None]:
-        if value != kinds.Namespaces.NET:
-            raise ValueError("only 'net' can be said; leave it unset")
-        return ["net"]
-
-    def read(self, word: str | None, before: Any) -> object:
-        if word != "net":
-            raise ValueError("'net' is accepted")
-        return kinds.Namespaces.NET
-
-
-@dataclass(frozen=True)
-class Structured(Spelling):
-    """A structured value, by its text."""
-
-    cls: type[Any]
-
-    def write(self, value: Any) -> list[str | None]:
-        return [value.text()]
-
-    def read(self, word: str | None, before: Any) -> object:
-        return self.cls.parse(word)
-
-
-@dataclass(frozen=True)
-class Each(Spelling):
-    """A list: the flag again for each item."""
-
-    item: Spelling
-
-    def write(self, value: Any) -> list[str | None]:
-        return [word for item in value for word in self.item.write(item)]
-
-    def read(self, word: str | None, before: Any) -> object:
-        return (*(before or ()), self.item.read(word, None))
-
-
-class Inodes(Digits):
-    """A list of numbers: written one by one, read with commas too."""
-
-    def write(self, value: Any) -> list[str | None]:
-        if 0 in value:
-            raise ValueError("an inode's number is 1 or more there")
-        return [str(inode) for inode in value]
-
-    def read(self, word: str | None, before: Any) -> object:
-        numbers = [_number(part) for part in (word or "").split(",") if part]
-        if 0 in numbers:
-            raise ValueError("an inode's number is 1 or more")
-        return (*(before or ()), *numbers)
-
-
-def _number(word: str | None) -> int:
-    if word is None or not re.fullmatch(r"[0-9]{1,19}", word):
-        raise ValueError("a whole number is accepted")
-    return int(word)
-
-
-SPECIAL: dict[str, Spelling] = {
-    "manage_cgroups_mode": Name(CgroupMode, silent=(CgroupMode.DEFAULT,)),
-    "network_lock": Name(NetworkLock, also=(("none", NetworkLock.SKIP),)),
-    "auto_ext_mnt": Keyword(word="auto"),
-    "unix_sks": Inodes(),
-    "ghost_limit": Size(),
-    "cpu_cap": CpuNames(),
-    "compress": Alone(CompressMode.BLOCK),
-    "compress_block_size": Size(),
-    "log_level": Verbosity(),
-}
-"""Options that are not written as their kind is."""
-
-
-def spelling(row: Row) -> Spelling:
-    """How the values of a row are written."""
-    return SPECIAL.get(row.name) or _by_kind(row.kind)
-
-
-def _by_kind(kind: kinds.Kind) -> Spelling:
-    match kind:
-        case kinds.Flag():
-            return Alone()
-        case kinds.Number() | kinds.FileDescriptor():
-            return Digits()
-        case kinds.Mode():
-            return Name(kind.members)
-        case kinds.Namespaces():
-            return Net()
-        case kinds.Text() | kinds.FilePath() | kinds.Directory() | kinds.Argument():
-            return Plain()
-        case kinds.Item():
-            return Structured(kind.cls)
-        case kinds.ListOf():
-            return Each(_by_kind(kind.item))
-    raise AssertionError(f"{kind} has no spelling")
 
 
 # ---- from options to words ----
@@ -404,19 +127,26 @@ ELSEWHERE = {
     "--action-script": "on_notify does that",
     "--pidfile": "the result of the verb has the pid",
     "--no-page-server": "leave page_server unset",
-    **dict.fromkeys(
-        "--no-restore-detached --no-restore-sibling --daemon --no-daemon --close --log-pid "
-        "--no-log-pid --ms --libdir --feature --extra --no-extra --experimental "
-        "--no-experimental --all --deprecated --no-deprecated --file-validation "
-        "--ghost-fiemap --no-ghost-fiemap --allow-uprobes --no-allow-uprobes".split(),
-        "CRIU's requests cannot ask for it",
-    ),
 }
 """Long options of ``criu`` that are no field, and what to do instead."""
 
+UNASKABLE = frozenset(
+    (
+        *("--close", "--libdir", "--feature", "--file-validation", "--ms", "--all"),
+        *("--log-pid", "--no-log-pid", "--daemon", "--no-daemon", "--extra", "--no-extra"),
+        *("--experimental", "--no-experimental", "--deprecated", "--no-deprecated"),
+        *("--ghost-fiemap", "--no-ghost-fiemap", "--allow-uprobes", "--no-allow-uprobes"),
+        *("--no-restore-detached", "--no-restore-sibling"),
+    )
+)
+"""Long options of ``criu`` that its requests have no field for."""
+
 _WITH_VALUE = frozenset(
-    "--tree --action-script --pidfile --close --libdir --feature --file-validation".split()
-) | set(_PARTS)
+    (
+        *("--tree", *_PARTS, "--action-script", "--pidfile"),
+        *("--close", "--libdir", "--feature", "--file-validation"),
+    )
+)
 
 
 class Reader:
@@ -435,7 +165,7 @@ class Reader:
         """Whether a long option takes a value; one that is not known takes what it is given."""
         if flag in _WITH_VALUE:
             return Takes.VALUE
-        if flag in NEGATIONS or flag in ELSEWHERE or flag in IMPLIED or flag in _SINGLE:
+        if any(flag in known for known in (NEGATIONS, ELSEWHERE, UNASKABLE, IMPLIED, _SINGLE)):
             return Takes.NOTHING
         found = {spelling(row).takes for row in ROWS.get(flag, ())}
         return found.pop() if len(found) == 1 else Takes.PERHAPS
@@ -463,7 +193,7 @@ class Reader:
         elif flag == "--address":
             self._server["address"] = value
         else:
-            number = _number(value)
+            number = whole_number(value)
             if not number and flag != "--ps-socket":
                 raise ValueError("1 or more is accepted")
             if flag == "--tree":
@@ -474,6 +204,8 @@ class Reader:
     def _set(self, flag: str, value: str | None) -> None:
         if flag in ELSEWHERE:
             raise ValueError(f"is no option of CriuOpts: {ELSEWHERE[flag]}")
+        if flag in UNASKABLE:
+            raise ValueError("is no option of CriuOpts: CRIU's requests have no field for it")
         if flag in NEGATIONS:
             self.fields[NEGATIONS[flag].name] = False
         elif flag in ROWS:
@@ -485,9 +217,9 @@ class Reader:
         elif flag not in IMPLIED:
             raise ValueError("is no option of criu that is known here (abbreviations are not read)")
 
-    def finish(self, command: Sequence[str] = ()) -> None:
+    def finish(self, command: Sequence[str] = (), *, lazy: bool = False) -> None:
         """Put together what several words say; ``command`` is what ``--exec-cmd`` is to run."""
-        lazy = self.fields.get("lazy_pages")
+        lazy = lazy or bool(self.fields.get("lazy_pages"))
         if self._asks_server and lazy:
             rule = "not with --lazy-pages: asked over its socket, CRIU then serves pages itself"
             self.problems.append(Problem("--page-server", None, rule))

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
-import select
-import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ._line import Line, widen
+from ._process import OwnedProcess
 from ._program import find_program
 from ._spawn import above_stdio, spawn
 from .errors import Problem
 from .values import Descriptor, descriptor_number
-
-LARGEST_CHATTER = 256 * 1024
-"""Bytes of a worker's standard error that are kept."""
 
 PATIENCE = 10.0
 """Seconds that a worker gets to end by itself once it has answered."""
@@ -28,61 +23,33 @@ PATIENCE = 10.0
 class WorkerLine(Line):
     """A connection to a worker of our own, and that process, owned."""
 
-    def __init__(
-        self, sock: socket.socket, *, pid: int, pidfd: int, chatter: int, program: str
-    ) -> None:
+    def __init__(self, sock: socket.socket, process: OwnedProcess, program: str) -> None:
         super().__init__(sock, program=program)
-        self.pid = pid
-        # -1 for a worker that is not ours to watch: a self-dump must hold no pidfd of it, which
-        # CRIU could not save.
-        self.pidfd = pidfd
-        self._chatter = chatter
+        self.pid = process.pid
+        self.pidfd = process.pidfd
+        self._process = process
 
     def has_ended(self, timeout: float = 0.0) -> bool:
-        if self.pidfd < 0:
-            return not os.path.exists(f"/proc/{self.pid}")
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
+        return self._process.has_ended(timeout)
 
     def kill(self) -> None:
-        """End the worker and all that it has forked and not moved to a session of its own."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # The group's number stays taken while the worker is unreaped: it cannot be another's.
-            os.killpg(self.pid, signal.SIGKILL)
-        if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        self._process.kill()
 
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
-        if self._chatter < 0:
-            return
         self.hang_up()
-        if self.pidfd >= 0:
-            if not self.has_ended(PATIENCE):
-                self.kill()
-                self.has_ended(PATIENCE)
-            self._collect()
-        self.let_go()
+        self._process.reap(PATIENCE)
+        self._remember()
 
     def let_go(self) -> None:
         self.hang_up()
-        size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
-        self.last_words = os.pread(self._chatter, size, 0).decode(errors="replace")
-        os.close(self._chatter)
-        self._chatter = -1
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+        self._process.close()
+        self._remember()
 
-    def _collect(self) -> None:
-        # ECHILD: it is not our child (self-dump), or the embedder reaps all children itself.
-        with contextlib.suppress(ChildProcessError):
-            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-            if result is not None:
-                exited = result.si_code == os.CLD_EXITED
-                self.status = result.si_status if exited else -result.si_status
+    def _remember(self) -> None:
+        self.status = self._process.status
+        self.last_words = self._process.last_words
+        self.pidfd = -1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +116,7 @@ class Worker:
         if outside:
             os.close(pidfd)
             pidfd = -1
-        return WorkerLine(ours, pid=pid, pidfd=pidfd, chatter=chatter, program=program)
+        return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)
 
     def _input(self) -> int:
         fd = 0 if self.stdin is None else descriptor_number(self.stdin)

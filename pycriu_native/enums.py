@@ -87,6 +87,7 @@ class Verb(Enum):
     FEATURE_CHECK = "feature-check"
     PAGE_SERVER = "page-server"
     PAGE_SERVER_CHILD = "page-server-child"
+    LAZY_PAGES = "lazy-pages"
     CPUINFO_DUMP = "cpuinfo-dump"
     CPUINFO_CHECK = "cpuinfo-check"
 

@@ -171,6 +171,8 @@ class Diagnosis:
     cause: str | None = None
     cure: str | None = None
     options: tuple[str, ...] = field(default=())
+    line: str | None = None
+    """The line of CRIU's that says so."""
 
 
 BY_ERRNO: dict[int, type[CriuError]] = {

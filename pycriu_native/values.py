@@ -46,7 +46,7 @@ def descriptor_number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("a descriptor's number or an object with fileno() is accepted")
     if not 0 <= value < 2**31:
-        raise ValueError("a descriptor's number is 0 or more")
+        raise ValueError("a descriptor's number, 0 or more, is accepted")
     return value
 
 
@@ -177,6 +177,8 @@ class PageServer(_Item):
     FORMS: ClassVar = "PageServer, (address, port), 'host:port' or '[ipv6]:port'"
 
     def __post_init__(self) -> None:
+        if self.address is None and self.port is None and self.fd is None:
+            raise ValueError(self.FORMS + " is accepted")
         if self.address is not None:
             _keep_text(self, "address", "an address")
             if self.address[0] in "[]":
@@ -194,7 +196,8 @@ class PageServer(_Item):
     def _from_text(cls, text: str) -> Self:
         address, found, port = text.rpartition(":")
         bracketed = address.startswith("[") and address.endswith("]")
-        if not found or not (port.isascii() and port.isdigit()) or (":" in address) != bracketed:
+        is_number = port.isascii() and port.isdigit() and len(port) <= 5
+        if not found or not is_number or (":" in address) != bracketed:
             raise ValueError(cls.FORMS + " is accepted")
         return cls(address[1:-1] if bracketed else address, int(port))
 

@@ -1,0 +1,172 @@
+"""The ``criu lazy-pages`` daemon: it feeds memory to processes that already run.
+
+A restore with ``lazy_pages`` gives its processes no memory; they get each page when they touch
+it, and the rest in the background, from this daemon. It takes the pages from the images, or
+from a lazy dump on another host (``page_server``). It must listen before the restore starts, in
+the same work directory, and ends by itself when all memory has arrived. It is no request over
+CRIU's socket but a program of its own, and so started, watched and stopped here as a process::
+
+    with LazyPages(CriuOpts(images_directory="ckpt")) as daemon:
+        restore(CriuOpts(images_directory="ckpt", lazy_pages=True))
+        daemon.wait()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from . import _requirements
+from ._log import LogMark, diagnose, error_lines
+from ._process import OwnedProcess
+from ._program import find_program
+from ._session import Directories, Request, log_name
+from ._spawn import above_stdio, spawn
+from ._words import say
+from ._worker import Worker
+from .enums import Verb
+from .errors import CriuError, DeadlineError
+from .opts import CriuOpts
+
+__all__ = ["LazyPages"]
+
+UNTIL_READY = 30.0
+"""Seconds that the daemon gets to listen, unless told otherwise."""
+
+UNTIL_STOPPED = 5.0
+"""Seconds that it gets to end after SIGTERM."""
+
+
+class LazyPages:
+    """A daemon that listens: made when it is ready, owned until it is closed.
+
+    ``opts`` takes ``images_directory``, ``work_directory``, ``page_server`` (the source's
+    address and port), ``tls`` and its files, and the options of the log. ``deadline`` is in
+    seconds. Raises ``OptionError``, ``UnsupportedError`` where there is no userfaultfd,
+    ``ProgramNotFoundError``, ``DeadlineError``, and ``CriuError`` if the daemon ends before it
+    listens. Needs CRIU 3.17.
+
+    Closing it while processes still lack memory leaves them without: wait first.
+    Synchronization: not to be shared between threads.
+    """
+
+    def __init__(
+        self, opts: CriuOpts, *, via: Worker | None = None, deadline: float = UNTIL_READY
+    ) -> None:
+        request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
+        _requirements.check(request)
+        with contextlib.ExitStack() as owned:
+            directories = Directories(opts, Verb.LAZY_PAGES, owned)
+            assert directories.log is not None
+            mark = LogMark.take(directories.log, log_name(request))
+            ready, told = os.pipe2(os.O_CLOEXEC)
+            owned.callback(os.close, ready)
+            with open(told, "wb"):
+                self._process = _start(via or Worker(), request, directories, told)
+            self.pid = self._process.pid
+            """The daemon."""
+            try:
+                if not _listens(ready, deadline):
+                    self._process.reap(UNTIL_STOPPED)
+                    raise _failure(self._process, mark)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def pidfd(self) -> int:
+        """A descriptor that becomes readable when the daemon ends; it stays the daemon's."""
+        return self._process.pidfd
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until all memory has arrived; the daemon's exit code (negative: a signal).
+
+        ``timeout`` is in seconds; ``TimeoutError`` when it passes. None where somebody else has
+        reaped the daemon. May be called again after the end.
+        """
+        if not self._process.closed:
+            if not self._process.has_ended(timeout):
+                raise TimeoutError(f"the lazy-pages daemon, pid {self.pid}, serves on")
+            self._process.reap(UNTIL_STOPPED)
+        return self._process.status
+
+    def close(self) -> None:
+        """End the daemon if it still serves, and give everything back. Twice does nothing."""
+        if not self._process.closed:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.reap(UNTIL_STOPPED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _start(via: Worker, request: Request, directories: Directories, told: int) -> OwnedProcess:
+    """The daemon, which writes a zero byte to ``told`` when it listens."""
+    keep = [fd for fd in (directories.images, directories.work) if fd is not None]
+    named = replace(
+        request.opts,
+        images_directory=_by_descriptor(directories.images),
+        work_directory=_by_descriptor(directories.work),
+        log_file=log_name(request),
+        status_fd=told,
+    )
+    words = [
+        word.flag if word.value is None else f"{word.flag}={word.value}" for word in say(named)[0]
+    ]
+    chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+    try:
+        pid, pidfd = spawn(
+            [find_program(via.program), str(Verb.LAZY_PAGES), *words],
+            env=via.env,
+            stdin=-1,
+            output=chatter,
+            keep=[told, *keep],
+        )
+    except BaseException:
+        os.close(chatter)
+        raise
+    return OwnedProcess(pid, pidfd, chatter)
+
+
+def _by_descriptor(fd: int | None) -> str | None:
+    """The path under which the daemon finds a directory that we have open and it inherits."""
+    return None if fd is None else f"/proc/self/fd/{fd}"
+
+
+def _listens(ready: int, deadline: float) -> bool:
+    """Whether the daemon says that it listens; False if it ends instead."""
+    poll = select.poll()
+    poll.register(ready, select.POLLIN)
+    if not poll.poll(deadline * 1000):
+        raise DeadlineError("lazy-pages: the daemon did not listen in time", verb="lazy-pages")
+    return os.read(ready, 1) == b"\0"
+
+
+def _failure(process: OwnedProcess, mark: LogMark) -> CriuError:
+    lines = error_lines(mark.text()) or error_lines(process.last_words)
+    found = diagnose(lines, Verb.LAZY_PAGES)
+    cause = found.cause or (
+        lines[0] if lines else process.last_words.strip() or "it does not say why"
+    )
+    told = f"the lazy-pages daemon ended before it listened: {cause}"
+    return found.kind(
+        told + (f"; {found.cure}" if found.cure else ""),
+        verb="lazy-pages",
+        lines=lines,
+        cause=found.cause,
+        cure=found.cure,
+        options=found.options,
+    )

@@ -1,0 +1,428 @@
+"""Containers of OCI runtimes: dump what runc or crun runs, and restore what they checkpointed.
+
+A dump that the runtime itself can restore, and whose standard streams can be put back::
+
+    container = Container.from_runtime("web", runtime="runc")
+    container.write_descriptors("ckpt")
+    dump(container.pid, container.dump_opts("ckpt"))
+    # runc delete web; runc restore --image-path $PWD/ckpt --bundle ... web
+
+A restore of images that runc, crun or the lines above have made::
+
+    with Bundle.load("web-bundle").restoring("ckpt", stdio=(None, log, log)) as opts:
+        pid = restore(opts).pid
+
+What is told to CRIU: which mounts come from outside (bind mounts, masked paths, the cgroup
+mounts of cgroup v1) and under which names, where the root is, which namespaces are joined, how
+cgroups come back, which pipes are put in place of the standard streams. On a dump the names of
+outside mounts are those that the runtime will look for; on a restore they are read from the
+images, so it does not matter which runtime chose them.
+
+The runtime knows nothing of what is done here. After a dump it takes the container for stopped:
+delete it there. A container that is restored here it does not know at all: it is ours to kill,
+and so is its cgroup to remove.
+
+This module is no part of ``import pycriu_native``: import it by its name. Facts: runc's
+``libcontainer/criu_linux.go``, crun's ``src/libcrun/criu.c``, CRIU's ``images/mnt.proto``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ._mounts import CGROUP_V1, SavedMount, hierarchy, inside, mount_point, mounts_of, saved_mounts
+from .enums import CgroupMode
+from .errors import ImagesError, NoSuchProcessError
+from .opts import CriuOpts
+from .values import Descriptor
+
+__all__ = ["Bundle", "Container"]
+
+StrPath = str | os.PathLike[str]
+
+DESCRIPTORS = "descriptors.json"
+"""The file in the images in which runtimes keep what the standard streams were."""
+
+_JOINED = ("ipc", "uts", "user", "time")
+"""Types of namespaces of which CRIU joins one that exists; config.json and CRIU call them so."""
+_INHERITED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
+"""Those that it leaves out and gets back as a descriptor, with the key that runtimes use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bundle:
+    """An OCI bundle: the directory with ``config.json`` and, mostly, the root file system.
+
+    Synchronization: immutable, so safe to share between threads. Restores at the same time
+    need different images and different pids, as any restores.
+    """
+
+    path: str
+    """The bundle's directory, absolute."""
+    config: Mapping[str, Any]
+    """What is in ``config.json``."""
+
+    @classmethod
+    def load(cls, path: StrPath) -> Self:
+        """Read a bundle. Raises ``OSError`` or ``ValueError`` when it has no ``config.json``."""
+        config = json.loads(Path(path, "config.json").read_text())
+        return cls(path=os.path.realpath(path), config=config)
+
+    @property
+    def root(self) -> str:
+        """The directory that is the container's root."""
+        return os.path.realpath(os.path.join(self.path, self.config["root"]["path"]))
+
+    @property
+    def binds(self) -> dict[str, str]:
+        """The bind mounts: what of the host is at which place of the container.
+
+        Symbolic links in the root are followed, as in the container.
+        """
+        found = {}
+        for mount in self.config.get("mounts", ()):
+            options = mount.get("options") or ()
+            if mount.get("type") == "bind" or "bind" in options or "rbind" in options:
+                place = inside(self.root, mount["destination"])
+                found[place] = os.path.join(self.path, mount["source"])
+        return found
+
+    @property
+    def masked(self) -> list[str]:
+        """The paths that the container must not see."""
+        return list(self._linux.get("maskedPaths") or ())
+
+    @property
+    def namespaces(self) -> dict[str, str | None]:
+        """The container's own namespaces by type; with a path, where an existing one is joined."""
+        return {
+            item["type"]: item.get("path") or None for item in self._linux.get("namespaces", ())
+        }
+
+    @property
+    def _linux(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.config.get("linux") or {}
+        return found
+
+    @contextlib.contextmanager
+    def restoring(
+        self, images: StrPath, *, stdio: Sequence[Descriptor | None] = (0, 1, 2), **more: Any
+    ) -> Iterator[CriuOpts]:
+        """Prepare a restore, and give its options: ``restore`` them while the context lasts.
+
+        ``stdio`` takes the place of the standard streams that were pipes when the container
+        started: one descriptor for each, by default our own, as with ``runc restore``. With None
+        a stream comes back as a pipe that has nobody at its other end. Streams that were no
+        pipes are the container's own and come back as they were.
+
+        ``more`` are further fields of ``CriuOpts``: lists are added to those of the bundle,
+        other values win over them.
+
+        The root is bound to a mount point of its own, for as long as the context lasts. Missing
+        places to mount on are made in the root and in bound directories, and stay there, as
+        runtimes do it. Cgroups that do not exist are made by CRIU, with the properties that
+        were saved. A network namespace that was saved without contents, as runc does it, comes
+        back with nothing but a loopback interface that is down; an ``on_notify`` hook can fill
+        it at ``Notify.SETUP_NAMESPACES``. With a terminal, the hook gets its master at
+        ``Notify.ORPHAN_PTS_MASTER``.
+
+        Raises ``ImagesError`` when the images lack something, or need a mount that
+        ``config.json`` does not have, and ``OSError`` when something cannot be mounted or made.
+        """
+        directory = os.path.abspath(images)
+        extra = {_pair(item)[0] for item in more.get("ext_mounts") or ()}
+        outside: dict[str, str] = {}
+        saved = saved_mounts(directory)
+        for mount in saved:
+            if mount.key and mount.key not in extra:
+                outside[mount.key] = self._source(mount)
+        self._make_places(saved, outside)
+        with contextlib.ExitStack() as owned:
+            options: dict[str, Any] = {
+                "images_directory": directory,
+                "root": owned.enter_context(mount_point(self.root)),
+                "ext_mounts": list(outside.items()),
+                "inherit_fds": self._inherited(directory, stdio, owned),
+                "join_ns": [
+                    (kind, path)
+                    for kind, path in self.namespaces.items()
+                    if path and kind in _JOINED
+                ],
+                "manage_cgroups_mode": CgroupMode.SOFT,
+                "orphan_pts_master": True,
+                "empty_ns": "net" if self._lacks_network(directory) else None,
+            }
+            yield _options(options, more)
+
+    def _source(self, mount: SavedMount) -> str:
+        """What of this host comes to the place of a mount from outside."""
+        if mount.kind == CGROUP_V1:
+            mounted = hierarchy("cgroup", mount.options)
+            if mounted is None:
+                raise ImagesError(
+                    f"the images need the cgroup v1 hierarchy {mount.options!r}, which is not "
+                    "mounted here"
+                )
+            return mounted + mount.root.rstrip("/")
+        source = self.binds.get(mount.place)
+        if source is not None:
+            return source
+        if mount.place in self.masked:
+            if mount.root.endswith("/null"):
+                return "/dev/null"
+            # crun's one empty directory for all: its path is its key.
+            with contextlib.suppress(FileExistsError):
+                os.makedirs(mount.key, 0o755)
+            return mount.key
+        if any(device["path"] == mount.place for device in self._linux.get("devices") or ()):
+            return mount.place
+        raise ImagesError(
+            f"the images need a mount at {mount.place} that {self.path}/config.json does not "
+            f"have; give it as ext_mounts=[({mount.key!r}, SOURCE)]"
+        )
+
+    def _make_places(self, saved: Sequence[SavedMount], outside: Mapping[str, str]) -> None:
+        """Make the missing directories and files that mounts go on.
+
+        What is on the container's own file systems, CRIU restores with them.
+        """
+        if self.config["root"].get("readonly"):
+            # Through it CRIU enters the root; otherwise it would make one of its own.
+            os.makedirs(self.root + inside(self.root, "/tmp"), exist_ok=True)
+        by_number = {mount.number: mount for mount in saved}
+        for mount in reversed(saved):  # outer mounts first
+            parent = by_number.get(mount.parent)
+            if parent is None:
+                continue
+            if parent.place == "/":
+                base = self.root
+            elif parent.key in outside and parent.kind != CGROUP_V1:
+                base = outside[parent.key]
+            else:
+                continue
+            place = base + inside(base, os.path.relpath(mount.place, parent.place))
+            if os.path.lexists(place):
+                continue
+            if os.path.isdir(outside.get(mount.key, "/")):
+                os.makedirs(place)
+            else:
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+    def _inherited(
+        self, images: str, stdio: Sequence[Descriptor | None], owned: contextlib.ExitStack
+    ) -> list[tuple[Descriptor, str]]:
+        """What replaces the standard streams and the namespaces that are not in the images."""
+        found: dict[str, Descriptor] = {}
+        for fd, name in zip(stdio, _read_descriptors(images), strict=False):
+            if fd is not None and "pipe:" in name:
+                found.setdefault(name, fd)
+        for kind, (_, key) in _INHERITED.items():
+            path = self.namespaces.get(kind)
+            if path:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                owned.callback(os.close, file)
+                found[key] = file
+        return [(fd, key) for key, fd in found.items()]
+
+    def _lacks_network(self, images: str) -> bool:
+        """Whether a network namespace is to come back of which the images have nothing."""
+        own = "network" in self.namespaces and self.namespaces["network"] is None
+        return own and not any(name.startswith("netns-") for name in os.listdir(images))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Container:
+    """A running container of a runtime's.
+
+    What the runtime knows of it, at the time of asking; nothing here is kept up to date.
+
+    Synchronization: immutable, so safe to share between threads.
+    """
+
+    id: str
+    """Its name there."""
+    runtime: str
+    """``runc`` or ``crun``: whose names the images will use."""
+    state_root: str
+    """Where the runtime keeps its state."""
+    pid: int
+    """Its first process, by the host's number."""
+    bundle: Bundle
+    """What it was made from."""
+    descriptors: tuple[str, ...]
+    """What its standard streams were when it started: paths, or ``pipe:[inode]``."""
+
+    @classmethod
+    def from_runtime(cls, id: str, runtime: str = "runc", root: StrPath | None = None) -> Self:
+        """The container of this id; ``root`` is the runtime's ``--root``, by default /run/RUNTIME.
+
+        Raises ``NoSuchProcessError`` when the runtime does not know it or it does not run.
+        """
+        if runtime not in _STATES:
+            raise ValueError(f"runtime={runtime!r}: {' or '.join(_STATES)} is accepted")
+        state_root = os.path.realpath(root or f"/run/{runtime}")
+        name, read = _STATES[runtime]
+        try:
+            state = read(json.loads(Path(state_root, id, name).read_text()))
+        except FileNotFoundError:
+            raise NoSuchProcessError(f"{runtime} has no container {id!r} in {state_root}") from None
+        if _start_time(state.pid) != state.started:
+            raise NoSuchProcessError(
+                f"{runtime}'s container {id!r} does not run: its process {state.pid} is gone",
+                pid=state.pid,
+            )
+        return cls(
+            id=id,
+            runtime=runtime,
+            state_root=state_root,
+            pid=state.pid,
+            bundle=Bundle.load(state.bundle),
+            descriptors=tuple(state.descriptors),
+        )
+
+    def dump_opts(self, images: StrPath, **more: Any) -> CriuOpts:
+        """The options of a dump that the container's runtime can restore, and ``restoring`` too.
+
+        ``more`` are further fields of ``CriuOpts``: lists are added to those of the container,
+        other values win over them. ``empty_ns``, set for a container of runc's that has its own
+        network namespace, is what ``runc checkpoint`` does: interfaces are made anew by the
+        hooks of its ``config.json``. With ``empty_ns=None`` the contents are saved, and only a
+        restore of ours brings them back.
+        """
+        own_network = self.bundle.namespaces.get("network", "") is None
+        options: dict[str, Any] = {
+            "images_directory": os.path.abspath(images),
+            "ext_mounts": list(self._outside().items()),
+            "external": [
+                f"{name}[{os.stat(path).st_ino}]:{key}"
+                for kind, (name, key) in _INHERITED.items()
+                if (path := self.bundle.namespaces.get(kind))
+            ],
+            "freeze_cgroup": _freezer(self.pid),
+            "manage_cgroups_mode": CgroupMode.SOFT,
+            "orphan_pts_master": True,
+            "empty_ns": "net" if self.runtime == "runc" and own_network else None,
+        }
+        return _options(options, more)
+
+    def write_descriptors(self, images: StrPath) -> Path:
+        """Put ``descriptors.json`` into the images, which are made if missing; gives its path.
+
+        Without it runc and crun refuse to restore, and the standard streams cannot be put back.
+        """
+        directory = Path(images)
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        file = directory / DESCRIPTORS
+        file.write_text(json.dumps(self.descriptors))
+        file.chmod(0o600)
+        return file
+
+    def _outside(self) -> dict[str, str]:
+        """The mounts that are not saved, and the keys under which the runtime looks for them."""
+        found = {place: place for place in self.bundle.binds}
+        masked = self.bundle.masked
+        own_cgroups = "cgroup" in self.bundle.namespaces
+        for line in mounts_of(self.pid):
+            if line.kind == "cgroup" and not own_cgroups:
+                found[line.place] = line.place
+            elif line.place in masked and line.root.endswith("/null"):
+                found[line.place] = "/dev/null" if self.runtime == "runc" else line.place
+            elif line.place in masked and line.root != "/":
+                # From crun 1.24 on: one empty directory over all masked directories.
+                found[line.place] = os.path.join(self.state_root, os.path.basename(line.root))
+        return found
+
+
+# ---- what runtimes keep ----
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    pid: int
+    started: int
+    bundle: str
+    descriptors: list[str]
+
+
+def _runc_state(state: Mapping[str, Any]) -> _State:
+    labels = dict(label.partition("=")[::2] for label in state["config"]["labels"])
+    return _State(
+        pid=state["init_process_pid"],
+        started=state["init_process_start"],
+        bundle=labels["bundle"],
+        descriptors=state["external_descriptors"],
+    )
+
+
+def _crun_state(state: Mapping[str, Any]) -> _State:
+    return _State(
+        pid=state["pid"],
+        started=state["process-start-time"],
+        bundle=state["bundle"],
+        descriptors=json.loads(state["external_descriptors"]),
+    )
+
+
+_STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
+"""Each runtime's file about a container, and how it is read."""
+
+
+def _read_descriptors(images: str) -> list[str]:
+    try:
+        found = json.loads(Path(images, DESCRIPTORS).read_text())
+    except (OSError, ValueError) as error:
+        raise ImagesError(f"{images} has no usable {DESCRIPTORS}: {error}") from None
+    return [str(name) for name in found]
+
+
+# ---- the system ----
+
+
+def _freezer(pid: int) -> str | None:
+    """The cgroup to freeze a container with; never the root, which has everybody in it."""
+    cgroups: dict[str, str] = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        cgroups.update(dict.fromkeys(controllers.split(","), path))
+    for controller, kind in (("freezer", "cgroup"), ("", "cgroup2")):
+        path = cgroups.get(controller, "/")
+        mounted = hierarchy(kind, controller)
+        if mounted is not None and path != "/":
+            return mounted + path
+    return None
+
+
+def _start_time(pid: int) -> int | None:
+    """When a process started, in ticks since boot; None when it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+# ---- options ----
+
+
+def _pair(item: Any) -> tuple[str, str]:
+    wire = CriuOpts(ext_mounts=[item]).ext_mounts
+    assert wire is not None
+    (mount,) = wire
+    return mount.key, mount.value  # type: ignore[union-attr]
+
+
+def _options(options: Mapping[str, Any], more: Mapping[str, Any]) -> CriuOpts:
+    """Both together: lists are joined, other values of ``more`` win."""
+    merged = {**options, **more}
+    for name, value in options.items():
+        if isinstance(value, list):
+            merged[name] = [*value, *(more.get(name) or ())] or None
+    return CriuOpts(**merged)

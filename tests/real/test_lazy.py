@@ -1,0 +1,84 @@
+"""The lazy-pages daemon: a process runs before its memory has arrived.
+
+Here the memory comes from the images on this host; between hosts it comes from a lazy dump.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import pycriu_native
+from pycriu_native import CriuError, CriuOpts, LazyPages, OptionError, dump, restore
+
+from .conftest import Spawn
+from .processes import eventually, is_alive
+
+requires_userfaultfd = pytest.mark.skipif(
+    not pycriu_native.feature_check().lazy_pages, reason="this kernel has no userfaultfd for CRIU"
+)
+
+LARGE = """
+    import hashlib, os
+    memory = bytearray(os.urandom(1 << 20) * 16)
+    serve(checksum=lambda: hashlib.sha256(memory).hexdigest())
+"""
+
+
+@requires_userfaultfd
+def test_memory_comes_after_the_process(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """All of it arrives, and the daemon ends by itself."""
+    target = spawn(LARGE)
+    checksum = target.ask("checksum")
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    work = tmp_path / "work"
+    work.mkdir()
+    opts = CriuOpts(images_directory=images, work_directory=work)
+    with LazyPages(opts) as daemon:
+        assert is_alive(daemon.pid)
+        with pytest.raises(TimeoutError):
+            daemon.wait(timeout=0.01)
+        lazily = CriuOpts(images_directory=images, work_directory=work, lazy_pages=True)
+        restore(lazily)
+        assert target.ask("checksum") == checksum
+        assert daemon.wait(timeout=60) == 0
+        assert daemon.wait() == 0
+    assert target.runs_on()
+    assert (work / "lazy-pages.log").exists()
+
+
+@requires_userfaultfd
+def test_without_the_daemon(spawn: Spawn, images: Path) -> None:
+    """A lazy restore that finds no daemon fails, names it, and leaves the images whole."""
+    target = spawn(LARGE)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    with pytest.raises(CriuError, match="lazy") as caught:
+        restore(CriuOpts(images_directory=images, lazy_pages=True))
+    assert "lazy_pages" in caught.value.options
+    eventually(lambda: not Path(f"/proc/{target.pid}").exists(), "the failed restore's end")
+    restore(CriuOpts(images_directory=images))
+    assert target.runs_on()
+
+
+@requires_userfaultfd
+def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
+    """A daemon that nobody came to is ended by close."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    daemon = LazyPages(CriuOpts(images_directory=images))
+    daemon.close()
+    daemon.close()
+    assert not is_alive(daemon.pid)
+
+
+@requires_userfaultfd
+def test_a_daemon_that_cannot_start(tmp_path: Path) -> None:
+    """What it lacks is said: options first, images next."""
+    with pytest.raises(OptionError, match="shell_job"):
+        LazyPages(CriuOpts(images_directory=tmp_path, shell_job=True))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CriuError, match="ended before it listened"):
+        LazyPages(CriuOpts(images_directory=tmp_path / "empty"))
