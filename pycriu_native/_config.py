@@ -55,18 +55,21 @@ def _line(word: Word) -> str | None:
     name = word.flag.removeprefix("--")
     if word.value is None:
         return name
-    if statement(f"{name}={word.value}") == [f"{word.flag}={word.value}"]:
-        return f"{name}={word.value}"
+    joined = f"{name}={word.value}"
+    if _means(joined, [f"{word.flag}={word.value}"]):
+        return joined
     quoted = word.value.replace('"', '\\"')
-    return next(
-        (
-            line
-            for line in (f"{name} {word.value}", f'{name} "{quoted}"')
-            if statement(line) == [word.flag, word.value]
-            and Reader().takes(word.flag) is Takes.VALUE
-        ),
-        None,
-    )
+    for line in (f"{name} {word.value}", f'{name} "{quoted}"'):
+        if Reader().takes(word.flag) is Takes.VALUE and _means(line, [word.flag, word.value]):
+            return line
+    return None
+
+
+def _means(line: str, words: list[str]) -> bool:
+    try:
+        return statement(line) == words
+    except ValueError:
+        return False
 
 
 # ---- from text to options ----

@@ -41,7 +41,7 @@ def explain_failure(
     lines = error_lines(text) or chatter_lines(outcome.chatter)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
     if message and not any(message in known for known in lines):
-        lines += error_lines(message) or [message]
+        lines += chatter_lines(message)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     found = diagnose(lines, verb, errno)
     if (
@@ -187,6 +187,6 @@ def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
         return replace(
             found,
             cause=f"process {pid} is a thread of the kernel",
-            cure="there is nothing to dump; look at the pid",
+            cure="look at the pid: it has nothing to dump",
         )
     return found

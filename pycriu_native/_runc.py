@@ -128,7 +128,8 @@ def from_runc(cls: type[Opts], struct: Mapping[str, Any]) -> Opts:
                 raise ValueError("is no field of runc's CriuOpts")
             if value is None or _unset(row, value):
                 continue
-            fields[row.name] = _READERS.get(row.name, _as_it_is)(value)
+            read = _READERS.get(row.name)
+            fields[row.name] = read(value) if read else _plain(row, value)
         except ValueError as problem:
             problems.append(Problem(name, value, str(problem)))
     try:
@@ -155,7 +156,9 @@ def _unset(row: Row, value: object) -> bool:
     return type(value) is int and value == 0
 
 
-def _as_it_is(value: Any) -> Any:
+def _plain(row: Row, value: Any) -> Any:
+    if isinstance(row.kind, kinds.Directory) and not isinstance(value, str):
+        raise ValueError("text is accepted")  # a descriptor is no value of runc's
     return value
 
 

@@ -23,6 +23,7 @@ from . import _chronicle, _stats
 from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
 from ._failure import explain_failure
+from ._kinds import Directory
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
 from ._line import Line
 from ._log import LogMark
@@ -96,18 +97,23 @@ class Directories:
 
     def __init__(self, opts: CriuOpts, verb: Verb, owned: ExitStack) -> None:
         self._owned = owned
-        self.images = self._open(opts.images_directory, "images_directory", create=verb in CREATING)
-        self.work = self._open(opts.work_directory, "work_directory", create=False)
+        self._make = "images_directory" if verb in CREATING else None
+        self.opened = {
+            row.name: self._open(value, row.name)
+            for row, value in opts.items()
+            if isinstance(row.kind, Directory)
+        }
+        """Their descriptors, by field."""
+        self.images = self.opened.get("images_directory")
+        self.work = self.opened.get("work_directory")
         self.log = self.images if self.work is None else self.work
         """Where CRIU puts its log and statistics; None with ``images_dir`` alone."""
 
-    def _open(self, directory: object, field: str, *, create: bool) -> int | None:
-        if directory is None:
-            return None
+    def _open(self, directory: object, field: str) -> int:
         if not isinstance(directory, str):
             return descriptor_number(directory)
         try:
-            if create and not os.path.lexists(directory):
+            if field == self._make and not os.path.lexists(directory):
                 os.mkdir(directory, 0o700)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -344,27 +350,24 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     """Put the options into libcriu's handle; which descriptors CRIU inherits for them."""
     keep: list[int] = []
 
-    def inherited(item: dict[str, WireValue]) -> WireValue:
-        fd = cast(int, item["fd"])
+    def inherited(value: WireValue) -> WireValue:
+        """The value, with each descriptor in it under a number that CRIU can inherit."""
+        if isinstance(value, list):
+            return [inherited(item) for item in value]
+        if not isinstance(value, dict) or "fd" not in value:
+            return value
+        fd = cast(int, value["fd"])
         if fd <= 2 and request.via.ours:  # 0 to 2 are its own stdio there
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
             owned.callback(os.close, fd)
         keep.append(fd)
-        return {**item, "fd": fd}
+        return {**value, "fd": fd}
 
     for row, value in request.opts.items():
-        if row.wire is None:
-            continue
-        if row.field == "images_directory":
-            handle.set(row, cast(int, directories.images))
-        elif row.field == "work_directory":
-            handle.set(row, cast(int, directories.work))
-        elif row.field == "inherit_fds":
-            handle.set(row, [inherited(item.wire()) for item in value])
-        elif row.field == "page_server" and value.fd is not None:
-            handle.set(row, inherited(value.wire()))
-        else:
-            handle.set(row, row.kind.wire(value))
+        if isinstance(row.kind, Directory):
+            handle.set(row, directories.opened[row.name])
+        elif row.wire is not None:
+            handle.set(row, inherited(row.kind.wire(value)))
     if request.verb in VERB_MASK:
         if request.opts.log_file is None and not request.opts.log_to_stderr:
             handle.set(BY_WIRE["log_file"], log_name(request))

@@ -74,7 +74,8 @@ class CriuOpts:
     """Allow datagram sockets connected to a named socket outside the tree. On restore too."""
     shell_job: bool | None = None
     """Allow a process whose session and terminal belong to an outside shell. On restore too,
-    where the worker's standard input must be the new terminal (``Worker(stdin=...)``)."""
+    where the worker's standard input must be the new terminal (``Worker(stdin=...)``), open for
+    reading and writing: it becomes the job's own."""
     file_locks: bool | None = None
     """Save flock and POSIX locks, and take them again on restore (set it there too)."""
     pre_dump: bool | None = None
@@ -177,7 +178,7 @@ class CriuOpts:
     """Restore mounts as CRIU before 3.17 did. CRIU 3.17."""
     orphan_pts_master: bool | None = None
     """A pty whose master is outside gets a new one, which the ``orphan-pts-master`` notification
-    hands over. CRIU 3.15."""
+    hands over: a restore needs ``on_notify``. CRIU 3.15."""
     skip_file_rwx_check: bool | None = None
     """Do not compare the permissions of files with those of the dump. CRIU 3.18."""
 

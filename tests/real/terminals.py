@@ -1,0 +1,122 @@
+"""Terminals whose master end the test holds, and sessions on them.
+
+A :class:`Terminal` is what a terminal emulator or an SSH server is: it types, and reads what
+is shown. A :class:`Session` is what a login shell is (``leader.py``): its job's parent, and
+the owner of the controlling terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pycriu_native
+
+from .processes import PATIENCE, kill
+
+LEADER = Path(__file__).with_name("leader.py")
+
+
+class Terminal:
+    """The master end of a pty, from the side of the person who types."""
+
+    def __init__(self, master: int) -> None:
+        self.master = master
+        self.shown = ""
+        """All that it has shown since something was typed."""
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        self.shown = ""
+        os.write(self.master, text.encode())
+
+    def foreground(self) -> int:
+        """The process group that it sends keys and signals to."""
+        return os.tcgetpgrp(self.master)
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Wait until this has been shown, and return it; ``^`` and ``$`` are those of a line."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            found = re.search(pattern, self.shown, re.M)
+            if found:
+                return found
+            left = max(0.0, until - time.monotonic())
+            if not select.select([self.master], [], [], left)[0]:
+                raise AssertionError(f"the terminal does not show {pattern!r}: {self.shown!r}")
+            self.shown += os.read(self.master, 4096).decode(errors="replace").replace("\r", "")
+
+
+class Session:
+    """A session that ``leader.py`` leads on a terminal."""
+
+    def __init__(self, terminal: Terminal, slave: int, process: subprocess.Popen[bytes]) -> None:
+        self.terminal = terminal
+        self.slave = slave
+        self.tty = os.ttyname(slave)
+        """The path of the terminal."""
+        self.job = 0
+        """The pid of the leader's job, once the leader has told it."""
+        self._process = process
+
+    def told(self) -> dict[str, Any]:
+        """What the leader tells next: ``pid``; ``status``; or ``error`` and ``message``."""
+        assert self._process.stderr is not None
+        told: dict[str, Any] = json.loads(self._process.stderr.readline())
+        self.job = told.get("pid", self.job)
+        return told
+
+    def members(self) -> list[int]:
+        """The running processes of the session, its leader last."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(status[3]) == self._process.pid and status[0] != "Z":
+                found.append(int(entry.name))
+        return sorted(found, key=lambda pid: pid == self._process.pid)
+
+    def end(self) -> None:
+        """Kill all members."""
+        while members := self.members():
+            for pid in members:
+                kill(pid)
+        self._process.wait()
+
+
+@contextmanager
+def session(*arguments: object) -> Iterator[Session]:
+    """A new terminal, and on it a session whose leader gets these arguments."""
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(LEADER), *map(str, arguments)],
+        stdin=slave,
+        stdout=slave,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(pycriu_native.__file__).parents[1]),
+            "TERM": "dumb",  # no escape sequences between the words
+        },
+    )
+    found = Session(Terminal(master), slave, process)
+    try:
+        yield found
+    finally:
+        found.end()
+        assert process.stderr is not None
+        process.stderr.close()
+        os.close(master)
+        os.close(slave)

@@ -1,0 +1,171 @@
+"""empty_ns: the network stays the host's business: not saved, and filled by a hook on restore.
+
+A dump with ``empty_ns="net"`` saves that the container has a network namespace, and nothing
+of what is in it, so devices that CRIU cannot save are no obstacle. A restore with it makes a
+namespace that has only a loopback device, down, whatever the images say. Whoever runs the
+container (a CNI plugin, a runtime) fills it from the ``setup-namespaces`` hook, which gets the
+first process's pid in ``Notification.pid`` and runs while nothing of the container does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Notification, Notify, OptionError, dump, restore
+
+from .containers import Container, container
+from .processes import eventually
+
+PORT = 7071
+SERVER = f"""
+    import socket, threading
+
+    listener = socket.create_server(("0.0.0.0", {PORT}))
+
+    def answer():
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"served")
+
+    threading.Thread(target=answer, daemon=True).start()
+    serve()
+"""
+NUMBER = os.getpid() % 65536
+OUTER = f"out{NUMBER}"
+NETWORK = f"198.18.{NUMBER % 256}"
+HOST, INNER = f"{NETWORK}.1", f"{NETWORK}.2"
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def _fill(pid: int) -> None:
+    """What a container runtime does to a new network namespace."""
+    inside = ["nsenter", f"--target={pid}", "--net"]
+    _ip("link", "add", OUTER, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+    _ip("addr", "add", f"{HOST}/24", "dev", OUTER)
+    _ip("link", "set", OUTER, "up")
+    subprocess.run([*inside, "ip", "addr", "add", f"{INNER}/24", "dev", "eth0"], check=True)
+    for link in ("lo", "eth0"):
+        subprocess.run([*inside, "ip", "link", "set", link, "up"], check=True)
+
+
+def _served() -> str:
+    with socket.create_connection((INNER, PORT), timeout=10) as connection:
+        return connection.recv(100).decode()
+
+
+def _no_outer_end() -> bool:
+    told = subprocess.run(["ip", "link", "show", OUTER], capture_output=True)
+    return told.returncode != 0
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Container]:
+    """A container with a server, in a network made by ``_fill``."""
+    with container(tmp_path / "box", SERVER) as box, contextlib.ExitStack() as undo:
+        undo.callback(subprocess.run, ["ip", "link", "delete", OUTER], capture_output=True)
+        _fill(box.pid)
+        assert _served() == "served"
+        yield box
+
+
+def _links(box: Container) -> dict[str, bool]:
+    """The devices in the container, and whether each is up."""
+    return {link["ifname"]: "UP" in link["flags"] for link in box.ip("link")}
+
+
+def _add_unsavable(box: Container) -> None:
+    """A device of a kind that CRIU cannot rebuild, of those that this kernel has."""
+    kinds = ("vxlan id 5 dstport 0", "dummy", "ifb")
+    for kind in kinds:
+        try:
+            box.run("ip", "link", "add", "odd", "type", *kind.split())
+        except subprocess.CalledProcessError:
+            continue
+        return
+    pytest.skip(f"this kernel has no network device of the kinds {kinds}")
+
+
+def _dumped(box: Container, images: Path, **options: Any) -> None:
+    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump, **options))
+    box.reap()
+    eventually(_no_outer_end, "the end of the pair")
+
+
+def _restoring(box: Container, images: Path, **options: Any) -> CriuOpts:
+    return CriuOpts(
+        images_directory=images, root=box.root, external=box.given_on_restore, **options
+    )
+
+
+def test_a_hook_fills_the_namespace(box: Container, images: Path) -> None:
+    """The hook finds an empty namespace by the pid it is given; then the server serves again."""
+    _dumped(box, images, empty_ns="net")
+    found: list[dict[str, bool]] = []
+
+    def hook(notification: Notification) -> None:
+        if notification.action is Notify.SETUP_NAMESPACES:
+            assert notification.pid is not None
+            box.pid = notification.pid
+            found.append(_links(box))
+            _fill(notification.pid)
+
+    result = restore(_restoring(box, images, empty_ns="net"), on_notify=hook)
+    assert result.pid == box.pid
+    assert found == [{"lo": False}]
+    assert _links(box) == {"lo": True, "eth0": True}
+    assert _served() == "served"
+    assert box.runs_on()
+
+
+def test_nobody_fills_it(box: Container, images: Path) -> None:
+    """Without a hook the container runs, and its network stays empty."""
+    _dumped(box, images, empty_ns="net")
+    box.pid = restore(_restoring(box, images, empty_ns="net")).pid
+    assert _links(box) == {"lo": False}
+    assert box.runs_on()
+
+
+def test_a_restore_without_it_rebuilds_the_network(box: Container, images: Path) -> None:
+    """Images that hold a network: without the option CRIU wants to know where its outer ends
+    go; with it the same images come back with an empty network.
+    """
+    _dumped(box, images)
+    assert list(images.glob("netdev-*.img"))
+    with pytest.raises(CriuError, match="veth_pairs="):
+        restore(_restoring(box, images))
+    box.pid = restore(_restoring(box, images, empty_ns="net")).pid
+    assert _links(box) == {"lo": False}
+    assert box.runs_on()
+
+
+def test_a_device_that_cannot_be_saved(box: Container, images: Path) -> None:
+    """A dump that meets one is refused and names empty_ns; with the option it is left out."""
+    _add_unsavable(box)
+    plain = CriuOpts(images_directory=images, external=box.given_on_dump)
+    with pytest.raises(CriuError, match="empty_ns") as caught:
+        dump(box.pid, plain)
+    assert "empty_ns" in caught.value.options
+    assert _served() == "served"
+    assert box.runs_on()
+    dump(box.pid, replace(plain, empty_ns="net", images_directory=images.with_name("empty")))
+    assert not list(images.with_name("empty").glob("netdev-*.img"))
+    box.reap()
+
+
+def test_other_namespaces_are_refused(images: Path) -> None:
+    """CRIU knows the network namespace only, and says nothing when it refuses another."""
+    with pytest.raises(OptionError, match="empty_ns"):
+        CriuOpts(images_directory=images, empty_ns=0x08000000)

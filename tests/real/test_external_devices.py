@@ -1,0 +1,126 @@
+"""External devices: a container with a disk of its own, as ``external=["dev[7/0]:disk"]``.
+
+The contents of a file system on a disk are not saved; which device it is may be another one
+after the restore. On dump ``dev[major/minor]:name`` gives the device a name, on restore
+``dev[name]:/dev/path`` says which one to mount in its place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump, restore
+
+from .containers import container
+from .processes import is_alive
+
+
+def _why_not() -> str:
+    if shutil.which("mkfs.ext2") is None:
+        return "needs mkfs.ext2"
+    free = subprocess.run(["losetup", "--find"], capture_output=True, text=True)
+    return "" if free.returncode == 0 else f"needs a loop device: {free.stderr.strip()}"
+
+
+pytestmark = pytest.mark.skipif(bool(_why_not()), reason=_why_not())
+
+READS = """
+    import os
+    from pathlib import Path
+
+    serve(
+        read=lambda: Path("/disk/file").read_text(),
+        write=lambda words: (Path("/disk/file").write_text(words), os.sync()),
+        device=lambda: [os.major(os.stat("/disk").st_dev), os.minor(os.stat("/disk").st_dev)],
+    )
+"""
+
+
+class Disks:
+    """Loop devices, which are detached in the end."""
+
+    def __init__(self, directory: Path, owned: ExitStack) -> None:
+        self._directory = directory
+        self._owned = owned
+
+    def attach(self, name: str, copy_of: str = "") -> str:
+        """A device with an empty file system, or with a copy of another's."""
+        image = self._directory / name
+        if copy_of:
+            shutil.copy(self._directory / copy_of, image)
+        else:
+            with open(image, "wb") as file:
+                file.truncate(8 * 2**20)
+            subprocess.run(["mkfs.ext2", "-q", image], check=True)
+        words = ["losetup", "--find", "--show", str(image)]
+        device = subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()
+        self._owned.callback(subprocess.run, ["losetup", "--detach", device], check=True)
+        return device
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[Disks]:
+    """Where disks come from."""
+    with ExitStack() as owned:
+        yield Disks(tmp_path, owned)
+
+
+def _numbers(device: str) -> tuple[int, int]:
+    found = os.stat(device).st_rdev
+    return os.major(found), os.minor(found)
+
+
+def test_a_disk(tmp_path: Path, images: Path, disks: Disks) -> None:
+    """The container goes on with the same disk, or with another one that is given instead."""
+    first = disks.attach("first")
+    with container(tmp_path / "box", READS, mounts={"/disk": ("ext2", first)}) as box:
+        box.ask("write", "hello")
+        major, minor = _numbers(first)
+        assert box.ask("device") == [major, minor]
+        external = [*box.given_on_dump, f"dev[{major}/{minor}]:disk"]
+        dump(box.pid, CriuOpts(images_directory=images, external=external))
+        box.reap()
+        second = disks.attach("second", copy_of="first")
+
+        for device in (first, second):
+            opts = CriuOpts(
+                images_directory=images,
+                root=box.root,
+                external=[*box.given_on_restore, f"dev[disk]:{device}"],
+            )
+            box.pid = restore(opts).pid
+            assert box.ask("device") == list(_numbers(device))
+            assert box.ask("read") == "hello"
+            assert box.runs_on()
+            box.end()
+
+
+def test_a_disk_that_is_not_named(tmp_path: Path, images: Path, disks: Disks) -> None:
+    """Dump and restore are refused, and each message says what to give."""
+    disk = disks.attach("disk")
+    with container(tmp_path / "box", READS, mounts={"/disk": ("ext2", disk)}) as box:
+        box.ask("write", "hello")
+        opts = CriuOpts(images_directory=images, external=box.given_on_dump)
+        with pytest.raises(CriuError, match=r"dev\[major/minor\]") as caught:
+            dump(box.pid, opts)
+        assert "external" in caught.value.options
+        assert box.ask("read") == "hello"
+        assert box.runs_on()
+
+        major, minor = _numbers(disk)
+        external = [*box.given_on_dump, f"dev[{major}/{minor}]:disk"]
+        dump(box.pid, replace(opts, external=external))
+        box.reap()
+        opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
+        with pytest.raises(CriuError, match=r"dev\[KEY\]:/dev/path") as caught:
+            restore(opts)
+        assert "external" in caught.value.options
+        assert not is_alive(box.pid)

@@ -1,0 +1,166 @@
+"""Mounts from outside: a container's volumes are not saved, but found or named again.
+
+A bind mount of the host's is no business of the images. A dump has to know it, or is refused;
+there are three ways, and a restore has to use the same:
+
+* ``external=["mnt[/data]:data"]`` gives the mount at /data a name; on restore
+  ``external=["mnt[data]:/host/path"]`` says what it is there, which may be something else
+* ``ext_mounts=[("/data", "data")]`` and ``ext_mounts=[("data", "/host/path")]``, the old form
+* ``auto_ext_mnt=True``: CRIU finds such mounts by itself, and mounts the same paths again; those
+  whose changes come from the host (slaves) need ``ext_masters=True`` on dump, those that share
+  changes with it need ``ext_sharing=True``
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump, restore
+
+from .containers import Container, container, mount_point
+from .processes import is_alive
+
+READS = """
+    from pathlib import Path
+    serve(
+        read=lambda name: Path("/data", name).read_text(),
+        listing=lambda: sorted(path.name for path in Path("/data").iterdir()),
+    )
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory of the host's."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("one")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def box(tmp_path: Path, data: Path) -> Iterator[Container]:
+    """A container with that directory at /data, and others of the host's."""
+    with container(tmp_path / "box", READS, binds={"/data": data}) as box:
+        assert box.ask("read", "file") == "one"
+        yield box
+
+
+def _others(given: list[str]) -> list[str]:
+    """The keys without the one for /data."""
+    return [key for key in given if "data]" not in key]
+
+
+def test_external(box: Container, data: Path, images: Path) -> None:
+    """Named on dump, the mount is what the restore says: the same directory, or another."""
+    external = [*_others(box.given_on_dump), "mnt[/data]:data"]
+    dump(box.pid, CriuOpts(images_directory=images, external=external))
+    box.reap()
+    other = data.with_name("other")
+    other.mkdir()
+    (other / "file").write_text("two")
+    for source, expected in ((data, "one"), (other, "two")):
+        opts = CriuOpts(
+            images_directory=images,
+            root=box.root,
+            external=[*_others(box.given_on_restore), f"mnt[data]:{source}"],
+        )
+        box.pid = restore(opts).pid
+        assert box.ask("read", "file") == expected
+        box.end()
+
+
+def test_ext_mounts(box: Container, images: Path) -> None:
+    """The old form does the same."""
+    named = [(place, f"the {place}") for place in box.binds]
+    dump(box.pid, CriuOpts(images_directory=images, ext_mounts=named))
+    box.reap()
+    sources = [(f"the {place}", str(source)) for place, source in box.binds.items()]
+    opts = CriuOpts(images_directory=images, root=box.root, ext_mounts=sources)
+    box.pid = restore(opts).pid
+    assert box.ask("read", "file") == "one"
+    assert box.runs_on()
+
+
+@pytest.mark.parametrize("form", ["auto_ext_mnt", "external"])
+def test_auto_ext_mnt(box: Container, images: Path, form: str) -> None:
+    """Without a name for anything the mounts are found, and mounted again from the same paths."""
+    plain = CriuOpts(images_directory=images)
+    opts = (
+        replace(plain, auto_ext_mnt=True)
+        if form == "auto_ext_mnt"
+        else replace(plain, external=["mnt[]"])
+    )
+    dump(box.pid, opts)
+    box.reap()
+    with pytest.raises(CriuError, match="auto_ext_mnt=True"):
+        restore(replace(plain, root=box.root))
+    box.pid = restore(replace(opts, root=box.root)).pid
+    assert box.ask("read", "file") == "one"
+    assert box.runs_on()
+
+
+def test_a_dump_that_does_not_know_the_mount(box: Container, images: Path) -> None:
+    """It is refused, the message names the ways out, and the container runs on."""
+    with pytest.raises(CriuError, match=r"external=.*auto_ext_mnt=True") as caught:
+        dump(box.pid, CriuOpts(images_directory=images, external=_others(box.given_on_dump)))
+    assert {"external", "auto_ext_mnt", "ext_mounts"} <= set(caught.value.options)
+    assert "/data" in caught.value.lines[0]
+    assert box.runs_on()
+
+
+def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) -> None:
+    """It is refused as well; the images stay whole."""
+    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+    box.reap()
+    opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
+    with pytest.raises(CriuError, match=r"external=.mnt\[KEY\]") as caught:
+        restore(replace(opts, external=_others(box.given_on_restore)))
+    assert "external" in caught.value.options
+    assert not is_alive(box.pid)
+    box.pid = restore(opts).pid
+    assert box.runs_on()
+
+
+# ---- mounts that share with the host ----
+
+
+@pytest.mark.parametrize(
+    ("propagation", "mark", "field"),
+    [("slave", "master:", "ext_masters"), ("unchanged", "shared:", "ext_sharing")],
+)
+def test_mounts_that_share_with_the_host(
+    tmp_path: Path, data: Path, images: Path, propagation: str, mark: str, field: str
+) -> None:
+    """A found mount that is a slave of the host's, or shared with it, needs a word on dump."""
+    with mount_point(data):
+        subprocess.run(["mount", "--make-shared", data], check=True)
+        with container(
+            tmp_path / "box", READS, binds={"/data": data}, propagation=propagation
+        ) as box:
+            assert mark in _sharing(box)
+            plain = CriuOpts(images_directory=images, auto_ext_mnt=True)
+            with pytest.raises(CriuError, match=f"{field}=True") as caught:
+                dump(box.pid, plain)
+            assert field in caught.value.options
+            assert box.runs_on()
+            shutil.rmtree(images)
+
+            dump(box.pid, replace(plain, **{field: True}))  # type: ignore[arg-type]
+            box.reap()
+            box.pid = restore(replace(plain, root=box.root)).pid
+            assert mark in _sharing(box)
+            assert box.ask("read", "file") == "one"
+            assert box.runs_on()
+
+
+def _sharing(box: Container) -> str:
+    """How the mount at /data shares, in the words of /proc/PID/mountinfo."""
+    lines = Path(f"/proc/{box.pid}/mountinfo").read_text().splitlines()
+    (found,) = [line for line in lines if line.split()[4] == "/data"]
+    return " ".join(found.split(" - ")[0].split()[6:])

@@ -1,0 +1,249 @@
+"""inherit_fds: descriptors of ours in the place of those that a process had.
+
+What a process has open towards the outside has lost its other end when the process is restored.
+``inherit_fds=[(descriptor, key)]`` puts a descriptor of the caller's in its place; the key says
+which one is meant: ``pipe:[inode]`` (as /proc/PID/fd shows it), ``socket:[inode]``,
+``file[mnt_id:inode]``, ``tty[rdev:dev]``. A pipe can be saved without being told; the others have
+to be named on dump: ``external=["unix[inode]"]``, ``["file[mnt_id:inode]"]``,
+``["tty[rdev:dev]"]``, the last two with numbers in hexadecimal. The caller's own descriptor stays
+open, and may be one of 0 to 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump, restore
+
+from .conftest import Spawn
+from .containers import container
+from .processes import Target, reap_all
+from .terminals import Terminal
+
+SPEAKS = """
+    import os
+
+    def say(fd, words):
+        return os.write(fd, words.encode())
+
+    def hear(fd):
+        return os.read(fd, 100).decode()
+
+    serve(say=say, hear=hear)
+"""
+
+
+@pytest.fixture
+def owned() -> Iterator[ExitStack]:
+    """Closes the test's descriptors in the end."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def _pipe(owned: ExitStack) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    for fd in (reader, writer):
+        owned.callback(os.close, fd)
+    os.set_blocking(reader, False)
+    return reader, writer
+
+
+def _link(target: Target, fd: int) -> str:
+    return os.readlink(f"/proc/{target.pid}/fd/{fd}")
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _as_number(fd: int, number: int) -> Iterator[int]:
+    """The descriptor under a number of our own standard streams."""
+    saved = os.dup(number)
+    os.dup2(fd, number, inheritable=False)
+    try:
+        yield number
+    finally:
+        os.dup2(saved, number)
+        os.close(saved)
+
+
+# ---- pipes ----
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, None], ids=["0", "1", "2", "other"])
+def test_a_pipe(spawn: Spawn, images: Path, owned: ExitStack, number: int | None) -> None:
+    """What the restored process writes comes out of our new pipe, under whatever number it is."""
+    reader, writer = _pipe(owned)
+    target = spawn(SPEAKS, stdout=writer)
+    target.ask("say", 1, "before")
+    assert os.read(reader, 100) == b"before"
+    key = _link(target, 1)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+
+    new_reader, new_writer = _pipe(owned)
+    with ExitStack() as numbered:
+        ours = (
+            new_writer if number is None else numbered.enter_context(_as_number(new_writer, number))
+        )
+        restore(CriuOpts(images_directory=images, inherit_fds=[(ours, key)]))
+        assert _identity(ours) == _identity(new_writer)
+    target.ask("say", 1, "after")
+    assert os.read(new_reader, 100) == b"after"
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 100)
+    assert target.runs_on()
+
+
+def test_a_pipe_that_nobody_gives(spawn: Spawn, images: Path, owned: ExitStack) -> None:
+    """Without inherit_fds the process gets a pipe that has no other end."""
+    _, writer = _pipe(owned)
+    target = spawn(SPEAKS, stdout=writer)
+    key = _link(target, 1)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    assert _link(target, 1) != key
+    with pytest.raises(AssertionError, match="BrokenPipeError"):
+        target.ask("say", 1, "after")
+    assert target.runs_on()
+
+
+# ---- sockets ----
+
+
+def _sockets(owned: ExitStack) -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for end in pair:
+        owned.enter_context(end)
+        end.settimeout(10)
+    return pair
+
+
+def test_half_of_a_connection(spawn: Spawn, images: Path, owned: ExitStack) -> None:
+    """A stream socket whose peer is outside: named on dump, replaced on restore."""
+    ours, theirs = _sockets(owned)
+    number = theirs.fileno()
+    target = spawn(SPEAKS, pass_fds=[number])
+    theirs.close()
+    target.ask("say", number, "before")
+    assert ours.recv(100) == b"before"
+    inode = os.stat(f"/proc/{target.pid}/fd/{number}").st_ino
+    assert _link(target, number) == f"socket:[{inode}]"
+
+    opts = CriuOpts(images_directory=images, external=[f"unix[{inode}]"])
+    dump(target.pid, opts)
+    target.reap()
+    ours, theirs = _sockets(owned)
+    restore(CriuOpts(images_directory=images, inherit_fds=[(theirs, f"socket:[{inode}]")]))
+    target.ask("say", number, "after")
+    assert ours.recv(100) == b"after"
+    ours.sendall(b"answer")
+    assert target.ask("hear", number) == "answer"
+
+
+def test_half_of_a_connection_that_is_not_named(
+    spawn: Spawn, images: Path, owned: ExitStack
+) -> None:
+    """The dump is refused and names external and inherit_fds; the connection lives on."""
+    ours, theirs = _sockets(owned)
+    target = spawn(SPEAKS, pass_fds=[theirs.fileno()])
+    with pytest.raises(CriuError, match=r"external=.unix\[ino\].*inherit_fd") as caught:
+        dump(target.pid, CriuOpts(images_directory=images))
+    assert {"external", "inherit_fds"} <= set(caught.value.options)
+    target.ask("say", theirs.fileno(), "still here")
+    assert ours.recv(100) == b"still here"
+
+
+def test_half_of_a_connection_that_nobody_gives(
+    orphans: None, spawn: Spawn, images: Path, owned: ExitStack
+) -> None:
+    """The restore is refused, names inherit_fds, and leaves the images whole."""
+    _, theirs = _sockets(owned)
+    target = spawn(SPEAKS, pass_fds=[theirs.fileno()])
+    inode = os.fstat(theirs.fileno()).st_ino
+    dump(target.pid, CriuOpts(images_directory=images, external=[f"unix[{inode}]"]))
+    target.reap()
+    with pytest.raises(CriuError, match="inherit_fds") as caught:
+        restore(CriuOpts(images_directory=images))
+    assert "inherit_fds" in caught.value.options
+    reap_all()
+    restore(CriuOpts(images_directory=images, inherit_fds=[(theirs, f"socket:[{inode}]")]))
+    assert target.runs_on()
+
+
+# ---- files ----
+
+
+def test_a_file_of_another_mount_namespace(tmp_path: Path, images: Path, owned: ExitStack) -> None:
+    """A container's log, opened by the host: named on dump, and another one given on restore."""
+    logs = [tmp_path / name for name in ("log", "log.1")]
+    first, second = (os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND) for log in logs)
+    for fd in (first, second):
+        owned.callback(os.close, fd)
+    with container(tmp_path / "box", SPEAKS, keep=[first]) as box:
+        box.ask("say", first, "before\n")
+        told = Path(f"/proc/{box.pid}/fdinfo/{first}").read_text()
+        mount = next(line.split()[1] for line in told.splitlines() if line.startswith("mnt_id:"))
+        key = f"file[{int(mount):x}:{os.fstat(first).st_ino:x}]"
+
+        with pytest.raises(CriuError, match=r"external=.file\[") as caught:
+            dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+        assert {"external", "inherit_fds"} <= set(caught.value.options)
+        box.ask("say", first, "refused\n")
+
+        opts = CriuOpts(images_directory=images, external=[*box.given_on_dump, key])
+        dump(box.pid, opts)
+        box.reap()
+        opts = CriuOpts(
+            images_directory=images,
+            root=box.root,
+            external=box.given_on_restore,
+            inherit_fds=[(second, key)],
+        )
+        box.pid = restore(opts).pid
+        box.ask("say", first, "after\n")
+    assert [log.read_text() for log in logs] == ["before\nrefused\n", "after\n"]
+
+
+# ---- terminals ----
+
+
+def _terminal(owned: ExitStack) -> tuple[Terminal, int]:
+    master, slave = os.openpty()
+    for fd in (master, slave):
+        owned.callback(os.close, fd)
+    return Terminal(master), slave
+
+
+def test_a_terminal(spawn: Spawn, images: Path, owned: ExitStack) -> None:
+    """A terminal that is only written to: named on dump, and another one given on restore."""
+    first, slave = _terminal(owned)
+    target = spawn(SPEAKS, stdout=slave)
+    target.ask("say", 1, "before\n")
+    first.expect("^before$")
+    found = os.fstat(slave)
+    key = f"tty[{found.st_rdev:x}:{found.st_dev:x}]"
+
+    with pytest.raises(CriuError, match=r"external=\[\"tty\["):
+        dump(target.pid, CriuOpts(images_directory=images))
+    target.ask("say", 1, "refused\n")
+    first.expect("^refused$")
+
+    dump(target.pid, CriuOpts(images_directory=images, external=[key]))
+    target.reap()
+    second, slave = _terminal(owned)
+    restore(CriuOpts(images_directory=images, inherit_fds=[(slave, key)]))
+    assert _link(target, 1) == os.ttyname(slave)
+    target.ask("say", 1, "after\n")
+    second.expect("^after$")
+    assert target.runs_on()

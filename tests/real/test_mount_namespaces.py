@@ -1,0 +1,175 @@
+"""root, skip_mnts, enable_fs and mntns_compat_mode: how a container's mounts come back.
+
+``root`` is the directory that a restored mount namespace has as its root: it must be a mount
+point (``mount --bind``), and hold every place that something is mounted on. ``skip_mnts`` leaves
+mounts out of a dump; they are not there after the restore. ``enable_fs`` names file systems
+that CRIU does not know how to save, and that it is to mount anew, empty. ``mntns_compat_mode``
+restores with CRIU's old mount engine, the one before 3.17.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump, restore
+
+from .containers import Container, container, mount_point
+from .processes import is_alive
+
+KEEPS = """
+    from pathlib import Path
+    serve(
+        read=lambda name: Path(name).read_text(),
+        write=lambda name, words: Path(name).write_text(words),
+        exists=lambda name: Path(name).exists(),
+    )
+"""
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Container]:
+    """A container with a tmpfs at /scratch."""
+    with container(tmp_path / "box", KEEPS, mounts={"/scratch": "tmpfs"}) as box:
+        box.ask("write", "/scratch/file", "kept")
+        yield box
+
+
+@pytest.fixture
+def odd_box(tmp_path: Path) -> Iterator[Container]:
+    """A container with a file system that CRIU cannot save."""
+    with container(tmp_path / "box", KEEPS, mounts={"/odd": "ramfs"}) as box:
+        box.ask("write", "/odd/file", "lost")
+        yield box
+
+
+def _opts(box: Container, images: Path) -> tuple[CriuOpts, CriuOpts]:
+    """What every dump and every restore of a container says."""
+    return (
+        CriuOpts(images_directory=images, external=box.given_on_dump),
+        CriuOpts(images_directory=images, external=box.given_on_restore, root=box.root),
+    )
+
+
+# ---- root ----
+
+
+def test_root(box: Container, images: Path, tmp_path: Path) -> None:
+    """The container comes back in its old root, or in another with the same mount points."""
+    saving, restoring = _opts(box, images)
+    dump(box.pid, saving)
+    box.reap()
+    (box.root / "which").write_text("old")
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-ax", box.root, other], check=True)
+    (other / "which").write_text("other")
+    with mount_point(other):
+        for root, expected in ((box.root, "old"), (other, "other")):
+            box.pid = restore(replace(restoring, root=root)).pid
+            assert box.ask("read", "/which") == expected
+            assert box.ask("read", "/scratch/file") == "kept"
+            box.end()
+
+
+@pytest.mark.parametrize("compat", [None, True], ids=["new engine", "old engine"])
+def test_a_restore_without_root(box: Container, images: Path, compat: bool | None) -> None:
+    """It is refused, by either mount engine, and the message names root."""
+    saving, restoring = _opts(box, images)
+    dump(box.pid, saving)
+    box.reap()
+    with pytest.raises(CriuError, match='root="/path"') as caught:
+        restore(replace(restoring, root=None, mntns_compat_mode=compat))
+    assert caught.value.options == ("root",)
+    box.pid = restore(restoring).pid
+    assert box.runs_on()
+
+
+def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path: Path) -> None:
+    """A root that lacks a directory to mount on is refused, and the message names root."""
+    saving, restoring = _opts(box, images)
+    dump(box.pid, saving)
+    box.reap()
+    with mount_point(tmp_path / "bare") as bare:
+        with pytest.raises(CriuError, match="the root lacks") as caught:
+            restore(replace(restoring, root=bare))
+        assert caught.value.options == ("root",)
+    assert not is_alive(box.pid)
+
+
+# ---- skip_mnts and enable_fs ----
+
+
+def test_skip_mnts(box: Container, images: Path) -> None:
+    """A mount that is skipped is not there after the restore; otherwise it is, with its files."""
+    saving, restoring = _opts(box, images)
+    dump(box.pid, replace(saving, leave_running=True))
+    skipping = images.with_name("skipping")
+    dump(box.pid, replace(saving, images_directory=skipping, skip_mnts=["/scratch"]))
+    box.reap()
+
+    box.pid = restore(restoring).pid
+    assert box.mounts()["/scratch"] == "tmpfs"
+    assert box.ask("read", "/scratch/file") == "kept"
+    box.end()
+    box.pid = restore(replace(restoring, images_directory=skipping)).pid
+    assert "/scratch" not in box.mounts()
+    assert not box.ask("exists", "/scratch/file")
+    assert box.runs_on()
+
+
+@pytest.mark.parametrize("word", ["ramfs", "all"])
+def test_enable_fs(odd_box: Container, images: Path, word: str) -> None:
+    """A file system that CRIU does not know is mounted anew, without what was in it."""
+    saving, restoring = _opts(odd_box, images)
+    dump(odd_box.pid, replace(saving, enable_fs=[word]))
+    odd_box.reap()
+    odd_box.pid = restore(replace(restoring, enable_fs=[word])).pid
+    assert odd_box.mounts()["/odd"] == "ramfs"
+    assert not odd_box.ask("exists", "/odd/file")
+    assert odd_box.runs_on()
+
+
+def test_a_file_system_that_criu_does_not_know(odd_box: Container, images: Path) -> None:
+    """The dump is refused and names skip_mnts and enable_fs; skipping it lets the dump pass."""
+    saving, restoring = _opts(odd_box, images)
+    with pytest.raises(CriuError, match=r"skip_mnts=.*enable_fs=") as caught:
+        dump(odd_box.pid, saving)
+    assert {"skip_mnts", "enable_fs"} <= set(caught.value.options)
+    assert odd_box.runs_on()
+    assert odd_box.ask("read", "/odd/file") == "lost"
+    shutil.rmtree(images)
+
+    dump(odd_box.pid, replace(saving, skip_mnts=["/odd"]))
+    odd_box.reap()
+    odd_box.pid = restore(restoring).pid
+    assert "/odd" not in odd_box.mounts()
+    assert odd_box.runs_on()
+
+
+# ---- mntns_compat_mode ----
+
+
+def test_mntns_compat_mode(tmp_path: Path, images: Path) -> None:
+    """The engines differ in a mount that is shared with the host: the old one joins the host's
+    peer group again, so that what is mounted there is seen; the new one makes a new group.
+    """
+    with mount_point(tmp_path / "data") as data:
+        subprocess.run(["mount", "--make-shared", data], check=True)
+        (data / "below").mkdir()
+        with container(
+            tmp_path / "box", KEEPS, binds={"/data": data}, propagation="unchanged"
+        ) as box:
+            saving, restoring = _opts(box, images)
+            dump(box.pid, saving)
+            box.reap()
+            for compat, seen in ((None, False), (True, True)):
+                box.pid = restore(replace(restoring, mntns_compat_mode=compat)).pid
+                with mount_point(data / "below"):
+                    assert ("/data/below" in box.mounts()) == seen
+                assert box.runs_on()
+                box.end()

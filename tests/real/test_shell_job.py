@@ -1,0 +1,118 @@
+"""shell_job: a job of a shell, saved on one terminal and going on at another.
+
+What is started from a shell shares that shell's session and terminal, which are not part of
+the dumped tree, so CRIU refuses it. With ``shell_job=True``, on dump and on restore, the tree
+is saved without them and takes those of the restoring side: the session, and as terminal the
+standard input of CRIU's worker. That is the caller's own standard input, or ``Worker(stdin=...)``;
+it must be open for reading and writing, and the controlling terminal of the caller's session.
+``restore_child`` makes the job a child of the caller's, which can so wait for it as a shell does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump
+
+from .processes import eventually, is_alive, reap_all
+from .terminals import Session, session
+
+BASH = ("run", "bash", "--norc", "--noprofile", "-i")
+PROMPT = r"^ready> $"
+
+
+def _command(on: Session, line: str, answer: str = "") -> str:
+    """Type a command; the first group of what it answers."""
+    on.terminal.type(line + "\n")
+    found = on.terminal.expect(answer).group(1) if answer else ""
+    on.terminal.expect(PROMPT)
+    return found
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Session]:
+    """An interactive bash as a job of another shell, with a variable and a job of its own."""
+    with session(*BASH) as found:
+        assert found.told()["pid"]
+        found.terminal.expect(r"# $")
+        _command(found, "PS1='ready> '")
+        _command(found, "secret=cherry")
+        loop = f"while :; do echo tick >> {tmp_path}/ticks; sleep 0.02; done &"
+        _command(found, loop, r"^\[1\] (\d+)$")
+        yield found
+
+
+def _restoring(images: Path, stdin: str = "/proc/self/fd/0", **options: object) -> tuple[str, ...]:
+    """What makes a session's leader restore."""
+    options = {"images_directory": str(images), "shell_job": True, **options}
+    return ("restore", json.dumps(options), stdin)
+
+
+def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_path: Path) -> None:
+    """The shell answers on the new terminal, with its variable, its job and job control."""
+    ticks = tmp_path / "ticks"
+    assert dump(shell.job, CriuOpts(images_directory=images, shell_job=True)).gone
+    assert shell.told() == {"status": -9}
+    before = ticks.read_text()
+
+    with session(*_restoring(images)) as new:
+        assert new.told() == {"pid": shell.job}
+        assert shell.tty != new.tty
+        assert _command(new, "echo $secret $((6 * 7))", r"^(cherry .*)") == "cherry 42"
+        assert _command(new, "tty", "^(/dev/.*)") == new.tty
+        eventually(lambda: len(ticks.read_text()) > len(before), "progress of the background job")
+        assert _command(new, "jobs", r"^\[1\]\+  (Running) ")
+
+        # Ctrl-Z and Ctrl-C: the terminal sends signals to the foreground, the shell keeps order.
+        new.terminal.type("echo began; cat\n")
+        new.terminal.expect("^began$")
+        new.terminal.type("words\n")
+        new.terminal.expect("^words\n(.*\n)?words$")
+        new.terminal.type("\x1a")
+        new.terminal.expect(r"^\[2\]\+  Stopped")
+        new.terminal.expect(PROMPT)
+        new.terminal.type("fg\n")
+        foreground = new.terminal.foreground
+        eventually(lambda: foreground() != shell.job, "the terminal's passing to the command")
+        new.terminal.type("\x03")
+        new.terminal.expect(PROMPT)
+
+        _command(new, "kill %1; wait")
+        new.terminal.type("exit 7\n")
+        assert new.told() == {"status": 7}
+
+
+def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Path) -> None:
+    """The message names shell_job, and the shell and its job go on."""
+    with pytest.raises(CriuError, match="shell_job=True") as caught:
+        dump(shell.job, CriuOpts(images_directory=images))
+    assert "shell_job" in caught.value.options
+    assert _command(shell, "echo $secret", "^(cherry)$")
+    before = (tmp_path / "ticks").read_text()
+    eventually(lambda: (tmp_path / "ticks").read_text() > before, "progress of the background job")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"shell_job": None}, "shell_job=True"), ({"stdin": "/dev/null"}, "Worker(stdin=terminal)")],
+    ids=["without it", "no terminal"],
+)
+def test_a_restore_needs_it_and_a_terminal(
+    orphans: None, shell: Session, images: Path, changed: dict[str, str], message: str
+) -> None:
+    """A restore without the option, or without a terminal, is refused and leaves the images."""
+    dump(shell.job, CriuOpts(images_directory=images, shell_job=True))
+    reap_all()
+    with session(*_restoring(images, **changed)) as new:
+        told = new.told()
+        assert told.get("error") == "CriuError"
+        assert message in told["message"]
+    reap_all()
+    assert not is_alive(shell.job)
+    with session(*_restoring(images)) as new:
+        assert new.told() == {"pid": shell.job}
+        assert _command(new, "echo $secret", "^(cherry)$")

@@ -1,0 +1,184 @@
+"""veth_pairs: a container's network comes back, and its other end under the name asked for.
+
+A veth device is one end of a pair. The end in the container is saved with its name, hardware
+address, MTU, addresses and routes; the other end belongs to the host and is not. On restore
+CRIU makes a new pair, and has to be told what to call the outer end:
+``veth_pairs=[("eth0", "outer")]``, or the same as ``external=["veth[eth0]:outer"]``, the form
+that CRIU now prefers. ``"outer@bridge"`` also puts it on a bridge and up; without a bridge it
+stays down and has no address: that is the host's part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, dump, restore
+
+from .containers import Container, container
+from .processes import eventually, is_alive
+
+PORT = 7070
+SERVER = f"""
+    import socket, threading
+
+    listener = socket.create_server(("0.0.0.0", {PORT}))
+    served = 0
+
+    def answer():
+        global served
+        while True:
+            connection, _ = listener.accept()
+            served += 1
+            with connection:
+                connection.sendall(b"%d" % served)
+
+    threading.Thread(target=answer, daemon=True).start()
+    serve()
+"""
+NUMBER = os.getpid() % 65536
+OUTER, OTHER, BRIDGE = f"out{NUMBER}", f"new{NUMBER}", f"br{NUMBER}"
+NETWORK = f"198.18.{NUMBER % 256}"
+HOST, INNER = f"{NETWORK}.1", f"{NETWORK}.2"
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def _link(name: str) -> dict[str, Any]:
+    """A network device of the host's; empty where there is none."""
+    told = subprocess.run(["ip", "-json", "link", "show", name], capture_output=True)
+    return json.loads(told.stdout)[0] if told.returncode == 0 else {}
+
+
+def _served() -> int:
+    """The answer of the server in the container, over the pair."""
+    with socket.create_connection((INNER, PORT), timeout=10) as connection:
+        return int(connection.recv(100))
+
+
+def _network(box: Container) -> dict[str, object]:
+    """The inner end's name, hardware address, MTU and addresses, and the routes."""
+    (link,) = [link for link in box.ip("addr") if link["ifname"] != "lo"]
+    addresses = [a["local"] for a in link["addr_info"] if a["family"] == "inet"]
+    found = {name: link[name] for name in ("ifname", "address", "mtu", "ifindex")}
+    routes = sorted((route["dst"], route.get("gateway")) for route in box.ip("route"))
+    return {**found, "addresses": addresses, "routes": routes}
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Container]:
+    """A container with a server, reached over a veth pair from OUTER to eth0."""
+    with container(tmp_path / "box", SERVER) as box, contextlib.ExitStack() as undo:
+        _ip("link", "add", OUTER, "type", "veth", "peer", "name", "eth0", "netns", str(box.pid))
+        for link in (OUTER, OTHER):
+            undo.callback(subprocess.run, ["ip", "link", "delete", link], capture_output=True)
+        _ip("addr", "add", f"{HOST}/24", "dev", OUTER)
+        _ip("link", "set", OUTER, "up")
+        box.run("ip", "addr", "add", f"{INNER}/24", "dev", "eth0")
+        box.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:07", "mtu", "1400", "up")
+        box.run("ip", "route", "add", "default", "via", HOST)
+        yield box
+
+
+@pytest.fixture
+def bridge() -> Iterator[str]:
+    """A bridge that has the host's address."""
+    _ip("link", "add", BRIDGE, "type", "bridge")
+    try:
+        yield BRIDGE
+    finally:
+        _ip("link", "delete", BRIDGE)
+
+
+def _dumped(box: Container, images: Path) -> dict[str, object]:
+    """Dump the container; what its network was."""
+    before = _network(box)
+    assert _served() == 1
+    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+    box.reap()
+    # The kernel takes a namespace's devices, and so the outer end, away a moment later.
+    eventually(lambda: not _link(OUTER), "the end of the pair")
+    return before
+
+
+def _expect_connected(box: Container, before: dict[str, object]) -> None:
+    eventually(lambda: _network(box) == before, "the return of the whole network")
+    assert _served() == 2
+    assert box.runs_on()
+
+
+@pytest.mark.parametrize("form", ["veth_pairs", "external"])
+def test_the_outer_end_gets_the_name_asked_for(box: Container, images: Path, form: str) -> None:
+    """Inner device, address and routes are as before; the host addresses the new outer end."""
+    before = _dumped(box, images)
+    given = {
+        "veth_pairs": CriuOpts(
+            images_directory=images,
+            root=box.root,
+            external=box.given_on_restore,
+            veth_pairs=[("eth0", OTHER)],
+        ),
+        "external": CriuOpts(
+            images_directory=images,
+            root=box.root,
+            external=[*box.given_on_restore, f"veth[eth0]:{OTHER}"],
+        ),
+    }
+    box.pid = restore(given[form]).pid
+    assert not _link(OUTER)
+    assert "UP" not in _link(OTHER)["flags"]
+    _ip("addr", "add", f"{HOST}/24", "dev", OTHER)
+    _ip("link", "set", OTHER, "up")
+    _expect_connected(box, before)
+
+
+@pytest.mark.parametrize("form", ["veth_pairs", "external"])
+def test_the_outer_end_goes_on_a_bridge(
+    box: Container, images: Path, bridge: str, form: str
+) -> None:
+    """``name@bridge``: the outer end is a port of the bridge and up when the container runs."""
+    before = _dumped(box, images)
+    _ip("addr", "add", f"{HOST}/24", "dev", bridge)
+    _ip("link", "set", bridge, "up")
+    outer = f"{OTHER}@{bridge}"
+    given = list(box.given_on_restore) + ([f"veth[eth0]:{outer}"] if form == "external" else [])
+    opts = CriuOpts(
+        images_directory=images,
+        root=box.root,
+        external=given,
+        veth_pairs=[("eth0", outer)] if form == "veth_pairs" else None,
+    )
+    box.pid = restore(opts).pid
+    assert _link(OTHER)["master"] == bridge
+    assert "UP" in _link(OTHER)["flags"]
+    _expect_connected(box, before)
+
+
+def test_a_restore_without_a_name_is_refused(box: Container, images: Path) -> None:
+    """CRIU makes up no name; the message says what to give, and the images stay whole."""
+    before = _dumped(box, images)
+    opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
+    with pytest.raises(CriuError, match=r"veth_pairs=\[") as caught:
+        restore(opts)
+    assert "veth_pairs" in caught.value.options
+    assert not is_alive(box.pid)
+    box.pid = restore(
+        CriuOpts(
+            images_directory=images,
+            root=box.root,
+            external=box.given_on_restore,
+            veth_pairs=[("eth0", OUTER)],
+        )
+    ).pid
+    assert _network(box)["addresses"] == before["addresses"]
+    assert box.runs_on()

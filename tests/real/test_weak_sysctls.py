@@ -1,0 +1,93 @@
+"""weak_sysctls: restoring where the kernel lacks a network setting that the images hold.
+
+A container's network namespace is saved with its settings of /proc/sys/net. Another kernel may
+not have one of them, and then CRIU refuses the restore; with ``weak_sysctls=True`` it goes on
+without. This kernel has all that it has saved, so these tests restore with a CRIU that cannot
+see one: a small library, loaded into it, says that the file does not exist.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Worker, dump, restore
+
+from .containers import Container, container
+from .processes import is_alive
+
+SETTING = "/proc/sys/net/unix/max_dgram_qlen"
+
+HIDE = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HIDING(function)                                                                   \
+	int function(int directory, const char *path, int flags, unsigned int mode)          \
+	{                                                                                    \
+		const char *hidden = getenv("HIDDEN");                                         \
+		if (hidden && strstr(path, hidden)) {                                          \
+			errno = ENOENT;                                                          \
+			return -1;                                                               \
+		}                                                                              \
+		int (*real)(int, const char *, int, unsigned int) = dlsym(RTLD_NEXT, #function);  \
+		return real(directory, path, flags, mode);                                     \
+	}
+
+HIDING(openat)
+HIDING(openat64)
+HIDING(__openat_2)
+HIDING(__openat64_2)
+"""
+
+CC = shutil.which("cc")
+pytestmark = pytest.mark.skipif(CC is None, reason="needs a C compiler")
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Container]:
+    """A container in which one setting is not the usual one."""
+    with container(tmp_path / "box") as box:
+        box.run("sh", "-c", f"echo 321 > {SETTING}")
+        yield box
+
+
+@pytest.fixture
+def lacking(tmp_path: Path) -> Worker:
+    """A CRIU on a kernel that has no such setting, as far as it can see."""
+    (tmp_path / "hide.c").write_text(HIDE)
+    assert CC is not None
+    library = tmp_path / "hide.so"
+    subprocess.run([CC, "-shared", "-fPIC", "-o", library, tmp_path / "hide.c"], check=True)
+    return Worker(env={"LD_PRELOAD": str(library), "HIDDEN": SETTING.removeprefix("/proc/")})
+
+
+def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Worker) -> None:
+    """Without the option the restore is refused and names it; with it the container runs."""
+    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+    box.reap()
+    opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
+    with pytest.raises(CriuError, match="weak_sysctls=True") as caught:
+        restore(opts, via=lacking)
+    assert "weak_sysctls" in caught.value.options
+    assert not is_alive(box.pid)
+    box.pid = restore(replace(opts, weak_sysctls=True), via=lacking).pid
+    assert box.runs_on()
+    assert box.run("cat", SETTING) != "321\n"
+
+
+def test_a_setting_that_exists_comes_back(box: Container, images: Path) -> None:
+    """The option drops nothing that the kernel has."""
+    dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+    box.reap()
+    opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
+    box.pid = restore(replace(opts, weak_sysctls=True)).pid
+    assert box.run("cat", SETTING) == "321\n"
