@@ -54,6 +54,9 @@ def _by_position(request: Request) -> Iterator[Problem]:
         for name in ("on_notify", "deadline"):
             if getattr(request, name) is not None:
                 yield Problem(name, getattr(request, name), rule)
+    if request.verb is Verb.RESTORE and request.opts.orphan_pts_master and not request.on_notify:
+        rule = "orphan_pts_master hands the pty's master to a hook: without one it would be lost"
+        yield Problem("on_notify", None, rule)
     inherits = (
         bool(request.opts.inherit_fds) or getattr(request.opts.page_server, "fd", None) is not None
     )

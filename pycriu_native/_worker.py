@@ -64,7 +64,8 @@ class Worker:
     program: str | os.PathLike[str] | None = None
     """The ``criu`` to run; None: the one recorded at build, else the system's."""
     stdin: Descriptor | None = None
-    """Its standard input, which ``shell_job`` needs to be the terminal; None: the caller's."""
+    """Its standard input, which ``shell_job`` needs to be the terminal, open for reading and
+    writing; None: the caller's."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment, which is otherwise PATH and HOME=/."""
 
