@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump, restore
+from pycriu_native import CriuError,
+    OptionError, CriuOpts, Notification, Notify, dump, restore
 
 from .containers import Container, container
 from .descriptors import taken_from
@@ -131,7 +132,7 @@ def test_without_it_the_restore_is_refused(box: Container, images: Path, holder:
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
     with pytest.raises(CriuError, match="orphan_pts_master=True"):
         restore(opts, on_notify=holder)
-    with pytest.raises(CriuError, match="an on_notify hook"):
+    with pytest.raises(OptionError, match="on_notify"):
         restore(replace(opts, orphan_pts_master=True))  # nobody there to take it
     assert not is_alive(box.pid)
     box.pid = restore(replace(opts, orphan_pts_master=True), on_notify=holder).pid
