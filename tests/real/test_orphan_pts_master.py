@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError,
-    OptionError, CriuOpts, Notification, Notify, dump, restore
+from pycriu_native import CriuError, CriuOpts, Notification, Notify, OptionError, dump, restore
 
 from .containers import Container, container
 from .descriptors import taken_from
