@@ -84,7 +84,7 @@ def test_no_service(tmp_path: Path) -> None:
 
 
 def test_a_descriptor_of_the_callers(spawn: Spawn, images: Path) -> None:
-    """A worker that the caller has started serves one request; the descriptor stays the caller's."""
+    """A worker that the caller has started serves one request; its descriptor stays open."""
     target = spawn()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
