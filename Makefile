@@ -22,7 +22,11 @@ BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 	$(wildcard include/*.h pycriu_native/native/*.c pycriu_native/native/*.h)
 
 # The programs that tests run, each with its Debian package.
-TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun
+TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
+	busybox:busybox-static openssl:openssl
+
+# The other releases of libcriu that the one build is tried with: release:suite.
+TEST_LIBRARIES := 3.17:bookworm 4.1:trixie 4.2:forky 4.3:experimental
 
 # Root's tools are not on an ordinary user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -94,7 +98,7 @@ demo: build ## dump and restore a live process, step by step
 	as_root $(VENV)/bin/python examples/demo.py
 
 .PHONY: test
-test: test-tools build ## the tests; what this machine cannot do is skipped, and listed
+test: test-tools test-libraries build ## the tests; what this machine cannot do is skipped, and listed
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
 
@@ -147,6 +151,19 @@ test-tools:
 	done
 	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}" ||
 		echo "going on without: $${missing[*]}" >&2
+
+# A library is enough: status 3 is a criu that cannot run on this kernel.
+.PHONY: test-libraries
+test-libraries: .criu
+	@. ./.criu
+	for library in $(TEST_LIBRARIES); do
+		release=$${library%:*}
+		prefix=/opt/pycriu-native-$$release
+		[[ ! -e $$prefix && $$CRIU_VERSION != "$$release"* ]] || continue
+		echo "installing libcriu $$release into $$prefix, for the tests"
+		scripts/install-criu --suite "$${library#*:}" --prefix "$$prefix" >/dev/null 2>&1 ||
+			[[ $$? = 3 ]] || echo "going on without libcriu $$release" >&2
+	done
 
 # Looked at each time, which takes a fraction of a second: the kernel can have
 # changed. The record keeps its date while it says the same, so nothing is built

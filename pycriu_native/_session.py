@@ -30,7 +30,7 @@ from ._log import LogMark
 from ._message import Handle
 from ._options import BY_WIRE
 from ._reach import Via
-from ._tree import ancestors, end_processes
+from ._tree import ancestors, end_processes, wait_until_gone
 from .enums import Verb
 from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
 from .opts import VERB_MASK, CriuOpts
@@ -279,6 +279,7 @@ class Call:
         request = self._request
         if request.verb is Verb.RESTORE:
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
+            wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:
             return explain_failure(
                 request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost

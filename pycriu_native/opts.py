@@ -71,7 +71,8 @@ class CriuOpts:
     tcp_established: bool | None = None
     """Save established TCP connections; the restore needs it too, and the same addresses."""
     external_unix_connections: bool | None = None
-    """Allow datagram sockets connected to a named socket outside the tree. On restore too."""
+    """Allow datagram sockets connected to a named socket outside the tree. On restore: connect the
+    other unix sockets that were saved by ``external`` to their old names."""
     shell_job: bool | None = None
     """Allow a process whose session and terminal belong to an outside shell. On restore too,
     where the worker's standard input must be the new terminal (``Worker(stdin=...)``), open for
@@ -141,7 +142,8 @@ class CriuOpts:
     tcp_skip_in_flight: bool | None = None
     """Leave out connections that are still being opened. CRIU 2.4."""
     network_lock: NetworkLock | str | int | None = None
-    """What keeps packets away while connections are saved. CRIU 3.16; SKIP is 3.19."""
+    """What keeps packets away while connections are saved. CRIU 3.16; SKIP is 3.19. The rules of
+    IPTABLES stay in place if the images are restored with ``tcp_close`` (seen with 4.2.1)."""
     unix_sks: Iterable[int] | None = None
     """Inodes of outside unix sockets; needs ``external_unix_connections``. CRIU prefers
     ``external=["unix[inode]"]``."""

@@ -1,0 +1,63 @@
+"""Another machine, as far as a process can tell: a restore beside the running original.
+
+A process comes back under its own pid. Where that pid is taken, a pid namespace of its own has
+it free; a mount namespace of its own then lets the copy find its own files under the names
+that the original uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .processes import Target, kill
+
+ROOT = Path(__file__).parents[2]
+
+_FIRST = textwrap.dedent("""
+    # The first process of the namespaces: it restores, and stays to hold them.
+    import json, os, subprocess, sys, time
+
+    place, copy, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    subprocess.run(["mount", "--bind", copy, place], check=True)
+
+    from pycriu_native import CriuOpts, restore
+    print(restore(CriuOpts.from_dict(options)).pid, flush=True)
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            time.sleep(0.01)
+""")
+
+
+@contextlib.contextmanager
+def elsewhere(original: Target, copy: Path, **options: Any) -> Iterator[Target]:
+    """The process of these images, in new pid and mount namespaces that end with the context.
+
+    It runs on ``copy``, a copy of the original's directory; ``options`` are the restore's.
+    """
+    words = [str(original.directory), str(copy), json.dumps(options)]
+    process = subprocess.Popen(
+        ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", _FIRST, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )
+    try:
+        assert process.stdout is not None
+        with process.stdout as told:
+            assert told.readline() == b"%d\n" % original.pid, "the restore elsewhere failed"
+        yield Target(original.pid, copy, process)
+    finally:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        # With its first process a pid namespace loses all others.
+        for pid in children.read_text().split() if children.exists() else []:
+            kill(int(pid))
+        process.wait()

@@ -1,0 +1,113 @@
+"""Other hosts: network namespaces that are joined by veth pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+import pytest
+
+from .processes import eventually, kill
+
+_numbers = itertools.count()
+
+
+def run(*command: str) -> str:
+    """What a command says; it must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace with a name, or with an empty one the namespace that we are in."""
+
+    name: str
+
+    @property
+    def prefix(self) -> list[str]:
+        """What goes before a command that is to run there."""
+        return ["ip", "netns", "exec", self.name] if self.name else []
+
+    @property
+    def path(self) -> str:
+        """The namespace's file."""
+        return f"/run/netns/{self.name}" if self.name else "/proc/self/ns/net"
+
+    def run(self, *command: str) -> str:
+        """What a command says there; it must succeed."""
+        return run(*self.prefix, *command)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be on this host, with the calling thread and all that it starts meanwhile.
+
+        ``ip netns exec`` brings a mount namespace as well, which would have to be dumped too.
+        """
+        with open("/proc/thread-self/ns/net") as ours, open(self.path) as theirs:
+            _move_to(theirs)
+            try:
+                yield
+            finally:
+                _move_to(ours)
+
+
+def _move_to(namespace: TextIO) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0x40000000):  # CLONE_NEWNET
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+OURS = Host("")
+
+
+def _end_all_in(name: str) -> None:
+    """End what still runs in a namespace: it would outlive its name."""
+    for pid in map(int, run("ip", "netns", "pids", name).split()):
+        kill(pid)
+
+
+@contextlib.contextmanager
+def host() -> Iterator[Host]:
+    """A host of its own, with nothing but a loopback; all that runs on it ends with it."""
+    if shutil.which("ip") is None:
+        pytest.skip("no ip command (iproute2) is installed")
+    made = Host(f"pn{os.getpid()}-{next(_numbers)}")
+    run("ip", "netns", "add", made.name)
+    try:
+        made.run("ip", "link", "set", "lo", "up")
+        yield made
+    finally:
+        _end_all_in(made.name)
+        run("ip", "netns", "del", made.name)
+
+
+@contextlib.contextmanager
+def cable(one: Host, other: Host) -> Iterator[tuple[str, str]]:
+    """Join two hosts by a veth pair; the addresses of its ends, in a network of their own."""
+    number = (os.getpid() * 8 + next(_numbers)) % 2**15
+    base = f"198.{18 + number // 2**14}.{number // 64 % 256}."
+    ends = [
+        (host, f"pn{os.getpid()}{end}{number % 1000}"[:15], f"{base}{number % 64 * 4 + place}")
+        for place, (host, end) in enumerate(((one, "a"), (other, "b")), 1)
+    ]
+    (_, first, _), (_, second, _) = ends
+    run("ip", "link", "add", first, "type", "veth", "peer", "name", second)
+    try:
+        for there, link, address in ends:
+            if there.name:
+                run("ip", "link", "set", link, "netns", there.name)
+            there.run("ip", "address", "add", f"{address}/30", "dev", link)
+            there.run("ip", "link", "set", link, "up")
+        yield ends[0][2], ends[1][2]
+    finally:
+        with contextlib.suppress(AssertionError):
+            one.run("ip", "link", "del", first)
+        eventually(lambda: not os.path.exists(f"/sys/class/net/{first}"), "the cable's end")

@@ -1,0 +1,263 @@
+"""``images_directory`` and ``work_directory``: where the files of a call go.
+
+The images, which are the saved process, go to ``images_directory``. What the call tells about
+itself (its log and its statistics) goes to ``work_directory``, and beside the images where none
+is given. Both are given as a path or as an open directory: a number, or anything with a
+``fileno()``. The caller's descriptor stays open and stays the caller's.
+
+A dump makes a missing images directory, for the owner only; a restore never does, and nobody
+makes a work directory. A directory that turns out to be read-only or full fails as
+``ImagesError``, and the process lives on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, ImagesError, OptionError, dump, restore
+
+from .conftest import Spawn
+from .mounts import make_read_only, tmpfs
+from .processes import is_alive
+
+HEAVY = """
+    import os
+    memory = os.urandom(8 << 20)
+    serve()
+"""
+
+
+class Directory:
+    """An object that owns an open directory, as a user's code may have."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+
+Given = int | Path | Directory
+Give = Callable[[Path], AbstractContextManager[Given]]
+
+
+@contextlib.contextmanager
+def by_path(path: Path) -> Iterator[Path]:
+    """The path as it is."""
+    yield path
+
+
+@contextlib.contextmanager
+def by_number(path: Path) -> Iterator[int]:
+    """The number of an open directory."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)  # fails if the call has closed it
+
+
+@contextlib.contextmanager
+def by_object(path: Path) -> Iterator[Directory]:
+    """An object with a ``fileno()``."""
+    with by_number(path) as fd:
+        yield Directory(fd)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A work directory, which exists."""
+    path = tmp_path / "work"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("give", [by_path, by_number, by_object])
+def test_images_in_one_log_and_statistics_in_the_other(
+    spawn: Spawn, images: Path, work: Path, give: Give
+) -> None:
+    """Images, log and statistics are kept apart, in whichever form the directories are given."""
+    target = spawn()
+    images.mkdir()
+    with give(images) as one, give(work) as other:
+        opts = CriuOpts(images_directory=one, work_directory=other)
+        result = dump(target.pid, opts)
+        saved = set(os.listdir(images))
+        assert {"inventory.img", "pstree.img", "pages-1.img"} <= saved
+        assert {Path(name).suffix for name in saved} == {".img"}
+        assert set(os.listdir(work)) == {"dump.log", "stats-dump"}
+        assert (result.images, result.log) == (str(images), str(work / "dump.log"))
+        assert result.statistics is not None
+        assert result.statistics.pages_written * 4096 == (images / "pages-1.img").stat().st_size
+
+        target.reap()
+        restored = restore(opts)
+        assert set(os.listdir(images)) == saved
+        assert set(os.listdir(work)) >= {"restore.log", "stats-restore"}
+        assert restored.log == str(work / "restore.log")
+        assert restored.statistics is not None
+    assert target.runs_on()
+
+
+def test_one_directory_for_all(spawn: Spawn, images: Path) -> None:
+    """Without a work directory, log and statistics lie beside the images."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    assert dump(target.pid, opts).log == str(images / "dump.log")
+    assert {"inventory.img", "dump.log", "stats-dump"} <= set(os.listdir(images))
+    target.reap()
+    assert restore(opts).log == str(images / "restore.log")
+    assert {"restore.log", "stats-restore"} <= set(os.listdir(images))
+    assert target.runs_on()
+
+
+def test_a_relative_path(
+    spawn: Spawn, tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path starts at the caller's current directory, not at CRIU's."""
+    target = spawn()
+    monkeypatch.chdir(tmp_path)
+    opts = CriuOpts(images_directory="relative", work_directory="work")
+    dump(target.pid, opts)
+    assert (tmp_path / "relative" / "inventory.img").exists()
+    assert (work / "dump.log").exists()
+    target.reap()
+    restore(opts)
+    assert target.runs_on()
+
+
+def test_a_dump_makes_the_images_directory(spawn: Spawn, images: Path) -> None:
+    """A missing images directory is made by the dump, readable for its owner only."""
+    target = spawn()
+    before = os.umask(0)
+    try:
+        dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(images.stat().st_mode) == 0o700
+
+
+def test_a_dump_makes_no_parents(spawn: Spawn, images: Path) -> None:
+    """Only the last part of the path is made: a wrong path is more likely than a wish for many."""
+    target = spawn()
+    with pytest.raises(ImagesError, match=r"images_directory=.* No such file") as caught:
+        dump(target.pid, CriuOpts(images_directory=images / "deeper"))
+    assert caught.value.errno == errno.ENOENT
+    assert not images.exists()
+    assert target.runs_on()
+
+
+def test_a_restore_makes_nothing(images: Path) -> None:
+    """To a restore a missing images directory is a mistake in the options, and stays missing."""
+    with pytest.raises(OptionError, match=r"images_directory=.*an existing directory") as caught:
+        restore(CriuOpts(images_directory=images))
+    assert [problem.field for problem in caught.value.problems] == ["images_directory"]
+    assert not images.exists()
+
+
+def test_a_missing_work_directory(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """It is refused by dump and restore before anything is touched."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images, work_directory=tmp_path / "missing")
+    with pytest.raises(OptionError, match=r"work_directory=.*an existing directory") as caught:
+        dump(target.pid, opts)
+    assert [problem.field for problem in caught.value.problems] == ["work_directory"]
+    assert not images.exists()
+    assert target.runs_on()
+
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    with pytest.raises(OptionError, match=r"work_directory=.*an existing directory"):
+        restore(opts)
+    assert not is_alive(target.pid)
+    assert not (tmp_path / "missing").exists()
+    restore(CriuOpts(images_directory=images))
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("field", ["images_directory", "work_directory"])
+def test_what_is_no_directory(spawn: Spawn, images: Path, tmp_path: Path, field: str) -> None:
+    """A file and a closed descriptor are refused by name."""
+    target = spawn()
+    (tmp_path / "file").touch()
+    closed = os.open(tmp_path, os.O_RDONLY)
+    os.close(closed)
+    for wrong, rule in [(tmp_path / "file", "an existing directory"), (closed, "an open descript")]:
+        opts = CriuOpts(**{"images_directory": images, field: wrong})  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match=f"{field}=.*{rule}"):
+            dump(target.pid, opts)
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("field", ["images_directory", "work_directory"])
+def test_a_read_only_directory(spawn: Spawn, tmp_path: Path, images: Path, field: str) -> None:
+    """A directory that cannot be written to fails as ImagesError, and the process lives on."""
+    target = spawn()
+    images.mkdir()
+    (tmp_path / "work").mkdir()
+    both = {"images_directory": images, "work_directory": tmp_path / "work"}
+    with tmpfs(tmp_path / "mount") as mount:
+        both[field] = mount
+        opts = CriuOpts(
+            images_directory=both["images_directory"], work_directory=both["work_directory"]
+        )
+        dump(target.pid, replace(opts, leave_running=True))
+        make_read_only(mount)
+        with pytest.raises(ImagesError, match="cannot be written") as caught:
+            dump(target.pid, opts)
+        assert field in caught.value.options
+        assert isinstance(caught.value, OSError)
+    assert target.runs_on()
+
+
+def test_a_directory_that_cannot_be_made(spawn: Spawn, tmp_path: Path) -> None:
+    """A missing images directory on a read-only file system is refused with the field's name."""
+    target = spawn()
+    with tmpfs(tmp_path / "mount") as mount:
+        make_read_only(mount)
+        opts = CriuOpts(images_directory=mount / "new")
+        with pytest.raises(
+            ImagesError, match=r"images_directory=.*Read-only file system"
+        ) as caught:
+            dump(target.pid, opts)
+        assert caught.value.errno == errno.EROFS
+    assert target.runs_on()
+
+
+def test_read_only_images_are_enough_to_restore(spawn: Spawn, tmp_path: Path, work: Path) -> None:
+    """A restore only reads the images; with a work directory they may be on a read-only mount."""
+    target = spawn()
+    with tmpfs(tmp_path / "mount") as mount:
+        opts = CriuOpts(images_directory=mount / "images", work_directory=work)
+        dump(target.pid, opts)
+        target.reap()
+        make_read_only(mount)
+        with pytest.raises(ImagesError, match="cannot be written"):
+            restore(CriuOpts(images_directory=mount / "images"))
+        restore(opts)
+        assert target.runs_on()
+
+
+def test_a_full_disk(spawn: Spawn, tmp_path: Path) -> None:
+    """Where the images do not fit, the dump fails as ImagesError and the process lives on."""
+    target = spawn(HEAVY)
+    with tmpfs(tmp_path / "small", "2m") as small:
+        opts = CriuOpts(images_directory=small / "images")
+        with pytest.raises(ImagesError, match="file system of the images is full") as caught:
+            dump(target.pid, opts)
+        assert caught.value.options[0] == "images_directory"
+        assert target.runs_on()
+    with tmpfs(tmp_path / "large", "64m") as large:
+        opts = CriuOpts(images_directory=large / "images")
+        dump(target.pid, opts)
+        target.reap()
+        restore(opts)
+        assert target.runs_on()

@@ -1,0 +1,289 @@
+"""Options that take one sentence each.
+
+* ``ghost_limit``: a file that is deleted but still open exists nowhere else, so the images keep
+  its content; up to 1 MiB, unless a larger limit is given.
+* ``link_remap``: an open file whose name is gone but that has another name is found again by a
+  link that the dump makes beside it, ``link_remap.N``. A dump that ends the process leaves that
+  link in place, and the restore removes it.
+* ``log_file``, ``log_level``: the log's name in the work directory, and how much is in it.
+* ``timeout``: how many seconds the processes may take to stand still; CRIU's default is 10.
+* ``config_file``: CRIU's own options, which win over the fields.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, DumpResult, OptionError, dump, restore
+
+from .conftest import Spawn
+from .processes import Target, eventually, state
+
+MIB = 2**20
+
+# ---- ghost_limit ----
+
+GHOST = f"""
+    import hashlib, os
+
+    file = open(HERE / "ghost", "w+b", buffering=0)
+    file.write(os.urandom({2 * MIB}))
+    file.seek(12345)
+    os.unlink(HERE / "ghost")
+
+    def checksum():
+        return hashlib.sha256(os.pread(file.fileno(), {3 * MIB}, 0)).hexdigest()
+
+    serve(checksum=checksum, position=file.tell, links=lambda: os.fstat(file.fileno()).st_nlink)
+"""
+
+
+@pytest.mark.parametrize("limit", [None, 0, 2 * MIB - 1])
+def test_a_deleted_file_above_the_limit(spawn: Spawn, images: Path, limit: int | None) -> None:
+    """The dump is refused and names the field; the process lives on."""
+    target = spawn(GHOST)
+    with pytest.raises(CriuError, match="give a ghost_limit") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, ghost_limit=limit))
+    assert caught.value.options[0] == "ghost_limit"
+    assert target.runs_on()
+
+
+def test_a_deleted_file_within_the_limit(spawn: Spawn, images: Path) -> None:
+    """Its content is in the images, and comes back as a deleted file, at the same position."""
+    target = spawn(GHOST)
+    checksum = target.ask("checksum")
+    opts = CriuOpts(images_directory=images, ghost_limit=2 * MIB)
+    dump(target.pid, opts)
+    target.reap()
+    assert sum(path.stat().st_size for path in images.glob("ghost-file-*.img")) > 2 * MIB
+    restore(opts.only_for("restore"))
+    assert target.ask("checksum") == checksum
+    assert target.ask("position") == 12345
+    assert target.ask("links") == 0
+    assert not (target.directory / "ghost").exists()
+
+
+def test_holes_do_not_count(spawn: Spawn, images: Path) -> None:
+    """The limit is about the blocks that a file takes, not about its length."""
+    target = spawn(f"""
+        import os
+        file = open(HERE / "ghost", "w+b")
+        file.truncate({64 * MIB})
+        os.unlink(HERE / "ghost")
+        serve(size=lambda: os.fstat(file.fileno()).st_size)
+    """)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("size") == 64 * MIB
+
+
+# ---- link_remap ----
+
+REMAPPED = """
+    import os
+    (HERE / "first").write_text("content")
+    os.link(HERE / "first", HERE / "second")
+    file = open(HERE / "first", "r+")
+    os.unlink(HERE / "first")
+    serve(
+        read=lambda: (file.seek(0), file.read())[1],
+        write=lambda text: (file.write(text), file.flush())[0],
+    )
+"""
+
+
+def remaps(target: Target) -> list[str]:
+    """CRIU's links in the target's directory."""
+    return [name for name in os.listdir(target.directory) if name.startswith("link_remap")]
+
+
+@pytest.mark.parametrize("given", [None, False])
+def test_a_file_under_another_name_only(spawn: Spawn, images: Path, given: bool | None) -> None:
+    """Without link_remap the dump is refused and names it; the process lives on."""
+    target = spawn(REMAPPED)
+    with pytest.raises(CriuError, match="link_remap=True") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, link_remap=given))
+    assert caught.value.options == ("link_remap",)
+    assert remaps(target) == []
+    assert target.ask("read") == "content"
+
+
+def test_a_file_by_a_link_of_criu(spawn: Spawn, images: Path) -> None:
+    """The restored process has the same file open, not a copy, and the link is gone."""
+    target = spawn(REMAPPED)
+    second = target.directory / "second"
+    opts = CriuOpts(images_directory=images, link_remap=True)
+    dump(target.pid, opts)
+    target.reap()
+    (link,) = remaps(target)
+    assert (target.directory / link).samefile(second)
+    restore(opts.only_for("restore"))
+    assert remaps(target) == []
+    assert target.ask("read") == "content"
+    target.ask("write", ", and more")
+    assert second.read_text() == "content, and more"
+
+
+def test_the_link_is_removed_where_the_process_runs_on(spawn: Spawn, images: Path) -> None:
+    """A dump that leaves the process running leaves nothing else behind."""
+    target = spawn(REMAPPED)
+    dump(target.pid, CriuOpts(images_directory=images, link_remap=True, leave_running=True))
+    assert remaps(target) == []
+    assert target.ask("read") == "content"
+
+
+# ---- log_file, log_level ----
+
+
+def test_log_file(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """The log has the name given, in the work directory, instead of dump.log and restore.log."""
+    target = spawn()
+    (tmp_path / "work").mkdir()
+    opts = CriuOpts(images_directory=images, work_directory=tmp_path / "work", log_level=4)
+    for given, name in ((None, "dump.log"), ("my log", "my log")):
+        result = dump(target.pid, replace(opts, log_file=given, leave_running=True))
+        assert result.log == str(tmp_path / "work" / name)
+        assert "Dumping finished successfully" in Path(result.log).read_text()
+    assert set(os.listdir(tmp_path / "work")) == {"dump.log", "my log", "stats-dump"}
+
+
+def test_errors_are_read_from_the_log_with_that_name(spawn: Spawn, images: Path) -> None:
+    """An error knows its cause whatever the log is called."""
+    target = spawn(GHOST)
+    with pytest.raises(CriuError, match="give a ghost_limit") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, log_file="my log"))
+    assert caught.value.log == str(images / "my log")
+    assert "Can't dump ghost file" in caught.value.lines[0]
+
+
+@pytest.mark.parametrize("name", ["sub/log", "", "..", "-", "x" * 256])
+def test_what_is_no_name_of_a_log(spawn: Spawn, images: Path, name: str) -> None:
+    """A path and what cannot be a file are refused by name, before anything is touched."""
+    target = spawn()
+    with pytest.raises(OptionError, match="log_file="):
+        dump(target.pid, CriuOpts(images_directory=images, log_file=name))
+    assert not images.exists()
+    assert target.runs_on()
+
+
+def test_log_level(spawn: Spawn, images: Path) -> None:
+    """Each level says more than the one below it: nothing, errors, ..., debugging."""
+    target = spawn()
+    sizes = []
+    for level in (1, 3, 4):
+        opts = CriuOpts(images_directory=images, log_level=level, leave_running=True)
+        log = dump(target.pid, opts).log
+        assert log is not None
+        text = Path(log).read_text()
+        sizes.append(len(text))
+        assert ("Dumping task" in text) == (level >= 3)
+    assert sizes[0] * 10 < sizes[1] < sizes[2]
+
+
+def test_a_failure_at_level_0(spawn: Spawn, images: Path) -> None:
+    """A log that is told to say nothing cannot tell the cause."""
+    target = spawn(GHOST)
+    with pytest.raises(CriuError, match="CRIU does not say why") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, log_level=0))
+    assert caught.value.lines == ()
+    assert target.runs_on()
+
+
+# ---- timeout ----
+
+STUCK = """
+    import os, time
+
+    os.mkfifo(HERE / "gate")
+    child = os.fork()
+    if child == 0:
+        # The grandchild opens a pipe that nobody writes to, and the child sleeps until it has
+        # become another program. Nothing interrupts that sleep.
+        read = [(os.POSIX_SPAWN_OPEN, 0, str(HERE / "gate"), os.O_RDONLY, 0)]
+        os.posix_spawn("/bin/true", ["true"], {}, file_actions=read)
+        while True:
+            time.sleep(0.01)
+    serve(child=lambda: child)
+"""
+
+
+@pytest.fixture
+def stuck(spawn: Spawn) -> Iterator[Target]:
+    """A process with a child that cannot be stopped."""
+    target = spawn(STUCK)
+    child = target.ask("child")
+    eventually(lambda: state(child) == "D", "a sleep that cannot be interrupted")
+    yield target
+    if state(child) == "D":
+        let_go(target)
+
+
+def let_go(target: Target) -> None:
+    """Open the gate that the child waits for."""
+    os.close(os.open(target.directory / "gate", os.O_WRONLY))
+
+
+def test_a_process_that_does_not_stand_still(stuck: Target, images: Path) -> None:
+    """A dump gives up after that many seconds, not after CRIU's ten, and the process lives on."""
+    started = time.monotonic()
+    with pytest.raises(CriuError, match="give a larger timeout") as caught:
+        dump(stuck.pid, CriuOpts(images_directory=images, timeout=1))
+    assert time.monotonic() - started < 9
+    assert caught.value.options[0] == "timeout"
+    assert stuck.runs_on()
+
+
+def test_a_longer_timeout_waits(stuck: Target, images: Path) -> None:
+    """The dump is done once all processes stand still."""
+    results: list[DumpResult] = []
+    opts = CriuOpts(images_directory=images, timeout=60)
+    dumping = threading.Thread(target=lambda: results.append(dump(stuck.pid, opts)))
+    status = Path(f"/proc/{stuck.ask('child')}/status")
+    dumping.start()
+    try:
+        eventually(lambda: "TracerPid:\t0" not in status.read_text(), "the dump's start")
+        assert not results
+    finally:
+        let_go(stuck)
+        dumping.join()
+    stuck.reap()
+    restore(CriuOpts(images_directory=images))
+    assert stuck.runs_on()
+
+
+# ---- config_file ----
+
+
+def test_a_setting_in_the_file_wins(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """The file's ghost-limit is used, not the field's; without the file the field's is."""
+    target = spawn(GHOST)
+    checksum = target.ask("checksum")
+    (tmp_path / "criu.conf").write_text("# large files\nghost-limit 4M\n")
+    opts = CriuOpts(images_directory=images, ghost_limit=MIB)
+    with pytest.raises(CriuError, match="give a ghost_limit"):
+        dump(target.pid, opts)
+    dump(target.pid, replace(opts, config_file=tmp_path / "criu.conf"))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("checksum") == checksum
+
+
+def test_a_file_that_is_wrong(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """A missing file, which CRIU would ignore, and an unknown option in one are errors."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images, config_file=tmp_path / "criu.conf")
+    with pytest.raises(OptionError, match=r"config_file=.*an existing file"):
+        dump(target.pid, opts)
+    (tmp_path / "criu.conf").write_text("no-such-option\n")
+    with pytest.raises(CriuError, match="no-such-option") as caught:
+        dump(target.pid, opts)
+    assert caught.value.options == ("config_file",)
+    assert target.runs_on()

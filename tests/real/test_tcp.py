@@ -1,0 +1,458 @@
+"""``tcp_established``, ``network_lock``, ``tcp_close`` and ``tcp_skip_in_flight``: what becomes
+of TCP connections.
+
+A connection is state at both ends, and the other end is not asked. So CRIU refuses a process
+that has one, until it is told what to do:
+
+* ``tcp_established`` saves the connection: numbers, windows, and what waits in its queues. While
+  the process is gone, packets of the other end must not be answered, or the kernel would
+  tell it that there is no such connection. So CRIU drops them: with a table of nftables or with
+  rules of iptables, as ``network_lock`` says. The lock stays from the dump to the restore, which
+  needs the field too, the same addresses, and the same network namespace to find the lock in.
+* ``tcp_close`` drops the connection: the process comes back and finds it closed.
+* ``tcp_skip_in_flight`` drops those that the process has not accepted yet, and saves its
+  listening socket.
+
+CRIU locks where it works. Run it where the process's addresses are (here the test's thread
+enters the server's network namespace), and it locks each connection. Or run it outside with the
+namespace named as ``external``, and it locks the namespace as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Notify, OptionError, dump, restore
+
+from .conftest import Spawn
+from .hosts import Host, cable, host
+from .processes import PATIENCE, Target, eventually
+
+MIB = 2**20
+TOTAL = 16 * MIB
+"""Bytes that each end sends."""
+
+END = f"""
+    import fcntl, hashlib, socket, struct, termios, threading
+
+    class End:
+        '''One end of a connection: sends {TOTAL} bytes, and receives as many as it is let.'''
+
+        def __init__(self):
+            self.limit, self.changed = {MIB}, threading.Condition()
+            self.sent = self.received = 0
+            self.out, self.into = hashlib.sha256(), hashlib.sha256()
+            self.errors = []
+
+        def start(self, connection):
+            self.connection = connection
+            for option in (32, 33):  # SO_SNDBUFFORCE, SO_RCVBUFFORCE
+                connection.setsockopt(socket.SOL_SOCKET, option, {2 * MIB})
+            self.threads = [threading.Thread(target=self.run, args=[which], daemon=True)
+                            for which in (self.send, self.receive)]
+            for thread in self.threads:
+                thread.start()
+
+        def run(self, which):
+            try:
+                which()
+            except OSError as error:
+                self.errors.append(type(error).__name__)
+
+        def send(self):
+            while self.sent < {TOTAL}:
+                block = hashlib.shake_256(b"%d" % self.sent).digest(65536)
+                self.out.update(block)
+                self.connection.sendall(block)
+                self.sent += len(block)
+            self.connection.shutdown(socket.SHUT_WR)
+
+        def receive(self):
+            while True:
+                with self.changed:
+                    self.changed.wait_for(lambda: self.received < self.limit)
+                block = self.connection.recv(65536)
+                if not block:
+                    return
+                self.into.update(block)
+                self.received += len(block)
+
+        def let(self):
+            with self.changed:
+                self.limit = 2**60
+                self.changed.notify_all()
+
+        def queue(self, what):
+            return struct.unpack("i", fcntl.ioctl(self.connection, what, bytes(4)))[0]
+
+        def status(self):
+            return dict(
+                sent=self.sent, received=self.received, errors=self.errors,
+                out=self.out.hexdigest(), into=self.into.hexdigest(),
+                done=not any(thread.is_alive() for thread in self.threads),
+                waiting_out=self.queue(termios.TIOCOUTQ), waiting_in=self.queue(termios.FIONREAD),
+            )
+
+    end = End()
+"""
+SERVER = """
+    listener = socket.create_server(({address!r}, 7000))
+    def accept():
+        end.start(listener.accept()[0])
+    serve(accept=accept, status=end.status, let=end.let)
+"""
+CLIENT = """
+    end.start(socket.create_connection(({address!r}, 7000)))
+    serve(status=end.status, let=end.let)
+"""
+
+
+@dataclass
+class Stream:
+    """A connection in mid-stream: both ends send, both have stopped reading for now."""
+
+    server: Target
+    client: Target
+    home: Host
+    """Where the server is, and CRIU while it saves one connection at a time."""
+
+    def goes_on(self) -> None:
+        """Both read to the end, and what each has sent is what the other has got."""
+        self.client.ask("let")
+        self.server.ask("let")
+        ends = self.client, self.server
+        eventually(lambda: all(end.ask("status")["done"] for end in ends), "the end of the stream")
+        one, other = (end.ask("status") for end in ends)
+        assert (one["errors"], other["errors"]) == ([], [])
+        assert one["sent"] == other["sent"] == one["received"] == other["received"] == TOTAL
+        assert (one["out"], other["out"]) == (other["into"], one["into"])
+
+
+def queues_are_full(end: Target) -> None:
+    """Wait until more than a megabyte waits to be sent, and half of one to be read."""
+
+    def full() -> bool:
+        status = end.ask("status")
+        return bool(status["waiting_out"] > MIB and status["waiting_in"] > MIB // 2)
+
+    eventually(full, "full queues")
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host, str]]:
+    """The server's host, the client's, and the server's address on the cable between them."""
+    with host() as home, host() as far, cable(home, far) as (address, _):
+        yield home, far, address
+
+
+@pytest.fixture
+def stream(hosts: tuple[Host, Host, str], spawn: Spawn) -> Stream:
+    """A stream with more than a megabyte in the queues of either direction."""
+    home, far, address = hosts
+    with home.entered():
+        server = spawn(END + SERVER.format(address=address))
+    with far.entered():
+        client = spawn(END + CLIENT.format(address=address))
+    server.ask("accept")
+    for end in (server, client):
+        queues_are_full(end)
+    return Stream(server, client, home)
+
+
+def locks(home: Host) -> tuple[bool, bool]:
+    """Whether CRIU has locked something on a host with nftables, and with iptables."""
+    tables = home.run("nft", "list", "ruleset")
+    return "inet CRIU-" in tables, "table ip filter" in tables and "drop" in tables.lower()
+
+
+each_lock = pytest.mark.parametrize("lock", ["nftables", "iptables"])
+needs_both = pytest.mark.skipif(
+    not (shutil.which("nft") and shutil.which("iptables-restore")),
+    reason="no nft or no iptables-restore program is installed",
+)
+
+
+@needs_both
+@each_lock
+def test_not_a_byte_is_lost_or_doubled(stream: Stream, images: Path, lock: str) -> None:
+    """A server is saved in mid-stream and comes back; each end gets all that the other sent.
+
+    While it is gone the client goes on sending, and reads what had arrived.
+    """
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
+    assert locks(stream.home) == (False, False)
+    with stream.home.entered():
+        dump(stream.server.pid, opts)
+    stream.server.reap()
+    assert locks(stream.home) == (lock == "nftables", lock == "iptables")
+    stream.client.ask("let")
+    with stream.home.entered():
+        restore(opts.only_for("restore"))  # the images know which lock it is
+    assert locks(stream.home) == (False, False)
+    stream.goes_on()
+
+
+@needs_both
+@each_lock
+def test_a_namespace_is_locked_as_a_whole(stream: Stream, images: Path, lock: str) -> None:
+    """CRIU outside of the server's namespace, which is given to it and not saved.
+
+    Only here the notifications about the network come: its lock is one step.
+    """
+    opts = CriuOpts(images_directory=images, tcp_established=True)
+    told: list[object] = []
+    with open(stream.home.path) as namespace:
+        inode = os.fstat(namespace.fileno()).st_ino
+        dump(
+            stream.server.pid,
+            replace(opts, network_lock=lock, external=[f"net[{inode}]:home"]),
+            on_notify=lambda notification: told.append(notification.action),
+        )
+        stream.server.reap()
+        assert Notify.NETWORK_LOCK in told
+        assert Notify.NETWORK_UNLOCK not in told
+        assert locks(stream.home) == (lock == "nftables", lock == "iptables")
+        stream.client.ask("let")
+        restore(
+            replace(opts, inherit_fds=[(namespace, "home")]),
+            on_notify=lambda notification: told.append(notification.action),
+        )
+    assert Notify.NETWORK_UNLOCK in told
+    assert locks(stream.home) == (False, False)
+    stream.goes_on()
+
+
+@needs_both
+@each_lock
+def test_a_copy_of_a_server_that_runs_on(stream: Stream, images: Path, lock: str) -> None:
+    """With leave_running the lock is gone after the dump, and the stream goes on."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
+    with stream.home.entered():
+        dump(stream.server.pid, replace(opts, leave_running=True))
+    assert locks(stream.home) == (False, False)
+    stream.goes_on()
+
+
+@pytest.mark.parametrize("given", [None, False])
+def test_without_it_the_dump_is_refused(stream: Stream, images: Path, given: bool | None) -> None:
+    """The error names the field; the process and its connection live on."""
+    with stream.home.entered(), pytest.raises(CriuError, match="tcp_established=True") as caught:
+        dump(stream.server.pid, CriuOpts(images_directory=images, tcp_established=given))
+    assert caught.value.options == ("tcp_established", "tcp_close")
+    assert locks(stream.home) == (False, False)
+    assert stream.server.runs_on()
+    stream.goes_on()
+
+
+def test_the_restore_needs_it_too(stream: Stream, images: Path) -> None:
+    """A restore without it is refused by the field's name, and the lock stays for the next try."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    with stream.home.entered():
+        dump(stream.server.pid, opts)
+        stream.server.reap()
+        with pytest.raises(CriuError, match="tcp_established=True or tcp_close=True") as caught:
+            restore(CriuOpts(images_directory=images))
+        assert caught.value.options == ("tcp_established", "tcp_close")
+        stream.server.until_free()
+        assert locks(stream.home) == (True, False)
+        restore(opts.only_for("restore"))
+    stream.goes_on()
+
+
+OWN_LOCK = """
+table inet mine {
+    chain in { type filter hook input priority 0; tcp dport 7000 drop; }
+    chain out { type filter hook output priority 0; tcp sport 7000 drop; }
+}
+"""
+
+
+def test_skip_with_a_lock_of_ones_own(stream: Stream, images: Path, tmp_path: Path) -> None:
+    """Who keeps the packets away needs none of CRIU's: on another router, or as here."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="skip")
+    (tmp_path / "lock").write_text(OWN_LOCK)
+    stream.home.run("nft", "-f", str(tmp_path / "lock"))
+    with stream.home.entered():
+        dump(stream.server.pid, opts)
+        stream.server.reap()
+        stream.client.ask("let")
+        restore(opts.only_for("restore"))
+    stream.home.run("nft", "delete", "table", "inet", "mine")
+    stream.goes_on()
+
+
+TALKER = """
+    import socket
+    listener = socket.create_server(({address!r}, 7000))
+    connections = []
+
+    def attempt(what, *arguments):
+        try:
+            return repr(getattr(connections[-1], what)(*arguments))
+        except OSError as error:
+            return type(error).__name__
+
+    serve(
+        accept=lambda: connections.append(listener.accept()[0]),
+        send=lambda: attempt("send", b"answer"),
+        receive=lambda: attempt("recv", 100),
+        connections=lambda: len(connections),
+    )
+"""
+
+
+@pytest.fixture
+def talker(hosts: tuple[Host, Host, str], spawn: Spawn) -> Target:
+    """A server that says nothing unasked."""
+    home, _, address = hosts
+    with home.entered():
+        return spawn(TALKER.format(address=address))
+
+
+@contextlib.contextmanager
+def caller(hosts: tuple[Host, Host, str]) -> Iterator[socket.socket]:
+    """A connection of this process, from the client's host to the server."""
+    _, far, address = hosts
+    with far.entered():
+        connection = socket.create_connection((address, 7000), PATIENCE)
+    with connection:
+        yield connection
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_skip_without_a_lock_of_ones_own(
+    talker: Target, hosts: tuple[Host, Host, str], images: Path, quiet: bool
+) -> None:
+    """Without any lock a connection survives only if nothing comes: the first packet that finds
+    the process gone is answered with a reset. (One that comes in mid-dump may fail the dump.)
+    """
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="skip")
+    with caller(hosts) as connection, hosts[0].entered():
+        talker.ask("accept")
+        dump(talker.pid, opts)
+        talker.reap()
+        assert locks(hosts[0]) == (False, False)
+        if quiet:
+            restore(opts.only_for("restore"))
+            talker.ask("send")
+            assert connection.recv(100) == b"answer"
+        else:
+            connection.send(b"question")
+            with pytest.raises(ConnectionResetError):
+                connection.recv(100)
+
+
+def test_tcp_close(talker: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
+    """The other end is told with the dump, and the process comes back with a closed connection.
+
+    The listening socket is as before, for new ones.
+    """
+    opts = CriuOpts(images_directory=images, tcp_close=True)
+    with caller(hosts) as connection, hosts[0].entered():
+        talker.ask("accept")
+        connection.send(b"question")
+        assert talker.ask("receive") == "b'question'"
+        dump(talker.pid, opts)
+        talker.reap()
+        assert connection.recv(100) == b""
+        restore(opts)
+        assert talker.ask("receive") == "b''"
+        assert talker.ask("send") == "BrokenPipeError"
+    with caller(hosts) as connection:
+        talker.ask("accept")
+        talker.ask("send")
+        assert connection.recv(100) == b"answer"
+
+
+def test_saved_and_then_dropped(
+    talker: Target, hosts: tuple[Host, Host, str], images: Path
+) -> None:
+    """A connection that was saved can be dropped by the restore: the other end hears of it when
+    it sends next.
+
+    (With iptables CRIU up to 4.2 forgets its lock here; the table of nftables goes.)
+    """
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    with caller(hosts) as connection, hosts[0].entered():
+        talker.ask("accept")
+        dump(talker.pid, opts)
+        talker.reap()
+        restore(CriuOpts(images_directory=images, tcp_close=True))
+        assert locks(hosts[0]) == (False, False)
+        assert talker.ask("receive") == "b''"
+        connection.send(b"question")
+        with pytest.raises(ConnectionResetError):
+            connection.recv(100)
+
+
+def test_tcp_close_on_the_restore_too(
+    talker: Target, hosts: tuple[Host, Host, str], images: Path
+) -> None:
+    """Images without their connections say so: a restore without the field is refused."""
+    with caller(hosts), hosts[0].entered():
+        talker.ask("accept")
+        dump(talker.pid, CriuOpts(images_directory=images, tcp_close=True))
+        talker.reap()
+        with pytest.raises(CriuError, match="tcp_close=True on restore") as caught:
+            restore(CriuOpts(images_directory=images, tcp_established=True))
+        assert caught.value.options == ("tcp_close",)
+        talker.until_free()
+        restore(CriuOpts(images_directory=images, tcp_close=True))
+    assert talker.runs_on()
+
+
+def test_established_and_close_contradict(talker: Target, images: Path) -> None:
+    """CRIU would drop the connections without a word; here it is refused."""
+    with pytest.raises(OptionError, match="not together with tcp_close"):
+        dump(talker.pid, CriuOpts(images_directory=images, tcp_established=True, tcp_close=True))
+    assert talker.runs_on()
+
+
+@pytest.mark.parametrize("given", [None, False])
+def test_a_connection_in_flight_is_refused(
+    talker: Target, hosts: tuple[Host, Host, str], images: Path, given: bool | None
+) -> None:
+    """A connection that waits in the listening socket's queue, not accepted yet, cannot be saved.
+
+    Not even with tcp_established. It lives on, and can be accepted.
+    """
+    opts = CriuOpts(images_directory=images, tcp_established=True, tcp_skip_in_flight=given)
+    with caller(hosts) as connection:
+        with (
+            hosts[0].entered(),
+            pytest.raises(CriuError, match="tcp_skip_in_flight=True") as caught,
+        ):
+            dump(talker.pid, opts)
+        assert caught.value.options == ("tcp_skip_in_flight",)
+        talker.ask("accept")
+        talker.ask("send")
+        assert connection.recv(100) == b"answer"
+
+
+def test_tcp_skip_in_flight(talker: Target, hosts: tuple[Host, Host, str], images: Path) -> None:
+    """The connection in flight is dropped, one that was accepted is kept, new ones are taken."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, tcp_skip_in_flight=True)
+    with caller(hosts) as accepted:
+        talker.ask("accept")
+        with caller(hosts) as waiting:
+            with hosts[0].entered():
+                dump(talker.pid, opts)
+                talker.reap()
+                restore(opts.only_for("restore"))
+            with pytest.raises(ConnectionResetError):
+                waiting.recv(100)
+        talker.ask("send")
+        assert accepted.recv(100) == b"answer"
+    assert talker.ask("connections") == 1
+    with caller(hosts) as later:
+        talker.ask("accept")
+        talker.ask("send")
+        assert later.recv(100) == b"answer"

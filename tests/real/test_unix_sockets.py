@@ -1,0 +1,254 @@
+"""``external_unix_connections``, ``external=["unix[inode]"]`` and ``unix_sks``: a unix socket
+whose other end is outside of what is dumped.
+
+Two cases, two cures:
+
+* A *datagram* socket that is connected to a named socket of a daemon (the system's log, for
+  one). Nothing of the connection is state, so the restored process is connected to that name
+  again: ``external_unix_connections`` on the dump. (The restore needs no permission.)
+* *Half of a stream connection*, or of a pair of them. What the other end has seen cannot be
+  known, so CRIU refuses it. If the process can go on with a new connection, name its own socket
+  by inode with ``external=["unix[inode]"]`` on the dump. The restore then gives it a connection
+  with ``inherit_fds``, or connects it to the old name with ``external_unix_connections``.
+  ``unix_sks`` is the older form, without the ``unix[]``. (A *datagram* socket whose other end
+  has no name has no cure.)
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, OptionError, dump, restore
+
+from .conftest import Spawn
+from .processes import PATIENCE, Target
+
+SENDER = """
+    import socket
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    client.connect({address!r})
+    serve(send=lambda text: client.send(text.encode()), peer=lambda: repr(client.getpeername()))
+"""
+CLIENT = """
+    import os, socket
+    client = {socket}
+    serve(
+        send=lambda text: client.send(text.encode()),
+        receive=lambda: client.recv(100).decode(),
+        inode=lambda: os.fstat(client.fileno()).st_ino,
+    )
+"""
+CONNECTED = "socket.socket(socket.AF_UNIX); client.connect({address!r})"
+
+
+def a_daemon(kind: socket.SocketKind, address: str) -> socket.socket:
+    """A socket of a process that is not dumped: this one."""
+    daemon = socket.socket(socket.AF_UNIX, kind)
+    daemon.settimeout(PATIENCE)
+    daemon.bind(address)
+    return daemon
+
+
+@pytest.fixture(params=["path", "abstract"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The name of the daemon's socket."""
+    return str(tmp_path / "log") if request.param == "path" else f"\0log of {os.getpid()}"
+
+
+@pytest.fixture
+def log(address: str) -> Iterator[socket.socket]:
+    """A daemon that takes datagrams."""
+    with a_daemon(socket.SOCK_DGRAM, address) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def sender(spawn: Spawn, log: socket.socket, address: str) -> Target:
+    """A process that sends datagrams to the daemon."""
+    target = spawn(SENDER.format(address=address))
+    assert arrives(target, log)
+    return target
+
+
+def arrives(sender: Target, log: socket.socket) -> bool:
+    """Whether the daemon gets what the process sends."""
+    text = f"message {sender.ask('ticks')}"
+    sender.ask("send", text)
+    return log.recv(100).decode() == text
+
+
+def test_messages_arrive_after_the_restore(
+    sender: Target, log: socket.socket, address: str, images: Path
+) -> None:
+    """The restored process is connected to the daemon's name as before."""
+    opts = CriuOpts(images_directory=images, external_unix_connections=True)
+    peer = sender.ask("peer")
+    sender.ask("send", "sent before the dump")
+    dump(sender.pid, opts)
+    sender.reap()
+    assert log.recv(100) == b"sent before the dump"
+    restore(opts)
+    assert sender.ask("peer") == peer
+    assert arrives(sender, log)
+
+
+def test_another_daemon_of_that_name(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """The name is what counts: a daemon that was restarted meanwhile gets the messages."""
+    address = str(tmp_path / "log")
+    opts = CriuOpts(images_directory=images, external_unix_connections=True)
+    with a_daemon(socket.SOCK_DGRAM, address) as log:
+        target = spawn(SENDER.format(address=address))
+        assert arrives(target, log)
+        dump(target.pid, opts)
+        target.reap()
+    os.unlink(address)
+    with pytest.raises(CriuError, match="start its owner before the restore"):
+        restore(opts)
+    target.until_free()
+    with a_daemon(socket.SOCK_DGRAM, address) as log:
+        restore(opts)
+        assert arrives(target, log)
+
+
+@pytest.mark.parametrize("given", [None, False])
+def test_without_it_the_dump_is_refused(
+    sender: Target, log: socket.socket, images: Path, given: bool | None
+) -> None:
+    """The error names the field; the process lives on, and its messages arrive."""
+    with pytest.raises(CriuError, match="external_unix_connections=True") as caught:
+        dump(sender.pid, CriuOpts(images_directory=images, external_unix_connections=given))
+    assert caught.value.options[0] == "external_unix_connections"
+    assert sender.runs_on()
+    assert arrives(sender, log)
+
+
+def test_the_restore_does_without_it(sender: Target, log: socket.socket, images: Path) -> None:
+    """The images know that the socket is connected by name: a restore asks for no permission."""
+    dump(sender.pid, CriuOpts(images_directory=images, external_unix_connections=True))
+    sender.reap()
+    restore(CriuOpts(images_directory=images))
+    assert arrives(sender, log)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[socket.socket]:
+    """A daemon that takes connections."""
+    with a_daemon(socket.SOCK_STREAM, str(tmp_path / "daemon")) as listening:
+        listening.listen()
+        yield listening
+
+
+@pytest.fixture
+def stream(
+    spawn: Spawn, tmp_path: Path, daemon: socket.socket
+) -> Iterator[tuple[Target, socket.socket]]:
+    """A process with a stream connection, and the daemon's end of it."""
+    target = spawn(CLIENT.format(socket=CONNECTED.format(address=str(tmp_path / "daemon"))))
+    end, _ = daemon.accept()
+    with end:
+        end.settimeout(PATIENCE)
+        assert talk(target, end)
+        yield target, end
+
+
+def talk(client: Target, end: socket.socket) -> bool:
+    """Whether both ends hear each other."""
+    client.ask("send", "question")
+    asked = end.recv(100)
+    end.send(b"answer")
+    return (asked, client.ask("receive")) == (b"question", "answer")
+
+
+def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], images: Path) -> None:
+    """It is refused, the field or not, and the error says what helps; the connection lives on."""
+    client, end = stream
+    opts = CriuOpts(images_directory=images, external_unix_connections=True)
+    with pytest.raises(CriuError, match=r'external="unix\[ino\]".*inherit_fds') as caught:
+        dump(client.pid, opts)
+    assert caught.value.options == ("external", "inherit_fds")
+    assert talk(client, end)
+    with pytest.raises(CriuError, match=r'external="unix\[ino\]".* stream') as caught:
+        dump(client.pid, CriuOpts(images_directory=images))
+    assert talk(client, end)
+
+
+@pytest.mark.parametrize("form", ["external", "unix_sks"])
+def test_a_connection_given_to_the_restore(
+    stream: tuple[Target, socket.socket], images: Path, form: str
+) -> None:
+    """A socket named by its inode is saved without its connection. The restored process finds
+    under the same descriptor the connection that the restore was given.
+    """
+    client, end = stream
+    inode = client.ask("inode")
+    opts = CriuOpts(images_directory=images)
+    if form == "external":
+        dump(client.pid, replace(opts, external=[f"unix[{inode}]"]))
+    else:
+        dump(client.pid, replace(opts, unix_sks=[inode], external_unix_connections=True))
+    client.reap()
+    assert end.recv(100) == b""
+    with pytest.raises(CriuError, match=r"inherit_fds=\[\(fd, .socket:\[inode\]") as caught:
+        restore(opts)
+    assert caught.value.options == ("external_unix_connections", "inherit_fds")
+    client.until_free()
+    ours, its = socket.socketpair()
+    with ours:
+        with its:
+            restore(replace(opts, inherit_fds=[(its, f"socket:[{inode}]")]))
+        ours.settimeout(PATIENCE)
+        assert talk(client, ours)
+        assert client.runs_on()
+
+
+def test_a_connection_made_by_the_restore(
+    stream: tuple[Target, socket.socket], daemon: socket.socket, images: Path
+) -> None:
+    """Or the restore connects to the old name, and the daemon sees a new client."""
+    client, _ = stream
+    opts = CriuOpts(images_directory=images, external_unix_connections=True)
+    dump(client.pid, replace(opts, external=[f"unix[{client.ask('inode')}]"]))
+    client.reap()
+    restore(opts)
+    end, _ = daemon.accept()
+    with end:
+        end.settimeout(PATIENCE)
+        assert talk(client, end)
+
+
+def test_another_inode_does_not_help(stream: tuple[Target, socket.socket], images: Path) -> None:
+    """Only the socket that is named is let through."""
+    client, end = stream
+    inode = client.ask("inode")
+    with pytest.raises(CriuError):
+        dump(client.pid, CriuOpts(images_directory=images, external=[f"unix[{inode + 1}]"]))
+    assert talk(client, end)
+
+
+def test_unix_sks_needs_the_field(stream: tuple[Target, socket.socket], images: Path) -> None:
+    """CRIU would ignore ``unix_sks`` alone without a word, so it is refused before."""
+    client, end = stream
+    with pytest.raises(OptionError, match=r"unix_sks=.*needs external_unix_connections"):
+        dump(client.pid, CriuOpts(images_directory=images, unix_sks=[client.ask("inode")]))
+    assert talk(client, end)
+
+
+def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Path) -> None:
+    """It is refused: without a name nothing could connect it again. The socket works on."""
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours:
+        ours.settimeout(PATIENCE)
+        with its:
+            scenario = CLIENT.format(socket=f"socket.socket(fileno={its.fileno()})")
+            client = spawn(scenario, pass_fds=[its.fileno()])
+        assert talk(client, ours)
+        opts = CriuOpts(images_directory=images, external_unix_connections=True)
+        with pytest.raises(CriuError, match="have the other end bound to a name"):
+            dump(client.pid, opts)
+        assert talk(client, ours)
