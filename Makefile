@@ -25,8 +25,9 @@ BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
 	busybox:busybox-static openssl:openssl
 
-# The other releases of libcriu that the one build is tried with: release:suite.
-TEST_LIBRARIES := 3.17:bookworm 4.1:trixie 4.2:forky 4.3:experimental
+# The other releases of libcriu that the one build is tried with: release:suite. The crun of
+# Debian 12 knows no CRIU, so Debian 13's comes along.
+TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
 
 # Root's tools are not on an ordinary user's path.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -157,11 +158,12 @@ test-tools:
 test-libraries: .criu
 	@. ./.criu
 	for library in $(TEST_LIBRARIES); do
-		release=$${library%:*}
+		IFS=: read -r release suite with <<<"$$library"
 		prefix=/opt/pycriu-native-$$release
 		[[ ! -e $$prefix && $$CRIU_VERSION != "$$release"* ]] || continue
 		echo "installing libcriu $$release into $$prefix, for the tests"
-		scripts/install-criu --suite "$${library#*:}" --prefix "$$prefix" >/dev/null 2>&1 ||
+		scripts/install-criu --suite "$$suite" --prefix "$$prefix" $${with:+--with "$$with"} \
+			>/dev/null 2>&1 ||
 			[[ $$? = 3 ]] || echo "going on without libcriu $$release" >&2
 	done
 

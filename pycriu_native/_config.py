@@ -13,6 +13,7 @@ Where a value cannot be written so that CRIU reads it back, writing is refused.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from ._spelling import Takes
@@ -119,6 +120,12 @@ def _take(reader: Reader, words: list[str]) -> None:
 
 def statement(line: str) -> list[str]:
     """The words of a command line that a line stands for; ``ValueError`` where CRIU refuses it."""
+    # CRIU counts bytes, so that is what a character must be here.
+    in_bytes = os.fsencode(line).decode("latin-1")
+    return [os.fsdecode(word.encode("latin-1")) for word in _statement(in_bytes)]
+
+
+def _statement(line: str) -> list[str]:
     line = line.lstrip(SPACE).partition("\n")[0]
     if not line or line.startswith("#"):
         return []

@@ -38,7 +38,7 @@ def explain_failure(
 ) -> CriuError:
     """The error for an answer that says no, or for the lack of one (``lost``)."""
     text = mark.text() if mark is not None else ""
-    lines = error_lines(text) or chatter_lines(outcome.chatter)
+    lines = error_lines(text, pid) or chatter_lines(outcome.chatter)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
     if message and not any(message in known for known in lines):
         lines += chatter_lines(message)
@@ -50,7 +50,7 @@ def explain_failure(
         and lines
         and all(_SUMS_UP.search(told) for told in lines)
     ):
-        found = _unsaid(opts, found)
+        found = _unsaid(opts, found, lines)
     found = _look_closer(found, pid, outcome.images)
     cause, cure = found.cause, found.cure
     proof = found.line or next(iter(lines), "")
@@ -105,8 +105,8 @@ def _how_it_ended(line: Line) -> str:
     return f", with exit status {line.status}"
 
 
-def _unsaid(opts: CriuOpts, found: Diagnosis) -> Diagnosis:
-    """What the options say of a failure whose cause CRIU tells at ``log_level=3`` only."""
+def _unsaid(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagnosis:
+    """What can be told of a failure whose cause CRIU tells at ``log_level=3`` only, or never."""
     server = opts.page_server
     if isinstance(server, PageServer) and not opts.lazy_pages:
         return Diagnosis(
@@ -117,6 +117,13 @@ def _unsaid(opts: CriuOpts, found: Diagnosis) -> Diagnosis:
             "log_level=3 has CRIU say more",
             ("page_server",),
         )
+    if "killed by signal 9" in lines[0]:
+        return Diagnosis(
+            found.kind,
+            "a process was killed while it was restored, as the kernel does when memory runs out",
+            "look at the memory limit of the cgroup in which the restore runs; log_level=3 has "
+            "CRIU say more",
+        )
     return Diagnosis(found.kind, "CRIU does not say why", "log_level=3 has it say more", ())
 
 
@@ -125,7 +132,7 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
     line = found.line or ""
     if match := re.search(r"fork for (\d+): File exists", line):
         return _who_has_the_pid(found, int(match[1]), images)
-    if match := re.search(r"Unable to interrupt task: (\d+)", line):
+    if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(found, int(match[1]))
     if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
         # CRIU stops with a BUG.
@@ -168,25 +175,26 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
 def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
     """Why the kernel refuses to have a process stopped."""
     status = status_of(pid)
+    kind, cause, cure = found.kind, found.cause, found.cure
     if not status:
-        return replace(found, kind=NoSuchProcessError, cause=f"there is no process {pid}")
-    if status["State"].startswith("Z"):
-        return replace(
-            found,
-            kind=NoSuchProcessError,
-            cause=f"process {pid} has ended and is a zombie: there is nothing to dump",
-            cure="have its parent reap it",
+        kind, cause = NoSuchProcessError, f"there is no process {pid}"
+    elif status["State"].startswith("Z") and int(status.get("Threads", 1)) > 1:
+        kind = CriuError
+        cause = (
+            f"the main thread of process {pid} has ended while other threads run on, which CRIU "
+            "cannot save"
         )
-    if status.get("TracerPid", "0") != "0":
-        return replace(
-            found,
-            cause=f"process {pid} is traced by process {status['TracerPid']}",
-            cure="end that debugger or tracer, or have it let go",
-        )
-    if "VmSize" not in status:
-        return replace(
-            found,
-            cause=f"process {pid} is a thread of the kernel",
-            cure="look at the pid: it has nothing to dump",
-        )
-    return found
+        cure = "have the main thread wait for the others"
+    elif status["State"].startswith("Z"):
+        kind = NoSuchProcessError
+        cause = f"process {pid} has ended and is a zombie: there is nothing to dump"
+        cure = "have its parent reap it"
+    elif status.get("TracerPid", "0") != "0":
+        cause = f"process {pid} is traced by process {status['TracerPid']}"
+        cure = "end that debugger or tracer, or have it let go"
+    elif "VmSize" not in status:
+        cause = f"process {pid} is a thread of the kernel"
+        cure = "look at the pid: it has nothing to dump"
+    else:
+        return found
+    return replace(found, kind=kind, cause=cause, cure=cure, options=())

@@ -13,11 +13,16 @@ It needs libcriu.so.2 and libprotobuf-c.so.1 at run time:
   Fedora:             dnf install criu-libs
   from a checkout:    make build"""
 
+_ISOLATED = """\
+pycriu_native does not work in an isolated subinterpreter: {reason}
+It works in the main interpreter, and in subinterpreters that share its lock."""
+
 try:
     from ._native import ffi as ffi
     from ._native import lib
 except ImportError as error:
-    raise ImportError(_HINT.format(reason=error)) from error
+    hint = _ISOLATED if "subinterpreter" in str(error) else _HINT
+    raise ImportError(hint.format(reason=error)) from error
 
 native: Any = lib
 """cffi's own library object: every function, missing ones as NULL. Use ``pycriu_native.lib``

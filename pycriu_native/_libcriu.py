@@ -8,12 +8,13 @@ happens, libcriu gets an answer: left alone it would print, and its thread would
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from types import TracebackType
 from typing import Any, Self
 
 from ._ffi import ffi, native
-from ._line import widen
+from ._line import socket_pair, widen
 from ._message import REQUEST_TYPES, Handle, encode
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
@@ -42,7 +43,7 @@ class LibcriuCall:
         self._verb = verb
         self._features = ffi.new("struct criu_feature_check *", [1, 1, 1, 1])
         self._size = handle.packed_size() + _BEYOND_OPTIONS
-        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours, theirs = socket_pair()
         widen(theirs)
         buffer = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         room = min(buffer - _BEYOND_OPTIONS, LARGEST_REQUEST)
@@ -52,10 +53,12 @@ class LibcriuCall:
             rule = f"the options take {self._size} bytes; {room} fit into one request here"
             raise OptionError([Problem("options", "all of them", rule)], verb=str(verb))
         # libcriu closes the descriptor that it is given.
-        native.criu_local_set_service_fd(handle.pointer, theirs.detach())
+        end = theirs.detach()
+        native.criu_local_set_service_fd(handle.pointer, end)
         self._call: Any = native.pn_call_start(LIBCRIU_VERBS[verb], handle.pointer, self._features)
         if self._call == ffi.NULL:
             self._ours.close()
+            os.close(end)
             raise CriuError(f"{verb}: no thread could be started for libcriu", verb=str(verb))
 
     def request(self) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import socket
 
 SEND_BUFFER = 64 * 2**20
@@ -15,6 +17,32 @@ def widen(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+
+
+def above_stdio(fd: int) -> int:
+    """The same file on a number above 2.
+
+    Where the caller has closed one of 0 to 2, what is opened next gets its number: libcriu
+    prints to 2, and a worker's own standard descriptors take the place of all three.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection as CRIU wants it, on numbers above 2."""
+    with contextlib.ExitStack() as undo:
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        low = [undo.enter_context(end) for end in pair]
+        ours, theirs = (
+            undo.enter_context(socket.socket(fileno=above_stdio(end.detach()))) for end in low
+        )
+        undo.pop_all()
+        return ours, theirs
 
 
 class Line:

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from . import errors
@@ -67,18 +66,26 @@ def _identity(directory: int, name: str) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_ctime_ns, found.st_size
 
 
-def error_lines(text: str) -> list[str]:
+def error_lines(text: str, pid: int | None = None) -> list[str]:
     """The lines of a log that speak of errors, without those that successful runs print too.
 
-    Some causes CRIU calls a warning, or information (``Failure.quiet``): they are among them.
+    Some causes CRIU calls a warning, or information (``Failure.quiet``): they are among them. One
+    that names a process counts for the call's own ``pid`` only: of its children, zombies cause it.
     """
     quiet = [failure.pattern for failure in failures() if failure.quiet]
     return [
         line.strip()
         for line in text.splitlines()
-        if (_ERROR.search(line) or any(pattern.search(line) for pattern in quiet))
+        if (_ERROR.search(line) or any(_is_about(pattern.search(line), pid) for pattern in quiet))
         and not _is_benign(line)
     ]
+
+
+def _is_about(match: re.Match[str] | None, pid: int | None) -> bool:
+    if match is None:
+        return False
+    named = match.groupdict().get("pid")
+    return named is None or int(named) == pid
 
 
 def chatter_lines(text: str) -> list[str]:
@@ -109,7 +116,8 @@ class Failure:
     consequence: bool = False
     """CRIU prints this also after a line that tells the cause more precisely."""
     quiet: bool = False
-    """CRIU does not print this as an error, though it is the cause of one."""
+    """CRIU does not print this as an error, though it is the cause of one; a group ``pid`` in the
+    pattern is the process that it is about."""
     benign: bool = False
     """Runs that succeed print this too."""
 
@@ -129,7 +137,9 @@ class Failure:
 @functools.cache
 def failures() -> tuple[Failure, ...]:
     """All that is known of CRIU's failures."""
-    data = json.loads(resources.files(__package__).joinpath("failures.json").read_text("utf-8"))
+    # A plain path needs no further imports: the caller may have changed its root or its user.
+    with open(os.path.join(os.path.dirname(__file__), "failures.json"), encoding="utf-8") as file:
+        data = json.load(file)
     return tuple(Failure.parse(entry) for entry in data)
 
 

@@ -12,6 +12,8 @@ import fcntl
 import ipaddress
 import os
 import re
+import socket
+import stat
 from collections.abc import Callable, Iterator
 
 from ._kinds import Namespaces
@@ -74,8 +76,10 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 continue
             if not os.path.isdir(directory):
                 yield Problem(field, directory, "an existing directory is accepted")
-        else:
-            yield from _open_descriptor(field, directory)
+        elif problems := list(_open_descriptor(field, directory)):
+            yield from problems
+        elif not stat.S_ISDIR(os.fstat(descriptor_number(directory)).st_mode):
+            yield Problem(field, directory, "an open directory is accepted")
 
 
 def _open_descriptor(field: str, value: int | HasFileno) -> Iterator[Problem]:
@@ -206,8 +210,11 @@ def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    if opts.log_file in ("-", ".", ".."):
+    if opts.log_file in (".", ".."):
         yield Problem("log_file", opts.log_file, "a file's name is accepted")
+    elif opts.log_file == "-":
+        rule = "a file's name is accepted; CRIU takes this for its standard output"
+        yield Problem("log_file", opts.log_file, rule)
     elif opts.log_file is not None and len(os.fsencode(opts.log_file)) > 255:
         yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted")
     yield from _together(opts, "log_to_stderr", "log_file", "CRIU logs to the file only")
@@ -230,6 +237,9 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             yield Problem(
                 "external", key, "macvlan[inside]:outside is accepted; CRIU crashes on this"
             )
+        elif key.startswith("macvlan[") and not _is_interface(key.partition("]:")[2]):
+            rule = "an interface that exists in this network namespace is accepted as outside"
+            yield Problem("external", key, rule)
         elif re.match(r"(mnt\[[^\]]+|net\[[^\]]*|pid\[[^\]]*)\]$", key):
             yield Problem(
                 "external", key, "needs ':value' after the bracket; CRIU ignores it without"
@@ -238,6 +248,13 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             yield Problem(
                 "external", key, "not together with auto_ext_mnt=False, which switches it off"
             )
+
+
+def _is_interface(name: str) -> bool:
+    try:
+        return socket.if_nametoindex(name) > 0
+    except (OSError, ValueError):
+        return False
 
 
 def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -259,16 +276,13 @@ def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 item,
                 "a file that exists is accepted, by a path that starts with no digit",
             )
-        if item.extra is not None:
+        if item.extra is not None and item.kind != "user":
+            yield Problem("join_ns", item, "an extra option is accepted for user only")
+        elif item.extra is not None:
             numbers = re.fullmatch(r"(\d{0,5}),(\d{0,5})", item.extra)
-            if (
-                item.kind != "user"
-                or not numbers
-                or any(int(n or 0) > 65535 for n in numbers.groups())
-            ):
-                yield Problem(
-                    "join_ns", item, "extra is UID,GID, each up to 65535, and for user only"
-                )
+            if not numbers or any(int(n or 0) > 65535 for n in numbers.groups()):
+                rule = "UID,GID, each up to 65535, is accepted as extra option"
+                yield Problem("join_ns", item, rule)
         if item.kind == "net" and opts.empty_ns == Namespaces.NET:
             yield Problem(
                 "join_ns", item, "not together with empty_ns: the namespace is joined or empty"

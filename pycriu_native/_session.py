@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutine
 from typing import cast
 
 from . import _chronicle, _stats
@@ -25,7 +25,7 @@ from ._exchange import Exchange, Hook, Notification
 from ._failure import explain_failure
 from ._kinds import Directory
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
-from ._line import Line
+from ._line import Line, above_stdio
 from ._log import LogMark
 from ._message import Handle
 from ._options import BY_WIRE
@@ -36,6 +36,9 @@ from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
 from .opts import VERB_MASK, CriuOpts
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue, descriptor_number
+
+UNTIL_REAPED = 5.0
+"""Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
@@ -82,6 +85,8 @@ class Outcome:
     """The processes that were dumped."""
     interrupted_by: BaseException | None
     """What asked for the call to be undone when it was too late for that."""
+    gone: bool = False
+    """Whether the processes that were dumped have left their pids."""
 
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
@@ -115,7 +120,7 @@ class Directories:
         try:
             if field == self._make and not os.path.lexists(directory):
                 os.mkdir(directory, 0o700)
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = above_stdio(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0
@@ -144,9 +149,12 @@ class Call:
 
     def wait(self) -> Outcome:
         """Start, answer questions, and return or raise what came of it."""
-        while not self.is_over():
+        while not self.is_over() or self._thread.is_alive():
             try:
                 self.start()
+                if self.is_over():
+                    self._thread.join()
+                    continue
                 self._turn.wait()
                 self._turn.clear()
                 question = self.question
@@ -266,7 +274,7 @@ class Call:
             )
             if failure is not None:
                 raise failure
-            return outcome
+            return replace(outcome, gone=self._wait_until_gone(outcome.tree))
 
     def _undone(
         self,
@@ -287,6 +295,15 @@ class Call:
         if lost is not None:
             exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
         return exchange.stopped_by
+
+    def _wait_until_gone(self, tree: list[int]) -> bool:
+        """Whether the dumped are gone: asked here, where no signal cuts a call that is over."""
+        request = self._request
+        if request.verb is not Verb.DUMP or request.pid is None:
+            return False
+        if request.opts.leave_running or request.opts.leave_stopped:
+            return False
+        return wait_until_gone(tree, UNTIL_REAPED, lambda: self._cancelled is not None)
 
     def _hook(self) -> Hook | None:
         return None if self._request.on_notify is None else self._ask
@@ -314,7 +331,10 @@ class Question:
             return
         self._asked = True
         try:
-            self._hook(self._notification)
+            returned = self._hook(self._notification)
+            if iscoroutine(returned):
+                returned.close()
+                raise TypeError("a hook that is a coroutine function needs pycriu_native.aio")
         except BaseException as refusal:
             self.refusal = refusal
         self.answered.set()

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Mapping, Sequence
 
 from ._ffi import ffi, native
 from ._program import SEARCH_PATH
 from .errors import ProgramError
-
-
-def above_stdio(fd: int) -> int:
-    """The same file on a number above 2, which the process's own stdio would overwrite."""
-    if fd > 2:
-        return fd
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return high
 
 
 def spawn(

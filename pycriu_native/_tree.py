@@ -7,7 +7,7 @@ import glob
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 LISTENING = "0A"
 """TCP_LISTEN, as /proc/net/tcp prints it."""
@@ -89,10 +89,12 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs}
 
 
-def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
+def wait_until_gone(
+    pids: Iterable[int], seconds: float, is_hurried: Callable[[], bool] = lambda: False
+) -> bool:
     """Wait until no process has any of these pids; False if one stays.
 
-    A zombie child of ours is not waited for: only the caller can reap it.
+    ``is_hurried`` is asked whether to wait no longer. A zombie child of ours is not waited for: only the caller can reap it.
     """
     until = time.monotonic() + seconds
     pause = 0.0005
@@ -110,7 +112,7 @@ def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
                 still.append(pid)
         left = still
         if left:
-            if time.monotonic() > until:
+            if time.monotonic() > until or is_hurried():
                 return False
             time.sleep(pause)
             pause = min(pause * 2, 0.05)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ._line import Line, widen
+from ._line import Line, above_stdio, socket_pair, widen
 from ._process import OwnedProcess
 from ._program import find_program
-from ._spawn import above_stdio, spawn
+from ._spawn import spawn
 from .errors import Problem
 from .values import Descriptor, descriptor_number
 
@@ -93,27 +93,22 @@ class Worker:
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-        try:
-            with theirs:
-                widen(ours)
-                end = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
-                try:
-                    pid, pidfd = spawn(
-                        (program, "swrk", str(end)),
-                        env=self.env,
-                        stdin=self._input(),
-                        output=chatter,
-                        keep=[end, *keep],
-                        outside=outside,
-                    )
-                finally:
-                    os.close(end)
-        except BaseException:
-            ours.close()
-            os.close(chatter)
-            raise
+        ours, theirs = socket_pair()
+        with theirs, ExitStack() as undo:
+            undo.enter_context(ours)
+            chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+            undo.callback(os.close, chatter)
+            widen(ours)
+            end = theirs.fileno()
+            pid, pidfd = spawn(
+                (program, "swrk", str(end)),
+                env=self.env,
+                stdin=self._input(),
+                output=chatter,
+                keep=[end, *keep],
+                outside=outside,
+            )
+            undo.pop_all()
         if outside:
             os.close(pidfd)
             pidfd = -1

@@ -22,11 +22,12 @@ from types import TracebackType
 from typing import Self
 
 from . import _requirements
-from ._log import LogMark, diagnose, error_lines
+from ._line import above_stdio
+from ._log import LogMark, chatter_lines, diagnose, error_lines
 from ._process import OwnedProcess
 from ._program import find_program
 from ._session import Directories, Request, log_name
-from ._spawn import above_stdio, spawn
+from ._spawn import spawn
 from ._words import say
 from ._worker import Worker
 from .enums import Verb
@@ -66,6 +67,7 @@ class LazyPages:
             mark = LogMark.take(directories.log, log_name(request))
             ready, told = os.pipe2(os.O_CLOEXEC)
             owned.callback(os.close, ready)
+            told = above_stdio(told)
             with open(told, "wb"):
                 self._process = _start(via or Worker(), request, directories, told)
             self.pid = self._process.pid
@@ -156,7 +158,7 @@ def _listens(ready: int, deadline: float) -> bool:
 
 
 def _failure(process: OwnedProcess, mark: LogMark) -> CriuError:
-    lines = error_lines(mark.text()) or error_lines(process.last_words)
+    lines = error_lines(mark.text()) or chatter_lines(process.last_words)
     found = diagnose(lines, Verb.LAZY_PAGES)
     cause = found.cause or (
         lines[0] if lines else process.last_words.strip() or "it does not say why"

@@ -129,8 +129,8 @@ class Bundle:
         runtimes do it. Cgroups that do not exist are made by CRIU, with the properties that
         were saved. A network namespace that was saved without contents, as runc does it, comes
         back with nothing but a loopback interface that is down; an ``on_notify`` hook can fill
-        it at ``Notify.SETUP_NAMESPACES``. With a terminal, the hook gets its master at
-        ``Notify.ORPHAN_PTS_MASTER``.
+        it at ``Notify.SETUP_NAMESPACES``. With a terminal, a hook is required: it gets the
+        master at ``Notify.ORPHAN_PTS_MASTER``.
 
         Raises ``ImagesError`` when the images lack something, or need a mount that
         ``config.json`` does not have, and ``OSError`` when something cannot be mounted or made.
@@ -155,7 +155,8 @@ class Bundle:
                     if path and kind in _JOINED
                 ],
                 "manage_cgroups_mode": CgroupMode.SOFT,
-                "orphan_pts_master": True,
+                # The library asks for a hook then, which takes the new terminal.
+                "orphan_pts_master": self.config["process"].get("terminal") or None,
                 "empty_ns": "net" if self._lacks_network(directory) else None,
             }
             yield _options(options, more)
@@ -232,7 +233,10 @@ class Bundle:
         return [(fd, key) for key, fd in found.items()]
 
     def _lacks_network(self, images: str) -> bool:
-        """Whether a network namespace is to come back of which the images have nothing."""
+        """Whether a network namespace is to come back of which the images have nothing.
+
+        CRIU then has to lock again what connections inside the container it locked on dump.
+        """
         own = "network" in self.namespaces and self.namespaces["network"] is None
         return own and not any(name.startswith("netns-") for name in os.listdir(images))
 

@@ -33,7 +33,6 @@ from ._ffi import LIBCRIU_VERSION
 from ._options import On
 from ._reach import Via
 from ._session import Call, Outcome, Request
-from ._tree import wait_until_gone
 from ._worker import Worker
 from .enums import Verb
 from .opts import CriuOpts
@@ -60,9 +59,6 @@ __all__ = [
     "restore_child",
     "version",
 ]
-
-UNTIL_REAPED = 5.0
-"""Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
 
 Result = TypeVar("Result")
 
@@ -110,10 +106,8 @@ def dump_request(
 
 
 def dump_result(request: Request, outcome: Outcome) -> DumpResult:
-    """What :func:`dump` returns, once the dumped are gone."""
-    pid, opts = request.pid, request.opts
-    stays = opts.leave_running or opts.leave_stopped
-    goes = request.verb is Verb.DUMP and pid is not None and not stays
+    """What :func:`dump` returns."""
+    pid = request.pid
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, DumpStatistics)
     result = DumpResult(
@@ -123,7 +117,7 @@ def dump_result(request: Request, outcome: Outcome) -> DumpResult:
         log=outcome.log,
         statistics=statistics,
         restored=outcome.result == 1,
-        gone=goes and wait_until_gone(outcome.tree, UNTIL_REAPED),
+        gone=outcome.gone,
     )
     return _finish(request, outcome, result)
 

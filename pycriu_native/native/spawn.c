@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -48,6 +49,18 @@ static void reset_signals(void)
 		sigaction(number, &action, NULL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* CRIU holds a descriptor for many of the target's at once. It raises its limit by itself
+ * only where it may raise the hard one too. */
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static int set_descriptors(const struct pn_worker *worker)
@@ -84,6 +97,7 @@ static int become_worker(void *argument)
 	else
 		setpgid(0, 0);
 	reset_signals();
+	raise_descriptor_limit();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);
 	spawning->error = errno;

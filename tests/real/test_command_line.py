@@ -1,0 +1,268 @@
+"""The other forms of options, held against the real program: ``criu`` and its configuration files.
+
+A command line of ours is run as it is. A dump by command line and one by request leave the same
+image files of the same process. A configuration file of ours does in a request what the fields
+would have done. And what ``explain`` says of the files that CRIU reads by itself is so.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Worker, WorkerDiedError, dump, restore
+from pycriu_native._explain import Setting, explain
+from pycriu_native._program import find_program
+from tests.wire.libraries import found
+
+from .conftest import Spawn
+from .processes import Target, is_alive, reap_all
+
+LOCKED = """
+    import fcntl
+    file = open(HERE / "locked", "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    serve()
+"""
+"""A process that no dump saves without ``file_locks``."""
+
+
+def criu(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command line of ours with the program that the verbs use."""
+    assert words[0] == "criu"
+    command = [find_program(), *words[1:]]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        env={"HOME": "/", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+    )  # fmt: skip
+
+
+def image_files(directory: Path) -> set[str]:
+    """The names of the image files in a directory."""
+    return {path.name for path in directory.iterdir() if path.suffix == ".img"}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Where logs go, so that only images are beside the images."""
+    directory = tmp_path / "work"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def target(spawn: Spawn) -> Target:
+    """A process with a lock."""
+    return spawn(LOCKED)
+
+
+# ---- the command line ----
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        CriuOpts(),
+        CriuOpts(log_level=4, log_file="x.log", ghost_limit=2**21, timeout=20, link_remap=True),
+        CriuOpts(manage_cgroups_mode="full", tcp_established=True, shell_job=True, cpu_cap=1),
+        CriuOpts(external=["mnt[]"], skip_mnts=["/nowhere"], external_unix_connections=True),
+    ],
+    ids=["plain", "numbers", "modes", "lists"],
+)
+def test_both_ways_leave_the_same_images(
+    target: Target, tmp_path: Path, work: Path, more: CriuOpts
+) -> None:
+    """One process, dumped by request and by command line: the same image files, and it runs on."""
+    opts = replace(more, work_directory=work, file_locks=True, leave_running=True)
+    sets = []
+    for name in ("request", "command"):
+        images = tmp_path / name
+        images.mkdir()
+        here = replace(opts, images_directory=images)
+        if name == "request":
+            dump(target.pid, here)
+        else:
+            run = criu(here.to_argv("dump", target.pid))
+            assert run.returncode == 0, run.stderr
+        sets.append(image_files(images))
+    assert sets[0] == sets[1]
+    assert "inventory.img" in sets[0]
+    assert "filelocks.img" in sets[0]
+    assert target.runs_on()
+
+
+def test_a_command_line_fails_as_the_request_does(target: Target, tmp_path: Path) -> None:
+    """Without the option for locks neither can dump, and the process runs on."""
+    images = tmp_path / "images"
+    images.mkdir()
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    assert criu(opts.to_argv("dump", target.pid)).returncode != 0
+    with pytest.raises(CriuError) as caught:
+        dump(target.pid, opts)
+    assert "file_locks" in caught.value.options
+    assert target.runs_on()
+
+
+def test_a_process_goes_from_one_to_the_other(
+    orphans: None, target: Target, tmp_path: Path
+) -> None:
+    """Dumped by request, restored by command line, dumped by command line, restored by request."""
+    images = tmp_path / "images"
+    images.mkdir()
+    opts = CriuOpts(images_directory=images, file_locks=True)
+    dump(target.pid, opts)
+    target.reap()
+    run = criu(opts.to_argv("restore"))
+    assert run.returncode == 0, run.stderr
+    assert target.runs_on()
+
+    words = opts.to_argv("dump", target.pid)
+    assert criu(words).returncode == 0
+    reap_all()
+    assert not is_alive(target.pid)
+    _, pid, read = CriuOpts.from_argv(words)
+    assert (pid, read) == (target.pid, opts)
+    restore(read)
+    assert target.runs_on()
+
+
+def test_a_command_line_of_others_is_understood(target: Target, tmp_path: Path) -> None:
+    """Options that were read from a command line do what it does."""
+    images = tmp_path / "images"
+    images.mkdir()
+    line = f"criu dump -vvvv -D {images} -o mine.log -lRt {target.pid} --manage-cgroups"
+    verb, pid, opts = CriuOpts.from_argv(line.split())
+    assert str(verb) == "dump"
+    assert pid == target.pid
+    result = dump(pid, opts)
+    assert result.log == str(images / "mine.log")
+    by_request = image_files(images)
+    assert criu(line.split()).returncode == 0
+    assert image_files(images) == by_request
+    assert target.runs_on()
+
+
+# ---- configuration files ----
+
+
+def configured(path: Path, opts: CriuOpts) -> Path:
+    """A configuration file that asks for these options."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(os.fsencode(opts.to_config()))
+    return path
+
+
+def test_a_file_in_place_of_fields(target: Target, images: Path, tmp_path: Path) -> None:
+    """A request that names our file does what the fields would do; without it, it fails."""
+    with pytest.raises(CriuError) as caught:
+        dump(target.pid, CriuOpts(images_directory=images))
+    assert "file_locks" in caught.value.options
+    opts = CriuOpts(
+        file_locks=True, leave_running=True, ghost_limit=2**21, external=["mnt[]"], timeout=20,
+        manage_cgroups_mode="soft", skip_mnts=["/no where"], cpu_cap=5,
+    )  # fmt: skip
+    path = configured(tmp_path / "criu.conf", opts)
+    dump(target.pid, CriuOpts(images_directory=images, config_file=path))
+    assert "filelocks.img" in image_files(images)
+    assert target.runs_on()
+
+
+def test_the_criu_program_reads_our_file(target: Target, tmp_path: Path) -> None:
+    """As the file of a command line it does the same."""
+    images = tmp_path / "images"
+    images.mkdir()
+    path = configured(tmp_path / "criu.conf", CriuOpts(file_locks=True, leave_running=True))
+    opts = CriuOpts(images_directory=images, config_file=path)
+    run = criu(opts.to_argv("dump", target.pid))
+    assert run.returncode == 0, run.stderr
+    assert target.runs_on()
+
+
+def setting(opts: CriuOpts, via: Worker, path: Path, option: str) -> Setting:
+    """What ``explain`` says of one option of a file."""
+    (file,) = [f for f in explain(opts, "dump", 1, via=via).configuration if f.path == str(path)]
+    (shown,) = [s for s in file.settings if s.option == option]
+    return shown
+
+
+@pytest.mark.parametrize("name", ["HOME", "CRIU_CONFIG_FILE"])
+def test_a_false_does_not_take_back_what_a_file_says(
+    target: Target, images: Path, tmp_path: Path, name: str
+) -> None:
+    """CRIU does not hear ``leave_running=False``: the file decides, as ``explain`` says."""
+    path = configured(tmp_path / "home/.criu/default.conf", CriuOpts(leave_running=True))
+    via = Worker(env={name: str(tmp_path / "home" if name == "HOME" else path)})
+    opts = CriuOpts(images_directory=images, file_locks=True, leave_running=False)
+    assert setting(opts, via, path, "leave_running").applies
+    dump(target.pid, opts, via=via)
+    assert target.runs_on()
+
+
+def test_a_request_wins_over_a_file(target: Target, images: Path, tmp_path: Path) -> None:
+    """It takes back ``file-locks`` of a file, which alone is enough for the dump."""
+    path = configured(tmp_path / "home/.criu/default.conf", CriuOpts(file_locks=True))
+    via = Worker(env={"HOME": str(tmp_path / "home")})
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    denied = CriuOpts(images_directory=images, leave_running=True, file_locks=False)
+    assert setting(opts, via, path, "file_locks").applies
+    assert not setting(denied, via, path, "file_locks").applies
+    with pytest.raises(CriuError):
+        dump(target.pid, denied, via=via)
+    dump(target.pid, opts, via=via)
+    assert target.runs_on()
+
+
+def test_log_options_of_files(target: Target, images: Path, tmp_path: Path) -> None:
+    """A level in a file is never heard; a log's name only in the request's own file."""
+    asked = CriuOpts(log_level=4, log_file="theirs.log")
+    path = configured(tmp_path / "home/.criu/default.conf", asked)
+    via = Worker(env={"HOME": str(tmp_path / "home")})
+    opts = CriuOpts(images_directory=images, file_locks=True, leave_running=True)
+    for option in ("log_level", "log_file"):
+        assert not setting(opts, via, path, option).applies
+    dump(target.pid, opts, via=via)
+    assert (images / "dump.log").exists()
+    assert not (images / "theirs.log").exists()
+
+    own = replace(opts, config_file=path)
+    assert setting(own, Worker(), path, "log_file").applies
+    assert not setting(own, Worker(), path, "log_level").applies
+    dump(target.pid, own)
+    quiet = (images / "theirs.log").stat().st_size
+    dump(target.pid, replace(opts, log_level=4))
+    assert quiet < (images / "dump.log").stat().st_size / 10
+
+
+def program_of(release: str) -> Path:
+    """The ``criu`` of a release that is beside its libcriu; skips where there is none."""
+    library = found().get(release)
+    prefixes = library.path.parents if library else ()
+    for prefix in prefixes:
+        if (prefix / "bin/criu").exists():
+            return prefix / "bin/criu"
+    pytest.skip(f"no criu {release}: scripts/install-criu")
+
+
+@pytest.mark.parametrize("release", ["4.1", "4.2", "4.3"])
+def test_a_network_lock_in_a_requests_file(
+    target: Target, images: Path, tmp_path: Path, release: str
+) -> None:
+    """It crashes CRIU before 4.2.1, which is why ``to_config`` writes none; the field is fine."""
+    via = Worker(program=program_of(release))
+    opts = CriuOpts(images_directory=images, file_locks=True, leave_running=True)
+    dump(target.pid, replace(opts, network_lock="skip"), via=via)
+
+    path = tmp_path / "criu.conf"
+    path.write_text("network-lock skip\n")
+    filed = replace(opts, config_file=path)
+    assert any(p.field == "config_file" for p in explain(filed, "dump", 1, via=via).problems)
+    if release == "4.1":
+        with pytest.raises(WorkerDiedError):
+            dump(target.pid, filed, via=via)
+    else:
+        dump(target.pid, filed, via=via)
+    assert target.runs_on()

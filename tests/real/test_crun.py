@@ -1,0 +1,82 @@
+"""Interchange with crun: what it checkpoints is restored here, what is dumped here it restores.
+
+As with runc (``test_runc.py``); different are the names under which crun looks for what it has
+masked, and that it saves the network namespace with its contents. Debian 12's crun is built
+without CRIU; Debian 13's has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import NoSuchProcessError, dump, restore
+from pycriu_native.oci import Bundle, Container
+
+from .bundles import Counting, Runtime, counting, runtime
+
+
+@pytest.fixture
+def crun(tmp_path: Path) -> Runtime:
+    """The runtime."""
+    return runtime("crun", tmp_path)
+
+
+@pytest.fixture
+def box(crun: Runtime, tmp_path: Path) -> Iterator[Counting]:
+    """A container that it can run."""
+    with counting(tmp_path, crun) as container:
+        yield container
+
+
+def loopback(box: Counting) -> str:
+    """The flags of the container's loopback interface."""
+    return box.enter("ip", "-brief", "link", "show", "lo")
+
+
+def test_what_crun_checkpointed_is_restored_here(box: Counting, images: Path) -> None:
+    """A checkpoint of crun's goes on here, with nothing lost and nothing said twice."""
+    seen = box.run()
+    stopped_at = box.checkpoint(images)
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+    assert box.look() == seen
+    assert "UP" in loopback(box)
+
+
+def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
+    """A dump of ours goes on with crun, which knows it as its own container again."""
+    seen = box.run()
+    container = Container.from_runtime(box.id, "crun")
+    assert container.pid == box.pid
+    container.write_descriptors(images)
+    assert dump(container.pid, container.dump_opts(images)).gone
+    stopped_at = box.count
+
+    box.restored_by_runtime(images)
+    assert box.went_on_from(stopped_at)
+    # crun shows a restored container its own cgroup as the container's.
+    assert {**box.look(), "cgroup mounts": seen["cgroup mounts"]} == seen
+    assert "UP" in loopback(box)
+
+
+def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
+    """Between the two crun is not needed."""
+    seen = box.run()
+    container = Container.from_runtime(box.id, "crun")
+    container.write_descriptors(images)
+    assert dump(container.pid, container.dump_opts(images)).gone
+    stopped_at = box.count
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+    assert box.look() == seen
+
+
+def test_a_container_that_is_unknown(crun: Runtime) -> None:
+    """It is a ProcessLookupError that says where it was looked for."""
+    with pytest.raises(NoSuchProcessError, match="crun has no container 'never' in /run/crun"):
+        Container.from_runtime("never", "crun")

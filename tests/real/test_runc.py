@@ -1,0 +1,385 @@
+"""Interchange with runc: what it checkpoints is restored here, what is dumped here it restores.
+
+A container comes back as it was, in both directions: it counts on from its memory, with its bind
+mounts, its masked and read-only paths, its cgroups with their limits, its host name, and with its
+standard streams on the pipes that whoever restores it has for it. ``pycriu_native.oci`` knows what
+CRIU has to be told for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CgroupMode,
+    CriuError,
+    CriuOpts,
+    ImagesError,
+    NoSuchProcessError,
+    Notification,
+    Notify,
+    OptionError,
+    dump,
+    restore,
+)
+from pycriu_native.oci import Bundle, Container
+
+from .bundles import Counting, Runtime, Streams, counting, runtime
+from .containers import mount_point
+from .hosts import host
+from .processes import kill
+
+
+@pytest.fixture
+def runc(tmp_path: Path) -> Runtime:
+    """The runtime."""
+    return runtime("runc", tmp_path)
+
+
+@pytest.fixture
+def box(runc: Runtime, tmp_path: Path) -> Iterator[Counting]:
+    """A container that it can run."""
+    with counting(tmp_path, runc) as container:
+        yield container
+
+
+def asked(box: Counting) -> Container:
+    """The container, as its runtime knows it."""
+    return Container.from_runtime(box.id, "runc", root=box.runtime.state)
+
+
+def dumped(box: Counting, images: Path, **more: Any) -> int:
+    """Dump it so that it can be restored with its streams; how far it got."""
+    container = asked(box)
+    container.write_descriptors(images)
+    assert dump(container.pid, container.dump_opts(images, **more)).gone
+    return box.count
+
+
+def test_what_runc_checkpointed_is_restored_here(box: Counting, images: Path) -> None:
+    """A checkpoint of runc's goes on here, with nothing lost and nothing said twice."""
+    seen = box.run()
+    stopped_at = box.checkpoint(images)
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+    assert box.look() == seen
+
+
+def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
+    """A dump of ours goes on with runc, which knows it as its own container again."""
+    seen = box.run()
+    container = asked(box)
+    assert container.pid == box.pid
+    container.write_descriptors(images)
+    assert dump(container.pid, container.dump_opts(images)).gone
+    stopped_at = box.count
+
+    box.restored_by_runtime(images)
+    assert box.went_on_from(stopped_at)
+    # runc shows a restored container its own cgroup as the container's.
+    assert {**box.look(), "cgroup mounts": seen["cgroup mounts"]} == seen
+
+
+def test_both_by_turns(box: Counting, images: Path, tmp_path: Path) -> None:
+    """Dumped here, restored by runc, checkpointed by runc, restored here: it counts on."""
+    box.run()
+    stopped_at = dumped(box, images)
+    box.restored_by_runtime(images)
+    assert box.went_on_from(stopped_at)
+    again = tmp_path / "again"
+    stopped_at = box.checkpoint(again)
+    with Streams.opened() as last:
+        with Bundle.load(box.bundle).restoring(again, stdio=(None, *last.theirs)) as opts:
+            box.restored_here(restore(opts).pid)
+        last.give()
+        assert box.went_on_from(stopped_at, last)
+
+
+def test_without_the_helper_a_dump_is_refused(box: Counting, images: Path) -> None:
+    """CRIU has to be told of each mount from outside: its refusal names the option."""
+    box.run()
+    with pytest.raises(CriuError, match="external") as caught:
+        dump(box.pid, CriuOpts(images_directory=images))
+    assert "external" in caught.value.options
+    assert box.runs_on()
+
+
+def test_without_the_helper_a_restore_is_refused(box: Counting, images: Path) -> None:
+    """The same on restore, and the images stay good."""
+    box.run()
+    stopped_at = dumped(box, images)
+    with mount_point(box.bundle / "rootfs") as root, pytest.raises(CriuError) as caught:
+        restore(CriuOpts(images_directory=images, root=root, empty_ns="net"))
+    assert "external" in caught.value.options
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+
+
+def test_a_bundle_on_another_place(box: Counting, images: Path, tmp_path: Path) -> None:
+    """A bundle may move, and its root be new: missing places to mount on are made again."""
+    seen = box.run()
+    stopped_at = dumped(box, images)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(box.bundle, moved, symlinks=True)
+    shutil.rmtree(box.bundle)
+    for place in ("data", "dev", "proc", "sys", "etc", "tmp"):
+        shutil.rmtree(moved / "rootfs" / place)
+    shutil.rmtree(moved / "data" / "inner")
+
+    box.bundle = moved
+    with Bundle.load(moved).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+    assert box.look() == seen
+
+
+def test_a_stream_that_nobody_gets(box: Counting, images: Path) -> None:
+    """Without a descriptor for a stream it comes back as a pipe that nobody reads."""
+    box.run()
+    dumped(box, images)
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, None, box.after.theirs[1])) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.runs_on()  # a container's first process is not killed for writing to it
+    output, errors = box.after.read()
+    assert not output
+    assert "Broken pipe" in errors
+
+
+def test_the_network_is_left_to_a_hook(box: Counting, images: Path) -> None:
+    """As with runc, nothing of the network namespace is saved; a hook fills the empty one."""
+    box.run()
+    assert "UP" in loopback(box)
+    dumped(box, images)
+    assert not list(images.glob("netdev-*"))
+
+    def fill(notification: Notification) -> None:
+        if notification.action is Notify.SETUP_NAMESPACES:
+            box.pid = notification.pid or 0
+            assert "UP" not in loopback(box)
+            box.enter("ip", "link", "set", "lo", "up")
+
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        assert opts.empty_ns == CriuOpts(empty_ns="net").empty_ns
+        box.restored_here(restore(opts, on_notify=fill).pid)
+    assert "UP" in loopback(box)
+    assert box.runs_on()
+
+
+def test_the_network_can_be_saved(box: Counting, images: Path) -> None:
+    """With empty_ns=None its contents are saved, and come back when it is restored here."""
+    box.run()
+    dumped(box, images, empty_ns=None)
+    assert list(images.glob("netdev-*"))
+    with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        assert opts.empty_ns is None
+        box.restored_here(restore(opts).pid)
+    assert "UP" in loopback(box)
+    assert box.runs_on()
+
+
+def loopback(box: Counting) -> str:
+    """The flags of the container's loopback interface."""
+    return box.enter("ip", "-brief", "link", "show", "lo")
+
+
+@pytest.mark.parametrize("by", ["us", "runc"])
+def test_a_network_namespace_that_exists(box: Counting, images: Path, by: str) -> None:
+    """A namespace that config.json names by its path is not saved, but joined again."""
+    with host() as there:
+        config = box.config
+        for namespace in config["linux"]["namespaces"]:
+            if namespace["type"] == "network":
+                namespace["path"] = there.path
+        box.config = config
+        box.run()
+        stopped_at = dumped(box, images)
+        assert not list(images.glob("netdev-*"))
+        if by == "us":
+            with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+                box.restored_here(restore(opts).pid)
+        else:
+            box.restored_by_runtime(images)
+        assert box.went_on_from(stopped_at)
+        assert os.stat(f"/proc/{box.pid}/ns/net").st_ino == os.stat(there.path).st_ino
+        box.remove()
+
+
+FIRST = """
+import os, time
+
+print(flush=True)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        time.sleep(0.01)
+"""
+"""The first process of a pod: it holds the namespaces, and reaps."""
+
+
+@contextlib.contextmanager
+def pod(kind: str) -> Iterator[Path]:
+    """A namespace that exists for as long as its first process does."""
+    process = subprocess.Popen(
+        ["unshare", f"--{kind}", "--fork", sys.executable, "-c", FIRST],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        assert process.stdout is not None
+        with process.stdout as told:
+            assert told.readline() == b"\n"
+        yield Path(f"/proc/{int(children.read_text())}/ns/{kind}")
+    finally:
+        for pid in children.read_text().split():
+            kill(int(pid))
+        process.wait()
+
+
+@pytest.mark.parametrize("by", ["us", "runc"])
+@pytest.mark.parametrize("kind", ["ipc", "uts", "pid"])
+def test_a_namespace_of_others(box: Counting, images: Path, kind: str, by: str) -> None:
+    """The container of a pod, which shares a namespace with others, comes back into it."""
+    with pod(kind) as there:
+        config = box.config
+        for namespace in config["linux"]["namespaces"]:
+            if namespace["type"] == kind:
+                namespace["path"] = str(there)
+        if kind == "uts":
+            del config["hostname"]
+        box.config = config
+        box.run()
+        stopped_at = dumped(box, images)
+        if by == "us":
+            with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
+                box.restored_here(restore(opts).pid)
+        else:
+            box.restored_by_runtime(images)
+        assert box.went_on_from(stopped_at)
+        assert os.stat(f"/proc/{box.pid}/ns/{kind}").st_ino == os.stat(there).st_ino
+        box.remove()
+
+
+def test_a_terminal(box: Counting, images: Path, tmp_path: Path) -> None:
+    """A container with a terminal gets a new one, whose other end the hook is given."""
+    config = box.config
+    config["process"]["terminal"] = True
+    box.config = config
+    with socket.socket(socket.AF_UNIX) as console:
+        console.bind(str(tmp_path / "console"))
+        console.listen()
+        box.run("--console-socket", str(tmp_path / "console"))
+        connection, _ = console.accept()
+        with connection:
+            _, (old,), _, _ = socket.recv_fds(connection, 4096, 1)
+    stopped_at = box.checkpoint(images)
+    os.close(old)
+
+    terminals: list[int] = []
+
+    def hook(notification: Notification) -> None:
+        if notification.action is Notify.ORPHAN_PTS_MASTER:
+            assert notification.fd is not None
+            terminals.append(notification.fd)
+
+    with Bundle.load(box.bundle).restoring(images) as opts:
+        with pytest.raises(OptionError, match="orphan_pts_master"):
+            restore(opts)
+        box.restored_here(restore(opts, on_notify=hook).pid)
+    (new,) = terminals
+    with open(new) as terminal:
+        lines = [int(terminal.readline()) for _ in range(4)]  # each as output and as error
+    assert lines[0] in (stopped_at, stopped_at + 1)
+    assert lines == sorted(lines)
+    assert lines[-1] - lines[0] in (1, 2)
+
+
+def test_more_options(box: Counting, images: Path) -> None:
+    """Further options go along: lists are added to the bundle's, other values win."""
+    box.run()
+    container = asked(box)
+    opts = container.dump_opts(
+        images, leave_running=True, log_level=4, manage_cgroups_mode="ignore", external=["unix[7]"]
+    )
+    assert opts.leave_running
+    assert opts.manage_cgroups_mode == CgroupMode.IGNORE
+    assert opts.external == ("unix[7]",)
+    assert str(opts.freeze_cgroup).endswith(f"/{box.id}")
+    assert not dump(container.pid, opts).gone
+    assert box.runs_on()
+
+
+def test_a_mount_that_the_bundle_lacks(box: Counting, images: Path) -> None:
+    """What the images need and config.json does not have is asked for by its key."""
+    box.run()
+    stopped_at = dumped(box, images)
+    config = box.config
+    config["mounts"] = [item for item in config["mounts"] if item["destination"] != "/data"]
+    box.config = config
+    bundle = Bundle.load(box.bundle)
+    missing = r"ext_mounts=\[\('/data', SOURCE\)\]"
+    with pytest.raises(ImagesError, match=missing), bundle.restoring(images):
+        pass
+
+    mine = [("/data", str(box.bundle / "data"))]
+    stdio = (None, *box.after.theirs)
+    with bundle.restoring(images, stdio=stdio, ext_mounts=mine) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+
+
+def test_a_restore_that_fails(box: Counting, images: Path) -> None:
+    """After a restore that failed nothing is mounted, and the images are whole."""
+    box.run()
+    stopped_at = dumped(box, images)
+    bundle = Bundle.load(box.bundle)
+    (images / "pages-1.img").rename(images / "away")
+    with pytest.raises(CriuError), bundle.restoring(images, stdio=(None, None, None)) as opts:
+        restore(opts)
+    assert not os.path.exists(str(opts.root))
+    (images / "away").rename(images / "pages-1.img")
+    with bundle.restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.went_on_from(stopped_at)
+
+
+def test_images_without_descriptors(box: Counting, images: Path) -> None:
+    """What the streams were has to be in the images, for runc as for us."""
+    box.run()
+    container = asked(box)
+    dump(container.pid, container.dump_opts(images))
+    bundle = Bundle.load(box.bundle)
+    missing = r"no usable descriptors\.json"
+    with pytest.raises(ImagesError, match=missing), bundle.restoring(images):
+        pass
+    with pytest.raises(AssertionError, match=r"descriptors\.json"):
+        box.restored_by_runtime(images)
+    container.write_descriptors(images)  # what is known of the container is still known
+    with bundle.restoring(images, stdio=(None, *box.after.theirs)) as opts:
+        box.restored_here(restore(opts).pid)
+    assert box.runs_on()
+
+
+def test_a_container_that_is_unknown_or_gone(box: Counting) -> None:
+    """Both are ProcessLookupError, and another process with the same pid is not mistaken for it."""
+    with pytest.raises(NoSuchProcessError, match="no container 'never'"):
+        Container.from_runtime("never", root=box.runtime.state)
+    with pytest.raises(ValueError, match="runc or crun"):
+        Container.from_runtime("never", "docker")
+    box.run()
+    kill(box.pid)
+    with pytest.raises(ProcessLookupError, match=f"its process {box.pid} is gone"):
+        asked(box)

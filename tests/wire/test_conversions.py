@@ -1,0 +1,706 @@
+"""Options in other forms: dict, TOML, runc's JSON, command line, configuration file.
+
+Two promises. What a form can say comes back as it went in. What it cannot say is refused by
+name: without the fields that are named, the rest can be said. The judges that share no code
+with us: ``tomllib``, and the parsers of the real ``criu`` programs that are here, which are
+asked with ``-V``: they read everything, print their release and end.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pycriu_native import CgroupMode, CriuOpts, NetworkLock, OptionError, PageServer, VethPair
+from pycriu_native._argv import LETTERS
+from pycriu_native._config import statement
+from pycriu_native._options import BY_FIELD, TABLE, Row, release
+from pycriu_native._spelling import Takes
+from pycriu_native._words import ELSEWHERE, IMPLIED, NEGATIONS, NO_WORDS, UNASKABLE, Reader
+from pycriu_native.enums import Verb
+
+from .libraries import found
+from .strategies import World, any_opts, criu_opts
+
+COMMANDS = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+verbs = st.sampled_from(COMMANDS)
+quick = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+with_programs = settings(quick, max_examples=40)
+
+
+def said(opts: CriuOpts) -> CriuOpts:
+    """The options less what says nothing to anybody: empty lists."""
+    empty = {row.name: None for row, value in opts.items() if value == ()}
+    return replace(opts, **empty)
+
+
+def sayable(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOpts, Any]:
+    """What a form can say of the options, and that; what it cannot must be refused by name."""
+    try:
+        return opts, convert(opts)
+    except OptionError as refused:
+        named = set(refused.options)
+        assert named
+        assert named <= {row.name for row, _ in opts.items()}
+        rest = replace(opts, **dict.fromkeys(named))
+        return rest, convert(rest)
+
+
+def refused(call: Callable[[], object]) -> dict[str, str]:
+    """What a refusal names, each with the rule."""
+    with pytest.raises(OptionError) as caught:
+        call()
+    return {problem.field: problem.rule for problem in caught.value.problems}
+
+
+# ---- dict and TOML ----
+
+
+@quick
+@given(any_opts())
+def test_a_dict_holds_everything(opts: CriuOpts) -> None:
+    """``to_dict`` and back is the same, whatever is set."""
+    assert CriuOpts.from_dict(opts.to_dict()) == opts
+
+
+def toml(value: Any) -> str:
+    """A value in TOML: with every character that could be special escaped."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case str():
+            plain = re.sub(r"[^ !#-\[\]-~]", lambda m: f"\\U{ord(m[0]):08x}", value)
+            return f'"{plain}"'
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case dict():
+            return "{" + ", ".join(f"{name} = {toml(v)}" for name, v in value.items()) + "}"
+    raise AssertionError(f"TOML has no {type(value)}")
+
+
+def in_unicode(opts: CriuOpts) -> CriuOpts:
+    """The options with Unicode in all text: TOML holds nothing else."""
+    text = json.dumps(opts.to_dict(), ensure_ascii=False)
+    return CriuOpts.from_dict(json.loads(re.sub("[\ud800-\udfff]", "x", text)))
+
+
+@quick
+@given(any_opts().map(in_unicode))
+def test_a_toml_table_holds_everything(opts: CriuOpts) -> None:
+    """``to_dict`` is a TOML table, and ``from_dict`` takes what ``tomllib`` reads of it."""
+    lines = [f"{name} = {toml(value)}\n" for name, value in opts.to_dict().items()]
+    read = tomllib.loads("[criu]\n" + "".join(lines))
+    assert CriuOpts.from_dict(read["criu"]) == opts
+
+
+def test_a_dict_with_unknown_names() -> None:
+    """A field that is none is named."""
+    assert (
+        "is no option"
+        in refused(lambda: CriuOpts.from_dict({"leave_runing": True}))["leave_runing"]
+    )
+
+
+# ---- runc ----
+
+RUNC_DEFAULTS: dict[str, Any] = {
+    "ImagesDirectory": "",
+    "WorkDirectory": "",
+    "ParentImage": "",
+    "LeaveRunning": False,
+    "TcpEstablished": False,
+    "TcpSkipInFlight": False,
+    "LinkRemap": False,
+    "ExternalUnixConnections": False,
+    "ShellJob": False,
+    "FileLocks": False,
+    "PreDump": False,
+    "PageServer": {"Address": "", "Port": 0},
+    "VethPairs": [],
+    "EmptyNs": 0,
+    "AutoDedup": False,
+    "LazyPages": False,
+    "StatusFd": -1,
+    "LsmProfile": "",
+    "LsmMountContext": "",
+    "ManageCgroupsMode": "",
+}
+"""runc's struct with nothing set, as ``libcontainer/criu_opts_linux.go`` has it."""
+
+
+@quick
+@given(any_opts())
+def test_runc_and_back(opts: CriuOpts) -> None:
+    """Exact through JSON for all that runc's struct can say, and all of its fields are there."""
+    rest, struct = sayable(opts, CriuOpts.to_runc)
+    assert set(struct) == set(RUNC_DEFAULTS)
+    assert CriuOpts.from_runc(json.loads(json.dumps(struct))) == said(rest)
+
+
+def test_runc_with_everything() -> None:
+    """Each of runc's fields has its place; nothing is lost or mixed up."""
+    opts = CriuOpts(
+        images_directory="images",
+        work_directory="work",
+        parent_image="../before",
+        leave_running=True,
+        tcp_established=True,
+        tcp_skip_in_flight=True,
+        link_remap=True,
+        external_unix_connections=True,
+        shell_job=True,
+        file_locks=True,
+        pre_dump=True,
+        auto_dedup=True,
+        lazy_pages=True,
+        page_server=("10.0.0.2", 27),
+        veth_pairs=[("eth0", "veth7")],
+        empty_ns="net",
+        status_fd=7,
+        lsm_profile="apparmor:x",
+        lsm_mount_context="y",
+        manage_cgroups_mode="strict",
+    )
+    struct = opts.to_runc()
+    assert [name for name in struct if struct[name] == RUNC_DEFAULTS[name]] == []
+    assert struct["PageServer"] == {"Address": "10.0.0.2", "Port": 27}
+    assert struct["VethPairs"] == [{"ContainerInterfaceName": "eth0", "HostInterfaceName": "veth7"}]
+    assert (struct["EmptyNs"], struct["StatusFd"]) == (0x40000000, 7)
+    assert struct["ManageCgroupsMode"] == "strict"
+    assert CriuOpts.from_runc(struct) == opts
+    assert sum(row.runc is not None for row in TABLE) == len(RUNC_DEFAULTS)
+
+
+def test_runc_unset() -> None:
+    """Nothing set is runc's zero struct, and its zero struct is nothing set."""
+    assert CriuOpts().to_runc() == RUNC_DEFAULTS
+    assert CriuOpts.from_runc(RUNC_DEFAULTS) == CriuOpts()
+    assert CriuOpts.from_runc({}) == CriuOpts()
+    assert CriuOpts.from_runc({"VethPairs": None, "StatusFd": 0}) == CriuOpts()  # Go's nil, Go's 0
+
+
+@pytest.mark.parametrize(
+    ("written", "mode"),
+    [
+        ("ignore", CgroupMode.IGNORE),
+        ("soft", CgroupMode.SOFT),
+        (1, CgroupMode.NONE),
+        (3, CgroupMode.SOFT),
+        (5, CgroupMode.STRICT),
+        (6, CgroupMode.DEFAULT),
+        (0, None),
+        ("", None),
+    ],
+)
+def test_runc_cgroup_modes_of_any_release(written: object, mode: CgroupMode | None) -> None:
+    """A name in newer releases, CRIU's number in older ones, whose 0 is unset and not ignore."""
+    assert CriuOpts.from_runc({"ManageCgroupsMode": written}).manage_cgroups_mode is mode
+
+
+def test_what_runc_cannot_say() -> None:
+    """Fields that it lacks, and values that it would take for unset."""
+    opts = CriuOpts(
+        images_directory=3,
+        tcp_close=True,
+        leave_running=False,
+        manage_cgroups_mode="props",
+        page_server=PageServer(fd=5),
+        status_fd=0,
+        empty_ns=0,
+    )
+    rules = refused(opts.to_runc)
+    assert list(rules) == [
+        "images_directory", "leave_running", "page_server", "manage_cgroups_mode", "empty_ns",
+        "status_fd", "tcp_close",
+    ]  # fmt: skip
+    assert rules["tcp_close"] == "runc has no such option"
+    assert "unset" in rules["leave_running"]
+
+
+@pytest.mark.parametrize(
+    ("struct", "named"),
+    [
+        ({"Leaverunning": True}, "Leaverunning"),
+        ({"LeaveRunning": "yes"}, "LeaveRunning"),
+        ({"ManageCgroupsMode": "props"}, "ManageCgroupsMode"),
+        ({"ManageCgroupsMode": 7}, "ManageCgroupsMode"),
+        ({"PageServer": "10.0.0.2:27"}, "PageServer"),
+        ({"PageServer": {"Address": "x", "Port": 65536}}, "PageServer"),
+        ({"VethPairs": [{"Inside": "x"}]}, "VethPairs"),
+        ({"EmptyNs": 0x20000}, "EmptyNs"),
+        ({"ImagesDirectory": 3}, "ImagesDirectory"),
+    ],
+)
+def test_what_is_not_runcs(struct: dict[str, object], named: str) -> None:
+    """Unknown fields and values are refused under runc's name."""
+    assert list(refused(lambda: CriuOpts.from_runc(struct))) == [named]
+
+
+# ---- the command line ----
+
+
+@quick
+@given(any_opts(), verbs)
+def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
+    """Exact for all that a command line can say; ``pre_dump`` follows the command."""
+    pid = None if verb is Verb.RESTORE else 4242
+    opts = replace(opts, pre_dump=None)
+    rest, words = sayable(opts, lambda o: o.to_argv(verb, pid))
+    assert words[:2] == ["criu", str(verb)]
+    carried = True if verb is Verb.PRE_DUMP else None
+    assert CriuOpts.from_argv(words) == (verb, pid, replace(said(rest), pre_dump=carried))
+
+
+def test_a_command_line_to_read() -> None:
+    """What the README shows."""
+    opts = CriuOpts(images_directory="ckpt", shell_job=True, tcp_established=True, log_level=4)
+    assert opts.to_argv("dump", pid=4242) == [
+        "criu", "dump", "--tree=4242", "--images-dir=ckpt", "--tcp-established", "--shell-job",
+        "--verbosity=4",
+    ]  # fmt: skip
+    assert opts.to_argv("restore")[-1] == "--restore-detached"
+    before = CriuOpts(images_directory="0", pre_dump=True)
+    assert before.to_argv("dump", pid=1) == before.to_argv("pre-dump", pid=1)
+
+
+READ: list[tuple[str, dict[str, Any] | None]] = [
+    ("-D d -W w -o l -R -j -l -v4", {"images_directory": "d", "work_directory": "w",
+        "log_file": "l", "leave_running": True, "shell_job": True, "file_locks": True,
+        "log_level": 4}),
+    ("-RjlDd", {"leave_running": True, "shell_job": True, "file_locks": True,
+        "images_directory": "d"}),
+    ("--leave-stopped --no-tcp-close --no-file-locks",
+        {"leave_stopped": True, "tcp_close": False, "file_locks": False}),
+    ("-v", {"log_level": 3}),
+    ("-vvvv", {"log_level": 4}),
+    ("-v0 -v", {"log_level": 1}),
+    ("--verbosity=3", {"log_level": 3}),
+    ("--manage-cgroups", {"manage_cgroups": True}),
+    ("--manage-cgroups=strict", {"manage_cgroups_mode": CgroupMode.STRICT}),
+    ("--network-lock none", {"network_lock": NetworkLock.SKIP}),
+    ("--ghost-limit 4M", {"ghost_limit": 4 * 2**20}),
+    ("-x", {"external_unix_connections": True}),
+    ("-x12,13 --ext-unix-sk=14", {"external_unix_connections": True, "unix_sks": (12, 13, 14)}),
+    ("-M auto -M /a:b", {"auto_ext_mnt": True, "ext_mounts": ("/a:b",)}),
+    ("--cpu-cap", {"cpu_cap": 7}),
+    ("--cpu-cap=none,ins", {"cpu_cap": 4}),
+    ("--cpu-cap=^ins,cpu", {"cpu_cap": 3}),
+    ("--empty-ns net", {"empty_ns": "net"}),
+    ("--page-server --address 10.0.0.2 --port=27", {"page_server": "10.0.0.2:27"}),
+    ("--page-server --ps-socket 5", {"page_server": PageServer(fd=5)}),
+    ("--lazy-pages --port 27", {"lazy_pages": True, "page_server": PageServer(port=27)}),
+    ("--inherit-fd fd[5]:pipe:[77]", {"inherit_fds": [(5, "pipe:[77]")]}),
+    ("-J user:/proc/7/ns/user,0,0", {"join_ns": [("user", "/proc/7/ns/user", "0,0")]}),
+    ("--cgroup-root cpu:/a --cgroup-root /b", {"cg_roots": (("/a", "cpu"), "/b")}),
+    ("--external= --external x", None),
+    ("-d --no-default-config", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "fields"), READ, ids=[words for words, _ in READ])
+def test_words_that_are_read(words: str, fields: dict[str, Any] | None) -> None:
+    """Short and long, joined and apart, before and behind the command, as getopt_long has it."""
+    arguments = words.split()
+    if fields is None:
+        assert "external" in refused(lambda: CriuOpts.from_argv(["dump", "-t1", *arguments]))
+        return
+    wanted = Verb.DUMP, 42, CriuOpts(**fields)
+    assert CriuOpts.from_argv(["criu", "dump", "-t", "42", *arguments]) == wanted
+    assert CriuOpts.from_argv(["/usr/sbin/criu", *arguments, "--tree=42", "dump"]) == wanted
+    assert CriuOpts.from_argv([*arguments, "dump", "-t42"]) == wanted
+
+
+WRITTEN: list[tuple[dict[str, Any], str]] = [
+    ({"external_unix_connections": True, "unix_sks": [7, 8]},
+        "--ext-unix-sk --ext-unix-sk=7 --ext-unix-sk=8"),
+    ({"page_server": "10.0.0.2:27"}, "--page-server --address=10.0.0.2 --port=27"),
+    ({"page_server": "[fd00::2]:27", "lazy_pages": True},
+        "--address=fd00::2 --port=27 --lazy-pages"),
+    ({"ext_mounts": [("/in", "key")], "auto_ext_mnt": True},
+        "--ext-mount-map=/in:key --ext-mount-map=auto"),
+    ({"cg_roots": [("/a", "cpu"), ("/b",), ("/c", "")]},
+        "--cgroup-root=cpu:/a --cgroup-root=/b --cgroup-root=:/c"),
+    ({"empty_ns": "net", "manage_cgroups": True}, "--empty-ns=net --manage-cgroups"),
+    ({"manage_cgroups_mode": "none"}, "--manage-cgroups=none"),
+    ({"network_lock": "skip"}, "--network-lock=skip"),
+    ({"cpu_cap": 1}, "--cpu-cap=none,fpu"),
+    ({"cpu_cap": 6}, "--cpu-cap=none,cpu,ins"),
+    ({"compress": "block", "compress_block_size": 4096}, "--compress --compress-block=4096"),
+    ({"tcp_close": False, "log_level": 0}, "--no-tcp-close --verbosity=0"),
+    ({"external": ["mnt[/a]:c"], "skip_mnts": []}, "--external=mnt[/a]:c"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "words"), WRITTEN, ids=[words for _, words in WRITTEN])
+def test_words_that_are_written(fields: dict[str, Any], words: str) -> None:
+    """The form that each kind of value takes, in the table's order."""
+    written = CriuOpts(**fields).to_argv("dump", pid=1)
+    assert written == ["criu", "dump", "--tree=1", *words.split()]
+
+
+def test_words_of_a_restore() -> None:
+    """What only a restore has."""
+    opts = CriuOpts(
+        veth_pairs=[("eth0", "veth0@br0")],
+        join_ns=[("user", "/proc/7/ns/user", "0,0"), ("net", "/run/netns/blue")],
+        inherit_fds=[(7, "pipe:[5]")],
+    )
+    assert opts.to_argv("restore")[2:] == [
+        "--veth-pair=eth0=veth0@br0",
+        "--inherit-fd=fd[7]:pipe:[5]",
+        "--join-ns=user:/proc/7/ns/user,0,0",
+        "--join-ns=net:/run/netns/blue",
+        "--restore-detached",
+    ]
+
+
+def test_a_command_to_run() -> None:
+    """``--exec-cmd`` takes what is left, and then nothing is detached."""
+    opts = CriuOpts(exec_cmd=["prog", "-x", "", "--leave-running"])
+    words = opts.to_argv(Verb.RESTORE)
+    assert words == ["criu", "restore", "--exec-cmd", "--", "prog", "-x", "", "--leave-running"]
+    assert CriuOpts.from_argv(words) == (Verb.RESTORE, None, opts)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("dump", "--tree"),
+        ("dump -t 0", "--tree"),
+        ("dump -t 1 --leave-runnin", "--leave-runnin"),
+        ("dump -t 1 -Z", "-Z"),
+        ("dump -t 1 --shell-job=yes", "--shell-job"),
+        ("dump -t 1 --no-leave-running", "--no-leave-running"),
+        ("dump -t 1 --ghost-limit", "--ghost-limit"),
+        ("dump -t 1 --ghost-limit 1T", "--ghost-limit"),
+        ("dump -t 1 --verbosity=loud", "--verbosity"),
+        ("dump -t 1 --manage-cgroups=SOFT", "--manage-cgroups"),
+        ("dump -t 1 --cpu-cap=none", "--cpu-cap"),
+        ("dump -t 1 --address ::1", "--address"),
+        ("dump -t 1 --page-server --lazy-pages", "--page-server"),
+        ("dump -t 1 --action-script x", "--action-script"),
+        ("dump -t 1 --libdir x", "--libdir"),
+        ("restore -S -d", "--restore-sibling"),
+        ("restore --exec-cmd", "--exec-cmd"),
+        ("restore now", "words"),
+        ("lazy-pages -D x", "verb"),
+        ("check", "verb"),
+        ("criu", "verb"),
+        ("", "verb"),
+    ],
+)
+def test_words_that_are_refused(words: str, named: str) -> None:
+    """What is unknown, incomplete, or has no field is refused by its name, and nothing else is."""
+    assert list(refused(lambda: CriuOpts.from_argv(words.split()))) == [named]
+
+
+def test_everything_that_is_wrong_is_listed() -> None:
+    """Not only the first."""
+    words = ["criu", "dump", "-t1", "--pidfile", "p", "--nonsense", "--log-file", "a/b"]
+    assert list(refused(lambda: CriuOpts.from_argv(words))) == [
+        "--pidfile",
+        "--nonsense",
+        "log_file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"leave_running": False}, "leave_running"),
+        ({"images_directory": 3}, "images_directory"),
+        ({"images_dir": "x"}, "images_dir"),
+        ({"orphan_pts_master": True}, "orphan_pts_master"),
+        ({"manage_cgroups_mode": "default"}, "manage_cgroups_mode"),
+        ({"cpu_cap": 8}, "cpu_cap"),
+        ({"unix_sks": [5]}, "unix_sks"),
+        ({"page_server": PageServer("a", 0)}, "page_server"),
+        ({"ext_mounts": [("/a:b", "c")]}, "ext_mounts"),
+        ({"cg_roots": [("/a:b",)]}, "cg_roots"),
+        ({"root": "/--config=x"}, "root"),
+        ({"weak_sysctls": True}, "weak_sysctls"),
+    ],
+)
+def test_what_a_command_line_cannot_say(fields: dict[str, Any], named: str) -> None:
+    """Each is refused by its name; ``weak_sysctls`` because it means nothing to a dump."""
+    assert list(refused(lambda: CriuOpts(**fields).to_argv("dump", pid=1))) == [named]
+
+
+def test_pids_and_verbs_of_command_lines() -> None:
+    """A self-dump has no command line, a restore no pid, and three commands are known."""
+    assert "pid" in refused(lambda: CriuOpts().to_argv("dump"))
+    assert "pid" in refused(lambda: CriuOpts().to_argv("restore", pid=1))
+    assert "verb" in refused(lambda: CriuOpts().to_argv("check"))
+    for word in ("-h", "--help", "--config", "--no-default-config", "a--config=b"):
+        opts = CriuOpts(exec_cmd=["prog", word])  # criu looks for these before anything else
+        assert "exec_cmd" in refused(functools.partial(opts.to_argv, "restore"))
+
+
+# ---- configuration files ----
+
+
+@quick
+@given(any_opts())
+@example(CriuOpts(root="a b"))
+@example(CriuOpts(root='a "b c"'))
+@example(CriuOpts(root="a\tb"))
+@example(CriuOpts(root="a#b"))
+def test_a_configuration_file_and_back(opts: CriuOpts) -> None:
+    """Exact for all that a file can say."""
+    rest, text = sayable(opts, CriuOpts.to_config)
+    assert CriuOpts.from_config(text) == said(rest)
+
+
+def test_a_configuration_file_to_read() -> None:
+    """One option a line."""
+    opts = CriuOpts(
+        tcp_established=True, file_locks=False, ghost_limit=2**22, root="/a b", skip_mnts=["/x"]
+    )
+    assert opts.to_config().splitlines() == [
+        "tcp-established",
+        "no-file-locks",
+        "ghost-limit=4194304",
+        'root "/a b"',
+        "skip-mnt=/x",
+    ]
+
+
+def test_a_configuration_file_with_comments() -> None:
+    """Comments, quotes and blanks."""
+    text = '# all of us\n\n  tcp-close # yes\nroot "/a b"# there\next-unix-sk=7\nverbosity=4\n'
+    assert CriuOpts.from_config(text) == CriuOpts(
+        tcp_close=True, root="/a b", external_unix_connections=True, unix_sks=[7], log_level=4
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "named", "rule"),
+    [
+        ("verbosity 4", "--verbosity", "CRIU ignores this word; write verbosity=4"),
+        ("tcp-close yes", "--tcp-close", "CRIU ignores this word"),
+        ("ghost-limit 4 55", "line 2", "CRIU refuses a value with more words than this"),
+        ('root "/a', "line 2", "CRIU refuses a quote that is not closed"),
+        ("tcp-close#", "--tcp-close#", "is no option of criu that is known here"),
+        ("exec-cmd", "--exec-cmd", "needs a command"),
+        ("tree 5", "--tree", "give it to the verb"),
+        ("pidfile x", "--pidfile", "the result of the verb has the pid"),
+    ],
+)
+def test_lines_that_are_refused(line: str, named: str, rule: str) -> None:
+    """What CRIU refuses, what it ignores, and what has no field."""
+    rules = refused(lambda: CriuOpts.from_config(f"tcp-established\n{line}\n"))
+    assert list(rules) == [named]
+    assert rule in rules[named]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"network_lock": "nftables"}, "network_lock"),
+        ({"exec_cmd": ["x"]}, "exec_cmd"),
+        ({"config_file": "x"}, "config_file"),
+        ({"pre_dump": True}, "pre_dump"),
+        ({"root": "a\nb"}, "root"),
+        ({"root": "a #b"}, "root"),
+        ({"root": "a long path with words"}, "root"),
+        ({"cpu_cap": 0}, "cpu_cap"),
+    ],
+)
+def test_what_a_configuration_file_cannot_say(fields: dict[str, Any], named: str) -> None:
+    """Values that CRIU would cut or refuse, and options that a file must not have."""
+    assert list(refused(CriuOpts(**fields).to_config)) == [named]
+
+
+# ---- the real criu as a judge ----
+
+
+def _programs() -> dict[str, Path]:
+    """The ``criu`` of each release that is here."""
+    here = {}
+    for library in found().values():
+        for prefix in library.path.parents:
+            program = prefix / "bin/criu"
+            if str(prefix) != "/usr" and program.exists():
+                here[library.version] = program
+    return here
+
+
+PROGRAMS = _programs()
+programs = pytest.mark.parametrize("version", PROGRAMS)
+no_program = pytest.mark.skipif(not PROGRAMS, reason="no criu program: scripts/install-criu")
+
+
+def ask(version: str, *words: str, fds: tuple[int, ...] = ()) -> tuple[int, str]:
+    """Exit status and words of a ``criu`` that reads its command line, and does nothing."""
+    told = subprocess.run(
+        [PROGRAMS[version], *words],
+        capture_output=True,
+        pass_fds=fds,
+        check=False,
+        env={"HOME": "/"},
+    )
+    return told.returncode, os.fsdecode(told.stdout + told.stderr)
+
+
+def known_to(version: str, opts: CriuOpts) -> CriuOpts:
+    """The options that a release knows."""
+    young: dict[str, Any] = {
+        row.name: None for row, _ in opts.items() if release(row.since) > release(version)
+    }
+    if opts.network_lock is NetworkLock.SKIP and release(version) < (3, 19):
+        young["network_lock"] = None
+    # A macvlan's device is looked for while the option is read.
+    young["external"] = [key for key in opts.external or () if not key.startswith("macvlan")]
+    if opts.config_file is not None:
+        young["config_file"] = os.devnull  # the strategy's is no configuration
+    return replace(opts, **young)
+
+
+@programs
+@with_programs
+@given(data=st.data(), verb=verbs)
+def test_criu_reads_our_command_lines(
+    version: str, world: World, data: st.DataObject, verb: Verb
+) -> None:
+    """Whatever a verb accepts and a command line can say, each release's own parser accepts."""
+    opts = known_to(version, data.draw(criu_opts(world, verb)))
+    pid = None if verb is Verb.RESTORE else 1
+    _, words = sayable(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
+    end = words.index("--") if "--" in words else len(words)
+    words.insert(end, "-V")
+    status, told = ask(version, *words[1:], fds=(world.writable,))
+    assert (status, "Version:" in told) == (0, True), (words, told)
+
+
+@programs
+@with_programs
+@given(data=st.data(), verb=verbs)
+def test_criu_reads_our_configuration_files(
+    version: str, world: World, tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject, verb: Verb,
+) -> None:  # fmt: skip
+    """The same for the text of a configuration file."""
+    opts = known_to(version, data.draw(criu_opts(world, verb)))
+    _, text = sayable(opts, CriuOpts.to_config)
+    path = tmp_path_factory.mktemp("config") / "criu.conf"
+    path.write_bytes(os.fsencode(text))
+    status, told = ask(version, f"--config={path}", "-V", fds=(world.writable,))
+    assert (status, "Version:" in told) == (0, True), (text, told)
+
+
+def as_criu_reads(version: str, path: Path, line: str) -> list[str] | None:
+    """The words that a real criu makes of a line, as its complaint about them tells."""
+    path.write_bytes(os.fsencode(line) + b"\n")
+    _, told = ask(version, f"--config={path}", "-V")
+    if "Unsupported configuration file format" in told:
+        return None
+    if "requires an argument" in told:
+        return ["--network-lock"]
+    value = re.search(r"Invalid value for --network-lock: (.*)\n", told, re.S)
+    assert value, told
+    return ["--network-lock", value[1]]
+
+
+@programs
+@settings(quick, max_examples=100)
+@given(rest=st.text(' \t"\\#abä', max_size=14))
+@example(' "ääääääääääää b"')
+@example(' "a b"')
+@example(' "a b" c d')
+@example(' "a" #')
+@example(" a b")
+@example(" a bc")
+@example(' "\\"a\\" b"')
+@example(' "a b c d e f g h i j"')
+def test_a_line_means_what_criu_makes_of_it(
+    version: str, tmp_path_factory: pytest.TempPathFactory, rest: str
+) -> None:
+    """Our reader and CRIU's agree on any line: its values, and what it refuses."""
+    line = "network-lock " + rest
+    path = tmp_path_factory.getbasetemp() / "line.conf"
+    try:
+        ours: list[str] | None = statement(line)
+    except ValueError:
+        ours = None
+    assert as_criu_reads(version, path, line) == ours
+
+
+flags = [
+    pytest.param(version, row, id=f"{row.name}-{version}")
+    for row in BY_FIELD.values()
+    if row.flag and row.name not in NO_WORDS
+    for version in PROGRAMS
+    if release(row.since) <= release(version)
+]
+
+
+@pytest.mark.parametrize(("version", "row"), flags)
+def test_flags_are_those_of_criu(version: str, row: Row) -> None:
+    """Long option, letter and ``--no-`` of each row exist, or do not, as the table says."""
+    assert row.flag is not None
+    unknown = "unrecognized option"
+    assert unknown not in ask(version, f"{row.flag}=1")[1]
+    negation = row.flag.replace("--", "--no-", 1)
+    status, told = ask(version, negation, "-V")
+    negates = row.negates or row.name == "page_server"  # which is no True or False
+    assert (status == 0, unknown in told) == (negates, not negates)
+    takes = Reader().takes(row.flag)
+    doubled = "doesn't allow an argument" in ask(version, f"{row.flag}=1")[1]
+    assert doubled == (takes is Takes.NOTHING)
+    alone = "requires an argument" in ask(version, row.flag)[1]
+    assert alone == (takes is Takes.VALUE)
+    if row.short:
+        assert "invalid option" not in ask(version, f"-{row.short}", "1")[1]
+
+
+@no_program
+def test_no_option_of_criu_is_forgotten() -> None:
+    """Every long option in the newest program's help is a field, or refused with a reason."""
+    newest = max(PROGRAMS, key=release)
+    _, told = ask(newest, "--help")
+    options = set(re.findall(r"(?<![\w`'-])--[a-z][a-z-]*[a-z]", told)) - {"--no"}
+    assert len(options) > 60
+    known = (
+        {row.flag for row in TABLE} | ELSEWHERE.keys() | UNASKABLE | IMPLIED | set(LETTERS.values())
+    )
+    known |= NEGATIONS.keys() | {"--address", "--port", "--ps-socket"}
+    assert options - known == set()
+
+
+def test_every_field_can_be_said_or_tells_why() -> None:
+    """A row without a flag is in the list of reasons, and the list has no others."""
+    assert {row.name for row in BY_FIELD.values() if row.flag is None} <= set(NO_WORDS)
+    assert set(NO_WORDS) <= set(BY_FIELD)
+
+
+def test_conversions_are_not_loaded_until_used() -> None:
+    """``import pycriu_native`` does not pay for them."""
+    names = {f"pycriu_native.{name}" for name in ("_argv", "_config", "_runc", "_explain")}
+    code = f"import sys, pycriu_native; print({names} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
+
+
+def test_values_as_text() -> None:
+    """A structured value's text is what ``parse`` takes; what would be misread is refused."""
+    assert VethPair("eth0", "veth0@br0").text() == "eth0=veth0@br0"
+    assert PageServer("fd00::2", 27).text() == "[fd00::2]:27"
+    with pytest.raises(ValueError, match="mean something else"):
+        VethPair("a=b", "c").text()
+    with pytest.raises(ValueError, match="mean something else"):
+        PageServer(fd=3).text()

@@ -1,0 +1,298 @@
+"""``explain`` shows what a call would do: what is sent and how, the command line, what is lacking,
+what is wrong, and which configuration files on this system have a say. It does none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pycriu_native import CriuOpts, OptionError, Worker, _overrides, lib
+from pycriu_native._explain import Explanation, Setting, explain
+from pycriu_native._line import Line
+from pycriu_native._options import BY_WIRE, release
+from pycriu_native._requirements import _versions
+from pycriu_native.enums import Verb
+from pycriu_native.errors import Problem
+from pycriu_native.opts import VERB_MASK
+
+from . import expected
+from .libraries import ROOT, Library
+from .scripted import Scripted
+from .strategies import World, criu_opts
+
+NOBODY = 2**22 + 1
+"""Above the highest pid that there can be."""
+
+
+@dataclass(frozen=True)
+class Untouchable:
+    """A CRIU that must not be reached."""
+
+    ours: ClassVar[bool] = True
+
+    def identity(self) -> tuple[object, ...] | None:
+        """Unknown, as with a socket of the caller's."""
+        return None
+
+    def name(self) -> str:
+        """What to call it."""
+        return "nobody"
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Nothing."""
+        return iter(())
+
+    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+        """Fail."""
+        raise AssertionError("CRIU was reached")
+
+
+@pytest.fixture(autouse=True)
+def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What this machine's administrator has configured is not the tests' matter."""
+    monkeypatch.setattr(_overrides, "GLOBAL_FILE", str(tmp_path / "global.conf"))
+
+
+# ---- the wire ----
+
+
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), verb=st.sampled_from([verb for verb in VERB_MASK if verb in expected.LOG]))
+def test_what_is_shown_is_what_is_sent(world: World, data: st.DataObject, verb: Verb) -> None:
+    """The same fields and values as a call sends, for any options, each with its way there."""
+    opts = data.draw(criu_opts(world, verb))
+    shown = explain(opts, verb, NOBODY if verb is not Verb.RESTORE else None, via=Untouchable())
+    lacking = {problem.field for problem in shown.lacking}
+    wanted = {
+        name: value
+        for name, value in expected.message(opts, shown.verb, shown.pid).items()
+        if BY_WIRE[name].field not in lacking
+    }
+    assert {sent.wire: sent.value for sent in shown.wire} == wanted
+    for sent in shown.wire:
+        row = BY_WIRE[sent.wire]
+        assert sent.field == (
+            row.field if row.field and getattr(opts, row.field) is not None else None
+        )
+        setter, _, more = sent.by.partition(" and ")
+        assert setter == "wire field" or lib.has(setter)
+        assert (more == "wire field") == (row.repair and setter != "wire field")
+    # What needs a hook says so; there is none to show here.
+    assert [problem for problem in shown.problems if problem.field != "on_notify"] == []
+    assert str(shown).startswith(str(shown.verb))
+
+
+def test_nothing_is_touched(tmp_path: Path) -> None:
+    """No directory is made, no descriptor stays open, nothing runs."""
+    before = os.listdir("/proc/self/fd")
+    images = tmp_path / "images"
+    shown = explain(CriuOpts(images_directory=images), "dump", 4242, via=Untouchable())
+    assert not images.exists()
+    assert os.listdir("/proc/self/fd") == before
+    assert shown.wire[0].value == str(images)
+    assert shown.command == ("criu", "dump", "--tree=4242", f"--images-dir={images}")
+
+
+def test_the_release_is_asked_once(tmp_path: Path) -> None:
+    """Only for options that are younger than the oldest CRIU, and once for each program."""
+    via = Scripted(version="3.18")
+    explain(CriuOpts(images_directory=tmp_path, leave_running=True), "dump", 1, via=via)
+    assert via.requests == []
+    young = CriuOpts(images_directory=tmp_path, network_lock="skip")
+    _versions.pop(via.identity(), None)
+    for _ in range(2):
+        shown = explain(young, "dump", 1, via=via)
+        assert any("needs CRIU 3.19; the scripted CRIU is 3.18" in str(p) for p in shown.lacking)
+    assert len(via.requests) == 1
+
+
+def test_what_this_libcriu_lacks(library: Library) -> None:
+    """Named with its release, and left out of what is sent; all else is shown."""
+    code = (
+        "from pycriu_native import CriuOpts\n"
+        "from pycriu_native._explain import explain\n"
+        "from tests.wire.test_explain import Untouchable\n"
+        "opts = CriuOpts(images_directory='x', leave_stopped=True, compress='block', timeout=5)\n"
+        "print(explain(opts, 'dump', 4194305, via=Untouchable()))\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=library.environment, cwd=ROOT,
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert f"with libcriu {library.version}" in told
+    for field, since in (("leave_stopped", "3.19"), ("compress", "4.3")):
+        lacks = release(library.version) < release(since)
+        assert (f"needs libcriu {since}; {library.version} is loaded" in told) == lacks
+        assert (f"  {field} = " in told) == (not lacks)
+    assert "timeout = 5  (timeout; criu_local_set_timeout and wire field)" in told
+
+
+def test_a_call_that_would_be_refused(tmp_path: Path) -> None:
+    """All reasons are shown, of the verb and of the command line, and nothing is raised."""
+    opts = CriuOpts(
+        images_directory=tmp_path / "missing",
+        weak_sysctls=True,
+        leave_running=False,
+        lazy_pages=True,
+    )
+    shown = explain(opts, "dump", None, via=Worker(program=tmp_path / "no-criu"))
+    assert {"weak_sysctls", "page_server"} <= {problem.field for problem in shown.problems}
+    assert [problem.field for problem in shown.unsaid] == ["leave_running", "pid"]
+    assert shown.wire
+    nobody = explain(CriuOpts(network_lock="skip"), "dump", 1, via=Worker(program="/no/criu"))
+    assert [problem.field for problem in nobody.lacking] == ["via"]
+    assert "/no/criu" in str(nobody)
+
+
+def test_descriptors_that_are_closed() -> None:
+    """A request that cannot be made is a problem, not an exception."""
+    opts = CriuOpts(images_directory="x", inherit_fds=[(2**31 - 1, "key")])
+    shown = explain(opts, "restore", via=Untouchable())
+    assert [problem.field for problem in shown.problems][-1] == "inherit_fds"
+
+
+def test_verbs_that_take_no_options() -> None:
+    """There is nothing to explain."""
+    with pytest.raises(OptionError, match="is no request that has options"):
+        explain(CriuOpts(), "version")
+    with pytest.raises(ValueError):
+        explain(CriuOpts(), "dunp")
+
+
+# ---- configuration files ----
+
+
+def settings_of(shown: Explanation, path: Path) -> dict[str, Setting]:
+    """What is shown of one file."""
+    (file,) = [file for file in shown.configuration if file.path == str(path)]
+    return {setting.option: setting for setting in file.settings}
+
+
+def write(path: Path, *lines: str) -> Path:
+    """A configuration file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+def test_files_that_criu_reads_by_itself(tmp_path: Path) -> None:
+    """The system's, the one in the worker's HOME, the one its environment names: in this order."""
+    first = write(tmp_path / "global.conf", "tcp-close")
+    second = write(tmp_path / "home/.criu/default.conf", "shell-job")
+    third = write(tmp_path / "named.conf", "file-locks")
+    via = Worker(env={"HOME": str(tmp_path / "home"), "CRIU_CONFIG_FILE": str(third)})
+    shown = explain(CriuOpts(), "dump", 1, via=via)
+    assert [file.path for file in shown.configuration] == [str(first), str(second), str(third)]
+    assert settings_of(shown, second)["shell_job"].applies
+    alone = explain(CriuOpts(), "dump", 1, via=Untouchable())
+    assert [file.path for file in alone.configuration] == [str(first)]
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "option", "applies", "effect"),
+    [
+        ("tcp-close", {}, "tcp_close", True, "the request does not set it"),
+        ("tcp-close", {"tcp_close": False}, "tcp_close", False, "the request wins"),
+        ("ghost-limit=5", {"ghost_limit": 6}, "ghost_limit", False, "the request wins"),
+        ("ghost-limit=6", {"ghost_limit": 6}, "ghost_limit", False, "asked for as well"),
+        ("leave-running", {"leave_running": False}, "leave_running", True, "does not hear"),
+        ("leave-running", {"leave_running": True}, "leave_running", False, "as well"),
+        ("skip-mnt=/a", {"skip_mnts": ["/b"]}, "skip_mnts", True, "is added"),
+        ("skip-mnt=/a", {"skip_mnts": []}, "skip_mnts", True, "does not set it"),
+        ("verbosity=4", {}, "log_level", False, "always sets it"),
+        ("log-file=x", {}, "log_file", False, "always sets it"),
+        ("images-dir=x", {}, "images_directory", False, "always names"),
+        ("libdir x", {}, "--libdir", True, "no option of CriuOpts"),
+        ("root /a b c", {}, "line 1", True, "CRIU refuses"),
+    ],
+)
+def test_what_a_file_means_that_is_read_before(
+    tmp_path: Path, line: str, fields: dict[str, object], option: str, applies: bool, effect: str
+) -> None:
+    """The request wins, but for what it does not set, lists, and the Falses that CRIU ignores."""
+    path = write(tmp_path / "global.conf", line)
+    shown = explain(CriuOpts(**fields), "dump", 1, via=Untouchable())  # type: ignore[arg-type]
+    setting = settings_of(shown, path)[option]
+    assert setting.applies == applies
+    assert effect in setting.effect
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "option", "applies", "effect"),
+    [
+        ("tcp-close", {}, "tcp_close", True, "the request does not set it"),
+        ("tcp-close", {"tcp_close": False}, "tcp_close", True, "wins over the False"),
+        ("tcp-close", {"tcp_close": True}, "tcp_close", False, "as well"),
+        ("log-file=x", {"log_file": "y"}, "log_file", True, "wins over the 'y'"),
+        ("verbosity=4", {"log_level": 1}, "log_level", False, "always sets it"),
+        ("prev-images-dir=a", {"parent_image": "b"}, "parent_image", False, "request wins"),
+        ("skip-mnt=/a", {"skip_mnts": ["/b"]}, "skip_mnts", True, "is added"),
+        ("address=::1", {"lazy_pages": True}, "page_server", True, "does not set it"),
+    ],
+)
+def test_what_the_requests_own_file_means(
+    tmp_path: Path, line: str, fields: dict[str, object], option: str, applies: bool, effect: str
+) -> None:
+    """It wins over the request, but for the log level and the parent."""
+    path = write(tmp_path / "own.conf", line)
+    opts = CriuOpts(config_file=path, **fields)  # type: ignore[arg-type]
+    setting = settings_of(explain(opts, "dump", 1, via=Untouchable()), path)[option]
+    assert setting.applies == applies
+    assert effect in setting.effect
+
+
+def test_a_network_lock_in_the_requests_file(tmp_path: Path) -> None:
+    """It would crash an older CRIU, which is a problem; in another file it would not."""
+    path = write(tmp_path / "global.conf", "network-lock skip")
+    harmless = explain(CriuOpts(images_directory=tmp_path), "dump", 1, via=Untouchable())
+    assert harmless.problems == ()
+    opts = CriuOpts(images_directory=tmp_path, config_file=path)
+    problems = explain(opts, "dump", 1, via=Untouchable()).problems
+    assert [problem.field for problem in problems] == ["config_file"]
+    assert "crashes CRIU before 4.2.1" in problems[0].rule
+
+
+def test_a_text_to_read(tmp_path: Path) -> None:
+    """One section for each question."""
+    write(tmp_path / "global.conf", "tcp-close")
+    opts = CriuOpts(images_directory="ck pt", leave_running=True, lazy_pages=False)
+    shown = str(explain(opts, "dump", 4242, via=Untouchable()))
+    assert shown.splitlines() == [
+        f"dump of pid 4242, with libcriu {newest_loaded()} and nobody",
+        "on the wire:",
+        "  images_dir_fd = 'ck pt'  (images_directory; criu_local_set_images_dir_fd)",
+        "  pid = 4242  (added by the call; criu_local_set_pid)",
+        "  leave_running = True  (leave_running; criu_local_set_leave_running)",
+        "  log_file = 'dump.log'  (added by the call; criu_local_set_log_file)",
+        "  notify_scripts = True  (added by the call; wire field)",
+        f"  lazy_pages = False  (lazy_pages; {lazy_setter()})",
+        "as a command line:",
+        "  criu dump --tree=4242 '--images-dir=ck pt' --leave-running",
+        "not sayable there:",
+        "  lazy_pages=False: only True can be said; leave it unset",
+        f"{tmp_path}/global.conf (every CRIU on this system):",
+        "  tcp_close=True: applies: the request does not set it",
+    ]
+
+
+def newest_loaded() -> str:
+    """The release of the libcriu of this process."""
+    return explain(CriuOpts(), "dump", 1, via=Untouchable()).libcriu
+
+
+def lazy_setter() -> str:
+    """How this libcriu is told of lazy pages."""
+    name = "criu_local_set_lazy_pages"
+    return name if lib.has(name) else "wire field"
