@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from . import lib
 from ._exchange import Notification
 from ._ffi import ffi
@@ -61,6 +63,9 @@ from .verbs import (
     version,
 )
 
+if TYPE_CHECKING:
+    from ._explain import Explanation, explain
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -75,6 +80,7 @@ __all__ = [
     "DumpItersResult",
     "DumpResult",
     "DumpStatistics",
+    "Explanation",
     "ExtMount",
     "Features",
     "ImageIOMode",
@@ -114,6 +120,7 @@ __all__ = [
     "cpuinfo_dump",
     "dump",
     "dump_iters",
+    "explain",
     "feature_check",
     "ffi",
     "lib",
@@ -125,3 +132,12 @@ __all__ = [
     "restore_child",
     "version",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: they bring all the other forms of options along.
+    if name in ("Explanation", "explain"):
+        from . import _explain
+
+        return getattr(_explain, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -94,7 +94,8 @@ def wait_until_gone(
 ) -> bool:
     """Wait until no process has any of these pids; False if one stays.
 
-    ``is_hurried`` is asked whether to wait no longer. A zombie child of ours is not waited for: only the caller can reap it.
+    ``is_hurried`` is asked whether to wait no longer. A zombie child of ours is not waited for:
+    only the caller can reap it.
     """
     until = time.monotonic() + seconds
     pause = 0.0005

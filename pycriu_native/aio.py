@@ -35,7 +35,7 @@ async def dump(
     """:func:`pycriu_native.dump`, awaited."""
     request = await asyncio.to_thread(verbs.dump_request, pid, opts, via, on_notify, deadline)
     outcome = await _drive(request)
-    return await asyncio.to_thread(verbs.dump_result, request, outcome)
+    return verbs.dump_result(request, outcome)
 
 
 async def pre_dump(

@@ -111,3 +111,15 @@ def test_what_a_hook_raises_undoes_the_restore(spawn: Spawn, images: Path) -> No
     eventually(lambda: not state(target.pid), "the system's reaper")
     restore(opts)
     assert target.runs_on()
+
+
+def test_a_coroutine_function_is_no_hook(spawn: Spawn, images: Path) -> None:
+    """Nobody would await it: the dump is undone, and the error says where such a hook belongs."""
+    target = spawn()
+
+    async def hook(notification: Notification) -> None:
+        raise AssertionError("never awaited")
+
+    with pytest.raises(TypeError, match=r"needs pycriu_native\.aio"):
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=hook)
+    assert target.runs_on()

@@ -1,0 +1,653 @@
+"""What a user learns from a dump that fails: the cause in plain words, and what cures it.
+
+Each case below is a real failure. The error must be of the right class, name the cause and the
+cure, and list the best option first; then the cure is applied, and the same call succeeds. On
+the way:
+
+* the process runs on after the failed dump,
+* the choice is the same with CRIU's longest log, in which many lines only look like errors,
+* nothing is printed.
+
+The words are those of ``failures.json``: ``tests/wire/test_failures.py`` looks at the table, and
+``test_restore_failures.py`` does for restores what is done for dumps here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import socket
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DumpResult,
+    ImagesError,
+    NoSuchProcessError,
+    OptionError,
+    PermissionDeniedError,
+    ProgramError,
+    Worker,
+    WorkerDiedError,
+    dump,
+    restore,
+)
+from pycriu_native._log import diagnose, error_lines
+from pycriu_native.enums import Verb
+
+from .conftest import Spawn
+from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, older, told, wrapped
+from .mounts import make_read_only, tmpfs
+from .processes import PATIENCE, TARGET, Target, eventually, kill, reap_all, state
+
+PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
+
+dump_fails = Collection()
+
+# ---- sockets ----
+
+OPENS = """
+    import ctypes, os, socket, struct
+    libc = ctypes.CDLL(None, use_errno=True)
+    def syscall(*arguments):
+        result = libc.syscall(*arguments)
+        if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+    thing = {thing}
+"""
+CLOSES = """
+    def close():
+        global thing
+        if isinstance(thing, int): os.close(thing)
+        else: thing.close()
+        thing = None
+    serve(close=close)
+"""
+
+
+@functools.cache
+def why_not(thing: str) -> str:
+    """Why this machine does not let anybody open this, or nothing."""
+    program = textwrap.dedent(OPENS.format(thing=thing))
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if told.returncode == 0:
+        return ""
+    reason = told.stderr.splitlines()[-1]
+    assert "Error: [Errno" in reason, told.stderr
+    return reason
+
+
+def has_open(at: Site, thing: str) -> Target:
+    """A process that has this open; the cure is to have it closed."""
+    if reason := why_not(thing):
+        pytest.skip(f"{thing}: {reason}")
+    target = at.spawn(OPENS.format(thing=thing) + CLOSES)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("TCP connection is open", "tcp_established=True", "tcp_established", "tcp_close")
+def tcp_connection(at: Site) -> Target:
+    at.cure = {"tcp_established": True}
+    return at.spawn(CONNECTED)
+
+
+@dump_fails("not yet accepted", "tcp_skip_in_flight=True", "tcp_skip_in_flight")
+def tcp_not_accepted(at: Site) -> Target:
+    target = at.spawn(LISTENS)
+    at.held.enter_context(socket.create_connection(("127.0.0.1", target.ask("port"))))
+    at.cure = {"tcp_skip_in_flight": True}
+    return target
+
+
+@dump_fails("262 is MPTCP", "GODEBUG=multipathtcp=0")
+def mptcp_socket(at: Site) -> Target:
+    return has_open(at, "socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)")
+
+
+@dump_fails("40 is AF_VSOCK", "have the program close it")
+def vsock_socket(at: Site) -> Target:
+    return has_open(at, "socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)")
+
+
+@dump_fails(
+    "connected to a process outside", "external_unix_connections=True", "external_unix_connections"
+)
+def unix_datagrams_to_outside(at: Site) -> Target:
+    log = at.held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    log.bind(str(at.directory / "log"))
+    at.cure = {"external_unix_connections": True}
+    return at.spawn(f"""
+        import socket
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        client.connect({str(at.directory / "log")!r})
+        serve()
+    """)
+
+
+@dump_fails("half of the connection is missing", 'external="unix[ino]"', "external", "inherit_fds")
+def unix_half_of_a_stream(at: Site) -> Target:
+    ours, theirs = socket.socketpair()
+    at.held.enter_context(ours)
+    inode = os.fstat(theirs.fileno()).st_ino
+    with theirs:
+        target = at.spawn(stdin=theirs.fileno())
+    at.options["external_unix_connections"] = True
+    at.cure = {"external": [f"unix[{inode}]"]}
+    return target
+
+
+@dump_fails("that has no name", "have the other end bound to a name")
+def unix_datagrams_to_nobody(at: Site) -> Target:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    at.held.enter_context(ours)
+    with theirs:
+        target = at.spawn(
+            "import os\nserve(close=lambda: os.dup2(os.open(os.devnull, os.O_RDWR), 0))",
+            stdin=theirs.fileno(),
+        )
+    at.options["external_unix_connections"] = True
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+# ---- files and other things that are open ----
+
+
+@dump_fails("holds file locks", "file_locks=True on dump and restore", "file_locks")
+def file_lock(at: Site) -> Target:
+    at.cure = {"file_locks": True}
+    return at.spawn('import fcntl\nf = open(HERE / "f", "w")\nfcntl.flock(f, 2)\nserve()')
+
+
+DELETED = """
+    import os
+    file = open(HERE / "file", "wb", buffering=0)
+    file.write(bytes(2 << 20))
+    {more}
+    os.unlink(HERE / "file")
+    serve()
+"""
+
+
+@dump_fails("larger than ghost_limit", "above its size in bytes", "ghost_limit", "link_remap")
+def large_deleted_file(at: Site) -> Target:
+    at.cure = {"ghost_limit": 4 << 20}
+    return at.spawn(DELETED.format(more=""))
+
+
+@dump_fails("but has other names", "link_remap=True", "link_remap")
+def deleted_file_with_another_name(at: Site) -> Target:
+    at.cure = {"link_remap": True}
+    return at.spawn(DELETED.format(more='os.link(HERE / "file", HERE / "other")'))
+
+
+@dump_fails("no mount of its mount namespace", "close it", "external", "inherit_fds")
+def file_from_outside_of_the_mount_namespace(at: Site) -> Target:
+    """``unshare --mount`` copies all mounts, but what was open stays on the old ones."""
+    return at.spawn(prefix=["unshare", "--mount"])
+
+
+@dump_fails("no mount of its mount namespace", "unmounted", "external")
+def file_on_something_unmounted(at: Site) -> Target:
+    target = at.spawn("""
+        import os, subprocess
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3): os.dup2(null, number)
+        os.close(null)
+        (HERE / "place").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
+        file = open(HERE / "place/file", "w")
+        subprocess.run(["umount", "--lazy", HERE / "place"], check=True)
+        serve(close=file.close)
+    """, prefix=["unshare", "--mount"])  # fmt: skip
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+RING = "syscall(425, 4, ctypes.create_string_buffer(120))"
+
+
+@dump_fails("uses io_uring", "UV_USE_IO_URING=0")
+def io_uring(at: Site) -> Target:
+    return has_open(at, RING)
+
+
+@dump_fails("uses io_uring", "kernel.io_uring_disabled=2")
+def io_uring_that_is_mapped(at: Site) -> Target:
+    """CRIU looks at mappings before descriptors, and prints a consequence with an option."""
+    if reason := why_not(RING):
+        pytest.skip(f"io_uring: {reason}")
+    target = at.spawn("""
+        import ctypes, mmap, os
+        ring = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120))
+        assert ring >= 0
+        memory = mmap.mmap(ring, 4096)
+        def close():
+            memory.close()
+            os.close(ring)
+        serve(close=close)
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("object of the kernel", "no option saves it")
+def userfaultfd(at: Site) -> Target:
+    return has_open(at, "syscall(323, 1)")
+
+
+@dump_fails("object of the kernel", "close it before the dump")
+def perf_event(at: Site) -> Target:
+    return has_open(at, "syscall(298, struct.pack('IIQ', 1, 112, 0) + bytes(96), 0, -1, -1, 0)")
+
+
+@dump_fails("has a device open", "have the program close it")
+def device(at: Site) -> Target:
+    """One that there is on every Linux, and that keeps state in the kernel."""
+    with contextlib.suppress(FileExistsError):
+        os.mknod(at.directory / "device", stat.S_IFCHR | 0o600, os.makedev(10, 237))
+    return has_open(at, f"os.open({str(at.directory / 'device')!r}, os.O_RDONLY)")
+
+
+@dump_fails("pidfd of a process outside", "dump a tree that has both")
+def pidfd_of_a_process_outside(at: Site) -> Target:
+    return has_open(at, "os.pidfd_open(os.getppid())")
+
+
+@dump_fails("System V shared memory of the host", "ipc namespace of its own")
+def sysv_shared_memory(at: Site) -> Target:
+    target = at.spawn("""
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.shmat.restype = ctypes.c_void_p
+        libc.shmdt.argtypes = [ctypes.c_void_p]
+        number = libc.shmget(0, 4096, 0o1600)
+        address = libc.shmat(number, None, 0)
+        libc.shmctl(number, 0, None)
+        serve(close=lambda: libc.shmdt(address))
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+# ---- terminals and sessions ----
+
+
+@dump_fails("started from a shell", "shell_job=True", "shell_job")
+def started_from_a_shell(at: Site) -> Target:
+    at.cure = {"shell_job": True}
+    return at.spawn(start_new_session=False)
+
+
+@dump_fails("outside the dumped tree", "shell_job=True", "shell_job", "orphan_pts_master")
+def terminal_that_is_held_outside(at: Site) -> Target:
+    master, slave = os.openpty()
+    at.held.callback(os.close, master)
+    try:
+        target = at.spawn(stdin=slave)
+    finally:
+        os.close(slave)
+    at.cure = {"shell_job": True}
+    return target
+
+
+SHELL = """
+import fcntl, subprocess, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+subprocess.run(sys.argv[1:])
+"""
+
+
+@dump_fails("session outside of the dumped tree", "shell_job=True", "shell_job")
+def terminal_of_a_shell(at: Site) -> Target:
+    """A job of a shell: the terminal is the shell's session's."""
+    job = at.directory / "job"
+    job.mkdir()
+    (job / "scenario.py").write_text("serve()")
+    master, slave = os.openpty()
+    at.held.callback(os.close, master)
+    words = [sys.executable, "-c", SHELL, sys.executable, str(TARGET), str(job)]
+    nothing = subprocess.DEVNULL
+    shell = subprocess.Popen(
+        words, stdin=slave, stdout=nothing, stderr=nothing, start_new_session=True
+    )
+    os.close(slave)
+    at.held.callback(shell.wait, PATIENCE)
+    at.held.callback(kill, shell.pid)
+    eventually((job / "ready").exists, "the job's start")
+    pid = int((job / "ready").read_text())
+    at.held.callback(kill, pid)
+    at.cure = {"shell_job": True}
+    return Target(pid, job, shell)
+
+
+# ---- processes that cannot be stopped, or are none ----
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def traced(pid: int) -> Iterator[Callable[[], None]]:
+    """Be a debugger of this process; yields what lets it go."""
+
+    def trace(request: int) -> None:
+        if libc.ptrace(request, pid, None, None):
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    def let_go() -> None:
+        trace(PTRACE_INTERRUPT)
+        os.waitpid(pid, 0x40000000)  # __WALL: it need not be our child
+        trace(PTRACE_DETACH)
+
+    trace(PTRACE_SEIZE)
+    yield let_go
+    with contextlib.suppress(OSError):
+        let_go()
+
+
+@dump_fails("is traced by process", "end that debugger", error=PermissionDeniedError)
+def process_that_is_traced(at: Site) -> Target:
+    target = at.spawn()
+    at.cure = at.held.enter_context(traced(target.pid))
+    return target
+
+
+@dump_fails("is traced by process", "end that debugger", error=PermissionDeniedError)
+def child_that_is_traced(at: Site) -> Target:
+    target = at.spawn("""
+        import os, time
+        child = os.fork()
+        while not child: time.sleep(0.01)
+        serve(child=lambda: child)
+    """)
+    at.cure = at.held.enter_context(traced(target.ask("child")))
+    return target
+
+
+@dump_fails("there is no process", "look at the pid", error=NoSuchProcessError)
+def process_that_is_gone(at: Site) -> int:
+    at.survives = False
+    return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+
+
+@dump_fails("zombie: there is nothing to dump", "reap it", error=NoSuchProcessError)
+def zombie(at: Site) -> int:
+    child = subprocess.Popen(["true"])
+    at.held.callback(child.wait)
+    eventually(lambda: state(child.pid) == "Z", "the end of the child")
+    at.survives = False
+    return child.pid
+
+
+@dump_fails("the main thread of process", "have the main thread wait")
+def main_thread_that_ended(at: Site) -> Target:
+    return at.spawn("""
+        import ctypes, threading
+        threading.Thread(target=serve).start()
+        while not (HERE / "ready").exists(): pass
+        ctypes.CDLL(None).syscall(60, 0)
+    """)
+
+
+@dump_fails("is the number of a thread of process", "dump pid", error=WorkerDiedError)
+def number_of_a_thread(at: Site) -> int:
+    target = at.spawn("""
+        import threading
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        serve()
+    """)
+    at.survives = False
+    return max(map(int, os.listdir(f"/proc/{target.pid}/task")))
+
+
+@dump_fails("is a thread of the kernel", "look at the pid", error=PermissionDeniedError)
+def thread_of_the_kernel(at: Site) -> int:
+    if Path("/proc/2/comm").read_text() != "kthreadd\n":
+        pytest.skip("the kernel's threads are not in this pid namespace")
+    at.survives = False
+    return 2
+
+
+@dump_fails("belongs to another user", "CAP_SYS_RESOURCE", error=PermissionDeniedError)
+def process_of_another_user(at: Site) -> Target:
+    effective = int(Path("/proc/self/status").read_text().split("CapEff:\t")[1].split()[0], 16)
+    if effective >> 24 & 1:
+        pytest.skip("we have CAP_SYS_RESOURCE")
+    return at.spawn("""
+        import os, time
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.setuid(1000)
+            os.close(writer)
+            while True: time.sleep(0.01)
+        os.close(writer)
+        os.read(reader, 1)
+        serve()
+    """)
+
+
+NESTED = """
+    import ctypes, os, time
+    if os.fork() == 0:
+        assert ctypes.CDLL(None).unshare({flag}) == 0
+        print(file=open(HERE / "nested", "w"))
+        while True: time.sleep(0.01)
+    while not (HERE / "nested").exists(): time.sleep(0.01)
+    serve()
+"""
+
+
+@dump_fails("a namespace of its own that its parent has not", "dump the inner container alone")
+def nested_namespace(at: Site) -> Target:
+    return at.spawn(NESTED.format(flag="0x04000000"))  # uts
+
+
+@dump_fails("is not its first one", "first process", "external")
+def process_inside_of_a_pid_namespace(at: Site) -> Target:
+    target = at.spawn(
+        prefix=["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", '"$@" & wait', "sh"],
+    )
+    for _ in range(2):
+        [pid] = Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split()
+        target.pid = int(pid)
+    return target
+
+
+# ---- options, programs, directories ----
+
+
+@dump_fails("freeze_cgroup is not a freezer", "full path", "freeze_cgroup")
+def freeze_cgroup_that_is_none(at: Site) -> Target:
+    at.options["freeze_cgroup"] = "/tmp"
+    at.cure = {"freeze_cgroup": None}
+    return at.spawn()
+
+
+@dump_fails("cannot be reached", "start it before the dump", "page_server")
+def page_server_that_is_not_there(at: Site) -> Target:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        at.options["page_server"] = server.getsockname()  # nobody listens there any more
+    at.cure = {"page_server": None}
+    return at.spawn()
+
+
+@dump_fails("cannot be reached", "page_server", "page_server", error=WorkerDiedError)
+def page_server_without_an_address(at: Site) -> Target:
+    """CRIU aborts itself; what it had said is told all the same."""
+    at.options["page_server"] = ("nowhere.invalid", 1)
+    at.cure = {"page_server": None}
+    return at.spawn()
+
+
+@dump_fails("has an option that this CRIU does not know", "config_file", "config_file")
+def configuration_file_with_an_unknown_option(at: Site) -> Target:
+    at.options["config_file"] = at.directory / "criu.conf"
+    (at.directory / "criu.conf").write_text("make-coffee\n")
+    at.cure = {"config_file": None}
+    return at.spawn()
+
+
+@dump_fails("narrow form", '"strategy"', "cg_props", "cg_props_file")
+def cgroup_properties_that_are_nonsense(at: Site) -> Target:
+    at.options["cg_props"] = "nonsense"
+    at.cure = {"cg_props": None}
+    return at.spawn()
+
+
+@dump_fails("names a security module", "leave lsm_profile unset", "lsm_profile")
+def security_module_that_is_not_there(at: Site) -> Target:
+    modules = Path("/sys/kernel/security/lsm")
+    running = modules.read_text() if modules.exists() else ""
+    name = next(name for name in ("selinux", "apparmor") if name not in running)
+    at.options["lsm_profile"] = f"{name}:x"
+    at.cure = {"lsm_profile": None}
+    return at.spawn()
+
+
+@dump_fails("cannot be written", "that CRIU can write to", "images_directory", error=ImagesError)
+def directory_that_is_read_only(at: Site) -> Target:
+    place = at.held.enter_context(tmpfs(at.directory / "place"))
+    make_read_only(place)
+    at.options["images_directory"] = place
+    at.cure = {"images_directory": at.images}
+    return at.spawn()
+
+
+@dump_fails("is full", "make room", "images_directory", "page_server", error=ImagesError)
+def directory_that_is_full(at: Site) -> Target:
+    at.options["images_directory"] = at.held.enter_context(tmpfs(at.directory / "place", "1m"))
+    at.cure = {"images_directory": at.images}
+    return at.spawn("memory = bytes(range(256)) * 20000\nserve()")
+
+
+@dump_fails("neither CAP_SYS_ADMIN nor", "run as root", "unprivileged", error=PermissionDeniedError)
+def worker_without_capabilities(at: Site) -> Target:
+    at.via = wrapped(at, "setpriv", "--bounding-set=-sys_admin,-checkpoint_restore")
+    at.cure = lambda: setattr(at, "via", Worker())
+    return at.spawn()
+
+
+@dump_fails("lacks CAP_SYS_PTRACE", "the same capabilities", error=PermissionDeniedError)
+def worker_that_may_not_look_at_us(at: Site) -> Target:
+    at.via = wrapped(at, "setpriv", "--bounding-set=-sys_ptrace")
+    at.cure = lambda: setattr(at, "via", Worker())
+    return at.spawn()
+
+
+@dump_fails("cannot lock the network", 'network_lock="nftables"', "network_lock")
+def network_that_cannot_be_locked(at: Site) -> Target:
+    """Without a PATH there is neither ``sh`` nor ``iptables-restore``."""
+    at.options |= {"tcp_established": True, "network_lock": "iptables"}
+    at.via = Worker(env={"PATH": str(at.directory)})
+    at.cure = {"network_lock": "nftables"}
+    return at.spawn(CONNECTED)
+
+
+@dump_fails("too old for this kernel", "install a newer CRIU", error=ProgramError)
+def program_too_old_to_start(at: Site) -> Target:
+    at.via = older(at, "3.17")
+    return at.spawn()
+
+
+@dump_fails("too old for this kernel", "install CRIU 4.2 or later", error=ProgramError)
+def program_too_old_for_sockets(at: Site) -> Target:
+    at.via = older(at, "4.1")
+    return at.spawn(LISTENS)
+
+
+# ---- the tests ----
+
+
+@pytest.fixture
+def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
+    """A place for a case; what it holds is given back before its processes end."""
+    with ExitStack() as held:
+        yield Site(spawn, tmp_path, images, held)
+
+
+@pytest.mark.parametrize("log_level", [None, 4], ids=["", "long log"])
+@pytest.mark.parametrize("case", dump_fails, ids=ids)
+def test_a_dump_that_fails(
+    case: Case, log_level: int | None, site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error names cause and cure, the process runs on, and after the cure the dump works."""
+    target = case.build(site)
+    site.options["log_level"] = log_level
+    pid = target if isinstance(target, int) else target.pid
+    capfd.readouterr()
+    with pytest.raises(CriuError) as caught:
+        dump(pid, site.opts, via=site.via)
+    assert capfd.readouterr() == ("", "")
+    told(case, caught.value)
+    assert caught.value.verb == "dump"
+    assert caught.value.pid == pid
+
+    if isinstance(target, int) or not site.survives:
+        return
+    assert target.runs_on()
+    if site.cure is not None:
+        site.apply_cure()
+        site.options["leave_running"] = True
+        assert isinstance(dump(pid, site.opts, via=site.via), DumpResult)
+        assert target.runs_on()
+
+
+FINE: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("serve()", {}),
+    "tcp": (CONNECTED, {"tcp_established": True}),
+    "lock": (
+        'import fcntl\nf = open(HERE / "f", "w")\nfcntl.flock(f, 2)\nserve()',
+        {"file_locks": True},
+    ),
+    "zombie": ("import os\nif os.fork() == 0: os._exit(0)\nserve()", {}),
+    "threads": (
+        "import threading\nthreading.Thread(target=serve).start()\nthreading.Event().wait()",
+        {},
+    ),
+    "deleted": (DELETED.format(more=""), {"ghost_limit": 4 << 20}),
+}
+"""What can be dumped and restored: scenarios and options."""
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
+    """No line of a run that succeeded, at the highest log level, is taken for an error."""
+    scenario, options = FINE[name]
+    target = site.spawn(scenario)
+    opts = CriuOpts(images_directory=site.images, log_level=4, **options)
+    logs = {Verb.DUMP: dump(target.pid, opts).log}
+    reap_all()
+    logs[Verb.RESTORE] = restore(opts.only_for("restore")).log
+    for verb, log in logs.items():
+        assert log is not None
+        text = Path(log).read_text(errors="replace")
+        assert text.count("\n") > 100
+        assert "Error (" in text or "Can't" in text or "Warn " in text
+        lines = error_lines(text, target.pid)
+        assert lines == []
+        assert diagnose(lines, verb).cause is None
+
+
+@pytest.mark.parametrize("name", ["images_directory", "work_directory"])
+def test_a_descriptor_that_is_no_directory(site: Site, name: str) -> None:
+    """CRIU would say so in its own words; here it is refused before anything is touched."""
+    target = site.spawn()
+    with open(site.directory / "file", "w") as file:
+        site.options[name] = file
+        with pytest.raises(OptionError, match=f"{name}=.*an open directory is accepted") as caught:
+            dump(target.pid, site.opts)
+    assert caught.value.options == (name,)
+    assert target.runs_on()

@@ -1,0 +1,398 @@
+"""What a user learns from a restore that fails: the cause in plain words, and what cures it.
+
+As in ``test_failures.py``: each case is a real failure; the error names the cause and the cure,
+and with the cure the same restore succeeds. Before that, no process is left of the failed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DeadlineError,
+    ImagesError,
+    PidInUseError,
+    ProgramError,
+    Version,
+    dump,
+    restore,
+    version,
+)
+
+from .conftest import Spawn
+from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, older, told
+from .mounts import make_read_only, tmpfs
+from .processes import PATIENCE, TARGET, Target, eventually, kill, state
+
+restore_fails = Collection()
+
+# ---- pids ----
+
+
+@restore_fails("is taken by a running process", "end the process", error=PidInUseError)
+def pid_of_a_running_process(at: Site) -> Target:
+    target = at.spawn()
+    dump(target.pid, CriuOpts(images_directory=at.images, leave_running=True))
+    at.cure = target.end
+    at.survives = True
+    return target
+
+
+@restore_fails("is a zombie child of this process", "os.waitpid(", error=PidInUseError)
+def pid_of_a_zombie_of_ours(at: Site) -> Target:
+    target = at.spawn()
+    dump(target.pid, at.opts)
+    at.cure = target.reap
+    return target
+
+
+PARENT = """
+import os, subprocess, sys, time
+job = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, start_new_session=True)
+while not os.path.exists(sys.argv[1]): time.sleep(0.01)
+job.wait()
+"""
+
+
+@restore_fails("is a zombie that its parent", "reap it, or end pid", error=PidInUseError)
+def pid_of_a_zombie_of_others(at: Site) -> Target:
+    job, asked = at.directory / "job", at.directory / "reap"
+    job.mkdir()
+    (job / "scenario.py").write_text("serve()")
+    words = [sys.executable, "-c", PARENT, str(asked), sys.executable, str(TARGET), str(job)]
+    nothing = subprocess.DEVNULL
+    parent = subprocess.Popen(words, stdin=nothing, stdout=nothing, stderr=nothing)
+    at.held.callback(parent.wait, PATIENCE)
+    at.held.callback(kill, parent.pid)
+    eventually((job / "ready").exists, "the job's start")
+    pid = int((job / "ready").read_text())
+    target = Target(pid, job, parent)
+    at.held.callback(kill, pid)
+    dump(pid, at.opts)
+    assert state(pid) == "Z"
+
+    def have_it_reaped() -> None:
+        asked.touch()
+        parent.wait(PATIENCE)
+
+    at.cure = have_it_reaped
+    return target
+
+
+@restore_fails("the leader of their session", "shell_job=True", "shell_job", error=PidInUseError)
+def pid_of_the_shell(at: Site) -> Target:
+    target = at.spawn(start_new_session=False)
+    dump(target.pid, CriuOpts(images_directory=at.images, shell_job=True))
+    target.reap()
+    at.cure = {"shell_job": True}
+    return target
+
+
+# ---- images ----
+
+
+def spoilt(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
+    """A dump some of whose images are changed; the cure is to have them as they were."""
+    target = at.dumped()
+    saved = at.directory / "saved"
+    shutil.copytree(at.images, saved)
+    found = list(at.images.glob(pattern))
+    assert found
+    for image in found:
+        change(image)
+    at.cure = {"images_directory": saved}
+    return target
+
+
+def cut(image: Path) -> None:
+    """Leave what a copy that broke off leaves."""
+    os.truncate(image, 20)
+
+
+@restore_fails("holds no images", "that was complete", "images_directory", error=ImagesError)
+def images_that_are_not_there(at: Site) -> Target:
+    return spoilt(at, "*.img", Path.unlink)
+
+
+@restore_fails("or not all of them", "that was complete", "images_directory", error=ImagesError)
+def images_of_a_task_missing(at: Site) -> Target:
+    return spoilt(at, "core-*.img", Path.unlink)
+
+
+@restore_fails("or not all of them", "that was complete", "images_directory", error=ImagesError)
+def images_of_namespaces_missing(at: Site) -> Target:
+    return spoilt(at, "ids-*.img", Path.unlink)
+
+
+@restore_fails("shorter than it was made", "copy the images", "images_directory", error=ImagesError)
+def images_cut_short(at: Site) -> Target:
+    return spoilt(at, "pstree.img", cut)
+
+
+@restore_fails("shorter than it was made", "copy the images", "images_directory", error=ImagesError)
+def images_that_are_empty(at: Site) -> Target:
+    return spoilt(at, "inventory.img", lambda image: os.truncate(image, 0))
+
+
+@restore_fails("damaged", "as it was made", "images_directory", error=ImagesError)
+def images_that_are_garbage(at: Site) -> Target:
+    return spoilt(at, "inventory.img", lambda image: image.write_bytes(b"garbage " * 20))
+
+
+@restore_fails("damaged", "as it was made", "images_directory", error=ImagesError)
+def images_of_memory_that_are_garbage(at: Site) -> Target:
+    return spoilt(at, "mm-*.img", lambda image: image.write_bytes(b"garbage " * 20))
+
+
+@restore_fails("contents of memory", "that is whole", "images_directory", error=ImagesError)
+def images_of_pages_missing(at: Site) -> Target:
+    return spoilt(at, "pages-*.img", Path.unlink)
+
+
+@restore_fails("crashed", "that was complete", "images_directory", error=ImagesError)
+def images_of_files_missing(at: Site) -> Target:
+    """CRIU takes them for a tree without files, and crashes."""
+    return spoilt(at, "files.img", Path.unlink)
+
+
+@restore_fails("cannot be written", "that CRIU can write to", "images_directory", error=ImagesError)
+def images_on_a_read_only_disk(at: Site) -> Target:
+    at.images = at.held.enter_context(tmpfs(at.directory / "place"))
+    at.options["images_directory"] = at.images
+    target = at.dumped()
+    make_read_only(at.images)
+    writable = at.directory / "work"
+    writable.mkdir()
+    at.cure = {"work_directory": writable}
+    return target
+
+
+# ---- files ----
+
+WRITES = """
+    file = open(HERE / "file", "w")
+    file.write("as it was")
+    file.flush()
+    serve()
+"""
+
+
+@restore_fails("not as long as it was", "bring back the file", "root")
+def file_that_grew(at: Site) -> Target:
+    target = at.dumped(WRITES)
+    with open(target.directory / "file", "a") as file:
+        file.write(", and more")
+    at.cure = lambda: os.truncate(target.directory / "file", len("as it was"))
+    return target
+
+
+@restore_fails("is not there", "put it back", "root", "inherit_fds")
+def file_that_is_gone(at: Site) -> Target:
+    target = at.dumped(WRITES)
+    path = target.directory / "file"
+    saved = path.rename(target.directory / "saved")
+    at.cure = lambda: saved.rename(path)
+    return target
+
+
+@restore_fails("permissions of a file changed", "skip_file_rwx_check=True", "skip_file_rwx_check")
+def file_with_other_permissions(at: Site) -> Target:
+    target = at.dumped(WRITES)
+    (target.directory / "file").chmod(0o400)
+    at.cure = {"skip_file_rwx_check": True}
+    return target
+
+
+@restore_fails("is not there", "put it back", "root")
+def directory_that_is_gone(at: Site) -> Target:
+    target = at.dumped('import os\n(HERE / "d").mkdir()\nos.chdir(HERE / "d")\nserve()')
+    (target.directory / "d").rmdir()
+    at.cure = (target.directory / "d").mkdir
+    return target
+
+
+NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
+"""How the note with the build id of an ELF file starts."""
+
+
+@restore_fails("not the build that it was", "install that build", "config_file")
+def library_of_another_build(at: Site) -> Target:
+    library = shutil.which("true")
+    target = at.dumped(f"""
+        import mmap, shutil
+        shutil.copy({library!r}, HERE / "library")
+        with open(HERE / "library", "rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC)
+        serve()
+    """)
+    path = target.directory / "library"
+    old = path.read_bytes()
+    start = old.index(NOTE) + len(NOTE)
+    path.write_bytes(old[:start] + b"another build" + old[start + len(b"another build") :])
+    at.cure = lambda: path.write_bytes(old)
+    return target
+
+
+# ---- sockets, namespaces, options ----
+
+
+@restore_fails("hold an open TCP connection", "on restore too", "tcp_established", "tcp_close")
+def tcp_without_a_word(at: Site) -> Target:
+    at.cure = {"tcp_established": True}
+    return at.dumped(CONNECTED, tcp_established=True)
+
+
+@restore_fails("told to drop TCP connections", "tcp_close=True on restore", "tcp_close")
+def tcp_close_on_dump_only(at: Site) -> Target:
+    at.cure = {"tcp_close": True}
+    return at.dumped(CONNECTED, tcp_close=True)
+
+
+@restore_fails("address or port of a socket", "end the program that has the port", "tcp_close")
+def port_that_is_taken(at: Site) -> Target:
+    target = at.spawn(LISTENS)
+    address = ("127.0.0.1", target.ask("port"))
+    dump(target.pid, at.opts)
+    target.reap()
+    other = at.held.enter_context(socket.create_server(address))
+    at.cure = other.close
+    return target
+
+
+@restore_fails("path of a unix socket", "remove what is there")
+def path_of_a_socket_that_is_taken(at: Site) -> Target:
+    target = at.dumped("""
+        import socket
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(HERE / "socket"))
+        server.listen()
+        serve()
+    """)
+    path = target.directory / "socket"
+    path.unlink()
+    path.mkdir()
+    at.cure = path.rmdir
+    return target
+
+
+@restore_fails("connected to one outside", "inherit_fds=", "external_unix_connections")
+def unix_connection_that_is_not_given(at: Site) -> Target:
+    ours, theirs = socket.socketpair()
+    inode = os.fstat(theirs.fileno()).st_ino
+    with ours, theirs:
+        target = at.spawn(stdin=theirs.fileno())
+        dump(target.pid, CriuOpts(images_directory=at.images, external=[f"unix[{inode}]"]))
+        target.reap()
+    new, end = socket.socketpair()
+    at.held.enter_context(new)
+    at.held.enter_context(end)
+    at.cure = {"inherit_fds": [(end.fileno(), f"socket:[{inode}]")]}
+    return target
+
+
+@restore_fails("dumped as external", "inherit_fds=[(fd, KEY)]", "inherit_fds", "external")
+def network_namespace_that_is_not_given(at: Site) -> Target:
+    target = at.spawn(prefix=["unshare", "--net"])
+    path = f"/proc/{target.pid}/ns/net"
+    at.options["external"] = [f"net[{os.stat(path).st_ino}]:blue"]
+    namespace = os.open(path, os.O_RDONLY)
+    at.held.callback(os.close, namespace)
+    dump(target.pid, at.opts)
+    target.reap()
+    at.cure = {"inherit_fds": [(namespace, "blue")]}
+    return target
+
+
+@restore_fails("cannot be joined", "join_ns=[(kind, file)]", "join_ns")
+def namespace_of_another_kind(at: Site) -> Target:
+    at.options["join_ns"] = ["uts:/proc/self/ns/net"]
+    target = at.dumped()
+    at.cure = {"join_ns": ["uts:/proc/self/ns/uts"]}
+    return target
+
+
+@restore_fails("no lazy-pages daemon", "start the daemon", "lazy_pages", "work_directory")
+def lazy_pages_without_a_daemon(at: Site) -> Target:
+    at.options["lazy_pages"] = True
+    at.cure = {"lazy_pages": None}
+    return at.dumped()
+
+
+@restore_fails("too old for the kernel", "the CRIU that made the images", error=ProgramError)
+def program_too_old_for_the_images(at: Site) -> Target:
+    target = at.dumped()
+    at.via = older(at, "4.1")
+    return target
+
+
+# ---- the tests ----
+
+
+@pytest.fixture
+def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
+    """A place for a case; what it holds is given back before its processes end."""
+    with ExitStack() as held:
+        yield Site(spawn, tmp_path, images, held)
+
+
+def reaped(target: Target) -> bool:
+    """Whether the pid is free; what a failed restore made became our child."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(target.pid, os.WNOHANG)
+    return not state(target.pid)
+
+
+@pytest.mark.parametrize("log_level", [None, 4], ids=["", "long log"])
+@pytest.mark.parametrize("case", restore_fails, ids=ids)
+def test_a_restore_that_fails(
+    case: Case, log_level: int | None, site: Site, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The error names cause and cure, no process is left, and after the cure the restore works."""
+    target = case.build(site)
+    assert isinstance(target, Target)
+    site.options["log_level"] = log_level
+    was = state(target.pid)
+    capfd.readouterr()
+    with pytest.raises(CriuError) as caught:
+        restore(site.opts, via=site.via)
+    assert capfd.readouterr() == ("", "")
+    told(case, caught.value)
+    assert caught.value.verb == "restore"
+    assert caught.value.pid is None
+
+    if not was:
+        eventually(lambda: reaped(target), "the end of what was being restored")
+    assert site.cure is not None
+    site.apply_cure()
+    assert restore(site.opts, via=site.via).pid == target.pid
+    site.held.callback(kill, target.pid)
+    assert target.runs_on()
+
+
+def test_pages_cut_short(site: Site) -> None:
+    """CRIU up to 4.2 waits for the missing memory for ever: a deadline ends that, and all of it.
+
+    4.3 says what is wrong.
+    """
+    target = site.dumped()
+    for pages in site.images.glob("pages-*.img"):
+        os.truncate(pages, 100)
+    if version() < Version.parse("4.3"):
+        with pytest.raises(DeadlineError):
+            restore(site.opts, deadline=1.0)
+    else:
+        with pytest.raises(ImagesError, match="shorter than it was made"):
+            restore(site.opts, deadline=PATIENCE)
+    eventually(lambda: reaped(target), "the end of what was being restored")

@@ -1,0 +1,161 @@
+"""Errors are data: all that they know survives pickling and copying, and ``str`` is the message.
+
+A job that fails in another process, or on another machine, raises here what was raised there.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+import pycriu_native
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DeadlineError,
+    ImagesError,
+    NoSuchProcessError,
+    OptionError,
+    PermissionDeniedError,
+    PidInUseError,
+    Problem,
+    ProgramError,
+    ProgramNotFoundError,
+    ProtocolError,
+    UnsupportedError,
+    WorkerDiedError,
+    errors,
+    restore,
+)
+
+BUILTINS: dict[type[CriuError], type[Exception]] = {
+    CriuError: Exception,
+    OptionError: ValueError,
+    UnsupportedError: ValueError,
+    ProgramNotFoundError: FileNotFoundError,
+    ProgramError: OSError,
+    PermissionDeniedError: PermissionError,
+    NoSuchProcessError: ProcessLookupError,
+    PidInUseError: FileExistsError,
+    ImagesError: OSError,
+    WorkerDiedError: ConnectionError,
+    ProtocolError: ConnectionError,
+    DeadlineError: TimeoutError,
+}
+"""Each class, and the builtin exception that it also is."""
+
+each = pytest.mark.parametrize("kind", BUILTINS, ids=lambda kind: kind.__name__)
+
+
+def an_error(kind: type[CriuError]) -> CriuError:
+    """An error with all attributes set to something of their own."""
+    if issubclass(kind, OptionError):
+        problems = [Problem("root", b"/x", "no"), Problem("timeout", -1, "0 or more")]
+        return kind(problems, verb="dump", pid=17)
+    error = kind(
+        "dump of pid 17 failed: why (dump.log: line); what helps",
+        verb="dump",
+        pid=17,
+        code=-52,
+        errno=3,
+        log="/images/dump.log",
+        lines=["Error (one)", "Error (two)"],
+        cause="why",
+        cure="what helps",
+        options=["root", "external"],
+    )
+    if isinstance(error, WorkerDiedError):
+        error.status = -9
+    return error
+
+
+def attributes(error: CriuError) -> dict[str, object]:
+    """All that an error knows."""
+    names = ("message", "verb", "pid", "code", "errno", "log", "lines", "cause", "cure", "options")
+    return {name: getattr(error, name) for name in names} | vars(error) | {"args": error.args}
+
+
+def test_every_class_is_here() -> None:
+    """A new class of errors is added to this table."""
+    found = {
+        value
+        for module in (errors, pycriu_native)
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, CriuError)
+    }
+    assert found == set(BUILTINS)
+    assert {kind.__name__ for kind in found} <= set(pycriu_native.__all__)
+
+
+@each
+def test_an_error_is_the_builtin_too(kind: type[CriuError]) -> None:
+    """Who knows nothing of CRIU can catch it."""
+    assert issubclass(kind, BUILTINS[kind])
+    assert issubclass(kind, CriuError)
+
+
+@each
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle(kind: type[CriuError], protocol: int) -> None:
+    """Class, message and all attributes come back, in every protocol."""
+    error = an_error(kind)
+    back = pickle.loads(pickle.dumps(error, protocol))
+    assert type(back) is kind
+    assert attributes(back) == attributes(error)
+    assert str(back) == str(error)
+
+
+@each
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
+def test_copy(kind: type[CriuError], copier: object) -> None:
+    """A copy is another error that knows the same."""
+    error = an_error(kind)
+    other = copier(error)  # type: ignore[operator]
+    assert other is not error
+    assert type(other) is kind
+    assert attributes(other) == attributes(error)
+
+
+@each
+def test_str_is_the_message(kind: type[CriuError]) -> None:
+    """Not the form that ``OSError`` gives itself (``[Errno 3] ...``)."""
+    error = an_error(kind)
+    assert str(error) == error.message == error.args[0]
+    assert repr(error).startswith(kind.__name__)
+    assert "[Errno" not in str(error)
+
+
+def test_notes_are_kept() -> None:
+    """What was added to an error while a call was undone goes with it."""
+    error = DeadlineError("the deadline passed")
+    error.add_note("CRIU did not undo it in time")
+    assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
+
+
+def test_options_of_a_refusal() -> None:
+    """``OptionError`` tells of all that is wrong, by field."""
+    error = an_error(OptionError)
+    assert isinstance(error, OptionError)
+    assert error.options == ("root", "timeout")
+    assert [problem.field for problem in error.problems] == ["root", "timeout"]
+    assert str(error) == "dump: root=b'/x': no; timeout=-1: 0 or more"
+
+
+def fails(directory: str) -> None:
+    """A job that fails; module level, so that another process finds it."""
+    restore(CriuOpts(images_directory=directory))
+
+
+def test_from_another_process() -> None:
+    """What a job of an executor raises is raised to whoever waits for it."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        job = pool.submit(fails, "/nothing/here")
+        with pytest.raises(OptionError, match="an existing directory is accepted") as caught:
+            job.result()
+    assert caught.value.options == ("images_directory",)
+    assert caught.value.problems[0].value == "/nothing/here"
