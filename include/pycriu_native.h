@@ -74,7 +74,7 @@ int pn_spawn(struct pn_worker *worker);
 /* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
 
 enum pn_verb {
-	PN_CHECK, PN_DUMP, PN_PRE_DUMP, PN_RESTORE, PN_GET_VERSION, PN_FEATURE_CHECK
+	PN_DUMP, PN_PRE_DUMP, PN_RESTORE, PN_GET_VERSION, PN_FEATURE_CHECK
 };
 
 struct pn_call;

@@ -1,5 +1,7 @@
 """Requests that libcriu has no function for: made with the codec that it exports.
 
+``check`` is among them: libcriu sends it without options, and CRIU up to 4.1.1 crashes on that.
+
 The counterpart of ``_libcriu.py``: the same two steps, without a thread.
 """
 

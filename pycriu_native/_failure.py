@@ -59,7 +59,7 @@ def explain_failure(
         f"{verb} of pid {pid}"
         if pid is not None
         else f"{verb} from {outcome.images}"
-        if outcome.images
+        if verb is Verb.RESTORE
         else str(verb)
     )
     if lost is not None:

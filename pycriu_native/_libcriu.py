@@ -23,7 +23,6 @@ LIBCRIU_VERBS: dict[Verb, int] = {
     Verb.DUMP: native.PN_DUMP,
     Verb.PRE_DUMP: native.PN_PRE_DUMP,
     Verb.RESTORE: native.PN_RESTORE,
-    Verb.CHECK: native.PN_CHECK,
     Verb.VERSION: native.PN_GET_VERSION,
     Verb.FEATURE_CHECK: native.PN_FEATURE_CHECK,
 }

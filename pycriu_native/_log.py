@@ -77,7 +77,7 @@ def error_lines(text: str, pid: int | None = None) -> list[str]:
         line.strip()
         for line in text.splitlines()
         if (_ERROR.search(line) or any(_is_about(pattern.search(line), pid) for pattern in quiet))
-        and not _is_benign(line)
+        and not is_benign(line)
     ]
 
 
@@ -94,7 +94,7 @@ def chatter_lines(text: str) -> list[str]:
     The loader, the C library and the parser of options know nothing of CRIU's log.
     """
     return error_lines(text) or [
-        line.strip() for line in text.splitlines() if line.strip() and not _is_benign(line)
+        line.strip() for line in text.splitlines() if line.strip() and not is_benign(line)
     ]
 
 
@@ -143,7 +143,8 @@ def failures() -> tuple[Failure, ...]:
     return tuple(Failure.parse(entry) for entry in data)
 
 
-def _is_benign(line: str) -> bool:
+def is_benign(line: str) -> bool:
+    """Whether runs that succeed print this line too."""
     return any(failure.benign and failure.pattern.search(line) for failure in failures())
 
 

@@ -46,12 +46,13 @@ class On(Mask):
     PAGE_SERVER = auto()
     CPUINFO = auto()
     LAZY_PAGES = auto()
+    CHECK = auto()
 
     SAVE = DUMP | PRE_DUMP
     BOTH = DUMP | RESTORE
     TREE = SAVE | RESTORE
     PAGES = SAVE | PAGE_SERVER | LAZY_PAGES
-    ALL = TREE | PAGES | CPUINFO
+    ALL = TREE | PAGES | CPUINFO | CHECK
 
 
 class Row(NamedTuple):

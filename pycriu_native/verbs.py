@@ -24,12 +24,14 @@ Synchronization: every verb may be called on any number of threads at the same t
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from . import _requirements
 from ._exchange import Hook
 from ._ffi import LIBCRIU_VERSION
+from ._log import is_benign
 from ._options import On
 from ._reach import Via
 from ._session import Call, Outcome, Request
@@ -208,11 +210,29 @@ def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
     return _finish(request, outcome, result)
 
 
-def check(*, via: Via | None = None, deadline: float | None = None) -> CheckResult:
-    """Whether CRIU can work on this kernel; raises with the reasons if it cannot."""
-    request = Request(verb=Verb.CHECK, opts=CriuOpts(), via=via or Worker(), deadline=deadline)
-    outcome = Call(request).wait()
-    warnings = tuple(line.strip() for line in outcome.chatter.splitlines() if line.strip())
+def check(
+    opts: CriuOpts | None = None, *, via: Via | None = None, deadline: float | None = None
+) -> CheckResult:
+    """Whether CRIU can work on this kernel; raises with the reasons if it cannot.
+
+    ``opts`` are needed for ``unprivileged`` and for the options of the log only; without an
+    images directory, CRIU gets one that goes when it has answered.
+    """
+    chosen = CriuOpts() if opts is None else opts
+    with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
+        if chosen.images_directory is None and chosen.images_dir is None:
+            chosen = replace(chosen, images_directory=scratch)
+        request = _checked(Verb.CHECK, chosen, None, via, None, deadline)
+        outcome = Call(request).wait()
+        said = outcome.chatter
+        if outcome.log is not None:
+            with open(outcome.log, errors="replace") as log:
+                said += log.read()
+    warnings = tuple(
+        line.strip()
+        for line in said.splitlines()
+        if ("Warn" in line or "Error" in line) and not is_benign(line)
+    )
     return _finish(request, outcome, CheckResult(duration=outcome.duration, warnings=warnings))
 
 

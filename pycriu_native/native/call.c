@@ -41,8 +41,6 @@ static size_t features_size(void)
 static int run(const struct pn_call *call)
 {
 	switch (call->verb) {
-	case PN_CHECK:
-		return criu_local_check(call->opts);
 	case PN_DUMP:
 		return criu_local_dump(call->opts);
 	case PN_PRE_DUMP:
