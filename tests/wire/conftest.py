@@ -1,0 +1,47 @@
+"""Fixtures of the tests that need no privilege: each libcriu of this machine, and its judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .libraries import Library, newest, parameters
+from .peer import Peer
+from .proto import Judge, judge_of
+from .strategies import World
+
+
+@pytest.fixture(scope="session", params=parameters())
+def library(request: pytest.FixtureRequest) -> Library:
+    """Each release of libcriu."""
+    found: Library = request.param
+    return found
+
+
+@pytest.fixture(scope="session")
+def peer(library: Library, world: World) -> Iterator[Peer]:
+    """A process that has this libcriu loaded."""
+    process = Peer(library, world.descriptors)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def judge(library: Library) -> Judge:
+    """Google's protobuf with the wire format of this release."""
+    return judge_of(library)
+
+
+@pytest.fixture(scope="session")
+def newest_judge() -> Judge:
+    """Google's protobuf with the newest wire format."""
+    return judge_of(newest())
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Things that exist, for options that must name some."""
+    found = World(tmp_path_factory.mktemp("world"))
+    yield found
+    found.close()

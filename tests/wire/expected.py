@@ -1,0 +1,104 @@
+"""What a request must say, worked out from the options by hand: no code of the table's kinds.
+
+``test_table.py`` holds the table's wire names against ``rpc.proto``; the values' forms are
+written out here once more, so that a mistake in ``_kinds.py`` or ``values.py`` shows.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+from pycriu_native import (
+    CgroupRoot,
+    CriuOpts,
+    ExtMount,
+    InheritFd,
+    JoinNamespace,
+    PageServer,
+    VethPair,
+)
+from pycriu_native.enums import Verb
+from pycriu_native.values import HasFileno, WireValue
+
+REQUEST_TYPE = {
+    Verb.DUMP: "DUMP",
+    Verb.PRE_DUMP: "SINGLE_PRE_DUMP",
+    Verb.RESTORE: "RESTORE",
+    Verb.PAGE_SERVER: "PAGE_SERVER",
+    Verb.PAGE_SERVER_CHILD: "PAGE_SERVER_CHLD",
+    Verb.CPUINFO_DUMP: "CPUINFO_DUMP",
+    Verb.CPUINFO_CHECK: "CPUINFO_CHECK",
+    Verb.CHECK: "CHECK",
+    Verb.VERSION: "VERSION",
+    Verb.FEATURE_CHECK: "FEATURE_CHECK",
+}
+"""Each verb's name in ``rpc.proto``."""
+
+LOG = {
+    Verb.DUMP: "dump.log",
+    Verb.PRE_DUMP: "pre-dump.log",
+    Verb.RESTORE: "restore.log",
+    Verb.PAGE_SERVER: "page-server.log",
+    Verb.PAGE_SERVER_CHILD: "page-server-child.log",
+    Verb.CPUINFO_DUMP: "cpuinfo-dump.log",
+    Verb.CPUINFO_CHECK: "cpuinfo-check.log",
+    Verb.CHECK: "check.log",
+}
+"""Each verb's log, unless the options name one."""
+
+HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+"""The verbs that ask for notifications."""
+
+
+def message(
+    opts: CriuOpts, verb: Verb, pid: int | None = None, *, sibling: bool = False
+) -> dict[str, WireValue]:
+    """The ``criu_opts`` message; a directory given by path is left as that path."""
+    found: dict[str, WireValue] = {"images_dir_fd": -1}
+    for row, value in opts.items():
+        if row.wire is None or value == ():
+            continue
+        found[row.wire] = _value(row.name, value)
+    if opts.log_file is None and not opts.log_to_stderr:
+        found["log_file"] = LOG[verb]
+    if verb in HEARD and not (verb is Verb.DUMP and pid is None):
+        found["notify_scripts"] = True  # who dumps itself is frozen and cannot answer
+    if pid is not None:
+        found["pid"] = pid
+    if sibling:
+        found["rst_sibling"] = True
+    return found
+
+
+def _value(field: str, value: Any) -> WireValue:
+    if field == "unix_sks":
+        return [{"inode": inode} for inode in value]
+    if isinstance(value, tuple):
+        return [_item(item) for item in value]
+    if isinstance(value, IntEnum):
+        return int(value)
+    if isinstance(value, HasFileno):
+        return value.fileno()
+    return _item(value)
+
+
+def _item(item: Any) -> WireValue:
+    found: dict[str, WireValue | None]
+    match item:
+        case VethPair(inside, outside):
+            found = {"if_in": inside, "if_out": outside}
+        case PageServer(address, port, fd):
+            found = {"address": address, "port": port, "fd": fd}
+        case ExtMount(key, value):
+            found = {"key": key, "val": value}
+        case CgroupRoot(path, controller):
+            found = {"path": path, "ctrl": controller}
+        case JoinNamespace(kind, file, extra):
+            found = {"ns": kind, "ns_file": file, "extra_opt": extra}
+        case InheritFd(fd, key):
+            found = {"fd": fd if isinstance(fd, int) else fd.fileno(), "key": key}
+        case _:
+            plain: WireValue = item
+            return plain
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,51 @@
+"""A program that stands for ``criu``: started as ``PROGRAM swrk FD``, it plays a script.
+
+The script is ``PROGRAM.json``, a list of steps: ``["send", HEX]``, ``["send-with-fd", HEX]``,
+``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["fork-and-hold"]``.
+What it receives goes to ``PROGRAM.heard``, one line of hexadecimals each. Standard library only:
+it runs without the environment of the tests.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+LARGEST = 8 * 2**20
+
+
+def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
+    """Do what the script says."""
+    for step, *arguments in steps:
+        match step:
+            case "send":
+                sock.send(bytes.fromhex(arguments[0]))
+            case "send-with-fd":
+                reader, writer = os.pipe()
+                os.write(writer, b"from the other side")
+                os.close(writer)
+                rights = array.array("i", [reader])
+                data = bytes.fromhex(arguments[0])
+                sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+            case "receive":
+                with open(heard, "a") as log:
+                    log.write(sock.recv(LARGEST).hex() + "\n")
+            case "wait-for-end":
+                sock.recv(LARGEST)
+            case "exit":
+                os._exit(int(arguments[0]))
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "fork-and-hold":
+                # A child in our process group that keeps the socket open when we are gone.
+                if os.fork() == 0:
+                    while True:
+                        time.sleep(60)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[0] + ".json") as script:
+        play(json.load(script), socket.socket(fileno=int(sys.argv[2])), sys.argv[0] + ".heard")

@@ -1,0 +1,110 @@
+"""The releases of libcriu on this machine that the one built extension is tried with.
+
+A library is loaded once in a process, so each gets a process of its own (``peer.py``), which
+``LD_LIBRARY_PATH`` sends to it. Looked for, in this order:
+
+* the prefixes that ``PYCRIU_NATIVE_LIBCRIUS`` names, separated by colons,
+* the default prefix of ``scripts/install-criu`` and what lies beside it
+  (``/opt/pycriu-native``, ``/opt/pycriu-native-*``),
+* the library that the extension finds by itself.
+
+A prefix holds ``lib/libcriu.so.2`` and ``include/criu/rpc.proto``. The first one of a release
+is taken; a release that is not here is skipped, and the run says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+WANTED = {"3.17": "bookworm", "4.1": "trixie", "4.2": "forky", "4.3": "experimental"}
+"""The releases that must work, and the Debian suite that has each."""
+
+_ASK = """
+from pycriu_native._ffi import LIBCRIU_VERSION
+maps = [line.split()[-1] for line in open("/proc/self/maps") if "/libcriu.so" in line]
+print(LIBCRIU_VERSION, maps[0])
+"""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A libcriu, and what its release calls its wire format."""
+
+    version: str
+    path: Path
+    """The ``libcriu.so.2`` that a process with ``environment`` loads."""
+    include: Path
+    """Where ``criu/criu.h`` and ``criu/rpc.proto`` of this release are."""
+    environment: dict[str, str]
+
+    @property
+    def release(self) -> str:
+        """Its first two numbers."""
+        return ".".join(self.version.split(".")[:2])
+
+
+def environment(library_dir: Path | None = None) -> dict[str, str]:
+    """The environment of a Python that loads the libcriu of a directory."""
+    found = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if library_dir is not None:
+        found["LD_LIBRARY_PATH"] = str(library_dir)
+    return found
+
+
+def _look(library_dir: Path | None) -> Library | None:
+    chosen = environment(library_dir)
+    command = [sys.executable, "-c", _ASK]
+    run = subprocess.run(command, env=chosen, cwd=ROOT, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"the extension does not load with {library_dir}:\n{run.stderr}")
+    version, path = run.stdout.split()
+    prefix = Path(path).parents[1]
+    for include in (prefix / "include", prefix / "root/usr/include", Path("/usr/include")):
+        if (include / "criu/rpc.proto").exists():
+            return Library(version, Path(path).resolve(), include, chosen)
+    return None  # a library whose wire format is not installed cannot be judged
+
+
+@functools.cache
+def found() -> dict[str, Library]:
+    """The libraries of this machine, by release."""
+    named = [Path(p) for p in os.environ.get("PYCRIU_NATIVE_LIBCRIUS", "").split(":") if p]
+    beside = sorted(Path("/opt").glob("pycriu-native*"))
+    directories = [p / "lib" for p in (*named, *beside) if (p / "lib/libcriu.so.2").exists()]
+    libraries: dict[str, Library] = {}
+    for directory in (*directories, None):
+        library = _look(directory)
+        if library is not None:
+            libraries.setdefault(library.release, library)
+    return libraries
+
+
+def parameters() -> list[object]:
+    """Each wanted release and each found one as a parameter; what is not here is skipped."""
+    here = found()
+    marked: list[object] = []
+    for release in (*WANTED, *(r for r in here if r not in WANTED)):
+        if release in here:
+            marked.append(pytest.param(here[release], id=release))
+        else:
+            suite = WANTED[release]
+            why = (
+                f"no libcriu {release} with its rpc.proto: scripts/install-criu --suite {suite} "
+                f"--prefix /opt/pycriu-native-{release}"
+            )
+            marked.append(pytest.param(None, id=release, marks=pytest.mark.skip(reason=why)))
+    return marked
+
+
+def newest() -> Library:
+    """The newest release of this machine."""
+    return max(found().values(), key=lambda library: [int(n) for n in library.version.split(".")])

@@ -1,0 +1,280 @@
+"""Hypothesis strategies, derived from the table: a new option gets its own by its kind.
+
+``any_opts()``: all that ``CriuOpts`` can hold, sense or not, with the values at the limits.
+``criu_opts(verb)``: options that the verb accepts: what belongs to it, with what it needs, and
+without contradictions. Where a value must have a form that its kind does not tell, or must name
+something that exists, ``FORMS`` has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+
+from pycriu_native import (
+    CgroupRoot,
+    CriuOpts,
+    ExtMount,
+    InheritFd,
+    JoinNamespace,
+    OptionError,
+    PageServer,
+    VethPair,
+    _rules,
+)
+from pycriu_native import (
+    _kinds as kinds,
+)
+from pycriu_native._options import BY_FIELD, TABLE, Row
+from pycriu_native.enums import Verb
+from pycriu_native.opts import VERB_MASK
+
+HIGHEST_DESCRIPTOR = 2**31 - 1
+EXISTING_FILE = sys.executable
+EXISTING_DIRECTORY = os.path.dirname(__file__)
+
+# ---- values, by kind ----
+
+unicode_text = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1
+)
+undecodable = st.binary(min_size=1, max_size=30).filter(lambda b: b"\0" not in b).map(os.fsdecode)
+texts = unicode_text | undecodable | st.sampled_from(["x", " ", "ä/ö", "日本", "a" * 255, "\udcff"])
+descriptors = st.sampled_from([3, 4, HIGHEST_DESCRIPTOR]) | st.integers(3, HIGHEST_DESCRIPTOR)
+
+
+def _page_server(parts: dict[str, Any]) -> PageServer:
+    return PageServer(**parts)
+
+
+def _numbers(kind: kinds.Number) -> SearchStrategy[int]:
+    low, high = -(-kind.low // kind.step), kind.high // kind.step
+    limits = {low, high, max(low, 0), min(high, 2**31 - 1), min(high, 2**31)}
+    counts = st.sampled_from(sorted(n for n in limits if low <= n <= high))
+    return (counts | st.integers(low, high)).map(lambda n: n * kind.step)
+
+
+def _texts(kind: kinds.Text) -> SearchStrategy[str]:
+    found = texts.filter(lambda text: not set(kind.forbid) & set(text))
+    return found | st.just("") if kind.empty else found
+
+
+def _lists(kind: kinds.ListOf) -> SearchStrategy[list[Any]]:
+    return st.lists(values(kind.item), max_size=5)
+
+
+def _commands(_kind: kinds.Command) -> SearchStrategy[list[str]]:
+    return st.builds(lambda first, rest: [first, *rest], texts, st.lists(texts | st.just("")))
+
+
+_ITEMS: dict[type, SearchStrategy[Any]] = {
+    PageServer: st.fixed_dictionaries(
+        {},
+        optional={
+            "address": texts.filter(lambda text: text[0] not in "[]"),
+            "port": st.sampled_from([0, 1, 32767, 32768, 65535]) | st.integers(0, 65535),
+            "fd": descriptors,
+        },
+    )
+    .filter(bool)
+    .map(_page_server),
+    VethPair: st.builds(VethPair, texts, texts),
+    ExtMount: st.builds(ExtMount, texts, texts),
+    CgroupRoot: st.builds(CgroupRoot, texts, st.none() | texts),
+    JoinNamespace: st.builds(JoinNamespace, texts, texts, st.none() | texts),
+    InheritFd: st.builds(InheritFd, descriptors, texts),
+}
+
+_KINDS: dict[type, Callable[[Any], SearchStrategy[Any]]] = {
+    kinds.Flag: lambda _: st.booleans(),
+    kinds.Number: _numbers,
+    kinds.Mode: lambda kind: st.sampled_from(list(kind.members)),
+    kinds.Namespaces: lambda _: st.sampled_from([0, kinds.Namespaces.NET]),
+    kinds.Text: _texts,
+    kinds.FilePath: lambda _: texts,
+    kinds.FileDescriptor: lambda _: descriptors,
+    kinds.Directory: lambda _: st.just(EXISTING_DIRECTORY) | descriptors,
+    kinds.ListOf: _lists,
+    kinds.Command: _commands,
+    kinds.Item: lambda kind: _ITEMS[kind.cls],
+}
+
+
+words = st.text(st.characters(categories=["Ll", "Nd"]), min_size=1, max_size=8)
+plugin_options = st.lists(
+    st.builds("{}.{}".format, words, words) | st.builds("{}.{}={}".format, words, words, texts),
+    max_size=3,
+)
+
+
+def values_of(row: Row) -> SearchStrategy[Any]:
+    """Everything that an option can hold, and that libcriu takes."""
+    # Of all setters only this one looks at its text (4.3).
+    return plugin_options if row.name == "plugin_options" else values(row.kind)
+
+
+def values(kind: kinds.Kind) -> SearchStrategy[Any]:
+    """Everything that an option of this kind can hold. ``KeyError``: a kind without a strategy."""
+    return _KINDS[type(kind)](kind)
+
+
+def fields() -> dict[str, SearchStrategy[Any]]:
+    """Each field of ``CriuOpts`` with all that it can hold."""
+    return {name: values_of(row) for name, row in BY_FIELD.items()}
+
+
+@st.composite
+def any_opts(draw: st.DrawFn) -> CriuOpts:
+    """Options of any fields, whether they make sense or not."""
+    return CriuOpts(**draw(st.fixed_dictionaries({}, optional=fields())))
+
+
+# ---- options that a verb accepts ----
+
+
+class World:
+    """Things that exist, which some options must name. Closed by ``close``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.images = directory / "images"
+        (self.images / "before").mkdir(parents=True)
+        self.work = directory / "work"
+        self.work.mkdir()
+        self.config = directory / "criu.conf"
+        self.config.touch()
+        self.writable = os.open("/dev/null", os.O_RDWR)
+        self.datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.directory_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
+        self.descriptors = (self.writable, self.datagrams.fileno(), self.directory_fd)
+        """To be open in the process that makes the call, too."""
+
+    def close(self) -> None:
+        os.close(self.writable)
+        os.close(self.directory_fd)
+        self.datagrams.close()
+
+    @functools.cached_property
+    def forms(self) -> dict[str, SearchStrategy[Any]]:
+        """The values of the fields whose kind does not tell all."""
+        fds = st.just(self.writable)
+        return {
+            "images_directory": st.sampled_from([str(self.images), self.directory_fd]),
+            "images_dir": st.just(str(self.images)),
+            "config_file": st.just(str(self.config)),
+            "work_directory": st.just(str(self.work)),
+            "parent_image": st.just("before"),
+            "page_server": st.builds(
+                PageServer,
+                st.sampled_from(["10.0.0.2", "fd00::2", "127.0.0.1"]),
+                st.sampled_from([1, 32768, 65535]) | st.integers(1, 65535),
+            ),
+            "status_fd": fds,
+            "pidfd_store_sk": st.just(self.datagrams.fileno()),
+            "inherit_fds": st.lists(st.builds(InheritFd, fds, texts), max_size=3),
+            "irmap_paths": st.lists(texts.map(lambda text: "/" + text), max_size=3),
+            "log_file": words.map(lambda word: word + ".log"),
+            "external": st.lists(_external(), max_size=5),
+            "join_ns": st.lists(
+                st.builds(
+                    JoinNamespace,
+                    st.sampled_from(["net", "ipc", "uts", "time"]),
+                    st.just("/proc/self/ns/net") | st.just(str(os.getppid())),
+                )
+                | st.builds(JoinNamespace, st.just("user"), st.just("/proc/self/ns/user"),
+                            st.none() | st.sampled_from(["0,0", "65535,65535", "7,", ",7"])),
+                max_size=3,
+            ),
+            "veth_pairs": st.lists(st.builds(VethPair, words, words), max_size=3),
+            "lsm_profile": st.builds(
+                "{}:{}".format, st.sampled_from(["apparmor", "selinux"]), unicode_text
+            ) | st.just("none:"),
+            **dict.fromkeys(
+                ("tls_cacert", "tls_cacrl", "tls_cert", "tls_key", "cg_props_file"),
+                st.just(EXISTING_FILE),
+            ),
+        }  # fmt: skip
+
+
+def _external() -> SearchStrategy[str]:
+    with_value = st.sampled_from(["mnt[{}]:{}", "net[{}]:{}", "pid[{}]:{}", "dev[{}]:{}",
+                                  "veth[{}]:{}@br0", "macvlan[{}]:lo", "tty[{}:{}]"])  # fmt: skip
+    alone = st.sampled_from(["unix[{}]", "tty[{}]", "file[{}]", "mnt[]", "mnt[]:m", "mnt[]:s"])
+    return st.builds(lambda form, a, b: form.format(a, b), with_value | alone, words, words)
+
+
+COMPANIONS: dict[str, tuple[str, ...]] = {
+    "unix_sks": ("external_unix_connections",),
+    "ext_sharing": ("auto_ext_mnt",),
+    "ext_masters": ("auto_ext_mnt",),
+    "status_fd": ("lazy_pages", "page_server"),
+    "lazy_pages": ("page_server",),
+    "tls": ("page_server",),
+    **dict.fromkeys(
+        ("tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key"),
+        ("tls", "page_server"),
+    ),
+}
+"""What an option says nothing without; flags among them are True."""
+
+
+SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+"""Verbs that need an address."""
+
+
+def rows_for(verb: Verb) -> list[Row]:
+    """The rows that mean something to a verb."""
+    return [row for row in TABLE if row.field is not None and row.on & VERB_MASK[verb]]
+
+
+@st.composite
+def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None) -> CriuOpts:
+    """Options that the verb accepts; ``must`` is among them, unset only if it is an empty list."""
+    forms = world.forms
+    names = [row.name for row in rows_for(verb)]
+    chosen: dict[str, Any] = {}
+
+    def add(name: str, companion: bool = False) -> None:
+        if name in chosen or name not in names:
+            return
+        row = BY_FIELD[name]
+        if companion and isinstance(row.kind, kinds.Flag):
+            chosen[name] = True
+        else:
+            chosen[name] = draw(forms.get(name, values_of(row)))
+        for other in COMPANIONS.get(name, ()):
+            add(other, companion=True)
+
+    needed = ["page_server"] if verb in SERVERS else []
+    for name in (must, *needed):
+        if name is not None:
+            add(name)
+    for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=25)):
+        add(name)
+    keep = {must, *needed, *COMPANIONS.get(must or "", ())}
+    if "images_dir" not in chosen:
+        chosen.setdefault("images_directory", str(world.images))
+    return _without_contradictions(chosen, keep, verb)
+
+
+def _without_contradictions(chosen: dict[str, Any], keep: set[str | None], verb: Verb) -> CriuOpts:
+    """Options without one side of each contradiction, but with what is to be kept."""
+    keep = {*keep, "images_dir" if "images_dir" in chosen else "images_directory"}
+    while True:
+        opts = CriuOpts(**chosen)
+        try:
+            _rules.check(opts, verb)
+        except OptionError as refused:
+            culprit = next((name for name in refused.options if name not in keep), "")
+            if culprit not in chosen:
+                culprit = [name for name in chosen if name not in keep][-1]
+            del chosen[culprit]
+        else:
+            return opts

@@ -1,0 +1,444 @@
+"""What a real CRIU cannot be made to do: nonsense, silence, death, strange orders.
+
+A program in CRIU's place plays a script over the socket of its worker; everything else is as
+always. libcriu believes every answer (it crashes on a success without its details, for one), so
+an answer is judged before libcriu sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DeadlineError,
+    Notification,
+    Notify,
+    ProtocolError,
+    Worker,
+    WorkerDiedError,
+    _exchange,
+    dump,
+    feature_check,
+    restore,
+    version,
+)
+from pycriu_native._message import REQUEST_TYPES, encode
+from pycriu_native.values import WireValue
+
+from .scripted import answer_of, decode_request
+
+NOBODY = 2**22 + 1
+FAKE = Path(__file__).with_name("fake_criu.py")
+
+Step = list[str]
+RECEIVE: Step = ["receive"]
+
+
+def send(data: bytes, *, fd: bool = False) -> Step:
+    """Send these bytes, with a descriptor."""
+    return ["send-with-fd" if fd else "send", data.hex()]
+
+
+def notify(name: str, pid: int | None = None, *, fd: bool = False) -> list[Step]:
+    """Notify, and hear the acknowledgement."""
+    body: dict[str, WireValue] = {"script": name}
+    if pid is not None:
+        body["pid"] = pid
+    return [send(answer_of("notify", notify=body), fd=fd), RECEIVE]
+
+
+def no(kind: str, **body: WireValue) -> bytes:
+    """An answer that says no."""
+    return encode("response", {"type": REQUEST_TYPES[kind], "success": False, **body})
+
+
+GONE = answer_of("dump", dump={"restored": False})
+
+
+@dataclass
+class Play:
+    """A program that plays a script."""
+
+    program: Path
+    images: Path
+
+    def script(self, *steps: Step | list[Step]) -> Worker:
+        """Hear the request, then do these."""
+        flat: list[Any] = [RECEIVE]
+        for step in steps:
+            flat += step if step and isinstance(step[0], list) else [step]
+        self.program.with_name(self.program.name + ".json").write_text(json.dumps(flat))
+        return Worker(program=self.program)
+
+    def dump(self, *steps: Step | list[Step], **more: Any) -> Any:
+        """A dump with this script."""
+        more.setdefault("via", self.script(*steps))
+        # What a dumped process leaves to wait for: nothing, there is none.
+        return dump(NOBODY, CriuOpts(images_directory=self.images), **more)
+
+    def restore(self, *steps: Step | list[Step], **more: Any) -> Any:
+        """A restore with this script."""
+        return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
+
+    def heard(self) -> list[dict[str, Any]]:
+        """What the program received, the request first."""
+        lines = self.program.with_name(self.program.name + ".heard").read_text().split()
+        return [decode_request(bytes.fromhex(line)) for line in lines]
+
+    def acknowledged(self) -> list[bool]:
+        """How each notification was answered."""
+        return [told["notify_success"] for told in self.heard()[1:]]
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """A program of its own for each test."""
+    program = tmp_path / "criu"
+    program.write_text(f"#!{sys.executable} -SE\n" + FAKE.read_text())
+    program.chmod(0o755)
+    images = tmp_path / "images"
+    images.mkdir()
+    return Play(program, images)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_open() -> Any:
+    """No test leaves a descriptor, a child or a thread."""
+    import threading
+
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    yield
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for child in children:
+        assert "criu" not in Path(f"/proc/{child}/cmdline").read_text()
+
+
+# ---- answers ----
+
+
+def test_an_answer_that_fits(play: Play) -> None:
+    """The script works at all: what a CRIU says is taken."""
+    assert play.dump(send(GONE)).pid == NOBODY
+    assert play.restore(send(answer_of("restore", restore={"pid": 77}))).pid == 77
+
+
+@pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\0", b"GET / HTTP/1.0\r\n\r\n"])
+def test_garbage(play: Play, garbage: bytes) -> None:
+    """What is no message ends the call; who sent it is not left running."""
+    with pytest.raises(ProtocolError, match=f"{len(garbage)} bytes that are no message") as caught:
+        play.dump(send(garbage), ["wait-for-end"])
+    assert isinstance(caught.value, ConnectionError)
+    assert str(play.program) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answer_of("restore", restore={"pid": 1}),
+        answer_of("check"),
+        answer_of("empty"),
+        no("restore"),
+        answer_of("pre-dump"),
+    ],
+)
+def test_an_answer_to_another_request(play: Play, answer: bytes) -> None:
+    """A type that was not asked for."""
+    with pytest.raises(ProtocolError, match="dump with an answer to another request"):
+        play.dump(send(answer), ["wait-for-end"])
+
+
+def test_a_success_without_its_details(play: Play) -> None:
+    """libcriu would read the missing part through a null pointer."""
+    with pytest.raises(ProtocolError, match="a success that lacks its 'dump' part"):
+        play.dump(send(answer_of("dump")), ["wait-for-end"])
+    with pytest.raises(ProtocolError, match="a success that lacks its 'restore' part"):
+        play.restore(send(answer_of("restore")), ["wait-for-end"])
+    with pytest.raises(ProtocolError, match="a success that lacks its 'version' part"):
+        version(via=play.script(send(answer_of("version")), ["wait-for-end"]))
+    with pytest.raises(ProtocolError, match="a success that lacks its 'features' part"):
+        feature_check(via=play.script(send(answer_of("feature-check")), ["wait-for-end"]))
+
+
+@pytest.mark.parametrize("pid", [0, -1, -(2**31)])
+def test_a_restored_pid_that_is_none(play: Play, pid: int) -> None:
+    """A negative one would look like an error code, 0 like success without a process."""
+    with pytest.raises(ProtocolError, match=f"the pid {pid}"):
+        play.restore(send(answer_of("restore", restore={"pid": pid})), ["wait-for-end"])
+
+
+def test_a_refusal_without_a_type(play: Play) -> None:
+    """CRIU answers so when it cannot read a request: a failure, with CRIU's words."""
+    with pytest.raises(CriuError, match="CRIU says: no such luck") as caught:
+        play.dump(send(no("empty", cr_errmsg="no such luck")))
+    assert not isinstance(caught.value, ProtocolError)
+
+
+def test_a_refusal_with_its_errno_and_words(play: Play) -> None:
+    """CRIU's errno and message of this very call, which libcriu drops."""
+    with pytest.raises(CriuError) as caught:
+        play.dump(send(no("dump", cr_errno=3, cr_errmsg="Can't find it")))
+    assert isinstance(caught.value, ProcessLookupError)
+    assert caught.value.errno == 3
+    assert "Can't find it" in str(caught.value)
+
+
+def test_two_answers(play: Play) -> None:
+    """The first counts; nobody waits for another."""
+    assert play.dump(send(GONE), send(no("dump"))).pid == NOBODY
+
+
+def test_an_answer_that_is_too_large(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte is no answer of CRIU's; it is neither kept nor cut and believed.
+
+    (Less here: a program without privilege cannot send that much.)
+    """
+    monkeypatch.setattr(_exchange, "LARGEST_ANSWER", 2**16)
+    with pytest.raises(ProtocolError, match="more than a CRIU ever says"):
+        play.dump(send(no("dump", cr_errmsg="x" * 2**16)), ["wait-for-end"])
+
+
+# ---- silence and death ----
+
+
+def test_an_end_before_the_answer(play: Play) -> None:
+    """The worker exits without a word."""
+    with pytest.raises(WorkerDiedError, match="ended before it answered") as caught:
+        play.dump(["exit", "3"])
+    assert isinstance(caught.value, ConnectionError)
+    assert caught.value.status == 3
+
+
+def test_a_worker_that_is_killed(play: Play) -> None:
+    """The signal is told."""
+    with pytest.raises(WorkerDiedError) as caught:
+        play.dump(notify("pre-dump"), ["kill"])
+    assert caught.value.status == -9
+
+
+def test_a_worker_that_dies_while_its_child_holds_the_socket(play: Play) -> None:
+    """The socket's end never comes, so the worker itself is watched; the child is ended too."""
+    with pytest.raises(WorkerDiedError):
+        play.dump(["fork-and-hold"], ["kill"])
+    _eventually(lambda: not _processes_of(play.program), "the end of the worker's child")
+
+
+def test_an_end_while_a_notification_is_answered(play: Play) -> None:
+    """The answer goes nowhere: no signal (SIGPIPE), no hang."""
+    with pytest.raises(WorkerDiedError):
+        play.dump(
+            send(answer_of("notify", notify={"script": "pre-dump"})),
+            ["exit", "0"],
+            on_notify=lambda _: _eventually(
+                lambda: _processes_of(play.program) in ([], ["Z"]), "the worker's end"
+            ),
+        )
+
+
+def _processes_of(program: Path) -> list[str]:
+    """The states of the processes that run a program; a zombie's command line is empty."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if str(program).encode() in (process / "cmdline").read_bytes():
+                    found.append((process / "stat").read_text().rpartition(")")[2].split()[0])
+            except OSError:
+                continue
+    return found
+
+
+def _eventually(condition: Callable[[], object], what: str) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until, f"{what} did not come"
+        time.sleep(0.002)
+
+
+# ---- notifications ----
+
+
+def test_notifications_reach_the_hook(play: Play) -> None:
+    """In order, with the pid where there is one, and each is acknowledged."""
+    heard: list[Notification] = []
+    play.dump(
+        notify("pre-dump"),
+        notify("network-lock"),
+        notify("post-dump"),
+        notify("setup-namespaces", 55),
+        send(GONE),
+        on_notify=heard.append,
+    )
+    assert [note.action for note in heard] == [
+        Notify.PRE_DUMP, Notify.NETWORK_LOCK, Notify.POST_DUMP, Notify.SETUP_NAMESPACES,
+    ]  # fmt: skip
+    assert [note.pid for note in heard] == [None, None, None, 55]
+    assert {note.verb.value for note in heard} == {"dump"}
+    assert play.acknowledged() == [True] * 4
+
+
+def test_without_a_hook_everything_is_agreed_to(play: Play) -> None:
+    """Nobody to ask: yes."""
+    play.dump(notify("pre-dump"), notify("of-the-future"), send(GONE))
+    assert play.acknowledged() == [True, True]
+
+
+def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
+    """A newer CRIU may say more than this release knows; text of any bytes comes through."""
+    heard: list[Notification] = []
+    play.dump(
+        notify("of-the-future"),
+        notify("\udcff\udcfe"),
+        notify(""),
+        send(GONE),
+        on_notify=heard.append,
+    )
+    assert [note.action for note in heard] == ["of-the-future", "\udcff\udcfe", ""]
+    assert not any(isinstance(note.action, Notify) for note in heard)
+
+
+def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
+    """The one that comes along is open, close-on-exec, and the hook's to close."""
+    read: list[bytes] = []
+
+    def hook(note: Notification) -> None:
+        assert note.fd is not None
+        assert not os.get_inheritable(note.fd)
+        with open(note.fd, "rb") as pipe:
+            read.append(pipe.read())
+
+    play.dump(notify("orphan-pts-master", fd=True), send(GONE), on_notify=hook)
+    assert read == [b"from the other side"]
+
+
+def test_a_descriptor_that_nobody_takes_is_closed(play: Play) -> None:
+    """Without a hook, or beside an answer. (The fixture counts descriptors.)"""
+    play.dump(notify("orphan-pts-master", fd=True), send(GONE, fd=True))
+    with pytest.raises(ProtocolError):
+        play.dump(send(b"\xff", fd=True), ["wait-for-end"])
+
+
+class Refused(Exception):
+    """What a hook of these tests raises."""
+
+
+def test_a_hook_that_raises_refuses(play: Play) -> None:
+    """CRIU is told no, has the time to undo its work, and then the hook's own error comes.
+
+    While the dump is undone the hook hears of nothing but the network's unlocking, which is
+    agreed to: a refusal would keep the network locked.
+    """
+    heard: list[str] = []
+
+    def hook(note: Notification) -> None:
+        heard.append(note.action)
+        if note.action == "post-dump":
+            raise Refused("not now")
+
+    with pytest.raises(Refused, match="not now"):
+        play.dump(
+            notify("network-lock"),
+            notify("post-dump"),
+            notify("something-else"),
+            notify("network-unlock"),
+            send(no("dump", cr_errno=125)),
+            on_notify=hook,
+        )
+    assert heard == ["network-lock", "post-dump", "network-unlock"]
+    assert play.acknowledged() == [True, False, False, True]
+
+
+def test_a_second_error_while_it_is_undone_is_noted(play: Play) -> None:
+    """The first is the cause; the second is not lost."""
+
+    def hook(note: Notification) -> None:
+        raise Refused(note.action)
+
+    with pytest.raises(Refused, match="post-dump") as caught:
+        play.dump(notify("post-dump"), notify("network-unlock"), send(no("dump")), on_notify=hook)
+    assert any("network-unlock" in note for note in caught.value.__notes__)
+    assert play.acknowledged() == [False, True]
+
+
+def test_a_refusal_that_comes_too_late(play: Play) -> None:
+    """CRIU says yes all the same: the error comes with the result, not instead of it."""
+
+    def hook(note: Notification) -> None:
+        raise Refused("too late")
+
+    with pytest.raises(Refused) as caught:
+        play.dump(notify("post-dump"), send(GONE), on_notify=hook)
+    assert caught.value.__notes__
+
+
+def test_a_worker_that_dies_while_it_undoes(play: Play) -> None:
+    """The hook's error comes, with a note that CRIU did not undo its work."""
+
+    def hook(note: Notification) -> None:
+        raise Refused("not now")
+
+    with pytest.raises(Refused) as caught:
+        play.dump(notify("post-dump"), ["kill"], on_notify=hook)
+    assert any("did not undo" in note for note in caught.value.__notes__)
+
+
+# ---- deadlines ----
+
+
+def test_a_deadline_refuses_the_next_notification(play: Play) -> None:
+    """CRIU undoes its work, and then the deadline is told."""
+    with pytest.raises(DeadlineError) as caught:
+        play.dump(
+            notify("pre-dump"),
+            notify("post-dump"),
+            notify("network-unlock"),
+            send(no("dump")),
+            deadline=0.001,
+            on_notify=lambda _: time.sleep(0.05),
+        )
+    assert isinstance(caught.value, TimeoutError)
+    assert play.acknowledged()[-2:] == [False, True]
+
+
+def test_a_worker_that_does_not_come_back_is_ended(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No notification, no answer: it gets some time to undo its work, and is then killed."""
+    monkeypatch.setattr(_exchange, "GRACE", 0.05)
+    with pytest.raises(DeadlineError) as caught:
+        play.dump(["fork-and-hold"], ["wait-for-end"], deadline=0.05)
+    assert any("was ended" in note for note in caught.value.__notes__)
+    _eventually(lambda: not _processes_of(play.program), "the worker's end")
+
+
+def test_a_deadline_that_is_not_reached(play: Play) -> None:
+    """Nothing is different then."""
+    assert play.dump(notify("post-dump"), send(GONE), deadline=60).pid == NOBODY
+
+
+def test_the_program_is_left_as_it_was(play: Play) -> None:
+    """Calls in parallel do not hear each other's answers."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(number: int) -> int:
+        program = play.program.with_name(f"criu{number}")
+        shutil.copy(play.program, program)
+        mine = Play(program, play.images)
+        answer = send(answer_of("restore", restore={"pid": 1000 + number}))
+        pid: int = mine.restore(answer).pid
+        return pid
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(12))) == [1000 + number for number in range(12)]

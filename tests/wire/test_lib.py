@@ -1,0 +1,225 @@
+"""``pycriu_native.lib``: all of libcriu, whichever release is loaded, and what a lack of it says.
+
+One build loads any release. The judge of what a library has is its own symbol table.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import build_ffi
+from pycriu_native import UnsupportedError
+from pycriu_native._options import release
+
+from . import elf
+from . import peer as asked
+from .libraries import ROOT, Library, environment, found
+from .peer import Peer
+
+COUNTS = {"3.17": 133, "4.1": 139, "4.2": 141, "4.3": 179}
+"""How many functions the interface of a release has."""
+
+
+def test_the_same_build_loads_each_release(peer: Peer) -> None:
+    """Four releases, one extension: what a C program would write works with each."""
+    status, message = peer.ask(asked.ported_c)
+    assert status == 0
+    assert message == {
+        # 3.18 and earlier leave it at 0, which is standard input; the verbs of the package do not.
+        "images_dir_fd": 0 if peer.library.release == "3.17" else -1,
+        "leave_running": True,
+        "log_level": 4,
+        "external": ["mnt[/a]:b"],
+        "manage_cgroups_mode": 4,
+    }
+
+
+def test_every_function_is_there(peer: Peer) -> None:
+    """``lib`` has exactly the functions that the loaded library exports, by its symbol table."""
+    exported = elf.interface(peer.library.path)
+    has, missing, names = peer.ask(asked.interface)
+    assert {name for name, present in has.items() if present} == exported
+    assert set(missing) == set(has) - exported
+    assert set(has) <= set(names)
+    if peer.library.release in COUNTS:
+        assert len(exported) == COUNTS[peer.library.release]
+
+
+def test_each_can_be_looked_up(peer: Peer) -> None:
+    """A present function is a cffi function; a missing one names the release that brought it."""
+    has, _, _ = peer.ask(asked.interface)
+    for name, present in has.items():
+        if present:
+            assert peer.ask(asked.function, name)
+            assert release(peer.ask(asked.since, name)) <= release(peer.library.version)
+        else:
+            since = peer.ask(asked.since, name)
+            assert release(since) > release(peer.library.version)
+            needs = f"needs libcriu {since}; {peer.library.version} is loaded"
+            with pytest.raises(UnsupportedError, match=needs.replace(".", r"\.")) as caught:
+                peer.ask(asked.function, name)
+            assert caught.value.problems[0].value == name
+
+
+def test_the_release_that_brought_a_function_is_the_first_that_has_it() -> None:
+    """``lib.since`` against the symbol tables of all releases that are here."""
+    from pycriu_native import lib
+
+    tables = {release(one.version): elf.interface(one.path) for one in found().values()}
+    for name in set().union(*tables.values()):
+        first = min(version for version, names in tables.items() if name in names)
+        before = max((version for version in tables if version < first), default=(0,))
+        assert before < release(lib.since(name)) <= first, name
+
+
+def test_a_name_of_no_release() -> None:
+    """What libcriu never had is an AttributeError, from ``lib`` and from ``has``."""
+    from pycriu_native import lib
+
+    with pytest.raises(AttributeError, match="criu_make_coffee"):
+        lib.has("criu_make_coffee")
+    with pytest.raises(AttributeError, match="criu_make_coffee"):
+        _ = lib.criu_make_coffee
+    with pytest.raises(AttributeError):
+        _ = lib.pn_new
+
+
+# ---- the build ----
+
+
+def _abi_check(library: Library, include: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the compiler says to our declarations beside this release's ``criu.h``."""
+    monkeypatch.setattr(build_ffi, "INCLUDE", include)
+    macros = build_ffi.abi_check_macros([str(library.include)])
+    assert macros, "criu.h was not found"
+    command = [
+        os.environ.get("CC", "cc"),
+        "-fsyntax-only",
+        *(f"-D{name}={value}" for name, value in macros),
+        f"-I{include}",
+        f"-I{library.include}",
+        str(ROOT / "pycriu_native/native/abi_check.c"),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_our_declarations_are_those_of_criu_h(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build compiles both in one unit, and each release's header agrees."""
+    assert _abi_check(library, ROOT / "include", monkeypatch) == ""
+
+
+@pytest.mark.parametrize(
+    ("header", "right", "wrong", "complaint"),
+    [
+        (
+            "libcriu.h",
+            "int criu_local_set_root(criu_opts *opts, const char *root);",
+            "void criu_local_set_root(criu_opts *opts, const char *root);",
+            "criu_local_set_root",
+        ),
+        (
+            "libcriu.h",
+            "void criu_set_ghost_limit(unsigned int limit);",
+            "void criu_set_ghost_limit(unsigned long limit);",
+            "criu_set_ghost_limit",
+        ),
+        ("libcriu_types.h", "CRIU_CG_MODE_SOFT = 3", "CRIU_CG_MODE_SOFT = 2", "CRIU_CG_MODE_SOFT"),
+        (
+            "libcriu_types.h",
+            "CRIU_NETWORK_LOCK_NFTABLES = 2",
+            "CRIU_NETWORK_LOCK_NFTABLES = 1",
+            "CRIU_NETWORK_LOCK_NFTABLES",
+        ),
+    ],
+)
+def test_a_wrong_declaration_cannot_build(
+    library: Library,
+    header: str,
+    right: str,
+    wrong: str,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A function or constant of ours that differs from ``criu.h`` is a compile error."""
+    shutil.copytree(ROOT / "include", tmp_path / "include")
+    changed = tmp_path / "include" / header
+    text = changed.read_text()
+    assert right in text
+    changed.write_text(text.replace(right, wrong))
+    said = _abi_check(library, tmp_path / "include", monkeypatch)
+    assert "error" in said
+    assert complaint in said
+
+
+def _build(**changed: str) -> subprocess.CompletedProcess[str]:
+    """Start a build, which must end before it compiles anything."""
+    command = [sys.executable, "-c", "import build_ffi; build_ffi.ffibuilder()"]
+    named = {**environment(), **changed}
+    return subprocess.run(command, env=named, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_build_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
+    """Header, library or compiler missing: which, and the commands that install them."""
+    library = any_library()
+    compiler = tmp_path / "cc"
+
+    def lacks(pattern: str) -> str:
+        """A compiler to which something is missing, whatever this machine has."""
+        compiler.write_text(
+            f"#!/bin/sh\nfor a; do case $a in {pattern}) exit 1;; "
+            f'*.c) grep -q {pattern} $a && exit 1;; esac; done\nexec cc "$@"\n'
+        )
+        compiler.chmod(0o755)
+        return str(compiler)
+
+    present = {"CRIU_LIBDIR": str(library.path.parent), "CRIU_INCLUDEDIR": str(library.include)}
+    assert _build(**present).returncode == 0
+    for missing in ("protobuf-c/protobuf-c.h", "libcriu.so.2", "libprotobuf-c.so.1"):
+        pattern = missing if missing.endswith(".h") else f"-l:{missing}"
+        run = _build(**present, CC=lacks(pattern))
+        assert run.returncode == 1
+        assert f"{missing} was not found" in run.stderr
+        assert "apt-get install libcriu-dev" in run.stderr
+        assert "scripts/install-criu" in run.stderr
+    run = _build(**present, CC="/nonexistent/cc")
+    assert run.returncode == 1
+    assert "a C compiler (/nonexistent/cc) was not found" in run.stderr
+    assert "apt-get install" in run.stderr
+
+
+def any_library() -> Library:
+    """A library with its headers."""
+    here = found()
+    if not here:
+        pytest.skip("no libcriu with its headers is installed")
+    return next(iter(here.values()))
+
+
+def test_an_import_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
+    """The extension without its library: an ImportError with the commands that install it."""
+    package = tmp_path / "pycriu_native"
+    shutil.copytree(ROOT / "pycriu_native", package, ignore=shutil.ignore_patterns("native"))
+    for extension in package.glob("_native*.so"):
+        needs = extension.read_bytes()
+        assert b"libcriu.so.2\0" in needs
+        extension.write_bytes(needs.replace(b"libcriu.so.2\0", b"libcriu.so.9\0"))
+    run = subprocess.run(
+        [sys.executable, "-c", "import pycriu_native"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "ImportError: pycriu_native's extension module does not load: libcriu.so.9" in run.stderr
+    assert "apt-get install libcriu2" in run.stderr

@@ -1,0 +1,300 @@
+"""Every option arrives: properties of the way from ``CriuOpts`` to the bytes of a request.
+
+For options of all kinds and values, on each libcriu: what CRIU would be sent is decoded by
+Google's protobuf runtime, which shares nothing with the library, and compared with what the
+options say (``expected.py``). Three ways lead there: libcriu's setters, the wire field where it
+has none, and both where a setter forgets something; which one is taken depends on the release.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from pycriu_native import (
+    CriuOpts,
+    InheritFd,
+    NetworkLock,
+    OptionError,
+    PageServer,
+    UnsupportedError,
+)
+from pycriu_native._line import widen
+from pycriu_native._message import REQUEST_TYPES
+from pycriu_native._options import BY_FIELD, TABLE, Row, release
+from pycriu_native.enums import Verb
+from pycriu_native.opts import VERB_MASK
+from pycriu_native.values import WireValue
+
+from . import expected
+from . import peer as asked
+from .peer import Peer
+from .proto import Judge
+from .strategies import World, any_opts, criu_opts, fields, values_of
+
+verbs = st.sampled_from(list(expected.LOG))
+NOBODY = 2**22 + 1
+"""Above the highest pid that there can be: not ours, nor that of an ancestor of ours."""
+pids = st.sampled_from([NOBODY, 2**31 - 1]) | st.integers(NOBODY, 2**31 - 1)
+
+LEAST_CHUNK = 16
+"""Bytes: malloc's smallest piece is larger."""
+
+wired = settings(
+    max_examples=100,
+    deadline=None,
+    # The library is the same for all examples of a test, on purpose.
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def unknown_to(judge: Judge, opts: CriuOpts) -> set[str]:
+    """The fields that are set and that a release does not know, by its ``rpc.proto``."""
+    return {
+        row.name
+        for row, value in opts.items()
+        if value != () and row.wire is not None and not _is_known(judge, row, value)
+    }
+
+
+def _is_known(judge: Judge, row: Row, value: object) -> bool:
+    if row.name == "network_lock":
+        return value in judge.enum("criu_network_lock_method").values()
+    return row.wire in judge.fields()
+
+
+def without(opts: CriuOpts, fields: set[str]) -> CriuOpts:
+    """The options without these."""
+    return CriuOpts(**{row.name: value for row, value in opts.items() if row.name not in fields})
+
+
+def expect(
+    opts: CriuOpts,
+    verb: Verb,
+    pid: int | None,
+    directories: dict[str, str],
+    sent: dict[str, Any],
+    sibling: bool = False,
+) -> dict[str, WireValue]:
+    """What must be sent, with each directory given by path as the descriptor that is open on it."""
+    wanted = expected.message(opts, verb, pid, sibling=sibling)
+    for field in ("images_dir_fd", "work_dir_fd"):
+        if isinstance(wanted.get(field), str):
+            assert directories[field] == os.path.realpath(str(wanted[field]))
+            wanted[field] = sent["opts"][field]
+    return wanted
+
+
+@wired
+@given(opts=any_opts(), verb=verbs, pid=st.none() | pids, sibling=st.booleans())
+@example(opts=CriuOpts(), verb=Verb.DUMP, pid=None, sibling=False)
+@example(opts=CriuOpts(timeout=0, ghost_limit=2**32 - 1), verb=Verb.DUMP, pid=NOBODY, sibling=False)
+@example(opts=CriuOpts(cg_dump_controllers=[""]), verb=Verb.DUMP, pid=NOBODY, sibling=False)
+@example(
+    opts=CriuOpts(unix_sks=[1], external_unix_connections=False),
+    verb=Verb.DUMP,
+    pid=NOBODY,
+    sibling=False,
+)
+@example(
+    opts=CriuOpts(external=[f"unix[{n}]" for n in range(5000)]),
+    verb=Verb.DUMP,
+    pid=NOBODY,
+    sibling=False,
+)
+def test_what_is_sent_is_what_the_options_say(
+    peer: Peer, judge: Judge, opts: CriuOpts, verb: Verb, pid: int | None, sibling: bool
+) -> None:
+    """Every field that is set with its value, the table's additions, and nothing else.
+
+    The bytes are those of an independent encoder, the message read back through libcriu's
+    descriptors is the same, doing it again gives the same bytes, and so does another order.
+    """
+    opts = without(opts, unknown_to(judge, opts))
+    filled = peer.ask(asked.filled, opts, verb, pid, sibling)
+    sent = judge.decode(filled.request)
+    wanted = expect(opts, verb, pid, filled.directories, sent, sibling)
+    request = {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": wanted}
+    assert sent == request
+    assert filled.request == judge.encode(request)
+    assert filled.read == wanted
+    inherited = [item.fd for item in opts.inherit_fds or ()]  # type: ignore[union-attr]
+    if isinstance(opts.page_server, PageServer) and opts.page_server.fd is not None:
+        inherited.append(opts.page_server.fd)
+    assert sorted(filled.keep) == sorted(inherited)  # type: ignore[type-var]
+
+    again = peer.ask(asked.filled, opts, verb, pid, sibling)
+    assert again.request == filled.request
+    shuffled = peer.ask(asked.filled, opts, verb, pid, sibling, shuffle=len(filled.request))
+    assert shuffled.request == filled.request
+    assert shuffled.read == filled.read
+
+
+def test_a_handle_gives_everything_back(peer: Peer, judge: Judge) -> None:
+    """libcriu's own free forgets fields: after a hundred handles, malloc has what it had."""
+
+    @settings(max_examples=5, deadline=None, phases=[Phase.generate])
+    @given(opts=st.builds(CriuOpts, **fields()))
+    def nothing_stays(opts: CriuOpts) -> None:
+        known = without(opts, unknown_to(judge, opts))
+        assert peer.ask(asked.leaked, known, Verb.DUMP, NOBODY, 100) < 100 * LEAST_CHUNK
+
+    nothing_stays()
+
+
+@wired
+@given(data=st.data())
+def test_a_call_sends_what_the_options_say(
+    peer: Peer, judge: Judge, world: World, data: st.DataObject
+) -> None:
+    """The same through a whole call, checks included, as CRIU at the end of the line hears it.
+
+    What the loaded libcriu does not know is refused with the release that has it.
+    """
+    verb = data.draw(verbs)
+    opts = data.draw(criu_opts(world, verb))
+    pid = data.draw(pids) if verb in (Verb.DUMP, Verb.PRE_DUMP) else None
+    unknown = unknown_to(judge, opts)
+    if unknown:
+        with pytest.raises(UnsupportedError) as caught:
+            peer.ask(asked.called, opts, verb, pid)
+        assert set(caught.value.options) == unknown
+        opts = without(opts, unknown)
+        try:
+            peer.ask(asked.checked, opts, verb, pid)
+        except OptionError:
+            return  # it needed what had to go
+    called = peer.ask(asked.called, opts, verb, pid)
+    sent = judge.decode(called.request)
+    wanted = expect(opts, verb, pid, called.directories, sent)
+    assert sent == {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": wanted}
+    assert called.result == (1234 if verb is Verb.RESTORE else 0)
+
+
+@pytest.mark.parametrize("name", list(BY_FIELD))
+def test_each_option_at_its_limits(peer: Peer, judge: Judge, name: str) -> None:
+    """Each field by itself, so that none is left to chance; nothing that is unknown is dropped."""
+    row = BY_FIELD[name]
+
+    @settings(max_examples=8, deadline=None, database=None)
+    @given(value=values_of(row))
+    def arrives(value: Any) -> None:
+        opts = CriuOpts(**{name: value})
+        unknown = unknown_to(judge, opts)
+        if unknown:
+            with pytest.raises((UnsupportedError, LookupError)):
+                peer.ask(asked.filled, opts, Verb.DUMP, NOBODY)
+            return
+        filled = peer.ask(asked.filled, opts, Verb.DUMP, NOBODY)
+        sent = judge.decode(filled.request)
+        assert sent["opts"] == expect(opts, Verb.DUMP, NOBODY, filled.directories, sent)
+
+    arrives()
+
+
+@pytest.mark.parametrize("row", TABLE, ids=[row.name for row in TABLE])
+def test_what_is_unknown_is_refused_with_its_release(
+    peer: Peer, judge: Judge, world: World, row: Row
+) -> None:
+    """A field or value that is younger than the loaded libcriu: the error names both releases."""
+    if row.field is None or release(row.since) <= release(peer.library.version):
+        assert row.wire is None or row.wire in judge.fields()
+        return
+
+    @settings(max_examples=1, deadline=None, database=None)
+    @given(value=world.forms.get(row.name, values_of(row)).filter(lambda v: v != []))
+    def refused(value: Any) -> None:
+        opts = CriuOpts(**{row.name: value})
+        with pytest.raises(UnsupportedError) as caught:
+            peer.ask(asked.supported, opts)
+        (problem,) = caught.value.problems
+        assert problem.field == row.name
+        assert f"needs libcriu {row.since}" in problem.rule
+        assert peer.library.version in problem.rule
+
+    refused()
+
+
+def test_a_value_that_is_younger_than_its_option(peer: Peer) -> None:
+    """``NetworkLock.SKIP`` is 3.19, the option 3.16; the number 3 elsewhere has no such date."""
+    opts = CriuOpts(network_lock=NetworkLock.SKIP)
+    if release(peer.library.version) < (3, 19):
+        with pytest.raises(UnsupportedError, match=r"network_lock=.* needs libcriu 3\.19"):
+            peer.ask(asked.supported, opts)
+    else:
+        peer.ask(asked.supported, opts)
+    peer.ask(asked.supported, CriuOpts(log_level=3, timeout=3, manage_cgroups_mode=3), "3.17")
+
+
+def test_a_program_that_is_older_than_libcriu(peer: Peer) -> None:
+    """An old ``criu`` would skip a field without a word: refused, with the program's release."""
+    if release(peer.library.version) < (3, 19):
+        return  # this library refuses it by itself
+    with pytest.raises(UnsupportedError, match=r"display_stats.* needs CRIU 3\.19; .* is 3\.17"):
+        peer.ask(asked.supported, CriuOpts(display_stats=True), "3.17")
+    peer.ask(asked.supported, CriuOpts(display_stats=True), "3.19")
+
+
+def test_requests_without_options(peer: Peer, judge: Judge) -> None:
+    """``version`` and ``feature_check`` send no option of CRIU's."""
+    for verb, features in ((Verb.VERSION, None), (Verb.FEATURE_CHECK, True)):
+        sent = judge.decode(peer.ask(asked.filled, CriuOpts(), verb).request)
+        assert sent.pop("type") == judge.request_types[expected.REQUEST_TYPE[verb]]
+        sent.pop("opts", None)
+        assert set(sent) == ({"features"} if features else set())
+        if features:
+            assert sent["features"] == dict.fromkeys(judge.fields("criu_features"), True)
+
+
+@pytest.mark.parametrize("size", [2**18, 2**20, 4 * 2**20 - 2**16])
+def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int) -> None:
+    """What a socket can carry arrives whole; where it cannot be made wide enough, it is refused."""
+    opts = CriuOpts(images_directory=str(world.images), cg_props="x" * size)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        widen(sock)
+        room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    if size + 1000 > room:
+        with pytest.raises(OptionError, match="fit into one request here"):
+            peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
+        return
+    sent: Any = judge.decode(peer.ask(asked.called, opts, Verb.DUMP, NOBODY).request)
+    assert sent["opts"]["cgroup_props"] == opts.cg_props
+
+
+def test_more_than_a_socket_carries(peer: Peer, world: World) -> None:
+    """Above 4 MiB the kernel has no room for a message: refused, and nothing was sent."""
+    opts = CriuOpts(images_directory=str(world.images), cg_props="x" * (5 * 2**20))
+    with pytest.raises(OptionError, match=r"the options take .* bytes; .* fit into one request"):
+        peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
+
+
+def test_descriptors_that_crius_own_would_hide(peer: Peer, judge: Judge) -> None:
+    """0 to 2 are CRIU's own standard files: what is inherited from there gets another number."""
+    opts = CriuOpts(
+        inherit_fds=[InheritFd(0, "a"), InheritFd(7, "b")], page_server=PageServer(fd=1)
+    )
+    filled = peer.ask(asked.filled, opts, Verb.RESTORE)
+    sent: Any = judge.decode(filled.request)["opts"]
+    numbers = [item["fd"] for item in sent["inherit_fd"]] + [sent["ps"]["fd"]]
+    assert numbers[1] == 7
+    assert all(number > 2 for number in numbers)
+    assert sorted(filled.keep) == sorted(numbers)
+
+
+def test_no_verb_is_left_out() -> None:
+    """Every verb that takes options and is a request of CRIU's is tried here."""
+    assert set(expected.LOG) == {verb for verb in VERB_MASK if str(verb) in REQUEST_TYPES}
+
+
+def test_who_dumps_itself_cannot_be_asked(peer: Peer, judge: Judge) -> None:
+    """A dump of the caller or of what it runs in: no pid for itself, and no notifications."""
+    for pid in (None, 1):
+        sent = judge.decode(peer.ask(asked.filled, CriuOpts(), Verb.DUMP, pid).request)["opts"]
+        assert isinstance(sent, dict)
+        assert "notify_scripts" not in sent
+        assert sent.get("pid") == pid

@@ -1,0 +1,230 @@
+"""What a verb refuses before anything is touched, each with the field's name and the reason.
+
+CRIU would refuse it later, cut it, or ignore it, mostly without a word. ``tests/real`` holds
+these verdicts against a real CRIU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pycriu_native import (
+    CriuOpts,
+    NoSuchProcessError,
+    OptionError,
+    ProgramNotFoundError,
+    UnsupportedError,
+    Worker,
+    _rules,
+    dump,
+    restore,
+)
+from pycriu_native._options import BY_FIELD
+from pycriu_native.enums import Verb
+from pycriu_native.opts import VERB_MASK
+
+from .strategies import EXISTING_FILE, World, criu_opts, values_of
+
+DUMP, PRE_DUMP, RESTORE, PAGES = Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE, Verb.PAGE_SERVER
+HERE = os.path.dirname(__file__)
+
+REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
+    # directories and descriptors
+    (DUMP, {"images_directory": None}, "images_directory", "required"),
+    (RESTORE, {"images_directory": "/nonexistent"}, "images_directory", "an existing directory"),
+    (DUMP, {"images_directory": EXISTING_FILE}, "images_directory", "an existing directory"),
+    (DUMP, {"images_directory": 4000}, "images_directory", "an open descriptor"),
+    (DUMP, {"work_directory": "/nonexistent"}, "work_directory", "an existing directory"),
+    (DUMP, {"images_dir": "/x"}, "images_dir", "images_directory, which wins"),
+    (DUMP, {"pidfd_store_sk": 4000}, "pidfd_store_sk", "an open descriptor"),
+    (RESTORE, {"inherit_fds": [(4000, "k")]}, "inherit_fds", "an open descriptor"),
+    (DUMP, {"status_fd": 4000, "lazy_pages": True, "page_server": "127.0.0.1:1"}, "status_fd",
+     "an open descriptor"),
+    # runc's rules
+    (DUMP, {"parent_image": "/"}, "parent_image", "runc's rule"),
+    (DUMP, {"parent_image": "nonexistent"}, "parent_image", "an existing directory"),
+    (DUMP, {"page_server": (None, 27)}, "page_server", "both required"),
+    (DUMP, {"page_server": ("host", None)}, "page_server", "both required"),
+    (DUMP, {"page_server": "host:0"}, "page_server", "both required"),
+    (DUMP, {"status_fd": 1}, "status_fd", "needs lazy_pages"),
+    # page servers
+    (DUMP, {"lazy_pages": True}, "page_server", "the address to serve pages on is required"),
+    (DUMP, {"lazy_pages": True, "page_server": "host:1"}, "page_server", "a numeric address"),
+    (DUMP, {"lazy_pages": True, "page_server": {"fd": 1}}, "page_server", "not on a descriptor"),
+    (DUMP, {"page_server": {"fd": 1, "port": 1}}, "page_server", "the descriptor only"),
+    (PAGES, {}, "page_server", "the address to serve pages on is required"),
+    (PAGES, {"page_server": "host:1"}, "page_server", "a numeric address"),
+    (DUMP, {"tls": True}, "tls", "needs page_server"),
+    (DUMP, {"tls_cert": EXISTING_FILE}, "tls_cert", "needs tls"),
+    (DUMP, {"tls_key": "/nonexistent", "tls": True, "page_server": "host:1"}, "tls_key",
+     "an existing file"),
+    # what belongs elsewhere
+    (RESTORE, {"leave_running": True}, "leave_running", "belongs to dump"),
+    (DUMP, {"mntns_compat_mode": True}, "mntns_compat_mode", "belongs to restore"),
+    (DUMP, {"exec_cmd": ["x"]}, "exec_cmd", "belongs to restore"),
+    (PRE_DUMP, {"leave_stopped": True}, "leave_stopped", "belongs to dump and restore"),
+    (DUMP, {"pre_dump_mode": "read"}, "pre_dump_mode", "belongs to pre-dump"),
+    # files
+    (DUMP, {"config_file": "/nonexistent"}, "config_file", "an existing file"),
+    (DUMP, {"cg_props_file": "/nonexistent"}, "cg_props_file", "an existing file"),
+    (DUMP, {"irmap_paths": ["relative"]}, "irmap_paths", "an absolute path"),
+    (DUMP, {"log_file": "-"}, "log_file", "a file's name"),
+    (DUMP, {"log_file": ".."}, "log_file", "a file's name"),
+    (DUMP, {"log_file": "x" * 256}, "log_file", "at most 255 bytes"),
+    (DUMP, {"log_file": "ä" * 128}, "log_file", "at most 255 bytes"),
+    (DUMP, {"log_file": "x", "log_to_stderr": True}, "log_to_stderr", "log_file"),
+    # forms
+    (DUMP, {"external": ["disk[x]:y"]}, "external", "is accepted"),
+    (DUMP, {"external": ["mnt[]:x"]}, "external", "only ':m' or ':s'"),
+    (DUMP, {"external": ["macvlan[eth0]"]}, "external", "crashes"),
+    (DUMP, {"external": ["macvlan[eth0]:nonexistent"]}, "external", "an interface that exists"),
+    (DUMP, {"external": ["mnt[/a]"]}, "external", "needs ':value'"),
+    (DUMP, {"external": ["net[1]"]}, "external", "needs ':value'"),
+    (DUMP, {"external": ["mnt[]"], "auto_ext_mnt": False}, "external", "auto_ext_mnt=False"),
+    (DUMP, {"lsm_profile": "smack:x"}, "lsm_profile", "apparmor"),
+    (DUMP, {"plugin_options": ["name"]}, "plugin_options", "PLUGIN.NAME"),
+    (DUMP, {"plugin_options": ["-p.name"]}, "plugin_options", "PLUGIN.NAME"),
+    (DUMP, {"plugin_options": ["p=a.b"]}, "plugin_options", "PLUGIN.NAME"),
+    (RESTORE, {"veth_pairs": [("i" * 100, "o" * 100)]}, "veth_pairs", "at most 198 bytes"),
+    (RESTORE, {"join_ns": ["pid:/proc/self/ns/pid"]}, "join_ns", "net, ipc, uts"),
+    (RESTORE, {"join_ns": ["net:0"]}, "join_ns", "the pid of a running process"),
+    (RESTORE, {"join_ns": ["net:65536"]}, "join_ns", "the pid of a running process"),
+    (RESTORE, {"join_ns": ["net:/nonexistent"]}, "join_ns", "a file that exists"),
+    (RESTORE, {"join_ns": ["net:1file"]}, "join_ns", "a file that exists"),
+    (RESTORE, {"join_ns": ["net:/proc/self/ns/net,1,2"]}, "join_ns", "for user only"),
+    (RESTORE, {"join_ns": ["user:/proc/self/ns/user,65536,1"]}, "join_ns", "up to 65535"),
+    (RESTORE, {"join_ns": ["net:/proc/self/ns/net"], "empty_ns": "net"}, "join_ns", "empty_ns"),
+    # contradictions
+    (DUMP, {"leave_running": True, "leave_stopped": True}, "leave_running", "both"),
+    (DUMP, {"tcp_established": True, "tcp_close": True}, "tcp_established", "kept or dropped"),
+    (DUMP, {"manage_cgroups": True, "manage_cgroups_mode": "soft"}, "manage_cgroups", "mode wins"),
+    (DUMP, {"manage_cgroups": False, "manage_cgroups_mode": "soft"}, "manage_cgroups", "mode wins"),
+    (DUMP, {"unix_sks": [1]}, "unix_sks", "needs external_unix_connections"),
+    (DUMP, {"unix_sks": [1], "external_unix_connections": False}, "unix_sks", "needs external_"),
+    (DUMP, {"ext_sharing": True}, "ext_sharing", "needs auto_ext_mnt"),
+    (DUMP, {"ext_masters": True}, "ext_masters", "needs auto_ext_mnt"),
+    (DUMP, {"stream": True, "auto_dedup": True}, "stream", "auto_dedup"),
+    (DUMP, {"stream": True, "page_server": "host:1"}, "stream", "page_server"),
+    (DUMP, {"compress": "off", "compress_block_size": 4096}, "compress_block_size", "compress"),
+    (DUMP, {"compress": "off", "compress_acceleration": 1}, "compress_acceleration", "compress"),
+    (DUMP, {"freeze_cgroup": "/x", "timeout": 4294968}, "timeout", "4294967"),
+    (DUMP, {"unprivileged": True, "cg_roots": ["/x"]}, "cg_roots", "leaves it out"),
+    (RESTORE, {"unprivileged": True, "lazy_pages": True}, "lazy_pages", "leaves it out"),
+]  # fmt: skip
+
+
+def refusal(verb: Verb, fields: dict[str, Any], pid: int | None = None) -> OptionError:
+    """The error of a verb that must refuse these options."""
+    with pytest.raises(OptionError) as caught:
+        _rules.check(CriuOpts(**fields), verb, pid)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("verb", "fields", "culprit", "reason"),
+    REFUSED,
+    ids=[f"{verb}-{fields}"[:70] for verb, fields, _, _ in REFUSED],
+)
+def test_refused(verb: Verb, fields: dict[str, Any], culprit: str, reason: str) -> None:
+    """The error names the field, shows its value and tells the rule."""
+    error = refusal(verb, {"images_directory": HERE, **fields})
+    assert culprit in error.options
+    problem = next(problem for problem in error.problems if problem.field == culprit)
+    assert re.search(re.escape(reason), problem.rule), problem
+    assert str(error).startswith(f"{verb}: ")
+
+
+@pytest.mark.parametrize(("verb", "fields", "culprit", "reason"), REFUSED)
+def test_without_the_culprit_it_is_accepted(
+    verb: Verb, fields: dict[str, Any], culprit: str, reason: str
+) -> None:
+    """Only that field is wrong: each case would be accepted without what it is about."""
+    rest = {name: value for name, value in fields.items() if name != culprit}
+    rest.setdefault("images_directory", HERE)
+    if culprit == "page_server" and (verb is PAGES or rest.get("lazy_pages")):
+        rest["page_server"] = "127.0.0.1:1"
+    _rules.check(CriuOpts(**rest), verb)
+
+
+WRONG_BY_ITSELF = [
+    case
+    for case in REFUSED
+    if not case[3].startswith(("needs", "the address", "required"))  # another may bring it
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_one_error_tells_all(data: st.DataObject) -> None:
+    """Whatever is wrong at once, each is named."""
+    verb = data.draw(st.sampled_from([DUMP, RESTORE]))
+    fields: dict[str, Any] = {}
+    culprits = set()
+    cases = st.lists(st.sampled_from([case for case in WRONG_BY_ITSELF if case[0] is verb]))
+    for _, more, culprit, _ in data.draw(cases):
+        if not set(more) & set(fields):
+            fields |= more
+            culprits.add(culprit)
+    if culprits:
+        assert culprits <= set(refusal(verb, {"images_directory": HERE, **fields}).options)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
+    world: World, data: st.DataObject
+) -> None:
+    """``belongs to`` is said of exactly the fields whose row is for other verbs."""
+    name = data.draw(st.sampled_from(sorted(BY_FIELD)))
+    verb = data.draw(st.sampled_from(sorted(VERB_MASK, key=str)))
+    value = data.draw(world.forms.get(name, values_of(BY_FIELD[name])))
+    try:
+        _rules.check(CriuOpts(**{name: value}), verb)
+    except OptionError as error:
+        said = {problem.field for problem in error.problems if "belongs to" in problem.rule}
+    else:
+        said = set()
+    assert said == (set() if BY_FIELD[name].on & VERB_MASK[verb] else {name})
+
+
+def test_only_for_makes_any_options_fit(world: World) -> None:
+    """What ``only_for`` leaves is never called foreign."""
+
+    @settings(max_examples=50, deadline=None)
+    @given(data=st.data())
+    def fits(data: st.DataObject) -> None:
+        opts = data.draw(criu_opts(world, DUMP))
+        for verb in VERB_MASK:
+            assert not list(_rules._belongs(opts.only_for(verb), verb))
+
+    fits()
+
+
+@pytest.mark.parametrize("pid", [0, -1, True, "1", 1.0])
+def test_a_pid_that_is_none(pid: Any) -> None:
+    """0 would be taken for a self-dump."""
+    assert "pid" in refusal(DUMP, {"images_directory": HERE}, pid).options
+
+
+def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
+    """No program is looked for, no directory made, no process asked for."""
+    images = tmp_path / "images"
+    opts = CriuOpts(images_directory=images, leave_running=True, leave_stopped=True)
+    via = Worker(program="/nonexistent/criu")
+    with pytest.raises(OptionError, match="leave_running") as caught:
+        dump(4242, opts, via=via)
+    assert caught.value.pid == 4242
+    assert caught.value.verb == "dump"
+    assert not isinstance(caught.value, UnsupportedError | NoSuchProcessError)
+    with pytest.raises(OptionError, match="an existing directory"):
+        restore(CriuOpts(images_directory=images), via=via)
+    assert not images.exists()
+    with pytest.raises(ProgramNotFoundError):
+        dump(4242, CriuOpts(images_directory=images), via=via)

@@ -1,0 +1,72 @@
+"""The package is typed for its users: ``typing_checks.py`` under mypy, in strict mode."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .libraries import ROOT
+
+CHECKS = ROOT / "tests" / "typing_checks.py"
+IGNORED = re.compile(r"  # type: ignore\[([\w, -]+)\]")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mypy's, of this module's own."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    return tmp_path_factory.mktemp("mypy")
+
+
+def complaints(source: Path, cache: Path) -> list[str]:
+    """What strict mypy says to a user's file: none of the project's settings apply."""
+    command = [
+        *(sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"),
+        *(f"--cache-dir={cache}", "--no-error-summary", "--hide-error-context", source.name),
+    ]
+    ended = subprocess.run(
+        command,
+        cwd=source.parent,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode in (0, 1), ended.stderr
+    return [line for line in ended.stdout.splitlines() if " error: " in line]
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    """Without ``py.typed`` beside it, and in what is installed, checkers would not look."""
+    assert (ROOT / "pycriu_native" / "py.typed").exists()
+    assert '"py.typed"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_what_a_user_writes(tmp_path: Path, cache: Path) -> None:
+    """Right uses are accepted, results have their types, and wrong uses are refused."""
+    mine = tmp_path / "mine.py"
+    mine.write_text(CHECKS.read_text())
+    assert complaints(mine, cache) == []
+
+
+def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
+    """Without the comments, mypy complains of exactly those lines, and as they say."""
+    text = CHECKS.read_text()
+    expected = {
+        number: set(found[1].replace(" ", "").split(","))
+        for number, line in enumerate(text.splitlines(), 1)
+        if (found := IGNORED.search(line))
+    }
+    assert len(expected) > 30
+    mine = tmp_path / "mine.py"
+    mine.write_text(IGNORED.sub("", text))
+    told: dict[int, set[str]] = {}
+    for line in complaints(mine, cache):
+        number, code = re.search(r":(\d+): error: .*\[([\w-]+)\]$", line).groups()  # type: ignore[union-attr]
+        told.setdefault(int(number), set()).add(code)
+    assert told == expected
