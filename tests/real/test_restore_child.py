@@ -10,12 +10,19 @@ import pytest
 from pycriu_native import CriuOpts, dump, restore, restore_child
 
 from .conftest import Spawn
-from .processes import eventually
+from .processes import Target, eventually
 
 EXITS = """
     import os
     serve(exit=lambda: os._exit(42))
 """
+
+
+def _ask_to_exit(target: Target) -> None:
+    """No answer will come."""
+    partial = target.directory / "question.partial"
+    partial.write_text('[0, "exit"]')
+    partial.rename(target.directory / "question")
 
 
 def _parent(pid: int) -> int:
@@ -32,7 +39,7 @@ def test_the_exit_status_reaches_us(spawn: Spawn, images: Path) -> None:
     assert result.pid == target.pid
     assert _parent(result.pid) == os.getpid()
     assert target.runs_on()
-    (target.directory / "question").write_text('[0, "exit"]')
+    _ask_to_exit(target)
     assert result.wait() == 42
     assert result.wait() is None  # it was reaped
 
@@ -48,5 +55,5 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
     with pytest.raises(TimeoutError):
         result.wait(0.01)
-    (target.directory / "question").write_text('[0, "exit"]')
+    _ask_to_exit(target)
     assert result.wait() is None
