@@ -103,7 +103,7 @@ def parameters() -> list[object]:
         for release in WANTED
         if release not in here
     ]
-    return [pytest.param(library, id=release) for release, library in here.items()] + absent
+    return [*(pytest.param(library, id=release) for release, library in here.items()), *absent]
 
 
 NEWEST = "4.3"
