@@ -10,12 +10,15 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from ._message import REQUEST_TYPES, Handle, decode_response, encode
+from ._message import EMPTY, REQUEST_TYPES, Handle, decode_response, encode
 from .enums import Verb
 from .values import WireValue
 
 REFUSED = -52
 """EBADE, as libcriu's verbs return it when CRIU says no."""
+
+UNKNOWN = -22
+"""EINVAL, as they return it when CRIU does not know the request."""
 
 _OPTS_FIELD = b"\x12"
 """The key of ``opts`` in a ``CriuReq``: field 2, with a length."""
@@ -36,9 +39,11 @@ class DirectCall:
         return self._head + _OPTS_FIELD + _varint(len(self._opts)) + self._opts
 
     def finish(self, answer: bytes) -> int:
-        """0 for an answer that says yes."""
-        told = decode_response(answer)
-        return 0 if told is not None and told["success"] else REFUSED
+        """0 for an answer that says yes, else what libcriu's verbs return."""
+        told = decode_response(answer) or {}
+        if told.get("success"):
+            return 0
+        return UNKNOWN if told.get("type") == EMPTY else REFUSED
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ import pycriu_native
 from pycriu_native import CriuError
 
 from .leftovers import Snapshot
-from .processes import Target, adopt_orphans, eventually, start
+from .processes import Target, adopt_orphans, eventually, remember_children, start
 
 Spawn = Callable[..., Target]
 
@@ -48,6 +48,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
     Also when the test fails in the middle: the fixtures that made things undo them first.
     """
+    remember_children()
     before = Snapshot.take()
     yield
     gc.collect()

@@ -7,15 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def _children() -> frozenset[int]:
-    found: set[int] = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= set(map(int, (task / "children").read_text().split()))
-        except FileNotFoundError:
-            continue
-    return frozenset(found)
+from .processes import children
 
 
 def _descriptors() -> frozenset[str]:
@@ -76,7 +68,7 @@ class Snapshot:
     def take(cls) -> Snapshot:
         """Look around."""
         return cls(
-            children=_children(),
+            children=frozenset(children()),
             descriptors=_descriptors(),
             mounts=_mounts(),
             cgroups=_cgroups(),

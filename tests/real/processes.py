@@ -68,11 +68,31 @@ def adopt_orphans(yes: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
+_not_ours_to_reap: set[int] = set()
+"""The children that there were before the test: a session's own helpers live on."""
+
+
+def remember_children() -> None:
+    """From here on, ``reap_all`` means the children that come."""
+    _not_ours_to_reap.clear()
+    _not_ours_to_reap.update(children())
+
+
+def children() -> set[int]:
+    """Our children, zombies included."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found |= set(map(int, (task / "children").read_text().split()))
+    return found
+
+
 def reap_all() -> None:
-    """Collect every child that has ended, and wait for the rest of the dumped ones to end."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, 0)[0]:
-            pass
+    """Wait for the end of the children that have come in this test, and collect them."""
+    while left := children() - _not_ours_to_reap:
+        for pid in left:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
 
 @dataclass

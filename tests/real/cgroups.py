@@ -1,0 +1,102 @@
+"""Control groups of this machine: which hierarchies there are, and making groups in them.
+
+A hierarchy of version 1 has a mount and controllers of its own; version 2 has one mount for
+all, and CRIU calls it by the empty name. A machine may have either, or both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .processes import eventually
+
+_numbers = itertools.count()
+
+Make = Callable[["Hierarchy"], Path]
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """One tree of cgroups."""
+
+    controller: str
+    """As in the second field of /proc/PID/cgroup: empty for version 2."""
+    mount: Path
+
+    def path_of(self, pid: int) -> str:
+        """The cgroup that a process is in, as a path from the root of the hierarchy."""
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == self.controller:
+                return path
+        raise AssertionError(f"{pid} is in no cgroup of {self}")
+
+    def name_of(self, cgroup: Path) -> str:
+        """A directory's name as a path from the root of the hierarchy."""
+        return "/" + str(cgroup.relative_to(self.mount))
+
+
+def find(controller: str) -> Hierarchy | None:
+    """The hierarchy that has this controller alone; the empty name is version 2."""
+    kind = "cgroup" if controller else "cgroup2"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, _, options = after.split(" ", 2)
+        whole = before.split()[3] == "/"
+        has = not controller or controller in options.split(",")
+        if fstype == kind and whole and has and os.access(before.split()[4], os.W_OK):
+            return Hierarchy(controller, Path(before.split()[4]))
+    return None
+
+
+def required(controller: str) -> Hierarchy:
+    """The hierarchy, or the test is skipped with the reason."""
+    found = find(controller)
+    if found is None:
+        what = f"cgroup v1 with the controller {controller}" if controller else "cgroup v2"
+        pytest.skip(f"no {what} is mounted and writable here")
+    return found
+
+
+def enter(cgroup: Path, pid: int) -> None:
+    """Move a process into a cgroup."""
+    (cgroup / "cgroup.procs").write_text(str(pid))
+
+
+def read(cgroup: Path, name: str) -> str:
+    """A property."""
+    return (cgroup / name).read_text().strip()
+
+
+def remove(cgroup: Path) -> None:
+    """Remove a cgroup and all below it; what was in it may still be ending."""
+
+    def gone() -> bool:
+        with contextlib.suppress(FileNotFoundError, OSError):
+            for directory, _, _ in os.walk(cgroup, topdown=False):
+                os.rmdir(directory)
+        return not cgroup.exists()
+
+    eventually(gone, f"the removal of {cgroup}")
+
+
+def maker() -> Iterator[Make]:
+    """Make names of cgroups, with the cgroups; all are removed at the end, whoever made them."""
+    made: list[Path] = []
+
+    def make(hierarchy: Hierarchy) -> Path:
+        cgroup = hierarchy.mount / f"pycriu-native-{os.getpid()}-{next(_numbers)}"
+        made.append(cgroup)
+        cgroup.mkdir()
+        return cgroup
+
+    yield make
+    for cgroup in made:
+        remove(cgroup)

@@ -1,0 +1,343 @@
+"""Cgroups: what is saved of them, and how they come back.
+
+A dump writes down in which cgroups the processes are, with the properties of these cgroups
+and of all below. ``manage_cgroups_mode`` on restore says what is made of that. A process is
+dumped in a cgroup with a property of value *old*; then somebody changes it to *new*, or
+removes the cgroup:
+
+====================  ============================  ============================
+mode on restore       the cgroup is there (*new*)   the cgroup was removed
+====================  ============================  ============================
+``ignore``            in CRIU's own cgroup          in CRIU's own cgroup
+``none``              *new*                         refused
+``props``             *old*                         refused
+``soft``, default     *new*                         made again, with *old*
+``full``              *old*                         made again, with *old*
+``strict``            refused                       made again, with *old*
+====================  ============================  ============================
+
+``cg_roots`` puts the cgroups under another path. ``cg_dump_controllers`` says which
+hierarchies are saved at all (the empty name is cgroup v2), and ``cg_props`` which properties.
+A process in the root of a hierarchy has all of that hierarchy saved with it, so most tests
+here save one hierarchy only. ``freeze_cgroup`` is for a tree that a freezer cgroup holds, as
+that of a paused container: without it the dump cannot stop what stands still already.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CgroupMode, CgroupRoot, CriuError, CriuOpts, dump, restore
+
+from . import cgroups
+from .cgroups import Hierarchy, Make, enter, read, remove
+from .conftest import Spawn
+from .processes import Target, eventually, is_alive
+
+PROPERTIES = [
+    pytest.param("pids", "pids.max", id="v1"),
+    pytest.param("", "cgroup.max.depth", id="v2"),
+]
+"""A property of each version that is saved by default and may have any value."""
+
+OLD, NEW = "50", "70"
+REFUSED, OUTSIDE = "refused", "in CRIU's own cgroup"
+
+MODES: list[tuple[str | None, str, str]] = [
+    # mode, what there is when the cgroup exists, what when it was removed
+    ("ignore", OUTSIDE, OUTSIDE),
+    ("none", NEW, REFUSED),
+    ("props", OLD, REFUSED),
+    ("soft", NEW, OLD),
+    ("full", OLD, OLD),
+    ("strict", REFUSED, OLD),
+    ("default", NEW, OLD),
+    (None, NEW, OLD),
+]
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[Make]:
+    """Make cgroups that are removed after the test, and after its processes (ask for it first)."""
+    yield from cgroups.maker()
+
+
+def _dump(target: Target, images: Path, hierarchy: Hierarchy, **fields: Any) -> None:
+    fields.setdefault("cg_dump_controllers", [hierarchy.controller])
+    dump(target.pid, CriuOpts(images_directory=images, **fields))
+    target.reap()
+
+
+def _outcome(
+    target: Target, opts: CriuOpts, hierarchy: Hierarchy, cgroup: Path, name: str
+) -> tuple[str, str]:
+    """Restore; what came of the process and its cgroup, and the error's text if there is one."""
+    there = cgroup.exists()
+    failed = None
+    try:
+        restore(opts)
+    except CriuError as error:
+        failed = error
+    if failed is not None:
+        assert not is_alive(target.pid)
+        assert cgroup.exists() == there
+        assert failed.options[:1] == ("manage_cgroups_mode",), failed
+        target.end()  # reaps what the failed restore has left us, where we are the reaper
+        return REFUSED, str(failed)
+    assert target.runs_on()
+    if hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup):
+        return read(cgroup, name), ""
+    assert hierarchy.path_of(target.pid) == hierarchy.path_of(os.getpid())
+    return OUTSIDE, ""
+
+
+@pytest.mark.parametrize(("controller", "name"), PROPERTIES)
+@pytest.mark.parametrize(
+    ("mode", "existing", "missing"), MODES, ids=[str(mode) for mode, _, _ in MODES]
+)
+def test_mode(
+    orphans: None,
+    make_cgroup: Make,
+    spawn: Spawn,
+    images: Path,
+    controller: str,
+    name: str,
+    mode: str | None,
+    existing: str,
+    missing: str,
+) -> None:
+    """Each mode does what the table says, where the cgroup is there and where it is not."""
+    hierarchy = cgroups.required(controller)
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    opts = CriuOpts(images_directory=images, manage_cgroups_mode=mode)
+    (cgroup / name).write_text(OLD)
+    enter(cgroup, target.pid)
+    _dump(target, images, hierarchy)
+
+    (cgroup / name).write_text(NEW)
+    found, text = _outcome(target, opts, hierarchy, cgroup, name)
+    assert found == existing, text
+    if found == REFUSED:
+        assert "the cgroup exists" in text
+    target.end()
+
+    remove(cgroup)
+    found, text = _outcome(target, opts, hierarchy, cgroup, name)
+    assert found == missing, text
+    if found == REFUSED:
+        assert "does not exist" in text
+
+
+def test_modes_are_all_shown() -> None:
+    """The table above has every mode that there is."""
+    assert {mode for mode, _, _ in MODES} == {None, *(m.name.lower() for m in CgroupMode)}
+
+
+@pytest.mark.parametrize(("managed", "expected"), [(True, OLD), (False, OUTSIDE)])
+def test_the_old_switch(
+    orphans: None,
+    make_cgroup: Make,
+    spawn: Spawn,
+    images: Path,
+    managed: bool,
+    expected: str,
+) -> None:
+    """``manage_cgroups`` is the old form: True is mode soft, False is mode ignore."""
+    controller, name = ("pids", "pids.max") if cgroups.find("pids") else ("", "cgroup.max.depth")
+    hierarchy = cgroups.required(controller)
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    (cgroup / name).write_text(OLD)
+    enter(cgroup, target.pid)
+    _dump(target, images, hierarchy)
+    remove(cgroup)
+    opts = CriuOpts(images_directory=images, manage_cgroups=managed)
+    assert _outcome(target, opts, hierarchy, cgroup, name) == (expected, "")
+
+
+@pytest.mark.parametrize(("controller", "name"), PROPERTIES)
+@pytest.mark.parametrize(
+    "without",
+    [{"unprivileged": True, "cg_dump_controllers": None}, {"cg_dump_controllers": ["another"]}],
+    ids=["unprivileged", "another controller"],
+)
+def test_what_is_not_saved_does_not_come_back(
+    make_cgroup: Make,
+    spawn: Spawn,
+    images: Path,
+    controller: str,
+    name: str,
+    without: dict[str, Any],
+) -> None:
+    """With ``unprivileged``, or other ``cg_dump_controllers``, there is nothing to restore."""
+    hierarchy = cgroups.required(controller)
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    (cgroup / name).write_text(OLD)
+    enter(cgroup, target.pid)
+    _dump(target, images, hierarchy, **without)
+    remove(cgroup)
+    opts = CriuOpts(images_directory=images, manage_cgroups_mode="full")
+    assert _outcome(target, opts, hierarchy, cgroup, name) == (OUTSIDE, "")
+
+
+@pytest.mark.parametrize(("controller", "name"), PROPERTIES)
+def test_ignore_on_dump(
+    orphans: None, make_cgroup: Make, spawn: Spawn, images: Path, controller: str, name: str
+) -> None:
+    """Mode ignore on dump saves where the process was but not the cgroup: it must be there then.
+
+    Who ignores cgroups on dump ignores them on restore too.
+    """
+    hierarchy = cgroups.required(controller)
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    (cgroup / name).write_text(OLD)
+    enter(cgroup, target.pid)
+    _dump(target, images, hierarchy, manage_cgroups_mode="ignore")
+    (cgroup / name).write_text(NEW)
+    opts = CriuOpts(images_directory=images, manage_cgroups_mode="full")
+    assert _outcome(target, opts, hierarchy, cgroup, name) == (NEW, "")
+    target.end()
+
+    remove(cgroup)
+    assert _outcome(target, opts, hierarchy, cgroup, name)[0] == REFUSED
+    ignore = replace(opts, manage_cgroups_mode="ignore")
+    assert _outcome(target, ignore, hierarchy, cgroup, name) == (OUTSIDE, "")
+
+
+@pytest.mark.parametrize(("controller", "name"), PROPERTIES)
+@pytest.mark.parametrize("one", [False, True], ids=["for all", "for one controller"])
+def test_cg_roots(
+    orphans: None,
+    make_cgroup: Make,
+    spawn: Spawn,
+    images: Path,
+    controller: str,
+    name: str,
+    one: bool,
+) -> None:
+    """With ``cg_roots`` the cgroup comes back under another path, with its properties."""
+    hierarchy = cgroups.required(controller)
+    cgroup, other = make_cgroup(hierarchy), make_cgroup(hierarchy)
+    remove(other)
+    target = spawn()
+    (cgroup / name).write_text(OLD)
+    enter(cgroup, target.pid)
+    _dump(target, images, hierarchy)
+    remove(cgroup)
+
+    path = hierarchy.name_of(other)
+    root = CgroupRoot(path, controller) if one else CgroupRoot(path)
+    restore(CriuOpts(images_directory=images, cg_roots=[root]))
+    assert hierarchy.path_of(target.pid) == path
+    assert read(other, name) == OLD
+    assert not cgroup.exists()
+    target.end()
+
+    foreign = CgroupRoot(path, "no such controller")
+    restore(CriuOpts(images_directory=images, cg_roots=[foreign]))
+    assert hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup)
+
+
+NO_PROPERTIES = '"pids":\n - "strategy": "replace"\n - "properties": []'
+
+
+@pytest.mark.parametrize("form", ["default", "cg_props", "cg_props_file"])
+def test_cg_props(make_cgroup: Make, spawn: Spawn, images: Path, tmp_path: Path, form: str) -> None:
+    """``cg_props`` says which properties are saved: here none of the controller's own."""
+    hierarchy = cgroups.required("pids")
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    (cgroup / "pids.max").write_text(OLD)
+    enter(cgroup, target.pid)
+    (tmp_path / "props").write_text(NO_PROPERTIES)
+    forms: dict[str, dict[str, Any]] = {
+        "default": {},
+        "cg_props": {"cg_props": NO_PROPERTIES},
+        "cg_props_file": {"cg_props_file": tmp_path / "props"},
+    }
+    _dump(target, images, hierarchy, **forms[form])
+    remove(cgroup)
+    restore(CriuOpts(images_directory=images))
+    assert hierarchy.path_of(target.pid) == hierarchy.name_of(cgroup)
+    assert read(cgroup, "pids.max") == (OLD if form == "default" else "max")
+    assert target.runs_on()
+
+
+def test_cg_props_that_cannot_be_read(spawn: Spawn, images: Path) -> None:
+    """CRIU reads a narrow kind of YAML; anything else fails the dump, and the process runs on."""
+    target = spawn()
+    with pytest.raises(CriuError, match="cg_props") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, cg_props="pids: [pids.max]"))
+    assert caught.value.options == ("cg_props", "cg_props_file")
+    assert target.runs_on()
+
+
+FREEZERS = {"freezer": ("freezer.state", "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
+"""How a cgroup of each version is frozen: the file, and what is written to it."""
+
+
+@contextmanager
+def _frozen(cgroup: Path, controller: str) -> Iterator[None]:
+    """Pause everything in the cgroup; at the end it runs again, so that it can be ended."""
+    name, frozen, thawed = FREEZERS[controller]
+    (cgroup / name).write_text(frozen)
+    try:
+        if controller:
+            eventually(lambda: read(cgroup, name) == frozen, "the freezing")
+        else:
+            eventually(lambda: "frozen 1" in read(cgroup, "cgroup.events"), "the freezing")
+        yield
+    finally:
+        (cgroup / name).write_text(thawed)
+
+
+@pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
+def test_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path, controller: str) -> None:
+    """A paused process is dumped with ``freeze_cgroup``, and paused it stays when left running."""
+    hierarchy = cgroups.required(controller)
+    name, frozen, _ = FREEZERS[controller]
+    cgroup = make_cgroup(hierarchy)
+    target = spawn()
+    enter(cgroup, target.pid)
+    with _frozen(cgroup, controller):
+        opts = CriuOpts(images_directory=images, freeze_cgroup=cgroup, leave_running=True)
+        dump(target.pid, opts, deadline=30)
+        assert read(cgroup, name) == frozen
+    assert target.runs_on()
+    target.end()
+    restore(CriuOpts(images_directory=images))
+    assert target.runs_on()
+
+
+def test_without_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path) -> None:
+    """Without it, what a v1 freezer holds cannot be stopped, and the error says what helps.
+
+    (In cgroup v2 CRIU waits for ever instead: it can stop a frozen process, but not have it run
+    the code that saves it. CRIU's ``timeout`` is over by then.)
+    """
+    cgroup = make_cgroup(cgroups.required("freezer"))
+    target = spawn()
+    enter(cgroup, target.pid)
+    with _frozen(cgroup, "freezer"), pytest.raises(CriuError, match="freeze_cgroup") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, timeout=1))
+    assert "freeze_cgroup" in caught.value.options
+    assert target.runs_on()
+
+
+def test_freeze_cgroup_that_is_no_freezer(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """A directory that is no freezer cgroup is refused by name, and the process runs on."""
+    target = spawn()
+    with pytest.raises(CriuError, match="freeze_cgroup is not a freezer") as caught:
+        dump(target.pid, CriuOpts(images_directory=images, freeze_cgroup=tmp_path))
+    assert caught.value.options == ("freeze_cgroup",)
+    assert target.runs_on()

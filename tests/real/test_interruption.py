@@ -1,0 +1,370 @@
+"""A call that is interrupted: by Ctrl-C, by other signals, by its own hook, by its deadline.
+
+Whatever the interruption, the call ends in one of two ways. Either CRIU undoes its work first:
+a dumped process runs again, a restored one is gone, no worker is left, and only then the
+exception is raised, as itself. Or it came when CRIU had nothing more to ask: then the work is
+complete, and the exception says so in a note and has the result in its attribute ``result``.
+Signals whose handlers raise nothing are not noticed at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    DeadlineError,
+    DumpResult,
+    Notification,
+    Notify,
+    RestoreResult,
+    dump,
+    restore,
+)
+
+from .conftest import Spawn
+from .processes import Target, eventually, is_alive, reap_all, state
+
+DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
+RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
+"""What CRIU says of a process without connections and namespaces, in this order."""
+
+TOO_LATE = {Notify.PRE_RESUME, Notify.POST_RESUME}
+"""Notifications whose refusal CRIU does not heed."""
+
+
+def _runs_untraced(pid: int) -> bool:
+    """Whether a process is neither stopped nor traced at this very moment."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return state(pid) in ("R", "S", "D") and "TracerPid:\t0\n" in status
+
+
+def test_the_notifications_are_these(orphans: None, spawn: Spawn, images: Path) -> None:
+    """The lists above are complete: the tests below miss none."""
+    target = spawn()
+    heard: list[Notify | str] = []
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts, on_notify=lambda n: heard.append(n.action))
+    assert heard == DUMP
+    reap_all()
+    heard.clear()
+    restore(opts, on_notify=lambda n: heard.append(n.action))
+    assert heard == RESTORE
+
+
+# ---- a hook that raises ----
+
+
+@pytest.mark.parametrize("moment", DUMP)
+@pytest.mark.parametrize("leave_running", [True, None], ids=["left running", "ended"])
+def test_a_hook_of_a_dump_raises(
+    spawn: Spawn, images: Path, moment: Notify, leave_running: bool | None
+) -> None:
+    """At each notification: the same exception comes out, and by then the process runs."""
+    target = spawn()
+    refusal = ValueError(moment)
+
+    def refuse(notification: Notification) -> None:
+        if notification.action is moment:
+            raise refusal
+
+    opts = CriuOpts(images_directory=images, leave_running=leave_running)
+    with pytest.raises(ValueError) as caught:
+        dump(target.pid, opts, on_notify=refuse)
+    assert _runs_untraced(target.pid)
+    assert caught.value is refusal
+    assert not hasattr(refusal, "result")
+    assert target.runs_on()
+    dump(target.pid, opts)
+
+
+@pytest.mark.parametrize("moment", RESTORE)
+def test_a_hook_of_a_restore_raises(
+    orphans: None, spawn: Spawn, images: Path, moment: Notify
+) -> None:
+    """The same exception, and no process is left; or it was too late, and all are there."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    refusal = ValueError(moment)
+
+    def refuse(notification: Notification) -> None:
+        if notification.action is moment:
+            raise refusal
+
+    with pytest.raises(ValueError) as caught:
+        restore(opts, on_notify=refuse)
+    assert caught.value is refusal
+    if moment in TOO_LATE:
+        assert isinstance(refusal.result, RestoreResult)  # type: ignore[attr-defined]
+        assert "complete by then" in refusal.__notes__[0]
+        assert target.runs_on()
+    else:
+        assert not is_alive(target.pid)
+        target.end()  # reaps it: here we are the reaper
+        restore(opts)
+        assert target.runs_on()
+
+
+# ---- a deadline ----
+
+
+@pytest.mark.parametrize("deadline", [0.0, 0.001, 0.005])
+def test_a_deadline_that_is_too_short(
+    orphans: None, spawn: Spawn, images: Path, deadline: float
+) -> None:
+    """DeadlineError, which is TimeoutError: the dump is undone, the restore leaves nothing."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    with pytest.raises(DeadlineError) as caught:
+        dump(target.pid, opts, deadline=deadline)
+    assert _runs_untraced(target.pid)
+    assert isinstance(caught.value, TimeoutError)
+    assert target.runs_on()
+
+    dump(target.pid, opts)
+    target.reap()
+    with pytest.raises(DeadlineError):
+        restore(opts, deadline=deadline)
+    assert not is_alive(target.pid)
+    target.end()
+    restore(opts, deadline=60)
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("moment", DUMP)
+def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment: Notify) -> None:
+    """It passes while the hook is busy: undone at CRIU's next word, or too late for that."""
+    target = spawn()
+
+    def dawdle(notification: Notification) -> None:
+        if notification.action is moment:
+            eventually(lambda: time.monotonic() > over, "the deadline")
+
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    over = time.monotonic() + 1.2
+    result = None
+    try:
+        result = dump(target.pid, opts, on_notify=dawdle, deadline=1.0)
+    except DeadlineError as late:
+        result = getattr(late, "result", None)
+    assert _runs_untraced(target.pid)
+    # After the last notification CRIU may be done before anybody looks at the clock.
+    assert isinstance(result, DumpResult) == (moment is Notify.POST_DUMP)
+    assert target.runs_on()
+
+
+# ---- signals ----
+
+
+@contextmanager
+def _storm() -> Iterator[list[int]]:
+    """SIGUSR1 to this process, over and over, with a handler that only counts."""
+    hits: list[int] = []
+    over = threading.Event()
+
+    def blow() -> None:
+        while not over.wait(0.0005):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: hits.append(1))
+    thread = threading.Thread(target=blow)
+    thread.start()
+    try:
+        yield hits
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_storm_of_signals(orphans: None, spawn: Spawn, images: Path) -> None:
+    """Thousands of signals during twenty dumps and restores: every one of these succeeds."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    with _storm() as hits:
+        for _ in range(20):
+            before = len(hits)
+            dump(target.pid, opts)
+            assert len(hits) > before
+            target.end()
+            restore(opts)
+    assert target.runs_on()
+
+
+INTERRUPTED = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+from pycriu_native import CriuOpts, dump, restore
+
+verb, pid, images, how = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+main = threading.main_thread().ident
+heard = threading.Event()
+threads = []
+
+
+def interrupt(*_):
+    heard.set()
+    raise KeyboardInterrupt
+
+
+signal.signal(signal.SIGINT, interrupt)
+
+
+def workers():
+    own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for task in Path("/proc/self/task").iterdir():
+        own += (task / "children").read_text().split()
+    return sorted({int(child) for child in own} - {pid})
+
+
+def is_in_the_hook():
+    frame = sys._current_frames()[main]
+    while frame is not None:
+        if frame.f_code is on_notify.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def ctrl_c(worker):
+    # To the whole group, as a terminal does, once the hook has returned and the call waits.
+    while is_in_the_hook():
+        time.sleep(0.001)
+    os.killpg(0, signal.SIGINT)
+    heard.wait()
+    time.sleep(0.01)
+    os.kill(worker, signal.SIGCONT)
+
+
+def on_notify(notification):
+    if notification.action == how:
+        [worker] = [w for w in workers() if "criu" in Path(f"/proc/{w}/comm").read_text()]
+        os.kill(worker, signal.SIGSTOP)  # so that it is not done before the signal comes
+        threads.append(threading.Thread(target=ctrl_c, args=[worker]))
+        threads[0].start()
+
+
+def later():
+    time.sleep(float(how))
+    os.killpg(0, signal.SIGINT)
+
+
+told = {"interrupted": False, "result": None, "notes": []}
+try:
+    if how[0].isdigit():
+        threads.append(threading.Thread(target=later))
+        threads[0].start()
+    opts = CriuOpts(images_directory=images)
+    if verb == "restore":
+        restore(opts, on_notify=on_notify)
+    else:
+        dump(pid, opts, on_notify=on_notify)
+except KeyboardInterrupt as interruption:
+    told["interrupted"] = True
+    told["result"] = repr(getattr(interruption, "result", None))
+    told["notes"] = getattr(interruption, "__notes__", [])
+try:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+except (FileNotFoundError, ProcessLookupError):
+    lines = []
+told["status"] = dict(line.split(":\\t", 1) for line in lines if "\\t" in line)
+told["workers"] = workers()
+try:
+    for thread in threads:
+        thread.join()
+    if not heard.wait(20):
+        raise SystemExit("no signal came")
+except KeyboardInterrupt:
+    pass
+print(json.dumps(told))
+"""
+
+
+def _interrupted(verb: str, target: Target, images: Path, how: str) -> dict[str, Any]:
+    """What became of a call in a process of its own, on which Ctrl-C came down."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, verb, str(target.pid), str(images), how],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    told: dict[str, Any] = json.loads(out)
+    assert told["workers"] == []
+    status = told.pop("status")
+    assert status.get("TracerPid", "0") == "0"
+    told["state"] = status.get("State", "")[:1]
+    return told
+
+
+@pytest.mark.parametrize("moment", DUMP)
+def test_ctrl_c_in_a_dump(spawn: Spawn, images: Path, moment: Notify) -> None:
+    """After each notification, while the call waits: undone, or complete and said to be."""
+    target = spawn()
+    told = _interrupted("dump", target, images, moment)
+    assert told["interrupted"]
+    if moment is Notify.POST_DUMP:
+        assert told["result"].startswith(f"DumpResult(pid={target.pid}")
+        assert "the dump was complete by then" in told["notes"][0]
+        assert told["state"] in ("", "Z")
+        target.reap()
+        restore(CriuOpts(images_directory=images))
+    else:
+        assert told["result"] == "None"
+        assert told["notes"] == []  # the signal has not reached CRIU: it was there to undo it
+        assert told["state"] in ("R", "S", "D")
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("moment", RESTORE)
+def test_ctrl_c_in_a_restore(orphans: None, spawn: Spawn, images: Path, moment: Notify) -> None:
+    """After each notification: no process is left, or all are there and the result tells."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    told = _interrupted("restore", target, images, moment)
+    assert told["interrupted"]
+    if moment is Notify.PRE_RESTORE:
+        assert told["result"] == "None"
+        assert told["state"] in ("", "Z")
+        target.end()
+        restore(CriuOpts(images_directory=images))
+    else:
+        assert told["result"].startswith(f"RestoreResult(pid={target.pid}")
+        assert "the restore was complete by then" in told["notes"][0]
+    assert target.runs_on()
+
+
+def test_ctrl_c_at_random_instants(orphans: None, spawn: Spawn, images: Path) -> None:
+    """Whenever it comes: the process runs, or it is saved and restores; never anything else."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    chance = random.Random(4)
+    for _ in range(25):
+        told = _interrupted("dump", target, images, f"{chance.uniform(0, 0.12):.4f}")
+        undone = told["interrupted"] and told["result"] == "None"
+        if undone:
+            assert told["state"] in ("R", "S", "D")
+        else:
+            assert told["state"] in ("", "Z")
+            target.end()
+            restore(opts)
+        assert target.runs_on()

@@ -1,0 +1,298 @@
+"""Options for the state in which processes are left, and for what restore insists on.
+
+``leave_stopped`` leaves a dumped or restored process stopped, until somebody sends SIGCONT.
+``exec_cmd`` is a command that CRIU becomes after a restore, which makes it the parent of the
+restored process: a supervisor, for one. ``skip_file_rwx_check`` and ``evasive_devices`` are for
+files that are not what they were. ``lsm_profile`` needs a kernel that runs that security module.
+``unprivileged`` is for a CRIU with CAP_CHECKPOINT_RESTORE only; root may set it too, and then
+gets the smaller images. ``log_to_stderr`` is for those who want no log file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    ImagesError,
+    OptionError,
+    RestoreResult,
+    dump,
+    restore,
+)
+
+from . import cgroups
+from .conftest import Spawn
+from .processes import Target, eventually, kill, state
+
+
+def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:
+    target = spawn(scenario)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    return target
+
+
+# ---- leave_stopped ----
+
+
+def test_a_dump_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> None:
+    """It is neither gone nor running; SIGCONT has it go on, with no step lost."""
+    target = spawn()
+    ticks = target.ask("ticks")
+    result = dump(target.pid, CriuOpts(images_directory=images, leave_stopped=True))
+    assert not result.gone
+    assert state(target.pid) == "T"
+    os.kill(target.pid, signal.SIGCONT)
+    assert target.ask("ticks") >= ticks
+    assert target.runs_on()
+
+
+def test_a_restore_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> None:
+    """The restored process waits for SIGCONT; without the field it runs at once."""
+    target = _dumped(spawn, images)
+    opts = CriuOpts(images_directory=images, leave_stopped=True)
+    restore(opts)
+    eventually(lambda: state(target.pid) == "T", "the stop")
+    os.kill(target.pid, signal.SIGCONT)
+    assert target.runs_on()
+    assert state(target.pid) != "T"
+
+
+def test_leave_stopped_and_running(spawn: Spawn, images: Path) -> None:
+    """It cannot be left stopped and running: refused by name before anything is touched."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images, leave_stopped=True, leave_running=True)
+    with pytest.raises(OptionError, match="leave_running") as caught:
+        dump(target.pid, opts)
+    assert caught.value.options == ("leave_running",)
+    assert not images.exists()
+    assert target.runs_on()
+
+
+# ---- exec_cmd ----
+
+
+@pytest.fixture
+def supervised() -> Iterator[list[RestoreResult]]:
+    """Restores whose commands are children of ours, ended after the test."""
+    made: list[RestoreResult] = []
+    yield made
+    for result in made:
+        assert result.exec_pid is not None
+        kill(result.exec_pid)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_criu_becomes_a_command(
+    orphans: None, spawn: Spawn, images: Path, supervised: list[RestoreResult]
+) -> None:
+    """The command is our child and the restored process's parent, and writes into the log."""
+    target = _dumped(spawn, images)
+    script = 'echo "command of $PPID"; echo to stderr >&2; read line <"$0"; exit 7'
+    gate = images.parent / "gate"
+    os.mkfifo(gate)
+    command = ["/bin/sh", "-c", script, str(gate)]
+    result = restore(CriuOpts(images_directory=images, exec_cmd=command))
+    supervised.append(result)
+    assert result.pid == target.pid
+    assert result.exec_pid is not None
+    assert _parent(target.pid) == result.exec_pid
+    assert _parent(result.exec_pid) == os.getpid()
+    assert target.runs_on()
+
+    gate.write_text("go\n")
+    _, status = os.waitpid(result.exec_pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    log = (images / "restore.log").read_text()
+    assert f"command of {os.getpid()}\n" in log
+    assert "to stderr\n" in log
+    assert target.runs_on()
+
+
+def test_without_a_command_criu_ends(orphans: None, spawn: Spawn, images: Path) -> None:
+    """A plain restore leaves no process of CRIU's: the restored one is handed to the reaper."""
+    target = _dumped(spawn, images)
+    result = restore(CriuOpts(images_directory=images))
+    assert result.exec_pid is None
+    assert _parent(target.pid) == os.getpid()  # who is the reaper in this test
+
+
+def test_a_command_that_cannot_run(
+    orphans: None, spawn: Spawn, images: Path, supervised: list[RestoreResult]
+) -> None:
+    """CRIU finds out after it has said yes: the process is restored, and only the log tells."""
+    target = _dumped(spawn, images)
+    result = restore(CriuOpts(images_directory=images, exec_cmd=["/does/not/exist"]))
+    supervised.append(result)
+    assert result.exec_pid is not None
+    _, status = os.waitpid(result.exec_pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert "Failed to exec cmd /does/not/exist" in (images / "restore.log").read_text()
+    assert target.runs_on()
+
+
+# ---- files that are not what they were ----
+
+
+def test_skip_file_rwx_check(orphans: None, spawn: Spawn, images: Path) -> None:
+    """A file with other permissions than at the dump is refused by name, or taken as it is."""
+    target = _dumped(spawn, images, "file = open(HERE / 'data', 'w')\nserve()")
+    data = target.directory / "data"
+    before = stat.S_IMODE(data.stat().st_mode)
+    data.chmod(before ^ stat.S_IXUSR)
+    with pytest.raises(CriuError, match="skip_file_rwx_check") as caught:
+        restore(CriuOpts(images_directory=images))
+    assert caught.value.options == ("skip_file_rwx_check",)
+    assert any(str(data)[1:] in line for line in caught.value.lines)
+    target.end()  # reaps what the failed restore has left us
+
+    restore(CriuOpts(images_directory=images, skip_file_rwx_check=True))
+    assert target.runs_on()
+    assert stat.S_IMODE(data.stat().st_mode) == before ^ stat.S_IXUSR
+
+
+def test_other_changes_are_still_refused(orphans: None, spawn: Spawn, images: Path) -> None:
+    """The check that is skipped is the one of r, w and x only: a file made set-uid is refused."""
+    target = _dumped(spawn, images, "file = open(HERE / 'data', 'w')\nserve()")
+    (target.directory / "data").chmod(0o4755)
+    with pytest.raises(CriuError, match="bad mode"):
+        restore(CriuOpts(images_directory=images, skip_file_rwx_check=True))
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Path:
+    """A device node like /dev/null, over which others may be mounted."""
+    node = tmp_path / "device"
+    try:
+        os.mknod(node, stat.S_IFCHR, os.stat("/dev/null").st_rdev)
+    except PermissionError:
+        pytest.skip("device nodes cannot be made here")
+    node.chmod(stat.S_IMODE(os.stat("/dev/null").st_mode))
+    return node
+
+
+@contextmanager
+def _mounted_over(node: Path, other: str) -> Iterator[None]:
+    subprocess.run(["mount", "--bind", other, node], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", node], check=True)
+
+
+OPEN_DEVICE = (
+    "import os\ndevice = open({!r}, 'w')\nserve(which=lambda: os.fstat(device.fileno()).st_rdev)"
+)
+
+
+def test_evasive_devices(spawn: Spawn, images: Path, device: Path) -> None:
+    """A device whose name has come to mean another node of the same device is found by number."""
+    target = spawn(OPEN_DEVICE.format(str(device)))
+    which = target.ask("which")
+    with _mounted_over(device, "/dev/null"):
+        with pytest.raises(CriuError, match="evasive_devices") as caught:
+            dump(target.pid, CriuOpts(images_directory=images))
+        assert caught.value.options == ("evasive_devices",)
+        assert target.runs_on()
+
+        dump(target.pid, CriuOpts(images_directory=images, evasive_devices=True))
+        target.reap()
+        restore(CriuOpts(images_directory=images))
+        assert target.ask("which") == which
+        target.end()
+
+
+def test_evasive_devices_is_not_blind(spawn: Spawn, images: Path, device: Path) -> None:
+    """Another device under that name is refused all the same, and the process runs on."""
+    target = spawn(OPEN_DEVICE.format(str(device)))
+    with _mounted_over(device, "/dev/zero"):
+        with pytest.raises(CriuError, match="Unaccessible path"):
+            dump(target.pid, CriuOpts(images_directory=images, evasive_devices=True))
+        assert target.runs_on()
+        target.end()
+
+
+# ---- security modules and privileges ----
+
+
+def test_lsm_profile_has_a_form(images: Path) -> None:
+    """``KIND:NAME`` with a kind that CRIU knows; anything else is refused by name."""
+    for wrong in ("unconfined", "smack:label", "AppArmor:x"):
+        with pytest.raises(OptionError, match="lsm_profile"):
+            dump(os.getppid(), CriuOpts(images_directory=images, lsm_profile=wrong))
+    assert not images.exists()
+
+
+def test_lsm_profile_of_a_module_that_does_not_run(spawn: Spawn, images: Path) -> None:
+    """The error names the field, and the process runs on."""
+    modules = Path("/sys/kernel/security/lsm")
+    running = modules.read_text().split(",") if modules.exists() else []
+    absent = [kind for kind in ("apparmor", "selinux") if kind not in running]
+    if not absent:
+        pytest.skip("this kernel runs apparmor and selinux")
+    target = spawn()
+    opts = CriuOpts(images_directory=images, lsm_profile=f"{absent[0]}:something")
+    with pytest.raises(CriuError, match="lsm_profile") as caught:
+        dump(target.pid, opts)
+    assert caught.value.options == ("lsm_profile",)
+    assert target.runs_on()
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[cgroups.Make]:
+    """Make cgroups that are removed after the test, and after its processes (ask for it first)."""
+    yield from cgroups.maker()
+
+
+def test_unprivileged_saves_no_cgroups(
+    make_cgroup: cgroups.Make, spawn: Spawn, images: Path, tmp_path: Path
+) -> None:
+    """Root may set it too: then cgroups are left out, and the rest comes back."""
+    target = spawn()
+    hierarchy = cgroups.find("pids") or cgroups.required("")
+    cgroups.enter(make_cgroup(hierarchy), target.pid)
+    full = tmp_path / "full"
+    dump(target.pid, CriuOpts(images_directory=full, leave_running=True))
+    assert (full / "cgroup.img").exists()
+    dump(target.pid, CriuOpts(images_directory=images, unprivileged=True))
+    assert not (images / "cgroup.img").exists()
+    target.reap()
+    restore(CriuOpts(images_directory=images, unprivileged=True))
+    assert target.runs_on()
+
+
+# ---- the log ----
+
+
+@pytest.mark.parametrize("fields", [{}, {"log_to_stderr": True}], ids=["file", "stderr"])
+def test_log_to_stderr(spawn: Spawn, images: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    """No log file is written, and what went wrong is still told, from CRIU's standard error."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images, leave_running=True, **fields)
+    result = dump(target.pid, opts)
+    log = None if fields else str(images / "dump.log")
+    assert result.log == log
+    assert (images / "dump.log").exists() == (log is not None)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ImagesError, match="holds no images") as caught:
+        restore(CriuOpts(images_directory=empty, **fields))
+    assert caught.value.log == (None if fields else str(empty / "restore.log"))
+    assert (empty / "restore.log").exists() == (log is not None)
+    assert any("empty-image" in line for line in caught.value.lines)
+    assert target.runs_on()

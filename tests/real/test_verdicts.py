@@ -1,0 +1,300 @@
+"""Our rules against CRIU's own verdict: refused is what CRIU would refuse, cut or ignore, no more.
+
+A request to dump a pid that nobody has, or to restore from an empty directory, is sent past the
+rules. CRIU looks at the options first: it says EBADRQC where it refuses one, and another error
+where it does not. So each verdict takes some 30 ms and touches no process.
+
+Where CRIU takes what we refuse, ``TAKEN`` says what it does with it. Left out: options that
+would reach over the network, need a kernel feature, or send CRIU to a file of options.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pycriu_native
+from pycriu_native import CriuOpts, OptionError, Version, Worker, WorkerDiedError, _rules
+from pycriu_native._exchange import Exchange
+from pycriu_native._failure import EBADRQC
+from pycriu_native._kinds import Flag
+from pycriu_native._libcriu import LibcriuCall
+from pycriu_native._message import Handle, knows
+from pycriu_native._options import BY_FIELD, release
+from pycriu_native.enums import Verb
+from pycriu_native.values import WireValue
+
+from ..wire import expected
+from ..wire.strategies import COMPANIONS, World, criu_opts, rows_for, values_of
+from ..wire.test_refusals import REFUSED
+from .conftest import WHY_NOT
+
+NOBODY = 2**22 + 1
+"""Above the highest pid that there can be."""
+
+RELEASE = Version.parse("0.0") if WHY_NOT else pycriu_native.version()
+
+pytestmark = pytest.mark.skipif(
+    not Version.parse("4.2") <= RELEASE < Version.parse("4.3"),
+    reason=f"the verdicts written down here are those of CRIU 4.2, this is {RELEASE}",
+)
+
+TAKEN: list[tuple[str, str, str]] = [
+    ("images_dir", "not together with images_directory", "ignores it beside a descriptor"),
+    ("log_file", "standard output", "logs '-' there"),
+    ("log_to_stderr", "not together with log_file", "ignores it"),
+    ("status_fd", "runc's rule", "never writes to it"),
+    ("parent_image", "runc's rule", "keeps an absolute path, which fits this host only"),
+    ("page_server", "is required", "listens on every address"),
+    ("page_server", "a numeric address", "listens on every address (4.2)"),
+    ("page_server", "not on a descriptor", "ignores the descriptor"),
+    ("page_server", "the descriptor only", "ignores address and port"),
+    ("tls", "needs page_server", "has no connection to encrypt"),
+    ("tls_\\w+", "needs tls", "ignores it"),
+    ("\\w+", "belongs to", "ignores what belongs to another verb"),
+    ("config_file", "an existing file", "ignores a file that does not exist"),
+    ("cg_props_file", "an existing file", "fails when it reads it, in the middle of the dump"),
+    ("irmap_paths", "an absolute path", "drops the first character"),
+    ("external", "is accepted; others do nothing", "ignores a key that it does not know"),
+    ("external", "needs ':value'", "ignores a key without its value"),
+    (
+        "external",
+        "not together with auto_ext_mnt=False",
+        "has the field switch the key off",
+    ),
+    ("lsm_profile", "is accepted", "fails in the middle of the dump or restore"),
+    ("veth_pairs", "at most 198 bytes", "cuts the rest"),
+    ("leave_running", "not together with leave_stopped", "stops it"),
+    ("tcp_established", "not together with tcp_close", "drops them"),
+    ("manage_cgroups", "not together with manage_cgroups_mode", "ignores it"),
+    ("unix_sks", "needs external_unix_connections", "ignores them"),
+    ("ext_(sharing|masters)", "needs auto_ext_mnt", "ignores it"),
+    ("timeout", "at most 4294967", "overflows"),
+    ("\\w+", "leaves it out", "leaves it out"),
+    ("join_ns", "for user only", "ignores it"),
+]
+"""What CRIU 4.2 takes though we refuse it: the field, our reason, what CRIU does with it."""
+
+REFUSED_ON_ANOTHER_VERB = ("mntns_compat_mode",)
+"""What "belongs to" is said of and CRIU does not ignore, if it is True."""
+
+ELSEWHERE = {
+    "images_directory", "work_directory",  # the call opens them
+    "config_file",  # a file of more options
+    "page_server", "lazy_pages", "status_fd",  # over the network
+    "tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key",
+    "track_mem", "pidfd_store_sk", "parent_image",  # need the kernel, or images
+    "unprivileged",  # moves the cache of kernel features
+    "pre_dump", "images_dir", "log_to_stderr",
+}  # fmt: skip
+"""Fields that generated options leave out."""
+
+
+def _is_tried(name: str) -> bool:
+    row = BY_FIELD[name]
+    return name not in ELSEWHERE and release(row.since) <= (RELEASE.major, RELEASE.minor)
+
+
+TRIED = [name for name in BY_FIELD if _is_tried(name)]
+
+
+def thoroughly(examples: int) -> settings:
+    """So many examples, however long each takes."""
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def criu_refuses(verb: Verb, opts: CriuOpts, images: Path) -> bool:
+    """Whether CRIU refuses to begin with these options, or ends over them."""
+    wire = {**expected.message(opts, verb), "log_file": opts.log_file or "log"}
+    keep = [item.fd for item in opts.inherit_fds or () if _is_open(item.fd)]  # type: ignore[union-attr]
+    return is_refused(verb, wire, images, keep)  # type: ignore[arg-type]
+
+
+def is_refused(
+    verb: Verb, wire: dict[str, WireValue], images: Path, keep: Sequence[int] = ()
+) -> bool:
+    """The same for fields of the wire."""
+    wire = {"log_file": "log", **wire, "notify_scripts": False}
+    if verb is Verb.DUMP:
+        wire["pid"] = NOBODY
+    with ExitStack() as owned:
+        handle = owned.enter_context(Handle())
+        directory = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+        owned.callback(os.close, directory)
+        for field, value in {**wire, "images_dir_fd": directory}.items():
+            handle.set_wire(field, value)
+        line = Worker().connect(keep)
+        owned.callback(line.reap)
+        exchange = Exchange(line, verb)
+        owned.callback(exchange.close)
+        try:
+            with LibcriuCall(verb, handle) as call:
+                answer, _ = exchange.run(call.request())
+        except WorkerDiedError:
+            return True
+    return answer.get("cr_errno") == EBADRQC
+
+
+def _is_open(fd: Any) -> bool:
+    return os.path.exists(f"/proc/self/fd/{fd}")
+
+
+def taken(field: str, rule: str) -> str | None:
+    """What CRIU does with what this rule refuses; None: it refuses it too."""
+    for name, reason, what in TAKEN:
+        if re.fullmatch(name, field) and reason in rule:
+            return what
+    return None
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Things that exist."""
+    found = World(tmp_path)
+    yield found
+    found.close()
+
+
+CASES = [
+    (verb, fields, culprit)
+    for verb, fields, culprit, _ in REFUSED
+    if verb in (Verb.DUMP, Verb.RESTORE)
+    and not {"images_directory", "work_directory"} & set(fields)
+    and all(knows(str(BY_FIELD[name].wire)) for name in fields)
+    and not ("page_server" in fields and "lazy_pages" not in fields)  # CRIU would connect to it
+]
+
+
+@pytest.mark.parametrize(("verb", "fields", "culprit"), CASES)
+def test_what_we_refuse(verb: Verb, fields: dict[str, Any], culprit: str, images: Path) -> None:
+    """CRIU refuses it too, or takes it and loses it as written down here."""
+    images.mkdir()
+    opts = CriuOpts(**fields)
+    with pytest.raises(OptionError) as caught:
+        _rules.check(CriuOpts(images_directory=str(images), **fields), verb)
+    rule = next(problem.rule for problem in caught.value.problems if problem.field == culprit)
+    told = taken(culprit, rule)
+    refused = told is None or culprit in REFUSED_ON_ANOTHER_VERB
+    assert criu_refuses(verb, opts, images) == refused, told or "CRIU takes it"
+
+
+RAW: list[tuple[str, WireValue, bool]] = [
+    ("empty_ns", 0x20000000, True),
+    ("empty_ns", 1, True),
+    ("empty_ns", 0x40000000, False),
+    ("empty_ns", 0, False),
+    ("manage_cgroups_mode", 7, True),
+    ("manage_cgroups_mode", 6, False),
+    ("network_lock", 4, True),
+    ("network_lock", 3, False),
+    ("pre_dump_mode", 3, True),
+    ("log_file", "a/b", True),
+    ("log_file", "", True),
+    ("log_level", 5, False),  # the same as 4
+    ("cgroup_dump_controller", "", False),
+    ("timeout", 0, False),
+    ("timeout", 2**32 - 1, False),
+    ("ghost_limit", 2**32 - 1, False),
+    ("cpu_cap", 2**32 - 1, False),
+    ("external", "", False),
+    ("root", "", False),
+    ("cgroup_props", "", False),
+]
+"""Values that ``CriuOpts`` cannot hold, and some at their limits; whether CRIU refuses them."""
+
+
+@pytest.mark.parametrize(("field", "value", "refuses"), RAW)
+def test_values_at_their_limits(field: str, value: WireValue, refuses: bool, images: Path) -> None:
+    """Bounds of the table's kinds are CRIU's, or narrower where CRIU takes two values for one."""
+    images.mkdir()
+    assert is_refused(Verb.DUMP, {field: value}, images) == refuses
+
+
+def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
+    """Ask CRIU, and compare with our rules."""
+    refuses = criu_refuses(verb, CriuOpts(**fields), world.images)
+    try:
+        _rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
+    except OptionError as error:
+        if not refuses:
+            unknown = [p for p in error.problems if taken(p.field, p.rule) is None]
+            assert not unknown, f"CRIU takes it: {unknown}"
+    else:
+        assert not refuses, "CRIU refuses it"
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_each_option_by_itself(world: World, name: str) -> None:
+    """With values of a sensible form, and with others."""
+    for verb in (Verb.DUMP, Verb.RESTORE):
+
+        @thoroughly(10)
+        @given(value=world.forms.get(name, st.nothing()) | values_of(BY_FIELD[name]))
+        def same(value: object) -> None:
+            companions = dict.fromkeys(COMPANIONS.get(name, ()), True)
+            judge(world, verb, {**companions, name: value})  # noqa: B023 (called at once)
+
+        same()
+
+
+def test_what_does_not_go_together(world: World) -> None:
+    """Of all pairs of options, those that we refuse: CRIU refuses or loses one of them too."""
+
+    @thoroughly(1)
+    @given(values=st.fixed_dictionaries({name: _plainly(world, name) for name in TRIED}))
+    def same(values: dict[str, Any]) -> None:
+        for verb in (Verb.DUMP, Verb.RESTORE):
+            alone = {name for name in TRIED if _is_accepted(world, verb, {name: values[name]})}
+            for one, other in itertools.combinations(sorted(alone), 2):
+                pair = {one: values[one], other: values[other]}
+                if not _is_accepted(world, verb, pair):
+                    judge(world, verb, pair)
+
+    same()
+
+
+def _plainly(world: World, name: str) -> st.SearchStrategy[Any]:
+    """A value of an option that says something: True, or a list that is not empty."""
+    if isinstance(BY_FIELD[name].kind, Flag):
+        return st.just(True)
+    return world.forms.get(name, values_of(BY_FIELD[name])).filter(lambda value: value != [])
+
+
+def _is_accepted(world: World, verb: Verb, fields: dict[str, Any]) -> bool:
+    try:
+        _rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
+    except OptionError:
+        return False
+    return True
+
+
+def test_generated_options(world: World) -> None:
+    """Many at once: whatever CRIU takes and keeps, we take; whatever it refuses, we refuse."""
+
+    @thoroughly(150)
+    @given(data=st.data())
+    def same(data: st.DataObject) -> None:
+        verb = data.draw(st.sampled_from([Verb.DUMP, Verb.RESTORE]))
+        drawn = data.draw(criu_opts(world, verb))
+        fields = {row.name: value for row, value in drawn.items() if _is_tried(row.name)}
+        wild = [row for row in rows_for(verb) if _is_tried(row.name)]
+        for row in data.draw(st.lists(st.sampled_from(wild), max_size=3)):
+            # Past the rules, which have formed what was drawn before.
+            fields[row.name] = data.draw(world.forms.get(row.name, st.nothing()) | values_of(row))
+        judge(world, verb, fields)
+
+    same()
