@@ -15,6 +15,7 @@ from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._reach import Via
 from ._session import Call, Request, is_inside
+from ._tree import frozen_cgroup
 from .enums import Verb
 from .errors import Problem, UnsupportedError
 from .opts import CriuOpts
@@ -54,6 +55,14 @@ def _by_position(request: Request) -> Iterator[Problem]:
         for name in ("on_notify", "deadline"):
             if getattr(request, name) is not None:
                 yield Problem(name, getattr(request, name), rule)
+    if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.opts.freeze_cgroup is None:
+        cgroup = None if request.pid is None else frozen_cgroup(request.pid)
+        if cgroup is not None:
+            rule = (
+                f"pid {request.pid} is in the frozen cgroup {cgroup}, where CRIU would wait for "
+                "ever: give that, or thaw it"
+            )
+            yield Problem("freeze_cgroup", None, rule)
     if request.verb is Verb.RESTORE and request.opts.orphan_pts_master and not request.on_notify:
         rule = "orphan_pts_master hands the pty's master to a hook: without one it would be lost"
         yield Problem("on_notify", None, rule)

@@ -9,6 +9,22 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+
+def frozen_cgroup(pid: int) -> str | None:
+    """The frozen cgroup (v2) that a process is in; None if it is in none."""
+    try:
+        with open(f"/proc/{pid}/cgroup") as file:
+            name = next((line[3:].strip() for line in file if line.startswith("0::")), None)
+        with open("/proc/self/mountinfo") as file:
+            mount = next((line.split()[4] for line in file if " - cgroup2 " in line), None)
+        if name is None or mount is None:
+            return None
+        with open(f"{mount}{name}/cgroup.events") as file:
+            return mount + name if "frozen 1" in file.read() else None
+    except OSError:
+        return None  # gone, or the root of the hierarchy, which has no events
+
+
 LISTENING = "0A"
 """TCP_LISTEN, as /proc/net/tcp prints it."""
 

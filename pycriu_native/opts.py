@@ -131,7 +131,8 @@ class CriuOpts:
     """Seconds that freezing may take; CRIU's default is 10. A deadline for the whole call is an
     argument of the verb. libcriu's setter never sends it (up to 4.3); here it is sent. CRIU 2.4."""
     freeze_cgroup: StrPath | None = None
-    """A freezer cgroup to freeze the tree with, instead of stopping each thread. CRIU 2.4."""
+    """A freezer cgroup to freeze the tree with, instead of stopping each thread; required for a
+    process that is frozen already. CRIU 2.4."""
     cpu_cap: int | None = None
     """Mask of what to check of the CPU: 1 fpu, 2 all features, 4 instructions, 8 image
     (an unsigned 32-bit number). CRIU's default is everything that the architecture needs."""

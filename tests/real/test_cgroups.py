@@ -319,16 +319,19 @@ def test_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path, controller
     assert target.runs_on()
 
 
-def test_without_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path) -> None:
-    """Without it, what a v1 freezer holds cannot be stopped, and the error says what helps.
+@pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
+def test_without_freeze_cgroup(
+    make_cgroup: Make, spawn: Spawn, images: Path, controller: str
+) -> None:
+    """Without it, what a freezer holds cannot be dumped, and the error says what helps.
 
-    (In cgroup v2 CRIU waits for ever instead: it can stop a frozen process, but not have it run
-    the code that saves it. CRIU's ``timeout`` is over by then.)
+    (In cgroup v2 CRIU would wait for ever: it can stop a frozen process, but not have it run the
+    code that saves it, and its ``timeout`` is over by then. So that is refused before.)
     """
-    cgroup = make_cgroup(cgroups.required("freezer"))
+    cgroup = make_cgroup(cgroups.required(controller))
     target = spawn()
     enter(cgroup, target.pid)
-    with _frozen(cgroup, "freezer"), pytest.raises(CriuError, match="freeze_cgroup") as caught:
+    with _frozen(cgroup, controller), pytest.raises(CriuError, match="freeze_cgroup") as caught:
         dump(target.pid, CriuOpts(images_directory=images, timeout=1))
     assert "freeze_cgroup" in caught.value.options
     assert target.runs_on()
