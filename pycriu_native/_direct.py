@@ -7,10 +7,8 @@ The counterpart of ``_libcriu.py``: the same two steps, without a thread.
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from ._message import EMPTY, REQUEST_TYPES, Handle, decode_response, encode
+from ._owned import Owned
 from .enums import Verb
 from .values import WireValue
 
@@ -24,7 +22,7 @@ _OPTS_FIELD = b"\x12"
 """The key of ``opts`` in a ``CriuReq``: field 2, with a length."""
 
 
-class DirectCall:
+class DirectCall(Owned):
     """A request with the options of a handle."""
 
     def __init__(self, verb: Verb, handle: Handle, *, keep_open: bool = False) -> None:
@@ -45,15 +43,7 @@ class DirectCall:
             return 0
         return UNKNOWN if told.get("type") == EMPTY else REFUSED
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Nothing to end: there is no thread."""
 
 

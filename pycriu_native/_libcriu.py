@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ._ffi import ffi, native
 from ._line import socket_pair, widen
 from ._message import REQUEST_TYPES, Handle, encode
+from ._owned import Owned
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
 
@@ -35,7 +35,7 @@ LARGEST_REQUEST = 4 * 2**20
 but the last 64 KiB must be one piece of its memory, which has no larger ones."""
 
 
-class LibcriuCall:
+class LibcriuCall(Owned):
     """One libcriu verb under way; used as a context, so that its thread always ends."""
 
     def __init__(self, verb: Verb, handle: Handle) -> None:
@@ -78,15 +78,8 @@ class LibcriuCall:
         self._ours.close()
         return result
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End its thread, with an answer if it has none yet."""
         if self._call is not None:
             refusal = encode("response", {"type": REQUEST_TYPES["empty"], "success": False})
             with contextlib.suppress(OSError):  # it has given up by itself

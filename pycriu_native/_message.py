@@ -7,12 +7,12 @@ descriptors say (``native/message.c``).
 from __future__ import annotations
 
 import os
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 from ._ffi import LIBCRIU_VERSION, ffi, functions, native
 from ._kinds import Shape
 from ._options import Row
+from ._owned import Owned
 from .errors import CriuError, Problem, UnsupportedError
 from .values import WireValue, _Item
 
@@ -43,7 +43,7 @@ def no_memory(status: int) -> bool:
     return status == -12
 
 
-class Handle:
+class Handle(Owned):
     """A ``criu_opts`` of libcriu's, owned: freed once, and never used again after that."""
 
     def __init__(self) -> None:
@@ -73,17 +73,6 @@ class Handle:
         if self._opts is not None:
             opts, self._opts, self._message = self._opts, None, None
             native.pn_free_opts(opts)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def set(self, row: Row, value: WireValue) -> None:
         """Put one option in: by its setter where this libcriu has it, else by its wire field."""

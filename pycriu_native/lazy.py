@@ -18,12 +18,11 @@ import os
 import select
 import signal
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from . import _requirements
 from ._line import above_stdio
 from ._log import LogMark, chatter_lines, diagnose, error_lines
+from ._owned import Owned
 from ._process import OwnedProcess
 from ._program import find_program
 from ._session import Directories, Request, log_name
@@ -43,7 +42,7 @@ UNTIL_STOPPED = 5.0
 """Seconds that it gets to end after SIGTERM."""
 
 
-class LazyPages:
+class LazyPages(Owned):
     """A daemon that listens: made when it is ready, owned until it is closed.
 
     ``opts`` takes ``images_directory``, ``work_directory``, ``page_server`` (the source's
@@ -102,17 +101,6 @@ class LazyPages:
         if not self._process.closed:
             self._process.send_signal(signal.SIGTERM)
             self._process.reap(UNTIL_STOPPED)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _start(via: Worker, request: Request, directories: Directories, told: int) -> OwnedProcess:

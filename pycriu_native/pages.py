@@ -13,12 +13,12 @@ import os
 import select
 import signal
 import socket
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 from . import _requirements
 from ._line import Line
 from ._message import REQUEST_TYPES, decode_response, encode
+from ._owned import Owned
 from ._reach import Via
 from ._session import Call, Outcome, Request
 from ._tree import listener_on
@@ -96,7 +96,7 @@ def _told(outcome: Outcome) -> PageServerResult:
     )
 
 
-class PageServerChild:
+class PageServerChild(Owned):
     """A page server under way. Synchronization: not to be shared between threads."""
 
     def __init__(self, outcome: Outcome) -> None:
@@ -152,14 +152,3 @@ class PageServerChild:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.result.pid, signal.SIGKILL)
         line.reap()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -52,7 +52,7 @@ def main() -> None:
     _call("umount2", ".", MNT_DETACH)
     os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)
-    errors = os.open("/work/stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    errors = os.open("/box/stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for fd, place in ((null, 0), (null, 1), (errors, 2)):
         os.dup2(fd, place)
     bounds = [2, *sorted(spec["keep"]), 64]

@@ -1,7 +1,7 @@
 """Containers small enough to see through: own pid, mount, net, ipc and uts namespaces.
 
 The root is a directory with nothing but mount points and a few devices: the host's system
-directories and the interpreter are bound in read-only, /work is bound to the test's own
+directories and the interpreter are bound in read-only, /box is bound to the test's own
 directory, /proc and /dev/pts are the container's own. Each bind is a mount from outside: a
 dump has to name it, and a restore to say what it is there (``given_on_dump``,
 ``given_on_restore``); so all of the fields about namespaces have something to do.
@@ -130,7 +130,7 @@ def container(
     propagation: str = "private",
     keep: Sequence[int] = (),
 ) -> Iterator[Container]:
-    """Start a container; ``scenario`` is as in ``processes.start``, and /work is its HERE.
+    """Start a container; ``scenario`` is as in ``processes.start``, and /box is its HERE.
 
     ``binds`` are more directories of the host, by the place they get; ``mounts`` more file
     systems, by place and with their type, or type and source; ``propagation`` is that of
@@ -141,7 +141,7 @@ def container(
     (work / "scenario.py").write_text(textwrap.dedent(scenario))
     shutil.copy(TARGET, work / "target.py")
     outside = {place: Path(place) for place in _system()}
-    outside |= {"/work": work, **(binds or {})}
+    outside |= {"/box": work, **(binds or {})}
     inside = {
         place: (kind, kind) if isinstance(kind, str) else kind
         for place, kind in {"/proc": "proc", "/dev/pts": "devpts", **(mounts or {})}.items()
@@ -161,7 +161,7 @@ def container(
         "root": str(root),
         "keep": list(keep),
         "mounts": bound + own,
-        "command": [sys.executable, "/work/target.py", "/work"],
+        "command": [sys.executable, "/box/target.py", "/box"],
     }
     with mount_point(root):
         with open(directory / "stderr", "wb") as errors:
