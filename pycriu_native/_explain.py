@@ -18,8 +18,9 @@ from ._ffi import LIBCRIU_VERSION
 from ._message import REQUEST_TYPES, Handle, setter_for
 from ._options import BY_FIELD, BY_WIRE
 from ._overrides import ConfigurationFile, Setting, configuration_files, crash
+from ._prepare import Directories, fill
 from ._reach import Via
-from ._session import Directories, Request, fill
+from ._request import Request
 from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem

@@ -6,18 +6,16 @@ import os
 import re
 import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ._line import Line
 from ._log import LogMark, chatter_lines, diagnose, error_lines
+from ._request import Outcome
 from ._tree import stat_of, status_of
 from .enums import Verb
 from .errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from .opts import CriuOpts
 from .values import PageServer
-
-if TYPE_CHECKING:
-    from ._session import Outcome
 
 EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""

@@ -14,7 +14,8 @@ from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._reach import Via
-from ._session import Call, Request, is_inside
+from ._request import Request, is_inside
+from ._session import Call
 from ._tree import frozen_cgroup
 from .enums import Verb
 from .errors import Problem, UnsupportedError

@@ -8,125 +8,35 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from inspect import isawaitable, iscoroutine
-from typing import cast
+from dataclasses import replace
 
 from . import _chronicle, _stats
 from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
 from ._failure import explain_failure
-from ._kinds import Directory
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
-from ._line import Line, above_stdio
 from ._log import LogMark
 from ._message import Handle
-from ._options import BY_WIRE
-from ._reach import Via
-from ._tree import ancestors, end_processes, wait_until_gone
+from ._prepare import Directories, fill
+from ._question import Question
+from ._request import Outcome, Request, is_inside, log_name
+from ._tree import end_processes, wait_until_gone
 from .enums import Verb
-from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
-from .opts import VERB_MASK, CriuOpts
+from .errors import CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
-from .values import WireValue, descriptor_number
+from .values import WireValue
 
 UNTIL_REAPED = 5.0
 """Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What a verb asks for."""
-
-    verb: Verb
-    opts: CriuOpts
-    pid: int | None = None
-    via: Via
-    on_notify: Hook | None = None
-    deadline: float | None = None
-    """Seconds for the whole call."""
-    sibling: bool = False
-    """Restore the root process as a child of ours."""
-    keep_line: bool = False
-    """Leave the line open for the next request."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What came of it."""
-
-    result: int
-    """What libcriu's verb returned."""
-    answer: dict[str, WireValue]
-    """CRIU's final answer."""
-    duration: float
-    """Seconds, until CRIU had ended."""
-    images: str
-    """Path of the images directory, or an empty string."""
-    log: str | None
-    """Path of the log that this call has written."""
-    statistics: DumpStatistics | RestoreStatistics | None
-    """CRIU's own numbers."""
-    chatter: str
-    """What CRIU wrote to its standard output and error."""
-    line: Line
-    """The line to CRIU: still open with ``keep_line``, else closed."""
-    tree: list[int]
-    """The processes that were dumped."""
-    interrupted_by: BaseException | None
-    """What asked for the call to be undone when it was too late for that."""
-    gone: bool = False
-    """Whether the processes that were dumped have left their pids."""
-
-
-HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
-"""Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
-one, after its answer or before, to a socket on which nobody may listen any more.)"""
-
-CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
-"""Verbs that write images, and so make a missing directory for them."""
-
-
-class Directories:
-    """The images and work directory of a call, open while it runs."""
-
-    def __init__(self, opts: CriuOpts, verb: Verb, owned: ExitStack) -> None:
-        self._owned = owned
-        self._make = "images_directory" if verb in CREATING else None
-        self.opened = {
-            row.name: self._open(value, row.name)
-            for row, value in opts.items()
-            if isinstance(row.kind, Directory)
-        }
-        """Their descriptors, by field."""
-        self.images = self.opened.get("images_directory")
-        self.work = self.opened.get("work_directory")
-        self.log = self.images if self.work is None else self.work
-        """Where CRIU puts its log and statistics; None with ``images_dir`` alone."""
-
-    def _open(self, directory: object, field: str) -> int:
-        if not isinstance(directory, str):
-            return descriptor_number(directory)
-        try:
-            if field == self._make and not os.path.lexists(directory):
-                os.mkdir(directory, 0o700)
-            fd = above_stdio(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-        except OSError as error:
-            raise ImagesError(
-                f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0
-            ) from None
-        self._owned.callback(os.close, fd)
-        return fd
 
 
 class Call:
@@ -313,99 +223,6 @@ class Call:
         self._exchange = exchange
         if self._cancelled is not None:
             exchange.cancel(self._cancelled)
-
-
-class Question:
-    """A notification that waits for the hook on the caller's thread."""
-
-    def __init__(self, hook: Hook, notification: Notification) -> None:
-        self._hook = hook
-        self._notification = notification
-        self._asked = False
-        self.answered = threading.Event()
-        self.refusal: BaseException | None = None
-
-    def put(self) -> None:
-        """Run the hook, once."""
-        if self._asked:
-            return
-        self._asked = True
-        try:
-            returned = self._hook(self._notification)
-            if iscoroutine(returned):
-                returned.close()
-                raise TypeError("a hook that is a coroutine function needs pycriu_native.aio")
-        except BaseException as refusal:
-            self.refusal = refusal
-        self.answered.set()
-
-    async def put_and_await(self) -> None:
-        """Run the hook, once, and await what it returns if that can be awaited."""
-        if self._asked:
-            return
-        self._asked = True
-        try:
-            returned = self._hook(self._notification)
-            if isawaitable(returned):
-                await returned
-        except BaseException as refusal:
-            self.refusal = refusal
-        self.answered.set()
-
-    def refuse(self, reason: BaseException) -> bool:
-        """Answer for the hook; False if it has answered already."""
-        if self.answered.is_set():
-            return False
-        self._asked = True
-        self.refusal = reason
-        self.answered.set()
-        return True
-
-
-def log_name(request: Request) -> str:
-    """The log's name in the work directory."""
-    return request.opts.log_file or f"{request.verb}.log"
-
-
-def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:
-    """Put the options into libcriu's handle; which descriptors CRIU inherits for them."""
-    keep: list[int] = []
-
-    def inherited(value: WireValue) -> WireValue:
-        """The value, with each descriptor in it under a number that CRIU can inherit."""
-        if isinstance(value, list):
-            return [inherited(item) for item in value]
-        if not isinstance(value, dict) or "fd" not in value:
-            return value
-        fd = cast(int, value["fd"])
-        if fd <= 2 and request.via.ours:  # 0 to 2 are its own stdio there
-            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            owned.callback(os.close, fd)
-        keep.append(fd)
-        return {**value, "fd": fd}
-
-    for row, value in request.opts.items():
-        if isinstance(row.kind, Directory):
-            handle.set(row, directories.opened[row.name])
-        elif row.wire is not None:
-            handle.set(row, inherited(row.kind.wire(value)))
-    if request.verb in VERB_MASK:
-        if request.opts.log_file is None and not request.opts.log_to_stderr:
-            handle.set(BY_WIRE["log_file"], log_name(request))
-        if not is_inside(request) and request.verb in HEARD:
-            handle.set_wire("notify_scripts", True)  # who is frozen cannot answer
-        if request.sibling:
-            handle.set_wire("rst_sibling", True)
-        if request.pid is not None:
-            handle.set(BY_WIRE["pid"], request.pid)
-    return keep
-
-
-def is_inside(request: Request) -> bool:
-    """Whether we are in the tree that is to be dumped: CRIU must not be."""
-    if request.verb is not Verb.DUMP:
-        return False
-    return request.pid is None or request.pid in (os.getpid(), *ancestors())
 
 
 def _converse(

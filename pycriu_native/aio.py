@@ -17,7 +17,8 @@ from dataclasses import replace
 from . import verbs
 from ._exchange import Hook
 from ._reach import Via
-from ._session import Call, Outcome, Request
+from ._request import Outcome, Request
+from ._session import Call
 from .opts import CriuOpts
 from .results import CheckResult, DumpResult, Features, RestoreResult, Version
 

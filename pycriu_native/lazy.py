@@ -23,9 +23,10 @@ from . import _requirements
 from ._line import above_stdio
 from ._log import LogMark, chatter_lines, diagnose, error_lines
 from ._owned import Owned
+from ._prepare import Directories
 from ._process import OwnedProcess
 from ._program import find_program
-from ._session import Directories, Request, log_name
+from ._request import Request, log_name
 from ._spawn import spawn
 from ._words import say
 from ._worker import Worker

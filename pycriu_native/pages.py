@@ -20,7 +20,8 @@ from ._line import Line
 from ._message import REQUEST_TYPES, decode_response, encode
 from ._owned import Owned
 from ._reach import Via
-from ._session import Call, Outcome, Request
+from ._request import Outcome, Request
+from ._session import Call
 from ._tree import listener_on
 from ._worker import Worker
 from .enums import Verb

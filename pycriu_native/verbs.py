@@ -34,7 +34,8 @@ from ._ffi import LIBCRIU_VERSION
 from ._log import is_benign
 from ._options import On
 from ._reach import Via
-from ._session import Call, Outcome, Request
+from ._request import Outcome, Request
+from ._session import Call
 from ._worker import Worker
 from .enums import Verb
 from .opts import CriuOpts

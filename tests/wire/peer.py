@@ -27,7 +27,9 @@ from pycriu_native._ffi import functions, native
 from pycriu_native._libcriu import LIBCRIU_VERBS, LibcriuCall
 from pycriu_native._message import Handle, read
 from pycriu_native._options import TABLE
-from pycriu_native._session import Call, Directories, Request, fill
+from pycriu_native._prepare import Directories, fill
+from pycriu_native._request import Request
+from pycriu_native._session import Call
 from pycriu_native.enums import Verb
 from pycriu_native.values import WireValue
 

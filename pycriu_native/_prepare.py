@@ -1,0 +1,91 @@
+"""From options to a filled handle: the directories opened, each row applied, descriptors kept."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import ExitStack
+from typing import cast
+
+from ._kinds import Directory
+from ._line import above_stdio
+from ._message import Handle
+from ._options import BY_WIRE
+from ._request import Request, is_inside, log_name
+from .enums import Verb
+from .errors import ImagesError
+from .opts import VERB_MASK, CriuOpts
+from .values import WireValue, descriptor_number
+
+HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+"""Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
+one, after its answer or before, to a socket on which nobody may listen any more.)"""
+
+CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
+"""Verbs that write images, and so make a missing directory for them."""
+
+
+class Directories:
+    """The images and work directory of a call, open while it runs."""
+
+    def __init__(self, opts: CriuOpts, verb: Verb, owned: ExitStack) -> None:
+        self._owned = owned
+        self._make = "images_directory" if verb in CREATING else None
+        self.opened = {
+            row.name: self._open(value, row.name)
+            for row, value in opts.items()
+            if isinstance(row.kind, Directory)
+        }
+        """Their descriptors, by field."""
+        self.images = self.opened.get("images_directory")
+        self.work = self.opened.get("work_directory")
+        self.log = self.images if self.work is None else self.work
+        """Where CRIU puts its log and statistics; None with ``images_dir`` alone."""
+
+    def _open(self, directory: object, field: str) -> int:
+        if not isinstance(directory, str):
+            return descriptor_number(directory)
+        try:
+            if field == self._make and not os.path.lexists(directory):
+                os.mkdir(directory, 0o700)
+            fd = above_stdio(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            raise ImagesError(
+                f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0
+            ) from None
+        self._owned.callback(os.close, fd)
+        return fd
+
+
+def fill(handle: Handle, request: Request, directories: Directories, owned: ExitStack) -> list[int]:
+    """Put the options into libcriu's handle; which descriptors CRIU inherits for them."""
+    keep: list[int] = []
+
+    def inherited(value: WireValue) -> WireValue:
+        """The value, with each descriptor in it under a number that CRIU can inherit."""
+        if isinstance(value, list):
+            return [inherited(item) for item in value]
+        if not isinstance(value, dict) or "fd" not in value:
+            return value
+        fd = cast(int, value["fd"])
+        if fd <= 2 and request.via.ours:  # 0 to 2 are its own stdio there
+            fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            owned.callback(os.close, fd)
+        keep.append(fd)
+        return {**value, "fd": fd}
+
+    for row, value in request.opts.items():
+        if isinstance(row.kind, Directory):
+            handle.set(row, directories.opened[row.name])
+        elif row.wire is not None:
+            handle.set(row, inherited(row.kind.wire(value)))
+    if request.verb in VERB_MASK:
+        if request.opts.log_file is None and not request.opts.log_to_stderr:
+            handle.set(BY_WIRE["log_file"], log_name(request))
+        if not is_inside(request) and request.verb in HEARD:
+            handle.set_wire("notify_scripts", True)  # who is frozen cannot answer
+        if request.sibling:
+            handle.set_wire("rst_sibling", True)
+        if request.pid is not None:
+            handle.set(BY_WIRE["pid"], request.pid)
+    return keep

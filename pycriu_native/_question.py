@@ -1,0 +1,55 @@
+"""A notification that waits for the hook, between the call's thread and the caller's."""
+
+from __future__ import annotations
+
+import threading
+from inspect import isawaitable, iscoroutine
+
+from ._exchange import Hook, Notification
+
+
+class Question:
+    """A notification that waits for the hook on the caller's thread."""
+
+    def __init__(self, hook: Hook, notification: Notification) -> None:
+        self._hook = hook
+        self._notification = notification
+        self._asked = False
+        self.answered = threading.Event()
+        self.refusal: BaseException | None = None
+
+    def put(self) -> None:
+        """Run the hook, once."""
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            returned = self._hook(self._notification)
+            if iscoroutine(returned):
+                returned.close()
+                raise TypeError("a hook that is a coroutine function needs pycriu_native.aio")
+        except BaseException as refusal:
+            self.refusal = refusal
+        self.answered.set()
+
+    async def put_and_await(self) -> None:
+        """Run the hook, once, and await what it returns if that can be awaited."""
+        if self._asked:
+            return
+        self._asked = True
+        try:
+            returned = self._hook(self._notification)
+            if isawaitable(returned):
+                await returned
+        except BaseException as refusal:
+            self.refusal = refusal
+        self.answered.set()
+
+    def refuse(self, reason: BaseException) -> bool:
+        """Answer for the hook; False if it has answered already."""
+        if self.answered.is_set():
+            return False
+        self._asked = True
+        self.refusal = reason
+        self.answered.set()
+        return True

@@ -1,0 +1,72 @@
+"""What a call is asked, and what came of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ._exchange import Hook
+from ._line import Line
+from ._reach import Via
+from ._tree import ancestors
+from .enums import Verb
+from .opts import CriuOpts
+from .results import DumpStatistics, RestoreStatistics
+from .values import WireValue
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What a verb asks for."""
+
+    verb: Verb
+    opts: CriuOpts
+    pid: int | None = None
+    via: Via
+    on_notify: Hook | None = None
+    deadline: float | None = None
+    """Seconds for the whole call."""
+    sibling: bool = False
+    """Restore the root process as a child of ours."""
+    keep_line: bool = False
+    """Leave the line open for the next request."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of it."""
+
+    result: int
+    """What libcriu's verb returned."""
+    answer: dict[str, WireValue]
+    """CRIU's final answer."""
+    duration: float
+    """Seconds, until CRIU had ended."""
+    images: str
+    """Path of the images directory, or an empty string."""
+    log: str | None
+    """Path of the log that this call has written."""
+    statistics: DumpStatistics | RestoreStatistics | None
+    """CRIU's own numbers."""
+    chatter: str
+    """What CRIU wrote to its standard output and error."""
+    line: Line
+    """The line to CRIU: still open with ``keep_line``, else closed."""
+    tree: list[int]
+    """The processes that were dumped."""
+    interrupted_by: BaseException | None
+    """What asked for the call to be undone when it was too late for that."""
+    gone: bool = False
+    """Whether the processes that were dumped have left their pids."""
+
+
+def log_name(request: Request) -> str:
+    """The log's name in the work directory."""
+    return request.opts.log_file or f"{request.verb}.log"
+
+
+def is_inside(request: Request) -> bool:
+    """Whether we are in the tree that is to be dumped: CRIU must not be."""
+    if request.verb is not Verb.DUMP:
+        return False
+    return request.pid is None or request.pid in (os.getpid(), *ancestors())
