@@ -119,11 +119,14 @@ test-sanitized: build ## the tests of the wire, with the C code under sanitizers
 	cd $(SANITIZED)
 	PYCRIU_NATIVE_SANITIZE=address,undefined $$python setup.py -q build_ext --inplace
 	# The compiler's checks of declarations and the other releases need no sanitizer.
-	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYTHONPATH=$$PWD \
+	# Reports go to files, since what a dying process prints, pytest has captured.
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+		ASAN_OPTIONS=detect_leaks=0:log_path=$$PWD/report \
+		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$$PWD/report PYTHONPATH=$$PWD \
 		$$python -m pytest -p no:cacheprovider -q $(ARGS) \
 		tests/wire/test_lib.py tests/wire/test_properties.py tests/wire/test_exchange.py \
-		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py
+		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py ||
+		{ cat report.* 2>/dev/null; exit 1; }
 
 .PHONY: dist
 dist: build $(VENV)/.lint ## a source archive, and from it a wheel for Python 3.11 and later

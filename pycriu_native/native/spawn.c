@@ -25,8 +25,13 @@
 
 #define STACK_SIZE     (64 * 1024)
 #define LAST_SIGNAL    64
+#define SIGNAL_SET_SIZE 8 /* of the kernel's sigset_t */
 #define CLOEXEC_RANGE  4 /* CLOSE_RANGE_CLOEXEC, which older C libraries do not name */
 #define HIGHEST_FD     65536
+
+/* What runs in the child leaves by exec or _exit, never by return: an address sanitizer would
+ * leave its marks of these frames behind, on memory that is somebody else's by then. */
+#define IN_CHILD static __attribute__((no_sanitize_address))
 
 struct spawning {
 	struct pn_worker *worker;
@@ -36,24 +41,26 @@ struct spawning {
 
 /* A Ctrl-C that reached us both before the worker had its own process group is not for it:
  * ignoring a signal drops what is pending. */
-static void reset_signals(void)
+IN_CHILD void reset_signals(void)
 {
 	static const int from_terminal[] = { SIGINT, SIGQUIT, SIGTSTP, SIGHUP, SIGTERM };
+	static const unsigned long by_default[8];
 	struct sigaction action = { .sa_handler = SIG_IGN };
 	sigset_t none;
 
 	for (size_t i = 0; i < sizeof(from_terminal) / sizeof(*from_terminal); i++)
 		sigaction(from_terminal[i], &action, NULL);
-	action.sa_handler = SIG_DFL;
+	/* The system call itself: the C library's function refuses 32 and 33, its own, which a
+	 * careless ancestor can have ignored as well. All zero is SIG_DFL. */
 	for (int number = 1; number <= LAST_SIGNAL; number++)
-		sigaction(number, &action, NULL);
+		syscall(SYS_rt_sigaction, number, by_default, NULL, SIGNAL_SET_SIZE);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
 /* CRIU holds a descriptor for many of the target's at once. It raises its limit by itself
  * only where it may raise the hard one too. */
-static void raise_descriptor_limit(void)
+IN_CHILD void raise_descriptor_limit(void)
 {
 	struct rlimit limit;
 
@@ -63,7 +70,7 @@ static void raise_descriptor_limit(void)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-static int set_descriptors(const struct pn_worker *worker)
+IN_CHILD int set_descriptors(const struct pn_worker *worker)
 {
 	int input = worker->input;
 
@@ -84,7 +91,7 @@ static int set_descriptors(const struct pn_worker *worker)
 	return 0;
 }
 
-static int become_worker(void *argument)
+IN_CHILD int become_worker(void *argument)
 {
 	struct spawning *spawning = argument;
 	struct pn_worker *worker = spawning->worker;
@@ -104,14 +111,14 @@ static int become_worker(void *argument)
 	_exit(127);
 }
 
-static int start(int (*body)(void *), struct spawning *spawning, char *stack, int flags)
+IN_CHILD int start(int (*body)(void *), struct spawning *spawning, char *stack, int flags)
 {
 	return clone(body, stack + STACK_SIZE, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | flags, spawning,
 		     &spawning->worker->pidfd);
 }
 
 /* Starts the worker and exits, which makes it a child of the system's reaper. */
-static int start_and_exit(void *argument)
+IN_CHILD int start_and_exit(void *argument)
 {
 	struct spawning *spawning = argument;
 
