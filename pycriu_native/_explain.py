@@ -26,6 +26,7 @@ from .enums import Verb
 from .errors import CriuError, OptionError, Problem
 from .opts import VERB_MASK, CriuOpts
 from .values import WireValue
+from .verbs import for_pre_dump
 
 __all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting", "explain"]
 
@@ -109,6 +110,8 @@ def explain(
         raise OptionError([Problem("verb", str(verb), "is no request that has options")])
     if verb is Verb.DUMP and opts.pre_dump:
         verb = Verb.PRE_DUMP
+    if verb is Verb.PRE_DUMP:
+        opts = for_pre_dump(opts)
     via = via or Worker()
     request = Request(verb=verb, opts=opts, pid=pid, via=via)
     problems = list(_broken_rules(request))

@@ -84,6 +84,8 @@ class Row(NamedTuple):
     """The setter reports failure on success: its return value says nothing."""
     avoid: str = ""
     """Why the setter is not used though this libcriu has it: the field goes by its wire name."""
+    added: str = ""
+    """When and what a call adds by itself."""
     default: object = None
     """What CRIU does when the field is unset, where a number or word says it."""
 
@@ -250,8 +252,9 @@ TABLE: tuple[Row, ...] = (
     _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity", short="v",
          default=2),
     _row("log_file", "log_file", Text("a file's name", forbid="/"), On.ALL, "set_log_file",
-         flag="--log-file", short="o"),
+         flag="--log-file", added="named after the verb", short="o"),
     _row("config_file", "config_file", FilePath(), On.ALL, "set_config_file", "3.12", local="4.2",
+         added="a lazy dump's address, which CRIU up to 4.2 takes from there only",
          flag="--config"),
     _flag("log_to_stderr", On.ALL, "3.19", local="4.3", flag=None, negates=False),
     _flag("display_stats", On.TREE, "3.19", local="4.3"),
@@ -259,9 +262,11 @@ TABLE: tuple[Row, ...] = (
          "add_plugin_option", "4.3", flag="--plugin-option"),
 
     # ---- what the call adds ----
-    _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree", short="t"),
-    _row(None, "notify_scripts", Flag(), On.ALL, since="1.7"),
-    _row(None, "rst_sibling", Flag(), On.RESTORE, flag="--restore-sibling"),
+    _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree", short="t",
+         added="the verb's argument"),
+    _row(None, "notify_scripts", Flag(), On.ALL, since="1.7",
+         added="on every dump, pre-dump and restore but one of a tree that the caller is in"),
+    _row(None, "rst_sibling", Flag(), On.RESTORE, flag="--restore-sibling", added="by restore_child"),
 )  # fmt: skip
 """Every option, in the order in which it is applied."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from ._request import Request, is_inside, log_name
 from .enums import Verb
 from .errors import ImagesError
 from .opts import VERB_MASK, CriuOpts
-from .values import WireValue, descriptor_number
+from .values import PageServer, WireValue, descriptor_number
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
@@ -74,7 +75,12 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         keep.append(fd)
         return {**value, "fd": fd}
 
+    config = lazy_address(request, owned)
+    if config is not None:
+        handle.set(BY_WIRE["config_file"], config)
     for row, value in request.opts.items():
+        if row.wire == "config_file" and config is not None:
+            continue  # it is in there
         if isinstance(row.kind, Directory):
             handle.set(row, directories.opened[row.name])
         elif row.wire is not None:
@@ -89,3 +95,25 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         if request.pid is not None:
             handle.set(BY_WIRE["pid"], request.pid)
     return keep
+
+
+def lazy_address(request: Request, owned: ExitStack) -> str | None:
+    """A configuration file with the address on which a lazy dump serves its pages.
+
+    CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
+    machine; in the request's configuration file it is honoured. A file of the caller's is
+    copied in before it.
+    """
+    server = request.opts.page_server
+    lazily = request.verb is Verb.DUMP and request.opts.lazy_pages
+    if not lazily or not isinstance(server, PageServer):
+        return None
+    fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
+    owned.callback(os.close, fd)
+    text = b""
+    if request.opts.config_file is not None:
+        # One that is missing CRIU would skip; the rules have seen to that.
+        with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
+            text = file.read().rstrip(b"\n") + b"\n"
+    os.write(fd, text + os.fsencode(f"address {server.address}\nport {server.port}\n"))
+    return f"/proc/{os.getpid()}/fd/{fd}"

@@ -68,7 +68,14 @@ def message(
         found["pid"] = pid
     if sibling:
         found["rst_sibling"] = True
+    if serves_lazily(opts, verb):
+        found["config_file"] = "a file with the address"
     return found
+
+
+def serves_lazily(opts: CriuOpts, verb: Verb) -> bool:
+    """Whether the address to serve on goes into a configuration file as well."""
+    return verb is Verb.DUMP and bool(opts.lazy_pages) and opts.page_server is not None
 
 
 def _value(field: str, value: Any) -> WireValue:

@@ -100,9 +100,15 @@ class Scripted:
 
 
 def directories_of(opts: dict[str, Any]) -> dict[str, str]:
-    """Where the directories of a request are, while their descriptors are open."""
+    """Where the directories of a request are, while their descriptors are open.
+
+    And what a configuration file of the call's own says.
+    """
     found = {}
     for name in ("images_dir_fd", "work_dir_fd"):
         with contextlib.suppress(OSError):
             found[name] = os.readlink(f"/proc/self/fd/{opts.get(name, -1)}")
+    if str(opts.get("config_file")).startswith("/proc/"):
+        with contextlib.suppress(OSError), open(opts["config_file"], "rb") as file:
+            found["config_file"] = os.fsdecode(file.read())
     return found

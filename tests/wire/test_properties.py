@@ -87,6 +87,12 @@ def expect(
         if isinstance(wanted.get(field), str):
             assert directories[field] == os.path.realpath(str(wanted[field]))
             wanted[field] = sent["opts"][field]
+    if expected.serves_lazily(opts, verb):
+        assert isinstance(opts.page_server, PageServer)
+        server = opts.page_server
+        said = f"address {server.address}\nport {server.port}\n"
+        assert directories["config_file"].endswith(said)
+        wanted["config_file"] = sent["opts"]["config_file"]
     return wanted
 
 

@@ -1,0 +1,68 @@
+"""A lazy dump serves its pages on the address that was asked for, and on no other.
+
+CRIU up to 4.2 ignores the address in the request; the call says it in a configuration file too.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, Notification, Notify, dump
+
+from .conftest import Spawn
+from .processes import children
+from .test_lazy import requires_userfaultfd
+
+
+class _Enough(Exception):
+    """What the hook raises once it has seen where CRIU listens."""
+
+
+def _listening() -> list[str]:
+    """Where our children listen, as /proc/net/tcp prints addresses."""
+    inodes = set()
+    for pid in children():
+        for fd in os.scandir(f"/proc/{pid}/fd"):
+            inodes.add(os.readlink(fd.path))
+    return [
+        line.split()[1]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in Path(table).read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and f"socket:[{line.split()[9]}]" in inodes
+    ]
+
+
+@requires_userfaultfd
+@pytest.mark.parametrize("own_file", [False, True], ids=["", "with a file of the caller's"])
+def test_only_the_address_asked_for(
+    spawn: Spawn, images: Path, tmp_path: Path, own_file: bool
+) -> None:
+    """CRIU listens on loopback only; refused there, the process runs on with all its memory."""
+    target = spawn("memory = bytearray(2**20)\nserve(size=lambda: len(memory))")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    seen: list[str] = []
+
+    def hook(notification: Notification) -> None:
+        if notification.action is Notify.STATUS_READY:
+            seen.extend(_listening())
+            raise _Enough
+
+    config = tmp_path / "criu.conf"
+    config.write_text("log-pid\n")
+    opts = CriuOpts(
+        images_directory=images,
+        lazy_pages=True,
+        page_server=("127.0.0.1", port),
+        config_file=config if own_file else None,
+    )
+    with pytest.raises(_Enough):
+        dump(target.pid, opts, on_notify=hook)
+    assert seen == [f"0100007F:{port:04X}"]
+    assert target.ask("size") == 2**20
+    assert target.runs_on()
