@@ -8,6 +8,8 @@ once the cure that the error names has been applied: so the advice is not only t
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from pycriu_native import CriuError, CriuOpts, Worker, dump
 from pycriu_native._program import find_program
 
 from .conftest import Spawn
-from .processes import Target
+from .processes import PATIENCE, TARGET, Target, eventually, kill
 
 OLDER = {release: f"/opt/pycriu-native-{release}/bin/criu" for release in ("3.17", "4.1")}
 """Programs that are too old for newer kernels."""
@@ -103,6 +105,37 @@ class Collection(list[Case]):
             return build
 
         return add
+
+
+SHELL = """
+import fcntl, os, signal, subprocess, sys, termios
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+subprocess.run(sys.argv[1:])
+signal.pause()
+"""
+
+
+def job(at: Site, stdin: int = subprocess.DEVNULL) -> Target:
+    """A job of a shell, which outlives it, and whose session is one that the tests' is not.
+
+    Ours may have a leader whom no pid names, in a container that the tests were put into.
+    """
+    directory = at.directory / "job"
+    directory.mkdir()
+    (directory / "scenario.py").write_text("serve()")
+    words = [sys.executable, "-c", SHELL, sys.executable, str(TARGET), str(directory)]
+    nothing = subprocess.DEVNULL
+    shell = subprocess.Popen(
+        words, stdin=stdin, stdout=nothing, stderr=nothing, start_new_session=True
+    )
+    at.held.callback(shell.wait, PATIENCE)
+    at.held.callback(kill, shell.pid)
+    eventually((directory / "ready").exists, "the job's start")
+    pid = int((directory / "ready").read_text())
+    at.held.callback(kill, pid)
+    at.cure = {"shell_job": True}
+    return Target(pid, directory, shell)
 
 
 def wrapped(at: Site, *words: str) -> Worker:

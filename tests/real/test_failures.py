@@ -48,9 +48,9 @@ from pycriu_native._log import diagnose, error_lines
 from pycriu_native.enums import Verb
 
 from .conftest import Spawn
-from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, older, told, wrapped
+from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told, wrapped
 from .mounts import make_read_only, tmpfs
-from .processes import PATIENCE, TARGET, Target, eventually, kill, reap_all, state
+from .processes import Target, eventually, kill, reap_all, state
 
 PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
 
@@ -288,8 +288,21 @@ def sysv_shared_memory(at: Site) -> Target:
 
 @dump_fails("started from a shell", "shell_job=True", "shell_job")
 def started_from_a_shell(at: Site) -> Target:
-    at.cure = {"shell_job": True}
-    return at.spawn(start_new_session=False)
+    return job(at)
+
+
+@dump_fails("outside of its pid namespace", "a session of its own")
+def led_from_outside(at: Site) -> Target:
+    """In our session, the first process of a pid namespace sees none."""
+    target = at.spawn(
+        "import os\nserve(lead=os.setsid)",
+        prefix=["unshare", "--pid", "--fork"],
+        start_new_session=False,
+    )
+    first = target.descendants()[1]
+    at.held.callback(kill, first)
+    at.cure = lambda: target.ask("lead")
+    return Target(first, target.directory, target.process)
 
 
 @dump_fails("outside the dumped tree", "shell_job=True", "shell_job", "orphan_pts_master")
@@ -304,34 +317,15 @@ def terminal_that_is_held_outside(at: Site) -> Target:
     return target
 
 
-SHELL = """
-import fcntl, subprocess, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-subprocess.run(sys.argv[1:])
-"""
-
-
 @dump_fails("session outside of the dumped tree", "shell_job=True", "shell_job")
 def terminal_of_a_shell(at: Site) -> Target:
     """A job of a shell: the terminal is the shell's session's."""
-    job = at.directory / "job"
-    job.mkdir()
-    (job / "scenario.py").write_text("serve()")
     master, slave = os.openpty()
     at.held.callback(os.close, master)
-    words = [sys.executable, "-c", SHELL, sys.executable, str(TARGET), str(job)]
-    nothing = subprocess.DEVNULL
-    shell = subprocess.Popen(
-        words, stdin=slave, stdout=nothing, stderr=nothing, start_new_session=True
-    )
-    os.close(slave)
-    at.held.callback(shell.wait, PATIENCE)
-    at.held.callback(kill, shell.pid)
-    eventually((job / "ready").exists, "the job's start")
-    pid = int((job / "ready").read_text())
-    at.held.callback(kill, pid)
-    at.cure = {"shell_job": True}
-    return Target(pid, job, shell)
+    try:
+        return job(at, stdin=slave)
+    finally:
+        os.close(slave)
 
 
 # ---- processes that cannot be stopped, or are none ----

@@ -32,7 +32,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, older, told
+from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told
 from .mounts import make_read_only, tmpfs
 from .processes import PATIENCE, TARGET, Target, eventually, kill, state
 
@@ -93,10 +93,9 @@ def pid_of_a_zombie_of_others(at: Site) -> Target:
 
 @restore_fails("the leader of their session", "shell_job=True", "shell_job", error=PidInUseError)
 def pid_of_the_shell(at: Site) -> Target:
-    target = at.spawn(start_new_session=False)
+    target = job(at)
     dump(target.pid, CriuOpts(images_directory=at.images, shell_job=True))
-    target.reap()
-    at.cure = {"shell_job": True}
+    target.until_free()
     return target
 
 
