@@ -202,7 +202,16 @@ def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:
 
 def decode_response(data: bytes) -> dict[str, WireValue] | None:
     """A ``CriuResp`` as a mapping; None if these bytes are none."""
-    message = native.pn_unpack(native.PN_RESPONSE, len(data), data)
+    return _decode(native.PN_RESPONSE, data)
+
+
+def decode_request(data: bytes) -> dict[str, WireValue] | None:
+    """A ``CriuReq`` as a mapping; None if these bytes are none."""
+    return _decode(native.PN_REQUEST, data)
+
+
+def _decode(kind: int, data: bytes) -> dict[str, WireValue] | None:
+    message = native.pn_unpack(kind, len(data), data)
     if message == ffi.NULL:
         return None
     try:

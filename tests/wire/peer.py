@@ -31,10 +31,10 @@ from pycriu_native._prepare import Directories, fill
 from pycriu_native._request import Request
 from pycriu_native._session import Call
 from pycriu_native.enums import Verb
+from pycriu_native.testing import ScriptedCriu, directories_of
 from pycriu_native.values import WireValue
 
 from .libraries import ROOT, Library
-from .scripted import Scripted, directories_of
 
 # ---- what is asked ----
 
@@ -61,7 +61,7 @@ def filled(
     ``shuffle``: in another order than the table's, which this number chooses.
     """
     with ExitStack() as owned:
-        request = Request(verb=verb, opts=opts, pid=pid, via=Scripted(), sibling=sibling)
+        request = Request(verb=verb, opts=opts, pid=pid, via=ScriptedCriu(), sibling=sibling)
         directories = Directories(opts, verb, owned)
         handle = owned.enter_context(Handle())
         with _in_order(shuffle):
@@ -114,11 +114,11 @@ class Called:
 
 def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
     """A call from end to end, checks included."""
-    via = Scripted()
+    via = ScriptedCriu()
     request = Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree)
     _requirements.check(request)
     outcome = Call(request).wait()
-    return Called(via.requests[-1], via.directories, outcome.result)
+    return Called(via.sent[-1].data, dict(via.sent[-1].directories), outcome.result)
 
 
 def _agree(notification: Notification) -> None:
@@ -127,14 +127,14 @@ def _agree(notification: Notification) -> None:
 
 def checked(opts: CriuOpts, verb: Verb, pid: int | None) -> None:
     """The checks of a call alone."""
-    via = Scripted()
+    via = ScriptedCriu()
     _requirements.check(Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree))
 
 
 def supported(opts: CriuOpts, program: str = "99.0") -> None:
     """Refuse what the loaded libcriu, or a CRIU of the release ``program``, does not know."""
     found = list(_requirements._by_library(opts))
-    found += _requirements._by_program(opts, Scripted(program))
+    found += _requirements._by_program(opts, ScriptedCriu(program))
     if found:
         raise UnsupportedError(found)
 

@@ -34,10 +34,9 @@ from pycriu_native import (
     restore,
     version,
 )
-from pycriu_native._message import REQUEST_TYPES, encode
+from pycriu_native._message import REQUEST_TYPES, decode_request, encode
+from pycriu_native.testing import answer_of
 from pycriu_native.values import WireValue
-
-from .scripted import answer_of, decode_request
 
 NOBODY = 2**22 + 1
 FAKE = Path(__file__).with_name("fake_criu.py")
@@ -92,7 +91,7 @@ class Play:
         """A restore with this script."""
         return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
 
-    def heard(self) -> list[dict[str, Any]]:
+    def heard(self) -> list[Any]:
         """What the program received, the request first."""
         lines = self.program.with_name(self.program.name + ".heard").read_text().split()
         return [decode_request(bytes.fromhex(line)) for line in lines]

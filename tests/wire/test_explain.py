@@ -24,11 +24,11 @@ from pycriu_native._requirements import _versions
 from pycriu_native.enums import Verb
 from pycriu_native.errors import Problem
 from pycriu_native.opts import VERB_MASK
+from pycriu_native.testing import ScriptedCriu
 from pycriu_native.verbs import for_pre_dump
 
 from . import expected
 from .libraries import ROOT, Library
-from .scripted import Scripted
 from .strategies import World, criu_opts
 
 NOBODY = 2**22 + 1
@@ -113,15 +113,15 @@ def test_nothing_is_touched(tmp_path: Path) -> None:
 
 def test_the_release_is_asked_once(tmp_path: Path) -> None:
     """Only for options that are younger than the oldest CRIU, and once for each program."""
-    via = Scripted(version="3.18")
+    via = ScriptedCriu(version="3.18")
     explain(CriuOpts(images_directory=tmp_path, leave_running=True), "dump", 1, via=via)
-    assert via.requests == []
+    assert via.sent == []
     young = CriuOpts(images_directory=tmp_path, network_lock="skip")
     _versions.pop(via.identity(), None)
     for _ in range(2):
         shown = explain(young, "dump", 1, via=via)
         assert any("needs CRIU 3.19; the scripted CRIU is 3.18" in str(p) for p in shown.lacking)
-    assert len(via.requests) == 1
+    assert len(via.sent) == 1
 
 
 def test_what_this_libcriu_lacks(library: Library) -> None:

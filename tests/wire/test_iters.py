@@ -13,8 +13,7 @@ import pytest
 
 from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError
 from pycriu_native.iters import Round, UntilSteady, dump_iters
-
-from .scripted import Scripted, decode_request
+from pycriu_native.testing import ScriptedCriu
 
 
 def _round(number: int, pages: int) -> Round:
@@ -25,7 +24,7 @@ def _round(number: int, pages: int) -> Round:
 
 def test_the_chain(tmp_path: Path) -> None:
     """Each round has a directory of its own, tracks memory, and names the one before."""
-    peer = Scripted()
+    peer = ScriptedCriu()
     told: list[int] = []
 
     def more(round: Round) -> bool:
@@ -39,22 +38,21 @@ def test_the_chain(tmp_path: Path) -> None:
         str(tmp_path / "chain" / str(n)) for n in (1, 2, 3)
     ]
     assert result.final.images == str(tmp_path / "chain" / "4")
-    sent = [decode_request(data) for data in peer.requests]
-    sent = [request for request in sent if "opts" in request and "track_mem" in request["opts"]]
-    assert [request["type"] for request in sent] == [13, 13, 13, 1]
-    assert [request["opts"].get("parent_img") for request in sent] == [None, "../1", "../2", "../3"]
+    sent = [request for request in peer.sent if "track_mem" in request.opts]
+    assert [request.verb for request in sent] == ["pre-dump", "pre-dump", "pre-dump", "dump"]
+    assert [request.opts.get("parent_img") for request in sent] == [None, "../1", "../2", "../3"]
 
 
 def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
     """The caller gives neither the parents nor a descriptor, which has no place beside it."""
-    peer = Scripted()
+    peer = ScriptedCriu()
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
         with pytest.raises(OptionError, match=r"images_directory.*parent_image"):
             dump_iters(1, CriuOpts(images_directory=fd, parent_image="x"), via=peer)
     finally:
         os.close(fd)
-    assert not peer.requests
+    assert not peer.sent
 
 
 def test_until_steady() -> None:

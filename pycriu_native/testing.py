@@ -1,0 +1,221 @@
+"""A CRIU that only plays along, for the tests of programs that use this library.
+
+It needs no privilege, no ``criu`` program and no kernel feature: it says yes, or fails as it is
+told to, on a thread of the calling process::
+
+    from pycriu_native import CriuOpts, PidInUseError, restore
+    from pycriu_native.testing import Failure, ScriptedCriu
+
+    criu = ScriptedCriu(restored_pid=77)
+    assert restore(CriuOpts(images_directory=directory), via=criu).pid == 77
+    assert criu.sent[-1].opts["images_dir_fd"] >= 0
+
+    criu = ScriptedCriu(failures={"restore": Failure.PID_IN_USE})
+
+Everything but CRIU is real: options are checked, libcriu makes the request, hooks are called,
+errors are explained. No process is touched and no image is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar, cast
+
+from ._line import Line, widen
+from ._message import NOTIFY, REQUEST_TYPES, decode_request, encode
+from .enums import Notify, Verb
+from .errors import Problem
+from .results import Version
+from .values import WireValue
+
+_T = TypeVar("_T")
+
+_LARGEST = 8 * 2**20
+
+_VERBS = {number: name for name, number in REQUEST_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a scripted call fails: what CRIU answers, and what it leaves in its log."""
+
+    errno: int = 0
+    """``cr_errno`` of the answer; 0: none."""
+    message: str = ""
+    """``cr_errmsg`` of the answer."""
+    log: str = ""
+    """What CRIU writes into its log, in the work directory. The cause is read from it."""
+
+    PID_IN_USE: ClassVar[Failure]
+    """A restore whose pid is taken: ``PidInUseError``."""
+    NO_SUCH_PROCESS: ClassVar[Failure]
+    """A dump of a process that is not there: ``NoSuchProcessError``."""
+    TCP_CONNECTION: ClassVar[Failure]
+    """A dump of an established connection, whose error advises ``tcp_established=True``."""
+
+
+Failure.PID_IN_USE = Failure(
+    errno=17, log="Error (criu/cr-restore.c:1): Can't fork for 77: File exists\n"
+)
+Failure.NO_SUCH_PROCESS = Failure(errno=3)
+Failure.TCP_CONNECTION = Failure(
+    log="Error (criu/sk-inet.c:1): inet: Connected TCP socket, "
+    "consider using --tcp-established option.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request as CRIU would have seen it."""
+
+    data: bytes
+    """The ``CriuReq`` as it came."""
+    verb: str
+    """Its kind: ``dump``, ``restore``, ``version`` … (``criu_req_type``)."""
+    opts: Mapping[str, Any]
+    """Its options by their names in ``rpc.proto``; empty for questions."""
+    directories: Mapping[str, str]
+    """Which directory each descriptor of the options was, and what the call's own
+    configuration file said."""
+
+
+@dataclass
+class ScriptedCriu:
+    """A way to reach that CRIU, for a call's ``via``. May be used by many calls and threads."""
+
+    version: str | Version = "99.0"
+    """The release that it says it is; options that it does not know are refused."""
+    features: Sequence[str] = ("mem_track", "lazy_pages", "pidfd_store")
+    """What the kernel is said to be able to do (``feature_check``)."""
+    restored_pid: int = 1234
+    """What a restore answers."""
+    notify: Mapping[str | Verb, Sequence[str | Notify]] = field(default_factory=dict)
+    """The notifications of each verb, in their order, if the call has a hook. One that the hook
+    refuses makes the call fail, as with CRIU."""
+    failures: Mapping[str | Verb, Failure] = field(default_factory=dict)
+    """The verbs that fail."""
+    sent: list[Sent] = field(default_factory=list)
+    """What came, in its order: questions for release and features go ahead of a call."""
+
+    ours: ClassVar[bool] = True
+
+    def identity(self) -> tuple[object, ...] | None:
+        """What it can do is what its fields say."""
+        return "scripted", str(self.version), tuple(self.features)
+
+    def name(self) -> str:
+        """What to call it in messages."""
+        return "the scripted CRIU"
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Nothing."""
+        return iter(())
+
+    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+        """A line to a thread that answers one request."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        widen(ours)
+        threading.Thread(target=self._serve, args=(theirs,), name="scripted CRIU").start()
+        return Line(ours, program=self.name())
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):  # whoever asked may be gone
+            data = sock.recv(_LARGEST)
+            if not data:
+                return
+            request = decode_request(data)
+            if request is None:
+                raise ValueError("what was sent is no request")
+            opts = cast(dict[str, Any], request.get("opts", {}))
+            sent = Sent(data, _VERBS[cast(int, request["type"])], opts, directories_of(opts))
+            self.sent.append(sent)
+            sock.sendall(self._answer(sock, sent))
+
+    def _answer(self, sock: socket.socket, sent: Sent) -> bytes:
+        failure = _of_verb(self.failures, sent.verb)
+        if failure is not None:
+            _write_log(sent, failure.log)
+        elif not self._agreed(sock, sent):
+            failure = Failure()
+        if failure is None:
+            return self._yes(sent.verb)
+        said: dict[str, WireValue] = {}
+        if failure.errno:
+            said["cr_errno"] = failure.errno
+        if failure.message:
+            said["cr_errmsg"] = failure.message
+        return encode("response", {"type": _answer_type(sent.verb), "success": False, **said})
+
+    def _agreed(self, sock: socket.socket, sent: Sent) -> bool:
+        """Send the notifications, and tell whether none was refused."""
+        if not sent.opts.get("notify_scripts"):
+            return True
+        for action in _of_verb(self.notify, sent.verb) or ():
+            body: dict[str, WireValue] = {"script": str(action)}
+            if action in (Notify.SETUP_NAMESPACES, Notify.POST_RESTORE):
+                body["pid"] = self.restored_pid
+            sock.sendall(answer_of("notify", notify=body))
+            reply = decode_request(sock.recv(_LARGEST))
+            if reply is None or reply["type"] != NOTIFY or not reply.get("notify_success"):
+                return False
+        return True
+
+    def _yes(self, verb: str) -> bytes:
+        body: dict[str, dict[str, WireValue]] = {}
+        match verb:
+            case "version":
+                release = Version.parse(str(self.version))
+                body["version"] = {"major_number": release.major, "minor_number": release.minor}
+                if release.sublevel:
+                    body["version"]["sublevel"] = release.sublevel
+            case "feature-check":
+                body["features"] = dict.fromkeys(self.features, True)
+            case "dump":
+                body["dump"] = {"restored": False}
+            case "restore":
+                body["restore"] = {"pid": self.restored_pid}
+            case "page-server" | "page-server-child":
+                body["ps"] = {"pid": 1234, "port": 27}
+        return encode("response", {"type": _answer_type(verb), "success": True, **body})
+
+
+def _of_verb(script: Mapping[str | Verb, _T], verb: str) -> _T | None:
+    return next((value for name, value in script.items() if str(name) == verb), None)
+
+
+def answer_of(kind: str, **body: WireValue) -> bytes:
+    """A ``CriuResp`` that says yes; ``kind`` is a name of ``criu_req_type``."""
+    return encode("response", {"type": REQUEST_TYPES[kind], "success": True, **body})
+
+
+def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
+    """Where the directories of a request are, while their descriptors are open.
+
+    And, as ``config_file``, what a configuration file of the call's own says.
+    """
+    found = {}
+    for name in ("images_dir_fd", "work_dir_fd"):
+        with contextlib.suppress(OSError):
+            found[name] = os.readlink(f"/proc/self/fd/{opts.get(name, -1)}")
+    if str(opts.get("config_file")).startswith("/proc/"):
+        with contextlib.suppress(OSError), open(opts["config_file"], "rb") as file:
+            found["config_file"] = os.fsdecode(file.read())
+    return found
+
+
+def _answer_type(verb: str) -> int:
+    """CRIU answers both kinds of page server with the type of the first."""
+    return REQUEST_TYPES["page-server" if verb == "page-server-child" else verb]
+
+
+def _write_log(sent: Sent, text: str) -> None:
+    directory = sent.directories.get("work_dir_fd", sent.directories.get("images_dir_fd"))
+    name = sent.opts.get("log_file")
+    if text and directory and name:
+        with open(os.path.join(directory, name), "w") as log:
+            log.write(text)
