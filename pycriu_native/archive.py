@@ -1,0 +1,261 @@
+"""An image set as one stream: to a file, through a socket, compressed, encrypted, and back.
+
+``pack`` writes a tar archive, ``unpack`` reads one, also those that ``podman container checkpoint
+--export``, CRI-O and Kubernetes make (``inside="checkpoint"``). Both work on paths and on binary
+streams, so an archive need not touch a disk. Images hold the memory of a process, its secrets
+included: ``encrypt_to`` keeps them to the holders of a key (the age format, https://age-encryption.org).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from ._streams import (
+    Compression,
+    Peek,
+    bad_argument,
+    compressed,
+    decompressed,
+    decrypted,
+    encrypted,
+)
+from .errors import ImagesError
+
+_CHUNK = 1 << 20
+
+Place = str | os.PathLike[str] | BinaryIO
+
+
+def pack(
+    directory: str | os.PathLike[str],
+    to: Place,
+    *,
+    inside: str = "",
+    more: Mapping[str, str | os.PathLike[str]] | None = None,
+    compress: Compression = "gzip",
+    encrypt_to: Sequence[str] = (),
+) -> int:
+    """Write the image set in ``directory`` as an archive; returns the bytes of its files.
+
+    A chain of parents is packed by giving the directory that holds all of it: a parent outside
+    of ``directory`` is refused, since the set would not be whole.
+
+    Args:
+        to: a path (written beside it first, so that a half archive never has its name), or a
+            binary stream, which is left open.
+        inside: the directory of the archive that the images get; Podman's is ``checkpoint``.
+        more: other files for the archive, by their names in it.
+        compress: ``"gzip"``, ``"zstd"`` (faster and smaller) or ``"none"`` (fastest).
+        encrypt_to: age recipients (``age1…``, or an ssh public key); whoever has the key of one
+            of them can read it. Needs the extra ``pycriu-native[archive]``.
+
+    Raises:
+        OptionError: an argument that will not do.
+        ImagesError: the set is not whole, or not readable.
+    """
+    source = Path(directory)
+    members = list(_members(source))
+    for name in more or {}:
+        if not _is_plain(PurePosixPath(name)):
+            raise bad_argument(
+                "more", name, "names inside of the archive are accepted: relative, no .."
+            )
+    if inside and not _is_plain(PurePosixPath(inside)):
+        raise bad_argument(
+            "inside", inside, "a directory of the archive is accepted: relative, no .."
+        )
+    with ExitStack() as owned:
+        out = owned.enter_context(_written(to))
+        if encrypt_to:
+            out = owned.enter_context(encrypted(out, encrypt_to))
+        out = owned.enter_context(compressed(out, compress))
+        tar = owned.enter_context(tarfile.open(fileobj=out, mode="w|", bufsize=_CHUNK))
+        total = 0
+        for path in members:
+            name = str(PurePosixPath(inside) / path.relative_to(source).as_posix())
+            tar.add(path, name, recursive=False, filter=_nobodys)
+            total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+        for name, extra in (more or {}).items():
+            tar.add(extra, name, recursive=False, filter=_nobodys)
+        return total
+
+
+def unpack(
+    source: Place,
+    directory: str | os.PathLike[str],
+    *,
+    inside: str = "",
+    decrypt_with: Sequence[str] = (),
+    limit: int | None = None,
+) -> int:
+    """Read an archive into ``directory``, which it makes (0700); returns the bytes of its files.
+
+    Compression and encryption are recognised. The directory appears when all is there; after a
+    failure nothing is left. Files become 0600 and the caller's, whatever the archive says, and
+    nothing but plain files, directories and the links of a chain of parents is accepted.
+
+    Args:
+        source: a path, or a binary stream.
+        inside: the directory of the archive that the images are in; all else is left out.
+        decrypt_with: age identities (``AGE-SECRET-KEY-…``, or an ssh private key).
+        limit: the most that its files may take, in bytes. Default: what is free on the disk.
+
+    Raises:
+        OptionError: an argument that will not do.
+        ImagesError: no archive, a damaged one, one that none of the keys opens, or one that
+            would write elsewhere, or more than allowed.
+    """
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise bad_argument(
+            "directory", os.fspath(directory), "a new or empty directory is accepted"
+        )
+    if limit is not None and limit < 0:
+        raise bad_argument("limit", limit, "a number of bytes is accepted")
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
+    try:
+        with ExitStack() as owned, _named_failures():
+            stream = owned.enter_context(_read(source))
+            stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
+            stream = owned.enter_context(decompressed(Peek(stream)))
+            tar = owned.enter_context(tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK))
+            total = _extract(tar, partial, PurePosixPath(inside), limit)
+            while stream.read(_CHUNK):  # what follows the archive may tell that it is damaged
+                pass
+        partial.replace(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return total
+
+
+# ---- members ----
+
+
+def _members(source: Path) -> Iterator[Path]:
+    """What belongs to the set, in a fixed order; raises for what cannot be packed."""
+    if not source.is_dir():
+        raise bad_argument("directory", os.fspath(source), "an existing directory is accepted")
+    root = source.resolve()
+    if not any(source.rglob("inventory.img")):
+        raise ImagesError(f"{source} holds no image set: it has no inventory.img")
+    for path in sorted(source.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            if path.name != "parent" or not path.resolve().is_relative_to(root):
+                raise ImagesError(
+                    f"{path} leads out of {source}: a set whose parent is elsewhere is not whole; "
+                    "pack the directory that holds the whole chain"
+                )
+        elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            continue  # sockets that daemons leave are no images
+        yield path
+
+
+def _nobodys(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without owner and rights, which mean nothing elsewhere."""
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    info.mode = 0o700 if info.isdir() else 0o600
+    return info
+
+
+def _is_plain(name: PurePosixPath) -> bool:
+    return bool(name.parts) and not name.is_absolute() and ".." not in name.parts
+
+
+def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int | None) -> int:
+    left = shutil.disk_usage(to).free if limit is None else limit
+    total = 0
+    for info in tar:
+        name = PurePosixPath(info.name)
+        if not name.parts:
+            continue  # the archive's own top
+        if not _is_plain(name):
+            raise ImagesError(f"the archive wants to write outside of its directory: {info.name!r}")
+        if not name.is_relative_to(inside) or name == inside:
+            continue
+        name = name.relative_to(inside)
+        path = to / name
+        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        if info.isdir():
+            path.mkdir(0o700, exist_ok=True)
+        elif info.isreg():
+            total += info.size
+            if total > left:
+                raise ImagesError(f"the archive holds more than the {left} bytes that it may")
+            content = tar.extractfile(info)
+            assert content is not None
+            with open(path, "xb", opener=_private) as file:
+                shutil.copyfileobj(content, file, _CHUNK)
+        elif info.issym() and path.name == "parent" and _stays_inside(name, info.linkname):
+            path.symlink_to(info.linkname)
+        else:
+            raise ImagesError(f"the archive holds {info.name!r}, which is no image")
+    if not total:
+        where = f" in {inside}" if inside.parts else ""
+        raise ImagesError(f"the archive has no images{where}; inside= names their directory in it")
+    return total
+
+
+def _stays_inside(name: PurePosixPath, link: str) -> bool:
+    """Whether a link leads to a place in the archive, without a look at the disk."""
+    depth = len(name.parts) - 1
+    for part in PurePosixPath(link).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return False
+    return not link.startswith("/")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+# ---- places ----
+
+
+@contextlib.contextmanager
+def _written(to: Place) -> Iterator[BinaryIO]:
+    if not isinstance(to, (str, os.PathLike)):
+        yield to
+        return
+    partial = Path(os.fspath(to) + ".partial")
+    try:
+        with open(partial, "wb", opener=_private) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(to)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _read(source: Place) -> Iterator[BinaryIO]:
+    if not isinstance(source, (str, os.PathLike)):
+        yield source
+        return
+    with open(source, "rb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _named_failures() -> Iterator[None]:
+    """What the standard library says of bad bytes, as our error."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ImagesError(f"the archive is damaged: {error}") from error

@@ -1,0 +1,189 @@
+"""An image set as an OCI image, in a layout that container tools can push to a registry.
+
+One layer holds the images, as ``podman container checkpoint --create-image`` makes it. ``skopeo
+copy oci:DIR docker://…`` and ``crane push`` carry such a layout anywhere
+(https://github.com/opencontainers/image-spec, ``image-layout.md``, version 1.0.0).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from ._streams import Compression, bad_argument, compressed
+from .archive import pack, unpack
+from .errors import ImagesError
+
+_LAYER = "application/vnd.oci.image.layer.v1.tar"
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_NAME = "org.opencontainers.image.ref.name"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_LARGEST_JSON = 4 << 20
+
+
+def pack_image(
+    directory: str | os.PathLike[str],
+    layout: str | os.PathLike[str],
+    *,
+    name: str = "latest",
+    inside: str = "",
+    more: Mapping[str, str | os.PathLike[str]] | None = None,
+    annotations: Mapping[str, str] | None = None,
+    compress: Compression = "gzip",
+) -> str:
+    """Write the image set in ``directory`` as an OCI image; returns its manifest's digest.
+
+    Args:
+        layout: the directory of the layout, made if it is not there; other images in it stay,
+            one of this name is replaced.
+        name: the image's name in the layout.
+        inside, more, compress: as for :func:`~pycriu_native.archive.pack`.
+        annotations: of the manifest, such as Podman's ``io.podman.annotations.checkpoint.name``.
+
+    Raises:
+        OptionError, ImagesError: as ``pack`` does.
+    """
+    blobs = Path(layout) / "blobs" / "sha256"
+    blobs.mkdir(0o700, parents=True, exist_ok=True)
+    partial = blobs / f".layer-{os.getpid()}"
+    try:
+        with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            outer = _Hashed(file)
+            with compressed(cast(BinaryIO, outer), compress) as stream:
+                inner = _Hashed(stream)
+                pack(directory, cast(BinaryIO, inner), inside=inside, more=more, compress="none")
+        partial.replace(blobs / outer.hexdigest())
+    finally:
+        partial.unlink(missing_ok=True)
+    layer = {
+        "mediaType": _LAYER + ("" if compress == "none" else f"+{compress}"),
+        "digest": f"sha256:{outer.hexdigest()}",
+        "size": outer.size,
+    }
+    machine = platform.machine()
+    config = _put(
+        blobs,
+        _CONFIG,
+        {
+            "architecture": _ARCHITECTURES.get(machine, machine),
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{inner.hexdigest()}"]},
+        },
+    )
+    manifest = _put(
+        blobs,
+        _MANIFEST,
+        {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": config,
+            "layers": [layer],
+            "annotations": dict(annotations or {}),
+        },
+    )
+    _write(Path(layout) / "oci-layout", {"imageLayoutVersion": "1.0.0"})
+    index = Path(layout) / "index.json"
+    others = [one for one in _images(index) if one.get("annotations", {}).get(_NAME) != name]
+    entry = {**manifest, "annotations": {_NAME: name}}
+    _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
+    return str(manifest["digest"])
+
+
+def unpack_image(
+    layout: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    name: str = "latest",
+    inside: str = "",
+    limit: int | None = None,
+) -> dict[str, str]:
+    """Read an image set out of a layout into ``directory``; returns the image's annotations.
+
+    Every digest is checked before anything is written.
+
+    Args:
+        name: the image's name in the layout; where there is one image only, any name will do.
+        inside, limit: as for :func:`~pycriu_native.archive.unpack`.
+
+    Raises:
+        OptionError, ImagesError: as ``unpack`` does, and where a digest does not hold.
+    """
+    images = _images(Path(layout) / "index.json")
+    found = [one for one in images if one.get("annotations", {}).get(_NAME) == name]
+    if not found and len(images) == 1:
+        found = images
+    if not found:
+        names = sorted(str(one.get("annotations", {}).get(_NAME)) for one in images)
+        raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
+    manifest = json.loads(_blob(Path(layout), found[0]).read_bytes())
+    layers = manifest.get("layers") or []
+    if len(layers) != 1:
+        raise ImagesError(f"{layout}: the image has {len(layers)} layers; a checkpoint has one")
+    unpack(_blob(Path(layout), layers[0]), directory, inside=inside, limit=limit)
+    return dict(manifest.get("annotations") or {})
+
+
+class _Hashed:
+    """A stream that counts and hashes what is written to it."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.hexdigest = self._hash.hexdigest
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        self.size += len(data)
+        self._out.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._out.flush()
+
+
+def _put(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+    data = json.dumps(content, sort_keys=True).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (blobs / digest).write_bytes(data)
+    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+def _images(index: Path) -> list[dict[str, Any]]:
+    if not index.exists():
+        return []
+    if index.stat().st_size > _LARGEST_JSON:
+        raise ImagesError(f"{index} is too large to be an index")
+    try:
+        return list(json.loads(index.read_bytes())["manifests"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ImagesError(f"{index} is no index of an OCI layout: {error}") from error
+
+
+def _blob(layout: Path, entry: dict[str, Any]) -> Path:
+    """The file of a blob, which holds what its digest promises."""
+    algorithm, _, digest = str(entry.get("digest")).partition(":")
+    if algorithm != "sha256" or len(digest) != 64 or not digest.isalnum():
+        raise ImagesError(f"{layout}: a digest of sha256 is needed, not {entry.get('digest')!r}")
+    path = layout / "blobs" / "sha256" / digest
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ImagesError(f"{path} is missing") from None
+    if found != digest:
+        raise ImagesError(f"{path} is damaged: its content has another digest")
+    return path

@@ -1,0 +1,288 @@
+"""Archives of image sets, on sets that are made up: what goes in comes out, or nothing does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pycriu_native import CriuError, ImagesError, OptionError
+from pycriu_native.archive import pack, unpack
+from pycriu_native.oci_layout import pack_image, unpack_image
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """Three rounds, each the parent of the next."""
+    top = tmp_path / "chain"
+    for number in (1, 2, 3):
+        images = top / str(number)
+        images.mkdir(parents=True)
+        (images / "inventory.img").write_bytes(b"inventory %d" % number)
+        (images / "pages-1.img").write_bytes(os.urandom(100_000) + bytes(200_000))
+        (images / "empty.img").touch()
+        if number > 1:
+            (images / "parent").symlink_to(f"../{number - 1}")
+    return top
+
+
+def content(top: Path) -> dict[str, object]:
+    """Everything below a directory."""
+    return {
+        str(path.relative_to(top)): os.readlink(path)
+        if path.is_symlink()
+        else path.read_bytes()
+        if path.is_file()
+        else None
+        for path in top.rglob("*")
+    }
+
+
+def keys() -> tuple[str, str]:
+    """A recipient, and the identity that can read what is meant for it."""
+    pyrage = pytest.importorskip("pyrage", reason="pyrage is not installed")
+    identity = pyrage.x25519.Identity.generate()
+    return str(identity.to_public()), str(identity)
+
+
+@pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
+def test_there_and_back(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) -> None:
+    """The same files, links of the chain included, private to the caller."""
+    if compress == "zstd":
+        pytest.importorskip("zstandard", reason="zstandard is not installed")
+    recipient, identity = keys() if encrypt else ("", "")
+    total = pack(chain, tmp_path / "a", compress=compress, encrypt_to=[recipient] * encrypt)
+    assert total == sum(len(data) for data in content(chain).values() if type(data) is bytes)
+    assert (b"inventory 1" in (tmp_path / "a").read_bytes()) == (compress == "none" and not encrypt)
+    assert unpack(tmp_path / "a", tmp_path / "b", decrypt_with=[identity] * encrypt) == total
+    assert content(tmp_path / "b") == content(chain)
+    for path in (tmp_path / "a", *(tmp_path / "b").rglob("*"), tmp_path / "b"):
+        assert path.is_symlink() or not path.stat().st_mode & 0o077
+    if compress != "none":
+        assert (tmp_path / "a").stat().st_size < total * 0.5
+
+
+def test_through_a_socket(chain: Path, tmp_path: Path) -> None:
+    """No file is needed between the two ends."""
+    ours, theirs = socket.socketpair()
+
+    def send() -> None:
+        with ours, ours.makefile("wb") as stream:
+            pack(chain, cast(Any, stream), compress="gzip")
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    with theirs, theirs.makefile("rb") as stream:
+        unpack(cast(Any, stream), tmp_path / "b")
+    thread.join()
+    assert content(tmp_path / "b") == content(chain)
+
+
+def test_a_place_inside_of_the_archive(chain: Path, tmp_path: Path) -> None:
+    """As Podman's: the images in a directory of their own, and other files beside it."""
+    (tmp_path / "config").write_text("{}")
+    more = {"config.dump": tmp_path / "config"}
+    pack(chain / "1", tmp_path / "a", inside="checkpoint", more=more)
+    with tarfile.open(tmp_path / "a") as tar:
+        assert {"config.dump", "checkpoint/inventory.img"} <= set(tar.getnames())
+    unpack(tmp_path / "a", tmp_path / "b", inside="checkpoint")
+    assert content(tmp_path / "b") == content(chain / "1")
+    with pytest.raises(ImagesError, match="inside="):
+        unpack(tmp_path / "a", tmp_path / "c", inside="elsewhere")
+
+
+def test_a_set_that_is_not_whole(chain: Path, tmp_path: Path) -> None:
+    """Its parent is elsewhere, or it is no image set at all: nothing is written."""
+    with pytest.raises(ImagesError, match="the directory that holds the whole chain"):
+        pack(chain / "2", tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImagesError, match=r"inventory\.img"):
+        pack(tmp_path / "empty", tmp_path / "a")
+    with pytest.raises(OptionError, match="directory"):
+        pack(tmp_path / "nowhere", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"inside": "/abs"}, "inside"),
+        ({"inside": "a/../b"}, "inside"),
+        ({"more": {"../up": "/dev/null"}}, "more"),
+        ({"compress": "rar"}, "compress"),
+        ({"encrypt_to": ["nonsense"]}, "encrypt_to"),
+    ],
+)
+def test_arguments_that_will_not_do(
+    chain: Path, tmp_path: Path, arguments: dict[str, Any], field: str
+) -> None:
+    """They are named, and nothing is left."""
+    if field == "encrypt_to":
+        keys()
+    with pytest.raises(OptionError, match=field):
+        pack(chain, tmp_path / "a", **arguments)
+    assert {path.name for path in tmp_path.iterdir()} == {"chain"}
+
+
+def _archive(*members: tuple[str, bytes | str | None]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, body in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(body, bytes):
+                info.size = len(body)
+                tar.addfile(info, io.BytesIO(body))
+            else:
+                info.type = tarfile.CHRTYPE if body is None else tarfile.SYMTYPE
+                info.linkname = body or ""
+                tar.addfile(info)
+    return out.getvalue()
+
+
+GOOD = ("inventory.img", b"x" * 1000)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (_archive(GOOD, ("../up", b"")), "outside"),
+        (_archive(GOOD, ("/etc/passwd", b"")), "outside"),
+        (_archive(GOOD, ("link", "../../x")), "no image"),
+        (_archive(GOOD, ("parent", "/etc")), "no image"),
+        (_archive(GOOD, ("a/parent", "../../x")), "no image"),
+        (_archive(GOOD, ("null", None)), "no image"),
+        (_archive(GOOD, GOOD), "exists"),
+        (_archive(), "no images"),
+        (b"", "damaged"),
+        (b"no archive at all" * 100, "damaged"),
+        (_archive(GOOD)[:700], "damaged"),
+        (b"\x1f\x8b\x08" + b"\0" * 100, "damaged"),
+    ],
+)
+def test_archives_of_others(tmp_path: Path, data: bytes, said: str) -> None:
+    """Whoever made it, nothing is written outside, nothing odd inside, and nothing is left."""
+    with pytest.raises((CriuError, FileExistsError), match=said):
+        unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
+def test_too_much(chain: Path, tmp_path: Path, compress: Any) -> None:
+    """The limit holds for what comes out, however small it went in."""
+    if compress == "zstd":
+        pytest.importorskip("zstandard", reason="zstandard is not installed")
+    pack(chain, tmp_path / "a", compress=compress)
+    with pytest.raises(ImagesError, match="more than the 899999 bytes"):
+        unpack(tmp_path / "a", tmp_path / "b", limit=899_999)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
+def test_cut_short(chain: Path, tmp_path: Path, compress: Any, encrypt: bool) -> None:
+    """Wherever an archive ends too early, that is said, and nothing is left."""
+    if compress == "zstd":
+        pytest.importorskip("zstandard", reason="zstandard is not installed")
+    recipient, identity = keys() if encrypt else ("", "")
+    pack(chain, tmp_path / "a", compress=compress, encrypt_to=[recipient] * encrypt)
+    data = (tmp_path / "a").read_bytes()
+    for size in (1, 100, 1000, len(data) // 2, len(data) - 20_000):
+        with pytest.raises((ImagesError, OptionError)):
+            unpack(
+                cast(Any, io.BytesIO(data[:size])),
+                tmp_path / "b",
+                decrypt_with=[identity] * encrypt,
+            )
+        assert {path.name for path in tmp_path.iterdir()} == {"a", "chain"}
+
+
+def test_keys(chain: Path, tmp_path: Path) -> None:
+    """Without the right key there is nothing to see, and keys are not printed."""
+    recipient, identity = keys()
+    _, other = keys()
+    pack(chain, tmp_path / "a", encrypt_to=[recipient])
+    refused: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({}, OptionError),
+        ({"decrypt_with": [other]}, ImagesError),
+        ({"decrypt_with": ["AGE-SECRET-KEY-nonsense"]}, OptionError),
+    ]
+    for arguments, error in refused:
+        with pytest.raises(error) as caught:
+            unpack(tmp_path / "a", tmp_path / "b", **arguments)
+        assert "SECRET-KEY" not in str(caught.value)
+    pack(chain, tmp_path / "plain")
+    with pytest.raises(ImagesError, match="not encrypted"):
+        unpack(tmp_path / "plain", tmp_path / "b", decrypt_with=[identity])
+    assert not (tmp_path / "b").exists()
+
+
+class Full(io.RawIOBase):
+    """A disk that is full after a while."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.room -= len(data)
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+        return len(data)
+
+
+@pytest.mark.parametrize("encrypt", [False, True], ids=["plain", "encrypted"])
+def test_a_full_disk(chain: Path, encrypt: bool) -> None:
+    """The reason is raised, not what follows from it."""
+    recipient = keys()[0] if encrypt else ""
+    with pytest.raises(Exception, match="No space left"):
+        pack(chain, cast(Any, Full(50_000)), compress="none", encrypt_to=[recipient] * encrypt)
+
+
+# ---- OCI images ----
+
+
+def test_an_oci_image(chain: Path, tmp_path: Path) -> None:
+    """Two images in one layout; what is asked for comes out, with its annotations."""
+    layout = tmp_path / "layout"
+    digest = pack_image(chain / "1", layout, name="one", annotations={"who": "me"})
+    pack_image(chain, layout, name="all", compress="none")
+    pack_image(chain, layout, name="all", compress="none")
+    index = json.loads((layout / "index.json").read_text())
+    assert index["manifests"][0]["digest"] == digest
+    assert len(index["manifests"]) == 2
+    assert unpack_image(layout, tmp_path / "b", name="one") == {"who": "me"}
+    assert content(tmp_path / "b") == content(chain / "1")
+    assert unpack_image(layout, tmp_path / "c", name="all") == {}
+    assert content(tmp_path / "c") == content(chain)
+    with pytest.raises(OptionError, match=r"name='two'.*'all', 'one'"):
+        unpack_image(layout, tmp_path / "d", name="two")
+
+
+def _spoil(blob: Path) -> None:
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [_spoil, Path.unlink], ids=["changed", "missing"])
+def test_a_damaged_oci_image(chain: Path, tmp_path: Path, spoil: Callable[[Path], None]) -> None:
+    """Each blob is checked before anything is written."""
+    layout = tmp_path / "layout"
+    digest = pack_image(chain, layout).partition(":")[2]
+    manifest = json.loads((layout / "blobs/sha256" / digest).read_text())
+    for blob in (manifest["layers"][0]["digest"].partition(":")[2], digest):
+        spoil(layout / "blobs" / "sha256" / blob)
+        with pytest.raises(ImagesError, match=r"damaged|missing"):
+            unpack_image(layout, tmp_path / "b")
+        assert not (tmp_path / "b").exists()
