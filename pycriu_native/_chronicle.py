@@ -1,7 +1,8 @@
 """What goes to ``logging``: one line a verb, and CRIU's own lines if they are asked for.
 
 The logger ``pycriu_native`` gets a line at INFO for each call. ``pycriu_native.criu`` gets the
-lines of CRIU's log, with their levels, once a level has been set on it::
+lines of CRIU's log, with their levels, and what it writes to its standard output and error (as
+``display_stats`` has it do), once a level has been set on it::
 
     logging.getLogger("pycriu_native.criu").setLevel(logging.DEBUG)
 
@@ -33,9 +34,9 @@ def wanted() -> bool:
     return criu.level != logging.NOTSET
 
 
-def pass_on(log: str) -> None:
-    """CRIU's log, line by line."""
-    for line in log.splitlines():
+def pass_on(said: str) -> None:
+    """What CRIU said, line by line."""
+    for line in said.splitlines():
         if line.strip():
             criu.log(_level(line), "%s", line)
 

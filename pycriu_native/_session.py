@@ -170,8 +170,8 @@ class Call:
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if mark is not None and _chronicle.wanted():
-                _chronicle.pass_on(mark.text())
+            if _chronicle.wanted():
+                _chronicle.pass_on((mark.text() if mark else "") + outcome.chatter)
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)

@@ -261,7 +261,8 @@ class CriuOpts:
     """Log to CRIU's standard error, which errors are read from, if no ``log_file`` is named.
     CRIU 3.19."""
     display_stats: bool | None = None
-    """Print statistics to CRIU's standard output as well. CRIU 3.19."""
+    """Print statistics to CRIU's standard output as well: the logger ``pycriu_native.criu`` gets
+    them. CRIU 3.19."""
     plugin_options: Iterable[str] | None = None
     """Options of plugins: ``"PLUGIN.NAME"`` or ``"PLUGIN.NAME=VALUE"``. CRIU 4.3."""
 

@@ -27,7 +27,7 @@ def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
 def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture) -> None:
     """They come when a level is set on their logger, with levels of their own; else they do not."""
     target = spawn()
-    opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
+    opts = CriuOpts(images_directory=images, leave_running=True, log_level=4, display_stats=True)
     criu = logging.getLogger("pycriu_native.criu")
     dump(target.pid, opts)
     assert not [record for record in caplog.records if record.name == criu.name]
@@ -39,6 +39,7 @@ def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
     lines = [record for record in caplog.records if record.name == criu.name]
     assert len(lines) > 100
     assert {record.levelno for record in lines} >= {logging.DEBUG, logging.ERROR}
+    assert any(record.getMessage().startswith("Memory dump time") for record in lines)
 
 
 def test_nothing_is_printed(spawn: Spawn, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
