@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +26,7 @@ from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
 from .enums import Notify, Verb
 from .errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
+from .opts import CriuOpts
 from .values import WireValue
 
 LARGEST_ANSWER = 2**20
@@ -66,7 +67,10 @@ class Notification:
 
 
 Hook = Callable[[Notification], object]
-"""What ``on_notify`` is: called with each notification; raising refuses it."""
+"""What ``on_notify`` is: called with each notification; raising refuses it.
+
+What it returns counts for ``Notify.QUERY_EXT_FILES`` alone: more names for ``external``, or None.
+"""
 
 
 class Exchange:
@@ -223,22 +227,29 @@ class Exchange:
             self.tree = process_tree(pid)
         fd = fds.pop(0) if fds else None
         _close(fds)
-        self._call_hook(Notification(action, self.verb, pid, fd))
+        external = self._call_hook(Notification(action, self.verb, pid, fd))
         # The network is unlocked also while a dump is undone; refusing that would keep it locked.
         agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
-        self._send(encode("request", {"type": NOTIFY, "notify_success": agreed}))
+        reply: dict[str, WireValue] = {"type": NOTIFY, "notify_success": agreed}
+        if external and agreed:
+            reply["opts"] = {"images_dir_fd": -1, "external": [*external]}
+        self._send(encode("request", reply))
         if action is Notify.NETWORK_UNLOCK:
             self.network_locked = False
 
-    def _call_hook(self, notification: Notification) -> None:
+    def _call_hook(self, notification: Notification) -> Iterable[str] | None:
+        """Ask the hook; what it adds to ``external`` where CRIU asks for that."""
         undoing = self.stopped_by is not None
         if self._hook is None or (undoing and notification.action is not Notify.NETWORK_UNLOCK):
             _close([] if notification.fd is None else [notification.fd])
-            return
+            return None
         try:
-            self._hook(notification)
+            returned = self._hook(notification)
+            if notification.action is Notify.QUERY_EXT_FILES and returned is not None:
+                return CriuOpts(external=cast("Iterable[str]", returned)).external
         except BaseException as refusal:
             self._stop(refusal)
+        return None
 
 
 def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:

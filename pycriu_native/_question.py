@@ -17,6 +17,7 @@ class Question:
         self._asked = False
         self.answered = threading.Event()
         self.refusal: BaseException | None = None
+        self.returned: object = None
 
     def put(self) -> None:
         """Run the hook, once."""
@@ -24,7 +25,7 @@ class Question:
             return
         self._asked = True
         try:
-            returned = self._hook(self._notification)
+            self.returned = returned = self._hook(self._notification)
             if iscoroutine(returned):
                 returned.close()
                 raise TypeError("a hook that is a coroutine function needs pycriu_native.aio")
@@ -39,8 +40,7 @@ class Question:
         self._asked = True
         try:
             returned = self._hook(self._notification)
-            if isawaitable(returned):
-                await returned
+            self.returned = await returned if isawaitable(returned) else returned
         except BaseException as refusal:
             self.refusal = refusal
         self.answered.set()

@@ -118,8 +118,8 @@ class Call:
         finally:
             self._wake()
 
-    def _ask(self, notification: Notification) -> None:
-        """Have the caller's thread run the hook, and raise what it raised."""
+    def _ask(self, notification: Notification) -> object:
+        """Have the caller's thread run the hook; return or raise what it did."""
         hook = self._request.on_notify
         assert hook is not None
         question = self.question = Question(hook, notification)
@@ -128,6 +128,7 @@ class Call:
         self.question = None
         if question.refusal is not None:
             raise question.refusal
+        return question.returned
 
     def _run(self) -> Outcome:
         request = self._request

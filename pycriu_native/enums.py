@@ -130,4 +130,5 @@ class Notify(StrEnum):
     STATUS_READY = "status-ready"
     """The page server or the lazy dump can be connected to. CRIU 3.15."""
     QUERY_EXT_FILES = "query-ext-files"
-    """Dump with a plugin: CRIU asks which files are external."""
+    """Dump: the processes are frozen and not looked at yet. CRIU asks which of their resources
+    are external: the hook may return more names for ``external``, which CRIU takes in."""

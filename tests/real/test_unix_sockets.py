@@ -16,6 +16,7 @@ Two cases, two cures:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -24,7 +25,16 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, OptionError, dump, restore
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    Notification,
+    Notify,
+    OptionError,
+    aio,
+    dump,
+    restore,
+)
 
 from .conftest import Spawn
 from .processes import PATIENCE, Target
@@ -176,6 +186,30 @@ def test_half_of_a_stream_connection(stream: tuple[Target, socket.socket], image
     with pytest.raises(CriuError, match=r'external="unix\[ino\]".* stream') as caught:
         dump(client.pid, CriuOpts(images_directory=images))
     assert talk(client, end)
+
+
+def test_a_connection_named_when_criu_asks(
+    stream: tuple[Target, socket.socket], images: Path
+) -> None:
+    """The hook can name it too, while the process stands still: no connection comes in between."""
+    client, end = stream
+    inode = client.ask("inode")
+    opts = CriuOpts(images_directory=images)
+
+    def hook(notification: Notification) -> list[str] | None:
+        asked = notification.action is Notify.QUERY_EXT_FILES
+        return [f"unix[{inode}]"] if asked else None
+
+    async def slow_hook(notification: Notification) -> list[str] | None:
+        return hook(notification)
+
+    with pytest.raises(OptionError, match="external=5"):
+        dump(client.pid, opts, on_notify=lambda _: 5)
+    assert talk(client, end)
+    asyncio.run(aio.dump(client.pid, replace(opts, leave_running=True), on_notify=slow_hook))
+    assert talk(client, end)
+    dump(client.pid, opts, on_notify=hook)
+    assert end.recv(100) == b""
 
 
 @pytest.mark.parametrize("form", ["external", "unix_sks"])
