@@ -14,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import replace
+from typing import Protocol
 
 from . import _chronicle, _stats
 from ._direct import DirectCall
@@ -39,11 +41,21 @@ UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
 
 
+class Keeper(Protocol):
+    """Who waits for calls in another way than the thread that makes them: asyncio's task."""
+
+    def see_through(self, call: Call) -> Outcome:
+        """The counterpart of ``Call.wait``."""
+
+
+KEEPER: ContextVar[Keeper | None] = ContextVar("KEEPER", default=None)
+"""Who waits for the calls made in this context."""
+
+
 class Call:
     """A call on its own thread, and the meeting point with the thread that waits for it."""
 
-    def __init__(self, request: Request, wake: Callable[[], None] | None = None) -> None:
-        """``wake`` is called, on the call's thread, when there is a question or the end."""
+    def __init__(self, request: Request) -> None:
         self._request = request
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
@@ -52,13 +64,17 @@ class Call:
         self.question: Question | None = None
         """A notification that waits for the hook."""
         self._turn = threading.Event()
-        self._wake = wake or self._turn.set
+        self.wake: Callable[[], None] = self._turn.set
+        """Called, on the call's thread, when there is a question or the end."""
         self._thread = threading.Thread(target=self._body, name=f"criu {request.verb}")
 
     # ---- the caller's thread ----
 
     def wait(self) -> Outcome:
         """Start, answer questions, and return or raise what came of it."""
+        keeper = KEEPER.get()
+        if keeper is not None:
+            return keeper.see_through(self)
         while not self.is_over() or self._thread.is_alive():
             try:
                 self.start()
@@ -116,14 +132,14 @@ class Call:
         except BaseException as error:
             self._error = error
         finally:
-            self._wake()
+            self.wake()
 
     def _ask(self, notification: Notification) -> object:
         """Have the caller's thread run the hook; return or raise what it did."""
         hook = self._request.on_notify
         assert hook is not None
         question = self.question = Question(hook, notification)
-        self._wake()
+        self.wake()
         question.answered.wait()
         self.question = None
         if question.refusal is not None:

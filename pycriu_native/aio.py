@@ -1,117 +1,145 @@
 """The verbs for asyncio: the same arguments and results, awaited.
 
-A hook may be a coroutine function. Cancelling the task makes CRIU undo its work, as a deadline
-does, and the ``CancelledError`` comes out once that is done; if CRIU had finished by then, it
-carries the result in its attribute ``result`` and says so in a note. ``asyncio.timeout`` and
-``wait_for`` work the same way.
+A hook may be a coroutine function, and runs in the task that awaits the verb. Cancelling the task
+makes CRIU undo its work, as a deadline does, and the ``CancelledError`` comes out once that is
+done; if all was done by then, it carries the result in its attribute ``result`` and says so in a
+note. ``asyncio.timeout`` and ``wait_for`` work the same way.
 
-Each call has a thread of its own while it runs, so the event loop never blocks on CRIU.
+Each verb has a thread of its own while it runs, so the event loop never blocks on CRIU.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
+import contextvars
+import functools
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from . import verbs
-from ._exchange import Hook
-from ._reach import Via
-from ._request import Outcome, Request
-from ._session import Call
-from .opts import CriuOpts
-from .results import CheckResult, DumpResult, Features, RestoreResult, Version
+from . import iters, pages, verbs
+from ._request import Outcome
+from ._session import KEEPER, Call
 
-__all__ = ["check", "dump", "feature_check", "pre_dump", "restore", "restore_child", "version"]
+__all__ = [
+    "check",
+    "cpuinfo_check",
+    "cpuinfo_dump",
+    "dump",
+    "dump_iters",
+    "feature_check",
+    "page_server",
+    "page_server_child",
+    "pre_dump",
+    "restore",
+    "restore_child",
+    "version",
+]
 
-
-async def dump(
-    pid: int | None,
-    opts: CriuOpts,
-    *,
-    via: Via | None = None,
-    on_notify: Hook | None = None,
-    deadline: float | None = None,
-) -> DumpResult:
-    """:func:`pycriu_native.dump`, awaited."""
-    request = await asyncio.to_thread(verbs.dump_request, pid, opts, via, on_notify, deadline)
-    outcome = await _drive(request)
-    return verbs.dump_result(request, outcome)
-
-
-async def pre_dump(
-    pid: int,
-    opts: CriuOpts,
-    *,
-    via: Via | None = None,
-    on_notify: Hook | None = None,
-    deadline: float | None = None,
-) -> DumpResult:
-    """:func:`pycriu_native.pre_dump`, awaited."""
-    return await dump(
-        pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline
-    )
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-async def restore(
-    opts: CriuOpts,
-    *,
-    via: Via | None = None,
-    on_notify: Hook | None = None,
-    deadline: float | None = None,
-) -> RestoreResult:
-    """:func:`pycriu_native.restore`, awaited."""
-    request = await asyncio.to_thread(verbs.restore_request, opts, via, on_notify, deadline)
-    return verbs.restore_result(request, await _drive(request))
+class _Errand(Generic[R]):
+    """A verb on its thread, and the meeting point with the task that awaits it."""
 
+    def __init__(self, work: Callable[[], R]) -> None:
+        self.turn = asyncio.Event()
+        """Set when a hook is to be asked, and at the end."""
+        self._loop = asyncio.get_running_loop()
+        self._work = work
+        self._changing = threading.Lock()
+        self._call: Call | None = None
+        self._cancelled: BaseException | None = None
+        self._outcome: list[R] = []
+        self._error: BaseException | None = None
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._body,), name="criu verb")
+        self._thread.start()
 
-async def restore_child(
-    opts: CriuOpts,
-    *,
-    via: Via | None = None,
-    on_notify: Hook | None = None,
-    deadline: float | None = None,
-) -> RestoreResult:
-    """:func:`pycriu_native.restore_child`, awaited."""
-    request = await asyncio.to_thread(
-        verbs.restore_request, opts, via, on_notify, deadline, sibling=True
-    )
-    return verbs.restore_result(request, await _drive(request))
+    # ---- the verb's thread ----
 
-
-async def check(*, via: Via | None = None, deadline: float | None = None) -> CheckResult:
-    """:func:`pycriu_native.check`, awaited."""
-    return await asyncio.to_thread(verbs.check, via=via, deadline=deadline)
-
-
-async def version(*, via: Via | None = None, deadline: float | None = None) -> Version:
-    """:func:`pycriu_native.version`, awaited."""
-    return await asyncio.to_thread(verbs.version, via=via, deadline=deadline)
-
-
-async def feature_check(*, via: Via | None = None, deadline: float | None = None) -> Features:
-    """:func:`pycriu_native.feature_check`, awaited."""
-    return await asyncio.to_thread(verbs.feature_check, via=via, deadline=deadline)
-
-
-async def _drive(request: Request) -> Outcome:
-    """See a call through on the event loop; the counterpart of ``Call.wait``."""
-    loop = asyncio.get_running_loop()
-    turn = asyncio.Event()
-
-    def wake() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed under us
-            loop.call_soon_threadsafe(turn.set)
-
-    call = Call(request, wake)
-    call.start()
-    while not call.is_over():
+    def _body(self) -> None:
+        KEEPER.set(self)
         try:
-            await turn.wait()
-            turn.clear()
-            question = call.question
-            if question is not None:
-                await question.put_and_await()
-        except BaseException as interruption:
-            call.cancel(interruption)
-    return call.conclude()
+            self._outcome.append(self._work())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._wake()
+
+    def see_through(self, call: Call) -> Outcome:
+        """Wait for a call of the verb; its hook is asked by the task."""
+        call.wake = self._wake
+        with self._changing:
+            if self._cancelled is not None:
+                raise self._cancelled
+            self._call = call
+        call.start()
+        return call.conclude()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed under us
+            self._loop.call_soon_threadsafe(self.turn.set)
+
+    # ---- the task ----
+
+    def is_over(self) -> bool:
+        """Whether the verb has returned or raised."""
+        return bool(self._outcome) or self._error is not None
+
+    async def answer(self) -> None:
+        """Run the hook if it is waited for."""
+        question = None if self._call is None else self._call.question
+        if question is not None:
+            await question.put_and_await()
+
+    def cancel(self, reason: BaseException) -> None:
+        """Have the call undone that is under way, and no other begun."""
+        with self._changing:
+            self._cancelled = reason
+            if self._call is not None:
+                self._call.cancel(reason)
+
+    def conclude(self) -> R:
+        """Return or raise what came of it."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        (result,) = self._outcome
+        if self._cancelled is not None:
+            raise verbs.too_late(self._cancelled, "call", result)
+        return result
+
+
+def _awaited(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    @functools.wraps(verb)
+    async def awaited(*args: P.args, **kwargs: P.kwargs) -> R:
+        errand = _Errand(functools.partial(verb, *args, **kwargs))
+        while not errand.is_over():
+            try:
+                await errand.turn.wait()
+                errand.turn.clear()
+                await errand.answer()
+            except BaseException as interruption:
+                errand.cancel(interruption)
+        return errand.conclude()
+
+    awaited.__doc__ = f":func:`pycriu_native.{verb.__name__}`, awaited."
+    awaited.__module__ = __name__
+    return awaited
+
+
+dump = _awaited(verbs.dump)
+pre_dump = _awaited(verbs.pre_dump)
+restore = _awaited(verbs.restore)
+restore_child = _awaited(verbs.restore_child)
+check = _awaited(verbs.check)
+version = _awaited(verbs.version)
+feature_check = _awaited(verbs.feature_check)
+cpuinfo_dump = _awaited(verbs.cpuinfo_dump)
+cpuinfo_check = _awaited(verbs.cpuinfo_check)
+page_server = _awaited(pages.page_server)
+page_server_child = _awaited(pages.page_server_child)
+dump_iters = _awaited(iters.dump_iters)

@@ -304,9 +304,13 @@ def _checked(
 
 def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
     """Return the result, or raise what came too late to undo the call, with the result on it."""
-    interruption = outcome.interrupted_by
-    if interruption is None:
+    if outcome.interrupted_by is None:
         return result
-    interruption.add_note(f"the {request.verb} was complete by then: {result}")
+    raise too_late(outcome.interrupted_by, str(request.verb), result)
+
+
+def too_late(interruption: BaseException, verb: str, result: object) -> BaseException:
+    """An interruption that came when all was done: it carries the result."""
+    interruption.add_note(f"the {verb} was complete by then: {result}")
     interruption.result = result  # type: ignore[attr-defined]
-    raise interruption
+    return interruption

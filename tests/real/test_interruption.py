@@ -226,9 +226,12 @@ signal.signal(signal.SIGINT, interrupt)
 
 
 def workers():
-    own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    own = []
     for task in Path("/proc/self/task").iterdir():
-        own += (task / "children").read_text().split()
+        try:
+            own += (task / "children").read_text().split()
+        except OSError:
+            pass  # a thread of a call that has ended
     return sorted({int(child) for child in own} - {pid})
 
 

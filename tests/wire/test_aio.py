@@ -1,0 +1,112 @@
+"""The verbs awaited: every one of them, and what a cancelled task does to those of many calls."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+import pycriu_native
+from pycriu_native import CriuOpts, Notification, Verb, aio
+from pycriu_native.iters import Round
+from pycriu_native.testing import ScriptedCriu
+
+PARENT = os.getppid()
+
+
+def test_every_verb() -> None:
+    """Each has the arguments of the one that blocks, and is a coroutine function."""
+    assert set(aio.__all__) >= {str(verb).replace("-", "_") for verb in Verb} - {"lazy_pages"}
+    for name in aio.__all__:
+        awaited, verb = getattr(aio, name), getattr(pycriu_native, name)
+        assert inspect.iscoroutinefunction(awaited)
+        assert inspect.signature(awaited) == inspect.signature(verb)
+
+
+def test_many_at_once(tmp_path: Path) -> None:
+    """Each has its own thread: none waits for the hook of another."""
+    criu = ScriptedCriu(notify={"restore": ["pre-restore"]})
+    together = asyncio.Barrier(40)
+
+    async def hook(_: Notification) -> None:
+        await together.wait()
+
+    async def run() -> list[int]:
+        opts = CriuOpts(images_directory=tmp_path)
+        results = await asyncio.gather(
+            *(aio.restore(opts, via=criu, on_notify=hook) for _ in range(40))
+        )
+        return [result.pid for result in results]
+
+    assert asyncio.run(run()) == [1234] * 40
+
+
+def test_the_hook_runs_in_the_task(tmp_path: Path) -> None:
+    """It sees the task that awaits the verb, and what a hook raises comes out of it."""
+    criu = ScriptedCriu(notify={"restore": ["pre-restore"]})
+    seen: list[object] = []
+
+    async def hook(_: Notification) -> None:
+        seen.append((asyncio.current_task(), threading.get_ident()))
+        raise LookupError("no")
+
+    async def run() -> None:
+        with pytest.raises(LookupError, match="no"):
+            await aio.restore(CriuOpts(images_directory=tmp_path), via=criu, on_notify=hook)
+        assert seen == [(asyncio.current_task(), threading.get_ident())]
+
+    asyncio.run(run())
+
+
+def test_a_cancel_between_the_rounds(tmp_path: Path) -> None:
+    """A verb of many calls begins no other; what was done stays."""
+    criu = ScriptedCriu()
+    opts = CriuOpts(images_directory=tmp_path)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        cancelled = threading.Event()
+
+        def more(round: Round) -> bool:
+            def cancel() -> None:
+                task.cancel()
+                loop.call_soon(lambda: loop.call_soon(cancelled.set))
+
+            if round.number == 2:
+                loop.call_soon_threadsafe(cancel)
+                cancelled.wait()
+            return True
+
+        task = asyncio.create_task(aio.dump_iters(PARENT, opts, more, via=criu))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    assert [sent.verb for sent in criu.sent if sent.verb in ("dump", "pre-dump")] == [
+        "pre-dump"
+    ] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_cancel_that_is_too_late(tmp_path: Path) -> None:
+    """When all is done the cancellation comes out all the same, with the result."""
+    opts = CriuOpts(images_directory=tmp_path)
+    criu = ScriptedCriu(restored_pid=7)
+
+    async def run() -> None:
+        task = asyncio.create_task(aio.restore(opts, via=criu))
+        while not criu.sent:
+            await asyncio.sleep(0)
+        threads = [thread for thread in threading.enumerate() if thread.name == "criu verb"]
+        for thread in threads:
+            thread.join()  # it has ended; the task has not been told yet
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert caught.value.result.pid == 7  # type: ignore[attr-defined]
+
+    asyncio.run(run())
