@@ -146,6 +146,7 @@ def _broken_rules(request: Request) -> Iterator[Problem]:
         _rules.check(request.opts, request.verb, request.pid)
     except OptionError as refused:
         yield from refused.problems
+    yield from _requirements._by_trust(request)
     yield from _requirements._by_position(request)
 
 

@@ -25,6 +25,10 @@ class Via(Protocol):
     ours: ClassVar[bool]
     """Whether the process is ours, so that descriptors can be handed to it as it starts."""
 
+    @property
+    def trusting(self) -> bool:
+        """Whether to use what other users of this machine could change: see :class:`Worker`."""
+
     def identity(self) -> tuple[object, ...] | None:
         """Which CRIU this is; None: it cannot be asked ahead of the request."""
 
@@ -50,6 +54,9 @@ class Service:
 
     path: str | os.PathLike[str] = DEFAULT_SERVICE
     """Its socket."""
+    trusting: bool = False
+    """Use directories that other users of this machine could change or swap, or that are
+    symbolic links. Default: refuse them."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
@@ -99,6 +106,8 @@ class Socket:
 
     fd: Descriptor
     """The socket: its number, or the object that owns it."""
+    trusting: bool = False
+    """As with a :class:`Service`."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:

@@ -134,7 +134,9 @@ class Call:
         started = time.monotonic()
         deadline = None if request.deadline is None else started + request.deadline
         with ExitStack() as owned:
-            directories = Directories(request.opts, request.verb, owned)
+            directories = Directories(
+                request.opts, request.verb, owned, trusting=request.via.trusting
+            )
             handle = owned.enter_context(Handle())
             keep = fill(handle, request, directories, owned)
             mark = (

@@ -10,6 +10,10 @@ from ._ffi import ffi, native
 from ._program import SEARCH_PATH
 from .errors import ProgramError
 
+FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
+"""What a worker's environment is, but for what its caller adds. In CRIU's home directory is a
+configuration file, so it is one that root alone can write."""
+
 
 def spawn(
     words: Sequence[str],
@@ -27,7 +31,7 @@ def spawn(
     ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
-    environment = {"PATH": SEARCH_PATH, "HOME": "/", **env}
+    environment = {**FIXED_ENVIRONMENT, **env}
     envp = [
         ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
     ]

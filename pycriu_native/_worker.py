@@ -68,18 +68,21 @@ class Worker:
     writing; None: the caller's."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment, which is otherwise PATH and HOME=/."""
+    trusting: bool = False
+    """Use a program, directories and configuration files that other users of this machine could
+    change or swap, and directories that are symbolic links. Default: refuse them."""
 
     ours: ClassVar[bool] = True
 
     def identity(self) -> tuple[object, ...]:
         """Which program this is, as it is on disk now."""
-        path = find_program(self.program)
+        path = find_program(self.program, trusting=self.trusting)
         found = os.stat(path)
         return path, found.st_dev, found.st_ino, found.st_mtime_ns
 
     def name(self) -> str:
         """What to call it in messages."""
-        return find_program(self.program)
+        return find_program(self.program, trusting=self.trusting)
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """A worker of our own can do everything."""
@@ -92,7 +95,7 @@ class Worker:
         to be no child of ours, for a dump of a tree that we are in. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
-        program = find_program(self.program)
+        program = find_program(self.program, trusting=self.trusting)
         ours, theirs = socket_pair()
         with theirs, ExitStack() as undo:
             undo.enter_context(ours)

@@ -49,6 +49,7 @@ class Scripted:
     directories: dict[str, str] = field(default_factory=dict)
     """Which directories the descriptors of the last request were, while it ran."""
     ours: ClassVar[bool] = True
+    trusting: bool = False
 
     def identity(self) -> tuple[object, ...] | None:
         """Programs of one release are the same program."""
