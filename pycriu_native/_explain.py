@@ -147,6 +147,7 @@ def _broken_rules(request: Request) -> Iterator[Problem]:
     except OptionError as refused:
         yield from refused.problems
     yield from _requirements._by_trust(request)
+    yield from _requirements._by_images(request)
     yield from _requirements._by_position(request)
 
 

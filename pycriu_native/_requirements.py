@@ -6,6 +6,7 @@ kernel's features once for each program. Nothing is asked that the options do no
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
@@ -19,6 +20,7 @@ from ._request import Request, is_inside
 from ._session import Call
 from ._steering import TRUSTING
 from ._tree import frozen_cgroup
+from ._whole import holds_dump
 from .enums import Verb
 from .errors import OptionError, Problem, UnsupportedError
 from .opts import CriuOpts
@@ -45,7 +47,7 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     _rules.check(request.opts, request.verb, request.pid)
-    _refuse(OptionError, _by_trust(request), request)
+    _refuse(OptionError, [*_by_trust(request), *_by_images(request)], request)
     problems = [*_by_position(request), *_by_library(request.opts)]
     if request.via.identity() is not None:
         problems += _by_program(request.opts, request.via)
@@ -77,6 +79,17 @@ def _by_trust(request: Request) -> Iterator[Problem]:
         except OSError:
             continue  # it is missing yet, or the call will say so
     yield from _steering.problems(request.opts, via)
+
+
+def _by_images(request: Request) -> Iterator[Problem]:
+    """Images of an earlier dump, whose pages a page server would overwrite."""
+    directory = request.opts.images_directory
+    if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
+        return
+    with contextlib.suppress(OSError):
+        if holds_dump(directory if isinstance(directory, str) else descriptor_number(directory)):
+            rule = "holds the images of an earlier dump, whose pages would be overwritten"
+            yield Problem("images_directory", directory, f"{rule}: give another directory")
 
 
 def _by_position(request: Request) -> Iterator[Problem]:

@@ -23,12 +23,13 @@ def spawn(
     output: int,
     keep: Sequence[int],
     outside: bool = False,
+    private: bool = False,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor. ``outside``: no child of ours. Raises
-    ``ProgramError``.
+    gets under the same numbers, and no other descriptor. ``outside``: no child of ours.
+    ``private``: what it creates is for its own user only. Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
     environment = {**FIXED_ENVIRONMENT, **env}
@@ -48,6 +49,7 @@ def spawn(
     worker.keep = fds
     worker.n_keep = len(keep)
     worker.outside = outside
+    worker.private_files = private
     status = native.pn_spawn(worker)
     if status:
         code = -status

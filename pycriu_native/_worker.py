@@ -88,11 +88,14 @@ class Worker:
         """A worker of our own can do everything."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """Start the worker.
 
         ``keep`` are descriptors above 2 that it gets under the same numbers. ``outside``: it is
-        to be no child of ours, for a dump of a tree that we are in. Raises
+        to be no child of ours, for a dump of a tree that we are in. ``private``: the files that
+        it creates are for its own user only. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program, trusting=self.trusting)
@@ -110,6 +113,7 @@ class Worker:
                 output=chatter,
                 keep=[end, *keep],
                 outside=outside,
+                private=private,
             )
             undo.pop_all()
         if outside:
