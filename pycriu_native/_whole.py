@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
 
 from ._stats import message_fields
 from .enums import Verb
@@ -40,12 +39,18 @@ DEEPEST = 1000
 """Parents of parents: more are a loop."""
 
 COMMON_MAGIC = (0x54564319).to_bytes(4, "little")
-"""What images begin with, but for the inventory (``criu/include/magic.h``)."""
+INVENTORY_MAGIC = (0x58313116).to_bytes(4, "little")
+"""What images begin with; all but the inventory have a second number after it
+(``criu/include/magic.h``)."""
 
+VERSION, VERSION_1_1 = 1, 2
+"""Of ``inventory.proto``: the field, and the form that images have by now."""
+PID, THREADS = 1, 5
+"""Fields of ``pstree.proto``."""
 TASK_CORE, TASK_STATE, DEAD = 3, 1, 2
 """Of ``core.proto``: the field with the task, its field with the state, and that of a zombie."""
-
-ANEW = "dump again"
+PAGES_ID = 1
+"""Of ``pagemap.proto``: the number in the name of the file with the pages."""
 
 
 class Unfinished:
@@ -182,57 +187,50 @@ def _open(directory: int, name: str) -> int:
 # ---- before a restore ----
 
 
+class _IncompleteError(Exception):
+    """What is missing, what helps, and the options that do."""
+
+    def __init__(self, cause: str, cure: str, *options: str) -> None:
+        super().__init__(cause)
+        self.cause, self.cure, self.options = cause, cure, options
+
+
 def check(directory: int, opts: CriuOpts) -> None:
     """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
-    shown = where(directory)
-    reason = next(_missing(directory, lazy=bool(opts.lazy_pages)), None)
-    if reason is not None:
-        cause, cure, options = reason
+    try:
+        _check(directory, lazy=bool(opts.lazy_pages))
+    except _IncompleteError as found:
         raise ImagesError(
-            f"restore from {shown} failed: {cause}; {cure}",
+            f"restore from {where(directory)} failed: {found.cause}; {found.cure}",
             verb=str(Verb.RESTORE),
-            cause=cause,
-            cure=cure,
-            options=options,
-        )
+            cause=found.cause,
+            cure=found.cure,
+            options=found.options,
+        ) from None
 
 
-Reason = tuple[str, str, tuple[str, ...]]
-"""Cause, cure, options that help."""
+def _check(directory: int, *, lazy: bool) -> None:
+    images = _Images(directory)
+    _check_mark(directory, images.names)
+    inventory = _numbers(images.read("inventory.img", start=4, magic=INVENTORY_MAGIC)[0])
+    if inventory.get(VERSION) != [VERSION_1_1]:
+        return  # of a CRIU so old that its images have another form, or of one to come
+    for process in map(_numbers, images.read("pstree.img")):
+        pid = process.get(PID, [0])[0]
+        core = images.read(f"core-{pid}.img")[0]
+        if _is_dead(core):
+            continue  # there is no more of a zombie, and the numbers of its threads are none
+        for name in (*(f"core-{task}.img" for task in process.get(THREADS, ())), f"fs-{pid}.img"):
+            images.need(name)
+        images.read(f"mm-{pid}.img")
+        if not lazy:
+            _check_pages(images, pid)
+    if "files.img" in images.names:
+        images.read("files.img")
+    _check_parents(directory)
 
 
-def _missing(directory: int, *, lazy: bool) -> Iterator[Reason]:
-    names = set(os.listdir(directory))
-    yield from _by_mark(directory, names)
-    for name, why, cure in _NEEDED:
-        if name not in names:
-            yield f"there is no {name}: {why}", cure, ()
-    for name in sorted(_WALKED & names):
-        if _read(directory, name) is None:
-            yield f"{name} is cut off", ANEW, ()
-    for process in map(_numbers, _read(directory, "pstree.img") or ()):
-        pid, threads = process.get(1, [0])[0], process.get(5, [])
-        yield from _missing_of_process(directory, names, pid, threads, lazy=lazy)
-    if "parent" in names:
-        yield from _missing_of_parents(directory)
-
-
-_NEEDED = (
-    (
-        "inventory.img",
-        "no images, or those of a dump that did not finish",
-        "images_directory is to name the directory of a whole dump",
-    ),
-    (
-        "pstree.img",
-        "these are the images of a pre-dump, or not all",
-        "restore from those of the dump that followed",
-    ),
-)
-_WALKED = frozenset(("inventory.img", "pstree.img", "files.img"))
-
-
-def _by_mark(directory: int, names: set[str]) -> Iterator[Reason]:
+def _check_mark(directory: int, names: set[str]) -> None:
     if UNFINISHED not in names:
         return
     with contextlib.suppress(OSError):
@@ -242,99 +240,100 @@ def _by_mark(directory: int, names: set[str]) -> Iterator[Reason]:
         finally:
             os.close(fd)
         if under_way:
-            yield f"a dump to {where(directory)} is under way", "wait for its end", ()
-    cure = f"{ANEW}; a set that was copied while its dump went on is to be copied again"
+            cause = f"a dump to {where(directory)} is under way"
+            raise _IncompleteError(cause, "wait for its end", "images_directory")
+    cure = "dump again; a set that was copied while its dump went on is to be copied again"
     if EARLIER in names:
         cure += f"; the images of the dump before it are whole, in {where(directory)}/{EARLIER}"
-    yield f"the dump to {where(directory)} did not finish ({UNFINISHED} is there)", cure, ()
+    cause = f"the dump to {where(directory)} did not finish ({UNFINISHED} is there)"
+    raise _IncompleteError(cause, cure, "images_directory")
 
 
-def _missing_of_process(
-    directory: int, names: set[str], pid: int, threads: list[int], *, lazy: bool
-) -> Iterator[Reason]:
-    core = _read(directory, f"core-{pid}.img") if f"core-{pid}.img" in names else [b""]
-    if core is None:
-        yield f"core-{pid}.img is cut off", ANEW, ()
-        return
-    if _is_dead(core[0]):
-        return  # the numbers of its threads are none (seen)
-    for task in (pid, *threads):
-        if f"core-{task}.img" not in names:
-            yield f"there is no core-{task}.img", ANEW, ()
-            return
-    yield from _missing_of_living(directory, names, pid, lazy=lazy)
-
-
-def _missing_of_living(
-    directory: int, names: set[str], pid: int, *, lazy: bool
-) -> Iterator[Reason]:
-    for name in (f"mm-{pid}.img", f"fs-{pid}.img"):
-        if name not in names:
-            yield f"there is no {name}", ANEW, ()
-        elif _read(directory, name) is None:
-            yield f"{name} is cut off", ANEW, ()
-    if lazy:
-        return
-    pagemap = f"pagemap-{pid}.img"
-    head = _read(directory, pagemap) if pagemap in names else [b""]
-    if head is None:
-        yield f"{pagemap} is cut off", ANEW, ()
-        return
-    for name in (pagemap, *(f"pages-{number}.img" for number in _numbers(head[0]).get(1, ()))):
-        if name not in names:
-            yield (
-                f"the images have no memory pages: there is no {name}",
-                "bring them together with the pages, which are where page_server put them",
-                ("page_server",),
+def _check_pages(images: _Images, pid: int) -> None:
+    name = f"pagemap-{pid}.img"
+    if name not in images.names:
+        raise _IncompleteError(
+            f"the images have no memory pages: they went to a page_server (there is no {name})",
+            "put the images of both directories into one and give that as images_directory",
+            "page_server",
+            "images_directory",
+        )
+    for number in _numbers(images.read(name)[0]).get(PAGES_ID, ()):
+        if f"pages-{number}.img" not in images.names:
+            raise _IncompleteError(
+                f"there is no pages-{number}.img, which holds contents of memory",
+                "give an images_directory that is whole; pages that went to a page_server are in "
+                "its directory",
+                "images_directory",
+                "page_server",
             )
 
 
-def _missing_of_parents(directory: int) -> Iterator[Reason]:
+def _check_parents(directory: int) -> None:
     """The parents hold pages that these images only name."""
     with contextlib.ExitStack() as opened:
         at = directory
         for _ in range(DEEPEST):
-            try:
-                link = os.readlink("parent", dir_fd=at)
-            except FileNotFoundError:
+            link = f"/proc/self/fd/{at}/parent"
+            if not os.path.lexists(link):
                 return
-            except OSError:
-                link = "parent"
             try:
-                below = os.open("parent", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                below = os.open("parent", flags, dir_fd=at)
             except OSError as error:
-                yield (
-                    f"{where(at)} builds on the images in {link!r}: {error.strerror}",
+                parent = os.readlink(link) if os.path.islink(link) else "parent"
+                raise _IncompleteError(
+                    f"{where(at)} builds on the images in {parent!r}: {error.strerror}",
                     "bring the images of the pre-dumps along, in the same places",
-                    ("parent_image",),
-                )
-                return
+                    "parent_image",
+                ) from None
             opened.callback(os.close, below)
-            yield from _by_mark(below, set(os.listdir(below)))
+            _check_mark(below, set(os.listdir(below)))
             at = below
-        yield f"{where(directory)} has more than {DEEPEST} parents", "look at their links", ()
 
 
-# ---- reading images: the magic numbers, then messages, each after its length ----
+class _Images:
+    """The files of a directory: magic numbers, then messages, each after its length."""
 
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+        self.names = set(os.listdir(directory))
 
-def _read(directory: int, name: str) -> list[bytes] | None:
-    """The messages of an image; None where it ends in the middle of one, or holds none."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    def need(self, name: str) -> None:
+        """It must be there."""
+        if name not in self.names:
+            raise _IncompleteError(
+                f"the images directory holds no images, or not all of them: there is no {name}",
+                "give the images_directory of a dump that was complete",
+                "images_directory",
+            )
+
+    def read(self, name: str, *, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
+        """Its messages, at least one."""
+        self.need(name)
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         with open(fd, "rb") as file:
             data = file.read(LARGEST)
-    except OSError:
-        return None
-    found: list[bytes] = []
-    at = 8 if data[:4] == COMMON_MAGIC else 4
-    while at < len(data):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-        if end > len(data):
-            return found if len(data) == LARGEST else None
-        found.append(data[at + 4 : end])
-        at = end
-    return found or None
+        if data[:4] != magic[: len(data)]:
+            raise _IncompleteError(
+                f"{name} is damaged: it does not begin as an image of CRIU's",
+                "give the images_directory as it was made",
+                "images_directory",
+            )
+        found = []
+        at = start
+        while at < len(data):
+            end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+            found.append(data[at + 4 : end])
+            at = end
+        if not found or (at > len(data) and len(data) < LARGEST):
+            raise _IncompleteError(
+                f"{name} is shorter than it was made",
+                "copy the images again from where they were made, or give the images_directory of "
+                "another dump",
+                "images_directory",
+            )
+        return found
 
 
 def _numbers(message: bytes) -> dict[int, list[int]]:
@@ -348,7 +347,7 @@ def _numbers(message: bytes) -> dict[int, list[int]]:
 
 
 def _is_dead(core: bytes) -> bool:
-    """Whether a core is that of a zombie, of which there is nothing else."""
+    """Whether a core is that of a zombie."""
     with contextlib.suppress(ValueError):
         for field, task in message_fields(core):
             if field == TASK_CORE and isinstance(task, bytes):
