@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+from typing import NoReturn
 
 from ._stats import message_fields
 from .enums import Verb
@@ -35,7 +37,13 @@ MOVING = "pycriu-native.moving"
 LARGEST = 16 * 2**20
 """Bytes of one image that are read to judge it."""
 
-DEEPEST = 1000
+FRAMED = re.compile(
+    r"(files|seccomp|cgroup|filelocks|remap-fpath|tty-info|timerfd|inetsk|unixsk|eventfd|"
+    r"(ids|fdinfo|creds|mountpoints|utsns|userns|pidns|timens|netns)-\d+)\.img"
+)
+"""Images that are nothing but messages; others have data behind or between them."""
+
+DEEPEST = 200
 """Parents of parents: more are a loop."""
 
 COMMON_MAGIC = (0x54564319).to_bytes(4, "little")
@@ -225,8 +233,8 @@ def _check(directory: int, *, lazy: bool) -> None:
         images.read(f"mm-{pid}.img")
         if not lazy:
             _check_pages(images, pid)
-    if "files.img" in images.names:
-        images.read("files.img")
+    for name in filter(FRAMED.fullmatch, sorted(images.names)):
+        images.walk(name)  # CRIU writes buffers: the last may be missing, or a file be empty
     _check_parents(directory)
 
 
@@ -290,6 +298,11 @@ def _check_parents(directory: int) -> None:
             opened.callback(os.close, below)
             _check_mark(below, set(os.listdir(below)))
             at = below
+        raise _IncompleteError(
+            f"{where(directory)} has more than {DEEPEST} parents",
+            "look at the links named 'parent'",
+            "parent_image",
+        )
 
 
 class _Images:
@@ -311,6 +324,10 @@ class _Images:
     def read(self, name: str, *, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
         """Its messages, at least one."""
         self.need(name)
+        return self.walk(name, start, magic) or self._short(name)
+
+    def walk(self, name: str, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
+        """Its messages."""
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         with open(fd, "rb") as file:
             data = file.read(LARGEST)
@@ -326,14 +343,17 @@ class _Images:
             end = at + 4 + int.from_bytes(data[at : at + 4], "little")
             found.append(data[at + 4 : end])
             at = end
-        if not found or (at > len(data) and len(data) < LARGEST):
-            raise _IncompleteError(
-                f"{name} is shorter than it was made",
-                "copy the images again from where they were made, or give the images_directory of "
-                "another dump",
-                "images_directory",
-            )
+        if len(data) < start or (at > len(data) and len(data) < LARGEST):
+            self._short(name)
         return found
+
+    def _short(self, name: str) -> NoReturn:
+        raise _IncompleteError(
+            f"{name} is shorter than it was made",
+            "copy the images again from where they were made, or give the images_directory of "
+            "another dump",
+            "images_directory",
+        )
 
 
 def _numbers(message: bytes) -> dict[int, list[int]]:
