@@ -65,6 +65,7 @@ from .verbs import (
 
 if TYPE_CHECKING:
     from ._explain import Explanation, explain
+    from .manifest import seal, verify
 
 __version__ = "0.1.0"
 
@@ -130,14 +131,20 @@ __all__ = [
     "pre_dump",
     "restore",
     "restore_child",
+    "seal",
+    "verify",
     "version",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: they bring all the other forms of options along.
+    # Loaded when asked for: they bring the other forms of options along, or checksums.
     if name in ("Explanation", "explain"):
         from . import _explain
 
         return getattr(_explain, name)
+    if name in ("seal", "verify"):
+        from . import manifest
+
+        return getattr(manifest, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,6 +37,7 @@ from pycriu_native import (
     ImagesError,
     NoSuchProcessError,
     OptionError,
+    PageServer,
     PermissionDeniedError,
     ProgramError,
     Worker,
@@ -491,7 +492,7 @@ def page_server_that_is_not_there(at: Site) -> Target:
 @dump_fails("cannot be reached", "page_server", "page_server", error=WorkerDiedError)
 def page_server_without_an_address(at: Site) -> Target:
     """CRIU aborts itself; what it had said is told all the same."""
-    at.options["page_server"] = ("nowhere.invalid", 1)
+    at.options["page_server"] = PageServer("nowhere.invalid", 1, clear_text=True)
     at.cure = {"page_server": None}
     return at.spawn()
 
