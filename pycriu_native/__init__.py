@@ -65,6 +65,15 @@ from .verbs import (
 
 if TYPE_CHECKING:
     from ._explain import Explanation, explain
+    from ._preflight import (
+        Finding,
+        ImageSize,
+        Preflight,
+        PreflightError,
+        Severity,
+        Verdict,
+        preflight,
+    )
 
 __version__ = "0.1.0"
 
@@ -83,7 +92,9 @@ __all__ = [
     "Explanation",
     "ExtMount",
     "Features",
+    "Finding",
     "ImageIOMode",
+    "ImageSize",
     "ImagesError",
     "InheritFd",
     "JoinNamespace",
@@ -99,6 +110,8 @@ __all__ = [
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
+    "Preflight",
+    "PreflightError",
     "Problem",
     "ProgramError",
     "ProgramNotFoundError",
@@ -107,10 +120,12 @@ __all__ = [
     "RestoreStatistics",
     "Round",
     "Service",
+    "Severity",
     "Socket",
     "UnsupportedError",
     "UntilSteady",
     "Verb",
+    "Verdict",
     "Version",
     "VethPair",
     "Worker",
@@ -128,10 +143,22 @@ __all__ = [
     "page_server",
     "page_server_child",
     "pre_dump",
+    "preflight",
     "restore",
     "restore_child",
     "version",
 ]
+
+
+_PREFLIGHT = (
+    "Finding",
+    "ImageSize",
+    "Preflight",
+    "PreflightError",
+    "Severity",
+    "Verdict",
+    "preflight",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -140,4 +167,8 @@ def __getattr__(name: str) -> Any:
         from . import _explain
 
         return getattr(_explain, name)
+    if name in _PREFLIGHT:
+        from . import _preflight
+
+        return getattr(_preflight, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

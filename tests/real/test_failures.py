@@ -4,6 +4,7 @@ Each case below is a real failure. The error must be of the right class, name th
 cure, and list the best option first; then the cure is applied, and the same call succeeds. On
 the way:
 
+* preflight has said beforehand that the dump would fail, or which options it needs,
 * the process runs on after the failed dump,
 * the choice is the same with CRIU's longest log, in which many lines only look like errors,
 * nothing is printed.
@@ -18,6 +19,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -42,6 +44,7 @@ from pycriu_native import (
     Worker,
     WorkerDiedError,
     dump,
+    preflight,
     restore,
 )
 from pycriu_native._log import diagnose, error_lines
@@ -49,6 +52,7 @@ from pycriu_native.enums import Verb
 
 from .conftest import Spawn
 from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told, wrapped
+from .foretold import compare
 from .mounts import make_read_only, tmpfs
 from .processes import Target, eventually, kill, reap_all, state
 
@@ -562,6 +566,160 @@ def program_too_old_for_sockets(at: Site) -> Target:
     return at.spawn(LISTENS)
 
 
+# ---- less usual things, each by itself ----
+
+
+@dump_fails("messages that the program has not read", "have the program read them")
+def netlink_with_messages(at: Site) -> Target:
+    return at.spawn("""
+        import socket, struct
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+        line.send(struct.pack("=IHHIIB3x12x", 32, 18, 0x301, 1, 0, 0))  # all links, please
+        serve(close=line.close)
+    """)
+
+
+@dump_fails("has data already", "have the program accept it")
+def unix_data_before_it_is_accepted(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind("\\0" + str(HERE))
+        server.listen()
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect("\\0" + str(HERE))
+        client.send(b"hello")
+        accepted = []
+        serve(accept=lambda: accepted.append(server.accept()[0]))
+    """)
+    at.cure = lambda: target.ask("accept")
+    return target
+
+
+@dump_fails("was closed again", "have the program accept it")
+def unix_closed_before_it_is_accepted(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind("\\0" + str(HERE))
+        server.listen()
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect("\\0" + str(HERE))
+        client.close()
+        serve(accept=lambda: server.accept()[0].close())
+    """)
+    at.cure = lambda: target.ask("accept")
+    return target
+
+
+@dump_fails("keeps apart what is written", "without O_DIRECT")
+def pipe_that_keeps_packets(at: Site) -> Target:
+    return has_open(at, "os.pipe2(os.O_DIRECT)[1]")
+
+
+@dump_fails("holds back what is sent", "switch that off")
+def udp_that_is_corked(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_UDP, 1, 1)
+        serve(close=lambda: sock.setsockopt(socket.IPPROTO_UDP, 1, 0))
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("pidfd of a thread", "closed before the dump")
+def pidfd_of_a_thread(at: Site) -> Target:
+    return has_open(at, "syscall(434, os.getpid(), os.O_EXCL)")
+
+
+@dump_fails("masters of several terminals", "have the terminals closed", "external")
+def terminals_that_are_held_outside(at: Site) -> Target:
+    pairs = [os.openpty() for _ in range(2)]
+    for master, slave in pairs:
+        at.held.callback(os.close, master)
+        at.held.callback(os.close, slave)
+    names = [os.ttyname(slave) for _, slave in pairs]
+    at.options["shell_job"] = True
+    target = at.spawn(f"""
+        import os
+        slaves = [os.open(name, os.O_RDWR | os.O_NOCTTY) for name in {names}]
+        serve(close=lambda: os.close(slaves.pop()))
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("a file that the process has closed", "EPOLL_CTL_DEL")
+def epoll_of_a_closed_file(at: Site) -> Target:
+    target = at.spawn("""
+        import os, select, time
+        reader, writer = os.pipe()
+        epoll = select.epoll()
+        epoll.register(reader)
+        child = os.fork()
+        while child == 0: time.sleep(0.01)
+        os.close(reader)
+        serve(close=epoll.close)
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("file of a namespace open", "closed before the dump")
+def file_of_a_namespace_outside(at: Site) -> Target:
+    holder = subprocess.Popen(["unshare", "--uts", "sleep", "1000"])
+    at.held.callback(kill, holder.pid)
+    ours = os.stat("/proc/self/ns/uts").st_ino
+    path = f"/proc/{holder.pid}/ns/uts"
+    eventually(lambda: os.stat(path).st_ino != ours, "a namespace")
+    return has_open(at, f"os.open({path!r}, os.O_RDONLY)")
+
+
+@dump_fails("does not find the path", "force_irmap=True", "force_irmap")
+def watch_of_a_file_that_is_gone(at: Site) -> Target:
+    place = at.held.enter_context(tmpfs(at.directory / "place"))
+    (place / "file").touch()
+    target = at.spawn(f"""
+        import ctypes, os
+        libc = ctypes.CDLL(None)
+        watch = libc.inotify_init()
+        file = open("{place}/file")
+        assert libc.inotify_add_watch(watch, b"{place}/file", 2) > 0
+        os.unlink("{place}/file")
+        serve(close=lambda: [os.close(watch), file.close()])
+    """)
+    at.cure = lambda: target.ask("close")
+    at.held.callback(target.end)
+    return target
+
+
+@dump_fails("share their memory", "have it be a thread")
+def processes_that_share_memory(at: Site) -> Target:
+    return at.spawn("""
+        import ctypes, time
+        libc = ctypes.CDLL(None)
+        stack = ctypes.create_string_buffer(1 << 16)
+        top = (ctypes.addressof(stack) + (1 << 16)) & ~15
+        pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+        libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        assert libc.clone(pause, top, 0x100 | 17, None) > 0
+        serve()
+    """)
+
+
+@dump_fails("larger than ghost_limit", "above its size in bytes", "ghost_limit", "link_remap")
+def program_that_was_removed(at: Site) -> Target:
+    """As after an upgrade."""
+    program = at.directory / "python"
+    shutil.copy(os.path.realpath(sys.executable), program)
+    target = at.spawn(prefix=["sh", "-c", 'shift; exec "$0" "$@"', str(program)])
+    program.unlink()
+    at.cure = {"ghost_limit": 64 << 20}
+    return target
+
+
 # ---- the tests ----
 
 
@@ -581,6 +739,7 @@ def test_a_dump_that_fails(
     target = case.build(site)
     site.options["log_level"] = log_level
     pid = target if isinstance(target, int) else target.pid
+    foretold = preflight(pid, site.opts, via=site.via)
     capfd.readouterr()
     with pytest.raises(CriuError) as caught:
         dump(pid, site.opts, via=site.via)
@@ -589,6 +748,7 @@ def test_a_dump_that_fails(
     assert caught.value.verb == "dump"
     assert caught.value.pid == pid
 
+    compare(ids(case), foretold, site)
     if isinstance(target, int) or not site.survives:
         return
     assert target.runs_on()
