@@ -13,12 +13,14 @@ from dataclasses import replace
 from .. import _requirements, _rules
 from .._overrides import configuration_files
 from .._program import SEARCH_PATH
+from .._reach import Via
 from .._worker import Worker
 from ..enums import NetworkLock, Verb
-from ..errors import CriuError
+from ..errors import CriuError, PermissionDeniedError, ProgramError
 from ..opts import CriuOpts
 from ..results import Version
 from ..values import PageServer
+from ..verbs import check
 from .look import Scene, note, stops
 from .sockets import INTERNET, kinds
 from .tree import read
@@ -51,6 +53,7 @@ def _program(scene: Scene) -> Iterator[Finding]:
         return
     try:
         found = _requirements.program_version(scene.via)
+        _ask_whether_it_works(scene.via)
         problems = [
             *_requirements._by_library(scene.opts),
             *_requirements._by_program(scene.opts, scene.via),
@@ -71,6 +74,25 @@ def _program(scene: Scene) -> Iterator[Finding]:
                 f"CRIU {found} is too old for sockets ({', '.join(internet)}) on this kernel",
                 failure="sock-passcred-kernel",
             )
+
+
+_working: set[tuple[object, ...] | None] = set()
+
+
+def _ask_whether_it_works(via: Via) -> None:
+    """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
+
+    What else the check finds missing need not matter to this dump.
+    """
+    identity = via.identity()
+    if identity not in _working:
+        try:
+            check(via=via)
+        except (ProgramError, PermissionDeniedError):
+            raise
+        except CriuError:
+            return
+        _working.add(identity)
 
 
 def kernel() -> tuple[int, int]:
@@ -135,7 +157,7 @@ def _listening() -> set[int]:
 def _configuration(scene: Scene) -> Iterator[Finding]:
     for file in configuration_files(scene.opts, scene.via):
         for setting in file.settings:
-            unknown = re.search(r"CRIU (refuses|does not know|ends)|unknown", setting.effect)
+            unknown = "is no option of criu" in setting.effect
             if unknown:
                 yield stops(
                     "configuration",

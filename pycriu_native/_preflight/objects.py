@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from typing import Any
 
 from .files import is_plain_device
 from .look import Scene, known, needs, note, stops
+from .tasks import SYS_KCMP
 from .terminals import is_terminal
 from .tree import Descriptor, libc
 from .values import Finding
 
+KCMP_EPOLL_TFD = 7
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
 """What follows ``anon_inode:`` in what CRIU saves; of some, only what is looked at below."""
 GPUS = {195: "NVIDIA", 226: "a GPU (DRM)"}
@@ -104,13 +108,16 @@ def _pidfd(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
 def _epoll(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
     """An epoll's files must be open in the same process; a number alone does not tell."""
     process = next(process for process in scene.tree.alive if process.pid == fd.pid)
-    open_now = {(other.stat.st_ino, _kernel_device(other)) for other in process.descriptors}
     for line in fd.info.get("tfd", ()):
         words = line.replace(": ", ":").split()
         values = dict(word.split(":", 1) for word in words if ":" in word)
         if "ino" not in values:
             return
-        if (int(values["ino"], 16), int(values["sdev"], 16)) not in open_now:
+        file = int(values["ino"], 16), int(values["sdev"], 16)
+        alike = [
+            o.number for o in process.descriptors if (o.stat.st_ino, _kernel_device(o)) == file
+        ]
+        if not any(_is_watched(fd, number, int(words[0])) for number in alike):
             yield stops(
                 "epoll-of-a-closed-file",
                 f"an epoll watches descriptor {words[0]}, which the process has closed while "
@@ -119,6 +126,18 @@ def _epoll(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
                 fd=fd.number,
                 cure="take it out of the epoll (EPOLL_CTL_DEL) before it is closed",
             )
+
+
+def _is_watched(fd: Descriptor, number: int, as_number: int) -> bool:
+    """Whether a descriptor is the one that an epoll knows by this number; kcmp tells."""
+    for nth in range(8):  # a number can be there more than once, after it was closed
+        slot = struct.pack("=III", fd.number, as_number, nth)
+        same = libc.syscall(SYS_KCMP, fd.pid, fd.pid, KCMP_EPOLL_TFD, number, slot)
+        if same == 0:
+            return True
+        if same < 0:
+            return ctypes.get_errno() not in (errno.ENOENT, errno.EBADF)
+    return False
 
 
 def _kernel_device(fd: Descriptor) -> int:

@@ -30,7 +30,6 @@ ledger: dict[str, Situation] = {}
 
 MISSED = {
     "udp_that_is_corked": "only the process itself can see that a socket holds back data",
-    "worker_that_may_not_look_at_us": "the capabilities of a wrapped program are not the caller's",
 }
 """Situations that preflight cannot tell, and why: docs/preflight.md has the same list."""
 

@@ -413,7 +413,8 @@ def number_of_a_thread(at: Site) -> int:
 
 @dump_fails("is a thread of the kernel", "look at the pid", error=PermissionDeniedError)
 def thread_of_the_kernel(at: Site) -> int:
-    if Path("/proc/2/comm").read_text() != "kthreadd\n":
+    comm = Path("/proc/2/comm")
+    if not comm.exists() or comm.read_text() != "kthreadd\n":
         pytest.skip("the kernel's threads are not in this pid namespace")
     at.survives = False
     return 2
@@ -456,7 +457,16 @@ def nested_namespace(at: Site) -> Target:
 @dump_fails("is not its first one", "first process", "external")
 def process_inside_of_a_pid_namespace(at: Site) -> Target:
     target = at.spawn(
-        prefix=["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", '"$@" & wait', "sh"],
+        prefix=[
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            'setsid "$@" & wait',
+            "sh",
+        ],
     )
     for _ in range(2):
         [pid] = Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split()
@@ -670,7 +680,8 @@ def epoll_of_a_closed_file(at: Site) -> Target:
 @dump_fails("file of a namespace open", "closed before the dump")
 def file_of_a_namespace_outside(at: Site) -> Target:
     holder = subprocess.Popen(["unshare", "--uts", "sleep", "1000"])
-    at.held.callback(kill, holder.pid)
+    at.held.callback(holder.wait)
+    at.held.callback(holder.kill)
     ours = os.stat("/proc/self/ns/uts").st_ino
     path = f"/proc/{holder.pid}/ns/uts"
     eventually(lambda: os.stat(path).st_ino != ours, "a namespace")
@@ -716,6 +727,7 @@ def program_that_was_removed(at: Site) -> Target:
     shutil.copy(os.path.realpath(sys.executable), program)
     target = at.spawn(prefix=["sh", "-c", 'shift; exec "$0" "$@"', str(program)])
     program.unlink()
+    at.options["ghost_limit"] = 4096
     at.cure = {"ghost_limit": 64 << 20}
     return target
 
