@@ -456,18 +456,8 @@ def nested_namespace(at: Site) -> Target:
 
 @dump_fails("is not its first one", "first process", "external")
 def process_inside_of_a_pid_namespace(at: Site) -> Target:
-    target = at.spawn(
-        prefix=[
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            'setsid "$@" & wait',
-            "sh",
-        ],
-    )
+    inside = ["sh", "-c", 'setsid "$@" & wait', "sh"]
+    target = at.spawn(prefix=["unshare", "--pid", "--fork", "--kill-child", *inside])
     for _ in range(2):
         [pid] = Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split()
         target.pid = int(pid)

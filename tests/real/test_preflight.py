@@ -81,7 +81,13 @@ plainly(
 plainly("a_zombie_child", "import os\nif os.fork() == 0: os._exit(0)\nserve()")
 plainly(
     "children",
-    "import os, time\nfor _ in range(3):\n  if os.fork() == 0:\n    while True: time.sleep(1)\nserve()",
+    """
+    import os, time
+    for _ in range(3):
+        if os.fork() == 0:
+            while True: time.sleep(1)
+    serve()
+""",
 )
 plainly(
     "a_session_below",
@@ -134,8 +140,9 @@ def a_network_of_its_own(at: Site) -> Target:
         return at.spawn(LISTENS)
 
 
-@situation()
-def a_time_of_its_own(at: Site) -> Target:
+@situation(Verdict.FAILS)
+def children_of_another_time(at: Site) -> Target:
+    """``unshare`` itself stays where it was."""
     return at.spawn(prefix=["unshare", "--time", "--fork", "--kill-child"])
 
 
