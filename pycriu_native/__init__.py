@@ -64,6 +64,7 @@ from .verbs import (
 )
 
 if TYPE_CHECKING:
+    from ._doctor import Doctor, Health, Remark, doctor
     from ._explain import Explanation, explain
     from ._preflight import (
         Finding,
@@ -86,6 +87,7 @@ __all__ = [
     "CriuError",
     "CriuOpts",
     "DeadlineError",
+    "Doctor",
     "DumpItersResult",
     "DumpResult",
     "DumpStatistics",
@@ -93,6 +95,7 @@ __all__ = [
     "ExtMount",
     "Features",
     "Finding",
+    "Health",
     "ImageIOMode",
     "ImageSize",
     "ImagesError",
@@ -116,6 +119,7 @@ __all__ = [
     "ProgramError",
     "ProgramNotFoundError",
     "ProtocolError",
+    "Remark",
     "RestoreResult",
     "RestoreStatistics",
     "Round",
@@ -133,6 +137,7 @@ __all__ = [
     "check",
     "cpuinfo_check",
     "cpuinfo_dump",
+    "doctor",
     "dump",
     "dump_iters",
     "explain",
@@ -167,6 +172,10 @@ def __getattr__(name: str) -> Any:
         from . import _explain
 
         return getattr(_explain, name)
+    if name in ("Doctor", "Health", "Remark", "doctor"):
+        from . import _doctor
+
+        return getattr(_doctor, name)
     if name in _PREFLIGHT:
         from . import _preflight
 
