@@ -32,7 +32,6 @@ def look(via: Via) -> Iterator[Remark]:
     yield from _limits()
     yield _map_files()
     yield _io_uring()
-    yield _time()
     yield _proc()
     yield _container()
 
@@ -200,19 +199,6 @@ def _io_uring() -> Remark:
         value="allowed" if setting in ("", "0") else "allowed to some",
         costs="processes that use it cannot be dumped; preflight tells which",
         cure="sysctl -w kernel.io_uring_disabled=2 (new programs do without it)",
-    )
-
-
-def _time() -> Remark:
-    about = {"id": "time-namespace", "group": "system", "title": "time namespaces"}
-    if link("/proc/self/ns/time"):
-        return Remark(**about, health=Health.GOOD, value="there")
-    return Remark(
-        **about,
-        health=Health.WARNING,
-        value="not there",
-        costs="the monotonic clock of a restored process jumps on another host",
-        cure="a kernel with CONFIG_TIME_NS",
     )
 
 

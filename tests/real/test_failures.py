@@ -392,12 +392,14 @@ def zombie(at: Site) -> int:
 
 @dump_fails("the main thread of process", "have the main thread wait")
 def main_thread_that_ended(at: Site) -> Target:
-    return at.spawn("""
+    target = at.spawn("""
         import ctypes, threading
         threading.Thread(target=serve).start()
         while not (HERE / "ready").exists(): pass
         ctypes.CDLL(None).syscall(60, 0)
     """)
+    eventually(lambda: state(target.pid) == "Z", "the end of the main thread")
+    return target
 
 
 @dump_fails("is the number of a thread of process", "dump pid", error=WorkerDiedError)
