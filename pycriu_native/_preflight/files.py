@@ -66,9 +66,13 @@ def all_used(scene: Scene) -> Iterator[Used]:
                 yield Used(process.pid, fd.number, "open", fd.link, fd.stat, fd.mount)
         for name, how in (("cwd", "its directory"), ("root", "its root"), ("exe", "its program")):
             yield from _opened(process, f"/proc/{process.pid}/{name}", how)
-        for mapping in process.mappings:
-            if mapping.name.startswith("/") and mapping.inode and not _is_memory(mapping.name):
-                yield from _opened(process, mapping.link, "mapped")
+        mapped = {
+            (mapping.device, mapping.inode, mapping.name): mapping.link
+            for mapping in process.mappings
+            if mapping.name.startswith("/") and mapping.inode and not _is_memory(mapping.name)
+        }
+        for path in mapped.values():
+            yield from _opened(process, path, "mapped")
 
 
 def _is_memory(name: str) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .tree import Process, Tree, link, read
 from .values import Finding
@@ -153,7 +153,7 @@ def _is_below(path: str, above: str) -> bool:
 
 def look(scene: Scene) -> Iterator[Finding]:
     """What of the mounts CRIU cannot save by itself."""
-    from .look import known, needs, note, stops
+    from .look import known, needs, stops
 
     table = scene.mounts
     if not table.checked:
@@ -169,16 +169,10 @@ def look(scene: Scene) -> Iterator[Finding]:
                 failure="no-parent-mount",
             )
             return
-    if scene.opts.auto_ext_mnt:
-        yield note(
-            "auto-ext-mnt", "CRIU itself finds the mounts from outside (auto_ext_mnt is set)"
-        )
-        return
     outside = {m for m in table.all if m.namespace == root_of and _is_external(scene, m)}
-
-    def same(mount: Mount, other: Mount) -> bool:
-        return mount.device == other.device and _is_below(mount.root, other.root)
-
+    if scene.opts.auto_ext_mnt:
+        ours = parse(read("/proc/self/mountinfo"), scene.tree.ours.namespaces["mnt"])
+        outside |= {m for m in table.all if m.place != "/" and _is_found(scene, m, ours)}
     top = tops.get(root_of)
     skipped = {str(place) for place in scene.opts.skip_mnts or ()}
     groups = {mount.shared for mount in table.all if mount.shared}
@@ -187,23 +181,22 @@ def look(scene: Scene) -> Iterator[Finding]:
             continue
         if mount.place in skipped:
             continue
-        given = mount in outside or any(same(mount, other) for other in outside)
+        given = mount in outside or any(_same(mount, other) for other in outside)
         about = {"pid": table.owners[mount.namespace].pid, "path": mount.place}
         if mount.master and mount.master not in groups and not given:
-            tied = top and same(mount, top) and top.master == mount.master
+            tied = top and _same(mount, top) and top.master == mount.master
             if not tied:
                 yield needs(
                     scene,
                     "unreachable-sharing",
                     "the mount gets its changes from one outside (it is a slave)",
-                    "name it as external, and give it on restore with "
-                    f'external="mnt[{mount.place}]:PATH"; or make it private',
-                    sets={"external": (f"{mount.key}:{mount.place}",)},
+                    _cure(scene, mount) + "; or make it private",
+                    sets=_sets(scene, mount),
                     failure="unreachable-sharing",
                     **about,
                 )
                 continue
-        if given or (top is not None and same(mount, top)):
+        if given or (top is not None and _same(mount, top)):
             continue
         if mount.whole and (mount.kind == "fuse" or mount.kind not in REBUILT):
             if mount.kind in (scene.opts.enable_fs or ()) or scene.opts.enable_fs == ("all",):
@@ -225,12 +218,41 @@ def look(scene: Scene) -> Iterator[Finding]:
                 scene,
                 "mount-from-outside",
                 f"{mount.root} of a file system from outside ({mount.kind}) is mounted",
-                "name it as external, and give it on restore with "
-                f'external="mnt[{mount.place}]:PATH"',
-                sets={"external": (f"{mount.key}:{mount.place}",)},
+                _cure(scene, mount),
+                sets=_sets(scene, mount),
                 failure="root-mount",
                 **about,
             )
+
+
+def _sets(scene: Scene, mount: Mount) -> dict[str, Any]:
+    """The options that let a mount be from outside."""
+    if scene.opts.auto_ext_mnt and (mount.shared or mount.master):
+        found = {"ext_sharing": mount.shared, "ext_masters": mount.master}
+        return {name: True for name, group in found.items() if group}
+    return {"external": (f"{mount.key}:{mount.place}",)}
+
+
+def _cure(scene: Scene, mount: Mount) -> str:
+    if "external" not in (sets := _sets(scene, mount)):
+        return " and ".join(f"{name}=True" for name in sets)
+    return f'name it as external, and give it on restore with external="mnt[{mount.place}]:PATH"'
+
+
+def _same(mount: Mount, other: Mount) -> bool:
+    """Whether a mount shows a part of what another shows."""
+    return mount.device == other.device and _is_below(mount.root, other.root)
+
+
+def _is_found(scene: Scene, mount: Mount, ours: list[Mount]) -> bool:
+    """Whether ``auto_ext_mnt`` finds it among the mounts of CRIU's own namespace."""
+    alike = [other for other in ours if _same(mount, other)]
+    if not alike or (mount.shared and not scene.opts.ext_sharing):
+        return False
+    best = max(alike, key=lambda other: len(other.root))
+    return not mount.master or bool(
+        scene.opts.ext_masters and mount.master in (best.shared, best.master)
+    )
 
 
 def _is_external(scene: Scene, mount: Mount) -> bool:

@@ -38,9 +38,11 @@ def look(scene: Scene) -> Iterator[Finding]:
     yield from _frozen(scene)
     for process in scene.tree.processes:
         yield from _stoppable(process)
-    for process in scene.tree.alive:
-        yield from _limits(process)
         yield from _session(scene, process)
+    for process in scene.tree.alive:
+        yield from _hidden(process)
+        yield from _limits(process)
+        yield from _word_size(process)
         yield from _shares(scene, process)
         if process is not root:
             yield from _nested(scene, process)
@@ -222,6 +224,36 @@ def _limits(process: Process) -> Iterator[Finding]:
         )
     except (ProcessLookupError, OSError):
         return
+
+
+def _hidden(process: Process) -> Iterator[Finding]:
+    """What we may not look at, CRIU may not either."""
+    try:
+        os.listdir(f"/proc/{process.pid}/fd")
+    except PermissionError:
+        yield stops(
+            "hidden",
+            "it may not be looked at by this process, nor by a CRIU that it starts",
+            pid=process.pid,
+            cure="run as root, or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE",
+        )
+    except OSError:
+        return
+
+
+def _word_size(process: Process) -> Iterator[Finding]:
+    try:
+        with open(f"/proc/{process.pid}/exe", "rb") as file:
+            is_32 = file.read(5) == b"\x7fELF\x01"
+    except OSError:
+        return
+    if is_32 and os.uname().machine == "x86_64":
+        yield note(
+            "32-bit",
+            "it is a 32-bit program, which needs a CRIU that was built for that",
+            pid=process.pid,
+            cure="look with doctor at feature:compat_cr",
+        )
 
 
 def _session(scene: Scene, process: Process) -> Iterator[Finding]:

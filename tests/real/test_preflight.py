@@ -37,6 +37,7 @@ from pycriu_native import (
 from pycriu_native._log import failures
 
 from .conftest import Spawn
+from .containers import container, mount_point
 from .failing import CONNECTED, LISTENS, Site, job
 from .foretold import enter, ledger, works
 from .hosts import host
@@ -174,6 +175,57 @@ def frozen_in_a_cgroup(at: Site) -> Target:
     at.held.callback(thaw)
     at.survives = False
     return target
+
+
+# ---- containers ----
+
+
+@situation(NEEDS)
+def a_container(at: Site) -> Target:
+    """With many mounts from outside, each of which must be named."""
+    return at.held.enter_context(container(at.directory / "box"))
+
+
+@situation()
+def a_container_whose_mounts_are_named(at: Site) -> Target:
+    box = at.held.enter_context(container(at.directory / "box", mounts={"/mem": "tmpfs"}))
+    at.options["external"] = box.given_on_dump
+    return box
+
+
+@situation()
+def a_container_whose_mounts_are_found(at: Site) -> Target:
+    at.options["auto_ext_mnt"] = True
+    return at.held.enter_context(container(at.directory / "box"))
+
+
+@situation(NEEDS)
+def a_container_with_a_disk(at: Site) -> Target:
+    box = at.held.enter_context(container(at.directory / "box", mounts={"/disk": "ramfs"}))
+    at.options["external"] = box.given_on_dump
+    return box
+
+
+@situation(NEEDS)
+def a_container_that_follows_the_host(at: Site) -> Target:
+    """Its mounts are slaves of shared ones."""
+    volume = at.held.enter_context(mount_point(at.directory / "volume"))
+    subprocess.run(["mount", "--make-shared", volume], check=True)
+    at.options["auto_ext_mnt"] = True
+    return at.held.enter_context(
+        container(at.directory / "box", binds={"/volume": volume}, propagation="slave")
+    )
+
+
+@situation(NEEDS)
+def a_container_with_a_device_of_a_network(at: Site) -> Target:
+    box = at.held.enter_context(container(at.directory / "box"))
+    at.options["external"] = box.given_on_dump
+    try:
+        box.ip("link", "add", "d0", "type", "vxlan", "id", "5", "dstport", "0")
+    except subprocess.CalledProcessError:
+        pytest.skip("this kernel has no vxlan")
+    return box
 
 
 # ---- files ----
