@@ -152,24 +152,7 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             pid=process.pid,
             failure="zombie-thread",
         )
-    if process.state == "D" and _stays(process, "D"):
-        if "vfork" in read(f"/proc/{process.pid}/wchan") or _in_vfork(process):
-            yield stops(
-                "vfork",
-                "it waits in vfork for a child to run a program, and cannot be stopped meanwhile",
-                pid=process.pid,
-                failure="timeout",
-                cure="try again when the child has started its program",
-            )
-        else:
-            yield stops(
-                "uninterruptible",
-                "it hangs in the kernel (state D) and cannot be stopped, mostly on a disk or a "
-                "network file system that does not answer",
-                pid=process.pid,
-                failure="timeout",
-                cure="look at what it waits for, and try again",
-            )
+    yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
         process.status.get("ShdPnd", "0"), 16
     )
@@ -182,18 +165,38 @@ def _stoppable(process: Process) -> Iterator[Finding]:
         )
 
 
-def _stays(process: Process, state: str) -> bool:
-    """Whether it stays in a state: most waits for a disk are over in a moment."""
+def _hangs(process: Process) -> Iterator[Finding]:
+    """Threads that cannot be stopped; most waits for a disk are over in a moment."""
+    stuck = process.threads
     for _ in range(5):
+        stuck = [thread for thread in stuck if _thread_state(process, thread) == "D"]
+        if not stuck:
+            return
         time.sleep(0.01)
-        if Process(process.pid).state != state:
-            return False
-    return True
+    if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
+        _kcmp(process.pid, int(child), 1) for child in _children(process)
+    ):
+        yield stops(
+            "vfork",
+            "it waits in vfork for a child to run a program, and cannot be stopped meanwhile",
+            pid=process.pid,
+            failure="timeout",
+            cure="try again when the child has started its program",
+        )
+    else:
+        yield stops(
+            "uninterruptible",
+            "it hangs in the kernel (state D) and cannot be stopped, mostly on a disk or a network "
+            "file system that does not answer",
+            pid=process.pid,
+            failure="timeout",
+            cure="look at what it waits for, and try again",
+        )
 
 
-def _in_vfork(process: Process) -> bool:
-    children = [Process(int(pid)) for pid in _children(process)]
-    return any(_kcmp(process.pid, child.pid, 1) for child in children)
+def _thread_state(process: Process, thread: int) -> str:
+    text = read(f"/proc/{process.pid}/task/{thread}/stat")
+    return text.rpartition(")")[2].strip()[:1]
 
 
 def _children(process: Process) -> list[str]:

@@ -724,6 +724,77 @@ def program_that_was_removed(at: Site) -> Target:
     return target
 
 
+@dump_fails("did not stop in time", "larger timeout", "timeout", "freeze_cgroup")
+def thread_that_waits_in_vfork(at: Site) -> Target:
+    """It cannot be stopped until its child has run a program, or has ended."""
+    target = at.spawn("""
+        import ctypes, os, signal, threading
+        libc = ctypes.CDLL(None)
+        stack = ctypes.create_string_buffer(1 << 16)
+        top = (ctypes.addressof(stack) + (1 << 16)) & ~15
+        pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+        libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        def fork():
+            libc.clone(pause, top, 0x100 | 0x4000 | signal.SIGCHLD, None)
+            os.wait()
+        thread = threading.Thread(target=fork, daemon=True)
+        thread.start()
+        children = f"/proc/self/task/{thread.native_id}/children"
+        while not open(children).read(): pass
+        def end():
+            os.kill(int(open(children).read()), signal.SIGKILL)
+            thread.join()
+        serve(end=end)
+    """)
+    at.options["timeout"] = 1
+    at.cure = lambda: target.ask("end")
+    return target
+
+
+@dump_fails("SIGTRAP is pending", "take the signal first")
+def signal_of_a_debugger(at: Site) -> Target:
+    target = at.spawn("""
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP])
+        os.kill(os.getpid(), signal.SIGTRAP)
+        serve(take=lambda: int(signal.sigtimedwait([signal.SIGTRAP], 5).si_signo))
+    """)
+    at.cure = lambda: target.ask("take")
+    return target
+
+
+@dump_fails("that another mount now covers", "close it before the dump")
+def file_that_is_covered(at: Site) -> Target:
+    target = at.spawn("""
+        import os, subprocess
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3): os.dup2(null, number)
+        os.close(null)
+        (HERE / "place").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
+        file = open(HERE / "place/file", "w")
+        subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
+        serve(close=file.close)
+    """, prefix=["unshare", "--mount"])  # fmt: skip
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("does not belong to its user namespace", "make the other namespaces together")
+def namespace_of_another_user_namespace(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--uts", "unshare", "--user", "--map-root-user"])
+
+
+@dump_fails("a device of a kind that CRIU cannot rebuild", 'empty_ns="net"', "empty_ns", "external")
+def device_of_the_network(at: Site) -> Target:
+    vxlan = "ip link add d0 type vxlan id 5 dstport 0"
+    told = subprocess.run(["unshare", "--net", *vxlan.split()], capture_output=True, text=True)
+    if told.returncode:
+        pytest.skip(f"{vxlan}: {told.stderr.strip()}")
+    at.cure = {"empty_ns": "net"}
+    return at.spawn(prefix=["unshare", "--net", "sh", "-c", f'{vxlan}; exec "$@"', "sh"])
+
+
 # ---- the tests ----
 
 
