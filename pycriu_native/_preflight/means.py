@@ -13,7 +13,6 @@ from dataclasses import replace
 from .. import _requirements, _rules
 from .._overrides import configuration_files
 from .._program import SEARCH_PATH
-from .._reach import Via
 from .._worker import Worker
 from ..enums import NetworkLock, Verb
 from ..errors import CriuError, PermissionDeniedError, ProgramError
@@ -53,7 +52,7 @@ def _program(scene: Scene) -> Iterator[Finding]:
         return
     try:
         found = _requirements.program_version(scene.via)
-        _ask_whether_it_works(scene.via)
+        _ask_whether_it_works(scene)
         problems = [
             *_requirements._by_library(scene.opts),
             *_requirements._by_program(scene.opts, scene.via),
@@ -76,18 +75,18 @@ def _program(scene: Scene) -> Iterator[Finding]:
             )
 
 
-_working: set[tuple[object, ...] | None] = set()
+_working: set[tuple[object, ...]] = set()
 
 
-def _ask_whether_it_works(via: Via) -> None:
+def _ask_whether_it_works(scene: Scene) -> None:
     """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
 
     What else the check finds missing need not matter to this dump.
     """
-    identity = via.identity()
+    identity = scene.opts.unprivileged, scene.via.identity()
     if identity not in _working:
         try:
-            check(via=via)
+            check(CriuOpts(unprivileged=scene.opts.unprivileged), via=scene.via)
         except (ProgramError, PermissionDeniedError):
             raise
         except CriuError:

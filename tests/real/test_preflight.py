@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -511,6 +512,8 @@ def test_every_obstacle_at_once(site: Site) -> None:
         assert finding.words in str(caught.value)
         assert finding.cure
         assert finding.cure in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.findings == caught.value.findings
     assert target.runs_on()
 
 
