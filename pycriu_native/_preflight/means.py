@@ -20,7 +20,8 @@ from ..opts import CriuOpts
 from ..results import Version
 from ..values import PageServer
 from ..verbs import check
-from .look import Scene, note, stops
+from . import sockets
+from .look import Scene, known, note, stops
 from .sockets import INTERNET, kinds
 from .tree import read
 from .values import Finding
@@ -87,11 +88,18 @@ def _ask_whether_it_works(scene: Scene) -> None:
     if identity not in _working:
         try:
             check(CriuOpts(unprivileged=scene.opts.unprivileged), via=scene.via)
-        except (ProgramError, PermissionDeniedError):
+        except (ProgramError, PermissionDeniedError) as error:
+            if error.cause == known("tcp-repair").cause and not _has_connections(scene):
+                return
             raise
         except CriuError:
             return
         _working.add(identity)
+
+
+def _has_connections(scene: Scene) -> bool:
+    """Whether TCP connections are to be kept."""
+    return any(found.id == "tcp-connection" for found in sockets.look(scene))
 
 
 def kernel() -> tuple[int, int]:

@@ -36,10 +36,12 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._log import failures
+from pycriu_native._preflight.mounts import parse
+from pycriu_native._preflight.sockets import _address
 
 from .conftest import Spawn
 from .containers import container, mount_point
-from .failing import CONNECTED, LISTENS, Site, job
+from .failing import CONNECTED, LISTENS, Site, job, wrapped
 from .foretold import enter, ledger, works
 from .hosts import host
 from .processes import Target, eventually, reap_all
@@ -176,6 +178,13 @@ def frozen_in_a_cgroup(at: Site) -> Target:
     at.held.callback(thaw)
     at.survives = False
     return target
+
+
+@situation()
+def a_worker_without_rights_to_the_network(at: Site) -> Target:
+    """A process without connections has no need of them."""
+    at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
+    return at.spawn()
 
 
 # ---- containers ----
@@ -438,13 +447,13 @@ def test_a_situation(name: str, site: Site) -> None:
     """CRIU does what preflight has said, and with preflight's options if it named any."""
     build, expected = situations[name]
     target = build(site)
-    foretold = preflight(target.pid, site.opts)
+    foretold = preflight(target.pid, site.opts, via=site.via)
     did = Verdict.FAILS
     if foretold.verdict is Verdict.NEEDS_OPTIONS and foretold.needs[0].id == "frozen":
-        did = NEEDS if works(target.pid, foretold.opts) else Verdict.FAILS
-    elif works(target.pid, site.opts):
+        did = NEEDS if works(target.pid, foretold.opts, site.via) else Verdict.FAILS
+    elif works(target.pid, site.opts, site.via):
         did = Verdict.WORKS
-    elif works(target.pid, foretold.opts):
+    elif works(target.pid, foretold.opts, site.via):
         did = Verdict.NEEDS_OPTIONS
     enter(name, foretold.verdict, did)
     assert did is expected
@@ -580,6 +589,28 @@ def test_the_worst_comes_first(spawn: Spawn) -> None:
     assert severities == sorted(severities, key=list(Severity).index)
     assert severities[0] is Severity.STOPS
     assert Severity.NOTE in severities
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("0100007F:0016", "127.0.0.1:22"),
+        ("00000000000000000000000001000000:1F90", "[::1]:8080"),
+        ("B80D0120000000000000000001000000:0050", "[2001:db8::1]:80"),
+    ],
+)
+def test_addresses_of_the_kernel(words: str, address: str) -> None:
+    """An address of /proc/net/tcp is read in the processor's order."""
+    assert _address(words) == address
+
+
+def test_lines_of_mountinfo() -> None:
+    """Escapes, several marks, and blanks in the name of the file system's source."""
+    line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw\n"
+    [mount] = parse(line, "mnt:[1]")
+    assert (mount.number, mount.parent, mount.device) == (36, 35, "98:0")
+    assert (mount.root, mount.place, mount.kind) == ("/m t1", "/mnt\t2", "ext3")
+    assert (mount.shared, mount.master) == (1, 7)
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:
