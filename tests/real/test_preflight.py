@@ -100,39 +100,6 @@ plainly(
 
 
 @situation()
-def a_file_system_of_its_own(at: Site) -> Target:
-    """A mount namespace; what is open comes from inside, as in a container."""
-    return at.spawn(
-        """
-        import os
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3): os.dup2(null, number)
-        os.close(null)
-        serve()
-        """,
-        prefix=["unshare", "--mount"],
-    )
-
-
-@situation(NEEDS)
-def a_disk_in_its_file_system(at: Site) -> Target:
-    """A directory from outside, in a mount namespace whose root is another file system."""
-    place = at.directory / "place"
-    place.mkdir()
-    return at.spawn(
-        f"""
-        import os, subprocess
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3): os.dup2(null, number)
-        os.close(null)
-        subprocess.run(["mount", "-t", "ramfs", "none", "{place}"], check=True)
-        serve()
-        """,
-        prefix=["unshare", "--mount"],
-    )
-
-
-@situation()
 def names_and_ipc_of_its_own(at: Site) -> Target:
     return at.spawn(prefix=["unshare", "--uts", "--ipc"])
 
