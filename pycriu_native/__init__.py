@@ -64,7 +64,17 @@ from .verbs import (
 )
 
 if TYPE_CHECKING:
+    from ._doctor import Doctor, Health, Remark, doctor
     from ._explain import Explanation, explain
+    from ._preflight import (
+        Finding,
+        ImageSize,
+        Preflight,
+        PreflightError,
+        Severity,
+        Verdict,
+        preflight,
+    )
     from .manifest import seal, verify
 
 __version__ = "0.1.0"
@@ -78,13 +88,17 @@ __all__ = [
     "CriuError",
     "CriuOpts",
     "DeadlineError",
+    "Doctor",
     "DumpItersResult",
     "DumpResult",
     "DumpStatistics",
     "Explanation",
     "ExtMount",
     "Features",
+    "Finding",
+    "Health",
     "ImageIOMode",
+    "ImageSize",
     "ImagesError",
     "InheritFd",
     "JoinNamespace",
@@ -100,18 +114,23 @@ __all__ = [
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
+    "Preflight",
+    "PreflightError",
     "Problem",
     "ProgramError",
     "ProgramNotFoundError",
     "ProtocolError",
+    "Remark",
     "RestoreResult",
     "RestoreStatistics",
     "Round",
     "Service",
+    "Severity",
     "Socket",
     "UnsupportedError",
     "UntilSteady",
     "Verb",
+    "Verdict",
     "Version",
     "VethPair",
     "Worker",
@@ -119,6 +138,7 @@ __all__ = [
     "check",
     "cpuinfo_check",
     "cpuinfo_dump",
+    "doctor",
     "dump",
     "dump_iters",
     "explain",
@@ -129,6 +149,7 @@ __all__ = [
     "page_server",
     "page_server_child",
     "pre_dump",
+    "preflight",
     "restore",
     "restore_child",
     "seal",
@@ -137,14 +158,29 @@ __all__ = [
 ]
 
 
+# What few programs use is imported when it is asked for.
+_LATER = {
+    "Doctor": "_doctor",
+    "Explanation": "_explain",
+    "Finding": "_preflight",
+    "Health": "_doctor",
+    "ImageSize": "_preflight",
+    "Preflight": "_preflight",
+    "PreflightError": "_preflight",
+    "Remark": "_doctor",
+    "Severity": "_preflight",
+    "Verdict": "_preflight",
+    "doctor": "_doctor",
+    "explain": "_explain",
+    "preflight": "_preflight",
+    "seal": "manifest",
+    "verify": "manifest",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: they bring the other forms of options along, or checksums.
-    if name in ("Explanation", "explain"):
-        from . import _explain
-
-        return getattr(_explain, name)
-    if name in ("seal", "verify"):
-        from . import manifest
-
-        return getattr(manifest, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
+    globals()[name] = value
+    return value
