@@ -109,7 +109,7 @@ def from_dict(name: str, described: Any, where: str) -> Any:
 
 
 def _set(made: Any, row: Row, value: Any, where: str) -> None:
-    messages, enums = table()
+    messages = table()[0]
     if row.label == "*":
         if not isinstance(value, list):
             raise TypeError("a list of them")

@@ -44,9 +44,7 @@ def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
     if name == "ghost":
         return file.size
     if name == "messages":
-        for _, at in _queue(file, entry, at):
-            pass
-        return at
+        return max((end for _, end in _queue(file, entry, at)), default=at)
     at += _LENGTHS[name](entry)[1]
     if at > file.size:
         raise damaged(file.path, file.size, f"{at - file.size} bytes are missing at the end")
