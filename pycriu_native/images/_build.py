@@ -69,6 +69,7 @@ _STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
     1 << 12,
 )
 _GROWS_DOWN = 0x100
+_PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 
 
 def inspect(directory: str | os.PathLike[str]) -> ImageSet:
@@ -386,13 +387,11 @@ class _Builder:
             found = self._shared_counts(shared, vma) if shared is not None else Counts()
         else:
             found = layers.counts(vma.start, vma.end)
-        letters = zip("rwx", (1, 2, 4), strict=True)
         return MemoryMapping(
             start=vma.start,
             end=vma.end,
             kind=kind,
-            protection="".join(letter if prot & bit else "-" for letter, bit in letters)
-            + ("s" if flags & 1 else "p"),
+            protection=_PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
             path=self._path_of(file) if file is not None else None,
             offset=vma.pgoff if file is not None or shared is not None else 0,
             file=file,

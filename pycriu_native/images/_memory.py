@@ -123,6 +123,16 @@ class Memory:
         """The addresses of all matches; see ``search``."""
         return (found.address for found in self.search(pattern))
 
+    def pieces(self) -> Iterator[tuple[int, bytes | None, int, MemoryMapping]]:
+        """All pages that the images speak of: address, bytes, their number, and the mapping.
+
+        At most 1 MiB at a time, by ascending address. Without bytes: pages that are lazy, or of a
+        parent that is missing.
+        """
+        for mapping in self.mappings:
+            for address, data, size in self._pieces(mapping, mapping.start, mapping.end):
+                yield address, data, size, mapping
+
     def _pieces(
         self, mapping: MemoryMapping, start: int, end: int
     ) -> Iterator[tuple[int, bytes | None, int]]:
