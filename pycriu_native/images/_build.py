@@ -453,6 +453,7 @@ class _Builder:
                     seccomp=_enum("seccomp_mode", part.seccomp_mode) if part else "disabled",
                     instruction=at,
                     stack=stack,
+                    cpu_state=own.thread_info.fpregs.xsave.xstate_bv if own is not None else 0,
                 )
             )
         return threads

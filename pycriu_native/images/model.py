@@ -368,6 +368,8 @@ class Thread(Value):
     """The address that it stopped at, on x86-64 and AArch64."""
     stack: int | None = None
     """The stack pointer."""
+    cpu_state: int = 0
+    """Parts of the processor's extended state that it uses, as bits of XSTATE_BV (x86-64)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
