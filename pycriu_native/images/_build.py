@@ -304,7 +304,7 @@ class _Builder:
         task = core.tc if core is not None and core.HasField("tc") else None
         state = names.STATES.get(task.task_state, "unknown") if task else "unknown"
         known: dict[str, Any] = {}
-        if state not in ("dead", "zombie") and core is not None:
+        if state != "zombie" and core is not None:
             known = self._living(pid, core)
         thread = core.thread_core if core is not None and core.HasField("thread_core") else None
         cgroup = task.cg_set if task and task.HasField("cg_set") else None
@@ -321,7 +321,8 @@ class _Builder:
             exit_code=task.exit_code if task else 0,
             children=tuple(each.pid for each in tree if each.ppid == pid) if pid in pids else (),
             architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
-            threads=tuple(self._threads(entry, core, task)),
+            # What CRIU lists as the threads of a zombie are numbers that it never set.
+            threads=tuple(self._threads(entry, core, task)) if known else (),
             credentials=_credentials(thread.creds) if thread and thread.HasField("creds") else None,
             cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
             limits={

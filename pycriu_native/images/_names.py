@@ -25,7 +25,8 @@ LIMITS = (
     "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
 )
 # fmt: on
-STATES = {1: "alive", 2: "dead", 3: "stopped", 6: "zombie"}
+STATES = {1: "alive", 2: "zombie", 3: "stopped", 6: "zombie"}
+"""A zombie is CRIU's TASK_DEAD in what it writes; TASK_ZOMBIE is its own, while it restores."""
 SOCKET_STATES = {
     1: "ESTABLISHED",
     2: "SYN_SENT",

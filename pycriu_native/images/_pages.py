@@ -58,7 +58,7 @@ class PageMap:
     size: int
     """Bytes that the pages file must have."""
     blocks: dict[int, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
-    """Of compressed runs, by offset: bytes of a whole block, and the size of each as stored."""
+    """Of compressed runs, by address: bytes of a whole block, and the size of each as stored."""
     starts: list[int] = field(default_factory=list)
 
     @property
@@ -125,7 +125,7 @@ def _read_runs(file: ImageFile, at: int, found: PageMap) -> None:
             if flags & ALIGNED:
                 here = offset = -(-offset // PAGE) * PAGE
             if entry.HasField("blocks"):
-                offset += _blocks(file, begin, entry.blocks, pages, found, here)
+                offset += _blocks(file, begin, entry.blocks, pages, found, start)
             else:
                 offset += end - start
         append((start, end, flags, here))
@@ -133,7 +133,7 @@ def _read_runs(file: ImageFile, at: int, found: PageMap) -> None:
 
 
 def _blocks(
-    file: ImageFile, begin: int, blocks: Any, pages: int, found: PageMap, offset: int
+    file: ImageFile, begin: int, blocks: Any, pages: int, found: PageMap, start: int
 ) -> int:
     """Remember how a compressed run is made up; gives the bytes that it takes."""
     whole = blocks.pages_per_block * PAGE
@@ -142,8 +142,7 @@ def _blocks(
         raise damaged(file.path, begin, f"{len(sizes)} blocks cannot hold {pages} pages")
     if max(sizes, default=0) > whole:
         raise damaged(file.path, begin, "a compressed block is larger than what it holds")
-    if sizes:
-        found.blocks[offset] = (whole, sizes)
+    found.blocks[start] = (whole, sizes)
     return sum(sizes)
 
 
@@ -214,7 +213,7 @@ class Layers:
 def _stored(
     top: PageMap, fd: int, run: Run, first: int, last: int
 ) -> Iterator[tuple[int, bytes, int]]:
-    if run[3] in top.blocks:
+    if run[0] in top.blocks:
         yield from _unpacked(top, fd, run, first, last)
         return
     for at in range(first, last, CHUNK):
@@ -230,7 +229,7 @@ def _unpacked(
     top: PageMap, fd: int, run: Run, first: int, last: int
 ) -> Iterator[tuple[int, bytes, int]]:
     """The blocks of a compressed run: nothing is all zeros, a whole block is stored as it is."""
-    whole, sizes = top.blocks[run[3]]
+    whole, sizes = top.blocks[run[0]]
     offset = run[3]
     for number, size in enumerate(sizes):
         begin = run[0] + number * whole

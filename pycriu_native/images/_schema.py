@@ -47,6 +47,7 @@ class Row:
     type: str
     default: str | None = None
     quoted: bool = False
+    packed: bool = False
 
 
 @functools.cache
@@ -67,9 +68,8 @@ def table() -> tuple[dict[str, tuple[Row, ...]], dict[str, dict[str, int]]]:
             case [name, number, kind, *more]:
                 label = name[-1] if name[-1] in "?*" else ""
                 default = next((word[1:] for word in more if word[0] == "="), None)
-                fields.append(
-                    Row(name.rstrip("?*"), label, int(number), kind, default, "quoted" in more)
-                )
+                marks = "quoted" in more, "packed" in more
+                fields.append(Row(name.rstrip("?*"), label, int(number), kind, default, *marks))
     return {name: tuple(rows) for name, rows in messages.items()}, enums
 
 
@@ -94,6 +94,8 @@ def _pool() -> descriptor_pool.DescriptorPool:
             else:
                 field.type = _Field.TYPE_ENUM if row.type in enums else _Field.TYPE_MESSAGE
                 field.type_name = f".{row.type}"
+            if row.packed:
+                field.options.packed = True
             if row.default is not None:
                 field.default_value = row.default
     for name, values in enums.items():

@@ -399,7 +399,7 @@ class Process(Value):
     session: int
     name: str
     state: str
-    """``alive``, ``stopped``, ``dead`` or ``zombie``; a zombie has no memory and no files."""
+    """``alive``, ``stopped`` or ``zombie``; a zombie has no memory and no files."""
     exit_code: int = 0
     children: tuple[int, ...] = ()
     command: tuple[str, ...] | None = None
