@@ -372,9 +372,17 @@ class _Builder:
             "mappings": mappings,
             "pagemap": pid,
             "executable": self._path_of(mm.exe_file_id),
-            "command": _strings(layers, mm.mm_arg_start, mm.mm_arg_end),
-            "environment": _strings(layers, mm.mm_env_start, mm.mm_env_end),
+            "command": self._strings(layers, mm.mm_arg_start, mm.mm_arg_end),
+            "environment": self._strings(layers, mm.mm_env_start, mm.mm_env_end),
         }
+
+    def _strings(self, layers: Layers, start: int, end: int) -> tuple[str, ...] | None:
+        try:
+            return _strings(layers, start, end)
+        except ImagesError:
+            if not self.problems:
+                raise
+            return None  # what is missing has been told
 
     def _mapping(self, vma: Any, layers: Layers) -> MemoryMapping:
         status, flags, prot = vma.status, vma.flags, vma.prot
