@@ -140,11 +140,26 @@ def side_by_side(name: str, images: Path, times: int) -> list[dict[str, Any]]:
             )
 
     rows.append(row("crit x ps, fds, mems, rss", "s", [timed(explored)], set=name))
+    sample = paths[:: max(len(paths) // 20, 1)]
+
+    def commands() -> None:
+        for path in sample:
+            subprocess.run(
+                [sys.executable, "-m", "crit", "decode", "-i", str(path)],
+                env=env,
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+
+    # A command for each image is how crit is used; a sample of them, scaled up.
+    each_image = timed(commands) * len(paths) / len(sample)
+    rows.append(row("crit decode, a command for each image", "s", [each_image], set=name))
     medians = {each["what"]: each["median"] for each in rows}
     for faster, slower in (
         ("decode every image, ours", "decode every image, crit"),
         ("inspect, ours", "decode every image, crit"),
         ("inspect in a new Python, ours", "crit x ps, fds, mems, rss"),
+        ("inspect in a new Python, ours", "crit decode, a command for each image"),
     ):
         rows.append(
             row(

@@ -128,10 +128,12 @@ class _Builder:
         self.directory = directory
         self.parents, self.layers = parents_of(directory)
         self.images = self._list()
-        self.names = {each.name for each in self.images}
+        self.sizes = {each.name: each.size for each in self.images}
+        self.names = self.sizes.keys()
         self.problems: list[str] = []
         self.shared: dict[int, Layers] = {}
         self.checked: set[str] = set()
+        self.children: dict[int, list[int]] = {}
         self.files = Files(self.entries, self.ghost_size)
         self.sets: dict[int, dict[str, str]] = {}
 
@@ -209,11 +211,12 @@ class _Builder:
             self.lacks("pstree.img")
         if not pre_dump and "files.img" not in self.names:
             self.lacks("files.img")
-        pids = {each.pid for each in tree}
+        for each in tree:
+            self.children.setdefault(each.ppid, []).append(each.pid)
         files = self.files.load(frozenset(each.pid for each in tree if each.sid == each.pid))
         self._cgroup_sets()
         host = inventory.root_ids if inventory.HasField("root_ids") else None
-        processes = tuple(self._process(each, tree, pids) for each in tree)
+        processes = tuple(self._process(each) for each in tree)
         namespaces = self._namespaces(processes, host)
         if pre_dump:
             for name in sorted(self.names):
@@ -298,7 +301,7 @@ class _Builder:
 
     # --- Processes ------------------------------------------------------------------
 
-    def _process(self, entry: Any, tree: list[Any], pids: set[int]) -> Process:
+    def _process(self, entry: Any) -> Process:
         pid = entry.pid
         core = self.one(f"core-{pid}.img", "CORE")
         task = core.tc if core is not None and core.HasField("tc") else None
@@ -319,7 +322,7 @@ class _Builder:
             name=os.fsdecode(task.comm) if task else "",
             state=state,
             exit_code=task.exit_code if task else 0,
-            children=tuple(each.pid for each in tree if each.ppid == pid) if pid in pids else (),
+            children=tuple(self.children.get(pid, ())),
             architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
             # What CRIU lists as the threads of a zombie are numbers that it never set.
             threads=tuple(self._threads(entry, core, task)) if known else (),
@@ -428,7 +431,7 @@ class _Builder:
         if top is None:
             return
         name = os.path.basename(top.pages)
-        size = next((each.size for each in self.images if each.name == name), None)
+        size = self.sizes.get(name)
         if size is None:
             if top.size:
                 self.lacks(name)
