@@ -21,6 +21,7 @@ from pycriu_native import CriuError, CriuOpts, cpuinfo_dump, dump, restore
 from pycriu_native.images import Finding, Severity, check_images, decode, encode
 
 from .conftest import Spawn
+from .containers import container
 from .processes import Target, reap_all
 
 Undo = Callable[[], object]
@@ -358,3 +359,20 @@ def test_a_taken_pid_is_free_in_a_namespace(spawn: Spawn, images: Path) -> None:
         "cure": finding.cure,
         "options": [],
     }
+
+
+def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
+    """Each mount from outside is named, by the key to give it under; then nothing is left."""
+    with container(tmp_path / "box", "serve()", mounts={"/scratch": "tmpfs"}) as box:
+        dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+        box.reap()
+        missing = {
+            each.what.split("'")[1] for each in _errors(images) if "external" in each.options
+        }
+        assert missing == {key.split("[")[1].split("]")[0] for key in box.given_on_restore}
+        opts = CriuOpts(images_directory=images, external=box.given_on_restore, root=box.root)
+        found = check_images(images, opts)
+        assert [each for each in found if each.severity is not Severity.NOTE] == []
+        assert "not looked at" in found[0].what
+        box.pid = restore(opts).pid
+        assert box.runs_on()
