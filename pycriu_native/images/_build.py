@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -399,9 +400,10 @@ class _Builder:
             found = self._shared_counts(shared, vma) if shared is not None else Counts()
         else:
             found = layers.counts(vma.start, vma.end)
+        start, end = vma.start, vma.end
         return MemoryMapping(
-            start=vma.start,
-            end=vma.end,
+            start=start,
+            end=end,
             kind=kind,
             protection=_PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
             path=self._path_of(file) if file is not None else None,
@@ -606,6 +608,7 @@ class _Builder:
         ]
 
 
+@functools.lru_cache(256)
 def _enum(name: str, number: int) -> str:
     return next((key for key, value in table()[1][name].items() if value == number), str(number))
 
@@ -648,11 +651,11 @@ def _credentials(found: Any) -> Credentials:
         euid=found.euid,
         egid=found.egid,
         groups=tuple(found.groups),
-        effective=names.capabilities(found.cap_eff),
-        permitted=names.capabilities(found.cap_prm),
-        inheritable=names.capabilities(found.cap_inh),
-        bounding=names.capabilities(found.cap_bnd),
-        ambient=names.capabilities(found.cap_amb),
+        effective=names.capabilities(tuple(found.cap_eff)),
+        permitted=names.capabilities(tuple(found.cap_prm)),
+        inheritable=names.capabilities(tuple(found.cap_inh)),
+        bounding=names.capabilities(tuple(found.cap_bnd)),
+        ambient=names.capabilities(tuple(found.cap_amb)),
         no_new_privileges=bool(found.no_new_privs),
         lsm_profile=os.fsdecode(found.lsm_profile) or None,
     )
