@@ -26,7 +26,7 @@ TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc cru
 	busybox:busybox-static openssl:openssl
 
 # The other releases of libcriu that the one build is tried with: release:suite. The crun of
-# Debian 12 knows no CRIU, so Debian 13's comes along.
+# Debian 12 knows no CRIU, so Debian 13's comes along; and crit, where the suite has it.
 TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
 
 # Root's tools are not on an ordinary user's path.
@@ -196,6 +196,7 @@ test-libraries: .criu
 		[[ ! -e $$prefix && $$CRIU_VERSION != "$$release"* ]] || continue
 		echo "installing libcriu $$release into $$prefix, for the tests"
 		scripts/install-criu --suite "$$suite" --prefix "$$prefix" $${with:+--with "$$with"} \
+			--unpack python3-pycriu \
 			>/dev/null 2>&1 ||
 			[[ $$? = 3 ]] || echo "going on without libcriu $$release" >&2
 	done
