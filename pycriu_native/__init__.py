@@ -23,8 +23,11 @@ from .errors import (
     CriuError,
     DeadlineError,
     ImagesError,
+    MigrationError,
+    MigrationInDoubtError,
     NoSuchProcessError,
     OptionError,
+    PeerLostError,
     PermissionDeniedError,
     PidInUseError,
     Problem,
@@ -36,6 +39,7 @@ from .errors import (
 )
 from .iters import DumpItersResult, Round, UntilSteady, dump_iters
 from .lazy import LazyPages
+from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
 from .opts import CriuOpts
 from .pages import PageServerChild, page_server, page_server_child
 from .results import (
@@ -88,6 +92,10 @@ __all__ = [
     "InheritFd",
     "JoinNamespace",
     "LazyPages",
+    "MigrationError",
+    "MigrationInDoubtError",
+    "MigrationMode",
+    "MigrationResult",
     "NetworkLock",
     "NoSuchProcessError",
     "Notification",
@@ -96,6 +104,7 @@ __all__ = [
     "PageServer",
     "PageServerChild",
     "PageServerResult",
+    "PeerLostError",
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
@@ -125,6 +134,8 @@ __all__ = [
     "ffi",
     "lib",
     "libcriu_version",
+    "migrate_in",
+    "migrate_out",
     "page_server",
     "page_server_child",
     "pre_dump",
