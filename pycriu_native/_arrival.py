@@ -73,7 +73,7 @@ class Arrival:
             self.relay.put(data)
 
     def give_up(self) -> None:
-        """The channel is lost: end what could keep a restore from failing."""
+        """Nothing more will come: end what could keep a restore from failing."""
         if self.relay is not None:
             self.relay.finish()
         if self._pid and not self._last_word_said:
@@ -102,7 +102,8 @@ class Arrival:
             restored = verbs.restore(opts, via=self._via, on_notify=self._hook)
             if self.mode.lazy:
                 self.phases.enter("pages")
-                self._until_all_is_here()
+                while not self._has_all(LOOK):
+                    pass
                 self._say_last("complete")
             self.phases.enter("answer")
             self._downtime = float(self.channel.expect("done").get("downtime", 0.0))
@@ -188,30 +189,30 @@ class Arrival:
         self._start = _guard.start_of(pid)
         self._pid = pid
         self._warden.mind(self._held, end=guarded(pid))
-        self._look_at_daemon()
+        if self._daemon is not None and self._has_all(0):
+            raise MigrationError("the lazy-pages daemon ended before its time")
         self.channel.tell("prepared", pid=pid)
         self.channel.expect("go")
 
-    def _look_at_daemon(self) -> None:
-        if self._daemon is not None:
-            with contextlib.suppress(TimeoutError):
-                raise MigrationError(
-                    f"the lazy-pages daemon ended with {self._daemon.wait(0)} before its time"
-                )
+    def _look(self) -> None:
+        """Raise if the source is lost, or has given up, or the time is over."""
+        for reason in (self.channel.refused, self.channel.lost):
+            if reason is not None:
+                raise reason
+        self.channel.check_deadline()
 
-    def _until_all_is_here(self) -> None:
+    def _has_all(self, seconds: float) -> bool:
+        """Whether the daemon has ended well; an end that is not well is raised."""
         assert self._daemon is not None
-        while True:
-            for reason in (self.channel.refused, self.channel.lost):
-                if reason is not None:
-                    raise reason
-            try:
-                status = self._daemon.wait(LOOK)
-            except TimeoutError:
-                continue
-            if status:
-                raise MigrationError(f"the lazy-pages daemon ended with {status}")
-            return
+        try:
+            status = self._daemon.wait(seconds)
+        except TimeoutError:
+            self._look()
+            return False
+        if status:
+            self._look()  # it ends when its source does
+            raise MigrationError(f"the lazy-pages daemon ended with {status}")
+        return True
 
     def _say_last(self, word: str) -> None:
         """Say the word after which the source gives the process up, if it hears it."""

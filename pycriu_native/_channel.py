@@ -6,8 +6,8 @@ begin with ``MAGIC``, so that nothing else is taken for a peer. All lengths are 
 
 One thread reads; one sends a sign of life every quarter of ``silence`` and looks at the clock.
 When nothing was heard for ``silence`` seconds, the connection ends, the peer breaks the
-protocol, or the deadline passes, the channel is lost: everybody who waits on it gets the reason,
-and ``on_lost`` is called once.
+protocol, the channel is lost: everybody who waits on it gets the reason. ``on_end`` is called
+then, and when the peer says that it gave up; more than once, and on any thread.
 
 Synchronization: ``send`` and ``tell`` may be called from any thread, ``expect`` from one.
 """
@@ -38,6 +38,9 @@ LARGEST_MESSAGE = 64 * 1024
 LARGEST_PIECE = 2**20
 WAITING_FRAMES = 16
 """Frames that were read and wait to be taken; then the reader waits too."""
+
+LOOK = 0.25
+"""Seconds between two looks at the deadline."""
 
 UNTIL_ARRIVED = 5.0
 """Seconds in which the peer closes the connection after it was told that all is over."""
@@ -73,7 +76,7 @@ class Channel(Owned):
         silence: float,
         deadline: float | None,
         on_pages: Callable[[bytes | bytearray], None],
-        on_lost: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         """``deadline`` is on the monotonic clock."""
         self._sock = sock
@@ -81,7 +84,7 @@ class Channel(Owned):
         self._silence = silence
         self._deadline = deadline
         self._on_pages = on_pages
-        self._on_lost = on_lost
+        self._on_end = on_end
         self.lost: CriuError | None = None
         """Why nothing more will come; None while the peer is there."""
         self.refused: MigrationError | None = None
@@ -130,6 +133,10 @@ class Channel(Owned):
                     left = left[self._sock.send(left) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._poll(select.POLLOUT, 0.2)
+                try:
+                    self.check_deadline()
+                except DeadlineError as error:
+                    raise self.lose(error) from None  # half a frame is out: no more can follow
             except ssl.SSLWantReadError:
                 self._poll(select.POLLIN, 0.2)
             except (OSError, ValueError) as error:
@@ -162,8 +169,19 @@ class Channel(Owned):
             raise _refusal(body)
         raise self.lose(PeerLostError(f"the peer sent {kind.name} in place of a piece of a file"))
 
+    def check_deadline(self) -> None:
+        """Raise ``DeadlineError`` once the deadline has passed; the channel is not lost by that."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            self._deadline = None  # what is said after it is about the end
+            raise DeadlineError("the deadline of the migration passed", verb="migrate")
+
     def _take(self) -> Frame:
-        frame = self._frames.get()
+        while True:
+            try:
+                frame = self._frames.get(timeout=LOOK)
+                break
+            except queue.Empty:
+                self.check_deadline()
         if frame is None:
             self._frames.put(None)
             assert self.lost is not None
@@ -173,12 +191,15 @@ class Channel(Owned):
     # ---- the end ----
 
     def part(self, word: str = "", why: str = "") -> None:
-        """Say a last thing if it can be said, and let all that was said arrive before the end."""
+        """Say a last thing if it can be said, and let all that was said arrive before the end.
+
+        A peer that has said its own last thing waits for our end, and is not waited for.
+        """
         with contextlib.suppress(CriuError):
             if word:
                 self.tell(word, why=why[: LARGEST_MESSAGE // 8])
         until = time.monotonic() + UNTIL_ARRIVED
-        while self.lost is None and time.monotonic() < until:
+        while self.lost is None and self.refused is None and time.monotonic() < until:
             # Who closes with data unread resets the connection, and loses what was said.
             with contextlib.suppress(queue.Empty):
                 self._frames.get(timeout=0.05)
@@ -194,7 +215,7 @@ class Channel(Owned):
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._wake()
-        self._on_lost()
+        self._on_end()
         return reason
 
     def _wake(self) -> None:
@@ -208,7 +229,7 @@ class Channel(Owned):
 
     def close(self) -> None:
         """End the connection. A second time does nothing."""
-        self._on_lost = lambda: None
+        self._on_end = lambda: None
         self.lose(PeerLostError("the connection is closed"))
         for thread in self._threads:
             if thread is not threading.current_thread():
@@ -220,9 +241,7 @@ class Channel(Owned):
     def _watch(self) -> None:
         while not self._over.wait(self._silence / 4):
             now = time.monotonic()
-            if self._deadline is not None and now > self._deadline:
-                self.lose(DeadlineError("the deadline of the migration passed", verb="migrate"))
-            elif self._reading and now - self._heard > self._silence:
+            if self._reading and now - self._heard > self._silence:
                 why = f"nothing was heard of the peer for {self._silence:g} s"
                 self.lose(PeerLostError(why))
             elif self._sending.acquire(blocking=False):
@@ -247,6 +266,7 @@ class Channel(Owned):
                     message = _message(body)
                     if message["word"] == "failed":
                         self.refused = _refusal(message)
+                        self._on_end()
                     self._keep((kind, message))
                 self._heard = time.monotonic()
                 self._reading = True

@@ -168,7 +168,8 @@ class Departure:
                 self._settle(error)
                 raise
             return
-        assert self._relay is not None and self._call is not None
+        assert self._relay is not None
+        assert self._call is not None
         self._call.held = True
         self._relay.start(self._channel)
         self._warden.mind([self._relay.ours.fileno()], spoil=self._their_silence + MARGIN)
@@ -200,7 +201,8 @@ class Departure:
             self._channel.tell("done", downtime=self._downtime)
 
     def _watch(self) -> None:
-        assert self._relay is not None and self._call is not None
+        assert self._relay is not None
+        assert self._call is not None
         try:
             self._until_it_runs()
             self.phases.enter("pages")

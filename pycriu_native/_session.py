@@ -164,7 +164,7 @@ class Call:
                 log=os.path.join(_path(mark.directory), mark.name)
                 if mark and mark.written()
                 else None,
-                statistics=_statistics(request.verb, directories.log) if result >= 0 else None,
+                statistics=_statistics(request, directories.log) if result >= 0 else None,
                 chatter=line.last_words,
                 line=line,
                 tree=exchange.tree,
@@ -243,9 +243,14 @@ def _converse(
         return call.finish(data), answer, None
 
 
-def _statistics(verb: Verb, directory: int | None) -> DumpStatistics | RestoreStatistics | None:
+def _statistics(
+    request: Request, directory: int | None
+) -> DumpStatistics | RestoreStatistics | None:
+    verb = request.verb
     if directory is None:
         return None
+    if verb is Verb.DUMP and request.opts.lazy_pages:
+        return None  # CRIU begins to count anew when it serves pages, and then writes nonsense
     if verb in (Verb.DUMP, Verb.PRE_DUMP):
         return _stats.read_dump(directory)
     return _stats.read_restore(directory) if verb is Verb.RESTORE else None

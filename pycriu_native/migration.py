@@ -127,7 +127,8 @@ def migrate_out(
         except BaseException as error:
             channel.part("failed", str(error))
             room.remove()
-            raise _said(error, phases, f"migration of pid {pid} failed", "the source runs on")
+            _say_where(error, phases, f"migration of pid {pid} failed", "the source runs on")
+            raise
 
 
 def migrate_in(
@@ -187,7 +188,7 @@ def migrate_in(
                 silence=silence,
                 deadline=until,
                 on_pages=arrival.put_pages,
-                on_lost=arrival.give_up,
+                on_end=arrival.give_up,
             )
         except BaseException:
             room.remove()
@@ -201,7 +202,8 @@ def migrate_in(
             arrival.close()
             room.remove()
             channel.part("failed", str(error) or type(error).__name__)
-            raise _said(error, phases, "taking a process in failed", "nothing is left here")
+            _say_where(error, phases, "taking a process in failed", "nothing is left here")
+            raise
         channel.part()
         return result
 
@@ -248,8 +250,8 @@ def _tidy(room: Room) -> None:
         room.remove()
 
 
-def _said(error: BaseException, phases: Phases, what: str, tail: str) -> BaseException:
-    """The error, with what was being done and how it stands now."""
+def _say_where(error: BaseException, phases: Phases, what: str, tail: str) -> None:
+    """Add what was being done, and how it stands now."""
     if isinstance(error, MigrationError):
         whose = "the other side gave up: " if error.by_peer else ""
         error.phase = error.phase or phases.name
@@ -257,4 +259,3 @@ def _said(error: BaseException, phases: Phases, what: str, tail: str) -> BaseExc
         error.args = (error.message,)
     else:
         error.add_note(f"{what} ({phases.name}); {tail}")
-    return error

@@ -5,7 +5,8 @@ JSON value a line, where it listens, each notification, and the result or the er
 was left behind. It then lives until its standard input ends, since its pid namespace is that of
 the restored process too. In JSON are ``opts``, ``listen`` (address and port), and, for tests
 that break things, ``die_at``, the notification at which it is killed, ``wait_at``, at which it
-waits for a line, and ``program``, the ``criu`` to use.
+waits for a line, ``raise_at``, at which its hook refuses, ``hide``, a directory that is empty
+there, and ``program``, the ``criu`` to use.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +56,23 @@ def left_behind(before: set[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Take one process in."""
+    """Be the first process of the namespace, and have a child take one process in."""
     given = json.loads(sys.argv[1])
+    if "hide" in given:
+        subprocess.run(["mount", "-t", "tmpfs", "hidden", given["hide"]], check=True)
+    child = os.fork()
+    if not child:
+        arrive(given)
+        return
+    while True:
+        try:
+            os.wait()
+        except ChildProcessError:
+            time.sleep(0.01)
+
+
+def arrive(given: dict[str, Any]) -> None:
+    """Take one process in."""
     tempfile.tempdir = given["temporary"]
     before = set(os.listdir(tempfile.gettempdir()))
 

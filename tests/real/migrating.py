@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .hosts import Host
-from .processes import PATIENCE, Target, eventually, kill, state
+from .processes import PATIENCE, Target, is_alive, kill, state
 
 SOURCE_TREE = Path(__file__).parents[2]
 
@@ -76,9 +78,32 @@ class Destination:
         self.process.stdin.flush()
 
     def is_clean(self) -> bool:
-        """Whether nothing runs there but itself, and its files are gone."""
-        names = sorted(self.pids().values())
-        return set(names) <= {"python", "python3"} and not os.listdir(self.temporary)
+        """Whether nothing runs there but itself and its parent, and its files are gone."""
+        ours = {self.init, *self._children(self.init)}
+        return set(self.pids()) <= ours and not os.listdir(self.temporary)
+
+    def _children(self, pid: int) -> list[int]:
+        """Who of its children is ``arrive.py``, not a process that was restored or its guard."""
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [
+            one
+            for one in map(int, text.split())
+            if b"tests.real.arrive" in Path(f"/proc/{one}/cmdline").read_bytes()
+        ]
+
+    @property
+    def pid(self) -> int:
+        """The process that calls ``migrate_in``, by our number."""
+        return self._children(self.init)[0]
+
+    def inside(self, pid: int) -> int:
+        """Our number of a process that has this one there."""
+        for one in self.pids():
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{one}/status").read_text()
+                if re.search(rf"^NSpid:.*\b{pid}$", text, re.M):
+                    return one
+        raise AssertionError(f"no process {pid} there")
 
 
 @contextlib.contextmanager
@@ -99,6 +124,7 @@ def destination(
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd=SOURCE_TREE,
+            bufsize=0,
             start_new_session=True,
         )
     made = Destination(process, address, temporary)
@@ -128,14 +154,6 @@ def reaped(target: Target) -> Iterator[None]:
     thread = threading.Thread(target=target.process.wait)
     thread.start()
     yield
-    if not target.process.returncode and state(target.pid):
-        target.end()
+    if is_alive(target.pid):
+        os.kill(target.pid, signal.SIGKILL)
     thread.join()
-
-
-def is_stopped_or_gone(pid: int) -> bool:
-    """Whether a process makes no step."""
-    return state(pid) in ("", "Z", "t", "T")
-
-
-__all__ = ["Destination", "destination", "eventually", "far_pid", "reaped"]
