@@ -30,7 +30,7 @@ HANDSHAKE = 10.0
 TLS_FIELDS = ("tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key")
 
 
-def problems_with(place: object, name: str, opts: CriuOpts, insecure: bool) -> Iterator[Problem]:
+def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> Iterator[Problem]:
     """What is wrong with an address, and with the certificates."""
     if not isinstance(place, socket.socket):
         try:
@@ -64,12 +64,11 @@ def _exposed(name: str, place: object) -> Problem:
     return Problem(name, place, rule)
 
 
-def _host_and_port(place: object) -> tuple[str, int]:
+def _host_and_port(place: str | tuple[str, int]) -> tuple[str, int]:
     if isinstance(place, str):
         server = PageServer._from_text(place)
     else:
-        host, port = place  # type: ignore[misc]
-        server = PageServer(host, port)
+        server = PageServer(*place)
     if server.address is None or server.port is None:
         raise ValueError("host and port are required")
     return server.address, server.port
@@ -189,7 +188,7 @@ def _context(protocol: int, opts: CriuOpts) -> ssl.SSLContext:
         context.load_verify_locations(opts.tls_cacert)  # type: ignore[arg-type]
         context.load_cert_chain(opts.tls_cert, opts.tls_key)  # type: ignore[arg-type]
         if opts.tls_cacrl is not None:
-            context.load_verify_locations(opts.tls_cacrl)  # type: ignore[arg-type]
+            context.load_verify_locations(opts.tls_cacrl)
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ssl.SSLError) as error:
         rule = f"PEM files that fit each other are accepted: {error}"

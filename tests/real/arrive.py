@@ -97,7 +97,7 @@ def arrive(given: dict[str, Any]) -> None:
                 **given.get("more", {}),
             )
         except (CriuError, RuntimeError) as error:
-            told = {"error": type(error).__name__, "message": str(error)}
+            told: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
         else:
             told = {
                 "result": result.pid,

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .hosts import Host
+from pycriu_native import CriuOpts, MigrationResult, migrate_out
+
+from .hosts import Host, run
 from .processes import PATIENCE, Target, is_alive, kill, state
 
 SOURCE_TREE = Path(__file__).parents[2]
@@ -141,6 +143,46 @@ def destination(
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def shaped(address: str, rate: str) -> Iterator[None]:
+    """What we send to an address passes at this rate only, so that pages take their time."""
+    words = run("ip", "-o", "route", "get", address).split()
+    device = words[words.index("dev") + 1]
+    shape = ["rate", rate, "burst", "256kb", "latency", "400ms"]
+    run("tc", "qdisc", "add", "dev", device, "root", "tbf", *shape)
+    try:
+        yield
+    finally:
+        run("tc", "qdisc", "del", "dev", device, "root")
+
+
+class Leaving:
+    """A ``migrate_out`` on a thread of its own."""
+
+    def __init__(self, target: Target, there: Destination, **given: Any) -> None:
+        self.error: BaseException | None = None
+        self.result: MigrationResult | None = None
+        self._thread = threading.Thread(target=self._run, args=(target, there, given))
+        self._thread.start()
+
+    def _run(self, target: Target, there: Destination, given: dict[str, Any]) -> None:
+        opts = given.pop("opts", CriuOpts())
+        try:
+            self.result = migrate_out(target.pid, opts, to=there.place, **given)
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is not over yet."""
+        return self._thread.is_alive()
+
+    def join(self) -> BaseException | None:
+        """Its error, once it is over."""
+        self._thread.join()
+        return self.error
 
 
 def far_pid() -> None:

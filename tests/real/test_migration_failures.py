@@ -23,7 +23,6 @@ from pycriu_native import (
     DeadlineError,
     MigrationError,
     MigrationMode,
-    MigrationResult,
     Notification,
     Notify,
     PeerLostError,
@@ -31,7 +30,7 @@ from pycriu_native import (
 )
 
 from .hosts import Host
-from .migrating import Destination
+from .migrating import Destination, Leaving, shaped
 from .processes import Target, children, eventually, is_alive, kill, state
 from .test_lazy import requires_userfaultfd
 from .test_migration import BOTH, Arrive, arrive, far, large_pipes, traveller
@@ -41,33 +40,9 @@ __all__ = ["arrive", "far", "large_pipes", "traveller"]
 BRIEF: dict[str, Any] = {"insecure": True, "silence": 2.0}
 """Arguments of both calls: a lost peer is noticed soon."""
 
-SLOW = "rate 40mbit burst 64kb latency 400ms"
-"""A network on which pages take their time."""
-
 
 class _Interrupted(Exception):
     """What a signal's handler raises, as Ctrl-C does."""
-
-
-class _InThread:
-    """A ``migrate_out`` on a thread of its own."""
-
-    def __init__(self, target: Target, there: Destination, mode: MigrationMode) -> None:
-        self.error: BaseException | None = None
-        self.result: MigrationResult | None = None
-        self._thread = threading.Thread(target=self._run, args=(target, there, mode))
-        self._thread.start()
-
-    def _run(self, target: Target, there: Destination, mode: MigrationMode) -> None:
-        try:
-            self.result = migrate_out(target.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
-        except BaseException as error:
-            self.error = error
-
-    def join(self) -> BaseException | None:
-        """Its error, once it is over."""
-        self._thread.join()
-        return self.error
 
 
 def _is_whole(target: Target, checksum: str) -> None:
@@ -88,14 +63,9 @@ def _until(there: Destination, action: str) -> None:
 
 @pytest.fixture
 def slow(far: tuple[Host, str]) -> Iterator[None]:
-    """The destination's cable carries little; what leaves us is shaped."""
-    link = subprocess.run(
-        ["ip", "-o", "route", "get", far[1]], capture_output=True, text=True, check=True
-    ).stdout.split()
-    device = link[link.index("dev") + 1]
-    subprocess.run(["tc", "qdisc", "add", "dev", device, "root", "tbf", *SLOW.split()], check=True)
-    yield
-    subprocess.run(["tc", "qdisc", "del", "dev", device, "root"], check=True)
+    """The cable to the destination carries little."""
+    with shaped(far[1], "40mbit"):
+        yield
 
 
 @pytest.fixture
@@ -165,7 +135,7 @@ def test_somebody_is_killed_while_pages_come(
     """The copy that ran there is ended, and the source goes on from where it stood."""
     checksum = traveller.ask("checksum")
     there = arrive(more=BRIEF)
-    leaving = _InThread(traveller, there, MigrationMode.POST_COPY)
+    leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
     _until(there, "post-resume")
     copy = there.inside(traveller.pid)
     assert is_alive(copy)
@@ -249,7 +219,7 @@ def test_the_network_goes(
                 traveller.pid, CriuOpts(), to=there.place, mode=mode, on_notify=hook, **BRIEF
             )
     else:
-        leaving = _InThread(traveller, there, mode)
+        leaving = Leaving(traveller, there, mode=mode, **BRIEF)
         _until(there, "pre-resume")
         cut()
         there.go_on()
