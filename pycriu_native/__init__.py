@@ -42,6 +42,7 @@ from .lazy import LazyPages
 from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
 from .opts import CriuOpts
 from .pages import PageServerChild, page_server, page_server_child
+from .progress import OnProgress, Progress
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -100,6 +101,7 @@ __all__ = [
     "NoSuchProcessError",
     "Notification",
     "Notify",
+    "OnProgress",
     "OptionError",
     "PageServer",
     "PageServerChild",
@@ -111,6 +113,7 @@ __all__ = [
     "Problem",
     "ProgramError",
     "ProgramNotFoundError",
+    "Progress",
     "ProtocolError",
     "RestoreResult",
     "RestoreStatistics",

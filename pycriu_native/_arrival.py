@@ -57,6 +57,7 @@ class Arrival:
         self.phases = phases
         self.channel: Channel
         self.image_bytes = 0
+        self._to_come = 0
         self.mode = MigrationMode.STOP_AND_COPY
         self.relay: PageRelay | None = None
         self._daemon: LazyPages | None = None
@@ -66,6 +67,15 @@ class Arrival:
         self._start = ""
         self._last_word_said = False
         self._downtime = 0.0
+
+    def measure(self) -> tuple[str, int, int | None]:
+        """Phase, bytes done, bytes to do."""
+        phase = self.phases.name
+        if phase == "images":
+            return phase, self.image_bytes, self._to_come
+        if phase == "pages" and self.relay is not None:
+            return phase, self.relay.moved, None
+        return phase, 0, None
 
     def put_pages(self, data: bytes | bytearray) -> None:
         """What the source's CRIU says to the daemon."""
@@ -111,7 +121,7 @@ class Arrival:
             self._undo(error)
         self._warden.mind(end=[], stop=[])
         self._report(restored.statistics)
-        self.phases.leave()
+        self.phases.finish()
         return MigrationResult(
             pid=restored.pid,
             mode=self.mode,
@@ -151,6 +161,7 @@ class Arrival:
                 if not number or told.get("lazy") is not self.mode.lazy:
                     raise MigrationError("the source asks for a restore of nothing that it sent")
                 return number
+            self._to_come = self.image_bytes + _shipment.number(told, "bytes")
             number = _shipment.receive(self.channel, self._room.path, told, number, self._count)
 
     def _count(self, size: int) -> None:

@@ -32,11 +32,13 @@ from ._migrating import (
 from ._page_relay import PageRelay
 from ._reach import Via
 from ._session import Call
+from ._tree import process_tree
 from ._warden import Warden
 from .enums import Notify
 from .errors import CriuError, MigrationError
 from .iters import More, Round, UntilSteady, round_opts
 from .opts import CriuOpts
+from .progress import memory_of, size_of_pages
 from .results import DumpResult, RestoreStatistics
 from .values import PageServer
 
@@ -74,6 +76,8 @@ class Departure:
         self._more = UntilSteady() if more is None else more
         self.phases = phases
         self.image_bytes = 0
+        self._shipped = self._to_ship = 0
+        self._memory = 0
         self._their_silence = 0.0
         self._numbers = 0
         self._frozen_at = 0.0
@@ -88,11 +92,24 @@ class Departure:
         self._watcher: threading.Thread | None = None
         self._released = threading.Event() if relay is None else relay.asked
 
+    def measure(self) -> tuple[str, int, int | None]:
+        """Phase, bytes done, bytes to do."""
+        phase = self.phases.name
+        if phase in ("dump", "pre-dump"):
+            done = size_of_pages(f"{self._room.path}/{self._numbers}", parents=False)
+            return phase, done, None if self._mode.lazy and phase == "dump" else self._memory
+        if phase in ("images", "images of rounds"):
+            return phase, self.image_bytes - self._shipped, self._to_ship
+        if phase == "pages" and self._relay is not None:
+            return phase, self._relay.moved, max(self._relay.moved, self._memory - self._to_ship)
+        return phase, 0, None
+
     # ---- the caller's thread ----
 
     def run(self) -> MigrationResult:
         """Migrate."""
         self.phases.enter("hello")
+        self._memory = memory_of(process_tree(self._pid))
         lazy = self._mode.lazy
         version = _requirements.program_version(self._via)
         self._channel.tell(
@@ -139,9 +156,9 @@ class Departure:
 
     def _ship(self, phase: str) -> None:
         self.phases.enter(phase)
-        _shipment.send(
-            self._channel, f"{self._room.path}/{self._numbers}", self._numbers, self._count
-        )
+        directory = f"{self._room.path}/{self._numbers}"
+        self._shipped, self._to_ship = self.image_bytes, _shipment.size_of(directory)
+        _shipment.send(self._channel, directory, self._numbers, self._count)
 
     def _count(self, size: int) -> None:
         self.image_bytes += size
@@ -246,7 +263,7 @@ class Departure:
         restored = None
         with contextlib.suppress(CriuError, TypeError, ValueError):
             restored = _statistics(self._channel.expect("report"))
-        self.phases.leave()
+        self.phases.finish()
         return MigrationResult(
             pid=self._their_pid,
             mode=self._mode,

@@ -99,17 +99,16 @@ class Phases:
         self.began = self._since = time.monotonic()
 
     def enter(self, name: str) -> None:
-        """Another phase begins."""
-        self.leave()
-        self.name = name
-
-    def leave(self) -> None:
-        """The phase is over."""
+        """The phase is over, and another one begins."""
         now = time.monotonic()
         if self.name:
             self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._since
         self._since = now
-        self.name = ""
+        self.name = name
+
+    def finish(self) -> None:
+        """The last phase is over."""
+        self.enter("done")
 
     @property
     def total(self) -> float:

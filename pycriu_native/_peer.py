@@ -65,10 +65,7 @@ def _exposed(name: str, place: object) -> Problem:
 
 
 def _host_and_port(place: str | tuple[str, int]) -> tuple[str, int]:
-    if isinstance(place, str):
-        server = PageServer._from_text(place)
-    else:
-        server = PageServer(*place)
+    server = PageServer._from_text(place) if isinstance(place, str) else PageServer(*place)
     if server.address is None or server.port is None:
         raise ValueError("host and port are required")
     return server.address, server.port
@@ -185,7 +182,7 @@ def _context(protocol: int, opts: CriuOpts) -> ssl.SSLContext:
     try:
         context.check_hostname = protocol == ssl.PROTOCOL_TLS_CLIENT and not opts.tls_no_cn_verify
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(opts.tls_cacert)  # type: ignore[arg-type]
+        context.load_verify_locations(opts.tls_cacert)
         context.load_cert_chain(opts.tls_cert, opts.tls_key)  # type: ignore[arg-type]
         if opts.tls_cacrl is not None:
             context.load_verify_locations(opts.tls_cacrl)

@@ -44,7 +44,8 @@ class Call:
 
     def __init__(self, request: Request, wake: Callable[[], None] | None = None) -> None:
         """``wake`` is called, on the call's thread, when there is a question or the end."""
-        self._request = request
+        self.request = self._request = request
+        """What was asked."""
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         self._exchange: Exchange | None = None
@@ -80,6 +81,11 @@ class Call:
         """Begin; a second time does nothing."""
         if self._thread.ident is None:
             self._thread.start()
+
+    @property
+    def worker_pid(self) -> int:
+        """The worker's pid while it works; 0 before, and where it is not ours."""
+        return 0 if self._exchange is None else self._exchange.line.pid
 
     def is_over(self) -> bool:
         """Whether there is an outcome, or an error."""

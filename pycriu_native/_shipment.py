@@ -71,31 +71,31 @@ def receive(channel: Channel, root: str, told: dict[str, object], last: int, cou
     ``last`` is the number of the one before. Raises ``PeerLostError`` for what no peer of ours
     sends, and ``MigrationError`` where there is no room.
     """
-    number, files, total = (_number(told, name) for name in ("number", "files", "bytes"))
-    if number != last + 1 or number > MOST_ROUNDS or files > MOST_FILES:
-        raise PeerLostError(f"the peer announced images number {number} of {files} files")
+    this, files, total = (number(told, name) for name in ("number", "files", "bytes"))
+    if this != last + 1 or this > MOST_ROUNDS or files > MOST_FILES:
+        raise PeerLostError(f"the peer announced images number {this} of {files} files")
     room = os.statvfs(root)
     if total > room.f_bavail * room.f_frsize:
         raise MigrationError(
             f"{total} bytes of images do not fit into {root}: "
             f"{room.f_bavail * room.f_frsize} bytes are free there"
         )
-    directory = os.path.join(root, str(number))
+    directory = os.path.join(root, str(this))
     os.mkdir(directory, 0o700)
-    if number > 1:
-        os.symlink(f"../{number - 1}", os.path.join(directory, "parent"))
+    if this > 1:
+        os.symlink(f"../{this - 1}", os.path.join(directory, "parent"))
     where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for _ in range(files):
             entry = channel.expect("file")
-            size = _number(entry, "size")
+            size = number(entry, "size")
             total -= size
             if total < 0:
                 raise PeerLostError("the peer sent more bytes of images than it announced")
             _receive_file(channel, where, checked_name(entry.get("name")), size, count)
     finally:
         os.close(where)
-    return number
+    return this
 
 
 def _receive_file(channel: Channel, where: int, name: str, left: int, count: Count) -> None:
@@ -123,7 +123,8 @@ def checked_name(name: object) -> str:
     return name
 
 
-def _number(told: dict[str, object], name: str) -> int:
+def number(told: dict[str, object], name: str) -> int:
+    """A number that the peer sent; ``PeerLostError`` for what is none."""
     value = told.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         raise PeerLostError(f"the peer sent {name}={str(value)[:80]!r}")

@@ -47,6 +47,7 @@ from ._worker import Worker
 from .errors import MigrationError, MigrationInDoubtError, OptionError, Problem
 from .iters import More
 from .opts import CriuOpts
+from .progress import OnProgress, telling
 from .values import PageServer
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
@@ -65,6 +66,7 @@ def migrate_out(
     insecure: bool = False,
     via: Worker | None = None,
     on_notify: Hook | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     silence: float = SILENCE,
 ) -> MigrationResult:
@@ -75,7 +77,8 @@ def migrate_out(
     connected socket, which stays the caller's. ``more`` decides after each round of pre-copy
     whether there is another (:class:`~pycriu_native.UntilSteady` by default). ``deadline`` is in
     seconds, for the whole. ``silence`` is how long the destination may say nothing, in
-    seconds, before it counts as lost.
+    seconds, before it counts as lost. ``on_progress`` is told of each phase, on a thread of its
+    own.
 
     When this raises, the process runs on here. If the destination had been told to go ahead
     and cannot be asked any more, that takes the destination's ``silence`` and two seconds more:
@@ -123,7 +126,8 @@ def migrate_out(
             more=more,
         )
         try:
-            return departure.run()
+            with telling(on_progress, departure.measure):
+                return departure.run()
         except BaseException as error:
             channel.part("failed", str(error))
             room.remove()
@@ -138,6 +142,7 @@ def migrate_in(
     insecure: bool = False,
     via: Worker | None = None,
     on_notify: Hook | None = None,
+    on_progress: OnProgress | None = None,
     deadline: float | None = None,
     silence: float = SILENCE,
 ) -> MigrationResult:
@@ -195,7 +200,8 @@ def migrate_in(
             raise
         owned.callback(channel.close)
         try:
-            result = arrival.run()
+            with telling(on_progress, arrival.measure):
+                result = arrival.run()
         except MigrationInDoubtError:
             raise
         except BaseException as error:

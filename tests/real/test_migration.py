@@ -205,10 +205,8 @@ def test_a_pipe_that_is_too_small(spawn: Spawn, images: Path) -> None:
     PIPE_MAX_SIZE.write_text(str(2**21))
     try:
         cure = r"fs\.pipe-max-size is at least 4194304; it is 2097152: sysctl -w"
+        opts = CriuOpts(images_directory=images, lazy_pages=True, page_server="127.0.0.1:7000")
         with pytest.raises(UnsupportedError, match=cure):
-            opts = CriuOpts(
-                images_directory=images, lazy_pages=True, page_server=("127.0.0.1", 7000)
-            )
             dump(target.pid, opts)
         with pytest.raises(UnsupportedError, match=cure):
             migrate_out(
