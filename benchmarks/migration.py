@@ -6,8 +6,8 @@ pair between them; so the network is as fast as memory, and both sides share the
 
 ``downtime``: from CRIU's first move against the process until the source has heard that it runs
 there. ``first answer``: until the process has itself answered a question (a file that it
-writes); for post-copy it has to fetch the pages of its interpreter for that, one by one. For dump and restore both are from
-the start of the dump to the end of the restore, and to the answer.
+writes); for post-copy it has to fetch the pages of its interpreter for that, one by one. For dump
+and restore both are from the start of the dump, to the end of the restore and to the answer.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def by_migration(directory: Path, mib: int, mode: MigrationMode) -> dict[str, fl
     with ExitStack() as owned:
         other = owned.enter_context(host())
         _, address = owned.enter_context(cable(OURS, other))
-        there = owned.enter_context(
-            destination(other, address, directory, more={"insecure": True})
-        )
+        there = owned.enter_context(destination(other, address, directory, more={"insecure": True}))
         reaper = threading.Thread(target=target.process.wait)
         reaper.start()
 
