@@ -126,7 +126,15 @@ def program(release: str) -> str:
 
 
 @requires_userfaultfd
-@pytest.mark.parametrize("release", ["4.1", "", "4.3"], ids=["4.1", "installed", "4.3"])
+@pytest.mark.parametrize(
+    "release",
+    [
+        pytest.param("4.1", marks=pytest.mark.long),
+        "",
+        pytest.param("4.3", marks=pytest.mark.long),
+    ],
+    ids=["4.1", "installed", "4.3"],
+)
 def test_it_runs_before_its_memory_is_there(
     arrive: Arrive, far: tuple[Host, str], spawn: Spawn, release: str
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -79,6 +80,17 @@ def cut(far: tuple[Host, str]) -> Iterator[Callable[[], None]]:
 
     yield cut_it
     there.run("ip", "link", "set", link, "up")
+    eventually(lambda: _is_reachable(far[1]), "the mending of the cable")
+
+
+def _is_reachable(address: str) -> bool:
+    try:
+        socket.create_connection((address, 9), 1).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @BOTH
@@ -97,7 +109,9 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
 
 
 @BOTH
-@pytest.mark.parametrize("action", ["pre-restore", "post-restore"])
+@pytest.mark.parametrize(
+    "action", [pytest.param("pre-restore", marks=pytest.mark.long), "post-restore"]
+)
 def test_a_hook_there_that_refuses(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
@@ -114,7 +128,13 @@ def test_a_hook_there_that_refuses(
 
 
 @BOTH
-@pytest.mark.parametrize("action", ["pre-restore", "post-restore", "pre-resume"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "pre-restore",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("post-restore", "pre-resume")),
+    ],
+)
 def test_a_destination_that_is_killed(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
@@ -128,7 +148,9 @@ def test_a_destination_that_is_killed(
 
 
 @requires_userfaultfd
-@pytest.mark.parametrize("who", ["destination", "daemon", "source's CRIU"])
+@pytest.mark.parametrize(
+    "who", ["destination", "daemon", pytest.param("source's CRIU", marks=pytest.mark.long)]
+)
 def test_somebody_is_killed_while_pages_come(
     arrive: Arrive, traveller: Target, slow: None, who: str
 ) -> None:
@@ -160,8 +182,15 @@ migrate_out(pid, CriuOpts(), to=(host, port), mode=mode, insecure=True, silence=
 """
 
 
-@BOTH
-@pytest.mark.parametrize("action", ["post-restore", "post-resume"])
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [
+        pytest.param(MigrationMode.STOP_AND_COPY, "post-restore", marks=pytest.mark.long),
+        pytest.param(MigrationMode.POST_COPY, "post-restore", marks=pytest.mark.long),
+        pytest.param(MigrationMode.POST_COPY, "post-resume", marks=pytest.mark.long),
+    ],
+)
+@requires_userfaultfd
 def test_a_source_that_is_killed(
     arrive: Arrive,
     traveller: Target,
@@ -171,8 +200,6 @@ def test_a_source_that_is_killed(
     orphans: None,
 ) -> None:
     """Its guard has the process run on, once the destination has ended its copy."""
-    if action == "post-resume" and not mode.lazy:
-        pytest.skip("the last word has been said by then")
     checksum = traveller.ask("checksum")
     there = arrive(more=BRIEF, wait_at=action)
     words = json.dumps([traveller.pid, *there.place, str(mode)])
@@ -197,7 +224,7 @@ def _is_lazy_daemon(pid: int) -> bool:
 
 
 @BOTH
-@pytest.mark.parametrize("when", ["images", "go"])
+@pytest.mark.parametrize("when", ["images", pytest.param("go", marks=pytest.mark.long)])
 def test_the_network_goes(
     arrive: Arrive,
     traveller: Target,
@@ -266,6 +293,7 @@ def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slo
     _is_whole(traveller, checksum)
 
 
+@pytest.mark.long
 @requires_userfaultfd
 def test_a_deadline_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
     """The deadline is for the whole; the process then runs on here."""
