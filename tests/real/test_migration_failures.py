@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ def _is_whole(target: Target, checksum: str) -> None:
 
 def _is_clean(there: Destination) -> None:
     eventually(there.is_clean, "a clean destination")
+
+
+def _never_both(leaving: Leaving, source: int, copy: int) -> None:
+    """While it is under way: when the source's process runs, the copy does not."""
+    while leaving.under_way:
+        if state(source) in ("R", "S", "D"):
+            assert state(copy) in ("", "T", "Z"), "both of them run"
+        time.sleep(0.001)
 
 
 def _until(there: Destination, action: str) -> None:
@@ -167,6 +176,8 @@ def test_somebody_is_killed_while_pages_come(
         kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
     else:
         kill(next(pid for pid in children() if b"criu: dump" in _command(pid)))
+    if who != "source's CRIU":  # which lets its process run on at once
+        _never_both(leaving, traveller.pid, copy)
     error = leaving.join()
     assert isinstance(error, Exception), leaving.result
     assert not is_alive(copy)
@@ -248,8 +259,10 @@ def test_the_network_goes(
     else:
         leaving = Leaving(traveller, there, mode=mode, **BRIEF)
         _until(there, "pre-resume")
+        copy = there.inside(traveller.pid)
         cut()
         there.go_on()
+        _never_both(leaving, traveller.pid, copy)
         assert isinstance(leaving.join(), PeerLostError)
     told = there.until("result", "error")
     if mode.lazy or when == "images":
