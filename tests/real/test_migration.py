@@ -168,7 +168,7 @@ def test_it_runs_before_its_memory_is_there(
             while there.next().get("notification") != "post-resume":
                 pass
             assert target.ask("first") == first
-            assert _resident(there.inside(target.pid)) < 128 * 2**20
+            assert resident(there.inside(target.pid)) < 128 * 2**20
             assert leaving.under_way
             assert leaving.join() is None
         assert ready.read(1) == b"\0"
@@ -176,13 +176,14 @@ def test_it_runs_before_its_memory_is_there(
         assert told.get("result") == target.pid, told
         assert Notify.STATUS_READY in seen
         assert target.ask("checksum") == checksum
-        assert _resident(there.inside(target.pid)) >= 256 * 2**20
+        assert resident(there.inside(target.pid)) >= 256 * 2**20
         assert set(there.pids()) == {there.init, there.pid, there.inside(target.pid)}
         assert leaving.result is not None
         assert leaving.result.page_bytes > 256 * 2**20
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(text.split("Rss:")[1].split()[0]) * 1024
 

@@ -35,7 +35,7 @@ from .hosts import Host
 from .migrating import Destination, Leaving, shaped
 from .processes import Target, children, eventually, is_alive, kill, state
 from .test_lazy import requires_userfaultfd
-from .test_migration import BOTH, Arrive, arrive, far, large_pipes, traveller
+from .test_migration import BOTH, Arrive, arrive, far, large_pipes, resident, traveller
 
 __all__ = ["arrive", "far", "large_pipes", "traveller"]
 
@@ -182,6 +182,27 @@ def test_somebody_is_killed_while_pages_come(
     assert isinstance(error, Exception), leaving.result
     assert not is_alive(copy)
     _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+@requires_userfaultfd
+def test_no_zeros_for_the_daemons_end(arrive: Arrive, traveller: Target, slow: None) -> None:
+    """The kernel fills no page of a copy whose daemon is dead: it waits for its own end."""
+    checksum = traveller.ask("checksum")
+    there = arrive(more=BRIEF)
+    leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
+    _until(there, "post-resume")
+    copy = there.inside(traveller.pid)
+    os.kill(there.pid, signal.SIGSTOP)  # or it would end the copy before one can look
+    kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
+    time.sleep(0.3)
+    before = resident(copy)
+    time.sleep(0.3)
+    assert is_alive(copy)
+    assert resident(copy) == before
+    os.kill(there.pid, signal.SIGCONT)
+    assert isinstance(leaving.join(), MigrationError)
+    assert not is_alive(copy)
     _is_whole(traveller, checksum)
 
 
