@@ -27,6 +27,7 @@ from ._prepare import Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, is_inside, log_name
 from ._tree import end_processes, wait_until_gone
+from ._undo_lock import free_connections
 from .enums import Verb
 from .errors import CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
@@ -204,6 +205,8 @@ class Call:
         if request.verb is Verb.RESTORE:
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
+        elif request.verb is Verb.DUMP and request.opts.lazy_pages:
+            free_connections(exchange.tree)
         if exchange.stopped_by is None:
             return explain_failure(
                 request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
