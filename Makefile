@@ -103,6 +103,12 @@ test: test-tools test-libraries build ## the tests; what this machine cannot do 
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
 
+.PHONY: test-migration
+test-migration: test-tools test-libraries build ## every way in which a migration can fail; some minutes
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m pytest --long tests/wire/test_migration.py \
+		tests/real/test_migration.py tests/real/test_migration_failures.py $(ARGS)
+
 # Address and undefined-behaviour sanitizers, over all that needs no privilege. Leaks are
 # counted by a test: LeakSanitizer cannot tell ours from Python's.
 SANITIZED := build/sanitized

@@ -23,8 +23,11 @@ from .errors import (
     CriuError,
     DeadlineError,
     ImagesError,
+    MigrationError,
+    MigrationInDoubtError,
     NoSuchProcessError,
     OptionError,
+    PeerLostError,
     PermissionDeniedError,
     PidInUseError,
     Problem,
@@ -36,8 +39,10 @@ from .errors import (
 )
 from .iters import DumpItersResult, Round, UntilSteady, dump_iters
 from .lazy import LazyPages
+from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
 from .opts import CriuOpts
 from .pages import PageServerChild, page_server, page_server_child
+from .progress import OnProgress, Progress
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -103,14 +108,20 @@ __all__ = [
     "InheritFd",
     "JoinNamespace",
     "LazyPages",
+    "MigrationError",
+    "MigrationInDoubtError",
+    "MigrationMode",
+    "MigrationResult",
     "NetworkLock",
     "NoSuchProcessError",
     "Notification",
     "Notify",
+    "OnProgress",
     "OptionError",
     "PageServer",
     "PageServerChild",
     "PageServerResult",
+    "PeerLostError",
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
@@ -119,6 +130,7 @@ __all__ = [
     "Problem",
     "ProgramError",
     "ProgramNotFoundError",
+    "Progress",
     "ProtocolError",
     "Remark",
     "RestoreResult",
@@ -146,6 +158,8 @@ __all__ = [
     "ffi",
     "lib",
     "libcriu_version",
+    "migrate_in",
+    "migrate_out",
     "page_server",
     "page_server_child",
     "pre_dump",

@@ -57,7 +57,6 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     # page servers
     (DUMP, {"lazy_pages": True}, "page_server", "the address to serve pages on is required"),
     (DUMP, {"lazy_pages": True, "page_server": "host:1"}, "page_server", "a numeric address"),
-    (DUMP, {"lazy_pages": True, "page_server": {"fd": 1}}, "page_server", "not on a descriptor"),
     (DUMP, {"page_server": {"fd": 1, "port": 1}}, "page_server", "the descriptor only"),
     (PAGES, {}, "page_server", "the address to serve pages on is required"),
     (PAGES, {"page_server": "host:1"}, "page_server", "a numeric address"),

@@ -1,6 +1,6 @@
 """How long it takes to read large image sets, side by side with ``crit``.
 
-``python -m benchmarks.inspect --json FILE [--quick]``, as root, with a CRIU that works. Two sets
+``python -m benchmarks.images --json FILE [--quick]``, as root, with a CRIU that works. Two sets
 are dumped: one process with 1 GiB of memory, half of its pages written to, and 20,000 mappings;
 and 300 processes. Both are read by ``crit`` as it is used, a command for each question; by its
 library, which decodes every image; and by ours. The results are one JSON object: ``benchmark``,
@@ -121,7 +121,7 @@ def side_by_side(name: str, images: Path, times: int) -> list[dict[str, Any]]:
     }
     rows = []
     for what, body in ours.items():
-        body()
+        body()  # type: ignore[no-untyped-call]
         rows.append(row(what, "s", [timed(body) for _ in range(times)], set=name))
     found = crit.packages()
     if not found:
@@ -185,7 +185,7 @@ def searched(images: Path, times: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks.inspect")
+    parser = argparse.ArgumentParser(prog="benchmarks.images")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--quick", action="store_true", help="smaller sets, fewer samples")
     asked = parser.parse_args()
@@ -194,7 +194,7 @@ def main() -> None:
     found["rows"] = measure(asked.quick)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
-    for each in found["rows"]:  # type: ignore[attr-defined]
+    for each in found["rows"]:
         number = f"{each['median']:10.3f} {each['unit']}" if "median" in each else each["notes"]
         print(f"{each['what']:64} {each['case']['set']:10} {number}")
 
