@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import lib
 from ._exchange import Notification
-from ._ffi import ffi
 from ._reach import Service, Socket
 from ._worker import Worker
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
@@ -34,10 +32,7 @@ from .errors import (
     UnsupportedError,
     WorkerDiedError,
 )
-from .iters import DumpItersResult, Round, UntilSteady, dump_iters
-from .lazy import LazyPages
 from .opts import CriuOpts
-from .pages import PageServerChild, page_server, page_server_child
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -64,7 +59,12 @@ from .verbs import (
 )
 
 if TYPE_CHECKING:
+    from . import lib
     from ._explain import Explanation, explain
+    from ._ffi import ffi
+    from .iters import DumpItersResult, Round, UntilSteady, dump_iters
+    from .lazy import LazyPages
+    from .pages import PageServerChild, page_server, page_server_child
 
 __version__ = "0.1.0"
 
@@ -134,10 +134,32 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded when asked for: they bring all the other forms of options along.
-    if name in ("Explanation", "explain"):
-        from . import _explain
+# What few programs use is imported when it is asked for: it would take most of the time.
+_LATER = {
+    "DumpItersResult": "iters",
+    "Explanation": "_explain",
+    "LazyPages": "lazy",
+    "PageServerChild": "pages",
+    "Round": "iters",
+    "UntilSteady": "iters",
+    "dump_iters": "iters",
+    "explain": "_explain",
+    "ffi": "_ffi",
+    "page_server": "pages",
+    "page_server_child": "pages",
+}
+_MODULES = ("iters", "lazy", "lib", "pages")
 
-        return getattr(_explain, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return __import__(f"{__name__}.{name}", fromlist=[name])
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,14 +7,13 @@ options that help. It is read on the first failure, not before.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from . import errors
+from ._dataclass import dataclass
 from .enums import Verb
 from .errors import CriuError, Diagnosis
 
@@ -137,6 +136,8 @@ class Failure:
 @functools.cache
 def failures() -> tuple[Failure, ...]:
     """All that is known of CRIU's failures."""
+    import json  # a call that succeeds does without
+
     # A plain path needs no further imports: the caller may have changed its root or its user.
     with open(os.path.join(os.path.dirname(__file__), "failures.json"), encoding="utf-8") as file:
         data = json.load(file)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
+from ._dataclass import dataclass
 from ._exchange import Hook
 from ._line import Line
 from ._reach import Via

@@ -9,7 +9,6 @@ a word; the rules of runc that are stricter than CRIU's are marked. Facts: CRIU'
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import re
 import socket
@@ -178,6 +177,8 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _is_numeric(address: str | None) -> bool:
+    import ipaddress  # it takes long to import, and few calls serve pages
+
     try:
         ipaddress.ip_address(address or "")
     except ValueError:

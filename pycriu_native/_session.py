@@ -14,12 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 
 from . import _chronicle, _stats
+from ._dataclass import replace
 from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
-from ._failure import explain_failure
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
 from ._log import LogMark
 from ._message import Handle
@@ -199,6 +198,8 @@ class Call:
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:
+            from ._failure import explain_failure  # a call that succeeds does without
+
             return explain_failure(
                 request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import signal
 import time
@@ -78,6 +77,8 @@ def _find_listener(port: int) -> int | None:
                 _, local, _, state, *_, inode = line.split()[:10]
                 if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
                     inodes.add(f"socket:[{inode}]")
+    import glob  # it is wanted here only, and takes long to import
+
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # closed meanwhile
             if os.readlink(link) in inodes:

@@ -6,9 +6,9 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import ClassVar
 
+from ._dataclass import dataclass, field
 from ._line import Line, above_stdio, socket_pair, widen
 from ._process import OwnedProcess
 from ._program import find_program

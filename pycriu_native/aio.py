@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
 
 from . import verbs
+from ._dataclass import replace
 from ._exchange import Hook
 from ._reach import Via
 from ._request import Outcome, Request

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from ._dataclass import dataclass, field
 
 __all__ = [
     "CriuError",

@@ -8,12 +8,11 @@ the docstrings are from CRIU's man page and ``criu/cr-service.c`` unless they sa
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
+from ._dataclass import dataclass, replace
 from ._options import BY_FIELD, TABLE, On, Row
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, PreDumpMode, Verb
 from .errors import OptionError, Problem
@@ -303,7 +302,7 @@ class CriuOpts:
         """
         mask = VERB_MASK[Verb(verb)]
         foreign = {row.name: None for row, _ in self.items() if not row.on & mask}
-        return dataclasses.replace(self, **foreign) if foreign else self
+        return replace(self, **foreign) if foreign else self
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, in plain values: strings, numbers, booleans, lists, mappings.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, Self, runtime_checkable
+
+from ._dataclass import dataclass
 
 __all__ = [
     "CgroupRoot",
@@ -113,8 +114,7 @@ class _Item:
 
     def to_plain(self) -> dict[str, object]:
         """The fields that are set, as a plain mapping; ``parse`` takes it back."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def _keep_text(item: _Item, field: str, what: str, *, empty: bool = False) -> None:

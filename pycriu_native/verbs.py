@@ -24,11 +24,10 @@ Synchronization: every verb may be called on any number of threads at the same t
 from __future__ import annotations
 
 import os
-import tempfile
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from . import _requirements
+from ._dataclass import replace
 from ._exchange import Hook
 from ._ffi import LIBCRIU_VERSION
 from ._log import is_benign
@@ -219,6 +218,8 @@ def check(
     ``opts`` are needed for ``unprivileged`` and for the options of the log only; without an
     images directory, CRIU gets one that goes when it has answered.
     """
+    import tempfile  # it takes long to import, and the other verbs do without
+
     chosen = CriuOpts() if opts is None else opts
     with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
         if chosen.images_directory is None and chosen.images_dir is None:
