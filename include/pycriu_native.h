@@ -34,6 +34,9 @@ enum pn_field_type { PN_INT, PN_BOOL, PN_TEXT, PN_MESSAGE };
 void *pn_opts_message(criu_opts *opts); /* NULL: not the layout we know */
 int pn_free_opts(criu_opts *opts);
 
+/* Options as pn_pack has packed them take the place of those in the handle. -ENOMEM. */
+int pn_load_opts(criu_opts *opts, size_t length, const uint8_t *data);
+
 void *pn_new(int type);
 void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message */
 size_t pn_packed_size(const void *message);
@@ -70,6 +73,7 @@ struct pn_worker {
 };
 
 int pn_spawn(struct pn_worker *worker);
+int pn_io_priority(void); /* of the calling thread; -1: unknown */
 
 /* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
 

@@ -11,10 +11,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ._exchange import Notification
 from ._reach import Service, Socket
+from ._typing import TYPE_CHECKING, Any
 from ._worker import Worker
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
 from .errors import (
@@ -62,13 +61,17 @@ if TYPE_CHECKING:
     from . import lib
     from ._explain import Explanation, explain
     from ._ffi import ffi
+    from .batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
+    from .cache import CacheState, FeatureCache, feature_cache
     from .iters import DumpItersResult, Round, UntilSteady, dump_iters
     from .lazy import LazyPages
     from .pages import PageServerChild, page_server, page_server_child
+    from .pool import WarmWorkers
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheState",
     "CgroupMode",
     "CgroupRoot",
     "CheckResult",
@@ -78,11 +81,14 @@ __all__ = [
     "CriuOpts",
     "DeadlineError",
     "DumpItersResult",
+    "DumpJob",
     "DumpResult",
     "DumpStatistics",
     "Explanation",
     "ExtMount",
+    "FeatureCache",
     "Features",
+    "Finished",
     "ImageIOMode",
     "ImagesError",
     "InheritFd",
@@ -103,6 +109,7 @@ __all__ = [
     "ProgramError",
     "ProgramNotFoundError",
     "ProtocolError",
+    "RestoreJob",
     "RestoreResult",
     "RestoreStatistics",
     "Round",
@@ -113,6 +120,7 @@ __all__ = [
     "Verb",
     "Version",
     "VethPair",
+    "WarmWorkers",
     "Worker",
     "WorkerDiedError",
     "check",
@@ -120,7 +128,9 @@ __all__ = [
     "cpuinfo_dump",
     "dump",
     "dump_iters",
+    "dump_many",
     "explain",
+    "feature_cache",
     "feature_check",
     "ffi",
     "lib",
@@ -130,25 +140,37 @@ __all__ = [
     "pre_dump",
     "restore",
     "restore_child",
+    "restore_many",
+    "run_many",
     "version",
 ]
 
 
 # What few programs use is imported when it is asked for: it would take most of the time.
 _LATER = {
+    "CacheState": "cache",
     "DumpItersResult": "iters",
+    "DumpJob": "batch",
     "Explanation": "_explain",
+    "FeatureCache": "cache",
+    "Finished": "batch",
     "LazyPages": "lazy",
     "PageServerChild": "pages",
+    "RestoreJob": "batch",
     "Round": "iters",
     "UntilSteady": "iters",
+    "WarmWorkers": "pool",
     "dump_iters": "iters",
+    "dump_many": "batch",
     "explain": "_explain",
+    "feature_cache": "cache",
     "ffi": "_ffi",
     "page_server": "pages",
     "page_server_child": "pages",
+    "restore_many": "batch",
+    "run_many": "batch",
 }
-_MODULES = ("iters", "lazy", "lib", "pages")
+_MODULES = ("batch", "cache", "iters", "lazy", "lib", "pages", "pool")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """What goes to ``logging``: one line a verb, and CRIU's own lines if they are asked for.
 
-The logger ``pycriu_native`` gets a line at INFO for each call. ``pycriu_native.criu`` gets the
+The logger ``pycriu_native`` gets a line at INFO for each call, ``pycriu_native.advice`` one for
+what would make calls faster on this machine, once. ``pycriu_native.criu`` gets the
 lines of CRIU's log, with their levels, once a level has been set on it::
 
     logging.getLogger("pycriu_native.criu").setLevel(logging.DEBUG)
@@ -12,8 +13,8 @@ that has not imported ``logging`` has nobody who listens, and so it is not impor
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
+from ._typing import TYPE_CHECKING
 from .enums import Verb
 
 if TYPE_CHECKING:
@@ -47,6 +48,23 @@ def tell(verb: Verb, pid: int | None, images: str, duration: float, failure: str
     where = f", images in {images}" if images else ""
     how = f"failed: {failure}" if failure else "done"
     inform("%s%s %s after %.3f s%s", verb, whom, how, duration, where)
+
+
+_advised = False
+
+
+def advise() -> None:
+    """Say once what would make calls faster, if somebody listens to ``pycriu_native.advice``."""
+    global _advised
+    logger = None if _advised else _logger(NAME + ".advice")
+    if logger is None or not logger.isEnabledFor(20):  # INFO
+        return
+    _advised = True
+    from .cache import feature_cache
+
+    found = feature_cache()
+    if found.cure is not None:
+        logger.info("CRIU's feature cache %s", found)
 
 
 def wanted() -> bool:

@@ -5,7 +5,8 @@ of the time that ``import pycriu_native`` took. The classes made here keep what 
 in their ``__dict__``, so that an unset field costs nothing, and are dataclasses to whoever asks:
 ``dataclasses.fields``, ``replace``, ``asdict``, ``copy.replace``, ``match``, ``pprint`` and
 ``inspect.signature`` work, since what they look for is made when they look. To type checkers
-they are dataclasses of the standard library.
+they are dataclasses of the standard library. ``functools.cached_property`` works too, and is no
+part of the value.
 
 Only what this package uses is here: classes are frozen, and all of their fields or none are
 keyword-only.
@@ -14,7 +15,8 @@ keyword-only.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+
+from ._typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -34,7 +36,7 @@ else:
 
     def replace(value: Any, /, **changes: Any) -> Any:
         """A variant of a value of one of these classes."""
-        return type(value)(**{**value.__dict__, **changes})
+        return type(value)(**{**_getstate(value), **changes})
 
     def dataclass(
         *, frozen: bool, kw_only: bool = False, slots: bool = False, repr: bool = True
@@ -73,8 +75,8 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
     cls.__init__ = _init(cls, names, kw_only)
     cls.__eq__, cls.__hash__ = _eq, _hash
     cls.__setattr__, cls.__delattr__ = _setattr, _delattr
-    cls.__replace__ = replace
-    cls.__match_args__ = () if kw_only else names
+    cls.__getstate__, cls.__replace__ = _getstate, replace
+    type.__setattr__(cls, "__match_args__", () if kw_only else names)
     if repr:
         cls.__repr__ = _repr
     cls.__dataclass_fields__ = _Later("__dataclass_fields__", kw_only)
@@ -122,6 +124,12 @@ def _eq(self: Any, other: Any) -> Any:
 
 def _hash(self: Any) -> int:
     return hash(self._compared(self))
+
+
+def _getstate(self: Any) -> dict[str, Any]:
+    """The fields that are set: what was worked out from them since is no part of the value."""
+    fields = self._fields
+    return {name: value for name, value in self.__dict__.items() if name in fields}
 
 
 def _repr(self: Any) -> str:

@@ -21,6 +21,7 @@ from ._reach import Via
 from ._worker import Worker
 from .errors import Problem
 from .opts import CriuOpts
+from .pool import WarmWorkers
 
 GLOBAL_FILE = "/etc/criu/default.conf"
 USER_FILE = ".criu/default.conf"
@@ -87,7 +88,7 @@ def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]
 
 def _files_before(via: Via) -> Iterator[tuple[str, str]]:
     yield GLOBAL_FILE, "every CRIU on this system"
-    if not isinstance(via, Worker):
+    if not isinstance(via, Worker | WarmWorkers):
         return  # its environment is not ours to see
     environment = {"HOME": "/", **via.env}
     yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"

@@ -7,16 +7,16 @@ kernel's features once for each program. Nothing is asked that the options do no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
 
 from . import _rules
 from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._reach import Via
-from ._request import Request, is_inside
+from ._request import Request
 from ._session import Call
 from ._tree import frozen_cgroup
+from ._typing import Any, cast
 from .enums import Verb
 from .errors import Problem, UnsupportedError
 from .opts import CriuOpts
@@ -51,7 +51,7 @@ def check(request: Request) -> None:
 
 
 def _by_position(request: Request) -> Iterator[Problem]:
-    if is_inside(request):
+    if request.inside:
         rule = "not in a dump of a tree that the caller is in: it is frozen and cannot answer"
         for name in ("on_notify", "deadline"):
             if getattr(request, name) is not None:

@@ -24,12 +24,14 @@ from ._log import LogMark
 from ._message import Handle
 from ._prepare import Directories, fill
 from ._question import Question
-from ._request import Outcome, Request, is_inside, log_name
+from ._request import Outcome, Request, log_name
 from ._tree import end_processes, wait_until_gone
 from .enums import Verb
 from .errors import CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
+
+STDIN = 0
 
 UNTIL_REAPED = 5.0
 """Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
@@ -141,7 +143,9 @@ class Call:
                 if directories.log is None
                 else LogMark.take(directories.log, log_name(request))
             )
-            line = request.via.connect(keep, outside=is_inside(request))
+            if request.opts.shell_job or request.opts.exec_cmd is not None:
+                keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
+            line = request.via.connect(keep, outside=request.inside)
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid)
@@ -183,6 +187,8 @@ class Call:
             )
             if failure is not None:
                 raise failure
+            if request.verb in (Verb.DUMP, Verb.RESTORE):
+                _chronicle.advise()
             return replace(outcome, gone=self._wait_until_gone(outcome.tree))
 
     def _undone(

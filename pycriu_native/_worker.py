@@ -6,13 +6,13 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import ClassVar
 
 from ._dataclass import dataclass, field
 from ._line import Line, above_stdio, socket_pair, widen
 from ._process import OwnedProcess
 from ._program import find_program
 from ._spawn import spawn
+from ._typing import ClassVar
 from .errors import Problem
 from .values import Descriptor, descriptor_number
 
@@ -93,26 +93,7 @@ class Worker:
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program)
-        ours, theirs = socket_pair()
-        with theirs, ExitStack() as undo:
-            undo.enter_context(ours)
-            chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-            undo.callback(os.close, chatter)
-            widen(ours)
-            end = theirs.fileno()
-            pid, pidfd = spawn(
-                (program, "swrk", str(end)),
-                env=self.env,
-                stdin=self._input(),
-                output=chatter,
-                keep=[end, *keep],
-                outside=outside,
-            )
-            undo.pop_all()
-        if outside:
-            os.close(pidfd)
-            pidfd = -1
-        return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)
+        return start_worker(program, self.env, self._input(), keep, outside=outside)
 
     def _input(self) -> int:
         fd = 0 if self.stdin is None else descriptor_number(self.stdin)
@@ -123,3 +104,34 @@ class Worker:
                 raise
             return -1
         return fd
+
+
+def start_worker(
+    program: str,
+    env: Mapping[str, str],
+    stdin: int,
+    keep: Sequence[int] = (),
+    *,
+    outside: bool = False,
+) -> WorkerLine:
+    """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
+    ours, theirs = socket_pair()
+    with theirs, ExitStack() as undo:
+        undo.enter_context(ours)
+        chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+        undo.callback(os.close, chatter)
+        widen(ours)
+        end = theirs.fileno()
+        pid, pidfd = spawn(
+            (program, "swrk", str(end)),
+            env=env,
+            stdin=stdin,
+            output=chatter,
+            keep=[end, *keep],
+            outside=outside,
+        )
+        undo.pop_all()
+    if outside:
+        os.close(pidfd)
+        pidfd = -1
+    return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)

@@ -24,7 +24,6 @@ Synchronization: every verb may be called on any number of threads at the same t
 from __future__ import annotations
 
 import os
-from typing import Any, TypeVar
 
 from . import _requirements
 from ._dataclass import replace
@@ -35,6 +34,7 @@ from ._options import On
 from ._reach import Via
 from ._request import Outcome, Request
 from ._session import Call
+from ._typing import Any, TypeVar
 from ._worker import Worker
 from .enums import Verb
 from .opts import CriuOpts
