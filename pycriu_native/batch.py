@@ -13,7 +13,7 @@ Each job's result or error is kept with the job: one that fails stops no other.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -98,7 +98,7 @@ class Finished(Generic[R]):
 
 def run_many(
     jobs: Iterable[Job[R]], *, executor: Executor | None = None, parallel: int | None = None
-) -> Iterator[Finished[R]]:
+) -> Generator[Finished[R], None, None]:
     """Run jobs, and yield each as it is over.
 
     ``executor`` is one of ``concurrent.futures``, or any other whose ``submit`` returns futures
@@ -119,7 +119,9 @@ def run_many(
     return _run(todo, executor, parallel or 2 * len(os.sched_getaffinity(0)))
 
 
-def _run(todo: Sequence[Job[R]], executor: Executor | None, parallel: int) -> Iterator[Finished[R]]:
+def _run(
+    todo: Sequence[Job[R]], executor: Executor | None, parallel: int
+) -> Generator[Finished[R], None, None]:
     if not todo:
         return
     ours = None
