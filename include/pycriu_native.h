@@ -85,3 +85,4 @@ struct pn_call;
 
 struct pn_call *pn_call_start(int verb, criu_opts *opts, struct criu_feature_check *features);
 int pn_call_join(struct pn_call *call); /* what the verb returned; frees the call */
+void pn_block_signals(void); /* all of them, on the calling thread */

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from ._dataclass import dataclass, field
@@ -25,6 +25,9 @@ class WorkerLine(Line):
 
     def __init__(self, sock: socket.socket, process: OwnedProcess, program: str) -> None:
         super().__init__(sock, program=program)
+        self.later: Callable[[OwnedProcess], None] | None = None
+        """Who reaps a process that is released; None: we do."""
+        self._released = False
         self.pid = process.pid
         self.pidfd = process.pidfd
         self._process = process
@@ -37,9 +40,22 @@ class WorkerLine(Line):
 
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
+        if self._released:
+            return
         self.hang_up()
         self._process.reap(PATIENCE)
         self._remember()
+
+    def release(self) -> None:
+        if self.later is None:
+            self.reap()
+            return
+        self.hang_up()
+        self.last_words = self._process.words()
+        self.pidfd = -1
+        later, self.later = self.later, None
+        self._released = True
+        later(self._process)
 
     def let_go(self) -> None:
         self.hang_up()

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
+from ._ffi import native
 from ._line import Line
 from ._owned import Owned
+from ._process import OwnedProcess
 from ._surroundings import Surroundings, surroundings
 from ._typing import ClassVar
-from ._worker import Worker, WorkerLine, start_worker
+from ._worker import PATIENCE, Worker, WorkerLine, start_worker
 from .errors import CriuError, Problem
 
 __all__ = ["WarmWorkers"]
@@ -36,6 +37,11 @@ LARGEST_POOL = 1024
 
 NO_INPUT = -1
 """A warm worker reads /dev/null: ours would be kept open by it."""
+
+DURING_A_CALL = 0.05
+AFTER_A_CALL = 0.002
+"""Seconds for which no worker is started after one was taken, and after one was given back: the
+start would take the processor, and Python's lock, from the call that goes on."""
 
 PAUSE = 1.0
 """Seconds between tries while workers cannot be started."""
@@ -59,6 +65,10 @@ class _Stock:
         self.turn = threading.Condition()
         self.closed = False
         self.thread: threading.Thread | None = None
+        self.retired: deque[OwnedProcess] = deque()
+        """Workers that have served their call, and are to be reaped."""
+        self.not_before = 0.0
+        """No worker is started before this time: the call that took one would wait for it."""
         self.missed: tuple[object, ...] | None = None
         """Where the last call came from that found no worker of its surroundings."""
 
@@ -81,11 +91,13 @@ class _Stock:
                         self._miss(here, dropped)
                         return None
                     self.idle.popleft()
-                    self.turn.notify()
                     self.missed = None
                     if not found.line.has_ended():
+                        self.not_before = time.monotonic() + DURING_A_CALL
+                        found.line.later = self.retire
                         return found.line
                     dropped.append(found)
+                self.turn.notify_all()
                 return None
         finally:
             for gone in dropped:
@@ -112,6 +124,25 @@ class _Stock:
             thread.start()
             self.thread = thread
 
+    def retire(self, process: OwnedProcess) -> None:
+        """Have the thread reap a worker that has served its call, and start the next one."""
+        with self.turn:
+            if self.thread is not None:
+                self.retired.append(process)
+                self.not_before = time.monotonic() + AFTER_A_CALL
+                self.turn.notify_all()
+                return
+        process.reap(PATIENCE)  # the pool was closed meanwhile
+
+    def reap_retired(self) -> None:
+        """Wait for the end of those that have served: a moment each."""
+        while self.retired:
+            try:
+                process = self.retired.popleft()
+            except IndexError:
+                return  # another thread was faster
+            process.reap(PATIENCE)
+
     def close(self) -> None:
         """End the thread, and the workers that wait."""
         with self.turn:
@@ -126,6 +157,7 @@ class _Stock:
             idle.line.reap()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self.reap_retired()
 
     def forget(self) -> None:
         """In a forked child: the workers are the parent's, and so is the thread."""
@@ -134,19 +166,26 @@ class _Stock:
         for idle in self.idle:
             idle.line.let_go()  # as long as we held the socket too they would not see its end
         self.idle.clear()
+        while self.retired:
+            self.retired.popleft().close()
 
 
 def _refill(stock: _Stock) -> None:
     """Keep as many workers as were asked for; the body of the stock's thread."""
     me = threading.current_thread()
     # A signal that this thread took would not interrupt the one that waits for it.
-    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    native.pn_block_signals()
     while True:
         with stock.turn:
-            while stock.thread is me and len(stock.idle) >= stock.size:
+            while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
                 stock.turn.wait()
+            while stock.thread is me and (left := stock.not_before - time.monotonic()) > 0:
+                stock.turn.wait(left)
             if stock.thread is not me:
                 return
+        stock.reap_retired()
+        if len(stock.idle) >= stock.size:
+            continue
         made = _start(stock)
         with stock.turn:
             if made is not None and stock.thread is me:

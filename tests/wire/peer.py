@@ -51,14 +51,22 @@ class Filled:
 
 
 def filled(
-    opts: CriuOpts, verb: Verb, pid: int | None = None, sibling: bool = False, shuffle: int = 0
+    opts: CriuOpts,
+    verb: Verb,
+    pid: int | None = None,
+    sibling: bool = False,
+    shuffle: int = 0,
+    turns: int = 1,
 ) -> Filled:
     """Put options into a handle, unchecked, and make a request of it.
 
-    ``shuffle``: in another order than the table's, which this number chooses.
+    ``shuffle``: in another order than the table's, which this number chooses. ``turns``: so many
+    times, and the last is what is returned; all but the first can build on the one before.
     """
     if shuffle:
         opts = _in_another_order(opts, shuffle)
+    for _ in range(turns - 1):
+        filled(opts, verb, pid, sibling)
     with ExitStack() as owned:
         request = Request(verb=verb, opts=opts, pid=pid, via=Scripted(), sibling=sibling)
         directories = Directories(opts, verb, owned)
