@@ -14,6 +14,7 @@ from pycriu_native import (
     WarmWorkers,
     Worker,
     _exchange,
+    _libcriu,
     _requirements,
     _session,
     _worker,
@@ -141,7 +142,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("libcriu's options are filled", _session, "fill"),
     ("a worker is got", _worker.Worker, "connect"),
     ("the conversation", _exchange.Exchange, "run"),
-    ("libcriu reads the answer", _session.LibcriuCall, "finish"),
+    ("libcriu reads the answer", _libcriu.LibcriuCall, "finish"),
     ("the worker ends and is reaped", _worker.WorkerLine, "reap"),
     ("statistics are read", _session, "_statistics"),
 )

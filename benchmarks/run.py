@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from .common import HERE, machine
 
@@ -33,11 +34,12 @@ def main() -> int:
     asked = parser.parse_args()
     if unknown := set(asked.names) - set(names()):
         parser.error(f"no benchmark {min(unknown)}; there are {', '.join(names())}")
+    benchmarks: dict[str, Any] = {}
     joined = {
         "machine": machine(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "quick": asked.quick,
-        "benchmarks": {},
+        "benchmarks": benchmarks,
     }
     failed = []
     for name in asked.names or names():
@@ -55,7 +57,7 @@ def main() -> int:
         found = json.loads(part.read_text())
         if isinstance(found, dict):
             found["seconds"] = round(time.monotonic() - started, 1)
-        joined["benchmarks"][name] = found  # type: ignore[index]
+        benchmarks[name] = found
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps(joined, indent=1) + "\n")
     print(f"\n{asked.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))

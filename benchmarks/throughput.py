@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pycriu_native import (
     CriuError,
@@ -86,7 +87,7 @@ def _measure(directory: Path, where: str, mib: int, times: int) -> list[Row]:
         newest = os.environ.get("CRIU_NEWEST", NEWEST)
         if os.path.exists(newest):
             other = Worker(program=newest)
-            kinds = {
+            kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "4.3, writeback": ({}, {}),
                 "4.3, direct": ({"image_io_mode": "direct"}, {"image_io_mode": "direct"}),
                 "4.3, compressed": ({"compress": "block"}, {"decompress_threads": 0}),
@@ -126,7 +127,7 @@ def _measure(directory: Path, where: str, mib: int, times: int) -> list[Row]:
                         _limits(directory, images, mib, taken)
     finally:
         target.end()
-    case = {"on": where, "MiB": mib}
+    case: dict[str, Any] = {"on": where, "MiB": mib}
     rows = [row(what, "GB/s", found, by=name, **case) for (name, what), found in taken.items()]
     return rows + [note("dump", why, by=name, **case) for name, why in refused.items()]
 

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from . import lib
     from ._explain import Explanation, explain
     from ._ffi import ffi
+    from ._preload import preload
     from .batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
     from .cache import CacheState, FeatureCache, feature_cache
     from .iters import DumpItersResult, Round, UntilSteady, dump_iters
@@ -138,6 +139,7 @@ __all__ = [
     "page_server",
     "page_server_child",
     "pre_dump",
+    "preload",
     "restore",
     "restore_child",
     "restore_many",
@@ -167,6 +169,7 @@ _LATER = {
     "ffi": "_ffi",
     "page_server": "pages",
     "page_server_child": "pages",
+    "preload": "_preload",
     "restore_many": "batch",
     "run_many": "batch",
 }

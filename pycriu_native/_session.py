@@ -26,8 +26,9 @@ from ._prepare import Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, log_name
 from ._tree import end_processes, wait_until_gone
+from ._typing import cast
 from .enums import Verb
-from .errors import CriuError, ProtocolError, WorkerDiedError
+from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
@@ -206,11 +207,15 @@ class Call:
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:
-            from ._failure import explain_failure  # a call that succeeds does without
+            try:
+                from ._failure import explain_failure  # a call that succeeds does without
 
-            return explain_failure(
-                request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
-            )
+                return explain_failure(
+                    request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
+                )
+            except (ImportError, OSError):
+                # The caller has changed its root or its user since: see preload().
+                return _unexplained(request, outcome, mark, lost)
         if lost is not None:
             exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
         return exchange.stopped_by
@@ -250,6 +255,27 @@ def _converse(
         except (WorkerDiedError, ProtocolError) as lost:
             return -1, {}, lost
         return call.finish(data), answer, None
+
+
+def _unexplained(
+    request: Request, outcome: Outcome, mark: LogMark | None, lost: CriuError | None
+) -> CriuError:
+    """The error for a failure whose explanation cannot be loaded: CRIU's own words."""
+    said = (mark.text() if mark is not None else "") + outcome.chatter
+    lines = [line.strip() for line in said.splitlines() if "Error" in line]
+    errno = cast(int, outcome.answer.get("cr_errno", 0))
+    why = str(lost) if lost is not None else lines[0] if lines else os.strerror(errno)
+    kind = type(lost) if lost is not None else BY_ERRNO.get(errno, CriuError)
+    return kind(
+        f"{request.verb} failed: {why} (what is known of it cannot be loaded any more: see "
+        "pycriu_native.preload)",
+        verb=str(request.verb),
+        pid=request.pid,
+        code=outcome.result,
+        errno=errno,
+        log=outcome.log,
+        lines=lines,
+    )
 
 
 def _statistics(verb: Verb, directory: int | None) -> DumpStatistics | RestoreStatistics | None:

@@ -26,7 +26,7 @@ class WorkerLine(Line):
     def __init__(self, sock: socket.socket, process: OwnedProcess, program: str) -> None:
         super().__init__(sock, program=program)
         self.later: Callable[[OwnedProcess], None] | None = None
-        """Who reaps a process that is released; None: we do."""
+        """Who is told when the process is done with, and reaps it if it was released."""
         self._released = False
         self.pid = process.pid
         self.pidfd = process.pidfd
@@ -45,6 +45,7 @@ class WorkerLine(Line):
         self.hang_up()
         self._process.reap(PATIENCE)
         self._remember()
+        self._hand_over()
 
     def release(self) -> None:
         if self.later is None:
@@ -53,14 +54,19 @@ class WorkerLine(Line):
         self.hang_up()
         self.last_words = self._process.words()
         self.pidfd = -1
-        later, self.later = self.later, None
         self._released = True
-        later(self._process)
+        self._hand_over()
 
     def let_go(self) -> None:
         self.hang_up()
         self._process.close()
         self._remember()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        later, self.later = self.later, None
+        if later is not None:
+            later(self._process)
 
     def _remember(self) -> None:
         self.status = self._process.status

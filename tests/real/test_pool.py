@@ -254,6 +254,7 @@ def test_a_configuration_file(tmp_path: Path) -> None:
     configuration = tmp_path / ".criu" / "default.conf"
     with WarmWorkers(1, env={"HOME": str(tmp_path)}) as pool:
         assert taken(pool)
+        assert pool.wait_until_ready(20)
         configuration.parent.mkdir()
         configuration.write_text("log-level 4\n")
         assert not taken(pool)
@@ -266,6 +267,7 @@ def test_another_program(tmp_path: Path) -> None:
     program.chmod(0o755)
     with WarmWorkers(1, program=program) as pool:
         assert taken(pool)
+        assert pool.wait_until_ready(20)
         program.write_text(f'#!/bin/sh\n\nexec {find_program()} "$@"\n')
         assert not taken(pool)
     with pytest.raises(ProgramNotFoundError):

@@ -42,6 +42,7 @@ from pycriu_native import (
     dump,
     version,
 )
+from pycriu_native._program import find_program
 
 from .conftest import Spawn
 from .leftovers import Snapshot
@@ -485,8 +486,9 @@ if len(sys.argv) == 5:  # again, without what is no longer allowed
     for number in eval(sys.argv[3]):
         assert ctypes.CDLL(None).prctl(24, number, 0, 0, 0) == 0  # PR_CAPBSET_DROP
     os.execv(sys.executable, [*sys.orig_argv, "dropped"])
-from pycriu_native import CriuOpts, CriuError, dump
+from pycriu_native import CriuOpts, CriuError, dump, preload
 pid, images, uid = int(sys.argv[1]), sys.argv[2], int(sys.argv[4])
+preload()
 if uid:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -537,3 +539,36 @@ def test_another_user(spawn: Spawn) -> None:
         told = _without(target, images, uid=65534)
         assert told.startswith("PermissionDeniedError True"), told
         assert not list(images.glob("core-*.img"))
+
+
+CHANGED_ROOT = """
+import os, sys
+from pycriu_native import CriuError, CriuOpts, Socket, dump
+images = os.open(sys.argv[1], os.O_RDONLY)
+import socket
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+if not os.fork():
+    os.execv(sys.argv[2], [sys.argv[2], "swrk", str(os.dup2(theirs.fileno(), 77))])
+theirs.close()
+if len(sys.argv) > 3:
+    from pycriu_native import preload
+    preload()
+os.chroot(sys.argv[1])
+os.chdir("/")
+try:
+    dump(2**22 - 1, CriuOpts(images_directory=images, log_file="x"), via=Socket(ours))
+except CriuError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_changed_root(images: Path, loaded: bool) -> None:
+    """A failure is one of CRIU's also where nothing can be loaded, and explained by preload."""
+    images.mkdir()
+    words = [str(images), find_program(), *(["loaded"] if loaded else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGED_ROOT, *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("dump ")
+    assert ("see pycriu_native.preload" in done.stdout) != loaded
