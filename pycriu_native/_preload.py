@@ -11,7 +11,7 @@ def preload() -> None:
     """Load all of the library now, and what it knows of CRIU's failures.
 
     ``import pycriu_native`` loads what a call needs that succeeds. A program that changes its
-    root, becomes another user or forbids itself to open files calls this before: without it, a
+    root (to one with a /proc), becomes another user or may not open files later calls this before: without it, a
     failure is reported by CRIU's own words alone where its explanation cannot be read any more.
     """
     _log.failures()

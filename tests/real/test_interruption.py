@@ -228,7 +228,10 @@ signal.signal(signal.SIGINT, interrupt)
 def workers():
     own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for task in Path("/proc/self/task").iterdir():
-        own += (task / "children").read_text().split()
+        try:
+            own += (task / "children").read_text().split()
+        except FileNotFoundError:
+            pass  # a thread that has ended since
     return sorted({int(child) for child in own} - {pid})
 
 
