@@ -58,8 +58,9 @@ def main() -> int:
         if isinstance(found, dict):
             found["seconds"] = round(time.monotonic() - started, 1)
         benchmarks[name] = found
-    asked.json.parent.mkdir(parents=True, exist_ok=True)
-    asked.json.write_text(json.dumps(joined, indent=1) + "\n")
+        # After each: a run that is cut short has what it had.
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        asked.json.write_text(json.dumps(joined, indent=1) + "\n")
     print(f"\n{asked.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 
