@@ -38,8 +38,8 @@ warm worker's end is not waited for, but after a restore, where CRIU is the pare
 restored until then. *Beyond CRIU's log* is the call's wall time less the time of the last line in
 CRIU's log, which begins when CRIU has read the options.
 
-Nothing of ours is in what is left: it is CRIU's own work, so two things make calls faster. The
-first is `WarmWorkers`; the second is the next section's.
+Nearly all of a call is the conversation: CRIU's own work. Two things make it shorter:
+`WarmWorkers`, and what the next section is about.
 """
 
 PROBES = """
@@ -102,8 +102,9 @@ and the modules of ours that few programs use are loaded when they are needed.
 class Page:
     """The page under way: its text, and where its numbers come from."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, data: dict[str, Any], plots: Path) -> None:
         self.data = data
+        self.plots = plots
         self.lines = [HEAD]
 
     def rows(self, benchmark: str, what: str | None = None, **case: object) -> list[Row]:
@@ -140,8 +141,8 @@ class Page:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         figure.tight_layout()
-        (DOCS / PLOTS).mkdir(exist_ok=True)
-        figure.savefig(DOCS / PLOTS / f"{name}.svg", metadata={"Date": None})
+        self.plots.mkdir(exist_ok=True)
+        figure.savefig(self.plots / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)
         self.lines.append(f"![{alternative}]({PLOTS}/{name}.svg)\n")
 
@@ -416,7 +417,7 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.file.exists():
         sys.exit(f"{asked.file} does not exist: run make bench first")
-    page = Page(json.loads(asked.file.read_text()))
+    page = Page(json.loads(asked.file.read_text()), asked.out.parent / PLOTS)
     about = page.data["machine"]
     said = ", ".join(f"{name} {value}" for name, value in about.items() if value != "")
     kind = " A quick run: few and small samples." if page.data["quick"] else ""
