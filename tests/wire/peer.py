@@ -63,12 +63,11 @@ def filled(
     ``shuffle``: in another order than the table's, which this number chooses. ``turns``: so many
     times, and the last is what is returned; all but the first can build on the one before.
     """
-    if shuffle:
-        opts = _in_another_order(opts, shuffle)
+    asked = _in_another_order(opts, shuffle) if shuffle else opts
     for _ in range(turns - 1):
         filled(opts, verb, pid, sibling)
     with ExitStack() as owned:
-        request = Request(verb=verb, opts=opts, pid=pid, via=Scripted(), sibling=sibling)
+        request = Request(verb=verb, opts=asked, pid=pid, via=Scripted(), sibling=sibling)
         directories = Directories(opts, verb, owned)
         handle = owned.enter_context(Handle())
         keep = fill(handle, request, directories, owned)
