@@ -137,7 +137,7 @@ def lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str | N
         if socket <= 2:
             socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
             owned.callback(os.close, socket)
-        keep.append(socket)
+            keep.append(socket)  # under its own number the request names it already
         where = f"ps-socket {socket}\n"
     os.write(fd, text + os.fsencode(where))
     return f"/proc/{os.getpid()}/fd/{fd}"
