@@ -9,6 +9,7 @@ a word; the rules of runc that are stricter than CRIU's are marked. Facts: CRIU'
 from __future__ import annotations
 
 import fcntl
+import glob
 import ipaddress
 import os
 import re
@@ -28,6 +29,8 @@ Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
     problems = [problem for rule in _RULES for problem in rule(opts, verb)]
+    if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
+        problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
         problems.insert(0, Problem("pid", pid, "the number of a process is accepted, 1 or more"))
     if problems:
@@ -125,17 +128,18 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             "a path relative to the images directory is accepted (runc's rule)",
         )
         return
-    directory = opts.images_directory
-    if isinstance(directory, str):
-        base = directory
-    elif directory is not None:
-        base = f"/proc/self/fd/{descriptor_number(directory)}"
-    else:
+    base = _images(opts)
+    where = _parent(opts)
+    if base is None or where is None:
         return
-    where = os.path.join(base, parent)
-    if not os.path.isdir(where if os.path.isdir(base) else os.path.normpath(where)):
+    if not os.path.isdir(where):
         yield Problem(
             "parent_image", parent, f"an existing directory is accepted, seen from {base}"
+        )
+    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
+        # CRIU would save everything, with a line in its log; a page server's has none.
+        yield Problem(
+            "parent_image", parent, f"a directory with images is accepted, unlike {where}"
         )
     link = os.path.join(base, "parent")
     if os.path.islink(link) and os.readlink(link) != parent:
@@ -144,6 +148,47 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             parent,
             f"the images directory has a link 'parent' to {os.readlink(link)!r} already, "
             "which CRIU would follow",
+        )
+
+
+def _images(opts: CriuOpts) -> str | None:
+    """The images directory as a path."""
+    directory = opts.images_directory
+    if directory is None or isinstance(directory, str):
+        return directory
+    return f"/proc/self/fd/{descriptor_number(directory)}"
+
+
+def _parent(opts: CriuOpts) -> str | None:
+    """The directory of the parent images as a path; the images directory may not exist yet."""
+    base = _images(opts)
+    if base is None or not isinstance(opts.parent_image, str):
+        return None
+    where = os.path.join(base, opts.parent_image)
+    return where if os.path.isdir(base) else os.path.normpath(where)
+
+
+def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
+    """Parent images must have the process's memory, or CRIU would save all of it without a word.
+
+    Pages that went to a page server are not there, and cannot be looked at.
+    """
+    where = _parent(opts)
+    if where is None or opts.page_server is not None:
+        return
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            own = next(line.split()[-1] for line in file if line.startswith("NSpid:"))
+    except (OSError, StopIteration):
+        return  # it is gone, and the dump says so
+    memory = glob.glob(f"{glob.escape(where)}/pagemap-[0-9]*.img")
+    if memory and f"{where}/pagemap-{own}.img" not in memory:
+        held = ", ".join(sorted(os.path.basename(path)[8:-4] for path in memory))
+        yield Problem(
+            "parent_image",
+            opts.parent_image,
+            f"images of the same process are accepted: pid {own}, as it sees itself, is not "
+            f"among those of {where} ({held})",
         )
 
 

@@ -25,7 +25,7 @@ class Archive:
         """A file."""
         self._add(name, stat.S_IFREG | mode, data)
 
-    def bytes(self) -> bytes:
+    def whole(self) -> bytes:
         """The whole archive."""
         end = Archive()
         end._add("TRAILER!!!", 0)

@@ -34,9 +34,15 @@ class Guest:
 
     suite: str
     """Debian's codename, which is the guest's name too."""
-    packages: tuple[str, ...] = TOOLS
-    """Packages that are installed beside the bare system; without recommended ones."""
+    packages: tuple[str, ...]
+    """What is installed beside the bare system; without recommended packages."""
 
 
-GUESTS = {guest.suite: guest for guest in (Guest(suite="bookworm"), Guest(suite="trixie"))}
+GUESTS = {
+    guest.suite: guest
+    for guest in (
+        Guest(suite="bookworm", packages=TOOLS),
+        Guest(suite="trixie", packages=(*TOOLS, "libcriu2")),
+    )
+}
 """By name. Debian 12: kernel 6.1, CRIU 3.17.1. Debian 13: kernel 6.12, CRIU 4.1.1."""

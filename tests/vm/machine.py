@@ -72,7 +72,12 @@ def _make_job(
 ) -> None:
     checkout.copy(tree / "checkout")
     variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    lines = ["cd /job/checkout", "export PYTHONPATH=$PWD", *variables, f"exec {shlex.join(command)}"]
+    lines = [
+        "cd /job/checkout",
+        "export PYTHONPATH=$PWD",
+        *variables,
+        f"exec {shlex.join(command)}",
+    ]
     (tree / "command").write_text("\n".join(lines) + "\n")
     disk.make(job, tree, spare=SPARE)
 

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,11 +31,23 @@ CACHE = ROOT / "build" / "vm"
 DRIVERS = ("virtio_pci", "virtio_blk")
 """Modules that find the disk with the root; all others are in it."""
 
-SOURCES = ("cpio.py", "disk.py", "fetch-kernel", "guest-init", "guests.py", "initrd-init", "root.py")
+SOURCES = (
+    "cpio.py",
+    "disk.py",
+    "fetch-kernel",
+    "guest-init",
+    "guests.py",
+    "initrd-init",
+    "root.py",
+)
 """The files of this directory that say what a guest is made of."""
+
+NETWORK = r"Acquire::(https?|ftp|Check-|Retries|Force)"
+"""What of the system's settings of apt the guest's apt gets while the root is made."""
 
 SPARE = 3 * 2**30
 """Bytes of the disk beyond what the root fills: for what the tests write."""
+
 
 @dataclass(frozen=True, slots=True)
 class Built:
@@ -80,10 +93,11 @@ def _key(guest: Guest) -> str:
 
 
 def _install(guest: Guest, tree: Path) -> None:
-    finder = [ROOT / "scripts" / "install-criu", "--mirrors"]
-    mirrors = subprocess.run(finder, check=True, capture_output=True, text=True).stdout.split()
+    mirrors = _told(str(ROOT / "scripts" / "install-criu"), "--mirrors")
     if not mirrors:
         sys.exit("the system's apt sources name no Debian mirror")
+    # The way to the mirror: proxies and the like.
+    network = [line for line in _told("apt-config", "dump") if re.match(NETWORK, line)]
     subprocess.run(
         [
             "mmdebstrap",
@@ -93,14 +107,20 @@ def _install(guest: Guest, tree: Path) -> None:
             "--aptopt=APT::Install-Recommends false",
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in OMITTED),
+            *(f"--aptopt={line}" for line in network),
             f"--customize-hook={HERE / 'fetch-kernel'}",
             guest.suite,
-            tree,
+            str(tree),
             f"deb {mirrors[0]} {guest.suite} main",
         ],
         check=True,
         env={**os.environ, "KERNEL": KERNEL},
     )
+
+
+def _told(*command: str) -> list[str]:
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return told.stdout.splitlines()
 
 
 def _requirements() -> list[str]:
@@ -122,13 +142,13 @@ def _install_python_packages(tree: Path) -> None:
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--no-input", "--no-compile", "--only-binary=:all:", "--python-version", release),
             *("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"),
-            *("--target", place, *_requirements()),
+            *("--target", str(place), *_requirements()),
         ],
         check=True,
     )
     # By the guest's own Python, here: under emulation it takes minutes.
-    inside = ["chroot", tree, "python3", "-m", "compileall", "-q", "/" / place.relative_to(tree)]
-    subprocess.run(inside, check=True, stdout=subprocess.DEVNULL)
+    inside = ["python3", "-m", "compileall", "-q", f"/{place.relative_to(tree)}"]
+    subprocess.run(["chroot", str(tree), *inside], check=True, stdout=subprocess.DEVNULL)
 
 
 def _make_initrd(tree: Path, place: Path) -> None:
@@ -147,7 +167,7 @@ def _make_initrd(tree: Path, place: Path) -> None:
         names.append(os.path.basename(path).removesuffix(".xz"))
         archive.file(f"modules/{names[-1]}", data)
     archive.file("modules/order", "".join(f"{name}\n" for name in names).encode())
-    place.write_bytes(gzip.compress(archive.bytes(), 1))
+    place.write_bytes(gzip.compress(archive.whole(), 1))
 
 
 def _with_dependencies(modules: Path, wanted: tuple[str, ...]) -> list[str]:
