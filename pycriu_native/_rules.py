@@ -149,6 +149,10 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             f"the images directory has a link 'parent' to {os.readlink(link)!r} already, "
             "which CRIU would follow",
         )
+    if verb is Verb.DUMP and not opts.track_mem:
+        # A pre-dump tracks in any case.
+        why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
+        yield Problem("parent_image", parent, why)
 
 
 def _images(opts: CriuOpts) -> str | None:

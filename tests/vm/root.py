@@ -139,7 +139,7 @@ def _install_python_packages(tree: Path) -> None:
     place = tree / "usr/local/lib" / python / "dist-packages"
     subprocess.run(
         [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *(sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"),
             *("--no-input", "--no-compile", "--only-binary=:all:", "--python-version", release),
             *("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"),
             *("--target", str(place), *_requirements()),

@@ -7,6 +7,7 @@ kernel has.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_the_chain(tmp_path: Path) -> None:
 
     def more(round: Round) -> bool:
         told.append(round.number)
+        Path(round.result.images, "inventory.img").touch()  # which CRIU would have written
         return round.number < 3
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
@@ -55,6 +57,36 @@ def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
     finally:
         os.close(fd)
     assert not peer.requests
+
+
+def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
+    """One of pre-dumps to these, one of the dump to that, one of both to all."""
+    peer = Scripted()
+
+    def more(round: Round) -> bool:
+        Path(round.result.images, "inventory.img").touch()
+        return False
+
+    opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True, log_level=3)
+    opts = replace(opts, pre_dump_mode="read", file_locks=True)
+    dump_iters(os.getppid(), opts, more, via=peer)
+    sent = [decode_request(data) for data in peer.requests]
+    first, last = (r["opts"] for r in sent if "opts" in r and "track_mem" in r["opts"])
+    assert first["log_level"] == last["log_level"] == 3
+    assert "pre_dump_mode" in first
+    assert "pre_dump_mode" not in last
+    assert "file_locks" not in first
+    assert last["file_locks"]
+
+
+def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
+    """Before any round, and before anything is made."""
+    peer = Scripted()
+    opts = CriuOpts(images_directory=tmp_path / "chain", tcp_close=True, tcp_established=True)
+    with pytest.raises(OptionError, match="tcp_established"):
+        dump_iters(os.getppid(), opts, via=peer)
+    assert not peer.requests
+    assert not (tmp_path / "chain").exists()
 
 
 def test_until_steady() -> None:

@@ -50,6 +50,9 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     # runc's rules
     (DUMP, {"parent_image": "/"}, "parent_image", "runc's rule"),
     (DUMP, {"parent_image": "nonexistent"}, "parent_image", "an existing directory"),
+    (DUMP, {"parent_image": "before"}, "parent_image", "needs track_mem"),
+    (DUMP, {"parent_image": "..", "track_mem": True}, "parent_image", "a directory with images"),
+    (PRE_DUMP, {"parent_image": ".."}, "parent_image", "a directory with images"),
     (DUMP, {"page_server": (None, 27)}, "page_server", "both required"),
     (DUMP, {"page_server": ("host", None)}, "page_server", "both required"),
     (DUMP, {"page_server": "host:0"}, "page_server", "both required"),
