@@ -162,7 +162,7 @@ test-fresh: ## demo, test, demo in fresh Debian 12 and 13 roots, as root and by 
 .PHONY: test-vm
 test-vm: vm-tools build ## tests/real in guests with other kernels and CRIUs (hours); docs/kernels.md
 	@$(AS_ROOT)
-	as_root $(VENV)/bin/python -m tests.vm.suite all $(ARGS)
+	as_root $(VENV)/bin/python -m tests.vm.suite all -- $(ARGS)
 
 .PHONY: test-vm-smoke
 test-vm-smoke: vm-tools build ## pre-copy, and a few tests of the rest, in one guest

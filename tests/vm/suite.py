@@ -29,7 +29,8 @@ SMOKE = (
 )
 SMOKE_LIMIT = 400
 LIMIT = 4 * 3600
-"""Seconds after which a guest is ended, far more than it needs."""
+GRACE = 120
+"""Seconds after which the tests in a guest are ended, and so many later the guest itself."""
 
 PYTEST = (
     *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200", "PYTHONDONTWRITEBYTECODE=1"),
@@ -40,9 +41,10 @@ PYTEST = (
 
 
 def command(guest: str, limit: float, tests: tuple[str, ...], results: Path) -> list[str]:
-    """The command that runs tests in a guest."""
-    ours = [sys.executable, "-m", "tests.vm", guest, "--limit", f"{limit:g}"]
-    return [*ours, "--results", str(results), "--", *PYTEST, *tests]
+    """The command that runs tests in a guest; after ``limit`` seconds pytest sums up and ends."""
+    ours = [sys.executable, "-m", "tests.vm", guest, "--limit", f"{limit + GRACE:g}"]
+    inside = ["timeout", "--signal=INT", f"{limit:g}", *PYTEST, *tests]
+    return [*ours, "--results", str(results), "--", *inside]
 
 
 def results(guest: str) -> Path:
@@ -56,14 +58,14 @@ def smoke() -> int:
     return subprocess.run(words, cwd=root.ROOT, check=False).returncode
 
 
-def everything(arguments: tuple[str, ...]) -> int:
+def everything(arguments: tuple[str, ...], limit: float) -> int:
     """All guests, each with its log in a file; then the page."""
 
     def one(guest: str) -> int:
         log = root.CACHE / f"{guest}.log"
         print(f"{guest}: running, see {log.relative_to(root.ROOT)}", flush=True)
         with open(log, "wb") as file:
-            words = command(guest, LIMIT, arguments or ("-v", "tests/real"), results(guest))
+            words = command(guest, limit, arguments or ("-v", "tests/real"), results(guest))
             ended = subprocess.run(words, cwd=root.ROOT, stdout=file, stderr=file, check=False)
         last = log.read_text(errors="replace").splitlines()[-1:]
         print(f"{guest}: ended with {ended.returncode}: {' '.join(last)}", flush=True)
@@ -81,9 +83,10 @@ def main() -> int:
     """0 where all tests passed or were skipped with a reason."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.suite", description=__doc__)
     parser.add_argument("what", choices=("smoke", "all"))
+    parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds for all ({LIMIT})")
     parser.add_argument("arguments", nargs="*", help="for pytest, instead of tests/real")
     chosen = parser.parse_args()
-    return smoke() if chosen.what == "smoke" else everything(tuple(chosen.arguments))
+    return smoke() if chosen.what == "smoke" else everything(tuple(chosen.arguments), chosen.limit)
 
 
 if __name__ == "__main__":

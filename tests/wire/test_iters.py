@@ -67,16 +67,16 @@ def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
         Path(round.result.images, "inventory.img").touch()
         return False
 
-    opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True, log_level=3)
-    opts = replace(opts, pre_dump_mode="read", file_locks=True)
+    opts = CriuOpts(images_directory=tmp_path / "chain", log_level=3)
+    opts = replace(opts, pre_dump_mode="read", leave_running=True)
     dump_iters(os.getppid(), opts, more, via=peer)
     sent = [decode_request(data) for data in peer.requests]
     first, last = (r["opts"] for r in sent if "opts" in r and "track_mem" in r["opts"])
     assert first["log_level"] == last["log_level"] == 3
     assert "pre_dump_mode" in first
     assert "pre_dump_mode" not in last
-    assert "file_locks" not in first
-    assert last["file_locks"]
+    assert "leave_running" not in first
+    assert last["leave_running"]
 
 
 def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
