@@ -26,7 +26,7 @@ TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc cru
 	busybox:busybox-static openssl:openssl
 
 # The programs that make and run guests, each with its Debian package.
-VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs git:git
+VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
 # The other releases of libcriu that the one build is tried with: release:suite. The crun of
 # Debian 12 knows no CRIU, so Debian 13's comes along.

@@ -1,25 +1,26 @@
-"""A copy of the checkout, as a user would have it: what git knows, and the built extension."""
+"""A copy of what a guest needs of the checkout: the package as it is built here, and its tests."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+PARTS = (
+    *("README.md", "pyproject.toml", "docs", "examples", "include", "pycriu_native", "scripts"),
+    "tests",
+)
+
 
 def copy(place: Path) -> None:
-    """Copy the files that git knows or would add, and the extension, to a new directory."""
-    listing = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
-    listing += ["--cached", "--others", "--exclude-standard"]
-    told = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    extension = sorted(ROOT.glob("pycriu_native/_native*.so"))
-    if not extension:
+    """Copy it to a new directory."""
+    if not list(ROOT.glob("pycriu_native/_native*.so")):
         sys.exit("the extension is not built: make build")
-    for path in (*(ROOT / name for name in told.split("\0") if name), *extension):
-        if path.is_file():  # git also names what was deleted and is not committed yet
-            copied = place / path.relative_to(ROOT)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, copied)
+    place.mkdir(parents=True)
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, place / part)
