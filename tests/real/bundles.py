@@ -28,8 +28,8 @@ import pytest
 
 from pycriu_native._program import find_program
 
-from .cgroups import remove
 from . import releases
+from .cgroups import remove
 from .processes import PATIENCE, eventually, is_alive, kill
 
 _numbers = itertools.count()
