@@ -28,6 +28,13 @@ class Outcomes:
         self._config = config
         self._found: dict[str, tuple[str, str]] = {}
         self._began = time.monotonic()
+        self._facts = {
+            "date": datetime.date.today().isoformat(),
+            "kernel": platform.release(),
+            "criu": str(pycriu_native.version()),
+            "libcriu": str(pycriu_native.libcriu_version()),
+            "python": platform.python_version(),
+        }
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """The call's outcome; that of the set-up or the end where it is worse."""
@@ -41,18 +48,12 @@ class Outcomes:
             terminal.ensure_newline()
             terminal.write_line(f"{report.nodeid} ({report.when}):\n{report.longreprtext}")
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the file."""
-        told = {
-            "date": datetime.date.today().isoformat(),
-            "seconds": round(time.monotonic() - self._began),
-            "kernel": platform.release(),
-            "criu": str(pycriu_native.version()),
-            "libcriu": str(pycriu_native.libcriu_version()),
-            "python": platform.python_version(),
-            "tests": self._found,
-        }
-        PLACE.write_text(json.dumps(told, indent=1))
+    def pytest_runtest_logfinish(self) -> None:
+        """Write the file, after each test: the guest may not come to the last one."""
+        seconds = round(time.monotonic() - self._began)
+        partial = PLACE.with_suffix(".partial")
+        partial.write_text(json.dumps({**self._facts, "seconds": seconds, "tests": self._found}))
+        partial.rename(PLACE)
 
 
 def pytest_configure(config: pytest.Config) -> None:

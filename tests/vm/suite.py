@@ -28,9 +28,9 @@ SMOKE = (
     "tests/real/test_readme.py",
     "tests/real/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
 )
-SMOKE_LIMIT = 400
+SMOKE_LIMIT = 1200
 LIMIT = 4 * 3600
-GRACE = 120
+GRACE = 600
 """Seconds after which the tests in a guest are ended, and so many later the guest itself."""
 
 PYTEST = (
