@@ -25,6 +25,9 @@ BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
 	busybox:busybox-static openssl:openssl
 
+# The programs that make and run guests, each with its Debian package.
+VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
+
 # The other releases of libcriu that the one build is tried with: release:suite. The crun of
 # Debian 12 knows no CRIU, so Debian 13's comes along; and crit, where the suite has it.
 TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
@@ -90,7 +93,7 @@ export PYTHON_IS_FIT
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: CRIU_MUST_RUN := yes
@@ -180,6 +183,22 @@ test-fresh: ## demo, test, demo in fresh Debian 12 and 13 roots, as root and by 
 	done
 	(($${#failed[@]} == 0)) || { echo "failed:$$(printf ' [%s]' "$${failed[@]}")" >&2; exit 1; }
 
+# Guests are made of Debian's packages, under build/vm, and emulated in software.
+.PHONY: test-vm
+test-vm: vm-tools build ## tests/real in guests with other kernels and CRIUs (hours); docs/kernels.md
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m tests.vm.suite all -- $(ARGS)
+
+.PHONY: test-vm-smoke
+test-vm-smoke: vm-tools build ## pre-copy, and a few tests of the rest, in one guest
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m tests.vm.suite smoke
+
+.PHONY: demo-vm
+demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkpoint
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m tests.vm trixie -- python3 examples/demo.py
+
 .PHONY: clean
 clean: ## remove what was built here (scripts/install-criu --uninstall removes CRIU)
 	@rm -rf build dist ./*.egg-info .criu pycriu_native/*.so $(VENV) \
@@ -199,6 +218,15 @@ build-tools:
 		echo "$(PYTHON) will not do: Python 3.11 or later with venv and headers is needed; name one with PYTHON=" >&2
 		exit 1
 	}
+
+.PHONY: vm-tools
+vm-tools:
+	@$(INSTALL_PACKAGES)
+	missing=()
+	for tool in $(VM_TOOLS); do
+		type -P "$${tool%:*}" >/dev/null || missing+=("$${tool#*:}")
+	done
+	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}"
 
 # Tests whose tool is missing are skipped, so this never stops a run.
 .PHONY: test-tools

@@ -33,6 +33,8 @@ def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
     rules = _TOUCHING if verb in opts._remembered.sound_for else _RULES
     problems = [problem for rule in rules for problem in rule(opts, verb)]
+    if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
+        problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
         problems.insert(0, Problem("pid", pid, "the number of a process is accepted, 1 or more"))
     if problems:
@@ -145,17 +147,18 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             "a path relative to the images directory is accepted (runc's rule)",
         )
         return
-    directory = opts.images_directory
-    if isinstance(directory, str):
-        base = directory
-    elif directory is not None:
-        base = f"/proc/self/fd/{descriptor_number(directory)}"
-    else:
+    base = _images(opts)
+    where = _parent(opts)
+    if base is None or where is None:
         return
-    where = os.path.join(base, parent)
-    if not os.path.isdir(where if os.path.isdir(base) else os.path.normpath(where)):
+    if not os.path.isdir(where):
         yield Problem(
             "parent_image", parent, f"an existing directory is accepted, seen from {base}"
+        )
+    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
+        # CRIU would save everything, with a line in its log; a page server's has none.
+        yield Problem(
+            "parent_image", parent, f"a directory with images is accepted, unlike {where}"
         )
     link = os.path.join(base, "parent")
     if os.path.islink(link) and os.readlink(link) != parent:
@@ -164,6 +167,52 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             parent,
             f"the images directory has a link 'parent' to {os.readlink(link)!r} already, "
             "which CRIU would follow",
+        )
+    if verb is Verb.DUMP and not opts.track_mem:
+        # A pre-dump tracks in any case.
+        why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
+        yield Problem("parent_image", parent, why)
+
+
+def _images(opts: CriuOpts) -> str | None:
+    """The images directory as a path."""
+    directory = opts.images_directory
+    if directory is None or isinstance(directory, str):
+        return directory
+    return f"/proc/self/fd/{descriptor_number(directory)}"
+
+
+def _parent(opts: CriuOpts) -> str | None:
+    """The directory of the parent images as a path; the images directory may not exist yet."""
+    base = _images(opts)
+    if base is None or not isinstance(opts.parent_image, str):
+        return None
+    where = os.path.join(base, opts.parent_image)
+    return where if os.path.isdir(base) else os.path.normpath(where)
+
+
+def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
+    """Parent images must have the process's memory, or CRIU would save all of it without a word.
+
+    Pages that went to a page server are not there, and cannot be looked at.
+    """
+    where = _parent(opts)
+    if where is None or opts.page_server is not None:
+        return
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            own = next(line.split()[-1] for line in file if line.startswith("NSpid:"))
+        names = os.listdir(where)
+    except (OSError, StopIteration):
+        return  # it is gone, and the dump says so
+    pids = {name[8:-4] for name in names if name.startswith("pagemap-") and name[8:9].isdigit()}
+    if pids and own not in pids:
+        held = ", ".join(sorted(pids))
+        yield Problem(
+            "parent_image",
+            opts.parent_image,
+            f"images of the same process are accepted: pid {own}, as it sees itself, is not "
+            f"among those of {where} ({held})",
         )
 
 

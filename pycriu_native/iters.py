@@ -101,8 +101,9 @@ def dump_iters(
 
     ``opts.images_directory`` is a path; the rounds go to ``1``, ``2``, … in it, each with the
     one before as its parent, and the final dump to the next number. ``more`` defaults to
-    :class:`UntilSteady`. ``deadline`` bounds each round. A round that fails leaves the process
-    running, and the rounds before it on disk.
+    :class:`UntilSteady`. ``deadline`` bounds each round. Options of pre-dumps and of the dump in
+    the end may be given together, and each goes where it belongs. A round that fails leaves the
+    process running, and the rounds before it on disk.
 
     Raises as :func:`pycriu_native.dump`; ``UnsupportedError`` where the kernel has no
     soft-dirty tracking. Needs CRIU 3.17.
@@ -119,17 +120,22 @@ def dump_iters(
     if problems:
         raise OptionError(problems, verb="dump_iters", pid=pid)
     assert isinstance(base, str)
-    if not os.path.lexists(base):
-        os.mkdir(base, 0o700)
     decide = UntilSteady() if more is None else more
 
     def step(number: int) -> CriuOpts:
         return round_opts(opts, base, number)
+
+    # What is wrong with the dump in the end is said now, not after the rounds.
+    final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
+    verbs.dump_request(pid, final_opts, via, on_notify, deadline)
+    if not os.path.lexists(base):
+        os.mkdir(base, 0o700)
 
     rounds: list[Round] = []
     while not rounds or decide(rounds[-1]):
         number = len(rounds) + 1
         result = verbs.pre_dump(pid, step(number), via=via, on_notify=on_notify, deadline=deadline)
         rounds.append(Round(number=number, result=result))
-    final = verbs.dump(pid, step(len(rounds) + 1), via=via, on_notify=on_notify, deadline=deadline)
+    last = verbs.after_pre_dumps(step(len(rounds) + 1))
+    final = verbs.dump(pid, last, via=via, on_notify=on_notify, deadline=deadline)
     return DumpItersResult(rounds=tuple(rounds), final=final)

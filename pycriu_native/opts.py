@@ -81,7 +81,8 @@ class CriuOpts:
     """Where log, statistics and pid files go: a path or an open directory. Default: the images
     directory."""
     parent_image: StrPath | None = None
-    """The images that these continue, as a path relative to the images directory."""
+    """The images that these continue, as a path relative to the images directory. A dump needs
+    ``track_mem`` with it, or CRIU would save all memory again without a word (runc sets it)."""
     leave_running: bool | None = None
     """Let the process run on after the dump. CRIU's default is to end it."""
     tcp_established: bool | None = None
@@ -124,8 +125,9 @@ class CriuOpts:
     leave_stopped: bool | None = None
     """Leave the process stopped after the dump or the restore. CRIU 3.19."""
     track_mem: bool | None = None
-    """Have the kernel track changes of memory from this dump on, for a next one to build on.
-    Needs soft-dirty tracking."""
+    """Have the kernel track changes of memory from this dump on, for a next one to build on, and
+    leave out what has not changed since ``parent_image``. A pre-dump does so in any case. Needs
+    soft-dirty tracking."""
     pre_dump_mode: PreDumpMode | str | int | None = None
     """How a pre-dump takes the memory. CRIU's default is SPLICE. CRIU 3.14."""
     pidfd_store_sk: Descriptor | None = None

@@ -160,11 +160,17 @@ def pre_dump(
 
 def for_pre_dump(opts: CriuOpts) -> CriuOpts:
     """These options, for a pre-dump: without those that only the dump after it needs."""
-    changes: dict[str, Any] = {"pre_dump": True}
-    for row, _ in opts.items():
-        if On.DUMP in row.on and On.PRE_DUMP not in row.on:
-            changes[row.name] = None
-    return replace(opts, **changes)
+    return replace(_without(opts, On.DUMP, On.PRE_DUMP), pre_dump=True)
+
+
+def after_pre_dumps(opts: CriuOpts) -> CriuOpts:
+    """These options, for the dump in the end: without those that only pre-dumps need."""
+    return _without(opts, On.PRE_DUMP, On.DUMP)
+
+
+def _without(opts: CriuOpts, these: On, others: On) -> CriuOpts:
+    gone = [row.name for row, _ in opts.items() if these in row.on and others not in row.on]
+    return replace(opts, **dict[str, Any].fromkeys(gone))
 
 
 def restore(

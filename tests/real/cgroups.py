@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from . import releases
 from .processes import eventually
 
 _numbers = itertools.count()
@@ -56,12 +57,17 @@ def find(controller: str) -> Hierarchy | None:
     return None
 
 
-def required(controller: str) -> Hierarchy:
-    """The hierarchy, or the test is skipped with the reason."""
+def required(controller: str, *, properties: bool = False) -> Hierarchy:
+    """The hierarchy, or the test is skipped with the reason.
+
+    ``properties``: the test has CRIU restore some.
+    """
     found = find(controller)
     if found is None:
         what = f"cgroup v1 with the controller {controller}" if controller else "cgroup v2"
         pytest.skip(f"no {what} is mounted and writable here")
+    if properties and not controller:
+        releases.required("3.18", "properties of cgroups of version 2 are saved")
     return found
 
 

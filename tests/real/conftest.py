@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pycriu_native
-from pycriu_native import CriuError
+from pycriu_native import CriuError, UnsupportedError
 
 from .leftovers import Snapshot
 from .processes import Target, adopt_orphans, eventually, remember_children, start
+from .releases import refused_for_age
 from .zoo import Zoo, menagerie
 
 Spawn = Callable[..., Target]
@@ -41,6 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.real)
             if WHY_NOT:
                 item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """A test that ends in the library's refusal of an old CRIU is skipped with those words."""
+    try:
+        return (yield)
+    except UnsupportedError as error:
+        if not (why := refused_for_age(error)):
+            raise
+    pytest.skip(why)
 
 
 @pytest.fixture(autouse=True)

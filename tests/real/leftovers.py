@@ -22,7 +22,9 @@ def _descriptors() -> frozenset[str]:
 
 def _mounts() -> frozenset[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return frozenset(" ".join(line.split()[3:5]) for line in lines)
+    found = frozenset(" ".join(line.split()[3:5]) for line in lines)
+    # The first `ip netns add` of a machine's life makes this one, and leaves it.
+    return frozenset(mount for mount in found if not mount.endswith(" /run/netns"))
 
 
 def mark() -> str:

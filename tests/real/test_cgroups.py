@@ -114,7 +114,7 @@ def test_mode(
     missing: str,
 ) -> None:
     """Each mode does what the table says, where the cgroup is there and where it is not."""
-    hierarchy = cgroups.required(controller)
+    hierarchy = cgroups.required(controller, properties=OLD in (existing, missing))
     cgroup = make_cgroup(hierarchy)
     target = spawn()
     opts = CriuOpts(images_directory=images, manage_cgroups_mode=mode)
@@ -152,7 +152,7 @@ def test_the_old_switch(
 ) -> None:
     """``manage_cgroups`` is the old form: True is mode soft, False is mode ignore."""
     controller, name = ("pids", "pids.max") if cgroups.find("pids") else ("", "cgroup.max.depth")
-    hierarchy = cgroups.required(controller)
+    hierarchy = cgroups.required(controller, properties=managed)
     cgroup = make_cgroup(hierarchy)
     target = spawn()
     (cgroup / name).write_text(OLD)
@@ -226,7 +226,7 @@ def test_cg_roots(
     one: bool,
 ) -> None:
     """With ``cg_roots`` the cgroup comes back under another path, with its properties."""
-    hierarchy = cgroups.required(controller)
+    hierarchy = cgroups.required(controller, properties=True)
     cgroup, other = make_cgroup(hierarchy), make_cgroup(hierarchy)
     remove(other)
     target = spawn()

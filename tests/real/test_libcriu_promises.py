@@ -38,12 +38,8 @@ from .containers import container
 from .descriptors import taken_from
 from .ported import environment, run, words
 from .processes import eventually, is_alive, kill, reap_all, state
+from .soft_dirty import needs_soft_dirty
 from .test_orphan_pts_master import ON_A_TERMINAL
-
-FEATURES = pycriu_native.feature_check() if os.geteuid() == 0 else None
-needs_soft_dirty = pytest.mark.skipif(
-    FEATURES is None or not FEATURES.mem_track, reason="this kernel tracks no changed memory"
-)
 
 
 def free_pid() -> int:

@@ -35,6 +35,8 @@ def test_crius_own_lines(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
     criu.setLevel(logging.DEBUG)
     try:
         dump(target.pid, opts)
+        with pytest.raises(CriuError):
+            dump(2**22 - 1, opts)
     finally:
         criu.setLevel(logging.NOTSET)
     lines = [record for record in caplog.records if record.name == criu.name]

@@ -54,6 +54,7 @@ TAKEN: list[tuple[str, str, str]] = [
     ("log_to_stderr", "not together with log_file", "ignores it"),
     ("status_fd", "runc's rule", "never writes to it"),
     ("parent_image", "runc's rule", "keeps an absolute path, which fits this host only"),
+    ("parent_image", "a directory with images", "saves all memory again"),
     ("page_server", "is required", "listens on every address"),
     ("page_server", "a numeric address", "listens on every address (4.2)"),
     ("page_server", "the descriptor only", "ignores address and port"),

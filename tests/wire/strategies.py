@@ -147,6 +147,7 @@ class World:
     def __init__(self, directory: Path) -> None:
         self.images = directory / "images"
         (self.images / "before").mkdir(parents=True)
+        (self.images / "before" / "inventory.img").touch()
         self.work = directory / "work"
         self.work.mkdir()
         self.config = directory / "criu.conf"
@@ -218,6 +219,7 @@ COMPANIONS: dict[str, tuple[str, ...]] = {
     "ext_masters": ("auto_ext_mnt",),
     "status_fd": ("lazy_pages", "page_server"),
     "lazy_pages": ("page_server",),
+    "parent_image": ("track_mem",),
     "tls": ("page_server",),
     **dict.fromkeys(
         ("tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key"),

@@ -7,6 +7,7 @@ kernel has.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ def test_the_chain(tmp_path: Path) -> None:
 
     def more(round: Round) -> bool:
         told.append(round.number)
+        Path(round.result.images, "inventory.img").touch()  # which CRIU would have written
         return round.number < 3
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
@@ -53,6 +55,35 @@ def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:
     finally:
         os.close(fd)
     assert not peer.sent
+
+
+def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
+    """One of pre-dumps to these, one of the dump to that, one of both to all."""
+    peer = ScriptedCriu()
+
+    def more(round: Round) -> bool:
+        Path(round.result.images, "inventory.img").touch()
+        return False
+
+    opts = CriuOpts(images_directory=tmp_path / "chain", log_level=3)
+    opts = replace(opts, pre_dump_mode="read", leave_running=True)
+    dump_iters(os.getppid(), opts, more, via=peer)
+    first, last = (sent.opts for sent in peer.sent if "track_mem" in sent.opts)
+    assert first["log_level"] == last["log_level"] == 3
+    assert "pre_dump_mode" in first
+    assert "pre_dump_mode" not in last
+    assert "leave_running" not in first
+    assert last["leave_running"]
+
+
+def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
+    """Before any round, and before anything is made."""
+    peer = ScriptedCriu()
+    opts = CriuOpts(images_directory=tmp_path / "chain", tcp_close=True, tcp_established=True)
+    with pytest.raises(OptionError, match="tcp_established"):
+        dump_iters(os.getppid(), opts, via=peer)
+    assert not peer.sent
+    assert not (tmp_path / "chain").exists()
 
 
 def test_until_steady() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     # runc's rules
     (DUMP, {"parent_image": "/"}, "parent_image", "runc's rule"),
     (DUMP, {"parent_image": "nonexistent"}, "parent_image", "an existing directory"),
+    (PRE_DUMP, {"parent_image": ".."}, "parent_image", "a directory with images"),
     (DUMP, {"page_server": (None, 27)}, "page_server", "both required"),
     (DUMP, {"page_server": ("host", None)}, "page_server", "both required"),
     (DUMP, {"page_server": "host:0"}, "page_server", "both required"),
@@ -232,3 +234,27 @@ def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
     assert not images.exists()
     with pytest.raises(ProgramNotFoundError):
         dump(4242, CriuOpts(images_directory=images), via=via)
+
+
+def test_a_parent_without_tracking(tmp_path: Path) -> None:
+    """CRIU leaves out what has not changed only with ``track_mem``; a pre-dump sets it itself."""
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "inventory.img").touch()
+    opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1")
+    with pytest.raises(OptionError, match=r"parent_image.*needs track_mem"):
+        _rules.check(opts, DUMP, os.getpid())
+    _rules.check(replace(opts, track_mem=True), DUMP, os.getpid())
+    _rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
+
+
+def test_a_parent_of_another_process(tmp_path: Path) -> None:
+    """Images that hold memory, but not this process's; unless it went to a page server."""
+    (tmp_path / "1").mkdir()
+    for name in ("inventory.img", "pagemap-1.img", "pagemap-shmem-7.img"):
+        (tmp_path / "1" / name).touch()
+    opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1", track_mem=True)
+    with pytest.raises(OptionError, match=rf"parent_image.*pid {os.getpid()}, .*\(1\)"):
+        _rules.check(opts, DUMP, os.getpid())
+    _rules.check(replace(opts, page_server="127.0.0.1:27"), DUMP, os.getpid())
+    (tmp_path / "1" / f"pagemap-{os.getpid()}.img").touch()
+    _rules.check(opts, DUMP, os.getpid())

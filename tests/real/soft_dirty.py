@@ -1,0 +1,60 @@
+"""The mark of tests that need tracking of changed memory, and a process that changes its own."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import pycriu_native
+
+FEATURES = pycriu_native.feature_check() if os.geteuid() == 0 else None
+needs_soft_dirty = pytest.mark.skipif(
+    FEATURES is None or not FEATURES.mem_track,
+    reason="this kernel tracks no changed memory (feature_check().mem_track)",
+)
+
+PAGES, BUSY = 4096, 64
+"""All pages of ``WRITER``, and those that it keeps writing."""
+
+WRITER = f"""
+    import hashlib, mmap, os, struct, threading
+    PAGES, BUSY, PAGE = {PAGES}, {BUSY}, mmap.PAGESIZE
+    memory = mmap.mmap(-1, PAGES * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    stamps = [0] * PAGES
+    lock = threading.Lock()
+
+    def pattern(page, stamp):
+        return hashlib.sha256(b"%d %d" % (page, stamp)).digest() * (PAGE // 32)
+
+    def write(page):
+        stamps[page] += 1
+        memory[page * PAGE : (page + 1) * PAGE] = pattern(page, stamps[page])
+
+    def keep_writing():
+        while True:
+            for page in range(BUSY):
+                with lock:
+                    write(page)
+            pause.wait(0.01)
+
+    def touch(first, last):
+        with lock:
+            for page in range(first, last):
+                write(page)
+
+    def wrong():
+        with lock:
+            return [page for page in range(PAGES)
+                    if memory[page * PAGE : (page + 1) * PAGE] != pattern(page, stamps[page])]
+
+    def writes():
+        with lock:
+            return stamps[0]
+
+    touch(0, PAGES)
+    pause = threading.Event()
+    threading.Thread(target=keep_writing, daemon=True).start()
+    serve(touch=touch, wrong=wrong, writes=writes)
+"""
+"""A process with a pattern in each page that it can check, which keeps writing some of them."""

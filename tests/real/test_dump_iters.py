@@ -1,0 +1,109 @@
+"""``dump_iters``: rounds of pre-dumps until the caller, or a policy, says that it is enough."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    NoSuchProcessError,
+    Round,
+    UntilSteady,
+    dump_iters,
+    restore,
+)
+
+from .conftest import Spawn
+from .soft_dirty import BUSY, PAGES, WRITER, needs_soft_dirty
+
+pytestmark = needs_soft_dirty
+
+PAGE = 4096
+
+
+def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
+    """It is told of each round once that is on disk, and the process runs meanwhile."""
+    target = spawn(WRITER)
+    told: list[tuple[int, int]] = []
+
+    def more(round: Round) -> bool:
+        told.append((round.number, round.bytes_written))
+        on_disk = sum(path.stat().st_size for path in (images / str(round.number)).glob("pages-*"))
+        assert on_disk == round.bytes_written
+        assert target.runs_on()
+        return round.number < 3
+
+    result = dump_iters(target.pid, CriuOpts(images_directory=images), more)
+    target.reap()
+    assert [round.number for round in result.rounds] == [1, 2, 3]
+    assert told == [(round.number, round.bytes_written) for round in result.rounds]
+    assert told[0][1] > PAGES * PAGE
+    assert all(BUSY * PAGE <= written < told[0][1] * 2 // 3 for _, written in told[1:])
+    assert sorted(os.listdir(images)) == ["1", "2", "3", "4"]
+    assert result.final.images == str(images / "4")
+    assert restore(CriuOpts(images_directory=result.final.images)).pid == target.pid
+    assert target.ask("wrong") == []
+    assert target.runs_on()
+
+
+def test_until_steady(spawn: Spawn, images: Path) -> None:
+    """The policy goes on after the first round, and stops when rounds shrink no more."""
+    target = spawn(WRITER)
+    steady = UntilSteady(enough=0)
+    result = dump_iters(target.pid, CriuOpts(images_directory=images), steady)
+    target.reap()
+    written = [round.bytes_written for round in result.rounds]
+    assert 2 <= len(written) <= 8
+    assert all(b < a * 0.8 for a, b in pairwise(written[:-1]))
+    assert len(written) == 8 or written[-1] >= written[-2] * 0.8
+    statistics = result.final.statistics
+    assert statistics is not None
+    assert statistics.pages_written < result.rounds[0].pages_written // 2
+    restore(CriuOpts(images_directory=result.final.images))
+    assert target.ask("wrong") == []
+
+
+def test_a_quiet_process(spawn: Spawn, images: Path) -> None:
+    """Little changes, so the default policy ends after few rounds."""
+    target = spawn("memory = bytearray(b'memory!!') * 2**20\nserve(sum=lambda: sum(memory))")
+    total = target.ask("sum")
+    result = dump_iters(target.pid, CriuOpts(images_directory=images, pre_dump_mode="read"))
+    target.reap()
+    written = [round.bytes_written for round in result.rounds]
+    assert 2 <= len(written) <= 4
+    assert max(written[1:]) < written[0] // 2
+    restore(CriuOpts(images_directory=result.final.images))
+    assert target.ask("sum") == total
+
+
+def test_a_callback_that_raises(spawn: Spawn, images: Path) -> None:
+    """Its exception comes out as itself; the process runs on, and the rounds stay on disk."""
+    target = spawn(WRITER)
+
+    def more(round: Round) -> bool:
+        if round.number == 2:
+            raise KeyError("enough")
+        return True
+
+    with pytest.raises(KeyError, match="enough"):
+        dump_iters(target.pid, CriuOpts(images_directory=images), more)
+    assert sorted(os.listdir(images)) == ["1", "2"]
+    assert target.ask("wrong") == []
+    assert target.runs_on()
+
+
+def test_a_process_that_ends_between_rounds(spawn: Spawn, images: Path) -> None:
+    """The next round says so, and the rounds before it stay on disk."""
+    target = spawn()
+
+    def more(round: Round) -> bool:
+        target.end()
+        return True
+
+    with pytest.raises(NoSuchProcessError, match=str(target.pid)):
+        dump_iters(target.pid, CriuOpts(images_directory=images), more)
+    assert (images / "1" / "inventory.img").exists()

@@ -1,0 +1,31 @@
+"""Run a command in a guest: ``python -m tests.vm trixie -- python3 examples/demo.py``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import machine, root
+from .guests import GUESTS
+
+
+def main() -> int:
+    """The command's exit status; 125 where the guest gave none."""
+    parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
+    parser.add_argument("guest", choices=sorted(GUESTS))
+    parser.add_argument("--limit", type=float, default=600, help="seconds until it is ended (600)")
+    parser.add_argument("--results", type=Path, help="where what it leaves in /results goes")
+    parser.add_argument("command", nargs="+", help="run by root, in a copy of the checkout")
+    chosen = parser.parse_args()
+    results = chosen.results or root.CACHE / "results" / chosen.guest
+    built = root.build(GUESTS[chosen.guest])
+    ended = machine.run(built, chosen.command, results=results, limit=chosen.limit)
+    if ended.status is None:
+        print(f"the guest {chosen.guest} gave no exit status: {ended.why}", file=sys.stderr)
+        return machine.NO_STATUS
+    return ended.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

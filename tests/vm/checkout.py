@@ -1,0 +1,26 @@
+"""A copy of what a guest needs of the checkout: the package as it is built here, and its tests."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+PARTS = (
+    *("README.md", "pyproject.toml", "docs", "examples", "include", "pycriu_native", "scripts"),
+    "tests",
+)
+
+
+def copy(place: Path) -> None:
+    """Copy it to a new directory."""
+    if not list(ROOT.glob("pycriu_native/_native*.so")):
+        sys.exit("the extension is not built: make build")
+    place.mkdir(parents=True)
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, place / part)

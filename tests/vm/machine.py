@@ -1,0 +1,144 @@
+"""Running a guest: QEMU with software emulation, its output as it comes, its results, its end.
+
+The root disk is never written to: what a guest changes goes with it. ``/dev/kvm`` is not used,
+since it is not there, or does not work, on many of the machines that are guests themselves.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import checkout, disk
+from .root import Built
+
+RESULTS = 256 * 2**20
+"""Bytes that a command may leave in ``/results``."""
+
+SPARE = 2**30
+"""Bytes that it may write beside the checkout."""
+
+
+NO_STATUS = 125
+"""The exit status of this program for a guest that gave none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a guest ended."""
+
+    status: int | None
+    """The exit status of the command; None: the guest ended without one."""
+    why: str
+    """Why there is no exit status, with the kernel's last words."""
+
+
+def run(
+    built: Built,
+    command: Sequence[str],
+    *,
+    results: Path,
+    limit: float,
+    memory: int = 2048,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Start a guest, run a command in a copy of the checkout, and copy its output to ours.
+
+    What the command leaves in ``/results`` is in ``results`` afterwards. ``limit`` is in
+    seconds, ``memory`` in MiB.
+    """
+    with tempfile.TemporaryDirectory(prefix="pycriu-native-vm-") as scratch:
+        job, out, console = (Path(scratch, name) for name in ("job", "out", "console"))
+        _make_job(Path(scratch, "tree"), job, command, environment or {})
+        with open(out, "wb") as file:
+            file.truncate(RESULTS)
+        words = _qemu(built, job, out, console, memory=memory)
+        late = _stream(words, limit)
+        _unpack(out, results)
+        status = results / "status"
+        if not late and status.exists():
+            return Ended(int(status.read_text()), "")
+        why = f"it was ended after {limit:g} s" if late else "it ended before the command did"
+        last = console.read_text(errors="replace").splitlines()[-25:] if console.exists() else []
+        return Ended(None, "\n".join([why, "the kernel's last words:", *last]))
+
+
+def _make_job(
+    tree: Path, job: Path, command: Sequence[str], environment: Mapping[str, str]
+) -> None:
+    checkout.copy(tree / "checkout")
+    variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
+    lines = [
+        "cd /job/checkout",
+        "export PYTHONPATH=$PWD",
+        *variables,
+        f"exec {shlex.join(command)}",
+    ]
+    (tree / "command").write_text("\n".join(lines) + "\n")
+    disk.make(job, tree, spare=SPARE)
+
+
+def _qemu(built: Built, job: Path, out: Path, console: Path, *, memory: int) -> list[str]:
+    def drive(path: Path, snapshot: str) -> list[str]:
+        return ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}"]
+
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        # One processor: with two, the kernel stumbles over code that the other has just changed
+        # (int3 in finish_task_switch, seen with QEMU 7.2).
+        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", str(memory)),
+        *("-nodefaults", "-display", "none", "-nic", "none", "-no-reboot"),
+        *("-kernel", str(built.kernel), "-initrd", str(built.initrd)),
+        *("-append", "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr"),
+        *("-serial", f"file:{console}", "-serial", "stdio"),
+        *drive(built.root, "on"),
+        *drive(job, "on"),
+        *drive(out, "off"),
+    ]
+
+
+def _stream(words: list[str], limit: float) -> bool:
+    """Run QEMU with its output on ours; whether it had to be killed."""
+    late = threading.Event()
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
+
+        def end() -> None:
+            late.set()
+            qemu.kill()
+
+        timer = threading.Timer(limit, end)
+        timer.start()
+        try:
+            assert qemu.stdout is not None
+            while data := qemu.stdout.read1():  # type: ignore[attr-defined]
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+        except BaseException:
+            qemu.kill()
+            raise
+        finally:
+            timer.cancel()
+    return late.is_set()
+
+
+def _unpack(out: Path, results: Path) -> None:
+    """The archive that the guest has written, if it came so far."""
+    results.mkdir(parents=True, exist_ok=True)
+    for path in results.iterdir():
+        path.unlink()
+    try:
+        with tarfile.open(out, "r:") as archive:
+            for member in archive:
+                if member.isfile():
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    (results / Path(member.name).name).write_bytes(file.read())
+    except tarfile.ReadError:
+        return

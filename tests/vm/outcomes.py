@@ -1,0 +1,61 @@
+"""A plugin for pytest in a guest: shows failures as they come, keeps all outcomes in a file.
+
+``-p tests.vm.outcomes`` writes ``/results/outcomes.json`` (``PYCRIU_NATIVE_OUTCOMES`` names
+another place); ``kernels.py`` reads it. A guest that is ended too early has shown why.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycriu_native
+
+PLACE = Path(os.environ.get("PYCRIU_NATIVE_OUTCOMES", "/results/outcomes.json"))
+
+
+class Outcomes:
+    """What became of each test."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._found: dict[str, tuple[str, str]] = {}
+        self._began = time.monotonic()
+        self._facts = {
+            "date": datetime.date.today().isoformat(),
+            "kernel": platform.release(),
+            "criu": str(pycriu_native.version()),
+            "libcriu": str(pycriu_native.libcriu_version()),
+            "python": platform.python_version(),
+        }
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """The call's outcome; that of the set-up or the end where it is worse."""
+        if report.when == "call" or not report.passed:
+            why = ""
+            if report.skipped and isinstance(report.longrepr, tuple):
+                why = report.longrepr[2].removeprefix("Skipped: ")
+            self._found[report.nodeid] = (report.outcome, why)
+        if report.failed:
+            terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+            terminal.ensure_newline()
+            terminal.write_line(f"{report.nodeid} ({report.when}):\n{report.longreprtext}")
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Write the file, after each test: the guest may not come to the last one."""
+        seconds = round(time.monotonic() - self._began)
+        partial = PLACE.with_suffix(".partial")
+        partial.write_text(json.dumps({**self._facts, "seconds": seconds, "tests": self._found}))
+        partial.rename(PLACE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take part."""
+    config.pluginmanager.register(Outcomes(config))

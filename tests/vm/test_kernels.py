@@ -1,0 +1,35 @@
+"""The page of kernels says what came out in the guests, and why something did not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .kernels import Run, page
+
+LAZY = "tests/real/test_lazy.py::test_"
+VETH = "tests/real/test_veth.py::test_"
+
+
+def _run(criu: str, kernel: str, tests: dict[str, Any]) -> Run:
+    facts = {"criu": criu, "libcriu": criu, "kernel": kernel, "python": "3.11.2"}
+    return Run({**facts, "date": "2026-01-02", "tests": tests})
+
+
+def test_the_page() -> None:
+    """Each field has a cell for each guest; reasons are told once, and have numbers."""
+    why = "CRIU 3.17.1 cannot"
+    old = _run(
+        "3.17.1", "6.1.0-9-cloud", {LAZY + "a": ["skipped", why], VETH + "a": ["failed", ""]}
+    )
+    new = _run(
+        "4.1.1",
+        "6.12.1+deb13",
+        {LAZY + "a": ["passed", ""], LAZY + "b": ["skipped", why], VETH + "a": ["passed", ""]},
+    )
+    told = page([old, new])
+    assert "| 3.17.1 | 3.17.1 | 6.1.0-9-cloud | 3.11.2 | 2026-01-02 | 0 | 1 | 1 |" in told
+    assert "| CRIU 3.17.1, kernel 6.1.0 | CRIU 4.1.1, kernel 6.12.1+deb13 |" in told
+    assert "[test_lazy.py](../tests/real/test_lazy.py) | no [1] | 1 of 2 [1] |" in told
+    assert "[test_veth.py](../tests/real/test_veth.py) | **1 of 1 failed** | yes |" in told
+    assert "[test_tcp.py](../tests/real/test_tcp.py) | not run | not run |" in told
+    assert told.endswith(f"\n1. {why}\n")
