@@ -71,6 +71,11 @@ struct pn_worker {
 
 int pn_spawn(struct pn_worker *worker);
 
+/* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
+
+int pn_enter_network(int fd);        /* setns, of the calling thread alone */
+int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
+
 /* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
 
 enum pn_verb {

@@ -23,6 +23,7 @@ from typing import cast
 
 from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
+from ._rescue import Rescue
 from ._tree import process_tree
 from .enums import Notify, Verb
 from .errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
@@ -79,6 +80,7 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
+        rescue: Rescue | None = None,
     ) -> None:
         self.line = line
         self.verb = verb
@@ -87,7 +89,7 @@ class Exchange:
         """The processes that were dumped, as they stood frozen, or that are being restored."""
         self.stopped_by: BaseException | None = None
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
-        self.network_locked = False
+        self._rescue = rescue
         self._hook = hook
         self._deadline = deadline  # on the monotonic clock
         self._cancels: deque[BaseException] = deque()
@@ -133,6 +135,7 @@ class Exchange:
         if self.stopped_by is None:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
+            self.line.wake()
             if self.verb not in UNDONE_BY_CRIU:
                 self.line.kill()
         elif reason is not self.stopped_by:
@@ -215,9 +218,9 @@ class Exchange:
         with contextlib.suppress(ValueError):
             action = Notify(name)
         pid = cast("int | None", body.get("pid"))
-        if action is Notify.NETWORK_LOCK:
-            self.network_locked = True
-        elif action is Notify.POST_DUMP and self.pid is not None:
+        if self._rescue is not None:
+            self._rescue.look(action, self.line.pid)
+        if action is Notify.POST_DUMP and self.pid is not None:
             self.tree = process_tree(self.pid)
         elif self.verb is Verb.RESTORE and pid is not None:
             self.tree = process_tree(pid)
@@ -227,8 +230,8 @@ class Exchange:
         # The network is unlocked also while a dump is undone; refusing that would keep it locked.
         agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
         self._send(encode("request", {"type": NOTIFY, "notify_success": agreed}))
-        if action is Notify.NETWORK_UNLOCK:
-            self.network_locked = False
+        if agreed and self._rescue is not None:
+            self._rescue.agreed(action)
 
     def _call_hook(self, notification: Notification) -> None:
         undoing = self.stopped_by is not None

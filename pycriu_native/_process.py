@@ -46,6 +46,11 @@ class OwnedProcess:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
+    def wake(self) -> None:
+        """Have it go on, and what it has forked, if somebody has stopped it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """End it and all that it has forked and not moved to a session of its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

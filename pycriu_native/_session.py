@@ -26,6 +26,7 @@ from ._message import Handle
 from ._prepare import Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, is_inside, log_name
+from ._rescue import Rescue, Rescued
 from ._tree import end_processes, wait_until_gone
 from .enums import Verb
 from .errors import CriuError, ProtocolError, WorkerDiedError
@@ -145,7 +146,8 @@ class Call:
             line = request.via.connect(keep, outside=is_inside(request))
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
-            exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid)
+            rescue = _rescue_for(request)
+            exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid, rescue)
             owned.callback(exchange.close)
             self._listen_to(exchange)
 
@@ -175,6 +177,8 @@ class Call:
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)
+                if lost is not None and rescue is not None:
+                    _tell(failure, rescue.after())
             _chronicle.tell(
                 request.verb,
                 request.pid,
@@ -223,6 +227,21 @@ class Call:
         self._exchange = exchange
         if self._cancelled is not None:
             exchange.cancel(self._cancelled)
+
+
+def _rescue_for(request: Request) -> Rescue | None:
+    if request.pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
+        return None
+    return Rescue(request.pid, request.opts)
+
+
+def _tell(failure: BaseException, rescued: Rescued) -> None:
+    """Add to an error what a CRIU that is gone has cost the process."""
+    if isinstance(failure, CriuError):
+        failure.lost_connections = rescued.lost_connections
+        failure.left_behind = rescued.left_behind
+    if text := str(rescued):
+        failure.add_note(text)
 
 
 def _converse(

@@ -35,6 +35,9 @@ class WorkerLine(Line):
     def kill(self) -> None:
         self._process.kill()
 
+    def wake(self) -> None:
+        self._process.wake()
+
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
         self.hang_up()

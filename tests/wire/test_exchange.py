@@ -360,6 +360,13 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
     assert play.acknowledged() == [True, False, False, True]
 
 
+def test_a_worker_that_dies_when_all_is_saved(play: Play) -> None:
+    """The process is gone and only the images have it: the error says so, and leaves them be."""
+    with pytest.raises(WorkerDiedError) as caught:
+        play.dump(notify("post-dump"), ["kill"])
+    assert f"pid {NOBODY} ended, after all images were written" in caught.value.__notes__
+
+
 def test_a_second_error_while_it_is_undone_is_noted(play: Play) -> None:
     """The first is the cause; the second is not lost."""
 
