@@ -34,7 +34,9 @@ class Via(Protocol):
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """What it cannot do: ``inherits`` descriptors of ours, ``sibling`` for a restored child."""
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, steady: bool = False
+    ) -> Line:
         """An open line to it."""
 
 
@@ -74,7 +76,9 @@ class Service:
         if sibling:
             yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, steady: bool = False
+    ) -> Line:
         """Connect to it. ``ProgramNotFoundError`` where nobody listens."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(sock)
@@ -113,7 +117,9 @@ class Socket:
         """Nothing: its starter knows what it was given."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, steady: bool = False
+    ) -> Line:
         """A duplicate of it."""
         try:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))

@@ -70,3 +70,11 @@ def is_inside(request: Request) -> bool:
     if request.verb is not Verb.DUMP:
         return False
     return request.pid is None or request.pid in (os.getpid(), *ancestors())
+
+
+def is_delicate(request: Request) -> bool:
+    """Whether a signal that ends CRIU can cost a process its life.
+
+    A lazy dump is none of these: once it serves its pages, SIGTERM is the way to call it off.
+    """
+    return request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.opts.lazy_pages

@@ -25,7 +25,7 @@ from ._log import LogMark
 from ._message import Handle
 from ._prepare import Directories, fill
 from ._question import Question
-from ._request import Outcome, Request, is_inside, log_name
+from ._request import Outcome, Request, is_delicate, is_inside, log_name
 from ._rescue import Rescue, Rescued
 from ._tree import end_processes, wait_until_gone
 from .enums import Verb
@@ -143,7 +143,9 @@ class Call:
                 if directories.log is None
                 else LogMark.take(directories.log, log_name(request))
             )
-            line = request.via.connect(keep, outside=is_inside(request))
+            line = request.via.connect(
+                keep, outside=is_inside(request), steady=is_delicate(request)
+            )
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)

@@ -19,12 +19,13 @@ def spawn(
     output: int,
     keep: Sequence[int],
     outside: bool = False,
+    steady: bool = False,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor. ``outside``: no child of ours. Raises
-    ``ProgramError``.
+    gets under the same numbers, and no other descriptor. ``outside``: no child of ours. ``steady``: signals
+    that ask it to end are blocked. Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
     environment = {"PATH": SEARCH_PATH, "HOME": "/", **env}
@@ -44,6 +45,7 @@ def spawn(
     worker.keep = fds
     worker.n_keep = len(keep)
     worker.outside = outside
+    worker.steady = steady
     status = native.pn_spawn(worker)
     if status:
         code = -status

@@ -60,8 +60,10 @@ class Worker:
     """A ``criu swrk`` process of our own, for one call: the default way to reach CRIU.
 
     It is started without copying the caller's memory, in a process group of its own, with
-    default signal dispositions, nothing blocked, a fixed environment, and no descriptor that
-    CRIU does not need. It is reaped when the call ends.
+    default signal dispositions, a fixed environment, and no descriptor that CRIU does not need.
+    No signal is blocked, but for a dump: what a service manager sends to all processes of a
+    service that it stops (SIGTERM, SIGHUP, SIGINT, SIGQUIT) would kill CRIU in the middle, and
+    that can cost the process its life. It is reaped when the call ends.
     """
 
     program: str | os.PathLike[str] | None = None
@@ -88,11 +90,14 @@ class Worker:
         """A worker of our own can do everything."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, steady: bool = False
+    ) -> Line:
         """Start the worker.
 
         ``keep`` are descriptors above 2 that it gets under the same numbers. ``outside``: it is
-        to be no child of ours, for a dump of a tree that we are in. Raises
+        to be no child of ours, for a dump of a tree that we are in. ``steady``: SIGTERM and
+        the like wait until it has ended. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program)
@@ -110,6 +115,7 @@ class Worker:
                 output=chatter,
                 keep=[end, *keep],
                 outside=outside,
+                steady=steady,
             )
             undo.pop_all()
         if outside:

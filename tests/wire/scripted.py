@@ -62,7 +62,9 @@ class Scripted:
         """Nothing."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, steady: bool = False
+    ) -> Line:
         """A line to a thread that answers one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)

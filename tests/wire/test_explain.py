@@ -53,7 +53,9 @@ class Untouchable:
         """Nothing."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, steady: bool = False
+    ) -> Line:
         """Fail."""
         raise AssertionError("CRIU was reached")
 
