@@ -206,8 +206,11 @@ class Exchange:
         self._deadline = None
 
     def _died(self) -> WorkerDiedError:
-        """The error for a worker that is gone; whatever it left behind goes too."""
-        self.line.has_ended(1.0)
+        """The error for a worker that is gone; whatever it left behind goes too.
+
+        One that has only lost its socket is undoing its work, and must not be killed in that.
+        """
+        self.line.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
         self.line.kill()
         return WorkerDiedError(f"{self.line.program} ended before it answered")
 

@@ -60,6 +60,7 @@ class Rescue:
         self._connections: dict[int, Ends] = {}
         self._tree = [pid]
         self._saved = False
+        self._may_lock = False
         self._looked = False
         self._chain_before: bool | None = None  # None: no namespace was locked as a whole
 
@@ -81,7 +82,8 @@ class Rescue:
                     self._reuse = reusing(self._tree)
 
     def agreed(self, action: Notify | str) -> None:
-        """A notification was agreed to."""
+        """A notification was agreed to, and CRIU was there to hear it."""
+        self._may_lock = True
         if action is Notify.POST_DUMP:
             self._saved = True
 
@@ -121,7 +123,7 @@ class Rescue:
     def _unlock(self, connections: set[Ends]) -> Iterator[str]:
         if self._run is not None:
             _netlock.delete_table(self._run)
-        elif self._looked and self._by_table:
+        elif self._may_lock and self._by_table:
             yield "a table inet CRIU-... of nftables, perhaps: this CRIU's run id is not known"
         if connections and not self._by_table:
             _netlock.delete_rules(connections)

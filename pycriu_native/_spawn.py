@@ -24,8 +24,8 @@ def spawn(
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor. ``outside``: no child of ours. ``steady``: signals
-    that ask it to end are blocked. Raises ``ProgramError``.
+    gets under the same numbers, and no other descriptor. ``outside``: no child of ours.
+    ``steady``: signals that ask it to end are blocked. Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
     environment = {"PATH": SEARCH_PATH, "HOME": "/", **env}

@@ -9,11 +9,13 @@ from .processes import children
 
 
 def workers() -> list[int]:
-    """Our children that are CRIU."""
+    """Our children that are CRIU and take requests."""
     found = []
     for pid in children():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if Path(f"/proc/{pid}/comm").read_text().startswith("criu"):
+            # It begins as "criu swrk", and gives itself a title like "criu: dump --rpc".
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"\0swrk\0" in words or b" --rpc" in words:
                 found.append(pid)
     return found
 
