@@ -35,7 +35,7 @@ void *pn_opts_message(criu_opts *opts); /* NULL: not the layout we know */
 int pn_free_opts(criu_opts *opts);
 
 void *pn_new(int type);
-void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message */
+void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message, or ENOMEM in errno */
 size_t pn_packed_size(const void *message);
 size_t pn_pack(const void *message, uint8_t *out);
 void pn_free(void *message);

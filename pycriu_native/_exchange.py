@@ -26,7 +26,7 @@ from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._rescue import Rescue
 from ._tree import process_tree
 from .enums import Notify, Verb
-from .errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
+from .errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from .values import WireValue
 
 LARGEST_ANSWER = 2**20
@@ -81,6 +81,7 @@ class Exchange:
         deadline: float | None = None,
         pid: int | None = None,
         rescue: Rescue | None = None,
+        judge: Callable[[], None] | None = None,
     ) -> None:
         self.line = line
         self.verb = verb
@@ -90,6 +91,8 @@ class Exchange:
         self.stopped_by: BaseException | None = None
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
         self._rescue = rescue
+        self._judge = judge
+        """Raises if what CRIU has saved is not there: asked while it can still undo the dump."""
         self._hook = hook
         self._deadline = deadline  # on the monotonic clock
         self._cancels: deque[BaseException] = deque()
@@ -237,6 +240,11 @@ class Exchange:
             self._rescue.agreed(action)
 
     def _call_hook(self, notification: Notification) -> None:
+        if notification.action is Notify.POST_DUMP and self._judge is not None:
+            try:
+                self._judge()
+            except CriuError as flaw:
+                self._stop(flaw)
         undoing = self.stopped_by is not None
         if self._hook is None or (undoing and notification.action is not Notify.NETWORK_UNLOCK):
             _close([] if notification.fd is None else [notification.fd])

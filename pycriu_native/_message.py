@@ -204,6 +204,8 @@ def decode_response(data: bytes) -> dict[str, WireValue] | None:
     """A ``CriuResp`` as a mapping; None if these bytes are none."""
     message = native.pn_unpack(native.PN_RESPONSE, len(data), data)
     if message == ffi.NULL:
+        if no_memory(-ffi.errno):
+            raise MemoryError("no memory for an answer of CRIU's")
         return None
     try:
         return read(message)

@@ -8,6 +8,7 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import cast
 
 from . import _chronicle, _stats
 from ._direct import DirectCall
@@ -29,7 +31,7 @@ from ._request import Outcome, Request, is_delicate, is_inside, log_name
 from ._rescue import Rescue, Rescued
 from ._tree import end_processes, wait_until_gone
 from .enums import Verb
-from .errors import CriuError, ProtocolError, WorkerDiedError
+from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
@@ -38,6 +40,10 @@ UNTIL_REAPED = 5.0
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
+
+
+INVENTORY = "inventory.img"
+"""What CRIU writes when it has written everything else."""
 
 
 class Call:
@@ -149,7 +155,15 @@ class Call:
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)
-            exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid, rescue)
+            exchange = Exchange(
+                line,
+                request.verb,
+                self._hook(),
+                deadline,
+                request.pid,
+                rescue,
+                lambda: _judge(request, directories.images),
+            )
             owned.callback(exchange.close)
             self._listen_to(exchange)
 
@@ -237,6 +251,29 @@ def _rescue_for(request: Request) -> Rescue | None:
     return Rescue(request.pid, request.opts)
 
 
+def _judge(request: Request, directory: int | None) -> None:
+    """Refuse to let the process go when its images are not where they can be found again."""
+    if directory is None or request.verb is not Verb.DUMP or request.opts.stream:
+        return
+    path = _path(directory)
+    if os.fstat(directory).st_nlink == 0:
+        what = f"the images directory {path.removesuffix(' (deleted)')} was removed meanwhile"
+    elif not os.path.lexists(os.path.join(f"/proc/self/fd/{directory}", INVENTORY)):
+        what = f"{INVENTORY}, which every dump has, is not in {path}"
+    else:
+        return
+    cure = "keep the directory until the dump has ended"
+    raise ImagesError(
+        f"dump of pid {request.pid} was called off: {what}; {cure}",
+        verb=str(request.verb),
+        pid=request.pid,
+        errno=errno.ENOENT,
+        cause=what,
+        cure=cure,
+        options=["images_directory"],
+    )
+
+
 def _tell(failure: BaseException, rescued: Rescued) -> None:
     """Add to an error what a CRIU that is gone has cost the process."""
     if isinstance(failure, CriuError):
@@ -261,7 +298,19 @@ def _converse(
             answer, data = exchange.run(call.request())
         except (WorkerDiedError, ProtocolError) as lost:
             return -1, {}, lost
-        return call.finish(data), answer, None
+        result = call.finish(data)
+        if result < 0 and answer["success"]:
+            result = _result_of(answer)  # libcriu ran out of memory when all was done
+        return result, answer, None
+
+
+def _result_of(answer: dict[str, WireValue]) -> int:
+    """What libcriu's verb returns for an answer that says yes."""
+    for part, value in (("restore", "pid"), ("dump", "restored")):
+        body = answer.get(part)
+        if isinstance(body, dict):
+            return int(cast(int, body.get(value, 0)))
+    return 0
 
 
 def _statistics(verb: Verb, directory: int | None) -> DumpStatistics | RestoreStatistics | None:

@@ -110,6 +110,7 @@ def play(tmp_path: Path) -> Play:
     program.chmod(0o755)
     images = tmp_path / "images"
     images.mkdir()
+    (images / "inventory.img").touch()  # without it no dump is let finish
     return Play(program, images)
 
 
