@@ -86,7 +86,11 @@ class Call:
     def start(self) -> None:
         """Begin; a second time does nothing."""
         if self._thread.ident is None:
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                verb = str(self._request.verb)
+                raise CriuError(f"{verb}: no thread could be started for it", verb=verb) from error
 
     def is_over(self) -> bool:
         """Whether there is an outcome, or an error."""
