@@ -21,6 +21,10 @@ from .errors import CriuError, Diagnosis
 LARGEST_EXCERPT = 256 * 1024
 """Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
 
+LONGEST_LINE = 2048
+"""Characters of a line that are looked at: the cause stands at the beginning of CRIU's lines,
+which have 8 KiB at most."""
+
 _ERROR = re.compile(r"Error \(|^Error|BUG at |RPC error")
 
 
@@ -66,6 +70,11 @@ def _identity(directory: int, name: str) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_ctime_ns, found.st_size
 
 
+def _lines(text: str) -> list[str]:
+    """The lines, the longest cut: what stands in a file that others can write costs no minutes."""
+    return [line[:LONGEST_LINE] for line in text.splitlines()]
+
+
 def error_lines(text: str, pid: int | None = None) -> list[str]:
     """The lines of a log that speak of errors, without those that successful runs print too.
 
@@ -75,7 +84,7 @@ def error_lines(text: str, pid: int | None = None) -> list[str]:
     quiet = [failure.pattern for failure in failures() if failure.quiet]
     return [
         line.strip()
-        for line in text.splitlines()
+        for line in _lines(text)
         if (_ERROR.search(line) or any(_is_about(pattern.search(line), pid) for pattern in quiet))
         and not is_benign(line)
     ]
@@ -94,7 +103,7 @@ def chatter_lines(text: str) -> list[str]:
     The loader, the C library and the parser of options know nothing of CRIU's log.
     """
     return error_lines(text) or [
-        line.strip() for line in text.splitlines() if line.strip() and not is_benign(line)
+        line.strip() for line in _lines(text) if line.strip() and not is_benign(line)
     ]
 
 

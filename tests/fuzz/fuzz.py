@@ -17,8 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["pycriu_native"]):
-    from pycriu_native import CriuError, CriuOpts, OptionError
-    from pycriu_native import _config, _exchange, _log, _stats
+    from pycriu_native import CriuError, CriuOpts, OptionError, _config, _exchange, _log, _stats
     from pycriu_native._message import REQUEST_TYPES, decode_response, encode
     from pycriu_native.enums import Verb
 
@@ -30,7 +29,11 @@ def answers(data: bytes) -> None:
     verbs = list(Verb)
     verb = verbs[data[0] % len(verbs)] if data else Verb.DUMP
     answer = decode_response(data[1:])
-    if answer is None or answer["type"] == REQUEST_TYPES["notify"] or str(verb) not in REQUEST_TYPES:
+    if (
+        answer is None
+        or answer["type"] == REQUEST_TYPES["notify"]
+        or str(verb) not in REQUEST_TYPES
+    ):
         return
     flaw = _exchange._flaw(verb, answer)
     if flaw is None and answer["success"] and verb is Verb.RESTORE:
@@ -94,9 +97,7 @@ def _answer_seeds() -> list[bytes]:
 def _statistics_seeds() -> list[bytes]:
     entry = bytes([8, 1, 16, 200, 1, 24, 3])
     message = bytes([10, len(entry)]) + entry
-    head = b"".join(
-        word.to_bytes(4, "little") for word in (0x55105940, 0x57093306, len(message))
-    )
+    head = b"".join(word.to_bytes(4, "little") for word in (0x55105940, 0x57093306, len(message)))
     return [head + message, head]
 
 

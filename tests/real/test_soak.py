@@ -67,8 +67,8 @@ def test_nothing_grows(spawn: Spawn, images: Path) -> None:
     matrix.notes.append("")
     matrix.notes.append("soak: calls, resident memory in KiB, descriptors, children, threads:")
     for calls, resident, *counted in table:
-        row = (calls, resident // 1024, *counted)
-        matrix.notes.append("    " + " ".join(f"{value:7}" for value in row))
+        line = " ".join(f"{value:7}" for value in (calls, resident // 1024, *counted))
+        matrix.notes.append("    " + line)
     matrix.notes.append(", ".join(f"{name}: {count}" for name, count in counts.items()))
     warm = table[len(table) // 3][1]
     assert table[-1][1] - warm < BOUND
