@@ -2,7 +2,8 @@
 
 A disk that fills up, a file system that becomes read-only, a directory that is removed: CRIU
 notices most of it. A directory that somebody removes after the last file was written it does not
-notice, and would end the process, whose only images are gone; the library looks before it agrees.
+notice, and would end the process, whose only images are gone; the library looks before it agrees
+(``tests/wire/test_exchange.py``).
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ import fcntl
 import os
 import shutil
 import struct
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, ImagesError, Notification, Notify, dump
+from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump
 
 from . import matrix
 from .conftest import Spawn
@@ -105,26 +104,3 @@ def test_the_place_fails(
             process = "lives on whole"
             assert patient.lives_whole()
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
-
-
-def test_the_images_go_unseen(spawn: Spawn, images: Path) -> None:
-    """A directory that is gone when CRIU has finished: ImagesError, and the process lives."""
-    patient = Patient.start(spawn)
-    over = threading.Event()
-
-    def remove() -> None:
-        while not over.is_set():
-            if (images / "inventory.img").exists():
-                shutil.rmtree(images, ignore_errors=True)
-            time.sleep(0.0002)
-
-    thread = threading.Thread(target=remove)
-    thread.start()
-    try:
-        with pytest.raises(CriuError) as caught:
-            dump(patient.pid, CriuOpts(images_directory=images, tcp_established=True))
-    finally:
-        over.set()
-        thread.join()
-    assert isinstance(caught.value, ImagesError)
-    assert patient.lives_whole()

@@ -23,6 +23,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     DeadlineError,
+    ImagesError,
     Notification,
     Notify,
     ProtocolError,
@@ -359,6 +360,28 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
         )
     assert heard == ["network-lock", "post-dump", "network-unlock"]
     assert play.acknowledged() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> None:
+    """Somebody removes them while CRIU is at it: it must not end the process that they held."""
+
+    def remove(notification: Notification) -> None:
+        if notification.action is Notify.PRE_DUMP:
+            shutil.rmtree(play.images)
+            if emptied:
+                play.images.mkdir()
+
+    with pytest.raises(ImagesError, match="was called off") as caught:
+        play.dump(
+            notify("pre-dump"),
+            notify("post-dump"),
+            notify("network-unlock"),
+            send(no("dump")),
+            on_notify=remove,
+        )
+    assert play.acknowledged() == [True, False, True]
+    assert caught.value.options == ("images_directory",)
 
 
 def test_a_worker_that_dies_when_all_is_saved(play: Play) -> None:
