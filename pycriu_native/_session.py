@@ -29,7 +29,7 @@ from ._prepare import Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, is_delicate, is_inside, log_name
 from ._rescue import Rescue, Rescued
-from ._tree import end_processes, wait_until_gone
+from ._tree import end_processes, half_restored, wait_until_gone
 from .enums import Verb
 from .errors import CriuError, ImagesError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
@@ -56,6 +56,7 @@ class Call:
         self._error: BaseException | None = None
         self._exchange: Exchange | None = None
         self._cancelled: BaseException | None = None
+        self._since = 0.0
         self.question: Question | None = None
         """A notification that waits for the hook."""
         self._turn = threading.Event()
@@ -143,6 +144,7 @@ class Call:
     def _run(self) -> Outcome:
         request = self._request
         started = time.monotonic()
+        self._since = time.clock_gettime(time.CLOCK_BOOTTIME)
         deadline = None if request.deadline is None else started + request.deadline
         with ExitStack() as owned:
             directories = Directories(request.opts, request.verb, owned)
@@ -220,6 +222,8 @@ class Call:
         """What to raise for a call that CRIU did not do, once nothing is left of it."""
         request = self._request
         if request.verb is Verb.RESTORE:
+            if lost is not None:
+                exchange.tree += half_restored(outcome.images, self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:

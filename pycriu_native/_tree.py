@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -103,6 +104,30 @@ def status_of(pid: int) -> dict[str, str]:
     except (FileNotFoundError, ProcessLookupError):
         return {}
     return {name: value.strip() for name, _, value in pairs}
+
+
+def half_restored(images: str, since: float) -> list[int]:
+    """The processes that a lost CRIU has begun to make from images, and told nobody of.
+
+    They have left its process group, and have another parent by now. A process has a pid of the
+    images, which was free for CRIU to take, and is younger than the call: ``since`` is its
+    beginning, in seconds of CLOCK_BOOTTIME. (Of a pid namespace of its own, CRIU tells.)
+    """
+    found = []
+    ticks = os.sysconf("SC_CLK_TCK")
+    try:
+        names = os.listdir(images)
+    except OSError:
+        return []
+    for name in names:
+        match = re.fullmatch(r"core-(\d{1,9})\.img", name)
+        if match is None or status_of(int(match[1])).get("Tgid") != match[1]:
+            continue  # there is none, or the number is a thread's
+        with contextlib.suppress(OSError), open(f"/proc/{match[1]}/stat") as file:
+            began = int(file.read().rpartition(")")[2].split()[19])
+            if began >= int(since * ticks):
+                found.append(int(match[1]))
+    return found
 
 
 def wait_until_gone(
