@@ -47,9 +47,11 @@ class OwnedProcess:
                 signal.pidfd_send_signal(self.pidfd, number)
 
     def wake(self) -> None:
-        """Have it go on, and what it has forked, if somebody has stopped it."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGCONT)
+        """Have it go on if somebody has stopped it.
+
+        It alone: CRIU has children stop themselves, waits for that, and would wait for ever.
+        """
+        self.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it and all that it has forked and not moved to a session of its own."""

@@ -35,7 +35,8 @@ def _opts(directory: Path) -> CriuOpts:
 
 
 def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, late: float) -> None:
-    """Look at the process, and remember the row."""
+    """Look at the process, and remember the row. CRIU has undone its work, and was not killed."""
+    assert not any("was ended" in note for note in getattr(error, "__notes__", ()))
     if isinstance(getattr(error, "result", None), DumpResult):
         patient.restores(opts)
         process = "saved, and restored whole"
