@@ -137,6 +137,48 @@ test-sanitized: build ## the tests of the wire, with the C code under sanitizers
 		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py ||
 		{ cat report.* 2>/dev/null; exit 1; }
 
+# Every fault, at 200 random instants of each kind. The page is this machine's.
+INSTANTS ?= 200
+.PHONY: reliability
+reliability: test-tools build ## the matrix of faults on this kernel and CRIU, into docs/reliability.md
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_INSTANTS=$(INSTANTS) PYCRIU_NATIVE_RELIABILITY_PAGE=docs/reliability.md \
+		$(VENV)/bin/python -m pytest -q --timeout=3600 $(ARGS) tests/real/test_faults.py \
+		tests/real/test_faults_files.py tests/real/test_faults_limits.py \
+		tests/real/test_faults_random.py tests/real/test_faults_deadlines.py
+
+.PHONY: soak
+soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_SOAK=10000 $(VENV)/bin/python -m pytest -q $(ARGS) tests/real/test_soak.py
+
+.PHONY: valgrind
+valgrind: build ## a thousand calls under valgrind
+	@$(INSTALL_PACKAGES)
+	type -P valgrind >/dev/null || install_packages valgrind
+	PYTHONMALLOC=malloc PYTHONPATH=$$PWD valgrind --quiet --num-callers=20 --error-exitcode=9 \
+		--leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
+		--suppressions=tests/valgrind/cpython.supp $(VENV)/bin/python tests/valgrind/calls.py
+
+# Seconds in all; FUZZ=answers is one target alone.
+FUZZ ?= answers logs statistics configuration runc
+SECONDS_OF_FUZZ ?= 60
+.PHONY: fuzz
+fuzz: build ## coverage-guided fuzzing of all that reads bytes from outside
+	@$(VENV)/bin/python -c 'import atheris' 2>/dev/null || {
+		echo "installing the fuzz packages into $(VENV)"
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input 'atheris>=3'
+	}
+	mkdir -p build/fuzz
+	targets=($(FUZZ))
+	for target in "$${targets[@]}"; do
+		echo "$$target"
+		$(VENV)/bin/python -m tests.fuzz.fuzz "$$target" -artifact_prefix=build/fuzz/ -max_len=4096 \
+			-max_total_time=$$(($(SECONDS_OF_FUZZ) / $${#targets[@]})) 2>build/fuzz/$$target.log ||
+			{ tail -40 build/fuzz/$$target.log >&2; exit 1; }
+		tail -1 build/fuzz/$$target.log
+	done
+
 .PHONY: dist
 dist: build $(VENV)/.lint ## a source archive, and from it a wheel for Python 3.11 and later
 	@set -a

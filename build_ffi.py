@@ -26,6 +26,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent
 INCLUDE = ROOT / "include"
 NATIVE = Path("pycriu_native") / "native"
+SOURCES = ("message.c", "spawn.c", "kernel.c", "call.c", "abi_check.c")
 MODULE = "pycriu_native._native"
 LIBRARIES = [":libcriu.so.2", ":libprotobuf-c.so.1"]
 
@@ -174,7 +175,7 @@ def ffibuilder() -> FFI:
     ffi.set_source(
         MODULE,
         preamble(),
-        sources=[str(NATIVE / name) for name in ("message.c", "spawn.c", "call.c", "abi_check.c")],
+        sources=[str(NATIVE / name) for name in SOURCES],
         include_dirs=[str(INCLUDE), *criu_includes],
         library_dirs=[library_dir] if library_dir else [],
         libraries=LIBRARIES,

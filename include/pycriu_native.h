@@ -38,7 +38,7 @@ int pn_free_opts(criu_opts *opts);
 int pn_load_opts(criu_opts *opts, size_t length, const uint8_t *data);
 
 void *pn_new(int type);
-void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message */
+void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message, or ENOMEM in errno */
 size_t pn_packed_size(const void *message);
 size_t pn_pack(const void *message, uint8_t *out);
 void pn_free(void *message);
@@ -68,6 +68,7 @@ struct pn_worker {
 	size_t n_keep;
 	int outside;       /* not our child: started through a process that exits at once */
 	int private_files; /* what it creates is for its own user only */
+	int steady;        /* HUP, INT, QUIT and TERM are blocked */
 	/* out */
 	int pid;
 	int pidfd;
@@ -75,6 +76,11 @@ struct pn_worker {
 
 int pn_spawn(struct pn_worker *worker);
 int pn_io_priority(void); /* of the calling thread; -1: unknown */
+
+/* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
+
+int pn_enter_network(int fd);        /* setns, of the calling thread alone */
+int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
 
 /* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
 

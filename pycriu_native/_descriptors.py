@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ._ffi import native
+
 
 def descriptors_of(pid: int, kind: str) -> list[int]:
     """Copies of another process's descriptors whose file begins so: ``socket:``, for one."""
-    import ctypes  # not needed by anybody else
-
-    libc = ctypes.CDLL(None, use_errno=True)
     found: list[int] = []
     pidfd = os.pidfd_open(pid)
     try:
@@ -18,9 +17,9 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
             with contextlib.suppress(FileNotFoundError):
                 if not os.readlink(f"/proc/{pid}/fd/{name}").startswith(kind):
                     continue
-                fd = libc.syscall(438, pidfd, int(name), 0)  # pidfd_getfd, everywhere 438
+                fd = native.pn_fd_of(pidfd, int(name))
                 if fd < 0:
-                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
+                    raise OSError(-fd, "pidfd_getfd")
                 found.append(fd)
     except BaseException:
         for fd in found:

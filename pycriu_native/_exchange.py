@@ -23,11 +23,14 @@ from ._dataclass import dataclass
 from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
-from ._typing import cast
+from ._typing import TYPE_CHECKING, cast
 from .enums import Notify, Verb
-from .errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
+from .errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from .opts import CriuOpts
 from .values import WireValue
+
+if TYPE_CHECKING:
+    from ._rescue import Rescue
 
 LARGEST_ANSWER = 2**20
 """Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU."""
@@ -83,9 +86,12 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
+        rescue: Rescue | None = None,
         when_written: Callable[[], object] | None = None,
     ) -> None:
-        """``when_written`` is called when a dump has written all, before the hook hears of it."""
+        """``when_written`` is called when a dump has written all, before the hook hears of it, and
+        while CRIU can still undo it: what it raises has it do that.
+        """
         self.line = line
         self.verb = verb
         self.pid = pid
@@ -93,7 +99,7 @@ class Exchange:
         """The processes that were dumped, as they stood frozen, or that are being restored."""
         self.stopped_by: BaseException | None = None
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
-        self.network_locked = False
+        self._rescue = rescue
         self._hook = hook
         self._when_written = when_written
         self._deadline = deadline  # on the monotonic clock
@@ -140,6 +146,7 @@ class Exchange:
         if self.stopped_by is None:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
+            self.line.wake()
             if self.verb not in UNDONE_BY_CRIU:
                 self.line.kill()
         elif reason is not self.stopped_by:
@@ -210,8 +217,11 @@ class Exchange:
         self._deadline = None
 
     def _died(self) -> WorkerDiedError:
-        """The error for a worker that is gone; whatever it left behind goes too."""
-        self.line.has_ended(1.0)
+        """The error for a worker that is gone; whatever it left behind goes too.
+
+        One that has only lost its socket is undoing its work, and must not be killed in that.
+        """
+        self.line.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
         self.line.kill()
         return WorkerDiedError(f"{self.line.program} ended before it answered")
 
@@ -222,9 +232,9 @@ class Exchange:
         with contextlib.suppress(ValueError):
             action = Notify(name)
         pid = cast("int | None", body.get("pid"))
-        if action is Notify.NETWORK_LOCK:
-            self.network_locked = True
-        elif action is Notify.POST_DUMP:
+        if self._rescue is not None:
+            self._rescue.look(action, self.line.pid)
+        if action is Notify.POST_DUMP:
             self._written()
         elif self.verb is Verb.RESTORE and pid is not None:
             self.tree = process_tree(pid)
@@ -237,8 +247,8 @@ class Exchange:
         if external and agreed:
             reply["opts"] = {"images_dir_fd": -1, "external": [*external]}
         self._send(encode("request", reply))
-        if action is Notify.NETWORK_UNLOCK:
-            self.network_locked = False
+        if agreed and self._rescue is not None:
+            self._rescue.agreed(action)
 
     def _written(self) -> None:
         """All images are on the file system, and the dumped still frozen."""
@@ -247,7 +257,7 @@ class Exchange:
         if self._when_written is not None:
             try:
                 self._when_written()
-            except OSError as error:
+            except (OSError, CriuError) as error:
                 self._stop(error)
 
     def _call_hook(self, notification: Notification) -> Iterable[str] | None:

@@ -74,6 +74,9 @@ class Line:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
+    def wake(self) -> None:
+        """Have the process go on if somebody has stopped it: it cannot undo its work otherwise."""
+
     def hang_up(self) -> None:
         """Close our end, which tells CRIU that there is nothing more to do."""
         self.sock.close()

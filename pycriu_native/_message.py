@@ -223,6 +223,8 @@ def decode_request(data: bytes) -> dict[str, WireValue] | None:
 def _decode(kind: int, data: bytes) -> dict[str, WireValue] | None:
     message = native.pn_unpack(kind, len(data), data)
     if message == ffi.NULL:
+        if no_memory(-ffi.errno):
+            raise MemoryError("no memory for an answer of CRIU's")
         return None
     try:
         return read(message)

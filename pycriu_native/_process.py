@@ -46,6 +46,13 @@ class OwnedProcess:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
+    def wake(self) -> None:
+        """Have it go on if somebody has stopped it.
+
+        It alone: CRIU has children stop themselves, waits for that, and would wait for ever.
+        """
+        self.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End it and all that it has forked and not moved to a session of its own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

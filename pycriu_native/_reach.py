@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from ._dataclass import dataclass
 from ._line import Line, widen
+from ._spawn import DEFAULT_MANNER, Manner
 from ._typing import ClassVar, Protocol
 from .errors import CriuError, Problem, ProgramNotFoundError
 from .values import Descriptor, descriptor_number
@@ -38,9 +39,7 @@ class Via(Protocol):
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """What it cannot do: ``inherits`` descriptors of ours, ``sibling`` for a restored child."""
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """An open line to it."""
 
 
@@ -83,9 +82,7 @@ class Service:
         if sibling:
             yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """Connect to it. ``ProgramNotFoundError`` where nobody listens."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(sock)
@@ -126,9 +123,7 @@ class Socket:
         """Nothing: its starter knows what it was given."""
         return iter(())
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """A duplicate of it."""
         try:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))

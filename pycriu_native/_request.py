@@ -5,15 +5,22 @@ from __future__ import annotations
 import functools
 import os
 
-from ._dataclass import dataclass
+from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._line import Line
 from ._reach import Via
+from ._spawn import Manner
 from ._tree import ancestors
 from .enums import Verb
 from .opts import CriuOpts
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
+
+SAVING = Manner(private=True, steady=True)
+"""Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""
+
+RESTORING = Manner()
+"""What a restore creates has the mode that it had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,17 @@ class Request:
         if self.verb is not Verb.DUMP:
             return False
         return self.pid is None or self.pid in (os.getpid(), *ancestors())
+
+    @property
+    def manner(self) -> Manner:
+        """How its worker is started."""
+        if self.verb is Verb.RESTORE:
+            return RESTORING
+        if self.inside:
+            return replace(SAVING, outside=True)
+        if self.opts.lazy_pages or self.verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):
+            return replace(SAVING, steady=False)  # who serves pages is called off by SIGTERM
+        return SAVING
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

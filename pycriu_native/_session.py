@@ -8,6 +8,7 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -26,13 +27,16 @@ from ._message import Handle
 from ._prepare import Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, log_name
-from ._tree import end_processes, wait_until_gone
-from ._typing import Protocol, cast
+from ._tree import end_processes, half_restored, wait_until_gone
+from ._typing import TYPE_CHECKING, Protocol, cast
 from ._whole import Unfinished
 from .enums import Verb
-from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
+from .errors import BY_ERRNO, CriuError, ImagesError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
+
+if TYPE_CHECKING:
+    from ._rescue import Rescue, Rescued
 
 STDIN = 0
 
@@ -53,6 +57,9 @@ class Keeper(Protocol):
 KEEPER: ContextVar[Keeper | None] = ContextVar("KEEPER", default=None)
 """Who waits for the calls made in this context."""
 
+INVENTORY = "inventory.img"
+"""What CRIU writes when it has written everything else."""
+
 
 class Call:
     """A call on its own thread, and the meeting point with the thread that waits for it."""
@@ -64,6 +71,7 @@ class Call:
         self._error: BaseException | None = None
         self._exchange: Exchange | None = None
         self._cancelled: BaseException | None = None
+        self._since = 0.0
         self.question: Question | None = None
         """A notification that waits for the hook."""
         self._turn = threading.Event()
@@ -98,7 +106,11 @@ class Call:
     def start(self) -> None:
         """Begin; a second time does nothing."""
         if self._thread.ident is None:
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                verb = str(self._request.verb)
+                raise CriuError(f"{verb}: no thread could be started for it", verb=verb) from error
 
     @property
     def worker_pid(self) -> int:
@@ -157,6 +169,7 @@ class Call:
     def _run(self) -> Outcome:
         request = self._request
         started = time.monotonic()
+        self._since = time.clock_gettime(time.CLOCK_BOOTTIME)
         deadline = None if request.deadline is None else started + request.deadline
         with ExitStack() as owned:
             directories = Directories(
@@ -172,18 +185,24 @@ class Call:
             )
             if request.opts.shell_job or request.opts.exec_cmd is not None:
                 keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
-            line = request.via.connect(
-                keep, outside=request.inside, private=request.verb is not Verb.RESTORE
-            )
+            line = request.via.connect(keep, request.manner)
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
+            rescue = _rescue_for(request)
+
+            def when_written() -> None:
+                _judge(request, directories.images)
+                if unfinished is not None:
+                    unfinished.finish()
+
             exchange = Exchange(
                 line,
                 request.verb,
                 self._hook(),
                 deadline,
                 request.pid,
-                when_written=None if unfinished is None else unfinished.finish,
+                rescue,
+                when_written,
             )
             owned.callback(exchange.close)
             self._listen_to(exchange)
@@ -218,6 +237,10 @@ class Call:
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)
+                # CRIU unlocks before it serves pages: of a lazy dump that is undone after that,
+                # it leaves the lock and the connections as they are (seen with 4.2.1).
+                if rescue is not None and (lost is not None or request.opts.lazy_pages):
+                    _tell(failure, rescue.after())
             _chronicle.tell(
                 request.verb,
                 request.pid,
@@ -241,12 +264,10 @@ class Call:
         """What to raise for a call that CRIU did not do, once nothing is left of it."""
         request = self._request
         if request.verb is Verb.RESTORE:
+            if lost is not None:
+                exchange.tree += half_restored(outcome.images, self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
-        elif request.verb is Verb.DUMP and request.opts.lazy_pages:
-            from ._undo_lock import free_connections  # a rare end
-
-            free_connections(exchange.tree)
         if exchange.stopped_by is None:
             try:
                 from ._failure import explain_failure  # a call that succeeds does without
@@ -301,6 +322,46 @@ def _watch_over(request: Request, directories: Directories, owned: ExitStack) ->
     return unfinished
 
 
+def _rescue_for(request: Request) -> Rescue | None:
+    if request.pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
+        return None
+    from ._rescue import Rescue  # only dumps need it
+
+    return Rescue(request.pid, request.opts)
+
+
+def _judge(request: Request, directory: int | None) -> None:
+    """Refuse to let the process go when its images are not where they can be found again."""
+    if directory is None or request.verb is not Verb.DUMP or request.opts.stream:
+        return
+    path = _path(directory)
+    if os.fstat(directory).st_nlink == 0:
+        what = f"the images directory {path.removesuffix(' (deleted)')} was removed meanwhile"
+    elif not os.path.lexists(os.path.join(f"/proc/self/fd/{directory}", INVENTORY)):
+        what = f"{INVENTORY}, which every dump has, is not in {path}"
+    else:
+        return
+    cure = "keep the directory until the dump has ended"
+    raise ImagesError(
+        f"dump of pid {request.pid} was called off: {what}; {cure}",
+        verb=str(request.verb),
+        pid=request.pid,
+        errno=errno.ENOENT,
+        cause=what,
+        cure=cure,
+        options=["images_directory"],
+    )
+
+
+def _tell(failure: BaseException, rescued: Rescued) -> None:
+    """Add to an error what a CRIU that is gone has cost the process."""
+    if isinstance(failure, CriuError):
+        failure.lost_connections = rescued.lost_connections
+        failure.left_behind = rescued.left_behind
+    if text := str(rescued):
+        failure.add_note(text)
+
+
 def _converse(
     request: Request, handle: Handle, exchange: Exchange
 ) -> tuple[int, dict[str, WireValue], CriuError | None]:
@@ -316,7 +377,19 @@ def _converse(
             answer, data = exchange.run(call.request())
         except (WorkerDiedError, ProtocolError) as lost:
             return -1, {}, lost
-        return call.finish(data), answer, None
+        result = call.finish(data)
+        if result < 0 and answer["success"]:
+            result = _result_of(answer)  # libcriu ran out of memory when all was done
+        return result, answer, None
+
+
+def _result_of(answer: dict[str, WireValue]) -> int:
+    """What libcriu's verb returns for an answer that says yes."""
+    for part, value in (("restore", "pid"), ("dump", "restored")):
+        body = answer.get(part)
+        if isinstance(body, dict):
+            return int(cast(int, body.get(value, 0)))
+    return 0
 
 
 def _unexplained(

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 
+from ._dataclass import dataclass
 from ._ffi import ffi, native
 from ._program import SEARCH_PATH
 from .errors import ProgramError
@@ -15,6 +16,21 @@ FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
 configuration file, so it is one that root alone can write."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manner:
+    """In which way a worker is started."""
+
+    outside: bool = False
+    """It is to be no child of ours, for a dump of a tree that we are in."""
+    private: bool = False
+    """The files that it creates are for its own user only."""
+    steady: bool = False
+    """Signals that ask it to end (SIGTERM and the like) wait until it has ended by itself."""
+
+
+DEFAULT_MANNER = Manner()
+
+
 def spawn(
     words: Sequence[str],
     *,
@@ -22,14 +38,13 @@ def spawn(
     stdin: int,
     output: int,
     keep: Sequence[int],
-    outside: bool = False,
-    private: bool = False,
+    manner: Manner = DEFAULT_MANNER,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor. ``outside``: no child of ours.
-    ``private``: what it creates is for its own user only. Raises ``ProgramError``.
+    gets under the same numbers, and no other descriptor.
+    Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
     environment = {**FIXED_ENVIRONMENT, **env}
@@ -48,8 +63,9 @@ def spawn(
     worker.output = output
     worker.keep = fds
     worker.n_keep = len(keep)
-    worker.outside = outside
-    worker.private_files = private
+    worker.outside = manner.outside
+    worker.private_files = manner.private
+    worker.steady = manner.steady
     status = native.pn_spawn(worker)
     if status:
         code = -status

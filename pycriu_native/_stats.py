@@ -63,7 +63,14 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
     except OSError:
         return None
     with open(fd, "rb") as file:
-        data = file.read(LARGEST)
+        return parse(file.read(LARGEST), number)
+
+
+def parse(data: bytes, number: int) -> dict[int, int] | None:
+    """The numbers of an image's entry for dumps (1) or restores (2); None if these bytes are none.
+
+    The file can be anybody's, so nothing in it is believed.
+    """
     try:
         service, stats, size = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4, 8))
         if (service, stats) != (SERVICE_MAGIC, STATS_MAGIC):

@@ -108,6 +108,32 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in pairs}
 
 
+def half_restored(images: str, since: float) -> list[int]:
+    """The processes that a lost CRIU has begun to make from images, and told nobody of.
+
+    They have left its process group, and have another parent by now. A process has a pid of the
+    images, which was free for CRIU to take, and is younger than the call: ``since`` is its
+    beginning, in seconds of CLOCK_BOOTTIME. (Of a pid namespace of its own, CRIU tells.)
+    """
+    found = []
+    ticks = os.sysconf("SC_CLK_TCK")
+    try:
+        names = os.listdir(images)
+    except OSError:
+        return []
+    for name in names:
+        pid = name.removeprefix("core-").removesuffix(".img")
+        if f"core-{pid}.img" != name or not pid.isascii() or not pid.isdigit():
+            continue
+        if status_of(int(pid)).get("Tgid") != pid:
+            continue  # there is none, or the number is a thread's
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            began = int(file.read().rpartition(")")[2].split()[19])
+            if began >= int(since * ticks):
+                found.append(int(pid))
+    return found
+
+
 def wait_until_gone(
     pids: Iterable[int], seconds: float, is_hurried: Callable[[], bool] = lambda: False
 ) -> bool:

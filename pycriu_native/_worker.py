@@ -11,7 +11,7 @@ from ._dataclass import dataclass, field
 from ._line import Line, above_stdio, socket_pair, widen
 from ._process import OwnedProcess
 from ._program import find_program
-from ._spawn import spawn
+from ._spawn import DEFAULT_MANNER, Manner, spawn
 from ._typing import ClassVar
 from .errors import Problem
 from .values import Descriptor, descriptor_number
@@ -37,6 +37,9 @@ class WorkerLine(Line):
 
     def kill(self) -> None:
         self._process.kill()
+
+    def wake(self) -> None:
+        self._process.wake()
 
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
@@ -79,8 +82,10 @@ class Worker:
     """A ``criu swrk`` process of our own, for one call: the default way to reach CRIU.
 
     It is started without copying the caller's memory, in a process group of its own, with
-    default signal dispositions, nothing blocked, a fixed environment, and no descriptor that
-    CRIU does not need. It is reaped when the call ends.
+    default signal dispositions, a fixed environment, and no descriptor that CRIU does not need.
+    No signal is blocked, but for a dump: what a service manager sends to all processes of a
+    service that it stops (SIGTERM, SIGHUP, SIGINT, SIGQUIT) would kill CRIU in the middle, and
+    that can cost the process its life. It is reaped when the call ends.
     """
 
     program: str | os.PathLike[str] | None = None
@@ -110,20 +115,14 @@ class Worker:
         """A worker of our own can do everything."""
         return iter(())
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """Start the worker.
 
-        ``keep`` are descriptors above 2 that it gets under the same numbers. ``outside``: it is
-        to be no child of ours, for a dump of a tree that we are in. ``private``: the files that
-        it creates are for its own user only. Raises
+        ``keep`` are descriptors above 2 that it gets under the same numbers. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program, trusting=self.trusting)
-        return start_worker(
-            program, self.env, self._input(), keep, outside=outside, private=private
-        )
+        return start_worker(program, self.env, self._input(), keep, manner)
 
     def _input(self) -> int:
         fd = 0 if self.stdin is None else descriptor_number(self.stdin)
@@ -147,9 +146,7 @@ def start_worker(
     env: Mapping[str, str],
     stdin: int,
     keep: Sequence[int] = (),
-    *,
-    outside: bool = False,
-    private: bool = False,
+    manner: Manner = DEFAULT_MANNER,
 ) -> WorkerLine:
     """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
     ours, theirs = socket_pair()
@@ -165,11 +162,10 @@ def start_worker(
             stdin=stdin,
             output=chatter,
             keep=[end, *keep],
-            outside=outside,
-            private=private,
+            manner=manner,
         )
         undo.pop_all()
-    if outside:
+    if manner.outside:
         os.close(pidfd)
         pidfd = -1
     return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)

@@ -45,7 +45,18 @@ class CriuError(Exception):
     * ``lines``: CRIU's own error lines, from its log, else from its standard error
     * ``cause``, ``cure``: the likely cause in plain words and what helps, where known
     * ``options``: fields of ``CriuOpts`` that help, best first
+
+    Of a dump whose CRIU was gone before it could undo its work (``WorkerDiedError``,
+    ``ProtocolError``, or ``DeadlineError`` when it had to be killed), also what that has cost; a
+    note of the error says the same in words:
+
+    * ``lost_connections``: TCP connections of the process that are over, or do not work any
+      more, each as ``address:port - address:port``, the process's own end first
+    * ``left_behind``: what is still there of CRIU's and is to be removed by hand, in words
     """
+
+    lost_connections: tuple[str, ...] = ()
+    left_behind: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ from ._ffi import native
 from ._line import Line
 from ._owned import Owned
 from ._process import OwnedProcess
+from ._request import RESTORING, SAVING
+from ._spawn import DEFAULT_MANNER, Manner
 from ._surroundings import Surroundings, surroundings
 from ._typing import ClassVar
 from ._worker import PATIENCE, Worker, WorkerLine, start_worker
@@ -58,10 +60,10 @@ class _Idle:
 class _Stock:
     """Idle workers of one kind, and the thread that starts them; it outlives no ``WarmWorkers``."""
 
-    def __init__(self, size: int, worker: Worker, *, private: bool) -> None:
+    def __init__(self, size: int, worker: Worker, manner: Manner) -> None:
         self.size = size
         self.worker = worker
-        self.private = private
+        self.manner = manner
         self.idle: deque[_Idle] = deque()
         self.turn = threading.Condition()
         self.closed = False
@@ -206,7 +208,7 @@ def _start(stock: _Stock) -> _Idle | None:
         born = stock.born()
         if born is None:
             return None
-        line = start_worker(stock.worker.name(), stock.worker.env, NO_INPUT, private=stock.private)
+        line = start_worker(stock.worker.name(), stock.worker.env, NO_INPUT, manner=stock.manner)
     except (CriuError, OSError, MemoryError):
         return None
     if stock.born() != born:  # something changed under our hands
@@ -288,8 +290,8 @@ class WarmWorkers(Owned):
             program=program, env={} if env is None else dict(env), trusting=trusting
         )
         self._worker.identity()  # there is such a program
-        self._stock = _Stock(size, self._worker, private=True)
-        self._restoring = _Stock(size, self._worker, private=False)
+        self._stock = _Stock(size, self._worker, SAVING)
+        self._restoring = _Stock(size, self._worker, RESTORING)
         """Those for restores, from the first one on."""
         self._finish = weakref.finalize(self, _close, self._stock, self._restoring)
         _stocks.update((self._stock, self._restoring))
@@ -341,20 +343,16 @@ class WarmWorkers(Owned):
         """A worker of our own can do everything."""
         return self._worker.refuses(inherits=inherits, sibling=sibling)
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """A warm worker where that makes no difference, else a fresh one.
 
         ``ValueError`` once it is closed; else raises as :meth:`Worker.connect`.
         """
         if self._stock.closed:
             raise ValueError("these warm workers are closed")
-        if not keep and not outside:
-            warm = (self._stock if private else self._restoring).take()
-            if warm is not None:
-                return warm
-        return self._worker.connect(keep, outside=outside, private=private)
+        stock = next((s for s in (self._stock, self._restoring) if s.manner == manner), None)
+        warm = None if keep or stock is None else stock.take()
+        return self._worker.connect(keep, manner) if warm is None else warm
 
     def close(self) -> None:
         """End the workers that wait; calls under way keep theirs. A second time does nothing."""

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from ._imagery import image, message
 from ._line import Line, widen
 from ._message import NOTIFY, REQUEST_TYPES, decode_request, encode
+from ._spawn import DEFAULT_MANNER, Manner
 from ._whole import COMMON_MAGIC, INVENTORY_MAGIC
 from .enums import Notify, Verb
 from .errors import Problem
@@ -121,9 +122,7 @@ class ScriptedCriu:
         """Nothing."""
         return iter(())
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """A line to a thread that answers one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)
@@ -145,13 +144,17 @@ class ScriptedCriu:
 
     def _answer(self, sock: socket.socket, sent: Sent) -> bytes:
         failure = _of_verb(self.failures, sent.verb)
+        if (
+            failure is None
+            and sent.verb in ("dump", "pre-dump")
+            and "images_dir_fd" in sent.directories
+        ):
+            write_images(sent.directories["images_dir_fd"], sent.opts.get("pid", os.getpid()))
         if failure is not None:
             _write_log(sent, failure.log)
         elif not self._agreed(sock, sent):
             failure = Failure()
         if failure is None:
-            if sent.verb == "dump" and "images_dir_fd" in sent.directories:
-                write_images(sent.directories["images_dir_fd"], sent.opts.get("pid", os.getpid()))
             return self._yes(sent.verb)
         said: dict[str, WireValue] = {}
         if failure.errno:

@@ -85,6 +85,7 @@ void *pn_new(int type)
 
 void *pn_unpack(int type, size_t length, const uint8_t *data)
 {
+	errno = 0; /* which tells bytes that are no message from memory that ran out */
 	return protobuf_c_message_unpack(descriptor_of(type), NULL, length, data);
 }
 

@@ -42,12 +42,13 @@ struct spawning {
 
 /* A Ctrl-C that reached us both before the worker had its own process group is not for it:
  * ignoring a signal drops what is pending. */
-IN_CHILD void reset_signals(void)
+IN_CHILD void reset_signals(bool steady)
 {
 	static const int from_terminal[] = { SIGINT, SIGQUIT, SIGTSTP, SIGHUP, SIGTERM };
+	static const int to_end[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM };
 	static const unsigned long by_default[8];
 	struct sigaction action = { .sa_handler = SIG_IGN };
-	sigset_t none;
+	sigset_t blocked;
 
 	for (size_t i = 0; i < sizeof(from_terminal) / sizeof(*from_terminal); i++)
 		sigaction(from_terminal[i], &action, NULL);
@@ -55,8 +56,10 @@ IN_CHILD void reset_signals(void)
 	 * careless ancestor can have ignored as well. All zero is SIG_DFL. */
 	for (int number = 1; number <= LAST_SIGNAL; number++)
 		syscall(SYS_rt_sigaction, number, by_default, NULL, SIGNAL_SET_SIZE);
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
+	sigemptyset(&blocked);
+	for (size_t i = 0; steady && i < sizeof(to_end) / sizeof(*to_end); i++)
+		sigaddset(&blocked, to_end[i]);
+	sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
 /* CRIU holds a descriptor for many of the target's at once. It raises its limit by itself
@@ -106,7 +109,7 @@ IN_CHILD int become_worker(void *argument)
 		setpgid(0, 0);
 	if (worker->private_files)
 		umask(077);
-	reset_signals();
+	reset_signals(worker->steady);
 	raise_descriptor_limit();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);

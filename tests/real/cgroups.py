@@ -22,6 +22,9 @@ _numbers = itertools.count()
 
 Make = Callable[["Hierarchy"], Path]
 
+FREEZERS = {"freezer": ("freezer.state", "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
+"""How a cgroup of each version is frozen and thawed: the file, and what is written to it."""
+
 
 @dataclass(frozen=True)
 class Hierarchy:

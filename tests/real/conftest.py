@@ -14,6 +14,7 @@ import pytest
 import pycriu_native
 from pycriu_native import CriuError, UnsupportedError
 
+from . import matrix
 from .leftovers import Snapshot
 from .processes import Target, adopt_orphans, eventually, remember_children, start
 from .releases import refused_for_age
@@ -114,3 +115,13 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
     yield spawn_one
     for target in started:
         target.end()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode
+) -> None:
+    """The tables of what became of each fault; ``make reliability`` has them on a page."""
+    for line in matrix.report():
+        terminalreporter.write_line(line)
+    if exitstatus == pytest.ExitCode.OK:
+        matrix.write()

@@ -104,13 +104,17 @@ class Target:
     process: subprocess.Popen[bytes]
     tree: list[int] = field(default_factory=list)
 
-    def ask(self, question: str, *arguments: object) -> Any:
-        """What the process answers; it must run."""
+    def put(self, question: str, *arguments: object) -> Path:
+        """Ask, and do not wait: the file that the answer will be."""
         number = next(_numbers)
         partial = self.directory / "question.partial"
         partial.write_text(json.dumps([number, question, *arguments]))
         partial.rename(self.directory / "question")
-        answer = self.directory / f"answer-{number}"
+        return self.directory / f"answer-{number}"
+
+    def ask(self, question: str, *arguments: object) -> Any:
+        """What the process answers; it must run."""
+        answer = self.put(question, *arguments)
         eventually(answer.exists, f"an answer of {self.pid} to {question!r}")
         good, value = json.loads(answer.read_text())
         answer.unlink()

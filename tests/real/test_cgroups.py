@@ -37,7 +37,7 @@ import pytest
 from pycriu_native import CgroupMode, CgroupRoot, CriuError, CriuOpts, dump, restore
 
 from . import cgroups
-from .cgroups import Hierarchy, Make, enter, read, remove
+from .cgroups import FREEZERS, Hierarchy, Make, enter, read, remove
 from .conftest import Spawn
 from .processes import Target, eventually, is_alive
 
@@ -280,10 +280,6 @@ def test_cg_props_that_cannot_be_read(spawn: Spawn, images: Path) -> None:
         dump(target.pid, CriuOpts(images_directory=images, cg_props="pids: [pids.max]"))
     assert caught.value.options == ("cg_props", "cg_props_file")
     assert target.runs_on()
-
-
-FREEZERS = {"freezer": ("freezer.state", "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
-"""How a cgroup of each version is frozen: the file, and what is written to it."""
 
 
 @contextmanager

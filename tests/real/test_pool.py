@@ -13,6 +13,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._program import find_program
+from pycriu_native._request import SAVING
 from pycriu_native._surroundings import surroundings
 from pycriu_native._worker import WorkerLine
 
@@ -89,8 +91,9 @@ def test_what_goes_past_it(pool: WarmWorkers) -> None:
     """Calls that hand over descriptors or standard input, and self-dumps, get a fresh worker."""
     ready = {idle.line.pid for idle in pool._stock.idle}
     with open(os.devnull) as null:
-        for keep, outside in (([null.fileno()], False), ([0], False), ([], True)):
-            line = pool.connect(keep, outside=outside)
+        outside = replace(SAVING, outside=True)
+        for keep, manner in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
+            line = pool.connect(keep, manner)
             assert isinstance(line, WorkerLine)
             assert line.pid not in ready
             line.reap()

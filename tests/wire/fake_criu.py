@@ -33,6 +33,8 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
             case "receive":
                 with open(heard, "a") as log:
                     log.write(sock.recv(LARGEST).hex() + "\n")
+            case "touch":
+                open(arguments[0], "a").close()
             case "wait-for-end":
                 sock.recv(LARGEST)
             case "exit":

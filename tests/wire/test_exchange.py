@@ -23,6 +23,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     DeadlineError,
+    ImagesError,
     Notification,
     Notify,
     ProtocolError,
@@ -74,8 +75,8 @@ class Play:
     images: Path
 
     def script(self, *steps: Step | list[Step]) -> Worker:
-        """Hear the request, then do these."""
-        flat: list[Any] = [RECEIVE]
+        """Hear the request, leave what a dump is looked at for, then do these."""
+        flat: list[Any] = [RECEIVE, ["touch", str(self.images / "inventory.img")]]
         for step in steps:
             flat += step if step and isinstance(step[0], list) else [step]
         self.program.with_name(self.program.name + ".json").write_text(json.dumps(flat))
@@ -89,7 +90,7 @@ class Play:
 
     def restore(self, *steps: Step | list[Step], **more: Any) -> Any:
         """A restore with this script."""
-        if not (self.images / "inventory.img").exists():
+        if not (self.images / "pstree.img").exists():
             write_images(self.images)
         return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
 
@@ -361,6 +362,35 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
         )
     assert heard == ["network-lock", "post-dump", "network-unlock"]
     assert play.acknowledged() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> None:
+    """Somebody removes them while CRIU is at it: it must not end the process that they held."""
+
+    def remove(notification: Notification) -> None:
+        if notification.action is Notify.PRE_DUMP:
+            shutil.rmtree(play.images)
+            if emptied:
+                play.images.mkdir()
+
+    with pytest.raises(ImagesError, match="was called off") as caught:
+        play.dump(
+            notify("pre-dump"),
+            notify("post-dump"),
+            notify("network-unlock"),
+            send(no("dump")),
+            on_notify=remove,
+        )
+    assert play.acknowledged() == [True, False, True]
+    assert caught.value.options == ("images_directory",)
+
+
+def test_a_worker_that_dies_when_all_is_saved(play: Play) -> None:
+    """The process is gone and only the images have it: the error says so, and leaves them be."""
+    with pytest.raises(WorkerDiedError) as caught:
+        play.dump(notify("post-dump"), ["kill"])
+    assert f"pid {NOBODY} ended, after all images were written" in caught.value.__notes__
 
 
 def test_a_second_error_while_it_is_undone_is_noted(play: Play) -> None:

@@ -21,6 +21,7 @@ from pycriu_native._explain import Explanation, Setting, explain
 from pycriu_native._line import Line
 from pycriu_native._options import BY_WIRE, release
 from pycriu_native._requirements import _versions
+from pycriu_native._spawn import DEFAULT_MANNER, Manner
 from pycriu_native.enums import Verb
 from pycriu_native.errors import Problem
 from pycriu_native.opts import VERB_MASK
@@ -54,9 +55,7 @@ class Untouchable:
         """Nothing."""
         return iter(())
 
-    def connect(
-        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
-    ) -> Line:
+    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
         """Fail."""
         raise AssertionError("CRIU was reached")
 

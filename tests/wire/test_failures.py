@@ -16,7 +16,14 @@ from importlib import resources
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, ImagesError, NoSuchProcessError, ProgramError
-from pycriu_native._log import Failure, chatter_lines, diagnose, error_lines, failures
+from pycriu_native._log import (
+    LONGEST_LINE,
+    Failure,
+    chatter_lines,
+    diagnose,
+    error_lines,
+    failures,
+)
 from pycriu_native._options import BY_FIELD
 from pycriu_native.enums import Verb
 
@@ -181,3 +188,14 @@ def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch)
     finally:
         failures.cache_clear()
     assert (told.cause, told.cure, told.options) == (None, None, ())
+
+
+def test_a_line_without_an_end() -> None:
+    """A log that anybody can write costs no minutes: of a line, only the beginning is looked at.
+
+    (Some patterns take time in proportion to the square of a line's length.)
+    """
+    for text in ("Error (" + "1234567890:" * 24000, "Warn  (criu/x.c:1): " + "7" * 250000):
+        lines = error_lines(text, 42) or chatter_lines(text)
+        assert [len(line) <= LONGEST_LINE for line in lines] == [True]
+        diagnose(lines, Verb.DUMP)

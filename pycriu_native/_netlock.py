@@ -1,0 +1,253 @@
+"""CRIU's lock on the network, which a CRIU that was killed leaves behind: found and taken away.
+
+While a process with connections is dumped, CRIU drops the packets of each connection, or all
+packets of a network namespace that it dumps. It does so where it runs, or in that namespace, in
+one of two ways (criu/netfilter.c, criu/net.c of 4.2):
+
+* a table of nftables, ``inet CRIU-<run id>``, cut to 26 characters up to CRIU 4.2. The run id is
+  a UUID that CRIU makes when it starts, and tells nobody; it stands in its memory, twice. A table
+  of that name is this run's and no other's.
+* rules of iptables, two for each connection, which name its addresses, its ports and CRIU's mark;
+  for a whole namespace a chain ``CRIU``, which has no mark of its run: it is taken away only if
+  it was not there when CRIU was about to lock.
+
+What a dump that succeeded has locked stays locked until the restore, and is never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import shlex
+import socket
+import struct
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from ._ffi import native
+from ._process import OwnedProcess
+from ._program import SEARCH_PATH
+from ._spawn import spawn
+from .errors import ProgramError
+
+NETLINK_NETFILTER = 12
+NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
+BATCH_BEGIN, BATCH_END, DELETE_TABLE = 0x10, 0x11, NFTABLES << 8 | 2
+REQUEST, ACK = 1, 4
+NLMSG_ERROR = 2
+TABLE_NAME = 1  # NFTA_TABLE_NAME
+PROTO_INET = 1  # NFPROTO_INET
+
+LONGEST_TABLE = len("CRIU-") + 21
+"""Characters of the table's name up to CRIU 4.2: 32 bytes less "inet " and the end."""
+
+MARK = "0xc114"
+"""What CRIU marks its own packets with: its rules let them through (SOCCR_MARK)."""
+
+PATIENCE = 10.0
+"""Seconds that an iptables program gets."""
+
+_RUN_ID = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\0")
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{4}){2}-[0-9a-f]{12}")
+
+
+class Ends(NamedTuple):
+    """A TCP connection: address and port here, address and port there."""
+
+    host: str
+    port: int
+    far_host: str
+    far_port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port} - {self.far_host}:{self.far_port}"
+
+    def turned(self) -> Ends:
+        """The same, seen from the other end."""
+        return Ends(self.far_host, self.far_port, self.host, self.port)
+
+
+# ---- whose lock ----
+
+
+def run_id(pid: int) -> str | None:
+    """The run id of a CRIU that is alive, from its memory; None where it is not found."""
+    found: list[bytes] = []
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+        with open(f"/proc/{pid}/maps") as file:
+            places = list(_data_of(program, file.read().splitlines()))
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            for start, end in places:
+                memory.seek(start)
+                data = memory.read(end - start)
+                for match in _RUN_ID.finditer(data):
+                    text = data[max(0, match.end() - 37) : match.end() - 1]
+                    if _UUID.fullmatch(text):
+                        found.append(text)
+    except OSError:
+        return None
+    # Twice: for CRIU and for its library compel. Another UUID, of the dump that it builds on,
+    # stands there once.
+    twice = {text for text in found if found.count(text) > 1}
+    return twice.pop().decode() if len(twice) == 1 else None
+
+
+def _data_of(program: str, lines: list[str]) -> Iterator[tuple[int, int]]:
+    """Where a program's variables are: its own writable pages and the nameless ones behind."""
+    before = ""
+    for line in lines:
+        where, access, _, _, _, *path = line.split(None, 5)
+        name = path[0] if path else before
+        if name == program and "w" in access:
+            start, _, end = where.partition("-")
+            yield int(start, 16), int(end, 16)
+        before = name
+
+
+# ---- where ----
+
+
+@contextlib.contextmanager
+def in_network_of(pid: int) -> Iterator[bool]:
+    """Be in a process's network namespace, with this thread alone; False if it is ours."""
+    with (
+        open("/proc/thread-self/ns/net", "rb") as ours,
+        open(f"/proc/{pid}/ns/net", "rb") as theirs,
+    ):
+        if os.path.sameopenfile(ours.fileno(), theirs.fileno()):
+            yield False
+            return
+        _enter(theirs.fileno())
+        try:
+            yield True
+        finally:
+            _enter(ours.fileno())
+
+
+def _enter(fd: int) -> None:
+    status = native.pn_enter_network(fd)
+    if status:
+        raise OSError(-status, "a network namespace cannot be entered")
+
+
+# ---- nftables ----
+
+
+def delete_table(run: str) -> bool:
+    """Take away the table of a run in the namespace that we are in; False if there is none."""
+    name = f"CRIU-{run}"
+    return any([_delete(name[:LONGEST_TABLE]), _delete(name)])
+
+
+def _message(kind: int, flags: int, family: int, resource: int, body: bytes = b"") -> bytes:
+    head = struct.pack("=BBH", family, 0, socket.htons(resource))
+    return struct.pack("=IHHII", 16 + len(head) + len(body), kind, flags, 1, 0) + head + body
+
+
+def _delete(name: str) -> bool:
+    data = name.encode() + b"\0"
+    attribute = struct.pack("=HH", 4 + len(data), TABLE_NAME) + data + bytes(-len(data) % 4)
+    batch = (
+        _message(BATCH_BEGIN, REQUEST, 0, NFTABLES)
+        + _message(DELETE_TABLE, REQUEST | ACK, PROTO_INET, 0, attribute)
+        + _message(BATCH_END, REQUEST, 0, NFTABLES)
+    )
+    try:
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    except OSError as error:
+        if error.errno == errno.EPROTONOSUPPORT:
+            return False  # a kernel without it
+        raise
+    with line:
+        line.settimeout(PATIENCE)
+        line.send(batch)
+        answer = line.recv(65536)
+    _, kind, _, _, _, code = struct.unpack_from("=IHHIIi", answer)
+    if kind != NLMSG_ERROR or code == 0:
+        return True
+    if -code in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
+        return False  # EINVAL: no nftables in this kernel
+    raise OSError(-code, f"{os.strerror(-code)}: table inet {name}")
+
+
+# ---- iptables ----
+
+
+def has_chain() -> bool:
+    """Whether there is a chain CRIU, in the namespace that we are in."""
+    return any(":CRIU " in "\n".join(_saved(words)) for words in _families())
+
+
+def delete_rules(connections: Collection[Ends]) -> int:
+    """Take away CRIU's rules for these connections, and tell how many there were."""
+    both = {*connections, *(ends.turned() for ends in connections)}
+    found = 0
+    for family in _families():
+        for line in _saved(family):
+            words = shlex.split(line)
+            if words[:1] == ["-A"] and _rule_for(words) in both:
+                _run(family, "-w", "-D", *words[1:])
+                found += 1
+    return found
+
+
+def delete_chain() -> None:
+    """Take away the chain CRIU and the jumps to it."""
+    for family in _families():
+        if ":CRIU " not in "\n".join(_saved(family)):
+            continue
+        for place in ("INPUT", "OUTPUT"):
+            while _run(family, "-w", "-D", place, "-j", "CRIU")[0] == 0:
+                pass
+        _run(family, "-w", "-F", "CRIU")
+        _run(family, "-w", "-X", "CRIU")
+
+
+def _rule_for(words: list[str]) -> Ends | None:
+    """The connection that a rule of CRIU's is about; None for a rule that is not CRIU's."""
+    given = dict(itertools.pairwise(words))
+    is_criu = f"-m mark ! --mark {MARK}" in " ".join(words).lower() and given.get("-j") == "DROP"
+    try:
+        if not is_criu:
+            return None
+        hosts = [given[flag].partition("/")[0] for flag in ("-s", "-d")]
+        return Ends(hosts[0], int(given["--sport"]), hosts[1], int(given["--dport"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _families() -> Iterator[str]:
+    for name in ("iptables", "ip6tables"):
+        for directory in SEARCH_PATH.split(":"):
+            path = os.path.join(directory, name)
+            if os.access(path, os.X_OK):
+                yield path
+                break
+
+
+def _saved(family: str) -> list[str]:
+    """The rules of the filter table."""
+    # No -t filter: the programs would then load the module that nobody has asked for.
+    status, told = _run(family, "-w", "-S")
+    if status:
+        return []
+    return [f":{line[3:]} " if line.startswith("-N ") else line for line in told.splitlines()]
+
+
+def _run(program: str, *words: str) -> tuple[int | None, str]:
+    """Exit status and output of a program, which inherits this thread's network namespace."""
+    chatter = os.memfd_create("iptables", os.MFD_CLOEXEC)
+    with open(os.dup(chatter), "rb") as output:
+        try:
+            pid, pidfd = spawn([program, *words], env={}, stdin=-1, output=chatter, keep=[])
+        except ProgramError:
+            os.close(chatter)
+            return None, ""
+        process = OwnedProcess(pid, pidfd, chatter)
+        process.reap(PATIENCE)
+        output.seek(0)
+        return process.status, output.read().decode(errors="replace")

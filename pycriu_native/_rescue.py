@@ -1,0 +1,161 @@
+"""What a dump owes its process when CRIU is gone before it could undo its work.
+
+The kernel lets go of what a dead CRIU had stopped: the process runs on by itself, and the code
+that CRIU had put into it returns to where it was interrupted. Left behind are the lock on the
+network (``_netlock.py``), connections in repair mode (``_connections.py``), and a cgroup that
+CRIU had frozen or thawed. :class:`Rescue` looks before, in the notifications while CRIU lives,
+and puts right afterwards. It runs on the call's own thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import _netlock
+from ._connections import connections_of, end_repair, reusing
+from ._netlock import Ends
+from ._tree import process_tree, stat_of
+from .enums import NetworkLock, Notify
+from .opts import CriuOpts, StrPath
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rescued:
+    """What became of the process, and what could not be put right."""
+
+    ended: tuple[int, ...] = ()
+    """Those of the processes to be dumped that are not there any more."""
+    saved: bool = False
+    """Whether CRIU had written all images by then."""
+    lost_connections: tuple[str, ...] = ()
+    """Its TCP connections that are over or do not work, as ``address:port - address:port``."""
+    left_behind: tuple[str, ...] = ()
+    """What stays of CRIU's on this host, and is to be removed by hand."""
+
+    def __str__(self) -> str:
+        told = []
+        if self.ended:
+            pids = ", ".join(map(str, self.ended))
+            how = "ended, after all images were written" if self.saved else "did not survive it"
+            told.append(f"pid {pids} {how}")
+        if self.lost_connections:
+            told.append("these connections are lost: " + ", ".join(self.lost_connections))
+        told += [f"left behind: {thing}" for thing in self.left_behind]
+        return "; ".join(told)
+
+
+class Rescue:
+    """What is known of one dump, for the case that CRIU does not come back from it."""
+
+    def __init__(self, pid: int, opts: CriuOpts) -> None:
+        self._pid = pid
+        self._opts = opts
+        self._by_table = opts.network_lock == NetworkLock.NFTABLES
+        self._freezer = _Freezer(opts.freeze_cgroup)
+        self._run: str | None = None
+        self._reuse: set[int] = set()
+        self._connections: dict[int, Ends] = {}
+        self._tree = [pid]
+        self._saved = False
+        self._may_lock = False
+        self._looked = False
+        self._chain_before: bool | None = None  # None: no namespace was locked as a whole
+
+    def look(self, action: Notify | str, worker: int) -> None:
+        """Remember what cannot be found out later; CRIU waits for the notification's answer."""
+        with contextlib.suppress(OSError):
+            if not self._looked:
+                self._looked = True
+                # Only its own worker is known; and nothing is locked without the first word.
+                self._run = _netlock.run_id(worker) if worker else None
+            if action is Notify.NETWORK_LOCK and not self._by_table:
+                with _netlock.in_network_of(self._pid):
+                    self._chain_before = _netlock.has_chain()
+            if action is Notify.QUERY_EXT_FILES:
+                # It stands still, and no connection has been touched.
+                self._tree = process_tree(self._pid)
+                if self._opts.tcp_established:
+                    self._connections = connections_of(self._tree)
+                    self._reuse = reusing(self._tree)
+
+    def agreed(self, action: Notify | str) -> None:
+        """A notification was agreed to, and CRIU was there to hear it."""
+        self._may_lock = True
+        if action is Notify.POST_DUMP:
+            self._saved = True
+
+    def after(self) -> Rescued:
+        """Put right what can be; CRIU has ended."""
+        left = list(self._freezer.put_back())
+        tree = process_tree(self._pid)
+        connections = self._connections | connections_of(tree)
+        ended = tuple(pid for pid in self._tree if (stat_of(pid) or "Z")[0] in ("Z", "X"))
+        if ended and self._saved:
+            # Only the images have the connections now, and a restore lifts the lock.
+            left += ["CRIU's lock on the network, until the restore"] if connections else []
+            return Rescued(ended=ended, saved=True, left_behind=tuple(left))
+        for where in self._namespaces():
+            try:
+                with where:
+                    left += self._unlock(set(connections.values()))
+            except OSError as error:
+                left.append(f"CRIU's lock on the network, perhaps ({error})")
+        failed = end_repair(tree, self._reuse)
+        working = connections_of(tree).keys() - failed
+        lost = sorted(ends for inode, ends in connections.items() if inode not in working)
+        return Rescued(
+            ended=ended,
+            saved=self._saved,
+            lost_connections=tuple(map(str, lost)),
+            left_behind=tuple(dict.fromkeys(left)),
+        )
+
+    def _namespaces(self) -> Iterator[contextlib.AbstractContextManager[object]]:
+        """Where CRIU may have locked: where it ran, which is where we are, and at the process's."""
+        yield contextlib.nullcontext()
+        with contextlib.suppress(OSError):
+            if not os.path.samefile("/proc/thread-self/ns/net", f"/proc/{self._pid}/ns/net"):
+                yield _netlock.in_network_of(self._pid)
+
+    def _unlock(self, connections: set[Ends]) -> Iterator[str]:
+        if self._run is not None:
+            _netlock.delete_table(self._run)
+        elif self._may_lock and self._by_table:
+            yield "a table inet CRIU-... of nftables, perhaps: this CRIU's run id is not known"
+        if connections and not self._by_table:
+            _netlock.delete_rules(connections)
+        if self._chain_before is False:
+            _netlock.delete_chain()
+        elif self._chain_before:
+            yield "the chain CRIU of iptables, which was there before"
+
+
+class _Freezer:
+    """A cgroup that CRIU freezes while it stops the tree; it is to be as it was."""
+
+    _FILES = (("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED"))
+
+    def __init__(self, cgroup: StrPath | None) -> None:
+        self._path: str | None = None
+        self._before = ""
+        for name, frozen, thawed in self._FILES if cgroup is not None else ():
+            path = os.path.join(os.fsdecode(cgroup or ""), name)
+            with contextlib.suppress(OSError), open(path) as file:
+                self._before = thawed if file.read().strip() == thawed else frozen
+                self._path = path
+                return
+
+    def put_back(self) -> Iterator[str]:
+        if self._path is None:
+            return
+        try:
+            with open(self._path) as file:
+                now = file.read().strip()
+            if now != self._before:
+                with open(self._path, "w") as file:
+                    file.write(self._before)
+        except OSError as error:
+            yield f"{self._path} is not {self._before} as before ({error.strerror})"

@@ -1,0 +1,166 @@
+"""Doing harm to CRIU in mid-call, and looking at what became of the process.
+
+The process has what can be lost: memory, an open file with a position, a TCP connection,
+threads. ``Patient.harm`` tells what of it is not as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pycriu_native import CriuError, CriuOpts, restore
+
+from .conftest import Spawn
+from .processes import Target, eventually, is_alive, reap_all, state
+from .workers import the_worker, workers
+
+SCENARIO = """
+    import hashlib, os, socket, threading, time
+    memory = bytearray(os.urandom(1 << 20) * 4)
+    file = open(HERE / "file", "w+")
+    file.write("0123456789")
+    file.seek(4)
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    for end in (client, accepted):
+        end.settimeout(10)
+
+    def echo(text):
+        heard = []
+        for one, other in ((client, accepted), (accepted, client)):
+            one.sendall(text.encode())
+            heard.append(other.recv(100).decode())
+        return heard
+
+    for _ in range(2):
+        threading.Thread(target=time.sleep, args=[1e6], daemon=True).start()
+    serve(
+        memory=lambda: hashlib.sha256(memory).hexdigest(),
+        position=lambda: [file.tell(), os.fstat(file.fileno()).st_ino],
+        threads=threading.active_count,
+        echo=echo,
+    )
+"""
+
+
+@dataclass
+class Patient:
+    """The process, and what it was like."""
+
+    target: Target
+    memory: str
+    position: list[int]
+
+    @classmethod
+    def start(cls, spawn: Spawn) -> Patient:
+        """A new one."""
+        target = spawn(SCENARIO)
+        return cls(target, target.ask("memory"), target.ask("position"))
+
+    @property
+    def pid(self) -> int:
+        return self.target.pid
+
+    def harm(self) -> list[str]:
+        """What it has lost; it must run."""
+        lost = []
+        if self.target.ask("memory") != self.memory:
+            lost.append("memory")
+        if self.target.ask("position") != self.position:
+            lost.append("its file")
+        if self.target.ask("threads") != 3:
+            lost.append("threads")
+        if self.target.ask("echo", "still here?") != ["still here?"] * 2:
+            lost.append("its connection")
+        return lost
+
+    def lives_whole(self) -> bool:
+        """Whether it runs, untraced, with all that it had."""
+        traced = "TracerPid:\t0\n" not in Path(f"/proc/{self.pid}/status").read_text()
+        return state(self.pid) in ("R", "S", "D") and not traced and self.harm() == []
+
+    def survives(self) -> bool:
+        """Whether it does more than one last step: it answers, or it has died."""
+        answer = self.target.put("ticks")
+        eventually(lambda: answer.exists() or not is_alive(self.pid), "its answer, or its end")
+        return answer.exists() and is_alive(self.pid)
+
+    def dumps_and_restores(self, opts: CriuOpts) -> None:
+        """It can be dumped and restored like any other, now."""
+        from pycriu_native import dump
+
+        dump(self.pid, opts)
+        self.target.end()
+        reap_all()
+        restore(opts.only_for("restore"))
+        assert self.harm() == []
+
+    def restores(self, opts: CriuOpts) -> None:
+        """Its images restore, with all that it had; nothing is in the way."""
+        self.target.end()
+        reap_all()
+        assert not is_alive(self.pid)
+        restore(opts.only_for("restore"))
+        assert self.harm() == []
+
+
+# ---- what is done ----
+
+
+def _signal(number: int) -> Callable[[], None]:
+    return lambda: os.kill(the_worker(), number)
+
+
+def cut_the_socket() -> None:
+    """End the connection to CRIU, for both sides."""
+    for name in os.listdir("/proc/self/fd"):
+        if not os.path.islink(link := f"/proc/self/fd/{name}"):
+            continue  # the one that lists this directory
+        if not os.readlink(link).startswith("socket:"):
+            continue
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+            if sock.type == socket.SOCK_SEQPACKET and sock.family == socket.AF_UNIX:
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "CRIU gets SIGKILL": _signal(signal.SIGKILL),
+    "CRIU gets SIGTERM": _signal(signal.SIGTERM),
+    "CRIU gets SIGSTOP": _signal(signal.SIGSTOP),
+    "its socket is cut": cut_the_socket,
+}
+"""What is done to CRIU, which is waiting for the answer to a notification."""
+
+DEADLINE = 1.0
+"""Seconds, for a call whose CRIU was stopped: it must end by its deadline."""
+
+
+def told(error: BaseException | None) -> str:
+    """An error in the words of the table."""
+    if error is None:
+        return "its result"
+    if hasattr(error, "result"):
+        return f"`{type(error).__name__}` with the result"
+    return f"`{type(error).__name__}`"
+
+
+def images_are(directory: Path) -> str:
+    """Whether CRIU had finished the images: it writes the inventory last."""
+    if not directory.exists():
+        return "none"
+    return "whole" if (directory / "inventory.img").exists() else "not complete"
+
+
+def left(error: BaseException | None) -> str:
+    """What an error says is left behind, and what is left without being said."""
+    things = list(error.left_behind) if isinstance(error, CriuError) else []
+    if workers():
+        things.append("a CRIU")
+    return "; ".join(things) or "nothing"

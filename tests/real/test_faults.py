@@ -1,0 +1,218 @@
+"""CRIU is killed, stopped or cut off at each of its notifications: nothing is lost.
+
+The cells of docs/reliability.md. In each, the process that was to be dumped runs on with its
+memory, files, threads and connection, and can be dumped then; what was to be restored is gone,
+and its images restore. Where CRIU had finished, the caller has the result.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import pycriu_native
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    LazyPages,
+    Notification,
+    Notify,
+    WorkerDiedError,
+    dump,
+    pre_dump,
+    restore,
+)
+
+from . import matrix
+from .conftest import Spawn
+from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
+from .matrix import Cell
+from .processes import is_alive
+from .test_lazy import requires_userfaultfd
+from .workers import workers
+
+DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
+PRE_DUMP = [Notify.PRE_DUMP, Notify.POST_DUMP]
+RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
+
+each_fault = pytest.mark.parametrize("what", FAULTS)
+requires_mem_track = pytest.mark.skipif(
+    not pycriu_native.feature_check().mem_track,
+    reason="this kernel does not track soft-dirty pages",
+)
+
+
+def at(moment: Notify, what: str) -> Callable[[Notification], None]:
+    """A hook that does it then."""
+
+    def hook(notification: Notification) -> None:
+        if notification.action is moment:
+            FAULTS[what]()
+
+    return hook
+
+
+def deadline_for(what: str) -> float | None:
+    """A CRIU that stands still is given up by the deadline only."""
+    return DEADLINE if "SIGSTOP" in what else None
+
+
+@each_fault
+@pytest.mark.parametrize("moment", DUMP)
+def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify) -> None:
+    """The process lives on whole, or it was saved and its images restore; a new dump works."""
+    patient = Patient.start(spawn)
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    error: BaseException | None = None
+    try:
+        dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
+    except CriuError as caught:
+        error = caught
+    saved = images_are(images)
+    if error is None or hasattr(error, "result"):
+        process = "saved, and restored whole"
+        assert saved == "whole"
+        patient.restores(opts)
+    else:
+        process = "lives on whole"
+        assert patient.lives_whole()
+        patient.dumps_and_restores(opts)
+    assert not workers()
+    matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
+
+
+@requires_mem_track
+@each_fault
+@pytest.mark.parametrize("moment", PRE_DUMP)
+def test_in_a_pre_dump(
+    spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify
+) -> None:
+    """The process lives on whole, whatever comes of the pre-dump."""
+    patient = Patient.start(spawn)
+    opts = CriuOpts(images_directory=images)
+    error: BaseException | None = None
+    try:
+        pre_dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
+    except CriuError as caught:
+        error = caught
+    assert patient.lives_whole()
+    whole = "whole" if error is None else "not to be used"
+    matrix.cells.append(
+        Cell("pre_dump", what, f"`{moment}`", told(error), "lives on whole", whole, left(error))
+    )
+
+
+def _dumped(spawn: Spawn, opts: CriuOpts) -> Patient:
+    patient = Patient.start(spawn)
+    dump(patient.pid, opts)
+    patient.target.reap()
+    return patient
+
+
+@each_fault
+@pytest.mark.parametrize("moment", RESTORE)
+def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify) -> None:
+    """No process is left and the images restore, or CRIU had finished and all are there."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    patient = _dumped(spawn, opts)
+    error: BaseException | None = None
+    try:
+        restore(opts.only_for("restore"), on_notify=at(moment, what), deadline=deadline_for(what))
+    except CriuError as caught:
+        error = caught
+    if error is None or hasattr(error, "result"):
+        process = "runs whole"
+        assert patient.lives_whole()
+    else:
+        process = "none is left"
+        assert not is_alive(patient.pid)
+        patient.restores(opts)
+    matrix.cells.append(
+        Cell("restore", what, f"`{moment}`", told(error), process, "restore again", left(error))
+    )
+
+
+@requires_userfaultfd
+@pytest.mark.parametrize("what", ["CRIU gets SIGKILL", "its socket is cut"])
+@pytest.mark.parametrize("moment", RESTORE)
+def test_in_a_lazy_restore(
+    spawn: Spawn, images: Path, tmp_path: Path, orphans: None, what: str, moment: Notify
+) -> None:
+    """The same while memory comes from a daemon, which ends too."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    patient = _dumped(spawn, opts)
+    (tmp_path / "work").mkdir()
+    lazily = CriuOpts(
+        images_directory=images,
+        work_directory=tmp_path / "work",
+        lazy_pages=True,
+        tcp_established=True,
+    )
+    daemon_opts = CriuOpts(images_directory=images, work_directory=tmp_path / "work")
+    error: BaseException | None = None
+    with LazyPages(daemon_opts):
+        try:
+            restore(lazily, on_notify=at(moment, what))
+        except CriuError as caught:
+            error = caught
+        assert isinstance(error, CriuError)
+        assert not is_alive(patient.pid)
+    patient.restores(opts)
+    when, process = f"`{moment}`", "none is left"
+    matrix.cells.append(
+        Cell("restore, lazy pages", what, when, told(error), process, "restore again", left(error))
+    )
+
+
+@requires_userfaultfd
+@pytest.mark.parametrize("moment", RESTORE[:2])
+def test_the_lazy_daemon_is_killed(
+    spawn: Spawn, images: Path, tmp_path: Path, orphans: None, moment: Notify
+) -> None:
+    """Without its daemon a restore with lazy pages fails, or its process has not its memory.
+
+    The kernel gives a page of zeros for each that has not come: no wrapper can prevent that. The
+    daemon's exit status tells, and the images restore.
+    """
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    patient = _dumped(spawn, opts)
+    (tmp_path / "work").mkdir()
+    lazily = CriuOpts(
+        images_directory=images,
+        work_directory=tmp_path / "work",
+        lazy_pages=True,
+        tcp_established=True,
+    )
+    daemon_opts = CriuOpts(images_directory=images, work_directory=tmp_path / "work")
+    error: BaseException | None = None
+    with LazyPages(daemon_opts) as daemon:
+
+        def strike(notification: Notification) -> None:
+            if notification.action is moment:
+                signal.pidfd_send_signal(daemon.pidfd, signal.SIGKILL)
+
+        try:
+            restore(lazily, on_notify=strike)
+        except CriuError as caught:
+            error = caught
+        assert daemon.wait(10) == -signal.SIGKILL
+    process = "none is left" if error else "runs, or has ended: memory that had not come is zero"
+    patient.restores(opts)
+    what = "the lazy-pages daemon gets SIGKILL"
+    gets = told(error) if error else "its result; `LazyPages.wait` returns -9"
+    matrix.cells.append(
+        Cell("restore, lazy pages", what, f"`{moment}`", gets, process, "restore again")
+    )
+
+
+def test_the_worker_is_reaped(spawn: Spawn, images: Path) -> None:
+    """An error that comes of a killed CRIU tells which signal it was."""
+    patient = Patient.start(spawn)
+    opts = CriuOpts(images_directory=images, tcp_established=True)
+    with pytest.raises(WorkerDiedError, match="killed by SIGKILL") as caught:
+        dump(patient.pid, opts, on_notify=at(Notify.POST_DUMP, "CRIU gets SIGKILL"))
+    assert caught.value.status == -signal.SIGKILL
+    assert patient.lives_whole()

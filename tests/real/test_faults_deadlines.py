@@ -1,0 +1,129 @@
+"""What a deadline, or a cancel, does to the process that is being dumped, in each phase.
+
+The rows of a table of docs/reliability.md: how the call ends, what became of the process, and
+how long after the deadline the call came back, with the process untraced by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, DeadlineError, DumpResult, Notification, Notify, aio, dump
+
+from . import matrix
+from .conftest import Spawn
+from .faults import Patient
+from .matrix import Late
+from .processes import eventually
+from .test_faults_random import INSTANTS, SEED
+from .workers import the_worker
+
+DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
+DEADLINE = 0.8
+
+
+def _opts(directory: Path) -> CriuOpts:
+    return CriuOpts(images_directory=directory, tcp_established=True, network_lock="nftables")
+
+
+def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, late: float) -> None:
+    """Look at the process, and remember the row. CRIU has undone its work, and was not killed."""
+    assert not any("was ended" in note for note in getattr(error, "__notes__", ()))
+    if isinstance(getattr(error, "result", None), DumpResult):
+        patient.restores(opts)
+        process = "saved, and restored whole"
+    else:
+        assert patient.lives_whole()
+        process = "lives on whole"
+    gets = f"`{type(error).__name__}`" + (" with the result" if hasattr(error, "result") else "")
+    matrix.lates.append(Late("dump", when, gets, process, late))
+
+
+@pytest.mark.parametrize("moment", DUMP)
+@pytest.mark.parametrize("stopped", [False, True], ids=["hook is busy", "CRIU is stopped"])
+def test_a_deadline_at(
+    spawn: Spawn, images: Path, orphans: None, moment: Notify, stopped: bool
+) -> None:
+    """It passes while the hook is busy, or while CRIU stands still after the notification."""
+    patient = Patient.start(spawn)
+    over = time.monotonic() + DEADLINE
+
+    def hook(notification: Notification) -> None:
+        if notification.action is not moment:
+            return
+        if stopped:
+            os.kill(the_worker(), signal.SIGSTOP)
+        else:
+            eventually(lambda: time.monotonic() > over + 0.05, "the deadline")
+
+    error: DeadlineError | None = None
+    try:
+        dump(patient.pid, _opts(images), on_notify=hook, deadline=DEADLINE)
+    except DeadlineError as caught:
+        error = caught
+    late = time.monotonic() - over - (0 if stopped else 0.05)
+    if error is None:
+        assert moment is Notify.POST_DUMP  # CRIU was done before anybody looked at the clock
+        patient.restores(_opts(images))
+        return
+    how = "CRIU stopped by SIGSTOP" if stopped else "while the hook runs"
+    _record(f"`{moment}`, {how}", error, patient, _opts(images), late)
+
+
+def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
+    """Whenever it passes: undone and the process lives on, or saved and the result is there."""
+    chance = random.Random(SEED)
+    patient = Patient.start(spawn)
+    started = time.monotonic()
+    dump(patient.pid, replace(_opts(tmp_path / "first"), leave_running=True))
+    span = time.monotonic() - started
+    for instant in range(INSTANTS):
+        opts = _opts(tmp_path / str(instant))
+        heard: list[Notify | str] = []
+        deadline = chance.uniform(0, span * 1.2)
+        over = time.monotonic() + deadline
+
+        def hear(notification: Notification, heard: list[Notify | str] = heard) -> None:
+            heard.append(notification.action)
+
+        try:
+            dump(patient.pid, opts, deadline=deadline, on_notify=hear)
+        except DeadlineError as error:
+            when = f"after `{heard[-1]}`" if heard else "before the first notification"
+            _record(when, error, patient, opts, time.monotonic() - over)
+        else:
+            patient.restores(opts)
+
+
+@pytest.mark.parametrize("moment", DUMP)
+def test_a_cancel_at(spawn: Spawn, images: Path, orphans: None, moment: Notify) -> None:
+    """The task of an asyncio dump is cancelled while its hook awaits."""
+    patient = Patient.start(spawn)
+    asked: list[float] = []
+
+    async def body() -> None:
+        reached = asyncio.Event()
+
+        async def hook(notification: Notification) -> None:
+            if notification.action is moment:
+                reached.set()
+                await asyncio.sleep(3600)
+
+        task = asyncio.create_task(aio.dump(patient.pid, _opts(images), on_notify=hook))
+        await reached.wait()
+        asked.append(time.monotonic())
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError) as caught:
+        asyncio.run(body())
+    took = time.monotonic() - asked[0]
+    _record(f"`{moment}`, cancelled by asyncio", caught.value, patient, _opts(images), took)

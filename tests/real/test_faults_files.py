@@ -1,0 +1,106 @@
+"""The place for the images fails in the middle of a dump: the process loses nothing.
+
+A disk that fills up, a file system that becomes read-only, a directory that is removed: CRIU
+notices most of it. A directory that somebody removes after the last file was written it does not
+notice, and would end the process, whose only images are gone; the library looks before it agrees
+(``tests/wire/test_exchange.py``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump
+
+from . import matrix
+from .conftest import Spawn
+from .faults import Patient, images_are, left, told
+from .matrix import Cell
+from .mounts import tmpfs
+
+Harm = Callable[[Path], None]
+
+
+def _fill(where: Path) -> None:
+    """Take all the room that is left."""
+    with open(where / "ballast", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(65536))
+        except OSError:
+            pass
+
+
+def _remove(where: Path) -> None:
+    shutil.rmtree(where / "images")
+
+
+def _empty(where: Path) -> None:
+    for name in os.listdir(where / "images"):
+        if name.endswith(".img"):
+            os.unlink(where / "images" / name)
+
+
+def _freeze(where: Path, flags: int = 0x10) -> None:
+    """Nothing can be made in the directory any more (FS_IOC_SETFLAGS, FS_IMMUTABLE_FL)."""
+    fd = os.open(where / "images", os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, 0x40086602, struct.pack("l", flags))
+    except OSError:
+        pytest.skip("tmpfs has no immutable directories on this kernel")
+    finally:
+        os.close(fd)
+
+
+HARMS: dict[str, Harm] = {
+    "the disk fills up": _fill,
+    "the images directory becomes unwritable": _freeze,
+    "the images directory is removed": _remove,
+    "the images are removed": _empty,
+}
+
+
+CELLS = [
+    (what, moment)
+    for what in HARMS
+    for moment in (Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP)
+    # A hook may take the images away when all is said; then they are its own to keep.
+    if moment is not Notify.POST_DUMP or "removed" not in what
+]
+
+
+@pytest.mark.parametrize(("what", "moment"), CELLS)
+def test_the_place_fails(
+    spawn: Spawn, tmp_path: Path, orphans: None, what: str, moment: Notify
+) -> None:
+    """An error, and the process lives on whole; or it was too late to harm the images."""
+    patient = Patient.start(spawn)
+
+    def harm(notification: Notification) -> None:
+        if notification.action is moment:
+            HARMS[what](tmp_path / "disk")
+
+    error: CriuError | None = None
+    with tmpfs(tmp_path / "disk") as disk:
+        opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
+        try:
+            dump(patient.pid, opts, on_notify=harm)
+        except CriuError as caught:
+            error = caught
+        saved = images_are(disk / "images")
+        if error is None:
+            process = "saved, and restored whole"
+            if HARMS[what] is _freeze:
+                _freeze(disk, 0)
+            patient.restores(opts)
+        else:
+            process = "lives on whole"
+            assert patient.lives_whole()
+    matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))

@@ -1,0 +1,77 @@
+"""The caller may start no more processes and threads: an error, and nothing is lost.
+
+(The limit of descriptors is in ``test_embedding.py``. RLIMIT_NPROC does not hold for root, who
+meets the same limit as that of a cgroup: EAGAIN from clone.)
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import cgroups, matrix
+from .cgroups import Make
+from .conftest import Spawn
+from .faults import Patient
+from .matrix import Cell
+from .processes import PATIENCE
+
+PROGRAM = """
+import json, os, sys, threading
+from pathlib import Path
+from pycriu_native import CriuError, CriuOpts, dump
+
+pid, images, cgroup = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+opts = CriuOpts(images_directory=images, tcp_established=True, leave_running=True)
+dump(pid, opts)  # what is asked once was asked
+(cgroup / "cgroup.procs").write_text(str(os.getpid()))
+outcomes = []
+for room in range(1, 12):
+    (cgroup / "pids.max").write_text(str(room))
+    try:
+        dump(pid, opts)
+        outcomes.append("its result")
+    except (CriuError, RuntimeError) as error:
+        outcomes.append(f"{type(error).__name__}: {error}")
+    finally:
+        (cgroup / "pids.max").write_text("max")
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    assert not children, (room, children)
+    assert threading.active_count() == 1
+    assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "RSD"
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[Make]:
+    """Cgroups that are gone after the test."""
+    yield from cgroups.maker()
+
+
+def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> None:
+    """At each limit the call fails with an error or succeeds; the process runs on with all."""
+    cgroup = make_cgroup(cgroups.find("pids") or cgroups.required(""))
+    if not (cgroup / "pids.max").exists():
+        pytest.skip("no cgroup here limits the number of processes")
+    patient = Patient.start(spawn)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(patient.pid), str(images), str(cgroup)],
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert outcomes[0] != "its result"
+    assert outcomes[-1] == "its result"
+    kinds = dict.fromkeys(outcome.partition(":")[0] for outcome in outcomes)
+    assert patient.lives_whole()
+    gets = ", ".join(kind if " " in kind else f"`{kind}`" for kind in kinds)
+    what, process = "no more processes or threads, at each limit", "lives on whole"
+    matrix.cells.append(Cell("dump", what, "any time", gets, process, "whole with its result"))

@@ -1,0 +1,154 @@
+"""CRIU is killed at random instants of a dump and of a restore.
+
+The instant is a share of CRIU's log, so that a slow machine is hit in the same places. What is
+promised is tested at each: the error, no worker, no lock, no process that stands still, images
+that restore. What CRIU cannot promise is counted: killed by SIGKILL while it has the process make
+a system call in its place, or has a thread run its code, it leaves the process with registers
+that are not its own, and the process dies of that. (SIGTERM and the like a worker does not hear.)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, WorkerDiedError, dump, restore
+
+from . import matrix
+from .conftest import Spawn
+from .faults import Patient
+from .hosts import OURS
+from .matrix import Instant
+from .processes import is_alive, reap_all
+from .streams import locks
+from .workers import workers
+
+INSTANTS = int(os.environ.get("PYCRIU_NATIVE_INSTANTS", "12"))
+"""How many for each signal and verb."""
+SEED = int(os.environ.get("PYCRIU_NATIVE_SEED", "6"))
+
+PHASES = (
+    ("Dumping finished", "at the end"),
+    ("Unlock network", "the tree is let go"),
+    ("Running post-dump scripts", "all is saved"),
+    ("Writing stats", "all is saved"),
+    ("Dumping task cwd", "a process is saved"),
+    ("Parasite syscall_ip", "code is put into a process"),
+    ("Dumping GP/FPU registers", "the registers of a thread are taken"),
+    ("Obtaining task stat", "a process is looked at"),
+    ("Seized task", "the tree is stopped"),
+    ("Running pre-dump scripts", "the tree is stopped"),
+)
+
+
+class Striker:
+    """Kills the worker as soon as a log has a certain length."""
+
+    def __init__(self, log: Path, size: int, number: int) -> None:
+        self._log, self._size, self._number = log, size, number
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._strike)
+        self._thread.start()
+
+    def _strike(self) -> None:
+        while not self._over.is_set():
+            if self._log.exists() and self._log.stat().st_size >= self._size:
+                for pid in workers():
+                    os.kill(pid, self._number)
+                return
+            time.sleep(0.0001)
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _phase(log: Path) -> str:
+    """What the last lines of a dump's log say that CRIU was doing."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        for words, phase in PHASES:
+            if words in line:
+                return phase
+    return "before the tree is stopped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Signals) -> None:
+    """An error or a result, and a process that lives on whole, or a share that CRIU loses."""
+    chance = random.Random(SEED)
+    patient = Patient.start(spawn)
+
+    def opts(name: str) -> CriuOpts:
+        return CriuOpts(
+            images_directory=tmp_path / name,
+            tcp_established=True,
+            network_lock="nftables",
+            leave_running=True,
+            log_level=4,
+        )
+
+    dump(patient.pid, opts("whole"))
+    size = (tmp_path / "whole" / "dump.log").stat().st_size
+    for instant in range(INSTANTS):
+        log = tmp_path / str(instant) / "dump.log"
+        striker = Striker(log, int(size * chance.random()), number)
+        error: WorkerDiedError | None = None
+        try:
+            dump(patient.pid, opts(str(instant)))
+        except WorkerDiedError as caught:
+            error = caught
+        finally:
+            striker.stop()
+        assert not workers()
+        assert not locks(OURS)[0]
+        assert error is None or error.status == -number == -signal.SIGKILL
+        outcome = "done" if error is None else "lives on whole"
+        if error is None or patient.survives():
+            assert patient.harm() == []
+        else:
+            outcome = "DIED"
+            assert _phase(log) != "before the tree is stopped"
+            patient = Patient.start(spawn)
+        matrix.instants.append(Instant("dump", number.name, _phase(log), outcome))
+    matrix.notes.append(f"seed of the random instants of a dump by {number.name}: {SEED}")
+    # What was put into it, and is still there, is in nobody's way.
+    patient.dumps_and_restores(CriuOpts(images_directory=tmp_path / "last", tcp_established=True))
+
+
+def test_a_restore(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
+    """Killed at any instant of a restore: nothing is left, and the same images restore."""
+    chance = random.Random(SEED)
+    patient = Patient.start(spawn)
+    opts = CriuOpts(images_directory=tmp_path / "images", tcp_established=True, log_level=4)
+    dump(patient.pid, opts)
+    patient.target.reap()
+    log = tmp_path / "images" / "restore.log"
+    restore(opts)
+    size = log.stat().st_size
+    for _ in range(INSTANTS):
+        dump(patient.pid, opts)
+        patient.target.end()
+        reap_all()
+        log.unlink(missing_ok=True)
+        striker = Striker(log, int(size * chance.random()), signal.SIGKILL)
+        outcome = "done"
+        try:
+            restore(opts)
+        except WorkerDiedError:
+            outcome = "none is left; the images restore"
+            assert not is_alive(patient.pid)
+            reap_all()
+        finally:
+            striker.stop()
+        assert not workers()
+        if outcome != "done":
+            restore(opts)
+        assert patient.harm() == []
+        matrix.instants.append(Instant("restore", "SIGKILL", "any", outcome))
+    matrix.notes.append(f"seed of the random instants of a restore by SIGKILL: {SEED}")

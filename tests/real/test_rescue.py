@@ -1,0 +1,244 @@
+"""After a CRIU that was killed in mid-dump: the lock is lifted, connections and cgroups go on.
+
+The kernel frees a process whose tracer dies. What it does not undo, the library does: the lock
+on the network goes (CRIU's own and nobody else's), connections leave the repair mode, a cgroup
+is frozen or not as it was before. What cannot be undone, the error says.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    DeadlineError,
+    Notification,
+    Notify,
+    WorkerDiedError,
+    _exchange,
+    dump,
+)
+from pycriu_native._netlock import run_id
+
+from . import cgroups
+from .cgroups import FREEZERS, Make
+from .conftest import Spawn
+from .hosts import cable, host
+from .processes import eventually
+from .streams import Stream, each_lock, locks, needs_both, start_stream
+from .workers import the_worker
+
+
+@pytest.fixture
+def stream(spawn: Spawn) -> Iterator[Stream]:
+    """A connection in mid-stream between two hosts."""
+    with host() as home, host() as far, cable(home, far) as (address, _):
+        yield start_stream((home, far, address), spawn)
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[Make]:
+    """Cgroups that are gone after the test."""
+    yield from cgroups.maker()
+
+
+def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> WorkerDiedError:
+    """The error of a dump whose CRIU gets a deadly signal at this notification."""
+
+    def strike(notification: Notification) -> None:
+        if notification.action is moment:
+            os.kill(the_worker(), number)
+
+    with pytest.raises(WorkerDiedError) as caught:
+        dump(stream.server.pid, opts, on_notify=strike)
+    return caught.value
+
+
+@needs_both
+@each_lock
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_connections_go_on(stream: Stream, images: Path, lock: str, number: int) -> None:
+    """Killed when all is saved and locked: not a byte of the stream is lost, no lock is left.
+
+    SO_REUSEADDR, which the repair mode takes away, is as it was.
+    """
+    home = stream.home
+    home.run("nft", "add", "table", "inet", "CRIU-00000000-0000-0000-00")
+    home.run("iptables", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP")
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
+    reuse = stream.server.ask("reuse")
+    assert reuse
+    with home.entered():
+        error = lose_criu(stream, opts, Notify.POST_DUMP, number)
+    assert error.status == -number
+    assert (error.lost_connections, error.left_behind) == ((), ())
+    ruleset = home.run("nft", "list", "ruleset")
+    assert "c114" not in ruleset
+    assert ruleset.count("CRIU-") == ruleset.count("CRIU-00000000-0000-0000-00") == 1
+    assert "dport 9" in ruleset
+    assert stream.server.ask("reuse") == reuse
+    stream.goes_on()
+
+
+@needs_both
+@each_lock
+def test_a_namespace_that_is_locked_as_a_whole(stream: Stream, images: Path, lock: str) -> None:
+    """CRIU is outside of the namespace, and the lock inside; it goes with CRIU."""
+    with open(stream.home.path) as namespace:
+        inode = os.fstat(namespace.fileno()).st_ino
+        external = [f"net[{inode}]:home"]
+        opts = CriuOpts(
+            images_directory=images, tcp_established=True, network_lock=lock, external=external
+        )
+        error = lose_criu(stream, opts, Notify.POST_DUMP, signal.SIGKILL)
+    assert (error.lost_connections, error.left_behind) == ((), ())
+    assert locks(stream.home) == (False, False)
+    stream.goes_on()
+
+
+@needs_both
+def test_a_chain_that_was_there_before(stream: Stream, images: Path) -> None:
+    """The chain CRIU has no owner's name: one that was there stays, and the error says so."""
+    for words in ("-N CRIU", "-A CRIU -j RETURN"):
+        stream.home.run("iptables", *words.split())
+    with open(stream.home.path) as namespace:
+        inode = os.fstat(namespace.fileno()).st_ino
+        opts = CriuOpts(
+            images_directory=images,
+            tcp_established=True,
+            network_lock="iptables",
+            external=[f"net[{inode}]:home"],
+        )
+        error = lose_criu(stream, opts, Notify.POST_DUMP, signal.SIGKILL)
+    [left] = error.left_behind
+    assert "chain CRIU" in left
+    assert "chain CRIU" in error.__notes__[0]
+    assert "chain CRIU" in stream.home.run("nft", "list", "ruleset")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.left_behind, again.__notes__) == (error.left_behind, error.__notes__)
+
+
+@needs_both
+def test_a_connection_that_is_lost_is_named(stream: Stream, images: Path) -> None:
+    """The other end gives up while the process stands still: the error says which connection."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+
+    def strike(notification: Notification) -> None:
+        if notification.action is Notify.QUERY_EXT_FILES:
+            stream.home.run("ss", "-K", "sport = 7000")
+        if notification.action is Notify.POST_DUMP:
+            os.kill(the_worker(), signal.SIGKILL)
+
+    with stream.home.entered(), pytest.raises(WorkerDiedError) as caught:
+        dump(stream.server.pid, opts, on_notify=strike)
+    [lost] = caught.value.lost_connections
+    assert ":7000 - " in lost
+    assert lost in caught.value.__notes__[0]
+    assert locks(stream.home) == (False, False)
+    assert stream.server.runs_on()
+
+
+@needs_both
+def test_a_deadline_while_criu_stands_still(stream: Stream, images: Path) -> None:
+    """Somebody has stopped CRIU: the deadline wakes it, and it undoes its work by itself."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+
+    def stop(notification: Notification) -> None:
+        if notification.action is Notify.QUERY_EXT_FILES:
+            os.kill(the_worker(), signal.SIGSTOP)
+
+    with stream.home.entered(), pytest.raises(DeadlineError) as caught:
+        dump(stream.server.pid, opts, on_notify=stop, deadline=0.5)
+    assert not hasattr(caught.value, "__notes__")
+    assert locks(stream.home) == (False, False)
+    stream.goes_on()
+
+
+@needs_both
+def test_a_criu_that_does_not_come_back(
+    make_cgroup: Make, stream: Stream, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRIU itself is frozen: it is killed after the grace period, and the lock is lifted."""
+    monkeypatch.setattr(_exchange, "GRACE", 0.5)
+    cgroup = make_cgroup(cgroups.required(""))
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+
+    def freeze(notification: Notification) -> None:
+        if notification.action is Notify.POST_DUMP:
+            cgroups.enter(cgroup, the_worker())
+            (cgroup / "cgroup.freeze").write_text("1")
+            eventually(lambda: time.monotonic() > over, "the deadline")
+
+    over = time.monotonic() + 2.5
+    with stream.home.entered(), pytest.raises(DeadlineError) as caught:
+        dump(stream.server.pid, opts, on_notify=freeze, deadline=2)
+    assert "was ended" in caught.value.__notes__[0]
+    assert (caught.value.lost_connections, caught.value.left_behind) == ((), ())
+    assert locks(stream.home) == (False, False)
+    stream.goes_on()
+
+
+# ---- cgroups that CRIU freezes ----
+
+
+@pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
+@pytest.mark.parametrize("paused", [True, False], ids=["paused", "running"])
+def test_the_freezer_is_as_before(
+    make_cgroup: Make, spawn: Spawn, images: Path, controller: str, paused: bool
+) -> None:
+    """A paused tree, which CRIU sets going for the dump, is paused again; a running one runs.
+
+    (CRIU's own freezing is over within a blink; here the test does it in its place.)
+    """
+    name, frozen, thawed = FREEZERS[controller]
+    cgroup = make_cgroup(cgroups.required(controller))
+    target = spawn()
+    cgroups.enter(cgroup, target.pid)
+    moment = Notify.QUERY_EXT_FILES if paused else Notify.PRE_DUMP
+
+    def strike(notification: Notification) -> None:
+        if notification.action is moment:
+            if not paused:
+                (cgroup / name).write_text(frozen)
+            os.kill(the_worker(), signal.SIGKILL)
+
+    try:
+        if paused:
+            (cgroup / name).write_text(frozen)
+        with pytest.raises(WorkerDiedError):
+            dump(
+                target.pid,
+                CriuOpts(images_directory=images, freeze_cgroup=cgroup),
+                on_notify=strike,
+            )
+        eventually(
+            lambda: cgroups.read(cgroup, name) == (frozen if paused else thawed), "the state before"
+        )
+    finally:
+        (cgroup / name).write_text(thawed)
+    assert target.runs_on()
+
+
+# ---- whose lock it is ----
+
+
+def test_the_run_id(spawn: Spawn, images: Path) -> None:
+    """What is read from CRIU's memory is what CRIU writes into its log."""
+    target = spawn()
+    found = []
+
+    def look(notification: Notification) -> None:
+        found.append(run_id(the_worker()))
+
+    opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
+    dump(target.pid, opts, on_notify=look)
+    assert len(set(found)) == 1
+    assert f"CRIU run id = {found[0]}\n" in (images / "dump.log").read_text()
+    assert run_id(target.pid) is None  # no CRIU

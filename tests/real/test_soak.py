@@ -1,0 +1,75 @@
+"""Thousands of calls: no memory, descriptor, child or thread stays behind.
+
+Real dumps, refused options, failures of CRIU and questions to it, over and over. A short run by
+default; ``make soak`` makes 10,000 calls. The table is printed.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, Notification, check, dump, version
+
+from . import matrix
+from .conftest import Spawn
+from .leftovers import Snapshot
+
+CALLS = int(os.environ.get("PYCRIU_NATIVE_SOAK", "60"))
+BOUND = 2 * 2**20
+"""Bytes that the resident memory may grow after a third of the calls, whatever their number."""
+
+
+def _resident() -> int:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.timeout(7200)
+def test_nothing_grows(spawn: Spawn, images: Path) -> None:
+    """Memory within a bound after a warm-up; descriptors, children and threads exactly."""
+    target = spawn()
+
+    def refuse(notification: Notification) -> None:
+        raise ValueError("no")
+
+    whole = CriuOpts(images_directory=images, leave_running=True)
+    kinds: dict[str, Callable[[], object]] = {
+        "version": version,
+        "check": check,
+        "a dump": lambda: dump(target.pid, whole),
+        "a dump of no process": lambda: dump(2**22 - 1, whole),
+        "a dump that its hook refuses": lambda: dump(target.pid, whole, on_notify=refuse),
+        "a refused option": lambda: dump(target.pid, CriuOpts(images_directory=images, timeout=-1)),
+        "a deadline": lambda: dump(target.pid, whole, deadline=0.001),
+    }
+    counts = dict.fromkeys(kinds, 0)
+    names = list(kinds)
+    table = []
+    before = Snapshot.take()
+    for number in range(CALLS):
+        name = names[number % len(names)]
+        counts[name] += 1
+        try:
+            kinds[name]()
+        except (CriuError, ValueError):
+            assert name not in ("version", "check", "a dump")
+        if number % max(1, CALLS // 10) == 0 or number == CALLS - 1:
+            now = Snapshot.take()
+            row = (number + 1, _resident(), len(now.descriptors), len(now.children), now.threads)
+            table.append(row)
+            assert now.grown_since(before) == {}
+    matrix.notes.append("")
+    matrix.notes.append("soak: calls, resident memory in KiB, descriptors, children, threads:")
+    for calls, resident, *counted in table:
+        line = " ".join(f"{value:7}" for value in (calls, resident // 1024, *counted))
+        matrix.notes.append("    " + line)
+    matrix.notes.append(", ".join(f"{name}: {count}" for name, count in counts.items()))
+    warm = table[len(table) // 3][1]
+    assert table[-1][1] - warm < BOUND
+    assert target.runs_on()
