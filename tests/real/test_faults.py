@@ -124,14 +124,14 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
     except CriuError as caught:
         error = caught
     if error is None or hasattr(error, "result"):
-        process = "runs whole"
+        process, again = "runs whole", "restored, once"
         assert patient.lives_whole()
     else:
-        process = "none is left"
+        process, again = "none is left", "restore again"
         assert not is_alive(patient.pid)
         patient.restores(opts)
     matrix.cells.append(
-        Cell("restore", what, f"`{moment}`", told(error), process, "restore again", left(error))
+        Cell("restore", what, f"`{moment}`", told(error), process, again, left(error))
     )
 
 
