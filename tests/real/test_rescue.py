@@ -63,7 +63,7 @@ def lose_criu(stream: Stream, opts: CriuOpts, moment: Notify, number: int) -> Wo
 
 @needs_both
 @each_lock
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_connections_go_on(stream: Stream, images: Path, lock: str, number: int) -> None:
     """Killed when all is saved and locked: not a byte of the stream is lost, no lock is left.
 
