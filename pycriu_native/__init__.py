@@ -23,8 +23,11 @@ from .errors import (
     CriuError,
     DeadlineError,
     ImagesError,
+    MigrationError,
+    MigrationInDoubtError,
     NoSuchProcessError,
     OptionError,
+    PeerLostError,
     PermissionDeniedError,
     PidInUseError,
     Problem,
@@ -36,8 +39,10 @@ from .errors import (
 )
 from .iters import DumpItersResult, Round, UntilSteady, dump_iters
 from .lazy import LazyPages
+from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
 from .opts import CriuOpts
 from .pages import PageServerChild, page_server, page_server_child
+from .progress import OnProgress, Progress
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -88,20 +93,27 @@ __all__ = [
     "InheritFd",
     "JoinNamespace",
     "LazyPages",
+    "MigrationError",
+    "MigrationInDoubtError",
+    "MigrationMode",
+    "MigrationResult",
     "NetworkLock",
     "NoSuchProcessError",
     "Notification",
     "Notify",
+    "OnProgress",
     "OptionError",
     "PageServer",
     "PageServerChild",
     "PageServerResult",
+    "PeerLostError",
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
     "Problem",
     "ProgramError",
     "ProgramNotFoundError",
+    "Progress",
     "ProtocolError",
     "RestoreResult",
     "RestoreStatistics",
@@ -125,6 +137,8 @@ __all__ = [
     "ffi",
     "lib",
     "libcriu_version",
+    "migrate_in",
+    "migrate_out",
     "page_server",
     "page_server_child",
     "pre_dump",

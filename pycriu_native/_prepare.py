@@ -75,7 +75,7 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         keep.append(fd)
         return {**value, "fd": fd}
 
-    config = lazy_address(request, owned)
+    config = lazy_address(request, owned, keep)
     if config is not None:
         handle.set(BY_WIRE["config_file"], config)
     for row, value in request.opts.items():
@@ -97,12 +97,12 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     return keep
 
 
-def lazy_address(request: Request, owned: ExitStack) -> str | None:
+def lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str | None:
     """A configuration file with the address on which a lazy dump serves its pages.
 
     CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
-    machine; in the request's configuration file it is honoured. A file of the caller's is
-    copied in before it.
+    machine; in the request's configuration file it is honoured, and so is a connected socket
+    in place of an address, which CRIU inherits. A file of the caller's is copied in before it.
     """
     server = request.opts.page_server
     lazily = request.verb is Verb.DUMP and request.opts.lazy_pages
@@ -115,5 +115,14 @@ def lazy_address(request: Request, owned: ExitStack) -> str | None:
         # One that is missing CRIU would skip; the rules have seen to that.
         with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
             text = file.read().rstrip(b"\n") + b"\n"
-    os.write(fd, text + os.fsencode(f"address {server.address}\nport {server.port}\n"))
+    if server.fd is None:
+        where = f"address {server.address}\nport {server.port}\n"
+    else:
+        socket = server.fd
+        if socket <= 2:
+            socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
+            owned.callback(os.close, socket)
+        keep.append(socket)
+        where = f"ps-socket {socket}\n"
+    os.write(fd, text + os.fsencode(where))
     return f"/proc/{os.getpid()}/fd/{fd}"

@@ -6,6 +6,7 @@ kernel's features once for each program. Nothing is asked that the options do no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._reach import Via
 from ._request import Request, is_inside
 from ._session import Call
-from ._tree import frozen_cgroup
+from ._tree import frozen_cgroup, status_of
 from .enums import Verb
 from .errors import Problem, UnsupportedError
 from .opts import CriuOpts
@@ -35,6 +36,9 @@ _WHAT_IT_IS = {
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
 
+CAP_SYS_RESOURCE = 24
+PIPE_MAX_SIZE = "/proc/sys/fs/pipe-max-size"
+
 _versions: dict[tuple[object, ...] | None, Version] = {}
 _features: dict[tuple[object, ...] | None, Features] = {}
 
@@ -42,7 +46,7 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     _rules.check(request.opts, request.verb, request.pid)
-    problems = [*_by_position(request), *_by_library(request.opts)]
+    problems = [*_by_position(request), *_by_limits(request), *_by_library(request.opts)]
     if request.via.identity() is not None:
         problems += _by_program(request.opts, request.via)
         problems += _by_kernel(request.opts, request.verb, request.via)
@@ -71,6 +75,36 @@ def _by_position(request: Request) -> Iterator[Problem]:
         bool(request.opts.inherit_fds) or getattr(request.opts.page_server, "fd", None) is not None
     )
     yield from request.via.refuses(inherits=inherits, sibling=request.sibling)
+
+
+def _by_limits(request: Request) -> Iterator[Problem]:
+    """A lazy dump reads pages through a pipe that the kernel must let it make large enough.
+
+    CRIU ignores that it cannot (``criu/page-pipe.c``, ``pipe_read_dest_init``), and later fails
+    to serve with ``page-pipe: tee``, when the destination runs already.
+    """
+    if request.verb is not Verb.DUMP or not request.opts.lazy_pages or not request.via.ours:
+        return
+    if int(status_of(os.getpid()).get("CapEff", "0"), 16) >> CAP_SYS_RESOURCE & 1:
+        return
+    try:
+        with open(PIPE_MAX_SIZE) as file:
+            most = int(file.read())
+    except (OSError, ValueError):
+        return
+    needed = _pipe_needed(os.sysconf("SC_PAGE_SIZE"))
+    if most < needed:
+        rule = (
+            "without CAP_SYS_RESOURCE, CRIU can serve pages only if fs.pipe-max-size is at least "
+            f"{needed}; it is {most}: sysctl -w fs.pipe-max-size={needed}"
+        )
+        yield Problem("lazy_pages", True, rule)
+
+
+def _pipe_needed(page: int) -> int:
+    """Bytes of the pipe that CRIU asks for, as the kernel rounds them."""
+    pages = (page << 3) // 40  # PIPE_MAX_SIZE in criu/include/page-pipe.h
+    return 1 << (pages * page - 1).bit_length()
 
 
 def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:

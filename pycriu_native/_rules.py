@@ -161,9 +161,6 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             )
         return
     if server.fd is not None:
-        if opts.lazy_pages:
-            rule = "lazy_pages serves on an address, not on a descriptor"
-            yield Problem("page_server", server, rule)
         if server.address is not None or server.port is not None:
             rule = "a descriptor, or address and port, is accepted: CRIU uses the descriptor only"
             yield Problem("page_server", server, rule)

@@ -56,7 +56,8 @@ class Call:
     """A call on its own thread, and the meeting point with the thread that waits for it."""
 
     def __init__(self, request: Request) -> None:
-        self._request = request
+        self.request = self._request = request
+        """What was asked."""
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         self._exchange: Exchange | None = None
@@ -96,6 +97,11 @@ class Call:
         """Begin; a second time does nothing."""
         if self._thread.ident is None:
             self._thread.start()
+
+    @property
+    def worker_pid(self) -> int:
+        """The worker's pid while it works; 0 before, and where it is not ours."""
+        return 0 if self._exchange is None else self._exchange.line.pid
 
     def is_over(self) -> bool:
         """Whether there is an outcome, or an error."""
@@ -181,7 +187,7 @@ class Call:
                 log=os.path.join(_path(mark.directory), mark.name)
                 if mark and mark.written()
                 else None,
-                statistics=_statistics(request.verb, directories.log) if result >= 0 else None,
+                statistics=_statistics(request, directories.log) if result >= 0 else None,
                 chatter=line.last_words,
                 line=line,
                 tree=exchange.tree,
@@ -260,9 +266,14 @@ def _converse(
         return call.finish(data), answer, None
 
 
-def _statistics(verb: Verb, directory: int | None) -> DumpStatistics | RestoreStatistics | None:
+def _statistics(
+    request: Request, directory: int | None
+) -> DumpStatistics | RestoreStatistics | None:
+    verb = request.verb
     if directory is None:
         return None
+    if verb is Verb.DUMP and request.opts.lazy_pages:
+        return None  # CRIU begins to count anew when it serves pages, and then writes nonsense
     if verb in (Verb.DUMP, Verb.PRE_DUMP):
         return _stats.read_dump(directory)
     return _stats.read_restore(directory) if verb is Verb.RESTORE else None

@@ -9,13 +9,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = [
     "CriuError",
     "DeadlineError",
     "ImagesError",
+    "MigrationError",
+    "MigrationInDoubtError",
     "NoSuchProcessError",
     "OptionError",
+    "PeerLostError",
     "PermissionDeniedError",
     "PidInUseError",
     "Problem",
@@ -161,6 +165,34 @@ class ProtocolError(CriuError, ConnectionError):
 
 class DeadlineError(CriuError, TimeoutError):
     """The deadline of a call passed; CRIU undid what it had begun."""
+
+
+class MigrationError(CriuError):
+    """A migration was given up, and the source runs on; nothing is left at the destination.
+
+    ``phase`` is what was being done, ``by_peer`` whether the other side gave up first.
+    """
+
+    def __init__(
+        self, message: str, *, phase: str | None = None, by_peer: bool = False, **more: Any
+    ) -> None:
+        more.setdefault("verb", "migrate")
+        super().__init__(message, **more)
+        self.phase = phase
+        self.by_peer = by_peer
+
+
+class PeerLostError(MigrationError, ConnectionError):
+    """The other side of a migration was lost: closed, silent for too long, or no peer at all."""
+
+
+class MigrationInDoubtError(MigrationError):
+    """The destination said its last word and does not know whether the source heard it.
+
+    The restored process, ``pid``, is stopped (SIGSTOP), so that never two of them run. Where
+    the source's call returned, ``kill -CONT`` it; where it raised, the source runs, and this one
+    is to be killed.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,16 @@ class DumpItersResult:
     """The final dump; restore from ``final.images``, and keep the others beside it."""
 
 
+def round_opts(opts: CriuOpts, base: str, number: int, *, track: bool = True) -> CriuOpts:
+    """The options of round ``number``, from 1: a directory of its own, the one before as parent."""
+    return replace(
+        opts,
+        images_directory=os.path.join(base, str(number)),
+        parent_image=f"../{number - 1}" if number > 1 else None,
+        track_mem=True if track else None,
+    )
+
+
 def dump_iters(
     pid: int,
     opts: CriuOpts,
@@ -114,9 +124,7 @@ def dump_iters(
     decide = UntilSteady() if more is None else more
 
     def step(number: int) -> CriuOpts:
-        parent = f"../{number - 1}" if number > 1 else None
-        directory = os.path.join(base, str(number))
-        return replace(opts, images_directory=directory, parent_image=parent, track_mem=True)
+        return round_opts(opts, base, number)
 
     rounds: list[Round] = []
     while not rounds or decide(rounds[-1]):

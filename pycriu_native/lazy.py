@@ -33,6 +33,7 @@ from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, DeadlineError
 from .opts import CriuOpts
+from .values import PageServer
 
 __all__ = ["LazyPages"]
 
@@ -107,6 +108,9 @@ class LazyPages(Owned):
 def _start(via: Worker, request: Request, directories: Directories, told: int) -> OwnedProcess:
     """The daemon, which writes a zero byte to ``told`` when it listens."""
     keep = [fd for fd in (directories.images, directories.work) if fd is not None]
+    server = request.opts.page_server
+    if isinstance(server, PageServer) and server.fd is not None:
+        keep.append(server.fd)
     named = replace(
         request.opts,
         images_directory=_by_descriptor(directories.images),

@@ -8,6 +8,8 @@ CRIU's:
   makes CRIU undo its work, and is raised again once that is done
 * ``deadline``: seconds for the whole call, after which CRIU is made to undo its work and
   ``DeadlineError`` is raised (CRIU's own ``timeout`` option bounds freezing only)
+* ``on_progress`` (dumps and restores): told of a :class:`Progress` while it works, on a thread of
+  its own
 
 Any verb raises :class:`~pycriu_native.CriuError` or a subclass: ``OptionError`` and
 ``UnsupportedError`` before anything is touched, ``ProgramNotFoundError`` and
@@ -39,6 +41,7 @@ from ._session import Call
 from ._worker import Worker
 from .enums import Verb
 from .opts import CriuOpts
+from .progress import OnProgress, observing
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -73,6 +76,7 @@ def dump(
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DumpResult:
     """Save a process and all its descendants into the images directory.
 
@@ -89,7 +93,9 @@ def dump(
     raises. Needs CRIU 3.17.
     """
     request = dump_request(pid, opts, via, on_notify, deadline)
-    return dump_result(request, Call(request).wait())
+    call = Call(request)
+    with observing(on_progress, call):
+        return dump_result(request, call.wait())
 
 
 def dump_request(
@@ -132,6 +138,7 @@ def pre_dump(
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DumpResult:
     """Save the memory of a process that runs on, for a later dump to build on.
 
@@ -139,7 +146,14 @@ def pre_dump(
     are accepted and have no effect here. Raises as :func:`dump`; ``UnsupportedError`` where the
     kernel has no soft-dirty tracking. Needs CRIU 3.17.
     """
-    return dump(pid, replace(opts, pre_dump=True), via=via, on_notify=on_notify, deadline=deadline)
+    return dump(
+        pid,
+        replace(opts, pre_dump=True),
+        via=via,
+        on_notify=on_notify,
+        deadline=deadline,
+        on_progress=on_progress,
+    )
 
 
 def for_pre_dump(opts: CriuOpts) -> CriuOpts:
@@ -157,6 +171,7 @@ def restore(
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RestoreResult:
     """Bring back what was dumped, where it stopped and under its own pids.
 
@@ -165,7 +180,9 @@ def restore(
     any verb raises. Needs CRIU 3.17.
     """
     request = restore_request(opts, via, on_notify, deadline)
-    return restore_result(request, Call(request).wait())
+    call = Call(request)
+    with observing(on_progress, call):
+        return restore_result(request, call.wait())
 
 
 def restore_child(
@@ -174,6 +191,7 @@ def restore_child(
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> RestoreResult:
     """:func:`restore`, with the root process as a child of the caller's.
 
@@ -181,7 +199,9 @@ def restore_child(
     call some day. Raises as :func:`restore`. Needs CRIU 3.17, and a worker of our own.
     """
     request = restore_request(opts, via, on_notify, deadline, sibling=True)
-    return restore_result(request, Call(request).wait())
+    call = Call(request)
+    with observing(on_progress, call):
+        return restore_result(request, call.wait())
 
 
 def restore_request(

@@ -1,0 +1,200 @@
+"""Reaching the other side of a migration: addresses, TLS, and what is allowed without it.
+
+The images and the pages are the memory of a process, and the destination writes and runs them
+as root. So beyond this machine TLS is required, with certificates on both sides, unless the
+caller says ``insecure=True`` in so many letters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from . import _chronicle
+from ._channel import greet
+from .errors import MigrationError, OptionError, PeerLostError, Problem
+from .opts import CriuOpts
+from .values import PageServer
+
+Place = str | tuple[str, int] | socket.socket
+"""``"host:port"``, ``(host, port)``, or a socket of the caller's."""
+
+HANDSHAKE = 10.0
+"""Seconds in which a peer says what it is."""
+
+TLS_FIELDS = ("tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key")
+
+
+def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> Iterator[Problem]:
+    """What is wrong with an address, and with the certificates."""
+    if not isinstance(place, socket.socket):
+        try:
+            host, port = _host_and_port(place)
+        except (ValueError, TypeError):
+            rule = "'host:port', (host, port) or a socket is accepted"
+            yield Problem(name, place, rule)
+        else:
+            if not port and name == "to":
+                yield Problem(name, place, "a port from 1 to 65535 is accepted")
+            elif not opts.tls and not insecure and not _is_here(host):
+                yield _exposed(name, place)
+    elif place.type != socket.SOCK_STREAM:
+        yield Problem(name, place, "a stream socket is accepted")
+    elif not opts.tls and not insecure and not _stays_here(place):
+        yield _exposed(name, place)
+    for field in ("tls_cacert", "tls_cert", "tls_key"):
+        if opts.tls and getattr(opts, field) is None:
+            yield Problem(field, None, "is required with tls: both sides show a certificate")
+    for field in TLS_FIELDS[1:]:
+        if not opts.tls and getattr(opts, field) is not None:
+            yield Problem(field, getattr(opts, field), "needs tls: it does nothing by itself")
+
+
+def _exposed(name: str, place: object) -> Problem:
+    rule = (
+        "leaves this machine without encryption: set tls=True with tls_cacert, tls_cert and "
+        "tls_key, or say insecure=True (the memory of the process can then be read on the way, "
+        "and whoever reaches the destination can have it run anything as root)"
+    )
+    return Problem(name, place, rule)
+
+
+def _host_and_port(place: str | tuple[str, int]) -> tuple[str, int]:
+    server = PageServer._from_text(place) if isinstance(place, str) else PageServer(*place)
+    if server.address is None or server.port is None:
+        raise ValueError("host and port are required")
+    return server.address, server.port
+
+
+def _is_here(host: str) -> bool:
+    """Whether a name or address stands for this machine's loopback only."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in found)
+
+
+def _stays_here(sock: socket.socket) -> bool:
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return sock.family == socket.AF_UNIX
+    try:
+        name = sock.getpeername()
+    except OSError:
+        name = sock.getsockname()
+    return ipaddress.ip_address(str(name[0]).partition("%")[0]).is_loopback
+
+
+def connect(place: Place, opts: CriuOpts, deadline: float | None) -> socket.socket:
+    """A connection to the destination, ready for a channel."""
+    if isinstance(place, socket.socket):
+        sock = place.dup()
+        name = str(sock.getpeername()[0]) if sock.family != socket.AF_UNIX else ""
+    else:
+        name, port = _host_and_port(place)
+        try:
+            sock = socket.create_connection((name, port), _left(deadline, HANDSHAKE))
+        except OSError as error:
+            raise PeerLostError(
+                f"no connection to the destination {name}:{port}: {error}; the source runs on",
+                phase="connect",
+                cure="start the destination first",
+            ) from None
+    try:
+        sock.settimeout(_left(deadline, HANDSHAKE))
+        if opts.tls:
+            sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_CLIENT, opts), server_hostname=name)
+        greet(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def accept(place: Place, opts: CriuOpts, deadline: float | None) -> socket.socket:
+    """A connection from a source, ready for a channel; others are turned away."""
+    if isinstance(place, socket.socket) and not _listens(place):
+        return _welcome(place.dup(), opts, deadline)
+    with _listener(place) as listener:
+        while True:
+            left = _left(deadline, None)
+            listener.settimeout(left)
+            try:
+                sock, name = listener.accept()
+            except TimeoutError:
+                raise MigrationError("no source came before the deadline", phase="listen") from None
+            try:
+                return _welcome(sock, opts, deadline)
+            except (MigrationError, OSError) as error:
+                _chronicle.logger.warning("migration: turned %s away: %s", name, error)
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+@contextlib.contextmanager
+def _listener(place: Place) -> Iterator[socket.socket]:
+    if isinstance(place, socket.socket):
+        with place.dup() as listener:
+            yield listener
+        return
+    host, port = _host_and_port(place)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=4)
+    except OSError as error:
+        raise MigrationError(
+            f"the destination cannot listen on {host}:{port}: {error}", phase="listen"
+        ) from None
+    with listener:
+        yield listener
+
+
+def _welcome(sock: socket.socket, opts: CriuOpts, deadline: float | None) -> socket.socket:
+    try:
+        sock.settimeout(_left(deadline, HANDSHAKE))
+        if opts.tls:
+            sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_SERVER, opts), server_side=True)
+        greet(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _wrap(sock: socket.socket, context: ssl.SSLContext, **how: Any) -> ssl.SSLSocket:
+    try:
+        return context.wrap_socket(sock, **how)
+    except OSError as error:  # ssl.SSLError is one
+        raise PeerLostError(
+            f"no TLS connection: {error}", phase="connect", options=TLS_FIELDS
+        ) from None
+
+
+def _context(protocol: int, opts: CriuOpts) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    try:
+        context.check_hostname = protocol == ssl.PROTOCOL_TLS_CLIENT and not opts.tls_no_cn_verify
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(opts.tls_cacert)
+        context.load_cert_chain(opts.tls_cert, opts.tls_key)  # type: ignore[arg-type]
+        if opts.tls_cacrl is not None:
+            context.load_verify_locations(opts.tls_cacrl)
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    except (OSError, ssl.SSLError) as error:
+        rule = f"PEM files that fit each other are accepted: {error}"
+        raise OptionError([Problem("tls_cert", opts.tls_cert, rule)], verb="migrate") from None
+    return context
+
+
+def _left(deadline: float | None, most: float | None) -> float | None:
+    if deadline is None:
+        return most
+    left = max(0.01, deadline - time.monotonic())
+    return left if most is None else min(left, most)

@@ -1,0 +1,131 @@
+"""Image directories over the control connection of a migration.
+
+Each directory has a number, from 1; one that builds on another builds on the one before. The
+receiver makes every path itself: from the sender it takes a file's plain name and size only,
+and refuses what is not one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+from ._channel import LARGEST_PIECE, Channel, Kind
+from .errors import MigrationError, PeerLostError
+
+MOST_FILES = 100_000
+"""Files in one directory that are taken."""
+
+MOST_ROUNDS = 1000
+
+_STAYS = re.compile(r".*\.log|stats-.*|.*\.pid|.*\.socket|parent|\..*")
+"""What is not sent: logs, statistics, the link to the parent."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:=@%-]{0,199}")
+"""What is taken for a file's name."""
+
+Count = Callable[[int], None]
+"""Told of each number of bytes that have moved."""
+
+
+def size_of(directory: str) -> int:
+    """Bytes of the files that would be sent."""
+    return sum(entry.stat().st_size for entry in _entries(directory))
+
+
+def send(channel: Channel, directory: str, number: int, count: Count) -> None:
+    """Send all images of a directory."""
+    entries = _entries(directory)
+    total = sum(entry.stat().st_size for entry in entries)
+    channel.tell("images", number=number, files=len(entries), bytes=total)
+    for entry in entries:
+        with open(entry.path, "rb", buffering=0) as file:
+            left = os.fstat(file.fileno()).st_size
+            channel.tell("file", name=entry.name, size=left)
+            buffer = bytearray(min(left, LARGEST_PIECE))
+            while left:
+                got = file.readinto(memoryview(buffer)[: min(left, LARGEST_PIECE)])
+                if not got:
+                    raise MigrationError(f"{entry.path} became shorter while it was sent")
+                channel.send(Kind.PIECE, memoryview(buffer)[:got])
+                left -= got
+                count(got)
+
+
+def _entries(directory: str) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        return sorted(
+            (
+                entry
+                for entry in entries
+                if entry.is_file(follow_symlinks=False) and not _STAYS.fullmatch(entry.name)
+            ),
+            key=lambda entry: entry.name,
+        )
+
+
+def receive(channel: Channel, root: str, told: dict[str, object], last: int, count: Count) -> int:
+    """Take a directory that was announced by ``told`` into ``root``; its number.
+
+    ``last`` is the number of the one before. Raises ``PeerLostError`` for what no peer of ours
+    sends, and ``MigrationError`` where there is no room.
+    """
+    this, files, total = (number(told, name) for name in ("number", "files", "bytes"))
+    if this != last + 1 or this > MOST_ROUNDS or files > MOST_FILES:
+        raise PeerLostError(f"the peer announced images number {this} of {files} files")
+    room = os.statvfs(root)
+    if total > room.f_bavail * room.f_frsize:
+        raise MigrationError(
+            f"{total} bytes of images do not fit into {root}: "
+            f"{room.f_bavail * room.f_frsize} bytes are free there"
+        )
+    directory = os.path.join(root, str(this))
+    os.mkdir(directory, 0o700)
+    if this > 1:
+        os.symlink(f"../{this - 1}", os.path.join(directory, "parent"))
+    where = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _ in range(files):
+            entry = channel.expect("file")
+            size = number(entry, "size")
+            total -= size
+            if total < 0:
+                raise PeerLostError("the peer sent more bytes of images than it announced")
+            _receive_file(channel, where, checked_name(entry.get("name")), size, count)
+    finally:
+        os.close(where)
+    return this
+
+
+def _receive_file(channel: Channel, where: int, name: str, left: int, count: Count) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, 0o600, dir_fd=where)
+    except FileExistsError:
+        raise PeerLostError(f"the peer sent the file {name} twice") from None
+    with open(fd, "wb", buffering=0) as file:
+        while left:
+            piece = channel.expect_piece()
+            if not 0 < len(piece) <= left:
+                raise PeerLostError(f"the peer sent {len(piece)} bytes where {left} were left")
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+            left -= len(piece)
+            count(len(piece))
+
+
+def checked_name(name: object) -> str:
+    """A file's name as it may be used; ``PeerLostError`` for any other."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or _STAYS.fullmatch(name):
+        raise PeerLostError(f"the peer sent a file with the name {str(name)[:80]!r}")
+    return name
+
+
+def number(told: dict[str, object], name: str) -> int:
+    """A number that the peer sent; ``PeerLostError`` for what is none."""
+    value = told.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise PeerLostError(f"the peer sent {name}={str(value)[:80]!r}")
+    return value

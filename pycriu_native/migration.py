@@ -1,0 +1,267 @@
+"""Live migration: one call at the source, one at the destination.
+
+At the destination::
+
+    migrate_in(CriuOpts(), listen="10.0.0.2:7000", ...)
+
+then at the source::
+
+    migrate_out(4242, CriuOpts(), to="10.0.0.2:7000", mode=MigrationMode.POST_COPY, ...)
+
+The names say which way the process goes, seen from where one stands: the same options object may
+serve both sides, and "dump" and "restore" stay the words for one host.
+
+One TCP connection carries everything: images, pages, who said what, signs of life. Nothing of
+CRIU's listens on the network. With ``tls`` in the options both sides show certificates
+(``tls_cacert``, ``tls_cert``, ``tls_key``, and ``tls_cacrl``, ``tls_no_cn_verify`` as CRIU
+understands them); without it only loopback and unix sockets are accepted, unless the caller
+says ``insecure=True``.
+
+The rule by which never two of the process run, and none is lost: **the destination's last word
+decides**. It is "it runs" for stop-and-copy and pre-copy, and "all memory has come" for
+post-copy. The source gives the process up when it has heard it, and lets it run on if it
+cannot come any more. docs/migration.md tells what that means when hosts die or networks go.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from . import _migrating, _peer, verbs
+from ._arrival import Arrival
+from ._channel import Channel
+from ._departure import Departure
+from ._exchange import Hook
+from ._migrating import MigrationMode, MigrationResult, Phases, Room, for_criu
+from ._page_relay import PageRelay
+from ._peer import Place
+from ._warden import Warden
+from ._worker import Worker
+from .errors import MigrationError, MigrationInDoubtError, OptionError, Problem
+from .iters import More
+from .opts import CriuOpts
+from .progress import OnProgress, telling
+from .values import PageServer
+
+__all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
+
+SILENCE = 10.0
+"""Seconds without a sign of life after which the other side counts as lost."""
+
+
+def migrate_out(
+    pid: int,
+    opts: CriuOpts,
+    *,
+    to: Place,
+    mode: MigrationMode | str = MigrationMode.STOP_AND_COPY,
+    more: More | None = None,
+    insecure: bool = False,
+    via: Worker | None = None,
+    on_notify: Hook | None = None,
+    on_progress: OnProgress | None = None,
+    deadline: float | None = None,
+    silence: float = SILENCE,
+) -> MigrationResult:
+    """Move a process and all its descendants to where :func:`migrate_in` waits.
+
+    ``opts`` are those of a dump; what a migration sets itself is refused. Without an
+    ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
+    connected socket, which stays the caller's. ``more`` decides after each round of pre-copy
+    whether there is another (:class:`~pycriu_native.UntilSteady` by default). ``deadline`` is in
+    seconds, for the whole. ``silence`` is how long the destination may say nothing, in
+    seconds, before it counts as lost. ``on_progress`` is told of each phase, on a thread of its
+    own.
+
+    When this raises, the process runs on here. If the destination had been told to go ahead
+    and cannot be asked any more, that takes the destination's ``silence`` and two seconds more:
+    the time in which it ends its copy. Raises ``OptionError`` and ``UnsupportedError`` before
+    anything is touched, ``MigrationError`` (``PeerLostError`` where the connection failed), and
+    what a dump raises. Needs CRIU 3.17; post-copy userfaultfd at the destination.
+    """
+    mode = _mode(mode)
+    via = via or Worker()
+    problems = [
+        *_migrating.problems_with(opts),
+        *_peer.problems_with(to, "to", opts, insecure),
+        *_numbers(deadline, silence),
+    ]
+    if problems:
+        raise OptionError(problems, verb="migrate_out", pid=pid)
+    until = None if deadline is None else time.monotonic() + deadline
+    with ExitStack() as owned:
+        relay = owned.enter_context(PageRelay(serves=True)) if mode.lazy else None
+        _checked_dump(pid, opts, mode, via, relay)
+        phases = Phases()
+        phases.enter("connect")
+        sock = _peer.connect(to, opts, until)
+        channel = Channel(
+            sock,
+            silence=silence,
+            deadline=until,
+            on_pages=(lambda data: None) if relay is None else relay.put,
+        )
+        owned.callback(channel.close)
+        warden = owned.enter_context(Warden())
+        room = Room(opts)
+        owned.callback(_tidy, room)
+        departure = Departure(
+            pid,
+            opts,
+            mode=mode,
+            room=room,
+            channel=channel,
+            relay=relay,
+            warden=warden,
+            phases=phases,
+            via=via,
+            on_notify=on_notify,
+            more=more,
+        )
+        try:
+            with telling(on_progress, departure.measure):
+                return departure.run()
+        except BaseException as error:
+            channel.part("failed", str(error))
+            room.remove()
+            _say_where(error, phases, f"migration of pid {pid} failed", "the source runs on")
+            raise
+
+
+def migrate_in(
+    opts: CriuOpts,
+    *,
+    listen: Place,
+    insecure: bool = False,
+    via: Worker | None = None,
+    on_notify: Hook | None = None,
+    on_progress: OnProgress | None = None,
+    deadline: float | None = None,
+    silence: float = SILENCE,
+) -> MigrationResult:
+    """Wait for one process that :func:`migrate_out` sends, and run it here.
+
+    ``opts`` are those of a restore; what a migration sets itself is refused. Without an
+    ``images_directory`` a temporary one is used; one that is named is kept when all went well.
+    ``listen`` is ``"host:port"``, ``(host, port)``, a listening socket or a connected one; sockets
+    stay the caller's. The rest is as in :func:`migrate_out`. Returns when the source has given
+    the process up; for post-copy, when all memory is here.
+
+    When this raises, nothing of it is left here: no process, no daemon, no images; except with
+    ``MigrationInDoubtError``, which says what to do. Also when this very process is killed:
+    a guard process sees to it. Raises ``OptionError`` before anything is touched,
+    ``MigrationError``, and what a restore raises. Needs CRIU 3.17.
+    """
+    via = via or Worker()
+    problems = [
+        *_migrating.problems_with(opts),
+        *_peer.problems_with(listen, "listen", opts, insecure),
+        *_numbers(deadline, silence),
+    ]
+    if problems:
+        raise OptionError(problems, verb="migrate_in")
+    until = None if deadline is None else time.monotonic() + deadline
+    with ExitStack() as owned:
+        warden = owned.enter_context(Warden())
+        room = Room(opts)
+        owned.callback(_tidy, room)
+        warden.mind(remove=[room.path])
+        phases = Phases()
+        arrival = Arrival(
+            opts,
+            room=room,
+            warden=warden,
+            phases=phases,
+            silence=silence,
+            via=via,
+            on_notify=on_notify,
+        )
+        owned.callback(arrival.close)
+        try:
+            _checked_restore(opts, room, via)
+            phases.enter("listen")
+            sock = _peer.accept(listen, opts, until)
+            channel = arrival.channel = Channel(
+                sock,
+                silence=silence,
+                deadline=until,
+                on_pages=arrival.put_pages,
+                on_end=arrival.give_up,
+            )
+        except BaseException:
+            room.remove()
+            raise
+        owned.callback(channel.close)
+        try:
+            with telling(on_progress, arrival.measure):
+                result = arrival.run()
+        except MigrationInDoubtError:
+            raise
+        except BaseException as error:
+            arrival.close()
+            room.remove()
+            channel.part("failed", str(error) or type(error).__name__)
+            _say_where(error, phases, "taking a process in failed", "nothing is left here")
+            raise
+        channel.part()
+        return result
+
+
+def _mode(mode: MigrationMode | str) -> MigrationMode:
+    try:
+        return MigrationMode(mode)
+    except ValueError:
+        rule = f"{', '.join(repr(str(one)) for one in MigrationMode)} is accepted"
+        raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
+
+
+def _numbers(deadline: float | None, silence: float) -> Iterator[Problem]:
+    for name, value, least in (("deadline", deadline, 0.0), ("silence", silence, 0.1)):
+        if value is None and name == "deadline":
+            continue
+        good = isinstance(value, (int, float)) and math.isfinite(value) and value >= least
+        if not good or isinstance(value, bool):
+            yield Problem(name, value, f"seconds are accepted, {least:g} or more")
+
+
+def _checked_dump(
+    pid: int, opts: CriuOpts, mode: MigrationMode, via: Worker, relay: PageRelay | None
+) -> None:
+    """Refuse what the dump at the end would be refused for."""
+    nowhere = os.path.join(tempfile.gettempdir(), f"pycriu-native-{uuid.uuid4()}")
+    opts = for_criu(opts, images_directory=nowhere)
+    if mode.rounds:
+        verbs.dump_request(pid, replace(opts, pre_dump=True), via, None, None)
+    if relay is not None:
+        server = PageServer(fd=relay.theirs.fileno())
+        opts = replace(opts, lazy_pages=True, page_server=server)
+    verbs.dump_request(pid, opts, via, None, None)
+
+
+def _checked_restore(opts: CriuOpts, room: Room, via: Worker) -> None:
+    """Refuse what the restore would be refused for."""
+    opts = for_criu(opts, images_directory=room.path)
+    verbs.restore_request(opts, via, lambda notification: None, None)
+
+
+def _tidy(room: Room) -> None:
+    if room.temporary:
+        room.remove()
+
+
+def _say_where(error: BaseException, phases: Phases, what: str, tail: str) -> None:
+    """Add what was being done, and how it stands now."""
+    if isinstance(error, MigrationError):
+        whose = "the other side gave up: " if error.by_peer else ""
+        error.phase = error.phase or phases.name
+        error.message = f"{what} ({error.phase}): {whose}{error.message}; {tail}"
+        error.args = (error.message,)
+    else:
+        error.add_note(f"{what} ({phases.name}); {tail}")

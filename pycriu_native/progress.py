@@ -1,0 +1,177 @@
+"""Progress of long work: an observer beside the call, which looks and tells.
+
+Each verb that moves memory, and a migration, takes ``on_progress``: a function that gets a
+:class:`Progress` at the beginning, four times a second, and at a good end. It runs on a thread of
+the observer's, and cannot slow the call down; what it raises is logged (``pycriu_native``, with
+the trace), and it is not called again.
+
+CRIU says nothing of how far it is. So the observer looks at what can be seen from outside: a dump
+has the memory of the processes before it (``/proc/PID/smaps_rollup``) and the images that grow; a
+restore has the images, and the processes whose memory grows. Pages that a dump sends to a page
+server elsewhere cannot be seen, and are not counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from . import _chronicle
+from ._session import Call
+from ._tree import process_tree
+from .enums import Verb
+from .values import descriptor_number
+
+__all__ = ["OnProgress", "Progress"]
+
+INTERVAL = 0.25
+"""Seconds between two looks."""
+
+SMOOTHING = 0.3
+"""Weight of the last look in the rate."""
+
+_COUNTED = re.compile(r"^(Anonymous|Swap|Pss_Shmem): +(\d+) kB", re.M)
+_PAGES = re.compile(r"pages-.*\.img")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far it is."""
+
+    phase: str
+    """What is being done: the verb, or the phase of a migration. Bytes are those of the phase."""
+    done: int
+    """Bytes of memory or images that are done."""
+    total: int | None
+    """Bytes that there are to do, as far as one knows: a process that runs on changes it, and
+    memory that CRIU leaves out (file mappings that were never written) is not in it. None:
+    unknown."""
+    rate: float
+    """Bytes per second, smoothed; 0 at the beginning of a phase."""
+    left: float | None
+    """Seconds that are left at that rate; None: unknown."""
+
+
+OnProgress = Callable[[Progress], object]
+"""What ``on_progress`` is."""
+
+Measure = Callable[[], tuple[str, int, int | None]]
+"""Phase, bytes done, bytes to do."""
+
+
+@contextlib.contextmanager
+def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[None]:
+    """Tell of progress while the context lasts, and once more if it ends well."""
+    if on_progress is None:
+        yield
+        return
+    teller = _Teller(on_progress, measure)
+    thread = threading.Thread(target=teller.run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        teller.well = True
+    finally:
+        teller.over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
+    """Tell of the progress of a dump, a pre-dump or a restore."""
+    if on_progress is None:
+        yield
+        return
+    directory = str(call.request.opts.images_dir or "")
+    given = call.request.opts.images_directory
+    if given is not None:
+        directory = given if isinstance(given, str) else f"/proc/self/fd/{descriptor_number(given)}"
+    phase = str(call.request.verb)
+    if call.request.verb is Verb.RESTORE:
+        total = size_of_pages(directory)
+
+        def measure() -> tuple[str, int, int | None]:
+            # CRIU forks the processes, and is their parent until they run.
+            worker = call.worker_pid
+            made = memory_of(process_tree(worker)[1:]) if worker else 0
+            return phase, min(made, total), total
+    else:
+        pid = call.request.pid
+        memory = None if pid is None else memory_of(process_tree(pid))
+
+        def measure() -> tuple[str, int, int | None]:
+            return phase, size_of_pages(directory, parents=False), memory
+
+    with telling(on_progress, measure):
+        yield
+
+
+class _Teller:
+    """The observer."""
+
+    def __init__(self, on_progress: OnProgress, measure: Measure) -> None:
+        self._on_progress = on_progress
+        self._measure = measure
+        self.over = threading.Event()
+        self.well = False
+        self._phase = ""
+        self._seen = 0
+        self._at = 0.0
+        self._rate = 0.0
+
+    def run(self) -> None:
+        """Look and tell until it is over."""
+        try:
+            self._tell()
+            while not self.over.wait(INTERVAL):
+                self._tell()
+            if self.well:
+                self._tell(last=True)
+        except Exception:
+            _chronicle.logger.exception("on_progress raised, and is not called again")
+
+    def _tell(self, *, last: bool = False) -> None:
+        phase, done, total = self._measure()
+        now = time.monotonic()
+        if phase != self._phase or done < self._seen:
+            self._phase, self._rate = phase, 0.0
+        elif now > self._at:
+            rate = (done - self._seen) / (now - self._at)
+            self._rate += (rate - self._rate) * (SMOOTHING if self._rate else 1.0)
+        self._seen, self._at = done, now
+        left: float | None = None
+        if last:
+            # What is restored runs by now, and is nobody's to measure.
+            done = total = total or 0 if phase == str(Verb.RESTORE) else done
+            left = 0.0
+        elif total is not None and self._rate > 0:
+            left = max(0.0, (total - done) / self._rate)
+        self._on_progress(Progress(phase=phase, done=done, total=total, rate=self._rate, left=left))
+
+
+def memory_of(pids: list[int]) -> int:
+    """Bytes of memory of processes that would go into images; shared memory counts once."""
+    kib = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
+            kib += sum(int(number) for _, number in _COUNTED.findall(file.read()))
+    return kib * 1024
+
+
+def size_of_pages(directory: str, *, parents: bool = True) -> int:
+    """Bytes of pages in an images directory, and in those that it builds on."""
+    total = 0
+    for _ in range(1000):
+        with contextlib.suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                if _PAGES.fullmatch(entry.name):
+                    total += entry.stat().st_size
+        directory = os.path.join(directory, "parent")
+        if not parents or not os.path.isdir(directory):
+            break
+    return total

@@ -1,0 +1,201 @@
+"""A source and a destination for migrations: hosts of their own, and a process to move."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pycriu_native import CriuOpts, MigrationResult, migrate_out
+
+from .hosts import Host, run
+from .processes import PATIENCE, Target, is_alive, kill, state
+
+SOURCE_TREE = Path(__file__).parents[2]
+
+
+@dataclass
+class Destination:
+    """``arrive.py`` on another host: network, pid and mount namespaces of its own."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+    temporary: Path
+    heard: list[dict[str, Any]] = field(default_factory=list)
+
+    def next(self) -> dict[str, Any]:
+        """The next thing that it says."""
+        assert self.process.stdout is not None
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        assert poll.poll(PATIENCE * 1000), f"the destination says nothing after {self.heard}"
+        line = self.process.stdout.readline()
+        assert line, f"the destination ended after {self.heard}"
+        told: dict[str, Any] = json.loads(line)
+        self.heard.append(told)
+        return told
+
+    def until(self, *names: str) -> dict[str, Any]:
+        """What it says that has one of these names."""
+        while True:
+            told = self.next()
+            if any(name in told for name in names):
+                return told
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where it listens."""
+        return self.address, next(told["port"] for told in self.heard if "port" in told)
+
+    @property
+    def init(self) -> int:
+        """Its first process, which is the pid namespace's, by our number."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int(path.read_text())
+
+    def pids(self) -> dict[int, str]:
+        """The processes in its pid namespace that are no zombies: our number, command."""
+        wanted = os.readlink(f"/proc/{self.process.pid}/ns/pid_for_children")
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.readlink(entry / "ns/pid") == wanted and state(int(entry.name)) != "Z":
+                    found[int(entry.name)] = (entry / "comm").read_text().strip()
+        return found
+
+    def go_on(self) -> None:
+        """It waits no longer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def is_clean(self) -> bool:
+        """Whether nothing runs there but itself and its parent, and its files are gone."""
+        ours = {self.init, *self._children(self.init)}
+        return set(self.pids()) <= ours and not os.listdir(self.temporary)
+
+    def _children(self, pid: int) -> list[int]:
+        """Who of its children is ``arrive.py``, not a process that was restored or its guard."""
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [
+            one
+            for one in map(int, text.split())
+            if b"tests.real.arrive" in Path(f"/proc/{one}/cmdline").read_bytes()
+        ]
+
+    @property
+    def pid(self) -> int:
+        """The process that calls ``migrate_in``, by our number."""
+        return self._children(self.init)[0]
+
+    def inside(self, pid: int) -> int:
+        """Our number of a process that has this one there."""
+        for one in self.pids():
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{one}/status").read_text()
+                if re.search(rf"^NSpid:.*\b{pid}$", text, re.M):
+                    return one
+        raise AssertionError(f"no process {pid} there")
+
+
+@contextlib.contextmanager
+def destination(
+    there: Host, address: str, directory: Path, opts: dict[str, Any] | None = None, **given: Any
+) -> Iterator[Destination]:
+    """Start one; it listens when this is entered."""
+    temporary = directory / "there"
+    temporary.mkdir()
+    said = {"opts": opts or {}, "listen": address, "temporary": str(temporary), **given}
+    enter = ["nsenter", f"--net={there.path}"] if there.name else []
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    unshare += ["--propagation", "private"]
+    with open(directory / "there.err", "wb") as errors:
+        process = subprocess.Popen(
+            [*enter, *unshare, sys.executable, "-m", "tests.real.arrive", json.dumps(said)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            cwd=SOURCE_TREE,
+            bufsize=0,
+            start_new_session=True,
+        )
+    made = Destination(process, address, temporary)
+    try:
+        made.next()
+        yield made
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            kill(made.init)
+        kill(process.pid)
+        process.wait()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+
+
+@contextlib.contextmanager
+def shaped(address: str, rate: str) -> Iterator[None]:
+    """What we send to an address passes at this rate only, so that pages take their time."""
+    words = run("ip", "-o", "route", "get", address).split()
+    device = words[words.index("dev") + 1]
+    shape = ["rate", rate, "burst", "256kb", "latency", "400ms"]
+    run("tc", "qdisc", "add", "dev", device, "root", "tbf", *shape)
+    try:
+        yield
+    finally:
+        run("tc", "qdisc", "del", "dev", device, "root")
+
+
+class Leaving:
+    """A ``migrate_out`` on a thread of its own."""
+
+    def __init__(self, target: Target, there: Destination, **given: Any) -> None:
+        self.error: BaseException | None = None
+        self.result: MigrationResult | None = None
+        self._thread = threading.Thread(target=self._run, args=(target, there, given))
+        self._thread.start()
+
+    def _run(self, target: Target, there: Destination, given: dict[str, Any]) -> None:
+        opts = given.pop("opts", CriuOpts())
+        try:
+            self.result = migrate_out(target.pid, opts, to=there.place, **given)
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is not over yet."""
+        return self._thread.is_alive()
+
+    def join(self) -> BaseException | None:
+        """Its error, once it is over."""
+        self._thread.join()
+        return self.error
+
+
+def far_pid() -> None:
+    """Have the next process get a pid that is free in a young pid namespace as well."""
+    Path("/proc/sys/kernel/ns_last_pid").write_text("20000")
+
+
+@contextlib.contextmanager
+def reaped(target: Target) -> Iterator[None]:
+    """Reap the target as soon as it is gone, as a parent that does its duty."""
+    thread = threading.Thread(target=target.process.wait)
+    thread.start()
+    yield
+    if is_alive(target.pid):
+        os.kill(target.pid, signal.SIGKILL)
+    thread.join()

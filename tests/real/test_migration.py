@@ -1,0 +1,369 @@
+"""Live migration between two hosts: network, pid and mount namespaces of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycriu_native
+from pycriu_native import (
+    CriuOpts,
+    MigrationError,
+    MigrationMode,
+    Notification,
+    Notify,
+    OptionError,
+    PeerLostError,
+    UnsupportedError,
+    Worker,
+    dump,
+    migrate_in,
+    migrate_out,
+)
+from pycriu_native._program import find_program
+
+from .certificates import Authority
+from .conftest import Spawn
+from .hosts import OURS, Host, cable, host
+from .migrating import Destination, Leaving, destination, far_pid, reaped, shaped
+from .processes import Target, eventually
+from .test_lazy import requires_userfaultfd
+
+PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
+
+Arrive = Callable[..., Destination]
+
+WITH_MEMORY = """
+    import hashlib, os
+    memory = bytearray(os.urandom(1 << 20) * {mib})
+    serve(checksum=lambda: hashlib.sha256(memory).hexdigest(), first=lambda: memory[0])
+"""
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[tuple[Host, str]]:
+    """Another host, and its address."""
+    with host() as other, cable(OURS, other) as (_, address):
+        yield other, address
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large_pipes() -> Iterator[None]:
+    """What CRIU needs to serve pages where there is no CAP_SYS_RESOURCE."""
+    before = PIPE_MAX_SIZE.read_text()
+    if int(before) < 2**22:
+        PIPE_MAX_SIZE.write_text(str(2**22))
+    yield
+    PIPE_MAX_SIZE.write_text(before)
+
+
+@pytest.fixture
+def arrive(far: tuple[Host, str], tmp_path: Path) -> Iterator[Arrive]:
+    """Start destinations there."""
+    with ExitStack() as owned:
+
+        def start(**given: Any) -> Destination:
+            given["more"] = {"insecure": True, **given.get("more", {})}
+            return owned.enter_context(destination(*far, tmp_path, **given))
+
+        yield start
+
+
+@pytest.fixture
+def traveller(spawn: Spawn) -> Iterator[Target]:
+    """A process with some memory, whose pid is free at the destination."""
+    far_pid()
+    target = spawn(WITH_MEMORY.format(mib=16))
+    with reaped(target):
+        yield target
+
+
+BOTH = pytest.mark.parametrize(
+    "mode",
+    [
+        MigrationMode.STOP_AND_COPY,
+        pytest.param(MigrationMode.POST_COPY, marks=requires_userfaultfd),
+    ],
+    ids=str,
+)
+
+
+@BOTH
+def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
+    """It runs there with all its memory, is gone here, and both sides tell what was done."""
+    checksum = traveller.ask("checksum")
+    there = arrive()
+    result = migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
+    told = there.until("result", "error")
+    assert told.get("result") == result.pid == traveller.pid, told
+    assert traveller.process.wait(10) == -9
+    assert traveller.ask("checksum") == checksum
+    assert traveller.runs_on()
+    assert result.mode is mode
+    assert result.bytes > 16 * 2**20
+    assert (result.page_bytes > 16 * 2**20) is mode.lazy
+    assert told["images"] == result.image_bytes
+    assert 0 < result.downtime < result.duration
+    assert (result.dump is None) is mode.lazy  # CRIU's account of a lazy dump is no account
+    assert result.restore is not None
+    assert set(there.pids()) == {there.init, there.pid, there.inside(result.pid)}
+    assert not told["files"]
+    assert set(told["descriptors"]) <= set(there.heard[0]["descriptors"])
+
+
+def program(release: str) -> str:
+    """The ``criu`` of a release, where it is installed."""
+    path = f"/opt/pycriu-native-{release}/bin/criu" if release else find_program(None)
+    if not os.path.exists(path):
+        pytest.skip(f"there is no CRIU {release} here")
+    return path
+
+
+@requires_userfaultfd
+@pytest.mark.parametrize("release", ["4.1", "", "4.3"], ids=["4.1", "installed", "4.3"])
+def test_it_runs_before_its_memory_is_there(
+    arrive: Arrive, far: tuple[Host, str], spawn: Spawn, release: str
+) -> None:
+    """It answers there while most of its 256 MiB are still here; then all ends by itself.
+
+    The zero byte on ``status_fd`` and the ``status-ready`` notification both come.
+    """
+    criu = program(release)
+    far_pid()
+    target = spawn(WITH_MEMORY.format(mib=256))
+    seen: list[str] = []
+
+    def hook(notification: Notification) -> None:
+        seen.append(notification.action)
+
+    reader, writer = os.pipe()
+    with reaped(target), open(reader, "rb") as ready, open(writer, "wb") as status:
+        checksum = target.ask("checksum")
+        first = target.ask("first")
+        there = arrive(program=criu)
+        with shaped(far[1], "800mbit"):
+            leaving = Leaving(
+                target,
+                there,
+                opts=CriuOpts(status_fd=status),
+                mode=MigrationMode.POST_COPY,
+                on_notify=hook,
+                via=Worker(program=criu),
+                insecure=True,
+            )
+            while there.next().get("notification") != "post-resume":
+                pass
+            assert target.ask("first") == first
+            assert _resident(there.inside(target.pid)) < 128 * 2**20
+            assert leaving.under_way
+            assert leaving.join() is None
+        assert ready.read(1) == b"\0"
+        told = there.until("result", "error")
+        assert told.get("result") == target.pid, told
+        assert Notify.STATUS_READY in seen
+        assert target.ask("checksum") == checksum
+        assert _resident(there.inside(target.pid)) >= 256 * 2**20
+        assert set(there.pids()) == {there.init, there.pid, there.inside(target.pid)}
+        assert leaving.result is not None
+        assert leaving.result.page_bytes > 256 * 2**20
+
+
+def _resident(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.split("Rss:")[1].split()[0]) * 1024
+
+
+@requires_userfaultfd
+def test_releases_that_cannot_exchange_pages(arrive: Arrive, traveller: Target) -> None:
+    """The form of the page connection changed with 4.2: refused before anything is frozen."""
+    there = arrive(program=program("4.1"))
+    with pytest.raises(MigrationError, match=r"cannot exchange pages.*the source runs on"):
+        migrate_out(
+            traveller.pid, CriuOpts(), to=there.place, mode=MigrationMode.POST_COPY, insecure=True
+        )
+    assert there.until("result", "error")["error"] == "MigrationError"
+    assert traveller.runs_on()
+
+
+@requires_userfaultfd
+def test_a_pipe_that_is_too_small(spawn: Spawn, images: Path) -> None:
+    """Without CAP_SYS_RESOURCE a lazy dump is refused, with the sysctl and the command."""
+    effective = next(
+        line.split()[1]
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("CapEff")
+    )
+    if int(effective, 16) >> 24 & 1:
+        pytest.skip("CAP_SYS_RESOURCE is there: the limit says nothing")
+    target = spawn()
+    PIPE_MAX_SIZE.write_text(str(2**21))
+    try:
+        cure = r"fs\.pipe-max-size is at least 4194304; it is 2097152: sysctl -w"
+        opts = CriuOpts(images_directory=images, lazy_pages=True, page_server="127.0.0.1:7000")
+        with pytest.raises(UnsupportedError, match=cure):
+            dump(target.pid, opts)
+        with pytest.raises(UnsupportedError, match=cure):
+            migrate_out(
+                target.pid, CriuOpts(), to=("127.0.0.1", 7000), mode=MigrationMode.POST_COPY
+            )
+    finally:
+        PIPE_MAX_SIZE.write_text(str(2**22))
+    assert not images.exists()
+    assert target.runs_on()
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Whom both sides trust."""
+    return Authority.make(tmp_path_factory.mktemp("certificates") / "ca")
+
+
+def tls(authority: Authority, name: str, address: str) -> dict[str, Any]:
+    """Options with a new certificate of this authority's."""
+    certificate = authority.sign(name, address)
+    return {
+        "tls": True,
+        "tls_cacert": str(authority.file),
+        "tls_cert": str(certificate.file),
+        "tls_key": str(certificate.key),
+    }
+
+
+@requires_userfaultfd
+def test_with_tls(
+    arrive: Arrive, far: tuple[Host, str], traveller: Target, authority: Authority
+) -> None:
+    """Images and pages are encrypted, and nothing has to be allowed."""
+    checksum = traveller.ask("checksum")
+    there = arrive(opts=tls(authority, "there", far[1]), more={"insecure": False})
+    opts = CriuOpts(**tls(authority, "here", "198.18.0.1"))
+    result = migrate_out(traveller.pid, opts, to=there.place, mode=MigrationMode.POST_COPY)
+    assert there.until("result", "error").get("result") == result.pid
+    assert traveller.ask("checksum") == checksum
+
+
+def test_a_stranger_is_turned_away(
+    arrive: Arrive,
+    far: tuple[Host, str],
+    traveller: Target,
+    authority: Authority,
+    tmp_path: Path,
+) -> None:
+    """Who cannot show a certificate is not listened to; the next one is."""
+    stranger = Authority.make(tmp_path / "stranger")
+    there = arrive(opts=tls(authority, "there", far[1]), more={"insecure": False})
+    with pytest.raises(PeerLostError, match="TLS"):
+        migrate_out(
+            traveller.pid, CriuOpts(**tls(stranger, "stranger", "198.18.0.1")), to=there.place
+        )
+    foreign = tls(stranger, "other", "198.18.0.1")
+    half = {**foreign, "tls_cacert": str(authority.file)}
+    with pytest.raises(PeerLostError):
+        migrate_out(traveller.pid, CriuOpts(**half), to=there.place)
+    with pytest.raises(PeerLostError):
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, insecure=True)
+    assert traveller.runs_on()
+    migrate_out(traveller.pid, CriuOpts(**tls(authority, "here", "198.18.0.1")), to=there.place)
+    assert "result" in there.until("result", "error")
+
+
+def test_a_socket_of_the_callers_and_a_directory(
+    arrive: Arrive, traveller: Target, tmp_path: Path
+) -> None:
+    """A connected socket is used and stays open; a directory with a name is kept."""
+    kept = tmp_path / "kept"
+    there = arrive(opts={"images_directory": str(kept)})
+    with socket.create_connection(there.place) as ours:
+        result = migrate_out(traveller.pid, CriuOpts(), to=ours, insecure=True)
+        assert ours.fileno() >= 0
+    assert "result" in there.until("result", "error")
+    assert (kept / "1" / "inventory.img").exists()
+    assert result.images == ""
+
+
+@pytest.mark.skipif(
+    not pycriu_native.feature_check().mem_track, reason="this kernel tracks no changed memory"
+)
+@pytest.mark.parametrize(
+    "mode", [MigrationMode.PRE_COPY, MigrationMode.PRE_COPY_THEN_POST_COPY], ids=str
+)
+def test_memory_goes_in_rounds_first(
+    arrive: Arrive, traveller: Target, mode: MigrationMode
+) -> None:
+    """What goes while the process stands still is a small part of its memory."""
+    checksum = traveller.ask("checksum")
+    there = arrive()
+    rounds = []
+
+    def more(one: pycriu_native.Round) -> bool:
+        rounds.append(one)
+        return len(rounds) < 3
+
+    result = migrate_out(
+        traveller.pid, CriuOpts(), to=there.place, mode=mode, more=more, insecure=True
+    )
+    told = there.until("result", "error")
+    assert told.get("result") == result.pid, told
+    assert traveller.ask("checksum") == checksum
+    assert len(rounds) == 3
+    assert rounds[0].bytes_written > 16 * 2**20
+    if mode.lazy:
+        assert result.page_bytes < 8 * 2**20
+    else:
+        assert result.dump is not None
+        assert result.dump.pages_written * 4096 < 8 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"to": ("192.0.2.1", 7000)}, "insecure=True"),
+        ({"to": "nowhere"}, "to='nowhere'"),
+        ({"to": ("127.0.0.1", 0)}, "a port from 1"),
+        ({"opts": CriuOpts(lazy_pages=True)}, "lazy_pages=True"),
+        ({"opts": CriuOpts(tls=True)}, "tls_cert=None"),
+        ({"opts": CriuOpts(tls_cert="x")}, "tls_cert='x'"),
+        ({"opts": CriuOpts(images_directory="/etc")}, "images_directory='/etc'"),
+        ({"mode": "fast"}, "mode='fast'"),
+        ({"silence": 0}, "silence=0"),
+        ({"deadline": -1}, "deadline=-1"),
+        ({"opts": CriuOpts(work_directory="/nowhere")}, "work_directory='/nowhere'"),
+    ],
+    ids=lambda given: "" if isinstance(given, str) else next(iter(given)),
+)
+def test_what_is_refused(spawn: Spawn, given: dict[str, Any], message: str) -> None:
+    """A clear word for each wrong argument, before anything is touched."""
+    target = spawn()
+    words = {"to": ("127.0.0.1", 9), **given}
+    with pytest.raises(OptionError) as caught:
+        migrate_out(target.pid, words.pop("opts", CriuOpts()), **words)
+    assert message in str(caught.value)
+    if not {"to", "mode"} & set(given):
+        with pytest.raises(OptionError) as caught:
+            migrate_in(given.pop("opts", CriuOpts()), listen=("127.0.0.1", 0), **given)
+        assert message in str(caught.value)
+    with pytest.raises(OptionError, match="insecure=True"):
+        migrate_in(CriuOpts(), listen=("0.0.0.0", 0))
+
+
+def test_nobody_listens(spawn: Spawn) -> None:
+    """An error that says what to do, and a process that was not touched."""
+    target = spawn()
+    with pytest.raises(PeerLostError, match="no connection to the destination") as caught:
+        migrate_out(target.pid, CriuOpts(), to=("127.0.0.1", 9))
+    assert caught.value.phase == "connect"
+    assert target.runs_on()
+
+
+def test_nobody_comes(tmp_path: Path) -> None:
+    """The deadline is for waiting too; nothing is left."""
+    opts = CriuOpts(images_directory=tmp_path / "images")
+    with pytest.raises(MigrationError, match="no source came"):
+        migrate_in(opts, listen=("127.0.0.1", 0), deadline=0.2)
+    eventually(lambda: not (tmp_path / "images").exists(), "no directory")

@@ -1,0 +1,285 @@
+"""Whatever fails in a migration: the source runs on, and the destination leaves nothing behind.
+
+Each failure is made for real: a restore that cannot be done, a hook that refuses, processes that
+are killed, a cable that is cut; before, while and after the destination was told to go ahead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    DeadlineError,
+    MigrationError,
+    MigrationMode,
+    Notification,
+    Notify,
+    PeerLostError,
+    migrate_out,
+)
+
+from .hosts import Host
+from .migrating import Destination, Leaving, shaped
+from .processes import Target, children, eventually, is_alive, kill, state
+from .test_lazy import requires_userfaultfd
+from .test_migration import BOTH, Arrive, arrive, far, large_pipes, traveller
+
+__all__ = ["arrive", "far", "large_pipes", "traveller"]
+
+BRIEF: dict[str, Any] = {"insecure": True, "silence": 2.0}
+"""Arguments of both calls: a lost peer is noticed soon."""
+
+
+class _Interrupted(Exception):
+    """What a signal's handler raises, as Ctrl-C does."""
+
+
+def _is_whole(target: Target, checksum: str) -> None:
+    """The source's process runs, with its memory."""
+    assert is_alive(target.pid)
+    assert target.ask("checksum") == checksum
+    assert target.runs_on()
+
+
+def _is_clean(there: Destination) -> None:
+    eventually(there.is_clean, "a clean destination")
+
+
+def _until(there: Destination, action: str) -> None:
+    while there.next().get("notification") != action:
+        pass
+
+
+@pytest.fixture
+def slow(far: tuple[Host, str]) -> Iterator[None]:
+    """The cable to the destination carries little."""
+    with shaped(far[1], "40mbit"):
+        yield
+
+
+@pytest.fixture
+def cut(far: tuple[Host, str]) -> Iterator[Callable[[], None]]:
+    """Cut the cable at the far end; it is mended after the test."""
+    there, _ = far
+    link = there.run("ip", "-o", "link", "show", "type", "veth").split()[1].partition("@")[0]
+
+    def cut_it() -> None:
+        there.run("ip", "link", "set", link, "down")
+
+    yield cut_it
+    there.run("ip", "link", "set", link, "up")
+
+
+@BOTH
+def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: MigrationMode) -> None:
+    """The destination lacks a file that the process has open: its error is told here."""
+    checksum = traveller.ask("checksum")
+    there = arrive(hide=str(traveller.directory))
+    with pytest.raises(MigrationError, match=r"other side gave up: restore .* the source runs on"):
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+    told = there.until("result", "error")
+    assert told["error"] != "MigrationInDoubtError", told
+    _is_clean(there)
+    assert not told["files"]
+    assert set(told["descriptors"]) <= set(there.heard[0]["descriptors"])
+    _is_whole(traveller, checksum)
+
+
+@BOTH
+@pytest.mark.parametrize("action", ["pre-restore", "post-restore"])
+def test_a_hook_there_that_refuses(
+    arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
+) -> None:
+    """The copy is undone before the source is told, which then runs on at once."""
+    checksum = traveller.ask("checksum")
+    there = arrive(raise_at=action)
+    with pytest.raises(MigrationError, match="the hook refuses") as caught:
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+    assert caught.value.by_peer
+    assert caught.value.phase == "restore"
+    assert there.until("result", "error")["error"] == "RuntimeError"
+    _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+@BOTH
+@pytest.mark.parametrize("action", ["pre-restore", "post-restore", "pre-resume"])
+def test_a_destination_that_is_killed(
+    arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
+) -> None:
+    """Its guard ends what it has left; after ``post-restore`` the source gives it the time."""
+    checksum = traveller.ask("checksum")
+    there = arrive(die_at=action, more=BRIEF)
+    with pytest.raises(PeerLostError, match="the source runs on"):
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+    _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+@requires_userfaultfd
+@pytest.mark.parametrize("who", ["destination", "daemon", "source's CRIU"])
+def test_somebody_is_killed_while_pages_come(
+    arrive: Arrive, traveller: Target, slow: None, who: str
+) -> None:
+    """The copy that ran there is ended, and the source goes on from where it stood."""
+    checksum = traveller.ask("checksum")
+    there = arrive(more=BRIEF)
+    leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
+    _until(there, "post-resume")
+    copy = there.inside(traveller.pid)
+    assert is_alive(copy)
+    if who == "destination":
+        kill(there.pid)
+    elif who == "daemon":
+        kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
+    else:
+        kill(next(pid for pid in children() if b"criu: dump" in _command(pid)))
+    error = leaving.join()
+    assert isinstance(error, Exception), leaving.result
+    assert not is_alive(copy)
+    _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+LEAVE = """
+import json, sys
+from pycriu_native import CriuOpts, migrate_out
+pid, host, port, mode = json.loads(sys.argv[1])
+migrate_out(pid, CriuOpts(), to=(host, port), mode=mode, insecure=True, silence=2.0)
+"""
+
+
+@BOTH
+@pytest.mark.parametrize("action", ["post-restore", "post-resume"])
+def test_a_source_that_is_killed(
+    arrive: Arrive,
+    traveller: Target,
+    slow: None,
+    mode: MigrationMode,
+    action: str,
+    orphans: None,
+) -> None:
+    """Its guard has the process run on, once the destination has ended its copy."""
+    if action == "post-resume" and not mode.lazy:
+        pytest.skip("the last word has been said by then")
+    checksum = traveller.ask("checksum")
+    there = arrive(more=BRIEF, wait_at=action)
+    words = json.dumps([traveller.pid, *there.place, str(mode)])
+    source = subprocess.Popen([sys.executable, "-c", LEAVE, words], start_new_session=True)
+    _until(there, action)
+    copy = there.inside(traveller.pid)
+    source.kill()
+    source.wait()
+    there.go_on()
+    assert there.until("result", "error")["error"] == "PeerLostError"
+    assert not is_alive(copy)
+    _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _is_lazy_daemon(pid: int) -> bool:
+    return b"lazy-pages" in _command(pid)
+
+
+@BOTH
+@pytest.mark.parametrize("when", ["images", "go"])
+def test_the_network_goes(
+    arrive: Arrive,
+    traveller: Target,
+    cut: Callable[[], None],
+    mode: MigrationMode,
+    when: str,
+) -> None:
+    """Both sides notice by themselves, and only one of the two processes is left."""
+    checksum = traveller.ask("checksum")
+
+    def hook(notification: Notification) -> None:
+        if when == "images" and notification.action is Notify.POST_DUMP:
+            cut()
+
+    there = arrive(more=BRIEF, wait_at="pre-resume" if when == "go" else None)
+    if when == "images":
+        with pytest.raises(PeerLostError, match="nothing was heard"):
+            migrate_out(
+                traveller.pid, CriuOpts(), to=there.place, mode=mode, on_notify=hook, **BRIEF
+            )
+    else:
+        leaving = Leaving(traveller, there, mode=mode, **BRIEF)
+        _until(there, "pre-resume")
+        cut()
+        there.go_on()
+        assert isinstance(leaving.join(), PeerLostError)
+    told = there.until("result", "error")
+    if mode.lazy or when == "images":
+        assert told["error"] != "MigrationInDoubtError", told
+        _is_clean(there)
+    elif "result" not in told and told["error"] == "MigrationInDoubtError":
+        # It had said that it runs, into a cable that was cut: it is stopped, and says so.
+        assert state(there.inside(traveller.pid)) == "T"
+        assert f"kill -KILL {traveller.pid}" in told["message"]
+    else:
+        _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+@requires_userfaultfd
+def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
+    """Ctrl-C asks the destination back: its copy is ended before ours runs on."""
+    checksum = traveller.ask("checksum")
+    there = arrive(more=BRIEF)
+
+    def interrupt() -> None:
+        _until(there, "post-resume")
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    def handler(*_: object) -> None:
+        raise _Interrupted
+
+    helper = threading.Thread(target=interrupt)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        helper.start()
+        with pytest.raises(_Interrupted):
+            migrate_out(
+                traveller.pid, CriuOpts(), to=there.place, mode=MigrationMode.POST_COPY, **BRIEF
+            )
+        helper.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert there.until("result", "error")["error"] == "MigrationError"
+    _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+@requires_userfaultfd
+def test_a_deadline_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
+    """The deadline is for the whole; the process then runs on here."""
+    checksum = traveller.ask("checksum")
+    there = arrive(more=BRIEF)
+    with pytest.raises(DeadlineError):
+        migrate_out(
+            traveller.pid,
+            CriuOpts(),
+            to=there.place,
+            mode=MigrationMode.POST_COPY,
+            deadline=2.5,
+            **BRIEF,
+        )
+    assert "error" in there.until("result", "error")
+    _is_clean(there)
+    _is_whole(traveller, checksum)

@@ -1,0 +1,304 @@
+"""The control connection of a migration, against peers that do not keep to it.
+
+The destination writes files as root and runs what is in them, so nothing that a peer says is
+taken on trust: names, numbers, sizes, order. No CRIU is needed for that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pycriu_native import CriuError, DeadlineError, MigrationError, PeerLostError, _shipment
+from pycriu_native._channel import HEADER, MAGIC, Channel, Kind, greet
+from pycriu_native._page_relay import FORCE_CLOSE, PageRelay
+
+
+class Peer:
+    """The other end, which says what it likes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def say(self, kind: int, data: bytes, size: int | None = None) -> None:
+        """Send a frame; ``size`` to lie about its length."""
+        self.sock.sendall(HEADER.pack(kind, len(data) if size is None else size) + data)
+
+    def tell(self, word: str, **more: Any) -> None:
+        """Send a message."""
+        self.say(Kind.MESSAGE, json.dumps({"word": word, **more}).encode())
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Peer]]:
+    """A channel and its peer."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, silence=30, deadline=None, on_pages=lambda data: None)
+    with theirs:
+        yield channel, Peer(theirs)
+        channel.close()
+
+
+BAD_NAMES = (
+    "../x",
+    "a/b",
+    "/etc/passwd",
+    ".hidden",
+    "..",
+    "",
+    "a\0b",
+    "x" * 201,
+    "parent",
+    "é",
+    "dump.log",
+    "a\nb",
+    " a",
+    "-rf",
+)
+
+
+@pytest.mark.parametrize("name", [*BAD_NAMES, None, 7, ["a"]])
+def test_names_that_are_no_file_names(
+    ends: tuple[Channel, Peer], tmp_path: Path, name: object
+) -> None:
+    """Refused, and nothing is written outside of the directory, nor in it."""
+    channel, peer = ends
+    peer.tell("file", name=name, size=1)
+    peer.say(Kind.PIECE, b"x")
+    with pytest.raises(PeerLostError, match="a file with the name"):
+        _receive(channel, tmp_path, files=1, bytes=1)
+    assert os.listdir(tmp_path) == ["1"]
+    assert os.listdir(tmp_path / "1") == []
+
+
+@given(st.text(max_size=300))
+def test_a_name_that_is_taken_is_a_plain_one(name: str) -> None:
+    """Whatever passes stays in its directory, is not hidden, and is no option of a command."""
+    try:
+        taken = _shipment.checked_name(name)
+    except PeerLostError:
+        return
+    assert taken == name == os.path.basename(name)
+    assert name not in ("", ".", "..")
+    assert name[0] not in ".-"
+    assert name.isascii()
+    assert name.isprintable()
+    assert len(name) <= 200
+
+
+def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
+    told.setdefault("number", 1)
+    return _shipment.receive(channel, str(root), told, last, lambda size: None)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"number": 2, "files": 1, "bytes": 1},
+        {"number": 0, "files": 1, "bytes": 1},
+        {"number": "1", "files": 1, "bytes": 1},
+        {"number": True, "files": 1, "bytes": 1},
+        {"number": 1, "files": -1, "bytes": 1},
+        {"number": 1, "files": 10**6, "bytes": 1},
+        {"number": 1, "files": 1},
+        {"number": 1, "files": 1, "bytes": 2**62},
+        {"number": 1, "files": 1, "bytes": 1.5},
+    ],
+)
+def test_announcements_that_cannot_be(
+    ends: tuple[Channel, Peer], tmp_path: Path, told: dict[str, Any]
+) -> None:
+    """Rounds come in order, with numbers that are possible."""
+    with pytest.raises(PeerLostError):
+        _receive(ends[0], tmp_path, **told)
+    assert os.listdir(tmp_path) == []
+
+
+def test_more_than_there_is_room_for(ends: tuple[Channel, Peer], tmp_path: Path) -> None:
+    """Said before a byte is written."""
+    with pytest.raises(MigrationError, match="do not fit"):
+        _receive(ends[0], tmp_path, files=1, bytes=2**61)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"), [(5, [b"x"]), (4, [b"xxxxx"]), (4, [b""]), (2**40, [b"x"])]
+)
+def test_sizes_that_lie(
+    ends: tuple[Channel, Peer], tmp_path: Path, size: int, pieces: list[bytes]
+) -> None:
+    """More than was announced, more than the file's size, nothing at all."""
+    channel, peer = ends
+    peer.tell("file", name="core-1.img", size=size)
+    for piece in pieces:
+        peer.say(Kind.PIECE, piece)
+    with pytest.raises(PeerLostError, match="bytes"):
+        _receive(channel, tmp_path, files=1, bytes=4)
+
+
+def test_a_file_twice(ends: tuple[Channel, Peer], tmp_path: Path) -> None:
+    """The second is no way to write over what is there."""
+    channel, peer = ends
+    for _ in range(2):
+        peer.tell("file", name="core-1.img", size=1)
+        peer.say(Kind.PIECE, b"x")
+    with pytest.raises(PeerLostError, match="twice"):
+        _receive(channel, tmp_path, files=2, bytes=2)
+
+
+def test_what_is_whole_arrives(tmp_path: Path) -> None:
+    """Files as they were, the second directory with the first as its parent."""
+    sender, receiver = socket.socketpair()
+    there = tmp_path / "there"
+    here = tmp_path / "here"
+    there.mkdir()
+    (here / "1").mkdir(parents=True)
+    (here / "2").mkdir()
+    (here / "1" / "pages-1.img").write_bytes(os.urandom(3 * 2**20 + 5))
+    (here / "1" / "dump.log").write_text("stays")
+    (here / "2" / "empty.img").touch()
+    out = Channel(sender, silence=30, deadline=None, on_pages=lambda data: None)
+    come = Channel(receiver, silence=30, deadline=None, on_pages=lambda data: None)
+    sent: list[int] = []
+
+    def send() -> None:
+        for number in (1, 2):
+            _shipment.send(out, str(here / str(number)), number, sent.append)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    for number in (1, 2):
+        _shipment.receive(come, str(there), come.expect("images"), number - 1, lambda size: None)
+    thread.join()
+    out.close()
+    come.close()
+    assert sum(sent) == 3 * 2**20 + 5
+    pages = "1/pages-1.img"
+    assert (there / pages).read_bytes() == (here / pages).read_bytes()
+    assert sorted(os.listdir(there / "1")) == ["pages-1.img"]
+    assert os.readlink(there / "2" / "parent") == "../1"
+    assert (there / "2" / "empty.img").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "size"),
+    [
+        (9, b"", None),
+        (Kind.MESSAGE, b"no JSON", None),
+        (Kind.MESSAGE, b"[1]", None),
+        (Kind.MESSAGE, b'{"word": 1}', None),
+        (Kind.MESSAGE, b"", 65537),
+        (Kind.PIECE, b"", 2**20 + 1),
+        (Kind.PAGES, b"", 2**32 - 1),
+        (Kind.ALIVE, b"x", None),
+        (Kind.PIECE, b"x", None),
+    ],
+)
+def test_frames_that_are_none(
+    ends: tuple[Channel, Peer], kind: int, data: bytes, size: int | None
+) -> None:
+    """The channel is lost at once, whatever would have followed; nothing is allocated for it."""
+    channel, peer = ends
+    peer.say(kind, data, size)
+    with pytest.raises(PeerLostError):
+        channel.expect("go")
+    assert channel.lost is not None
+    with pytest.raises(PeerLostError):
+        channel.tell("anything")
+
+
+def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
+    """It is raised as what it is, and known before its turn comes."""
+    channel, peer = ends
+    peer.tell("failed", why="no room")
+    with pytest.raises(MigrationError, match="no room") as caught:
+        channel.expect("go")
+    assert caught.value.by_peer
+    assert channel.refused is not None
+    assert channel.lost is None
+
+
+def test_silence_and_its_end() -> None:
+    """A peer that says nothing is lost; one that only gives signs of life is not."""
+    ours, theirs = socket.socketpair()
+    mute = Channel(ours, silence=0.4, deadline=None, on_pages=lambda data: None)
+    with theirs, pytest.raises(PeerLostError, match=r"nothing was heard of the peer for 0\.4 s"):
+        mute.expect("go")
+    mute.close()
+    left, right = (
+        Channel(end, silence=1.0, deadline=None, on_pages=lambda data: None)
+        for end in socket.socketpair()
+    )
+    time.sleep(1.6)
+    right.tell("go")
+    assert left.expect("go") == {"word": "go"}
+    left.close()
+    right.close()
+
+
+def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
+    """It is raised once; after it one can still say why, and hear the answer."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, silence=30, deadline=time.monotonic() + 0.1, on_pages=lambda data: None)
+    with theirs:
+        with pytest.raises(DeadlineError):
+            channel.expect("go")
+        Peer(theirs).tell("go")
+        assert channel.expect("go")["word"] == "go"
+        channel.close()
+
+
+def test_another_protocol() -> None:
+    """What does not begin as we do is no peer."""
+    for said in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, MAGIC[:-2] + b"2\n", b""):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.settimeout(5)
+            theirs.sendall(said)
+            theirs.shutdown(socket.SHUT_WR)
+            with pytest.raises(PeerLostError):
+                greet(ours)
+
+
+@pytest.mark.parametrize("size", [24, 32])
+def test_the_daemons_last_word_stays_here(size: int) -> None:
+    """It is answered by the relay, in the form of CRIU 4.1 and of 4.2; requests go through."""
+    left, right = socket.socketpair()
+    request = bytes([7]) + bytes(size - 2) + b"\1"
+    came: list[bytes] = []
+    here = Channel(left, silence=30, deadline=None, on_pages=lambda data: None)
+    there = Channel(
+        right, silence=30, deadline=None, on_pages=lambda data: came.append(bytes(data))
+    )
+    with PageRelay(serves=False) as relay:
+        relay.start(here)
+        relay.theirs.sendall(request + FORCE_CLOSE + bytes(size - 4))
+        relay.theirs.settimeout(10)
+        assert relay.theirs.recv(100) == bytes(4)
+        there.tell("go")
+        here.expect("go")
+        until = time.monotonic() + 10
+        while not came and time.monotonic() < until:
+            time.sleep(0.01)
+        assert b"".join(came) == request
+    here.close()
+    there.close()
+
+
+def test_errors_pickle() -> None:
+    """With what they know."""
+    import pickle
+
+    error: CriuError = MigrationError("no", phase="pages", by_peer=True)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.phase, again.by_peer, str(again)) == ("pages", True, "no")
