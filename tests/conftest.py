@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 from collections import Counter
 
 import pytest
 
 import pycriu_native
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would everything that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _criu() -> str:

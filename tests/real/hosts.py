@@ -66,6 +66,8 @@ def _move_to(namespace: TextIO) -> None:
 
 
 OURS = Host("")
+NAMES = "/run/netns"
+"""Where ip keeps the names of network namespaces."""
 
 
 def _end_all_in(name: str) -> None:
@@ -80,6 +82,7 @@ def host() -> Iterator[Host]:
     if shutil.which("ip") is None:
         pytest.skip("no ip command (iproute2) is installed")
     made = Host(f"pn{os.getpid()}-{next(_numbers)}")
+    was_mounted = os.path.ismount(NAMES)
     run("ip", "netns", "add", made.name)
     try:
         made.run("ip", "link", "set", "lo", "up")
@@ -87,6 +90,8 @@ def host() -> Iterator[Host]:
     finally:
         _end_all_in(made.name)
         run("ip", "netns", "del", made.name)
+        if not was_mounted and not os.listdir(NAMES):
+            run("umount", NAMES)  # ip has made it a mount for the first name
 
 
 @contextlib.contextmanager

@@ -138,7 +138,8 @@ def test_a_fork_in_mid_call(spawn: Spawn, embed: Embed, tmp_path: Path) -> None:
     """A child forked while a call runs has its descriptors too, and the call ends all the same."""
     target = spawn()
     program = """
-        import signal, time
+        import signal, time, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads is the point
         me, children = os.getpid(), []
 
         def hook(notification):

@@ -170,3 +170,14 @@ def test_the_file_has_a_line_for_each_entry() -> None:
     assert [json.loads(line.rstrip(","))["id"] for line in lines[1:-1]] == [
         failure.id for failure in failures()
     ]
+
+
+def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has given up its rights loses the explanation, not the failure."""
+    failures.cache_clear()
+    monkeypatch.setattr("pycriu_native._log.__file__", "/nowhere/_log.py")
+    try:
+        told = diagnose(["Error (criu/a.c:1): Can't fork for 5: File exists"], Verb.RESTORE)
+    finally:
+        failures.cache_clear()
+    assert (told.cause, told.cure, told.options) == (None, None, ())

@@ -1,0 +1,373 @@
+"""Images that never touch a disk: a dump into a stream, a restore out of one.
+
+CRIU can hand each image file to a process beside it, through a pipe (``stream``). That process
+is usually ``criu-image-streamer``; here it is a thread of ours. What it writes is one stream, for
+a file, a socket or a program that compresses or encrypts::
+
+    with open("ckpt.stream", "wb") as stream:
+        dump_stream(4242, CriuOpts(), stream)
+
+    with open("ckpt.stream", "rb") as stream:
+        restore_stream(CriuOpts(), stream)
+
+A restore asks for the files in an order of its own, so all of them are in memory by then. The
+socket's protocol is that of CRIU's ``criu/img-streamer.c``; over RPC it works since 4.3.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import selectors
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, Self
+
+from . import verbs
+from ._exchange import Hook, Notification
+from ._owned import Owned
+from ._reach import Via
+from ._tree import ancestors
+from .enums import Notify
+from .errors import ImagesError, OptionError, Problem
+from .opts import CriuOpts
+from .results import DumpResult, RestoreResult
+
+__all__ = ["dump_stream", "restore_stream"]
+
+MAGIC = b"pycriu_native images 1\n"
+"""What a stream begins with."""
+
+CAPTURE, SERVE = "streamer-capture.sock", "streamer-serve.sock"
+"""The names under which CRIU looks for the socket."""
+
+FRAME = struct.Struct("<II")
+"""A frame of a stream: a file's number, and how many bytes of it follow. Those of file 0 are
+names: each opens the file of the next number. An empty frame of file 0 ends the stream."""
+
+CHUNK = 1 << 20
+LARGEST_NAME = 255
+
+
+def dump_stream(
+    pid: int,
+    opts: CriuOpts,
+    to: BinaryIO,
+    *,
+    via: Via | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> DumpResult:
+    """:func:`pycriu_native.dump`, whose images go to ``to`` as they are made.
+
+    ``to`` is left open. ``opts`` have no images directory, for there is none; CRIU's log is kept
+    if they have a ``work_directory``. What ``to.write`` raises undoes the dump, and is raised.
+    A stream that is cut short cannot be taken for a whole one.
+
+    Raises as ``dump``. Needs CRIU 4.3 and its libcriu.
+    """
+    if pid in (os.getpid(), *ancestors()):
+        raise OptionError([Problem("pid", pid, "a process that is frozen cannot take a stream")])
+
+    with _Beside(opts, CAPTURE) as beside, _Capture(beside.listener, to) as capture:
+
+        def hook(notification: Notification) -> object:
+            answer = None if on_notify is None else on_notify(notification)
+            if notification.action is Notify.POST_DUMP:
+                capture.complete()  # while the dump can still be undone
+            return answer
+
+        result = verbs.dump(pid, beside.opts, via=via, on_notify=hook, deadline=deadline)
+        return replace(result, images="", log=beside.log(result.log))
+
+
+def restore_stream(
+    opts: CriuOpts,
+    source: BinaryIO,
+    *,
+    via: Via | None = None,
+    on_notify: Hook | None = None,
+    deadline: float | None = None,
+) -> RestoreResult:
+    """:func:`pycriu_native.restore` of what :func:`dump_stream` wrote.
+
+    All of ``source`` is read into memory, and checked for its end, before CRIU is started.
+
+    Raises as ``restore``, and ``ImagesError`` for what is no stream, or not all of one. Needs
+    CRIU 4.3 and its libcriu.
+    """
+    with _Beside(opts, SERVE) as beside, Images(source) as images, _Serve(beside.listener, images):
+        result = verbs.restore(beside.opts, via=via, on_notify=on_notify, deadline=deadline)
+        return replace(result, images="", log=beside.log(result.log))
+
+
+class _Beside:
+    """The directory in which CRIU finds our socket, and the options that lead it there."""
+
+    def __init__(self, opts: CriuOpts, name: str) -> None:
+        problems = [
+            Problem(field, getattr(opts, field), "a stream has no directory of images")
+            for field in ("images_directory", "images_dir", "parent_image", "lazy_pages")
+            if getattr(opts, field) is not None
+        ]
+        if problems:
+            raise OptionError(problems)
+        self._directory = tempfile.mkdtemp(prefix="pycriu-native-stream-")
+        self._kept = opts.work_directory is not None
+        self.opts = replace(opts, images_directory=self._directory, stream=True)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(os.path.join(self._directory, name))
+        self.listener.listen(1)
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def log(self, path: str | None) -> str | None:
+        """The log, if it outlives the call."""
+        return path if self._kept else None
+
+
+class _Streamer:
+    """A thread that CRIU talks to about its images, one message and one pipe a file."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._changed = threading.Condition()
+        self._over = False
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._body, name="image streamer")
+
+    def __enter__(self) -> Self:
+        self._ready = selectors.DefaultSelector()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up if CRIU never came
+        self._thread.join()
+        self._ready.close()
+        if self.failure is not None:
+            raise self.failure from error
+
+    def _body(self) -> None:
+        try:
+            criu, _ = self._listener.accept()
+        except OSError:
+            return
+        try:
+            with criu:
+                self._ready.register(criu, selectors.EVENT_READ)
+                while self._ready.get_map():
+                    for key, _ in self._ready.select():
+                        if key.fileobj is criu:
+                            self._listen(criu)
+                        else:
+                            self._move(key)
+                    with self._changed:
+                        self._changed.notify_all()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            for key in self._ready.get_map().values():
+                if key.fileobj is not criu:
+                    os.close(key.fd)  # CRIU hears of it by a broken pipe
+            with self._changed:
+                self._over = True
+                self._changed.notify_all()
+
+    def _listen(self, criu: socket.socket) -> None:
+        name = _request(criu)
+        if name is None:
+            self._ready.unregister(criu)
+        else:
+            self._open(criu, name)
+
+    def _add(self, criu: socket.socket, events: int, data: object) -> None:
+        """Take the pipe that CRIU sends."""
+        fd = _descriptor(criu)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
+        os.set_blocking(fd, False)
+        self._ready.register(fd, events, data)
+
+    def _drop(self, fd: int) -> None:
+        self._ready.unregister(fd)
+        os.close(fd)
+
+    def _open(self, criu: socket.socket, name: str) -> None:
+        raise NotImplementedError
+
+    def _move(self, key: selectors.SelectorKey) -> None:
+        raise NotImplementedError
+
+
+class _Capture(_Streamer):
+    """Writes what CRIU dumps as a stream."""
+
+    def __init__(self, listener: socket.socket, to: BinaryIO) -> None:
+        super().__init__(listener)
+        self._to = to
+        self._files = 0
+
+    def __enter__(self) -> Self:
+        self._to.write(MAGIC)
+        return super().__enter__()
+
+    def _open(self, criu: socket.socket, name: str) -> None:
+        encoded = os.fsencode(name)
+        self._to.write(FRAME.pack(0, len(encoded)) + encoded)
+        self._files += 1
+        self._add(criu, selectors.EVENT_READ, self._files)
+
+    def _move(self, key: selectors.SelectorKey) -> None:
+        data = os.read(key.fd, CHUNK)
+        if data:
+            self._to.write(FRAME.pack(key.data, len(data)))
+            self._to.write(data)
+        else:
+            self._drop(key.fd)
+
+    def complete(self) -> None:
+        """Wait until all files are written, and end the stream. Raises why it could not be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or len(self._ready.get_map()) == 1)
+        if self.failure is not None:
+            raise self.failure
+        self._to.write(FRAME.pack(0, 0))
+        self._to.flush()
+
+
+class Images(Owned):
+    """A whole stream in memory: where in it the bytes of each file are."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self.fd = os.memfd_create("images", os.MFD_CLOEXEC)
+        self.files: dict[str, list[tuple[int, int]]] = {}
+        """By name: the pieces of a file, each with its offset and size."""
+        try:
+            self._read(source)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the memory back."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _read(self, source: BinaryIO) -> None:
+        if source.read(len(MAGIC)) != MAGIC:
+            raise ImagesError("this is no stream of images")
+        numbers: list[list[tuple[int, int]]] = []
+        end = 0
+        while True:
+            number, size = FRAME.unpack(_exactly(source, FRAME.size))
+            if number == 0 and size == 0:
+                return
+            if number == 0:
+                name = os.fsdecode(_exactly(source, min(size, LARGEST_NAME + 1)))
+                if len(name) > LARGEST_NAME or "/" in name or name in self.files:
+                    raise ImagesError(f"the stream has a file that CRIU does not make: {name!r}")
+                self.files[name] = []
+                numbers.append(self.files[name])
+                continue
+            if number > len(numbers):
+                raise ImagesError(f"the stream goes on with file {number}, which it has not begun")
+            numbers[number - 1].append((end, size))
+            while size:
+                data = source.read(min(size, CHUNK))
+                if not data:
+                    raise ImagesError("the stream is cut short")
+                os.write(self.fd, data)
+                end += len(data)
+                size -= len(data)
+
+
+@dataclass
+class _Reading:
+    """How far CRIU is with one file."""
+
+    left: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _Serve(_Streamer):
+    """Gives CRIU the files that it asks for."""
+
+    def __init__(self, listener: socket.socket, images: Images) -> None:
+        super().__init__(listener)
+        self._images = images
+
+    def _open(self, criu: socket.socket, name: str) -> None:
+        pieces = self._images.files.get(name)
+        criu.sendall(_reply(pieces is not None))
+        if pieces is not None:
+            self._add(criu, selectors.EVENT_WRITE, _Reading(list(reversed(pieces))))
+
+    def _move(self, key: selectors.SelectorKey) -> None:
+        left = key.data.left
+        if not left:
+            self._drop(key.fd)
+            return
+        offset, size = left.pop()
+        try:
+            moved = os.splice(self._images.fd, key.fd, size, offset, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            moved = 0
+        except BrokenPipeError:  # CRIU has read enough of it
+            self._drop(key.fd)
+            return
+        if moved < size:
+            left.append((offset + moved, size - moved))
+
+
+# ---- CRIU's messages: a length of four bytes, and a protobuf message of one field ----
+
+
+def _request(criu: socket.socket) -> str | None:
+    """The name of the file that CRIU opens next; None: no more will come."""
+    head = criu.recv(4, socket.MSG_WAITALL)
+    if len(head) < 4:
+        return None
+    (size,) = struct.unpack("<I", head)
+    body = criu.recv(min(size, LARGEST_NAME + 8), socket.MSG_WAITALL)
+    # Field 1, a text: the tag, its length in one byte or two, the text.
+    text = body[2:] if len(body) < 130 else body[3:]
+    if len(body) != size or body[:1] != b"\x0a" or not text:
+        raise ImagesError(f"CRIU asked the image streamer for something odd: {body!r}")
+    return os.fsdecode(text)
+
+
+def _reply(exists: bool) -> bytes:
+    return struct.pack("<I", 2) + bytes((0x08, exists))
+
+
+def _descriptor(criu: socket.socket) -> int:
+    """The pipe that comes with one byte."""
+    _, ancillary, _, _ = criu.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            return array.array("i", data[:4])[0]
+    raise OSError(errno.EPROTO, "CRIU sent no pipe")
+
+
+def _exactly(source: BinaryIO, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = source.read(size - len(data))
+        if not more:
+            raise ImagesError("the stream is cut short")
+        data += more
+    return data

@@ -1,0 +1,55 @@
+"""One image set restored twice: what is the same in both, and a hook that makes it differ.
+
+Two processes out of one set have the same keys, tokens and random numbers to come. A program that
+takes a signal as "you are a copy" can be told before it runs: a signal sent at ``post-restore``,
+which knows the pid, is the first thing that happens to it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from pycriu_native import CriuOpts, Notification, Notify, dump, restore
+
+from .conftest import Spawn
+from .processes import Target, kill
+
+SCENARIO = """
+    import random, signal
+    generator = random.Random()
+
+    def copied(number, frame):
+        generator.seed()
+
+    signal.signal(signal.SIGUSR1, copied)
+    serve(token=lambda: generator.random())
+"""
+
+
+def reseed(notification: Notification) -> None:
+    """The hook for the documentation: tell the process that it is a copy."""
+    if notification.action is Notify.POST_RESTORE and notification.pid is not None:
+        os.kill(notification.pid, signal.SIGUSR1)
+
+
+def _next_token(target: Target, opts: CriuOpts, tell: bool) -> float:
+    """What the process says first in another life."""
+    restore(opts, on_notify=reseed if tell else None)
+    try:
+        return float(target.ask("token"))
+    finally:
+        kill(target.pid)
+
+
+def test_the_same_and_not_the_same(spawn: Spawn, orphans: None, images: Path) -> None:
+    """Without the hook each life has the same token next; with it each has its own."""
+    target = spawn(SCENARIO)
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    first, second = (_next_token(target, opts, tell=False) for _ in range(2))
+    assert first == second
+    told = {_next_token(target, opts, tell=True) for _ in range(2)}
+    assert len(told - {first}) == 2

@@ -1,0 +1,118 @@
+"""``stream``: images go through a stream and never touch a disk (``pycriu_native.streaming``).
+
+Over RPC CRIU can do that since 4.3, so a process with that libcriu and that ``criu`` makes the
+calls, whatever the rest of the tests run with.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.wire.libraries import ROOT, Library, found
+
+from .conftest import Spawn
+from .processes import kill, reap_all
+
+CALL = """
+import os, sys
+from pycriu_native import CriuOpts, Worker
+from pycriu_native.streaming import dump_stream, restore_stream
+
+class Breaks:
+    def __init__(self, room):
+        self.room = room
+    def write(self, data):
+        self.room -= len(data)
+        if self.room < 0:
+            raise ZeroDivisionError("no room")
+    def flush(self):
+        raise ZeroDivisionError("no room at the end")
+
+verb, program, pid, room = sys.argv[1:5]
+via = Worker(program=program)
+before = set(os.listdir("/tmp")), sorted(os.listdir("/proc/self/fd"))
+match verb:
+    case "dump":
+        with os.fdopen(os.dup(1), "wb") as out:
+            result = dump_stream(int(pid), CriuOpts(), out, via=via)
+        assert result.statistics.pages_written > 0
+    case "breaks":
+        try:
+            dump_stream(int(pid), CriuOpts(), Breaks(int(room)), via=via)
+        except ZeroDivisionError as error:
+            print(error)
+    case "restore":
+        print(restore_stream(CriuOpts(), sys.stdin.buffer, via=via).pid)
+left = set(os.listdir("/tmp")) - before[0]
+assert not any("pycriu-native-stream" in name for name in left), left
+assert sorted(os.listdir("/proc/self/fd")) == before[1]
+"""
+
+
+@pytest.fixture(scope="module")
+def newest() -> Library:
+    """A libcriu that can do it, with the ``criu`` beside it."""
+    library = found().get("4.3")
+    if library is None or not (library.path.parents[1] / "bin" / "criu").exists():
+        pytest.skip("there is no CRIU 4.3 here")
+    return library
+
+
+def call(library: Library, verb: str, pid: int, data: bytes = b"", room: int = 0) -> bytes:
+    """What the process that makes the call prints."""
+    program = str(library.path.parents[1] / "bin" / "criu")
+    run = subprocess.run(
+        [sys.executable, "-c", CALL, verb, program, str(pid), str(room)],
+        env=library.environment,
+        cwd=ROOT,
+        input=data,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr.decode()
+    return run.stdout
+
+
+SCENARIO = """
+    import hashlib, os, threading
+    memory = os.urandom(20 << 20)
+    for _ in range(3):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    if os.fork() == 0:
+        threading.Event().wait()
+    serve(digest=lambda: hashlib.sha256(memory).hexdigest())
+"""
+
+
+def test_out_and_back(newest: Library, spawn: Spawn, orphans: None, tmp_path: Path) -> None:
+    """A tree with 20 MiB of memory goes out through one pipe and comes back through another."""
+    target = spawn(SCENARIO)
+    digest = target.ask("digest")
+    stream = call(newest, "dump", target.pid)
+    reap_all()
+    assert len(stream) > 20 << 20
+    assert not list(tmp_path.rglob("*.img"))
+    assert int(call(newest, "restore", 0, stream)) == target.pid
+    try:
+        assert target.ask("digest") == digest
+        assert len(target.descendants()) == 2
+    finally:
+        for pid in reversed(target.descendants()):
+            kill(pid)
+
+
+@pytest.mark.parametrize("room", [0, 1000, 10 << 20, 1 << 30])
+def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
+    """At its start, in the middle, or at the very end: what it raised comes out, and the process
+    runs on.
+    """
+    target = spawn(SCENARIO)
+    digest = target.ask("digest")
+    assert b"no room" in call(newest, "breaks", target.pid, room=room)
+    assert target.runs_on()
+    assert target.ask("digest") == digest

@@ -1,0 +1,78 @@
+"""Streams of images, read: what is no whole one is refused before CRIU is started."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuOpts, ImagesError, OptionError
+from pycriu_native.streaming import FRAME, MAGIC, Images, dump_stream, restore_stream
+
+
+def stream(*frames: tuple[int, bytes]) -> bytes:
+    """A stream with its end."""
+    return MAGIC + b"".join(FRAME.pack(n, len(data)) + data for n, data in (*frames, (0, b"")))
+
+
+WHOLE = stream((0, b"a.img"), (0, b"b.img"), (2, b"22"), (1, b"1" * 3000), (2, b"2"), (0, b"c"))
+
+
+def test_a_whole_one() -> None:
+    """The pieces of each file, wherever they lie."""
+    with Images(io.BytesIO(WHOLE)) as images:
+        found = {
+            name: b"".join(os.pread(images.fd, size, offset) for offset, size in pieces)
+            for name, pieces in images.files.items()
+        }
+    assert found == {"a.img": b"1" * 3000, "b.img": b"222", "c": b""}
+
+
+def test_cut_short() -> None:
+    """Wherever it ends too early."""
+    for size in range(len(WHOLE)):
+        with pytest.raises(ImagesError, match=r"cut short|no stream"):
+            Images(io.BytesIO(WHOLE[:size]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"something else",
+        stream((0, b"../a")),
+        stream((0, b"a" * 256)),
+        stream((0, b"a"), (0, b"a")),
+        stream((1, b"a")),
+    ],
+)
+def test_what_criu_does_not_write(data: bytes) -> None:
+    """Names that lead elsewhere, files twice, or bytes of none."""
+    with pytest.raises(ImagesError, match="stream"):
+        Images(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("opts", "field"),
+    [
+        ({"images_directory": "/tmp"}, "images_directory"),
+        ({"lazy_pages": True}, "lazy_pages"),
+        ({"parent_image": "../a"}, "parent_image"),
+    ],
+)
+def test_options_that_have_no_place(opts: dict[str, Any], field: str, tmp_path: Path) -> None:
+    """They are named, and nothing is written or read."""
+    to = io.BytesIO()
+    with pytest.raises(OptionError, match=field):
+        dump_stream(2**22 - 1, CriuOpts(**opts), to)
+    with pytest.raises(OptionError, match=field):
+        restore_stream(CriuOpts(**opts), io.BytesIO(WHOLE))
+    assert to.getvalue() == b""
+
+
+def test_ourselves() -> None:
+    """Who is frozen can take no stream."""
+    with pytest.raises(OptionError, match="pid"):
+        dump_stream(os.getpid(), CriuOpts(), io.BytesIO())
