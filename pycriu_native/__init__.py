@@ -69,7 +69,17 @@ from .verbs import (
 )
 
 if TYPE_CHECKING:
+    from ._doctor import Doctor, Health, Remark, doctor
     from ._explain import Explanation, explain
+    from ._preflight import (
+        Finding,
+        ImageSize,
+        Preflight,
+        PreflightError,
+        Severity,
+        Verdict,
+        preflight,
+    )
 
 __version__ = "0.1.0"
 
@@ -82,13 +92,17 @@ __all__ = [
     "CriuError",
     "CriuOpts",
     "DeadlineError",
+    "Doctor",
     "DumpItersResult",
     "DumpResult",
     "DumpStatistics",
     "Explanation",
     "ExtMount",
     "Features",
+    "Finding",
+    "Health",
     "ImageIOMode",
+    "ImageSize",
     "ImagesError",
     "InheritFd",
     "JoinNamespace",
@@ -110,19 +124,24 @@ __all__ = [
     "PermissionDeniedError",
     "PidInUseError",
     "PreDumpMode",
+    "Preflight",
+    "PreflightError",
     "Problem",
     "ProgramError",
     "ProgramNotFoundError",
     "Progress",
     "ProtocolError",
+    "Remark",
     "RestoreResult",
     "RestoreStatistics",
     "Round",
     "Service",
+    "Severity",
     "Socket",
     "UnsupportedError",
     "UntilSteady",
     "Verb",
+    "Verdict",
     "Version",
     "VethPair",
     "Worker",
@@ -130,6 +149,7 @@ __all__ = [
     "check",
     "cpuinfo_check",
     "cpuinfo_dump",
+    "doctor",
     "dump",
     "dump_iters",
     "explain",
@@ -142,10 +162,22 @@ __all__ = [
     "page_server",
     "page_server_child",
     "pre_dump",
+    "preflight",
     "restore",
     "restore_child",
     "version",
 ]
+
+
+_PREFLIGHT = (
+    "Finding",
+    "ImageSize",
+    "Preflight",
+    "PreflightError",
+    "Severity",
+    "Verdict",
+    "preflight",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -154,4 +186,12 @@ def __getattr__(name: str) -> Any:
         from . import _explain
 
         return getattr(_explain, name)
+    if name in ("Doctor", "Health", "Remark", "doctor"):
+        from . import _doctor
+
+        return getattr(_doctor, name)
+    if name in _PREFLIGHT:
+        from . import _preflight
+
+        return getattr(_preflight, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ._options import BY_FIELD, TABLE, On, Row
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, PreDumpMode, Verb
@@ -26,6 +26,9 @@ from .values import (
     PageServer,
     VethPair,
 )
+
+if TYPE_CHECKING:
+    from ._reach import Via
 
 __all__ = ["CriuOpts"]
 
@@ -295,6 +298,23 @@ class CriuOpts:
                 value = getattr(self, row.field)
                 if value is not None:
                     yield row, value
+
+    @classmethod
+    def for_process(
+        cls, pid: int, opts: CriuOpts | None = None, *, via: Via | None = None
+    ) -> CriuOpts:
+        """Options with which this process can be dumped: ``opts`` and what it needs besides.
+
+        ``options = CriuOpts.for_process(4242, CriuOpts(images_directory="ckpt"))``. What is added
+        keeps as much as can be kept; :func:`~pycriu_native.preflight` tells why, and what a
+        restore needs. ``only_for("restore")`` makes the restore's options of them.
+
+        Raises ``PreflightError``, which lists every obstacle with its cure,
+        ``NoSuchProcessError``, and ``OptionError`` for options that no dump takes.
+        """
+        from . import _preflight
+
+        return _preflight.options_for(pid, cls() if opts is None else opts, via=via)
 
     def only_for(self, verb: Verb | str) -> Self:
         """These options without those that mean nothing to ``verb``.

@@ -4,6 +4,7 @@ Each case below is a real failure. The error must be of the right class, name th
 cure, and list the best option first; then the cure is applied, and the same call succeeds. On
 the way:
 
+* preflight has said beforehand that the dump would fail, or which options it needs,
 * the process runs on after the failed dump,
 * the choice is the same with CRIU's longest log, in which many lines only look like errors,
 * nothing is printed.
@@ -18,6 +19,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -42,6 +44,7 @@ from pycriu_native import (
     Worker,
     WorkerDiedError,
     dump,
+    preflight,
     restore,
 )
 from pycriu_native._log import diagnose, error_lines
@@ -49,6 +52,7 @@ from pycriu_native.enums import Verb
 
 from .conftest import Spawn
 from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told, wrapped
+from .foretold import compare
 from .mounts import make_read_only, tmpfs
 from .processes import Target, eventually, kill, reap_all, state
 
@@ -388,12 +392,14 @@ def zombie(at: Site) -> int:
 
 @dump_fails("the main thread of process", "have the main thread wait")
 def main_thread_that_ended(at: Site) -> Target:
-    return at.spawn("""
+    target = at.spawn("""
         import ctypes, threading
         threading.Thread(target=serve).start()
         while not (HERE / "ready").exists(): pass
         ctypes.CDLL(None).syscall(60, 0)
     """)
+    eventually(lambda: state(target.pid) == "Z", "the end of the main thread")
+    return target
 
 
 @dump_fails("is the number of a thread of process", "dump pid", error=WorkerDiedError)
@@ -409,8 +415,8 @@ def number_of_a_thread(at: Site) -> int:
 
 @dump_fails("is a thread of the kernel", "look at the pid", error=PermissionDeniedError)
 def thread_of_the_kernel(at: Site) -> int:
-    name = Path("/proc/2/comm")
-    if not name.exists() or name.read_text() != "kthreadd\n":
+    comm = Path("/proc/2/comm")
+    if not comm.exists() or comm.read_text() != "kthreadd\n":
         pytest.skip("the kernel's threads are not in this pid namespace")
     at.survives = False
     return 2
@@ -452,18 +458,8 @@ def nested_namespace(at: Site) -> Target:
 
 @dump_fails("is not its first one", "first process", "external")
 def process_inside_of_a_pid_namespace(at: Site) -> Target:
-    target = at.spawn(
-        prefix=[
-            "unshare",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            'setsid "$@" & wait',
-            "sh",
-        ],
-    )
+    inside = ["sh", "-c", 'setsid "$@" & wait', "sh"]
+    target = at.spawn(prefix=["unshare", "--pid", "--fork", "--kill-child", *inside])
     for _ in range(2):
         [pid] = Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split()
         target.pid = int(pid)
@@ -572,6 +568,233 @@ def program_too_old_for_sockets(at: Site) -> Target:
     return at.spawn(LISTENS)
 
 
+# ---- less usual things, each by itself ----
+
+
+@dump_fails("messages that the program has not read", "have the program read them")
+def netlink_with_messages(at: Site) -> Target:
+    return at.spawn("""
+        import socket, struct
+        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)
+        line.send(struct.pack("=IHHIIB3x12x", 32, 18, 0x301, 1, 0, 0))  # all links, please
+        serve(close=line.close)
+    """)
+
+
+@dump_fails("has data already", "have the program accept it")
+def unix_data_before_it_is_accepted(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind("\\0" + str(HERE))
+        server.listen()
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect("\\0" + str(HERE))
+        client.send(b"hello")
+        accepted = []
+        serve(accept=lambda: accepted.append(server.accept()[0]))
+    """)
+    at.cure = lambda: target.ask("accept")
+    return target
+
+
+@dump_fails("was closed again", "have the program accept it")
+def unix_closed_before_it_is_accepted(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        server.bind("\\0" + str(HERE))
+        server.listen()
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.connect("\\0" + str(HERE))
+        client.close()
+        serve(accept=lambda: server.accept()[0].close())
+    """)
+    at.cure = lambda: target.ask("accept")
+    return target
+
+
+@dump_fails("keeps apart what is written", "without O_DIRECT")
+def pipe_that_keeps_packets(at: Site) -> Target:
+    return has_open(at, "os.pipe2(os.O_DIRECT)[1]")
+
+
+@dump_fails("holds back what is sent", "switch that off")
+def udp_that_is_corked(at: Site) -> Target:
+    target = at.spawn("""
+        import socket
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_UDP, 1, 1)
+        serve(close=lambda: sock.setsockopt(socket.IPPROTO_UDP, 1, 0))
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("pidfd of a thread", "closed before the dump")
+def pidfd_of_a_thread(at: Site) -> Target:
+    return has_open(at, "syscall(434, os.getpid(), os.O_EXCL)")
+
+
+@dump_fails("masters of several terminals", "have the terminals closed", "external")
+def terminals_that_are_held_outside(at: Site) -> Target:
+    pairs = [os.openpty() for _ in range(2)]
+    for master, slave in pairs:
+        at.held.callback(os.close, master)
+        at.held.callback(os.close, slave)
+    names = [os.ttyname(slave) for _, slave in pairs]
+    at.options["shell_job"] = True
+    target = at.spawn(f"""
+        import os
+        slaves = [os.open(name, os.O_RDWR | os.O_NOCTTY) for name in {names}]
+        serve(close=lambda: os.close(slaves.pop()))
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("a file that the process has closed", "EPOLL_CTL_DEL")
+def epoll_of_a_closed_file(at: Site) -> Target:
+    target = at.spawn("""
+        import os, select, time
+        reader, writer = os.pipe()
+        epoll = select.epoll()
+        epoll.register(reader)
+        child = os.fork()
+        while child == 0: time.sleep(0.01)
+        os.close(reader)
+        serve(close=epoll.close)
+    """)
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("file of a namespace open", "closed before the dump")
+def file_of_a_namespace_outside(at: Site) -> Target:
+    holder = subprocess.Popen(["unshare", "--uts", "sleep", "1000"])
+    at.held.callback(holder.wait)
+    at.held.callback(holder.kill)
+    ours = os.stat("/proc/self/ns/uts").st_ino
+    path = f"/proc/{holder.pid}/ns/uts"
+    eventually(lambda: os.stat(path).st_ino != ours, "a namespace")
+    return has_open(at, f"os.open({path!r}, os.O_RDONLY)")
+
+
+@dump_fails("does not find the path", "force_irmap=True", "force_irmap")
+def watch_of_a_file_that_is_gone(at: Site) -> Target:
+    place = at.held.enter_context(tmpfs(at.directory / "place"))
+    (place / "file").touch()
+    target = at.spawn(f"""
+        import ctypes, os
+        libc = ctypes.CDLL(None)
+        watch = libc.inotify_init()
+        file = open("{place}/file")
+        assert libc.inotify_add_watch(watch, b"{place}/file", 2) > 0
+        os.unlink("{place}/file")
+        serve(close=lambda: [os.close(watch), file.close()])
+    """)
+    at.cure = lambda: target.ask("close")
+    at.held.callback(target.end)
+    return target
+
+
+@dump_fails("share their memory", "have it be a thread")
+def processes_that_share_memory(at: Site) -> Target:
+    return at.spawn("""
+        import ctypes, time
+        libc = ctypes.CDLL(None)
+        stack = ctypes.create_string_buffer(1 << 16)
+        top = (ctypes.addressof(stack) + (1 << 16)) & ~15
+        pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+        libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        assert libc.clone(pause, top, 0x100 | 17, None) > 0
+        serve()
+    """)
+
+
+@dump_fails("larger than ghost_limit", "above its size in bytes", "ghost_limit", "link_remap")
+def program_that_was_removed(at: Site) -> Target:
+    """As after an upgrade."""
+    program = at.directory / "python"
+    shutil.copy(os.path.realpath(sys.executable), program)
+    target = at.spawn(prefix=["sh", "-c", 'shift; exec "$0" "$@"', str(program)])
+    program.unlink()
+    at.options["ghost_limit"] = 4096
+    at.cure = {"ghost_limit": 64 << 20}
+    return target
+
+
+@dump_fails("did not stop in time", "larger timeout", "timeout", "freeze_cgroup")
+def thread_that_waits_in_vfork(at: Site) -> Target:
+    """It cannot be stopped until its child has run a program, or has ended."""
+    target = at.spawn("""
+        import ctypes, os, signal, threading
+        libc = ctypes.CDLL(None)
+        stack = ctypes.create_string_buffer(1 << 16)
+        top = (ctypes.addressof(stack) + (1 << 16)) & ~15
+        pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+        libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+        def fork():
+            libc.clone(pause, top, 0x100 | 0x4000 | signal.SIGCHLD, None)
+            os.wait()
+        thread = threading.Thread(target=fork, daemon=True)
+        thread.start()
+        children = f"/proc/self/task/{thread.native_id}/children"
+        while not open(children).read(): pass
+        def end():
+            os.kill(int(open(children).read()), signal.SIGKILL)
+            thread.join()
+        serve(end=end)
+    """)
+    at.options["timeout"] = 1
+    at.cure = lambda: target.ask("end")
+    return target
+
+
+@dump_fails("SIGTRAP is pending", "take the signal first")
+def signal_of_a_debugger(at: Site) -> Target:
+    target = at.spawn("""
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTRAP])
+        os.kill(os.getpid(), signal.SIGTRAP)
+        serve(take=lambda: int(signal.sigtimedwait([signal.SIGTRAP], 5).si_signo))
+    """)
+    at.cure = lambda: target.ask("take")
+    return target
+
+
+@dump_fails("that another mount now covers", "close it before the dump")
+def file_that_is_covered(at: Site) -> Target:
+    target = at.spawn("""
+        import os, subprocess
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3): os.dup2(null, number)
+        os.close(null)
+        (HERE / "place").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
+        file = open(HERE / "place/file", "w")
+        subprocess.run(["mount", "-t", "tmpfs", "none", HERE / "place"], check=True)
+        serve(close=file.close)
+    """, prefix=["unshare", "--mount"])  # fmt: skip
+    at.cure = lambda: target.ask("close")
+    return target
+
+
+@dump_fails("does not belong to its user namespace", "make the other namespaces together")
+def namespace_of_another_user_namespace(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--uts", "unshare", "--user", "--map-root-user"])
+
+
+@dump_fails("a device of a kind that CRIU cannot rebuild", 'empty_ns="net"', "empty_ns", "external")
+def device_of_the_network(at: Site) -> Target:
+    vxlan = "ip link add d0 type vxlan id 5 dstport 0"
+    told = subprocess.run(["unshare", "--net", *vxlan.split()], capture_output=True, text=True)
+    if told.returncode:
+        pytest.skip(f"{vxlan}: {told.stderr.strip()}")
+    at.cure = {"empty_ns": "net"}
+    return at.spawn(prefix=["unshare", "--net", "sh", "-c", f'{vxlan}; exec "$@"', "sh"])
+
+
 # ---- the tests ----
 
 
@@ -591,6 +814,7 @@ def test_a_dump_that_fails(
     target = case.build(site)
     site.options["log_level"] = log_level
     pid = target if isinstance(target, int) else target.pid
+    foretold = preflight(pid, site.opts, via=site.via)
     capfd.readouterr()
     with pytest.raises(CriuError) as caught:
         dump(pid, site.opts, via=site.via)
@@ -599,6 +823,7 @@ def test_a_dump_that_fails(
     assert caught.value.verb == "dump"
     assert caught.value.pid == pid
 
+    compare(ids(case), foretold, site)
     if isinstance(target, int) or not site.survives:
         return
     assert target.runs_on()

@@ -301,6 +301,30 @@ def unix_connection_that_is_not_given(at: Site) -> Target:
     return target
 
 
+@restore_fails("to which the process was connected", "start its owner before")
+def unix_socket_whose_owner_is_gone(at: Site) -> Target:
+    path = str(at.directory / "log")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(path)
+        target = at.spawn(f"""
+            import socket
+            client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            client.connect({path!r})
+            serve()
+        """)
+        at.options["external_unix_connections"] = True
+        dump(target.pid, at.opts)
+        target.reap()
+    new = at.held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+
+    def start_again() -> None:
+        os.unlink(path)
+        new.bind(path)
+
+    at.cure = start_again
+    return target
+
+
 @restore_fails("dumped as external", "inherit_fds=[(fd, KEY)]", "inherit_fds", "external")
 def network_namespace_that_is_not_given(at: Site) -> Target:
     target = at.spawn(prefix=["unshare", "--net"])

@@ -1,0 +1,240 @@
+"""What the kernel can do for CRIU, one by one, asked of CRIU itself.
+
+``criu check --feature NAME`` tests one feature on this kernel (``criu/cr-check.c``). A service or
+a socket answers for four of them only, by a request.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from .. import _requirements
+from .._line import above_stdio
+from .._process import OwnedProcess
+from .._program import find_program
+from .._reach import Via
+from .._spawn import spawn
+from .._worker import Worker
+from ..errors import CriuError
+from .values import Health, Remark
+
+PATIENCE = 20.0
+"""Seconds that one question may take."""
+AT_ONCE = 4
+UNKNOWN = "Unknown feature"
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A feature, by CRIU's name."""
+
+    title: str
+    costs: str
+    """What does not work without it."""
+    cure: str
+    """What brings it; mostly a release of Linux or an option of its build."""
+    health: Health = Health.WARNING
+    """What the lack of it is."""
+
+
+def _linux(release: str, option: str = "") -> str:
+    return f"Linux {release}" + (f" with {option}" if option else "")
+
+
+FEATURES = {
+    "mem_dirty_track": Feature(
+        "tracking of changed memory (soft-dirty)",
+        "pre_dump, dump_iters and track_mem do not work",
+        "a kernel with CONFIG_MEM_SOFT_DIRTY",
+    ),
+    "uffd": Feature(
+        "userfaultfd",
+        "lazy_pages does not work",
+        "a kernel with CONFIG_USERFAULTFD; sysctl -w vm.unprivileged_userfaultfd=1 where we lack "
+        "CAP_SYS_PTRACE",
+    ),
+    "uffd-noncoop": Feature(
+        "userfaultfd over fork and remap",
+        "lazy_pages does not work with processes that fork meanwhile",
+        _linux("4.11"),
+    ),
+    "pidfd_store": Feature(
+        "pidfds that are kept between dumps", "pidfd_store_sk does not work", _linux("5.6")
+    ),
+    "network_lock_nftables": Feature(
+        "locking the network with nftables",
+        'network_lock="nftables" does not work; iptables is needed for tcp_established',
+        "load the module nf_tables, and a CRIU that was built with nftables",
+    ),
+    "nftables": Feature(
+        "nftables rules of containers",
+        "the nftables rules of a network namespace are not saved",
+        "a CRIU that was built with nftables",
+    ),
+    "clone3_set_tid": Feature(
+        "clone3 with a pid of one's choice",
+        "a restore sets pids over ns_last_pid, which others can get in the way of",
+        _linux("5.5"),
+    ),
+    "seccomp_suspend": Feature(
+        "suspending seccomp", "processes under a seccomp filter cannot be dumped", _linux("4.3")
+    ),
+    "seccomp_filters": Feature(
+        "reading seccomp filters",
+        "processes under a seccomp filter cannot be dumped",
+        _linux("4.4", "CONFIG_CHECKPOINT_RESTORE"),
+    ),
+    "fdinfo_lock": Feature(
+        "locks in fdinfo", "file locks are told apart less well", _linux("4.1")
+    ),
+    "mnt_id": Feature("mounts in fdinfo", "containers cannot be dumped", _linux("3.15")),
+    "aio_remap": Feature("moving AIO rings", "programs with io_submit fail", _linux("3.19")),
+    "timerfd": Feature("timers of timerfd", "programs with timerfd fail", _linux("3.17")),
+    "tun": Feature("tun devices", "tun and tap devices cannot be saved", "CONFIG_TUN, module tun"),
+    "userns": Feature(
+        "user namespaces", "containers with a user namespace fail", "CONFIG_USER_NS"
+    ),
+    "cgroupns": Feature(
+        "cgroup namespaces", "containers with a cgroup namespace fail", _linux("4.6")
+    ),
+    "timens": Feature(
+        "time namespaces",
+        "the monotonic clock jumps on another host, after a restart of the system too",
+        _linux("5.6", "CONFIG_TIME_NS"),
+    ),
+    "loginuid": Feature(
+        "login uids", "the login uid of processes is not brought back", "CONFIG_AUDIT", Health.INFO
+    ),
+    "autofs": Feature("autofs", "autofs mounts in containers fail", "module autofs4", Health.INFO),
+    "compat_cr": Feature(
+        "32-bit processes",
+        "32-bit processes cannot be restored",
+        "CONFIG_IA32_EMULATION, and a CRIU that was built for it",
+        Health.INFO,
+    ),
+    "tcp_half_closed": Feature(
+        "half-closed TCP connections", "half-closed connections cannot be saved", "a newer kernel"
+    ),
+    "can_map_vdso": Feature(
+        "mapping the vdso", "32-bit processes cannot be restored", _linux("4.8"), Health.INFO
+    ),
+    "sk_ns": Feature("namespaces of sockets", "nested network namespaces fail", _linux("4.10")),
+    "sk_unix_file": Feature(
+        "files of unix sockets", "unix sockets on overmounted paths fail", "a newer kernel"
+    ),
+    "net_diag_raw": Feature("raw sockets in sock_diag", "raw sockets are lost", "module raw_diag"),
+    "nsid": Feature("numbers of namespaces", "nested network namespaces fail", "a newer kernel"),
+    "link_nsid": Feature("namespaces of links", "veth pairs inside fail", "a newer kernel"),
+    "kcmp_epoll": Feature(
+        "epoll in kcmp", "epolls with copied descriptors fail", _linux("4.13", "CONFIG_KCMP")
+    ),
+    "external_net_ns": Feature(
+        "network namespaces from outside", 'external="net[...]" does not work', "a newer kernel"
+    ),
+    "newifindex": Feature("numbers of links", "the numbers of links may change", "a newer kernel"),
+    "has_ipt_legacy": Feature(
+        "the old iptables", "old iptables rules are not saved", "module ip_tables", Health.INFO
+    ),
+    "ns_pid": Feature("NSpid in status", "containers cannot be dumped", _linux("4.1")),
+    "apparmor_stacking": Feature(
+        "stacked AppArmor profiles",
+        "AppArmor namespaces of containers are not saved",
+        "AppArmor, where it is used",
+        Health.INFO,
+    ),
+    "sockopt_buf_lock": Feature(
+        "fixed buffers of sockets", "sizes of buffers that a program has set may grow again",
+        "a newer kernel", Health.INFO,
+    ),
+    "memfd_hugetlb": Feature(
+        "memfds of huge pages", "shared huge pages fail", "a newer kernel"
+    ),
+    "move_mount_set_group": Feature(
+        "sharing groups of mounts", "containers with shared mounts come back less well",
+        _linux("5.15"),
+    ),
+    "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), Health.INFO),
+    "get_rseq_conf": Feature(
+        "restartable sequences", "programs with glibc 2.35 or later fail", _linux("5.13")
+    ),
+    "ipv6_freebind": Feature(
+        "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", Health.INFO
+    ),
+    "pagemap_scan": Feature(
+        "PAGEMAP_SCAN", "memory is looked through more slowly", _linux("6.7"), Health.INFO
+    ),
+    "timer_cr_ids": Feature(
+        "numbers of timers", "a restore of many timers is slow", "a newer kernel", Health.INFO
+    ),
+    "overlayfs_maps": Feature(
+        "files mapped from overlayfs", "files mapped from overlayfs fail", "a newer kernel"
+    ),
+    "breakpoints": Feature(
+        "hardware breakpoints", "a restore takes a little longer", "a CPU that has them to give",
+        Health.INFO,
+    ),
+    "pagemap_scan_guard_pages": Feature(
+        "guard pages in PAGEMAP_SCAN", "guard pages (MADV_GUARD_INSTALL) are lost",
+        "a newer kernel", Health.INFO,
+    ),
+}  # fmt: skip
+"""The features that CRIU 4.2 can be asked for."""
+
+BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store": "pidfd_store"}
+"""What a request can ask for: its name in ``Features``, and on the command line."""
+
+
+def look(via: Via) -> Iterator[Remark]:
+    """Each feature."""
+    if not isinstance(via, Worker):
+        yield from _by_request(via)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        answers = pool.map(lambda name: _asked(via, name), FEATURES)
+        for name, answer in zip(FEATURES, answers, strict=True):
+            if answer is not None:
+                yield _remark(name, answer)
+
+
+def _by_request(via: Via) -> Iterator[Remark]:
+    if via.identity() is None:
+        return
+    try:
+        found = _requirements.ask_features(via)
+    except CriuError:
+        return  # the remark on CRIU says so
+    for field, name in BY_REQUEST.items():
+        yield _remark(name, getattr(found, field))
+
+
+def _asked(via: Worker, name: str) -> bool | None:
+    """Whether the kernel has a feature; None if this CRIU cannot tell."""
+    chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+    try:
+        words = [find_program(via.program), "check", "--feature", name]
+        pid, pidfd = spawn(words, env=via.env, stdin=-1, output=chatter, keep=())
+    except CriuError:
+        os.close(chatter)
+        return None
+    process = OwnedProcess(pid, pidfd, chatter)
+    process.reap(PATIENCE)
+    if UNKNOWN in process.last_words:
+        return None
+    return process.status == 0
+
+
+def _remark(name: str, there: bool) -> Remark:
+    feature = FEATURES[name]
+    about = {"id": f"feature:{name}", "group": "feature", "title": feature.title}
+    if there:
+        return Remark(**about, health=Health.GOOD, value="there")
+    return Remark(
+        **about,
+        health=feature.health,
+        value="lacking",
+        costs=feature.costs,
+        cure=f"it needs {feature.cure}",
+    )

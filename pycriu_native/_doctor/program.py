@@ -1,0 +1,216 @@
+"""CRIU, libcriu and the kernel: whether they are there, work, and fit each other."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Iterator
+
+from .. import _requirements
+from .._ffi import LIBCRIU_VERSION
+from .._overrides import configuration_files
+from .._reach import Via
+from .._worker import Worker
+from ..errors import CriuError
+from ..opts import CriuOpts
+from ..results import Version
+from ..verbs import check
+from .values import Health, Remark
+
+CACHE = "/run/criu.kdat"
+"""Where CRIU keeps what it has found out about the kernel (``criu/kerndat.c``)."""
+CACHE_MAGIC = 0x57023458
+TMPFS_OF = "/run"
+NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
+"""Releases of the kernel, and the CRIU that each needs: sockets since 6.16, the vdso since 6.13."""
+INSTALL = "apt-get install criu, or scripts/install-criu of a checkout"
+
+
+def look(via: Via) -> Iterator[Remark]:
+    """All of it."""
+    yield _libcriu()
+    asked = time.time()
+    try:
+        found = _requirements.ask_version(via)
+    except CriuError as error:
+        yield Remark(
+            id="criu",
+            group="criu",
+            title="CRIU",
+            health=Health.BAD,
+            value=error.cause or str(error),
+            costs="nothing works",
+            cure=error.cure or INSTALL,
+        )
+        yield _cache(asked, via)
+        return
+    yield Remark(
+        id="criu",
+        group="criu",
+        title="CRIU",
+        health=Health.GOOD,
+        value=f"{found}{f' ({found.git})' if found.git else ''}, {via.name()}",
+    )
+    yield _fits_library(found)
+    yield _fits_kernel(found)
+    yield _check(via)
+    yield _cache(asked, via)
+    yield from _configuration(via)
+
+
+def _libcriu() -> Remark:
+    return Remark(
+        id="libcriu",
+        group="criu",
+        title="libcriu",
+        health=Health.GOOD,
+        value=LIBCRIU_VERSION,
+    )
+
+
+def _fits_library(found: Version) -> Remark:
+    library = Version.parse(LIBCRIU_VERSION)
+    title = "libcriu and CRIU"
+    if (library.major, library.minor) == (found.major, found.minor):
+        return Remark(
+            id="fit-library", group="criu", title=title, health=Health.GOOD, value="of one release"
+        )
+    younger = "libcriu" if library > found else "CRIU"
+    return Remark(
+        id="fit-library",
+        group="criu",
+        title=title,
+        health=Health.INFO,
+        value=f"libcriu {library}, CRIU {found}",
+        costs=f"options that only {younger} knows are refused",
+        cure="install both from one release",
+    )
+
+
+def _fits_kernel(found: Version) -> Remark:
+    release = os.uname().release
+    title = "CRIU and the kernel"
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    for since, needed in NEEDED:
+        if numbers >= since and found < needed:
+            return Remark(
+                id="fit-kernel",
+                group="criu",
+                title=title,
+                health=Health.WARNING,
+                value=f"CRIU {found}, Linux {release}",
+                costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
+                "sockets cannot be dumped",
+                cure=f"install CRIU {needed} or later",
+            )
+    return Remark(
+        id="fit-kernel", group="criu", title=title, health=Health.GOOD, value=f"Linux {release}"
+    )
+
+
+def _check(via: Via) -> Remark:
+    title = "CRIU's own check"
+    try:
+        result = check(via=via)
+    except CriuError as error:
+        return Remark(
+            id="check",
+            group="criu",
+            title=title,
+            health=Health.BAD,
+            value=error.cause or str(error),
+            costs="CRIU cannot work on this kernel, or not with these rights",
+            cure=error.cure or "see what it says, in a log: criu check -v4",
+        )
+    value = "; ".join(result.warnings) or "passed"
+    health = Health.INFO if result.warnings else Health.GOOD
+    return Remark(id="check", group="criu", title=title, health=health, value=value)
+
+
+def _cache(asked: float, via: Via) -> Remark:
+    """What CRIU has found out about the kernel, kept for the next call.
+
+    CRIU takes it if it has the size and the two magic numbers of its own build, else removes and
+    makes it anew; the second number is the time of the build. It does not look at the kernel: the
+    file is to go with the system's reboot, so CRIU keeps it on a tmpfs only.
+    """
+    title = "cache of the kernel's features"
+
+    def said(health: Health, value: str, costs: str = "", cure: str = "") -> Remark:
+        return Remark(
+            id="cache",
+            group="criu",
+            title=title,
+            health=health,
+            value=f"{CACHE} {value}",
+            costs=costs,
+            cure=cure,
+        )
+
+    try:
+        found = os.stat(CACHE)
+        with open(CACHE, "rb") as file:
+            magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
+    except FileNotFoundError:
+        if _is_tmpfs(TMPFS_OF):
+            return said(Health.INFO, "is absent", "the next call makes it")
+        return said(
+            Health.INFO,
+            f"is absent: {TMPFS_OF} is no tmpfs, and CRIU keeps it nowhere else",
+            "each call asks the kernel again, which takes about 20 ms",
+            f"mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do when they start",
+        )
+    except OSError as error:
+        return said(Health.INFO, f"cannot be read ({error.strerror})")
+    if found.st_mtime < _started():
+        return said(
+            Health.WARNING,
+            "is stale: it is older than this start of the system",
+            "CRIU believes it, and fails in odd ways if the kernel has changed",
+            f"rm {CACHE}",
+        )
+    if magic != CACHE_MAGIC:
+        return said(
+            Health.WARNING,
+            "is no such cache",
+            "CRIU removes it and asks the kernel again",
+            f"rm {CACHE}",
+        )
+    if found.st_mtime >= asked - 1:
+        return said(Health.GOOD, "is kept, and was made just now")
+    return said(Health.GOOD, "is kept")
+
+
+def _is_tmpfs(path: str) -> bool:
+    with open("/proc/self/mountinfo") as file:
+        mounts = [line.split() for line in file]
+    kinds = [words[words.index("-") + 1] for words in mounts if words[4] == path]
+    return kinds[-1:] == ["tmpfs"]
+
+
+def _started() -> float:
+    """When the system was started, in seconds since 1970."""
+    with open("/proc/stat") as file:
+        return next(float(line.split()[1]) for line in file if line.startswith("btime"))
+
+
+def _configuration(via: Via) -> Iterator[Remark]:
+    """Files that change what every call does."""
+    title = "configuration files"
+    found = [file for file in configuration_files(CriuOpts(), via) if file.settings]
+    if not found:
+        health = Health.GOOD if isinstance(via, Worker) else Health.INFO
+        value = "none" if isinstance(via, Worker) else "those of another process are not seen"
+        yield Remark(id="configuration", group="criu", title=title, health=health, value=value)
+    for file in found:
+        yield Remark(
+            id="configuration",
+            group="criu",
+            title=title,
+            health=Health.WARNING,
+            value=f"{file.path} ({file.why}) sets "
+            + "; ".join(str(setting) for setting in file.settings),
+            costs="calls do what it says beside their own options",
+            cure=f"look whether that is meant; else remove {file.path}",
+        )

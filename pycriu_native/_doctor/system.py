@@ -1,0 +1,248 @@
+"""The system around CRIU: tools, network locks, cgroups, limits, and where we are ourselves."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+
+from .._preflight.tree import link, read
+from .._program import SEARCH_PATH
+from .._reach import Via
+from .._tree import status_of
+from .._worker import Worker
+from .values import Health, Remark
+
+LAZY_PIPE = 4194304
+"""Bytes of a pipe that lazy_pages wants."""
+RESOURCE = 24
+FIRST = {"pid": 4026531836, "user": 4026531837}
+"""Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""
+
+
+def look(via: Via) -> Iterator[Remark]:
+    """All of it."""
+    path = via.env.get("PATH", SEARCH_PATH) if isinstance(via, Worker) else SEARCH_PATH
+    yield from _network_tools(path)
+    yield from _tools(path)
+    yield _cgroups()
+    yield _pipe_size()
+    yield _last_pid()
+    yield from _limits()
+    yield _map_files()
+    yield _io_uring()
+    yield _proc()
+    yield _container()
+
+
+def _network_tools(path: str) -> Iterator[Remark]:
+    about = {"id": "iptables", "group": "network", "title": "iptables"}
+    tools = ("iptables-restore", "ip6tables-restore")
+    missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
+    if missing:
+        yield Remark(
+            **about,
+            health=Health.WARNING,
+            value=f"{' and '.join(missing)} not found in {path}",
+            costs='tcp_established needs network_lock="nftables"',
+            cure="apt-get install iptables",
+        )
+    else:
+        yield Remark(**about, health=Health.GOOD, value="there, to lock the network with")
+
+
+def _tools(path: str) -> Iterator[Remark]:
+    wanted = {
+        "tar": ("contents of tmpfs in containers cannot be saved", "apt-get install tar"),
+        "ip": ("addresses and routes of containers cannot be saved", "apt-get install iproute2"),
+        "sh": ("networks cannot be locked with iptables", "apt-get install dash"),
+    }
+    for tool, (costs, cure) in wanted.items():
+        about = {"id": f"tool:{tool}", "group": "system", "title": f"the program {tool}"}
+        if shutil.which(tool, path=path) is None:
+            yield Remark(
+                **about,
+                health=Health.WARNING,
+                value=f"not found in {path}",
+                costs=costs,
+                cure=cure,
+            )
+        else:
+            yield Remark(**about, health=Health.GOOD, value="there")
+
+
+def _cgroups() -> Remark:
+    found = [line.split(" ") for line in read("/proc/self/mountinfo").splitlines()]
+    old = [words[4] for words in found if words[words.index("-") + 1] == "cgroup"]
+    new = [words[4] for words in found if words[words.index("-") + 1] == "cgroup2"]
+    form = "hybrid (1 and 2)" if old and new else "version 2" if new else "version 1"
+    about = {"id": "cgroups", "group": "system", "title": "cgroups"}
+    if not old and not new:
+        return Remark(
+            **about,
+            health=Health.WARNING,
+            value="not mounted",
+            costs='cgroups are not brought back; use manage_cgroups_mode="ignore"',
+            cure="mount -t cgroup2 none /sys/fs/cgroup",
+        )
+    shut = [place for place in (*old, *new) if _is_read_only(place)]
+    if shut:
+        return Remark(
+            **about,
+            health=Health.WARNING,
+            value=f"{form}, read-only: {', '.join(shut)}",
+            costs="cgroups cannot be made on restore, nor freeze_cgroup be used",
+            cure=f"mount -o remount,rw {shut[0]}",
+        )
+    return Remark(**about, health=Health.GOOD, value=f"{form}, writable")
+
+
+def _is_read_only(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY) or not os.access(path, os.W_OK)
+    except OSError:
+        return True
+
+
+def _pipe_size() -> Remark:
+    about = {"id": "pipe-max-size", "group": "system", "title": "fs.pipe-max-size"}
+    size = int(read("/proc/sys/fs/pipe-max-size") or 0)
+    held = int(status_of(os.getpid()).get("CapEff", "0"), 16) >> RESOURCE & 1
+    if size >= LAZY_PIPE or held:
+        return Remark(**about, health=Health.GOOD, value=str(size))
+    return Remark(
+        **about,
+        health=Health.WARNING,
+        value=str(size),
+        costs="without CAP_SYS_RESOURCE, lazy_pages fails with large processes",
+        cure=f"sysctl -w fs.pipe-max-size={LAZY_PIPE}",
+    )
+
+
+def _last_pid() -> Remark:
+    path = "/proc/sys/kernel/ns_last_pid"
+    about = {"id": "ns-last-pid", "group": "system", "title": "kernel.ns_last_pid"}
+    if not os.path.exists(path):
+        return Remark(
+            **about,
+            health=Health.WARNING,
+            value="not there",
+            costs="pids cannot be chosen on kernels before 5.5",
+            cure="a kernel with CONFIG_CHECKPOINT_RESTORE",
+        )
+    if _is_read_only(path):
+        return Remark(
+            **about,
+            health=Health.WARNING,
+            value="read-only",
+            costs="pids cannot be chosen on kernels before 5.5, nor sysctls be restored",
+            cure="mount -o remount,rw /proc/sys",
+        )
+    return Remark(**about, health=Health.GOOD, value="writable")
+
+
+def _limits() -> Iterator[Remark]:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(read("/proc/sys/fs/nr_open") or 0)
+    held = int(status_of(os.getpid()).get("CapEff", "0"), 16) >> RESOURCE & 1
+    about = {"id": "open-files", "group": "system", "title": "limit of open files"}
+    if hard == resource.RLIM_INFINITY or hard >= most or held:
+        yield Remark(**about, health=Health.GOOD, value=str(hard))
+    else:
+        yield Remark(
+            **about,
+            health=Health.INFO,
+            value=str(hard),
+            costs="CRIU cannot raise it for itself; a process with more open files may fail",
+            cure=f"ulimit -Hn {most} before, as root with CAP_SYS_RESOURCE",
+        )
+    soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
+    value = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    costs = "" if soft else "a CRIU that crashes leaves no core to look at"
+    yield Remark(
+        id="core",
+        group="system",
+        title="limit of core files",
+        health=Health.INFO,
+        value=value,
+        costs=costs,
+        cure="" if soft else "ulimit -c unlimited",
+    )
+
+
+def _map_files() -> Remark:
+    """Mapped files, which CRIU opens through /proc."""
+    about = {"id": "map-files", "group": "system", "title": "/proc/PID/map_files"}
+    try:
+        first = sorted(os.listdir("/proc/self/map_files"))[0]
+        os.stat(f"/proc/self/map_files/{first}")
+    except (OSError, IndexError) as error:
+        return Remark(
+            **about,
+            health=Health.BAD,
+            value=f"cannot be read ({error})",
+            costs="no process can be dumped",
+            cure="CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and a /proc that is not masked",
+        )
+    return Remark(**about, health=Health.GOOD, value="can be read")
+
+
+def _io_uring() -> Remark:
+    about = {"id": "io-uring", "group": "system", "title": "io_uring"}
+    setting = read("/proc/sys/kernel/io_uring_disabled").strip()
+    if setting == "2":
+        return Remark(**about, health=Health.GOOD, value="forbidden to all")
+    return Remark(
+        **about,
+        health=Health.INFO,
+        value="allowed" if setting in ("", "0") else "allowed to some",
+        costs="processes that use it cannot be dumped; preflight tells which",
+        cure="sysctl -w kernel.io_uring_disabled=2 (new programs do without it)",
+    )
+
+
+def _proc() -> Remark:
+    about = {"id": "proc", "group": "system", "title": "/proc"}
+    if link("/proc/self") == str(os.getpid()):
+        return Remark(**about, health=Health.GOOD, value="of our pid namespace")
+    return Remark(
+        **about,
+        health=Health.BAD,
+        value="of another pid namespace than ours",
+        costs="pids mean other processes there: nothing works",
+        cure="mount -t proc proc /proc",
+    )
+
+
+def _container() -> Remark:
+    """Whether we are in a container, by what the usual ones leave."""
+    signs = [
+        name
+        for name, path in {"Docker": "/.dockerenv", "Podman": "/run/.containerenv"}.items()
+        if os.path.exists(path)
+    ]
+    named = dict(
+        item.partition("=")[::2] for item in read("/proc/1/environ").split("\0") if "=" in item
+    ).get("container", "")
+    own = [
+        kind
+        for kind in ("pid", "user")
+        if link(f"/proc/self/ns/{kind}") != f"{kind}:[{FIRST[kind]}]"
+    ]
+    about = {"id": "container", "group": "system", "title": "where we are"}
+    if not signs and not named and not own:
+        return Remark(**about, health=Health.GOOD, value="on the host")
+    value = ", ".join(
+        [*signs, *([named] if named else []), *(f"a {kind} namespace of its own" for kind in own)]
+    )
+    costs = "only processes in it can be dumped"
+    if "user" in own:
+        return Remark(
+            **about,
+            health=Health.WARNING,
+            value=f"in a container ({value})",
+            costs=f"{costs}, and the rights of the host are lacking",
+            cure="run CRIU on the host",
+        )
+    return Remark(**about, health=Health.INFO, value=f"in a container ({value})", costs=costs)

@@ -1,0 +1,120 @@
+"""preflight: what would stop a dump, and which options it needs, before anything is frozen.
+
+It reads /proc, asks the kernel for sockets, and opens nothing of the process's own. Each part
+of a process has a module that knows what CRIU does with it: ``tasks``, ``files``, ``objects``,
+``sockets``, ``terminals``, ``memory``, ``mounts``; ``means`` looks at CRIU and the options,
+``size`` at how much it will be. The facts are from CRIU 4.2's source and seen with 4.2.1;
+``tests/real/test_preflight.py`` measures how often the verdict is what CRIU then does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from .._reach import Via
+from .._worker import Worker
+from ..errors import NoSuchProcessError, OptionError, Problem
+from ..opts import CriuOpts
+from . import files, means, memory, mounts, objects, size, sockets, tasks, terminals
+from .look import Scene
+from .tree import Tree
+from .values import (
+    Finding,
+    ImageSize,
+    Preflight,
+    PreflightError,
+    Severity,
+    Verdict,
+    ordered,
+)
+
+__all__ = [
+    "Finding",
+    "ImageSize",
+    "Preflight",
+    "PreflightError",
+    "Severity",
+    "Verdict",
+    "options_for",
+    "preflight",
+]
+
+LOOKS = (mounts, files, objects, sockets, terminals, memory)
+
+
+def preflight(pid: int, opts: CriuOpts | None = None, *, via: Via | None = None) -> Preflight:
+    """What a dump of this process and all below it would meet; the processes run on.
+
+    ``opts`` are the options that the dump is to have, if some are chosen already: what they
+    cure is no obstacle, and what they break is one. The images directory need not be among them.
+    ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces are taken to be the
+    caller's, as a worker's are.
+
+    The answer is as of now: a process that changes afterwards can fail all the same. What
+    cannot be seen from outside is told in ``docs/preflight.md``. Raises ``OptionError`` for
+    options that no dump takes; everything else is a finding. Asks CRIU for its release, once for
+    each program. Needs root or CAP_SYS_PTRACE to see processes of others.
+    """
+    if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 0:
+        raise OptionError([Problem("pid", pid, "the number of a process is accepted")])
+    opts = opts or CriuOpts()
+    means.check_options(opts, pid)
+    tree = Tree(pid)
+    scene = Scene(tree=tree, opts=opts, via=via or Worker(), mounts=mounts.MountTable(tree))
+    found = ordered(_findings(scene))
+    there = bool(tree.alive)
+    expected = size.expected(scene) if there else ImageSize()
+    if there:
+        found = ordered(iter((*found, *means.directories(opts, expected.total))))
+    return Preflight(
+        pid=pid,
+        pids=tuple(process.pid for process in tree.processes),
+        findings=found,
+        given=opts,
+        opts=_with(opts, found),
+        size=expected,
+    )
+
+
+def _findings(scene: Scene) -> Iterator[Finding]:
+    yield from tasks.look(scene)
+    if scene.tree.alive:
+        for part in LOOKS:
+            yield from part.look(scene)
+    yield from means.look(scene)
+
+
+def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
+    """The options, and what the findings set besides."""
+    changes: dict[str, Any] = {}
+    for finding in findings:
+        if finding.severity is not Severity.NEEDS_OPTION:
+            continue
+        for name, value in finding.sets:
+            before = changes.get(name, getattr(opts, name))
+            if isinstance(value, tuple):
+                changes[name] = (*(before or ()), *(v for v in value if v not in (before or ())))
+            elif name == "ghost_limit":
+                changes[name] = max(before or 0, value)
+            else:
+                changes[name] = value
+    return replace(opts, **changes) if changes else opts
+
+
+def options_for(pid: int, opts: CriuOpts, *, via: Via | None = None) -> CriuOpts:
+    """``CriuOpts.for_process``: these options and those that the process needs."""
+    result = preflight(pid, opts, via=via)
+    for finding in result.stops:
+        if finding.id in ("no-process", "zombie"):
+            raise NoSuchProcessError(
+                f"process {pid} cannot be dumped: {finding}",
+                verb="dump",
+                pid=pid,
+                cause=finding.words,
+                cure=finding.cure,
+            )
+    if result.stops:
+        raise PreflightError(result)
+    return result.opts

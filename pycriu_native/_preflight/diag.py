@@ -1,0 +1,158 @@
+"""sock_diag: what the kernel says of the unix sockets of a network namespace.
+
+``/proc/PID/net/unix`` does not tell who is connected to whom; the netlink interface that CRIU
+asks (``criu/sockets.c``: ``collect_sockets``) does. A namespace that is not ours is asked from
+a thread that enters it and ends there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .tree import Process, libc
+
+NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
+SOCK_DIAG_BY_FAMILY, RTM_GETLINK = 20, 18
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+ALL_STATES = 0xFFFFFFFF
+SHOW = 0x01 | 0x02 | 0x04 | 0x08 | 0x10
+"""Name, inode, peer, connections not yet accepted, queues."""
+NAME, _, PEER, ICONS, QUEUES, _, SHUTDOWN = range(7)
+IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
+CLONE_NEWNET = 0x40000000
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class UnixSocket:
+    """A unix socket, as sock_diag knows it."""
+
+    inode: int
+    type: int
+    state: int
+    name: bytes
+    """Empty for one that is bound to no name."""
+    peer: int
+    """The inode of the other end; 0 for none."""
+    waiting: tuple[int, ...]
+    """The other ends of connections that were not yet accepted; 0 for one that was closed."""
+    unsent: int
+    """Bytes in the queue to the other end."""
+    shut_down: int
+    """1 no more reads, 2 no more writes, 3 neither."""
+
+    @property
+    def listens(self) -> bool:
+        return self.state == 10
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A device of a network namespace."""
+
+    number: int
+    type: int
+    """ARPHRD_..."""
+    name: str
+    kind: str
+    """Empty for hardware and loopback."""
+
+
+def unix_sockets(process: Process) -> dict[int, UnixSocket]:
+    """The unix sockets of a process's network namespace by inode; nothing where we may not ask."""
+    request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, SHOW, 0, 0)
+    answers = _asked(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
+    return {found.inode: found for found in map(_unix_socket, answers or ())}
+
+
+def links(process: Process) -> list[Link]:
+    """The devices of a process's network namespace; nothing where we may not ask."""
+    answers = _asked(process, NETLINK_ROUTE, RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
+    return [_link(answer) for answer in answers or ()]
+
+
+def _unix_socket(data: bytes) -> UnixSocket:
+    _, kind, state, _, inode = struct.unpack_from("=BBBBI", data)
+    parts = dict(_attributes(data[16:]))
+    icons = parts.get(ICONS, b"")
+    queues = parts.get(QUEUES, bytes(8))
+    return UnixSocket(
+        inode=inode,
+        type=kind,
+        state=state,
+        name=parts.get(NAME, b""),
+        peer=int.from_bytes(parts.get(PEER, b""), "little"),
+        waiting=struct.unpack(f"={len(icons) // 4}I", icons),
+        unsent=struct.unpack("=II", queues)[1],
+        shut_down=parts.get(SHUTDOWN, b"\0")[0],
+    )
+
+
+def _link(data: bytes) -> Link:
+    _, kind, number = struct.unpack_from("=BxHi", data)
+    parts = dict(_attributes(data[16:]))
+    info = dict(_attributes(parts.get(IFLA_LINKINFO, b"")))
+    return Link(number, kind, _text(parts.get(IFLA_IFNAME)), _text(info.get(IFLA_INFO_KIND)))
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        size, kind = struct.unpack_from("=HH", data, at)
+        if size < 4:
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + size]
+        at += (size + 3) & ~3
+
+
+def _asked(process: Process, family: int, kind: int, request: bytes) -> list[bytes] | None:
+    return in_network_of(process, lambda: _dump(family, kind, request))
+
+
+def _dump(family: int, kind: int, request: bytes) -> list[bytes]:
+    """All answers to a question for everything."""
+    found: list[bytes] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as line:
+        head = struct.pack("=IHHII", 16 + len(request), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+        line.send(head + request)
+        while True:
+            data = line.recv(1 << 18)
+            at = 0
+            while at + 16 <= len(data):
+                size, answer = struct.unpack_from("=IH", data, at)
+                if answer in (NLMSG_DONE, NLMSG_ERROR):
+                    return found
+                found.append(data[at + 16 : at + size])
+                at += (size + 3) & ~3
+
+
+def in_network_of(process: Process, ask: Callable[[], Answer]) -> Answer | None:
+    """Ask from inside of a process's network namespace; None where that cannot be entered."""
+    answers: list[Answer] = []
+
+    def there() -> None:
+        with contextlib.suppress(OSError):
+            if os.readlink("/proc/thread-self/ns/net") != process.namespaces["net"]:
+                with open(f"/proc/{process.pid}/ns/net") as file:
+                    if libc.setns(file.fileno(), CLONE_NEWNET):
+                        raise OSError(ctypes.get_errno(), "setns")
+            answers.append(ask())
+
+    thread = threading.Thread(target=there)
+    thread.start()
+    thread.join()
+    return answers[0] if answers else None

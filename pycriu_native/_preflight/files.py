@@ -1,0 +1,289 @@
+"""Open files, and files that are mapped or that a process stands in.
+
+A file must lie on a mount that CRIU finds, under a name that leads to it; what has no name is
+copied into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_file``,
+``check_path_remap``, ``dump_ghost_remap``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .look import Scene, known, lost, needs, note, stops
+from .tree import Descriptor, Process, link, read
+from .values import Finding
+
+DEFAULT_GHOST_LIMIT = 1 << 20
+"""Bytes; CRIU's own."""
+DELETED = " (deleted)"
+LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """A file that a process uses: open, mapped, its program, its directory or its root."""
+
+    pid: int
+    fd: int | None
+    how: str
+    path: str
+    """As /proc shows it."""
+    stat: os.stat_result
+    mount: int
+
+    @property
+    def blocks(self) -> int:
+        """Bytes that it takes; what CRIU compares with ghost_limit."""
+        return self.stat.st_blocks * 512
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.stat.st_dev, self.stat.st_ino
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What of the tree's files matters."""
+    seen: set[tuple[object, ...]] = set()
+    for used in all_used(scene):
+        key = (used.identity, used.path, used.mount)
+        if key in seen:
+            continue
+        seen.add(key)
+        yield from _place(scene, used)
+    yield from _locks(scene)
+    yield from _pipes(scene)
+
+
+def all_used(scene: Scene) -> Iterator[Used]:
+    """Files with a place in a file system; devices among them only if CRIU treats them alike."""
+    for process in scene.tree.alive:
+        for fd in process.descriptors:
+            if _has_a_place(fd):
+                yield Used(process.pid, fd.number, "open", fd.link, fd.stat, fd.mount)
+        for name, how in (("cwd", "its directory"), ("root", "its root"), ("exe", "its program")):
+            yield from _opened(process, f"/proc/{process.pid}/{name}", how)
+        mapped = {
+            (mapping.device, mapping.inode, mapping.name): mapping.link
+            for mapping in process.mappings
+            if mapping.name.startswith("/") and mapping.inode and not _is_memory(mapping.name)
+        }
+        for path in mapped.values():
+            yield from _opened(process, path, "mapped")
+
+
+def _is_memory(name: str) -> bool:
+    """What is no file though it is called like one."""
+    return name.startswith(("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]"))
+
+
+def _has_a_place(fd: Descriptor) -> bool:
+    mode = fd.stat.st_mode
+    if not fd.link.startswith("/") or fd.link.startswith("/memfd:"):
+        return False
+    if stat.S_ISCHR(mode):
+        return is_plain_device(fd.device)
+    return not stat.S_ISSOCK(mode) and not stat.S_ISBLK(mode)
+
+
+def is_plain_device(device: tuple[int, int]) -> bool:
+    """Devices that CRIU opens again like files: memory (null, zero, random, kmsg), autofs."""
+    return device[0] == 1 or device in ((10, 235), (10, 200))
+
+
+def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
+    """A file that no descriptor stands for. O_PATH: nothing of the file itself is touched."""
+    with contextlib.suppress(OSError):
+        number = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            mount = next(
+                line.split()[1]
+                for line in read(f"/proc/self/fdinfo/{number}").splitlines()
+                if line.startswith("mnt_id")
+            )
+            yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))
+        finally:
+            os.close(number)
+
+
+def _place(scene: Scene, used: Used) -> Iterator[Finding]:
+    """Whether CRIU finds the file again."""
+    about = {"pid": used.pid, "fd": used.fd, "path": used.path}
+    key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
+    if scene.external(key):
+        return
+    mount = scene.mounts.by_number.get(used.mount)
+    if mount is None:
+        yield stops(
+            "no-mount",
+            f"{_called(used)} is on no mount of its mount namespace: it is from outside of the "
+            "container, or on something unmounted",
+            failure="fd-mount",
+            cure="close it, or start the process with descriptors of its own; or save it with "
+            f'external="{key}" and give it again with inherit_fds on restore',
+            **about,
+        )
+        return
+    if scene.mounts.covered(mount):
+        yield stops(
+            "covered", f"{_called(used)} is covered by a mount", failure="overmounted", **about
+        )
+        return
+    if mount.kind in ("proc", "devpts"):
+        return
+    if used.stat.st_nlink == 0:
+        yield from _nameless(scene, used)
+        return
+    try:
+        found = os.stat(scene.mounts.base(mount) + used.path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        yield needs(
+            scene,
+            "name-gone",
+            f"{_called(used)} is no longer where it was, but has other names",
+            known("link-remap").cure + "; a link named link_remap.NUMBER is made for it",
+            sets={"link_remap": True},
+            failure="link-remap",
+            **about,
+        )
+        return
+    except OSError:
+        return
+    if (found.st_dev, found.st_ino) == used.identity:
+        return
+    if stat.S_ISCHR(used.stat.st_mode) and found.st_rdev == used.stat.st_rdev:
+        yield needs(
+            scene,
+            "other-device-file",
+            f"the path of {_called(used)} now leads to another file of the same device",
+            "evasive_devices=True",
+            sets={"evasive_devices": True},
+            failure="evasive",
+            **about,
+        )
+        return
+    yield stops(
+        "name-taken",
+        f"the path of {_called(used)} now leads to another file",
+        failure="evasive",
+        cure="bring back the file that was opened",
+        **about,
+    )
+
+
+def _called(used: Used) -> str:
+    return "a file that it has open" if used.how == "open" else (
+        "a file that it has mapped" if used.how == "mapped" else used.how
+    )  # fmt: skip
+
+
+def _nameless(scene: Scene, used: Used) -> Iterator[Finding]:
+    limit = scene.opts.ghost_limit or DEFAULT_GHOST_LIMIT
+    about = {"pid": used.pid, "fd": used.fd, "path": used.path}
+    if used.blocks <= limit:
+        yield note(
+            "deleted", f"{_called(used)} is deleted: its {used.blocks} bytes are saved", **about
+        )
+        return
+    words = f"{_called(used)} is deleted, and takes {used.blocks} bytes, above the limit of {limit}"
+    if used.blocks >= 1 << 32:
+        yield stops(
+            "deleted-too-large",
+            words,
+            failure="ghost-limit",
+            cure="close it, or give it a name: ghost_limit ends at 4 GiB",
+            **about,
+        )
+        return
+    yield needs(
+        scene,
+        "deleted-large",
+        words,
+        f"ghost_limit={used.blocks} or more",
+        sets={"ghost_limit": used.blocks},
+        failure="ghost-limit",
+        **about,
+    )
+
+
+def ghosts(scene: Scene) -> int:
+    """Bytes of all files without a name."""
+    found = {
+        used.identity: used.blocks
+        for used in all_used(scene)
+        if used.stat.st_nlink == 0 and not stat.S_ISDIR(used.stat.st_mode)
+    }
+    return sum(found.values())
+
+
+def _locks(scene: Scene) -> Iterator[Finding]:
+    for fd in scene.tree.descriptors():
+        for lock in fd.info.get("lock", ()):
+            kind = next((word for word in lock.split() if word in LOCKS), "file")
+            yield needs(
+                scene,
+                "file-lock",
+                f"it holds a {kind} lock",
+                known("file-locks").cure,
+                sets={"file_locks": True},
+                failure="file-locks",
+                pid=fd.pid,
+                fd=fd.number,
+                path=fd.link,
+            )
+            break
+
+
+def _pipes(scene: Scene) -> Iterator[Finding]:
+    """Pipes of which the tree has one end only: the other is outside, or closed."""
+    ends: dict[int, set[int]] = {}
+    first: dict[int, Descriptor] = {}
+    for fd in scene.tree.descriptors():
+        if not fd.is_pipe:
+            continue
+        inode = fd.stat.st_ino
+        if fd.flags & os.O_DIRECT and fd.flags & os.O_ACCMODE == os.O_WRONLY:
+            yield stops(
+                "packet-pipe",
+                "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
+                pid=fd.pid,
+                fd=fd.number,
+                cure="have the program make its pipes without O_DIRECT",
+            )
+        ends.setdefault(inode, set()).add(fd.flags & os.O_ACCMODE)
+        first.setdefault(inode, fd)
+    half = {
+        inode
+        for inode, modes in ends.items()
+        if not (modes >= {os.O_RDONLY, os.O_WRONLY} or os.O_RDWR in modes)
+    }
+    for inode in sorted(half & _held_outside(scene, half)):
+        fd = first[inode]
+        yield lost(
+            "pipe-outside",
+            "a pipe leads to a process outside of the tree",
+            pid=fd.pid,
+            fd=fd.number,
+            path=fd.link,
+            cure=f'give it another one on restore: inherit_fds=[(fd, "{fd.link}")]',
+        )
+
+
+def _held_outside(scene: Scene, inodes: set[int]) -> set[int]:
+    """Which of these pipes a process outside of the tree has open."""
+    wanted = {f"pipe:[{inode}]": inode for inode in inodes}
+    found: set[int] = set()
+    if not wanted:
+        return found
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) in scene.tree.pids:
+            continue
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{name}/fd"):
+                target = link(f"/proc/{name}/fd/{number}")
+                if target in wanted:
+                    found.add(wanted[target])
+    return found

@@ -1,0 +1,80 @@
+"""What every look at a tree is given, and how it says what it has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .._log import Failure, failures
+from .._reach import Via
+from ..opts import CriuOpts
+from .mounts import MountTable
+from .tree import Tree
+from .values import Finding, Severity
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scene:
+    """The tree, the options and the way to CRIU."""
+
+    tree: Tree
+    opts: CriuOpts
+    via: Via
+    mounts: MountTable
+
+    def external(self, key: str) -> bool:
+        """Whether ``external`` names something, such as ``unix[4711]``."""
+        return any(external_key(item) == key for item in self.opts.external or ())
+
+
+def external_key(item: str) -> str:
+    """What an entry of ``external`` is about: ``mnt[/data]`` of ``mnt[/data]:data``."""
+    return item[: item.find("]") + 1]
+
+
+def known(name: str) -> Failure:
+    """An entry of ``failures.json``."""
+    return next(failure for failure in failures() if failure.id == name)
+
+
+def stops(id: str, words: str, *, failure: str | None = None, **more: Any) -> Finding:
+    """Something that makes the dump fail; the cure is the failure's unless another is given."""
+    if failure is not None and "cure" not in more:
+        more["cure"] = known(failure).cure
+    return Finding(id=id, severity=Severity.STOPS, words=words, failure=failure, **more)
+
+
+def needs(
+    scene: Scene, id: str, words: str, cure: str, *, sets: dict[str, Any], **more: Any
+) -> Finding:
+    """Something that an option cures; a note where the option is set already."""
+    if all(_is_met(scene, name, value) for name, value in sets.items()):
+        words = f"{words} ({', '.join(sets)} is set for that)"
+        return Finding(id=id, severity=Severity.NOTE, words=words, **more)
+    return Finding(
+        id=id,
+        severity=Severity.NEEDS_OPTION,
+        words=words,
+        cure=cure,
+        sets=tuple(sets.items()),
+        **more,
+    )
+
+
+def lost(id: str, words: str, **more: Any) -> Finding:
+    """Something that the images do not hold."""
+    return Finding(id=id, severity=Severity.LOST, words=words, **more)
+
+
+def note(id: str, words: str, **more: Any) -> Finding:
+    """Something to mind."""
+    return Finding(id=id, severity=Severity.NOTE, words=words, **more)
+
+
+def _is_met(scene: Scene, name: str, value: Any) -> bool:
+    given = getattr(scene.opts, name)
+    if name == "ghost_limit":
+        return given is not None and given >= value
+    if isinstance(value, tuple):
+        return all(scene.external(external_key(item)) for item in value)
+    return bool(given == value)

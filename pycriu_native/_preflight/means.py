@@ -1,0 +1,240 @@
+"""What CRIU would work with: the program, the options, the directories."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .. import _requirements, _rules
+from .._overrides import configuration_files
+from .._program import SEARCH_PATH
+from .._reach import Via
+from .._worker import Worker
+from ..enums import NetworkLock, Verb
+from ..errors import CriuError, PermissionDeniedError, ProgramError
+from ..opts import CriuOpts
+from ..results import Version
+from ..values import PageServer
+from ..verbs import check
+from .look import Scene, note, stops
+from .sockets import INTERNET, kinds
+from .tree import read
+from .values import Finding
+
+LISTENING = "0A"
+
+
+def check_options(opts: CriuOpts, pid: int) -> None:
+    """Refuse what no dump takes; where the images go need not be said yet."""
+    if opts.images_directory is None and opts.images_dir is None:
+        opts = replace(opts, images_directory="/")
+    _rules.check(opts, Verb.DUMP, pid)
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What of the means would stop the dump."""
+    yield from _program(scene)
+    yield from _freezer(scene.opts)
+    yield from _server(scene.opts)
+    yield from _configuration(scene)
+    yield from _security(scene.opts)
+    yield from _network_lock(scene)
+    yield from _cgroup_properties(scene.opts)
+
+
+def _program(scene: Scene) -> Iterator[Finding]:
+    """Whether this CRIU starts here, knows the options, and knows this kernel's sockets."""
+    if scene.via.identity() is None:
+        return
+    try:
+        found = _requirements.program_version(scene.via)
+        _ask_whether_it_works(scene.via)
+        problems = [
+            *_requirements._by_library(scene.opts),
+            *_requirements._by_program(scene.opts, scene.via),
+            *_requirements._by_kernel(scene.opts, Verb.DUMP, scene.via),
+        ]
+    except CriuError as error:
+        yield stops(
+            "program", f"CRIU does not work here: {error.cause or error}", cure=error.cure or ""
+        )
+        return
+    for problem in problems:
+        yield stops("option", str(problem), cure=f"leave {problem.field} unset")
+    if found < Version(major=4, minor=2) and kernel() >= (6, 16):
+        internet = sorted(kinds(scene) & set(INTERNET))
+        if internet:
+            yield stops(
+                "old-program",
+                f"CRIU {found} is too old for sockets ({', '.join(internet)}) on this kernel",
+                failure="sock-passcred-kernel",
+            )
+
+
+_working: set[tuple[object, ...] | None] = set()
+
+
+def _ask_whether_it_works(via: Via) -> None:
+    """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
+
+    What else the check finds missing need not matter to this dump.
+    """
+    identity = via.identity()
+    if identity not in _working:
+        try:
+            check(via=via)
+        except (ProgramError, PermissionDeniedError):
+            raise
+        except CriuError:
+            return
+        _working.add(identity)
+
+
+def kernel() -> tuple[int, int]:
+    """The release of the kernel."""
+    numbers = re.findall(r"\d+", os.uname().release)
+    return int(numbers[0]), int(numbers[1])
+
+
+def _freezer(opts: CriuOpts) -> Iterator[Finding]:
+    if opts.freeze_cgroup is None:
+        return
+    path = os.fsdecode(opts.freeze_cgroup)
+    if not any(os.path.exists(f"{path}/{name}") for name in ("freezer.state", "cgroup.freeze")):
+        yield stops(
+            "no-freezer",
+            "freeze_cgroup is not a freezer cgroup's directory",
+            path=path,
+            failure="freezer-missing",
+        )
+
+
+def _server(opts: CriuOpts) -> Iterator[Finding]:
+    """Whether the page server's name is known; a connection would be taken for the dump's."""
+    server = opts.page_server
+    if not isinstance(server, PageServer) or server.address is None or opts.lazy_pages:
+        return
+    about = f"{server.address}:{server.port}"
+    try:
+        told = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        yield stops(
+            "page-server",
+            f"the page server's name is unknown ({error.strerror})",
+            path=about,
+            failure="page-server-gone",
+        )
+        return
+    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in told):
+        if server.port not in _listening():
+            yield stops(
+                "page-server",
+                "no page server listens there",
+                path=about,
+                failure="page-server-gone",
+            )
+        return
+    yield note(
+        "page-server", "whether the page server answers is seen by the dump only", path=about
+    )
+
+
+def _listening() -> set[int]:
+    """The TCP ports on which somebody listens in our network namespace."""
+    rows = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in read(f"/proc/self/net/{table}").splitlines()[1:]
+    ]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
+
+
+def _configuration(scene: Scene) -> Iterator[Finding]:
+    for file in configuration_files(scene.opts, scene.via):
+        for setting in file.settings:
+            unknown = "is no option of criu" in setting.effect
+            if unknown:
+                yield stops(
+                    "configuration",
+                    f"a configuration file has {setting}",
+                    path=file.path,
+                    failure="config-option",
+                )
+            elif setting.applies and file.path != scene.opts.config_file:
+                yield note("configuration", f"a configuration file sets {setting}", path=file.path)
+
+
+def _security(opts: CriuOpts) -> Iterator[Finding]:
+    if opts.lsm_profile is None:
+        return
+    module = opts.lsm_profile.partition(":")[0]
+    if module in ("selinux", "apparmor") and module not in read("/sys/kernel/security/lsm"):
+        yield stops(
+            "security-module",
+            f"lsm_profile names {module}, which this kernel does not run",
+            failure="lsm-unsupported",
+        )
+
+
+def _network_lock(scene: Scene) -> Iterator[Finding]:
+    if not scene.opts.tcp_established or scene.opts.network_lock is not NetworkLock.IPTABLES:
+        return
+    path = SEARCH_PATH
+    if isinstance(scene.via, Worker):
+        path = scene.via.env.get("PATH", path)
+    if shutil.which("iptables-restore", path=path) is None:
+        yield stops(
+            "network-lock",
+            "there is no iptables-restore to lock the network with",
+            failure="net-lock-iptables",
+            sets=(("network_lock", NetworkLock.NFTABLES),),
+        )
+
+
+_CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')
+
+
+def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
+    text = opts.cg_props
+    if text is None and opts.cg_props_file is not None:
+        with contextlib.suppress(OSError), open(opts.cg_props_file) as file:
+            text = file.read()
+    lines = [line for line in (text or "").splitlines() if line.strip()]
+    if any(not _CGROUP_LINE.fullmatch(line) for line in lines):
+        yield stops(
+            "cgroup-properties",
+            "cg_props or cg_props_file is not in the narrow form that CRIU reads",
+            failure="cg-props-syntax",
+        )
+
+
+def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
+    """Whether the images can be written, and are to fit."""
+    directory = opts.images_directory
+    if not isinstance(directory, str | bytes):
+        return
+    path = os.fsdecode(directory)
+    while not os.path.exists(path) and path not in ("", "/"):
+        path = os.path.dirname(path) or "."
+    found = os.statvfs(path)
+    if found.f_flag & os.ST_RDONLY or not os.access(path, os.W_OK | os.X_OK):
+        yield stops(
+            "images-read-only",
+            "the images directory cannot be written",
+            path=path,
+            failure="images-read-only",
+        )
+        return
+    free = found.f_bavail * found.f_frsize
+    if free < size and opts.page_server is None:
+        yield stops(
+            "images-full",
+            f"about {size} bytes of images are to go where {free} are free",
+            path=path,
+            failure="images-full",
+        )

@@ -1,0 +1,69 @@
+"""Memory: mappings that CRIU cannot save (``criu/proc_parse.c``: ``handle_vma``)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from .look import Scene, note, stops
+from .objects import device
+from .tree import Mapping, Process
+from .values import Finding
+
+ZERO = os.makedev(1, 5)
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What of the memory matters."""
+    for process in scene.tree.alive:
+        seen: set[str] = set()
+        for mapping in process.mappings:
+            if mapping.name not in seen:
+                found = list(_mapping(scene, process, mapping))
+                if found:
+                    seen.add(mapping.name)
+                yield from found
+
+
+def _mapping(scene: Scene, process: Process, mapping: Mapping) -> Iterator[Finding]:
+    name = mapping.name
+    about = {"pid": process.pid, "path": name}
+    if name == "anon_inode:[io_uring]":
+        yield stops(
+            "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
+        )
+    elif name.startswith("anon_inode:"):
+        yield stops(
+            "kernel-memory",
+            "it has memory mapped from an object of the kernel that CRIU cannot save",
+            failure="anon-map",
+            **about,
+        )
+    elif name.startswith("/SYSV") and not scene.tree.has_own("ipc"):
+        yield stops(
+            "sysv-memory",
+            "it uses System V shared memory of the host, which other processes may use too",
+            failure="sysv-shm",
+            **about,
+        )
+    elif name == "[uprobes]" and scene.opts.config_file is None:
+        yield stops(
+            "uprobes",
+            "a tracing tool watches it (it has a uprobe)",
+            failure="uprobes",
+            **about,
+        )
+    elif name.startswith("/[aio]"):
+        yield note(
+            "aio",
+            "it uses asynchronous I/O (io_submit); the dump fails if requests are under way",
+            **about,
+        )
+    elif name.startswith("/dev/") and mapping.inode and not name.startswith("/dev/shm/"):
+        with contextlib.suppress(OSError):
+            seen = os.stat(mapping.link)
+            if stat.S_ISCHR(seen.st_mode) and seen.st_rdev != ZERO:
+                numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+                yield device(process.pid, numbers, name)

@@ -1,0 +1,242 @@
+"""Descriptors that are no files: objects of the kernel, devices, namespaces, watches.
+
+Which of them CRIU knows: ``criu/files.c``, ``dump_one_file``; of watches ``criu/fsnotify.c``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from .files import is_plain_device
+from .look import Scene, known, needs, note, stops
+from .tasks import SYS_KCMP
+from .terminals import is_terminal
+from .tree import Descriptor, libc
+from .values import Finding
+
+KCMP_EPOLL_TFD = 7
+SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
+"""What follows ``anon_inode:`` in what CRIU saves; of some, only what is looked at below."""
+GPUS = {195: "NVIDIA", 226: "a GPU (DRM)"}
+"""Majors of devices for which CRIU has plugins."""
+NOT_FOUND_ON = ("tmpfs", "devtmpfs")
+"""File systems on which a watched file without a name cannot be found again."""
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What the tree has open that CRIU cannot save."""
+    for fd in scene.tree.descriptors():
+        mode = fd.stat.st_mode
+        if fd.link.startswith("anon_inode:"):
+            yield from _anonymous(scene, fd)
+        elif fd.link.startswith("pidfd:"):
+            yield from _pidfd(scene, fd)
+        elif stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_saved_device(scene, fd)):
+            yield device(fd.pid, fd.device, fd.link, fd=fd.number)
+        elif ":[" in fd.link and not fd.is_socket and not fd.is_pipe:
+            yield from _namespace(scene, fd)
+
+
+def _is_saved_device(scene: Scene, fd: Descriptor) -> bool:
+    return is_plain_device(fd.device) or is_terminal(scene, fd)
+
+
+def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Finding:
+    """A device that is open or mapped."""
+    of = f" of {GPUS[numbers[0]]}" if numbers[0] in GPUS else ""
+    if path.startswith("/dev/kfd"):
+        of = " of an AMD GPU"
+    return stops(
+        "gpu" if of else "device",
+        f"it uses a device{of} ({numbers[0]}:{numbers[1]}), which CRIU cannot save by itself",
+        failure="device-fd",
+        pid=pid,
+        path=path,
+        **more,
+    )
+
+
+def _anonymous(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    name = fd.link.removeprefix("anon_inode:")
+    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    if name == "[io_uring]":
+        yield stops(
+            "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
+        )
+    elif name == "[pidfd]":
+        yield from _pidfd(scene, fd)
+    elif name == "[eventpoll]":
+        yield from _epoll(scene, fd)
+    elif name in ("inotify", "[fanotify]"):
+        yield from _watches(scene, fd)
+    elif name not in SAVED and name != "bpf-map":
+        yield stops(
+            "kernel-object",
+            "it has an object of the kernel open that CRIU cannot save",
+            failure="anon-fd",
+            **about,
+        )
+
+
+def _pidfd(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    of = int(fd.value("Pid") or "-1")
+    if of > 0 and of not in scene.tree.pids:
+        yield stops(
+            "pidfd-outside",
+            f"it holds a pidfd of process {of} outside of the tree",
+            failure="pidfd-outside",
+            pid=fd.pid,
+            fd=fd.number,
+        )
+    elif fd.flags & os.O_EXCL:
+        yield stops(
+            "pidfd-of-a-thread",
+            "it holds a pidfd of a thread",
+            pid=fd.pid,
+            fd=fd.number,
+            cure="have it closed before the dump",
+        )
+
+
+def _epoll(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    """An epoll's files must be open in the same process; a number alone does not tell."""
+    process = next(process for process in scene.tree.alive if process.pid == fd.pid)
+    for line in fd.info.get("tfd", ()):
+        words = line.replace(": ", ":").split()
+        values = dict(word.split(":", 1) for word in words if ":" in word)
+        if "ino" not in values:
+            return
+        file = int(values["ino"], 16), int(values["sdev"], 16)
+        alike = [
+            o.number for o in process.descriptors if (o.stat.st_ino, _kernel_device(o)) == file
+        ]
+        if not any(_is_watched(fd, number, int(words[0])) for number in alike):
+            yield stops(
+                "epoll-of-a-closed-file",
+                f"an epoll watches descriptor {words[0]}, which the process has closed while "
+                "another holds it open",
+                pid=fd.pid,
+                fd=fd.number,
+                cure="take it out of the epoll (EPOLL_CTL_DEL) before it is closed",
+            )
+
+
+def _is_watched(fd: Descriptor, number: int, as_number: int) -> bool:
+    """Whether a descriptor is the one that an epoll knows by this number; kcmp tells."""
+    for nth in range(8):  # a number can be there more than once, after it was closed
+        slot = struct.pack("=III", fd.number, as_number, nth)
+        same = libc.syscall(SYS_KCMP, fd.pid, fd.pid, KCMP_EPOLL_TFD, number, slot)
+        if same == 0:
+            return True
+        if same < 0:
+            return ctypes.get_errno() not in (errno.ENOENT, errno.EBADF)
+    return False
+
+
+def _kernel_device(fd: Descriptor) -> int:
+    return os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)
+
+
+def _namespace(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    """The file of a namespace, ``net:[4026531840]``; CRIU knows those that are in the tree."""
+    kind = fd.link.partition(":")[0]
+    if kind not in scene.tree.root.namespaces:
+        return
+    known_here = set(scene.tree.in_namespaces(kind)) | {scene.tree.ours.namespaces[kind]}
+    if fd.link not in known_here:
+        yield stops(
+            "namespace-outside",
+            "it has a namespace open in which no process of the tree is",
+            pid=fd.pid,
+            fd=fd.number,
+            path=fd.link,
+            cure="have it closed before the dump",
+        )
+
+
+# ---- watches ----
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = (
+        ("bytes", ctypes.c_uint),
+        ("type", ctypes.c_int),
+        ("handle", ctypes.c_ubyte * 128),
+    )
+
+
+def _watches(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    for line in [*fd.info.get("inotify", ()), *fd.info.get("fanotify", ())]:
+        values = dict(word.split(":", 1) for word in line.split() if ":" in word)
+        if "f_handle" in values:
+            yield from _watch(scene, fd, values)
+
+
+def _watch(scene: Scene, fd: Descriptor, values: dict[str, str]) -> Iterator[Finding]:
+    number = int(values["sdev"], 16)
+    inode = int(values["ino"], 16)
+    on = f"{number >> 20}:{number & 0xFFFFF}"
+    mounts = [mount for mount in scene.mounts.all if mount.device == on]
+    about = {"pid": fd.pid, "fd": fd.number}
+    opened = False
+    for mount in mounts:
+        base = scene.mounts.base(mount)
+        path = _by_handle(base + mount.place, values)
+        if path is None:
+            continue
+        opened = True
+        with contextlib.suppress(OSError):
+            if os.stat(base + path, follow_symlinks=False).st_ino == inode:
+                return
+    kind = mounts[0].kind if mounts else ""
+    if opened and kind not in NOT_FOUND_ON:
+        yield note(
+            "watch-without-a-path",
+            "it watches a file that has no name any more; the watch is saved without a path",
+            **about,
+        )
+    elif opened:
+        yield stops(
+            "watch-without-a-path",
+            f"it watches a file on {kind} that has no name any more",
+            failure="irmap",
+            cure="have the program end the watch; force_irmap does not help on that file system",
+            **about,
+        )
+    else:
+        yield needs(
+            scene,
+            "watch-not-found",
+            "CRIU does not find the path of a file or directory that it watches",
+            known("irmap").cure,
+            sets={"force_irmap": True},
+            failure="irmap",
+            **about,
+        )
+
+
+def _by_handle(mount: str, values: dict[str, str]) -> str | None:
+    """The path of the file that a handle names, on a mount; None where it cannot be opened."""
+    data = bytes.fromhex(values["f_handle"])
+    size = int(values["fhandle-bytes"], 16)
+    handle = _Handle(bytes=size, type=int(values["fhandle-type"], 16))
+    ctypes.memmove(handle.handle, data, min(size, len(data), 128))
+    with contextlib.suppress(OSError):
+        at = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            found = libc.open_by_handle_at(at, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+        finally:
+            os.close(at)
+        if found >= 0:
+            try:
+                return os.readlink(f"/proc/self/fd/{found}")
+            finally:
+                os.close(found)
+    return None

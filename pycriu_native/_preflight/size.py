@@ -1,0 +1,79 @@
+"""How large the images would be.
+
+CRIU writes private memory that a process has changed or made (what /proc calls anonymous), and
+shared memory that is in no file, once for each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from . import files
+from .look import Scene
+from .tree import Process, read
+from .values import ImageSize
+
+FIXED = 20_000
+"""Bytes of the images that each dump has, log included."""
+EACH_PROCESS, EACH_THREAD, EACH_DESCRIPTOR, EACH_MAPPING = 4000, 1500, 60, 60
+UNIT = {"kB": 1024}
+
+
+def expected(scene: Scene) -> ImageSize:
+    """The size to expect."""
+    shared: dict[tuple[int, int], int] = {}
+    memory = rest = 0
+    for process in scene.tree.alive:
+        memory += _private(process)
+        shared |= _shared(process)
+        rest += (
+            EACH_PROCESS
+            + EACH_THREAD * len(process.threads)
+            + EACH_DESCRIPTOR * len(process.descriptors)
+            + EACH_MAPPING * len(process.mappings)
+        )
+    return ImageSize(
+        memory=0 if scene.opts.page_server is not None or scene.opts.lazy_pages else memory,
+        shared_memory=sum(shared.values()),
+        deleted_files=files.ghosts(scene),
+        file_systems=_file_systems(scene),
+        rest=rest + FIXED,
+    )
+
+
+def _private(process: Process) -> int:
+    total = 0
+    for line in read(f"/proc/{process.pid}/smaps_rollup").splitlines():
+        name, _, value = line.partition(":")
+        if name in ("Anonymous", "Swap"):
+            number, unit = value.split()
+            total += int(number) * UNIT[unit]
+    return total
+
+
+def _shared(process: Process) -> dict[tuple[int, int], int]:
+    """Bytes of each piece of shared memory without a file."""
+    found = {}
+    for mapping in process.mappings:
+        if mapping.shared and mapping.name.startswith(("/dev/zero", "/memfd:", "/SYSV")):
+            with contextlib.suppress(OSError):
+                seen = os.stat(mapping.link)
+                found[seen.st_dev, seen.st_ino] = seen.st_blocks * 512
+    for fd in process.descriptors:
+        if fd.link.startswith("/memfd:"):
+            found[fd.stat.st_dev, fd.stat.st_ino] = fd.stat.st_blocks * 512
+    return found
+
+
+def _file_systems(scene: Scene) -> int:
+    """Bytes in tmpfs mounts of the tree's own mount namespaces."""
+    ours = scene.tree.ours.namespaces["mnt"]
+    seen: dict[str, int] = {}
+    for mount in scene.mounts.all:
+        if mount.namespace == ours or mount.kind != "tmpfs" or scene.external(mount.key):
+            continue
+        with contextlib.suppress(OSError):
+            found = os.statvfs(scene.mounts.base(mount) + mount.place)
+            seen[mount.device] = (found.f_blocks - found.f_bfree) * found.f_frsize
+    return sum(seen.values())

@@ -1,0 +1,339 @@
+"""Sockets: kinds that CRIU cannot save, connections, and unix sockets that leave the tree.
+
+``criu/sockets.c``, ``sk-inet.c``, ``sk-unix.c``, ``sk-netlink.c``. What kind a socket of another
+process is, the kernel tells by an attribute of its file (``system.sockprotoname``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from .diag import UnixSocket, links, unix_sockets
+from .look import Scene, known, lost, needs, note, stops
+from .tree import Descriptor, Process, read
+from .values import Finding
+
+INTERNET = {
+    "TCP": "tcp",
+    "TCPv6": "tcp6",
+    "UDP": "udp",
+    "UDPv6": "udp6",
+    "UDP-Lite": "udplite",
+    "UDPLITEv6": "udplite6",
+    "RAW": "raw",
+    "RAWv6": "raw6",
+    "PING": "icmp",
+    "PINGv6": "icmp6",
+}
+"""Internet protocols that CRIU saves, and their table in /proc/PID/net."""
+UNIX = ("UNIX", "UNIX-STREAM")
+OTHERS = ("NETLINK", "PACKET")
+NO_PROTOCOL = ("MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "SMC", "SMC6", "DCCP", "DCCPv6")
+"""Internet protocols that CRIU refuses as such; everything else is a family that it refuses."""
+
+ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 3, 6, 7, 10
+KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
+LOOPBACK = 772
+FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
+"""Made by the kernel itself, and left out."""
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What of the sockets matters."""
+    found = list(_sockets(scene))
+    tables = {which: Tables(process) for which, process in scene.tree.in_namespaces("net").items()}
+    tables.setdefault(scene.tree.ours.namespaces["net"], Tables(scene.tree.ours))
+    ours = {fd.stat.st_ino for fd, _ in found}
+    for fd, kind in found:
+        about = {"pid": fd.pid, "fd": fd.number}
+        if kind in UNIX:
+            yield from _unix(scene, fd, tables, ours)
+        elif kind in INTERNET:
+            yield from _internet(scene, fd, kind, tables)
+        elif kind == "NETLINK":
+            yield from _netlink(fd, tables)
+        elif kind in NO_PROTOCOL:
+            yield stops(
+                "protocol",
+                f"a socket's protocol is {kind}, which CRIU cannot save",
+                failure="mptcp",
+                **about,
+            )
+        elif kind not in OTHERS:
+            yield stops(
+                "socket-family",
+                f"a socket is of a family that CRIU cannot save ({kind})",
+                failure="socket-family",
+                **about,
+            )
+    yield from _links(scene)
+
+
+def _sockets(scene: Scene) -> Iterator[tuple[Descriptor, str]]:
+    seen = set()
+    for fd in scene.tree.descriptors():
+        if fd.is_socket and fd.stat.st_ino not in seen:
+            seen.add(fd.stat.st_ino)
+            yield fd, kind_of(fd)
+
+
+def kind_of(fd: Descriptor) -> str:
+    """The protocol's name as the kernel has it; empty if the descriptor is gone."""
+    with contextlib.suppress(OSError):
+        return os.getxattr(fd.path, "system.sockprotoname").rstrip(b"\0").decode()
+    return "UNIX"  # it was closed meanwhile: nothing is said of it
+
+
+def kinds(scene: Scene) -> set[str]:
+    """The kinds of all sockets in the tree."""
+    return {kind for _, kind in _sockets(scene)}
+
+
+class Tables:
+    """The sockets of a network namespace, each table read when it is needed."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._read: dict[str, dict[int, list[str]]] = {}
+        self._unix: dict[int, UnixSocket] | None = None
+
+    @property
+    def unix(self) -> dict[int, UnixSocket]:
+        """Unix sockets by inode."""
+        if self._unix is None:
+            self._unix = unix_sockets(self.process)
+        return self._unix
+
+    def row(self, table: str, inode: int) -> list[str] | None:
+        """A socket's words in /proc/PID/net."""
+        if table not in self._read:
+            lines = read(f"/proc/{self.process.pid}/net/{table}").splitlines()
+            column = -1 if table == "netlink" else 9
+            rows = [line.split() for line in lines[1:]]
+            self._read[table] = {int(row[column]): row for row in rows if len(row) > 9}
+        return self._read[table].get(inode)
+
+
+def _internet(
+    scene: Scene, fd: Descriptor, kind: str, tables: dict[str, Tables]
+) -> Iterator[Finding]:
+    for table in tables.values():
+        row = table.row(INTERNET[kind], fd.stat.st_ino)
+        if row is not None:
+            break
+    else:
+        return  # neither bound nor connected
+    state = int(row[3], 16)
+    unread = int(row[4].partition(":")[2], 16)
+    about = {"pid": fd.pid, "fd": fd.number}
+    if not kind.startswith("TCP"):
+        if unread:
+            yield lost(
+                "unread",
+                f"{unread} bytes of datagrams that it has not read are dropped",
+                **about,
+            )
+        return
+    if state == LISTEN:
+        if unread:
+            yield needs(
+                scene,
+                "not-accepted",
+                "a listening socket has connections that the program has not yet accepted",
+                known("tcp-in-flight").cure,
+                sets={"tcp_skip_in_flight": True},
+                failure="tcp-in-flight",
+                path=_address(row[1]),
+                **about,
+            )
+    elif state not in (CLOSE, TIME_WAIT):
+        to = f"{_address(row[1])} to {_address(row[2])}"
+        if scene.opts.tcp_close:
+            yield lost(
+                "tcp-closed", f"the TCP connection from {to} is dropped (tcp_close)", **about
+            )
+            return
+        yield needs(
+            scene,
+            "tcp-connection",
+            "a TCP connection is open",
+            known("tcp-established").cure,
+            sets={"tcp_established": True},
+            failure="tcp-established",
+            path=to,
+            **about,
+        )
+
+
+def _address(words: str) -> str:
+    """An address of /proc/net/tcp, which has it in words of the processor's order."""
+    address, _, port = words.partition(":")
+    data = b"".join(
+        int(address[at : at + 8], 16).to_bytes(4, "little") for at in range(0, len(address), 8)
+    )
+    if len(data) == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, data)}:{int(port, 16)}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, data)}]:{int(port, 16)}"
+
+
+def _netlink(fd: Descriptor, tables: dict[str, Tables]) -> Iterator[Finding]:
+    for table in tables.values():
+        row = table.row("netlink", fd.stat.st_ino)
+        if row is not None and int(row[4]):
+            yield stops(
+                "netlink-unread",
+                f"a netlink socket has {row[4]} bytes that the program has not read",
+                pid=fd.pid,
+                fd=fd.number,
+                failure="netlink-unread",
+            )
+
+
+# ---- unix sockets ----
+
+
+def _unix(
+    scene: Scene, fd: Descriptor, tables: dict[str, Tables], ours: set[int]
+) -> Iterator[Finding]:
+    inode = fd.stat.st_ino
+    about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": f"socket:[{inode}]"}
+    table = next((table for table in tables.values() if inode in table.unix), None)
+    if table is None:
+        if any(table.unix for table in tables.values()) and os.path.exists(fd.path):
+            yield stops(
+                "socket-of-another-network",
+                "a unix socket belongs to a network namespace in which no process of the tree is",
+                cure="have it closed before the dump",
+                **about,
+            )
+        return
+    sock = table.unix[inode]
+    if sock.listens:
+        yield from _unix_listener(sock, ours, about)
+    elif sock.peer:
+        if sock.peer not in ours:
+            yield from _unix_outside(scene, sock, table.unix.get(sock.peer), about)
+    elif sock.type != socket.SOCK_DGRAM and sock.state == ESTABLISHED and sock.shut_down != 3:
+        yield from _unix_in_flight(sock, table, ours, about)
+
+
+def _unix_listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> Iterator[Finding]:
+    if 0 in sock.waiting:
+        yield stops(
+            "unix-closed-before-accepted",
+            "a connection to its unix socket was closed before it was accepted",
+            cure="have the program accept it",
+            failure="unix-in-flight",
+            **about,
+        )
+    elif any(inode not in ours for inode in sock.waiting):
+        yield lost(
+            "unix-not-accepted", "connections from outside that wait at its unix socket", **about
+        )
+
+
+def _unix_in_flight(
+    sock: UnixSocket, table: Tables, ours: set[int], about: dict[str, Any]
+) -> Iterator[Finding]:
+    """A client that was not yet accepted: it has no other end so far."""
+    listener = next((s for s in table.unix.values() if sock.inode in s.waiting), None)
+    if listener is None:
+        yield stops(
+            "unix-dangling",
+            "a unix socket is connected to nothing that the kernel names",
+            cure="have it closed before the dump",
+            **about,
+        )
+    elif sock.unsent:
+        yield stops(
+            "unix-in-flight-data",
+            f"{sock.unsent} bytes were sent over a unix socket that is not yet accepted",
+            cure="have the other side accept it",
+            failure="unix-in-flight",
+            **about,
+        )
+    elif listener.inode not in ours:
+        yield note(
+            "unix-in-flight",
+            "it waits to be accepted at a unix socket outside of the tree",
+            **about,
+        )
+
+
+def _unix_outside(
+    scene: Scene, sock: UnixSocket, peer: UnixSocket | None, about: dict[str, Any]
+) -> Iterator[Finding]:
+    """A socket whose other end is not in the tree."""
+    key = f"unix[{sock.inode}]"
+    name = _shown(peer.name) if peer is not None else ""
+    if scene.external(key):
+        yield note("unix-external", "a unix socket is given from outside on restore", **about)
+    elif peer is not None and sock.type == socket.SOCK_DGRAM and peer.name:
+        yield needs(
+            scene,
+            "unix-outside",
+            f"a unix socket sends to {name} outside of the tree",
+            "external_unix_connections=True on dump and restore",
+            sets={"external_unix_connections": True},
+            failure="unix-ext",
+            **about,
+        )
+    elif sock.type == socket.SOCK_DGRAM:
+        yield stops(
+            "unix-nameless",
+            "a unix datagram socket is connected to one outside that has no name",
+            failure="unix-nameless",
+            **about,
+        )
+    else:
+        at = f" at {name}" if name else ""
+        yield needs(
+            scene,
+            "unix-half",
+            f"a unix socket is connected to a process outside of the tree{at}",
+            f'external=["{key}"] on dump and inherit_fds=[(fd, "socket:[{sock.inode}]")] on '
+            "restore, with a new connection; or have it closed before the dump",
+            sets={"external": (key,)},
+            failure="unix-half",
+            **about,
+        )
+
+
+def _shown(name: bytes) -> str:
+    return ("@" + os.fsdecode(name[1:])) if name[:1] == b"\0" else os.fsdecode(name)
+
+
+# ---- devices of the network ----
+
+
+def _links(scene: Scene) -> Iterator[Finding]:
+    """Devices of the tree's own network namespaces that CRIU cannot make again."""
+    if scene.opts.empty_ns:
+        return
+    for which, process in scene.tree.in_namespaces("net").items():
+        number = which.partition("[")[2].rstrip("]")
+        if which == scene.tree.ours.namespaces["net"] or scene.external(f"net[{number}]"):
+            continue
+        for link in links(process):
+            if (
+                link.type == LOOPBACK
+                or link.kind in KNOWN_LINKS
+                or link.name in FALLBACK_LINKS
+                or scene.external(f"macvlan[{link.name}]")
+            ):
+                continue
+            yield needs(
+                scene,
+                "network-device",
+                f"its network namespace has a device of a kind that CRIU cannot rebuild "
+                f"({link.kind or 'hardware'})",
+                known("link-type").cure,
+                sets={"empty_ns": 0x40000000},
+                failure="link-type",
+                pid=process.pid,
+                path=link.name,
+            )

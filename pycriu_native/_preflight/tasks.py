@@ -1,0 +1,363 @@
+"""Processes: which of them CRIU cannot stop, or cannot make again.
+
+``criu/seize.c`` stops them, ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` sort what they share,
+``criu/pstree.c`` wants the leader of their session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import time
+from collections.abc import Iterator
+
+from .._tree import frozen_cgroup
+from .look import Scene, known, needs, note, stops
+from .tree import Process, libc, link, read
+from .values import Finding
+
+NS_GET_USERNS = 0xB701
+SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
+KCMP = {1: "memory", 3: "its directory and root", 4: "signal handlers"}
+"""What only threads of one process may share: kcmp's number, and its words."""
+EVEN_NESTED = ("mnt", "net")
+"""Kinds of namespaces that a process below the root may have of its own."""
+CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_CHECKPOINT_RESTORE": 40}
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What of the processes themselves matters."""
+    root = scene.tree.root
+    yield from _capabilities(scene)
+    gone = list(_nothing_to_dump(root))
+    yield from gone
+    if gone:
+        return
+    yield from _frozen(scene)
+    for process in scene.tree.processes:
+        yield from _stoppable(process)
+        yield from _session(scene, process)
+    for process in scene.tree.alive:
+        yield from _hidden(process)
+        yield from _limits(process)
+        yield from _word_size(process)
+        yield from _shares(scene, process)
+        if process is not root:
+            yield from _nested(scene, process)
+    yield from _pid_namespace(scene)
+    yield from _user_namespace(scene)
+    if os.getpid() in scene.tree.pids:
+        yield note("caller-inside", "the caller is in the tree: it dumps itself")
+
+
+def _capabilities(scene: Scene) -> Iterator[Finding]:
+    held = int(scene.tree.ours.status.get("CapEff", "0"), 16)
+    has = {name for name, bit in CAPABILITIES.items() if held >> bit & 1}
+    if not has & {"CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"}:
+        yield stops(
+            "no-capability",
+            "a CRIU started by this process may not dump: it has neither CAP_SYS_ADMIN nor "
+            "CAP_CHECKPOINT_RESTORE",
+            failure="not-root-caps",
+        )
+    elif "CAP_SYS_PTRACE" not in has:
+        yield stops(
+            "no-ptrace",
+            "a CRIU started by this process may not look at others: it lacks CAP_SYS_PTRACE",
+            failure="images-dir-permission",
+        )
+
+
+def _nothing_to_dump(root: Process) -> Iterator[Finding]:
+    leader = int(root.status.get("Tgid", root.pid))
+    if not root.status:
+        yield stops(
+            "no-process",
+            f"there is no process {root.pid}",
+            pid=root.pid,
+            failure="seize-gone",
+        )
+    elif leader != root.pid:
+        yield stops(
+            "thread-number",
+            f"{root.pid} is the number of a thread of process {leader}",
+            pid=root.pid,
+            cure=f"dump pid {leader}",
+        )
+    elif "VmSize" not in root.status and root.state not in ("Z", "X"):
+        yield stops(
+            "kernel-thread",
+            "it is a thread of the kernel",
+            pid=root.pid,
+            failure="seize-refused",
+            cure="look at the pid: it has nothing to dump",
+        )
+    elif root.state in ("Z", "X") and len(root.threads) < 2:
+        yield stops(
+            "zombie",
+            "the process has ended and is a zombie: there is nothing to dump",
+            pid=root.pid,
+            failure="zombie-root",
+            cure="have its parent reap it",
+        )
+
+
+def _frozen(scene: Scene) -> Iterator[Finding]:
+    cgroup = frozen_cgroup(scene.tree.root.pid) or _frozen_of_version_1(scene.tree.root.pid)
+    if cgroup is not None and scene.opts.freeze_cgroup is None:
+        yield needs(
+            scene,
+            "frozen",
+            f"it is in the frozen cgroup {cgroup}, where CRIU would wait for it for ever",
+            f'freeze_cgroup="{cgroup}", or thaw it',
+            sets={"freeze_cgroup": cgroup},
+            pid=scene.tree.root.pid,
+        )
+
+
+def _frozen_of_version_1(pid: int) -> str | None:
+    for line in read(f"/proc/{pid}/cgroup").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if "freezer" in controllers.split(","):
+            for mount in read("/proc/self/mountinfo").splitlines():
+                if " - cgroup " in mount and "freezer" in mount.rpartition(" ")[2].split(","):
+                    place = mount.split()[4] + name.rstrip("/")
+                    if read(place + "/freezer.state").strip() in ("FROZEN", "FREEZING"):
+                        return place
+    return None
+
+
+def _stoppable(process: Process) -> Iterator[Finding]:
+    """What keeps CRIU from stopping it."""
+    tracers = {
+        tracer: thread
+        for thread in process.threads
+        if (tracer := _line(f"/proc/{process.pid}/task/{thread}/status", "TracerPid"))
+        not in ("", "0")
+    }
+    for tracer in tracers:
+        yield stops(
+            "traced",
+            f"it is traced by process {tracer}",
+            pid=process.pid,
+            failure="ptrace-refused",
+            cure="end that debugger or tracer, or have it let go",
+        )
+    if process.state == "Z" and len(process.threads) > 1:
+        yield stops(
+            "main-thread-ended",
+            "its main thread has ended while other threads run on, which CRIU cannot save",
+            pid=process.pid,
+            failure="zombie-thread",
+        )
+    yield from _hangs(process)
+    pending = int(process.status.get("SigPnd", "0"), 16) | int(
+        process.status.get("ShdPnd", "0"), 16
+    )
+    if pending & 1 << 4:
+        yield stops(
+            "sigtrap",
+            "a SIGTRAP is pending, with which CRIU cannot work in it",
+            pid=process.pid,
+            cure="have it take the signal first",
+        )
+
+
+def _hangs(process: Process) -> Iterator[Finding]:
+    """Threads that cannot be stopped; most waits for a disk are over in a moment."""
+    stuck = process.threads
+    for _ in range(5):
+        stuck = [thread for thread in stuck if _thread_state(process, thread) == "D"]
+        if not stuck:
+            return
+        time.sleep(0.01)
+    if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
+        _kcmp(process.pid, int(child), 1) for child in _children(process)
+    ):
+        yield stops(
+            "vfork",
+            "it waits in vfork for a child to run a program, and cannot be stopped meanwhile",
+            pid=process.pid,
+            failure="timeout",
+            cure="try again when the child has started its program",
+        )
+    else:
+        yield stops(
+            "uninterruptible",
+            "it hangs in the kernel (state D) and cannot be stopped, mostly on a disk or a network "
+            "file system that does not answer",
+            pid=process.pid,
+            failure="timeout",
+            cure="look at what it waits for, and try again",
+        )
+
+
+def _thread_state(process: Process, thread: int) -> str:
+    text = read(f"/proc/{process.pid}/task/{thread}/stat")
+    return text.rpartition(")")[2].strip()[:1]
+
+
+def _children(process: Process) -> list[str]:
+    return [
+        child
+        for thread in process.threads
+        for child in read(f"/proc/{process.pid}/task/{thread}/children").split()
+    ]
+
+
+def _line(path: str, name: str) -> str:
+    for line in read(path).splitlines():
+        if line.startswith(name + ":"):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def _limits(process: Process) -> Iterator[Finding]:
+    """The very question that CRIU asks; the kernel answers by user and CAP_SYS_RESOURCE."""
+    try:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    except PermissionError:
+        yield stops(
+            "other-user",
+            "it belongs to another user than CRIU, which lacks CAP_SYS_RESOURCE",
+            pid=process.pid,
+            failure="rlimit-other-user",
+        )
+    except (ProcessLookupError, OSError):
+        return
+
+
+def _hidden(process: Process) -> Iterator[Finding]:
+    """What we may not look at, CRIU may not either."""
+    try:
+        os.listdir(f"/proc/{process.pid}/fd")
+    except PermissionError:
+        yield stops(
+            "hidden",
+            "it may not be looked at by this process, nor by a CRIU that it starts",
+            pid=process.pid,
+            cure="run as root, or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE",
+        )
+    except OSError:
+        return
+
+
+def _word_size(process: Process) -> Iterator[Finding]:
+    try:
+        with open(f"/proc/{process.pid}/exe", "rb") as file:
+            is_32 = file.read(5) == b"\x7fELF\x01"
+    except OSError:
+        return
+    if is_32 and os.uname().machine == "x86_64":
+        yield note(
+            "32-bit",
+            "it is a 32-bit program, which needs a CRIU that was built for that",
+            pid=process.pid,
+            cure="look with doctor at feature:compat_cr",
+        )
+
+
+def _session(scene: Scene, process: Process) -> Iterator[Finding]:
+    session = process.inner("NSsid")
+    if session == 0:
+        yield stops(
+            "session-outside",
+            "the leader of its session is outside of its pid namespace",
+            pid=process.pid,
+            failure="sid-outside",
+        )
+    elif process is scene.tree.root and session != process.inner("NSpid"):
+        yield needs(
+            scene,
+            "shell-job",
+            "the leader of its session is outside of the tree, as of what a shell starts",
+            known("shell-job").cure,
+            sets={"shell_job": True},
+            pid=process.pid,
+            failure="shell-job",
+        )
+
+
+def _kcmp(one: int, other: int, kind: int) -> bool:
+    return bool(libc.syscall(SYS_KCMP, one, other, kind, 0, 0) == 0)
+
+
+def _shares(scene: Scene, process: Process) -> Iterator[Finding]:
+    parent = int(process.fields[1]) if process.fields else 0
+    if process is scene.tree.root or parent not in scene.tree.pids:
+        return
+    for kind, words in KCMP.items():
+        if _kcmp(parent, process.pid, kind):
+            yield stops(
+                "shared-by-processes",
+                f"it shares {words} with its parent, process {parent}, which CRIU can save of "
+                "threads only",
+                pid=process.pid,
+                cure="dump it when it has run another program, or have it be a thread",
+            )
+            return
+
+
+def _nested(scene: Scene, process: Process) -> Iterator[Finding]:
+    root, ours = scene.tree.root.namespaces, scene.tree.ours.namespaces
+    for kind, which in process.namespaces.items():
+        if kind in EVEN_NESTED or which in ("", root[kind], ours[kind]):
+            continue
+        yield stops(
+            "nested-namespace",
+            f"it has a {kind} namespace of its own that the root of the tree has not",
+            pid=process.pid,
+            failure="nested-ns",
+        )
+    own = process.namespaces["time"]
+    later = process.namespace("time_for_children")
+    if later and later != own:
+        yield stops(
+            "nested-namespace",
+            "its children are to have a time namespace of their own",
+            pid=process.pid,
+            failure="nested-ns",
+        )
+
+
+def _pid_namespace(scene: Scene) -> Iterator[Finding]:
+    root = scene.tree.root
+    if not scene.tree.has_own("pid") or root.inner("NSpid") == 1:
+        return
+    number = root.namespaces["pid"].partition("[")[2].rstrip("]")
+    if scene.external(f"pid[{number}]"):
+        return
+    yield stops(
+        "not-the-first",
+        "it is inside of a pid namespace, and is not its first process",
+        pid=root.pid,
+        failure="pidns-no-init",
+    )
+
+
+def _user_namespace(scene: Scene) -> Iterator[Finding]:
+    """CRIU enters the other namespaces from the tree's user namespace, which must own them."""
+    if not scene.tree.has_own("user"):
+        return
+    root = scene.tree.root
+    for kind in ("net", "uts", "time", "ipc", "mnt"):
+        if scene.tree.has_own(kind) and _owner(root, kind) not in (None, root.namespaces["user"]):
+            yield stops(
+                "foreign-namespace",
+                f"its {kind} namespace does not belong to its user namespace",
+                pid=root.pid,
+                cure="make the other namespaces together with the user namespace, or inside of it",
+            )
+
+
+def _owner(process: Process, kind: str) -> str | None:
+    """The user namespace that a namespace belongs to; None where the kernel does not tell."""
+    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
+        number = fcntl.ioctl(file, NS_GET_USERNS)
+        try:
+            return link(f"/proc/self/fd/{number}")
+        finally:
+            os.close(number)
+    return None

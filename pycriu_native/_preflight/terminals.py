@@ -1,0 +1,125 @@
+"""Terminals: both ends must be in the tree, and so must the leader of their session.
+
+``criu/tty.c``: ``tty_verify_active_pairs``, ``dump_verify_tty_sids``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from .look import Scene, known, needs, stops
+from .tree import Descriptor, read
+from .values import Finding
+
+MASTER = (5, 2)
+SLAVES = range(136, 144)
+CONSOLES = ((5, 0), (5, 1))
+SERIAL = (188, 204)
+VIRTUAL = 4
+
+
+def is_terminal(scene: Scene, fd: Descriptor) -> bool:
+    """Whether CRIU takes a device for a terminal that it knows."""
+    major, minor = fd.device
+    known_kind = (
+        (major, minor) == MASTER
+        or major in SLAVES
+        or (major, minor) in CONSOLES
+        or major in SERIAL
+        or (major == VIRTUAL and minor <= 63)
+    )
+    return known_kind or scene.external(_key(fd))
+
+
+def _key(fd: Descriptor) -> str:
+    return f"tty[{fd.stat.st_rdev:x}:{fd.stat.st_dev:x}]"
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What of the terminals in the tree is outside of it."""
+    masters: dict[int, Descriptor] = {}
+    slaves: dict[int, Descriptor] = {}
+    for fd in scene.tree.descriptors():
+        if not stat.S_ISCHR(fd.stat.st_mode) or scene.external(_key(fd)):
+            continue
+        major, minor = fd.device
+        if (major, minor) == MASTER:
+            masters.setdefault(int(fd.value("tty-index") or "-1"), fd)
+        elif major in SLAVES:
+            slaves.setdefault((major - SLAVES.start) * 256 + minor, fd)
+    alone = [fd for index, fd in sorted(slaves.items()) if index not in masters]
+    if len(alone) > 1:
+        yield stops(
+            "terminals-outside",
+            f"the masters of {len(alone)} terminals are outside of the tree; CRIU can do with one",
+            pid=alone[0].pid,
+            path=", ".join(fd.link for fd in alone),
+            failure="pty-half",
+            cure='have them closed, or external=["tty[rdev:dev]"] for each',
+        )
+    elif alone:
+        yield from _half(scene, alone[0])
+    for fd in (*masters.values(), *slaves.values()):
+        yield from _dangling(scene, fd)
+
+
+def _half(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    if scene.opts.orphan_pts_master or scene.opts.shell_job:
+        return
+    container = scene.tree.has_own("pid")
+    yield needs(
+        scene,
+        "terminal-outside",
+        "the master of its terminal is outside of the tree",
+        known("pty-half").cure,
+        sets={"orphan_pts_master": True} if container else {"shell_job": True},
+        pid=fd.pid,
+        fd=fd.number,
+        path=fd.link,
+        failure="pty-half",
+    )
+
+
+def _dangling(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+    """The session of the terminal, which its leader must bring along."""
+    major, minor = fd.device
+    if (major, minor) == MASTER:
+        index = int(fd.value("tty-index") or "-1")
+        device = os.makedev(SLAVES.start + index // 256, index % 256)
+        leaders = _sessions_on(device)
+    else:
+        leaders = {
+            int(process.fields[3])
+            for process in scene.tree.alive
+            if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
+        }
+    for leader in leaders - scene.tree.pids:
+        yield needs(
+            scene,
+            "terminal-of-a-shell",
+            f"its terminal belongs to a session outside of the tree, which process {leader} leads",
+            known("dangling-tty").cure,
+            sets={"shell_job": True},
+            pid=fd.pid,
+            fd=fd.number,
+            path=fd.link,
+            failure="dangling-tty",
+        )
+
+
+def _is(packed: int, device: int) -> bool:
+    """Whether the terminal's number of /proc/PID/stat is this device."""
+    major, minor = packed >> 8 & 0xFFF, (packed & 0xFF) | (packed >> 12 & 0xFFF00)
+    return packed != 0 and (major, minor) == (os.major(device), os.minor(device))
+
+
+def _sessions_on(device: int) -> set[int]:
+    """The sessions whose terminal a device is."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        fields = read(f"/proc/{name}/stat").rpartition(")")[2].split()
+        if fields and _is(int(fields[4]), device):
+            found.add(int(fields[3]))
+    return found

@@ -1,0 +1,57 @@
+"""A preflight for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .values import Finding, Preflight, Severity, Verdict
+
+_HEADS = {
+    Severity.STOPS: "stops the dump",
+    Severity.NEEDS_OPTION: "needs an option",
+    Severity.LOST: "is lost",
+    Severity.NOTE: "to mind",
+}
+_SUMS = {
+    Verdict.WORKS: "can be dumped",
+    Verdict.NEEDS_OPTIONS: "can be dumped with these options",
+    Verdict.FAILS: "cannot be dumped",
+}
+
+
+def rendered(result: Preflight) -> str:
+    """The verdict, the options, the findings by severity and the size."""
+    return "\n".join(_lines(result))
+
+
+def _lines(result: Preflight) -> Iterator[str]:
+    count = len(result.pids)
+    others = "" if count < 2 else f" and {count - 1} other process{'es' * (count > 2)}"
+    yield f"process {result.pid}{others}: {_SUMS[result.verdict]}"
+    if result.verdict is Verdict.NEEDS_OPTIONS:
+        for name, value in result.changes().items():
+            yield f"    {name}={value!r}"
+    for severity, head in _HEADS.items():
+        found = [finding for finding in result.findings if finding.severity is severity]
+        if found:
+            yield f"{head}:"
+            for finding in found:
+                yield from _finding(finding)
+    if result.size.total:
+        yield f"images: about {in_units(result.size.total)}"
+
+
+def _finding(finding: Finding) -> Iterator[str]:
+    subject = f"{finding.subject}: " if finding.subject else ""
+    yield f"    {subject}{finding.words}"
+    if finding.cure:
+        yield f"        {finding.cure}"
+
+
+def in_units(size: float) -> str:
+    """Bytes as people write them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

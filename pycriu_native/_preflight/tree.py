@@ -1,0 +1,224 @@
+"""What /proc says of a process tree: read once, and remembered.
+
+Processes run on while they are read. What ends meanwhile is left out: each reader returns
+nothing for what is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from .._tree import process_tree, status_of
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+def read(path: str) -> str:
+    """A file of /proc as text; empty where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def link(path: str) -> str:
+    """Where a link of /proc leads; empty where it cannot be read."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """An open descriptor of a process."""
+
+    pid: int
+    number: int
+    link: str
+    """What /proc calls it."""
+    stat: os.stat_result
+    info: dict[str, list[str]] = field(compare=False, hash=False)
+    """The lines of its fdinfo by their first word; several lines may begin alike."""
+
+    @property
+    def path(self) -> str:
+        """Where it is looked at."""
+        return f"/proc/{self.pid}/fd/{self.number}"
+
+    def value(self, name: str) -> str:
+        """A line of its fdinfo; empty where there is none."""
+        return self.info.get(name, [""])[0]
+
+    @property
+    def flags(self) -> int:
+        """The flags that it was opened with."""
+        return int(self.value("flags") or "0", 8)
+
+    @property
+    def mount(self) -> int:
+        """The number of the mount that it is on."""
+        return int(self.value("mnt_id") or "-1")
+
+    @property
+    def is_socket(self) -> bool:
+        return stat.S_ISSOCK(self.stat.st_mode)
+
+    @property
+    def is_pipe(self) -> bool:
+        """A pipe without a name."""
+        return self.link.startswith("pipe:")
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """Numbers of the device that it is; (0, 0) for what is none."""
+        return os.major(self.stat.st_rdev), os.minor(self.stat.st_rdev)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A mapping of a process's memory."""
+
+    pid: int
+    range: str
+    rights: str
+    device: str
+    inode: int
+    name: str
+
+    @property
+    def link(self) -> str:
+        """Where the mapped file can be opened."""
+        start, _, end = self.range.partition("-")
+        return f"/proc/{self.pid}/map_files/{start.lstrip('0') or '0'}-{end.lstrip('0') or '0'}"
+
+    @property
+    def shared(self) -> bool:
+        return self.rights[3] == "s"
+
+
+class Process:
+    """One process of the tree."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    @cached_property
+    def status(self) -> dict[str, str]:
+        """/proc/PID/status."""
+        return status_of(self.pid)
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """/proc/PID/stat after the name: state, parent, group, session, terminal, ..."""
+        return read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()
+
+    @property
+    def state(self) -> str:
+        """The state's letter; empty where there is no such process."""
+        return self.fields[0] if self.fields else ""
+
+    @property
+    def terminal(self) -> int:
+        """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
+        return int(self.fields[4]) if self.fields else 0
+
+    @cached_property
+    def threads(self) -> list[int]:
+        """The numbers of its threads."""
+        try:
+            return sorted(map(int, os.listdir(f"/proc/{self.pid}/task")))
+        except OSError:
+            return []
+
+    def inner(self, name: str) -> int:
+        """``NSpid`` or ``NSsid`` as seen in the innermost pid namespace."""
+        return int((self.status.get(name) or "-1").split()[-1])
+
+    @cached_property
+    def namespaces(self) -> dict[str, str]:
+        """Each kind of namespace, and which one it is."""
+        return {kind: self.namespace(kind) for kind in NAMESPACES}
+
+    def namespace(self, kind: str) -> str:
+        """Which namespace of a kind this is; empty where the kernel has none, or for a zombie."""
+        return link(f"/proc/{self.pid}/ns/{kind}")
+
+    @cached_property
+    def descriptors(self) -> list[Descriptor]:
+        """What it has open."""
+        try:
+            numbers = sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
+        except OSError:
+            return []
+        found = []
+        for number in numbers:
+            path = f"/proc/{self.pid}/fd/{number}"
+            try:
+                seen = os.stat(path)
+            except OSError:
+                continue
+            info: dict[str, list[str]] = {}
+            for line in read(f"/proc/{self.pid}/fdinfo/{number}").splitlines():
+                word, *rest = line.split(None, 1)
+                info.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+            found.append(Descriptor(self.pid, number, link(path), seen, info))
+        return found
+
+    @cached_property
+    def mappings(self) -> list[Mapping]:
+        """Its memory."""
+        found = []
+        for line in read(f"/proc/{self.pid}/maps").splitlines():
+            words = line.split(None, 5)
+            name = words[5] if len(words) > 5 else ""
+            found.append(Mapping(self.pid, words[0], words[1], words[3], int(words[4]), name))
+        return found
+
+
+class Tree:
+    """The process that is to be dumped and all below it, and what CRIU's place is."""
+
+    def __init__(self, pid: int) -> None:
+        self.root = Process(pid)
+        self.processes = [self.root]
+        if self.root.state not in ("", "Z", "X"):
+            self.processes += [Process(below) for below in process_tree(pid)[1:]]
+        self.ours = Process(os.getpid())
+        """The worker shares our namespaces."""
+
+    @cached_property
+    def pids(self) -> frozenset[int]:
+        return frozenset(process.pid for process in self.processes)
+
+    @cached_property
+    def alive(self) -> list[Process]:
+        """Those that are no zombies."""
+        return [process for process in self.processes if process.state not in ("", "Z", "X")]
+
+    def has_own(self, kind: str) -> bool:
+        """Whether the tree has a namespace that CRIU is not in."""
+        return self.root.namespaces[kind] != self.ours.namespaces[kind]
+
+    def descriptors(self) -> Iterator[Descriptor]:
+        """What all processes have open."""
+        for process in self.alive:
+            yield from process.descriptors
+
+    def in_namespaces(self, kind: str) -> dict[str, Process]:
+        """Each namespace of a kind that is in the tree, with the first process in it."""
+        found: dict[str, Process] = {}
+        for process in self.alive:
+            if process.namespaces[kind]:
+                found.setdefault(process.namespaces[kind], process)
+        return found
+
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long

@@ -1,0 +1,327 @@
+"""What doctor says of this machine, of poorer ones, and of a CRIU that is missing or too old."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    Health,
+    Socket,
+    Version,
+    Worker,
+    check,
+    doctor,
+    feature_check,
+    libcriu_version,
+    version,
+)
+from pycriu_native._doctor import features, program, rights, system
+from pycriu_native._doctor.values import Remark
+
+from .failing import OLDER
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def here() -> Any:
+    """What doctor says here, asked once."""
+    return doctor()
+
+
+def test_what_is_right_here(here: Any) -> None:
+    """It agrees with what the verbs say: releases, CRIU's check, features, rights."""
+    assert here.of("criu").value.startswith(str(version()))
+    assert here.of("libcriu").value == str(libcriu_version())
+    assert here.of("check").health in (Health.GOOD, Health.INFO)
+    check()
+    found = feature_check()
+    for field, name in features.BY_REQUEST.items():
+        there = here.of(f"feature:{name}").value == "there"
+        assert there == getattr(found, field), name
+    assert here.health is not Health.BAD
+    assert here.of("proc").health is Health.GOOD
+
+
+def test_each_feature_is_answered(here: Any) -> None:
+    """CRIU 4.2 knows every feature that it is asked for, and says of each whether it is there."""
+    if version() < Version(major=4, minor=2):
+        pytest.skip(f"CRIU {version()} knows fewer features")
+    asked = {remark.id for remark in here.remarks if remark.group == "feature"}
+    assert asked == {f"feature:{name}" for name in features.FEATURES}
+    program = Worker().name()
+    for name in ("uffd", "mem_dirty_track"):
+        told = subprocess.run([program, "check", "--feature", name], capture_output=True)
+        there = here.of(f"feature:{name}").value == "there"
+        assert there == (told.returncode == 0)
+
+
+def test_every_remark_can_be_used(here: Any) -> None:
+    """Each has an id of its own and words; what is not good says what it costs and what to do."""
+    ids = [remark.id for remark in here.remarks]
+    assert len(ids) == len(set(ids))
+    for remark in here.remarks:
+        assert remark.title
+        assert remark.value
+        if remark.health in (Health.WARNING, Health.BAD):
+            assert remark.costs
+            assert remark.cure
+
+
+def test_as_data_and_as_text(here: Any) -> None:
+    """It goes through JSON, and reads as text: what is lost, not the good features."""
+    told = json.loads(json.dumps(here.to_dict()))
+    assert told["health"] == str(here.health)
+    assert len(told["remarks"]) == len(here.remarks)
+    text = str(here)
+    assert text.startswith("this machine can checkpoint")
+    for remark in here.remarks:
+        shown = f"{remark.title}: {remark.value}" in text
+        assert shown != (remark.group == "feature" and remark.health is Health.GOOD), remark
+
+
+def test_no_criu(tmp_path: Path) -> None:
+    """A program that is missing is bad, and the rest is told all the same."""
+    found = doctor(Worker(program=tmp_path / "criu"))
+    assert found.health is Health.BAD
+    assert found.of("criu").health is Health.BAD
+    assert "install" in found.of("criu").cure
+    assert found.of("capability:CAP_SYS_ADMIN")
+    assert str(found).startswith("this machine cannot checkpoint")
+    with pytest.raises(KeyError):
+        found.of("check")
+
+
+@pytest.mark.skipif(not os.path.exists(OLDER["3.17"]), reason="there is no CRIU 3.17 here")
+def test_a_criu_that_is_too_old() -> None:
+    """One that cannot start on this kernel is bad, and its check says so."""
+    via = Worker(program=OLDER["3.17"])
+    with pytest.raises(CriuError):
+        check(via=via)
+    found = doctor(via)
+    assert found.health is Health.BAD
+    assert "too old for this kernel" in found.of("check").value
+
+
+@pytest.mark.skipif(not os.path.exists(OLDER["4.1"]), reason="there is no CRIU 4.1 here")
+def test_a_criu_that_does_not_fit_the_kernel() -> None:
+    """CRIU before 4.2 fails on sockets with Linux 6.16 and later; and libcriu is younger."""
+    remarks = {remark.id: remark for remark in program.look(Worker(program=OLDER["4.1"]))}
+    new = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
+    assert remarks["fit-kernel"].health is (Health.WARNING if new else Health.GOOD)
+    differs = str(libcriu_version()) != "4.1.1"
+    assert remarks["fit-library"].health is (Health.INFO if differs else Health.GOOD)
+
+
+def test_a_socket_is_not_asked() -> None:
+    """It serves one request, which is not doctor's to take."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        found = doctor(Socket(ours))
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+    assert {remark.group for remark in found.remarks} == {"rights", "network", "system"}
+
+
+def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
+    """It is named, with what it sets."""
+    (tmp_path / ".criu").mkdir()
+    (tmp_path / ".criu/default.conf").write_text("tcp-close\nghost-limit 3\n")
+    via = Worker(env={"HOME": str(tmp_path)})
+    [remark] = [found for found in program.look(via) if found.id == "configuration"]
+    assert remark.health is Health.WARNING
+    assert str(tmp_path / ".criu/default.conf") in remark.value
+    assert "tcp_close" in remark.value
+    assert "ghost_limit" in remark.value
+
+
+def test_a_poorer_place(tmp_path: Path) -> None:
+    """Fewer capabilities, no iptables, read-only cgroups and settings: each is told."""
+    code = textwrap.dedent(f"""
+        import json, sys
+        from pycriu_native import Worker
+        from pycriu_native._doctor import rights, system
+        via = Worker(env={{"PATH": {str(tmp_path)!r}}})
+        remarks = [*rights.look(), *system.look(via)]
+        json.dump([remark.to_dict() for remark in remarks], sys.stdout)
+    """)
+    shell = (
+        "for m in $(awk '/ - cgroup2? /{print $5}' /proc/self/mountinfo); do "
+        'mount -o remount,ro,bind "$m"; done; '
+        "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; "
+        'exec setpriv --bounding-set=-sys_ptrace,-net_admin,-sys_resource "$@"'
+    )
+    told = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert told.returncode == 0, told.stderr
+    found = {remark["id"]: remark for remark in json.loads(told.stdout)}
+    assert found["capability:CAP_SYS_PTRACE"]["health"] == "bad"
+    assert found["capability:CAP_NET_ADMIN"]["health"] == "warning"
+    assert found["capability:CAP_SYS_ADMIN"]["health"] == "good"
+    assert found["iptables"]["health"] == "warning"
+    assert "nftables" in found["iptables"]["costs"]
+    assert found["tool:tar"]["health"] == "warning"
+    assert found["ns-last-pid"]["health"] == "warning"
+    if "version" in found["cgroups"]["value"] or "hybrid" in found["cgroups"]["value"]:
+        assert found["cgroups"]["health"] == "warning"
+        assert "read-only" in found["cgroups"]["value"]
+
+
+def test_a_filter_of_our_system_calls() -> None:
+    """A process under seccomp is told what that means."""
+    code = textwrap.dedent("""
+        import ctypes, struct
+        from pycriu_native._doctor import rights
+        libc = ctypes.CDLL(None)
+        allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
+        program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
+        assert libc.prctl(38, 1, 0, 0, 0) == 0
+        assert libc.prctl(22, 2, program, 0, 0) == 0
+        print([remark.health for remark in rights.look() if remark.id == "seccomp"][0])
+    """)
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert told.stdout == "warning\n"
+
+
+# ---- what this machine has not: the files of others, as their kernels write them ----
+
+
+def files(monkeypatch: pytest.MonkeyPatch, module: Any, **contents: str) -> None:
+    """Have some files of /proc and /sys say this; the rest is as it is."""
+    real: Callable[[str], str] = module.read
+    known = {name.replace("__", "/"): text for name, text in contents.items()}
+
+    def read(path: str) -> str:
+        ending = next((name for name in known if path.endswith(name)), None)
+        return real(path) if ending is None else known[ending]
+
+    monkeypatch.setattr(module, "read", read)
+
+
+@pytest.mark.parametrize(
+    ("id", "contents", "health"),
+    [
+        ("yama", {"ptrace_scope": "3\n"}, Health.BAD),
+        ("yama", {"ptrace_scope": "1\n"}, Health.GOOD),
+        ("lockdown", {"lockdown": "none integrity [confidentiality]\n"}, Health.WARNING),
+        ("lockdown", {"lockdown": "none [integrity] confidentiality\n"}, Health.GOOD),
+        ("selinux", {"enforce": "1", "current": "system_u:system_r:httpd_t:s0"}, Health.WARNING),
+        ("selinux", {"enforce": "0", "current": "system_u:system_r:httpd_t:s0"}, Health.GOOD),
+        ("apparmor", {"enabled": "Y\n", "current": "docker-default (enforce)\n"}, Health.WARNING),
+        ("apparmor", {"enabled": "Y\n", "current": "unconfined\n"}, Health.GOOD),
+    ],
+)
+def test_security_modules(
+    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: Health
+) -> None:
+    """Each is told from what it writes to its files."""
+    files(monkeypatch, rights, **contents)
+    [found] = [remark for remark in rights.look() if remark.id == id]
+    assert found.health is health
+
+
+@pytest.mark.parametrize(
+    ("id", "contents", "health"),
+    [
+        ("io-uring", {"io_uring_disabled": "2\n"}, Health.GOOD),
+        ("io-uring", {"io_uring_disabled": "0\n"}, Health.INFO),
+        ("pipe-max-size", {"pipe-max-size": "4194304\n"}, Health.GOOD),
+    ],
+)
+def test_settings(
+    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: Health
+) -> None:
+    """Each is told from its file."""
+    files(monkeypatch, system, **contents)
+    [found] = [remark for remark in system.look(Worker()) if remark.id == id]
+    assert found.health is health
+
+
+def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CAP_SYS_RESOURCE lazy pages need larger ones, and the command is named."""
+    files(monkeypatch, system, **{"pipe-max-size": "1048576\n"})
+    monkeypatch.setattr(system, "status_of", lambda pid: {"CapEff": "0"})
+    found = system._pipe_size()
+    assert found.health is Health.WARNING
+    assert found.cure == "sysctl -w fs.pipe-max-size=4194304"
+
+
+def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> Remark:
+    """What is said of a cache at this place."""
+    monkeypatch.setattr(program, "CACHE", str(path))
+    monkeypatch.setattr(program, "TMPFS_OF", tmpfs)
+    return program._cache(program._started() + 1, Worker())
+
+
+def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kept, absent, stale, or something else: by its age and its first word."""
+    path = tmp_path / "criu.kdat"
+    assert "absent" in cache(monkeypatch, path).value
+    path.write_bytes(struct.pack("=I", program.CACHE_MAGIC) + bytes(400))
+    kept = cache(monkeypatch, path)
+    assert kept.health is Health.GOOD
+    assert "kept" in kept.value
+    os.utime(path, (1, 1))
+    stale = cache(monkeypatch, path)
+    assert stale.health is Health.WARNING
+    assert "stale" in stale.value
+    assert stale.cure == f"rm {path}"
+    subprocess.run(stale.cure.split(), check=True)
+    assert "absent" in cache(monkeypatch, path).value
+    path.write_bytes(b"something else")
+    assert cache(monkeypatch, path).health is Health.WARNING
+
+
+def test_where_the_cache_is_kept(tmp_path: Path) -> None:
+    """On a tmpfs CRIU keeps it, and doctor finds it so."""
+    code = (
+        "from pycriu_native import Worker\n"
+        "from pycriu_native._doctor import program\n"
+        "found = [r.value for _ in range(2) for r in program.look(Worker()) if r.id == 'cache']\n"
+        "print(found[-1])\n"
+    )
+    shell = 'mount -t tmpfs none /run && exec "$@"'
+    told = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("/run/criu.kdat is kept")
+
+
+def test_it_is_loaded_when_it_is_asked_for() -> None:
+    """Importing the package does not bring it along."""
+    code = (
+        "import sys, pycriu_native\n"
+        "assert not any('_doctor' in name for name in sys.modules)\n"
+        "pycriu_native.doctor\n"
+        "assert any('_doctor' in name for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

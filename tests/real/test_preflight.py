@@ -1,0 +1,616 @@
+"""What preflight says before a dump, held against what CRIU then does.
+
+The failing situations are those of ``test_failures.py``, which asks preflight about each. Here
+are the others: processes that can be dumped as they are, processes that can be with options
+which preflight names, and a few more that cannot. The last test looks at all situations of the
+run: at least 95 in 100 must have been told rightly. Those that cannot be are named in
+``foretold.py`` and in ``docs/preflight.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycriu_native
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    NoSuchProcessError,
+    OptionError,
+    PreflightError,
+    Severity,
+    Verdict,
+    dump,
+    preflight,
+    restore,
+)
+from pycriu_native._log import failures
+
+from .conftest import Spawn
+from .containers import container, mount_point
+from .failing import CONNECTED, LISTENS, Site, job
+from .foretold import enter, ledger, works
+from .hosts import host
+from .processes import Target, eventually, reap_all
+
+FEWEST = 40
+"""Situations that make a share worth looking at."""
+
+Build = Callable[[Site], Target]
+situations: dict[str, tuple[Build, Verdict]] = {}
+
+
+def situation(verdict: Verdict = Verdict.WORKS) -> Callable[[Build], Build]:
+    """A situation, and what CRIU does with it."""
+
+    def add(build: Build) -> Build:
+        situations[build.__name__] = (build, verdict)
+        return build
+
+    return add
+
+
+def plainly(name: str, scenario: str, verdict: Verdict = Verdict.WORKS, **options: Any) -> None:
+    """A situation that a scenario makes by itself."""
+
+    def build(at: Site) -> Target:
+        at.options |= options
+        return at.spawn(scenario)
+
+    situations[name] = (build, verdict)
+
+
+NEEDS = Verdict.NEEDS_OPTIONS
+
+# ---- processes ----
+
+plainly("nothing_special", "serve()")
+plainly(
+    "threads",
+    "import threading\nthreading.Thread(target=serve).start()\nthreading.Event().wait()",
+)
+plainly("a_zombie_child", "import os\nif os.fork() == 0: os._exit(0)\nserve()")
+plainly(
+    "children",
+    """
+    import os, time
+    for _ in range(3):
+        if os.fork() == 0:
+            while True: time.sleep(1)
+    serve()
+""",
+)
+plainly(
+    "a_session_below",
+    "import os, time\nif os.fork() == 0:\n  os.setsid()\n  time.sleep(1000)\nserve()",
+)
+
+
+@situation()
+def a_file_system_of_its_own(at: Site) -> Target:
+    """A mount namespace; what is open comes from inside, as in a container."""
+    return at.spawn(
+        """
+        import os
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3): os.dup2(null, number)
+        os.close(null)
+        serve()
+        """,
+        prefix=["unshare", "--mount"],
+    )
+
+
+@situation(NEEDS)
+def a_disk_in_its_file_system(at: Site) -> Target:
+    """A directory from outside, in a mount namespace whose root is another file system."""
+    place = at.directory / "place"
+    place.mkdir()
+    return at.spawn(
+        f"""
+        import os, subprocess
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3): os.dup2(null, number)
+        os.close(null)
+        subprocess.run(["mount", "-t", "ramfs", "none", "{place}"], check=True)
+        serve()
+        """,
+        prefix=["unshare", "--mount"],
+    )
+
+
+@situation()
+def names_and_ipc_of_its_own(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--uts", "--ipc"])
+
+
+@situation()
+def a_network_of_its_own(at: Site) -> Target:
+    blue = at.held.enter_context(host())
+    with blue.entered():
+        return at.spawn(LISTENS)
+
+
+@situation(Verdict.FAILS)
+def children_of_another_time(at: Site) -> Target:
+    """``unshare`` itself stays where it was."""
+    return at.spawn(prefix=["unshare", "--time", "--fork", "--kill-child"])
+
+
+@situation(NEEDS)
+def a_job_of_a_shell(at: Site) -> Target:
+    return job(at)
+
+
+@situation(NEEDS)
+def frozen_in_a_cgroup(at: Site) -> Target:
+    from .leftovers import mark
+
+    cgroup = Path("/sys/fs/cgroup/unified") / f"{mark()}-preflight"
+    if not cgroup.parent.is_dir():
+        pytest.skip("cgroups of version 2 are not at /sys/fs/cgroup/unified")
+    target = at.spawn()
+    cgroup.mkdir()
+    (cgroup / "cgroup.procs").write_text(str(target.pid))
+    (cgroup / "cgroup.freeze").write_text("1")
+    eventually(lambda: "frozen 1" in (cgroup / "cgroup.events").read_text(), "the freeze")
+
+    def thaw() -> None:
+        (cgroup / "cgroup.freeze").write_text("0")
+        target.end()
+        target.reap()
+        eventually(lambda: not (cgroup / "cgroup.procs").read_text(), "an empty cgroup")
+        cgroup.rmdir()
+
+    at.held.callback(thaw)
+    at.survives = False
+    return target
+
+
+# ---- containers ----
+
+
+@situation(NEEDS)
+def a_container(at: Site) -> Target:
+    """With many mounts from outside, each of which must be named."""
+    return at.held.enter_context(container(at.directory / "box"))
+
+
+@situation()
+def a_container_whose_mounts_are_named(at: Site) -> Target:
+    box = at.held.enter_context(container(at.directory / "box", mounts={"/mem": "tmpfs"}))
+    at.options["external"] = box.given_on_dump
+    return box
+
+
+@situation()
+def a_container_whose_mounts_are_found(at: Site) -> Target:
+    at.options["auto_ext_mnt"] = True
+    return at.held.enter_context(container(at.directory / "box"))
+
+
+@situation(NEEDS)
+def a_container_with_a_disk(at: Site) -> Target:
+    box = at.held.enter_context(container(at.directory / "box", mounts={"/disk": "ramfs"}))
+    at.options["external"] = box.given_on_dump
+    return box
+
+
+@situation(NEEDS)
+def a_container_that_follows_the_host(at: Site) -> Target:
+    """Its mounts are slaves of shared ones."""
+    volume = at.held.enter_context(mount_point(at.directory / "volume"))
+    subprocess.run(["mount", "--make-shared", volume], check=True)
+    at.options["auto_ext_mnt"] = True
+    return at.held.enter_context(
+        container(at.directory / "box", binds={"/volume": volume}, propagation="slave")
+    )
+
+
+@situation(NEEDS)
+def a_container_with_a_device_of_a_network(at: Site) -> Target:
+    box = at.held.enter_context(container(at.directory / "box"))
+    at.options["external"] = box.given_on_dump
+    try:
+        box.ip("link", "add", "d0", "type", "vxlan", "id", "5", "dstport", "0")
+    except subprocess.CalledProcessError:
+        pytest.skip("this kernel has no vxlan")
+    return box
+
+
+# ---- files ----
+
+plainly(
+    "ordinary_files",
+    'import os\nf = open(HERE / "f", "w")\nd = os.open(HERE, os.O_RDONLY)\n'
+    'os.mkfifo(HERE / "fifo")\np = os.open(HERE / "fifo", os.O_RDWR)\n'
+    'z = open("/dev/zero")\nr = open("/dev/urandom")\nserve()',
+)
+plainly("files_of_proc", 'f = open("/proc/self/maps")\ng = open("/proc/cpuinfo")\nserve()')
+plainly(
+    "a_small_deleted_file",
+    'import os\nf = open(HERE / "f", "w")\nf.write("x")\nf.flush()\nos.unlink(HERE / "f")\nserve()',
+)
+plainly(
+    "a_large_deleted_file_with_holes",
+    'import os\nf = open(HERE / "f", "w")\nos.truncate(f.fileno(), 1 << 30)\n'
+    'os.unlink(HERE / "f")\nserve()',
+)
+plainly(
+    "a_large_deleted_file_that_is_mapped",
+    'import mmap, os\nf = open(HERE / "f", "w+b")\nf.write(bytes(2 << 20))\nf.flush()\n'
+    'm = mmap.mmap(f.fileno(), 2 << 20)\nf.close()\nos.unlink(HERE / "f")\nserve()',
+    NEEDS,
+)
+plainly(
+    "a_deleted_directory",
+    'import os\n(HERE / "d").mkdir()\nos.chdir(HERE / "d")\nos.rmdir(HERE / "d")\nserve()',
+)
+plainly(
+    "a_renamed_file",
+    'f = open(HERE / "f", "w")\n(HERE / "f").rename(HERE / "g")\nserve()',
+)
+plainly(
+    "a_file_whose_name_is_taken",
+    'import os\nf = open(HERE / "f", "w")\nos.link(HERE / "f", HERE / "g")\n'
+    'os.unlink(HERE / "f")\ng = open(HERE / "f", "w")\nserve()',
+    NEEDS,
+)
+plainly(
+    "a_posix_lock",
+    'import fcntl\nf = open(HERE / "f", "w")\nfcntl.lockf(f, fcntl.LOCK_EX)\nserve()',
+    NEEDS,
+)
+plainly(
+    "a_lease", 'import fcntl\nf = open(HERE / "f", "a")\nfcntl.fcntl(f, 1024, 1)\nserve()', NEEDS
+)
+plainly("pipes_inside", "import os\np = os.pipe()\nserve()")
+plainly("a_pipe_whose_end_is_closed", "import os\np, q = os.pipe()\nos.close(q)\nserve()")
+
+
+@situation()
+def a_pipe_to_us(at: Site) -> Target:
+    reader, writer = os.pipe()
+    at.held.callback(os.close, reader)
+    at.held.callback(os.close, writer)
+    return at.spawn(stdin=reader)
+
+
+# ---- objects ----
+
+OBJECTS = """
+    import ctypes, os, select, signal
+    libc = ctypes.CDLL(None)
+    e = os.eventfd(0)
+    t = libc.timerfd_create(1, 0)
+    s = libc.signalfd(-1, bytes(128), 0)
+    m = os.memfd_create("memory")
+    os.write(m, bytes(10000))
+    i = libc.inotify_init()
+    assert libc.inotify_add_watch(i, os.fsencode(HERE), 2) > 0
+    p = os.pipe()
+    epoll = select.epoll()
+    epoll.register(p[0])
+    epoll.register(e)
+    serve()
+"""
+plainly("objects_of_the_kernel", OBJECTS)
+plainly(
+    "a_pidfd_of_a_child",
+    "import os, time\nchild = os.fork()\nwhile not child: time.sleep(1)\n"
+    "p = os.pidfd_open(child)\nserve()",
+)
+plainly(
+    "an_epoll_of_a_copied_number",
+    """
+    import os, select
+    reader, writer = os.pipe()
+    epoll = select.epoll()
+    epoll.register(reader)
+    copy = os.dup(reader)
+    os.close(reader)
+    serve()
+""",
+)
+plainly(
+    "shared_memory",
+    "import mmap\nm = mmap.mmap(-1, 1 << 20)\nm[:] = bytes(range(256)) * 4096\nserve()",
+)
+plainly("a_namespace_of_its_own_open", 'f = open("/proc/self/ns/net")\nserve()')
+plainly(
+    "a_filter_of_system_calls",
+    """
+    import ctypes, struct
+    libc = ctypes.CDLL(None)
+    allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
+    assert libc.prctl(38, 1, 0, 0, 0) == 0
+    assert libc.prctl(22, 2, program, 0, 0) == 0
+    serve()
+""",
+)
+
+# ---- sockets ----
+
+plainly(
+    "sockets_that_listen",
+    """
+    import socket
+    a = socket.create_server(("127.0.0.1", 0))
+    b = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    c = socket.socket(socket.AF_UNIX); c.bind("\\0" + str(HERE)); c.listen()
+    d = socket.socket()
+    e = socket.socket(); e.bind(("127.0.0.1", 0))
+    serve()
+""",
+)
+plainly(
+    "sockets_without_connections",
+    """
+    import socket
+    a = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); a.bind(("127.0.0.1", 0))
+    b = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    c = socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)
+    d = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    e = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW); e.bind((0, 0))
+    f = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136)
+    serve()
+""",
+)
+plainly(
+    "unix_sockets_inside",
+    """
+    import socket
+    pairs = [socket.socketpair(socket.AF_UNIX, kind) for kind in
+             (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)]
+    pairs[0][0].send(b"on the way")
+    half = socket.socketpair()
+    half[1].close()
+    serve()
+""",
+)
+plainly(
+    "a_unix_connection_not_accepted",
+    """
+    import socket
+    server = socket.socket(socket.AF_UNIX); server.bind("\\0" + str(HERE)); server.listen()
+    client = socket.socket(socket.AF_UNIX); client.connect("\\0" + str(HERE))
+    serve()
+""",
+)
+plainly("a_tcp_connection_that_is_kept", CONNECTED, tcp_established=True)
+plainly("a_tcp_connection_that_is_dropped", CONNECTED, tcp_close=True)
+plainly("a_tcp_connection", CONNECTED, NEEDS)
+plainly(
+    "a_tcp_connection_and_a_lock",
+    CONNECTED.replace(
+        "serve()", 'import fcntl; f = open(HERE / "f", "w"); fcntl.flock(f, 2)\n    serve()'
+    ),
+    NEEDS,
+)
+plainly(
+    "a_socket_of_express_data",
+    """
+    import socket
+    s = socket.socket(44, socket.SOCK_RAW)
+    serve()
+""",
+    Verdict.FAILS,
+)
+
+
+@situation(NEEDS)
+def a_stream_to_outside(at: Site) -> Target:
+    ours, theirs = socket.socketpair()
+    at.held.enter_context(ours)
+    with theirs:
+        return at.spawn(stdin=theirs.fileno())
+
+
+@situation()
+def a_terminal_inside(at: Site) -> Target:
+    return at.spawn("import os\nmaster, slave = os.openpty()\nserve()")
+
+
+# ---- the tests ----
+
+
+@pytest.fixture
+def site(orphans: None, spawn: Spawn, tmp_path: Path, images: Path) -> Iterator[Site]:
+    """A place for a situation."""
+    with ExitStack() as held:
+        yield Site(spawn, tmp_path, images, held)
+
+
+@pytest.mark.parametrize("name", situations)
+def test_a_situation(name: str, site: Site) -> None:
+    """CRIU does what preflight has said, and with preflight's options if it named any."""
+    build, expected = situations[name]
+    target = build(site)
+    foretold = preflight(target.pid, site.opts)
+    did = Verdict.FAILS
+    if foretold.verdict is Verdict.NEEDS_OPTIONS and foretold.needs[0].id == "frozen":
+        did = NEEDS if works(target.pid, foretold.opts) else Verdict.FAILS
+    elif works(target.pid, site.opts):
+        did = Verdict.WORKS
+    elif works(target.pid, foretold.opts):
+        did = Verdict.NEEDS_OPTIONS
+    enter(name, foretold.verdict, did)
+    assert did is expected
+    if site.survives:
+        assert target.runs_on()
+
+
+SIZES = {
+    "small": "serve()",
+    "memory": "memory = bytes(range(256)) * 200_000\nserve()",
+    "shared": "import mmap\nm = mmap.mmap(-1, 32 << 20)\nm[:] = bytes([1]) * (32 << 20)\nserve()",
+    "children": "import os, time\nmemory = bytes(range(256)) * 80_000\n"
+    "for _ in range(3):\n  if os.fork() == 0:\n    while True: time.sleep(1)\nserve()",
+    "deleted": 'import os\nf = open(HERE / "f", "wb", buffering=0)\nf.write(b"1" * (20 << 20))\n'
+    'os.unlink(HERE / "f")\nserve()',
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
+    """The images are as large as was told, give or take a fifth and 300 KB."""
+    target = spawn(SIZES[name])
+    site.options["ghost_limit"] = 64 << 20
+    told = preflight(target.pid, site.opts).size.total
+    dump(target.pid, site.opts)
+    reap_all()
+    took = sum(file.stat().st_blocks * 512 for file in site.images.iterdir())
+    print(f"{name}: told {told}, took {took}")
+    assert abs(told - took) < took / 5 + 300_000
+
+
+def test_options_for_a_process(site: Site) -> None:
+    """What ``for_process`` gives dumps the process, and restores it."""
+    target = site.spawn(
+        CONNECTED.replace("serve()", 'import fcntl; f = open(HERE / "f", "w"); fcntl.flock(f, 2)\n'
+        "    serve(same=lambda: client.getpeername() == server.getsockname())")
+    )  # fmt: skip
+    with pytest.raises(CriuError):
+        dump(target.pid, site.opts)
+    opts = CriuOpts.for_process(target.pid, site.opts)
+    assert opts == CriuOpts(images_directory=site.images, tcp_established=True, file_locks=True)
+    dump(target.pid, opts)
+    reap_all()
+    restored = restore(opts.only_for("restore")).pid
+    assert restored == target.pid
+    assert target.ask("same") is True
+
+
+def test_every_obstacle_at_once(site: Site) -> None:
+    """One error names all that stops a dump, each with its process and its cure."""
+    target = site.spawn("""
+        import os, socket
+        inside = os.pidfd_open(1)
+        packets = os.pipe2(os.O_DIRECT)
+        express = socket.socket(44, socket.SOCK_RAW)
+        serve()
+    """)
+    with pytest.raises(PreflightError) as caught:
+        CriuOpts.for_process(target.pid)
+    found = {finding.id for finding in caught.value.findings}
+    assert found == {"pidfd-outside", "packet-pipe", "socket-family"}
+    assert caught.value.pid == target.pid
+    for finding in caught.value.findings:
+        assert finding.pid == target.pid
+        assert finding.words in str(caught.value)
+        assert finding.cure
+        assert finding.cure in str(caught.value)
+    assert target.runs_on()
+
+
+def test_no_process() -> None:
+    """A pid that nobody has is an error of its own class, which is the builtin's too."""
+    pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
+    assert preflight(pid).verdict is Verdict.FAILS
+    with pytest.raises(NoSuchProcessError, match="there is no process"):
+        CriuOpts.for_process(pid)
+
+
+@pytest.mark.parametrize("pid", [0, -1, True, "1", None])
+def test_what_is_no_pid(pid: Any) -> None:
+    """Refused with the argument's name."""
+    with pytest.raises(OptionError, match="pid="):
+        preflight(pid)
+
+
+def test_options_that_no_dump_takes(spawn: Spawn) -> None:
+    """Refused as the dump would refuse them."""
+    with pytest.raises(OptionError, match="tcp_close"):
+        preflight(spawn().pid, CriuOpts(tcp_close=True, tcp_established=True))
+
+
+def test_nothing_is_touched(spawn: Spawn) -> None:
+    """The process is not stopped, has the same things open, and its progress goes on."""
+    target = spawn(OBJECTS)
+    before = sorted(os.listdir(f"/proc/{target.pid}/fd"))
+    for _ in range(3):
+        preflight(target.pid)
+    assert sorted(os.listdir(f"/proc/{target.pid}/fd")) == before
+    assert "TracerPid:\t0" in Path(f"/proc/{target.pid}/status").read_text()
+    assert target.runs_on()
+
+
+def test_as_data_and_as_text(spawn: Spawn) -> None:
+    """A preflight goes through JSON, and reads as text."""
+    result = preflight(spawn(CONNECTED).pid)
+    told = json.loads(json.dumps(result.to_dict()))
+    assert told["verdict"] == "needs options"
+    assert told["options"] == {"tcp_established": True}
+    assert [found["id"] for found in told["findings"]] == ["tcp-connection"] * 2
+    assert told["findings"][0]["severity"] == "needs option"
+    assert told["size"]["total"] > 1 << 20
+    text = str(result)
+    assert f"process {result.pid}: can be dumped with these options\n" in text
+    assert "    tcp_established=True\n" in text
+    assert "a TCP connection is open" in text
+    assert "images: about" in text
+
+
+def test_the_worst_comes_first(spawn: Spawn) -> None:
+    """Findings are in the order of their severity."""
+    result = preflight(spawn("""
+        import os, socket
+        a, b = os.pipe2(os.O_DIRECT)
+        f = open(HERE / "f", "w"); os.unlink(HERE / "f")
+        server = socket.create_server(("127.0.0.1", 0))
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        serve()
+    """).pid)  # fmt: skip
+    severities = [finding.severity for finding in result.findings]
+    assert severities == sorted(severities, key=list(Severity).index)
+    assert severities[0] is Severity.STOPS
+    assert Severity.NOTE in severities
+
+
+def test_it_is_loaded_when_it_is_asked_for() -> None:
+    """Importing the package does not bring it along."""
+    code = (
+        "import sys, pycriu_native\n"
+        "assert not any('_preflight' in name for name in sys.modules)\n"
+        "pycriu_native.preflight\n"
+        "assert any('_preflight' in name for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_findings_name_failures_that_there_are() -> None:
+    """What a finding links to is an entry of ``failures.json``."""
+    known = {failure.id for failure in failures()}
+    source = Path(pycriu_native.__file__).parent / "_preflight"
+    named = set()
+    for file in source.glob("*.py"):
+        for line in file.read_text().splitlines():
+            if 'failure="' in line:
+                named.add(line.partition('failure="')[2].partition('"')[0])
+    assert len(named) > 30
+    assert named <= known
+
+
+def test_how_often_it_was_right() -> None:
+    """Of all situations of this run, at least 95 in 100 were told rightly."""
+    if len(ledger) < FEWEST:
+        pytest.skip(f"only {len(ledger)} situations ran: run test_failures.py too")
+    right = [name for name, found in ledger.items() if found.right]
+    share = len(right) / len(ledger)
+    print(f"preflight was right in {len(right)} of {len(ledger)} situations: {share:.1%}")
+    for name, found in ledger.items():
+        if not found.right:
+            print(f"  {name}: said {found.said}, did {found.did}")
+    assert share >= 0.95
