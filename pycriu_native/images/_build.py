@@ -1,0 +1,680 @@
+"""From a directory to an :class:`ImageSet`: what is where, who refers to whom, what is missing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from typing import Any
+
+from .. import _stats
+from ..errors import ImagesError
+from ..results import DumpStatistics, RestoreStatistics
+from . import _names as names
+from ._files import Files
+from ._formats import category
+from ._messages import to_dict
+from ._pages import IN_PARENT, Counts, Layers
+from ._reader import ImageFile, damaged, expect
+from ._schema import table
+from ._trailers import entries
+from .model import (
+    Cgroup,
+    Credentials,
+    Descriptor,
+    FileLock,
+    Image,
+    ImageSet,
+    MemoryMapping,
+    Mount,
+    Namespace,
+    NetworkDevice,
+    OtherFile,
+    Parent,
+    Process,
+    RegularFile,
+    Thread,
+    Timer,
+    VmaKind,
+)
+
+LONGEST_CHAIN = 10_000
+"""Parents: more is taken for a directory that grows while it is looked at."""
+LONGEST_COMMAND = 4 * 2**20
+"""Bytes of a command line or an environment; the kernel takes no longer ones by default."""
+
+_INVENTORY_SINCE = (
+    ("4.3", ("compress", "compress_block_size")),
+    ("4.2", ("allow_uprobes",)),
+    ("4.1", ("dump_criu_run_id", "plugins_entry")),
+)
+"""Fields of the inventory, by the release that came with them."""
+_VERSION = re.compile(r"\bVersion: ([0-9][0-9.]*)")
+_KERNEL = re.compile(r"\bRunning on \S+ Linux (\S+)")
+
+_FILE_PRIVATE, _FILE_SHARED, _ANON_SHARED, _SYSVIPC, _MEMFD = (
+    1 << 6,
+    1 << 7,
+    1 << 8,
+    1 << 10,
+    1 << 14,
+)
+_STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
+    1 << 1,
+    1 << 2,
+    1 << 3,
+    1 << 5,
+    1 << 9,
+    1 << 12,
+)
+_GROWS_DOWN = 0x100
+_PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
+
+
+def inspect(directory: str | os.PathLike[str]) -> ImageSet:
+    """What is in a directory of images.
+
+    Nothing is changed, nothing runs, and CRIU is not needed. Images of CRIU 3.17 to 4.3 are
+    understood, also of another architecture. What is missing or cut short is listed in
+    ``ImageSet.problems``, so that an incomplete set can be looked at.
+
+    Raises ``ImagesError``, naming file and offset, for a directory without an ``inventory.img``,
+    for images whose bytes cannot be what they claim, for symbolic links in the place of images,
+    and for a chain of parents that comes back to itself.
+    """
+    return _Builder(os.path.abspath(os.fsdecode(directory))).build()
+
+
+def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
+    """The chain of ``parent`` links, and the directories that memory is read from."""
+    chain: list[Parent] = []
+    layers = [directory]
+    seen = {_identity(directory)}
+    here = directory
+    while os.path.lexists(link := os.path.join(here, "parent")):
+        target = os.path.realpath(link)
+        exists = os.path.isdir(target)
+        chain.append(Parent(directory=target, exists=exists))
+        if not exists:
+            break
+        identity = _identity(target)
+        if identity in seen:
+            raise ImagesError(
+                f"{link} leads to {target}, which it is itself a parent of", errno=errno.ELOOP
+            )
+        if len(chain) > LONGEST_CHAIN:
+            raise ImagesError(f"{directory} has more than {LONGEST_CHAIN} parents")
+        seen.add(identity)
+        layers.append(target)
+        here = target
+    return chain, layers
+
+
+def _identity(directory: str) -> tuple[int, int]:
+    try:
+        found = os.stat(directory)
+    except OSError as error:
+        raise ImagesError(
+            f"{directory} cannot be opened: {error.strerror}", errno=error.errno
+        ) from None
+    return found.st_dev, found.st_ino
+
+
+class _Builder:
+    """Reads one directory, once."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.parents, self.layers = parents_of(directory)
+        self.images = self._list()
+        self.names = {each.name for each in self.images}
+        self.problems: list[str] = []
+        self.shared: dict[int, Layers] = {}
+        self.checked: set[str] = set()
+        self.files = Files(self.entries, self.ghost_size)
+        self.sets: dict[int, dict[str, str]] = {}
+
+    def _list(self) -> list[Image]:
+        try:
+            with os.scandir(self.directory) as found:
+                listed = sorted(found, key=lambda entry: entry.name)
+                return [
+                    Image(
+                        name=entry.name,
+                        category=category(entry.name),
+                        size=status.st_size,
+                        allocated=status.st_blocks * 512,
+                    )
+                    for entry in listed
+                    if stat.S_ISREG((status := entry.stat(follow_symlinks=False)).st_mode)
+                ]
+        except OSError as error:
+            raise ImagesError(
+                f"{self.directory} cannot be read: {error.strerror}", errno=error.errno
+            ) from None
+
+    # --- Single images --------------------------------------------------------------
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def entries(self, name: str) -> list[Any]:
+        """The entries of an image; none where there is no such image."""
+        if name not in self.names and not os.path.lexists(self.path(name)):
+            return []
+        with ImageFile(self.path(name)) as file:
+            return list(entries(file))
+
+    def one(self, name: str, kind: str, needed: bool = True) -> Any:
+        """The only entry of an image, or None with a remark where it is missing."""
+        if name not in self.names and not os.path.lexists(self.path(name)):
+            if needed:
+                self.lacks(name)
+            return None
+        with expect(self.path(name), kind) as file:
+            return file.only()
+
+    def lacks(self, name: str) -> None:
+        problem = f"{name} is missing"
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def ghost_size(self, number: int) -> int | None:
+        """Bytes of contents that a ghost file has in the images."""
+        name = f"ghost-file-{number:x}.img"
+        if name not in self.names:
+            self.lacks(name)
+            return None
+        with expect(self.path(name), "GHOST_FILE") as file:
+            found, at = file.parse(file.start, "ghost_file_entry")
+            if not found.chunks:
+                return file.size - at
+            size = 0
+            while at < file.size:
+                chunk, at = file.parse(at, "ghost_chunk_entry")
+                if chunk.len > file.size - at:
+                    raise damaged(file.path, at, f"a chunk of {chunk.len} bytes ends too early")
+                size += chunk.len
+                at += chunk.len
+            return size
+
+    # --- The set --------------------------------------------------------------------
+
+    def build(self) -> ImageSet:
+        inventory = self._inventory()
+        tree = self.entries("pstree.img")
+        pre_dump = not tree and "pstree.img" not in self.names
+        if pre_dump and not any(name.startswith("pagemap-") for name in self.names):
+            self.lacks("pstree.img")
+        if not pre_dump and "files.img" not in self.names:
+            self.lacks("files.img")
+        pids = {each.pid for each in tree}
+        files = self.files.load(frozenset(each.pid for each in tree if each.sid == each.pid))
+        self._cgroup_sets()
+        host = inventory.root_ids if inventory.HasField("root_ids") else None
+        processes = tuple(self._process(each, tree, pids) for each in tree)
+        namespaces = self._namespaces(processes, host)
+        if pre_dump:
+            for name in sorted(self.names):
+                if name.startswith("pagemap-"):
+                    self._check_pages(Layers(self.layers, name))
+        for parent in self.parents:
+            if not parent.exists:
+                self.problems.append(f"the parent {parent.directory} does not exist")
+        criu, kernel = self._from_log()
+        dump, restored = self._statistics()
+        return ImageSet(
+            directory=self.directory,
+            kind="pre-dump" if pre_dump else "dump",
+            version=inventory.img_version,
+            criu=criu,
+            criu_at_least=next(
+                (
+                    release
+                    for release, fields in _INVENTORY_SINCE
+                    if any(inventory.HasField(each) for each in fields)
+                ),
+                None,
+            ),
+            kernel=kernel,
+            run_id=os.fsdecode(inventory.dump_criu_run_id) or None,
+            architecture=next((each.architecture for each in processes), ""),
+            lsm=_enum("lsmtype", inventory.lsmtype),
+            compressed=bool(inventory.compress),
+            network_lock=(
+                inventory.network_lock_method if inventory.HasField("network_lock_method") else None
+            ),
+            tcp_close=inventory.tcp_close,
+            allow_uprobes=inventory.allow_uprobes,
+            plugins=tuple(map(os.fsdecode, inventory.plugins_entry.plugins)),
+            processes=processes,
+            files=files,
+            mounts=tuple(self._mounts(namespaces)),
+            namespaces=tuple(namespaces),
+            devices=tuple(self._devices(namespaces)),
+            cgroups=tuple(self._cgroups()),
+            locks=tuple(self._locks()),
+            statistics=dump,
+            restored=restored,
+            parents=tuple(self.parents),
+            images=tuple(self.images),
+            problems=tuple(self.problems),
+        )
+
+    def _inventory(self) -> Any:
+        try:
+            with expect(self.path("inventory.img"), "INVENTORY") as file:
+                return file.only()
+        except ImagesError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise ImagesError(
+                f"{self.directory} has no inventory.img: these are no images, or their dump failed",
+                errno=errno.ENOENT,
+            ) from None
+
+    def _from_log(self) -> tuple[str | None, str | None]:
+        """CRIU's release and the kernel's, from the head of the dump's log."""
+        for name in ("dump.log", "pre-dump.log"):
+            try:
+                fd = os.open(
+                    self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                )
+            except OSError:
+                continue
+            with open(fd, "rb") as file:
+                head = file.read(8192).decode(errors="replace")
+            version, kernel = _VERSION.search(head), _KERNEL.search(head)
+            return version and version[1], kernel and kernel[1]
+        return None, None
+
+    def _statistics(self) -> tuple[DumpStatistics | None, RestoreStatistics | None]:
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return _stats.read_dump(fd), _stats.read_restore(fd)
+        finally:
+            os.close(fd)
+
+    # --- Processes ------------------------------------------------------------------
+
+    def _process(self, entry: Any, tree: list[Any], pids: set[int]) -> Process:
+        pid = entry.pid
+        core = self.one(f"core-{pid}.img", "CORE")
+        task = core.tc if core is not None and core.HasField("tc") else None
+        state = names.STATES.get(task.task_state, "unknown") if task else "unknown"
+        known: dict[str, Any] = {}
+        if state != "zombie" and core is not None:
+            known = self._living(pid, core)
+        thread = core.thread_core if core is not None and core.HasField("thread_core") else None
+        cgroup = task.cg_set if task and task.HasField("cg_set") else None
+        if cgroup is None and thread is not None and thread.HasField("cg_set"):
+            cgroup = thread.cg_set
+        limits = task.rlimits.rlimits if task else ()
+        return Process(
+            pid=pid,
+            parent=entry.ppid,
+            group=entry.pgid,
+            session=entry.sid,
+            name=os.fsdecode(task.comm) if task else "",
+            state=state,
+            exit_code=task.exit_code if task else 0,
+            children=tuple(each.pid for each in tree if each.ppid == pid) if pid in pids else (),
+            architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
+            # What CRIU lists as the threads of a zombie are numbers that it never set.
+            threads=tuple(self._threads(entry, core, task)) if known else (),
+            credentials=_credentials(thread.creds) if thread and thread.HasField("creds") else None,
+            cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
+            limits={
+                name: (each.cur, each.max) for name, each in zip(names.LIMITS, limits, strict=False)
+            },
+            pending_signals=len(task.signals_s.signals) if task else 0,
+            oom_score_adj=task.oom_score_adj if task else 0,
+            source=tuple(self.layers),
+            **known,
+        )
+
+    def _living(self, pid: int, core: Any) -> dict[str, Any]:
+        """What only a process that runs has: memory, files, a place in the file system."""
+        known: dict[str, Any] = {}
+        ids = self.one(f"ids-{pid}.img", "IDS", needed=False)
+        if ids is None and core.HasField("ids"):
+            ids = core.ids
+        timers = list(_timers(core.tc.timers)) if core.HasField("tc") else []
+        if ids is not None:
+            known["namespaces"] = {
+                kind: getattr(ids, f"{kind}_ns_id")
+                for kind in names.NAMESPACES
+                if ids.HasField(f"{kind}_ns_id")
+            }
+            known["files_table"] = ids.files_id
+            descriptors, more = self._descriptors(ids.files_id)
+            known["descriptors"] = descriptors
+            timers += more
+        known["timers"] = tuple(timers)
+        fs = self.one(f"fs-{pid}.img", "FS", needed=False)
+        if fs is not None:
+            known["cwd"], known["root"] = self._path_of(fs.cwd_id), self._path_of(fs.root_id)
+            known["umask"] = fs.umask if fs.HasField("umask") else None
+        mm = self.one(f"mm-{pid}.img", "MM")
+        if mm is not None:
+            known |= self._memory(pid, mm)
+        return known
+
+    def _memory(self, pid: int, mm: Any) -> dict[str, Any]:
+        name = f"pagemap-{pid}.img"
+        if name not in self.names:
+            self.lacks(name)
+        layers = Layers(self.layers, name)
+        self._check_pages(layers)
+        mappings = tuple(self._mapping(vma, layers) for vma in mm.vmas)
+        return {
+            "mappings": mappings,
+            "pagemap": pid,
+            "executable": self._path_of(mm.exe_file_id),
+            "command": _strings(layers, mm.mm_arg_start, mm.mm_arg_end),
+            "environment": _strings(layers, mm.mm_env_start, mm.mm_env_end),
+        }
+
+    def _mapping(self, vma: Any, layers: Layers) -> MemoryMapping:
+        status, flags, prot = vma.status, vma.flags, vma.prot
+        kind = _kind(status, flags)
+        file = vma.shmid if status & (_FILE_PRIVATE | _FILE_SHARED | _MEMFD) else None
+        shared = None
+        if kind is VmaKind.SHARED:
+            shared = vma.shmid
+            if status & _MEMFD:
+                shared = self.files.shared_of(vma.shmid)
+            found = self._shared_counts(shared, vma) if shared is not None else Counts()
+        else:
+            found = layers.counts(vma.start, vma.end)
+        return MemoryMapping(
+            start=vma.start,
+            end=vma.end,
+            kind=kind,
+            protection=_PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
+            path=self._path_of(file) if file is not None else None,
+            offset=vma.pgoff if file is not None or shared is not None else 0,
+            file=file,
+            shared=shared,
+            grows_down=bool(flags & _GROWS_DOWN),
+            stored=found.stored,
+            in_parent=found.in_parent,
+            lazy=found.lazy,
+        )
+
+    def _shared_counts(self, shared: int, vma: Any) -> Counts:
+        name = f"pagemap-shmem-{shared}.img"
+        if shared not in self.shared:
+            self.shared[shared] = Layers(self.layers, name)
+            if name in self.names:
+                self._check_pages(self.shared[shared])
+        return self.shared[shared].counts(vma.pgoff, vma.pgoff + vma.end - vma.start)
+
+    def _check_pages(self, layers: Layers) -> None:
+        """That the pages are there which the pagemap speaks of."""
+        if layers.name in self.checked:
+            return
+        self.checked.add(layers.name)
+        top = layers.level(0)
+        if top is None:
+            return
+        name = os.path.basename(top.pages)
+        size = next((each.size for each in self.images if each.name == name), None)
+        if size is None:
+            if top.size:
+                self.lacks(name)
+        elif size < top.size:
+            self.problems.append(
+                f"{name} is {top.size - size} bytes shorter than {layers.name} says"
+            )
+        if any(run[2] & IN_PARENT for run in top.runs) and not self.parents:
+            self.problems.append(
+                f"{layers.name} has pages in a parent, and there is no parent link"
+            )
+
+    def _threads(self, entry: Any, core: Any, task: Any) -> list[Thread]:
+        threads = []
+        for tid in entry.threads:
+            own = core if tid == entry.pid else self.one(f"core-{tid}.img", "CORE")
+            part = own.thread_core if own is not None and own.HasField("thread_core") else None
+            at, stack = _registers(own)
+            name = os.fsdecode(part.comm) if part is not None and part.comm else ""
+            if not name and tid == entry.pid and task:
+                name = os.fsdecode(task.comm)
+            threads.append(
+                Thread(
+                    tid=tid,
+                    name=name,
+                    nice=part.sched_nice if part else 0,
+                    policy=part.sched_policy if part else 0,
+                    credentials=(
+                        _credentials(part.creds) if part and part.HasField("creds") else None
+                    ),
+                    seccomp=_enum("seccomp_mode", part.seccomp_mode) if part else "disabled",
+                    instruction=at,
+                    stack=stack,
+                    cpu_state=own.thread_info.fpregs.xsave.xstate_bv if own is not None else 0,
+                )
+            )
+        return threads
+
+    def _descriptors(self, table_id: int) -> tuple[tuple[Descriptor, ...], list[Timer]]:
+        name = f"fdinfo-{table_id}.img"
+        if name not in self.names:
+            self.lacks(name)
+            return (), []
+        found = sorted(self.entries(name), key=lambda each: each.fd)
+        timers = []
+        for each in found:
+            file = self.files.by_id.get(each.id)
+            if isinstance(file, OtherFile) and file.type == "TIMERFD":
+                it = file.details
+                value, interval = it["vsec"] + it["vnsec"] / 1e9, it["isec"] + it["insec"] / 1e9
+                if value:
+                    timers.append(
+                        Timer(kind="timerfd", clock=it["clockid"], value=value, interval=interval)
+                    )
+        return tuple(
+            Descriptor(fd=each.fd, file=each.id, close_on_exec=bool(each.flags & 1))
+            for each in found
+        ), timers
+
+    def _path_of(self, number: int) -> str | None:
+        found = self.files.by_id.get(number)
+        if isinstance(found, RegularFile):
+            return found.path
+        if isinstance(found, OtherFile):
+            name: str | None = found.details.get("name")
+            return name
+        return None
+
+    # --- What is around them -----------------------------------------------------------
+
+    def _namespaces(self, processes: tuple[Process, ...], host: Any) -> list[Namespace]:
+        found: dict[tuple[str, int], Namespace] = {}
+        for process in processes:
+            for kind, number in process.namespaces.items():
+                if (kind, number) not in found:
+                    outside = host is not None and getattr(host, f"{kind}_ns_id", 0) == number
+                    found[kind, number] = self._namespace(kind, number, outside)
+        return list(found.values())
+
+    def _namespace(self, kind: str, number: int, host: bool) -> Namespace:
+        if host:
+            return Namespace(kind=kind, id=number, host=True)
+        image = {
+            "uts": f"utsns-{number}.img",
+            "pid": f"pidns-{number}.img",
+            "net": f"netns-{number}.img",
+            "user": f"userns-{number}.img",
+            "time": "timens-0.img",
+            "ipc": f"ipcns-var-{number}.img",
+        }.get(kind, "")
+        read = self.entries(image) if image else []
+        details = to_dict(read[0]) if read else {}
+        external = details.pop("ext_key", None)
+        return Namespace(kind=kind, id=number, host=False, external=external, details=details)
+
+    def _mounts(self, namespaces: list[Namespace]) -> list[Mount]:
+        found = []
+        for space in namespaces:
+            if space.kind != "mnt" or space.host:
+                continue
+            name = f"mountpoints-{space.id}.img"
+            if name not in self.names:
+                self.lacks(name)
+            for each in self.entries(name):
+                text = {
+                    key: os.fsdecode(getattr(each, key)) for key in ("source", "root", "options")
+                }
+                outside = each.HasField("ext_key") or each.ext_mount
+                type_ = _enum("fstype", each.fstype).lower()
+                found.append(
+                    Mount(
+                        id=each.mnt_id,
+                        parent=each.parent_mnt_id,
+                        namespace=space.id,
+                        point="/" + os.fsdecode(each.mountpoint).lstrip("./"),
+                        type=os.fsdecode(each.fsname) or type_,
+                        external=os.fsdecode(each.ext_key) if outside else None,
+                        **text,
+                    )
+                )
+        return found
+
+    def _devices(self, namespaces: list[Namespace]) -> list[NetworkDevice]:
+        return [
+            NetworkDevice(
+                namespace=space.id,
+                index=each.ifindex,
+                name=os.fsdecode(each.name),
+                type=_enum("nd_type", each.type),
+                mtu=each.mtu,
+                address=each.address.hex(":"),
+                peer=each.peer_ifindex if each.HasField("peer_ifindex") else None,
+            )
+            for space in namespaces
+            if space.kind == "net" and not space.host
+            for each in self.entries(f"netdev-{space.id}.img")
+        ]
+
+    def _cgroup_sets(self) -> None:
+        for entry in self.entries("cgroup.img"):
+            for each in entry.sets:
+                self.sets[each.id] = {
+                    os.fsdecode(member.name): os.fsdecode(member.path) for member in each.ctls
+                }
+
+    def _cgroups(self) -> list[Cgroup]:
+        found: list[Cgroup] = []
+        for entry in self.entries("cgroup.img"):
+            for controller in entry.controllers:
+                controllers = tuple(map(os.fsdecode, controller.cnames))
+                waiting = [("", each) for each in reversed(controller.dirs)]
+                while waiting:
+                    above, each = waiting.pop()
+                    path = f"{above}/{os.fsdecode(each.dir_name).strip('/')}".replace("//", "/")
+                    found.append(
+                        Cgroup(controllers=controllers, path=path, properties=len(each.properties))
+                    )
+                    waiting += [(path, child) for child in reversed(each.children)]
+        return found
+
+    def _locks(self) -> list[FileLock]:
+        return [
+            FileLock(
+                pid=each.pid,
+                fd=each.fd,
+                kind=names.LOCKS.get(each.flag, str(each.flag)),
+                type=each.type,
+                start=each.start,
+                length=each.len,
+            )
+            for each in self.entries("filelocks.img")
+        ]
+
+
+def _enum(name: str, number: int) -> str:
+    return next((key for key, value in table()[1][name].items() if value == number), str(number))
+
+
+def _kind(status: int, flags: int) -> VmaKind:
+    if status & (_VDSO | _VSYSCALL | _VVAR):
+        return VmaKind.VDSO
+    if status & (_ANON_SHARED | _SYSVIPC) or (status & _MEMFD and status & _FILE_SHARED):
+        return VmaKind.SHARED
+    if status & _FILE_SHARED:
+        return VmaKind.SHARED_FILE
+    if status & _FILE_PRIVATE:
+        return VmaKind.FILE
+    if status & _HEAP:
+        return VmaKind.HEAP
+    if status & _STACK or flags & _GROWS_DOWN:
+        return VmaKind.STACK
+    return VmaKind.ANONYMOUS if status & _ANON_PRIVATE else VmaKind.OTHER
+
+
+def _strings(layers: Layers, start: int, end: int) -> tuple[str, ...] | None:
+    """Text with NULs at the end of each, as execve(2) left it; None if it is not in the images."""
+    if not 0 < end - start <= LONGEST_COMMAND:
+        return () if start == end else None
+    data, at = b"", start
+    for begin, piece, _ in layers.pieces(start, end):
+        if begin != at or piece is None:
+            return None
+        data += piece
+        at += len(piece)
+    if at != end:
+        return None
+    return tuple(os.fsdecode(each) for each in data.removesuffix(b"\0").split(b"\0"))
+
+
+def _credentials(found: Any) -> Credentials:
+    return Credentials(
+        uid=found.uid,
+        gid=found.gid,
+        euid=found.euid,
+        egid=found.egid,
+        groups=tuple(found.groups),
+        effective=names.capabilities(found.cap_eff),
+        permitted=names.capabilities(found.cap_prm),
+        inheritable=names.capabilities(found.cap_inh),
+        bounding=names.capabilities(found.cap_bnd),
+        ambient=names.capabilities(found.cap_amb),
+        no_new_privileges=bool(found.no_new_privs),
+        lsm_profile=os.fsdecode(found.lsm_profile) or None,
+    )
+
+
+def _registers(core: Any) -> tuple[int | None, int | None]:
+    """Instruction and stack pointer."""
+    if core is None:
+        return None, None
+    if core.HasField("thread_info"):
+        return core.thread_info.gpregs.ip, core.thread_info.gpregs.sp
+    if core.HasField("ti_aarch64"):
+        return core.ti_aarch64.gpregs.pc, core.ti_aarch64.gpregs.sp
+    return None, None
+
+
+def _timers(found: Any) -> list[Timer]:
+    timers = [
+        Timer(
+            kind=kind,
+            clock=None,
+            value=each.vsec + each.vusec / 1e6,
+            interval=each.isec + each.iusec / 1e6,
+        )
+        for kind, each in (("real", found.real), ("virtual", found.virt), ("profiling", found.prof))
+        if each.vsec or each.vusec
+    ]
+    return timers + [
+        Timer(
+            kind="posix",
+            clock=each.clock_id,
+            value=each.vsec + each.vnsec / 1e9,
+            interval=each.isec + each.insec / 1e9,
+        )
+        for each in found.posix
+    ]

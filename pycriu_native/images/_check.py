@@ -1,0 +1,623 @@
+"""Whether this host can restore an image set, asked before anything is touched.
+
+Each question is a function that yields findings. What they compare is what CRIU compares on a
+restore, as far as it can be known without restoring: its ``files-reg.c``, ``image.c``,
+``pstree.c``, ``sk-inet.c``, ``sk-unix.c``, ``tty.c``, ``cgroup.c`` and ``mount.c``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import CriuError
+from ._build import inspect
+from ._elf import build_id
+from ._host import (
+    ANY,
+    abstract_names,
+    cpu_flags,
+    is_ours,
+    lines,
+    listening,
+    name_of,
+    number,
+    state,
+    type_of,
+)
+from .model import (
+    ImageSet,
+    InetSocket,
+    Mount,
+    OtherFile,
+    RegularFile,
+    Terminal,
+    UnixSocket,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from .._reach import Via
+    from ..opts import CriuOpts
+    from ..results import Version
+
+__all__ = ["Finding", "Severity", "check_images"]
+
+_MACHINES = {
+    "X86_64": ("x86_64", "amd64"),
+    "AARCH64": ("aarch64", "arm64"),
+    "ARM": ("armv7l", "armv6l", "armv8l"),
+    "PPC64": ("ppc64le", "ppc64"),
+    "S390": ("s390x",),
+    "MIPS": ("mips64", "mips"),
+    "LOONGARCH64": ("loongarch64",),
+    "RISCV64": ("riscv64",),
+}
+_CPU_STATES = (
+    (1 << 2, "avx", "AVX"),
+    (0b111 << 5, "avx512f", "AVX-512"),
+    (1 << 9, "pku", "protection keys"),
+    (0b11 << 17, "amx_tile", "AMX"),
+)
+"""Bits of the extended state, the flag of ``/proc/cpuinfo`` that they need, and their name."""
+_HOST_DEVICES = ("VETH", "MACVLAN", "EXTLINK")
+_COMPRESSED_VERSION = 3
+
+
+class Severity(enum.StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    """The restore will fail."""
+    WARNING = "warning"
+    """It may fail, or what comes back may differ from what was dumped."""
+    NOTE = "note"
+    """It was not possible to look, or someone should know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding(Value):
+    """One thing that stands between the images and a restore here."""
+
+    severity: Severity
+    subject: str
+    """What it is about: a pid, a path, a socket, ``criu``."""
+    what: str
+    cure: str
+    """What helps; empty where nothing does."""
+    options: tuple[str, ...] = ()
+    """Fields of ``CriuOpts`` that help."""
+
+    def __str__(self) -> str:
+        cure = f"; {self.cure}" if self.cure else ""
+        return f"{self.severity}: {self.subject}: {self.what}{cure}"
+
+
+def check_images(
+    images: ImageSet | str | os.PathLike[str],
+    opts: CriuOpts | None = None,
+    *,
+    via: Via | None = None,
+) -> tuple[Finding, ...]:
+    """What would stop a restore of these images on this host, errors first.
+
+    ``opts`` are the options that the restore will have: what they settle is not reported. ``via``
+    says which ``criu`` will do it; it is asked for its release and, where the images need it, for
+    features of the kernel and for the processor. Nothing is restored, created or changed.
+
+    Looked at: the images themselves and their parents; the release of CRIU; architecture and
+    processor (``cpuinfo.img``, if a ``cpuinfo_dump`` left it there); pids; files (existence, type
+    and permissions, size, build id); sockets, terminals, mounts, network devices, cgroups,
+    namespaces; and options that the images need. Files in a mount namespace of the processes' own
+    are looked for below ``root``, if that is given.
+
+    A process can change in between: no finding is no promise. Raises ``ImagesError`` as
+    ``inspect`` does. Tested with CRIU 4.1 to 4.3.
+    """
+    from ..opts import CriuOpts
+
+    found = images if isinstance(images, ImageSet) else inspect(images)
+    check = _Check(found, opts or CriuOpts(), via)
+    order = list(Severity)
+    return tuple(sorted(check.all(), key=lambda each: order.index(each.severity)))
+
+
+class _Check:
+    """One check: the images, the options, and what was learnt of the host."""
+
+    def __init__(self, images: ImageSet, opts: CriuOpts, via: Via | None) -> None:
+        self.images = images
+        self.opts = opts
+        self.via = via
+        self.host = {each.kind for each in images.namespaces if each.host}
+        """Kinds of namespace that the restore takes from this host."""
+
+    def all(self) -> Iterator[Finding]:
+        questions: tuple[Callable[[], Iterator[Finding]], ...] = (
+            self.complete,
+            self.release,
+            self.processor,
+            self.pids,
+            self.sessions,
+            self.regular_files,
+            self.external_files,
+            self.inet_sockets,
+            self.unix_sockets,
+            self.terminals,
+            self.locks,
+            self.lazy,
+            self.mounts,
+            self.network,
+            self.namespaces,
+            self.cgroups,
+        )
+        for question in questions:
+            yield from question()
+
+    # --- The images, the program, the machine --------------------------------------------
+
+    def complete(self) -> Iterator[Finding]:
+        for problem in self.images.problems:
+            yield _error(self.images.directory, problem, "dump again, or copy all of it here")
+        if self.images.kind == "pre-dump":
+            yield _error(
+                self.images.directory,
+                "a pre-dump has memory only",
+                "restore the dump that builds on it",
+            )
+
+    def release(self) -> Iterator[Finding]:
+        from .. import _requirements
+        from .._worker import Worker
+
+        try:
+            here = _requirements.program_version(self.via or Worker())
+        except CriuError as error:
+            yield _error("criu", str(error), "install CRIU, or name it with via=Worker(program)")
+            return
+        if self.images.version not in (1, 2, _COMPRESSED_VERSION):
+            yield _error(
+                "criu", f"no release knows images of version {self.images.version}", "a newer CRIU"
+            )
+        elif self.images.version == _COMPRESSED_VERSION and here < _version("4.3"):
+            yield _error(
+                "criu", f"the images are compressed, and this is CRIU {here}", "CRIU 4.3 or later"
+            )
+        made = self.images.criu or self.images.criu_at_least
+        if made and _version(made).number > here.number:
+            yield _warning(
+                "criu",
+                f"the images were made by CRIU {made}, and this is {here}",
+                f"CRIU {made} or later: an older one ignores what it does not know",
+            )
+        if self.images.allow_uprobes and not self.opts.config_file:
+            yield _error(
+                "uprobes",
+                "the dump was made with --allow-uprobes, which the restore needs as well",
+                "a config_file with the line allow-uprobes",
+                "config_file",
+            )
+
+    def processor(self) -> Iterator[Finding]:
+        machine = platform.machine()
+        wanted = self.images.architecture
+        if wanted and machine not in _MACHINES.get(wanted, (machine,)):
+            yield _error("processor", f"the processes are of {wanted}, this is {machine}", "")
+            return
+        if os.path.exists(os.path.join(self.images.directory, "cpuinfo.img")):
+            yield from self._cpuinfo()
+        used = 0
+        for process in self.images.processes:
+            for thread in process.threads:
+                used |= thread.cpu_state
+        flags = cpu_flags()
+        for bits, flag, name in _CPU_STATES:
+            if used & bits and flags and flag not in flags:
+                yield _error(
+                    "processor", f"the processes use {name}, which it lacks", "another host"
+                )
+
+    def _cpuinfo(self) -> Iterator[Finding]:
+        from ..opts import CriuOpts
+        from ..verbs import cpuinfo_check
+
+        # The log must not go into the images, and nothing but the log is written.
+        with tempfile.TemporaryDirectory(prefix="pycriu-native-") as work:
+            opts = CriuOpts(
+                images_directory=self.images.directory,
+                work_directory=work,
+                cpu_cap=self.opts.cpu_cap,
+            )
+            try:
+                cpuinfo_check(opts, via=self.via)
+            except CriuError as error:
+                yield _error(
+                    "processor",
+                    f"it does not fit cpuinfo.img: {error.cause or error}",
+                    "another host, or a cpu_cap that compares less",
+                    "cpu_cap",
+                )
+
+    # --- Pids and sessions ----------------------------------------------------------------
+
+    def pids(self) -> Iterator[Finding]:
+        if "pid" not in self.host or _joins(self.opts, "pid"):
+            return
+        highest = number("/proc/sys/kernel/pid_max")
+        for process in self.images.processes:
+            for tid in dict.fromkeys((process.pid, *(each.tid for each in process.threads))):
+                now = state(tid)
+                subject = f"pid {tid}"
+                if highest and tid >= highest:
+                    yield _error(
+                        subject,
+                        f"kernel.pid_max is {highest} here",
+                        f"sysctl kernel.pid_max={tid + 1}",
+                    )
+                elif now == "Z":
+                    yield _error(
+                        subject,
+                        f"taken by {name_of(tid)}, a zombie that its parent did not wait for",
+                        "let its parent wait for it",
+                    )
+                elif now:
+                    yield _error(
+                        subject,
+                        f"taken by {name_of(tid)}",
+                        "end that process, or restore in a pid namespace of its own",
+                    )
+
+    def sessions(self) -> Iterator[Finding]:
+        root = self.images.root
+        if root is None or "pid" not in self.host:
+            return
+        known = {each.pid for each in self.images.processes}
+        if root.session not in known and not self.opts.shell_job:
+            yield _error(
+                f"pid {root.pid}",
+                f"its session was led by {root.session}, which is not in the images",
+                "shell_job=True, with the terminal as the worker's standard input",
+                "shell_job",
+            )
+
+    # --- Files ----------------------------------------------------------------------------
+
+    def regular_files(self) -> Iterator[Finding]:
+        seen: set[str] = set()
+        hidden = 0
+        for file in self.images.files:
+            if not isinstance(file, RegularFile) or file.external or self._inherited(file.path):
+                continue
+            path = self._here(file)
+            if path is None:
+                hidden += 1
+            elif path not in seen and not path.startswith(("/proc/", "/sys/")):
+                seen.add(path)
+                yield from self._file(file, path)
+        if hidden:
+            yield _note(
+                "files",
+                f"{hidden} files are in a mount namespace that does not exist yet: not looked at",
+                "root=PATH of its file system shows those on it" if not self.opts.root else "",
+                *(() if self.opts.root else ("root",)),
+            )
+
+    def _here(self, file: RegularFile) -> str | None:
+        """Where a file is on this host; None where that cannot be known."""
+        path = "/" + file.path.lstrip("/")
+        mount = next((each for each in self.images.mounts if each.id == file.mount), None)
+        if mount is None:
+            return path if "mnt" in self.host else None
+        if mount.point == "/" and self.opts.root:
+            return os.fsdecode(self.opts.root).rstrip("/") + path
+        return None
+
+    def _file(self, file: RegularFile, path: str) -> Iterator[Finding]:
+        if file.deleted == "procfs":
+            return
+        if file.deleted == "ghost":
+            if not os.path.isdir(os.path.dirname(path)):
+                yield _error(
+                    path,
+                    "this deleted file is made again, and its directory does not exist",
+                    f"make {os.path.dirname(path)}",
+                )
+            return
+        if file.deleted == "linked":
+            linked = self.images.file(file.remap or 0)
+            if isinstance(linked, RegularFile) and not os.path.lexists(linked.path):
+                yield _error(
+                    path,
+                    f"was deleted, and {linked.path}, which CRIU linked to it, does not exist",
+                    "copy it here from the host of the dump",
+                    "link_remap",
+                )
+            return
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+            what = "does not exist" if missing else f"cannot be looked at: {error.strerror}"
+            yield _error(path, what, "copy it here, or give another in inherit_fds", "inherit_fds")
+            return
+        yield from self._same(file, path, status)
+
+    def _same(self, file: RegularFile, path: str, status: os.stat_result) -> Iterator[Finding]:
+        if file.mode is not None and file.mode != status.st_mode:
+            if stat.S_IFMT(file.mode) != stat.S_IFMT(status.st_mode):
+                what = f"is {type_of(status.st_mode)}, and was {type_of(file.mode)}"
+                yield _error(path, what, "put back what it was")
+            elif not self.opts.skip_file_rwx_check:
+                yield _error(
+                    path,
+                    f"has the mode {status.st_mode & 0o7777:o}, and had {file.mode & 0o7777:o}",
+                    f"chmod {file.mode & 0o7777:o}, or skip_file_rwx_check=True",
+                    "skip_file_rwx_check",
+                )
+        if file.size is not None and stat.S_ISREG(status.st_mode) and file.size != status.st_size:
+            yield _error(
+                path,
+                f"has {status.st_size} bytes, and had {file.size} at the dump",
+                "put back the file as it was",
+            )
+        elif file.build_id and (found := build_id(path)) and not file.build_id.startswith(found):
+            yield _error(
+                path,
+                f"has the build id {found}, and had {file.build_id}: another build of it",
+                "install the same build",
+            )
+
+    def external_files(self) -> Iterator[Finding]:
+        for file in self.images.files:
+            if isinstance(file, RegularFile) and file.external and not self._inherited(file.path):
+                yield _error(
+                    file.path,
+                    "this external file must be given",
+                    f"inherit_fds=[(fd, {file.path!r})]",
+                    "inherit_fds",
+                )
+            elif isinstance(file, OtherFile) and file.type == "EXT":
+                yield _warning(f"file {file.id}", "is of a plugin, which the restore needs", "")
+
+    def _inherited(self, key: str) -> bool:
+        keys = {str(getattr(each, "key", "")) for each in self.opts.inherit_fds or ()}
+        return key in keys or key.lstrip("/") in keys
+
+    # --- Sockets --------------------------------------------------------------------------
+
+    def inet_sockets(self) -> Iterator[Finding]:
+        connected = [
+            each
+            for each in self.images.files
+            if isinstance(each, InetSocket)
+            and each.connected
+            and not self._inherited(f"socket:[{each.inode}]")
+        ]
+        if self.images.tcp_close and not self.opts.tcp_close:
+            yield _error("TCP", "the dump was made with tcp_close", "tcp_close=True", "tcp_close")
+        elif connected and not (self.opts.tcp_established or self.opts.tcp_close):
+            yield _error(
+                connected[0].label,
+                "a connection is in the images"
+                + (f", and {len(connected) - 1} more" if len(connected) > 1 else ""),
+                "tcp_established=True, or tcp_close=True to drop it",
+                "tcp_established",
+                "tcp_close",
+            )
+        if "net" not in self.host or _joins(self.opts, "net"):
+            return
+        ports = listening()
+        for each in self.images.files:
+            if not isinstance(each, InetSocket):
+                continue
+            address, _, port = each.local.rpartition(":")
+            address = address.strip("[]")
+            dropped = each.connected and bool(self.opts.tcp_close)
+            if port != "0" and not dropped and not is_ours(each.family, address):
+                yield _error(
+                    each.label,
+                    f"no network device here has the address {address}",
+                    f"ip address add {address} dev DEVICE",
+                )
+            elif each.state == "LISTEN" and (each.family, int(port)) in ports:
+                others = ports[each.family, int(port)]
+                if address in others or address in ANY or others & set(ANY):
+                    yield _error(each.label, "another process listens there", "end that process")
+
+    def unix_sockets(self) -> Iterator[Finding]:
+        outside = [
+            each for each in self.images.files if isinstance(each, UnixSocket) and each.external
+        ]
+        if outside and not self.opts.external_unix_connections:
+            yield _error(
+                outside[0].label,
+                "a socket of another process is connected to",
+                "external_unix_connections=True",
+                "external_unix_connections",
+            )
+        if "mnt" not in self.host:
+            return
+        taken = abstract_names() if "net" in self.host else frozenset()
+        for each in self.images.files:
+            if not isinstance(each, UnixSocket) or not each.name:
+                continue
+            if each.external and each.name.startswith("/") and not os.path.exists(each.name):
+                yield _error(
+                    each.label, f"{each.name} does not exist", "start the process that has it"
+                )
+            elif not each.external and each.name in taken:
+                yield _error(each.label, "another process has this name", "end that process")
+            elif each.name.startswith("/") and not os.path.isdir(os.path.dirname(each.name)):
+                yield _error(
+                    each.label,
+                    f"{os.path.dirname(each.name)} does not exist",
+                    "make that directory",
+                )
+
+    def terminals(self) -> Iterator[Finding]:
+        inherited = [
+            each for each in self.images.files if isinstance(each, Terminal) and each.inherited
+        ]
+        if inherited and not (self.opts.shell_job or self.opts.orphan_pts_master):
+            yield _error(
+                inherited[0].label,
+                "belongs to a session that is not in the images",
+                "shell_job=True on a terminal, or orphan_pts_master=True with a hook that takes it",
+                "shell_job",
+                "orphan_pts_master",
+            )
+
+    # --- What options are needed for ----------------------------------------------------------
+
+    def locks(self) -> Iterator[Finding]:
+        if self.images.locks and not self.opts.file_locks:
+            yield _warning(
+                f"{len(self.images.locks)} file locks",
+                "they are in the images, and are not taken again without being told",
+                "file_locks=True",
+                "file_locks",
+            )
+
+    def lazy(self) -> Iterator[Finding]:
+        lazy = sum(one.lazy for each in self.images.processes for one in each.mappings)
+        if not lazy:
+            return
+        if not self.opts.lazy_pages:
+            yield _error(
+                "memory",
+                f"{lazy} bytes are lazy: in no image, but with the dump that serves them",
+                "lazy_pages=True, and LazyPages connected to that dump",
+                "lazy_pages",
+            )
+        from .. import _requirements
+        from .._worker import Worker
+
+        with contextlib.suppress(CriuError):
+            if not _requirements.program_features(self.via or Worker()).lazy_pages:
+                yield _error("kernel", "it lacks userfaultfd, which lazy pages need", "")
+
+    # --- Mounts, namespaces, cgroups ----------------------------------------------------------
+
+    def mounts(self) -> Iterator[Finding]:
+        own = [each for each in self.images.mounts if each.point == "/"]
+        if own and not self.opts.root:
+            yield _warning(
+                "/",
+                "the processes have a mount namespace of their own, and no root is given",
+                "root=PATH of a mounted file system with their files",
+                "root",
+            )
+        for mount in self.images.mounts:
+            if mount.external is not None and not self._given(mount):
+                yield _error(
+                    mount.point,
+                    f"this mount is external, under the name {mount.external!r}",
+                    f"external=['mnt[{mount.external}]:PATH']",
+                    "external",
+                    "auto_ext_mnt",
+                )
+        known = {line.split()[-1] for line in lines("/proc/filesystems")}
+        for type_ in sorted({each.type for each in self.images.mounts}):
+            if known and type_ not in known and type_ not in ("unsupported", "auto"):
+                yield _warning(
+                    type_, "this kernel has no such file system loaded", f"modprobe {type_}"
+                )
+
+    def _given(self, mount: Mount) -> bool:
+        if self.opts.auto_ext_mnt or self._ext_mount(mount.external or ""):
+            return True
+        wanted = f"mnt[{mount.external}]"
+        return any(each == wanted or each.startswith(f"{wanted}:") for each in self._external())
+
+    def _ext_mount(self, key: str) -> bool:
+        return any(getattr(each, "key", None) == key for each in self.opts.ext_mounts or ())
+
+    def _external(self) -> tuple[str, ...]:
+        return tuple(self.opts.external or ())
+
+    def network(self) -> Iterator[Finding]:
+        pairs = {str(getattr(each, "inside", "")) for each in self.opts.veth_pairs or ()}
+        for device in self.images.devices:
+            if device.type not in _HOST_DEVICES or device.name in pairs:
+                continue
+            if not any(f"[{device.name}]" in each for each in self._external()):
+                yield _warning(
+                    f"device {device.name}",
+                    f"a {device.type.lower()} device, whose other end was outside",
+                    f"veth_pairs=[({device.name!r}, NAME)]"
+                    if device.type == "VETH"
+                    else f"external=['{device.type.lower()}[{device.name}]:NAME']",
+                    "veth_pairs",
+                    "external",
+                )
+
+    def namespaces(self) -> Iterator[Finding]:
+        for each in self.images.namespaces:
+            if each.host:
+                continue
+            if not os.path.exists(f"/proc/self/ns/{each.kind}"):
+                yield _error(f"{each.kind} namespace", "this kernel has none", "another kernel")
+            elif (
+                each.external
+                and not self._inherited(each.external)
+                and not _joins(self.opts, each.kind)
+            ):
+                yield _error(
+                    f"{each.kind} namespace {each.external}",
+                    "it is external and must be given",
+                    f"inherit_fds=[(fd, {each.external!r})]",
+                    "inherit_fds",
+                    "join_ns",
+                )
+
+    def cgroups(self) -> Iterator[Finding]:
+        mode = str(getattr(self.opts.manage_cgroups_mode, "name", "") or "").upper()
+        if mode == "IGNORE" or not self.images.cgroups:
+            return
+        here = {
+            name for line in lines("/proc/self/cgroup") for name in line.split(":", 2)[1].split(",")
+        }
+        for each in self.images.cgroups:
+            for name in each.controllers:
+                if name not in here:
+                    yield _error(
+                        f"cgroup {name}:{each.path}",
+                        "no hierarchy here has this controller",
+                        "mount it, or manage_cgroups_mode='ignore'",
+                        "manage_cgroups_mode",
+                    )
+
+
+# --- Findings -----------------------------------------------------------------------
+
+
+def _error(subject: str, what: str, cure: str, *options: str) -> Finding:
+    return Finding(severity=Severity.ERROR, subject=subject, what=what, cure=cure, options=options)
+
+
+def _warning(subject: str, what: str, cure: str, *options: str) -> Finding:
+    return Finding(
+        severity=Severity.WARNING, subject=subject, what=what, cure=cure, options=options
+    )
+
+
+def _note(subject: str, what: str, cure: str, *options: str) -> Finding:
+    return Finding(severity=Severity.NOTE, subject=subject, what=what, cure=cure, options=options)
+
+
+def _joins(opts: CriuOpts, kind: str) -> bool:
+    return any(str(getattr(each, "kind", "")) == kind for each in opts.join_ns or ())
+
+
+def _version(text: str) -> Version:
+    from ..results import Version
+
+    return Version.parse(text)

@@ -1,0 +1,95 @@
+"""One image as a dict, and a dict as an image: what ``crit decode`` and ``crit encode`` do.
+
+``decode`` gives what ``crit decode`` prints, under the same names. ``encode`` gives back the
+bytes that CRIU wrote, also of fields that this release of the package does not know: they are
+kept under ``"_unknown"``, in base64.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ImagesError
+from ._formats import BY_NAME, Format
+from ._messages import from_dict, from_text, to_dict
+from ._reader import ImageFile
+from ._trailers import load, load_ghost, store
+
+
+def decode(file: str | os.PathLike[str], *, payload: bool = True) -> dict[str, Any]:
+    """One image file as ``{"magic": "CORE", "entries": [{...}, ...]}``.
+
+    The names are those of CRIU's own messages, as ``crit decode`` prints them. Numbers are
+    numbers, enums are names, text is text (bytes of it that are no UTF-8 are surrogates, as in
+    file names of Python), other bytes are base64. What follows an entry, such as the data of a
+    pipe, is its ``"extra"``; with ``payload=False`` only its size is told, as by ``crit --nopl``.
+
+    Raises ``ImagesError`` naming the file and the offset for a file that is no image, is cut
+    short or is damaged, and for a payload of more than 1 GiB. ``pages-*.img`` are memory and no
+    messages: ``inspect`` reads those.
+    """
+    with ImageFile(os.path.abspath(os.fsdecode(file))) as image:
+        return {"magic": image.format.name, "entries": _entries(image, payload)}
+
+
+def _entries(file: ImageFile, payload: bool) -> list[dict[str, Any]]:
+    kind = file.format
+    if kind.trailer == "ghost":
+        return load_ghost(file, payload)
+    entries = []
+    at, name = file.start, kind.message
+    while at < file.size:
+        found, at = file.parse(at, name)
+        entry = to_dict(found, name)
+        if kind.trailer == "pagemap":
+            name = "pagemap_entry"
+        elif kind.trailer:
+            entry["extra"], at = load(file, kind, found, at, payload)
+        entries.append(entry)
+    return entries
+
+
+def encode(image: Mapping[str, Any]) -> bytes:
+    """The bytes of an image file, from what ``decode`` gave.
+
+    Raises ``ImagesError`` naming the entry and the field for what cannot be one.
+    """
+    name = image.get("magic")
+    kind = BY_NAME.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ImagesError(f"magic={name!r}: no kind of image; one of {', '.join(BY_NAME)}")
+    entries = image.get("entries")
+    if not isinstance(entries, list):
+        raise ImagesError(f"entries={entries!r:.60}: a list of dicts is needed")
+    head = () if kind.head is None else (kind.head,)
+    parts = [struct.pack(f"<{len(head) + 1}I", *head, kind.magic)]
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise ImagesError(f"entries[{number}]={entry!r:.60}: a dict is needed")
+        parts += _encoded(kind, number, dict(entry))
+    return b"".join(parts)
+
+
+def _encoded(kind: Format, number: int, entry: dict[str, Any]) -> list[bytes]:
+    where = f"{kind.name} entries[{number}]"
+    name = kind.message
+    if number and kind.trailer == "pagemap":
+        name = "pagemap_entry"
+    if number and kind.trailer == "ghost":
+        name = "ghost_chunk_entry"
+    has_extra = "extra" in entry
+    extra = entry.pop("extra", None)
+    found = from_dict(name, entry, where)
+    data = found.SerializeToString()
+    parts = [struct.pack("<I", len(data)), data]
+    if kind.trailer == "ghost":
+        if has_extra:
+            parts.append(from_text(extra, where))
+    elif kind.trailer and kind.trailer != "pagemap":
+        parts.append(store(kind, found, extra, where))
+    elif has_extra:
+        raise ImagesError(f"{where}: extra: nothing follows the entries of this kind")
+    return parts

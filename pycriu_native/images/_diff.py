@@ -1,0 +1,413 @@
+"""What changed between two image sets of the same processes."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._build import inspect
+from ._memory import Memory
+from ._pages import PAGE
+from .model import File, ImageSet, MemoryMapping, Process, Value, VmaKind
+
+__all__ = [
+    "Change",
+    "DescriptorChange",
+    "Difference",
+    "MappingChange",
+    "PageChange",
+    "ProcessChange",
+    "diff",
+]
+
+_ZEROS = bytes(PAGE)
+_COMPARED = (
+    "parent", "group", "session", "name", "state", "exit_code", "command", "executable", "cwd",
+    "root", "umask", "credentials", "timers", "cgroups", "limits", "pending_signals",
+    "oom_score_adj",
+)  # fmt: skip
+_NO_CHANGE = ("id", "remap", "ghost_size")
+"""Of a file: numbers of the images, not of the process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change(Value):
+    """One property with another value."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescriptorChange(Value):
+    """A descriptor that came, went, or means something else."""
+
+    fd: int
+    before: str | None
+    """What it was, in a line; None for one that came."""
+    after: str | None
+    """What it is; None for one that went."""
+    socket: bool
+    changes: tuple[Change, ...] = ()
+    """For one that is the same file still: its position, its queues, its state."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MappingChange(Value):
+    """A mapping that came, went, or has another size or protection."""
+
+    start: int
+    end: int
+    kind: VmaKind
+    path: str | None
+    before: str | None
+    """Address range and protection; None for one that came."""
+    after: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageChange(Value):
+    """How many pages of a mapping differ. Pages are those of the images; see ``_pages.PAGE``."""
+
+    start: int
+    end: int
+    kind: VmaKind
+    path: str | None
+    changed: int
+    """Other contents."""
+    added: int
+    """Contents where there were none: zeros, a file's page, or no mapping."""
+    gone: int
+    """The reverse."""
+    same: int
+    unknown: int
+    """In no image of one of the two: lazy, or of a missing parent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProcessChange(Value):
+    """What changed in a process that both sets have."""
+
+    pid: int
+    name: str
+    changes: tuple[Change, ...]
+    threads_added: tuple[int, ...]
+    threads_gone: tuple[int, ...]
+    descriptors: tuple[DescriptorChange, ...]
+    mappings: tuple[MappingChange, ...]
+    pages: tuple[PageChange, ...]
+    """Of each mapping with pages in one of the sets; empty if memory was not compared."""
+
+    def __bool__(self) -> bool:
+        """Whether anything changed."""
+        return bool(
+            self.changes
+            or self.threads_added
+            or self.threads_gone
+            or self.descriptors
+            or self.mappings
+            or any(each.changed or each.added or each.gone for each in self.pages)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference(Value):
+    """What changed from one image set to another. False if nothing did."""
+
+    computed = ("pages_changed", "pages_added", "pages_gone", "pages_same")
+
+    before: str
+    """The directories."""
+    after: str
+    added: tuple[int, ...]
+    """Pids of processes that are in the second set only."""
+    gone: tuple[int, ...]
+    """Pids of processes that are in the first set only."""
+    processes: tuple[ProcessChange, ...]
+    """Those of both that changed."""
+    changes: tuple[Change, ...] = field(default=())
+    """Of the set as a whole: sizes, mounts, devices, locks."""
+    unchanged: int = 0
+    """Pages that are the same, in processes that changed in nothing."""
+
+    def __bool__(self) -> bool:
+        """Whether anything changed."""
+        return bool(self.added or self.gone or self.processes or self.changes)
+
+    def _total(self, name: str) -> int:
+        return sum(getattr(page, name) for each in self.processes for page in each.pages)
+
+    @property
+    def pages_changed(self) -> int:
+        """Pages with other contents, of all processes."""
+        return self._total("changed")
+
+    @property
+    def pages_added(self) -> int:
+        """Pages with contents where there were none."""
+        return self._total("added")
+
+    @property
+    def pages_gone(self) -> int:
+        """Pages that have no contents any more."""
+        return self._total("gone")
+
+    @property
+    def pages_same(self) -> int:
+        """Pages with the same contents."""
+        return self._total("same") + self.unchanged
+
+
+def diff(
+    before: ImageSet | str | os.PathLike[str],
+    after: ImageSet | str | os.PathLike[str],
+    *,
+    memory: bool = True,
+) -> Difference:
+    """What changed from one image set to another.
+
+    Processes are told apart by their pids. With ``memory=False`` the contents of pages are not
+    read, which takes as long as reading both sets. Pages in parents are read there.
+
+    Raises ``ImagesError`` as ``inspect`` does.
+    """
+    old = before if isinstance(before, ImageSet) else inspect(before)
+    new = after if isinstance(after, ImageSet) else inspect(after)
+    ours = {each.pid: each for each in old.processes}
+    theirs = {each.pid: each for each in new.processes}
+    changed: list[ProcessChange] = []
+    unchanged = 0
+    for pid in ours.keys() & theirs.keys():
+        found = _process(old, ours[pid], new, theirs[pid], memory)
+        if found:
+            changed.append(found)
+        else:
+            unchanged += sum(each.same for each in found.pages)
+    return Difference(
+        before=old.directory,
+        after=new.directory,
+        added=tuple(sorted(theirs.keys() - ours.keys())),
+        gone=tuple(sorted(ours.keys() - theirs.keys())),
+        processes=tuple(sorted(changed, key=lambda each: each.pid)),
+        changes=tuple(
+            Change(name=name, before=getattr(old, name), after=getattr(new, name))
+            for name in ("kind", "architecture", "mounts", "devices", "locks")
+            if getattr(old, name) != getattr(new, name)
+        ),
+        unchanged=unchanged,
+    )
+
+
+def _process(
+    old: ImageSet, before: Process, new: ImageSet, after: Process, memory: bool
+) -> ProcessChange:
+    tids = [{each.tid for each in process.threads} for process in (before, after)]
+    return ProcessChange(
+        pid=after.pid,
+        name=after.name,
+        changes=tuple(
+            Change(name=name, before=getattr(before, name), after=getattr(after, name))
+            for name in _COMPARED
+            if getattr(before, name) != getattr(after, name)
+        ),
+        threads_added=tuple(sorted(tids[1] - tids[0])),
+        threads_gone=tuple(sorted(tids[0] - tids[1])),
+        descriptors=tuple(_descriptors(old, before, new, after)),
+        mappings=tuple(_mappings(before.mappings, after.mappings)),
+        pages=tuple(_pages(before, after)) if memory else (),
+    )
+
+
+# --- Files --------------------------------------------------------------------------
+
+
+def _descriptors(
+    old: ImageSet, before: Process, new: ImageSet, after: Process
+) -> Iterator[DescriptorChange]:
+    ours, theirs = _by_fd(old, before), _by_fd(new, after)
+    for fd in sorted(ours.keys() | theirs.keys()):
+        was, now = ours.get(fd), theirs.get(fd)
+        changes = tuple(_file_changes(was, now)) if was and now else ()
+        if was and now and not changes:
+            continue
+        one = now or was
+        yield DescriptorChange(
+            fd=fd,
+            before=was.label if was else None,
+            after=now.label if now else None,
+            socket=one is not None and one.type.endswith("SK"),
+            changes=changes,
+        )
+
+
+def _by_fd(images: ImageSet, process: Process) -> dict[int, File]:
+    by_id = {each.id: each for each in images.files}
+    return {each.fd: by_id[each.file] for each in process.descriptors if each.file in by_id}
+
+
+def _file_changes(was: File, now: File) -> Iterator[Change]:
+    ours, theirs = was.to_dict(), now.to_dict()
+    for values in (ours, theirs):
+        values |= values.pop("details", {})
+        for name in _NO_CHANGE:
+            values.pop(name, None)
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            yield Change(name=name, before=ours.get(name), after=theirs.get(name))
+
+
+# --- Memory -------------------------------------------------------------------------
+
+
+def _mappings(
+    before: Sequence[MemoryMapping], after: Sequence[MemoryMapping]
+) -> Iterator[MappingChange]:
+    ours, theirs = _by_start(before), _by_start(after)
+    for start in sorted(ours.keys() | theirs.keys()):
+        was, now = ours.get(start), theirs.get(start)
+        texts = [
+            f"{each.start:x}-{each.end:x} {each.protection}" if each else None
+            for each in (was, now)
+        ]
+        one = now or was
+        same_file = was is None or now is None or (was.kind, was.path) == (now.kind, now.path)
+        if texts[0] != texts[1] or not same_file:
+            assert one is not None
+            yield MappingChange(
+                start=one.start,
+                end=one.end,
+                kind=one.kind,
+                path=one.path,
+                before=texts[0],
+                after=texts[1],
+            )
+
+
+def _by_start(mappings: Sequence[MemoryMapping]) -> dict[int, MemoryMapping]:
+    return {each.start: each for each in mappings}
+
+
+@dataclass(slots=True)
+class _Tally:
+    mapping: MemoryMapping
+    changed: int = 0
+    added: int = 0
+    gone: int = 0
+    same: int = 0
+    unknown: int = 0
+
+
+_Piece = tuple[int, bytes | None, int, MemoryMapping]
+
+
+def _pages(before: Process, after: Process) -> Iterator[PageChange]:
+    tallies: dict[int, _Tally] = {}
+    found: Mapping[int, _Tally] = tallies
+    if before.pagemap is None or after.pagemap is None:
+        return
+    here = _Place(after.mappings), _Place(before.mappings)
+    for start, was, now, mapping in _side_by_side(before.memory, after.memory):
+        owner = here[0].at(start) or mapping
+        tally = tallies.setdefault(owner.start, _Tally(owner))
+        if was is not None and now is not None:
+            _compare(tally, was[1], now[1], was[2])
+        elif now is not None:
+            _one_sided(tally, "added", now, here[1].at(start))
+        elif was is not None:
+            _one_sided(tally, "gone", was, here[0].at(start))
+    for tally in found.values():
+        yield PageChange(
+            start=tally.mapping.start,
+            end=tally.mapping.end,
+            kind=tally.mapping.kind,
+            path=tally.mapping.path,
+            changed=tally.changed,
+            added=tally.added,
+            gone=tally.gone,
+            same=tally.same,
+            unknown=tally.unknown,
+        )
+
+
+class _Place:
+    """Which mapping an address is in."""
+
+    def __init__(self, mappings: Sequence[MemoryMapping]) -> None:
+        self._mappings = sorted(mappings, key=lambda each: each.start)
+        self._starts = [each.start for each in self._mappings]
+
+    def at(self, address: int) -> MemoryMapping | None:
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0 or address >= self._mappings[index].end:
+            return None
+        return self._mappings[index]
+
+
+def _compare(tally: _Tally, was: bytes | None, now: bytes | None, size: int) -> None:
+    pages = -(-size // PAGE)
+    if was is None or now is None:
+        tally.unknown += pages
+    elif was == now:
+        tally.same += pages
+    else:
+        for at in range(0, size, PAGE):
+            if was[at : at + PAGE] == now[at : at + PAGE]:
+                tally.same += 1
+            else:
+                tally.changed += 1
+
+
+def _one_sided(tally: _Tally, name: str, piece: _Piece, other: MemoryMapping | None) -> None:
+    """Pages of one set only. Zeros where the other one has untouched memory are the same."""
+    _, data, size, _ = piece
+    pages = -(-size // PAGE)
+    if data is None:
+        tally.unknown += pages
+        return
+    zeros = 0
+    if other is not None and other.reads_as_zeros:
+        zeros = sum(data[at : at + PAGE] == _ZEROS for at in range(0, size, PAGE))
+    tally.same += zeros
+    setattr(tally, name, getattr(tally, name) + pages - zeros)
+
+
+def _side_by_side(
+    before: Memory, after: Memory
+) -> Iterator[tuple[int, _Piece | None, _Piece | None, MemoryMapping]]:
+    """Both memories in pieces that begin and end together."""
+    streams = before.pieces(), after.pieces()
+    was, now = next(streams[0], None), next(streams[1], None)
+    while was is not None or now is not None:
+        if now is None or (was is not None and was[0] + was[2] <= now[0]):
+            assert was is not None
+            yield was[0], was, None, was[3]
+            was = next(streams[0], None)
+        elif was is None or now[0] + now[2] <= was[0]:
+            yield now[0], None, now, now[3]
+            now = next(streams[1], None)
+        elif was[0] < now[0]:
+            left, was = _cut(was, now[0])
+            yield left[0], left, None, left[3]
+        elif now[0] < was[0]:
+            left, now = _cut(now, was[0])
+            yield left[0], None, left, left[3]
+        else:
+            size = min(was[2], now[2])
+            one, was = _cut(was, was[0] + size) if was[2] > size else (was, None)
+            two, now = _cut(now, now[0] + size) if now[2] > size else (now, None)
+            yield two[0], one, two, two[3]
+            was = was if was is not None else next(streams[0], None)
+            now = now if now is not None else next(streams[1], None)
+
+
+def _cut(piece: _Piece, at: int) -> tuple[_Piece, _Piece]:
+    address, data, size, mapping = piece
+    left = at - address
+    return (
+        (address, data[:left] if data is not None else None, left, mapping),
+        (at, data[left:] if data is not None else None, size - left, mapping),
+    )

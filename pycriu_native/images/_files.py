@@ -1,0 +1,222 @@
+"""The open files of an image set: one value for each, with what waits in their queues."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import _names as names
+from ._messages import to_dict
+from ._schema import table
+from .model import (
+    File,
+    InetSocket,
+    OtherFile,
+    Pipe,
+    RegularFile,
+    Terminal,
+    UnixSocket,
+)
+
+Read = Callable[[str], list[Any]]
+"""Gives the entries of an image by its name; none where it does not exist."""
+
+_MEMBERS = {
+    "REG": "reg",
+    "PIPE": "pipe",
+    "FIFO": "fifo",
+    "INETSK": "isk",
+    "UNIXSK": "usk",
+    "EVENTFD": "efd",
+    "EVENTPOLL": "epfd",
+    "INOTIFY": "ify",
+    "SIGNALFD": "sgfd",
+    "PACKETSK": "psk",
+    "TTY": "tty",
+    "FANOTIFY": "ffy",
+    "NETLINKSK": "nlsk",
+    "NS": "nsf",
+    "TUNF": "tunf",
+    "EXT": "ext",
+    "TIMERFD": "tfd",
+    "MEMFD": "memfd",
+    "BPFMAP": "bpf",
+    "PIDFD": "pidfd",
+}
+"""By type: the member of ``file_entry``. CRIU's ``fdinfo.proto``."""
+_USK_EXTERN = 1
+_REMAPS = {0: "linked", 1: "ghost", 2: "procfs"}
+
+
+class Files:
+    """Reads ``files.img`` and what belongs to it."""
+
+    def __init__(self, read: Read, ghost_size: Callable[[int], int | None]) -> None:
+        self._read = read
+        self._ghost_size = ghost_size
+        self.sessions: frozenset[int] = frozenset()
+        """The pids of session leaders in the images."""
+        self._remaps = {each.orig_id: each for each in read("remap-fpath.img")}
+        self._terminals = {each.id: each for each in read("tty-info.img")}
+        self._in_pipe = {each.pipe_id: each for each in read("pipes-data.img")}
+        self._in_pipe |= {each.pipe_id: each for each in read("fifo-data.img")}
+        self.memfds = {each.inode_id: each for each in read("memfd.img")}
+        self._queued: dict[int, int] = {}
+        for each in read("sk-queues.img"):
+            self._queued[each.id_for] = self._queued.get(each.id_for, 0) + each.length
+        self.by_id: dict[int, File] = {}
+
+    def load(self, sessions: frozenset[int]) -> tuple[File, ...]:
+        """All files, in the order of their ids."""
+        self.sessions = sessions
+        types = _types()
+        later = []
+        for entry in self._read("files.img"):
+            type_ = types.get(entry.type, str(entry.type))
+            member = _MEMBERS.get(type_)
+            if member is None or not entry.HasField(member):
+                self.by_id[entry.id] = OtherFile(id=entry.id, type=type_, details={})
+            elif type_ in ("FIFO", "TTY"):
+                later.append((type_, getattr(entry, member)))  # they name a regular file
+            else:
+                self.by_id[entry.id] = self._one(type_, getattr(entry, member))
+        for type_, found in later:
+            self.by_id[found.id] = self._one(type_, found)
+        return tuple(self.by_id[number] for number in sorted(self.by_id))
+
+    def _one(self, type_: str, found: Any) -> File:
+        match type_:
+            case "REG":
+                return self._regular(found)
+            case "PIPE" | "FIFO":
+                return self._pipe(type_, found)
+            case "INETSK":
+                return self._inet(found)
+            case "UNIXSK":
+                return self._unix(found)
+            case "TTY":
+                return self._terminal(found)
+        details = to_dict(found)
+        if type_ == "MEMFD" and found.inode_id in self.memfds:
+            inode = self.memfds[found.inode_id]
+            details |= {"name": os.fsdecode(inode.name), "size": inode.size, "shmid": inode.shmid}
+        return OtherFile(id=found.id, type=type_, flags=details.get("flags", 0), details=details)
+
+    def _regular(self, found: Any) -> RegularFile:
+        remap = self._remaps.get(found.id)
+        # Without a type it is a ghost: the field came after that kind.
+        kind = None
+        if remap is not None:
+            kind = _REMAPS.get(remap.remap_type) if remap.HasField("remap_type") else "ghost"
+        words = struct.pack(f"<{len(found.build_id)}I", *found.build_id)
+        return RegularFile(
+            id=found.id,
+            type="REG",
+            flags=found.flags,
+            path=os.fsdecode(found.name),
+            position=found.pos,
+            mode=found.mode if found.HasField("mode") else None,
+            size=found.size if found.HasField("size") else None,
+            mount=found.mnt_id,
+            build_id=words.hex() or None,
+            external=found.ext,
+            deleted=kind,
+            ghost_size=self._ghost_size(remap.remap_id) if remap and kind == "ghost" else None,
+            remap=remap.remap_id if remap else None,
+        )
+
+    def _pipe(self, type_: str, found: Any) -> Pipe:
+        inside = self._in_pipe.get(found.pipe_id)
+        named = self.by_id.get(found.regf_id) if type_ == "FIFO" else None
+        return Pipe(
+            id=found.id,
+            type=type_,
+            flags=found.flags if type_ == "PIPE" else 0,
+            pipe=found.pipe_id,
+            queued=inside.bytes if inside else 0,
+            capacity=inside.size if inside and inside.HasField("size") else None,
+            path=named.path if isinstance(named, RegularFile) else None,
+        )
+
+    def _inet(self, found: Any) -> InetSocket:
+        stream = next(iter(self._read(f"tcp-stream-{found.ino:x}.img")), None)
+        remote = _address(found.family, found.dst_addr, found.dst_port) if found.dst_port else None
+        return InetSocket(
+            id=found.id,
+            type="INETSK",
+            flags=found.flags,
+            inode=found.ino,
+            family={2: "INET", 10: "INET6"}.get(found.family, str(found.family)),
+            kind=names.SOCKET_KINDS.get(found.type, str(found.type)),
+            protocol=names.PROTOCOLS.get(found.proto, str(found.proto)),
+            state=names.SOCKET_STATES.get(found.state, str(found.state)),
+            local=_address(found.family, found.src_addr, found.src_port),
+            remote=remote,
+            backlog=found.backlog,
+            received=stream.inq_len if stream else self._queued.get(found.id, 0),
+            unacknowledged=stream.outq_len if stream else 0,
+            device=os.fsdecode(found.ifname) or None,
+            namespace=found.ns_id if found.HasField("ns_id") else None,
+        )
+
+    def _unix(self, found: Any) -> UnixSocket:
+        name = os.fsdecode(found.name.rstrip(b"\0") if found.name[:1] != b"\0" else found.name)
+        return UnixSocket(
+            id=found.id,
+            type="UNIXSK",
+            flags=found.flags,
+            inode=found.ino,
+            kind=names.SOCKET_KINDS.get(found.type, str(found.type)),
+            state=names.SOCKET_STATES.get(found.state, str(found.state)),
+            name=f"@{name[1:]}" if name.startswith("\0") else name,
+            peer=found.peer,
+            backlog=found.backlog,
+            queued=self._queued.get(found.id, 0),
+            external=bool(found.uflags & _USK_EXTERN),
+            namespace=found.ns_id if found.HasField("ns_id") else None,
+        )
+
+    def _terminal(self, found: Any) -> Terminal:
+        info = self._terminals.get(found.tty_info_id)
+        file = self.by_id.get(found.regf_id)
+        session = info.sid if info else 0
+        return Terminal(
+            id=found.id,
+            type="TTY",
+            flags=found.flags,
+            kind=_terminal_kinds().get(info.type, str(info.type)) if info else "UNKNOWN",
+            index=info.pty.index if info and info.HasField("pty") else None,
+            session=session,
+            group=info.pgrp if info else 0,
+            path=file.path if isinstance(file, RegularFile) else None,
+            inherited=bool(session) and session not in self.sessions,
+        )
+
+    def shared_of(self, file: int) -> int | None:
+        """The id of the shared memory behind a memfd."""
+        found = self.by_id.get(file)
+        if isinstance(found, OtherFile):
+            shared: int | None = found.details.get("shmid")
+            return shared
+        return None
+
+
+def _types() -> Mapping[int, str]:
+    return {number: name for name, number in table()[1]["fd_types"].items()}
+
+
+def _terminal_kinds() -> Mapping[int, str]:
+    return {number: name for name, number in table()[1]["TtyType"].items()}
+
+
+def _address(family: int, words: Any, port: int) -> str:
+    """An address as people write it; its words are stored in the network's order."""
+    data = struct.pack(f"={len(words)}I", *words)
+    if family == socket.AF_INET6 and len(data) == 16:
+        return f"[{socket.inet_ntop(socket.AF_INET6, data)}]:{port}"
+    if len(data) >= 4:
+        return f"{socket.inet_ntop(socket.AF_INET, data[:4])}:{port}"
+    return f"?:{port}"

@@ -1,0 +1,201 @@
+"""The memory of a dumped process: reading it and searching it, without restoring anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import ImagesError
+from ._pages import Layers
+
+if TYPE_CHECKING:
+    from .model import MemoryMapping, VmaKind
+
+OVERLAP = 4096
+"""Bytes: matches of a regular expression up to this length are found wherever they lie."""
+LARGEST_READ = 2**30
+"""Bytes that one ``read`` gives."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """A place in memory where a search matched."""
+
+    address: int
+    data: bytes
+    """What matched."""
+    mapping: MemoryMapping
+
+
+class Memory:
+    """The memory of one process in an image set.
+
+    Pages come from the images, and from their parents where the images say so. Anonymous memory
+    that was never written to reads as zeros. Pages of a file that the process did not change
+    are not in the images and are not read.
+
+    Page maps are read once, at first use; files are open only during a call. Objects may be used
+    from several threads.
+    """
+
+    def __init__(
+        self, pid: int, mappings: Sequence[MemoryMapping], source: Sequence[str], pagemap: int
+    ) -> None:
+        self.pid = pid
+        self.mappings = tuple(mappings)
+        self._source = source
+        self._pagemap = pagemap
+        self._layers: dict[str, Layers] = {}
+
+    def __repr__(self) -> str:
+        size = sum(each.size for each in self.mappings)
+        return f"<Memory of {self.pid}: {len(self.mappings)} mappings, {size} bytes>"
+
+    def read(self, address: int, size: int) -> bytes:
+        """The bytes at an address.
+
+        Raises ``ImagesError`` for an address that is not mapped; for pages that are in no image:
+        lazy ones, those of a missing parent, those of a file that were not changed (the error
+        names file and offset); and for more than 1 GiB at once. ``ValueError`` for a negative
+        size or address.
+        """
+        if address < 0 or size < 0:
+            raise ValueError(f"address={address}, size={size}: both must be 0 or more")
+        if size > LARGEST_READ:
+            raise ImagesError(f"size={size}: at most {LARGEST_READ} bytes are read at once")
+        end = address + size
+        parts: list[bytes] = []
+        at = address
+        for mapping in self.mappings:
+            if mapping.end <= at or mapping.start > at or at >= end:
+                continue
+            last = min(mapping.end, end)
+            for begin, data, length in self._pieces(mapping, at, last):
+                if begin > at:
+                    parts.append(self._hole(mapping, at, begin - at))
+                if data is None:
+                    raise ImagesError(
+                        f"{length} bytes at {begin:#x} of process {self.pid} are "
+                        "in none of these images: lazy, or of a missing parent"
+                    )
+                parts.append(data)
+                at = begin + length
+            if at < last:
+                parts.append(self._hole(mapping, at, last - at))
+                at = last
+        if at < end:
+            raise ImagesError(f"{at:#x} is not mapped in process {self.pid}")
+        return b"".join(parts)
+
+    def search(
+        self, pattern: bytes | re.Pattern[bytes], *, kinds: Collection[VmaKind | str] = ()
+    ) -> Iterator[Found]:
+        """The places where bytes or a regular expression occur, by ascending address.
+
+        ``kinds`` limits it to mappings of these kinds. All pages in the images and their parents
+        are searched, adjacent ones as one; not those that are in no image. Matches of a bytes
+        pattern may overlap; those of an expression do not, and may be 4096 bytes long at most.
+
+        Raises ``ValueError`` for an empty pattern and ``TypeError`` for text.
+        """
+        if isinstance(pattern, re.Pattern):
+            if not isinstance(pattern.pattern, bytes):
+                raise TypeError(f"pattern={pattern.pattern!r}: an expression of bytes is needed")
+        elif not isinstance(pattern, bytes | bytearray):
+            raise TypeError(f"pattern={pattern!r}: bytes are needed, or an expression of bytes")
+        elif not pattern:
+            raise ValueError("pattern=b'': at least one byte is needed")
+        return self._search(pattern, {str(kind) for kind in kinds})
+
+    def _search(
+        self, pattern: bytes | re.Pattern[bytes], kinds: Collection[str]
+    ) -> Iterator[Found]:
+        mapping: MemoryMapping
+        for mapping in self.mappings:
+            if kinds and str(mapping.kind) not in kinds:
+                continue
+            for address, data in _matches(pattern, self._windows(mapping, pattern)):
+                yield Found(address=address, data=data, mapping=mapping)
+
+    def find(self, pattern: bytes | re.Pattern[bytes]) -> Iterator[int]:
+        """The addresses of all matches; see ``search``."""
+        return (found.address for found in self.search(pattern))
+
+    def pieces(self) -> Iterator[tuple[int, bytes | None, int, MemoryMapping]]:
+        """All pages that the images speak of: address, bytes, their number, and the mapping.
+
+        At most 1 MiB at a time, by ascending address. Without bytes: pages that are lazy, or of a
+        parent that is missing.
+        """
+        for mapping in self.mappings:
+            for address, data, size in self._pieces(mapping, mapping.start, mapping.end):
+                yield address, data, size, mapping
+
+    def _pieces(
+        self, mapping: MemoryMapping, start: int, end: int
+    ) -> Iterator[tuple[int, bytes | None, int]]:
+        if mapping.shared is None:
+            yield from self._of(f"pagemap-{self._pagemap}.img").pieces(start, end)
+            return
+        layers = self._of(f"pagemap-shmem-{mapping.shared}.img")
+        shift = mapping.start - mapping.offset
+        for begin, data, length in layers.pieces(start - shift, end - shift):
+            yield begin + shift, data, length
+
+    def _of(self, name: str) -> Layers:
+        if name not in self._layers:
+            self._layers[name] = Layers(self._source, name)
+        return self._layers[name]
+
+    def _hole(self, mapping: MemoryMapping, at: int, size: int) -> bytes:
+        if mapping.reads_as_zeros:
+            return bytes(size)
+        where = mapping.offset + at - mapping.start
+        raise ImagesError(
+            f"{size} bytes at {at:#x} of process {self.pid} are not in the images: "
+            + (f"{mapping.path}, offset {where}" if mapping.path else f"a {mapping.kind} mapping")
+        )
+
+    def _windows(
+        self, mapping: MemoryMapping, pattern: bytes | re.Pattern[bytes]
+    ) -> Iterator[tuple[int, bytes, int]]:
+        """Address, bytes, and how many of them a match may begin in."""
+        overlap = OVERLAP if isinstance(pattern, re.Pattern) else len(pattern) - 1
+        held, at = b"", mapping.start
+        for begin, data, _ in self._pieces(mapping, mapping.start, mapping.end):
+            if held and begin != at + len(held):
+                yield at, held, len(held)
+                held = b""
+            if data is None:
+                continue
+            if not held:
+                at = begin
+            held += data
+            if len(held) > overlap:
+                yield at, held, len(held) - overlap
+                at += len(held) - overlap
+                held = held[len(held) - overlap :]
+        if held:
+            yield at, held, len(held)
+
+
+def _matches(
+    pattern: bytes | re.Pattern[bytes], windows: Iterator[tuple[int, bytes, int]]
+) -> Iterator[tuple[int, bytes]]:
+    free = 0
+    """Where the next match may begin: expressions do not overlap themselves."""
+    for address, data, core in windows:
+        if isinstance(pattern, re.Pattern):
+            for match in pattern.finditer(data, max(free - address, 0)):
+                if match.start() >= core:
+                    break
+                if match.end() > match.start():
+                    yield address + match.start(), match.group()
+                    free = address + match.end()
+        else:
+            at = data.find(pattern)
+            while 0 <= at < core:
+                yield address + at, pattern
+                at = data.find(pattern, at + 1)

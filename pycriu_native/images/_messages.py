@@ -1,0 +1,175 @@
+"""One message as a dict, and a dict as a message, under CRIU's own names.
+
+Fields that this release of the package does not know are kept as they were, in base64, under
+``"_unknown"``: what is written again loses nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import os
+import quopri
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from ..errors import ImagesError
+from ._schema import Row, message, table
+
+UNKNOWN = "_unknown"
+
+
+def to_text(data: bytes) -> str:
+    """Bytes as base64 in lines, as ``crit`` has them."""
+    return base64.encodebytes(data).decode()
+
+
+def from_text(text: Any, what: str) -> bytes:
+    """The inverse; raises ``ImagesError`` for what is no base64."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (AttributeError, binascii.Error, ValueError) as error:
+        raise ImagesError(f"{what}: no base64: {error}") from None
+
+
+_Show = Callable[[Any], Any]
+
+
+def to_dict(found: Any, name: str | None = None) -> dict[str, Any]:
+    """The fields that a message has."""
+    names = _shown(name or found.DESCRIPTOR.name)
+    out: dict[str, Any] = {}
+    for field, value in found.ListFields():
+        key, show = names[field.number]
+        out[key] = value if show is None else show(value)
+    unknown = UnknownFieldSet(found)
+    if len(unknown):
+        out[UNKNOWN] = to_text(_wire(unknown))
+    return out
+
+
+@functools.cache
+def _shown(name: str) -> dict[int, tuple[str, _Show | None]]:
+    """By field number: its name, and what turns its value into that of a dict."""
+    return {row.number: (row.name, _show(row)) for row in table()[0][name]}
+
+
+def _show(row: Row) -> _Show | None:
+    one = _show_one(row)
+    if row.label != "*":
+        return one
+    if one is None:
+        return list
+    return lambda values: [one(value) for value in values]
+
+
+def _show_one(row: Row) -> _Show | None:
+    messages, enums = table()
+    if row.type in messages:
+        return functools.partial(to_dict, name=row.type)
+    if row.type in enums:
+        return {number: value for value, number in enums[row.type].items()}.__getitem__
+    if row.type == "string":
+        return os.fsdecode
+    if row.quoted:
+        return lambda value: quopri.encodestring(value).decode()
+    return to_text if row.type == "bytes" else None
+
+
+def from_dict(name: str, described: Any, where: str) -> Any:
+    """A message, from what ``to_dict`` made of it."""
+    if not isinstance(described, Mapping):
+        raise ImagesError(f"{where}={described!r:.60}: a dict is needed")
+    made = message(name)()
+    known = {row.name: row for row in table()[0][name]}
+    for key, value in described.items():
+        if key == UNKNOWN:
+            _add_unknown(made, from_text(value, f"{where}.{key}"), f"{where}.{key}")
+            continue
+        row = known.get(key)
+        if row is None:
+            raise ImagesError(f"{where}.{key}: {name} has no such field; it has {', '.join(known)}")
+        try:
+            _set(made, row, value, f"{where}.{key}")
+        except (TypeError, ValueError, KeyError) as error:
+            if isinstance(error, ImagesError):
+                raise
+            raise ImagesError(
+                f"{where}.{key}={value!r:.60}: {row.type} is needed: {error}"
+            ) from None
+    if not made.IsInitialized():
+        lacks = ", ".join(made.FindInitializationErrors())
+        raise ImagesError(f"{where}: {name} lacks {lacks}")
+    return made
+
+
+def _set(made: Any, row: Row, value: Any, where: str) -> None:
+    messages = table()[0]
+    if row.label == "*":
+        if not isinstance(value, list):
+            raise TypeError("a list of them")
+        items = getattr(made, row.name)
+        if row.type in messages:
+            items.extend(from_dict(row.type, each, where) for each in value)
+        else:
+            items.extend(_value(row, each, where) for each in value)
+    elif row.type in messages:
+        # An empty message is there all the same.
+        field = getattr(made, row.name)
+        field.SetInParent()
+        field.MergeFrom(from_dict(row.type, value, where))
+    else:
+        setattr(made, row.name, _value(row, value, where))
+
+
+def _value(row: Row, value: Any, where: str) -> Any:
+    enums = table()[1]
+    if row.type in enums:
+        return enums[row.type][value]
+    if row.type == "string":
+        return os.fsencode(value)
+    if row.quoted:
+        return quopri.decodestring(value)
+    return from_text(value, where) if row.type == "bytes" else value
+
+
+# --- Fields of releases to come -----------------------------------------------------
+
+
+def _add_unknown(made: Any, data: bytes, where: str) -> None:
+    try:
+        made.MergeFromString(data)
+    except DecodeError as error:
+        raise ImagesError(f"{where}: no fields of a message: {error}") from None
+
+
+def _wire(fields: Any) -> bytes:
+    """Unknown fields as they were."""
+    return b"".join(
+        _varint(field.field_number << 3 | field.wire_type) + _wire_value(field) for field in fields
+    )
+
+
+def _wire_value(field: Any) -> bytes:
+    kind, value = field.wire_type, field.data
+    if kind == 0:
+        return _varint(value)
+    if kind == 2:
+        return _varint(len(value)) + bytes(value)
+    if kind == 3:
+        return _wire(value) + _varint(field.field_number << 3 | 4)
+    return struct.pack("<Q" if kind == 1 else "<I", value)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

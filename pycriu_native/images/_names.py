@@ -1,0 +1,54 @@
+"""Names of the kernel's numbers that images have: capabilities, states, families, limits.
+
+The numbers are of the kernel's user interface (``linux/capability.h``, ``net/tcp_states.h``,
+``bits/resource.h``), and of CRIU's ``image.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# fmt: off
+CAPABILITIES = (
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid",
+    "setuid", "setpcap", "linux_immutable", "net_bind_service", "net_broadcast",
+    "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module", "sys_rawio",
+    "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
+    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write",
+    "audit_control", "setfcap", "mac_override", "mac_admin", "syslog", "wake_alarm",
+    "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore",
+)
+# fmt: on
+# fmt: off
+LIMITS = (
+    "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as",
+    "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime",
+)
+# fmt: on
+STATES = {1: "alive", 2: "zombie", 3: "stopped", 6: "zombie"}
+"""A zombie is CRIU's TASK_DEAD in what it writes; TASK_ZOMBIE is its own, while it restores."""
+SOCKET_STATES = {
+    1: "ESTABLISHED",
+    2: "SYN_SENT",
+    3: "SYN_RECV",
+    4: "FIN_WAIT1",
+    5: "FIN_WAIT2",
+    6: "TIME_WAIT",
+    7: "CLOSE",
+    8: "CLOSE_WAIT",
+    9: "LAST_ACK",
+    10: "LISTEN",
+    11: "CLOSING",
+}
+SOCKET_KINDS = {1: "STREAM", 2: "DGRAM", 3: "RAW", 5: "SEQPACKET", 10: "PACKET"}
+PROTOCOLS = {0: "IP", 1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPV6", 136: "UDPLITE", 255: "RAW"}
+LOCKS = {1: "posix", 2: "flock", 4: "ofd", 8: "lease"}
+NAMESPACES = ("pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time")
+
+
+def capabilities(words: Sequence[int]) -> tuple[str, ...]:
+    """The capabilities of a set, which is stored as 32-bit words."""
+    bits = sum(word << 32 * index for index, word in enumerate(words[:4]))
+    named = [f"cap_{name}" for number, name in enumerate(CAPABILITIES) if bits >> number & 1]
+    more = [f"cap_{number}" for number in range(len(CAPABILITIES), 64) if bits >> number & 1]
+    return (*named, *more)

@@ -1,0 +1,135 @@
+"""One image file: opened without surprises, and taken apart with every length checked.
+
+An image set may come from anywhere. Whatever its bytes say, what is read here is never longer
+than the file is, and what does not fit is an ``ImagesError`` that names the file and the offset.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import struct
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from ..errors import ImagesError
+from ._formats import BY_MAGIC, COMMON, RAW, SERVICE, Format
+from ._schema import message
+
+LARGEST_MESSAGE = 256 * 2**20
+"""Bytes: one entry that claims more is refused. The largest real ones are those of processes with
+tens of thousands of mappings, a few MiB."""
+
+WINDOW = 2**18
+"""Bytes that are read at once."""
+
+_WORD = struct.Struct("<I")
+
+
+def open_file(path: str) -> int:
+    """A descriptor of a regular file: a link, a pipe or a device in an image set is refused."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ImagesError(f"{path} does not exist", errno=errno.ENOENT) from None
+    except OSError as error:
+        why = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
+        raise ImagesError(f"{path} cannot be opened: {why}", errno=error.errno) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ImagesError(f"{path} is no regular file", errno=errno.EINVAL)
+    return fd
+
+
+def damaged(path: str, at: int, why: str) -> ImagesError:
+    """The error for bytes that cannot be what they claim to be."""
+    return ImagesError(f"{path}, offset {at}: {why}", errno=errno.EINVAL)
+
+
+class ImageFile:
+    """One image file, read through a window that moves along; a context manager.
+
+    It is not mapped into memory: a file that another process cuts short would end this one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fd = open_file(path)
+        self.size = os.fstat(self.fd).st_size
+        self._window = b""
+        self._from = 0
+        try:
+            self.format, self.start = self._header()
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def __enter__(self) -> ImageFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    def _header(self) -> tuple[Format, int]:
+        at = 0
+        magic = self.word(at, "the magic number")
+        if magic in (COMMON, SERVICE):
+            at = 4
+            magic = self.word(at, "the magic number")
+        found = BY_MAGIC.get(magic)
+        if found is None:
+            name = os.path.basename(self.path)
+            raw = " (memory, or another program's format)" if RAW.fullmatch(name) else ""
+            raise damaged(self.path, at, f"{magic:#x} is the magic number of no image{raw}")
+        return found, at + 4
+
+    def word(self, at: int, what: str) -> int:
+        """Four bytes as a number."""
+        value: int = _WORD.unpack(self.take(at, 4, what))[0]
+        return value
+
+    def take(self, at: int, size: int, what: str) -> bytes:
+        """That many bytes from there."""
+        begin = at - self._from
+        if begin < 0 or begin + size > len(self._window):
+            if size > self.size - at:
+                left = max(self.size - at, 0)
+                raise damaged(self.path, at, f"{what} has {size} bytes, but the file {left} more")
+            self._window = os.pread(self.fd, max(size, WINDOW), at)
+            self._from, begin = at, 0
+            if len(self._window) < size:
+                raise damaged(self.path, at, "the file has been cut short while it was read")
+        return self._window[begin : begin + size]
+
+    def parse(self, at: int, kind: str) -> tuple[Any, int]:
+        """The message at an offset, with its length before it; and where it ends."""
+        size = self.word(at, "the length of an entry")
+        at += 4
+        if size > LARGEST_MESSAGE:
+            raise damaged(self.path, at - 4, f"an entry of {size} bytes is too long to be one")
+        data = self.take(at, size, f"the {kind}")
+        try:
+            found = message(kind).FromString(data)
+        except DecodeError as error:
+            raise damaged(self.path, at, f"this is no {kind}: {error}") from None
+        if not found.IsInitialized():
+            lacks = ", ".join(found.FindInitializationErrors()[:3])
+            raise damaged(self.path, at, f"this {kind} lacks {lacks}")
+        return found, at + size
+
+    def only(self) -> Any:
+        """The one entry that there must be."""
+        if self.start == self.size:
+            raise damaged(self.path, self.start, f"there is no {self.format.message}")
+        return self.parse(self.start, self.format.message)[0]
+
+
+def expect(path: str, name: str) -> ImageFile:
+    """Open an image that must be of this kind."""
+    file = ImageFile(path)
+    if file.format.name != name:
+        with file:
+            raise damaged(path, 0, f"this is an image of {file.format.name}, not of {name}")
+    return file

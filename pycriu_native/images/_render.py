@@ -1,0 +1,233 @@
+"""Image sets and their differences as text for people.
+
+Text from images is the dumped process's own: what a terminal would act on is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ._diff import Difference, ProcessChange
+from ._pages import PAGE
+from .model import File, ImageSet, Process
+
+__all__ = [
+    "render_diff",
+    "render_files",
+    "render_memory",
+    "render_processes",
+    "render_summary",
+    "render_table",
+    "render_tree",
+]
+
+
+def human(size: float) -> str:
+    """Bytes in a few characters: ``4.0 KiB``, ``17 B``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if size < 1024 or unit == "PiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def safe(text: str) -> str:
+    """Text with all that is not printable as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def render_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns of text under headings; numbers to the right. Ends without a newline."""
+    listed = [list(row) for row in rows]
+    texts = [[safe(str(cell)) for cell in row] for row in listed]
+    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    right = [
+        all(isinstance(row[index], int | float) for row in listed) and bool(listed)
+        for index in range(len(headings))
+    ]
+    lines = []
+    for row in [list(headings), *texts]:
+        cells = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def render_summary(images: ImageSet) -> str:
+    """The set in a few lines: what made it, how large it is, what is missing."""
+    made = f"CRIU {images.criu}" if images.criu else "CRIU"
+    if not images.criu and images.criu_at_least:
+        made += f" {images.criu_at_least} or later"
+    if images.kernel:
+        made += f", kernel {images.kernel}"
+    sizes = ", ".join(
+        f"{name} {human(size)}"
+        for name, size in sorted(images.size_by_category.items(), key=lambda each: -each[1])
+    )
+    lines = [
+        f"{images.kind} in {safe(images.directory)}",
+        f"made by {made}; format {images.version}"
+        + (f", {images.architecture}" if images.architecture else "")
+        + (", compressed" if images.compressed else ""),
+        f"size {human(images.size)}: {sizes}",
+    ]
+    if images.statistics:
+        told = images.statistics
+        lines.append(
+            f"frozen {told.frozen_time / 1e6:.3f} s, {told.pages_written} pages written, "
+            f"{told.pages_skipped_parent} left in the parent, {told.pages_lazy} lazy"
+        )
+    own = [each for each in images.namespaces if not each.host]
+    if own:
+        lines.append("namespaces of its own: " + ", ".join(sorted({each.kind for each in own})))
+    for parent in images.parents:
+        state = "" if parent.exists else " (does not exist)"
+        lines.append(f"parent {safe(parent.directory)}{state}")
+    lines += [f"problem: {safe(problem)}" for problem in images.problems]
+    lines.append("complete" if images.complete else "incomplete")
+    return "\n".join(lines)
+
+
+def render_processes(images: ImageSet, *, width: int = 100) -> str:
+    """The process tree, one line each, with memory as mapped and as stored."""
+    rows = []
+    for depth, each in images.tree():
+        command = " ".join(each.command) if each.command else f"[{each.name}]"
+        state = "" if each.state == "alive" else f" ({each.state})"
+        rows.append(
+            (
+                each.pid,
+                len(each.threads),
+                human(sum(one.size for one in each.mappings)),
+                human(sum(one.stored for one in each.mappings)),
+                len(each.descriptors),
+                _short("  " * depth + safe(command) + state, width),
+            )
+        )
+    return render_table(("pid", "threads", "mapped", "stored", "fds", "command"), rows)
+
+
+def render_memory(process: Process) -> str:
+    """The mappings of one process."""
+    rows = [
+        (
+            f"{each.start:x}-{each.end:x}",
+            each.protection,
+            each.kind,
+            human(each.size),
+            human(each.stored),
+            human(each.in_parent),
+            human(each.lazy),
+            human(each.zero),
+            each.path or "",
+        )
+        for each in process.mappings
+    ]
+    headings = ("range", "prot", "kind", "size", "stored", "parent", "lazy", "zero", "file")
+    return render_table(headings, rows)
+
+
+def render_files(images: ImageSet, process: Process) -> str:
+    """The descriptors of one process, and what is behind them."""
+    by_id: dict[int, File] = {each.id: each for each in images.files}
+    rows = [
+        (each.fd, by_id[each.file].type.lower(), by_id[each.file].label)
+        for each in process.descriptors
+        if each.file in by_id
+    ]
+    return render_table(("fd", "type", "what"), rows)
+
+
+def render_tree(images: ImageSet, *, width: int = 100) -> str:
+    """All of a set as a tree of lines: processes, and under each its memory, files and so on."""
+    lines = [render_summary(images), ""]
+    by_id = {each.id: each for each in images.files}
+    for depth, each in images.tree():
+        lines += _branch(depth, each, by_id, width)
+    for mount in images.mounts:
+        more = " external" if mount.external is not None else ""
+        lines.append(f"mount {safe(mount.point)} {mount.type} {safe(mount.source)}{more}")
+    for device in images.devices:
+        lines.append(f"device {safe(device.name)} {device.type} mtu {device.mtu}")
+    for group in images.cgroups:
+        lines.append(f"cgroup {','.join(group.controllers)}:{safe(group.path)}")
+    return "\n".join(lines)
+
+
+def _branch(depth: int, process: Process, by_id: dict[int, File], width: int) -> Iterator[str]:
+    pad = "  " * depth
+    command = " ".join(process.command) if process.command else f"[{process.name}]"
+    yield _short(f"{pad}{process.pid} {safe(command)}", width)
+    pad += "    "
+    names = ", ".join(f"{each.tid} {safe(each.name)}" for each in process.threads)
+    yield _short(f"{pad}{process.state}, threads: {names}", width)
+    if process.cwd:
+        yield f"{pad}in {safe(process.cwd)}"
+    if process.credentials:
+        yield f"{pad}uid {process.credentials.uid}, gid {process.credentials.gid}"
+    for kind, sizes in process.memory_by_kind.items():
+        told = [f"{human(size)} {name}" for name, size in sizes.items() if size and name != "size"]
+        yield f"{pad}{kind}: {human(sizes['size'])}" + (f" ({', '.join(told)})" if told else "")
+    for each in process.descriptors:
+        what = by_id[each.file].label if each.file in by_id else "?"
+        yield f"{pad}fd {each.fd}: {safe(what)}"
+    for timer in process.timers:
+        yield f"{pad}timer {timer.kind}: {timer.value:g} s, then every {timer.interval:g} s"
+
+
+def render_diff(found: Difference) -> str:
+    """What changed, for people."""
+    if not found:
+        return "no difference"
+    lines = [f"process {pid} is gone" for pid in found.gone]
+    lines += [f"process {pid} is new" for pid in found.added]
+    for each in found.changes:
+        lines.append(f"{each.name} changed")
+    for process in found.processes:
+        lines += _changed(process)
+    size = PAGE * (found.pages_changed + found.pages_added)
+    lines.append(
+        f"memory: {found.pages_changed} pages changed, {found.pages_added} added, "
+        f"{found.pages_gone} gone, {found.pages_same} the same; {human(size)} differ"
+    )
+    return "\n".join(lines)
+
+
+def _changed(process: ProcessChange) -> Iterator[str]:
+    yield f"process {process.pid} ({safe(process.name)})"
+    for each in process.changes:
+        yield f"  {each.name}: {safe(str(each.before))} -> {safe(str(each.after))}"
+    for tid in process.threads_gone:
+        yield f"  thread {tid} is gone"
+    for tid in process.threads_added:
+        yield f"  thread {tid} is new"
+    for fd in process.descriptors:
+        if fd.before is None or fd.after is None:
+            state, what = ("is new", fd.after) if fd.before is None else ("is gone", fd.before)
+            yield f"  fd {fd.fd} {state}: {safe(str(what))}"
+        else:
+            told = ", ".join(
+                f"{one.name} {safe(str(one.before))} -> {safe(str(one.after))}"
+                for one in fd.changes
+            )
+            yield f"  fd {fd.fd} {safe(fd.after)}: {told}"
+    for mapping in process.mappings:
+        where = f"{mapping.kind}{f' {safe(mapping.path)}' if mapping.path else ''}"
+        yield f"  mapping {where}: {mapping.before or 'none'} -> {mapping.after or 'none'}"
+    for page in process.pages:
+        if page.changed or page.added or page.gone:
+            where = f"{page.kind}{f' {safe(page.path)}' if page.path else ''}"
+            yield (
+                f"  pages {page.start:x}-{page.end:x} {where}: {page.changed} changed, "
+                f"{page.added} added, {page.gone} gone, {page.same} the same"
+            )

@@ -1,0 +1,168 @@
+"""What follows the messages of some images: queued data, deleted files, segments, semaphores.
+
+Each kind of trailer is known by a name in ``_formats.py``. Here is how long it is, how it looks
+in the dicts of ``decode``, and how it is written again. The shapes are those of ``crit``, but for
+one: of a segment whose pages are in a pagemap ``crit`` takes what follows for its data.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import ImagesError
+from ._formats import Format
+from ._messages import from_dict, from_text, to_dict, to_text
+from ._reader import ImageFile, damaged
+
+LARGEST_PAYLOAD = 2**30
+"""Bytes: more in one piece is not brought into a dict."""
+
+
+def rounded(size: int, unit: int) -> int:
+    """The next multiple."""
+    return -(-size // unit) * unit
+
+
+_LENGTHS: dict[str, Callable[[Any], tuple[int, int]]] = {
+    "bytes": lambda entry: (entry.bytes, entry.bytes),
+    "length": lambda entry: (entry.length, entry.length),
+    "queues": lambda entry: (entry.inq_len + entry.outq_len,) * 2,
+    "pairs": lambda entry: (entry.keys_bytes + entry.values_bytes,) * 2,
+    "segment": lambda entry: (0, 0) if entry.in_pagemaps else (entry.size, rounded(entry.size, 4)),
+    "semaphores": lambda entry: (2 * entry.nsems, rounded(2 * entry.nsems, 8)),
+}
+"""The bytes that mean something, and the bytes that are there, of trailers with one part."""
+
+
+def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
+    """Where the next entry begins, for those who want messages only."""
+    name = kind.trailer
+    if not name or name == "pagemap":
+        return at
+    if name == "ghost":
+        return file.size
+    if name == "messages":
+        return max((end for _, end in _queue(file, entry, at)), default=at)
+    at += _LENGTHS[name](entry)[1]
+    if at > file.size:
+        raise damaged(file.path, file.size, f"{at - file.size} bytes are missing at the end")
+    return at
+
+
+def entries(file: ImageFile) -> Iterator[Any]:
+    """The messages of an image whose trailers are not wanted; of a ghost file the first only."""
+    at = file.start
+    while at < file.size:
+        found, at = file.parse(at, file.format.message)
+        yield found
+        at = skip(file, file.format, found, at)
+
+
+def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
+    """A payload, if it is there and not too much for a dict."""
+    if size > LARGEST_PAYLOAD and at + size <= file.size:
+        raise damaged(file.path, at, f"{what} of {size} bytes is too much to decode; leave it out")
+    return file.take(at, size, what)
+
+
+def load(file: ImageFile, kind: Format, entry: Any, at: int, wanted: bool) -> tuple[Any, int]:
+    """What a trailer is in a dict, and where it ends; a remark on its size if it is not wanted."""
+    name = kind.trailer
+    if name == "messages":
+        return _load_messages(file, entry, at, wanted)
+    size, stored = _LENGTHS[name](entry)
+    end = skip(file, kind, entry, at)
+    if not wanted:
+        return f"... <{human(size)}>", end
+    data = payload(file, at, stored, "what follows an entry")[:size]
+    if name == "queues":
+        return {"inq": to_text(data[: entry.inq_len]), "outq": to_text(data[entry.inq_len :])}, end
+    if name == "semaphores":
+        return list(struct.unpack(f"<{entry.nsems}H", data)), end
+    return to_text(data), end
+
+
+def store(kind: Format, entry: Any, extra: Any, what: str) -> bytes:
+    """The bytes of a trailer, from what ``load`` made of it."""
+    name = kind.trailer
+    if name == "messages":
+        return b"".join(_store_messages(extra, what))
+    size, stored = _LENGTHS[name](entry)
+    try:
+        if name == "queues":
+            data = from_text(extra["inq"], what) + from_text(extra["outq"], what)
+        elif name == "semaphores":
+            data = struct.pack(f"<{len(extra)}H", *extra)
+        else:
+            data = from_text("" if extra is None else extra, what)
+    except (KeyError, TypeError, struct.error) as error:
+        raise ImagesError(
+            f"{what}: {extra!r:.60} is not what follows this entry: {error}"
+        ) from None
+    if len(data) != size:
+        raise ImagesError(f"{what}: extra has {len(data)} bytes, and the entry says {size}")
+    return data.ljust(stored, b"\0")
+
+
+def _queue(file: ImageFile, entry: Any, at: int) -> Iterator[tuple[tuple[Any, int], int]]:
+    """The messages of a System V queue: each, the offset of its data, and where it ends."""
+    for _ in range(entry.qnum):
+        if at == file.size:
+            raise damaged(file.path, at, f"the queue should have {entry.qnum} messages")
+        found, begin = file.parse(at, "ipc_msg")
+        at = begin + rounded(found.msize, 8)
+        if at > file.size:
+            raise damaged(file.path, begin, f"a message of {found.msize} bytes ends too early")
+        yield (found, begin), at
+
+
+def _load_messages(file: ImageFile, entry: Any, at: int, wanted: bool) -> tuple[Any, int]:
+    listed: list[Any] = []
+    size = 0
+    for (found, begin), end in _queue(file, entry, at):
+        at = end
+        size += found.ByteSize() + found.msize
+        if wanted:
+            listed += [to_dict(found), to_text(payload(file, begin, found.msize, "a message"))]
+    return (listed, at) if wanted else (f"... <{human(size)}>", at)
+
+
+def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
+    if not isinstance(extra, list) or len(extra) % 2:
+        raise ImagesError(f"{what}: extra must list each message and its data")
+    for described, text in zip(extra[::2], extra[1::2], strict=True):
+        found = from_dict("ipc_msg", described, what)
+        data = found.SerializeToString()
+        yield struct.pack("<I", len(data)) + data
+        yield from_text(text, what)[: found.msize].ljust(rounded(found.msize, 8), b"\0")
+
+
+def load_ghost(file: ImageFile, wanted: bool) -> list[dict[str, Any]]:
+    """A deleted file: its attributes, then its bytes, in one piece or by the chunks it has."""
+    found, at = file.parse(file.start, "ghost_file_entry")
+    first = to_dict(found)
+    if not found.chunks:
+        if wanted:
+            first["extra"] = to_text(payload(file, at, file.size - at, "a deleted file"))
+        return [first]
+    entries = [first]
+    while at < file.size:
+        chunk, at = file.parse(at, "ghost_chunk_entry")
+        entries.append(to_dict(chunk))
+        if wanted:
+            entries[-1]["extra"] = to_text(payload(file, at, chunk.len, "a chunk"))
+        elif chunk.len > file.size - at:
+            raise damaged(file.path, at, f"a chunk of {chunk.len} bytes reaches past the end")
+        at += chunk.len
+    return entries
+
+
+def human(size: float) -> str:
+    """A size as ``crit`` shows one that it leaves out."""
+    for unit in ("", "K", "M", "G", "T", "P", "E"):
+        if size < 1024:
+            return f"{size:.0f}{unit}B" if size == int(size) else f"{size:.1f}{unit}B"
+        size /= 1024
+    return f"{size:.1f}ZB"

@@ -1,0 +1,625 @@
+"""An image set as a value: what ``inspect`` gives.
+
+All of it are frozen values in plain Python types; sizes are in bytes. ``to_dict()`` is the same
+for JSON: a dict of the fields, in their order, and of the properties that ``computed`` lists;
+tuples are lists, enums are their text, bytes are base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from ..errors import ImagesError
+from ..results import DumpStatistics, RestoreStatistics
+from ._memory import Memory
+
+__all__ = [
+    "Cgroup",
+    "Credentials",
+    "Descriptor",
+    "File",
+    "FileLock",
+    "Image",
+    "ImageSet",
+    "InetSocket",
+    "MemoryMapping",
+    "Mount",
+    "Namespace",
+    "NetworkDevice",
+    "OtherFile",
+    "Parent",
+    "Pipe",
+    "Process",
+    "RegularFile",
+    "Terminal",
+    "Thread",
+    "Timer",
+    "UnixSocket",
+    "VmaKind",
+]
+
+
+class Value:
+    """What all values of this module can."""
+
+    __slots__ = ()
+    computed: ClassVar[tuple[str, ...]] = ()
+    """Properties that ``to_dict`` has beside the fields."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; see the module."""
+        own = [each.name for each in fields(self) if each.repr]  # type: ignore[arg-type]
+        return {name: _plain(getattr(self, name)) for name in (*own, *self.computed)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Value):
+        return value.to_dict()
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, DumpStatistics | RestoreStatistics):
+        return {each.name: getattr(value, each.name) for each in fields(value)}
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return str(value) if isinstance(value, enum.Enum) else value
+
+
+# --- Memory -------------------------------------------------------------------------
+
+
+class VmaKind(enum.StrEnum):
+    """What a mapping is."""
+
+    FILE = "file"
+    """Of a file, private: what was written to is in the images, the rest stays in the file."""
+    SHARED_FILE = "shared file"
+    """Of a file, shared: all of it stays in the file."""
+    ANONYMOUS = "anonymous"
+    SHARED = "shared"
+    """Shared without a file: anonymous, of a memfd, or a System V segment."""
+    HEAP = "heap"
+    STACK = "stack"
+    VDSO = "vdso"
+    """The kernel's code and data in the process (vdso, vvar, vsyscall)."""
+    OTHER = "other"
+    """An AIO ring, a socket's ring, a shadow stack, or a plugin's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryMapping(Value):
+    """One mapping of a process."""
+
+    computed = ("size", "zero")
+
+    start: int
+    end: int
+    kind: VmaKind
+    protection: str
+    """As in ``/proc/PID/maps``: ``rw-p``, ``r-xs``."""
+    path: str | None = None
+    """Of the file, or the name of the memfd."""
+    offset: int = 0
+    """In the file or the shared memory, in bytes."""
+    file: int | None = None
+    """The id of the file in ``ImageSet.files``."""
+    shared: int | None = None
+    """The id of shared memory: mappings with the same one have the same pages."""
+    grows_down: bool = False
+    stored: int = 0
+    """Bytes of pages in this image set."""
+    in_parent: int = 0
+    """Bytes of pages that are in a parent, or in its parents."""
+    lazy: int = 0
+    """Bytes of pages that are in no image: the process that was dumped was to serve them."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of address space."""
+        return self.end - self.start
+
+    @property
+    def zero(self) -> int:
+        """Bytes that were never written to: they read as zeros. 0 for mappings of files."""
+        if not self.reads_as_zeros:
+            return 0
+        return max(self.size - self.stored - self.in_parent - self.lazy, 0)
+
+    @property
+    def reads_as_zeros(self) -> bool:
+        """Whether pages that no image has are zeros, rather than those of a file."""
+        return self.kind in (VmaKind.ANONYMOUS, VmaKind.SHARED, VmaKind.HEAP, VmaKind.STACK)
+
+
+# --- Files --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class File(Value):
+    """An open file, which several descriptors can share."""
+
+    id: int
+    type: str
+    """CRIU's name: ``REG``, ``PIPE``, ``INETSK``."""
+    flags: int = 0
+    """As open(2) has them."""
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        return f"{self.type.lower()}:[{self.id}]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RegularFile(File):
+    """A file, directory or device that has a path."""
+
+    path: str
+    position: int = 0
+    mode: int | None = None
+    """Type and permissions, as stat(2) has them."""
+    size: int | None = None
+    """At the dump. CRIU refuses to restore if the file has another size then."""
+    mount: int = -1
+    """The id of its mount; -1 where the mount namespace is the host's."""
+    build_id: str | None = None
+    """In hexadecimal, of an ELF file."""
+    external: bool = False
+    """Must be given at the restore, in ``inherit_fds``."""
+    deleted: str | None = None
+    """For a file without a name at the dump: ``ghost`` (its contents are in the images),
+    ``linked`` (CRIU gave it a name beside the old one) or ``procfs``."""
+    ghost_size: int | None = None
+    """Bytes of its contents in the images."""
+    remap: int | None = None
+    """What its id became: of the ghost file, or of the file with the name that CRIU gave it."""
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        more = f" ({self.deleted}, deleted)" if self.deleted else ""
+        return self.path + more
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipe(File):
+    """One end of a pipe, or of a named pipe."""
+
+    pipe: int
+    """The inode: both ends have the same."""
+    queued: int = 0
+    """Bytes in it."""
+    capacity: int | None = None
+    """Bytes that fit."""
+    path: str | None = None
+    """Of a named pipe."""
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        more = f" {self.queued} bytes queued" if self.queued else ""
+        return f"{self.path or f'pipe:[{self.pipe}]'}{more}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InetSocket(File):
+    """A socket of IPv4 or IPv6."""
+
+    inode: int
+    family: str
+    kind: str
+    """``STREAM``, ``DGRAM``, ``RAW``."""
+    protocol: str
+    """``TCP``, ``UDP``, or its number."""
+    state: str
+    local: str
+    """``127.0.0.1:80``; an IPv6 address is in brackets."""
+    remote: str | None
+    backlog: int = 0
+    received: int = 0
+    """Bytes that have come and were not read."""
+    unacknowledged: int = 0
+    """Bytes in the send queue."""
+    device: str | None = None
+    """The network device that it is bound to."""
+    namespace: int | None = None
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        queues = f" in {self.received} out {self.unacknowledged}" if self.connected else ""
+        to = f" -> {self.remote}" if self.remote else ""
+        return f"{self.protocol.lower()} {self.local}{to} {self.state}{queues}"
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is a TCP connection, which needs ``tcp_established`` or ``tcp_close``."""
+        return self.protocol == "TCP" and self.state not in ("CLOSE", "LISTEN")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnixSocket(File):
+    """A Unix domain socket."""
+
+    inode: int
+    kind: str
+    state: str
+    name: str
+    """The path, ``@name`` for an abstract one, empty without one."""
+    peer: int = 0
+    """The inode of the other end; 0 for none."""
+    backlog: int = 0
+    queued: int = 0
+    """Bytes of messages in it."""
+    external: bool = False
+    """It is not of the dumped processes, but of another one that they are connected to."""
+    namespace: int | None = None
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        to = f" -> [{self.peer}]" if self.peer else ""
+        more = f" {self.queued} bytes queued" if self.queued else ""
+        outside = " external" if self.external else ""
+        name = f" {self.name}" if self.name else ""
+        return f"unix:[{self.inode}]{to}{name} {self.kind} {self.state}{more}{outside}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terminal(File):
+    """A terminal: one end of a pseudo terminal, or a console."""
+
+    kind: str
+    """``PTY``, ``CONSOLE``, ``VT``, ``CTTY``, ``EXT_TTY``, ``SERIAL``."""
+    index: int | None = None
+    """``/dev/pts/INDEX``."""
+    session: int = 0
+    group: int = 0
+    """The foreground process group."""
+    path: str | None = None
+    inherited: bool = False
+    """Its session is led from outside of the dumped processes: a shell's."""
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        return f"tty {self.path or self.index} (session {self.session})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherFile(File):
+    """An open file of another type: an eventfd, a timerfd, an inotify instance, a memfd."""
+
+    details: Mapping[str, Any]
+    """Its message, as ``decode`` shows it."""
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        name = self.details.get("name")
+        return f"{self.type.lower()}:[{self.id}]{f' {name}' if name else ''}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Descriptor(Value):
+    """One file descriptor of a process."""
+
+    fd: int
+    file: int
+    """The id in ``ImageSet.files``."""
+    close_on_exec: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileLock(Value):
+    """A lock that a process holds on a file."""
+
+    pid: int
+    fd: int
+    kind: str
+    """``posix``, ``flock``, ``ofd`` or ``lease``."""
+    type: int
+    """As fcntl(2) has it."""
+    start: int
+    length: int
+    """0: to the end of the file."""
+
+
+# --- Processes ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials(Value):
+    """Who a thread is and what it may do."""
+
+    uid: int
+    gid: int
+    euid: int
+    egid: int
+    groups: tuple[int, ...]
+    effective: tuple[str, ...]
+    """Capabilities, by name."""
+    permitted: tuple[str, ...]
+    inheritable: tuple[str, ...]
+    bounding: tuple[str, ...]
+    ambient: tuple[str, ...]
+    no_new_privileges: bool = False
+    lsm_profile: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thread(Value):
+    """One thread."""
+
+    tid: int
+    name: str
+    nice: int = 0
+    policy: int = 0
+    """As sched(7) has it."""
+    credentials: Credentials | None = None
+    """None where all that is known is that it is the process's."""
+    seccomp: str = "disabled"
+    instruction: int | None = None
+    """The address that it stopped at, on x86-64 and AArch64."""
+    stack: int | None = None
+    """The stack pointer."""
+    cpu_state: int = 0
+    """Parts of the processor's extended state that it uses, as bits of XSTATE_BV (x86-64)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timer(Value):
+    """A running timer of a process."""
+
+    kind: str
+    """``real``, ``virtual``, ``profiling`` (setitimer), ``posix`` or ``timerfd``."""
+    clock: int | None
+    """As clock_gettime(2) numbers them."""
+    value: float
+    """Seconds until it expires."""
+    interval: float
+    """Seconds between later expirations; 0 for none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Process(Value):
+    """One process."""
+
+    computed = ("memory_by_kind",)
+
+    pid: int
+    parent: int
+    """0 for the root of the tree."""
+    group: int
+    session: int
+    name: str
+    state: str
+    """``alive``, ``stopped`` or ``zombie``; a zombie has no memory and no files."""
+    exit_code: int = 0
+    children: tuple[int, ...] = ()
+    command: tuple[str, ...] | None = None
+    """The command line, from the process's memory. None where that is not in the images."""
+    environment: tuple[str, ...] | None = None
+    """``NAME=value``, as the process got it; None where it is not in the images."""
+    executable: str | None = None
+    cwd: str | None = None
+    root: str | None = None
+    umask: int | None = None
+    architecture: str = ""
+    threads: tuple[Thread, ...] = ()
+    credentials: Credentials | None = None
+    mappings: tuple[MemoryMapping, ...] = ()
+    descriptors: tuple[Descriptor, ...] = ()
+    timers: tuple[Timer, ...] = ()
+    namespaces: Mapping[str, int] = field(default_factory=dict)
+    """Kind and id, such as ``{"net": 9}``; equal ids are one namespace."""
+    cgroups: Mapping[str, str] = field(default_factory=dict)
+    """Controllers and the path in their hierarchy."""
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Resource limits, soft and hard; 2**64 - 1 is no limit."""
+    pending_signals: int = 0
+    oom_score_adj: int = 0
+    files_table: int | None = None
+    """Processes with the same number share their descriptors (CLONE_FILES)."""
+    pagemap: int | None = None
+    source: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    """The directories that its memory is read from: the images, then their parents."""
+
+    @property
+    def memory(self) -> Memory:
+        """The memory, to read and to search."""
+        if self.pagemap is None:
+            raise ImagesError(f"process {self.pid} ({self.state}) has no memory in these images")
+        return Memory(self.pid, self.mappings, self.source, self.pagemap)
+
+    @property
+    def memory_by_kind(self) -> dict[str, dict[str, int]]:
+        """``{"heap": {"size": …, "stored": …, "in_parent": …, "lazy": …, "zero": …}}``."""
+        found: dict[str, dict[str, int]] = {}
+        names = ("size", "stored", "in_parent", "lazy", "zero")
+        for mapping in self.mappings:
+            row = found.setdefault(str(mapping.kind), dict.fromkeys(names, 0))
+            for name in names:
+                row[name] += getattr(mapping, name)
+        return found
+
+
+# --- The set ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mount(Value):
+    """One mount of a mount namespace."""
+
+    id: int
+    parent: int
+    namespace: int
+    point: str
+    type: str
+    source: str
+    root: str
+    options: str
+    external: str | None = None
+    """The name under which ``external`` must give it at the restore; empty where it was to be
+    found by itself (``auto_ext_mnt``)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkDevice(Value):
+    """One device of a network namespace."""
+
+    namespace: int
+    index: int
+    name: str
+    type: str
+    """``LOOPBACK``, ``VETH``, ``BRIDGE``, …"""
+    mtu: int
+    address: str = ""
+    """The hardware address."""
+    peer: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Namespace(Value):
+    """A namespace of the processes."""
+
+    kind: str
+    """``pid``, ``net``, ``mnt``, ``ipc``, ``uts``, ``user``, ``cgroup``, ``time``."""
+    id: int
+    host: bool
+    """It is the one that CRIU itself ran in: it is not in the images, and the restore uses what it
+    finds."""
+    external: str | None = None
+    """The name under which it must be given at the restore."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Host name, uid maps, clock offsets, …"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cgroup(Value):
+    """A directory of a cgroup hierarchy, which a restore makes if it manages cgroups."""
+
+    controllers: tuple[str, ...]
+    path: str
+    properties: int
+    """How many of its files were saved."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parent(Value):
+    """An image set that this one builds on."""
+
+    directory: str
+    """Where the ``parent`` link leads to."""
+    exists: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image(Value):
+    """One file of the set."""
+
+    name: str
+    category: str
+    """``memory``, ``descriptions``, ``queues``, ``deleted files``, ``logs``, …"""
+    size: int
+    allocated: int
+    """Bytes on the disk: less where pages have been deduplicated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSet(Value):
+    """A directory of images, as a value. Made by ``inspect``."""
+
+    computed = ("complete", "size", "size_by_category")
+
+    directory: str
+    kind: str
+    """``dump``; or ``pre-dump``, which has memory only and cannot be restored."""
+    version: int
+    """Of the format: 2 up to CRIU 4.2, and of later ones without compression; 3 with it."""
+    criu: str | None
+    """The release that made it. The images do not tell: it is from ``dump.log`` in the directory,
+    and None without one."""
+    criu_at_least: str | None
+    """The first release that wrote fields which are in the inventory, among 3.17 to 4.3."""
+    kernel: str | None
+    """From ``dump.log`` as well."""
+    run_id: str | None
+    """Of the dump, from CRIU 4.1 on."""
+    architecture: str
+    lsm: str
+    """Security module: ``NO_LSM``, ``SELINUX``, ``APPARMOR``."""
+    compressed: bool
+    network_lock: int | None
+    tcp_close: bool
+    allow_uprobes: bool
+    plugins: tuple[str, ...]
+    processes: tuple[Process, ...]
+    """In the order of the images: a parent before its children."""
+    files: tuple[File, ...]
+    mounts: tuple[Mount, ...]
+    namespaces: tuple[Namespace, ...]
+    devices: tuple[NetworkDevice, ...]
+    cgroups: tuple[Cgroup, ...]
+    locks: tuple[FileLock, ...]
+    statistics: DumpStatistics | None
+    restored: RestoreStatistics | None
+    """Of the last restore, if it left its statistics here."""
+    parents: tuple[Parent, ...]
+    """The chain, the nearest first."""
+    images: tuple[Image, ...]
+    problems: tuple[str, ...]
+    """What is missing or cut short; a restore would fail on it."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is there that a restore needs of the images."""
+        return not self.problems
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files of the set, without its parents."""
+        return sum(each.size for each in self.images)
+
+    @property
+    def size_by_category(self) -> dict[str, int]:
+        """Bytes, by what they are."""
+        found: dict[str, int] = {}
+        for each in self.images:
+            found[each.category] = found.get(each.category, 0) + each.size
+        return found
+
+    @property
+    def root(self) -> Process | None:
+        """The root of the process tree; None for a pre-dump."""
+        return self.processes[0] if self.processes else None
+
+    def process(self, pid: int) -> Process:
+        """One process; raises ``ImagesError`` for a pid that is not here."""
+        for each in self.processes:
+            if each.pid == pid:
+                return each
+        known = ", ".join(str(each.pid) for each in self.processes[:10])
+        raise ImagesError(f"pid={pid}: not in {self.directory}, which has {known or 'no process'}")
+
+    def file(self, number: int) -> File | None:
+        """The open file of an id."""
+        return next((each for each in self.files if each.id == number), None)
+
+    def tree(self) -> Iterator[tuple[int, Process]]:
+        """Depth and process, from the root down, children in the order of the images."""
+        by_pid = {each.pid: each for each in self.processes}
+        seen: set[int] = set()
+        roots = [each for each in self.processes if each.parent not in by_pid]
+        waiting = [(0, each) for each in reversed(roots)]
+        while waiting:
+            depth, process = waiting.pop()
+            if process.pid not in seen:
+                seen.add(process.pid)
+                yield depth, process
+                waiting += [(depth + 1, by_pid[child]) for child in reversed(process.children)]

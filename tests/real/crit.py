@@ -1,0 +1,76 @@
+"""Debian's ``crit``, to hold our decoding against: found, and run in a process of its own.
+
+Its package (python3-pycriu) is looked for beside each CRIU that ``scripts/install-criu`` has
+unpacked, and on the system. It prints all images of some directories as one JSON object.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLACES = (
+    *sorted(glob.glob("/opt/pycriu-native*/root/usr/lib/python3/dist-packages"), reverse=True),
+    "/usr/lib/python3/dist-packages",
+)
+_LOAD = """
+import json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+import pycriu
+found, took = {}, 0.0
+for path in sys.argv[2:]:
+    with open(path, "rb") as file:
+        start = time.perf_counter()
+        try:
+            found[path] = pycriu.images.load(file)
+        except Exception as error:
+            found[path] = repr(error)
+        took += time.perf_counter() - start
+found[""] = took
+json.dump(found, sys.stdout)
+"""
+
+
+def packages() -> list[Path]:
+    """Where crit is, the newest first."""
+    given = os.environ.get("CRIT_PACKAGES")
+    places = [given] if given else PLACES
+    return [Path(place) for place in places if (Path(place) / "pycriu/images/images.py").exists()]
+
+
+def required() -> Path:
+    """Where crit is, or the test is skipped with the reason."""
+    found = packages()
+    if not found:
+        pytest.skip("no crit: scripts/install-criu --unpack python3-pycriu gets it")
+    return found[0]
+
+
+def load(place: Path, paths: list[Path]) -> dict[str, Any]:
+    """What crit makes of each image, and under "" the seconds that it took."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(place), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    loaded: dict[str, Any] = json.loads(done.stdout)
+    return loaded
+
+
+def compress(place: Path, directory: Path) -> bool:
+    """Have crit compress the memory of a set, if it is one that can (4.3)."""
+    words = [sys.executable, "-m", "crit", "compress", "--in-place", str(directory)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(place)}
+    )
+    assert done.returncode in (0, 2), done.stderr
+    return done.returncode == 0

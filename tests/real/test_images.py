@@ -1,0 +1,297 @@
+"""What ``inspect`` says of a process is what the process itself and the kernel said of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import ImagesError
+from pycriu_native.images import (
+    ImageSet,
+    InetSocket,
+    MemoryMapping,
+    Pipe,
+    Process,
+    RegularFile,
+    Terminal,
+    UnixSocket,
+    VmaKind,
+    diff,
+    inspect,
+    render_diff,
+    render_files,
+    render_memory,
+    render_processes,
+    render_summary,
+    render_tree,
+)
+
+from .zoo import Zoo, contained, menagerie
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Made once: the tests only look."""
+    return menagerie(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def found(zoo: Zoo) -> ImageSet:
+    """Its images."""
+    return inspect(zoo.images)
+
+
+@pytest.fixture
+def root(zoo: Zoo, found: ImageSet) -> Process:
+    """The process at the root."""
+    return found.process(zoo.pid)
+
+
+def _file(zoo: Zoo, found: ImageSet, root: Process, name: str) -> object:
+    number = zoo.facts["fds"][name]
+    descriptor = next(each for each in root.descriptors if each.fd == number)
+    return found.file(descriptor.file)
+
+
+def test_the_process_tree(zoo: Zoo, found: ImageSet, root: Process) -> None:
+    """All processes, in their places and states, with threads and command line."""
+    assert {each.pid for each in found.processes} == set(zoo.facts["tree"])
+    assert found.root is root or found.root == root
+    assert list(root.command or ()) == zoo.facts["cmdline"]
+    assert "PATH=" in " ".join(root.environment or ())
+    assert (root.name, root.umask) == ("menagerie", 0o027)
+    assert [each.name for each in root.threads] == ["menagerie"] * 4
+    assert root.threads[0].tid == zoo.pid
+    assert found.process(zoo.facts["stopped"]).state == "stopped"
+    zombie = found.process(zoo.facts["zombie"])
+    assert (zombie.state, zombie.exit_code, zombie.mappings, zombie.threads) == (
+        "zombie",
+        3 << 8,
+        (),
+        (),
+    )
+    child = found.process(zoo.facts["child"])
+    assert len(child.children) == 1
+    depths = {each.pid: depth for depth, each in found.tree()}
+    assert depths[zoo.pid] == 0
+    assert depths[child.children[0]] == 2
+    with pytest.raises(ImagesError, match="pid=1: not in"):
+        found.process(1)
+
+
+def test_the_process_itself(root: Process) -> None:
+    """Limits, timers, signals, credentials."""
+    assert root.limits["core"] == (1000, 2000)
+    kinds = {each.kind: each for each in root.timers}
+    assert 4900 < kinds["real"].value <= 5000
+    assert kinds["real"].interval == 60
+    assert 2900 < kinds["timerfd"].value <= 3000
+    assert kinds["timerfd"].interval == 7
+    assert root.credentials is not None
+    assert root.credentials.uid == os.getuid()
+    status = Path("/proc/self/status").read_text()
+    effective = int(re.findall(r"CapEff:\s*(\w+)", status)[0], 16)
+    assert len(root.credentials.effective) == effective.bit_count()
+    assert ("cap_sys_admin" in root.credentials.effective) == bool(effective >> 21 & 1)
+    assert root.architecture == {"x86_64": "X86_64"}.get(os.uname().machine, root.architecture)
+
+
+def test_files_pipes_and_sockets(zoo: Zoo, found: ImageSet, root: Process) -> None:
+    """Each descriptor, with positions, queues, addresses and states."""
+    log = _file(zoo, found, root, "log")
+    assert isinstance(log, RegularFile)
+    assert (log.path, log.position, log.size) == (str(zoo.home / "log"), 321, 1000)
+    ghost = _file(zoo, found, root, "ghost")
+    assert isinstance(ghost, RegularFile)
+    assert (ghost.deleted, ghost.ghost_size) == ("ghost", 7000)
+    holes = _file(zoo, found, root, "holes")
+    assert isinstance(holes, RegularFile)
+    assert holes.ghost_size is not None
+    assert holes.ghost_size < 1 << 17  # of 256 KiB, nearly all of which is a hole
+    odd = _file(zoo, found, root, "odd")
+    assert isinstance(odd, RegularFile)
+    assert os.fsencode(odd.path).endswith(b"/\xff\xfename")
+    reader, writer = (_file(zoo, found, root, name) for name in ("reader", "writer"))
+    assert isinstance(reader, Pipe)
+    assert isinstance(writer, Pipe)
+    assert reader.pipe == writer.pipe
+    assert reader.queued == len("still in the pipe")
+    fifo = _file(zoo, found, root, "fifo")
+    assert isinstance(fifo, Pipe)
+    assert (fifo.path, fifo.queued) == (str(zoo.home / "fifo"), 11)
+
+    server = _file(zoo, found, root, "server")
+    assert isinstance(server, InetSocket)
+    assert server.local == f"127.0.0.1:{zoo.facts['server']}"
+    assert (server.state, server.backlog, server.remote) == ("LISTEN", 7, None)
+    accepted = _file(zoo, found, root, "accepted")
+    assert isinstance(accepted, InetSocket)
+    assert accepted.remote == f"127.0.0.1:{zoo.facts['client']}"
+    assert (accepted.state, accepted.received) == ("ESTABLISHED", len("unread bytes"))
+    assert accepted.connected
+    server6 = _file(zoo, found, root, "server6")
+    assert isinstance(server6, InetSocket)
+    assert server6.local.startswith("[::1]:")
+    udp = _file(zoo, found, root, "udp")
+    assert isinstance(udp, InetSocket)
+    assert (udp.protocol, udp.kind) == ("UDP", "DGRAM")
+    one, two = (_file(zoo, found, root, name) for name in ("one", "two"))
+    assert isinstance(one, UnixSocket)
+    assert isinstance(two, UnixSocket)
+    assert (one.peer, two.peer) == (two.inode, one.inode)
+    assert two.queued == len("through a pair")
+    named, abstract = (_file(zoo, found, root, name) for name in ("named", "abstract"))
+    assert isinstance(named, UnixSocket)
+    assert isinstance(abstract, UnixSocket)
+    assert (named.name, named.state) == (str(zoo.home / "named"), "LISTEN")
+    assert abstract.name == f"@zoo-{zoo.pid}"
+    assert isinstance(_file(zoo, found, root, "slave"), Terminal)
+    assert {each.kind for each in found.locks} == {"posix", "flock"}
+    posix = next(each for each in found.locks if each.kind == "posix")
+    assert (posix.start, posix.length) == (5, 10)
+
+
+def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
+    """The mappings are those of /proc/PID/maps, and the pages are counted once."""
+    # What the kernel itself put there is left out or merged by CRIU.
+    ours = [
+        f"{each.start:x}-{each.end:x} {each.protection}"
+        for each in root.mappings
+        if each.kind is not VmaKind.VDSO
+    ]
+    theirs = zoo.facts["maps"]
+    assert set(ours) <= set(theirs)
+    assert len(ours) > len(theirs) - 6
+    kinds = root.memory_by_kind
+    assert {"file", "anonymous", "shared", "shared file", "heap", "stack", "vdso"} <= kinds.keys()
+    untouched = _largest(root, VmaKind.ANONYMOUS)
+    assert untouched.zero > 0
+    for each in root.mappings:
+        assert each.stored + each.in_parent + each.lazy + each.zero <= each.size
+
+
+def _largest(root: Process, kind: VmaKind) -> MemoryMapping:
+    return max((each for each in root.mappings if each.kind is kind), key=lambda each: each.size)
+
+
+def test_memory_is_read_and_searched(zoo: Zoo, root: Process) -> None:
+    """Private, shared, written and untouched memory; what is not there is an error."""
+    memory = root.memory
+    assert memory.read(zoo.facts["secret"], 11) == b"the-secret-"
+    assert zoo.facts["secret"] in set(memory.find(b"the-secret-\x00\x01\x02"))
+    expression = re.compile(rb"shared-[a-z]+")
+    places = [
+        each
+        for each in memory.search(expression, kinds=[VmaKind.SHARED])
+        if each.data == b"shared-secret"
+    ]
+    assert len(places) == 1
+    assert places[0].address == places[0].mapping.start + 100_000
+    assert memory.read(places[0].address - 5, 18) == b"\0" * 5 + b"shared-secret"
+    changed = next(memory.search(b"not on disk!", kinds=["file"]))
+    assert changed.mapping.path == str(zoo.home / "mapped")
+    assert next(memory.search(b"in the memfd", kinds=["shared"])).mapping.path is not None
+    with pytest.raises(ImagesError, match=r"are not in the images: .*mapped, offset 0"):
+        memory.read(changed.mapping.start, 4)
+    with pytest.raises(ImagesError, match="is not mapped in process"):
+        memory.read(0x1000, 1)
+    with pytest.raises(ValueError, match="size=-1"):
+        memory.read(0, -1)
+    assert memory.read(zoo.facts["secret"], 0) == b""
+    with pytest.raises(ImagesError, match="has no memory"):
+        _ = inspect(zoo.images).process(zoo.facts["zombie"]).memory
+
+
+def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
+    """Complete, with sizes, statistics, the release that made it, and as JSON."""
+    assert found.complete, found.problems
+    assert (found.kind, found.version, found.parents) == ("dump", 2, ())
+    assert found.kernel == os.uname().release
+    assert found.criu is not None
+    assert found.statistics is not None
+    stored = found.size_by_category["memory"]
+    assert stored == 4096 * (
+        found.statistics.pages_written + (found.statistics.shpages_written or 0)
+    )
+    assert found.size == sum(path.stat().st_size for path in zoo.images.iterdir())
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["complete"] is True
+    assert told["processes"][0]["command"] == zoo.facts["cmdline"]
+    assert told["processes"][0]["memory_by_kind"]["heap"]["stored"] > 0
+    assert "source" not in told["processes"][0]
+
+
+def test_what_changed(zoo: Zoo, root: Process) -> None:
+    """Between two dumps of a process: files, threads, memory, and no more."""
+    found = diff(zoo.images, zoo.changed)
+    assert found
+    assert (found.added, found.gone) == ((), ())
+    change = next(each for each in found.processes if each.pid == zoo.pid)
+    assert len(change.threads_gone) == 3
+    fds = {each.fd: each for each in change.descriptors}
+    numbers = zoo.facts["fds"]
+    position = {each.name: each for each in fds[numbers["log"]].changes}["position"]
+    assert (position.before, position.after) == (321, 11)
+    queued = {each.name: each for each in fds[numbers["reader"]].changes}["queued"]
+    assert (queued.before, queued.after) == (17, 12)
+    assert fds[numbers["event"]].after is None or "log" in str(fds[numbers["event"]].after)
+    assert numbers["client"] not in fds
+    secret = next(each for each in change.pages if each.start <= zoo.facts["secret"] < each.end)
+    assert secret.changed >= 1
+    assert found.pages_changed >= 1
+    assert found.pages_same > 1000
+    assert json.loads(json.dumps(found.to_dict()))["pages_changed"] == found.pages_changed
+    assert f"process {zoo.pid} (menagerie)" in render_diff(found)
+    assert not diff(zoo.images, zoo.images)
+    assert not diff(zoo.images, zoo.changed, memory=False).pages_changed
+    back = diff(zoo.changed, zoo.images)
+    assert (back.pages_changed, back.pages_added, back.pages_gone) == (
+        found.pages_changed,
+        found.pages_gone,
+        found.pages_added,
+    )
+
+
+def test_text_for_people(zoo: Zoo, found: ImageSet, root: Process) -> None:
+    """Everything has a place in it, and nothing in it that a terminal would act on."""
+    tree = render_tree(found)
+    assert "menagerie" in tree
+    assert f"127.0.0.1:{zoo.facts['server']} LISTEN" in tree
+    assert "\\udcff\\udcfename" in tree
+    assert str(zoo.facts["zombie"]) in render_processes(found)
+    assert "shared-secret" not in tree
+    assert "memfd" in render_files(found, root)
+    assert "[" not in render_memory(root).splitlines()[0]
+    assert render_summary(found).endswith("complete")
+    for text in (tree, render_processes(found), render_files(found, root), render_memory(root)):
+        assert all(each.isprintable() or each == "\n" for each in text)
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """Images of a container."""
+    with contained(tmp_path / "container") as found:
+        yield found
+
+
+def test_a_container(inside: tuple[Path, int]) -> None:
+    """Namespaces, mounts, devices, and memory of System V."""
+    found = inspect(inside[0])
+    assert found.complete, found.problems
+    own = {each.kind for each in found.namespaces if not each.host}
+    assert {"mnt", "pid", "net", "ipc", "uts"} <= own
+    mounts = {each.point: each for each in found.mounts}
+    assert mounts["/scratch"].type == "tmpfs"
+    assert mounts["/usr"].external == "usr"
+    assert mounts["/scratch"].external is None
+    assert [each.name for each in found.devices] == ["lo"]
+    uts = next(each for each in found.namespaces if each.kind == "uts")
+    assert uts.details["nodename"] == os.uname().nodename
+    process = found.process(1)
+    assert process.memory.read(inside[1], 14) == b"in the segment"
+    assert process.memory.read(inside[1] + 9000, 4) == bytes(4)

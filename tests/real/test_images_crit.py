@@ -1,0 +1,109 @@
+"""Every image of many processes, decoded as ``crit`` decodes it, and encoded as CRIU wrote it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuOpts, Worker, dump
+from pycriu_native.images import decode, diff, encode, inspect
+from pycriu_native.images._formats import RAW
+
+from . import crit
+from .conftest import Spawn
+from .test_dump_restore import RICH
+from .zoo import contained, menagerie
+
+OTHERS = {"4.1": "/opt/pycriu-native-4.1/bin/criu", "4.3": "/opt/pycriu-native-4.3/bin/criu"}
+
+
+def _images(directory: Path) -> list[Path]:
+    """The images of a directory that are messages."""
+    return sorted(
+        path
+        for path in directory.iterdir()
+        if (path.suffix == ".img" or path.name == "stats-dump") and not RAW.fullmatch(path.name)
+    )
+
+
+def _same(ours: Any, theirs: Any, where: str) -> None:
+    """Field by field; a name that is no UTF-8 is printed as a Python literal by crit."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key, value in ours.items():
+            _same(value, theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for index, value in enumerate(ours):
+            _same(value, theirs[index], f"{where}[{index}]")
+    elif isinstance(ours, str) and not ours.isascii():
+        assert theirs in (ours, str(os.fsencode(ours))), where
+    else:
+        assert ours == theirs, where
+
+
+def _held_against(place: Path, directories: list[Path]) -> set[str]:
+    """Compare all images; gives the kinds that were compared."""
+    paths = [path for directory in directories for path in _images(directory)]
+    theirs = crit.load(place, paths)
+    kinds = set()
+    for path in paths:
+        ours = decode(path)
+        _same(ours, theirs[str(path)], path.name)
+        assert encode(ours) == path.read_bytes(), path.name
+        kinds.add(ours["magic"])
+    return kinds
+
+
+def test_every_image_of_the_zoo(tmp_path: Path) -> None:
+    """A process with a bit of everything, what became of it, and a container."""
+    place = crit.required()
+    zoo = menagerie(tmp_path / "zoo")
+    with contained(tmp_path / "container") as (images, _):
+        kinds = _held_against(place, [zoo.images, zoo.changed, images])
+    assert kinds >= {
+        *("INVENTORY", "PSTREE", "CORE", "MM", "PAGEMAP", "FILES", "FDINFO", "FS", "IDS", "STATS"),
+        *("PIPES_DATA", "FIFO_DATA", "SK_QUEUES", "TCP_STREAM", "TTY_INFO", "TTY_DATA"),
+        *("GHOST_FILE", "REMAP_FPATH", "MEMFD_INODE", "FILE_LOCKS", "TIMENS", "UTSNS", "SECCOMP"),
+        *("IPC_VAR", "IPCNS_SHM", "IPCNS_SEM", "IPCNS_MSG", "MNTS", "NETDEV", "NETNS"),
+    }
+
+
+@pytest.mark.parametrize("release", OTHERS)
+def test_images_of_other_releases(release: str, spawn: Spawn, images: Path) -> None:
+    """What other releases of CRIU write; 4.1 cannot dump sockets on newer kernels."""
+    program = OTHERS[release]
+    if not os.access(program, os.X_OK):
+        pytest.skip(f"no CRIU {release} in {program}")
+    place = crit.required()
+    target = spawn(RICH)
+    dump(
+        target.pid,
+        CriuOpts(images_directory=images, leave_running=True),
+        via=Worker(program=program),
+    )
+    assert {"CORE", "PAGEMAP"} <= _held_against(place, [images])
+    found = inspect(images)
+    assert found.complete
+    assert found.process(target.pid).command is not None
+
+
+def test_compressed_memory(spawn: Spawn, images: Path) -> None:
+    """What CRIU 4.3 and crit compress reads as what it was, block for block."""
+    place = crit.required()
+    target = spawn(RICH)
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    packed = images.with_name("packed")
+    shutil.copytree(images, packed)
+    if not crit.compress(place, packed):
+        pytest.skip(f"the crit in {place} cannot compress: it is older than 4.3")
+    found = inspect(packed)
+    assert (found.compressed, found.version, found.complete) == (True, 3, True)
+    assert not diff(images, found)
+    assert diff(images, found).pages_same > 1000
+    assert "PAGEMAP" in _held_against(place, [packed])
