@@ -11,16 +11,23 @@ from .. import __version__
 from .._ffi import LIBCRIU_VERSION
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("judging", "what this machine can checkpoint, and what cures the rest"),
+    "preflight": ("judging", "what a dump of a process would meet, before it is frozen"),
     "check": ("machine", "whether CRIU can work on this kernel"),
     "dump": ("saving", "save a process and all below it"),
     "pre-dump": ("saving", "save the memory of a process that runs on"),
     "restore": ("restoring", "bring back what was dumped"),
+    "migrate": ("migrating", "move a process to another machine"),
     "page-server": ("serving", "take memory pages from a dump on another host"),
     "lazy-pages": ("serving", "feed memory to processes that run already"),
     "cpuinfo-dump": ("machine", "write down what this processor can do"),
     "cpuinfo-check": ("machine", "whether this processor can take over"),
     "pack": ("archives", "write an image set as one archive"),
     "unpack": ("archives", "read an archive into a directory"),
+    "inspect": ("looking", "what is in images"),
+    "diff": ("looking", "what changed from one image set to another"),
+    "check-images": ("looking", "what would stop a restore on this machine"),
+    "decode": ("looking", "one image file as JSON"),
     "explain": ("explaining", "show what a call would do, without doing it"),
     "options": ("listing", "list every option of CRIU"),
     "completion": ("completing", "print the completion for bash, zsh or fish"),

@@ -5,12 +5,13 @@ A command's function gets a :class:`Call` and its own parameters, and returns an
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from .._options import On
 from .._reach import DEFAULT_SERVICE, Service, Via
 from .._worker import Worker
 from ..enums import Verb
-from ..errors import CriuError
+from ..errors import CriuError, Problem, UnsupportedError
 from ..opts import VERB_MASK, CriuOpts
 from . import _fields
 from ._exits import Exit, exit_of
@@ -78,14 +79,17 @@ class Command(click.Command):
         verb: Verb | None = None,
         fields: On | None = None,
         reaches: bool = False,
+        without: Collection[str] = (),
+        title: str = "",
     ) -> None:
+        self.title = title or name
         self.function = function
         self.examples = examples
         self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.INTERRUPTED, *exits})
         self.verb = verb
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
-        made = _fields.field_options(mask) if mask else []
+        made = _fields.field_options(mask, without) if mask else []
         shared = _config() if mask else []
         shared += reach_options() if mask or reaches else []
         super().__init__(
@@ -104,7 +108,7 @@ class Command(click.Command):
         own = {p.name: ctx.params[p.name] for p in self.params if p.name and _is_own(p)}
         shared = {name: own.pop(name, None) for name in SHARED}
         out = Output(
-            self.name or "",
+            self.title,
             as_json=bool(shared["as_json"]),
             quiet=bool(shared["quiet"]),
             verbose=bool(shared["verbose"]),
@@ -117,10 +121,10 @@ class Command(click.Command):
             return out.failed(error, Exit.REFUSED)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-            said = CriuError("interrupted; what had begun is undone", verb=self.name)
+            said = CriuError("interrupted; what had begun is undone", verb=self.title)
             result = getattr(stop, "result", None)
             if result is not None:
-                said = CriuError("interrupted, but all was done by then", verb=self.name)
+                said = CriuError("interrupted, but all was done by then", verb=self.title)
                 said.add_note(f"the result is {result}")
             return out.failed(said, 128 + number)
 
@@ -295,6 +299,17 @@ def one_pid(pid: int | None, tree: int | None) -> int:
             "Missing argument 'PID'." if pid is None else "PID and --tree: one is accepted."
         )
     return pid or tree or 0
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around an import that needs an extra: its absence is told with the cure."""
+    try:
+        yield
+    except ImportError as error:
+        cure = f"pip install 'pycriu-native[{name}]'"
+        rule = str(error) if cure in str(error) else f"{error}: {cure}"
+        raise UnsupportedError([Problem("installation", None, rule)]) from None
 
 
 def script_option() -> click.Option:

@@ -5,6 +5,7 @@ Fields of ``CriuOpts`` are called by their long options, since those are what a 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -129,5 +130,5 @@ def _failure(error: errors.CriuError, command: str) -> Iterator[tuple[str, str]]
         yield "CRIU", safe(line)
     if len(error.lines) > MOST_LINES:
         yield "CRIU", f"… and {len(error.lines) - MOST_LINES} more lines in the log"
-    if error.log:
+    if error.log and os.path.exists(error.log):
         yield "log", safe(error.log)

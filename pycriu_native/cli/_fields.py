@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,10 +155,12 @@ def _is_old_form(row: Row) -> bool:
     return row.name in ("manage_cgroups", "auto_ext_mnt", "unix_sks")
 
 
-def field_options(verb: On) -> list[click.Parameter]:
+def field_options(verb: On, without: Collection[str] = ()) -> list[click.Parameter]:
     """The options that mean something to a verb, in the table's order."""
     made: dict[str, click.Parameter] = {}
     for row in TABLE:
+        if row.name in without:
+            continue
         if row.name == "page_server" and row.on & verb:
             made |= {each.opts[0]: each for each in _server_options(verb)}
         if row.flag in ROWS and row.flag not in made:

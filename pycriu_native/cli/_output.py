@@ -57,11 +57,12 @@ class Output:
                 self._print(self.console, Text(rest))
         return code
 
-    def answer(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
-        """A result that was all that was asked for: said as it is, ``--quiet`` or not."""
+    def answer(self, result: Any, text: str | Text, *, code: Exit = Exit.DONE) -> Exit:
+        """A result that was all that was asked for; with ``--quiet`` the exit code is it."""
         if self.as_json:
-            return self.result(result, text, code=code)
-        self._print(self.console, Text(text))
+            return self.result(result, "", code=code)
+        if not self.quiet:
+            self._print(self.console, text if isinstance(text, Text) else Text(text))
         return code
 
     def event(self, event: str, result: Any, text: str) -> None:

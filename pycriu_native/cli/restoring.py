@@ -11,7 +11,7 @@ import click
 from .. import RestoreResult, restore, restore_child
 from ..enums import Verb
 from ..results import PAGE
-from . import _command, _images, _plain
+from . import _command, _images, _plain, _progress
 from ._command import Call, Command, Interrupted
 from ._exits import Exit
 from ._words import columns, micro, pids, safe, size, time
@@ -30,7 +30,14 @@ def _restore(
     if wait and (restore_detached or exec_cmd):
         raise click.UsageError("--wait is not accepted with --restore-detached or --exec-cmd.")
     verb = restore_child if wait else restore
-    result = verb(call.opts, via=call.via, on_notify=call.hook, deadline=call.deadline)
+    with _progress.shown(call.out) as on_progress:
+        result = verb(
+            call.opts,
+            via=call.via,
+            on_notify=call.hook,
+            on_progress=on_progress,
+            deadline=call.deadline,
+        )
     _command.write_pidfile(pidfile, result.pid)
     if wait:
         call.out.event("running", shape(result), text(result))

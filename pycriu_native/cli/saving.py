@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from .. import DumpItersResult, DumpResult, UntilSteady, dump, dump_iters
+from .. import CriuOpts, DumpItersResult, DumpResult, Round, UntilSteady, dump, dump_iters
 from .._tree import stat_of
 from ..enums import Verb
 from ..errors import OptionError, Problem
 from ..results import PAGE, DumpStatistics
-from . import _command, _images, _plain
+from . import _command, _images, _plain, _progress
 from ._command import Call, Command
 from ._exits import Exit
 from ._words import columns, count, micro, pids, safe, size, time
@@ -34,7 +34,7 @@ def _dump(call: Call, pid: int | None, tree: int | None, rounds: int | None) -> 
     name = _command.name_of(pid)
     if rounds is not None:
         return _in_rounds(call, pid, name, rounds)
-    result = dump(pid, call.opts, via=call.via, on_notify=call.hook, deadline=call.deadline)
+    result = _saved(call, pid, call.opts)
     done = call.out.result(shape(result), text(result, name, "dumped"))
     _hint(call, result)
     return done
@@ -42,14 +42,30 @@ def _dump(call: Call, pid: int | None, tree: int | None, rounds: int | None) -> 
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     pid = _command.one_pid(pid, tree)
-    opts = replace(call.opts, pre_dump=True)
     name = _command.name_of(pid)
-    result = dump(pid, opts, via=call.via, on_notify=call.hook, deadline=call.deadline)
+    result = _saved(call, pid, replace(call.opts, pre_dump=True))
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
 
+def _saved(call: Call, pid: int, opts: CriuOpts) -> DumpResult:
+    with _progress.shown(call.out) as on_progress:
+        return dump(
+            pid,
+            opts,
+            via=call.via,
+            on_notify=call.hook,
+            on_progress=on_progress,
+            deadline=call.deadline,
+        )
+
+
 def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
-    more = UntilSteady(most=rounds)
+    steady = UntilSteady(most=rounds)
+
+    def more(round: Round) -> bool:
+        call.out.progress(f"round {round.number}: {size(round.bytes_written)} written")
+        return steady(round)
+
     if call.opts.parent_image is not None:
         rule = "the rounds have parents of their own"
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
