@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("looking", "what changed from one image set to another"),
     "check-images": ("looking", "what would stop a restore on this machine"),
     "decode": ("looking", "one image file as JSON"),
+    "plot": ("plotting", "pictures of a dump: timeline, rounds, memory"),
     "explain": ("explaining", "show what a call would do, without doing it"),
     "options": ("listing", "list every option of CRIU"),
     "completion": ("completing", "print the completion for bash, zsh or fish"),

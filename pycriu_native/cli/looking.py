@@ -195,9 +195,7 @@ COMMANDS = {
             "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
         ],
         exits=EXITS,
-        params=[
-            click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False))
-        ],
+        params=[click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False))],
     ),
     "check-images": Command(
         "check-images",
