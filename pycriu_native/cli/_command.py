@@ -80,7 +80,9 @@ class Command(click.Command):
         fields: On | None = None,
         reaches: bool = False,
         without: Collection[str] = (),
+        also: Collection[str] = (),
         title: str = "",
+        lenient: bool = False,
     ) -> None:
         self.title = title or name
         self.function = function
@@ -89,14 +91,19 @@ class Command(click.Command):
         self.verb = verb
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
-        made = _fields.field_options(mask, without) if mask else []
+        self.also = also
+        made = _fields.field_options(mask, without, also) if mask else []
         shared = _config() if mask else []
         shared += reach_options() if mask or reaches else []
         super().__init__(
             name,
             params=[*params, *shared, *_said(), *made],
             help=help,
-            context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "max_content_width": HELP_WIDTH,
+                "ignore_unknown_options": lenient,
+            },
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -135,7 +142,7 @@ class Command(click.Command):
         if self.has_fields:
             command = own.get("command", ())
             verb = self.verb or Verb(own["verb"])
-            opts = _fields.read(ctx, verb, config=shared["config"], command=command)
+            opts = _fields.read(ctx, verb, config=shared["config"], command=command, also=self.also)
         given = ctx.find_object(Given)
         via = None if given is None else given.via
         if shared["service"]:

@@ -110,7 +110,8 @@ def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
 
 def _problem(problem: errors.Problem) -> str:
     name = problem.field if problem.field.startswith("-") else flag_of(problem.field)
-    value = "" if problem.value in (None, True) else f"={safe(str(_plain.plain(problem.value)))}"
+    told = problem.value
+    value = "" if told is None or told is True else f"={safe(str(_plain.plain(told)))}"
     return f"{name}{value}: {in_flags(problem.rule)}"
 
 

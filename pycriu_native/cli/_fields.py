@@ -155,8 +155,13 @@ def _is_old_form(row: Row) -> bool:
     return row.name in ("manage_cgroups", "auto_ext_mnt", "unix_sks")
 
 
-def field_options(verb: On, without: Collection[str] = ()) -> list[click.Parameter]:
-    """The options that mean something to a verb, in the table's order."""
+def field_options(
+    verb: On, without: Collection[str] = (), also: Collection[str] = ()
+) -> list[click.Parameter]:
+    """The options that mean something to a verb, in the table's order.
+
+    But those ``without``, and those that the command ``also`` takes.
+    """
     made: dict[str, click.Parameter] = {}
     for row in TABLE:
         if row.name in without:
@@ -164,7 +169,7 @@ def field_options(verb: On, without: Collection[str] = ()) -> list[click.Paramet
         if row.name == "page_server" and row.on & verb:
             made |= {each.opts[0]: each for each in _server_options(verb)}
         if row.flag in ROWS and row.flag not in made:
-            rows = [each for each in ROWS[row.flag] if each.on & verb]
+            rows = [r for r in ROWS[row.flag] if r.on & verb or r.name in also]
             if rows:
                 made[row.flag] = FieldOption(row.flag, rows, verb)
     return list(made.values())
@@ -222,7 +227,12 @@ def _bare_after(letters: str, reader: Reader) -> str:
 
 
 def read(
-    ctx: click.Context, verb: Verb | None, *, config: str | None, command: Sequence[str] = ()
+    ctx: click.Context,
+    verb: Verb,
+    *,
+    config: str | None,
+    command: Sequence[str] = (),
+    also: Collection[str] = (),
 ) -> CriuOpts:
     """The options of a command: its file's, and over them those of its command line."""
     reader = Reader()
@@ -239,13 +249,13 @@ def read(
     if executes:
         reader.take("--exec-cmd")
     reader.finish(command)
-    filed = {} if config is None else read_file(config, verb)
+    filed = {} if config is None else read_file(config, verb, also)
     if reader.problems:
         raise OptionError(reader.problems)
     return CriuOpts.from_dict({**filed, **reader.fields})
 
 
-def read_file(path: str, verb: Verb | None) -> dict[str, Any]:
+def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, Any]:
     """The fields that a TOML file sets for a verb.
 
     At its top are fields for every verb, of which each takes those that mean something to it; a
@@ -261,7 +271,9 @@ def read_file(path: str, verb: Verb | None) -> dict[str, Any]:
     own = values.get(str(verb), {})
     if not isinstance(own, Mapping):
         raise OptionError([Problem(f"--config [{verb}]", own, "a table of options is accepted")])
-    opts = CriuOpts.from_dict(common)
-    if verb is not None:
-        opts = opts.only_for(verb)
-    return {**{row.name: value for row, value in opts.items()}, **own}
+    mask = VERB_MASK[verb]
+    useful = CriuOpts.from_dict(common).items()
+    return {
+        **{row.name: value for row, value in useful if row.on & mask or row.name in also},
+        **own,
+    }

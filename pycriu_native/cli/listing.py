@@ -90,6 +90,7 @@ COMMANDS = {
     "options": Command(
         "options",
         function=_options,
+        lenient=True,
         help="List every option of CRIU by each of its names, or show one of them.\n\n"
         "NAME is any of its names: --tcp-established, tcp_established, TcpEstablished.",
         examples=[
@@ -100,7 +101,7 @@ COMMANDS = {
         ],
         exits=(),
         params=[
-            click.Argument(["name"], required=False),
+            click.Argument(["name"], required=False, type=click.UNPROCESSED),
             click.Option(["--verb"], type=click.Choice(list(VERBS)), help="Those of one verb."),
         ],
     ),

@@ -8,6 +8,7 @@ import click
 
 from .. import MigrationMode, MigrationResult, migrate_in, migrate_out
 from .._migrating import SET_BY_US
+from .._peer import TLS_FIELDS
 from .._worker import Worker
 from ..enums import Verb
 from . import _command, _plain, _progress
@@ -117,6 +118,7 @@ MIGRATE = click.Group(
             function=_out,
             verb=Verb.DUMP,
             without=SET_BY_US,
+            also=TLS_FIELDS,
             help="Move process PID and all its descendants to where 'migrate in' waits.\n\n"
             "They stop here and run there. If anything fails, or on Ctrl-C, they run on here.",
             examples=[
@@ -145,6 +147,7 @@ MIGRATE = click.Group(
             function=_in,
             verb=Verb.RESTORE,
             without=SET_BY_US,
+            also=TLS_FIELDS,
             help="Wait for one process that 'migrate out' sends, and run it here.\n\n"
             "After a failure nothing of it is left here.",
             examples=["pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
