@@ -236,19 +236,25 @@ def read(
 ) -> CriuOpts:
     """The options of a command: its file's, and over them those of its command line."""
     reader = Reader()
-    executes = bool(command) and verb is Verb.RESTORE
-    if verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):
+    serves = verb is Verb.PAGE_SERVER
+    if serves:
         reader.take("--page-server")
+    chosen_by_criu = False
     for param in ctx.command.params:
         if not isinstance(param, FieldOption | _ServerOption) or param.name is None:
             continue
         source = ctx.get_parameter_source(param.name)
         if source is click.core.ParameterSource.COMMANDLINE:
             for flag, value in param.words(ctx.params[param.name]):
-                reader.take(flag, value)
-    if executes:
+                if serves and (flag, value) == ("--port", "0"):
+                    chosen_by_criu = True  # criu itself reads no such port, its requests do
+                else:
+                    reader.take(flag, value)
+    if command and verb is Verb.RESTORE:
         reader.take("--exec-cmd")
     reader.finish(command)
+    if chosen_by_criu:
+        reader.fields["page_server"]["port"] = 0
     filed = {} if config is None else read_file(config, verb, also)
     if reader.problems:
         raise OptionError(reader.problems)

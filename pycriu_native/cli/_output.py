@@ -42,6 +42,11 @@ class Output:
         return self.errors.is_terminal and not (self.quiet or self.as_json)
 
     @property
+    def width(self) -> int:
+        """Columns for a line: the terminal's, else as many as it takes."""
+        return self.console.width if self.console.is_terminal else sys.maxsize
+
+    @property
     def hints(self) -> bool:
         """Whether somebody reads what is said beside the result."""
         return not (self.quiet or self.as_json) and (self.console.is_terminal or self.verbose)

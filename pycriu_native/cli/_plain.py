@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._kinds import FileDescriptor
-from ..opts import CriuOpts
 from ..values import HasFileno
 
 SCHEMA = 1
@@ -51,8 +50,3 @@ def fields(value: Any) -> dict[str, Any]:
     """A dataclass for JSON, to add to."""
     found: dict[str, Any] = plain(value)
     return found
-
-
-def options(opts: CriuOpts) -> dict[str, Any]:
-    """Options by their fields."""
-    return {name: plain(value) for name, value in opts.to_dict().items()}

@@ -17,7 +17,7 @@ from rich.progress import (
 from ..progress import OnProgress
 from ..progress import Progress as State
 from ._output import Output
-from ._words import size, time
+from ._words import left, size
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def line(state: State) -> str:
     if state.rate:
         parts.append(f"{size(state.rate)}/s")
     if state.left:
-        parts.append(f"{time(state.left)} left")
+        parts.append(f"{left(state.left)} left")
     return ": ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
 
 
@@ -77,7 +77,7 @@ class _Bar:
         said: dict[str, Any] = {
             "amount": amount(state),
             "rate": f"{size(state.rate)}/s" if state.rate else "",
-            "left": f"{time(state.left)} left" if state.left else "",
+            "left": f"{left(state.left)} left" if state.left else "",
         }
         if self._task is None:
             self._progress.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 
 def size(count: float) -> str:
@@ -24,6 +23,11 @@ def time(seconds: float) -> str:
     if seconds >= 1e-3:
         return f"{seconds * 1e3:.1f} ms"
     return f"{seconds * 1e6:.0f} us"
+
+
+def left(seconds: float) -> str:
+    """What is left, in whole seconds."""
+    return time(seconds) if seconds >= 120 else f"{max(1, round(seconds))} s"
 
 
 def micro(microseconds: int) -> str:
@@ -60,15 +64,3 @@ def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0) -> 
     return [
         (" " * indent + (" " * gap).join(map(str.ljust, row, widths))).rstrip() for row in listed
     ]
-
-
-def sentence(words: Sequence[str], last: str = "and") -> str:
-    """``a, b and c``."""
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} {last} {words[-1]}"
-
-
-def steps(values: Sequence[float]) -> list[float]:
-    """What lies between neighbours."""
-    return [after - before for before, after in pairwise(values)]

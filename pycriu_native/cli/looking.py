@@ -50,18 +50,20 @@ def _inspect(
         return _search(call, chosen, search)
     if call.out.as_json:
         return call.out.result(found if pid is None else chosen[0], "", code=code)
-    parts = [] if memory or files or environment else [_overview(images, found, tree, pid)]
+    parts = [] if memory or files or environment else [_overview(call, images, found, tree, pid)]
     for process in chosen:
         if process.state != "zombie":
             parts += _details(images, found, process, memory, files, environment)
     return call.out.answer(None, "\n\n".join(parts), code=code)
 
 
-def _overview(images: ModuleType, found: ImageSet, tree: bool, pid: int | None) -> str:
+def _overview(call: Call, images: ModuleType, found: ImageSet, tree: bool, pid: int | None) -> str:
+    width = call.out.width
     if tree:
-        return str(images.render_tree(found))
+        return str(images.render_tree(found, width=width))
     if pid is None:
-        return f"{images.render_summary(found)}\n\n{images.render_processes(found)}"
+        processes = images.render_processes(found, width=max(20, width - 50))
+        return f"{images.render_summary(found)}\n\n{processes}"
     process = found.process(pid)
     rows = [
         ("pid", f"{pid}, child of {process.parent}, {process.state}"),

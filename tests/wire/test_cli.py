@@ -413,7 +413,15 @@ def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\nexec sleep 1\n")
     script.chmod(0o755)
     criu = ScriptedCriu(notify={"restore": ("pre-restore", "post-restore")})
-    words = ["restore", "-D", tmp_path, "--action-script", script, "--deadline", "0.2"]
+    words: list[str | Path] = [
+        "restore",
+        "-D",
+        tmp_path,
+        "--action-script",
+        script,
+        "--deadline",
+        "0.2",
+    ]
     assert tell(*words, criu=criu).code == Exit.DEADLINE
 
 
@@ -442,7 +450,7 @@ def test_action_scripts(tmp_path: Path) -> None:
 
 def test_pidfile(tmp_path: Path) -> None:
     """It holds the pid; one that exists is left alone, and that is an error."""
-    words = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
+    words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
     assert tell(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
     assert (tmp_path / "pid").read_text() == "77"
     told = tell(*words, criu=ScriptedCriu(restored_pid=78))
