@@ -44,7 +44,8 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
         )
     found = _images.size_of(result.images)
     body = _plain.plain(result) | {"image_bytes": found.bytes, "image_files": found.files}
-    said = f"served a dump: {size(found.bytes)} in {count(found.files, 'file')} of {result.images}"
+    held = f"{size(found.bytes)} in {count(found.files, 'file')}"
+    said = f"the connection has ended; {result.images} holds {held}"
     return call.out.result(body, safe(said))
 
 

@@ -637,3 +637,37 @@ def test_completion_of_other_shells(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     subprocess.run([shell, "-n", "-c", script], check=True)
+
+
+# ---- the page for users ----
+
+PAGE = (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_the_page_has_the_exit_codes() -> None:
+    """Each with its meaning, as the program has it."""
+    table = PAGE.partition("<!-- exit codes -->\n")[2].partition("<!-- end -->")[0]
+    assert table == "".join(f"| {int(code)} | {code.meaning} |\n" for code in Exit)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_has_the_command(name: str, tmp_path: Path) -> None:
+    """With an example or a row, and with the keys of its result, where one can be had here."""
+    assert f"pycriu-native {name}" in PAGE or f"`{name}" in PAGE
+    words, _ = answers(tmp_path)[name]
+    found = tell(*name.split(), *words, "--json").json.get("result") or {}
+    shapes = PAGE.partition("| `command` | `result` |\n|---|---|\n")[2].splitlines()
+    shape = next(line for line in shapes if f"`{name}`" in line.split("|")[1])
+    for key in found[0] if isinstance(found, list) else found:
+        assert f"`{key}`" in shape, f"{name}: {key}"
+
+
+def test_the_page_shows_options_that_exist() -> None:
+    """Every option on a command line of the page is one of that command."""
+    for line in re.findall(r"\$ (pycriu-native [^|&\n]*)", PAGE):
+        words = line.partition("#")[0].split()[1:]
+        known = next(c for n, c in COMMANDS.items() if words[: len(n.split())] == n.split())
+        flags = {flag for param in known.params for flag in (*param.opts, *param.secondary_opts)}
+        for word in words:
+            if word.startswith("-") and word != "-":
+                assert word.partition("=")[0] in flags, line
