@@ -26,7 +26,7 @@ TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc cru
 	busybox:busybox-static openssl:openssl
 
 # The other releases of libcriu that the one build is tried with: release:suite. The crun of
-# Debian 12 knows no CRIU, so Debian 13's comes along.
+# Debian 12 knows no CRIU, so Debian 13's comes along; and crit, where the suite has it.
 TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
 
 # Root's tools are not on an ordinary user's path.
@@ -102,6 +102,12 @@ demo: build ## dump and restore a live process, step by step
 test: test-tools test-libraries build ## the tests; what this machine cannot do is skipped, and listed
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
+
+.PHONY: test-migration
+test-migration: test-tools test-libraries build ## every way in which a migration can fail; some minutes
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m pytest --long tests/wire/test_migration.py \
+		tests/real/test_migration.py tests/real/test_migration_failures.py $(ARGS)
 
 # Address and undefined-behaviour sanitizers, over all that needs no privilege. Leaks are
 # counted by a test: LeakSanitizer cannot tell ours from Python's.
@@ -196,6 +202,7 @@ test-libraries: .criu
 		[[ ! -e $$prefix && $$CRIU_VERSION != "$$release"* ]] || continue
 		echo "installing libcriu $$release into $$prefix, for the tests"
 		scripts/install-criu --suite "$$suite" --prefix "$$prefix" $${with:+--with "$$with"} \
+			--unpack python3-pycriu \
 			>/dev/null 2>&1 ||
 			[[ $$? = 3 ]] || echo "going on without libcriu $$release" >&2
 	done

@@ -64,6 +64,7 @@ struct pn_worker {
 	const int *keep;   /* passed on under their own numbers; every other one is closed */
 	size_t n_keep;
 	int outside;       /* not our child: started through a process that exits at once */
+	int private_files; /* what it creates is for its own user only */
 	/* out */
 	int pid;
 	int pidfd;

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         Verdict,
         preflight,
     )
+    from .manifest import seal, verify
 
 __version__ = "0.1.0"
 
@@ -165,33 +166,35 @@ __all__ = [
     "preflight",
     "restore",
     "restore_child",
+    "seal",
+    "verify",
     "version",
 ]
 
 
-_PREFLIGHT = (
-    "Finding",
-    "ImageSize",
-    "Preflight",
-    "PreflightError",
-    "Severity",
-    "Verdict",
-    "preflight",
-)
+# What few programs use is imported when it is asked for.
+_LATER = {
+    "Doctor": "_doctor",
+    "Explanation": "_explain",
+    "Finding": "_preflight",
+    "Health": "_doctor",
+    "ImageSize": "_preflight",
+    "Preflight": "_preflight",
+    "PreflightError": "_preflight",
+    "Remark": "_doctor",
+    "Severity": "_preflight",
+    "Verdict": "_preflight",
+    "doctor": "_doctor",
+    "explain": "_explain",
+    "preflight": "_preflight",
+    "seal": "manifest",
+    "verify": "manifest",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: they bring all the other forms of options along.
-    if name in ("Explanation", "explain"):
-        from . import _explain
-
-        return getattr(_explain, name)
-    if name in ("Doctor", "Health", "Remark", "doctor"):
-        from . import _doctor
-
-        return getattr(_doctor, name)
-    if name in _PREFLIGHT:
-        from . import _preflight
-
-        return getattr(_preflight, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
+    globals()[name] = value
+    return value

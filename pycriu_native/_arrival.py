@@ -16,10 +16,11 @@ from typing import Any
 
 from . import _guard, _requirements, _shipment, verbs
 from ._channel import Channel
+from ._descriptors import descriptors_of
 from ._exchange import Hook, Notification
 from ._migrating import MigrationMode, MigrationResult, Phases, Room, for_criu, has_wide_counts
 from ._page_relay import PageRelay
-from ._warden import Warden, descriptors_of, guarded
+from ._warden import Warden, guarded
 from ._worker import Worker
 from .enums import Notify
 from .errors import CriuError, MigrationError, MigrationInDoubtError

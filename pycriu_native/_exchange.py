@@ -83,7 +83,9 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
+        when_written: Callable[[], object] | None = None,
     ) -> None:
+        """``when_written`` is called when a dump has written all, before the hook hears of it."""
         self.line = line
         self.verb = verb
         self.pid = pid
@@ -93,6 +95,7 @@ class Exchange:
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
         self.network_locked = False
         self._hook = hook
+        self._when_written = when_written
         self._deadline = deadline  # on the monotonic clock
         self._cancels: deque[BaseException] = deque()
         self._closing = threading.Lock()
@@ -221,8 +224,8 @@ class Exchange:
         pid = cast("int | None", body.get("pid"))
         if action is Notify.NETWORK_LOCK:
             self.network_locked = True
-        elif action is Notify.POST_DUMP and self.pid is not None:
-            self.tree = process_tree(self.pid)
+        elif action is Notify.POST_DUMP:
+            self._written()
         elif self.verb is Verb.RESTORE and pid is not None:
             self.tree = process_tree(pid)
         fd = fds.pop(0) if fds else None
@@ -236,6 +239,16 @@ class Exchange:
         self._send(encode("request", reply))
         if action is Notify.NETWORK_UNLOCK:
             self.network_locked = False
+
+    def _written(self) -> None:
+        """All images are on the file system, and the dumped still frozen."""
+        if self.pid is not None:
+            self.tree = process_tree(self.pid)
+        if self._when_written is not None:
+            try:
+                self._when_written()
+            except OSError as error:
+                self._stop(error)
 
     def _call_hook(self, notification: Notification) -> Iterable[str] | None:
         """Ask the hook; what it adds to ``external`` where CRIU asks for that."""

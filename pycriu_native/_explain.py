@@ -25,7 +25,7 @@ from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
 from .opts import VERB_MASK, CriuOpts
-from .values import WireValue
+from .values import PageServer, WireValue
 from .verbs import for_pre_dump
 
 __all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting", "explain"]
@@ -146,6 +146,8 @@ def _broken_rules(request: Request) -> Iterator[Problem]:
         _rules.check(request.opts, request.verb, request.pid)
     except OptionError as refused:
         yield from refused.problems
+    yield from _requirements._by_trust(request)
+    yield from _requirements._by_images(request)
     yield from _requirements._by_position(request)
 
 
@@ -211,4 +213,8 @@ def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
         return (), ()
     words, unsaid = _argv.command(request.opts, request.verb, request.pid)
     foreign = {problem.field for problem in _rules._belongs(request.opts, request.verb)}
+    server = request.opts.page_server
+    if isinstance(server, PageServer) and server.clear_text:
+        rule = "criu asks for no consent to clear text: clear_text has no word there"
+        unsaid = [*unsaid, Problem("page_server", server, rule)]
     return tuple(words), tuple(p for p in unsaid if p.field not in foreign)

@@ -14,17 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from . import _steering
 from ._config import read_config
 from ._kinds import ListOf
 from ._options import BY_FIELD, Row
 from ._reach import Via
-from ._worker import Worker
 from .errors import Problem
 from .opts import CriuOpts
-
-GLOBAL_FILE = "/etc/criu/default.conf"
-USER_FILE = ".criu/default.conf"
-ENVIRONMENT = "CRIU_CONFIG_FILE"
 
 LARGEST_FILE = 2**20
 """Bytes read of a configuration file."""
@@ -73,7 +69,7 @@ class ConfigurationFile:
 
 def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]:
     """The files that exist of those that CRIU looks for, in its order."""
-    for path, why in _files_before(via):
+    for path, why in _steering.configuration(via):
         text = _text(path)
         if text is not None:
             yield ConfigurationFile(path, why, tuple(_settings(text, opts, after=False)))
@@ -83,16 +79,6 @@ def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]
         if text is not None:
             why = "config_file, read after the request"
             yield ConfigurationFile(path, why, tuple(_settings(text, opts, after=True)))
-
-
-def _files_before(via: Via) -> Iterator[tuple[str, str]]:
-    yield GLOBAL_FILE, "every CRIU on this system"
-    if not isinstance(via, Worker):
-        return  # its environment is not ours to see
-    environment = {"HOME": "/", **via.env}
-    yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
-    if ENVIRONMENT in environment:
-        yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
 
 
 def _text(path: str) -> str | None:

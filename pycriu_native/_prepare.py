@@ -8,8 +8,8 @@ import os
 from contextlib import ExitStack
 from typing import cast
 
+from . import _trust
 from ._kinds import Directory
-from ._line import above_stdio
 from ._message import Handle
 from ._options import BY_WIRE
 from ._request import Request, is_inside, log_name
@@ -29,8 +29,11 @@ CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, 
 class Directories:
     """The images and work directory of a call, open while it runs."""
 
-    def __init__(self, opts: CriuOpts, verb: Verb, owned: ExitStack) -> None:
+    def __init__(
+        self, opts: CriuOpts, verb: Verb, owned: ExitStack, *, trusting: bool = False
+    ) -> None:
         self._owned = owned
+        self._trusting = trusting
         self._make = "images_directory" if verb in CREATING else None
         self.opened = {
             row.name: self._open(value, row.name)
@@ -47,9 +50,7 @@ class Directories:
         if not isinstance(directory, str):
             return descriptor_number(directory)
         try:
-            if field == self._make and not os.path.lexists(directory):
-                os.mkdir(directory, 0o700)
-            fd = above_stdio(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fd = _trust.open_directory(directory, make=field == self._make, trusting=self._trusting)
         except OSError as error:
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0

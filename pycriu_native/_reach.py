@@ -25,6 +25,10 @@ class Via(Protocol):
     ours: ClassVar[bool]
     """Whether the process is ours, so that descriptors can be handed to it as it starts."""
 
+    @property
+    def trusting(self) -> bool:
+        """Whether to use what other users of this machine could change: see :class:`Worker`."""
+
     def identity(self) -> tuple[object, ...] | None:
         """Which CRIU this is; None: it cannot be asked ahead of the request."""
 
@@ -34,7 +38,9 @@ class Via(Protocol):
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """What it cannot do: ``inherits`` descriptors of ours, ``sibling`` for a restored child."""
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """An open line to it."""
 
 
@@ -50,6 +56,9 @@ class Service:
 
     path: str | os.PathLike[str] = DEFAULT_SERVICE
     """Its socket."""
+    trusting: bool = False
+    """Use directories that other users of this machine could change or swap, or that are
+    symbolic links. Default: refuse them."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
@@ -74,7 +83,9 @@ class Service:
         if sibling:
             yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """Connect to it. ``ProgramNotFoundError`` where nobody listens."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(sock)
@@ -99,6 +110,8 @@ class Socket:
 
     fd: Descriptor
     """The socket: its number, or the object that owns it."""
+    trusting: bool = False
+    """As with a :class:`Service`."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
@@ -113,7 +126,9 @@ class Socket:
         """Nothing: its starter knows what it was given."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """A duplicate of it."""
         try:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))

@@ -6,22 +6,26 @@ kernel's features once for each program. Nothing is asked that the options do no
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-from . import _rules
+from . import _rules, _steering, _trust
 from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._reach import Via
 from ._request import Request, is_inside
 from ._session import Call
+from ._steering import TRUSTING
 from ._tree import frozen_cgroup, status_of
+from ._whole import holds_dump
 from .enums import Verb
-from .errors import Problem, UnsupportedError
+from .errors import OptionError, Problem, UnsupportedError
 from .opts import CriuOpts
 from .results import Features, Version
+from .values import descriptor_number
 
 _FEATURES_NEEDED = {
     "track_mem": "mem_track",
@@ -46,12 +50,49 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     _rules.check(request.opts, request.verb, request.pid)
+    _refuse(OptionError, [*_by_trust(request), *_by_images(request)], request)
     problems = [*_by_position(request), *_by_limits(request), *_by_library(request.opts)]
     if request.via.identity() is not None:
         problems += _by_program(request.opts, request.via)
         problems += _by_kernel(request.opts, request.verb, request.via)
-    if problems:
-        raise UnsupportedError(problems, verb=str(request.verb), pid=request.pid)
+    _refuse(UnsupportedError, problems, request)
+
+
+def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Request) -> None:
+    found = list(problems)
+    if found:
+        raise kind(found, verb=str(request.verb), pid=request.pid)
+
+
+def _by_trust(request: Request) -> Iterator[Problem]:
+    """What another user of this machine could change: directories, and files that steer CRIU."""
+    via = request.via
+    if via.trusting:
+        return
+    for field in ("images_directory", "work_directory"):
+        directory = getattr(request.opts, field)
+        try:
+            if isinstance(directory, str):
+                os.close(_trust.open_directory(directory, make=False, trusting=False))
+            elif directory is not None:
+                _trust.check_descriptor(descriptor_number(directory))
+        except _trust.UntrustedError as reason:
+            rule = f"{reason.strerror}, so others have a say in it; {TRUSTING}"
+            yield Problem(field, directory, rule)
+        except OSError:
+            continue  # it is missing yet, or the call will say so
+    yield from _steering.problems(request.opts, via)
+
+
+def _by_images(request: Request) -> Iterator[Problem]:
+    """Images of an earlier dump, whose pages a page server would overwrite."""
+    directory = request.opts.images_directory
+    if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
+        return
+    with contextlib.suppress(OSError):
+        if holds_dump(directory if isinstance(directory, str) else descriptor_number(directory)):
+            rule = "holds the images of an earlier dump, whose pages would be overwritten"
+            yield Problem("images_directory", directory, f"{rule}: give another directory")
 
 
 def _by_position(request: Request) -> Iterator[Problem]:

@@ -147,6 +147,37 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         )
 
 
+def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    server = opts.page_server
+    if not isinstance(server, PageServer) or server.clear_text or opts.tls:
+        return
+    address = server.address if server.fd is None else _peer(server.fd)
+    if address and not _is_loopback(address):
+        rule = (
+            f"memory would cross the network to or from {address} in clear text: tls=True encrypts "
+            "it, PageServer(..., clear_text=True) has it so"
+        )
+        yield Problem("page_server", server, rule)
+
+
+def _peer(fd: int) -> str | None:
+    """The other end of a connection, where that is an address of the network's."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            name = connection.getpeername()
+    except OSError:
+        return None
+    return name[0] if isinstance(name, tuple) and isinstance(name[0], str) else None
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address == "localhost"
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
 def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     server = opts.page_server
     is_server = verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
@@ -336,6 +367,7 @@ _RULES: tuple[Rule, ...] = (
     _descriptors,
     _parent_image,
     _page_server,
+    _clear_text,
     _status_fd,
     _tls,
     _files,

@@ -1,8 +1,10 @@
 """runc's ``CriuOpts`` as JSON, there and back.
 
 The struct (``libcontainer/criu_opts_linux.go``) has no tags, so JSON has its field names. It has
-no unset either: zero values mean that, and -1 for the descriptor. ``ManageCgroupsMode`` is a
-name since runc 1.3 and was CRIU's number before; both are read, the name is written.
+no unset either: zero values mean that, and -1 for the descriptor. Nor has it a word for the
+consent to send memory in clear text: it is not written, and not taken for granted when read.
+``ManageCgroupsMode`` is a name since runc 1.3 and was CRIU's number before; both are read, the
+name is written.
 """
 
 from __future__ import annotations

@@ -18,17 +18,19 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Protocol
 
-from . import _chronicle, _stats
+from . import _chronicle, _stats, _whole
 from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
 from ._failure import explain_failure
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
 from ._log import LogMark
 from ._message import Handle
-from ._prepare import Directories, fill
+from ._prepare import CREATING, Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, is_inside, log_name
 from ._tree import end_processes, wait_until_gone
+from ._undo_lock import free_connections
+from ._whole import Unfinished
 from .enums import Verb
 from .errors import CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
@@ -157,7 +159,10 @@ class Call:
         started = time.monotonic()
         deadline = None if request.deadline is None else started + request.deadline
         with ExitStack() as owned:
-            directories = Directories(request.opts, request.verb, owned)
+            directories = Directories(
+                request.opts, request.verb, owned, trusting=request.via.trusting
+            )
+            unfinished = _watch_over(request, directories, owned)
             handle = owned.enter_context(Handle())
             keep = fill(handle, request, directories, owned)
             mark = (
@@ -165,14 +170,25 @@ class Call:
                 if directories.log is None
                 else LogMark.take(directories.log, log_name(request))
             )
-            line = request.via.connect(keep, outside=is_inside(request))
+            line = request.via.connect(
+                keep, outside=is_inside(request), private=request.verb in CREATING
+            )
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
-            exchange = Exchange(line, request.verb, self._hook(), deadline, request.pid)
+            exchange = Exchange(
+                line,
+                request.verb,
+                self._hook(),
+                deadline,
+                request.pid,
+                when_written=None if unfinished is None else unfinished.finish,
+            )
             owned.callback(exchange.close)
             self._listen_to(exchange)
 
             result, answer, lost = _converse(request, handle, exchange)
+            if result >= 0 and unfinished is not None:
+                unfinished.finish()
             if result >= 0 and request.keep_line:
                 owner.pop_all()
             elif result >= 0 and request.opts.exec_cmd is not None:
@@ -221,6 +237,8 @@ class Call:
         if request.verb is Verb.RESTORE:
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
+        elif request.verb is Verb.DUMP and request.opts.lazy_pages:
+            free_connections(exchange.tree)
         if exchange.stopped_by is None:
             return explain_failure(
                 request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
@@ -246,6 +264,27 @@ class Call:
         self._exchange = exchange
         if self._cancelled is not None:
             exchange.cancel(self._cancelled)
+
+
+def _watch_over(request: Request, directories: Directories, owned: ExitStack) -> Unfinished | None:
+    """See to it that no half of an image set is taken for a whole one.
+
+    A dump of a tree that we are in has no mark: nobody is left to take it away.
+    """
+    if directories.images is None or request.opts.stream:
+        return None
+    if request.verb is Verb.RESTORE:
+        _whole.check(directories.images, request.opts)
+    if request.verb not in (Verb.DUMP, Verb.PRE_DUMP) or is_inside(request):
+        return None
+    try:
+        unfinished = Unfinished(directories.images)
+    except OSError as error:
+        if isinstance(error, CriuError):
+            raise
+        return None  # nothing can be written there: CRIU will say so, and why
+    owned.callback(unfinished.close)
+    return unfinished
 
 
 def _converse(

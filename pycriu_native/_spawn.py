@@ -10,6 +10,10 @@ from ._ffi import ffi, native
 from ._program import SEARCH_PATH
 from .errors import ProgramError
 
+FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
+"""What a worker's environment is, but for what its caller adds. In CRIU's home directory is a
+configuration file, so it is one that root alone can write."""
+
 
 def spawn(
     words: Sequence[str],
@@ -19,15 +23,16 @@ def spawn(
     output: int,
     keep: Sequence[int],
     outside: bool = False,
+    private: bool = False,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor. ``outside``: no child of ours. Raises
-    ``ProgramError``.
+    gets under the same numbers, and no other descriptor. ``outside``: no child of ours.
+    ``private``: what it creates is for its own user only. Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
-    environment = {"PATH": SEARCH_PATH, "HOME": "/", **env}
+    environment = {**FIXED_ENVIRONMENT, **env}
     envp = [
         ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
     ]
@@ -44,6 +49,7 @@ def spawn(
     worker.keep = fds
     worker.n_keep = len(keep)
     worker.outside = outside
+    worker.private_files = private
     status = native.pn_spawn(worker)
     if status:
         code = -status

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -69,28 +68,3 @@ class Warden(Owned):
 def guarded(pid: int) -> list[list[Any]]:
     """How the guard is told of a process: by pid and start."""
     return [[pid, _guard.start_of(pid)]]
-
-
-def descriptors_of(pid: int, kind: str) -> list[int]:
-    """Copies of another process's descriptors of a kind, such as ``anon_inode:[userfaultfd]``."""
-    import ctypes  # not needed by anybody else
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    found: list[int] = []
-    pidfd = os.pidfd_open(pid)
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if os.readlink(f"/proc/{pid}/fd/{name}") != kind:
-                    continue
-                fd = libc.syscall(438, pidfd, int(name), 0)  # pidfd_getfd, everywhere 438
-                if fd < 0:
-                    raise OSError(ctypes.get_errno(), "pidfd_getfd")
-                found.append(fd)
-    except BaseException:
-        for fd in found:
-            os.close(fd)
-        raise
-    finally:
-        os.close(pidfd)
-    return found

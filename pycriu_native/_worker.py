@@ -68,31 +68,37 @@ class Worker:
     writing; None: the caller's."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment, which is otherwise PATH and HOME=/."""
+    trusting: bool = False
+    """Use a program, directories and configuration files that other users of this machine could
+    change or swap, and directories that are symbolic links. Default: refuse them."""
 
     ours: ClassVar[bool] = True
 
     def identity(self) -> tuple[object, ...]:
         """Which program this is, as it is on disk now."""
-        path = find_program(self.program)
+        path = find_program(self.program, trusting=self.trusting)
         found = os.stat(path)
         return path, found.st_dev, found.st_ino, found.st_mtime_ns
 
     def name(self) -> str:
         """What to call it in messages."""
-        return find_program(self.program)
+        return find_program(self.program, trusting=self.trusting)
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """A worker of our own can do everything."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """Start the worker.
 
         ``keep`` are descriptors above 2 that it gets under the same numbers. ``outside``: it is
-        to be no child of ours, for a dump of a tree that we are in. Raises
+        to be no child of ours, for a dump of a tree that we are in. ``private``: the files that
+        it creates are for its own user only. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
-        program = find_program(self.program)
+        program = find_program(self.program, trusting=self.trusting)
         ours, theirs = socket_pair()
         with theirs, ExitStack() as undo:
             undo.enter_context(ours)
@@ -107,6 +113,7 @@ class Worker:
                 output=chatter,
                 keep=[end, *keep],
                 outside=outside,
+                private=private,
             )
             undo.pop_all()
         if outside:

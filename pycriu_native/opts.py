@@ -408,7 +408,9 @@ class CriuOpts:
     def from_runc(cls, struct: Mapping[str, Any]) -> Self:
         """Options from runc's ``CriuOpts`` as JSON, of any of its releases.
 
-        Zero values, and -1 or 0 for the descriptor, mean unset. Fields may be missing.
+        Zero values, and -1 or 0 for the descriptor, mean unset. Fields may be missing. A page
+        server gets no ``clear_text`` from it: runc never asks whether memory may cross the network
+        so, and nobody has said yes. Off loopback and without ``tls`` a verb then asks for that.
         """
         from . import _runc
 

@@ -2,7 +2,8 @@
 
 ``page_server`` starts one that lives on by itself; ``page_server_child`` starts one whose end
 can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everybody who
-reaches the address can write images: serve on loopback, or with ``tls``. When the call
+reaches the address can write images: so it is served on loopback, or with ``tls``, unless
+``PageServer(..., clear_text=True)`` says that it is meant. When the call
 returns, the server listens; there is no other notification of that.
 """
 

@@ -13,7 +13,8 @@ told to, on a thread of the calling process::
     criu = ScriptedCriu(failures={"restore": Failure.PID_IN_USE})
 
 Everything but CRIU is real: options are checked, libcriu makes the request, hooks are called,
-errors are explained. No process is touched and no image is written.
+errors are explained. No process is touched. A dump leaves a small image set that passes for a
+whole one, which a restore asks for; ``write_images`` makes one without a dump.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
+from ._imagery import image, message
 from ._line import Line, widen
 from ._message import NOTIFY, REQUEST_TYPES, decode_request, encode
+from ._whole import COMMON_MAGIC, INVENTORY_MAGIC
 from .enums import Notify, Verb
 from .errors import Problem
 from .results import Version
@@ -99,6 +102,8 @@ class ScriptedCriu:
     refuses makes the call fail, as with CRIU."""
     failures: Mapping[str | Verb, Failure] = field(default_factory=dict)
     """The verbs that fail."""
+    trusting: bool = False
+    """As a :class:`~pycriu_native.Worker`'s."""
     sent: list[Sent] = field(default_factory=list)
     """What came, in its order: questions for release and features go ahead of a call."""
 
@@ -116,7 +121,9 @@ class ScriptedCriu:
         """Nothing."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """A line to a thread that answers one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)
@@ -143,6 +150,8 @@ class ScriptedCriu:
         elif not self._agreed(sock, sent):
             failure = Failure()
         if failure is None:
+            if sent.verb == "dump" and "images_dir_fd" in sent.directories:
+                write_images(sent.directories["images_dir_fd"], sent.opts.get("pid", os.getpid()))
             return self._yes(sent.verb)
         said: dict[str, WireValue] = {}
         if failure.errno:
@@ -182,6 +191,24 @@ class ScriptedCriu:
             case "page-server" | "page-server-child":
                 body["ps"] = {"pid": 1234, "port": 27}
         return encode("response", {"type": _answer_type(verb), "success": True, **body})
+
+
+def write_images(directory: str | os.PathLike[str], pid: int = 1234) -> None:
+    """Write the images of a process without memory: enough for a restore by a scripted CRIU."""
+    kind = COMMON_MAGIC + b"kind"
+    alive = message((1, 1), (3, message((1, 1))))
+    files = {
+        "inventory.img": image(message((1, 2)), magic=INVENTORY_MAGIC),
+        "pstree.img": image(message((1, pid), (2, 0), (3, pid), (4, pid), (5, pid)), magic=kind),
+        f"core-{pid}.img": image(alive, magic=kind),
+        f"mm-{pid}.img": image(b"memory", magic=kind),
+        f"fs-{pid}.img": image(b"root", magic=kind),
+        f"pagemap-{pid}.img": image(message((1, 1)), magic=kind),
+        "pages-1.img": b"",
+    }
+    for name, data in files.items():
+        with open(os.path.join(directory, name), "wb") as file:
+            file.write(data)
 
 
 def _of_verb(script: Mapping[str | Verb, _T], verb: str) -> _T | None:

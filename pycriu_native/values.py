@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
 __all__ = [
@@ -172,6 +172,11 @@ class PageServer(_Item):
     """Its TCP port, 1 to 65535. (CRIU reads it as a signed 16-bit number and converts it back.)"""
     fd: int | None = None
     """A connected socket to a page server instead of address and port; CRIU inherits it."""
+    clear_text: bool | None = field(default=None, compare=False)
+    """Without ``tls``, serve on or send to another address than loopback all the same: whoever is
+    on the way, or reaches the server, can read and change the memory. A consent, and no part of
+    what CRIU is asked: it does not count when values are compared, and forms for CRIU or runc do
+    not hold it."""
 
     SETTER: ClassVar = ("address", "port")
     FORMS: ClassVar = "PageServer, (address, port), 'host:port' or '[ipv6]:port'"
@@ -191,6 +196,8 @@ class PageServer(_Item):
             raise ValueError("a port from 0 to 65535 is accepted")
         if self.fd is not None:
             object.__setattr__(self, "fd", descriptor_number(self.fd))
+        if self.clear_text is not None and not isinstance(self.clear_text, bool):
+            raise ValueError("True, False or None is accepted as clear_text")
 
     @classmethod
     def _from_text(cls, text: str) -> Self:

@@ -23,6 +23,19 @@ def _criu() -> str:
         return f"none ({error})"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Tests that are marked ``long`` run when they are asked for."""
+    parser.addoption("--long", action="store_true", help="run the tests that take long, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip them otherwise, and say so."""
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: --long runs it"))
+
+
 def pytest_report_header() -> list[str]:
     """Kernel, CRIU and libcriu, so that a log tells what was tested."""
     return [

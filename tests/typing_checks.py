@@ -66,6 +66,8 @@ from pycriu_native import (
     pre_dump,
     restore,
     restore_child,
+    seal,
+    verify,
     version,
 )
 
@@ -272,6 +274,14 @@ def rounds() -> None:
     assert_type(dump_iters(PID, OPTS, UntilSteady(most=3)).final, DumpResult)
     dump_iters(PID, OPTS, 3)  # type: ignore[arg-type]
     UntilSteady(3)  # type: ignore[call-arg]
+
+
+def manifests(descriptor: int) -> None:
+    """seal and verify."""
+    assert_type(seal("ckpt"), str)
+    assert_type(seal(descriptor), str)
+    verify("ckpt", "00")
+    verify("ckpt", b"00")  # type: ignore[arg-type]
 
 
 def daemons() -> None:

@@ -54,8 +54,8 @@ def preflight(pid: int, opts: CriuOpts | None = None, *, via: Via | None = None)
 
     The answer is as of now: a process that changes afterwards can fail all the same. What
     cannot be seen from outside is told in ``docs/preflight.md``. Raises ``OptionError`` for
-    options that no dump takes; everything else is a finding. Asks CRIU for its release, once for
-    each program. Needs root or CAP_SYS_PTRACE to see processes of others.
+    options that no dump takes; everything else is a finding. Asks CRIU for its release and its
+    check, once for each program. Needs root or CAP_SYS_PTRACE to see processes of others.
     """
     if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 0:
         raise OptionError([Problem("pid", pid, "the number of a process is accepted")])

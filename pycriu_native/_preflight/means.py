@@ -13,7 +13,6 @@ from dataclasses import replace
 from .. import _requirements, _rules
 from .._overrides import configuration_files
 from .._program import SEARCH_PATH
-from .._reach import Via
 from .._worker import Worker
 from ..enums import NetworkLock, Verb
 from ..errors import CriuError, PermissionDeniedError, ProgramError
@@ -21,7 +20,8 @@ from ..opts import CriuOpts
 from ..results import Version
 from ..values import PageServer
 from ..verbs import check
-from .look import Scene, note, stops
+from . import sockets
+from .look import Scene, known, note, stops
 from .sockets import INTERNET, kinds
 from .tree import read
 from .values import Finding
@@ -53,7 +53,7 @@ def _program(scene: Scene) -> Iterator[Finding]:
         return
     try:
         found = _requirements.program_version(scene.via)
-        _ask_whether_it_works(scene.via)
+        _ask_whether_it_works(scene)
         problems = [
             *_requirements._by_library(scene.opts),
             *_requirements._by_program(scene.opts, scene.via),
@@ -76,23 +76,30 @@ def _program(scene: Scene) -> Iterator[Finding]:
             )
 
 
-_working: set[tuple[object, ...] | None] = set()
+_working: set[tuple[object, ...]] = set()
 
 
-def _ask_whether_it_works(via: Via) -> None:
+def _ask_whether_it_works(scene: Scene) -> None:
     """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
 
     What else the check finds missing need not matter to this dump.
     """
-    identity = via.identity()
+    identity = scene.opts.unprivileged, scene.via.identity()
     if identity not in _working:
         try:
-            check(via=via)
-        except (ProgramError, PermissionDeniedError):
+            check(CriuOpts(unprivileged=scene.opts.unprivileged), via=scene.via)
+        except (ProgramError, PermissionDeniedError) as error:
+            if error.cause == known("tcp-repair").cause and not _has_connections(scene):
+                return
             raise
         except CriuError:
             return
         _working.add(identity)
+
+
+def _has_connections(scene: Scene) -> bool:
+    """Whether TCP connections are to be kept."""
+    return any(found.id == "tcp-connection" for found in sockets.look(scene))
 
 
 def kernel() -> tuple[int, int]:

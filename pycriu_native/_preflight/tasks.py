@@ -24,13 +24,11 @@ KCMP = {1: "memory", 3: "its directory and root", 4: "signal handlers"}
 """What only threads of one process may share: kcmp's number, and its words."""
 EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have of its own."""
-CAPABILITIES = {"CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21, "CAP_CHECKPOINT_RESTORE": 40}
 
 
 def look(scene: Scene) -> Iterator[Finding]:
     """What of the processes themselves matters."""
     root = scene.tree.root
-    yield from _capabilities(scene)
     gone = list(_nothing_to_dump(root))
     yield from gone
     if gone:
@@ -50,24 +48,6 @@ def look(scene: Scene) -> Iterator[Finding]:
     yield from _user_namespace(scene)
     if os.getpid() in scene.tree.pids:
         yield note("caller-inside", "the caller is in the tree: it dumps itself")
-
-
-def _capabilities(scene: Scene) -> Iterator[Finding]:
-    held = int(scene.tree.ours.status.get("CapEff", "0"), 16)
-    has = {name for name, bit in CAPABILITIES.items() if held >> bit & 1}
-    if not has & {"CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"}:
-        yield stops(
-            "no-capability",
-            "a CRIU started by this process may not dump: it has neither CAP_SYS_ADMIN nor "
-            "CAP_CHECKPOINT_RESTORE",
-            failure="not-root-caps",
-        )
-    elif "CAP_SYS_PTRACE" not in has:
-        yield stops(
-            "no-ptrace",
-            "a CRIU started by this process may not look at others: it lacks CAP_SYS_PTRACE",
-            failure="images-dir-permission",
-        )
 
 
 def _nothing_to_dump(root: Process) -> Iterator[Finding]:
@@ -230,13 +210,13 @@ def _limits(process: Process) -> Iterator[Finding]:
 
 
 def _hidden(process: Process) -> Iterator[Finding]:
-    """What we may not look at, CRIU may not either."""
+    """What we may not look at, a CRIU that we start mostly may not either."""
     try:
         os.listdir(f"/proc/{process.pid}/fd")
     except PermissionError:
         yield stops(
             "hidden",
-            "it may not be looked at by this process, nor by a CRIU that it starts",
+            "this process may not look at it: nothing can be told of what it has open",
             pid=process.pid,
             cure="run as root, or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE",
         )

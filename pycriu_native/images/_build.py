@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import stat
@@ -128,10 +129,12 @@ class _Builder:
         self.directory = directory
         self.parents, self.layers = parents_of(directory)
         self.images = self._list()
-        self.names = {each.name for each in self.images}
+        self.sizes = {each.name: each.size for each in self.images}
+        self.names = self.sizes.keys()
         self.problems: list[str] = []
         self.shared: dict[int, Layers] = {}
         self.checked: set[str] = set()
+        self.children: dict[int, list[int]] = {}
         self.files = Files(self.entries, self.ghost_size)
         self.sets: dict[int, dict[str, str]] = {}
 
@@ -209,11 +212,12 @@ class _Builder:
             self.lacks("pstree.img")
         if not pre_dump and "files.img" not in self.names:
             self.lacks("files.img")
-        pids = {each.pid for each in tree}
+        for each in tree:
+            self.children.setdefault(each.ppid, []).append(each.pid)
         files = self.files.load(frozenset(each.pid for each in tree if each.sid == each.pid))
         self._cgroup_sets()
         host = inventory.root_ids if inventory.HasField("root_ids") else None
-        processes = tuple(self._process(each, tree, pids) for each in tree)
+        processes = tuple(self._process(each) for each in tree)
         namespaces = self._namespaces(processes, host)
         if pre_dump:
             for name in sorted(self.names):
@@ -298,7 +302,7 @@ class _Builder:
 
     # --- Processes ------------------------------------------------------------------
 
-    def _process(self, entry: Any, tree: list[Any], pids: set[int]) -> Process:
+    def _process(self, entry: Any) -> Process:
         pid = entry.pid
         core = self.one(f"core-{pid}.img", "CORE")
         task = core.tc if core is not None and core.HasField("tc") else None
@@ -319,7 +323,7 @@ class _Builder:
             name=os.fsdecode(task.comm) if task else "",
             state=state,
             exit_code=task.exit_code if task else 0,
-            children=tuple(each.pid for each in tree if each.ppid == pid) if pid in pids else (),
+            children=tuple(self.children.get(pid, ())),
             architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
             # What CRIU lists as the threads of a zombie are numbers that it never set.
             threads=tuple(self._threads(entry, core, task)) if known else (),
@@ -372,9 +376,17 @@ class _Builder:
             "mappings": mappings,
             "pagemap": pid,
             "executable": self._path_of(mm.exe_file_id),
-            "command": _strings(layers, mm.mm_arg_start, mm.mm_arg_end),
-            "environment": _strings(layers, mm.mm_env_start, mm.mm_env_end),
+            "command": self._strings(layers, mm.mm_arg_start, mm.mm_arg_end),
+            "environment": self._strings(layers, mm.mm_env_start, mm.mm_env_end),
         }
+
+    def _strings(self, layers: Layers, start: int, end: int) -> tuple[str, ...] | None:
+        try:
+            return _strings(layers, start, end)
+        except ImagesError:
+            if not self.problems:
+                raise
+            return None  # what is missing has been told
 
     def _mapping(self, vma: Any, layers: Layers) -> MemoryMapping:
         status, flags, prot = vma.status, vma.flags, vma.prot
@@ -388,9 +400,10 @@ class _Builder:
             found = self._shared_counts(shared, vma) if shared is not None else Counts()
         else:
             found = layers.counts(vma.start, vma.end)
+        start, end = vma.start, vma.end
         return MemoryMapping(
-            start=vma.start,
-            end=vma.end,
+            start=start,
+            end=end,
             kind=kind,
             protection=_PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
             path=self._path_of(file) if file is not None else None,
@@ -420,7 +433,7 @@ class _Builder:
         if top is None:
             return
         name = os.path.basename(top.pages)
-        size = next((each.size for each in self.images if each.name == name), None)
+        size = self.sizes.get(name)
         if size is None:
             if top.size:
                 self.lacks(name)
@@ -595,6 +608,7 @@ class _Builder:
         ]
 
 
+@functools.lru_cache(256)
 def _enum(name: str, number: int) -> str:
     return next((key for key, value in table()[1][name].items() if value == number), str(number))
 
@@ -637,11 +651,11 @@ def _credentials(found: Any) -> Credentials:
         euid=found.euid,
         egid=found.egid,
         groups=tuple(found.groups),
-        effective=names.capabilities(found.cap_eff),
-        permitted=names.capabilities(found.cap_prm),
-        inheritable=names.capabilities(found.cap_inh),
-        bounding=names.capabilities(found.cap_bnd),
-        ambient=names.capabilities(found.cap_amb),
+        effective=names.capabilities(tuple(found.cap_eff)),
+        permitted=names.capabilities(tuple(found.cap_prm)),
+        inheritable=names.capabilities(tuple(found.cap_inh)),
+        bounding=names.capabilities(tuple(found.cap_bnd)),
+        ambient=names.capabilities(tuple(found.cap_amb)),
         no_new_privileges=bool(found.no_new_privs),
         lsm_profile=os.fsdecode(found.lsm_profile) or None,
     )

@@ -321,16 +321,8 @@ class _Check:
         return None
 
     def _file(self, file: RegularFile, path: str) -> Iterator[Finding]:
-        if file.deleted == "procfs":
-            return
-        if file.deleted == "ghost":
-            if not os.path.isdir(os.path.dirname(path)):
-                yield _error(
-                    path,
-                    "this deleted file is made again, and its directory does not exist",
-                    f"make {os.path.dirname(path)}",
-                )
-            return
+        if file.deleted in ("procfs", "ghost"):
+            return  # CRIU makes it again, with the directories above it
         if file.deleted == "linked":
             linked = self.images.file(file.remap or 0)
             if isinstance(linked, RegularFile) and not os.path.lexists(linked.path):

@@ -39,15 +39,18 @@ def _entries(file: ImageFile, payload: bool) -> list[dict[str, Any]]:
     kind = file.format
     if kind.trailer == "ghost":
         return load_ghost(file, payload)
-    entries = []
-    at, name = file.start, kind.message
+    if not kind.trailer or kind.trailer == "pagemap":
+        name, others = kind.message, "pagemap_entry" if kind.trailer else kind.message
+        entries = []
+        for begin, data in file.frames(file.start):
+            entries.append(to_dict(file.read(begin, data, name), name))
+            name = others
+        return entries
+    entries, at = [], file.start
     while at < file.size:
-        found, at = file.parse(at, name)
-        entry = to_dict(found, name)
-        if kind.trailer == "pagemap":
-            name = "pagemap_entry"
-        elif kind.trailer:
-            entry["extra"], at = load(file, kind, found, at, payload)
+        found, at = file.parse(at, kind.message)
+        entry = to_dict(found, kind.message)
+        entry["extra"], at = load(file, kind, found, at, payload)
         entries.append(entry)
     return entries
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import ImagesError
-from ._pages import Layers
+from ._pages import CHUNK, Layers
 
 if TYPE_CHECKING:
     from .model import MemoryMapping, VmaKind
 
-OVERLAP = 4096
+OVERLAP = 2**16
 """Bytes: matches of a regular expression up to this length are found wherever they lie."""
 LARGEST_READ = 2**30
 """Bytes that one ``read`` gives."""
@@ -96,7 +96,7 @@ class Memory:
 
         ``kinds`` limits it to mappings of these kinds. All pages in the images and their parents
         are searched, adjacent ones as one; not those that are in no image. Matches of a bytes
-        pattern may overlap; those of an expression do not, and may be 4096 bytes long at most.
+        pattern may overlap; those of an expression do not, and may be 64 KiB long at most.
 
         Raises ``ValueError`` for an empty pattern and ``TypeError`` for text.
         """
@@ -173,7 +173,7 @@ class Memory:
             if not held:
                 at = begin
             held += data
-            if len(held) > overlap:
+            if len(held) > overlap + CHUNK:
                 yield at, held, len(held) - overlap
                 at += len(held) - overlap
                 held = held[len(held) - overlap :]

@@ -6,7 +6,7 @@ The numbers are of the kernel's user interface (``linux/capability.h``, ``net/tc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 # fmt: off
 CAPABILITIES = (
@@ -46,7 +46,8 @@ LOCKS = {1: "posix", 2: "flock", 4: "ofd", 8: "lease"}
 NAMESPACES = ("pid", "net", "ipc", "uts", "mnt", "user", "cgroup", "time")
 
 
-def capabilities(words: Sequence[int]) -> tuple[str, ...]:
+@functools.lru_cache(256)
+def capabilities(words: tuple[int, ...]) -> tuple[str, ...]:
     """The capabilities of a set, which is stored as 32-bit words."""
     bits = sum(word << 32 * index for index, word in enumerate(words[:4]))
     named = [f"cap_{name}" for number, name in enumerate(CAPABILITIES) if bits >> number & 1]

@@ -8,11 +8,14 @@ written by the process: zeros, or the mapped file as it is.
 from __future__ import annotations
 
 import bisect
+import itertools
 import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from ..errors import ImagesError
 from ._reader import ImageFile, damaged, expect, open_file
@@ -36,14 +39,48 @@ class Counts:
     in_parent: int = 0
     lazy: int = 0
 
-    def add(self, flags: int, size: int) -> None:
-        """Count a run: what is stored is not lazy, whatever else it could have been."""
-        if flags & PRESENT:
-            self.stored += size
-        elif flags & IN_PARENT:
-            self.in_parent += size
-        elif flags & LAZY:
-            self.lazy += size
+
+class _Sums:
+    """How many bytes of each sort are below an address, so that a range is a difference."""
+
+    def __init__(self, runs: Sequence[Run], starts: Sequence[int]) -> None:
+        self._runs, self._starts = runs, starts
+        sort_of = {flags: _sort(flags) for flags in {run[2] for run in runs}}
+        self._sorts = sort_of
+        self._below: list[tuple[int, list[int]]] = []
+        """For each sort that occurs: the bytes below each run."""
+        for wanted in sorted(set(sort_of.values()) - {_NEITHER}):
+            mine = {flags for flags, sort in sort_of.items() if sort == wanted}
+            sizes = [run[1] - run[0] if run[2] in mine else 0 for run in runs]
+            self._below.append((wanted, list(itertools.accumulate(sizes, initial=0))))
+
+    def between(self, start: int, end: int) -> Counts:
+        """The bytes of a range."""
+        low, high = self._at(start), self._at(end)
+        return Counts(high[0] - low[0], high[1] - low[1], high[2] - low[2])
+
+    def _at(self, address: int) -> list[int]:
+        index = bisect.bisect_right(self._starts, address) - 1
+        if index < 0:
+            return [0, 0, 0]
+        run = self._runs[index]
+        found = [0, 0, 0]
+        for sort, below in self._below:
+            found[sort] = below[index]
+        sort = self._sorts[run[2]]
+        if sort != _NEITHER:
+            found[sort] += min(run[1], address) - run[0]
+        return found
+
+
+_NEITHER = 3
+
+
+def _sort(flags: int) -> int:
+    """0 stored, 1 in a parent, 2 lazy: what is stored is not lazy, whatever else it could be."""
+    if flags & PRESENT:
+        return 0
+    return 1 if flags & IN_PARENT else 2 if flags & LAZY else _NEITHER
 
 
 @dataclass(slots=True)
@@ -91,24 +128,19 @@ def load_map(directory: str, name: str) -> PageMap:
 
 
 def _read_runs(file: ImageFile, at: int, found: PageMap) -> None:
-    """The hot loop: a large process has hundreds of thousands of runs."""
-    parse = message("pagemap_entry").FromString
+    """The hot loop: a large process has hundreds of thousands of runs.
+
+    The only required fields are looked at here, so there is no other check of each message.
+    """
     append = found.runs.append
+    parse = message("pagemap_entry").FromString
     offset = last = 0
-    while at < file.size:
-        begin = at
-        size = file.word(at, "the length of an entry")
-        # The messages are a few bytes; anything else goes the careful way.
-        if size < 64 and at + 4 + size <= file.size:
-            data = file.take(at + 4, size, "a pagemap_entry")
-            try:
-                entry = parse(data)
-            except Exception:
-                file.parse(begin, "pagemap_entry")
-                raise
-            at += 4 + size
-        else:
-            entry, at = file.parse(at, "pagemap_entry")
+    for begin, data in file.frames(at):
+        try:
+            entry = parse(data)
+        except DecodeError:
+            file.read(begin, data, "pagemap_entry")  # says it
+            raise
         start = entry.vaddr
         pages = entry.nr_pages or entry.compat_nr_pages
         flags = entry.flags
@@ -153,6 +185,7 @@ class Layers:
         self.name = name
         self._directories = directories
         self._maps: list[PageMap | None] = []
+        self._sums: _Sums | None = None
 
     def level(self, depth: int) -> PageMap | None:
         """The pagemap of the set itself (0), of its parent (1), and so on; None past the end."""
@@ -164,11 +197,12 @@ class Layers:
 
     def counts(self, start: int, end: int) -> Counts:
         """Where the bytes of a range are."""
-        found = Counts()
         top = self.level(0)
-        for run in top.between(start, end) if top else ():
-            found.add(run[2], min(run[1], end) - max(run[0], start))
-        return found
+        if top is None or end <= start:
+            return Counts()
+        if self._sums is None:
+            self._sums = _Sums(top.runs, top.starts)
+        return self._sums.between(start, end)
 
     def pieces(
         self, start: int, end: int, depth: int = 0

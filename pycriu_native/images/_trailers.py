@@ -53,6 +53,10 @@ def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
 
 def entries(file: ImageFile) -> Iterator[Any]:
     """The messages of an image whose trailers are not wanted; of a ghost file the first only."""
+    if not file.format.trailer:
+        for begin, data in file.frames(file.start):
+            yield file.read(begin, data, file.format.message)
+        return
     at = file.start
     while at < file.size:
         found, at = file.parse(at, file.format.message)

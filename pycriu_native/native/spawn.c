@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -103,6 +104,8 @@ IN_CHILD int become_worker(void *argument)
 		setsid();
 	else
 		setpgid(0, 0);
+	if (worker->private_files)
+		umask(077);
 	reset_signals();
 	raise_descriptor_limit();
 	if (!set_descriptors(worker))

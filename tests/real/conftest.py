@@ -16,6 +16,7 @@ from pycriu_native import CriuError
 
 from .leftovers import Snapshot
 from .processes import Target, adopt_orphans, eventually, remember_children, start
+from .zoo import Zoo, menagerie
 
 Spawn = Callable[..., Target]
 
@@ -63,6 +64,12 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         eventually(clean, "a clean end")
     except AssertionError:
         pytest.fail(f"{request.node.name} left behind: {grown}")
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    """Images of a process with a bit of everything, made once: tests only look at them."""
+    return menagerie(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture

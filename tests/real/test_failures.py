@@ -39,6 +39,7 @@ from pycriu_native import (
     ImagesError,
     NoSuchProcessError,
     OptionError,
+    PageServer,
     PermissionDeniedError,
     ProgramError,
     Worker,
@@ -48,6 +49,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._log import diagnose, error_lines
+from pycriu_native._program import find_program
 from pycriu_native.enums import Verb
 
 from .conftest import Spawn
@@ -487,7 +489,7 @@ def page_server_that_is_not_there(at: Site) -> Target:
 @dump_fails("cannot be reached", "page_server", "page_server", error=WorkerDiedError)
 def page_server_without_an_address(at: Site) -> Target:
     """CRIU aborts itself; what it had said is told all the same."""
-    at.options["page_server"] = ("nowhere.invalid", 1)
+    at.options["page_server"] = PageServer("nowhere.invalid", 1, clear_text=True)
     at.cure = {"page_server": None}
     return at.spawn()
 
@@ -793,6 +795,49 @@ def device_of_the_network(at: Site) -> Target:
         pytest.skip(f"{vxlan}: {told.stderr.strip()}")
     at.cure = {"empty_ns": "net"}
     return at.spawn(prefix=["unshare", "--net", "sh", "-c", f'{vxlan}; exec "$@"', "sh"])
+
+
+@dump_fails("a library that it needs is missing", "install it anew", error=WorkerDiedError)
+def program_without_its_libraries(at: Site) -> Target:
+    """As one that was copied from another system."""
+    program = Path(find_program(None)).read_bytes()
+    name = b"\0libprotobuf-c.so.1\0"
+    if name not in program:
+        pytest.skip("this criu needs no library of that name")
+    copy = at.directory / "criu"
+    copy.write_bytes(program.replace(name, b"\0libprotobuf-c.so.0\0"))
+    copy.chmod(0o755)
+    at.via = Worker(program=copy)
+    at.cure = lambda: setattr(at, "via", Worker())
+    return at.spawn()
+
+
+NOT_ROOT = "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps={0} --ambient-caps={0}"
+
+
+@dump_fails(
+    "without being root", "set unprivileged=True", "unprivileged", error=PermissionDeniedError
+)
+def worker_that_is_not_root(at: Site) -> Target:
+    at.via = wrapped(at, NOT_ROOT.format("+checkpoint_restore,+sys_ptrace,+dac_override"))
+    at.cure = lambda: setattr(at, "via", Worker())
+    return at.spawn()
+
+
+@dump_fails("lacks CAP_NET_ADMIN", "tcp_close=True", "tcp_close", error=PermissionDeniedError)
+def worker_that_may_not_repair_connections(at: Site) -> Target:
+    at.options |= {"tcp_established": True, "network_lock": "skip"}
+    at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
+    at.cure = lambda: setattr(at, "via", Worker())
+    return at.spawn(CONNECTED)
+
+
+@dump_fails("with nftables", "nf_tables", "network_lock")
+def worker_that_may_not_lock_the_network(at: Site) -> Target:
+    at.options |= {"tcp_established": True, "network_lock": "nftables"}
+    at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
+    at.cure = lambda: setattr(at, "via", Worker())
+    return at.spawn(CONNECTED)
 
 
 # ---- the tests ----

@@ -31,13 +31,7 @@ from pycriu_native.images import (
     render_tree,
 )
 
-from .zoo import Zoo, contained, menagerie
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """Made once: the tests only look."""
-    return menagerie(tmp_path_factory.mktemp("zoo"))
+from .zoo import Zoo, contained
 
 
 @pytest.fixture

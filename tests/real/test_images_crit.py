@@ -16,7 +16,7 @@ from pycriu_native.images._formats import RAW
 from . import crit
 from .conftest import Spawn
 from .test_dump_restore import RICH
-from .zoo import contained, menagerie
+from .zoo import Zoo, contained
 
 OTHERS = {"4.1": "/opt/pycriu-native-4.1/bin/criu", "4.3": "/opt/pycriu-native-4.3/bin/criu"}
 
@@ -60,10 +60,9 @@ def _held_against(place: Path, directories: list[Path]) -> set[str]:
     return kinds
 
 
-def test_every_image_of_the_zoo(tmp_path: Path) -> None:
+def test_every_image_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
     """A process with a bit of everything, what became of it, and a container."""
     place = crit.required()
-    zoo = menagerie(tmp_path / "zoo")
     with contained(tmp_path / "container") as (images, _):
         kinds = _held_against(place, [zoo.images, zoo.changed, images])
     assert kinds >= {

@@ -16,6 +16,9 @@ from pycriu_native import CriuOpts, Notification, Notify, dump
 from .conftest import Spawn
 from .processes import children
 from .test_lazy import requires_userfaultfd
+from .test_migration import large_pipes
+
+__all__ = ["large_pipes"]
 
 
 class _Enough(Exception):
@@ -66,3 +69,41 @@ def test_only_the_address_asked_for(
     assert seen == [f"0100007F:{port:04X}"]
     assert target.ask("size") == 2**20
     assert target.runs_on()
+
+
+ECHO = """
+    import socket
+    line = socket.create_connection(("127.0.0.1", {port}))
+
+    def echo():
+        line.sendall(b"x")
+        return line.recv(1).decode()
+
+    serve(echo=echo)
+"""
+
+
+@requires_userfaultfd
+def test_connections_outlive_a_lazy_dump_that_is_undone(spawn: Spawn, images: Path) -> None:
+    """CRIU would leave them locked and in repair mode; the lock's table goes, too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = spawn(ECHO.format(port=server.getsockname()[1]))
+        line, _ = server.accept()
+
+        def hook(notification: Notification) -> None:
+            if notification.action is Notify.STATUS_READY:
+                raise _Enough
+
+        opts = CriuOpts(
+            images_directory=images,
+            lazy_pages=True,
+            page_server=("127.0.0.1", 7099),
+            tcp_established=True,
+            network_lock="nftables",
+        )
+        with line:
+            with pytest.raises(_Enough):
+                dump(target.pid, opts, on_notify=hook)
+            line.sendall(b"y")
+            assert target.ask("echo") == "y"
+            assert line.recv(1) == b"x"

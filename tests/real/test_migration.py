@@ -126,7 +126,15 @@ def program(release: str) -> str:
 
 
 @requires_userfaultfd
-@pytest.mark.parametrize("release", ["4.1", "", "4.3"], ids=["4.1", "installed", "4.3"])
+@pytest.mark.parametrize(
+    "release",
+    [
+        pytest.param("4.1", marks=pytest.mark.long),
+        "",
+        pytest.param("4.3", marks=pytest.mark.long),
+    ],
+    ids=["4.1", "installed", "4.3"],
+)
 def test_it_runs_before_its_memory_is_there(
     arrive: Arrive, far: tuple[Host, str], spawn: Spawn, release: str
 ) -> None:
@@ -160,7 +168,7 @@ def test_it_runs_before_its_memory_is_there(
             while there.next().get("notification") != "post-resume":
                 pass
             assert target.ask("first") == first
-            assert _resident(there.inside(target.pid)) < 128 * 2**20
+            assert resident(there.inside(target.pid)) < 128 * 2**20
             assert leaving.under_way
             assert leaving.join() is None
         assert ready.read(1) == b"\0"
@@ -168,13 +176,14 @@ def test_it_runs_before_its_memory_is_there(
         assert told.get("result") == target.pid, told
         assert Notify.STATUS_READY in seen
         assert target.ask("checksum") == checksum
-        assert _resident(there.inside(target.pid)) >= 256 * 2**20
+        assert resident(there.inside(target.pid)) >= 256 * 2**20
         assert set(there.pids()) == {there.init, there.pid, there.inside(target.pid)}
         assert leaving.result is not None
         assert leaving.result.page_bytes > 256 * 2**20
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(text.split("Rss:")[1].split()[0]) * 1024
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from .hosts import Host
 from .migrating import Destination, Leaving, shaped
 from .processes import Target, children, eventually, is_alive, kill, state
 from .test_lazy import requires_userfaultfd
-from .test_migration import BOTH, Arrive, arrive, far, large_pipes, traveller
+from .test_migration import BOTH, Arrive, arrive, far, large_pipes, resident, traveller
 
 __all__ = ["arrive", "far", "large_pipes", "traveller"]
 
@@ -54,6 +56,14 @@ def _is_whole(target: Target, checksum: str) -> None:
 
 def _is_clean(there: Destination) -> None:
     eventually(there.is_clean, "a clean destination")
+
+
+def _never_both(leaving: Leaving, source: int, copy: int) -> None:
+    """While it is under way: when the source's process runs, the copy does not."""
+    while leaving.under_way:
+        if state(source) in ("R", "S", "D"):
+            assert state(copy) in ("", "T", "Z"), "both of them run"
+        time.sleep(0.001)
 
 
 def _until(there: Destination, action: str) -> None:
@@ -79,6 +89,17 @@ def cut(far: tuple[Host, str]) -> Iterator[Callable[[], None]]:
 
     yield cut_it
     there.run("ip", "link", "set", link, "up")
+    eventually(lambda: _is_reachable(far[1]), "the mending of the cable")
+
+
+def _is_reachable(address: str) -> bool:
+    try:
+        socket.create_connection((address, 9), 1).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @BOTH
@@ -97,7 +118,9 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
 
 
 @BOTH
-@pytest.mark.parametrize("action", ["pre-restore", "post-restore"])
+@pytest.mark.parametrize(
+    "action", [pytest.param("pre-restore", marks=pytest.mark.long), "post-restore"]
+)
 def test_a_hook_there_that_refuses(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
@@ -114,7 +137,13 @@ def test_a_hook_there_that_refuses(
 
 
 @BOTH
-@pytest.mark.parametrize("action", ["pre-restore", "post-restore", "pre-resume"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "pre-restore",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("post-restore", "pre-resume")),
+    ],
+)
 def test_a_destination_that_is_killed(
     arrive: Arrive, traveller: Target, mode: MigrationMode, action: str
 ) -> None:
@@ -128,7 +157,9 @@ def test_a_destination_that_is_killed(
 
 
 @requires_userfaultfd
-@pytest.mark.parametrize("who", ["destination", "daemon", "source's CRIU"])
+@pytest.mark.parametrize(
+    "who", ["destination", "daemon", pytest.param("source's CRIU", marks=pytest.mark.long)]
+)
 def test_somebody_is_killed_while_pages_come(
     arrive: Arrive, traveller: Target, slow: None, who: str
 ) -> None:
@@ -145,10 +176,33 @@ def test_somebody_is_killed_while_pages_come(
         kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
     else:
         kill(next(pid for pid in children() if b"criu: dump" in _command(pid)))
+    if who != "source's CRIU":  # which lets its process run on at once
+        _never_both(leaving, traveller.pid, copy)
     error = leaving.join()
     assert isinstance(error, Exception), leaving.result
     assert not is_alive(copy)
     _is_clean(there)
+    _is_whole(traveller, checksum)
+
+
+@requires_userfaultfd
+def test_no_zeros_for_the_daemons_end(arrive: Arrive, traveller: Target, slow: None) -> None:
+    """The kernel fills no page of a copy whose daemon is dead: it waits for its own end."""
+    checksum = traveller.ask("checksum")
+    there = arrive(more=BRIEF)
+    leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
+    _until(there, "post-resume")
+    copy = there.inside(traveller.pid)
+    os.kill(there.pid, signal.SIGSTOP)  # or it would end the copy before one can look
+    kill(next(pid for pid in there.pids() if _is_lazy_daemon(pid)))
+    time.sleep(0.3)
+    before = resident(copy)
+    time.sleep(0.3)
+    assert is_alive(copy)
+    assert resident(copy) == before
+    os.kill(there.pid, signal.SIGCONT)
+    assert isinstance(leaving.join(), MigrationError)
+    assert not is_alive(copy)
     _is_whole(traveller, checksum)
 
 
@@ -160,8 +214,15 @@ migrate_out(pid, CriuOpts(), to=(host, port), mode=mode, insecure=True, silence=
 """
 
 
-@BOTH
-@pytest.mark.parametrize("action", ["post-restore", "post-resume"])
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [
+        pytest.param(MigrationMode.STOP_AND_COPY, "post-restore", marks=pytest.mark.long),
+        pytest.param(MigrationMode.POST_COPY, "post-restore", marks=pytest.mark.long),
+        pytest.param(MigrationMode.POST_COPY, "post-resume", marks=pytest.mark.long),
+    ],
+)
+@requires_userfaultfd
 def test_a_source_that_is_killed(
     arrive: Arrive,
     traveller: Target,
@@ -171,8 +232,6 @@ def test_a_source_that_is_killed(
     orphans: None,
 ) -> None:
     """Its guard has the process run on, once the destination has ended its copy."""
-    if action == "post-resume" and not mode.lazy:
-        pytest.skip("the last word has been said by then")
     checksum = traveller.ask("checksum")
     there = arrive(more=BRIEF, wait_at=action)
     words = json.dumps([traveller.pid, *there.place, str(mode)])
@@ -197,7 +256,7 @@ def _is_lazy_daemon(pid: int) -> bool:
 
 
 @BOTH
-@pytest.mark.parametrize("when", ["images", "go"])
+@pytest.mark.parametrize("when", ["images", pytest.param("go", marks=pytest.mark.long)])
 def test_the_network_goes(
     arrive: Arrive,
     traveller: Target,
@@ -221,8 +280,10 @@ def test_the_network_goes(
     else:
         leaving = Leaving(traveller, there, mode=mode, **BRIEF)
         _until(there, "pre-resume")
+        copy = there.inside(traveller.pid)
         cut()
         there.go_on()
+        _never_both(leaving, traveller.pid, copy)
         assert isinstance(leaving.join(), PeerLostError)
     told = there.until("result", "error")
     if mode.lazy or when == "images":
@@ -266,6 +327,7 @@ def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slo
     _is_whole(traveller, checksum)
 
 
+@pytest.mark.long
 @requires_userfaultfd
 def test_a_deadline_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
     """The deadline is for the whole; the process then runs on here."""

@@ -57,7 +57,7 @@ class Server:
     @property
     def name(self) -> PageServer:
         """What a dump is given."""
-        return PageServer(self.address, self.port)
+        return PageServer(self.address, self.port, clear_text=True)
 
     def finish(self) -> int:
         """Its exit status, once it has served one dump."""
@@ -149,14 +149,14 @@ def test_without_it_pages_are_here(spawn: Spawn, images: Path) -> None:
     assert _pages(images) > MEMORY
 
 
-@pytest.mark.parametrize("form", ["text", "pair", "value"])
+@pytest.mark.parametrize("form", ["mapping", "tuple", "value"])
 def test_forms(spawn: Spawn, images: Path, serve: Serve, form: str) -> None:
-    """``"host:port"``, ``(host, port)`` and ``PageServer`` name the same server."""
+    """A mapping, a tuple and ``PageServer`` name the same server."""
     target = spawn(WITH_MEMORY)
     server = serve()
     forms: dict[str, Any] = {
-        "text": f"{server.address}:{server.port}",
-        "pair": (server.address, server.port),
+        "mapping": {"address": server.address, "port": server.port, "clear_text": True},
+        "tuple": (server.address, server.port, None, True),
         "value": server.name,
     }
     opts = CriuOpts(images_directory=images, page_server=forms[form], leave_running=True)
@@ -176,7 +176,7 @@ def test_a_socket_that_is_handed_over(
     server = serve()
     with socket.create_connection((server.address, server.port)) as connection:
         assert not connection.get_inheritable()
-        page_server = PageServer(fd=connection.fileno())
+        page_server = PageServer(fd=connection.fileno(), clear_text=True)
         dump(target.pid, CriuOpts(images_directory=images, page_server=page_server))
         assert connection.getpeername() == (server.address, server.port)
     target.reap()
@@ -192,7 +192,11 @@ def test_nobody_listens(
 ) -> None:
     """The error names the field (CRIU says why at ``log_level=3`` only); the process lives on."""
     target = spawn()
-    opts = CriuOpts(images_directory=images, page_server=(far[1], 7999), log_level=log_level)
+    opts = CriuOpts(
+        images_directory=images,
+        page_server=PageServer(far[1], 7999, clear_text=True),
+        log_level=log_level,
+    )
     with pytest.raises(CriuError, match=r"cannot be reached.*page_server") as caught:
         dump(target.pid, opts)
     assert caught.value.options[0] == "page_server"

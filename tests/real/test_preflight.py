@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -35,10 +36,12 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._log import failures
+from pycriu_native._preflight.mounts import parse
+from pycriu_native._preflight.sockets import _address
 
 from .conftest import Spawn
 from .containers import container, mount_point
-from .failing import CONNECTED, LISTENS, Site, job
+from .failing import CONNECTED, LISTENS, Site, job, wrapped
 from .foretold import enter, ledger, works
 from .hosts import host
 from .processes import Target, eventually, reap_all
@@ -97,39 +100,6 @@ plainly(
 
 
 @situation()
-def a_file_system_of_its_own(at: Site) -> Target:
-    """A mount namespace; what is open comes from inside, as in a container."""
-    return at.spawn(
-        """
-        import os
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3): os.dup2(null, number)
-        os.close(null)
-        serve()
-        """,
-        prefix=["unshare", "--mount"],
-    )
-
-
-@situation(NEEDS)
-def a_disk_in_its_file_system(at: Site) -> Target:
-    """A directory from outside, in a mount namespace whose root is another file system."""
-    place = at.directory / "place"
-    place.mkdir()
-    return at.spawn(
-        f"""
-        import os, subprocess
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3): os.dup2(null, number)
-        os.close(null)
-        subprocess.run(["mount", "-t", "ramfs", "none", "{place}"], check=True)
-        serve()
-        """,
-        prefix=["unshare", "--mount"],
-    )
-
-
-@situation()
 def names_and_ipc_of_its_own(at: Site) -> Target:
     return at.spawn(prefix=["unshare", "--uts", "--ipc"])
 
@@ -175,6 +145,13 @@ def frozen_in_a_cgroup(at: Site) -> Target:
     at.held.callback(thaw)
     at.survives = False
     return target
+
+
+@situation()
+def a_worker_without_rights_to_the_network(at: Site) -> Target:
+    """A process without connections has no need of them."""
+    at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
+    return at.spawn()
 
 
 # ---- containers ----
@@ -437,13 +414,13 @@ def test_a_situation(name: str, site: Site) -> None:
     """CRIU does what preflight has said, and with preflight's options if it named any."""
     build, expected = situations[name]
     target = build(site)
-    foretold = preflight(target.pid, site.opts)
+    foretold = preflight(target.pid, site.opts, via=site.via)
     did = Verdict.FAILS
     if foretold.verdict is Verdict.NEEDS_OPTIONS and foretold.needs[0].id == "frozen":
-        did = NEEDS if works(target.pid, foretold.opts) else Verdict.FAILS
-    elif works(target.pid, site.opts):
+        did = NEEDS if works(target.pid, foretold.opts, site.via) else Verdict.FAILS
+    elif works(target.pid, site.opts, site.via):
         did = Verdict.WORKS
-    elif works(target.pid, foretold.opts):
+    elif works(target.pid, foretold.opts, site.via):
         did = Verdict.NEEDS_OPTIONS
     enter(name, foretold.verdict, did)
     assert did is expected
@@ -511,6 +488,8 @@ def test_every_obstacle_at_once(site: Site) -> None:
         assert finding.words in str(caught.value)
         assert finding.cure
         assert finding.cure in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.findings == caught.value.findings
     assert target.runs_on()
 
 
@@ -577,6 +556,28 @@ def test_the_worst_comes_first(spawn: Spawn) -> None:
     assert severities == sorted(severities, key=list(Severity).index)
     assert severities[0] is Severity.STOPS
     assert Severity.NOTE in severities
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        ("0100007F:0016", "127.0.0.1:22"),
+        ("00000000000000000000000001000000:1F90", "[::1]:8080"),
+        ("B80D0120000000000000000001000000:0050", "[2001:db8::1]:80"),
+    ],
+)
+def test_addresses_of_the_kernel(words: str, address: str) -> None:
+    """An address of /proc/net/tcp is read in the processor's order."""
+    assert _address(words) == address
+
+
+def test_lines_of_mountinfo() -> None:
+    """Escapes, several marks, and blanks in the name of the file system's source."""
+    line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw\n"
+    [mount] = parse(line, "mnt:[1]")
+    assert (mount.number, mount.parent, mount.device) == (36, 35, "98:0")
+    assert (mount.root, mount.place, mount.kind) == ("/m t1", "/mnt\t2", "ext3")
+    assert (mount.shared, mount.master) == (1, 7)
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:

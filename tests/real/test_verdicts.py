@@ -56,7 +56,6 @@ TAKEN: list[tuple[str, str, str]] = [
     ("parent_image", "runc's rule", "keeps an absolute path, which fits this host only"),
     ("page_server", "is required", "listens on every address"),
     ("page_server", "a numeric address", "listens on every address (4.2)"),
-    ("page_server", "not on a descriptor", "ignores the descriptor"),
     ("page_server", "the descriptor only", "ignores address and port"),
     ("tls", "needs page_server", "has no connection to encrypt"),
     ("tls_\\w+", "needs tls", "ignores it"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +185,16 @@ def menagerie(directory: Path) -> Zoo:
     target = start(directory / "target", MENAGERIE)
     try:
         facts = target.ask("facts")
-        opts = {"leave_running": True, "tcp_established": True, "file_locks": True, "log_level": 4}
-        dump(target.pid, CriuOpts(images_directory=directory / "images", **opts))
+        first = CriuOpts(
+            images_directory=directory / "images",
+            leave_running=True,
+            tcp_established=True,
+            file_locks=True,
+            log_level=4,
+        )
+        dump(target.pid, first)
         target.ask("change")
-        dump(target.pid, CriuOpts(images_directory=directory / "changed", **opts))
+        dump(target.pid, replace(first, images_directory=directory / "changed"))
     finally:
         target.end()
     return Zoo(directory / "images", target.pid, facts, directory / "changed", target.directory)

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -31,7 +32,7 @@ from pycriu_native._prepare import Directories, fill
 from pycriu_native._request import Request
 from pycriu_native._session import Call
 from pycriu_native.enums import Verb
-from pycriu_native.testing import ScriptedCriu, directories_of
+from pycriu_native.testing import ScriptedCriu, directories_of, write_images
 from pycriu_native.values import WireValue
 
 from .libraries import ROOT, Library
@@ -115,10 +116,22 @@ class Called:
 def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
     """A call from end to end, checks included."""
     via = ScriptedCriu()
+    directory = opts.images_directory
+    if directory is not None:
+        _furnish(directory, verb)
     request = Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree)
     _requirements.check(request)
     outcome = Call(request).wait()
     return Called(via.sent[-1].data, dict(via.sent[-1].directories), outcome.result)
+
+
+def _furnish(directory: Any, verb: Verb) -> None:
+    """Images for a restore to find, and none for the others to spoil."""
+    path = Path(directory if isinstance(directory, str) else f"/proc/self/fd/{directory}")
+    for image in path.glob("*.img"):
+        image.unlink()
+    if verb is Verb.RESTORE:
+        write_images(path)
 
 
 def _agree(notification: Notification) -> None:

@@ -82,9 +82,10 @@ _ITEMS: dict[type, SearchStrategy[Any]] = {
             "address": texts.filter(lambda text: text[0] not in "[]"),
             "port": st.sampled_from([0, 1, 32767, 32768, 65535]) | st.integers(0, 65535),
             "fd": descriptors,
+            "clear_text": st.booleans(),
         },
     )
-    .filter(bool)
+    .filter(lambda parts: bool(parts.keys() - {"clear_text"}))
     .map(_page_server),
     VethPair: st.builds(VethPair, texts, texts),
     ExtMount: st.builds(ExtMount, texts, texts),
@@ -175,6 +176,7 @@ class World:
                 PageServer,
                 st.sampled_from(["10.0.0.2", "fd00::2", "127.0.0.1"]),
                 st.sampled_from([1, 32768, 65535]) | st.integers(1, 65535),
+                clear_text=st.just(True),
             ),
             "status_fd": fds,
             "pidfd_store_sk": st.just(self.datagrams.fileno()),

@@ -19,8 +19,11 @@ from pycriu_native import (
     CriuOpts,
     DeadlineError,
     ImagesError,
+    MigrationError,
+    MigrationInDoubtError,
     NoSuchProcessError,
     OptionError,
+    PeerLostError,
     PermissionDeniedError,
     PidInUseError,
     Problem,
@@ -46,6 +49,9 @@ BUILTINS: dict[type[CriuError], type[Exception]] = {
     WorkerDiedError: ConnectionError,
     ProtocolError: ConnectionError,
     DeadlineError: TimeoutError,
+    MigrationError: Exception,
+    PeerLostError: ConnectionError,
+    MigrationInDoubtError: Exception,
 }
 """Each class, and the builtin exception that it also is."""
 

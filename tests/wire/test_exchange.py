@@ -35,7 +35,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._message import REQUEST_TYPES, decode_request, encode
-from pycriu_native.testing import answer_of
+from pycriu_native.testing import answer_of, write_images
 from pycriu_native.values import WireValue
 
 NOBODY = 2**22 + 1
@@ -89,6 +89,7 @@ class Play:
 
     def restore(self, *steps: Step | list[Step], **more: Any) -> Any:
         """A restore with this script."""
+        write_images(self.images)
         return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
 
     def heard(self) -> list[Any]:

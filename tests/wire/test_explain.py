@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pycriu_native import CriuOpts, OptionError, Worker, _overrides, lib
+from pycriu_native import CriuOpts, OptionError, Worker, _steering, lib
 from pycriu_native._explain import Explanation, Setting, explain
 from pycriu_native._line import Line
 from pycriu_native._options import BY_WIRE, release
@@ -40,6 +40,7 @@ class Untouchable:
     """A CRIU that must not be reached."""
 
     ours: ClassVar[bool] = True
+    trusting: bool = False
 
     def identity(self) -> tuple[object, ...] | None:
         """Unknown, as with a socket of the caller's."""
@@ -53,7 +54,9 @@ class Untouchable:
         """Nothing."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), *, outside: bool = False) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), *, outside: bool = False, private: bool = False
+    ) -> Line:
         """Fail."""
         raise AssertionError("CRIU was reached")
 
@@ -61,7 +64,7 @@ class Untouchable:
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What this machine's administrator has configured is not the tests' matter."""
-    monkeypatch.setattr(_overrides, "GLOBAL_FILE", str(tmp_path / "global.conf"))
+    monkeypatch.setattr(_steering, "GLOBAL_FILE", str(tmp_path / "global.conf"))
 
 
 # ---- the wire ----

@@ -23,13 +23,14 @@ from pycriu_native import (
     restore,
     version,
 )
-from pycriu_native.testing import Failure, ScriptedCriu
+from pycriu_native.testing import Failure, ScriptedCriu, write_images
 
 DUMP = partial(dump, os.getppid())
 
 
 @pytest.fixture
 def opts(tmp_path: Path) -> CriuOpts:
+    write_images(tmp_path)
     return CriuOpts(images_directory=tmp_path)
 
 

@@ -1,0 +1,97 @@
+"""The files that have a say in what CRIU does, besides the request: who could write them.
+
+CRIU reads configuration files, loads every plugin of a directory into itself, and believes a
+cache of what the kernel can do. A file that another user can write, or could make, gives that
+user CRIU's privileges; so the call is refused, unless its worker is ``trusting``. Facts: CRIU's
+``criu/config.c``, ``criu/plugin.c``, ``criu/kerndat.c`` (4.2).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+from . import _trust
+from ._reach import Via
+from ._spawn import FIXED_ENVIRONMENT
+from ._worker import Worker
+from .errors import Problem
+from .opts import CriuOpts
+
+GLOBAL_FILE = "/etc/criu/default.conf"
+USER_FILE = ".criu/default.conf"
+ENVIRONMENT = "CRIU_CONFIG_FILE"
+
+PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
+"""Where programs look for plugins, as they are built; ``CRIU_LIBS_DIR`` in the environment wins."""
+
+KERNEL_CACHE = "/run/criu.kdat"
+"""What CRIU knows of the kernel; unprivileged, it is in ``XDG_RUNTIME_DIR``."""
+
+TRUSTING = "Worker(trusting=True) takes it as it is"
+
+
+def configuration(via: Via) -> Iterator[tuple[str, str]]:
+    """The configuration files that CRIU looks for before the request, and why it does."""
+    yield GLOBAL_FILE, "every CRIU on this system"
+    if not isinstance(via, Worker):
+        return  # its environment is not ours to see
+    environment = {**FIXED_ENVIRONMENT, **via.env}
+    yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
+    if ENVIRONMENT in environment:
+        yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
+
+
+def _plugins(env: Mapping[str, str]) -> Iterator[str]:
+    """The plugins that CRIU would load, each after its directory."""
+    for directory in (env["CRIU_LIBS_DIR"],) if "CRIU_LIBS_DIR" in env else PLUGINS:
+        yield directory
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            continue
+        yield from (os.path.join(directory, name) for name in names if name.endswith(".so"))
+
+
+def _cache(opts: CriuOpts, env: Mapping[str, str]) -> Iterator[str]:
+    if not opts.unprivileged:
+        yield KERNEL_CACHE
+    elif "XDG_RUNTIME_DIR" in env:
+        yield os.path.join(env["XDG_RUNTIME_DIR"], os.path.basename(KERNEL_CACHE))
+
+
+def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
+    """Each file that another user could write, or could make where there is none yet."""
+    if via.trusting:
+        return
+    if opts.config_file is not None:
+        path = os.fsdecode(opts.config_file)
+        why = _why_not(path)
+        if why is not None:
+            yield Problem("config_file", path, f"{why}, and what it says wins; {TRUSTING}")
+    if not isinstance(via, Worker):
+        return
+    for path, reader in configuration(via):
+        why = _why_not(path)
+        if why is not None:
+            rule = f"CRIU reads {path} ({reader}), but {why}; {TRUSTING}"
+            yield Problem("via", via, rule)
+    for path in _plugins(via.env):
+        why = _why_not(path)
+        if why is not None:
+            yield Problem("via", via, f"CRIU loads plugins from {path}, but {why}; {TRUSTING}")
+    for path in _cache(opts, via.env):
+        why = _why_not(path)
+        if why is not None:
+            yield Problem("via", via, f"CRIU believes what is in {path}, but {why}; {TRUSTING}")
+
+
+def _why_not(path: str) -> str | None:
+    """Who else could write it; None where nobody could, or where CRIU could not read it either."""
+    try:
+        _trust.check(path)
+    except _trust.UntrustedError as reason:
+        return reason.strerror
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,380 @@
+"""Whether a directory holds a whole set of images, or half of one.
+
+CRIU does not say so itself: ``inventory.img`` is among the last files that it writes, but the
+images of files are flushed after it, and ``stats-dump``, the last of all, is in the work
+directory and comes only once the dumped are gone (``criu/cr-dump.c``, 4.2). So while a dump is
+under way, a mark of ours lies among its images. It goes when CRIU says ``post-dump``, which is
+when all is written and nothing killed yet; else with CRIU's answer. A dump that ends in any
+other way, be it that both CRIU and we are killed, leaves the mark. Sets that others have made
+carry none, and are judged by what they hold.
+
+CRIU syncs nothing to disk. What a power failure takes from a set only a manifest can tell
+(``manifest.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from typing import NoReturn
+
+from ._stats import message_fields
+from .enums import Verb
+from .errors import ImagesError
+from .opts import CriuOpts
+
+UNFINISHED = "pycriu-native.unfinished"
+"""The name of the mark. A dump under way holds a lock on it."""
+
+EARLIER = "pycriu-native.earlier"
+"""Where the images of an earlier dump to the same directory are while a new one is under way."""
+
+MOVING = "pycriu-native.moving"
+"""Its name until they are all there."""
+
+LARGEST = 16 * 2**20
+"""Bytes of one image that are read to judge it."""
+
+FRAMED = re.compile(
+    r"(files|seccomp|cgroup|filelocks|remap-fpath|tty-info|timerfd|inetsk|unixsk|eventfd|"
+    r"(ids|fdinfo|creds|mountpoints|utsns|userns|pidns|timens|netns)-\d+)\.img"
+)
+"""Images that are nothing but messages; others have data behind or between them."""
+
+DEEPEST = 200
+"""Parents of parents: more are a loop."""
+
+COMMON_MAGIC = (0x54564319).to_bytes(4, "little")
+INVENTORY_MAGIC = (0x58313116).to_bytes(4, "little")
+"""What images begin with; all but the inventory have a second number after it
+(``criu/include/magic.h``)."""
+
+VERSION, VERSION_1_1 = 1, 2
+"""Of ``inventory.proto``: the field, and the form that images have by now."""
+PID, THREADS = 1, 5
+"""Fields of ``pstree.proto``."""
+TASK_CORE, TASK_STATE, DEAD = 3, 1, 2
+"""Of ``core.proto``: the field with the task, its field with the state, and that of a zombie."""
+PAGES_ID = 1
+"""Of ``pagemap.proto``: the number in the name of the file with the pages."""
+
+
+class Unfinished:
+    """The mark in a directory that a dump is being written to; owned while that goes on.
+
+    Images of an earlier dump are set aside first, for CRIU would overwrite some and leave
+    others. They come back if this dump fails, and go when it is done.
+    """
+
+    def __init__(self, directory: int) -> None:
+        """``ImagesError`` where another dump to the directory is under way; ``OSError``."""
+        self._directory = directory
+        self._finished = False
+        self._fd, anew = self._mark()
+        try:
+            if anew or MOVING in os.listdir(directory):
+                _set_aside(directory)
+            else:
+                _clear(directory)  # what is there, a dump that did not end has left
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _mark(self) -> tuple[int, bool]:
+        """The mark, open and locked, and whether it was not there before."""
+        # The directory is nobody else's: no other user's file can be behind the name.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        while True:
+            anew = UNFINISHED not in os.listdir(self._directory)
+            fd = os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory)
+            if not _lock(fd):
+                os.close(fd)
+                raise ImagesError(f"another dump to {where(self._directory)} is under way")
+            if os.fstat(fd).st_nlink:
+                return fd, anew
+            os.close(fd)  # the other dump has just ended
+
+    def finish(self) -> None:
+        """The images are whole. A second time does nothing."""
+        self._finished = True
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(UNFINISHED, dir_fd=self._directory)
+        _remove(self._directory, EARLIER)
+
+    def close(self) -> None:
+        """Let go of it. Unless it was finished, all is as before, or the mark stays."""
+        try:
+            if not self._finished:
+                names = os.listdir(self._directory)
+                if EARLIER in names:
+                    _clear(self._directory)
+                    _put_back(self._directory)
+                    self.finish()
+                elif not any(map(_of_dump, names)):
+                    self.finish()
+        finally:
+            # Not by closing alone: a child that somebody has forked holds a copy.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+
+
+def holds_dump(directory: int | str) -> bool:
+    """Whether there are images of a dump that ended, more than those of a page server."""
+    names = set(os.listdir(directory))
+    return "inventory.img" in names and UNFINISHED not in names
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # this file system has no locks
+    return True
+
+
+def _of_dump(name: str) -> bool:
+    """Whether a file is an image of a dump; ``cpuinfo.img`` is that of another verb."""
+    if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
+        return True
+    return name.endswith(".img") and name != "cpuinfo.img"
+
+
+def _clear(directory: int) -> None:
+    """Remove the images of a dump that did not end."""
+    for name in filter(_of_dump, os.listdir(directory)):
+        os.unlink(name, dir_fd=directory)
+
+
+def _set_aside(directory: int) -> None:
+    """Move the images of an earlier dump away; goes on with what was cut off half way."""
+    names = os.listdir(directory)
+    if "inventory.img" not in names and MOVING not in names:
+        return  # perhaps the pages that a page server has put there for this very dump
+    _remove(directory, EARLIER)  # a dump that was done had no time to
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(MOVING, 0o700, dir_fd=directory)
+    _move(directory, ".", MOVING)
+    os.rename(MOVING, EARLIER, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _put_back(directory: int) -> None:
+    _move(directory, EARLIER, ".")
+
+
+def _move(directory: int, source: str, target: str) -> None:
+    there = _open(directory, source)
+    try:
+        for name in filter(_of_dump, os.listdir(there)):
+            before, after = f"{source}/{name}", f"{target}/{name}"
+            os.rename(before, after, src_dir_fd=directory, dst_dir_fd=directory)
+    finally:
+        os.close(there)
+
+
+def _remove(directory: int, name: str) -> None:
+    """Remove a directory of ours with the images in it."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        inner = _open(directory, name)
+        try:
+            _clear(inner)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=directory)
+
+
+def _open(directory: int, name: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=directory)
+
+
+# ---- before a restore ----
+
+
+class _IncompleteError(Exception):
+    """What is missing, what helps, and the options that do."""
+
+    def __init__(self, cause: str, cure: str, *options: str) -> None:
+        super().__init__(cause)
+        self.cause, self.cure, self.options = cause, cure, options
+
+
+def check(directory: int, opts: CriuOpts) -> None:
+    """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
+    try:
+        _check(directory, lazy=bool(opts.lazy_pages))
+    except _IncompleteError as found:
+        raise ImagesError(
+            f"restore from {where(directory)} failed: {found.cause}; {found.cure}",
+            verb=str(Verb.RESTORE),
+            cause=found.cause,
+            cure=found.cure,
+            options=found.options,
+        ) from None
+
+
+def _check(directory: int, *, lazy: bool) -> None:
+    images = _Images(directory)
+    _check_mark(directory, images.names)
+    inventory = _numbers(images.read("inventory.img", start=4, magic=INVENTORY_MAGIC)[0])
+    if inventory.get(VERSION) != [VERSION_1_1]:
+        return  # of a CRIU so old that its images have another form, or of one to come
+    for process in map(_numbers, images.read("pstree.img")):
+        pid = process.get(PID, [0])[0]
+        core = images.read(f"core-{pid}.img")[0]
+        if _is_dead(core):
+            continue  # there is no more of a zombie, and the numbers of its threads are none
+        for name in (*(f"core-{task}.img" for task in process.get(THREADS, ())), f"fs-{pid}.img"):
+            images.need(name)
+        images.read(f"mm-{pid}.img")
+        if not lazy:
+            _check_pages(images, pid)
+    for name in filter(FRAMED.fullmatch, sorted(images.names)):
+        images.walk(name)  # CRIU writes buffers: the last may be missing, or a file be empty
+    _check_parents(directory)
+
+
+def _check_mark(directory: int, names: set[str]) -> None:
+    if UNFINISHED not in names:
+        return
+    with contextlib.suppress(OSError):
+        fd = os.open(UNFINISHED, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            under_way = not _lock(fd)
+        finally:
+            os.close(fd)
+        if under_way:
+            cause = f"a dump to {where(directory)} is under way"
+            raise _IncompleteError(cause, "wait for its end", "images_directory")
+    cure = "dump again; a set that was copied while its dump went on is to be copied again"
+    if EARLIER in names:
+        cure += f"; the images of the dump before it are whole, in {where(directory)}/{EARLIER}"
+    cause = f"the dump to {where(directory)} did not finish ({UNFINISHED} is there)"
+    raise _IncompleteError(cause, cure, "images_directory")
+
+
+def _check_pages(images: _Images, pid: int) -> None:
+    name = f"pagemap-{pid}.img"
+    if name not in images.names:
+        raise _IncompleteError(
+            f"the images have no memory pages: they went to a page_server (there is no {name})",
+            "put the images of both directories into one and give that as images_directory",
+            "page_server",
+            "images_directory",
+        )
+    for number in _numbers(images.read(name)[0]).get(PAGES_ID, ()):
+        if f"pages-{number}.img" not in images.names:
+            raise _IncompleteError(
+                f"there is no pages-{number}.img, which holds contents of memory",
+                "give an images_directory that is whole; pages that went to a page_server are in "
+                "its directory",
+                "images_directory",
+                "page_server",
+            )
+
+
+def _check_parents(directory: int) -> None:
+    """The parents hold pages that these images only name."""
+    with contextlib.ExitStack() as opened:
+        at = directory
+        for _ in range(DEEPEST):
+            link = f"/proc/self/fd/{at}/parent"
+            if not os.path.lexists(link):
+                return
+            try:
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                below = os.open("parent", flags, dir_fd=at)
+            except OSError as error:
+                parent = os.readlink(link) if os.path.islink(link) else "parent"
+                raise _IncompleteError(
+                    f"{where(at)} builds on the images in {parent!r}: {error.strerror}",
+                    "bring the images of the pre-dumps along, in the same places",
+                    "parent_image",
+                ) from None
+            opened.callback(os.close, below)
+            _check_mark(below, set(os.listdir(below)))
+            at = below
+        raise _IncompleteError(
+            f"{where(directory)} has more than {DEEPEST} parents",
+            "look at the links named 'parent'",
+            "parent_image",
+        )
+
+
+class _Images:
+    """The files of a directory: magic numbers, then messages, each after its length."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+        self.names = set(os.listdir(directory))
+
+    def need(self, name: str) -> None:
+        """It must be there."""
+        if name not in self.names:
+            raise _IncompleteError(
+                f"the images directory holds no images, or not all of them: there is no {name}",
+                "give the images_directory of a dump that was complete",
+                "images_directory",
+            )
+
+    def read(self, name: str, *, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
+        """Its messages, at least one."""
+        self.need(name)
+        return self.walk(name, start, magic) or self._short(name)
+
+    def walk(self, name: str, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
+        """Its messages."""
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        with open(fd, "rb") as file:
+            data = file.read(LARGEST)
+        if data[:4] != magic[: len(data)]:
+            raise _IncompleteError(
+                f"{name} is damaged: it does not begin as an image of CRIU's",
+                "give the images_directory as it was made",
+                "images_directory",
+            )
+        found = []
+        at = start
+        while at < len(data):
+            end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+            found.append(data[at + 4 : end])
+            at = end
+        if len(data) < start or (at > len(data) and len(data) < LARGEST):
+            self._short(name)
+        return found
+
+    def _short(self, name: str) -> NoReturn:
+        raise _IncompleteError(
+            f"{name} is shorter than it was made",
+            "copy the images again from where they were made, or give the images_directory of "
+            "another dump",
+            "images_directory",
+        )
+
+
+def _numbers(message: bytes) -> dict[int, list[int]]:
+    """The fields of a message that are numbers."""
+    found: dict[int, list[int]] = {}
+    with contextlib.suppress(ValueError):
+        for field, value in message_fields(message):
+            if isinstance(value, int):
+                found.setdefault(field, []).append(value)
+    return found
+
+
+def _is_dead(core: bytes) -> bool:
+    """Whether a core is that of a zombie."""
+    with contextlib.suppress(ValueError):
+        for field, task in message_fields(core):
+            if field == TASK_CORE and isinstance(task, bytes):
+                return _numbers(task).get(TASK_STATE) == [DEAD]
+    return False
+
+
+def where(directory: int) -> str:
+    """Where an open directory is, for people to read."""
+    return os.readlink(f"/proc/self/fd/{directory}")

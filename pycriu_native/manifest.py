@@ -1,0 +1,169 @@
+"""A manifest of an image set: what was there when it was whole, to be held against what is there.
+
+A restore finds out by itself that files are missing or cut short (``_whole.py``). It does not
+see a page that a disk, a copy or somebody else has changed, and would run what it finds. So a
+set that is kept or moved is sealed, and verified before it is restored::
+
+    dump(pid, opts)
+    digest = seal("ckpt")
+    ...
+    verify("ckpt", digest)
+    restore(opts)
+
+The manifest, ``pycriu-native.manifest``, is one JSON object with the size and the SHA-256 of each
+file. Whoever can write the directory can write a new manifest too: the digest that ``seal``
+returns, kept elsewhere or sent another way, is what tells a set from another. Both read all
+files once; the pages that are written and read meanwhile are seen as they come, so the set must
+not be in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from ._whole import EARLIER, UNFINISHED, where
+from .errors import ImagesError
+from .values import Descriptor, descriptor_number
+
+__all__ = ["MANIFEST", "seal", "verify"]
+
+MANIFEST = "pycriu-native.manifest"
+"""The manifest's name in the images directory."""
+
+FORMAT = 1
+LARGEST = 64 * 2**20
+"""Bytes of a manifest that are read: some 100 for each file."""
+
+StrPath = str | os.PathLike[str]
+
+
+def seal(directory: StrPath | Descriptor) -> str:
+    """Write the manifest of a whole image set, and return its SHA-256, in hexadecimal digits.
+
+    What it lists is synced to disk first, and the manifest last: a set whose manifest is there
+    was whole on disk, which CRIU alone does not see to. Of parent images it lists the link; seal
+    each set of a chain. Files that a restore writes (``*.log``, ``stats-*``) are left out.
+
+    Raises ``ImagesError`` where a dump is under way or did not finish, ``OSError`` where a file
+    cannot be read or the manifest not be written. Needs no CRIU.
+    """
+    with _opened(directory) as at:
+        if UNFINISHED in os.listdir(at):
+            raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
+        entries = {name: _entry(at, name, sync=True) for name in _names(at)}
+        text = json.dumps({"format": FORMAT, "files": entries}, indent=1, sort_keys=True) + "\n"
+        partial = MANIFEST + ".partial"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial, dir_fd=at)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(partial, flags, 0o600, dir_fd=at), "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, MANIFEST, src_dir_fd=at, dst_dir_fd=at)
+        os.fsync(at)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
+    """Hold an image set against its manifest, and the manifest against ``seal``'s digest.
+
+    Raises ``ImagesError`` that names every file that was added, is missing, is cut short or
+    longer, or was changed; or where there is no manifest, or it is another one than the digest's.
+    Without a digest, accidents are found, but not whoever has changed the manifest as well.
+    """
+    with _opened(directory) as at:
+        wanted = _manifest(at, digest)
+        found = set(_names(at))
+        flaws = [f"{name} was added" for name in found - wanted.keys()]
+        for name, entry in wanted.items():
+            flaws += [f"{name} {flaw}" for flaw in _flaws(at, name, entry, name in found)]
+        if flaws:
+            raise ImagesError(
+                f"{where(at)} is not as it was sealed: {', '.join(sorted(flaws))}",
+                cause="the images are not as they were sealed",
+                cure="bring the whole directory again from where it was sealed",
+                options=("images_directory",),
+            )
+
+
+@contextlib.contextmanager
+def _opened(directory: StrPath | Descriptor) -> Iterator[int]:
+    if isinstance(directory, str | os.PathLike):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    else:
+        fd = os.dup(descriptor_number(directory))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _names(at: int) -> Iterator[str]:
+    """The files that belong to the set: not what this package or a restore adds."""
+    for name in os.listdir(at):
+        ours = name.startswith(MANIFEST) or name == EARLIER
+        if not ours and not name.endswith(".log") and not name.startswith("stats-"):
+            yield name
+
+
+def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
+    """What the manifest says of a file: size and checksum; a link's target; else only its kind."""
+    found = os.stat(name, dir_fd=at, follow_symlinks=False)
+    if stat.S_ISLNK(found.st_mode):
+        return {"link": os.readlink(name, dir_fd=at)}
+    if not stat.S_ISREG(found.st_mode):
+        return {"kind": stat.S_IFMT(found.st_mode)}
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=at)
+    with open(fd, "rb") as file:
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(fd)
+        return {"size": os.fstat(fd).st_size, "sha256": checksum}
+
+
+def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
+    try:
+        fd = os.open(MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+        with open(fd, "rb") as file:
+            text = file.read(LARGEST)
+    except OSError as error:
+        raise ImagesError(
+            f"{where(at)} has no manifest that can be read ({MANIFEST}: {error.strerror}); seal() "
+            "writes one",
+            errno=error.errno,
+        ) from None
+    found = hashlib.sha256(text).hexdigest()
+    if digest is not None and found != digest.lower():
+        raise ImagesError(
+            f"{where(at)} has another manifest than the one that was asked for: its SHA-256 is "
+            f"{found}, not {digest}"
+        )
+    try:
+        manifest = json.loads(text)
+        files = manifest["files"]
+        good = manifest["format"] == FORMAT and all(isinstance(e, dict) for e in files.values())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        good = False
+    if not good:
+        raise ImagesError(f"{where(at)}/{MANIFEST} is no manifest of this release's")
+    known: dict[str, dict[str, Any]] = files
+    return known
+
+
+def _flaws(at: int, name: str, wanted: dict[str, Any], there: bool) -> Iterator[str]:
+    """How a file differs from what the manifest says."""
+    if not there:
+        yield "is missing"
+        return
+    size = os.stat(name, dir_fd=at, follow_symlinks=False).st_size
+    if "size" in wanted and size != wanted["size"]:
+        yield f"has {size} bytes, not {wanted['size']}"
+    elif _entry(at, name) != wanted:
+        yield "was changed"

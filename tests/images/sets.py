@@ -1,0 +1,87 @@
+"""Image sets made by hand, without a CRIU: small, and with just what a test is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pycriu_native.images import encode
+
+PAGE = 4096
+START = 0x10000
+ANONYMOUS = 1 | 1 << 9
+"""VMA_AREA_REGULAR and VMA_ANON_PRIVATE."""
+PARENT, LAZY, PRESENT = 1, 2, 4
+
+
+def write(directory: Path, name: str, magic: str, *entries: Mapping[str, Any]) -> None:
+    """One image file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_bytes(encode({"magic": magic, "entries": [*map(dict, entries)]}))
+
+
+def image_set(
+    directory: Path,
+    runs: Sequence[tuple[int, int, int]] = (),
+    pages: bytes = b"",
+    *,
+    pid: int = 10,
+    size: int = 16,
+    old: bool = False,
+) -> Path:
+    """A process with one anonymous mapping of so many pages.
+
+    ``runs`` are page number, count and flags; ``old`` writes them as CRIU before 4.2 did.
+    """
+    write(directory, "inventory.img", "INVENTORY", {"img_version": 2})
+    write(
+        directory,
+        "pstree.img",
+        "PSTREE",
+        {"pid": pid, "ppid": 0, "pgid": pid, "sid": pid, "threads": [pid]},
+    )
+    write(directory, "files.img", "FILES")
+    task = {
+        "task_state": 1,
+        "exit_code": 0,
+        "personality": 0,
+        "flags": 0,
+        "blk_sigset": 0,
+        "comm": "hand-made",
+    }
+    write(directory, f"core-{pid}.img", "CORE", {"mtype": "X86_64", "tc": task})
+    names = (
+        "start_code end_code start_data end_data start_stack start_brk brk arg_start arg_end "
+        "env_start env_end"
+    )
+    memory = {f"mm_{name}": 0 for name in names.split()} | {"exe_file_id": 1}
+    vma = {
+        "start": START,
+        "end": START + size * PAGE,
+        "pgoff": 0,
+        "shmid": 0,
+        "prot": 3,
+        "flags": 0x22,
+        "status": ANONYMOUS,
+        "fd": -1,
+    }
+    write(directory, f"mm-{pid}.img", "MM", {**memory, "vmas": [vma]})
+    entries = []
+    for page, count, flags in runs:
+        entry: dict[str, Any] = {"vaddr": START + page * PAGE}
+        if old:
+            entry["compat_nr_pages"] = count
+            if flags == PARENT:
+                entry["in_parent"] = True
+        else:
+            entry |= {"compat_nr_pages": 0, "nr_pages": count, "flags": flags}
+        entries.append(entry)
+    write(directory, f"pagemap-{pid}.img", "PAGEMAP", {"pages_id": 1}, *entries)
+    (directory / "pages-1.img").write_bytes(pages)
+    return directory
+
+
+def page(letter: str) -> bytes:
+    """A page full of it."""
+    return letter.encode() * PAGE

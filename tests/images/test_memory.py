@@ -1,0 +1,97 @@
+"""Memory across parents: which page is read from where, and what is missing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import ImagesError
+from pycriu_native.images import diff, inspect
+
+from .sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, page
+
+
+@pytest.fixture(params=[False, True], ids=["new", "old"])
+def chain(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Three sets: pages a, b, c; then B over b; then a new page d and nothing else."""
+    old = request.param
+    image_set(tmp_path / "1", [(0, 3, PRESENT)], page("a") + page("b") + page("c"), old=old)
+    image_set(tmp_path / "2", [(0, 1, PARENT), (1, 1, PRESENT), (2, 1, PARENT)], page("B"), old=old)
+    image_set(tmp_path / "3", [(0, 3, PARENT), (5, 1, PRESENT)], page("d"), old=old)
+    (tmp_path / "2" / "parent").symlink_to("../1")
+    (tmp_path / "3" / "parent").symlink_to("../2")
+    return tmp_path
+
+
+def test_pages_come_from_the_nearest_set_that_has_them(chain: Path) -> None:
+    """Through two parents, with zeros where nothing was written."""
+    found = inspect(chain / "3")
+    assert found.complete, found.problems
+    assert [each.directory for each in found.parents] == [str(chain / "2"), str(chain / "1")]
+    (mapping,) = found.process(10).mappings
+    assert (mapping.stored, mapping.in_parent, mapping.zero) == (PAGE, 3 * PAGE, 12 * PAGE)
+    memory = found.process(10).memory
+    assert memory.read(START, 4 * PAGE) == page("a") + page("B") + page("c") + bytes(PAGE)
+    assert memory.read(START + PAGE - 1, 2) == b"aB"
+    assert memory.read(START + 5 * PAGE, 1) == b"d"
+
+
+def test_searching_sees_adjacent_pages_as_one(chain: Path) -> None:
+    """Matches may lie across pages of different sets, not across a gap."""
+    memory = inspect(chain / "3").process(10).memory
+    assert list(memory.find(b"aB")) == [START + PAGE - 1]
+    assert list(memory.find(re.compile(b"a{4}B+c"))) == [START + PAGE - 4]
+    assert list(memory.find(b"cd")) == []
+    assert len(list(memory.find(b"dd"))) == PAGE - 1
+    assert len(list(memory.find(re.compile(b"d")))) == PAGE
+    with pytest.raises(TypeError, match="bytes are needed"):
+        memory.search("text")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one byte"):
+        memory.search(b"")
+
+
+def test_a_parent_that_is_missing(chain: Path) -> None:
+    """Named as a problem; what is here can still be read, and the rest is refused."""
+    (chain / "1").rename(chain / "elsewhere")
+    found = inspect(chain / "3")
+    assert [each.exists for each in found.parents] == [True, False]
+    assert found.problems == (f"the parent {chain / '1'} does not exist",)
+    memory = found.process(10).memory
+    assert memory.read(START + PAGE, 2) == b"BB"
+    with pytest.raises(ImagesError, match="in none of these images"):
+        memory.read(START, 2)
+
+
+def test_parents_in_a_circle(chain: Path) -> None:
+    """Refused, and not followed for ever."""
+    (chain / "1" / "parent").symlink_to("../3")
+    with pytest.raises(ImagesError, match="itself a parent of"):
+        inspect(chain / "3")
+
+
+def test_lazy_pages_are_in_no_image(tmp_path: Path) -> None:
+    """They are counted, and reading them is refused."""
+    image_set(tmp_path / "1", [(0, 2, LAZY), (2, 1, LAZY | PRESENT)], page("x"))
+    found = inspect(tmp_path / "1").process(10)
+    assert (found.mappings[0].lazy, found.mappings[0].stored) == (2 * PAGE, PAGE)
+    assert found.memory.read(START + 2 * PAGE, 1) == b"x"
+    with pytest.raises(ImagesError, match="lazy"):
+        found.memory.read(START, 1)
+
+
+def test_differences_page_by_page(tmp_path: Path) -> None:
+    """Changed, added, gone; a page of zeros is the same as one that was never written to."""
+    before = image_set(
+        tmp_path / "1", [(0, 4, PRESENT)], page("a") + page("b") + page("c") + bytes(PAGE)
+    )
+    after = image_set(
+        tmp_path / "2", [(0, 2, PRESENT), (8, 2, PRESENT)],
+        page("a") + page("X") + page("n") + bytes(PAGE),
+    )  # fmt: skip
+    found = diff(before, after)
+    assert (found.pages_changed, found.pages_added, found.pages_gone) == (1, 1, 1)
+    assert found.pages_same == 3
+    (change,) = found.processes
+    assert (change.pages[0].start, change.pages[0].changed) == (START, 1)

@@ -1,0 +1,378 @@
+"""``check_images`` says beforehand what a restore then does: that it fails, on what, and the cure.
+
+Each case dumps a process, changes something on the machine or in the images, and looks. What the
+check calls an error must make the restore fail; once the cure has been applied the check has no
+error left, and the restore succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, cpuinfo_dump, dump, restore
+from pycriu_native.images import Finding, Severity, check_images, decode, encode
+
+from .conftest import Spawn
+from .containers import container
+from .processes import Target, reap_all
+
+Undo = Callable[[], object]
+HOLDS_FILE = """
+    file = open(HERE / "held", "w+b", buffering=0)
+    file.write(b"as it was")
+    serve(read=lambda: os.pread(file.fileno(), 100, 0).decode())
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that stands in the way."""
+
+    scenario: str
+    change: Callable[[Target, Path], Undo | None]
+    subject: str
+    """What is in the finding's subject; ``{here}`` is the process's directory."""
+    what: str
+    saving: dict[str, Any] = field(default_factory=dict)
+    """Options of the dump."""
+    cure: dict[str, Any] = field(default_factory=dict)
+    """Options of the restore that help."""
+    reap: bool = True
+    spawn: dict[str, Any] = field(default_factory=dict)
+
+
+def _nothing(target: Target, images: Path) -> None:
+    """Only an option is missing."""
+
+
+def _removed(name: str) -> Callable[[Target, Path], Undo]:
+    def change(target: Target, images: Path) -> Undo:
+        path, kept = target.directory / name, target.directory / "kept"
+        path.rename(kept)
+        return lambda: kept.rename(path)
+
+    return change
+
+
+def _grown(target: Target, images: Path) -> Undo:
+    with open(target.directory / "held", "ab") as file:
+        file.write(b"!")
+    return lambda: os.truncate(target.directory / "held", len("as it was"))
+
+
+def _mode(target: Target, images: Path) -> Undo:
+    path = target.directory / "held"
+    before = path.stat().st_mode
+    path.chmod(0o600 if before & 0o7777 != 0o600 else 0o640)
+    return lambda: path.chmod(before & 0o7777)
+
+
+def _directory(target: Target, images: Path) -> Undo:
+    path, kept = target.directory / "held", target.directory / "kept"
+    path.rename(kept)
+    path.mkdir()
+    return lambda: [undo() for undo in (path.rmdir, lambda: kept.rename(path))]
+
+
+def _other_build(target: Target, images: Path) -> Undo:
+    path = target.directory / "library"
+    data = path.read_bytes()
+    at = data.index(b"GNU\0", data.index(b"\x14\0\0\0\x03\0\0\0")) + 4
+    path.write_bytes(data[:at] + bytes(20) + data[at + 20 :])
+    return lambda: path.write_bytes(data)
+
+
+def _listens(target: Target, images: Path) -> Undo:
+    other = socket.create_server(("127.0.0.1", int((target.directory / "port").read_text())))
+    return other.close
+
+
+def _has_name(target: Target, images: Path) -> Undo:
+    other = socket.socket(socket.AF_UNIX)
+    other.bind(f"\0check-{target.pid}")
+    return other.close
+
+
+def _shorter(target: Target, images: Path) -> Undo:
+    path = max(images.glob("pages-*.img"), key=lambda each: each.stat().st_size)
+    data = path.read_bytes()
+    os.truncate(path, len(data) - 4096)
+    return lambda: path.write_bytes(data)
+
+
+def _without(name: str) -> Callable[[Target, Path], Undo]:
+    def change(target: Target, images: Path) -> Undo:
+        path = images / name.format(pid=target.pid)
+        data = path.read_bytes()
+        path.unlink()
+        return lambda: path.write_bytes(data)
+
+    return change
+
+
+def _no_parent(target: Target, images: Path) -> Undo:
+    """As if the dump had been made on a pre-dump, and that had not been copied along."""
+    path = images / f"pagemap-{target.pid}.img"
+    data = path.read_bytes()
+    described = decode(path)
+    described["entries"][-1] |= {"flags": 1}
+    path.write_bytes(encode(described))
+    link = images / "parent"
+    link.symlink_to("../pre-dump")
+    return lambda: [undo() for undo in (lambda: path.write_bytes(data), link.unlink)]
+
+
+def _newer_format(target: Target, images: Path) -> Undo:
+    path = images / "inventory.img"
+    data = path.read_bytes()
+    described = decode(path)
+    described["entries"][0]["img_version"] = 77
+    path.write_bytes(encode(described))
+    return lambda: path.write_bytes(data)
+
+
+def _lazy(target: Target, images: Path) -> Undo:
+    """As a dump with lazy pages leaves it: described, and in no image."""
+    path = images / f"pagemap-{target.pid}.img"
+    data = path.read_bytes()
+    described = decode(path)
+    described["entries"][-1] |= {"flags": 2}
+    path.write_bytes(encode(described))
+    return lambda: path.write_bytes(data)
+
+
+LISTENS = """
+    import socket
+    server = socket.create_server(("127.0.0.1", 0))
+    (HERE / "port").write_text(str(server.getsockname()[1]))
+    serve()
+"""
+CONNECTED = """
+    import socket
+    server = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(server.getsockname())
+    accepted, _ = server.accept()
+    serve()
+"""
+ABSTRACT = """
+    import os, socket
+    server = socket.socket(socket.AF_UNIX); server.bind("\\0check-" + str(os.getpid()))
+    server.listen()
+    serve()
+"""
+IN_A_DIRECTORY = """
+    import os, socket
+    (HERE / "deep").mkdir()
+    {what}
+    serve()
+"""
+LIBRARY = """
+    import mmap, os, shutil
+    shutil.copy("/proc/self/exe", HERE / "library")
+    file = open(HERE / "library", "rb")
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+    serve()
+"""
+
+CASES = {
+    "a pid is taken by the process itself": Case(
+        "serve()", lambda target, images: target.end, "pid {pid}", "taken by",
+        saving={"leave_running": True}, reap=False,
+    ),
+    "a pid is a zombie": Case(
+        "serve()", lambda target, images: target.reap, "pid {pid}", "a zombie", reap=False,
+    ),
+    "a file is gone": Case(HOLDS_FILE, _removed("held"), "{here}/held", "does not exist"),
+    "a file has grown": Case(HOLDS_FILE, _grown, "{here}/held", "has 10 bytes, and had 9"),
+    "a file has another mode": Case(HOLDS_FILE, _mode, "{here}/held", "has the mode"),
+    "the mode may be another": Case(
+        HOLDS_FILE, lambda target, images: (_mode(target, images), None)[1], "{here}/held",
+        "has the mode", cure={"skip_file_rwx_check": True},
+    ),
+    "a directory is in its place": Case(HOLDS_FILE, _directory, "{here}/held", "is a directory"),
+    "another build of a library": Case(LIBRARY, _other_build, "{here}/library", "build id"),
+    "a port is listened to": Case(LISTENS, _listens, "LISTEN", "another process listens"),
+    "connections, and no option": Case(
+        CONNECTED, _nothing, "tcp 127.0.0.1", "a connection is in the images",
+        saving={"tcp_established": True}, cure={"tcp_established": True},
+    ),
+    "connections, to be dropped": Case(
+        CONNECTED, _nothing, "TCP", "made with tcp_close",
+        saving={"tcp_close": True}, cure={"tcp_close": True},
+    ),
+    "an abstract name is taken": Case(ABSTRACT, _has_name, "@check-", "another process has"),
+    "the directory of a socket is gone": Case(
+        IN_A_DIRECTORY.format(
+            what='server = socket.socket(socket.AF_UNIX); server.bind(str(HERE / "deep/socket"));'
+            " server.listen()"
+        ),
+        _removed("deep"), "{here}/deep/socket", "deep does not exist",
+    ),
+    "the working directory is gone": Case(
+        IN_A_DIRECTORY.format(what='os.chdir(HERE / "deep")'),
+        _removed("deep"), "{here}/deep", "does not exist",
+    ),
+    "an image is missing": Case("serve()", _without("core-{pid}.img"), "{images}", "is missing"),
+    "the memory map is missing": Case(
+        "serve()", _without("mm-{pid}.img"), "{images}", "is missing"
+    ),
+    "the parent is missing": Case("serve()", _no_parent, "{images}", "does not exist"),
+    "a format to come": Case("serve()", _newer_format, "criu", "version 77"),
+    "a session led from outside": Case(
+        "serve()", _nothing, "pid {pid}", "its session was led by",
+        saving={"shell_job": True}, cure={"shell_job": True},
+        spawn={"start_new_session": False},
+    ),
+}  # fmt: skip
+
+
+def _errors(images: Path, **options: Any) -> list[Finding]:
+    found = check_images(images, CriuOpts(images_directory=images, **options))
+    return [each for each in found if each.severity is Severity.ERROR]
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("orphans")
+def test_what_it_says_is_what_a_restore_does(name: str, spawn: Spawn, images: Path) -> None:
+    """An error is a restore that fails; with the cure, no error, and a restore that works."""
+    case = CASES[name]
+    target = spawn("import os\n" + textwrap.dedent(case.scenario), **case.spawn)
+    dump(target.pid, CriuOpts(images_directory=images, **case.saving))
+    if case.reap:
+        target.reap()
+    undo = case.change(target, images)
+    told = {"pid": target.pid, "here": target.directory, "images": images}
+
+    errors = _errors(images)
+    assert errors, "it found nothing"
+    assert case.subject.format(**told) in errors[0].subject
+    assert case.what in errors[0].what
+    assert set(case.cure) <= {name for each in errors for name in each.options}
+    work = images.with_name("work")
+    work.mkdir()
+    opts = CriuOpts(images_directory=images, work_directory=work)
+    with pytest.raises(CriuError):
+        restore(opts)
+    if case.reap:
+        reap_all()
+        target.until_free()
+
+    if undo is not None:
+        undo()
+    assert _errors(images, **case.cure) == []
+    restored = restore(replace(opts, **case.cure))
+    assert restored.pid == target.pid
+    assert target.runs_on()
+
+
+def test_lazy_memory_needs_its_option(spawn: Spawn, images: Path) -> None:
+    """CRIU itself would restore without it, and the process have other bytes there."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    undo = _lazy(target, images)
+    errors = _errors(images)
+    assert ["lazy_pages" in each.options for each in errors] == [True]
+    assert "bytes are lazy" in errors[0].what
+    assert _errors(images, lazy_pages=True) == []
+    undo()
+    assert _errors(images) == []
+
+
+def test_pages_that_are_cut_short(spawn: Spawn, images: Path) -> None:
+    """A restore of them need not even fail: CRIU 4.2 waits for the rest, for ever."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    undo = _shorter(target, images)
+    (error,) = _errors(images)
+    assert "is 4096 bytes shorter than" in error.what
+    undo()
+    assert _errors(images) == []
+
+
+def test_nothing_is_found_and_nothing_touched(spawn: Spawn, images: Path) -> None:
+    """Images that can be restored have no finding; looking changes no file."""
+    target = spawn(HOLDS_FILE.replace("serve(", "import os\n    serve("))
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    before = {
+        path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in images.iterdir()
+    }
+    assert check_images(images) == ()
+    after = {path.name: (path.stat().st_mtime_ns, path.stat().st_size) for path in images.iterdir()}
+    assert after == before
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("read") == "as it was"
+
+
+def test_locks_come_back_only_if_asked_for(spawn: Spawn, images: Path) -> None:
+    """No error, since the restore works; but the locks would be lost without a word."""
+    target = spawn("""
+        import fcntl
+        file = open(HERE / "locked", "w"); fcntl.flock(file, fcntl.LOCK_EX)
+        serve()
+    """)
+    dump(target.pid, CriuOpts(images_directory=images, file_locks=True))
+    target.reap()
+    (finding,) = check_images(images)
+    assert (finding.severity, finding.options) == (Severity.WARNING, ("file_locks",))
+    assert check_images(images, CriuOpts(file_locks=True)) == ()
+    assert str(finding).startswith("warning: 1 file locks: ")
+
+
+def test_the_processor(spawn: Spawn, images: Path) -> None:
+    """``cpuinfo.img``, where there is one, is compared by CRIU."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    cpuinfo_dump(CriuOpts(images_directory=images))
+    assert check_images(images) == ()
+    path = images / "cpuinfo.img"
+    described = decode(path)
+    for entry in described["entries"][0]["x86_entry"]:
+        entry["capability"] = [0xFFFFFFFF for _ in entry["capability"]]
+    path.write_bytes(encode(described))
+    found = check_images(images)
+    assert [each.subject for each in found] == ["processor"]
+    assert "cpu_cap" in found[0].options
+    restore(CriuOpts(images_directory=images))
+
+
+def test_a_taken_pid_is_free_in_a_namespace(spawn: Spawn, images: Path) -> None:
+    """The findings are values for scripts, too."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    (finding,) = check_images(str(images))
+    assert finding.to_dict() == {
+        "severity": "error",
+        "subject": f"pid {target.pid}",
+        "what": finding.what,
+        "cure": finding.cure,
+        "options": [],
+    }
+
+
+def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
+    """Each mount from outside is named, by the key to give it under; then nothing is left."""
+    with container(tmp_path / "box", "serve()", mounts={"/scratch": "tmpfs"}) as box:
+        dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
+        box.reap()
+        missing = {
+            each.what.split("'")[1] for each in _errors(images) if "external" in each.options
+        }
+        assert missing == {key.split("[")[1].split("]")[0] for key in box.given_on_restore}
+        opts = CriuOpts(images_directory=images, external=box.given_on_restore, root=box.root)
+        found = check_images(images, opts)
+        assert [each for each in found if each.severity is not Severity.NOTE] == []
+        assert "not looked at" in found[0].what
+        box.pid = restore(opts).pid
+        assert box.runs_on()

@@ -1,0 +1,128 @@
+"""``unprivileged``: a user who is not root saves and restores a process with one capability.
+
+That is CAP_CHECKPOINT_RESTORE, and nothing else: no root, no CAP_SYS_ADMIN, no CAP_SYS_PTRACE.
+Shown for a process of that user's, in no namespace of its own, without sockets. What it needs:
+a ``criu`` that the user can read and run, images that are the user's, and either the full
+bounding set or ``no_new_privs`` on the process: CRIU drops on restore what the process lacked in
+its bounding set, and without CAP_SETPCAP can do that for a process with ``no_new_privs`` only.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+USER = 12345
+CAP_CHECKPOINT_RESTORE = 40
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import ctypes, os, subprocess, time
+from pycriu_native import CriuOpts, CriuError, check, dump, restore
+
+libc = ctypes.CDLL(None)
+COUNTS = 'exec 3<>pipe; n=0; while read line <&3; do n=$((n+1)); echo $n > count; done'
+
+def count(pipe):
+    \"\"\"Have the process count one more; what its memory makes of that.\"\"\"
+    before = os.stat("count").st_mtime_ns if os.path.exists("count") else 0
+    os.write(pipe, b"once more\\n")
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if os.path.exists("count") and os.stat("count").st_mtime_ns > before:
+            with open("count") as file:
+                text = file.read().strip()
+            if text:
+                return int(text)
+        time.sleep(0.01)
+    raise TimeoutError
+
+def main(place, *words):
+    os.chdir(place)
+    os.mkfifo("pipe")
+    pipe = os.open("pipe", os.O_RDWR)
+    nothing = subprocess.DEVNULL
+    job = subprocess.Popen(
+        ["/bin/sh", "-c", COUNTS],
+        stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True,
+        preexec_fn=lambda: libc.prctl(38, 1, 0, 0, 0),  # PR_SET_NO_NEW_PRIVS
+    )
+    try:
+        assert (count(pipe), count(pipe)) == (1, 2)
+        capabilities = [line for line in open("/proc/self/status") if line.startswith("CapEff")]
+        print("user", os.getresuid(), capabilities[0].split()[1])
+        try:
+            if "asked" in words:
+                check(CriuOpts(unprivileged=True))
+            opts = CriuOpts(images_directory="images", unprivileged="asked" in words or None)
+            dump(job.pid, opts)
+        except CriuError as error:
+            print(type(error).__name__, error)
+            assert count(pipe) == 3
+            return
+        job.wait()
+        pid = restore(opts).pid
+        try:
+            print("restored", pid == job.pid, count(pipe), os.stat(f"/proc/{pid}").st_uid)
+            print("owner", {os.stat(f"images/{name}").st_uid for name in os.listdir("images")})
+        finally:
+            os.kill(pid, 9)
+    finally:
+        if job.poll() is None:
+            job.kill()
+            job.wait()
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of that user's, which pytest's own are closed to."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        home = Path(directory, "home")
+        home.mkdir(0o700)
+        os.chown(home, USER, USER)
+        yield home
+
+
+def _as_user(place: Path, capability: int, *words: str) -> str:
+    script = place.parent / "script.py"
+    script.write_text(SCRIPT)
+    program = Path(__file__).with_name("user.py")
+    done = subprocess.run(
+        [sys.executable, program, str(USER), str(capability), script, place, *words],
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def test_with_the_one_capability(place: Path) -> None:
+    """Dumped and restored by the user alone: its memory is there, and it is the user's still."""
+    told = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked").splitlines()
+    assert told[0] == f"user {(USER, USER, USER)} {1 << CAP_CHECKPOINT_RESTORE:016x}"
+    assert told[1] == f"restored True 3 {USER}"
+    assert told[2] == f"owner {{{USER}}}"
+
+
+@pytest.mark.parametrize(
+    ("capability", "words"),
+    [(-1, ("asked",)), (CAP_CHECKPOINT_RESTORE, ())],
+    ids=["without the capability", "without the option"],
+)
+def test_what_it_takes(place: Path, capability: int, words: tuple[str, ...]) -> None:
+    """Without the capability, or without the option, it is refused, and the process runs on."""
+    told = _as_user(place, capability, *words)
+    assert "PermissionDeniedError" in told
+    assert "unprivileged" in told

@@ -1,0 +1,310 @@
+"""What others could change is refused before anything is touched: paths, program, configuration.
+
+Here as far as one user's files can show it: modes and links. What belongs to another user is in
+``tests/real/test_security.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    OptionError,
+    PermissionDeniedError,
+    Service,
+    Worker,
+    _steering,
+    _trust,
+)
+from pycriu_native._explain import explain
+from pycriu_native._prepare import Directories
+from pycriu_native._program import find_program
+from pycriu_native._request import Request
+from pycriu_native._requirements import check
+from pycriu_native._trust import UntrustedError
+from pycriu_native.enums import Verb
+from pycriu_native.errors import ImagesError
+from pycriu_native.testing import ScriptedCriu
+
+NOBODY = 2**22 + 1
+"""Above the highest pid that there can be."""
+
+
+@pytest.fixture(autouse=True)
+def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """How this machine is set up is not the tests' matter."""
+    monkeypatch.setattr(_steering, "GLOBAL_FILE", str(tmp_path / "etc" / "default.conf"))
+    monkeypatch.setattr(_steering, "PLUGINS", (str(tmp_path / "plugins"),))
+    monkeypatch.setattr(_steering, "KERNEL_CACHE", str(tmp_path / "criu.kdat"))
+
+
+def _opened(path: str | Path) -> os.stat_result:
+    fd = _trust.open_directory(str(path), make=False, trusting=False)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _request(via: ScriptedCriu, **fields: Any) -> Request:
+    return Request(verb=Verb.DUMP, opts=CriuOpts(**fields), via=via, pid=NOBODY)
+
+
+# ---- the walk ----
+
+
+@pytest.mark.parametrize("form", ["absolute", "relative", "dots", "slashes"])
+def test_a_directory_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """It is the one that the path names, however it is written, and nothing stays open."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    path = {
+        "absolute": str(tmp_path / "a" / "b"),
+        "relative": "a/b",
+        "dots": "./a/../a/./b/.",
+        "slashes": f"/{tmp_path}//a///b/",
+    }[form]
+    before = os.listdir("/proc/self/fd")
+    assert os.path.samestat(_opened(path), os.stat("a/b"))
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_directory_that_others_can_write(tmp_path: Path, mode: int) -> None:
+    """Refused with the mode; sticky or not: others could put files and links among the images."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(mode)
+    with pytest.raises(UntrustedError, match=f"open can be written by .*{mode:04o}"):
+        _opened(tmp_path / "open")
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_directory_on_the_way_that_others_can_write(tmp_path: Path, mode: int) -> None:
+    """What is in it could be swapped, so it is refused by the name of that directory."""
+    (tmp_path / "open" / "inner" / "images").mkdir(parents=True)
+    (tmp_path / "open").chmod(mode)
+    with pytest.raises(UntrustedError, match="/open can be written"):
+        _opened(tmp_path / "open" / "inner" / "images")
+
+
+def test_a_sticky_directory_on_the_way(tmp_path: Path) -> None:
+    """As /tmp is: only the owner of an entry can swap it there, and that is us."""
+    (tmp_path / "sticky" / "images").mkdir(parents=True)
+    (tmp_path / "sticky").chmod(0o1777)
+    assert stat.S_ISDIR(_opened(tmp_path / "sticky" / "images").st_mode)
+
+
+def test_links(tmp_path: Path) -> None:
+    """At the end of a path a link is refused; on the way it is followed, and what is behind it
+    looked at.
+    """
+    (tmp_path / "real" / "images").mkdir(parents=True)
+    (tmp_path / "open" / "images").mkdir(parents=True)
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "last").symlink_to("real/images")
+    (tmp_path / "way").symlink_to("../" + tmp_path.name + "/real")
+    (tmp_path / "far").symlink_to(tmp_path / "real")
+    (tmp_path / "astray").symlink_to("open")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("last", "way/../last"):
+        with pytest.raises(UntrustedError, match="last is a symbolic link"):
+            _opened(tmp_path / path)
+    for path in ("way/images", "far/images"):
+        assert os.path.samestat(_opened(tmp_path / path), os.stat(tmp_path / "real" / "images"))
+    with pytest.raises(UntrustedError, match="open can be written by everybody"):
+        _opened(tmp_path / "astray" / "images")
+    with pytest.raises(OSError, match="Too many levels"):
+        _opened(tmp_path / "loop" / "images")
+
+
+def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
+    """With mode 0700, under any umask; not under a directory that others can write."""
+    path = tmp_path / "images"
+    os.close(_trust.open_directory(str(path), make=True, trusting=False))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UntrustedError, match="open can be written"):
+        _trust.open_directory(str(tmp_path / "open" / "images"), make=True, trusting=False)
+    assert not (tmp_path / "open" / "images").exists()
+
+
+def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
+    """A directory that is swapped for a link after the check is not followed to its end."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "victim").mkdir()
+    wanted = os.stat(tmp_path / "images")
+    fd = _trust.open_directory(str(tmp_path / "images"), make=False, trusting=False)
+    try:
+        (tmp_path / "images").rename(tmp_path / "away")
+        (tmp_path / "images").symlink_to("victim")
+        assert os.path.samestat(os.fstat(fd), wanted)
+    finally:
+        os.close(fd)
+
+
+# ---- a call ----
+
+
+@pytest.mark.parametrize("field", ["images_directory", "work_directory"])
+@pytest.mark.parametrize("form", ["path", "descriptor", "link"])
+def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
+    """OptionError, before a directory is made or CRIU is reached; ``trusting`` accepts it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    if form != "link":
+        place.chmod(0o777)
+    else:
+        place = tmp_path / "link"
+        place.symlink_to("place")
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        fields: dict[str, Any] = {"images_directory": tmp_path / "images"}
+        fields[field] = fd if form == "descriptor" else place
+        via = ScriptedCriu()
+        with pytest.raises(OptionError, match=r"Worker\(trusting=True\)") as caught:
+            check(_request(via, **fields))
+        assert caught.value.options == (field,)
+        assert via.sent == []
+        assert not (tmp_path / "images").exists()
+        via.trusting = True
+        check(_request(via, **fields))
+    finally:
+        os.close(fd)
+
+
+def test_the_call_itself_looks_again(tmp_path: Path) -> None:
+    """What has become a link since the check is ImagesError, by the same eyes."""
+    (tmp_path / "images").symlink_to(".")
+    opts = CriuOpts(images_directory=tmp_path / "images")
+    with pytest.raises(ImagesError, match="is a symbolic link"), ExitStack() as owned:
+        Directories(opts, Verb.DUMP, owned)
+    with ExitStack() as owned:
+        Directories(opts, Verb.DUMP, owned, trusting=True)
+
+
+def test_explain_shows_it(tmp_path: Path) -> None:
+    """As a reason for which the call would be refused."""
+    tmp_path.chmod(0o770)
+    shown = explain(CriuOpts(images_directory=tmp_path), "dump", NOBODY, via=ScriptedCriu())
+    assert "can be written by group" in str(shown)
+
+
+# ---- the program ----
+
+
+def _program(at: Path) -> Path:
+    at.mkdir()
+    (at / "criu").write_text("#!/bin/sh\n")
+    (at / "criu").chmod(0o755)
+    return at / "criu"
+
+
+SPOILT: list[tuple[str, Callable[[Path], object]]] = [
+    ("criu can be written", lambda program: program.chmod(0o757)),
+    ("criu can be written", lambda program: program.chmod(0o775)),
+    ("bin can be written", lambda program: program.parent.chmod(0o777)),
+]
+
+
+@pytest.mark.parametrize(("reason", "spoil"), SPOILT)
+def test_a_program_that_others_can_change(
+    tmp_path: Path, reason: str, spoil: Callable[[Path], object]
+) -> None:
+    """Nor one that is reached by a link; the error says who, and how to run it all the same."""
+    program = _program(tmp_path / "bin")
+    (tmp_path / "link").symlink_to(program)
+    assert find_program(program) == str(program)
+    assert find_program(tmp_path / "link") == str(tmp_path / "link")
+    spoil(program)
+    for path in (program, tmp_path / "link"):
+        with pytest.raises(PermissionDeniedError, match=f"{reason}.*trusting=True"):
+            find_program(path)
+        with pytest.raises(PermissionDeniedError):
+            Worker(program=path).identity()
+        assert Worker(program=path, trusting=True).name() == str(path)
+
+
+def test_the_recorded_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the build has recorded is no better than what a caller names."""
+    program = _program(tmp_path / "bin")
+    monkeypatch.setattr("pycriu_native._program.BUILT_PROGRAM", str(program))
+    assert find_program() == str(program)
+    program.chmod(0o777)
+    with pytest.raises(PermissionDeniedError):
+        find_program()
+
+
+# ---- files that steer CRIU ----
+
+
+def _writable(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("leave-running\n")
+    path.chmod(0o666)
+    return path
+
+
+def test_a_configuration_file_of_the_call(tmp_path: Path) -> None:
+    """What it says wins over the options, so nobody else may write it."""
+    config = _writable(tmp_path / "criu.conf")
+    request = _request(ScriptedCriu(), images_directory=tmp_path / "images", config_file=config)
+    with pytest.raises(OptionError, match="what it says wins") as caught:
+        check(request)
+    assert caught.value.options == ("config_file",)
+    config.chmod(0o644)
+    check(request)
+
+
+STEERING = {
+    "global": "etc/default.conf",
+    "HOME": "home/.criu/default.conf",
+    "CRIU_CONFIG_FILE": "env.conf",
+    "plugin": "plugins/evil.so",
+    "CRIU_LIBS_DIR": "libs/evil.so",
+    "cache": "criu.kdat",
+    "XDG_RUNTIME_DIR": "run/criu.kdat",
+}
+
+
+@pytest.mark.parametrize("kind", STEERING)
+def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
+    """Every file that CRIU reads beside the request, where another user can write it."""
+    path = tmp_path / STEERING[kind]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "HOME": tmp_path / "home",
+        "CRIU_CONFIG_FILE": tmp_path / "env.conf",
+        "CRIU_LIBS_DIR": tmp_path / "libs",
+        "XDG_RUNTIME_DIR": tmp_path / "run",
+    }
+    env = {kind: str(environment[kind])} if kind in environment else {}
+    opts = CriuOpts(images_directory=tmp_path, unprivileged=kind == "XDG_RUNTIME_DIR" or None)
+    via = Worker(env=env)
+    assert list(_steering.problems(opts, via)) == []  # not there, and nobody else can make it
+    _writable(path)
+    (problem,) = _steering.problems(opts, via)
+    assert problem.field == "via"
+    assert f"{path} can be written by everybody" in str(problem)
+    assert list(_steering.problems(opts, Worker(env=env, trusting=True))) == []
+    path.chmod(0o600)
+    assert list(_steering.problems(opts, via)) == []
+    path.unlink()
+    path.parent.chmod(0o777)  # where anybody can make it
+    assert path.parent == tmp_path or list(_steering.problems(opts, via))
+    path.parent.chmod(0o700)
+
+
+def test_a_service_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    """What it reads is not ours to see, so a worker's home is not looked at."""
+    (tmp_path / "etc").mkdir()
+    _writable(tmp_path / "etc" / "default.conf")
+    assert list(_steering.problems(CriuOpts(images_directory=tmp_path), Service())) == []

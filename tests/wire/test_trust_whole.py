@@ -1,0 +1,290 @@
+"""A half-written image set is never taken for a whole one: the mark, and what a set must hold.
+
+With images that are made here; those of a real CRIU are in ``tests/real/test_security_whole.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, ImagesError, _whole, restore
+from pycriu_native._imagery import image, message
+from pycriu_native._whole import EARLIER, MOVING, UNFINISHED, Unfinished
+from pycriu_native.errors import OptionError
+from pycriu_native.pages import page_server
+from pycriu_native.testing import ScriptedCriu
+
+PID = 42
+ZOMBIE = 43
+
+
+def _image(*messages: bytes, inventory: bool = False) -> bytes:
+    return image(
+        *messages, magic=_whole.INVENTORY_MAGIC if inventory else _whole.COMMON_MAGIC + b"kind"
+    )
+
+
+ALIVE = message((1, 1), (3, message((1, 1))))
+DEAD = message((1, 1), (3, message((1, 2))))
+SET = {
+    "inventory.img": _image(message((1, 2), (13, b"run")), inventory=True),
+    # A process of two threads, and a zombie, whose threads CRIU leaves to chance.
+    "pstree.img": _image(
+        message((1, PID), (2, 0), (3, PID), (4, PID), (5, PID), (5, 44)),
+        message((1, ZOMBIE), (2, PID), (3, PID), (4, PID), (5, 2**32 - 7)),
+    ),
+    "files.img": _image(b"one file", b"another"),
+    f"core-{PID}.img": _image(ALIVE),
+    "core-44.img": _image(ALIVE),
+    f"core-{ZOMBIE}.img": _image(DEAD),
+    f"mm-{PID}.img": _image(b"memory"),
+    f"fs-{PID}.img": _image(b"root"),
+    f"pagemap-{PID}.img": _image(message((1, 7)), message((1, 4096), (2, 1))),
+    "pages-7.img": bytes(4096),
+}
+
+
+def _write(directory: Path, content: dict[str, bytes] | None = None) -> Path:
+    directory.mkdir(exist_ok=True)
+    for name, data in (content or SET).items():
+        (directory / name).write_bytes(data)
+    return directory
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _check(directory: Path, lazy: bool = False) -> None:
+    with _opened(directory) as fd:
+        _whole.check(fd, CriuOpts(lazy_pages=lazy or None))
+
+
+# ---- what a set must hold ----
+
+
+def test_a_whole_set(tmp_path: Path) -> None:
+    """Nothing is missing; logs, statistics and what others put there are no matter."""
+    _write(tmp_path, {**SET, "dump.log": b"", "descriptors.json": b"[]", "x.img": b"?"})
+    _check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in SET if name != "files.img"])
+def test_a_file_that_is_missing(tmp_path: Path, name: str) -> None:
+    """Each is named before CRIU is started, and the error is also OSError."""
+    _write(tmp_path)
+    (tmp_path / name).unlink()
+    via = ScriptedCriu()
+    with pytest.raises(ImagesError, match=f"there is no {name}") as caught:
+        restore(CriuOpts(images_directory=tmp_path), via=via)
+    assert via.sent == []
+    assert caught.value.verb == "restore"
+    assert "images_directory" in caught.value.options
+    assert isinstance(caught.value, OSError)
+
+
+FRAMED = [name for name in SET if name not in ("pages-7.img", "core-44.img", f"fs-{PID}.img")]
+
+
+@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize("keep", [0, 5, -1])
+def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
+    """At its beginning, in its head, in its last message."""
+    _write(tmp_path)
+    (tmp_path / name).write_bytes(SET[name][:keep])
+    with pytest.raises(ImagesError, match=f"{name} is shorter than it was made"):
+        _check(tmp_path)
+
+
+@pytest.mark.parametrize("name", FRAMED)
+def test_a_file_that_is_something_else(tmp_path: Path, name: str) -> None:
+    """It does not begin as an image of CRIU's."""
+    _write(tmp_path)
+    (tmp_path / name).write_bytes(b"garbage " * 20)
+    with pytest.raises(ImagesError, match=f"{name} is damaged"):
+        _check(tmp_path)
+
+
+def test_messages_that_are_garbage(tmp_path: Path) -> None:
+    """Never another exception, whatever is in the messages: CRIU has the last word on them."""
+    for name in FRAMED:
+        _write(tmp_path)
+        start = 4 if name == "inventory.img" else 8
+        for odd in (b"\xff" * 30, b"\x0d\x01", b""):
+            head = SET[name][:start]
+            (tmp_path / name).write_bytes(head + len(odd).to_bytes(4, "little") + odd)
+            with suppress(ImagesError):
+                _check(tmp_path)
+
+
+def test_images_of_another_age(tmp_path: Path) -> None:
+    """What CRIU may yet change, or once had otherwise, is CRIU's to judge."""
+    inventory = _image(message((1, 1)), inventory=True)
+    _check(_write(tmp_path, {"inventory.img": inventory}))
+
+
+def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
+    """Then there need be none."""
+    _write(tmp_path)
+    (tmp_path / "pages-7.img").unlink()
+    _check(tmp_path, lazy=True)
+
+
+def test_parents(tmp_path: Path) -> None:
+    """Each must be there, and whole; a loop ends."""
+    _write(tmp_path / "3")
+    (tmp_path / "2").mkdir()
+    (tmp_path / "1").mkdir()
+    (tmp_path / "3" / "parent").symlink_to("../2")
+    (tmp_path / "2" / "parent").symlink_to("../1")
+    _check(tmp_path / "3")
+    (tmp_path / "1" / UNFINISHED).touch()
+    with pytest.raises(ImagesError, match="/1 did not finish"):
+        _check(tmp_path / "3")
+    (tmp_path / "1" / UNFINISHED).unlink()
+    (tmp_path / "1" / "parent").symlink_to("../3")
+    with pytest.raises(ImagesError, match="more than"):
+        _check(tmp_path / "3")
+    (tmp_path / "1" / "parent").unlink()
+    (tmp_path / "1").rmdir()
+    with pytest.raises(ImagesError, match=r"builds on the images in '../1'") as caught:
+        _check(tmp_path / "3")
+    assert caught.value.options == ("parent_image",)
+
+
+# ---- the mark ----
+
+
+def _names(directory: Path) -> set[str]:
+    return set(os.listdir(directory))
+
+
+def test_the_mark_of_a_dump(tmp_path: Path) -> None:
+    """It is there while images are written, and gone when they are whole."""
+    with _opened(tmp_path) as fd:
+        unfinished = Unfinished(fd)
+        _write(tmp_path)
+        with pytest.raises(ImagesError, match="is under way"):
+            _check(tmp_path)
+        with pytest.raises(ImagesError, match="is under way"):
+            Unfinished(fd)
+        unfinished.finish()
+        _check(tmp_path)
+        unfinished.close()
+    assert _names(tmp_path) == SET.keys()
+
+
+def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
+    """The mark stays with what was written, and a restore refuses it; the next dump clears it."""
+    with _opened(tmp_path) as fd:
+        first = Unfinished(fd)
+        _write(tmp_path)
+        first.close()
+        with pytest.raises(ImagesError, match=f"did not finish .{UNFINISHED} is there"):
+            _check(tmp_path)
+        (tmp_path / "cpuinfo.img").touch()  # another verb's
+        (tmp_path / "descriptors.json").touch()
+        second = Unfinished(fd)
+        assert _names(tmp_path) == {UNFINISHED, "cpuinfo.img", "descriptors.json"}
+        second.close()
+    assert _names(tmp_path) == {"cpuinfo.img", "descriptors.json"}
+
+
+def test_nothing_was_written(tmp_path: Path) -> None:
+    """Then nothing is left."""
+    with _opened(tmp_path) as fd:
+        Unfinished(fd).close()
+    assert _names(tmp_path) == set()
+
+
+def test_the_images_before_it(tmp_path: Path) -> None:
+    """They do not mix with the new ones: they come back if it fails, and go when it is done."""
+    _write(tmp_path, {**SET, "core-9.img": b"old", "tmpfs-1.tar.gz.img": b"old"})
+    (tmp_path / "parent").symlink_to("../before")
+    before = _names(tmp_path)
+    with _opened(tmp_path) as fd:
+        failing = Unfinished(fd)
+        assert _names(tmp_path) == {UNFINISHED, EARLIER, "parent"}
+        (tmp_path / "core-1.img").write_bytes(b"half")
+        (tmp_path / "pstree.img").write_bytes(b"half")
+        with pytest.raises(ImagesError, match="is under way"):
+            _check(tmp_path)
+        failing.close()
+        assert _names(tmp_path) == before
+        assert (tmp_path / "pstree.img").read_bytes() == SET["pstree.img"]
+
+        good = Unfinished(fd)
+        (tmp_path / "inventory.img").write_bytes(b"new")
+        good.finish()
+        good.close()
+    assert _names(tmp_path) == {"inventory.img", "parent"}
+
+
+def test_we_are_killed_in_the_middle(tmp_path: Path) -> None:
+    """The images before are whole still, the error says where; the next dump goes on from there."""
+    _write(tmp_path)
+    pid = os.fork()
+    if pid == 0:
+        with _opened(tmp_path) as fd:
+            Unfinished(fd)
+            (tmp_path / "inventory.img").write_bytes(b"half")
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    with pytest.raises(ImagesError, match=f"dump before it are whole, in {tmp_path}/{EARLIER}"):
+        _check(tmp_path)
+    _check(tmp_path / EARLIER)
+    with _opened(tmp_path) as fd:
+        Unfinished(fd).close()
+    assert _names(tmp_path) == SET.keys()
+
+
+@pytest.mark.parametrize("moved", [0, 3, len(SET)])
+def test_we_are_killed_while_they_are_moved(tmp_path: Path, moved: int) -> None:
+    """At any point of it the next dump finishes the move: nothing of them is taken for junk."""
+    _write(tmp_path)
+    (tmp_path / UNFINISHED).touch()
+    (tmp_path / MOVING).mkdir()
+    for name in list(SET)[:moved]:
+        (tmp_path / name).rename(tmp_path / MOVING / name)
+    with pytest.raises(ImagesError, match="did not finish"):
+        _check(tmp_path)
+    with _opened(tmp_path) as fd:
+        Unfinished(fd).close()
+    assert _names(tmp_path) == SET.keys()
+    _check(tmp_path)
+
+
+def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
+    """It holds a copy of our descriptor, and still no dump is under way once ours has ended."""
+    reader, writer = os.pipe()
+    with _opened(tmp_path) as fd, ExitStack() as held:
+        unfinished = Unfinished(fd)
+        _write(tmp_path)
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        held.callback(os.waitpid, pid, 0)
+        held.callback(os.close, reader)
+        held.callback(os.close, writer)
+        unfinished.close()
+        with pytest.raises(ImagesError, match="did not finish"):
+            _check(tmp_path)
+
+
+def test_a_page_server_overwrites_nothing(tmp_path: Path) -> None:
+    """It is not started on the images of a dump that is done."""
+    opts = CriuOpts(images_directory=_write(tmp_path), page_server="127.0.0.1:0")
+    with pytest.raises(OptionError, match="holds the images of an earlier dump"):
+        page_server(opts, via=ScriptedCriu())
