@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cpuinfo-check": ("machine", "whether this processor can take over"),
     "pack": ("archives", "write an image set as one archive"),
     "unpack": ("archives", "read an archive into a directory"),
+    "seal": ("archives", "write a manifest of an image set"),
+    "verify": ("archives", "hold an image set against its manifest"),
     "inspect": ("looking", "what is in images"),
     "diff": ("looking", "what changed from one image set to another"),
     "check-images": ("looking", "what would stop a restore on this machine"),

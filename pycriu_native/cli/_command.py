@@ -126,6 +126,11 @@ class Command(click.Command):
             return out.failed(error, exit_of(error))
         except click.ClickException as error:
             return out.failed(error, Exit.REFUSED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            told = CriuError(f"{error.filename or self.title}: {error.strerror}", verb=self.title)
+            return out.failed(told, Exit.IMAGES)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
             said = CriuError("interrupted; what had begun is undone", verb=self.title)
@@ -147,8 +152,8 @@ class Command(click.Command):
         via = None if given is None else given.via
         if shared["service"]:
             via = Service(shared["service"])
-        elif shared["criu"]:
-            via = Worker(program=shared["criu"])
+        elif shared["criu"] or shared["trusting"]:
+            via = Worker(program=shared["criu"], trusting=bool(shared["trusting"]))
         script = own.pop("action_script", ())
         hook = functools.partial(_run_scripts, script, opts) if script else None
         return Call(out, opts, via, shared["deadline"], hook)
@@ -202,7 +207,7 @@ class Given:
 
 # ---- shared options ----
 
-SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "deadline")
+SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "trusting", "deadline")
 
 
 def _said() -> list[click.Parameter]:
@@ -243,6 +248,11 @@ def reach_options() -> list[click.Parameter]:
             type=click.Path(dir_okay=False),
             metavar="SOCKET",
             help=f"Ask a running criu service (usually {DEFAULT_SERVICE}) instead.",
+        ),
+        click.Option(
+            ["--trusting"],
+            is_flag=True,
+            help="Use a program, directories and files that other users could change or swap.",
         ),
         click.Option(
             ["--deadline"],

@@ -36,8 +36,20 @@ def field_of(name: str) -> str:
     return next((row.name for row in ROWS.get(name, ())), name)
 
 
+_ARGUMENTS = {
+    "PageServer(..., clear_text=True)": "--clear-text",
+    "Worker(trusting=True)": "--trusting",
+    "trusting=True": "--trusting",
+    "insecure=True": "--insecure",
+    "seal()": "pycriu-native seal",
+}
+"""What the library calls things that are no fields, and this program does."""
+
+
 def in_flags(text: str) -> str:
     """Text with fields as long options: ``tcp_close=True`` is ``--tcp-close``."""
+    for said, flag in _ARGUMENTS.items():
+        text = text.replace(said, flag)
     return _NAMED.sub(lambda found: flag_of(found[0]), _ASSIGNED.sub(_as_flag, text))
 
 
@@ -111,12 +123,21 @@ def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
 def _problem(problem: errors.Problem) -> str:
     name = problem.field if problem.field.startswith("-") else flag_of(problem.field)
     told = problem.value
-    value = "" if told is None or told is True else f"={safe(str(_plain.plain(told)))}"
+    value = "" if told is None or told is True else f"={safe(_shown(told))}"
     return f"{name}{value}: {in_flags(problem.rule)}"
 
 
+def _shown(value: object) -> str:
+    """A value as it is said, or as near as can be."""
+    shown = _plain.plain(value)
+    if isinstance(shown, dict):
+        return ":".join(str(part) for part in shown.values() if part is not None)
+    return str(shown)
+
+
 def _failure(error: errors.CriuError, command: str) -> Iterator[tuple[str, str]]:
-    if error.cause is None:
+    if error.cause is None or error.cause not in str(error):
+        # The message says more than the cause, or there is none.
         yield "", f"{command}: {safe(in_flags(str(error)))}"
     else:
         what = f"{error.verb or command} of pid {error.pid}" if error.pid else command

@@ -29,6 +29,9 @@ from ._errors import in_flags
 BARE = "\0"
 """Stands for the value that was left out, where it may be; no command line can hold it."""
 
+CLEAR_TEXT = "--clear-text"
+"""A consent to this library, of which criu knows nothing."""
+
 CONFIG = "--criu-config"
 """CRIU's ``--config``: that name is our own file's here."""
 
@@ -184,6 +187,13 @@ def _server_options(verb: On) -> Iterator[click.Option]:
     yield _ServerOption(["--address"], metavar="HOST", help=f"Address {whose}")
     yield _ServerOption(["--port"], metavar="NUMBER", help=f"Port {whose}")
     yield _ServerOption(["--ps-socket"], metavar="FD", help="Connected socket to use instead")
+    yield _ServerOption(
+        [CLEAR_TEXT],
+        is_flag=True,
+        default=None,
+        help="Accept an address other than loopback without --tls: whoever is on the way can read "
+        "and change the memory",
+    )
 
 
 class _ServerOption(click.Option):
@@ -239,22 +249,28 @@ def read(
     serves = verb is Verb.PAGE_SERVER
     if serves:
         reader.take("--page-server")
-    chosen_by_criu = False
+    more: dict[str, Any] = {}
+    """Of the page server, what the criu program has no words for."""
     for param in ctx.command.params:
         if not isinstance(param, FieldOption | _ServerOption) or param.name is None:
             continue
         source = ctx.get_parameter_source(param.name)
         if source is click.core.ParameterSource.COMMANDLINE:
             for flag, value in param.words(ctx.params[param.name]):
-                if serves and (flag, value) == ("--port", "0"):
-                    chosen_by_criu = True  # criu itself reads no such port, its requests do
+                if flag == CLEAR_TEXT:
+                    more["clear_text"] = True
+                elif serves and (flag, value) == ("--port", "0"):
+                    more["port"] = 0
                 else:
                     reader.take(flag, value)
     if command and verb is Verb.RESTORE:
         reader.take("--exec-cmd")
     reader.finish(command)
-    if chosen_by_criu:
-        reader.fields["page_server"]["port"] = 0
+    if more:
+        server = reader.fields.setdefault("page_server", {})
+        if not (server or serves):
+            reader.problems.append(Problem(CLEAR_TEXT, None, "says nothing without --page-server"))
+        server |= more
     filed = {} if config is None else read_file(config, verb, also)
     if reader.problems:
         raise OptionError(reader.problems)

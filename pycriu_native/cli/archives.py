@@ -1,8 +1,7 @@
-"""``pack`` and ``unpack``: an image set as one archive."""
+"""``pack``, ``unpack``, ``seal``, ``verify``: image sets that are kept or moved."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from typing import BinaryIO, cast
 import click
 
 from ..archive import pack, unpack
-from ..errors import ImagesError, UnsupportedError
+from ..manifest import seal, verify
+from . import _command
 from ._command import Call, Command
 from ._exits import Exit
 from ._words import safe, size
@@ -27,7 +27,7 @@ def _pack(
     compress: str,
     encrypt_to: tuple[str, ...],
 ) -> Exit:
-    with _named_errors(archive):
+    with _command.extra("archive"):
         total = pack(
             directory,
             _stream(archive, sys.stdout),
@@ -53,7 +53,7 @@ def _unpack(
     identity: tuple[str, ...],
     limit: int | None,
 ) -> Exit:
-    with _named_errors(archive):
+    with _command.extra("archive"):
         keys = [key for path in identity for key in _keys(path)]
         total = unpack(
             _stream(archive, sys.stdin), directory, inside=inside, decrypt_with=keys, limit=limit
@@ -76,19 +76,15 @@ def _keys(path: str) -> Iterator[str]:
         yield from (line for line in text.split() if line.startswith("AGE-SECRET-KEY-"))
 
 
-@contextlib.contextmanager
-def _named_errors(archive: str) -> Iterator[None]:
-    """What the system or a missing package says, as an error of ours."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise click.ClickException(str(error)) from None
-    except (UnsupportedError, ImagesError):
-        raise
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise ImagesError(f"{error.filename or archive}: {error.strerror}") from None
+def _seal(call: Call, directory: str) -> Exit:
+    digest = seal(directory)
+    return call.out.answer({"directory": directory, "sha256": digest}, digest)
+
+
+def _verify(call: Call, directory: str, digest: str | None) -> Exit:
+    verify(directory, digest)
+    body = {"directory": directory, "sha256": digest}
+    return call.out.result(body, safe(f"{directory} is as it was sealed"))
 
 
 _INSIDE = click.Option(
@@ -159,6 +155,28 @@ COMMANDS = {
                 help="The most that its files may take. Default: what is free on the disk.",
             ),
             _INSIDE,
+        ],
+    ),
+    "seal": Command(
+        "seal",
+        function=_seal,
+        help="Write a manifest of the whole image set in DIRECTORY, and print its SHA-256.\n\n"
+        "What it lists is synced to disk first. Keep the digest elsewhere, for verify.",
+        examples=["pycriu-native seal ckpt", "pycriu-native seal ckpt --json | jq .result.sha256"],
+        exits=EXITS,
+        params=[click.Argument(["directory"], type=click.Path(file_okay=False))],
+    ),
+    "verify": Command(
+        "verify",
+        function=_verify,
+        help="Hold the image set in DIRECTORY against its manifest, and that against DIGEST.\n\n"
+        "It ends with 6, and names each file, if something was added, removed or changed. Without "
+        "DIGEST, accidents are found, but not whoever has changed the manifest as well.",
+        examples=["pycriu-native verify ckpt", "pycriu-native verify ckpt DIGEST"],
+        exits=EXITS,
+        params=[
+            click.Argument(["directory"], type=click.Path(file_okay=False)),
+            click.Argument(["digest"], required=False),
         ],
     ),
 }

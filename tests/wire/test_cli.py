@@ -27,7 +27,7 @@ from pycriu_native.cli._exits import Exit
 from pycriu_native.cli._run import run
 from pycriu_native.enums import Verb
 from pycriu_native.opts import VERB_MASK
-from pycriu_native.testing import Failure, ScriptedCriu
+from pycriu_native.testing import Failure, ScriptedCriu, write_images
 
 ROOT = Path(__file__).parents[2]
 PID = str(os.getppid())
@@ -211,6 +211,7 @@ def test_all_that_to_argv_says_is_read() -> None:
 
 def test_a_file_of_options(tmp_path: Path) -> None:
     """A verb takes what means something to it, its own table, and then the command line."""
+    write_images(tmp_path)
     config = tmp_path / "job.toml"
     config.write_text(
         f'images_directory = "{tmp_path}"\ntcp_established = true\nghost_limit = 5\n'
@@ -262,15 +263,17 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
     """A command line for each command that gives an answer, with its exit code."""
-    (directory / "stats-dump").unlink(missing_ok=True)
     there = str(directory)
+    whole = directory / "whole"
+    whole.mkdir(exist_ok=True)
+    write_images(whole)
     return {
         "doctor": (["--criu", "/none"], Exit.NO),
         "preflight": ([PID], Exit.DONE),
         "check": ([], 0),
         "dump": ([PID, "-D", there], 0),
         "pre-dump": ([PID, "-D", there], 0),
-        "restore": (["-D", there], 0),
+        "restore": (["-D", str(whole)], 0),
         "migrate out": (["999999", "--to", "10.0.0.2:1"], Exit.REFUSED),
         "migrate in": (["--listen", "10.0.0.2:1"], Exit.REFUSED),
         "page-server": (["-D", there, "--address", "::1", "--port", "1", "-d"], 0),
@@ -281,8 +284,10 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
         "diff": ([there, there], Exit.IMAGES),
         "check-images": ([there], Exit.IMAGES),
         "decode": ([f"{there}/none.img"], Exit.IMAGES),
-        "pack": ([there, f"{there}.tar"], Exit.IMAGES),
+        "pack": ([f"{there}/none", f"{there}.tar"], Exit.REFUSED),
         "unpack": ([f"{there}/none.tar", f"{there}/new"], Exit.IMAGES),
+        "seal": ([f"{there}/none"], Exit.IMAGES),
+        "verify": ([there], Exit.IMAGES),
         "plot": (["timeline", there, f"{there}/x.png"], Exit.IMAGES),
         "explain": (["dump", PID, "-D", there], 0),
         "options": ([], 0),
@@ -333,6 +338,7 @@ ERRORS = {
 )
 def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> None:
     """A script can tell failures apart by the number alone; JSON has the same number."""
+    write_images(tmp_path)
     criu = ScriptedCriu(failures={verb: failure})
     pid = [PID] if verb == "dump" else []
     told = tell(verb, *pid, "-D", tmp_path, "--json", criu=criu)
@@ -409,6 +415,7 @@ def test_every_error_class_has_an_exit_code() -> None:
 
 def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
     """A restore whose action script sleeps longer is undone, and ends with 10."""
+    write_images(tmp_path)
     script = tmp_path / "slow"
     script.write_text("#!/bin/sh\nexec sleep 1\n")
     script.chmod(0o755)
@@ -427,6 +434,7 @@ def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
 
 def test_action_scripts(tmp_path: Path) -> None:
     """They run at each notification with CRIU's variables; one that fails undoes the call."""
+    write_images(tmp_path)
     script = tmp_path / "script"
     script.write_text(
         "#!/bin/sh\n"
@@ -450,6 +458,7 @@ def test_action_scripts(tmp_path: Path) -> None:
 
 def test_pidfile(tmp_path: Path) -> None:
     """It holds the pid; one that exists is left alone, and that is an error."""
+    write_images(tmp_path)
     words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
     assert tell(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
     assert (tmp_path / "pid").read_text() == "77"
@@ -471,6 +480,32 @@ def test_options_by_any_name() -> None:
     assert {e["field"] for e in tell("options", "--verb", "restore", "--json").json["result"]} == {
         row.field for row in TABLE if row.field and "RESTORE" in str(row.on)
     } | {row.field for row in TABLE if row.field and row.on & VERB_MASK[Verb.RESTORE]}
+
+
+def test_a_page_server_elsewhere(tmp_path: Path) -> None:
+    """In clear text it is refused without consent, and the consent has a name here."""
+    words: list[str | Path] = ["dump", PID, "-D", tmp_path]
+    words += ["--page-server", "--address", "10.0.0.2", "--port", "27"]
+    told = tell(*words)
+    assert told.code == Exit.REFUSED
+    assert "--clear-text" in told.err
+    assert "clear_text" not in told.err
+    assert tell(*words, "--clear-text").code == 0
+    told = tell("dump", PID, "-D", tmp_path, "--clear-text")
+    assert told.code == Exit.REFUSED
+    assert "says nothing without --page-server" in told.err
+
+
+def test_a_set_that_was_changed(tmp_path: Path) -> None:
+    """seal prints the digest, verify names what has changed since."""
+    write_images(tmp_path)
+    digest = tell("seal", tmp_path).out.strip()
+    assert tell("verify", tmp_path, digest).code == 0
+    assert tell("verify", tmp_path, "0" * 64).code == Exit.IMAGES
+    (tmp_path / "pages-1.img").write_bytes(b"x")
+    told = tell("verify", tmp_path)
+    assert told.code == Exit.IMAGES
+    assert "pages-1.img" in told.err
 
 
 def test_explain_answers_no(tmp_path: Path) -> None:
