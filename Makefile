@@ -150,6 +150,25 @@ lint: build $(VENV)/.lint ## ruff and strict mypy
 	$(VENV)/bin/mypy --strict || failed=1
 	exit $$failed
 
+# What the numbers are compared with: pycriu, as Debian has it (in Debian 12 in the package criu).
+BENCH_PYCRIU := build/bench/pycriu
+.PHONY: bench
+bench: build ## measure; ARGS=--quick takes two minutes, the whole about fifteen
+	@$(AS_ROOT)
+	mkdir -p $(BENCH_PYCRIU)
+	if [[ ! -d $(BENCH_PYCRIU)/usr ]]; then
+		(cd $(BENCH_PYCRIU) && { apt-get download -qq python3-pycriu || apt-get download -qq criu; } &&
+			dpkg -x ./*.deb .) >/dev/null 2>&1 || echo "going on without pycriu" >&2
+	fi
+	set -a
+	. ./.criu
+	as_root env CRIU_LIBDIR="$$CRIU_LIBDIR" CRIU_INCLUDEDIR="$$CRIU_INCLUDEDIR" \
+		$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+.PHONY: bench-page
+bench-page: $(VENV)/.bench ## docs/performance.md from what the last make bench has measured
+	@$(VENV)/bin/python -m benchmarks.page
+
 .PHONY: build
 build: $(VENV)/.installed ## the virtual environment with the library in it
 
@@ -229,6 +248,12 @@ $(VENV)/.installed: $(BUILD_INPUTS) .criu | $(VENV)/.made
 	set -a
 	. ./.criu
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -e '.[test]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.made
+	@echo "installing the packages that draw plots into $(VENV)"
+	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' |
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
 	touch $@
 
 # The tools alone: installing the extra by its name would build the library again.

@@ -34,6 +34,9 @@ enum pn_field_type { PN_INT, PN_BOOL, PN_TEXT, PN_MESSAGE };
 void *pn_opts_message(criu_opts *opts); /* NULL: not the layout we know */
 int pn_free_opts(criu_opts *opts);
 
+/* Options as pn_pack has packed them take the place of those in the handle. -ENOMEM. */
+int pn_load_opts(criu_opts *opts, size_t length, const uint8_t *data);
+
 void *pn_new(int type);
 void *pn_unpack(int type, size_t length, const uint8_t *data); /* NULL: not such a message */
 size_t pn_packed_size(const void *message);
@@ -71,6 +74,7 @@ struct pn_worker {
 };
 
 int pn_spawn(struct pn_worker *worker);
+int pn_io_priority(void); /* of the calling thread; -1: unknown */
 
 /* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
 
@@ -82,3 +86,4 @@ struct pn_call;
 
 struct pn_call *pn_call_start(int verb, criu_opts *opts, struct criu_feature_check *features);
 int pn_call_join(struct pn_call *call); /* what the verb returned; frees the call */
+void pn_block_signals(void); /* all of them, on the calling thread */

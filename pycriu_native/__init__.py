@@ -11,12 +11,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from . import lib
 from ._exchange import Notification
-from ._ffi import ffi
 from ._reach import Service, Socket
+from ._typing import TYPE_CHECKING, Any
 from ._worker import Worker
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
 from .errors import (
@@ -37,12 +34,7 @@ from .errors import (
     UnsupportedError,
     WorkerDiedError,
 )
-from .iters import DumpItersResult, Round, UntilSteady, dump_iters
-from .lazy import LazyPages
-from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
 from .opts import CriuOpts
-from .pages import PageServerChild, page_server, page_server_child
-from .progress import OnProgress, Progress
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -69,8 +61,10 @@ from .verbs import (
 )
 
 if TYPE_CHECKING:
+    from . import lib
     from ._doctor import Doctor, Health, Remark, doctor
     from ._explain import Explanation, explain
+    from ._ffi import ffi
     from ._preflight import (
         Finding,
         ImageSize,
@@ -80,11 +74,21 @@ if TYPE_CHECKING:
         Verdict,
         preflight,
     )
+    from ._preload import preload
+    from .batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
+    from .cache import CacheState, FeatureCache, feature_cache
+    from .iters import DumpItersResult, Round, UntilSteady, dump_iters
+    from .lazy import LazyPages
     from .manifest import seal, verify
+    from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
+    from .pages import PageServerChild, page_server, page_server_child
+    from .pool import WarmWorkers
+    from .progress import OnProgress, Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheState",
     "CgroupMode",
     "CgroupRoot",
     "CheckResult",
@@ -95,12 +99,15 @@ __all__ = [
     "DeadlineError",
     "Doctor",
     "DumpItersResult",
+    "DumpJob",
     "DumpResult",
     "DumpStatistics",
     "Explanation",
     "ExtMount",
+    "FeatureCache",
     "Features",
     "Finding",
+    "Finished",
     "Health",
     "ImageIOMode",
     "ImageSize",
@@ -133,6 +140,7 @@ __all__ = [
     "Progress",
     "ProtocolError",
     "Remark",
+    "RestoreJob",
     "RestoreResult",
     "RestoreStatistics",
     "Round",
@@ -145,6 +153,7 @@ __all__ = [
     "Verdict",
     "Version",
     "VethPair",
+    "WarmWorkers",
     "Worker",
     "WorkerDiedError",
     "check",
@@ -153,7 +162,9 @@ __all__ = [
     "doctor",
     "dump",
     "dump_iters",
+    "dump_many",
     "explain",
+    "feature_cache",
     "feature_check",
     "ffi",
     "lib",
@@ -164,37 +175,84 @@ __all__ = [
     "page_server_child",
     "pre_dump",
     "preflight",
+    "preload",
     "restore",
     "restore_child",
+    "restore_many",
+    "run_many",
     "seal",
     "verify",
     "version",
 ]
 
 
-# What few programs use is imported when it is asked for.
+# What few programs use is imported when it is asked for: it would take most of the time.
 _LATER = {
+    "CacheState": "cache",
     "Doctor": "_doctor",
+    "DumpItersResult": "iters",
+    "DumpJob": "batch",
     "Explanation": "_explain",
+    "FeatureCache": "cache",
     "Finding": "_preflight",
+    "Finished": "batch",
     "Health": "_doctor",
     "ImageSize": "_preflight",
+    "LazyPages": "lazy",
+    "MigrationMode": "migration",
+    "MigrationResult": "migration",
+    "OnProgress": "progress",
+    "PageServerChild": "pages",
     "Preflight": "_preflight",
     "PreflightError": "_preflight",
+    "Progress": "progress",
     "Remark": "_doctor",
+    "RestoreJob": "batch",
+    "Round": "iters",
     "Severity": "_preflight",
+    "UntilSteady": "iters",
     "Verdict": "_preflight",
+    "WarmWorkers": "pool",
     "doctor": "_doctor",
+    "dump_iters": "iters",
+    "dump_many": "batch",
     "explain": "_explain",
+    "feature_cache": "cache",
+    "ffi": "_ffi",
+    "migrate_in": "migration",
+    "migrate_out": "migration",
+    "page_server": "pages",
+    "page_server_child": "pages",
     "preflight": "_preflight",
+    "preload": "_preload",
+    "restore_many": "batch",
+    "run_many": "batch",
     "seal": "manifest",
     "verify": "manifest",
 }
+_MODULES = (
+    "batch",
+    "cache",
+    "iters",
+    "lazy",
+    "lib",
+    "manifest",
+    "migration",
+    "pages",
+    "pool",
+    "progress",
+)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return __import__(f"{__name__}.{name}", fromlist=[name])
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

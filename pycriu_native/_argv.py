@@ -8,9 +8,9 @@ changes with the release. Facts: CRIU's ``criu/config.c`` and ``criu/crtools.c``
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from . import _rules
+from ._dataclass import replace
 from ._spelling import Takes
 from ._words import SHORT, Opts, Reader, Word, say
 from .enums import Verb

@@ -18,12 +18,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import cast
 
+from ._dataclass import dataclass
 from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
+from ._typing import cast
 from .enums import Notify, Verb
 from .errors import DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from .opts import CriuOpts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-from dataclasses import replace
 from typing import cast
 
+from ._dataclass import replace
 from ._line import Line
 from ._log import LogMark, chatter_lines, diagnose, error_lines
 from ._request import Outcome

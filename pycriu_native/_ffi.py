@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+
+from ._typing import Any
 
 _HINT = """\
 pycriu_native's extension module does not load: {reason}

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Any, Protocol
 
+from ._dataclass import dataclass
+from ._typing import Any, Protocol
 from .values import HasFileno, WireValue, _Item, checked_text, descriptor_number
 
 

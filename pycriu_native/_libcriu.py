@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from typing import Any
 
 from ._ffi import ffi, native
 from ._line import socket_pair, widen
 from ._message import REQUEST_TYPES, Handle, encode
 from ._owned import Owned
+from ._typing import Any
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
 

@@ -82,6 +82,10 @@ class Line:
         """Give back all that is ours."""
         self.hang_up()
 
+    def release(self) -> None:
+        """:meth:`reap`, where nobody cares when the process ends: that may be waited for later."""
+        self.reap()
+
     def let_go(self) -> None:
         """Close what is ours, and leave the process alone: with ``exec_cmd`` it has a new life."""
         self.hang_up()

@@ -7,21 +7,22 @@ options that help. It is read on the first failure, not before.
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from . import errors
+from ._dataclass import dataclass
+from ._typing import TYPE_CHECKING, Any
 from .enums import Verb
 from .errors import CriuError, Diagnosis
+
+if TYPE_CHECKING:
+    import re
 
 LARGEST_EXCERPT = 256 * 1024
 """Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
 
-_ERROR = re.compile(r"Error \(|^Error|BUG at |RPC error")
+_ERROR = r"Error \(|^Error|BUG at |RPC error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,16 @@ def error_lines(text: str, pid: int | None = None) -> list[str]:
     Some causes CRIU calls a warning, or information (``Failure.quiet``): they are among them. One
     that names a process counts for the call's own ``pid`` only: of its children, zombies cause it.
     """
+    import re
+
     quiet = [failure.pattern for failure in failures() if failure.quiet]
     return [
         line.strip()
         for line in text.splitlines()
-        if (_ERROR.search(line) or any(_is_about(pattern.search(line), pid) for pattern in quiet))
+        if (
+            re.search(_ERROR, line)
+            or any(_is_about(pattern.search(line), pid) for pattern in quiet)
+        )
         and not is_benign(line)
     ]
 
@@ -124,6 +130,8 @@ class Failure:
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Failure:
         """An entry as the file has it."""
+        import re  # a call that succeeds does without
+
         error = entry.get("error")
         return cls(
             **{
@@ -137,6 +145,8 @@ class Failure:
 @functools.cache
 def failures() -> tuple[Failure, ...]:
     """All that is known of CRIU's failures; nothing, where the package cannot be read any more."""
+    import json  # a call that succeeds does without
+
     # A plain path needs no further imports: the caller may have changed its root or its user.
     path = os.path.join(os.path.dirname(__file__), "failures.json")
     try:

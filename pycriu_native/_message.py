@@ -7,12 +7,12 @@ descriptors say (``native/message.c``).
 from __future__ import annotations
 
 import os
-from typing import Any, cast
 
 from ._ffi import LIBCRIU_VERSION, ffi, functions, native
 from ._kinds import Shape
 from ._options import Row
 from ._owned import Owned
+from ._typing import Any, cast
 from .errors import CriuError, Problem, UnsupportedError
 from .values import WireValue, _Item
 
@@ -82,6 +82,12 @@ class Handle(Owned):
         if (setter is None or row.repair) and row.wire:
             self.set_wire(row.wire, value)
 
+    def load(self, packed: bytes) -> None:
+        """Put options in that were :meth:`packed` before, in place of those that are there."""
+        if native.pn_load_opts(self.pointer, len(packed), packed):
+            raise MemoryError("no memory for the options")
+        self._message = native.pn_opts_message(self._opts)
+
     def set_wire(self, field: str, value: WireValue) -> None:
         """Set a field by its wire name; a list is appended."""
         set_field(self._message, field, value)
@@ -106,8 +112,10 @@ def setter_for(row: Row, value: WireValue) -> str | None:
     """
     if row.setter is None or row.avoid or not functions()["criu_local_" + row.setter]:
         return None
-    cls = getattr(getattr(row.kind, "item", row.kind), "cls", None)
-    if cls is not None:
+    if isinstance(value, dict | list):
+        cls = getattr(getattr(row.kind, "item", row.kind), "cls", None)
+        if cls is None:
+            return "criu_local_" + row.setter
         items = value if isinstance(value, list) else [value]
         for item in items:
             if not isinstance(item, dict) or not set(item) <= set(cls.SETTER):
@@ -125,9 +133,11 @@ def _argument(value: WireValue | None) -> Any:
 
 def _call_setter(opts: Any, setter: str, row: Row, value: WireValue) -> None:
     function = getattr(native, setter)
-    if row.kind.shape is Shape.ARGV:
+    if type(value) is bool or type(value) is int:
+        calls: list[tuple[Any, ...]] = [(value,)]
+    elif row.kind.shape is Shape.ARGV:
         words = [ffi.new("char[]", os.fsencode(word)) for word in cast(list[str], value)]
-        calls: list[tuple[Any, ...]] = [(len(words), [*words])]
+        calls = [(len(words), [*words])]
     else:
         items = value if isinstance(value, list) else [value]
         calls = [_setter_arguments(row, item) for item in items]

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from enum import Flag as Mask
 from enum import auto
-from typing import NamedTuple
 
 from . import enums, values
+from ._dataclass import dataclass
 from ._kinds import (
     Command,
     Directory,
@@ -55,7 +55,8 @@ class On(Mask):
     ALL = TREE | PAGES | CPUINFO | CHECK
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Row:
     """One option."""
 
     field: str | None

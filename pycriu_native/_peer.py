@@ -131,7 +131,7 @@ def accept(place: Place, opts: CriuOpts, deadline: float | None) -> socket.socke
             try:
                 return _welcome(sock, opts, deadline)
             except (MigrationError, OSError) as error:
-                _chronicle.logger.warning("migration: turned %s away: %s", name, error)
+                _chronicle.warn("migration: turned %s away: %s", name, error)
 
 
 def _listens(sock: socket.socket) -> bool:

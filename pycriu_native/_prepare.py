@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import os
 from contextlib import ExitStack
-from typing import cast
 
 from . import _trust
-from ._kinds import Directory
+from ._kinds import Directory, FileDescriptor
 from ._message import Handle
-from ._options import BY_WIRE
-from ._request import Request, is_inside, log_name
+from ._options import BY_FIELD, BY_WIRE
+from ._request import Request, log_name
+from ._typing import cast
 from .enums import Verb
 from .errors import ImagesError
 from .opts import VERB_MASK, CriuOpts
@@ -24,6 +24,10 @@ one, after its answer or before, to a socket on which nobody may listen any more
 
 CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
 """Verbs that write images, and so make a missing directory for them."""
+
+
+LARGEST_REMEMBERED = 64 * 1024
+"""Bytes of packed options that are kept with them for the next call."""
 
 
 class Directories:
@@ -76,20 +80,30 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         keep.append(fd)
         return {**value, "fd": fd}
 
+    opts = request.opts
     config = lazy_address(request, owned, keep)
-    if config is not None:
-        handle.set(BY_WIRE["config_file"], config)
-    for row, value in request.opts.items():
-        if row.wire == "config_file" and config is not None:
-            continue  # it is in there
-        if isinstance(row.kind, Directory):
-            handle.set(row, directories.opened[row.name])
-        elif row.wire is not None:
+    packed = None if config is not None else opts._remembered.packed
+    if packed is not None:
+        handle.load(packed)
+    else:
+        if config is not None:
+            handle.set(BY_WIRE["config_file"], config)
+        lasting = config is None
+        for row, value in opts.items():
+            if row.wire is None or isinstance(row.kind, Directory):
+                continue
+            if row.wire == "config_file" and config is not None:
+                continue  # it is in there
+            lasting = lasting and not isinstance(row.kind, FileDescriptor)
             handle.set(row, inherited(row.kind.wire(value)))
+        if lasting and not keep and handle.packed_size() <= LARGEST_REMEMBERED:
+            opts._remembered.packed = handle.packed()
+    for field, fd in directories.opened.items():
+        handle.set(BY_FIELD[field], fd)
     if request.verb in VERB_MASK:
         if request.opts.log_file is None and not request.opts.log_to_stderr:
             handle.set(BY_WIRE["log_file"], log_name(request))
-        if not is_inside(request) and request.verb in HEARD:
+        if not request.inside and request.verb in HEARD:
             handle.set_wire("notify_scripts", True)  # who is frozen cannot answer
         if request.sibling:
             handle.set_wire("rst_sibling", True)
@@ -123,7 +137,7 @@ def lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str | N
         if socket <= 2:
             socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
             owned.callback(os.close, socket)
-        keep.append(socket)
+            keep.append(socket)  # under its own number the request names it already
         where = f"ps-socket {socket}\n"
     os.write(fd, text + os.fsencode(where))
     return f"/proc/{os.getpid()}/fd/{fd}"

@@ -64,12 +64,16 @@ class OwnedProcess:
             self._collect()
         self.close()
 
+    def words(self) -> str:
+        """What it has written to its standard output and error by now."""
+        size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
+        return os.pread(self._chatter, size, 0).decode(errors="replace")
+
     def close(self) -> None:
         """Give back what is ours, and leave the process alone."""
         if self.closed:
             return
-        size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
-        self.last_words = os.pread(self._chatter, size, 0).decode(errors="replace")
+        self.last_words = self.words()
         os.close(self._chatter)
         self._chatter = -1
         if self.pidfd >= 0:

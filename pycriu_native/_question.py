@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from inspect import isawaitable, iscoroutine
+from types import CoroutineType
 
 from ._exchange import Hook, Notification
 
@@ -26,7 +26,7 @@ class Question:
         self._asked = True
         try:
             self.returned = returned = self._hook(self._notification)
-            if iscoroutine(returned):
+            if isinstance(returned, CoroutineType):
                 returned.close()
                 raise TypeError("a hook that is a coroutine function needs pycriu_native.aio")
         except BaseException as refusal:
@@ -38,6 +38,8 @@ class Question:
         if self._asked:
             return
         self._asked = True
+        from inspect import isawaitable  # asyncio, on which this runs, has imported it
+
         try:
             returned = self._hook(self._notification)
             self.returned = await returned if isawaitable(returned) else returned

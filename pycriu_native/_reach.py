@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
+from ._dataclass import dataclass
 from ._line import Line, widen
+from ._typing import ClassVar, Protocol
 from .errors import CriuError, Problem, ProgramNotFoundError
 from .values import Descriptor, descriptor_number
 

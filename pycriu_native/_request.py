@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from dataclasses import dataclass
 
+from ._dataclass import dataclass
 from ._exchange import Hook
 from ._line import Line
 from ._reach import Via
@@ -15,7 +16,7 @@ from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What a verb asks for."""
 
@@ -30,6 +31,13 @@ class Request:
     """Restore the root process as a child of ours."""
     keep_line: bool = False
     """Leave the line open for the next request."""
+
+    @functools.cached_property
+    def inside(self) -> bool:
+        """Whether we are in the tree that is to be dumped: CRIU must not be."""
+        if self.verb is not Verb.DUMP:
+            return False
+        return self.pid is None or self.pid in (os.getpid(), *ancestors())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +71,3 @@ class Outcome:
 def log_name(request: Request) -> str:
     """The log's name in the work directory."""
     return request.opts.log_file or f"{request.verb}.log"
-
-
-def is_inside(request: Request) -> bool:
-    """Whether we are in the tree that is to be dumped: CRIU must not be."""
-    if request.verb is not Verb.DUMP:
-        return False
-    return request.pid is None or request.pid in (os.getpid(), *ancestors())

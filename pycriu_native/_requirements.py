@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
 
 from . import _rules, _steering, _trust
 from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
 from ._reach import Via
-from ._request import Request, is_inside
+from ._request import Request
 from ._session import Call
 from ._steering import TRUSTING
 from ._tree import frozen_cgroup, status_of
+from ._typing import Any, cast
 from ._whole import holds_dump
 from .enums import Verb
 from .errors import OptionError, Problem, UnsupportedError
@@ -96,7 +96,7 @@ def _by_images(request: Request) -> Iterator[Problem]:
 
 
 def _by_position(request: Request) -> Iterator[Problem]:
-    if is_inside(request):
+    if request.inside:
         rule = "not in a dump of a tree that the caller is in: it is frozen and cannot answer"
         for name in ("on_notify", "deadline"):
             if getattr(request, name) is not None:

@@ -9,29 +9,42 @@ a word; the rules of runc that are stricter than CRIU's are marked. Facts: CRIU'
 from __future__ import annotations
 
 import fcntl
-import ipaddress
+import functools
 import os
-import re
 import socket
 import stat
 from collections.abc import Callable, Iterator
 
 from ._kinds import Namespaces
+from ._options import TABLE
+from ._typing import TYPE_CHECKING
 from .enums import Verb
 from .errors import OptionError, Problem
 from .opts import VERB_MASK, CriuOpts
 from .values import HasFileno, JoinNamespace, PageServer, descriptor_number
+
+if TYPE_CHECKING:
+    import re
 
 Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 
 
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
-    problems = [problem for rule in _RULES for problem in rule(opts, verb)]
+    rules = _TOUCHING if verb in opts._remembered.sound_for else _RULES
+    problems = [problem for rule in rules for problem in rule(opts, verb)]
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
         problems.insert(0, Problem("pid", pid, "the number of a process is accepted, 1 or more"))
     if problems:
         raise OptionError(problems, verb=str(verb), pid=pid)
+    opts._remembered.sound_for.add(verb)
+
+
+def _matches(pattern: str, text: str) -> re.Match[str] | None:
+    """Whether the whole text, lines and all, has this form."""
+    import re  # it takes long to import, and few options have a form
+
+    return re.fullmatch(pattern, text, re.S)
 
 
 def _together(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem]:
@@ -47,10 +60,17 @@ def _needs(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem
         yield Problem(field, value, f"needs {other}: {why}")
 
 
-def _belongs(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+@functools.cache
+def _foreign(verb: Verb) -> frozenset[str]:
+    """The options that mean nothing to a verb."""
     mask = VERB_MASK[verb]
+    return frozenset(row.name for row in TABLE if not row.on & mask)
+
+
+def _belongs(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    foreign = _foreign(verb)
     for row, value in opts.items():
-        if not row.on & mask:
+        if row.name in foreign:
             known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
             where = " and ".join(known) or "other requests"
             yield Problem(
@@ -171,6 +191,8 @@ def _peer(fd: int) -> str | None:
 
 
 def _is_loopback(address: str) -> bool:
+    import ipaddress  # few calls name an address
+
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -206,6 +228,8 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _is_numeric(address: str | None) -> bool:
+    import ipaddress  # it takes long to import, and few calls serve pages
+
     try:
         ipaddress.ip_address(address or "")
     except ValueError:
@@ -250,8 +274,8 @@ def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     for key in opts.external or ():
-        if not re.fullmatch(
-            r"(file|tty|unix|mnt|dev|net|pid|veth|macvlan|netdev)\[[^\]]*\](:.*)?", key, re.S
+        if not _matches(
+            r"(file|tty|unix|mnt|dev|net|pid|veth|macvlan|netdev)\[[^\]]*\](:.*)?", key
         ):
             yield Problem(
                 "external",
@@ -259,7 +283,7 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
                 "file[..], tty[..], unix[..], mnt[..], dev[..], net[..], pid[..], veth[..], "
                 "macvlan[..] or netdev[..], perhaps with ':value', is accepted; others do nothing",
             )
-        elif re.match(r"mnt\[\]:[^ms]", key):
+        elif _matches(r"mnt\[\]:[^ms].*", key):
             yield Problem("external", key, "after mnt[] only ':m' or ':s' is accepted")
         elif key.startswith("macvlan[") and "]:" not in key:
             yield Problem(
@@ -268,7 +292,7 @@ def _external(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         elif key.startswith("macvlan[") and not _is_interface(key.partition("]:")[2]):
             rule = "an interface that exists in this network namespace is accepted as outside"
             yield Problem("external", key, rule)
-        elif re.match(r"(mnt\[[^\]]+|net\[[^\]]*|pid\[[^\]]*)\]$", key):
+        elif _matches(r"(mnt\[[^\]]+|net\[[^\]]*|pid\[[^\]]*)\]\n?", key):
             yield Problem(
                 "external", key, "needs ':value' after the bracket; CRIU ignores it without"
             )
@@ -307,7 +331,7 @@ def _join_ns(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         if item.extra is not None and item.kind != "user":
             yield Problem("join_ns", item, "an extra option is accepted for user only")
         elif item.extra is not None:
-            numbers = re.fullmatch(r"(\d{0,5}),(\d{0,5})", item.extra)
+            numbers = _matches(r"(\d{0,5}),(\d{0,5})", item.extra)
             if not numbers or any(int(n or 0) > 65535 for n in numbers.groups()):
                 rule = "UID,GID, each up to 65535, is accepted as extra option"
                 yield Problem("join_ns", item, rule)
@@ -344,14 +368,16 @@ def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _forms(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    if opts.lsm_profile is not None and not re.match(r"(apparmor|selinux|none):", opts.lsm_profile):
+    if opts.lsm_profile is not None and not _matches(
+        r"(apparmor|selinux|none):.*", opts.lsm_profile
+    ):
         yield Problem(
             "lsm_profile",
             opts.lsm_profile,
             "'apparmor:NAME', 'selinux:LABEL' or 'none:' is accepted",
         )
     for option in opts.plugin_options or ():
-        if not re.fullmatch(r"(?!-)[^.=]+\.[^=]+(=.*)?", option, re.S):
+        if not _matches(r"(?!-)[^.=]+\.[^=]+(=.*)?", option):
             yield Problem("plugin_options", option, "PLUGIN.NAME or PLUGIN.NAME=VALUE is accepted")
     for pair in opts.veth_pairs or ():
         wire = pair.wire()  # type: ignore[union-attr]
@@ -377,3 +403,15 @@ _RULES: tuple[Rule, ...] = (
     _contradictions,
     _forms,
 )
+"""All of them, in the order in which problems are told."""
+
+_TOUCHING: tuple[Rule, ...] = (
+    _directories,
+    _descriptors,
+    _parent_image,
+    _status_fd,
+    _tls,
+    _files,
+    _join_ns,
+)
+"""Those that look at files and descriptors, which can change from call to call."""

@@ -9,32 +9,32 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import replace
-from typing import Protocol
 
 from . import _chronicle, _stats, _whole
+from ._dataclass import replace
 from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
-from ._failure import explain_failure
+from ._ffi import native
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
 from ._log import LogMark
 from ._message import Handle
-from ._prepare import CREATING, Directories, fill
+from ._prepare import Directories, fill
 from ._question import Question
-from ._request import Outcome, Request, is_inside, log_name
+from ._request import Outcome, Request, log_name
 from ._tree import end_processes, wait_until_gone
-from ._undo_lock import free_connections
+from ._typing import Protocol, cast
 from ._whole import Unfinished
 from .enums import Verb
-from .errors import CriuError, ProtocolError, WorkerDiedError
+from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
+
+STDIN = 0
 
 UNTIL_REAPED = 5.0
 """Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
@@ -134,7 +134,7 @@ class Call:
     # ---- the call's thread ----
 
     def _body(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+        native.pn_block_signals()  # Python's own function takes half a millisecond
         try:
             self._outcome = self._run()
         except BaseException as error:
@@ -170,8 +170,10 @@ class Call:
                 if directories.log is None
                 else LogMark.take(directories.log, log_name(request))
             )
+            if request.opts.shell_job or request.opts.exec_cmd is not None:
+                keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
             line = request.via.connect(
-                keep, outside=is_inside(request), private=request.verb in CREATING
+                keep, outside=request.inside, private=request.verb is not Verb.RESTORE
             )
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
@@ -193,8 +195,10 @@ class Call:
                 owner.pop_all()
             elif result >= 0 and request.opts.exec_cmd is not None:
                 line.let_go()
+            elif result >= 0 and request.verb is not Verb.RESTORE:
+                line.release()
             else:
-                line.reap()
+                line.reap()  # until CRIU has ended it is the parent of what it has restored
             outcome = Outcome(
                 result=result,
                 answer=answer,
@@ -223,6 +227,8 @@ class Call:
             )
             if failure is not None:
                 raise failure
+            if request.verb in (Verb.DUMP, Verb.RESTORE):
+                _chronicle.advise()
             return replace(outcome, gone=self._wait_until_gone(outcome.tree))
 
     def _undone(
@@ -238,11 +244,19 @@ class Call:
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         elif request.verb is Verb.DUMP and request.opts.lazy_pages:
+            from ._undo_lock import free_connections  # a rare end
+
             free_connections(exchange.tree)
         if exchange.stopped_by is None:
-            return explain_failure(
-                request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
-            )
+            try:
+                from ._failure import explain_failure  # a call that succeeds does without
+
+                return explain_failure(
+                    request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
+                )
+            except (ImportError, OSError):
+                # The caller has changed its root or its user since: see preload().
+                return _unexplained(request, outcome, mark, lost)
         if lost is not None:
             exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
         return exchange.stopped_by
@@ -275,7 +289,7 @@ def _watch_over(request: Request, directories: Directories, owned: ExitStack) ->
         return None
     if request.verb is Verb.RESTORE:
         _whole.check(directories.images, request.opts)
-    if request.verb not in (Verb.DUMP, Verb.PRE_DUMP) or is_inside(request):
+    if request.verb not in (Verb.DUMP, Verb.PRE_DUMP) or request.inside:
         return None
     try:
         unfinished = Unfinished(directories.images)
@@ -303,6 +317,27 @@ def _converse(
         except (WorkerDiedError, ProtocolError) as lost:
             return -1, {}, lost
         return call.finish(data), answer, None
+
+
+def _unexplained(
+    request: Request, outcome: Outcome, mark: LogMark | None, lost: CriuError | None
+) -> CriuError:
+    """The error for a failure whose explanation cannot be loaded: CRIU's own words."""
+    said = (mark.text() if mark is not None else "") + outcome.chatter
+    lines = [line.strip() for line in said.splitlines() if "Error" in line]
+    errno = cast(int, outcome.answer.get("cr_errno", 0))
+    why = str(lost) if lost is not None else lines[0] if lines else os.strerror(errno)
+    kind = type(lost) if lost is not None else BY_ERRNO.get(errno, CriuError)
+    return kind(
+        f"{request.verb} failed: {why} (what is known of it cannot be loaded any more: see "
+        "pycriu_native.preload)",
+        verb=str(request.verb),
+        pid=request.pid,
+        code=outcome.result,
+        errno=errno,
+        log=outcome.log,
+        lines=lines,
+    )
 
 
 def _statistics(

@@ -7,7 +7,6 @@ fields that it holds are varints.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 
 from .results import DumpStatistics, RestoreStatistics
@@ -66,13 +65,13 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
     with open(fd, "rb") as file:
         data = file.read(LARGEST)
     try:
-        service, stats, size = struct.unpack_from("<III", data)
+        service, stats, size = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4, 8))
         if (service, stats) != (SERVICE_MAGIC, STATS_MAGIC):
             return None
         for key, value in message_fields(data[12 : 12 + size]):
             if key == number and isinstance(value, bytes):
                 return {k: v for k, v in message_fields(value) if isinstance(v, int)}
-    except (struct.error, ValueError):
+    except ValueError:
         pass
     return None
 

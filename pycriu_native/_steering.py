@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from . import _trust
 from ._reach import Via
 from ._spawn import FIXED_ENVIRONMENT
-from ._worker import Worker
+from ._worker import worker_of
 from .errors import Problem
 from .opts import CriuOpts
 
@@ -34,9 +34,10 @@ TRUSTING = "Worker(trusting=True) takes it as it is"
 def configuration(via: Via) -> Iterator[tuple[str, str]]:
     """The configuration files that CRIU looks for before the request, and why it does."""
     yield GLOBAL_FILE, "every CRIU on this system"
-    if not isinstance(via, Worker):
+    worker = worker_of(via)
+    if worker is None:
         return  # its environment is not ours to see
-    environment = {**FIXED_ENVIRONMENT, **via.env}
+    environment = {**FIXED_ENVIRONMENT, **worker.env}
     yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
     if ENVIRONMENT in environment:
         yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
@@ -69,18 +70,19 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
         why = _why_not(path)
         if why is not None:
             yield Problem("config_file", path, f"{why}, and what it says wins; {TRUSTING}")
-    if not isinstance(via, Worker):
+    worker = worker_of(via)
+    if worker is None:
         return
     for path, reader in configuration(via):
         why = _why_not(path)
         if why is not None:
             rule = f"CRIU reads {path} ({reader}), but {why}; {TRUSTING}"
             yield Problem("via", via, rule)
-    for path in _plugins(via.env):
+    for path in _plugins(worker.env):
         why = _why_not(path)
         if why is not None:
             yield Problem("via", via, f"CRIU loads plugins from {path}, but {why}; {TRUSTING}")
-    for path in _cache(opts, via.env):
+    for path in _cache(opts, worker.env):
         why = _why_not(path)
         if why is not None:
             yield Problem("via", via, f"CRIU believes what is in {path}, but {why}; {TRUSTING}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import signal
 import time
@@ -15,14 +14,16 @@ def frozen_cgroup(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/cgroup") as file:
             name = next((line[3:].strip() for line in file if line.startswith("0::")), None)
-        with open("/proc/self/mountinfo") as file:
+        if name in (None, "/"):
+            return None  # the root has no events, and cannot be frozen
+        with open("/proc/self/mountinfo") as file:  # it can be long
             mount = next((line.split()[4] for line in file if " - cgroup2 " in line), None)
-        if name is None or mount is None:
+        if mount is None:
             return None
         with open(f"{mount}{name}/cgroup.events") as file:
             return mount + name if "frozen 1" in file.read() else None
     except OSError:
-        return None  # gone, or the root of the hierarchy, which has no events
+        return None  # gone
 
 
 LISTENING = "0A"
@@ -78,6 +79,8 @@ def _find_listener(port: int) -> int | None:
                 _, local, _, state, *_, inode = line.split()[:10]
                 if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
                     inodes.add(f"socket:[{inode}]")
+    import glob  # it is wanted here only, and takes long to import
+
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # closed meanwhile
             if os.readlink(link) in inodes:

@@ -58,7 +58,7 @@ def _drop_tables(pid: int) -> None:
             if str(table.get("name", "")).startswith("CRIU-"):
                 _run([*enter, "delete", "table", table["family"], table["name"]])
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        _chronicle.logger.warning("CRIU's network lock was not taken away: %s", error)
+        _chronicle.warn("CRIU's network lock was not taken away: %s", error)
 
 
 def _run(words: list[str]) -> str:

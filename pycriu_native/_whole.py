@@ -17,13 +17,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
-from typing import NoReturn
 
 from ._stats import message_fields
+from ._typing import TYPE_CHECKING
 from .enums import Verb
 from .errors import ImagesError
 from .opts import CriuOpts
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 UNFINISHED = "pycriu-native.unfinished"
 """The name of the mark. A dump under way holds a lock on it."""
@@ -37,11 +39,25 @@ MOVING = "pycriu-native.moving"
 LARGEST = 16 * 2**20
 """Bytes of one image that are read to judge it."""
 
-FRAMED = re.compile(
-    r"(files|seccomp|cgroup|filelocks|remap-fpath|tty-info|timerfd|inetsk|unixsk|eventfd|"
-    r"(ids|fdinfo|creds|mountpoints|utsns|userns|pidns|timens|netns)-\d+)\.img"
+FRAMED = frozenset(
+    [
+        "files",
+        "seccomp",
+        "cgroup",
+        "filelocks",
+        "remap-fpath",
+        "tty-info",
+        "timerfd",
+        "inetsk",
+        "unixsk",
+        "eventfd",
+    ]
 )
-"""Images that are nothing but messages; others have data behind or between them."""
+FRAMED_EACH = frozenset(
+    ["ids", "fdinfo", "creds", "mountpoints", "utsns", "userns", "pidns", "timens", "netns"]
+)
+"""Images that are nothing but messages, of all and of one process or namespace, whose number is
+behind a dash; others have data behind or between them."""
 
 DEEPEST = 200
 """Parents of parents: more are a loop."""
@@ -233,7 +249,7 @@ def _check(directory: int, *, lazy: bool) -> None:
         images.read(f"mm-{pid}.img")
         if not lazy:
             _check_pages(images, pid)
-    for name in filter(FRAMED.fullmatch, sorted(images.names)):
+    for name in filter(_is_framed, sorted(images.names)):
         images.walk(name)  # CRIU writes buffers: the last may be missing, or a file be empty
     _check_parents(directory)
 
@@ -364,6 +380,12 @@ def _numbers(message: bytes) -> dict[int, list[int]]:
             if isinstance(value, int):
                 found.setdefault(field, []).append(value)
     return found
+
+
+def _is_framed(name: str) -> bool:
+    stem, _, ending = name.partition(".")
+    kind, _, number = stem.rpartition("-")
+    return ending == "img" and (stem in FRAMED or (kind in FRAMED_EACH and number.isdigit()))
 
 
 def _is_dead(core: bytes) -> bool:

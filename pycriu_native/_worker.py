@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import ClassVar
 
+from ._dataclass import dataclass, field
 from ._line import Line, above_stdio, socket_pair, widen
 from ._process import OwnedProcess
 from ._program import find_program
 from ._spawn import spawn
+from ._typing import ClassVar
 from .errors import Problem
 from .values import Descriptor, descriptor_number
 
@@ -25,6 +25,9 @@ class WorkerLine(Line):
 
     def __init__(self, sock: socket.socket, process: OwnedProcess, program: str) -> None:
         super().__init__(sock, program=program)
+        self.later: Callable[[OwnedProcess], None] | None = None
+        """Who is told when the process is done with, and reaps it if it was released."""
+        self._released = False
         self.pid = process.pid
         self.pidfd = process.pidfd
         self._process = process
@@ -37,14 +40,33 @@ class WorkerLine(Line):
 
     def reap(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
+        if self._released:
+            return
         self.hang_up()
         self._process.reap(PATIENCE)
         self._remember()
+        self._hand_over()
+
+    def release(self) -> None:
+        if self.later is None:
+            self.reap()
+            return
+        self.hang_up()
+        self.last_words = self._process.words()
+        self.pidfd = -1
+        self._released = True
+        self._hand_over()
 
     def let_go(self) -> None:
         self.hang_up()
         self._process.close()
         self._remember()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        later, self.later = self.later, None
+        if later is not None:
+            later(self._process)
 
     def _remember(self) -> None:
         self.status = self._process.status
@@ -99,27 +121,9 @@ class Worker:
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program, trusting=self.trusting)
-        ours, theirs = socket_pair()
-        with theirs, ExitStack() as undo:
-            undo.enter_context(ours)
-            chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-            undo.callback(os.close, chatter)
-            widen(ours)
-            end = theirs.fileno()
-            pid, pidfd = spawn(
-                (program, "swrk", str(end)),
-                env=self.env,
-                stdin=self._input(),
-                output=chatter,
-                keep=[end, *keep],
-                outside=outside,
-                private=private,
-            )
-            undo.pop_all()
-        if outside:
-            os.close(pidfd)
-            pidfd = -1
-        return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)
+        return start_worker(
+            program, self.env, self._input(), keep, outside=outside, private=private
+        )
 
     def _input(self) -> int:
         fd = 0 if self.stdin is None else descriptor_number(self.stdin)
@@ -130,3 +134,42 @@ class Worker:
                 raise
             return -1
         return fd
+
+
+def worker_of(via: object) -> Worker | None:
+    """The worker that ``via`` starts, if it starts one of ours."""
+    found = via if isinstance(via, Worker) else getattr(via, "worker", None)
+    return found if isinstance(found, Worker) else None
+
+
+def start_worker(
+    program: str,
+    env: Mapping[str, str],
+    stdin: int,
+    keep: Sequence[int] = (),
+    *,
+    outside: bool = False,
+    private: bool = False,
+) -> WorkerLine:
+    """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
+    ours, theirs = socket_pair()
+    with theirs, ExitStack() as undo:
+        undo.enter_context(ours)
+        chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+        undo.callback(os.close, chatter)
+        widen(ours)
+        end = theirs.fileno()
+        pid, pidfd = spawn(
+            (program, "swrk", str(end)),
+            env=env,
+            stdin=stdin,
+            output=chatter,
+            keep=[end, *keep],
+            outside=outside,
+            private=private,
+        )
+        undo.pop_all()
+    if outside:
+        os.close(pidfd)
+        pidfd = -1
+    return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)

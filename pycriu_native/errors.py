@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+
+from ._dataclass import dataclass, field
+from ._typing import Any
 
 __all__ = [
     "CriuError",

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 from . import verbs
+from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._reach import Via
 from .errors import OptionError, Problem

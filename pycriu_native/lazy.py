@@ -17,9 +17,9 @@ import contextlib
 import os
 import select
 import signal
-from dataclasses import replace
 
 from . import _requirements
+from ._dataclass import replace
 from ._line import above_stdio
 from ._log import LogMark, chatter_lines, diagnose, error_lines
 from ._owned import Owned

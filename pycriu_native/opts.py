@@ -8,13 +8,13 @@ the docstrings are from CRIU's man page and ``criu/cr-service.c`` unless they sa
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
 
-from ._options import BY_FIELD, TABLE, On, Row
+from ._dataclass import dataclass, replace
+from ._options import BY_FIELD, On, Row
+from ._typing import TYPE_CHECKING, Any, Self
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, PreDumpMode, Verb
 from .errors import OptionError, Problem
 from .values import (
@@ -48,7 +48,19 @@ VERB_MASK: dict[Verb, On] = {
 """The verbs that take options, as the table names them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Remembered:
+    """What was worked out for a value of options, so that its next call need not."""
+
+    __slots__ = ("packed", "sound_for")
+
+    def __init__(self) -> None:
+        self.sound_for: set[Verb] = set()
+        """The verbs whose rules on the options alone they have passed."""
+        self.packed: bytes | None = None
+        """What libcriu made of them, but for what a call adds."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CriuOpts:
     """The options of a dump, pre-dump or restore.
 
@@ -270,22 +282,18 @@ class CriuOpts:
     """Options of plugins: ``"PLUGIN.NAME"`` or ``"PLUGIN.NAME=VALUE"``. CRIU 4.3."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for row in TABLE:
-            if row.field is None:
-                continue
-            value = getattr(self, row.field)
+        fields = vars(self)
+        problems = {}
+        for field, value in list(fields.items()):
             if value is None:
+                del fields[field]  # unset is unset, whether it was said or not
                 continue
             try:
-                parsed = row.kind.parse(value)
+                fields[field] = BY_FIELD[field].kind.parse(value)
             except ValueError as problem:
-                problems.append(Problem(row.field, value, str(problem)))
-                continue
-            if parsed is not value:
-                object.__setattr__(self, row.field, parsed)
+                problems[field] = Problem(field, value, str(problem))
         if problems:
-            raise OptionError(problems)
+            raise OptionError([problems[field] for field in BY_FIELD if field in problems])
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{row.field}={value!r}" for row, value in self.items())
@@ -293,11 +301,16 @@ class CriuOpts:
 
     def items(self) -> Iterator[tuple[Row, Any]]:
         """The fields that are set, as table row and value, in the table's order."""
-        for row in TABLE:
-            if row.field is not None:
-                value = getattr(self, row.field)
-                if value is not None:
-                    yield row, value
+        return iter(self._items)
+
+    @functools.cached_property
+    def _items(self) -> tuple[tuple[Row, Any], ...]:
+        fields = vars(self)
+        return tuple((row, fields[field]) for field, row in BY_FIELD.items() if field in fields)
+
+    @functools.cached_property
+    def _remembered(self) -> Remembered:
+        return Remembered()
 
     @classmethod
     def for_process(
@@ -324,7 +337,7 @@ class CriuOpts:
         """
         mask = VERB_MASK[Verb(verb)]
         foreign = {row.name: None for row, _ in self.items() if not row.on & mask}
-        return dataclasses.replace(self, **foreign) if foreign else self
+        return replace(self, **foreign) if foreign else self
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, in plain values: strings, numbers, booleans, lists, mappings.

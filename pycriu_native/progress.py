@@ -132,8 +132,8 @@ class _Teller:
                 self._tell()
             if self.well:
                 self._tell(last=True)
-        except Exception:
-            _chronicle.logger.exception("on_progress raised, and is not called again")
+        except Exception as error:
+            _chronicle.warn("on_progress raised, and is not called again", error=error)
 
     def _tell(self, *, last: bool = False) -> None:
         phase, done, total = self._measure()

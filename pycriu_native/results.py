@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import select
-from dataclasses import dataclass, field
+
+from ._dataclass import dataclass, field
 
 __all__ = [
     "CheckResult",

@@ -8,9 +8,11 @@ that libcriu's setter takes, in its order.
 from __future__ import annotations
 
 import os
+from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Protocol, Self, runtime_checkable
+
+from ._dataclass import dataclass, field
+from ._typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 __all__ = [
     "CgroupRoot",
@@ -28,11 +30,22 @@ WireValue = bool | int | str | dict[str, "WireValue"] | list["WireValue"]
 """A wire field's value in neutral form: what goes into a message, and what is read back."""
 
 
-@runtime_checkable
-class HasFileno(Protocol):
-    """An open file, socket, or anything else that owns a descriptor."""
+if TYPE_CHECKING:
+    from typing import runtime_checkable
 
-    def fileno(self) -> int: ...
+    @runtime_checkable
+    class HasFileno(Protocol):
+        """An open file, socket, or anything else that owns a descriptor."""
+
+        def fileno(self) -> int: ...
+else:
+
+    class HasFileno(ABC):  # noqa: B024
+        """An open file, socket, or anything else that owns a descriptor."""
+
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            return hasattr(other, "fileno")
 
 
 Descriptor = int | HasFileno
@@ -41,7 +54,7 @@ Descriptor = int | HasFileno
 
 def descriptor_number(value: object) -> int:
     """The number of a descriptor, refused when it is none."""
-    if isinstance(value, HasFileno):
+    if not isinstance(value, int) and isinstance(value, HasFileno):
         value = value.fileno()
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("a descriptor's number or an object with fileno() is accepted")
@@ -113,8 +126,7 @@ class _Item:
 
     def to_plain(self) -> dict[str, object]:
         """The fields that are set, as a plain mapping; ``parse`` takes it back."""
-        named = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {name: value for name, value in named.items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def _keep_text(item: _Item, field: str, what: str, *, empty: bool = False) -> None:

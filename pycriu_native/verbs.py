@@ -25,12 +25,11 @@ Synchronization: every verb may be called on any number of threads at the same t
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
-from dataclasses import replace
-from typing import Any, TypeVar
 
 from . import _requirements
+from ._dataclass import replace
 from ._exchange import Hook
 from ._ffi import LIBCRIU_VERSION
 from ._log import is_benign
@@ -38,10 +37,10 @@ from ._options import On
 from ._reach import Via
 from ._request import Outcome, Request
 from ._session import Call
+from ._typing import TYPE_CHECKING, Any, TypeVar
 from ._worker import Worker
 from .enums import Verb
 from .opts import CriuOpts
-from .progress import OnProgress, observing
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -52,6 +51,9 @@ from .results import (
     RestoreStatistics,
     Version,
 )
+
+if TYPE_CHECKING:
+    from .progress import OnProgress
 
 __all__ = [
     "check",
@@ -94,7 +96,7 @@ def dump(
     """
     request = dump_request(pid, opts, via, on_notify, deadline)
     call = Call(request)
-    with observing(on_progress, call):
+    with _observed(on_progress, call):
         return dump_result(request, call.wait())
 
 
@@ -181,7 +183,7 @@ def restore(
     """
     request = restore_request(opts, via, on_notify, deadline)
     call = Call(request)
-    with observing(on_progress, call):
+    with _observed(on_progress, call):
         return restore_result(request, call.wait())
 
 
@@ -200,7 +202,7 @@ def restore_child(
     """
     request = restore_request(opts, via, on_notify, deadline, sibling=True)
     call = Call(request)
-    with observing(on_progress, call):
+    with _observed(on_progress, call):
         return restore_result(request, call.wait())
 
 
@@ -239,6 +241,8 @@ def check(
     ``opts`` are needed for ``unprivileged`` and for the options of the log only; without an
     images directory, CRIU gets one that goes when it has answered.
     """
+    import tempfile  # it takes long to import, and the other verbs do without
+
     chosen = CriuOpts() if opts is None else opts
     with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
         if chosen.images_directory is None and chosen.images_dir is None:
@@ -297,6 +301,16 @@ def libcriu_version() -> Version:
 def feature_check(*, via: Via | None = None, deadline: float | None = None) -> Features:
     """What this kernel and this CRIU can do together."""
     return _requirements.ask_features(via or Worker(), deadline)
+
+
+def _observed(
+    on_progress: OnProgress | None, call: Call
+) -> contextlib.AbstractContextManager[None]:
+    if on_progress is None:
+        return contextlib.nullcontext()
+    from .progress import observing  # few calls are watched
+
+    return observing(on_progress, call)
 
 
 def _checked(

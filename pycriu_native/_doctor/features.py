@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from .. import _requirements
 from .._line import above_stdio
 from .._process import OwnedProcess
-from .._program import find_program
 from .._reach import Via
 from .._spawn import spawn
-from .._worker import Worker
+from .._worker import Worker, worker_of
 from ..errors import CriuError
 from .values import Health, Remark
 
@@ -189,11 +188,12 @@ BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store
 
 def look(via: Via) -> Iterator[Remark]:
     """Each feature."""
-    if not isinstance(via, Worker):
+    worker = worker_of(via)
+    if worker is None:
         yield from _by_request(via)
         return
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = pool.map(lambda name: _asked(via, name), FEATURES)
+        answers = pool.map(lambda name: _asked(worker, name), FEATURES)
         for name, answer in zip(FEATURES, answers, strict=True):
             if answer is not None:
                 yield _remark(name, answer)
@@ -214,7 +214,7 @@ def _asked(via: Worker, name: str) -> bool | None:
     """Whether the kernel has a feature; None if this CRIU cannot tell."""
     chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
-        words = [find_program(via.program), "check", "--feature", name]
+        words = [via.name(), "check", "--feature", name]
         pid, pidfd = spawn(words, env=via.env, stdin=-1, output=chatter, keep=())
     except CriuError:
         os.close(chatter)

@@ -11,7 +11,7 @@ from .. import _requirements
 from .._ffi import LIBCRIU_VERSION
 from .._overrides import configuration_files
 from .._reach import Via
-from .._worker import Worker
+from .._worker import worker_of
 from ..errors import CriuError
 from ..opts import CriuOpts
 from ..results import Version
@@ -200,8 +200,9 @@ def _configuration(via: Via) -> Iterator[Remark]:
     title = "configuration files"
     found = [file for file in configuration_files(CriuOpts(), via) if file.settings]
     if not found:
-        health = Health.GOOD if isinstance(via, Worker) else Health.INFO
-        value = "none" if isinstance(via, Worker) else "those of another process are not seen"
+        seen = worker_of(via) is not None
+        health = Health.GOOD if seen else Health.INFO
+        value = "none" if seen else "those of another process are not seen"
         yield Remark(id="configuration", group="criu", title=title, health=health, value=value)
     for file in found:
         yield Remark(

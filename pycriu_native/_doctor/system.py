@@ -11,7 +11,7 @@ from .._preflight.tree import link, read
 from .._program import SEARCH_PATH
 from .._reach import Via
 from .._tree import status_of
-from .._worker import Worker
+from .._worker import worker_of
 from .values import Health, Remark
 
 LAZY_PIPE = 4194304
@@ -23,7 +23,8 @@ FIRST = {"pid": 4026531836, "user": 4026531837}
 
 def look(via: Via) -> Iterator[Remark]:
     """All of it."""
-    path = via.env.get("PATH", SEARCH_PATH) if isinstance(via, Worker) else SEARCH_PATH
+    worker = worker_of(via)
+    path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
     yield from _network_tools(path)
     yield from _tools(path)
     yield _cgroups()

@@ -13,7 +13,7 @@ from dataclasses import replace
 from .. import _requirements, _rules
 from .._overrides import configuration_files
 from .._program import SEARCH_PATH
-from .._worker import Worker
+from .._worker import worker_of
 from ..enums import NetworkLock, Verb
 from ..errors import CriuError, PermissionDeniedError, ProgramError
 from ..opts import CriuOpts
@@ -191,9 +191,8 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
 def _network_lock(scene: Scene) -> Iterator[Finding]:
     if not scene.opts.tcp_established or scene.opts.network_lock is not NetworkLock.IPTABLES:
         return
-    path = SEARCH_PATH
-    if isinstance(scene.via, Worker):
-        path = scene.via.env.get("PATH", path)
+    worker = worker_of(scene.via)
+    path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
     if shutil.which("iptables-restore", path=path) is None:
         yield stops(
             "network-lock",

@@ -101,3 +101,11 @@ int pn_call_join(struct pn_call *call)
 	free(call);
 	return result;
 }
+
+void pn_block_signals(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+}

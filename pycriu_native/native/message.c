@@ -67,6 +67,17 @@ int pn_free_opts(criu_opts *opts)
 	return 0;
 }
 
+int pn_load_opts(criu_opts *opts, size_t length, const uint8_t *data)
+{
+	void *loaded = pn_unpack(PN_OPTS, length, data);
+
+	if (!loaded)
+		return -ENOMEM;
+	pn_free(*(void **)opts);
+	*(void **)opts = loaded;
+	return 0;
+}
+
 void *pn_new(int type)
 {
 	return new_message(descriptor_of(type));

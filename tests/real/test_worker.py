@@ -486,8 +486,9 @@ if len(sys.argv) == 5:  # again, without what is no longer allowed
     for number in eval(sys.argv[3]):
         assert ctypes.CDLL(None).prctl(24, number, 0, 0, 0) == 0  # PR_CAPBSET_DROP
     os.execv(sys.executable, [*sys.orig_argv, "dropped"])
-from pycriu_native import CriuOpts, CriuError, dump
+from pycriu_native import CriuOpts, CriuError, dump, preload
 pid, images, uid = int(sys.argv[1]), sys.argv[2], int(sys.argv[4])
+preload()
 if uid:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
@@ -541,3 +542,31 @@ def test_another_user(spawn: Spawn) -> None:
         told = _without(target, images, uid=65534)
         assert told.startswith("PermissionDeniedError True"), told
         assert not list(images.glob("core-*.img"))
+
+
+NOTHING_TO_LOAD = """
+import sys
+from pycriu_native import CriuError, CriuOpts, dump
+if len(sys.argv) > 2:
+    from pycriu_native import preload
+    preload()
+# As for a program that has changed its root, or become a user who cannot read the modules.
+sys.modules.setdefault("re", None)
+try:
+    dump(2**22 - 1, CriuOpts(images_directory=sys.argv[1]))
+except CriuError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_where_nothing_can_be_loaded(images: Path, loaded: bool) -> None:
+    """A failure is CRIU's and no failed import, and it is explained where preload was called."""
+    words = [str(images), *(["loaded"] if loaded else [])]
+    command = [sys.executable, "-c", NOTHING_TO_LOAD, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    if loaded:
+        assert done.stdout.startswith("NoSuchProcessError dump of pid ")
+    else:
+        assert done.stdout.startswith(("CriuError dump", "NoSuchProcessError dump")), done.stdout
+        assert "see pycriu_native.preload" in done.stdout

@@ -6,7 +6,6 @@ Questions, answers and exceptions are pickled.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import itertools
@@ -15,19 +14,17 @@ import pickle
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest import mock
 
 from pycriu_native import CriuOpts, Notification, UnsupportedError, _requirements, ffi, lib
 from pycriu_native._direct import DirectCall
 from pycriu_native._ffi import functions, native
 from pycriu_native._libcriu import LIBCRIU_VERBS, LibcriuCall
 from pycriu_native._message import Handle, read
-from pycriu_native._options import TABLE
 from pycriu_native._prepare import Directories, fill
 from pycriu_native._request import Request
 from pycriu_native._session import Call
@@ -55,18 +52,26 @@ class Filled:
 
 
 def filled(
-    opts: CriuOpts, verb: Verb, pid: int | None = None, sibling: bool = False, shuffle: int = 0
+    opts: CriuOpts,
+    verb: Verb,
+    pid: int | None = None,
+    sibling: bool = False,
+    shuffle: int = 0,
+    turns: int = 1,
 ) -> Filled:
     """Put options into a handle, unchecked, and make a request of it.
 
-    ``shuffle``: in another order than the table's, which this number chooses.
+    ``shuffle``: in another order than the table's, which this number chooses. ``turns``: so many
+    times, and the last is what is returned; all but the first can build on the one before.
     """
+    asked = _in_another_order(opts, shuffle) if shuffle else opts
+    for _ in range(turns - 1):
+        filled(opts, verb, pid, sibling)
     with ExitStack() as owned:
-        request = Request(verb=verb, opts=opts, pid=pid, via=ScriptedCriu(), sibling=sibling)
+        request = Request(verb=verb, opts=asked, pid=pid, via=ScriptedCriu(), sibling=sibling)
         directories = Directories(opts, verb, owned)
         handle = owned.enter_context(Handle())
-        with _in_order(shuffle):
-            keep = fill(handle, request, directories, owned)
+        keep = fill(handle, request, directories, owned)
         made = LibcriuCall(verb, handle) if verb in LIBCRIU_VERBS else DirectCall(verb, handle)
         with made as call:
             sent = call.request()
@@ -95,13 +100,13 @@ def leaked(opts: CriuOpts, verb: Verb, pid: int, times: int) -> int:
     return min(after - before for before, after in itertools.pairwise(taken))
 
 
-@contextlib.contextmanager
-def _in_order(shuffle: int) -> Iterator[None]:
-    rows = list(TABLE)
-    if shuffle:
-        random.Random(shuffle).shuffle(rows)
-    with mock.patch("pycriu_native.opts.TABLE", tuple(rows)):
-        yield
+def _in_another_order(opts: CriuOpts, shuffle: int) -> CriuOpts:
+    """The same options, which nobody has applied yet, and whose fields come otherwise."""
+    again = replace(opts)
+    items = list(again.items())
+    random.Random(shuffle).shuffle(items)
+    vars(again)["_items"] = tuple(items)
+    return again
 
 
 @dataclass(frozen=True)

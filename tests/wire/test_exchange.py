@@ -89,7 +89,8 @@ class Play:
 
     def restore(self, *steps: Step | list[Step], **more: Any) -> Any:
         """A restore with this script."""
-        write_images(self.images)
+        if not (self.images / "inventory.img").exists():
+            write_images(self.images)
         return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
 
     def heard(self) -> list[Any]:
@@ -110,6 +111,7 @@ def play(tmp_path: Path) -> Play:
     program.chmod(0o755)
     images = tmp_path / "images"
     images.mkdir()
+    write_images(images)
     return Play(program, images)
 
 

@@ -91,6 +91,8 @@ def expect(
         assert isinstance(opts.page_server, PageServer)
         server = opts.page_server
         said = f"address {server.address}\nport {server.port}\n"
+        if server.fd is not None:
+            said = f"ps-socket {sent['opts']['ps']['fd']}\n"
         assert directories["config_file"].endswith(said)
         wanted["config_file"] = sent["opts"]["config_file"]
     return wanted
@@ -136,6 +138,13 @@ def test_what_is_sent_is_what_the_options_say(
 
     again = peer.ask(asked.filled, opts, verb, pid, sibling)
     assert again.request == filled.request
+    remembered = peer.ask(asked.filled, opts, verb, pid, sibling, turns=2)
+    decoded = judge.decode(remembered.request)
+    assert decoded == {
+        **request,
+        "opts": expect(opts, verb, pid, remembered.directories, decoded, sibling),
+    }
+    assert sorted(remembered.keep) == sorted(filled.keep)
     shuffled = peer.ask(asked.filled, opts, verb, pid, sibling, shuffle=len(filled.request))
     assert shuffled.request == filled.request
     assert shuffled.read == filled.read

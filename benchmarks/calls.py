@@ -1,0 +1,199 @@
+"""One call by each way of making it, and where its time goes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pycriu_native import (
+    CriuOpts,
+    WarmWorkers,
+    Worker,
+    _exchange,
+    _libcriu,
+    _requirements,
+    _session,
+    _worker,
+    dump,
+    version,
+)
+from pycriu_native._program import find_program
+
+from .common import Row, Target, criu, in_turns, main, note, plain, pycriu, row, scratch, timed
+
+PYCRIU = """
+import os, sys, time, pycriu
+program, pid, directory, times = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+images = os.open(directory, os.O_RDONLY)
+for _ in range(times):
+    started = time.perf_counter()
+    criu = pycriu.criu()
+    criu.use_binary(program)
+    criu.opts.images_dir_fd = images
+    criu.opts.log_file = "dump.log"
+    criu.opts.leave_running = True
+    criu.opts.pid = pid
+    criu.dump()
+    print((time.perf_counter() - started) * 1e3)
+"""
+
+
+def measure(quick: bool) -> list[Row]:
+    """A process with nothing but itself, dumped and left running."""
+    times = 12 if quick else 60
+    with scratch("/dev/shm") as directory:
+        target = Target(directory)
+        try:
+            return [
+                *_ways(target, directory, times),
+                *_beyond(target, directory, times),
+                *_parts(target, directory, times),
+            ]
+        finally:
+            target.end()
+
+
+def _prints(words: list[str]) -> float:
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _ways(target: Target, directory: Path, times: int) -> list[Row]:
+    images = directory / "images"
+    images.mkdir()
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    program, pid = find_program(), target.pid
+    command = ["dump", "-t", pid, "-D", images, "-o", "dump.log", "-R"]
+    with WarmWorkers(2) as warm:
+
+        def rested(body: Callable[[], object]) -> Callable[[], float]:
+            """With the pool ready, as it is for calls that do not come in one burst."""
+
+            def sample() -> float:
+                warm.wait_until_ready(10)
+                time.sleep(0.005)  # a worker that has been started is a worker that waits by then
+                return timed(body)
+
+            return sample
+
+        asked = {
+            "a warm worker": rested(lambda: version(via=warm)),
+            "a worker of its own": lambda: timed(version),
+            "C over libcriu": lambda: _prints([str(plain()), *_small(program, 0, images)]),
+            "the criu program": lambda: timed(lambda: criu("--version")),
+        }
+        dumped = {
+            "a warm worker": rested(lambda: dump(pid, opts, via=warm)),
+            "a worker of its own": lambda: timed(lambda: dump(pid, opts)),
+            "C over libcriu": lambda: _prints([str(plain()), *_small(program, pid, images)]),
+            "the criu program": lambda: timed(lambda: criu(*command)),
+        }
+        theirs = pycriu()
+        if theirs is not None:
+            dumped["pycriu"] = lambda: _prints(
+                [*theirs, "-c", PYCRIU, program, str(pid), str(images), "1"]
+            )
+        rows = [
+            row("version", "ms", samples, by=way) for way, samples in in_turns(asked, times).items()
+        ]
+        rows += [
+            row("dump, left running", "ms", samples, by=way)
+            for way, samples in in_turns(dumped, times).items()
+        ]
+    if theirs is None:
+        rows.append(note("pycriu", "not here: name its directory in PYCRIU_PATH"))
+    if not target.is_intact():
+        raise AssertionError("the target has changed")
+    return rows
+
+
+def _small(program: str, pid: int, images: Path) -> list[str]:
+    return ["1", "1", "0", program, str(pid), str(images), "1"]
+
+
+def _in_log(log: Path) -> float:
+    """Milliseconds that CRIU's log accounts for: the time of its last line."""
+    return float(re.findall(r"^\((\d+\.\d+)\)", log.read_text(), re.M)[-1]) * 1e3
+
+
+def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
+    """A call's wall time beyond what CRIU's own log accounts for."""
+    opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
+    rows = []
+    with WarmWorkers(2) as warm:
+        for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
+            beyond = []
+            for _ in range(times):
+                warm.wait_until_ready(10)
+                time.sleep(0.01)
+                taken = timed(lambda via=via: dump(target.pid, opts, via=via))  # type: ignore[misc]
+                beyond.append(taken - _in_log(directory / "images" / "dump.log"))
+            goal = "goal: at most 1" if via is warm else ""
+            rows.append(row("beyond CRIU's log", "ms", beyond, goal, by=name))
+    return rows
+
+
+PARTS: tuple[tuple[str, Any, str], ...] = (
+    ("options are checked", _requirements, "check"),
+    ("libcriu's options are filled", _session, "fill"),
+    ("a worker is got", _worker.Worker, "connect"),
+    ("the conversation", _exchange.Exchange, "run"),
+    ("libcriu reads the answer", _libcriu.LibcriuCall, "finish"),
+    ("the worker ends and is reaped", _worker.WorkerLine, "reap"),
+    ("statistics are read", _session, "_statistics"),
+)
+
+
+def _parts(target: Target, directory: Path, times: int) -> list[Row]:
+    """The same dump, with a clock around each of its steps."""
+    opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
+    rows = []
+    with WarmWorkers(2) as warm:
+        for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
+            taken: dict[str, list[float]] = {}
+            originals = [(owner, method, getattr(owner, method)) for _, owner, method in PARTS]
+            connect = WarmWorkers.connect
+            try:
+                for step, owner, method in PARTS:
+                    _clock(owner, method, step, taken)
+                _clock(WarmWorkers, "connect", "a worker is got", taken)
+                whole, logged = [], []
+                for _ in range(times):
+                    warm.wait_until_ready(10)
+                    time.sleep(0.01)
+                    for steps in taken.values():
+                        steps.append(0.0)
+                    whole.append(timed(lambda via=via: dump(target.pid, opts, via=via)))  # type: ignore[misc]
+                    logged.append(_in_log(directory / "images" / "dump.log"))
+            finally:
+                for owner, method, original in originals:
+                    setattr(owner, method, original)
+                WarmWorkers.connect = connect  # type: ignore[method-assign]
+            rows.append(row("whole call", "ms", whole, by=name))
+            rows.append(row("CRIU, by its log", "ms", logged, by=name))
+            for step, steps in taken.items():
+                rows.append(row(step, "ms", steps[1:] or steps, by=name))
+    return rows
+
+
+def _clock(owner: Any, method: str, step: str, taken: dict[str, list[float]]) -> None:
+    original = getattr(owner, method)
+
+    def clocked(*arguments: Any, **named: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return original(*arguments, **named)
+        finally:
+            # What a call does twice, such as reaping what is reaped, counts together.
+            steps = taken.setdefault(step, [0.0])
+            steps[-1] += (time.perf_counter() - started) * 1e3
+
+    setattr(owner, method, clocked)
+
+
+if __name__ == "__main__":
+    main("calls", __doc__ or "", measure)

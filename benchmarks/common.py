@@ -1,0 +1,221 @@
+"""What the benchmarks share: processes to checkpoint, samples, and the form of their results.
+
+Each benchmark is a program of its own, ``python -m benchmarks.NAME --json FILE [--quick]``, and
+writes one JSON object: ``benchmark`` (its name), ``about``, and ``rows``, each with ``what``,
+``case`` (a mapping), ``unit``, ``median``, ``low``, ``high`` (the middle half of the samples),
+``samples`` and, where they count, ``notes``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pycriu_native._ffi import LIBCRIU_VERSION
+from pycriu_native._program import find_program
+
+HERE = Path(__file__).resolve().parent
+QUIET: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+
+Row = dict[str, Any]
+
+
+def row(what: str, unit: str, samples: Iterable[float], notes: str = "", **case: object) -> Row:
+    """One line of results: the median and the middle half."""
+    taken = sorted(samples)
+    low, middle, high = (
+        statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
+    )
+    found = {
+        "what": what,
+        "case": case,
+        "unit": unit,
+        "median": round(middle, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "samples": len(taken),
+    }
+    if notes:
+        found["notes"] = notes
+    return found
+
+
+def note(what: str, notes: str, **case: object) -> Row:
+    """A line that says why there is no number."""
+    return {"what": what, "case": case, "notes": notes}
+
+
+def main(name: str, about: str, measure: Callable[[bool], list[Row]]) -> None:
+    """The command line that every benchmark has."""
+    parser = argparse.ArgumentParser(prog=f"benchmarks.{name}", description=about)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller samples")
+    asked = parser.parse_args()
+    rows = measure(asked.quick)
+    if asked.json:
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        found = {"benchmark": name, "about": about, "quick": asked.quick, "rows": rows}
+        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+    for each in rows:
+        case = " ".join(f"{key}={value}" for key, value in each["case"].items())
+        number = (
+            f"{each['median']:10.3f} {each['unit']} ({each['low']:.3f} to {each['high']:.3f})"
+            if "median" in each
+            else "          -"
+        )
+        print(f"{each['what']:34} {case:44} {number} {each.get('notes', '')}".rstrip())
+
+
+def in_turns(bodies: Mapping[str, Callable[[], float]], times: int) -> dict[str, list[float]]:
+    """Samples of several things, one of each in turn, so that all see the same machine."""
+    taken: dict[str, list[float]] = {name: [] for name in bodies}
+    for _ in range(times):
+        for name, body in bodies.items():
+            taken[name].append(body())
+    return taken
+
+
+def timed(body: Callable[[], object]) -> float:
+    """How many milliseconds something took."""
+    started = time.perf_counter()
+    body()
+    return (time.perf_counter() - started) * 1e3
+
+
+def build(name: str, *flags: str) -> Path:
+    """A program of ``native/``, compiled into ``build/``."""
+    made = HERE.parent / "build" / "bench" / name
+    made.parent.mkdir(parents=True, exist_ok=True)
+    source = HERE / "native" / f"{name}.c"
+    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+        words = ["cc", "-O2", "-Wall", "-o", str(made), str(source), "-pthread", *flags]
+        subprocess.run(words, check=True)
+    return made
+
+
+def plain() -> Path:
+    """The C program over libcriu, against the library that the extension is linked with."""
+    include, library = os.environ.get("CRIU_INCLUDEDIR"), os.environ.get("CRIU_LIBDIR")
+    flags = [f"-I{include}"] if include else []
+    flags += [f"-L{library}", f"-Wl,-rpath,{library}"] if library else []
+    # libcriu finds its own copy of protobuf-c: ours is not used here.
+    return build("plain", *flags, "-l:libcriu.so.2", "-Wl,--allow-shlib-undefined")
+
+
+@contextlib.contextmanager
+def scratch(where: str | None = None) -> Iterator[Path]:
+    """A directory that goes again; on tmpfs with ``/dev/shm``."""
+    with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-", dir=where) as made:
+        yield Path(made)
+
+
+class Target:
+    """A process of ``native/target.c``, ended by its pid."""
+
+    def __init__(
+        self, directory: Path, mib: int = 0, *, writes: bool = False, name: str = "t"
+    ) -> None:
+        self.told = directory / f"{name}.told"
+        self.told.unlink(missing_ok=True)
+        words = [str(build("target")), str(self.told), str(mib), f"password-{name}"]
+        self.process = subprocess.Popen(
+            [*words, *(["write"] if writes else [])], start_new_session=True, cwd="/", **QUIET
+        )
+        self.pid = self.process.pid
+        self.first = self._wait()
+
+    def _wait(self) -> list[str]:
+        until = time.monotonic() + 120
+        while not self.told.exists():
+            if time.monotonic() > until:
+                raise TimeoutError(f"pid {self.pid} does not answer")
+            time.sleep(0.0005)
+        return self.told.read_text().split()
+
+    def ask(self) -> list[str]:
+        """Password, checksum of the memory, and the longest stop in seconds, since last asked."""
+        self.told.unlink(missing_ok=True)
+        os.kill(self.pid, signal.SIGUSR1)
+        return self._wait()
+
+    def is_intact(self) -> bool:
+        """Whether it answers, and has the memory that it began with."""
+        return self.ask()[:2] == self.first[:2]
+
+    def reap(self) -> None:
+        """Collect it after a dump."""
+        self.process.wait(60)
+
+    def end(self) -> None:
+        """Kill it, whoever's child it is by now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        until = time.monotonic() + 20
+        while os.path.exists(f"/proc/{self.pid}") and time.monotonic() < until:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
+            time.sleep(0.0005)
+
+
+def adopt() -> None:
+    """Be the parent of restored processes, so that their pids are free as soon as they end."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def criu(*words: object) -> None:
+    """Run the ``criu`` program; what it says is shown if it fails."""
+    done = subprocess.run(
+        [find_program(), *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/"},
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"criu {words}: {done.stdout}{done.stderr}")
+
+
+def pycriu() -> list[str] | None:
+    """An interpreter with pycriu, from ``PYCRIU_PATH`` or what the Makefile fetched; else None."""
+    fetched = HERE.parent / "build" / "bench" / "pycriu" / "usr/lib/python3/dist-packages"
+    path = os.environ.get("PYCRIU_PATH", str(fetched))
+    words = ["env", f"PYTHONPATH={path}", sys.executable, "-W", "ignore"]
+    found = subprocess.run([*words, "-c", "import pycriu"], capture_output=True, check=False)
+    return words if found.returncode == 0 else None
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were taken on."""
+    from pycriu_native import feature_cache, version
+
+    with open("/proc/cpuinfo") as file:
+        model = next(
+            (line.partition(":")[2].strip() for line in file if line.startswith("model name")), ""
+        )
+    return {
+        "kernel": os.uname().release,
+        "processor": model,
+        "processors": len(os.sched_getaffinity(0)),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "python": sys.version.split()[0],
+        "criu": str(version()),
+        "libcriu": LIBCRIU_VERSION,
+        "feature cache": str(feature_cache()),
+        "load before": round(os.getloadavg()[0], 2),
+    }

@@ -1,0 +1,98 @@
+/*
+ * A process to checkpoint: target FILE MIB PASSWORD [write]
+ *
+ * Fills MIB mebibytes so that no two pages are alike, and waits. On SIGUSR1 it writes to FILE the
+ * password, a checksum of its memory, and the longest time that it has stood still. With "write"
+ * it goes on to write all over its memory.
+ */
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static volatile sig_atomic_t asked;
+
+static void on_question(int number)
+{
+	(void)number;
+	asked = 1;
+}
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC_RAW, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static uint64_t next(uint64_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
+}
+
+static void answer(const char *path, const char *password, const uint64_t *memory, size_t words, double still)
+{
+	char partial[4096];
+	uint64_t sum = 0;
+	FILE *file;
+
+	for (size_t i = 0; i < words; i += 64)
+		sum = sum * 31 + memory[i];
+	snprintf(partial, sizeof(partial), "%s.partial", path);
+	file = fopen(partial, "w");
+	if (!file)
+		exit(3);
+	fprintf(file, "%s %016llx %.6f\n", password, (unsigned long long)sum, still);
+	fclose(file);
+	rename(partial, path);
+}
+
+int main(int argc, char **argv)
+{
+	size_t size, words;
+	uint64_t *memory, state = 88172645463325252ULL;
+	double still = 0, before;
+	int writes;
+
+	if (argc < 4)
+		return 2;
+	size = strtoull(argv[2], NULL, 10) << 20;
+	words = size / sizeof(*memory);
+	writes = argc > 4 && !strcmp(argv[4], "write");
+	memory = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : NULL;
+	if (memory == MAP_FAILED)
+		return 3;
+	for (size_t i = 0; i < words; i++) /* half of it can be compressed */
+		memory[i] = i & 1 ? next(&state) : i >> 9;
+	signal(SIGUSR1, on_question);
+	answer(argv[1], argv[3], memory, words, 0);
+
+	before = now();
+	for (size_t page = 0;; page = (page + 7919) % (words / 512 + 1)) {
+		struct timespec pause = { .tv_nsec = writes ? 20000 : 20000000 };
+		double time;
+
+		if (writes && words)
+			memory[page * 512 % words]++;
+		nanosleep(&pause, NULL);
+		time = now();
+		if (time - before > still)
+			still = time - before;
+		before = time;
+		if (asked) {
+			asked = 0;
+			answer(argv[1], argv[3], memory, words, still);
+			still = 0;
+			before = now();
+		}
+	}
+}

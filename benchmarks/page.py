@@ -1,0 +1,436 @@
+"""Write docs/performance.md and its plots from build/bench.json: ``python -m benchmarks.page``.
+
+Every number on the page is one of the file's. matplotlib draws the plots (the extra ``bench``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PLOTS = "performance"
+
+Row = dict[str, Any]
+
+HEAD = """\
+# How fast it is
+
+Made by `make bench-page` from what `make bench` has measured; every number is of one run, in which
+what is compared took turns. Each is a median, with the middle half of its samples in brackets.
+"""
+
+CALLS = """
+A call is a thread of its own that fills libcriu's options, gets a worker, passes the request on
+and the notifications back, and reads the statistics. What a worker of its own costs more than a
+warm one is its start: the loader, CRIU's libraries and configuration. It ends after its answer; a
+warm worker's end is not waited for, but after a restore, where CRIU is the parent of what it has
+restored until then. *Beyond CRIU's log* is the call's wall time less the time of the last line in
+CRIU's log, which begins when CRIU has read the options.
+
+Nearly all of a call is the conversation: CRIU's own work. Two things make it shorter:
+`WarmWorkers`, and what the next section is about.
+"""
+
+PROBES = """
+CRIU probes the kernel at each call, unless it finds what it knows in `/run/criu.kdat`. It keeps
+that file only on a tmpfs, which does not outlive the kernel (`criu/kerndat.c`).
+`feature_cache()` says whether it is kept here, why not, and what helps; the logger
+`pycriu_native.advice` tells it once at INFO. A temporary file that CRIU leaves behind, which it
+does where `/run` is no tmpfs, keeps it from ever writing the cache after that: it is named too.
+
+The library does not put a tmpfs there itself, in a mount namespace of the worker's own: to a CRIU
+in another mount namespace than the process, that process's mounts are a namespace to be saved,
+and the images would be others.
+"""
+
+SIZE = """
+A worker is started by `clone(CLONE_VM | CLONE_VFORK)`, which copies nothing of the caller. libcriu
+and pycriu fork, which copies its page tables: they cost more, the more memory the caller has.
+"""
+
+THROUGHPUT = """
+The limit is a copy of the same bytes by one thread: written from memory for the dump, read into
+memory for the restore. A dump also takes the pages out of the process through pipes, and a restore
+makes the memory that it reads into.
+
+| to | choose |
+|---|---|
+| stop for the shortest time, with memory to spare | images on a tmpfs, and copy them from there |
+| keep the images on this machine | images on the disk; `image_io_mode="direct"` (4.3) where they should not push other files out of the page cache |
+| have the images on another machine | `page_server`: the pages are sent as they are read, and written once |
+| save room, or a slow disk or network | `compress="block"` (4.3, a CRIU that was built with LZ4), with `decompress_threads=0` on restore |
+| run again before all memory has come | `lazy_pages` |
+"""
+
+MANY = """
+`dump_many` and `restore_many` run on any executor; here on threads of one Python process. The
+comparison is a shell's `xargs -P` with the `criu` program. Where as many calls run as there are
+processors, the processor time bounds both: what is gained is CRIU's start, which a warm worker has
+behind it, though it costs its processor time all the same.
+"""
+
+FROZEN = """
+A process that writes all over its memory while it is dumped and left running. *Felt by the
+process* is the longest time between two of its steps. Pages are taken while it stands still, so a
+plain dump stops it in proportion to its memory; pre-dump rounds and lazy migration shorten that.
+"""
+
+OPTIONS = """
+Options are values: what a verb's rules on the options alone have found, and what libcriu made of
+them, is remembered with the value, so a `CriuOpts` that is used again costs little. The rules that
+look at directories and descriptors are asked each time.
+"""
+
+IMPORTS = """
+Our classes are dataclasses to whoever asks, but are made without importing `dataclasses`, which
+brings `inspect` along and compiles source text for each class. `typing`, `re`, `json`, `logging`
+and the modules of ours that few programs use are loaded when they are needed.
+"""
+
+
+class Page:
+    """The page under way: its text, and where its numbers come from."""
+
+    def __init__(self, data: dict[str, Any], plots: Path) -> None:
+        self.data = data
+        self.plots = plots
+        self.lines = [HEAD]
+
+    def rows(self, benchmark: str, what: str | None = None, **case: object) -> list[Row]:
+        """The rows of a benchmark that have a number and fit."""
+        return [
+            row
+            for row in self.all(benchmark)
+            if "median" in row
+            and (what is None or row["what"] == what)
+            and all(row["case"].get(key) == value for key, value in case.items())
+        ]
+
+    def all(self, benchmark: str) -> list[Row]:
+        """All rows of a benchmark."""
+        found: list[Row] = self.data["benchmarks"].get(benchmark, {}).get("rows", [])
+        return found
+
+    def say(self, text: str) -> None:
+        """Add text."""
+        self.lines.append(text.rstrip() + "\n")
+
+    def table(self, head: Iterable[str], body: Iterable[Iterable[str]]) -> None:
+        """Add a table."""
+        names = list(head)
+        lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        lines += ["| " + " | ".join(cells) + " |" for cells in body]
+        self.lines.append("\n".join(lines) + "\n")
+
+    def plot(self, name: str, alternative: str, draw: Callable[[Any], None]) -> None:
+        """Add a plot."""
+        plt.rcParams.update({"svg.hashsalt": name, "font.size": 9, "axes.grid": True})
+        figure, axes = plt.subplots(figsize=(6.4, 3.2))
+        draw(axes)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        figure.tight_layout()
+        self.plots.mkdir(exist_ok=True)
+        figure.savefig(self.plots / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)
+        self.lines.append(f"![{alternative}]({PLOTS}/{name}.svg)\n")
+
+    def notes(self, benchmark: str) -> None:
+        """Why some numbers are not there."""
+        for row in self.all(benchmark):
+            if "median" not in row:
+                case = ", ".join(f"{key} {value}" for key, value in row["case"].items())
+                self.say(
+                    f"*Not measured:* {row['what']}{f' ({case})' if case else ''}: {row['notes']}."
+                )
+
+
+def number(value: float) -> str:
+    """Three digits that say something."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def shown(row: Row) -> str:
+    """A number with its unit and spread."""
+    spread = f" ({number(row['low'])} to {number(row['high'])})" if row["samples"] > 1 else ""
+    return f"{number(row['median'])} {row['unit']}{spread}"
+
+
+def goals(page: Page) -> None:
+    """What was set out for, what was found, and whether that is it."""
+    lines: list[tuple[str, str, str, bool]] = []
+
+    def goal(
+        name: str, wanted: str, found: list[Row], is_met: Callable[[list[float]], bool]
+    ) -> None:
+        if found:
+            said = ", ".join(shown(row) for row in found)
+            lines.append((name, wanted, said, is_met([row["median"] for row in found])))
+
+    goal(
+        "a call beyond CRIU's log, warm worker",
+        "at most 1 ms",
+        page.rows("calls", "beyond CRIU's log", by="a warm worker"),
+        lambda found: found[0] <= 1,
+    )
+    goal(
+        "`import`, over an empty interpreter",
+        "at most 20 ms",
+        page.rows("imports", "over an empty interpreter", module="pycriu_native"),
+        lambda found: found[0] <= 20,
+    )
+    for what, most in (("make, check, apply: from scratch", 60), ("check, apply: once more", 20)):
+        goal(
+            f"options: {what}",
+            f"at most {most} µs",
+            page.rows("options", what),
+            lambda found, most=most: found[0] <= most,  # type: ignore[misc]
+        )
+    for way in ("a warm worker", "a worker of its own"):
+        found = page.rows("size", "dump, left running", by=way)
+        if found:
+            times = [row["median"] for row in found]
+            ratio = max(times) / min(times)
+            said = f"largest to smallest {ratio:.2f}"
+            lines.append(
+                (f"a dump by {way}, any size of the caller", "within 1.1", said, ratio <= 1.1)
+            )
+    ours = page.rows("size", "dump, left running", by="a warm worker", MiB=8192)
+    for other in ("C over libcriu", "pycriu"):
+        theirs = page.rows("size", "dump, left running", by=other, MiB=8192)
+        if ours and theirs:
+            ratio = theirs[0]["median"] / ours[0]["median"]
+            lines.append(
+                (
+                    f"a dump from 8 GiB, against {other}",
+                    "5 times faster",
+                    f"{ratio:.1f}",
+                    ratio >= 5,
+                )
+            )
+    for what in ("dump", "restore"):
+        found = page.rows("many", f"{what}: times faster", by="warm workers")
+        for row in found:
+            case = f"{row['case']['processes']} processes, {row['case']['parallel']} at once"
+            goal(f"{what} of {case}", "1 or more", [row], lambda found: found[0] >= 1)
+    page.say("## Goals\n")
+    page.table(
+        ("what", "goal", "found", ""),
+        ((*line[:3], "met" if line[3] else "**missed**") for line in lines),
+    )
+
+
+def by_way(page: Page, benchmark: str, whats: Iterable[str], key: str = "by") -> None:
+    """A table: ways down, things across."""
+    whats = [what for what in whats if page.rows(benchmark, what)]
+    ways = list(dict.fromkeys(row["case"][key] for w in whats for row in page.rows(benchmark, w)))
+    body = []
+    for way in ways:
+        cells = [way]
+        for what in whats:
+            found = page.rows(benchmark, what, **{key: way})
+            cells.append(shown(found[0]) if found else "")
+        body.append(cells)
+    page.table(("", *whats), body)
+
+
+def calls(page: Page) -> None:
+    """One call, and where its time goes."""
+    page.say("## One call, and where its time goes\n" + CALLS)
+    by_way(page, "calls", ("version", "dump, left running", "beyond CRIU's log"))
+    steps = list(dict.fromkeys(row["what"] for row in page.rows("calls") if "by" in row["case"]))
+    skip = ("version", "dump, left running", "beyond CRIU's log")
+    ways = ("a warm worker", "a worker of its own")
+    body = []
+    for step in steps:
+        if step in skip:
+            continue
+        cells = [page.rows("calls", step, by=way) for way in ways]
+        body.append([step, *(shown(found[0]) if found else "" for found in cells)])
+    page.say("From the call to its return, with `log_level=4` for CRIU's own account:")
+    page.table(("step", *ways), body)
+    page.notes("calls")
+
+
+def size(page: Page) -> None:
+    """What grows with the caller."""
+    page.say("## The size of the caller\n" + SIZE)
+    for what, name in (("version", "size-version"), ("dump, left running", "size-dump")):
+        found = page.rows("size", what, threads=1, descriptors=10)
+        if not found:
+            continue
+
+        def draw(axes: Any, found: list[Row] = found, what: str = what) -> None:
+            for way in dict.fromkeys(row["case"]["by"] for row in found):
+                line = [row for row in found if row["case"]["by"] == way]
+                axes.errorbar(
+                    [row["case"]["MiB"] for row in line],
+                    [row["median"] for row in line],
+                    yerr=[
+                        [row["median"] - row["low"] for row in line],
+                        [row["high"] - row["median"] for row in line],
+                    ],
+                    marker="o",
+                    capsize=3,
+                    label=way,
+                )
+            axes.set_xscale("log", base=2)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("memory of the caller, MiB")
+            axes.set_ylabel(f"{what}, ms")
+
+        page.plot(name, f"{what} by the caller's memory", draw)
+    cases = list(
+        dict.fromkeys(
+            (row["case"]["MiB"], row["case"]["threads"], row["case"]["descriptors"])
+            for row in page.rows("size", "dump, left running")
+        )
+    )
+    ways = list(dict.fromkeys(row["case"]["by"] for row in page.rows("size", "dump, left running")))
+    body = []
+    for mib, threads, descriptors in cases:
+        cells = [f"{mib} MiB, {threads} threads, {descriptors} descriptors"]
+        for way in ways:
+            found = page.rows(
+                "size",
+                "dump, left running",
+                by=way,
+                MiB=mib,
+                threads=threads,
+                descriptors=descriptors,
+            )
+            cells.append(shown(found[0]) if found else "")
+        body.append(cells)
+    page.say("A dump, left running:")
+    page.table(("the caller", *ways), body)
+    page.notes("size")
+
+
+def throughput(page: Page) -> None:
+    """Large processes."""
+    page.say("## Large processes\n" + THROUGHPUT)
+    cases = list(
+        dict.fromkeys((r["case"]["on"], r["case"]["MiB"]) for r in page.rows("throughput"))
+    )
+    for on, mib in cases:
+        page.say(f"{mib} MiB, images on {on}:")
+        found = page.rows("throughput", on=on, MiB=mib)
+        ways = list(dict.fromkeys(row["case"]["by"] for row in found))
+        body = []
+        for way in ways:
+            cells = [
+                page.rows("throughput", w, on=on, MiB=mib, by=way) for w in ("dump", "restore")
+            ]
+            body.append([way, *(shown(each[0]) if each else "" for each in cells)])
+        page.table(("", "dump", "restore"), body)
+    page.notes("throughput")
+
+
+def many(page: Page) -> None:
+    """Many at once."""
+    page.say("## Many at once\n" + MANY)
+    whats = ("dump", "dump: processor time", "restore", "restore: processor time")
+    for parallel in dict.fromkeys(row["case"]["parallel"] for row in page.rows("many")):
+        found = page.rows("many", parallel=parallel)
+        count = found[0]["case"]["processes"]
+        page.say(f"{count} processes, {parallel} at once:")
+        body = []
+        for way in dict.fromkeys(row["case"]["by"] for row in found):
+            cells = [page.rows("many", what, parallel=parallel, by=way) for what in whats]
+            body.append([way, *(shown(each[0]) if each else "" for each in cells)])
+        page.table(("", *whats), body)
+    page.notes("many")
+
+
+def simple(name: str, title: str, text: str, key: str) -> Callable[[Page], None]:
+    """A section of one table."""
+
+    def section(page: Page) -> None:
+        page.say(f"## {title}\n{text}")
+        whats = dict.fromkeys(row["what"] for row in page.rows(name))
+        if key:
+            by_way(page, name, whats, key)
+        else:
+            page.table(("", ""), ((row["what"], shown(row)) for row in page.rows(name)))
+        page.notes(name)
+
+    return section
+
+
+def frozen(page: Page) -> None:
+    """Standing still."""
+    page.say("## How long a process stands still\n" + FROZEN)
+    sizes = list(dict.fromkeys(row["case"]["MiB"] for row in page.rows("frozen")))
+    body = []
+    for what in dict.fromkeys(row["what"] for row in page.rows("frozen")):
+        cells = [page.rows("frozen", what, MiB=mib) for mib in sizes]
+        body.append([what, *(shown(each[0]) if each else "" for each in cells)])
+    page.table(("plain dump", *(f"{mib} MiB" for mib in sizes)), body)
+    page.notes("frozen")
+
+
+SECTIONS: dict[str, Callable[[Page], None]] = {
+    "calls": calls,
+    "probes": simple("probes", "CRIU's feature cache", PROBES, "cache"),
+    "size": size,
+    "options": simple("options", "Options", OPTIONS, ""),
+    "imports": simple("imports", "The import", IMPORTS, "module"),
+    "throughput": throughput,
+    "many": many,
+    "frozen": frozen,
+}
+
+
+def other(page: Page, name: str) -> None:
+    """A benchmark that this page has no section for: its rows as they are."""
+    found = page.data["benchmarks"][name]
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and "what" in r for r in rows):
+        page.say(f"## {name}\n\n```json\n{json.dumps(found, indent=1)}\n```")
+        return
+    page.say(f"## {name}\n\n{found.get('about', '')}")
+    body = []
+    for row in rows:
+        case = ", ".join(f"{key} {value}" for key, value in row.get("case", {}).items())
+        body.append(
+            (row["what"], case, shown(row) if "median" in row else "", row.get("notes", ""))
+        )
+    page.table(("", "", "", ""), body)
+
+
+def main() -> None:
+    """Read, and write."""
+    parser = argparse.ArgumentParser(prog="benchmarks.page", description=__doc__)
+    parser.add_argument("file", nargs="?", type=Path, default=ROOT / "build" / "bench.json")
+    parser.add_argument("--out", type=Path, default=DOCS / "performance.md")
+    asked = parser.parse_args()
+    if not asked.file.exists():
+        sys.exit(f"{asked.file} does not exist: run make bench first")
+    page = Page(json.loads(asked.file.read_text()), asked.out.parent / PLOTS)
+    about = page.data["machine"]
+    said = ", ".join(f"{name} {value}" for name, value in about.items() if value != "")
+    kind = " A quick run: few and small samples." if page.data["quick"] else ""
+    page.say(f"{page.data['when']}: {said}.{kind}")
+    goals(page)
+    for name, section in SECTIONS.items():
+        if name in page.data["benchmarks"]:
+            section(page)
+    for name in page.data["benchmarks"]:
+        if name not in SECTIONS:
+            other(page, name)
+    asked.out.write_text("\n".join(page.lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()

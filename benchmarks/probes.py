@@ -1,0 +1,60 @@
+"""What CRIU's kernel-feature cache is worth: a dump with and without it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from .common import HERE, Row, Target, main, row, scratch, timed
+
+WITH = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+assert not libc.unshare(0x20000)
+assert not libc.mount(b"none", b"/", None, 0x44000, None)
+assert not libc.mount(b"none", b"/run", sys.argv[1].encode(), 0, None)
+from benchmarks.probes import inside
+inside(int(sys.argv[2]))
+"""
+
+
+def inside(times: int) -> None:
+    """Samples of this mount namespace, as JSON."""
+    from pycriu_native import CriuOpts, WarmWorkers, dump, feature_cache
+
+    with scratch("/dev/shm") as directory, WarmWorkers(1) as warm:
+        target = Target(directory)
+        opts = CriuOpts(images_directory=directory / "images", leave_running=True)
+        try:
+            dump(target.pid, opts)
+            taken = []
+            for _ in range(times):
+                warm.wait_until_ready(10)
+                taken.append(timed(lambda: dump(target.pid, opts, via=warm)))
+            print(json.dumps([str(feature_cache().state), taken]))
+        finally:
+            target.end()
+
+
+def measure(quick: bool) -> list[Row]:
+    """In turns, each in a mount namespace of its own with another file system on /run."""
+    taken: dict[str, list[float]] = {}
+    for _ in range(2 if quick else 5):
+        for kind in ("tmpfs", "ramfs"):
+            done = subprocess.run(
+                [sys.executable, "-c", WITH, kind, "8"],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=HERE.parent,
+                env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            )
+            state, samples = json.loads(done.stdout)
+            taken.setdefault(state, []).extend(samples)
+    return [row("dump, left running", "ms", found, cache=state) for state, found in taken.items()]
+
+
+if __name__ == "__main__":
+    main("probes", __doc__ or "", measure)

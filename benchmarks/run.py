@@ -1,0 +1,69 @@
+"""Run every benchmark and join what they found: ``python -m benchmarks.run [--quick] [NAME]...``.
+
+A benchmark is any other file here with a ``main``, which is given ``--json FILE``; what one
+writes that is not in the form of ``common.py`` is kept as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .common import HERE, machine
+
+NO_BENCHMARKS = {"__init__", "common", "page", "run"}
+OUT = HERE.parent / "build"
+
+
+def names() -> list[str]:
+    """Every benchmark that there is."""
+    return sorted(path.stem for path in HERE.glob("*.py") if path.stem not in NO_BENCHMARKS)
+
+
+def main() -> int:
+    """One after the other; one that fails is reported, and stops none."""
+    parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
+    parser.add_argument("names", nargs="*", help="which; default: all")
+    parser.add_argument("--quick", action="store_true", help="about two minutes in all")
+    parser.add_argument("--json", type=Path, default=OUT / "bench.json")
+    asked = parser.parse_args()
+    if unknown := set(asked.names) - set(names()):
+        parser.error(f"no benchmark {min(unknown)}; there are {', '.join(names())}")
+    benchmarks: dict[str, Any] = {}
+    joined = {
+        "machine": machine(),
+        "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "quick": asked.quick,
+        "benchmarks": benchmarks,
+    }
+    failed = []
+    for name in asked.names or names():
+        print(f"\n== {name}", flush=True)
+        part = OUT / "bench" / f"{name}.json"
+        part.unlink(missing_ok=True)
+        words = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(part)]
+        started = time.monotonic()
+        done = subprocess.run(
+            [*words, *(["--quick"] if asked.quick else [])], cwd=HERE.parent, check=False
+        )
+        if done.returncode or not part.exists():
+            failed.append(name)
+            continue
+        found = json.loads(part.read_text())
+        if isinstance(found, dict):
+            found["seconds"] = round(time.monotonic() - started, 1)
+        benchmarks[name] = found
+        # After each: a run that is cut short has what it had.
+        asked.json.parent.mkdir(parents=True, exist_ok=True)
+        asked.json.write_text(json.dumps(joined, indent=1) + "\n")
+    print(f"\n{asked.json}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What a call costs as the process grows that makes it: memory, threads, descriptors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from pycriu_native._program import find_program
+
+from .common import HERE, Row, Target, main, note, plain, pycriu, row, scratch
+
+MEMORY = (16, 1024, 8192)
+"""MiB that the caller has touched."""
+THREADS = (1, 64)
+DESCRIPTORS = (10, 10000)
+
+BALLAST = """
+import mmap, os, resource, sys, threading, time
+mib, threads, descriptors, program, pid, directory, times = sys.argv[1:8]
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+memory = mmap.mmap(-1, int(mib) * 2**20 + 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)
+for at in range(0, int(mib) * 2**20, 4096):
+    memory[at] = 1
+over = threading.Event()
+for _ in range(int(threads) - 1):
+    threading.Thread(target=over.wait, daemon=True).start()
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(int(descriptors))]
+pid, times = int(pid), int(times)
+"""
+
+OURS = """
+from pycriu_native import CriuOpts, WarmWorkers, Worker, dump, version
+opts = CriuOpts(images_directory=directory, leave_running=True)
+warm = WarmWorkers(1, program=program) if sys.argv[8] == "warm" else None
+via = warm or Worker(program=program)
+for _ in range(times):
+    if warm:
+        warm.wait_until_ready(10)
+        time.sleep(0.01)
+    started = time.perf_counter()
+    dump(pid, opts, via=via) if pid else version(via=via)
+    print((time.perf_counter() - started) * 1e3)
+"""
+
+THEIRS = """
+import pycriu
+images = os.open(directory, os.O_RDONLY)
+for _ in range(times):
+    started = time.perf_counter()
+    criu = pycriu.criu()
+    criu.use_binary(program)
+    criu.opts.images_dir_fd = images
+    criu.opts.log_file = "dump.log"
+    criu.opts.leave_running = True
+    criu.opts.pid = pid
+    criu.dump()
+    print((time.perf_counter() - started) * 1e3)
+"""
+
+
+def run(
+    words: list[str], size: tuple[int, int, int], pid: int, images: Path, times: int, *more: str
+) -> list[float]:
+    """The samples of a caller of this size, without its first, which warms it up."""
+    mib, threads, descriptors = size
+    arguments = [str(mib), str(threads), str(descriptors), find_program(), str(pid), str(images)]
+    done = subprocess.run(
+        [*words, *arguments, str(times + 1), *more],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE.parent,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{words}: {done.returncode} {done.stderr}")
+    return [float(line) for line in done.stdout.split()][1:]
+
+
+def measure(quick: bool) -> list[Row]:
+    """Rounds in which each caller of each size takes its samples."""
+    rounds, times = (1, 8) if quick else (3, 10)
+    memory = MEMORY[:2] if quick else MEMORY
+    sizes = [(mib, 1, 10) for mib in memory]
+    sizes += [(16, threads, 10) for threads in THREADS[1:]]
+    sizes += [(16, 1, descriptors) for descriptors in DESCRIPTORS[1:]]
+    python = [sys.executable, "-c"]
+    callers = {
+        "a warm worker": ([*python, BALLAST + OURS], "warm"),
+        "a worker of its own": ([*python, BALLAST + OURS], "fresh"),
+        "C over libcriu": ([str(plain())], ""),
+    }
+    theirs = pycriu()
+    if theirs is not None:
+        callers["pycriu"] = ([*theirs, "-c", BALLAST + THEIRS], "")
+    rows = []
+    with scratch("/dev/shm") as directory:
+        images = directory / "images"
+        images.mkdir()
+        target = Target(directory)
+        try:
+            for what, pid in (("version", 0), ("dump, left running", target.pid)):
+                taken: dict[tuple[str, tuple[int, int, int]], list[float]] = {}
+                for _ in range(rounds):
+                    for size in sizes:
+                        for name, (words, more) in callers.items():
+                            if pid == 0 and name == "pycriu":
+                                continue
+                            found = run(words, size, pid, images, times, *([more] if more else []))
+                            taken.setdefault((name, size), []).extend(found)
+                for (name, (mib, threads, descriptors)), samples in taken.items():
+                    case = {"by": name, "MiB": mib, "threads": threads}
+                    rows.append(row(what, "ms", samples, "", **case, descriptors=descriptors))
+            if not target.is_intact():
+                raise AssertionError("the target has changed")
+        finally:
+            target.end()
+    if theirs is None:
+        rows.append(note("pycriu", "not here: name its directory in PYCRIU_PATH"))
+    return rows
+
+
+if __name__ == "__main__":
+    main("size", __doc__ or "", measure)

@@ -1,0 +1,184 @@
+"""Frozen dataclasses, without the time that it takes to import ``dataclasses``.
+
+That module brings ``inspect`` along, and writes and compiles source text for each class: half
+of the time that ``import pycriu_native`` took. The classes made here keep what they were given
+in their ``__dict__``, so that an unset field costs nothing, and are dataclasses to whoever asks:
+``dataclasses.fields``, ``replace``, ``asdict``, ``copy.replace``, ``match``, ``pprint`` and
+``inspect.signature`` work, since what they look for is made when they look. To type checkers
+they are dataclasses of the standard library. ``functools.cached_property`` works too, and is no
+part of the value.
+
+Only what this package uses is here: classes are frozen, and all of their fields or none are
+keyword-only.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from ._typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as dataclass
+    from dataclasses import field as field
+    from dataclasses import replace as replace
+else:
+
+    class field:
+        """A default that is made for each value, or a field that comparing leaves out."""
+
+        def __init__(
+            self, *, default: Any = ..., default_factory: Any = None, compare: bool = True
+        ) -> None:
+            self.default = default
+            self.default_factory = default_factory
+            self.compare = compare
+
+    def replace(value: Any, /, **changes: Any) -> Any:
+        """A variant of a value of one of these classes."""
+        return type(value)(**{**_getstate(value), **changes})
+
+    def dataclass(
+        *, frozen: bool, kw_only: bool = False, slots: bool = False, repr: bool = True
+    ) -> Any:
+        """As ``dataclasses.dataclass``; ``slots`` only has type checkers look closer."""
+        if not frozen:
+            raise TypeError("only frozen classes are made here")
+
+        return lambda cls: _made(cls, kw_only, repr)
+
+
+def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
+    own = {name: how for name, how in cls.__annotations__.items() if not how.startswith("ClassVar")}
+    inherited = getattr(cls, "_fields", {})
+    names = tuple({**inherited, **own})
+    factories = dict(getattr(cls, "_factories", {}))
+    apart = set(getattr(cls, "_apart", ()))
+    for name in own:
+        given = cls.__dict__.get(name)
+        if isinstance(given, field):  # type: ignore[arg-type]
+            if not given.compare:
+                apart.add(name)
+            if given.default_factory is not None:
+                factories[name] = given.default_factory
+            if given.default is ...:
+                delattr(cls, name)
+            else:
+                setattr(cls, name, given.default)
+    compared = [name for name in names if name not in apart]
+
+    cls._fields, cls._factories, cls._apart = {**inherited, **own}, factories, apart
+    cls._required = frozenset(
+        name for name in names if not hasattr(cls, name) and name not in factories
+    )
+    cls._compared = staticmethod(attrgetter(*compared) if compared else lambda value: ())
+    cls.__init__ = _init(cls, names, kw_only)
+    cls.__eq__, cls.__hash__ = _eq, _hash
+    cls.__setattr__, cls.__delattr__ = _setattr, _delattr
+    cls.__getstate__, cls.__replace__ = _getstate, replace
+    type.__setattr__(cls, "__match_args__", () if kw_only else names)
+    if repr:
+        cls.__repr__ = _repr
+    cls.__dataclass_fields__ = _Later("__dataclass_fields__", kw_only)
+    cls.__dataclass_params__ = _Later("__dataclass_params__", kw_only)
+    cls.__signature__ = _Later("__signature__", kw_only)
+    return cls
+
+
+def _init(cls: Any, names: tuple[str, ...], kw_only: bool) -> Any:
+    known = frozenset(names)
+    required, factories = cls._required, cls._factories
+    finish = hasattr(cls, "__post_init__")
+    positional = () if kw_only else names
+
+    def __init__(self: Any, /, *given: object, **named: object) -> None:
+        values = self.__dict__
+        if given:
+            if len(given) > len(positional):
+                raise TypeError(f"{cls.__name__} takes {len(positional)} arguments by position")
+            values.update(zip(positional, given, strict=False))
+            if twice := values.keys() & named:
+                raise TypeError(f"{cls.__name__} got two values for {min(twice)!r}")
+        if not known.issuperset(named):
+            unknown = min(named.keys() - known)
+            raise TypeError(f"{cls.__name__} got an unexpected keyword argument {unknown!r}")
+        values.update(named)
+        if not required <= values.keys():
+            missing = ", ".join(name for name in names if name in required - values.keys())
+            raise TypeError(f"{cls.__name__} needs a value for {missing}")
+        for name, factory in factories.items():
+            if name not in values:
+                values[name] = factory()
+        if finish:
+            self.__post_init__()
+
+    __init__.__qualname__ = f"{cls.__qualname__}.__init__"
+    return __init__
+
+
+def _eq(self: Any, other: Any) -> Any:
+    if other.__class__ is not self.__class__:
+        return NotImplemented
+    return self._compared(self) == self._compared(other)
+
+
+def _hash(self: Any) -> int:
+    return hash(self._compared(self))
+
+
+def _getstate(self: Any) -> dict[str, Any]:
+    """The fields that are set: what was worked out from them since is no part of the value."""
+    fields = self._fields
+    return {name: value for name, value in self.__dict__.items() if name in fields}
+
+
+def _repr(self: Any) -> str:
+    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields)
+    return f"{type(self).__qualname__}({shown})"
+
+
+def _setattr(self: Any, name: str, value: object) -> None:
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+
+def _delattr(self: Any, name: str) -> None:
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+
+class _Later:
+    """An attribute of a class that only the standard library's tools look for."""
+
+    def __init__(self, name: str, kw_only: bool) -> None:
+        self._name = name
+        self._kw_only = kw_only
+
+    def __get__(self, instance: object, owner: Any) -> Any:
+        """Have ``dataclasses`` make a class with the same fields, and take it from there."""
+        import dataclasses
+        import inspect
+
+        def described(name: str) -> Any:
+            compare = name not in owner._apart
+            if name in owner._factories:
+                factory = owner._factories[name]
+                return dataclasses.field(default_factory=factory, compare=compare)
+            if name in owner._required:
+                return dataclasses.field(compare=compare)
+            return dataclasses.field(default=getattr(owner, name), compare=compare)
+
+        twin = dataclasses.make_dataclass(
+            owner.__name__,
+            [(name, how, described(name)) for name, how in owner._fields.items()],
+            frozen=True,
+            kw_only=self._kw_only,
+        )
+        if self._name == "__signature__":
+            value: Any = inspect.signature(twin)
+        else:
+            value = getattr(twin, self._name)
+        setattr(owner, self._name, value)
+        return value

@@ -1,0 +1,28 @@
+"""What the modules that every import loads need of ``typing``: its own import takes too long.
+
+Type checkers see the names themselves; at run time annotations are text, and only what is
+called or inherited from has to be there.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any as Any
+    from typing import ClassVar as ClassVar
+    from typing import Protocol as Protocol
+    from typing import Self as Self
+    from typing import TypeVar as TypeVar
+    from typing import cast as cast
+else:
+    Any = ClassVar = Self = None
+    Protocol = object
+
+    def cast(kind: object, value: object) -> object:
+        """The value: only a type checker learns something."""
+        return value
+
+    def TypeVar(name: str) -> str:
+        """A name for annotations."""
+        return name

@@ -1,0 +1,199 @@
+"""Many dumps or restores at once, on any executor.
+
+A job is a value: picklable, and called to be done. So a pool of threads runs it, a pool of
+processes, or the executor of a cluster whose nodes have this library and see the images::
+
+    with WarmWorkers(8) as warm:
+        done = dump_many(pids, lambda pid: CriuOpts(images_directory=f"/ckpt/{pid}"), via=warm)
+    failed = [each for each in done if each.error is not None]
+
+Each job's result or error is kept with the job: one that fails stops no other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
+
+from . import verbs
+from ._reach import Via
+from .opts import CriuOpts
+from .results import DumpResult, RestoreResult
+
+__all__ = [
+    "DumpJob",
+    "Finished",
+    "RestoreJob",
+    "dump_many",
+    "restore_many",
+    "run_many",
+]
+
+Progress = Callable[[int, int], object]
+"""Called on the caller's thread with the number of jobs that are over, and of all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DumpJob:
+    """A dump to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do."""
+
+    pid: int
+    """The process, as seen from where the job runs."""
+    opts: CriuOpts
+    via: Via | None = None
+    deadline: float | None = None
+    """Seconds for this call."""
+
+    def __call__(self) -> DumpResult:
+        """Do it; raises as :func:`pycriu_native.dump`."""
+        return verbs.dump(self.pid, self.opts, via=self.via, deadline=self.deadline)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RestoreJob:
+    """A restore to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do."""
+
+    opts: CriuOpts
+    via: Via | None = None
+    deadline: float | None = None
+    """Seconds for this call."""
+
+    def __call__(self) -> RestoreResult:
+        """Do it; raises as :func:`pycriu_native.restore`."""
+        return verbs.restore(self.opts, via=self.via, deadline=self.deadline)
+
+
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+
+class Job(Protocol[R_co]):
+    """What is run: anything that is called without arguments."""
+
+    def __call__(self) -> R_co: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished(Generic[R]):
+    """A job that is over."""
+
+    index: int
+    """Its place among the jobs, from 0."""
+    job: Job[R]
+    result: R | None = None
+    """What it returned; None where it failed."""
+    error: BaseException | None = None
+    """What it raised, or why the executor did not run it; None where it was done."""
+
+    def get(self) -> R:
+        """The result, or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.result  # type: ignore[return-value]
+
+
+def run_many(
+    jobs: Iterable[Job[R]], *, executor: Executor | None = None, parallel: int | None = None
+) -> Generator[Finished[R], None, None]:
+    """Run jobs, and yield each as it is over.
+
+    ``executor`` is one of ``concurrent.futures``, or any other whose ``submit`` returns futures
+    with ``add_done_callback``; it stays the caller's. None: threads of our own, ``parallel`` of
+    them (default: two for each processor that we may use; CRIU's work is in processes of its own).
+
+    Whoever stops in the middle, by an exception or by closing the iterator, has the jobs that
+    have not begun cancelled; of threads of our own, those under way are waited for. What has
+    been dumped by then stays dumped.
+    """
+    todo = list(jobs)
+    if parallel is not None and (
+        isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1
+    ):
+        raise ValueError(f"parallel={parallel!r}: a whole number of threads, 1 or more, is wanted")
+    if executor is not None and parallel is not None:
+        raise ValueError(f"parallel={parallel!r}: the executor that is given decides that")
+    return _run(todo, executor, parallel or 2 * len(os.sched_getaffinity(0)))
+
+
+def _run(
+    todo: Sequence[Job[R]], executor: Executor | None, parallel: int
+) -> Generator[Finished[R], None, None]:
+    if not todo:
+        return
+    ours = None
+    if executor is None:
+        executor = ours = ThreadPoolExecutor(min(parallel, len(todo)), "criu batch")
+    over: SimpleQueue[tuple[int, Future[R]]] = SimpleQueue()
+    futures: list[Future[R]] = []
+    try:
+        for index, job in enumerate(todo):
+            future = executor.submit(job)
+            futures.append(future)
+            future.add_done_callback(lambda done, index=index: over.put((index, done)))  # type: ignore[misc]
+        for _ in todo:
+            index, done = over.get()
+            yield _finished(index, todo[index], done)
+    finally:
+        for future in futures:
+            future.cancel()
+        if ours is not None:
+            ours.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(index: int, job: Job[R], done: Future[R]) -> Finished[R]:
+    try:
+        return Finished(index=index, job=job, result=done.result())
+    except BaseException as error:  # CancelledError is one, and what a job raised may be
+        return Finished(index=index, job=job, error=error)
+
+
+def _all(
+    jobs: Sequence[Job[R]],
+    executor: Executor | None,
+    parallel: int | None,
+    progress: Progress | None,
+) -> list[Finished[R]]:
+    finished: dict[int, Finished[R]] = {}
+    for each in run_many(jobs, executor=executor, parallel=parallel):
+        finished[each.index] = each
+        if progress is not None:
+            progress(len(finished), len(jobs))
+    return [finished[index] for index in range(len(jobs))]
+
+
+def dump_many(
+    pids: Iterable[int],
+    opts_for: Callable[[int], CriuOpts],
+    *,
+    via: Via | None = None,
+    deadline: float | None = None,
+    executor: Executor | None = None,
+    parallel: int | None = None,
+    progress: Progress | None = None,
+) -> list[Finished[DumpResult]]:
+    """Dump processes, each with the options that ``opts_for`` gives for its pid.
+
+    Returns when all are over, in the order of ``pids``; raises nothing that a dump raises.
+    Each needs an images directory of its own. The other arguments are those of :func:`dump`, for
+    each call, and of :func:`run_many`.
+    """
+    jobs = [DumpJob(pid=pid, opts=opts_for(pid), via=via, deadline=deadline) for pid in pids]
+    return _all(jobs, executor, parallel, progress)
+
+
+def restore_many(
+    options: Iterable[CriuOpts],
+    *,
+    via: Via | None = None,
+    deadline: float | None = None,
+    executor: Executor | None = None,
+    parallel: int | None = None,
+    progress: Progress | None = None,
+) -> list[Finished[RestoreResult]]:
+    """Restore from images, one set for each value of options; as :func:`dump_many` otherwise."""
+    jobs = [RestoreJob(opts=opts, via=via, deadline=deadline) for opts in options]
+    return _all(jobs, executor, parallel, progress)

@@ -1,0 +1,173 @@
+"""Many dumps and restores at once, on executors of several kinds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    DumpJob,
+    Finished,
+    NoSuchProcessError,
+    OptionError,
+    RestoreJob,
+    WarmWorkers,
+    Worker,
+    dump_many,
+    restore_many,
+    run_many,
+)
+
+from .conftest import Spawn
+from .processes import Target
+
+NOBODY = 2**22 - 1
+
+
+def many(spawn: Spawn, count: int) -> list[Target]:
+    """Processes that each know a number of their own."""
+    return [spawn(f"serve(number=lambda: {number})") for number in range(count)]
+
+
+def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
+    """All go at once and all come back, each with what it had; progress is told to the end."""
+    targets = many(spawn, 6)
+    told: list[tuple[int, int]] = []
+
+    def opts(pid: int) -> CriuOpts:
+        return CriuOpts(images_directory=tmp_path / f"images-{pid}")
+
+    pids = [target.pid for target in targets]
+    with WarmWorkers(2) as warm:
+        dumped = dump_many(
+            pids, opts, via=warm, parallel=3, progress=lambda done, all: told.append((done, all))
+        )
+        assert [each.get().pid for each in dumped] == pids
+        for target in targets:
+            target.reap()
+        restored = restore_many([opts(pid) for pid in pids], via=warm, parallel=3)
+    assert [each.get().pid for each in restored] == pids
+    assert [target.ask("number") for target in targets] == list(range(6))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+def test_one_fails(spawn: Spawn, tmp_path: Path) -> None:
+    """Its error is kept with it, as it was raised, and the others are done."""
+    first, second = many(spawn, 2)
+    done = dump_many(
+        [first.pid, NOBODY, second.pid],
+        lambda pid: CriuOpts(images_directory=tmp_path / str(pid), leave_running=True),
+    )
+    assert [each.index for each in done] == [0, 1, 2]
+    assert done[1].result is None
+    with pytest.raises(NoSuchProcessError):
+        done[1].get()
+    assert isinstance(done[1].job, DumpJob)
+    assert done[1].job.pid == NOBODY
+    assert done[0].error is None
+    assert done[2].error is None
+    assert first.runs_on()
+    assert second.runs_on()
+
+
+def test_a_refusal_is_an_error_of_its_job(tmp_path: Path) -> None:
+    """Options that are wrong are no reason to stop either."""
+    (done,) = restore_many([CriuOpts(images_directory=tmp_path / "none")])
+    assert isinstance(done.error, OptionError)
+
+
+def test_in_other_processes(spawn: Spawn, tmp_path: Path) -> None:
+    """Jobs, results and errors pickle, so that an executor of processes runs them."""
+    target = spawn()
+    opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
+    good = DumpJob(pid=target.pid, opts=opts, via=Worker())
+    bad = DumpJob(pid=NOBODY, opts=opts)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        done = sorted(run_many([good, bad], executor=executor), key=lambda each: each.index)
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+    assert done[0].get().pid == target.pid
+    assert isinstance(done[1].error, NoSuchProcessError)
+    assert done[1].error.verb == "dump"
+    assert target.runs_on()
+    restore = RestoreJob(opts=opts, deadline=3)
+    assert pickle.loads(pickle.dumps((good, restore))) == (good, restore)
+
+
+class Later(Executor):
+    """An executor that runs its jobs when it is told to, in the order that it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Future[Any], Any]] = []
+
+    def submit(self, job: Any, /, *args: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.asked.append((future, job))
+        if len(self.asked) == 3:
+            for done, body in reversed(self.asked):
+                done.set_result(body())
+        return future
+
+
+def test_as_they_are_over() -> None:
+    """They are yielded in the order of their ends; any executor's futures do."""
+    done = list(run_many([lambda n=n: n for n in range(3)], executor=Later()))
+    # The third's future is over before anybody could ask to be told.
+    assert [each.get() for each in done] == [1, 0, 2]
+    assert [each.index for each in done] == [1, 0, 2]
+
+
+def test_stopping_in_the_middle() -> None:
+    """Jobs that have not begun are not begun; an executor of the caller's lives on."""
+    begun: list[int] = []
+    with ThreadPoolExecutor(1) as executor:
+        running = run_many([lambda n=n: begun.append(n) for n in range(500)], executor=executor)
+        assert next(running).error is None
+        running.close()
+        assert executor.submit(os.getpid).result() == os.getpid()
+    assert len(begun) < 500
+
+
+def test_a_cancelled_job() -> None:
+    """An executor that gives up a job makes an error of it."""
+    with ThreadPoolExecutor(1) as executor:
+        jobs = run_many(
+            [lambda: executor.shutdown(wait=False, cancel_futures=True), os.getpid],
+            executor=executor,
+        )
+        first, second = sorted(jobs, key=lambda each: each.index)
+    assert first.error is None
+    assert type(second.error).__name__ == "CancelledError"
+
+
+def test_none_at_all() -> None:
+    """No jobs: nothing to do."""
+    assert dump_many([], lambda pid: CriuOpts()) == []
+
+
+@pytest.mark.parametrize("parallel", [0, -1, True, 1.5])
+def test_how_many(parallel: Any) -> None:
+    """A number of threads that makes no sense is refused before anything is begun."""
+    with pytest.raises(ValueError, match="parallel="):
+        run_many([os.getpid], parallel=parallel)
+
+
+def test_either_an_executor_or_a_number() -> None:
+    """Both together contradict each other."""
+    with ThreadPoolExecutor(1) as executor, pytest.raises(ValueError, match="executor"):
+        run_many([os.getpid], executor=executor, parallel=2)
+
+
+def test_finished() -> None:
+    """Compares, and prints what it is."""
+    one = Finished(index=0, job=os.getpid, result=1)
+    assert one == Finished(index=0, job=os.getpid, result=1)
+    assert "result=1" in repr(one)

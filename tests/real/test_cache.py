@@ -1,0 +1,144 @@
+"""CRIU's feature cache: what is said of it is what CRIU does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from pycriu_native import CacheState, feature_cache
+
+REPO = Path(__file__).parents[2]
+
+PRELUDE = """
+import ctypes, logging, os, subprocess
+from pathlib import Path
+from pycriu_native import CriuOpts, dump, feature_cache, version
+
+def mount(kind):
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert not libc.unshare(0x20000)
+    assert not libc.mount(b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+    if kind:
+        assert not libc.mount(b"none", b"/run", kind, 0, None), os.strerror(ctypes.get_errno())
+
+def saved():
+    '''A dump of a process; what CRIU's log says of its cache.'''
+    null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    job = subprocess.Popen(["sleep", "60"], start_new_session=True, **null)
+    opts = CriuOpts(images_directory=IMAGES, leave_running=True, log_level=4)
+    try:
+        result = dump(job.pid, opts)
+    finally:
+        job.kill()
+        job.wait()
+    return [line for line in Path(result.log).read_text().splitlines() if "kdat" in line]
+"""
+
+
+def apart(body: str, images: Path) -> None:
+    """Run this in a process, and a mount namespace, of its own."""
+    code = PRELUDE.replace("IMAGES", repr(str(images))) + textwrap.dedent(body)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+
+
+def test_kept(images: Path) -> None:
+    """On a tmpfs: absent, then written by a call and kept, and loaded by the next."""
+    apart(
+        """
+        mount(b"tmpfs")
+        assert feature_cache().state == "absent", feature_cache()
+        assert feature_cache().cure is None
+        saved()
+        found = feature_cache()
+        assert found.state == "kept", found
+        assert found.path == "/run/criu.kdat" and found.cure is None
+        assert any("Loaded kdat cache" in line for line in saved())
+        """,
+        images,
+    )
+
+
+def test_impossible(images: Path) -> None:
+    """On anything else CRIU does not keep it."""
+    apart(
+        """
+        mount(b"ramfs")
+        for _ in range(2):
+            found = feature_cache()
+            assert found.state == "impossible" and "ramfs" in found.reason, found
+            assert "tmpfs" in found.cure
+            assert not any("Loaded" in line for line in saved())
+        """,
+        images,
+    )
+
+
+def test_blocked(images: Path) -> None:
+    """A temporary file that was left behind keeps CRIU from it; removing it is the cure."""
+    apart(
+        """
+        mount(b"tmpfs")
+        left = Path("/run/criu.kdat.tmp")
+        left.touch()
+        os.utime(left, (1, 1))
+        saved()
+        found = feature_cache()
+        assert found.state == "blocked", found
+        assert found.cure == "remove /run/criu.kdat.tmp"
+        left.unlink()
+        saved()
+        assert feature_cache().state == "kept"
+        """,
+        images,
+    )
+
+
+def test_stale(images: Path) -> None:
+    """One that is older than the kernel, or that CRIU has not written, is named so."""
+    apart(
+        """
+        mount(b"tmpfs")
+        saved()
+        os.utime("/run/criu.kdat", (1, 1))
+        assert feature_cache().state == "stale"
+        Path("/run/criu.kdat").write_bytes(b"something")
+        assert feature_cache().state == "stale"
+        saved()
+        assert feature_cache().state == "kept"
+        """,
+        images,
+    )
+
+
+def test_the_advice(images: Path) -> None:
+    """Is given once, to those who listen, and only where there is something to be done."""
+    apart(
+        """
+        mount(b"ramfs")
+        saved()  # nobody has imported logging's configuration yet
+        lines = []
+        class Listener(logging.Handler):
+            def emit(self, record):
+                lines.append((record.levelname, record.getMessage()))
+        logger = logging.getLogger("pycriu_native.advice")
+        logger.addHandler(Listener())
+        saved()
+        assert lines == []
+        logger.setLevel(logging.INFO)
+        saved()
+        saved()
+        (line,) = lines
+        assert line[0] == "INFO" and "tmpfs" in line[1], line
+        """,
+        images,
+    )
+
+
+def test_here() -> None:
+    """It can be asked anywhere, and says a state, a reason and what helps."""
+    found = feature_cache()
+    assert found.state in list(CacheState)
+    assert found.reason in str(found)
+    assert (found.cure is None) == (found.state in (CacheState.KEPT, CacheState.ABSENT))

@@ -1,0 +1,430 @@
+"""Warm workers: used where they are no different from fresh ones, and only there."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    ProgramNotFoundError,
+    WarmWorkers,
+    dump,
+    restore,
+    restore_child,
+    version,
+)
+from pycriu_native._program import find_program
+from pycriu_native._surroundings import surroundings
+from pycriu_native._worker import WorkerLine
+
+from . import cgroups
+from .conftest import Spawn
+from .hosts import host
+from .processes import children, eventually, is_alive
+
+REPO = Path(__file__).parents[2]
+
+
+def taken(pool: WarmWorkers) -> bool:
+    """Whether a call from here would get a warm worker; it is ended again."""
+    assert pool.wait_until_ready(20)
+    ready = {idle.line.pid for idle in pool._stock.idle}
+    line = pool.connect()
+    assert isinstance(line, WorkerLine)
+    try:
+        return line.pid in ready
+    finally:
+        line.reap()
+
+
+@pytest.fixture
+def pool() -> Iterator[WarmWorkers]:
+    """One that is ready."""
+    with WarmWorkers(1) as made:
+        assert made.wait_until_ready(20)
+        yield made
+
+
+def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
+    """A process goes and comes back by warm workers, each is replaced, and all end at the close."""
+    target = spawn()
+    before = children()
+    opts = CriuOpts(images_directory=images)
+    with WarmWorkers(2) as pool:
+        assert pool.wait_until_ready(20)
+        first = {idle.line.pid for idle in pool._stock.idle}
+        dump(target.pid, opts, via=pool)
+        target.reap()
+        restored = restore_child(opts, via=pool)
+        assert restored.pid == target.pid
+        assert target.runs_on()
+        assert pool.wait_until_ready(20)
+        second = {idle.line.pid for idle in pool._stock.idle}
+        assert not first & second
+    assert children() == before  # the target and its copy have one number
+    os.kill(restored.pid, signal.SIGKILL)
+    os.waitpid(restored.pid, 0)
+
+
+def test_a_call_gets_one(pool: WarmWorkers) -> None:
+    """The next call's worker is one that was there before, and answers."""
+    assert taken(pool)
+    assert version(via=pool) == version()
+
+
+def test_what_goes_past_it(pool: WarmWorkers) -> None:
+    """Calls that hand over descriptors or standard input, and self-dumps, get a fresh worker."""
+    ready = {idle.line.pid for idle in pool._stock.idle}
+    with open(os.devnull) as null:
+        for keep, outside in (([null.fileno()], False), ([0], False), ([], True)):
+            line = pool.connect(keep, outside=outside)
+            assert isinstance(line, WorkerLine)
+            assert line.pid not in ready
+            line.reap()
+    assert {idle.line.pid for idle in pool._stock.idle} == ready
+
+
+def _in_thread(body: Callable[[], None]) -> None:
+    """Do it on a thread that ends with its changes."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            body()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def _umask() -> Iterator[None]:
+    old = os.umask(0o027)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+@contextlib.contextmanager
+def _directory() -> Iterator[None]:
+    with contextlib.chdir("/proc"):
+        yield
+
+
+@contextlib.contextmanager
+def _limit() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    changed = 4096 if soft != 4096 else 8192
+    if hard != resource.RLIM_INFINITY and changed > hard:
+        pytest.skip("RLIMIT_CORE cannot be changed here")
+    resource.setrlimit(resource.RLIMIT_CORE, (changed, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+@contextlib.contextmanager
+def _oom_score() -> Iterator[None]:
+    score = Path("/proc/self/oom_score_adj")
+    old = score.read_text()
+    score.write_text(str(int(old) + 7))
+    try:
+        yield
+    finally:
+        score.write_text(old)
+
+
+@contextlib.contextmanager
+def _processors() -> Iterator[None]:
+    old = os.sched_getaffinity(0)
+    if len(old) < 2:
+        pytest.skip("one processor")
+    os.sched_setaffinity(0, {min(old)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, old)
+
+
+PROCESS_WIDE = {
+    "umask": _umask,
+    "directory": _directory,
+    "rlimit": _limit,
+    "oom score": _oom_score,
+    "processors": _processors,
+}
+
+
+@pytest.mark.parametrize("what", PROCESS_WIDE)
+def test_the_process_has_changed(pool: WarmWorkers, what: str) -> None:
+    """A worker that was started before the change is not used after it, and is after its end."""
+    with PROCESS_WIDE[what]():
+        assert not taken(pool)
+    assert taken(pool)
+
+
+def test_another_cgroup(pool: WarmWorkers) -> None:
+    """A worker of the old cgroup is not used: restored processes could stay in it."""
+    hierarchy = cgroups.required("freezer")
+    with contextlib.contextmanager(cgroups.maker)() as make:
+        made = make(hierarchy)
+        old = Path(f"{hierarchy.mount}{hierarchy.path_of(os.getpid())}")
+        cgroups.enter(made, os.getpid())
+        try:
+            assert not taken(pool)
+        finally:
+            cgroups.enter(old, os.getpid())
+        assert taken(pool)
+
+
+def test_another_network(pool: WarmWorkers) -> None:
+    """A thread that has moved to another network namespace gets a worker that is in it."""
+    with host() as other:
+        with other.entered():
+            assert not taken(pool)
+        assert taken(pool)
+
+
+def test_the_pool_moves(pool: WarmWorkers) -> None:
+    """After two calls from elsewhere the workers are started there; ours get fresh ones then."""
+    with host() as other, other.entered():
+        assert not taken(pool)
+        assert not taken(pool)
+        assert taken(pool)
+        link = os.readlink(f"/proc/{pool._stock.idle[0].line.pid}/ns/net") if pool.idle else None
+        assert link in (None, os.readlink("/proc/thread-self/ns/net"))
+    assert not taken(pool)
+
+
+CHANGES = {
+    "mount namespace": "os_unshare(0x20000)",
+    "user, groups": "os.setgroups([4242])",
+    "uid": "os.seteuid(0); os.setresuid(0, 0, 4242)",
+    "chroot": "os.chroot('/proc/self/root/.'); os.chroot('/usr')",
+    "session": "os.setsid()",
+    "nice": "os.nice(3)",
+    "no new privileges": "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)",
+    "bounding set": "ctypes.CDLL(None).prctl(24, 25, 0, 0, 0)",
+    "pid namespace": "os_unshare(0x20000000)",
+    "personality": "ctypes.CDLL(None).personality(0x0040000)",
+    "io priority": "ctypes.CDLL(None).syscall(251, 1, 0, (2 << 13) | 6)",
+    "scheduling": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
+}
+"""What a process does once and for all; ``os_unshare`` is unshare(2)."""
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_cannot_be_taken_back(what: str) -> None:
+    """The same for what a process cannot undo, in a process of its own."""
+    code = f"""
+        import ctypes, os
+        from pycriu_native._surroundings import surroundings
+        def os_unshare(flags):
+            assert not ctypes.CDLL(None).unshare(flags)
+        before = surroundings({{}})
+        assert before is not None
+        assert surroundings({{}}) == before
+        {CHANGES[what]}
+        assert surroundings({{}}) != before
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=REPO)
+
+
+def test_a_configuration_file(tmp_path: Path) -> None:
+    """CRIU reads its configuration as it starts: one that came since makes a worker stale."""
+    configuration = tmp_path / ".criu" / "default.conf"
+    with WarmWorkers(1, env={"HOME": str(tmp_path)}) as pool:
+        assert taken(pool)
+        assert pool.wait_until_ready(20)
+        configuration.parent.mkdir()
+        configuration.write_text("log-level 4\n")
+        assert not taken(pool)
+
+
+def test_another_program(tmp_path: Path) -> None:
+    """A ``criu`` that was replaced is not the one that the waiting workers run."""
+    program = tmp_path / "criu"
+    program.write_text(f'#!/bin/sh\nexec {find_program()} "$@"\n')
+    program.chmod(0o755)
+    with WarmWorkers(1, program=program) as pool:
+        assert taken(pool)
+        assert pool.wait_until_ready(20)
+        program.write_text(f'#!/bin/sh\n\nexec {find_program()} "$@"\n')
+        assert not taken(pool)
+    with pytest.raises(ProgramNotFoundError):
+        WarmWorkers(program=tmp_path / "none")
+
+
+def test_a_waiting_worker_that_died(pool: WarmWorkers) -> None:
+    """It is not handed out."""
+    pid = pool._stock.idle[0].line.pid
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not is_alive(pid), "the worker's end")
+    assert version(via=pool) == version()
+    assert taken(pool)
+
+
+def test_more_calls_than_workers(spawn: Spawn, tmp_path: Path) -> None:
+    """Threads share it; who finds none ready starts one, and all dumps are whole."""
+    target = spawn()
+    errors: list[BaseException] = []
+
+    with WarmWorkers(1) as pool:
+
+        def body(number: int) -> None:
+            try:
+                for turn in range(3):
+                    assert version(via=pool) == known, (number, turn)
+            except BaseException as error:
+                errors.append(error)
+
+        known = version()
+        threads = [threading.Thread(target=body, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
+        dump(target.pid, opts, via=pool)
+    assert not errors
+    assert target.runs_on()
+
+
+def test_a_fork(pool: WarmWorkers) -> None:
+    """A forked child has workers of its own; ours end with us though the child lives on."""
+    ours = pool._stock.idle[0].line.pid
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            assert pool.idle == 0
+            assert version(via=pool).major >= 3
+            assert pool.wait_until_ready(20)
+            assert ours not in {idle.line.pid for idle in pool._stock.idle}
+            assert version(via=pool).major >= 3
+            pool.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert taken(pool)
+
+
+def _is_gone(pid: int) -> bool:
+    return not is_alive(pid)
+
+
+HOLDER = """
+import os, signal, sys, time
+from pycriu_native import WarmWorkers
+pool = WarmWorkers(2)
+assert pool.wait_until_ready(20)
+if not os.fork():
+    time.sleep(600)  # it holds no socket of the workers
+print(*[idle.line.pid for idle in pool._stock.idle], flush=True)
+time.sleep(600)
+"""
+
+
+def test_they_die_with_us() -> None:
+    """Also when we are killed, and a forked child of ours lives on."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, cwd=REPO, start_new_session=True
+    )
+    assert holder.stdout is not None
+    try:
+        workers = [int(word) for word in holder.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(is_alive(pid) for pid in workers)
+        holder.kill()
+        holder.wait()
+        for pid in workers:
+            eventually(functools.partial(_is_gone, pid), "the worker's end")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_ends_with_its_owner() -> None:
+    """One that is dropped without a close ends its workers and its thread."""
+    before = children()
+    threads = threading.active_count()
+    pool = WarmWorkers(2)
+    assert pool.wait_until_ready(20)
+    assert len(children() - before) == 2
+    del pool
+    gc.collect()
+    eventually(lambda: not children() - before, "the workers' end")
+    assert threading.active_count() == threads
+
+
+def test_closed(pool: WarmWorkers) -> None:
+    """A closed one says so, and may be closed again."""
+    pool.close()
+    pool.close()
+    assert repr(pool) == "<WarmWorkers: closed>"
+    assert not pool.wait_until_ready(0)
+    with pytest.raises(ValueError, match="closed"):
+        version(via=pool)
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, 100000])
+def test_its_size(size: int) -> None:
+    """Is a number that makes sense."""
+    with pytest.raises(ValueError, match="size="):
+        WarmWorkers(size)
+
+
+def test_idle_workers_cost_nothing(pool: WarmWorkers) -> None:
+    """They wait without running: not one switch of context in a while."""
+
+    def switches() -> str:
+        status = Path(f"/proc/{pool._stock.idle[0].line.pid}/status").read_text()
+        return status[status.index("voluntary_ctxt_switches") :]
+
+    def asleep() -> bool:
+        before = switches()
+        threading.Event().wait(0.3)
+        return switches() == before
+
+    eventually(asleep, "rest")
+
+
+def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
+    """A restore that needs our standard input works through a pool as well: by a fresh worker."""
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    with WarmWorkers(1) as pool:
+        dump(target.pid, opts, via=pool)
+        target.reap()
+        assert restore(CriuOpts(images_directory=images, shell_job=True), via=pool).pid
+        assert target.runs_on()
+
+
+def test_surroundings_are_steady() -> None:
+    """What is compared does not change by itself."""
+    assert surroundings({}) is not None
+    assert surroundings({}) == surroundings({})
+    _in_thread(lambda: None)
+    assert surroundings({}) == surroundings({})

@@ -1,0 +1,171 @@
+"""What ``import pycriu_native`` loads, and that its own dataclasses are dataclasses."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import pickle
+import pprint
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pycriu_native
+from pycriu_native import CriuOpts, Features, Notification, PageServer, Version, VethPair, Worker
+from pycriu_native._dataclass import dataclass
+
+REPO = Path(__file__).parents[2]
+
+SLOW = {
+    "argparse",
+    "asyncio",
+    "concurrent.futures",
+    "ctypes",
+    "dataclasses",
+    "glob",
+    "inspect",
+    "ipaddress",
+    "json",
+    "logging",
+    "pathlib",
+    "random",
+    "re",
+    "shutil",
+    "subprocess",
+    "tempfile",
+    "tomllib",
+    "traceback",
+    "typing",
+}
+"""Modules whose import takes long, and which a call that succeeds does without."""
+
+LATER = {
+    "_explain",
+    "_failure",
+    "_spelling",
+    "_words",
+    "batch",
+    "cache",
+    "iters",
+    "lazy",
+    "lib",
+    "oci",
+    "pages",
+    "pool",
+}
+"""Our own that few programs use."""
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after this, without those of its start."""
+    show = "import sys; before = set(sys.modules)\n{}\nprint(*(set(sys.modules) - before))"
+    done = subprocess.run(
+        [sys.executable, "-c", show.format(code)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+    )
+    return set(done.stdout.split())
+
+
+def test_what_the_import_loads() -> None:
+    """Nothing that takes long, and none of our own modules that few programs use."""
+    found = loaded_by("from pycriu_native import CriuOpts, dump, restore; CriuOpts(timeout=1)")
+    if sys.version_info[:2] == (3, 11):  # what others import by themselves differs
+        assert not found & SLOW
+    assert not {f"pycriu_native.{name}" for name in LATER} & found
+
+
+def test_every_name_is_there() -> None:
+    """What is loaded on demand is, and a name that is none is refused as ever."""
+    for name in pycriu_native.__all__:
+        assert getattr(pycriu_native, name) is not None
+        assert name in dir(pycriu_native)
+    assert pycriu_native.pages.page_server is pycriu_native.page_server
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = pycriu_native.nothing
+
+
+def test_they_are_dataclasses() -> None:
+    """For whoever asks the standard library."""
+    features = Features(mem_track=True, lazy_pages=False, pidfd_store=True)
+    assert dataclasses.is_dataclass(features)
+    assert [f.name for f in dataclasses.fields(Features)][:2] == ["mem_track", "lazy_pages"]
+    assert dataclasses.asdict(features)["mem_compression"] is False
+    assert dataclasses.replace(features, lazy_pages=True).lazy_pages
+    assert dataclasses.replace(CriuOpts(timeout=3), log_level=4) == CriuOpts(timeout=3, log_level=4)
+    assert "mem_track=True" in pprint.pformat(features)
+    parameters = inspect.signature(CriuOpts).parameters
+    assert next(iter(parameters)) == "images_directory"
+    assert parameters["timeout"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert list(inspect.signature(VethPair).parameters) == ["inside", "outside"]
+    match PageServer("10.0.0.1", 27):
+        case PageServer(address, port):
+            assert (address, port) == ("10.0.0.1", 27)
+
+
+def test_their_values() -> None:
+    """They compare, hash, print, copy and pickle by their fields, and cannot be changed."""
+    one, same, other = VethPair("a", "b"), VethPair(inside="a", outside="b"), VethPair("a", "c")
+    assert one == same
+    assert one != other
+    assert len({one, same, other}) == 2
+    assert repr(one) == "VethPair(inside='a', outside='b')"
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+    assert Version(major=1, minor=2, git="x") == Version(major=1, minor=2)
+    assert Worker().env == {}
+    assert Worker().env is not Worker().env
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.inside = "x"  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        del one.inside
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: VethPair("a"), "needs a value for outside"),  # type: ignore[call-arg]
+        (lambda: VethPair("a", "b", "c"), "takes 2 arguments"),  # type: ignore[call-arg]
+        (lambda: VethPair("a", inside="b"), "two values for 'inside'"),  # type: ignore[call-arg,misc]
+        (lambda: VethPair("a", "b", more=1), "unexpected keyword argument 'more'"),  # type: ignore[call-arg]
+        (lambda: CriuOpts("images"), "takes 0 arguments"),  # type: ignore[call-arg]
+        (lambda: dataclass(frozen=False), "frozen"),
+        (lambda: Notification(), "needs a value for action, verb"),  # type: ignore[call-arg]
+    ],
+)
+def test_wrong_arguments(make: object, what: str) -> None:
+    """Are refused as by any function."""
+    with pytest.raises(TypeError, match=what):
+        make()  # type: ignore[operator]
+
+
+def test_what_is_worked_out_is_no_part_of_a_value() -> None:
+    """What a call remembers on its options is neither compared, copied nor pickled."""
+    used, fresh = CriuOpts(timeout=3), CriuOpts(timeout=3)
+    list(used.items())
+    used._remembered.packed = b"something"
+    assert used == fresh
+    assert pickle.dumps(used) == pickle.dumps(fresh)
+    assert copy.copy(used)._remembered.packed is None
+    assert dataclasses.replace(used, timeout=4)._remembered.packed is None
+
+
+def test_a_class_above_a_class() -> None:
+    """Fields come from both, in order, as the standard library has them."""
+
+    @dataclass(frozen=True)
+    class Base:
+        first: int
+        second: int = 2
+
+    @dataclass(frozen=True)
+    class Above(Base):
+        third: int = 3
+
+    assert [f.name for f in dataclasses.fields(Above)] == ["first", "second", "third"]
+    assert repr(Above(1)).endswith("Above(first=1, second=2, third=3)")
+    assert Above(1) != Base(1)
