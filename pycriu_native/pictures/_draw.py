@@ -362,11 +362,11 @@ def _save(figure: Figure, to: Place) -> None:
         axes.tick_params(colors=INK, labelsize=9)
         axes.set_axisbelow(True)
         axes.grid(axis=_grid_axis(axes), color="#EEEEEE", linewidth=0.8)
-    settings: dict[str, Any] = {"svg.hashsalt": "pycriu-native", "svg.fonttype": "none"}
+    settings: Any = {"svg.hashsalt": "pycriu-native", "svg.fonttype": "none"}
     import matplotlib
 
     try:
-        with matplotlib.rc_context(settings):  # type: ignore[arg-type]
+        with matplotlib.rc_context(settings):
             figure.savefig(os.fspath(to), dpi=150)
     except OSError as error:
         raise ImagesError(f"{os.fspath(to)} cannot be written: {error.strerror}") from None
