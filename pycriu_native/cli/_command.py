@@ -1,0 +1,384 @@
+"""What all commands have in common: help that teaches, shared options, one way out.
+
+A command's function gets a :class:`Call` and its own parameters, and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from .._exchange import Hook, Notification
+from .._options import On
+from .._reach import DEFAULT_SERVICE, Service, Via
+from .._worker import Worker
+from ..enums import Verb
+from ..errors import CriuError, Problem, UnsupportedError
+from ..opts import VERB_MASK, CriuOpts
+from . import _fields
+from ._exits import Exit, exit_of
+from ._output import Output
+
+HELP_WIDTH = 100
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command; a verb undoes its work first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command under way."""
+
+    out: Output
+    opts: CriuOpts
+    """What the options of CRIU come to; empty for commands without."""
+    given: Via | None
+    """How CRIU is reached, where it was said."""
+    deadline: float | None
+    hook: Hook | None
+    """What runs the action scripts."""
+
+    @property
+    def via(self) -> Via:
+        """How CRIU is reached."""
+        return self.given or Worker()
+
+    @property
+    def images(self) -> str:
+        """The images directory, for messages."""
+        return str(self.opts.images_directory or self.opts.images_dir or "")
+
+
+class Command(click.Command):
+    """One subcommand."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        function: Callable[..., Exit | int],
+        help: str,
+        examples: Sequence[str],
+        exits: Sequence[Exit],
+        params: Sequence[click.Parameter] = (),
+        verb: Verb | None = None,
+        fields: On | None = None,
+        reaches: bool = False,
+        without: Collection[str] = (),
+        also: Collection[str] = (),
+        title: str = "",
+        lenient: bool = False,
+    ) -> None:
+        self.title = title or name
+        self.function = function
+        self.examples = examples
+        self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.INTERRUPTED, *exits})
+        self.verb = verb
+        mask = fields or (VERB_MASK[verb] if verb else None)
+        self.has_fields = mask is not None
+        self.also = also
+        made = _fields.field_options(mask, without, also) if mask else []
+        shared = _config() if mask else []
+        shared += reach_options() if mask or reaches else []
+        super().__init__(
+            name,
+            params=[*params, *shared, *_said(), *made],
+            help=help,
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "max_content_width": HELP_WIDTH,
+                "ignore_unknown_options": lenient,
+            },
+        )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words."""
+        return super().parse_args(ctx, _fields.normalized(args) if self.has_fields else args)
+
+    def invoke(self, ctx: click.Context) -> Exit | int:
+        """Do it; every ending is told, and has an exit code."""
+        own = {p.name: ctx.params[p.name] for p in self.params if p.name and _is_own(p)}
+        shared = {name: own.pop(name, None) for name in SHARED}
+        out = Output(
+            self.title,
+            as_json=bool(shared["as_json"]),
+            quiet=bool(shared["quiet"]),
+            verbose=bool(shared["verbose"]),
+        )
+        try:
+            return self.function(self._call(ctx, out, shared, own), **own)
+        except CriuError as error:
+            return out.failed(error, exit_of(error))
+        except click.ClickException as error:
+            return out.failed(error, Exit.REFUSED)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            told = CriuError(f"{error.filename or self.title}: {error.strerror}", verb=self.title)
+            return out.failed(told, Exit.IMAGES)
+        except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
+            said = CriuError("interrupted; what had begun is undone", verb=self.title)
+            result = getattr(stop, "result", None)
+            if result is not None:
+                said = CriuError("interrupted, but all was done by then", verb=self.title)
+                said.add_note(f"the result is {result}")
+            return out.failed(said, 128 + number)
+
+    def _call(
+        self, ctx: click.Context, out: Output, shared: dict[str, Any], own: dict[str, Any]
+    ) -> Call:
+        opts = CriuOpts()
+        if self.has_fields:
+            command = own.get("command", ())
+            verb = self.verb or Verb(own["verb"])
+            opts = _fields.read(ctx, verb, config=shared["config"], command=command, also=self.also)
+        given = ctx.find_object(Given)
+        via = None if given is None else given.via
+        if shared["service"]:
+            via = Service(shared["service"])
+        elif shared["criu"] or shared["trusting"]:
+            via = Worker(program=shared["criu"], trusting=bool(shared["trusting"]))
+        script = own.pop("action_script", ())
+        hook = functools.partial(_run_scripts, script, opts) if script else None
+        return Call(out, opts, via, shared["deadline"], hook)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What it does, examples, exit codes; then the options, which are many."""
+        formatter.width = (
+            min(formatter.width + 20, HELP_WIDTH) if ctx.terminal_width else HELP_WIDTH
+        )
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        with formatter.section("Examples"):
+            for line in self.examples:
+                formatter.write(f"  {line}\n" if line else "\n")
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(int(code)), code.meaning) for code in self.exits])
+        own = [p for p in self.get_params(ctx) if not _is_criu(p)]
+        _section(ctx, formatter, "Options", own)
+        fields = [p for p in self.get_params(ctx) if _is_criu(p)]
+        often = [p for p in fields if getattr(p, "often", False)]
+        _section(ctx, formatter, "Options of CRIU that are needed often", often)
+        _section(ctx, formatter, "Other options of CRIU", [p for p in fields if p not in often])
+
+
+def _section(
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    title: str,
+    params: Sequence[click.Parameter],
+) -> None:
+    records = [record for p in params if (record := p.get_help_record(ctx)) is not None]
+    if records:
+        with formatter.section(title):
+            formatter.write_dl(records)
+
+
+def _is_criu(param: click.Parameter) -> bool:
+    return isinstance(param, _fields.FieldOption | _fields._ServerOption)
+
+
+def _is_own(param: click.Parameter) -> bool:
+    return not _is_criu(param) and param.expose_value
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller of :func:`pycriu_native.cli._run.run` has set for every command."""
+
+    via: Via | None = None
+
+
+# ---- shared options ----
+
+SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "trusting", "deadline")
+
+
+def _said() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--json", "as_json"], is_flag=True, help="Print JSON (docs/cli.md has the shapes)."
+        ),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but errors."),
+        click.Option(
+            ["--verbose"], is_flag=True, help="Print hints and progress, terminal or not."
+        ),
+    ]
+
+
+def _config() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["--config"],
+            type=click.Path(dir_okay=False),
+            metavar="FILE",
+            help="TOML table of options by the names of CriuOpts; the command line wins over it. "
+            f"CRIU's own configuration files: {_fields.CONFIG}.",
+        )
+    ]
+
+
+def reach_options() -> list[click.Parameter]:
+    """How CRIU is reached."""
+    return [
+        click.Option(
+            ["--criu"],
+            type=click.Path(dir_okay=False),
+            metavar="PROGRAM",
+            help="The criu to run.",
+        ),
+        click.Option(
+            ["--service"],
+            type=click.Path(dir_okay=False),
+            metavar="SOCKET",
+            help=f"Ask a running criu service (usually {DEFAULT_SERVICE}) instead.",
+        ),
+        click.Option(
+            ["--trusting"],
+            is_flag=True,
+            help="Use a program, directories and files that other users could change or swap.",
+        ),
+        click.Option(
+            ["--deadline"],
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            help="Have CRIU undo its work after so long. (--timeout bounds freezing only.)",
+        ),
+    ]
+
+
+# ---- parameters that several commands have ----
+
+
+class Pid(_fields.ParamType):
+    """The number of a process; completed with those that run."""
+
+    name = "pid"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """A number above 0."""
+        if isinstance(value, int):
+            return value
+        if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is no pid: the number of a process is accepted", param, ctx)
+        return int(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The processes of this machine, with their names."""
+        return [
+            CompletionItem(pid, help=name_of(int(pid)))
+            for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
+            if pid.startswith(incomplete)
+        ]
+
+
+def name_of(pid: int) -> str:
+    """The name of a process; empty where there is none."""
+    try:
+        with open(f"/proc/{pid}/comm", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def pid_params() -> list[click.Parameter]:
+    """``PID``, also as ``-t PID`` as criu has it."""
+    return [
+        click.Argument(["pid"], type=Pid(), required=False),
+        click.Option(
+            ["-t", "--tree"], type=Pid(), metavar="PID", help="The process, as criu has it."
+        ),
+    ]
+
+
+def one_pid(pid: int | None, tree: int | None) -> int:
+    """The process that was named, once."""
+    if (pid is None) == (tree is None):
+        raise click.UsageError(
+            "Missing argument 'PID'." if pid is None else "PID and --tree: one is accepted."
+        )
+    return pid or tree or 0
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Around an import that needs an extra: its absence is told with the cure."""
+    try:
+        yield
+    except ImportError as error:
+        cure = f"pip install 'pycriu-native[{name}]'"
+        rule = str(error) if cure in str(error) else f"{error}: {cure}"
+        raise UnsupportedError([Problem("installation", None, rule)]) from None
+
+
+def script_option() -> click.Option:
+    """``--action-script``, as criu has it."""
+    return click.Option(
+        ["--action-script"],
+        multiple=True,
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="Program to run on each of CRIU's notifications, which CRTOOLS_SCRIPT_ACTION names; "
+        "if it fails, CRIU undoes its work. May be repeated.",
+    )
+
+
+def _run_scripts(scripts: Sequence[str], opts: CriuOpts, notification: Notification) -> None:
+    """Run the scripts as CRIU does: the action, the images and the root process in variables."""
+    env = dict(os.environ, CRTOOLS_SCRIPT_ACTION=str(notification.action))
+    env["CRTOOLS_IMAGE_DIR"] = os.path.abspath(str(opts.images_directory or opts.images_dir))
+    if notification.pid is not None:
+        env["CRTOOLS_INIT_PID"] = str(notification.pid)
+    for script in scripts:
+        try:
+            code = subprocess.run([script], env=env, check=False).returncode
+        except OSError as error:
+            raise CriuError(
+                f"the action script {script!r} cannot be run: {error.strerror}"
+            ) from None
+        if code:
+            raise CriuError(
+                f"the action script {shlex.quote(script)} ended with {code} at "
+                f"{notification.action}, and CRIU has undone its work"
+            )
+
+
+def pidfile_option(of: str) -> click.Option:
+    """``--pidfile``, as criu has it."""
+    return click.Option(
+        ["--pidfile"],
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help=f"Write the pid of {of} into this new file.",
+    )
+
+
+def write_pidfile(path: str | None, pid: int) -> None:
+    """Write it; an existing file is left alone, as CRIU does."""
+    if path is not None:
+        try:
+            with open(path, "x") as file:
+                file.write(str(pid))
+        except OSError as error:
+            raise CriuError(
+                f"pid {pid} runs, but the pidfile {path!r} cannot be written: {error.strerror}",
+                pid=pid,
+            ) from None

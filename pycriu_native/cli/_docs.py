@@ -1,0 +1,39 @@
+"""What the fields of ``CriuOpts`` mean, from the docstrings beside them.
+
+Python keeps no docstring of a field, so the source is read; it is part of every installation.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+
+from .. import opts
+
+
+@functools.cache
+def field_docs() -> dict[str, str]:
+    """Each field's docstring, in one line."""
+    try:
+        tree = ast.parse(inspect.getsource(opts))
+    except (OSError, TypeError):  # an installation without sources
+        return {}
+    found: dict[str, str] = {}
+    for cls in tree.body:
+        if isinstance(cls, ast.ClassDef) and cls.name == "CriuOpts":
+            for field, text in zip(cls.body, cls.body[1:], strict=False):
+                match field, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(doc))),
+                    ):
+                        found[name] = " ".join(doc.replace("``", "").split())
+    return found
+
+
+def first_sentence(field: str) -> str:
+    """What a field means, in one sentence."""
+    text = re.sub(r":class:`(\w+)`", r"\1", field_docs().get(field, ""))
+    return re.split(r"(?<=[.])\s", text, maxsplit=1)[0].rstrip(".")

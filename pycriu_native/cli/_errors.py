@@ -1,0 +1,156 @@
+"""An error of the library as people and scripts are told: verb, cause, cure, CRIU's lines, log.
+
+Fields of ``CriuOpts`` are called by their long options, since those are what a user here has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from .. import errors
+from .._options import BY_FIELD
+from .._words import ROWS
+from . import _plain
+from ._words import safe
+
+MOST_LINES = 6
+"""Lines of CRIU's that are shown; the log has all of them."""
+
+_ASSIGNED = re.compile(r"\b([a-z_]+)=(True|False|\w+|'[^']*'|\"[^\"]*\")")
+_NAMED = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
+
+
+def flag_of(field: str) -> str:
+    """The long option of a field; the field itself where it has none."""
+    row = BY_FIELD.get(field)
+    return row.flag if row is not None and row.flag else field
+
+
+def field_of(name: str) -> str:
+    """The field of a long option; any other name as it is."""
+    return next((row.name for row in ROWS.get(name, ())), name)
+
+
+_ARGUMENTS = {
+    "PageServer(..., clear_text=True)": "--clear-text",
+    "Worker(trusting=True)": "--trusting",
+    "trusting=True": "--trusting",
+    "insecure=True": "--insecure",
+    "seal()": "pycriu-native seal",
+}
+"""What the library calls things that are no fields, and this program does."""
+
+
+def in_flags(text: str) -> str:
+    """Text with fields as long options: ``tcp_close=True`` is ``--tcp-close``."""
+    for said, flag in _ARGUMENTS.items():
+        text = text.replace(said, flag)
+    return _NAMED.sub(lambda found: flag_of(found[0]), _ASSIGNED.sub(_as_flag, text))
+
+
+def _as_flag(found: re.Match[str]) -> str:
+    row = BY_FIELD.get(found[1])
+    if row is None or not row.flag:
+        return found[0]
+    if found[2] == "True":
+        return row.flag
+    if found[2] == "False":
+        return "--no-" + row.flag[2:] if row.negates else f"no {row.flag}"
+    return f"{row.flag}={found[2].strip(chr(34) + chr(39))}"
+
+
+def to_dict(error: BaseException) -> dict[str, Any]:
+    """The ``error`` of ``--json``."""
+    found: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
+    if isinstance(error, errors.CriuError):
+        for name in ("verb", "pid", "code", "errno", "log", "lines", "cause", "cure"):
+            found[name] = _plain.plain(getattr(error, name))
+        found["options"] = [
+            {"field": field_of(name), "flag": flag_of(name)} for name in error.options
+        ]
+        found["problems"] = [
+            {
+                "field": field_of(problem.field),
+                "flag": flag_of(problem.field),
+                "value": _plain.plain(problem.value),
+                "rule": problem.rule,
+            }
+            for problem in getattr(error, "problems", ())
+        ]
+        for name in ("phase", "by_peer", "findings"):
+            if hasattr(error, name):
+                found[name] = _plain.plain(getattr(error, name))
+    notes = getattr(error, "__notes__", [])
+    if notes:
+        found["notes"] = list(notes)
+    return found
+
+
+def message(error: BaseException) -> str:
+    """One line that says it."""
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    return str(error) or type(error).__name__
+
+
+def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
+    """What people see, as label and text; the first, without label, says what failed."""
+    if isinstance(error, click.UsageError):
+        yield "", message(error)
+        ctx = error.ctx
+        if ctx is not None:
+            yield "usage", ctx.command.get_usage(ctx).removeprefix("Usage: ")
+            yield "help", f"{ctx.command_path} --help"
+        return
+    if isinstance(error, errors.OptionError):
+        lacks = isinstance(error, errors.UnsupportedError)
+        yield "", f"{command}: {'not possible here' if lacks else 'refused'}; nothing was touched"
+        for problem in error.problems:
+            yield "-", _problem(problem)
+    elif isinstance(error, errors.CriuError):
+        yield from _failure(error, command)
+    else:
+        yield "", f"{command}: {safe(message(error))}"
+    for note in getattr(error, "__notes__", []):
+        yield "note", safe(in_flags(note))
+
+
+def _problem(problem: errors.Problem) -> str:
+    name = problem.field if problem.field.startswith("-") else flag_of(problem.field)
+    told = problem.value
+    value = "" if told is None or told is True else f"={safe(_shown(told))}"
+    return f"{name}{value}: {in_flags(problem.rule)}"
+
+
+def _shown(value: object) -> str:
+    """A value as it is said, or as near as can be."""
+    shown = _plain.plain(value)
+    if isinstance(shown, dict):
+        return ":".join(str(part) for part in shown.values() if part is not None)
+    return str(shown)
+
+
+def _failure(error: errors.CriuError, command: str) -> Iterator[tuple[str, str]]:
+    if error.cause is None or error.cause not in str(error):
+        # The message says more than the cause, or there is none.
+        yield "", f"{command}: {safe(in_flags(str(error)))}"
+    else:
+        what = f"{error.verb or command} of pid {error.pid}" if error.pid else command
+        yield "", f"{what} failed"
+        yield "cause", safe(in_flags(error.cause))
+    if error.cure:
+        yield "cure", safe(in_flags(error.cure))
+    flags = [flag_of(name) for name in error.options]
+    if flags and not all(flag in in_flags(error.cure or "") for flag in flags):
+        yield "options", " ".join(flags)
+    for line in error.lines[:MOST_LINES]:
+        yield "CRIU", safe(line)
+    if len(error.lines) > MOST_LINES:
+        yield "CRIU", f"… and {len(error.lines) - MOST_LINES} more lines in the log"
+    if error.log and os.path.exists(error.log):
+        yield "log", safe(error.log)

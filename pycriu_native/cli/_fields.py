@@ -1,0 +1,301 @@
+"""CRIU's options as options of a command, made from the table, and read back by its own reader.
+
+Each has the name that the ``criu`` program gives it, and takes what that takes; so what is
+written here means what it means there. A file of options comes below: what the command line says
+wins over it, field by field.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from .. import _kinds as kinds
+from .._options import OLDEST, TABLE, On, Row, release
+from .._spelling import CpuNames, Name, Size, Takes, spelling
+from .._words import ROWS, SHORT, Reader
+from ..enums import Verb
+from ..errors import OptionError, Problem
+from ..opts import VERB_MASK, CriuOpts
+from ._docs import first_sentence
+from ._errors import in_flags
+
+BARE = "\0"
+"""Stands for the value that was left out, where it may be; no command line can hold it."""
+
+CLEAR_TEXT = "--clear-text"
+"""A consent to this library, of which criu knows nothing."""
+
+CONFIG = "--criu-config"
+"""CRIU's ``--config``: that name is our own file's here."""
+
+_LETTERS = {letter: flag for letter, flag in SHORT.items() if flag != "--config"}
+
+
+class FieldOption(click.Option):
+    """A long option of CRIU's: one field, or several that share it."""
+
+    def __init__(self, flag: str, rows: Sequence[Row], verb: On) -> None:
+        self.flag = flag
+        self.rows = list(rows)
+        self.often = any(row.runc for row in rows)
+        """Whether container runtimes have it, and so many need it."""
+        self.takes = Reader().takes(flag)
+        name = CONFIG if flag == "--config" else flag
+        short = [f"-{row.short}" for row in rows[:1] if row.short]
+        negated = f"/--no-{flag[2:]}" if self.takes is Takes.NOTHING and rows[0].negates else ""
+        more: dict[str, Any] = {"is_flag": True, "default": None}
+        if self.takes is not Takes.NOTHING:
+            more = {"multiple": True, "type": _Value(rows), "metavar": _metavar(rows, self.takes)}
+        super().__init__([*short, name + negated], help=_help(rows), **more)
+
+    def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
+        """What was said, as CRIU's long options."""
+        if self.takes is Takes.NOTHING:
+            yield (self.flag if value else "--no-" + self.flag[2:]), None
+        else:
+            for word in value:
+                yield self.flag, None if word == BARE else word
+
+
+if TYPE_CHECKING:
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType
+
+
+class _Value(ParamType):
+    """A value that the table's reader will check; here it is completed."""
+
+    name = "text"
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        for row in self._rows:
+            words = _choices(row)
+            if words:
+                return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+            if isinstance(row.kind, kinds.Directory):
+                return [CompletionItem(incomplete, type="dir")]
+            if isinstance(row.kind, kinds.FilePath):
+                return [CompletionItem(incomplete, type="file")]
+        return []
+
+
+def _choices(row: Row) -> list[str]:
+    how = spelling(row)
+    if isinstance(how, Name):
+        return list(how._names())
+    return ["net"] if isinstance(row.kind, kinds.Namespaces) else []
+
+
+def _metavar(rows: Sequence[Row], takes: Takes) -> str:
+    words = [_value_name(row) for row in rows if spelling(row).takes is not Takes.NOTHING]
+    text = "|".join(dict.fromkeys(words))
+    return f"[={text}]" if takes is Takes.PERHAPS else text
+
+
+def _value_name(row: Row) -> str:
+    choices = _choices(row)
+    if choices:
+        return "|".join(choices)
+    how, kind = spelling(row), row.kind
+    if isinstance(how, Size):
+        return "BYTES"
+    if isinstance(how, CpuNames):
+        return "NAMES"
+    item = kind.item if isinstance(kind, kinds.ListOf) else kind
+    match item:
+        case kinds.Directory():
+            return "DIR"
+        case kinds.FilePath():
+            return "PATH"
+        case kinds.Number():
+            return "NUMBER"
+        case kinds.FileDescriptor():
+            return "FD"
+    return _VALUE_NAMES.get(row.name, "TEXT")
+
+
+_VALUE_NAMES = {
+    "veth_pairs": "IN=OUT",
+    "inherit_fds": "fd[N]:KEY",
+    "join_ns": "NS:FILE",
+    "external": "KEY",
+    "ext_mounts": "KEY:VALUE",
+    "auto_ext_mnt": "auto",
+    "cg_roots": "[CTRL:]/PATH",
+    "enable_fs": "NAME",
+    "log_file": "NAME",
+    "unix_sks": "INODE",
+}
+
+
+def _help(rows: Sequence[Row]) -> str:
+    row = next((row for row in rows if not _is_old_form(row)), rows[0])
+    text = in_flags(first_sentence(row.name)) or f"CriuOpts.{row.name}"
+    more = []
+    if isinstance(row.kind, kinds.ListOf):
+        more.append("may be repeated")
+    if row.default is not None and row.name not in ("status_fd",):
+        more.append(f"default: {row.default}")
+    if release(row.since) > release(OLDEST):
+        more.append(f"since CRIU {row.since}")
+    return text + (f" [{'; '.join(more)}]" if more else "")
+
+
+def _is_old_form(row: Row) -> bool:
+    return row.name in ("manage_cgroups", "auto_ext_mnt", "unix_sks")
+
+
+def field_options(
+    verb: On, without: Collection[str] = (), also: Collection[str] = ()
+) -> list[click.Parameter]:
+    """The options that mean something to a verb, in the table's order.
+
+    But those ``without``, and those that the command ``also`` takes.
+    """
+    made: dict[str, click.Parameter] = {}
+    for row in TABLE:
+        if row.name in without:
+            continue
+        if row.name == "page_server" and row.on & verb:
+            made |= {each.opts[0]: each for each in _server_options(verb)}
+        if row.flag in ROWS and row.flag not in made:
+            rows = [r for r in ROWS[row.flag] if r.on & verb or r.name in also]
+            if rows:
+                made[row.flag] = FieldOption(row.flag, rows, verb)
+    return list(made.values())
+
+
+def _server_options(verb: On) -> Iterator[click.Option]:
+    whose = "to listen on" if verb is On.PAGE_SERVER else "of the page server"
+    if verb is not On.PAGE_SERVER:
+        way = "Take memory pages from" if verb is On.LAZY_PAGES else "Send memory pages to"
+        help = f"{way} the page server at --address and --port"
+        yield _ServerOption(["--page-server"], is_flag=True, default=None, help=help)
+    yield _ServerOption(["--address"], metavar="HOST", help=f"Address {whose}")
+    yield _ServerOption(["--port"], metavar="NUMBER", help=f"Port {whose}")
+    yield _ServerOption(["--ps-socket"], metavar="FD", help="Connected socket to use instead")
+    yield _ServerOption(
+        [CLEAR_TEXT],
+        is_flag=True,
+        default=None,
+        help="Accept an address other than loopback without --tls: whoever is on the way can read "
+        "and change the memory",
+    )
+
+
+class _ServerOption(click.Option):
+    """One of the options that together say where pages go."""
+
+    often = True
+
+    def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
+        """What was said."""
+        yield self.opts[0], (None if value is True else value)
+
+
+def normalized(words: Sequence[str]) -> list[str]:
+    """Words as click must get them: a value that may be left out, and is, becomes :data:`BARE`.
+
+    CRIU reads such a value only where it is joined to its option; click would take the next word.
+    """
+    reader = Reader()
+    perhaps = {flag for flag in ROWS if reader.takes(flag) is Takes.PERHAPS}
+    result: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--":
+            return [*result, word, *waiting]
+        if word in perhaps:
+            word = f"{word}={BARE}"
+        elif re.fullmatch(r"-[A-Za-z]+", word):
+            word += _bare_after(word[1:], reader)
+        result.append(word)
+    return result
+
+
+def _bare_after(letters: str, reader: Reader) -> str:
+    for index, letter in enumerate(letters):
+        takes = reader.takes(_LETTERS.get(letter, ""))
+        if letter in _LETTERS and takes is Takes.PERHAPS:
+            return BARE if index == len(letters) - 1 else ""
+        if letter not in _LETTERS or takes is Takes.VALUE:
+            return ""
+    return ""
+
+
+def read(
+    ctx: click.Context,
+    verb: Verb,
+    *,
+    config: str | None,
+    command: Sequence[str] = (),
+    also: Collection[str] = (),
+) -> CriuOpts:
+    """The options of a command: its file's, and over them those of its command line."""
+    reader = Reader()
+    serves = verb is Verb.PAGE_SERVER
+    if serves:
+        reader.take("--page-server")
+    more: dict[str, Any] = {}
+    """Of the page server, what the criu program has no words for."""
+    for param in ctx.command.params:
+        if not isinstance(param, FieldOption | _ServerOption) or param.name is None:
+            continue
+        source = ctx.get_parameter_source(param.name)
+        if source is click.core.ParameterSource.COMMANDLINE:
+            for flag, value in param.words(ctx.params[param.name]):
+                if flag == CLEAR_TEXT:
+                    more["clear_text"] = True
+                elif serves and (flag, value) == ("--port", "0"):
+                    more["port"] = 0
+                else:
+                    reader.take(flag, value)
+    if command and verb is Verb.RESTORE:
+        reader.take("--exec-cmd")
+    reader.finish(command)
+    if more:
+        server = reader.fields.setdefault("page_server", {})
+        if not (server or serves):
+            reader.problems.append(Problem(CLEAR_TEXT, None, "says nothing without --page-server"))
+        server |= more
+    filed = {} if config is None else read_file(config, verb, also)
+    if reader.problems:
+        raise OptionError(reader.problems)
+    return CriuOpts.from_dict({**filed, **reader.fields})
+
+
+def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, Any]:
+    """The fields that a TOML file sets for a verb.
+
+    At its top are fields for every verb, of which each takes those that mean something to it; a
+    table named after the verb has fields for that verb.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
+        rule = f"{error}; a TOML table of options is accepted (CRIU's own files: {CONFIG})"
+        raise OptionError([Problem("--config", path, rule)]) from None
+    verbs = {str(each) for each in VERB_MASK}
+    common = {name: value for name, value in values.items() if name not in verbs}
+    own = values.get(str(verb), {})
+    if not isinstance(own, Mapping):
+        raise OptionError([Problem(f"--config [{verb}]", own, "a table of options is accepted")])
+    mask = VERB_MASK[verb]
+    useful = CriuOpts.from_dict(common).items()
+    return {
+        **{row.name: value for row, value in useful if row.on & mask or row.name in also},
+        **own,
+    }

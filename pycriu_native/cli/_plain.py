@@ -1,0 +1,52 @@
+"""The shapes of ``--json``: values of the library as what JSON has.
+
+A dataclass is an object of its fields, an enumeration its text, a path its text, bytes are base64.
+Every object that is printed has ``schema``, which changes when a key changes its meaning or goes.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from .._kinds import FileDescriptor
+from ..values import HasFileno
+
+SCHEMA = 1
+
+
+def plain(value: Any) -> Any:
+    """A value for JSON."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict())
+    if isinstance(value, enum.IntEnum):
+        return value.name.lower()
+    if isinstance(value, enum.Enum | os.PathLike):
+        return str(value)
+    if isinstance(value, int | str):
+        return value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, HasFileno):
+        return FileDescriptor().plain(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    return str(value)
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """A dataclass for JSON, to add to."""
+    found: dict[str, Any] = plain(value)
+    return found

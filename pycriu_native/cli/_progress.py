@@ -1,0 +1,92 @@
+"""Progress of a call: a bar on a terminal, lines for ``--verbose`` elsewhere, else nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+)
+
+from ..progress import OnProgress
+from ..progress import Progress as State
+from ._output import Output
+from ._words import left, size
+
+
+@contextlib.contextmanager
+def shown(out: Output) -> Iterator[OnProgress | None]:
+    """What to give a verb as ``on_progress``, while the context lasts."""
+    if out.bar:
+        bar = _Bar(out)
+        try:
+            yield bar
+        finally:
+            bar.stop()
+    elif out.verbose:
+        yield lambda state: out.progress(line(state))
+    else:
+        yield None
+
+
+def line(state: State) -> str:
+    """One look, as a line."""
+    parts = [state.phase, amount(state)]
+    if state.rate:
+        parts.append(f"{size(state.rate)}/s")
+    if state.left:
+        parts.append(f"{left(state.left)} left")
+    return ": ".join(parts[:2]) + "".join(f", {part}" for part in parts[2:])
+
+
+def amount(state: State) -> str:
+    """Done of what there is to do."""
+    if state.total is None:
+        return size(state.done)
+    return f"{size(state.done)} of {size(max(state.total, state.done))}"
+
+
+class _Bar:
+    """A bar that is drawn from the second look on: short work shows none."""
+
+    def __init__(self, out: Output) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[left]}"),
+            console=out.errors,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._looks = 0
+
+    def __call__(self, state: State) -> None:
+        self._looks += 1
+        if self._looks < 2 or state.left == 0:
+            return
+        total = None if state.total is None else max(state.total, state.done, 1)
+        said: dict[str, Any] = {
+            "amount": amount(state),
+            "rate": f"{size(state.rate)}/s" if state.rate else "",
+            "left": f"{left(state.left)} left" if state.left else "",
+        }
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task(state.phase, total=total, **said)
+        self._progress.update(
+            self._task, description=state.phase, completed=state.done, total=total, **said
+        )
+
+    def stop(self) -> None:
+        """Take it away."""
+        if self._task is not None:
+            self._progress.stop()

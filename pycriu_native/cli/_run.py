@@ -1,0 +1,70 @@
+"""One run: from words to an exit code, whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import click
+
+from .._reach import Via
+from ._app import app
+from ._command import Given, Interrupted
+from ._exits import Exit
+from ._output import Output
+
+PROGRAM = "pycriu-native"
+
+
+def run(words: Sequence[str], *, via: Via | None = None) -> int:
+    """Run a command line, without the program; ``via`` is how CRIU is reached by default."""
+    try:
+        with _signals():
+            done = app.main(
+                list(words), prog_name=PROGRAM, standalone_mode=False, obj=Given(via=via)
+            )
+            sys.stdout.flush()
+            return int(done or 0)
+    except click.ClickException as error:
+        command = getattr(getattr(error, "ctx", None), "info_name", None) or PROGRAM
+        out = Output(command, as_json="--json" in words)
+        return int(out.failed(error, Exit.REFUSED))
+    except (click.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has gone. Python would complain when it flushes at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if "--json" in words:
+            Output(PROGRAM, as_json=True).failed(error, Exit.BUG)
+        traceback.print_exc()
+        sys.stderr.write(f"{PROGRAM}: this is a defect of {PROGRAM}; please report it\n")
+        return Exit.BUG
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Being told to end is an exception: what had begun is undone first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    # What was started with nohup goes on.
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

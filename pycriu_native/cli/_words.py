@@ -1,0 +1,66 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def size(count: float) -> str:
+    """Bytes: ``4.0 KiB``, ``17 B``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def time(seconds: float) -> str:
+    """A duration: ``3.21 s``, ``12.3 ms``, ``410 us``."""
+    if seconds >= 120:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:.0f} us"
+
+
+def left(seconds: float) -> str:
+    """What is left, in whole seconds."""
+    return time(seconds) if seconds >= 120 else f"{max(1, round(seconds))} s"
+
+
+def micro(microseconds: int) -> str:
+    """CRIU's times."""
+    return time(microseconds / 1e6)
+
+
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """``1 process``, ``3 processes``."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
+
+
+def safe(text: str) -> str:
+    """Text with all that a terminal would act on as escapes: names of processes are theirs."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def pids(numbers: Sequence[int], most: int = 12) -> str:
+    """Pids in a line, ``4242-4245`` for those in a row."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts[:most]]
+    return " ".join(shown) + (" …" if len(parts) > most else "")
+
+
+def columns(rows: Iterable[Sequence[str]], *, gap: int = 2, indent: int = 0) -> list[str]:
+    """Lines with aligned columns."""
+    listed = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*listed, strict=True)]
+    return [
+        (" " * indent + (" " * gap).join(map(str.ljust, row, widths))).rstrip() for row in listed
+    ]

@@ -1,0 +1,51 @@
+"""``explain``: what a call would do, without doing it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+
+from .._explain import explain
+from .._options import On
+from ..enums import Verb
+from ..opts import VERB_MASK
+from . import _command, _plain
+from ._command import Call, Command
+from ._exits import Exit
+
+VERBS = [str(verb) for verb in VERB_MASK if verb is not Verb.LAZY_PAGES]
+
+
+def _explain(call: Call, verb: str, pid: int | None) -> Exit:
+    opts = replace(call.opts, pre_dump=None)
+    found = explain(opts, verb, pid, call.via)
+    refused = bool(found.problems or found.lacking)
+    return call.out.answer(
+        _plain.plain(found) | {"would_be_refused": refused},
+        str(found),
+        code=Exit.NO if refused else Exit.DONE,
+    )
+
+
+COMMANDS = {
+    "explain": Command(
+        "explain",
+        function=_explain,
+        fields=On.ALL,
+        help="Show what VERB would do with these options, without doing it.\n\n"
+        "What goes on the wire and by which function of libcriu, the criu command line that does "
+        "the same, what this libcriu and this criu lack, what is wrong, and which configuration "
+        "files of this system have a say. Nothing is touched. It ends with 11 if the call would "
+        "be refused.",
+        examples=[
+            "pycriu-native explain dump 4242 -D ckpt --tcp-established",
+            "pycriu-native explain restore -D ckpt --json | jq -r '.result.command | join(\" \")'",
+        ],
+        exits=(Exit.NO,),
+        params=[
+            click.Argument(["verb"], type=click.Choice(VERBS)),
+            click.Argument(["pid"], type=_command.Pid(), required=False),
+        ],
+    ),
+}

@@ -1,0 +1,217 @@
+"""``inspect``, ``diff``, ``decode``, ``check-images``: what is in images (extra ``[images]``)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..enums import Verb
+from . import _command, _plain
+from ._command import Call, Command
+from ._errors import in_flags
+from ._exits import Exit
+from ._words import columns, safe
+
+if TYPE_CHECKING:
+    from ..images import ImageSet, Process
+
+EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
+
+
+def _images() -> ModuleType:
+    with _command.extra("images"):
+        from .. import images
+    return images
+
+
+# ---- inspect ----
+
+
+def _inspect(
+    call: Call,
+    directory: str,
+    pid: int | None,
+    tree: bool,
+    memory: bool,
+    files: bool,
+    environment: bool,
+    search: str | None,
+) -> Exit:
+    images = _images()
+    found: ImageSet = images.inspect(directory)
+    chosen = found.processes if pid is None else (found.process(pid),)
+    code = Exit.DONE if found.complete else Exit.NO
+    if search is not None:
+        return _search(call, chosen, search)
+    if call.out.as_json:
+        return call.out.result(found if pid is None else chosen[0], "", code=code)
+    parts = [] if memory or files or environment else [_overview(call, images, found, tree, pid)]
+    for process in chosen:
+        if process.state != "zombie":
+            parts += _details(images, found, process, memory, files, environment)
+    return call.out.answer(None, "\n\n".join(parts), code=code)
+
+
+def _overview(call: Call, images: ModuleType, found: ImageSet, tree: bool, pid: int | None) -> str:
+    width = call.out.width
+    if tree:
+        return str(images.render_tree(found, width=width))
+    if pid is None:
+        processes = images.render_processes(found, width=max(20, width - 50))
+        return f"{images.render_summary(found)}\n\n{processes}"
+    process = found.process(pid)
+    rows = [
+        ("pid", f"{pid}, child of {process.parent}, {process.state}"),
+        ("command", " ".join(process.command or (f"[{process.name}]",))),
+        ("program", process.executable or ""),
+        ("directory", process.cwd or ""),
+        ("threads", ", ".join(f"{each.tid} {each.name}" for each in process.threads)),
+    ]
+    return "\n".join(columns((name, safe(value)) for name, value in rows if value))
+
+
+def _details(
+    images: ModuleType,
+    found: ImageSet,
+    process: Process,
+    memory: bool,
+    files: bool,
+    environment: bool,
+) -> Iterator[str]:
+    head = f"process {process.pid} ({safe(process.name)})\n"
+    if memory:
+        yield head + images.render_memory(process)
+    if files:
+        yield head + images.render_files(found, process)
+    if environment:
+        yield head + "\n".join(safe(each) for each in process.environment or ())
+
+
+def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
+    """Where text is in the memory; the answer is no if it is nowhere."""
+    found: list[dict[str, Any]] = []
+    for process in processes:
+        if process.pagemap is not None:
+            for each in process.memory.search(os.fsencode(text)):
+                mapping = each.mapping
+                found.append(
+                    {
+                        "pid": process.pid,
+                        "address": each.address,
+                        "kind": str(mapping.kind),
+                        "path": mapping.path,
+                    }
+                )
+    rows = [
+        (str(each["pid"]), f"{each['address']:#x}", each["kind"], safe(each["path"] or ""))
+        for each in found
+    ]
+    told = "\n".join(columns([("pid", "address", "kind", "file"), *rows])) if rows else "not found"
+    return call.out.answer(found, told, code=Exit.DONE if found else Exit.NO)
+
+
+# ---- diff, decode, check-images ----
+
+
+def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
+    images = _images()
+    found = images.diff(before, after, memory=not no_memory)
+    code = Exit.NO if found else Exit.DONE
+    return call.out.answer(found, images.render_diff(found), code=code)
+
+
+def _decode(call: Call, image: str) -> Exit:
+    found = _images().decode(image)
+    return call.out.answer(found, json.dumps(_plain.plain(found), indent=2, ensure_ascii=False))
+
+
+def _check_images(call: Call, directory: str) -> Exit:
+    images = _images()
+    found = images.check_images(directory, call.opts, via=call.via)
+    bad = any(each.severity is images.Severity.ERROR for each in found)
+    said = [in_flags(safe(str(each))) for each in found]
+    said.append("a restore here would fail" if bad else "nothing stands against a restore here")
+    body = {"restorable": not bad, "findings": found}
+    return call.out.answer(body, "\n".join(said), code=Exit.NO if bad else Exit.DONE)
+
+
+def _directory(name: str = "directory") -> click.Argument:
+    return click.Argument([name], type=click.Path(file_okay=False))
+
+
+COMMANDS = {
+    "inspect": Command(
+        "inspect",
+        function=_inspect,
+        help="Show what is in the images of DIRECTORY.\n\n"
+        "What made them, their size, the processes, and what is missing; with an option their "
+        "memory, files or environment. It ends with 11 if the set is not complete, or --search "
+        "finds nothing. Nothing is restored, and no CRIU is needed.",
+        examples=[
+            "pycriu-native inspect ckpt",
+            "pycriu-native inspect ckpt --tree",
+            "pycriu-native inspect ckpt --pid 4242 --memory --files",
+            "pycriu-native inspect ckpt --search 'BEGIN PRIVATE KEY'",
+            "pycriu-native inspect ckpt --json | jq '.result.processes[].command'",
+        ],
+        exits=(*EXITS, Exit.NO),
+        params=[
+            _directory(),
+            click.Option(["-p", "--pid"], type=_command.Pid(), help="This process only."),
+            click.Option(["--tree"], is_flag=True, help="Everything, as a tree."),
+            click.Option(["--memory"], is_flag=True, help="The mappings of each process."),
+            click.Option(["--files"], is_flag=True, help="The descriptors of each process."),
+            click.Option(["--environment"], is_flag=True, help="The environment of each process."),
+            click.Option(
+                ["--search"], metavar="TEXT", help="The places in memory where this text is."
+            ),
+        ],
+    ),
+    "diff": Command(
+        "diff",
+        function=_diff,
+        help="Show what changed from the images in BEFORE to those in AFTER, page by page.\n\n"
+        "It ends with 0 if nothing did, and with 11 if something did.",
+        examples=[
+            "pycriu-native diff ckpt/1 ckpt/2",
+            "pycriu-native diff ckpt/1 ckpt/2 --json | jq .result.pages_changed",
+        ],
+        exits=(*EXITS, Exit.NO),
+        params=[
+            _directory("before"),
+            _directory("after"),
+            click.Option(["--no-memory"], is_flag=True, help="Do not read the pages: faster."),
+        ],
+    ),
+    "decode": Command(
+        "decode",
+        function=_decode,
+        help="Print an image FILE as JSON, in the fields of CRIU's own messages.",
+        examples=[
+            "pycriu-native decode ckpt/core-4242.img",
+            "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
+        ],
+        exits=EXITS,
+        params=[click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False))],
+    ),
+    "check-images": Command(
+        "check-images",
+        function=_check_images,
+        verb=Verb.RESTORE,
+        help="Say what would stop a restore of DIRECTORY on this machine, before it is tried.\n\n"
+        "Pids, files, sockets, mounts, the processor, CRIU's release. Give the options that the "
+        "restore will have: what they settle is no obstacle. It ends with 11 if a restore would "
+        "fail. Nothing is touched.",
+        examples=[
+            "pycriu-native check-images ckpt",
+            "pycriu-native check-images ckpt --tcp-established --json | jq .result.findings",
+        ],
+        exits=(*EXITS, Exit.NO, Exit.NO_CRIU),
+        params=[_directory()],
+    ),
+}

@@ -1,0 +1,86 @@
+"""``check``, ``cpuinfo-dump`` and ``cpuinfo-check``: what this machine can do."""
+
+from __future__ import annotations
+
+from .. import check, cpuinfo_check, cpuinfo_dump, feature_check, libcriu_version, version
+from .._worker import Worker
+from ..enums import Verb
+from . import _plain
+from ._command import Call, Command
+from ._exits import Exit
+from ._words import columns, safe, time
+
+FEATURES = {
+    "mem_track": "tracking of changed memory (pre-dump, --track-mem)",
+    "lazy_pages": "userfaultfd (--lazy-pages)",
+    "pidfd_store": "pidfds between dumps (pidfd_store_sk)",
+    "mem_compression": "compressed pages (--compress)",
+}
+
+
+def _check(call: Call) -> Exit:
+    via = call.given or Worker()
+    found = check(call.opts, via=via, deadline=call.deadline)
+    program = version(via=via, deadline=call.deadline)
+    features = feature_check(via=via, deadline=call.deadline)
+    has = _plain.plain(features)
+    body = _plain.plain(found) | {
+        "criu": str(program),
+        "libcriu": str(libcriu_version()),
+        "program": via.name(),
+        "features": has,
+    }
+    rows = [("criu", f"{program} ({via.name()})"), ("libcriu", str(libcriu_version()))]
+    rows += [(name, f"{'yes' if has[name] else 'no'}: {text}") for name, text in FEATURES.items()]
+    rows += [("warning", safe(line)) for line in found.warnings]
+    text = "\n".join(["CRIU can work on this kernel", *columns(rows, indent=2)])
+    return call.out.result(body, text)
+
+
+def _cpuinfo_dump(call: Call) -> Exit:
+    result = cpuinfo_dump(call.opts, via=call.via, deadline=call.deadline)
+    said = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
+    return call.out.result(result, said)
+
+
+def _cpuinfo_check(call: Call) -> Exit:
+    result = cpuinfo_check(call.opts, via=call.via, deadline=call.deadline)
+    return call.out.result(result, f"this processor can do what {safe(result.images)} says")
+
+
+EXITS = (Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES, Exit.PERMISSION, Exit.NO_CRIU, Exit.LOST)
+
+COMMANDS = {
+    "check": Command(
+        "check",
+        function=_check,
+        verb=Verb.CHECK,
+        help="Ask CRIU whether it can work on this kernel, and what it can do there.\n\n"
+        "Nothing is touched. It ends with 1 and CRIU's reasons where it cannot.",
+        examples=[
+            "pycriu-native check",
+            "pycriu-native check --json | jq .result.features",
+        ],
+        exits=EXITS,
+    ),
+    "cpuinfo-dump": Command(
+        "cpuinfo-dump",
+        function=_cpuinfo_dump,
+        verb=Verb.CPUINFO_DUMP,
+        help="Write what this processor can do into the images directory, as cpuinfo.img.\n\n"
+        "For cpuinfo-check on another host, before anything is moved there. No process is "
+        "touched.",
+        examples=["pycriu-native cpuinfo-dump -D ckpt"],
+        exits=EXITS,
+    ),
+    "cpuinfo-check": Command(
+        "cpuinfo-check",
+        function=_cpuinfo_check,
+        verb=Verb.CPUINFO_CHECK,
+        help="Whether this processor can do what the cpuinfo.img in the images directory says.\n\n"
+        "It ends with 1 where it cannot. No process is touched.",
+        examples=["pycriu-native cpuinfo-check -D ckpt", "pycriu-native cpuinfo-check -D ckpt "
+                  "--cpu-cap=cpu"],
+        exits=EXITS,
+    ),
+}  # fmt: skip

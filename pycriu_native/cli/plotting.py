@@ -1,0 +1,42 @@
+"""``plot``: pictures (extra ``[plot]``)."""
+
+from __future__ import annotations
+
+import click
+
+from .. import pictures
+from ._command import Call, Command
+from ._exits import Exit
+from ._words import safe
+
+KINDS = {"timeline": pictures.timeline, "rounds": pictures.rounds, "memory": pictures.memory}
+
+
+def _plot(call: Call, what: str, directory: str, picture: str) -> Exit:
+    KINDS[what](directory, picture)
+    body = {"what": what, "directory": directory, "picture": picture}
+    return call.out.result(body, safe(f"drew {picture}"))
+
+
+COMMANDS = {
+    "plot": Command(
+        "plot",
+        function=_plot,
+        help="Draw a picture of the dump in DIRECTORY, as PNG or SVG by the name of PICTURE.\n\n"
+        "timeline: what it did when, with the time marked in which the processes stood still "
+        "(dump with --verbosity=4 for it). rounds: the chain of pre-dumps that it builds on. "
+        "memory: what kinds of memory it holds.",
+        examples=[
+            "pycriu-native dump 4242 -D ckpt --verbosity=4",
+            "pycriu-native plot timeline ckpt timeline.png",
+            "pycriu-native plot memory ckpt memory.svg",
+            "pycriu-native plot rounds ckpt/5 rounds.png",
+        ],
+        exits=(Exit.IMAGES, Exit.UNSUPPORTED),
+        params=[
+            click.Argument(["what"], type=click.Choice(list(KINDS))),
+            click.Argument(["directory"], type=click.Path(file_okay=False)),
+            click.Argument(["picture"], type=click.Path(dir_okay=False)),
+        ],
+    ),
+}

@@ -1,0 +1,139 @@
+"""``restore``."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import click
+
+from .. import RestoreResult, restore, restore_child
+from ..enums import Verb
+from ..results import PAGE
+from . import _command, _images, _plain, _progress
+from ._command import Call, Command, Interrupted
+from ._exits import Exit
+from ._words import columns, micro, pids, safe, size, time
+
+
+def _restore(
+    call: Call,
+    command: tuple[str, ...],
+    exec_cmd: bool,
+    wait: bool,
+    restore_detached: bool,
+    pidfile: str | None,
+) -> int:
+    if bool(command) != exec_cmd:
+        raise click.UsageError("--exec-cmd and a command behind '--' come together.")
+    if wait and (restore_detached or exec_cmd):
+        raise click.UsageError("--wait is not accepted with --restore-detached or --exec-cmd.")
+    verb = restore_child if wait else restore
+    with _progress.shown(call.out) as on_progress:
+        result = verb(
+            call.opts,
+            via=call.via,
+            on_notify=call.hook,
+            on_progress=on_progress,
+            deadline=call.deadline,
+        )
+    _command.write_pidfile(pidfile, result.pid)
+    if wait:
+        call.out.event("running", shape(result), text(result))
+        return _until_end(call, result, result.pid)
+    if result.exec_pid is not None:
+        call.out.event("running", shape(result), text(result))
+        return _until_end(call, result, result.exec_pid)
+    return call.out.result(shape(result), text(result))
+
+
+def _until_end(call: Call, result: RestoreResult, pid: int) -> int:
+    """Wait for a child of ours, whose signals we pass on, and end as it did."""
+    while True:
+        try:
+            _, status = os.waitpid(pid, 0)
+            break
+        except Interrupted as stop:
+            os.kill(pid, stop.number)
+        except KeyboardInterrupt:
+            os.kill(pid, signal.SIGINT)
+    code = os.waitstatus_to_exitcode(status)
+    code = 128 - code if code < 0 else code
+    if call.out.as_json:
+        call.out.event("ended", {"pid": pid, "exit_code": code}, "")
+    return code
+
+
+def shape(result: RestoreResult) -> dict[str, Any]:
+    """The result for ``--json``."""
+    return _plain.fields(result) | {"pids": _images.pids_in(result.images)}
+
+
+def text(result: RestoreResult) -> str:
+    """The result for people."""
+    saved = _images.pids_in(result.images)
+    rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
+    told = result.statistics
+    if told is not None:
+        rows += [
+            ("memory", f"{size(told.pages_restored * PAGE)} ({told.pages_restored} pages)"),
+            ("forking", micro(told.forking_time)),
+            ("restore", micro(told.restore_time)),
+        ]
+        if told.pages_skipped_cow:
+            rows.append(("shared", f"{told.pages_skipped_cow} pages stay shared after fork"))
+    rows.append(("whole call", time(result.duration)))
+    if result.log:
+        rows.append(("log", safe(result.log)))
+    headline = f"restored pid {result.pid} from {safe(result.images)}"
+    return "\n".join([headline, *columns(rows, indent=2)])
+
+
+COMMANDS = {
+    "restore": Command(
+        "restore",
+        function=_restore,
+        verb=Verb.RESTORE,
+        help="Bring back the processes in the images directory, under their own pids.\n\n"
+        "They run on where they stopped, and belong to the system's reaper. With --wait they are "
+        "children of this command, which passes Ctrl-C on to them and ends with their exit code. "
+        "A restore that fails leaves nothing running and the images whole.",
+        examples=[
+            "pycriu-native restore --images-dir ckpt",
+            "pycriu-native restore -D ckpt --shell-job --wait      # into this terminal",
+            "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
+            "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
+        ],
+        exits=(
+            Exit.FAILED,
+            Exit.UNSUPPORTED,
+            Exit.PID_TAKEN,
+            Exit.IMAGES,
+            Exit.PERMISSION,
+            Exit.NO_CRIU,
+            Exit.LOST,
+            Exit.DEADLINE,
+        ),
+        params=[
+            click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
+            click.Option(
+                ["--wait"],
+                is_flag=True,
+                help="Wait for the end of the root process, and end with its exit code (128 and "
+                "the signal's number, if one ended it).",
+            ),
+            click.Option(
+                ["--exec-cmd"],
+                is_flag=True,
+                help="Run the command behind '--' as the parent of the restored, and end with its "
+                "exit code.",
+            ),
+            click.Option(
+                ["-d", "--restore-detached"], is_flag=True, help="The default here, as criu has it."
+            ),
+            _command.pidfile_option("the root process"),
+            _command.script_option(),
+        ],
+    ),
+}

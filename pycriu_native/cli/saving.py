@@ -1,0 +1,192 @@
+"""``dump`` and ``pre-dump``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from .. import CriuOpts, DumpItersResult, DumpResult, Round, UntilSteady, dump, dump_iters
+from .._tree import stat_of
+from ..enums import Verb
+from ..errors import OptionError, Problem
+from ..results import PAGE, DumpStatistics
+from . import _command, _images, _plain, _progress
+from ._command import Call, Command
+from ._exits import Exit
+from ._words import columns, count, micro, pids, safe, size, time
+
+EXITS = (
+    Exit.FAILED,
+    Exit.UNSUPPORTED,
+    Exit.NO_PROCESS,
+    Exit.IMAGES,
+    Exit.PERMISSION,
+    Exit.NO_CRIU,
+    Exit.LOST,
+    Exit.DEADLINE,
+)
+
+
+def _dump(call: Call, pid: int | None, tree: int | None, rounds: int | None) -> Exit:
+    pid = _command.one_pid(pid, tree)
+    name = _command.name_of(pid)
+    if rounds is not None:
+        return _in_rounds(call, pid, name, rounds)
+    result = _saved(call, pid, call.opts)
+    done = call.out.result(shape(result), text(result, name, "dumped"))
+    _hint(call, result)
+    return done
+
+
+def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
+    pid = _command.one_pid(pid, tree)
+    name = _command.name_of(pid)
+    result = _saved(call, pid, replace(call.opts, pre_dump=True))
+    return call.out.result(shape(result), text(result, name, "pre-dumped"))
+
+
+def _saved(call: Call, pid: int, opts: CriuOpts) -> DumpResult:
+    with _progress.shown(call.out) as on_progress:
+        return dump(
+            pid,
+            opts,
+            via=call.via,
+            on_notify=call.hook,
+            on_progress=on_progress,
+            deadline=call.deadline,
+        )
+
+
+def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
+    steady = UntilSteady(most=rounds)
+
+    def more(round: Round) -> bool:
+        call.out.progress(f"round {round.number}: {size(round.bytes_written)} written")
+        return steady(round)
+
+    if call.opts.parent_image is not None:
+        rule = "the rounds have parents of their own"
+        raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
+    result = dump_iters(
+        pid, call.opts, more, via=call.via, on_notify=call.hook, deadline=call.deadline
+    )
+    body = shape(result.final) | {"rounds": [shape(each.result) for each in result.rounds]}
+    done = call.out.result(body, f"{text(result.final, name, 'dumped')}\n{_table(result)}")
+    _hint(call, result.final)
+    return done
+
+
+def _table(result: DumpItersResult) -> str:
+    rows = [("  round", "written", "frozen", "whole call")]
+    for number, each in enumerate((*(r.result for r in result.rounds), result.final), 1):
+        told = each.statistics or DumpStatistics()
+        written = size((told.pages_written + told.shpages_written) * PAGE)
+        rows.append((f"  {number}", written, micro(told.frozen_time), time(each.duration)))
+    return "\n".join(columns(rows))
+
+
+def shape(result: DumpResult) -> dict[str, Any]:
+    """The result for ``--json``."""
+    found = _images.size_of(result.images)
+    return _plain.fields(result) | {
+        "pids": _images.pids_in(result.images),
+        "image_bytes": found.bytes,
+        "image_files": found.files,
+    }
+
+
+def text(result: DumpResult, name: str, done: str) -> str:
+    """The result for people."""
+    found = _images.size_of(result.images)
+    saved = _images.pids_in(result.images)
+    what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
+    headline = f"{done} {what} into {safe(result.images)}"
+    rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
+    rows.append(("images", f"{size(found.bytes)} in {count(found.files, 'file')}"))
+    if result.statistics is not None:
+        rows += _numbers(result.statistics)
+    rows.append(("whole call", time(result.duration)))
+    if result.log:
+        rows.append(("log", safe(result.log)))
+    return "\n".join([headline, *columns(rows, indent=2)])
+
+
+def _numbers(told: DumpStatistics) -> list[tuple[str, str]]:
+    scanned = told.pages_scanned + told.shpages_scanned
+    written = told.pages_written + told.shpages_written
+    skipped = told.pages_skipped_parent + told.shpages_skipped_parent
+    memory = f"{size(written * PAGE)} written ({written} of {scanned} pages)"
+    if skipped:
+        memory += f", {size(skipped * PAGE)} left in the parent"
+    if told.pages_lazy:
+        memory += f", {size(told.pages_lazy * PAGE)} left for a lazy restore"
+    return [
+        ("memory", memory),
+        ("freezing", micro(told.freezing_time)),
+        ("frozen", micro(told.frozen_time)),
+        ("memory dump", micro(told.memdump_time)),
+        ("memory write", micro(told.memwrite_time)),
+    ]
+
+
+def _hint(call: Call, result: DumpResult) -> None:
+    runs_on = call.opts.leave_running or call.opts.leave_stopped
+    if result.gone or runs_on:
+        return
+    seen = stat_of(result.pid)
+    if seen is not None and seen[0] == "Z":
+        parent = f"pid {seen[1]} ({safe(_command.name_of(seen[1]))})"
+        call.out.hint(
+            f"pid {result.pid} stays taken until its parent, {parent}, has reaped it; a restore "
+            "before that fails"
+        )
+
+
+COMMANDS = {
+    "dump": Command(
+        "dump",
+        function=_dump,
+        verb=Verb.DUMP,
+        help="Save process PID and all its descendants into the images directory.\n\n"
+        "They are frozen, written down, and gone when the command returns, unless --leave-running "
+        "or --leave-stopped is given. If anything fails, or on Ctrl-C, CRIU undoes its work and "
+        "they run on.",
+        examples=[
+            "pycriu-native dump 4242 --images-dir ckpt",
+            "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
+            "pycriu-native dump 4242 -D ckpt --shell-job        # a job of a shell's terminal",
+            "pycriu-native dump 4242 -D ckpt --rounds 5         # pre-dumps first: short freeze",
+            "pycriu-native dump 4242 -D ckpt --json | jq .result.statistics.frozen_time",
+        ],
+        exits=EXITS,
+        params=[
+            *_command.pid_params(),
+            click.Option(
+                ["--rounds"],
+                type=click.IntRange(min=1),
+                metavar="MOST",
+                help="Pre-dump in rounds, at most so many, while they shrink; then dump. Each has "
+                "a directory of its own in the images directory; restore from the last. Needs "
+                "soft-dirty tracking.",
+            ),
+            _command.script_option(),
+        ],
+    ),
+    "pre-dump": Command(
+        "pre-dump",
+        function=_pre_dump,
+        verb=Verb.PRE_DUMP,
+        help="Save the memory of process PID and its descendants for a later dump to build on.\n\n"
+        "They are frozen shortly and run on. The dump that names these images in "
+        "--prev-images-dir writes only what has changed since. Needs soft-dirty tracking in the "
+        "kernel.",
+        examples=[
+            "pycriu-native pre-dump 4242 -D ckpt/1 --track-mem",
+            "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
+        ],
+        exits=EXITS,
+        params=[*_command.pid_params(), _command.script_option()],
+    ),
+}

@@ -1,0 +1,114 @@
+"""``page-server`` and ``lazy-pages``: commands that serve until their work is done."""
+
+from __future__ import annotations
+
+import click
+
+from .. import LazyPages, page_server, page_server_child
+from .._worker import Worker
+from ..enums import Verb
+from ..errors import CriuError
+from . import _command, _images, _plain
+from ._command import Call, Command
+from ._exits import Exit
+from ._words import count, safe, size
+
+EXITS = (
+    Exit.FAILED,
+    Exit.UNSUPPORTED,
+    Exit.IMAGES,
+    Exit.PERMISSION,
+    Exit.NO_CRIU,
+    Exit.LOST,
+    Exit.DEADLINE,
+)
+
+
+def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
+    if daemon:
+        result = page_server(call.opts, via=call.via, deadline=call.deadline)
+        _command.write_pidfile(pidfile, result.pid)
+        where = f"page server, pid {result.pid}, listens on port {result.port}"
+        return call.out.result(result, where)
+    with page_server_child(call.opts, via=call.via, deadline=call.deadline) as server:
+        result = server.result
+        _command.write_pidfile(pidfile, result.pid)
+        where = f"listens on port {result.port}, pid {result.pid}; pages go to {result.images}"
+        call.out.event("listening", result, safe(where))
+        status = server.wait()
+    if status:
+        raise CriuError(
+            f"the page server ended with {status} before it had served a dump",
+            verb="page-server",
+            log=result.log,
+        )
+    found = _images.size_of(result.images)
+    body = _plain.plain(result) | {"image_bytes": found.bytes, "image_files": found.files}
+    held = f"{size(found.bytes)} in {count(found.files, 'file')}"
+    said = f"the connection has ended; {result.images} holds {held}"
+    return call.out.result(body, safe(said))
+
+
+def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
+    via = call.given
+    if via is not None and not isinstance(via, Worker):
+        raise click.UsageError("--service is not accepted: the daemon is a program of its own.")
+    more = {} if call.deadline is None else {"deadline": call.deadline}
+    with LazyPages(call.opts, via=via, **more) as daemon:
+        _command.write_pidfile(pidfile, daemon.pid)
+        body = {"pid": daemon.pid, "images": call.images}
+        call.out.event("listening", body, f"listens, pid {daemon.pid}; restore with --lazy-pages")
+        status = daemon.wait()
+    if status:
+        raise CriuError(
+            f"the lazy-pages daemon ended with {status} before all memory had arrived; the "
+            "restored processes lack the rest",
+            verb="lazy-pages",
+        )
+    return call.out.result(body | {"status": status}, "all memory has arrived")
+
+
+COMMANDS = {
+    "page-server": Command(
+        "page-server",
+        function=_page_server,
+        verb=Verb.PAGE_SERVER,
+        help="Take the memory pages of one dump or pre-dump on another host into the images "
+        "directory.\n\n"
+        "It listens, says where, serves one dump, and ends with it. Without --tls everybody who "
+        "reaches the port can write images: listen on loopback, or use --tls.",
+        examples=[
+            "pycriu-native page-server -D ckpt --address 127.0.0.1 --port 0 --json",
+            "pycriu-native page-server -D ckpt --port 2700 --tls --tls-cert cert.pem "
+            "--tls-key key.pem --tls-cacert ca.pem",
+            "",
+            "pycriu-native dump 4242 -D local --page-server --address HOST --port 2700",
+        ],
+        exits=EXITS,
+        params=[
+            click.Option(
+                ["-d", "--daemon"],
+                is_flag=True,
+                help="Return when it listens; it serves on by itself.",
+            ),
+            _command.pidfile_option("the page server"),
+        ],
+    ),
+    "lazy-pages": Command(
+        "lazy-pages",
+        function=_lazy_pages,
+        verb=Verb.LAZY_PAGES,
+        help="Feed memory to processes that a restore with --lazy-pages has started without.\n\n"
+        "It takes the pages from the images, or from a lazy dump on another host, and ends when "
+        "all have arrived. Start it before the restore, with the same work directory. If it is "
+        "ended before that, the processes lack memory and will crash.",
+        examples=[
+            "pycriu-native lazy-pages -D ckpt &",
+            "pycriu-native restore -D ckpt --lazy-pages",
+            "",
+            "pycriu-native lazy-pages -D ckpt --page-server --address HOST --port 2700",
+        ],
+        exits=EXITS,
+        params=[_command.pidfile_option("the daemon")],
+    ),
+}

@@ -1,0 +1,402 @@
+"""The pictures themselves. matplotlib is loaded when one is drawn, without its global state.
+
+Colours are those of Okabe and Ito, which people with any colour vision can tell apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ImagesError, OptionError, Problem, UnsupportedError
+from ._rounds import ImageRound, read_rounds
+from ._timeline import Span, Timeline, read_timeline
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..images import ImageSet, Process
+
+Place = str | os.PathLike[str]
+
+FORMATS = (".png", ".svg")
+MOST = 16
+"""Processes that are shown; the rest is summed up."""
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PINK, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#BBBBBB"
+PALE, INK, FAINT = "#A6C8E0", "#222222", "#777777"
+
+_PHASE_COLOURS = {
+    "start": GREY,
+    "prepare": "#999999",
+    "collect": SKY,
+    "save processes": BLUE,
+    "finish": GREEN,
+    "let go": PINK,
+    "close": "#DDDDDD",
+}
+
+
+def timeline(directory: Place, to: Place, *, log: Place | None = None) -> None:
+    """Draw what a dump did when, with the time marked in which the processes stood still.
+
+    ``directory`` has its log and its statistics; ``to`` is a ``.png`` or ``.svg`` file. For times
+    CRIU must have logged with ``log_level=3`` or 4; without, only durations are drawn. Raises
+    ``ImagesError``, ``OptionError`` for another kind of file, ``UnsupportedError`` without
+    matplotlib.
+    """
+    _check(to)
+    found = read_timeline(directory, log)
+    if found.frozen is not None:
+        _draw_timeline(found, to)
+    else:
+        _draw_durations(found, to)
+
+
+def rounds(directory: Place, to: Place) -> None:
+    """Draw how much each round of a chain wrote, and how long it froze the processes.
+
+    ``directory`` is the last of the chain. Raises as :func:`timeline`.
+    """
+    _check(to)
+    _draw_rounds(read_rounds(directory), to)
+
+
+def memory(directory: Place, to: Place) -> None:
+    """Draw the memory of an image set by kind, and that of its largest processes.
+
+    Raises as :func:`timeline`; needs the extra ``[images]`` as well.
+    """
+    _check(to)
+    try:
+        from .. import images
+    except ImportError as error:
+        raise UnsupportedError([Problem("installation", None, str(error))]) from None
+    found = images.inspect(directory)
+    if not any(process.mappings for process in found.processes):
+        raise ImagesError(f"{found.directory}: no process with memory is in these images")
+    _draw_memory(found, to)
+
+
+# ---- the three pictures ----
+
+
+def _draw_timeline(found: Timeline, to: Place) -> None:
+    shown, rest = _lanes(found.processes)
+    lanes = 1 + len(shown) + bool(rest)
+    figure = _figure(10, 1.9 + 0.36 * lanes)
+    axes = figure.subplots()
+    scale, unit = _unit(found.end)
+    assert found.frozen is not None
+    begin, end = (at * scale for at in found.frozen)
+    axes.axvspan(begin, end, color=YELLOW, alpha=0.28, linewidth=0)
+    for at in (begin, end):
+        axes.axvline(at, color=RED, linewidth=1.1, linestyle=(0, (4, 2)))
+    for phase in found.phases:
+        axes.barh(
+            0,
+            (phase.end - phase.begin) * scale,
+            left=phase.begin * scale,
+            height=0.62,
+            color=_PHASE_COLOURS[phase.name],
+            label=phase.name if phase.name != "let go" or phase.end > phase.begin else None,
+        )
+    labels = ["CRIU"]
+    for row, span in enumerate(shown, 1):
+        _lane(axes, row, [span], found.memory, scale)
+        labels.append(f"{span.name} {span.pid}")
+    if rest:
+        _lane(axes, len(labels), rest, found.memory, scale)
+        labels.append(f"{len(rest)} more")
+    axes.barh(0, 0, color=PALE, label="a process")
+    axes.barh(0, 0, color=ORANGE, label="its memory")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, found.end * scale * 1.005)
+    axes.set_xlabel(f"time since CRIU began, {unit}")
+    frozen = found.frozen[1] - found.frozen[0]
+    axes.annotate(
+        f"frozen for {_time(frozen)}",
+        ((begin + end) / 2, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        color=RED,
+        fontweight="bold",
+    )
+    _title(figure, f"A dump of {_processes(len(found.processes))}, {_time(found.end)}")
+    _legend(figure, axes)
+    _save(figure, to)
+
+
+def _lane(
+    axes: Axes, row: int, spans: Sequence[Span], memory: Sequence[Span], scale: float
+) -> None:
+    for span in spans:
+        axes.barh(
+            row,
+            (span.end - span.begin) * scale,
+            left=span.begin * scale,
+            height=0.62,
+            color=PALE,
+        )
+    pids = {span.pid for span in spans}
+    for each in memory:
+        if each.pid in pids:
+            axes.barh(
+                row,
+                (each.end - each.begin) * scale,
+                left=each.begin * scale,
+                height=0.3,
+                color=ORANGE,
+            )
+
+
+def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
+    """Those that took longest, in their order, and the rest."""
+    if len(processes) <= MOST:
+        return list(processes), []
+    longest = sorted(processes, key=lambda span: span.begin - span.end)[:MOST]
+    return [p for p in processes if p in longest], [p for p in processes if p not in longest]
+
+
+def _draw_durations(found: Timeline, to: Place) -> None:
+    told = found.statistics
+    assert told is not None
+    rows = {
+        "freezing": told.freezing_time,
+        "frozen": told.frozen_time,
+        "memory dump": told.memdump_time,
+        "memory write": told.memwrite_time,
+    }
+    scale, unit = _unit(max(rows.values()) / 1e6)
+    figure = _figure(8, 2.9)
+    axes = figure.subplots()
+    bars = axes.barh(
+        list(rows),
+        [value / 1e6 * scale for value in rows.values()],
+        color=[SKY, RED, ORANGE, GREEN],
+        height=0.62,
+    )
+    axes.bar_label(bars, [_time(value / 1e6) for value in rows.values()], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"{unit}; no times in the log (those of --verbosity=4 have)")
+    _title(figure, "How long a dump took, by CRIU's statistics")
+    _save(figure, to)
+
+
+def _draw_rounds(found: Sequence[ImageRound], to: Place) -> None:
+    scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in found))
+    names = [os.path.basename(each.directory) for each in found]
+    timed = [each.frozen for each in found]
+    figure = _figure(max(6, 1.6 + 0.8 * len(found)), 5.2)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    places = range(len(found))
+    written = [each.written / scale for each in found]
+    bars = above.bar(places, written, width=0.62, color=BLUE, label="written")
+    above.bar_label(bars, [_size(each.written) for each in found], padding=2, fontsize=8)
+    skipped = [(each.in_parent or 0) / scale for each in found]
+    if any(skipped):
+        above.bar(places, skipped, bottom=written, width=0.62, color=GREY, alpha=0.6,
+                  label="left in the parents")  # fmt: skip
+    above.set_ylabel(f"memory, {unit}")
+    above.margins(y=0.14)
+    seconds = [each or 0.0 for each in timed]
+    by, time_unit = _unit(max(seconds))
+    bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
+    told = ["unknown" if each is None else _time(each) for each in timed]
+    below.bar_label(bars, told, padding=2, fontsize=8)
+    below.set_ylabel(f"frozen, {time_unit}")
+    below.margins(y=0.25)
+    below.set_xticks(places, names)
+    below.set_xlabel("round, the last one is the dump")
+    _title(figure, f"{len(found)} round{'s' * (len(found) > 1)} of one chain")
+    _legend(figure, above)
+    _save(figure, to)
+
+
+_KIND_COLOURS = {
+    "anonymous": BLUE,
+    "heap": SKY,
+    "stack": GREEN,
+    "file": ORANGE,
+    "shared": PINK,
+    "shared file": YELLOW,
+    "vdso": GREY,
+    "other": "#555555",
+}
+_PLACES = {
+    "stored": ("in these images", BLUE),
+    "in_parent": ("in the parents", SKY),
+    "lazy": ("left for a lazy restore", ORANGE),
+    "zero": ("never written to: zeros", "#E4E4E4"),
+}
+
+
+def _draw_memory(found: ImageSet, to: Place) -> None:
+    kinds: dict[str, dict[str, int]] = {}
+    seen: set[tuple[int, int]] = set()
+    for mapping in (each for process in found.processes for each in process.mappings):
+        if mapping.shared is not None:
+            # Processes that share memory have the same pages, which the images hold once.
+            if (mapping.shared, mapping.offset) in seen:
+                continue
+            seen.add((mapping.shared, mapping.offset))
+        row = kinds.setdefault(str(mapping.kind), dict.fromkeys(_PLACES, 0))
+        for place in _PLACES:
+            row[place] += getattr(mapping, place)
+    total = sum(row["stored"] for row in kinds.values())
+    kinds = {kind: row for kind, row in kinds.items() if any(row.values())}
+    by_size = sorted((p for p in found.processes if p.mappings), key=_stored, reverse=True)
+    shown, rest = by_size[:MOST], by_size[MOST:]
+    lanes = len(shown) + bool(rest)
+    figure = _figure(10, 2.4 + 0.36 * (len(kinds) + lanes))
+    above, below = figure.subplots(2, 1, height_ratios=[len(kinds) + 1, lanes + 1])
+    _by_kind(above, dict(sorted(kinds.items(), key=lambda each: -each[1]["stored"])))
+    _by_process(below, shown, rest)
+    _title(figure, f"Memory in the images: {_size(total)} of {_processes(len(found.processes))}")
+    _save(figure, to)
+
+
+def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
+    scale, unit = _size_unit(max(sum(row.values()) for row in kinds.values()))
+    left = [0.0] * len(kinds)
+    for place, (label, colour) in _PLACES.items():
+        values = [row[place] / scale for row in kinds.values()]
+        if any(values):
+            axes.barh(list(kinds), values, left=left, height=0.62, color=colour, label=label)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    for row, sizes in enumerate(kinds.values()):
+        axes.annotate(
+            _size(sizes["stored"] + sizes["in_parent"] + sizes["lazy"]),
+            (left[row], row),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=FAINT,
+        )
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel(f"by kind, {unit}; the numbers are without zeros")
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+
+
+def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -> None:
+    rows = [(f"{process.name} {process.pid}", _kinds([process])) for process in shown]
+    if rest:
+        rows.append((f"{len(rest)} more", _kinds(rest)))
+    scale, unit = _size_unit(max(sum(sizes.values()) for _, sizes in rows))
+    names = [name for name, _ in rows]
+    left = [0.0] * len(rows)
+    for kind, colour in _KIND_COLOURS.items():
+        values = [sizes.get(kind, 0) / scale for _, sizes in rows]
+        if any(values):
+            axes.barh(range(len(rows)), values, left=left, height=0.62, color=colour, label=kind)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.22)
+    axes.set_xlabel(f"in the images by process, {unit}; what is shared counts for each")
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+
+
+def _kinds(processes: Sequence[Process]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for process in processes:
+        for kind, sizes in process.memory_by_kind.items():
+            found[kind] = found.get(kind, 0) + sizes["stored"]
+    return found
+
+
+def _stored(process: Process) -> int:
+    return sum(mapping.stored for mapping in process.mappings)
+
+
+# ---- what they share ----
+
+
+def _check(to: Place) -> None:
+    if os.path.splitext(os.fspath(to))[1].lower() not in FORMATS:
+        rule = f"a file name that ends in {' or '.join(FORMATS)} is accepted"
+        raise OptionError([Problem("to", os.fspath(to), rule)])
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        rule = f"pictures need {error.name}: pip install 'pycriu-native[plot]'"
+        raise UnsupportedError([Problem("installation", None, rule)]) from None
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _title(figure: Figure, text: str) -> None:
+    figure.suptitle(text, fontsize=12, fontweight="bold", color=INK)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        list(once.values()),
+        list(once),
+        loc="outside lower center",
+        ncols=min(len(once), 5),
+        frameon=False,
+        fontsize=8,
+    )
+
+
+def _save(figure: Figure, to: Place) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK, labelsize=9)
+        axes.set_axisbelow(True)
+        axes.grid(axis=_grid_axis(axes), color="#EEEEEE", linewidth=0.8)
+    settings: Any = {"svg.hashsalt": "pycriu-native", "svg.fonttype": "none"}
+    import matplotlib
+
+    try:
+        with matplotlib.rc_context(settings):
+            figure.savefig(os.fspath(to), dpi=150)
+    except OSError as error:
+        raise ImagesError(f"{os.fspath(to)} cannot be written: {error.strerror}") from None
+
+
+def _grid_axis(axes: Axes) -> Any:
+    return "x" if axes.yaxis_inverted() else "y"
+
+
+def _unit(seconds: float) -> tuple[float, str]:
+    return (1, "s") if seconds >= 1 else (1e3, "ms")
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
+
+
+def _size_unit(most: float) -> tuple[float, str]:
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20)):
+        if most >= scale:
+            return scale, unit
+    return 1024, "KiB"
+
+
+def _size(count: float) -> str:
+    scale, unit = _size_unit(count)
+    return f"{count / scale:.1f} {unit}"
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"

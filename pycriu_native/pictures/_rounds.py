@@ -1,0 +1,71 @@
+"""The chain of parents that a dump builds on: how much each round wrote, how long it froze."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from .._stats import read_dump
+from ..errors import ImagesError
+from ..results import PAGE
+
+__all__ = ["ImageRound", "read_rounds"]
+
+_LONGEST = 1000
+"""Parents that are followed: a link that leads in a circle ends here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRound:
+    """One image set of a chain."""
+
+    directory: str
+    written: int
+    """Bytes of pages in its images."""
+    in_parent: int | None
+    """Bytes of pages that it left in its parents; None without statistics."""
+    frozen: float | None
+    """Seconds that the processes stood still; None without statistics."""
+
+
+def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
+    """The image set in ``directory`` and all that it builds on, the oldest first.
+
+    Statistics are looked for beside the images. Raises ``ImagesError`` for a directory that
+    cannot be read, and for a chain that has no end.
+    """
+    found: list[ImageRound] = []
+    here = os.path.abspath(os.fspath(directory))
+    while True:
+        found.append(_round(here))
+        parent = os.path.join(here, "parent")
+        if not os.path.lexists(parent):
+            return tuple(reversed(found))
+        if len(found) >= _LONGEST:
+            raise ImagesError(f"{directory}: its chain of parents has no end")
+        here = os.path.realpath(parent)
+
+
+def _round(directory: str) -> ImageRound:
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImagesError(f"{directory}: {error.strerror}") from None
+    try:
+        statistics = read_dump(fd)
+        if statistics is None:
+            sizes = [
+                os.stat(name, dir_fd=fd).st_size
+                for name in os.listdir(fd)
+                if name.startswith("pages-") and name.endswith(".img")
+            ]
+            return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)
+    finally:
+        os.close(fd)
+    skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent
+    return ImageRound(
+        directory=directory,
+        written=(statistics.pages_written + statistics.shpages_written) * PAGE,
+        in_parent=skipped * PAGE,
+        frozen=statistics.frozen_time / 1e6,
+    )

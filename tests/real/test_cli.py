@@ -1,0 +1,327 @@
+"""``pycriu-native`` as a user has it: a program of its own, real processes, a real CRIU."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pycriu_native
+from pycriu_native.pictures import read_timeline
+
+from .conftest import Spawn
+from .processes import PATIENCE, eventually, is_alive, kill
+
+INSTALLED = Path(sys.executable).with_name("pycriu-native")
+PROGRAM = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "pycriu_native"]
+"""The console script where it is installed."""
+
+MEMORY = """
+    import os
+    memory = bytearray(os.urandom(2**20) * 8)
+    serve()
+"""
+
+CONNECTED = """
+    import socket
+    listener = socket.create_server(("127.0.0.1", 0))
+    ours = socket.create_connection(listener.getsockname())
+    theirs, _ = listener.accept()
+    serve()
+"""
+
+
+def run(*words: object, code: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run the program; it must end with this code."""
+    told = subprocess.run(
+        [*PROGRAM, *map(str, words)],
+        capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **more,
+    )  # fmt: skip
+    assert told.returncode == code, told.stdout + told.stderr
+    return told
+
+
+def result(*words: object, code: int = 0) -> Any:
+    """The result that ``--json`` prints."""
+    told = run(*words, "--json", code=code)
+    assert told.stderr == ""
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found["exit_code"] == code
+    return found["result"]
+
+
+@contextmanager
+def started(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """Run the program beside the test."""
+    process = subprocess.Popen(
+        [*PROGRAM, *map(str, words)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            kill(process.pid)
+
+
+def line(process: subprocess.Popen[str]) -> Any:
+    """The next line of JSON that it prints."""
+    assert process.stdout is not None
+    text = process.stdout.readline()
+    assert text, process.stderr and process.stderr.read()
+    return json.loads(text)
+
+
+def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
+    """Both say what they did, with CRIU's own numbers, as text and as JSON."""
+    target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
+    tree = target.descendants()
+    told = run("dump", target.pid, "--images-dir", images)
+    target.reap()
+    assert told.stderr == ""
+    lines = dict(entry.strip().split("  ", 1) for entry in told.stdout.splitlines()[1:])
+    assert told.stdout.startswith(f"dumped pid {target.pid} (python")
+    for label in ("freezing", "frozen", "memory dump", "memory write", "whole call"):
+        assert lines[label].split()[1] in ("s", "ms", "us"), told.stdout
+    size = sum(path.stat().st_size for path in images.glob("*.img"))
+    assert f"{len(tree)}: " in lines["processes"]
+    assert f"in {len(list(images.glob('*.img')))} files" in lines["images"]
+
+    restored = result("restore", "-D", images)
+    assert restored["pid"] == target.pid
+    assert sorted(restored["pids"]) == sorted(tree)
+    assert restored["statistics"]["pages_restored"] > 0
+    assert target.runs_on()
+
+    again = result("dump", target.pid, "-D", images, "--leave-running")
+    assert sorted(again["pids"]) == sorted(tree)
+    assert again["gone"] is False
+    assert again["statistics"]["frozen_time"] > 0
+    assert again["image_bytes"] == sum(path.stat().st_size for path in images.glob("*.img"))
+    assert abs(again["image_bytes"] - size) < size // 2
+    assert target.runs_on()
+
+
+def test_errors(spawn: Spawn, images: Path) -> None:
+    """Each with its cause and the exit code that a script can tell it by."""
+    target = spawn(CONNECTED)
+    told = run("dump", target.pid, "-D", images, code=1)
+    assert "--tcp-established" in told.stderr
+    assert "CRIU    Error (criu/sk-inet.c" in told.stderr
+    assert f"log     {images}/dump.log" in told.stderr
+    assert target.runs_on()
+    run("dump", target.pid, "-D", images, "--tcp-established", "--leave-running")
+    told = run("restore", "-D", images, "--tcp-established", code=5)
+    assert f"pid {target.pid} is taken by a running process" in told.stderr
+    run("dump", 999999999, "-D", images, code=4)
+    run("dump", target.pid, "-D", images, "--criu", "/none", code=8)
+    run("restore", "-D", images / "none", code=2)
+    (images / "empty").mkdir()
+    run("restore", "-D", images / "empty", code=6)
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_undoes_a_dump(number: int, spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """In the middle of a dump, with all frozen: CRIU undoes its work, and the process runs."""
+    target = spawn()
+    script = tmp_path / "script"
+    script.write_text(
+        '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != post-dump ] || '
+        f"{{ touch {tmp_path}/reached; kill -{int(number)} $PPID; exec sleep 5; }}\n"
+    )
+    script.chmod(0o755)
+    words = ["dump", target.pid, "-D", images, "--action-script", script]
+    told = run(*words, code=128 + number)
+    assert (tmp_path / "reached").exists()
+    assert "interrupted; what had begun is undone" in told.stderr
+    assert target.runs_on()
+
+
+def test_restore_and_wait(spawn: Spawn, images: Path) -> None:
+    """With --wait the command ends as the process does, and passes signals on to it."""
+    target = spawn("import signal, os\nsignal.signal(15, lambda *_: os._exit(7))\nserve()")
+    run("dump", target.pid, "-D", images)
+    target.reap()
+    with started("restore", "-D", images, "--wait", "--json") as program:
+        assert line(program)["event"] == "running"
+        assert target.runs_on()
+        os.kill(target.pid, signal.SIGKILL)
+        assert program.wait(PATIENCE) == 128 + signal.SIGKILL
+    with started("restore", "-D", images, "--wait", "--json") as program:
+        line(program)
+        assert target.runs_on()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(PATIENCE) == 7
+
+
+def test_exec_cmd(spawn: Spawn, images: Path) -> None:
+    """The command becomes the parent of what is restored, and its exit code ours."""
+    target = spawn()
+    run("dump", target.pid, "-D", images)
+    target.reap()
+    run("restore", "-D", images, "--exec-cmd", "--", "sh", "-c", "kill -9 $0; exit 6",
+        target.pid, code=6)  # fmt: skip
+    eventually(lambda: not is_alive(target.pid), "the end of what was restored")
+
+
+def test_check_and_doctor() -> None:
+    """Both say what this machine is; every remark of doctor's has a word that stays."""
+    checked = result("check")
+    assert checked["criu"] == str(pycriu_native.version())
+    assert checked["features"]["lazy_pages"] is pycriu_native.feature_check().lazy_pages
+    found = result("doctor")
+    assert {"criu", "libcriu"} <= {remark["id"] for remark in found["remarks"]}
+    everything = run("doctor", "--all").stdout
+    for remark in found["remarks"]:
+        assert remark["title"] in everything
+        assert remark["cure"] in everything or "_" in remark["cure"]
+
+
+def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
+    """It says no with what is needed, and the command line that it tells works."""
+    target = spawn(CONNECTED)
+    found = result("preflight", target.pid, code=11)
+    assert found["verdict"] == "needs options"
+    assert found["options"] == {"tcp_established": True}
+    assert "--tcp-established" in run("preflight", target.pid, code=11).stdout
+    assert result("preflight", target.pid, "--tcp-established")["verdict"] == "works"
+    told = run(*found["command"][1:], "--leave-running", cwd=tmp_path)
+    assert told.stdout.startswith(f"dumped pid {target.pid}")
+    assert target.runs_on()
+
+
+def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """inspect, diff, decode and check-images, on what a dump has just made."""
+    target = spawn("secret = 'xyzzy' * 3\n" + MEMORY.replace("    ", ""))
+    run("dump", target.pid, "-D", images, "--leave-running")
+    run("dump", target.pid, "-D", tmp_path / "second", "--leave-running")
+    shown = run("inspect", images).stdout
+    assert str(target.directory) in shown
+    found = result("inspect", images)
+    assert found["complete"] is True
+    assert [process["pid"] for process in found["processes"]] == [target.pid]
+    assert result("inspect", images, "--search", "xyzzyxyzzyxyzzy")
+    assert result("inspect", images, "--search", "nowhere-at-all-" + str(tmp_path), code=11) == []
+    assert "pages" in run("diff", images, tmp_path / "second", code=11).stdout
+    run("diff", images, images)
+    decoded = json.loads(run("decode", images / "pstree.img").stdout)
+    assert decoded["entries"][0]["pid"] == target.pid
+    assert result("check-images", images, code=11)["restorable"] is False
+    kill(target.pid)
+    target.reap()
+    assert result("check-images", images)["restorable"] is True
+    for options in (["--tree"], ["--memory", "--files"], ["--pid", target.pid]):
+        assert str(target.pid) in run("inspect", images, *options).stdout
+
+
+def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """A timeline with times from the log, which agrees with CRIU's own statistics."""
+    target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
+    run("dump", target.pid, "-D", images, "--leave-running", "-v4")
+    for what in ("timeline", "rounds", "memory"):
+        run("plot", what, images, tmp_path / f"{what}.png")
+        assert (tmp_path / f"{what}.png").read_bytes().startswith(b"\x89PNG")
+        run("plot", what, images, tmp_path / f"{what}.svg")
+        assert "<svg" in (tmp_path / f"{what}.svg").read_text()
+    found = read_timeline(images)
+    told = found.statistics
+    assert told is not None
+    assert found.frozen is not None
+    assert [span.pid for span in found.processes] == target.descendants()
+    assert abs(found.frozen[1] - found.frozen[0] - told.frozen_time / 1e6) < 1e-6
+    assert found.phases[0].name == "start"
+    saving = next(phase for phase in found.phases if phase.name == "save processes")
+    assert found.frozen[0] <= saving.begin < saving.end <= found.frozen[1] <= found.end
+    for span in (*found.processes, *found.memory):
+        assert saving.begin <= span.begin <= span.end <= saving.end
+    # What is measured as memory is most of what CRIU measures as that.
+    memory = sum(span.end - span.begin for span in found.memory)
+    assert memory > 0
+
+
+def test_the_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """It says where it listens, takes the pages of one dump, and ends."""
+    target = spawn(MEMORY)
+    images.mkdir()
+    where = ["--address", "127.0.0.1", "--port"]
+    with started("page-server", "-D", images, *where, "0", "--json") as server:
+        port = line(server)["port"]
+        run("dump", target.pid, "-D", images, "--page-server", *where, port)
+        target.reap()
+        done = line(server)
+        assert server.wait(PATIENCE) == 0
+    assert done["result"]["image_bytes"] > 8 * 2**20
+    assert result("restore", "-D", images)["pid"] == target.pid
+    assert target.runs_on()
+
+
+@pytest.mark.skipif(
+    not pycriu_native.feature_check().lazy_pages, reason="this kernel has no userfaultfd for CRIU"
+)
+def test_lazy_pages(spawn: Spawn, images: Path) -> None:
+    """The daemon feeds a restore, and ends when all memory has arrived."""
+    target = spawn(MEMORY)
+    run("dump", target.pid, "-D", images)
+    target.reap()
+    with started("lazy-pages", "-D", images, "--json") as daemon:
+        assert line(daemon)["event"] == "listening"
+        run("restore", "-D", images, "--lazy-pages")
+        assert line(daemon)["ok"] is True
+        assert daemon.wait(PATIENCE) == 0
+    assert target.runs_on()
+
+
+def test_migrate(spawn: Spawn, tmp_path: Path) -> None:
+    """One command on each side: the process leaves this pid namespace and runs in another."""
+    target = spawn(MEMORY)
+    there = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    address = "127.0.0.1:17421"
+    arriving = subprocess.Popen(
+        [*there, "sh", "-c", '"$@"; echo; exec sleep 1000', "sh", *PROGRAM,
+         "migrate", "in", "--listen", address, "--json"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with arriving:
+        try:
+            eventually(lambda: _listens(17421), "the other side's listening")
+            gone = result("migrate", "out", target.pid, "--to", address)
+            target.reap()
+            come = line(arriving)["result"]
+            assert gone["pid"] == come["pid"] == target.pid
+            assert gone["image_bytes"] > 8 * 2**20
+            assert gone["downtime"] > 0
+            assert target.ask("pid") == target.pid  # by its own number
+            assert not is_alive(target.pid)
+        finally:
+            kill(arriving.pid)
+    run("migrate", "out", os.getpid(), "--to", "127.0.0.1:1", code=9)
+
+
+def _listens(port: int) -> bool:
+    return f":{port:04X} 00000000:0000 0A" in Path("/proc/net/tcp").read_text()
+
+
+def test_pack_and_unpack(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """Through a pipe from one to the other, and the restore of what came out."""
+    target = spawn()
+    run("dump", target.pid, "-D", images)
+    target.reap()
+    packing = subprocess.run(
+        [*PROGRAM, "pack", images, "-"], capture_output=True, check=True, stdin=subprocess.DEVNULL
+    )
+    unpacking = subprocess.run(
+        [*PROGRAM, "unpack", "-", tmp_path / "new", "--json"],
+        input=packing.stdout, capture_output=True, check=True,
+    )  # fmt: skip
+    assert json.loads(unpacking.stdout)["result"]["bytes"] > 0
+    run("restore", "-D", tmp_path / "new")
+    assert target.runs_on()

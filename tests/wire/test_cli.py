@@ -1,0 +1,708 @@
+"""The command line without CRIU: help, options, JSON, exit codes, errors, completion."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import pycriu_native
+from pycriu_native import CriuError, CriuOpts
+from pycriu_native._options import TABLE
+from pycriu_native._words import NO_WORDS, ROWS
+from pycriu_native.cli import _app, _docs, _errors, _exits, _fields, _words
+from pycriu_native.cli._command import Command
+from pycriu_native.cli._exits import Exit
+from pycriu_native.cli._run import run
+from pycriu_native.enums import Verb
+from pycriu_native.opts import VERB_MASK
+from pycriu_native.testing import Failure, ScriptedCriu, write_images
+
+ROOT = Path(__file__).parents[2]
+PID = str(os.getppid())
+
+
+@dataclass
+class Told:
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of standard output."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+def tell(*words: str | Path, criu: ScriptedCriu | None = None) -> Told:
+    """Run a command line in this process, with a scripted CRIU."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(word) for word in words], via=criu or ScriptedCriu())
+    return Told(int(code), out.getvalue(), err.getvalue())
+
+
+def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run it as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "pycriu_native", *words],
+        capture_output=True, text=True, check=False, **more,
+    )  # fmt: skip
+
+
+def commands() -> Iterator[tuple[str, Command]]:
+    """Every command, with its name in words."""
+    ctx = click.Context(_app.app)
+    for name in _app.app.list_commands(ctx):
+        command = _app.app.get_command(ctx, name)
+        if isinstance(command, click.Group):
+            for inner in command.commands.values():
+                assert isinstance(inner, Command)
+                yield f"{name} {inner.name}", inner
+        else:
+            assert isinstance(command, Command)
+            yield name, command
+
+
+COMMANDS = dict(commands())
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches(name: str) -> None:
+    """Each command says what it does, shows examples that it would read, and its exit codes."""
+    told = tell(*name.split(), "--help")
+    assert told.code == 0
+    assert told.err == ""
+    for heading in ("Usage: pycriu-native " + name, "Examples:", "Exit codes:", "--json"):
+        assert heading in told.out
+    assert max(map(len, told.out.split("Examples:")[0].splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_are_read(name: str) -> None:
+    """Every option in an example is one that the command has."""
+    for line in COMMANDS[name].examples:
+        for part in re.findall(r"pycriu-native ([^|#&$]*)", line):
+            words = part.replace('"', " ").replace(")", " ").split()
+            known = next(c for n, c in COMMANDS.items() if words[: len(n.split())] == n.split())
+            flags = {flag for p in known.params for flag in (*p.opts, *p.secondary_opts)}
+            for word in words:
+                if word.startswith("-") and word not in ("-", "--"):
+                    flag = word.partition("=")[0]
+                    if flag == "--":
+                        break
+                    if "--" in words and words.index(word) > words.index("--"):
+                        continue
+                    assert flag in flags, f"{name}: {word} in {line!r}"
+
+
+def test_the_list_of_commands() -> None:
+    """It names all of them, without loading any."""
+    told = tell("--help")
+    assert told.code == 0
+    for name in _app.COMMANDS:
+        assert re.search(rf"^  {name} ", told.out, re.M)
+
+
+@pytest.mark.parametrize("verb", [v for v in VERB_MASK if v is not Verb.PAGE_SERVER_CHILD], ids=str)
+def test_every_option_of_the_table(verb: Verb) -> None:
+    """A verb's command has each option that means something to it, and no other."""
+    options = {
+        param.flag for param in COMMANDS[str(verb)].params if isinstance(param, _fields.FieldOption)
+    }
+    wanted = {
+        row.flag
+        for row in TABLE
+        if row.field and row.flag in ROWS and row.name not in NO_WORDS and row.on & VERB_MASK[verb]
+    }
+    assert options == wanted
+
+
+def test_what_help_says_of_an_option() -> None:
+    """The first sentence of its docstring, its default, and the release that has it."""
+    shown = " ".join(tell("dump", "--help").out.split())
+    assert "Largest deleted but open file that is kept in the images, in bytes; " in shown
+    assert "[default: 1048576]" in shown
+    assert "Leave the process stopped after the dump or the restore [since CRIU 3.19]" in shown
+    for row in TABLE:
+        if row.field:
+            assert len(_docs.first_sentence(row.field)) > 10, row.field
+
+
+# ---- options ----
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (["-D", "d", "--tcp-established"], {"tcp_established": True}),
+        (["-D", "d", "--no-tcp-established"], {"tcp_established": False}),
+        (["-D", "d", "-jl"], {"shell_job": True, "file_locks": True}),
+        (["-D", "d", "--ghost-limit", "1M"], {"ghost_limit": 2**20}),
+        (["-D", "d", "--manage-cgroups"], {"manage_cgroups": True}),
+        (["-D", "d", "--manage-cgroups=full"], {"manage_cgroups_mode": "full"}),
+        (["-D", "d", "-v"], {"log_level": 3}),
+        (["-D", "d", "-v4"], {"log_level": 4}),
+        (["-D", "d", "-vv"], {"log_level": 4}),
+        (["-D", "d", "--verbosity=0"], {"log_level": 0}),
+        (["-D", "d", "-x"], {"external_unix_connections": True}),
+        (["-D", "d", "-jx"], {"shell_job": True, "external_unix_connections": True}),
+        (
+            ["-D", "d", "--ext-unix-sk=5"],
+            {"external_unix_connections": True, "unix_sks": (5,)},
+        ),
+        (["-D", "d", "--external", "a", "--external", "b"], {"external": ("a", "b")}),
+        (["-D", "d", "-M", "auto"], {"auto_ext_mnt": True}),
+        (["-D", "d", "-M", "k:v"], {"ext_mounts": "k:v"}),
+        (["-D", "d", "--empty-ns", "net"], {"empty_ns": "net"}),
+        (
+            ["-D", "d", "--page-server", "--address", "h", "--port", "27"],
+            {"page_server": "h:27"},
+        ),
+        (["-D", "d", "--criu-config", "f"], {"config_file": "f"}),
+        (["-Dd", "-Ww"], {"work_directory": "w"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
+    """What is said as criu has it becomes the fields; the pid behind a bare flag stays the pid."""
+    wanted = CriuOpts.from_dict({"images_directory": "d", **fields})
+    told = tell("explain", "dump", *words, PID, "--json")
+    shown = {s["field"] for s in told.json["result"]["wire"] if s["field"]}
+    assert shown == {row.name for row, _ in wanted.items()}
+    command = _app.app.get_command(click.Context(_app.app), "dump")
+    assert command is not None
+    with command.make_context("dump", [*words, PID]) as ctx:
+        assert _fields.read(ctx, Verb.DUMP, config=None) == wanted
+        assert ctx.params["pid"] == int(PID)
+
+
+def test_all_that_to_argv_says_is_read() -> None:
+    """The criu command line of any options is read here as the same options."""
+    opts = CriuOpts(
+        images_directory="i", work_directory="w", leave_running=True, tcp_established=True,
+        shell_job=False, manage_cgroups_mode="strict", ghost_limit=5, external=["a", "b"],
+        page_server="10.0.0.2:27", log_level=4, log_file="x", network_lock="nftables",
+        cpu_cap=3, skip_mnts=["/a"], enable_fs=["all"], timeout=7,
+    )  # fmt: skip
+    words = opts.to_argv("dump", 4242)[2:]
+    command = _app.app.get_command(click.Context(_app.app), "dump")
+    assert command is not None
+    with command.make_context("dump", words) as ctx:
+        assert _fields.read(ctx, Verb.DUMP, config=None) == opts
+        assert ctx.params["tree"] == 4242
+
+
+def test_a_file_of_options(tmp_path: Path) -> None:
+    """A verb takes what means something to it, its own table, and then the command line."""
+    write_images(tmp_path)
+    config = tmp_path / "job.toml"
+    config.write_text(
+        f'images_directory = "{tmp_path}"\ntcp_established = true\nghost_limit = 5\n'
+        "weak_sysctls = true\nexternal = ['dev[1/3]:a', 'dev[1/5]:b']\n"
+        "[dump]\nleave_running = true\n[restore]\nshell_job = true\n"
+    )
+    criu = ScriptedCriu()
+    told = tell(
+        "dump", PID, "--config", config, "--ghost-limit=6", "--external=dev[1/3]:c", criu=criu
+    )
+    assert told.code == 0, told.err
+    sent = criu.sent[-1].opts
+    assert (sent["tcp_established"], sent["leave_running"], sent["ghost_limit"]) == (True, True, 6)
+    assert sent["external"] == ["dev[1/3]:c"]
+    assert "weak_sysctls" not in sent
+    assert tell("restore", "--config", config, criu=criu).code == 0
+    assert criu.sent[-1].opts["weak_sysctls"] is True
+    assert criu.sent[-1].opts["shell_job"] is True
+    assert "leave_running" not in criu.sent[-1].opts
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("tcp-established\n", "a TOML table of options is accepted"),
+        ("nonsense = 1\n", "nonsense=1: is no option"),
+        ("ghost_limit = 'x'\n", "--ghost-limit=x: a whole number"),
+        ("dump = 3\n", "a table of options is accepted"),
+        ("[dump]\nweak_sysctls = true\n", "--weak-sysctls: belongs to restore"),
+    ],
+)
+def test_a_file_that_will_not_do(text: str, says: str, tmp_path: Path) -> None:
+    """It is refused, and what is wrong with it is named."""
+    (tmp_path / "job.toml").write_text(text)
+    told = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "job.toml")
+    assert told.code == Exit.REFUSED
+    assert says in told.err
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """It is named."""
+    told = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "none.toml")
+    assert told.code == Exit.REFUSED
+    assert "none.toml" in told.err
+
+
+# ---- results, errors and exit codes ----
+
+
+def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
+    """A command line for each command that gives an answer, with its exit code."""
+    there = str(directory)
+    whole = directory / "whole"
+    whole.mkdir(exist_ok=True)
+    write_images(whole)
+    return {
+        "doctor": (["--criu", "/none"], Exit.NO),
+        "preflight": ([PID], Exit.DONE),
+        "check": ([], 0),
+        "dump": ([PID, "-D", there], 0),
+        "pre-dump": ([PID, "-D", there], 0),
+        "restore": (["-D", str(whole)], 0),
+        "migrate out": (["999999", "--to", "10.0.0.2:1"], Exit.REFUSED),
+        "migrate in": (["--listen", "10.0.0.2:1"], Exit.REFUSED),
+        "page-server": (["-D", there, "--address", "::1", "--port", "1", "-d"], 0),
+        "lazy-pages": (["-D", there, "--criu", "/none"], Exit.NO_CRIU),
+        "cpuinfo-dump": (["-D", there], 0),
+        "cpuinfo-check": (["-D", there], 0),
+        "inspect": ([there], Exit.IMAGES),
+        "diff": ([there, there], Exit.IMAGES),
+        "check-images": ([there], Exit.IMAGES),
+        "decode": ([f"{there}/none.img"], Exit.IMAGES),
+        "pack": ([f"{there}/none", f"{there}.tar"], Exit.REFUSED),
+        "unpack": ([f"{there}/none.tar", f"{there}/new"], Exit.IMAGES),
+        "seal": ([f"{there}/none"], Exit.IMAGES),
+        "verify": ([there], Exit.IMAGES),
+        "plot": (["timeline", there, f"{there}/x.png"], Exit.IMAGES),
+        "explain": (["dump", PID, "-D", there], 0),
+        "options": ([], 0),
+        "completion": (["bash"], 0),
+    }
+
+
+def test_every_command_is_in_the_next_test(tmp_path: Path) -> None:
+    """A new command needs a line there."""
+    assert set(answers(tmp_path)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json(name: str, tmp_path: Path) -> None:
+    """Each command prints one object with its schema, name, verdict and exit code, and no more."""
+    words, code = answers(tmp_path)[name]
+    if name == "preflight":
+        pytest.importorskip("pycriu_native._preflight")
+    told = tell(*name.split(), *words, "--json")
+    assert told.err == ""
+    assert told.code in (code, Exit.NO), told.out
+    [line] = told.out.splitlines()
+    found = json.loads(line)
+    assert found["schema"] == 1
+    assert found["command"] == name
+    assert found["exit_code"] == told.code
+    assert found["ok"] is (told.code in (Exit.DONE, Exit.NO))
+    assert ("result" in found) is found["ok"]
+    assert ("error" in found) is not found["ok"]
+    assert tell(*name.split(), *words, "--quiet").out == ""
+
+
+ERRORS = {
+    "restore": {
+        Failure.PID_IN_USE: Exit.PID_TAKEN,
+        Failure(errno=28): Exit.IMAGES,
+        Failure(errno=1): Exit.PERMISSION,
+        Failure(log="Error (criu/x.c:1): never seen\n"): Exit.FAILED,
+    },
+    "dump": {Failure.NO_SUCH_PROCESS: Exit.NO_PROCESS, Failure.TCP_CONNECTION: Exit.FAILED},
+}
+
+
+@pytest.mark.parametrize(
+    ("verb", "failure", "code"),
+    [(verb, failure, code) for verb, codes in ERRORS.items() for failure, code in codes.items()],
+    ids=[f"{verb}-{code.name}" for verb, codes in ERRORS.items() for code in codes.values()],
+)
+def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> None:
+    """A script can tell failures apart by the number alone; JSON has the same number."""
+    write_images(tmp_path)
+    criu = ScriptedCriu(failures={verb: failure})
+    pid = [PID] if verb == "dump" else []
+    told = tell(verb, *pid, "-D", tmp_path, "--json", criu=criu)
+    assert told.code == told.json["exit_code"] == code
+    assert told.json["error"]["verb"] == verb
+
+
+def test_an_error_for_people(tmp_path: Path) -> None:
+    """Verb, cause, cure by the names of this command line, CRIU's line, and the log."""
+    criu = ScriptedCriu(failures={"dump": Failure.TCP_CONNECTION})
+    told = tell("dump", PID, "-D", tmp_path, criu=criu)
+    assert told.out == ""
+    lines = told.err.splitlines()
+    assert lines[0] == f"pycriu-native: dump of pid {PID} failed"
+    assert lines[1].startswith("  cause ")
+    assert re.match(r"  cure .*--tcp-established.*--tcp-close", lines[2])
+    assert "  CRIU    Error (criu/sk-inet.c:1)" in told.err
+    assert f"  log     {tmp_path}/dump.log" in told.err
+    assert "tcp_established" not in told.err
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    """In flags, with what is accepted; and nothing was asked of CRIU."""
+    criu = ScriptedCriu()
+    told = tell("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
+    assert told.code == Exit.REFUSED
+    assert "--ghost-limit=x: a number of bytes is accepted" in told.err
+    assert "--empty-ns=pid: 'net' is accepted" in told.err
+    assert "nothing was touched" in told.err
+    assert criu.sent == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["dum"], "Did you mean dump?"),
+        (["dump", "-D", "d"], "Missing argument 'PID'"),
+        (["dump", "1", "-t", "2", "-D", "d"], "one is accepted"),
+        (["dump", "x", "-D", "d"], "is no pid"),
+        (["dump", "0", "-D", "d"], "is no pid"),
+        (["dump", "1", "--weak-sysctls"], "--weak-sysctls"),
+        (["restore", "-D", "d", "true"], "--exec-cmd"),
+        (["restore", "-D", "d", "--exec-cmd"], "--exec-cmd"),
+        (["restore", "-D", "d", "--wait", "-d"], "--wait"),
+        (["dump", "1", "-D", "d", "--deadline", "0"], "--deadline"),
+        (["options", "nothing-like-it"], "nothing-like-it"),
+        (["plot", "timeline", ".", "x.gif"], ".png or .svg"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line(words: list[str], says: str) -> None:
+    """It says what is wrong, and ends with 2; with --json that is an object too."""
+    told = tell(*words)
+    assert told.code == Exit.REFUSED
+    assert says in told.err
+    assert told.out == ""
+    told = tell(*words, *([] if "--exec-cmd" in words or "true" in words else ["--json"]))
+    if told.out:
+        assert told.json["error"]["type"]
+        assert told.json["exit_code"] == Exit.REFUSED
+
+
+def test_every_error_class_has_an_exit_code() -> None:
+    """Those of the table exist; only the general ones are a plain failure."""
+    classes = {
+        name
+        for name in dir(pycriu_native.errors)
+        if isinstance(found := getattr(pycriu_native.errors, name), type)
+        and issubclass(found, CriuError)
+    }
+    assert set(_exits.BY_ERROR) <= classes
+    assert classes - set(_exits.BY_ERROR) == {"CriuError", "MigrationError"}
+
+
+def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
+    """A restore whose action script sleeps longer is undone, and ends with 10."""
+    write_images(tmp_path)
+    script = tmp_path / "slow"
+    script.write_text("#!/bin/sh\nexec sleep 1\n")
+    script.chmod(0o755)
+    criu = ScriptedCriu(notify={"restore": ("pre-restore", "post-restore")})
+    words: list[str | Path] = [
+        "restore",
+        "-D",
+        tmp_path,
+        "--action-script",
+        script,
+        "--deadline",
+        "0.2",
+    ]
+    assert tell(*words, criu=criu).code == Exit.DEADLINE
+
+
+def test_action_scripts(tmp_path: Path) -> None:
+    """They run at each notification with CRIU's variables; one that fails undoes the call."""
+    write_images(tmp_path)
+    script = tmp_path / "script"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"echo $CRTOOLS_SCRIPT_ACTION $CRTOOLS_IMAGE_DIR $CRTOOLS_INIT_PID >> {tmp_path}/told\n"
+        "[ $CRTOOLS_SCRIPT_ACTION != post-resume ] || exit 3\n"
+    )
+    script.chmod(0o755)
+    criu = ScriptedCriu(restored_pid=77, notify={"restore": ("pre-restore", "post-restore")})
+    assert tell("restore", "-D", tmp_path, "--action-script", script, criu=criu).code == 0
+    assert (tmp_path / "told").read_text().splitlines() == [
+        f"pre-restore {tmp_path}", f"post-restore {tmp_path} 77",
+    ]  # fmt: skip
+    criu = ScriptedCriu(notify={"restore": ("post-resume",)})
+    told = tell("restore", "-D", tmp_path, "--action-script", script, criu=criu)
+    assert told.code == Exit.FAILED
+    assert "ended with 3 at post-resume" in told.err
+    told = tell("restore", "-D", tmp_path, "--action-script", tmp_path / "none", criu=criu)
+    assert told.code == Exit.FAILED
+    assert "cannot be run" in told.err
+
+
+def test_pidfile(tmp_path: Path) -> None:
+    """It holds the pid; one that exists is left alone, and that is an error."""
+    write_images(tmp_path)
+    words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
+    assert tell(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
+    assert (tmp_path / "pid").read_text() == "77"
+    told = tell(*words, criu=ScriptedCriu(restored_pid=78))
+    assert told.code == Exit.FAILED
+    assert "pid 78 runs" in told.err
+    assert (tmp_path / "pid").read_text() == "77"
+
+
+def test_options_by_any_name() -> None:
+    """An option is found by the names that libcriu, rpc.proto, runc and criu give it."""
+    for name in ("tcp_established", "--tcp-established", "TcpEstablished"):
+        told = tell("options", name, "--json")
+        [found] = told.json["result"]
+        assert found["field"] == "tcp_established"
+        assert found["doc"].startswith("Save established TCP connections")
+    listed = tell("options", "--json").json["result"]
+    assert [each["field"] for each in listed] == [row.field for row in TABLE if row.field]
+    assert {e["field"] for e in tell("options", "--verb", "restore", "--json").json["result"]} == {
+        row.field for row in TABLE if row.field and "RESTORE" in str(row.on)
+    } | {row.field for row in TABLE if row.field and row.on & VERB_MASK[Verb.RESTORE]}
+
+
+def test_a_page_server_elsewhere(tmp_path: Path) -> None:
+    """In clear text it is refused without consent, and the consent has a name here."""
+    words: list[str | Path] = ["dump", PID, "-D", tmp_path]
+    words += ["--page-server", "--address", "10.0.0.2", "--port", "27"]
+    told = tell(*words)
+    assert told.code == Exit.REFUSED
+    assert "--clear-text" in told.err
+    assert "clear_text" not in told.err
+    assert tell(*words, "--clear-text").code == 0
+    told = tell("dump", PID, "-D", tmp_path, "--clear-text")
+    assert told.code == Exit.REFUSED
+    assert "says nothing without --page-server" in told.err
+
+
+def test_a_set_that_was_changed(tmp_path: Path) -> None:
+    """seal prints the digest, verify names what has changed since."""
+    write_images(tmp_path)
+    digest = tell("seal", tmp_path).out.strip()
+    assert tell("verify", tmp_path, digest).code == 0
+    assert tell("verify", tmp_path, "0" * 64).code == Exit.IMAGES
+    (tmp_path / "pages-1.img").write_bytes(b"x")
+    told = tell("verify", tmp_path)
+    assert told.code == Exit.IMAGES
+    assert "pages-1.img" in told.err
+
+
+def test_explain_answers_no(tmp_path: Path) -> None:
+    """A call that would be refused ends with 11, and the reasons are there."""
+    told = tell("explain", "dump", PID, "-D", tmp_path, "--weak-sysctls", "--json")
+    assert told.code == Exit.NO
+    assert told.json["result"]["would_be_refused"] is True
+    assert told.json["result"]["problems"][0]["field"] == "weak_sysctls"
+
+
+# ---- the program ----
+
+
+def test_the_import_does_not_load_it() -> None:
+    """``import pycriu_native`` loads no command line, and no library that only it needs."""
+    code = (
+        "import pycriu_native, sys; print([m for m in sys.modules if m.split('.')[0] in"
+        " ('click', 'rich', 'matplotlib') or m.startswith(('pycriu_native.cli',"
+        " 'pycriu_native.pictures'))])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_a_missing_extra(missing: str) -> None:
+    """It is named, with the command that installs it, and the exit code is 3."""
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['x', 'dump']\n"
+        "from pycriu_native.cli import main; main()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == Exit.UNSUPPORTED
+    assert missing in told.stderr
+    assert "pip install 'pycriu-native[cli]'" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("matplotlib", ["plot", "timeline", ".", "x.png"]),
+        ("google.protobuf", ["inspect", "."]),
+    ],
+)
+def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
+    """The same for the commands that need more."""
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = {['x', *words]!r}\n"
+        "from pycriu_native.cli import main; main()"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert told.returncode == Exit.UNSUPPORTED, told.stderr
+    assert told.stderr.count("pip install 'pycriu-native[") == 1
+
+
+def test_a_pipe_that_closes() -> None:
+    """Whoever reads may go: no traceback."""
+    told = subprocess.run(
+        ["bash", "-c", '"$0" -m pycriu_native options | head -1; echo ${PIPESTATUS[0]}',
+         sys.executable],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert told.stderr == ""
+    assert told.stdout.splitlines()[-1] in ("0", "141")
+
+
+def test_no_colour_without_a_terminal() -> None:
+    """Nothing but text goes into a pipe, even for an error."""
+    told = program("dump", "999999")
+    assert told.returncode == Exit.REFUSED
+    assert "\x1b" not in told.stdout + told.stderr
+
+
+def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An exception that nobody foresaw has its own exit code, and says so."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr("pycriu_native.cli.restoring.restore", fails)
+    told = tell("restore", "-D", tmp_path)
+    assert told.code == Exit.BUG
+    assert "not foreseen" in told.err
+    assert "defect" in told.err
+
+
+# ---- text ----
+
+
+def test_fields_are_told_as_flags() -> None:
+    """What the library calls a field is a long option here."""
+    text = "set tcp_established=True, or tcp_close=False; log_level=3; leave_running; a_b; pid=3"
+    assert _errors.in_flags(text) == (
+        "set --tcp-established, or --no-tcp-close; --verbosity=3; --leave-running; a_b; pid=3"
+    )
+
+
+def test_numbers_for_people() -> None:
+    """Units that fit."""
+    assert [_words.size(n) for n in (0, 1023, 1024, 5 * 2**20)] == [
+        "0 B", "1023 B", "1.0 KiB", "5.0 MiB",
+    ]  # fmt: skip
+    assert [_words.time(s) for s in (1e-5, 0.0123, 3.5, 150)] == [
+        "10 us", "12.3 ms", "3.50 s", "2 min 30 s",
+    ]  # fmt: skip
+    assert _words.pids([4, 2, 3, 9]) == "2-4 9"
+    assert _words.safe("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
+
+
+# ---- completion ----
+
+
+def _complete(words: str) -> list[str]:
+    """What bash offers for a line, by the script that it has loaded."""
+    script = tell("completion", "bash").out
+    code = f"""
+        {script}
+        COMP_WORDS=({words}); COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 ))
+        [[ '{words}' == *' ' ]] && {{ COMP_WORDS+=(''); COMP_CWORD=$((COMP_CWORD + 1)); }}
+        $(complete -p pycriu-native | sed 's/.*-F \\([^ ]*\\).*/\\1/') pycriu-native
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    with _on_path() as path:
+        told = subprocess.run(
+            ["bash", "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+        )  # fmt: skip
+    assert told.stderr == ""
+    return told.stdout.split()
+
+
+@contextlib.contextmanager
+def _on_path() -> Iterator[str]:
+    """A directory with the program, which need not be installed."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "pycriu-native")
+        path.write_text(
+            f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m pycriu_native "$@"\n'
+        )
+        path.chmod(0o755)
+        yield directory
+
+
+def test_completion_in_bash() -> None:
+    """The script works in a real bash: commands, options, their values, pids."""
+    assert {"dump", "restore", "doctor"} <= set(_complete("pycriu-native "))
+    assert _complete("pycriu-native pre-") == ["pre-dump"]
+    assert {"--tcp-established", "--tcp-close"} <= set(_complete("pycriu-native dump --tcp-"))
+    assert _complete("pycriu-native dump --network-lock nft") == ["nftables"]
+    assert str(os.getpid()) in _complete(f"pycriu-native preflight {str(os.getpid())[:2]}")
+    assert _complete("pycriu-native migrate ") == ["in", "out"]
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_of_other_shells(shell: str) -> None:
+    """The script is one that the shell can read."""
+    script = tell("completion", shell).out
+    assert "pycriu-native" in script
+    import shutil
+
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+    subprocess.run([shell, "-n", "-c", script], check=True)
+
+
+# ---- the page for users ----
+
+PAGE = (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_the_page_has_the_exit_codes() -> None:
+    """Each with its meaning, as the program has it."""
+    table = PAGE.partition("<!-- exit codes -->\n")[2].partition("<!-- end -->")[0]
+    assert table == "".join(f"| {int(code)} | {code.meaning} |\n" for code in Exit)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_has_the_command(name: str, tmp_path: Path) -> None:
+    """With an example or a row, and with the keys of its result, where one can be had here."""
+    assert f"pycriu-native {name}" in PAGE or f"`{name}" in PAGE
+    words, _ = answers(tmp_path)[name]
+    found = tell(*name.split(), *words, "--json").json.get("result") or {}
+    shapes = PAGE.partition("| `command` | `result` |\n|---|---|\n")[2].splitlines()
+    shape = next(line for line in shapes if f"`{name}`" in line.split("|")[1])
+    for key in found[0] if isinstance(found, list) else found:
+        assert f"`{key}`" in shape, f"{name}: {key}"
+
+
+def test_the_page_shows_options_that_exist() -> None:
+    """Every option on a command line of the page is one of that command."""
+    for line in re.findall(r"\$ (pycriu-native [^|&\n]*)", PAGE):
+        words = line.partition("#")[0].split()[1:]
+        known = next(c for n, c in COMMANDS.items() if words[: len(n.split())] == n.split())
+        flags = {flag for param in known.params for flag in (*param.opts, *param.secondary_opts)}
+        for word in words:
+            if word.startswith("-") and word != "-":
+                assert word.partition("=")[0] in flags, line

@@ -1,0 +1,92 @@
+"""The bar on a terminal, and the lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from pycriu_native.cli import _progress
+from pycriu_native.cli._output import Output
+from pycriu_native.progress import Progress
+
+MIB = 2**20
+
+
+def state(done: int, total: int | None = 100 * MIB, rate: float = 0.0) -> Progress:
+    """A look at a dump."""
+    left = None if total is None or not rate else (total - done) / rate
+    return Progress(phase="dump", done=done, total=total, rate=rate, left=left)
+
+
+def output(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, **how: bool) -> Output:
+    """What a command would say things with, on a terminal or into a pipe."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Output("dump", **how)
+    out.errors = Console(
+        file=io.StringIO(), force_terminal=terminal, width=100, color_system="standard"
+    )
+    return out
+
+
+def said(out: Output) -> str:
+    """All that went to standard error."""
+    file = out.errors.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phase, bytes done of the bytes to do, rate, time left; and it goes away at the end."""
+    out = output(monkeypatch, terminal=True)
+    with _progress.shown(out) as told:
+        assert told is not None
+        told(state(0))
+        told(state(25 * MIB, rate=25 * MIB))
+        told(state(50 * MIB, rate=25 * MIB))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said(out))
+    assert "dump" in text
+    assert "50.0 MiB of 100.0 MiB" in text
+    assert "25.0 MiB/s" in text
+    assert "2 s left" in text
+    assert said(out).endswith("\x1b[2K")  # the line is cleared
+
+
+def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is over before the second look draws nothing."""
+    out = output(monkeypatch, terminal=True)
+    with _progress.shown(out) as told:
+        assert told is not None
+        told(state(0))
+    assert said(out) == ""
+
+
+@pytest.mark.parametrize("how", [{"quiet": True}, {"as_json": True}])
+def test_no_bar_for_those_who_want_none(
+    how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither with --quiet nor with --json; nor is the process looked at for it."""
+    with _progress.shown(output(monkeypatch, terminal=True, **how)) as told:
+        assert told is None
+
+
+def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, unless it was asked for; then a line for each look, without colours."""
+    with _progress.shown(output(monkeypatch, terminal=False)) as told:
+        assert told is None
+    out = output(monkeypatch, terminal=False, verbose=True)
+    with _progress.shown(out) as told:
+        assert told is not None
+        told(state(25 * MIB, rate=25 * MIB))
+        told(state(7 * MIB, total=None))
+    assert said(out).splitlines() == [
+        "dump: 25.0 MiB of 100.0 MiB, 25.0 MiB/s, 3 s left",
+        "dump: 7.0 MiB",
+    ]
+
+
+def test_more_than_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that grows: the bar stays whole."""
+    assert _progress.amount(state(120 * MIB)) == "120.0 MiB of 120.0 MiB"

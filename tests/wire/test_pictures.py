@@ -1,0 +1,158 @@
+"""Pictures: what they are drawn from, and that they are drawn."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import ImagesError, OptionError, pictures
+
+from .statistics_image import write_dump_statistics
+
+PAGE = 4096
+
+LOG = """\
+(00.000100) Version: 4.2.1 (gitid 0)
+(00.010000) Dumping processes (pid: 7 comm: boss)
+(00.020000) Seized task 7, state 1
+(00.030000) Dumping task (pid: 7 comm: boss)
+(00.031000) page-pipe: Create page pipe for 2048 segs
+(00.035000) page-pipe: Killing page pipe
+(00.040000) Dumping task (pid: 9 comm: wor) ker)
+(00.042000) page-pipe: Create page pipe for 2048 segs
+(00.048000) page-pipe: Killing page pipe
+(00.050000) Dumping file-locks
+(00.055000) Unfreezing tasks into 2
+(00.060000) Writing stats
+(00.061000) Dumping finished successfully
+"""
+"""The milestones of a log at ``log_level=4``, as CRIU 4.2.1 words them."""
+
+PRE_DUMP = """\
+(00.010000) Pre-dumping processes (pid: 7 comm: boss)
+(00.020000) Seized task 7, state 1
+(00.030000) Pre-dumping task (pid: 7 comm: boss)
+(00.031000) page-pipe: Create page pipe for 2048 segs
+(00.040000) Unfreezing tasks into 1
+(00.041000) Pre-dumping tasks' memory
+(00.080000) page-pipe: Killing page pipe
+(00.090000) Writing stats
+"""
+
+
+def test_a_log_is_read(tmp_path: Path) -> None:
+    """Phases follow each other, processes have their memory, frozen is CRIU's number."""
+    (tmp_path / "dump.log").write_text(LOG)
+    write_dump_statistics(tmp_path, frozen_time=39_000, pages_written=3)
+    found = pictures.read_timeline(tmp_path)
+    assert [(p.name, p.begin, p.end) for p in found.phases] == [
+        ("start", 0.0, 0.01), ("prepare", 0.01, 0.02), ("collect", 0.02, 0.03),
+        ("save processes", 0.03, 0.05), ("finish", 0.05, 0.055), ("let go", 0.055, 0.06),
+        ("close", 0.06, 0.061),
+    ]  # fmt: skip
+    assert [(p.pid, p.name, p.begin, p.end) for p in found.processes] == [
+        (7, "boss", 0.03, 0.04), (9, "wor) ker", 0.04, 0.05),
+    ]  # fmt: skip
+    assert [(m.pid, m.begin, m.end) for m in found.memory] == [
+        (7, 0.031, 0.035), (9, 0.042, 0.048),
+    ]  # fmt: skip
+    assert found.frozen is not None
+    assert found.frozen == pytest.approx((0.021, 0.06))
+    assert found.end == 0.061
+
+
+def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
+    """The processes stand still until their memory is taken, not until it is written."""
+    (tmp_path / "pre-dump.log").write_text(PRE_DUMP)
+    found = pictures.read_timeline(tmp_path)
+    assert found.frozen == (0.02, 0.041)
+    assert found.memory[0].end == 0.08
+    pictures.timeline(tmp_path, tmp_path / "x.svg")
+
+
+def test_a_log_without_times(tmp_path: Path) -> None:
+    """What is left are durations; without statistics too, there is nothing to draw."""
+    (tmp_path / "dump.log").write_text("Warn  (criu/x.c:1): nothing\n")
+    with pytest.raises(ImagesError, match="log_level=4"):
+        pictures.timeline(tmp_path, tmp_path / "x.png")
+    write_dump_statistics(tmp_path, frozen_time=39_000)
+    assert pictures.read_timeline(tmp_path).frozen is None
+    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    assert "39.0 ms" in (tmp_path / "x.svg").read_text()
+
+
+def test_a_chain(tmp_path: Path) -> None:
+    """The oldest first, with what each wrote; a directory without statistics counts its pages."""
+    for number, written in enumerate((100, 40, 5), 1):
+        place = tmp_path / str(number)
+        place.mkdir()
+        if number > 1:
+            (place / "parent").symlink_to(f"../{number - 1}")
+        if number == 1:
+            (place / "pages-1.img").write_bytes(bytes(written * PAGE))
+        else:
+            write_dump_statistics(
+                place, pages_written=written, pages_skipped_parent=100 - written, frozen_time=2000
+            )
+    found = pictures.read_rounds(tmp_path / "3")
+    assert [each.written for each in found] == [100 * PAGE, 40 * PAGE, 5 * PAGE]
+    assert [each.in_parent for each in found] == [None, 60 * PAGE, 95 * PAGE]
+    assert [each.frozen for each in found] == [None, 0.002, 0.002]
+    pictures.rounds(tmp_path / "3", tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert "3 rounds of one chain" in text
+    assert "unknown" in text
+    assert text.count("2.0 ms") == 2
+
+
+def test_a_chain_in_a_circle(tmp_path: Path) -> None:
+    """It ends, with an error."""
+    (tmp_path / "parent").symlink_to(".")
+    with pytest.raises(ImagesError, match="no end"):
+        pictures.read_rounds(tmp_path)
+
+
+def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
+    """The title, each process, the frozen time; the same file for the same dump."""
+    (tmp_path / "dump.log").write_text(LOG)
+    write_dump_statistics(tmp_path, frozen_time=39_000)
+    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    for said in ("A dump of 2 processes, 61.0 ms", "frozen for 39.0 ms", "boss 7", "its memory"):
+        assert said in text
+    pictures.timeline(tmp_path, tmp_path / "y.PNG")
+    assert (tmp_path / "y.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+def test_many_processes(tmp_path: Path) -> None:
+    """The longest have lanes of their own, the rest share one."""
+    lines = [f"(00.{100 + n:03}000) Dumping task (pid: {n + 1} comm: p)" for n in range(40)]
+    log = LOG.replace("(00.040000) Dumping task (pid: 9 comm: wor) ker)\n", "")
+    head, tail = log.split("(00.050000)")
+    tail = re.sub(r"\(00\.0", "(00.9", "(00.050000)" + tail)
+    (tmp_path / "dump.log").write_text(head + "\n".join(lines) + "\n" + tail)
+    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    assert "25 more" in (tmp_path / "x.svg").read_text()
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x", "png"])
+def test_another_kind_of_file(name: str, tmp_path: Path) -> None:
+    """It is refused by its name, before anything is read."""
+    with pytest.raises(OptionError, match=r"\.png or \.svg"):
+        pictures.timeline(tmp_path / "none", tmp_path / name)
+
+
+def test_values_need_no_extra(tmp_path: Path) -> None:
+    """A timeline can be read without matplotlib."""
+    (tmp_path / "dump.log").write_text(LOG)
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from pycriu_native import pictures\n"
+        f"print(len(pictures.read_timeline({str(tmp_path)!r}).phases))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "7\n"
