@@ -7,6 +7,7 @@ The other user is real here: files belong to uid 65534. What modes and links alo
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pycriu_native import (
     OptionError,
     PageServer,
     PermissionDeniedError,
+    Service,
     Worker,
     dump,
     page_server,
@@ -30,6 +32,7 @@ from pycriu_native._program import find_program
 
 from .conftest import Spawn
 from .hosts import OURS, cable, host
+from .processes import kill
 
 ANOTHER = 65534
 
@@ -239,4 +242,29 @@ def test_a_connection_that_is_handed_over(spawn: Spawn, images: Path) -> None:
             with pytest.raises(OptionError, match="clear_text=True"):
                 dump(target.pid, CriuOpts(images_directory=images, page_server=to))
     assert not images.exists()
+    assert target.runs_on()
+
+
+def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -> None:
+    """Whoever listens where a ``criu service`` should is asked only if it is root's or ours."""
+    target = spawn()
+    path = str(tmp_path / "socket")
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            os.setresuid(-1, ANOTHER, -1)  # the kernel notes who listens
+            listener.listen()
+            os.write(told, b".")
+            signal.pause()
+        os._exit(0)
+    try:
+        os.close(told)
+        assert os.read(ready, 1) == b"."
+        with pytest.raises(PermissionDeniedError, match=f"was started by user {ANOTHER}"):
+            dump(target.pid, CriuOpts(images_directory=images), via=Service(path))
+    finally:
+        os.close(ready)
+        kill(pid)
     assert target.runs_on()
