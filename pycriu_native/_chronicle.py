@@ -44,10 +44,10 @@ def inform(message: str, *arguments: object) -> None:
 
 
 def warn(message: str, *arguments: object, error: BaseException | None = None) -> None:
-    """A line at WARNING, about what goes on all the same."""
+    """A line at WARNING, or at ERROR with an error's trace, about what goes on all the same."""
     logger = _logger(NAME)
     if logger is not None:
-        logger.warning(message, *arguments, exc_info=error)
+        logger.log(30 if error is None else 40, message, *arguments, exc_info=error)
 
 
 def tell(verb: Verb, pid: int | None, images: str, duration: float, failure: str | None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from . import _explain, _failure, _log, batch, cache, iters, lazy, lib, pages, pool
-
-LATER = (_explain, _failure, batch, cache, iters, lazy, lib, pages, pool)
+import importlib
 
 
 def preload() -> None:
@@ -13,10 +11,12 @@ def preload() -> None:
     ``import pycriu_native`` loads what a call needs that succeeds. A program that changes its root
     (to one with a /proc), becomes another user or may not open files later calls this before:
     without it, a failure whose explanation cannot be loaded is told in CRIU's own words alone.
+    Not loaded are the extras (``images``, ``cli``, ``pictures``).
     """
-    _log.failures()
-    import ipaddress
-    import logging
-    import tempfile
+    from . import _LATER, _log
 
-    del ipaddress, logging, tempfile
+    for name in sorted({*_LATER.values(), "_failure", "_rescue", "lib"}):
+        importlib.import_module(f"{__package__}.{name}")
+    for name in ("ipaddress", "logging", "tempfile"):
+        importlib.import_module(name)
+    _log.failures()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Iterator, Sequence
 
 from ._dataclass import dataclass
 from ._line import Line, widen
 from ._spawn import DEFAULT_MANNER, Manner
 from ._typing import ClassVar, Protocol
-from .errors import CriuError, Problem, ProgramNotFoundError
+from .errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
 from .values import Descriptor, descriptor_number
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
@@ -56,8 +57,8 @@ class Service:
     path: str | os.PathLike[str] = DEFAULT_SERVICE
     """Its socket."""
     trusting: bool = False
-    """Use directories that other users of this machine could change or swap, or that are
-    symbolic links. Default: refuse them."""
+    """Use a service of another user than root and the caller, and directories that others could
+    change or swap, or that are symbolic links. Default: refuse them."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
@@ -83,7 +84,9 @@ class Service:
             yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
 
     def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
-        """Connect to it. ``ProgramNotFoundError`` where nobody listens."""
+        """Connect to it. ``ProgramNotFoundError`` where nobody listens, ``PermissionDeniedError``
+        where it is neither root's nor the caller's.
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(sock)
         try:
@@ -93,6 +96,15 @@ class Service:
             raise ProgramNotFoundError(
                 f"no criu service answers on {os.fspath(self.path)!r}: {error.strerror}"
             ) from None
+        _, owner, _ = struct.unpack(
+            "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+        )
+        if owner not in (0, os.geteuid()) and not self.trusting:
+            sock.close()
+            raise PermissionDeniedError(
+                f"{self.name()} was started by user {owner}, who would be told what we save and "
+                "could answer as they like; Service(path, trusting=True) takes it as it is"
+            )
         return Line(sock, program=self.name())
 
 
@@ -108,7 +120,7 @@ class Socket:
     fd: Descriptor
     """The socket: its number, or the object that owns it."""
     trusting: bool = False
-    """As with a :class:`Service`."""
+    """As with a :class:`Service`, but for whose it is: the caller knows whom it has connected."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import os
 
+from ._line import above_stdio
 from ._stats import message_fields
 from ._typing import TYPE_CHECKING
 from .enums import Verb
@@ -104,7 +105,7 @@ class Unfinished:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             anew = UNFINISHED not in os.listdir(self._directory)
-            fd = os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory)
+            fd = above_stdio(os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory))
             if not _lock(fd):
                 os.close(fd)
                 raise ImagesError(f"another dump to {where(self._directory)} is under way")
@@ -122,19 +123,24 @@ class Unfinished:
     def close(self) -> None:
         """Let go of it. Unless it was finished, all is as before, or the mark stays."""
         try:
-            if not self._finished:
-                names = os.listdir(self._directory)
-                if EARLIER in names:
-                    _clear(self._directory)
-                    _put_back(self._directory)
-                    self.finish()
-                elif not any(map(_of_dump, names)):
-                    self.finish()
+            # What nothing can be changed in any more stays marked: why, the call says.
+            with contextlib.suppress(OSError):
+                if not self._finished:
+                    self._undo()
         finally:
             # Not by closing alone: a child that somebody has forked holds a copy.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
+
+    def _undo(self) -> None:
+        names = os.listdir(self._directory)
+        if EARLIER in names:
+            _clear(self._directory)
+            _put_back(self._directory)
+            self.finish()
+        elif not any(map(_of_dump, names)):
+            self.finish()
 
 
 def holds_dump(directory: int | str) -> bool:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from . import verbs
+from . import _trust, verbs
 from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._reach import Via
-from .errors import OptionError, Problem
+from .errors import ImagesError, OptionError, Problem
 from .opts import CriuOpts
 from .results import PAGE, DumpResult
 
@@ -120,6 +120,12 @@ def dump_iters(
     if problems:
         raise OptionError(problems, verb="dump_iters", pid=pid)
     assert isinstance(base, str)
+    trusting = via is not None and via.trusting
+    try:
+        os.close(_trust.open_directory(base, make=True, trusting=trusting))
+    except OSError as error:
+        told = f"images_directory={base!r} cannot be used: {error.strerror}"
+        raise ImagesError(told, verb="dump_iters", pid=pid, errno=error.errno) from None
     decide = UntilSteady() if more is None else more
 
     def step(number: int) -> CriuOpts:

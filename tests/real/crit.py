@@ -42,7 +42,16 @@ def packages() -> list[Path]:
     """Where crit is, the newest first."""
     given = os.environ.get("CRIT_PACKAGES")
     places = [given] if given else PLACES
-    return [Path(place) for place in places if (Path(place) / "pycriu/images/images.py").exists()]
+    return [Path(place) for place in places if _works(place)]
+
+
+def _works(place: str) -> bool:
+    """Whether it is there, and goes with this protobuf: that of Debian 12 does not."""
+    if not os.path.exists(os.path.join(place, "pycriu/images/images.py")):
+        return False
+    words = [sys.executable, "-c", "import pycriu.images"]
+    environment = {**os.environ, "PYTHONPATH": place}
+    return subprocess.run(words, env=environment, capture_output=True).returncode == 0
 
 
 def required() -> Path:

@@ -58,6 +58,7 @@ TAKEN: list[tuple[str, str, str]] = [
     ("page_server", "is required", "listens on every address"),
     ("page_server", "a numeric address", "listens on every address (4.2)"),
     ("page_server", "the descriptor only", "ignores address and port"),
+    ("page_server", "in clear text", "has the memory cross the network as it is"),
     ("tls", "needs page_server", "has no connection to encrypt"),
     ("tls_\\w+", "needs tls", "ignores it"),
     ("\\w+", "belongs to", "ignores what belongs to another verb"),

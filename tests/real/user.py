@@ -40,11 +40,9 @@ def become(uid: int, capability: int) -> None:
 
 
 if __name__ == "__main__":
-    import pycriu_native._explain
-    import pycriu_native._log
-    import pycriu_native.manifest
+    import pycriu_native
 
-    pycriu_native._log.failures()
+    pycriu_native.preload()
     script: dict[str, Any] = {"__name__": "script"}
     with open(sys.argv[3]) as source:
         exec(compile(source.read(), sys.argv[3], "exec"), script)

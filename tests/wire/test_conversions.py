@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -704,3 +705,34 @@ def test_values_as_text() -> None:
         VethPair("a=b", "c").text()
     with pytest.raises(ValueError, match="mean something else"):
         PageServer(fd=3).text()
+
+
+# ---- the consent to clear text ----
+
+
+def test_clear_text_in_other_forms() -> None:
+    """Plain values keep it; forms for CRIU or runc have no word, and nobody has said yes there."""
+    server = PageServer("10.0.0.2", 27, clear_text=True)
+    opts = CriuOpts(images_directory="/x", page_server=server)
+
+    def consent(found: CriuOpts) -> object:
+        assert found == opts
+        assert isinstance(found.page_server, PageServer)
+        return found.page_server.clear_text
+
+    assert consent(CriuOpts.from_dict(opts.to_dict())) is True
+    assert consent(CriuOpts.from_dict(json.loads(json.dumps(opts.to_dict())))) is True
+    assert consent(pickle.loads(pickle.dumps(opts))) is True
+    assert opts.to_runc()["PageServer"] == {"Address": "10.0.0.2", "Port": 27}
+    assert consent(CriuOpts.from_runc(opts.to_runc())) is None
+    assert consent(CriuOpts.from_argv(opts.to_argv("dump", 1))[2]) is None
+    assert consent(CriuOpts.from_config(opts.to_config())) is None
+    assert hash(server) == hash(PageServer("10.0.0.2", 27))
+    assert "clear_text=True" in repr(opts)
+
+
+def test_what_clear_text_can_be() -> None:
+    """True, False or unset."""
+    with pytest.raises(OptionError, match="clear_text"):
+        CriuOpts(page_server={"address": "h", "port": 1, "clear_text": 1})  # type: ignore[arg-type]
+    assert "clear_text" not in CriuOpts(page_server="h:1").to_dict()["page_server"]

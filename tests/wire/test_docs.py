@@ -16,7 +16,7 @@ def test_the_table_of_options() -> None:
 
 
 def test_links() -> None:
-    """Every relative link of the README and of docs/ leads somewhere."""
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    """Every relative link of the README, of SECURITY.md and of docs/ leads somewhere."""
+    for page in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

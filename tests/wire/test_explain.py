@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pycriu_native import CriuOpts, OptionError, Worker, _steering, lib
+from pycriu_native import CriuOpts, OptionError, PageServer, Worker, _steering, lib
 from pycriu_native._explain import Explanation, Setting, explain
 from pycriu_native._line import Line
 from pycriu_native._options import BY_WIRE, release
@@ -304,3 +304,17 @@ def lazy_setter() -> str:
     """How this libcriu is told of lazy pages."""
     name = "criu_local_set_lazy_pages"
     return name if lib.has(name) else "wire field"
+
+
+def test_clear_text_is_shown(tmp_path: Path) -> None:
+    """What lacks the consent is refused, and what has it says that no command line can."""
+    via = Untouchable()
+    opts = CriuOpts(images_directory=tmp_path, page_server="10.0.0.2:27")
+    shown = explain(opts, "dump", NOBODY, via=via)
+    assert [problem.field for problem in shown.problems] == ["page_server"]
+    assert "clear_text=True" in str(shown)
+    meant = PageServer("10.0.0.2", 27, clear_text=True)
+    shown = explain(replace(opts, page_server=meant), "dump", NOBODY, via=via)
+    assert shown.problems == ()
+    assert "--address=10.0.0.2" in shown.command
+    assert "clear_text has no word there" in str(shown)

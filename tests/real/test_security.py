@@ -1,0 +1,270 @@
+"""What another user of this machine, or of the network, gets out of a CRIU that runs as root.
+
+The other user is real here: files belong to uid 65534. What modes and links alone can show is in
+``tests/wire/test_trust.py``; images that are cut off, in ``test_security_whole.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    OptionError,
+    PageServer,
+    PermissionDeniedError,
+    Service,
+    Worker,
+    dump,
+    page_server,
+    page_server_child,
+    restore,
+)
+from pycriu_native._program import find_program
+
+from .conftest import Spawn
+from .hosts import OURS, cable, host
+from .processes import kill
+
+ANOTHER = 65534
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A directory of another user's, closed to all the rest."""
+    directory = tmp_path / "theirs"
+    directory.mkdir(0o700)
+    os.chown(directory, ANOTHER, ANOTHER)
+    return directory
+
+
+# ---- directories ----
+
+
+@pytest.mark.parametrize(
+    ("field", "place"),
+    [
+        ("images_directory", ""),
+        ("images_directory", "below"),
+        ("images_directory", "missing"),
+        ("work_directory", ""),
+        ("work_directory", "below"),
+    ],
+)
+def test_a_directory_of_another_user(
+    spawn: Spawn, tmp_path: Path, theirs: Path, field: str, place: str
+) -> None:
+    """It is refused, and so is one of ours below it: they could swap that for another."""
+    target = spawn()
+    directory = theirs / place
+    if place == "below":
+        directory.mkdir()
+    directories: dict[str, Any] = {"images_directory": tmp_path / "images", field: directory}
+    with pytest.raises(OptionError, match=f"belongs to user {ANOTHER}") as caught:
+        dump(target.pid, CriuOpts(**directories))
+    assert caught.value.options == (field,)
+    assert not (tmp_path / "images").exists()
+    assert not list(theirs.glob("*/*"))
+    assert target.runs_on()
+
+
+def test_a_sticky_directory_with_an_entry_of_theirs(spawn: Spawn, tmp_path: Path) -> None:
+    """In /tmp and its like what they have made first under our name is not taken for ours."""
+    target = spawn()
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "images").mkdir()
+    os.chown(shared / "images", ANOTHER, ANOTHER)
+    with pytest.raises(OptionError, match=f"images belongs to user {ANOTHER}"):
+        dump(target.pid, CriuOpts(images_directory=shared / "images"))
+    dump(target.pid, CriuOpts(images_directory=shared / "ours", leave_running=True))
+    (shared / "link").symlink_to("ours")
+    os.chown(shared / "link", ANOTHER, ANOTHER, follow_symlinks=False)
+    (shared / "ours" / "below").mkdir()
+    with pytest.raises(OptionError, match=f"link belongs to user {ANOTHER}"):
+        dump(target.pid, CriuOpts(images_directory=shared / "link" / "below"))
+
+
+def test_why(spawn: Spawn, tmp_path: Path) -> None:
+    """What a directory that others can write is good for: root writes where their link points.
+
+    This is CRIU's doing, with the word that has it so; without the word nothing is touched.
+    """
+    target = spawn()
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (shared / "stats-dump").symlink_to(victim)
+    opts = CriuOpts(images_directory=shared, leave_running=True)
+    with pytest.raises(OptionError, match="can be written by everybody"):
+        dump(target.pid, opts)
+    assert victim.read_text() == "precious"
+    assert os.listdir(shared) == ["stats-dump"]
+    dump(target.pid, opts, via=Worker(trusting=True))
+    assert victim.read_bytes() != b"precious"
+
+
+def test_images_are_for_their_user_only(spawn: Spawn, tmp_path: Path) -> None:
+    """Whatever the umask, and in a directory that everybody can read: they hold the memory."""
+    target = spawn("secret = b'precious'\nserve()")
+    images = tmp_path / "images"
+    images.mkdir()
+    images.chmod(0o755)
+    before = os.umask(0)
+    try:
+        dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+        dump(target.pid, CriuOpts(images_directory=tmp_path / "made", leave_running=True))
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in images.iterdir()}
+    assert "pages-1.img" in modes
+    assert set(modes.values()) == {0o600}
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+
+
+def test_the_umask_of_the_restored(orphans: None, spawn: Spawn, images: Path) -> None:
+    """It is the process's own: that of the worker that saved it is not taken along."""
+    target = spawn("import os\nos.umask(0o027)\nserve(umask=lambda: os.umask(0o027))")
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("umask") == 0o027
+
+
+# ---- the program, and what steers it ----
+
+
+@pytest.mark.parametrize("what", ["the program", "its directory"])
+def test_a_program_of_another_user(spawn: Spawn, tmp_path: Path, theirs: Path, what: str) -> None:
+    """Root does not run it."""
+    target = spawn()
+    directory = theirs if what == "its directory" else tmp_path
+    program = directory / "criu"
+    program.write_text(f'#!/bin/sh\ntouch {tmp_path}/ran\nexec {find_program()} "$@"\n')
+    program.chmod(0o755)
+    if what == "the program":
+        os.chown(program, ANOTHER, ANOTHER)
+    opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
+    with pytest.raises(PermissionDeniedError, match=f"belongs to user {ANOTHER}"):
+        dump(target.pid, opts, via=Worker(program=program))
+    assert not (tmp_path / "ran").exists()
+    dump(target.pid, opts, via=Worker(program=program, trusting=True))
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["config_file", "HOME", "CRIU_CONFIG_FILE", "CRIU_LIBS_DIR"])
+def test_files_of_another_user_that_steer(
+    spawn: Spawn, tmp_path: Path, theirs: Path, kind: str
+) -> None:
+    """A configuration file of theirs would have CRIU run their program as root; a plugin too."""
+    target = spawn()
+    script = theirs / "script"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    script.chmod(0o755)
+    (theirs / ".criu").mkdir()
+    config = theirs / ".criu" / "default.conf"
+    config.write_text(f"action-script {script}\n")
+    opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
+    env = {"HOME": theirs, "CRIU_CONFIG_FILE": config, "CRIU_LIBS_DIR": theirs}
+    if kind == "config_file":
+        opts = CriuOpts(images_directory=opts.images_directory, config_file=config)
+        env = {}
+    else:
+        env = {kind: env[kind]}
+    with pytest.raises(OptionError, match=f"belongs to user {ANOTHER}"):
+        dump(target.pid, opts, via=Worker(env={name: str(path) for name, path in env.items()}))
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "images").exists()
+    assert target.runs_on()
+
+
+# ---- the network ----
+
+
+@pytest.fixture
+def far() -> Iterator[tuple[str, str]]:
+    """An address of ours on a network, and that of another host there."""
+    with host() as other, cable(OURS, other) as addresses:
+        yield addresses
+
+
+def test_a_server_off_loopback_needs_the_word(tmp_path: Path, far: tuple[str, str]) -> None:
+    """Without TLS memory would be anybody's; nothing listens before the word is said."""
+    ours, _ = far
+    opts = CriuOpts(images_directory=tmp_path / "pages", page_server=(ours, 0))
+    for serve in (page_server, page_server_child):
+        with pytest.raises(OptionError, match="clear_text=True"):
+            serve(opts)
+    assert not (tmp_path / "pages").exists()
+    meant = CriuOpts(
+        images_directory=tmp_path / "pages", page_server=PageServer(ours, 0, clear_text=True)
+    )
+    with page_server_child(meant) as server, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", server.result.port), 5)
+
+
+@pytest.mark.parametrize("lazily", [None, True])
+def test_a_dump_to_another_host_needs_the_word(
+    spawn: Spawn, images: Path, far: tuple[str, str], lazily: bool | None
+) -> None:
+    """So does one that serves its pages there; also over a connection that is handed over."""
+    target = spawn()
+    ours, other = far
+    opts = CriuOpts(
+        images_directory=images, page_server=(ours if lazily else other, 7), lazy_pages=lazily
+    )
+    with pytest.raises(OptionError, match="clear_text=True") as caught:
+        dump(target.pid, opts)
+    assert caught.value.options == ("page_server",)
+    assert not images.exists()
+    assert target.runs_on()
+
+
+def test_a_connection_that_is_handed_over(spawn: Spawn, images: Path) -> None:
+    """It leads where it leads: off loopback it takes the word as well."""
+    target = spawn()
+    with host() as other, cable(OURS, other) as (_, address):
+        with other.entered():
+            server = socket.create_server((address, 0))
+        with server, socket.create_connection(server.getsockname()) as connection:
+            to = PageServer(fd=connection.fileno())
+            with pytest.raises(OptionError, match="clear_text=True"):
+                dump(target.pid, CriuOpts(images_directory=images, page_server=to))
+    assert not images.exists()
+    assert target.runs_on()
+
+
+def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -> None:
+    """Whoever listens where a ``criu service`` should is asked only if it is root's or ours."""
+    target = spawn()
+    path = str(tmp_path / "socket")
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            os.setresuid(-1, ANOTHER, -1)  # the kernel notes who listens
+            listener.listen()
+            os.write(told, b".")
+            signal.pause()
+        os._exit(0)
+    try:
+        os.close(told)
+        assert os.read(ready, 1) == b"."
+        with pytest.raises(PermissionDeniedError, match=f"was started by user {ANOTHER}"):
+            dump(target.pid, CriuOpts(images_directory=images), via=Service(path))
+    finally:
+        os.close(ready)
+        kill(pid)
+    assert target.runs_on()

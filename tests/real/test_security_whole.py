@@ -1,0 +1,265 @@
+"""A dump that was cut off is never taken for a whole one, and a whole one is never refused.
+
+CRIU is killed at every notification and at random instants, with us and alone. Whatever it
+leaves: a restore either names what is missing before it starts CRIU, or brings the process back
+with its memory. Images of an earlier dump in the same directory survive.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    ImagesError,
+    Notification,
+    Notify,
+    RestoreResult,
+    WorkerDiedError,
+    dump,
+    restore,
+    seal,
+    verify,
+)
+from pycriu_native._program import find_program
+from pycriu_native._whole import EARLIER, UNFINISHED
+
+from .conftest import Spawn
+from .processes import Target, children, eventually, is_alive, kill
+from .test_interruption import DUMP
+
+ROOT = Path(__file__).parents[2]
+
+WITH_MEMORY = """
+    import hashlib, os
+    memory = bytearray(os.urandom(2**20) * 4)
+    serve(checksum=lambda: hashlib.sha256(memory).hexdigest(), spoil=lambda: memory.reverse())
+"""
+
+
+def _workers() -> list[int]:
+    found = []
+    for pid in children():
+        try:
+            program = os.readlink(f"/proc/{pid}/exe")
+        except OSError:
+            continue
+        if program == os.path.realpath(find_program()):
+            found.append(pid)
+    return found
+
+
+def _restored(images: Path) -> RestoreResult | ImagesError:
+    """What comes of a restore; any error but the refusal is one."""
+    try:
+        return restore(CriuOpts(images_directory=images))
+    except ImagesError as refused:
+        if refused.code is not None:
+            raise  # CRIU was started
+        return refused
+
+
+def _gone(target: Target) -> None:
+    """Have its pid free, whatever has become of it."""
+    kill(target.pid)
+    target.reap()
+
+
+@pytest.mark.parametrize("moment", DUMP)
+def test_criu_is_killed_at_a_notification(
+    orphans: None, spawn: Spawn, images: Path, moment: Notify
+) -> None:
+    """Before ``post-dump`` the set is refused, from then on it is whole and restores."""
+    target = spawn(WITH_MEMORY)
+    checksum = target.ask("checksum")
+
+    def hook(notification: Notification) -> None:
+        if notification.action is moment:
+            for pid in _workers():
+                os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(WorkerDiedError):
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=hook)
+    _gone(target)
+    found = _restored(images)
+    if moment is Notify.POST_DUMP:
+        assert isinstance(found, RestoreResult)
+        assert target.ask("checksum") == checksum
+    else:
+        assert isinstance(found, ImagesError)
+        assert "no inventory.img" in str(found) or "did not finish" in str(found)
+
+
+def test_criu_is_killed_at_any_instant(orphans: None, spawn: Spawn, tmp_path: Path) -> None:
+    """Refused or restored with its memory, and nothing between the two."""
+    chance = random.Random(11)
+    target = spawn(WITH_MEMORY)
+    started = time.monotonic()
+    dump(target.pid, CriuOpts(images_directory=tmp_path / "first", leave_running=True))
+    longest = time.monotonic() - started
+    target.end()
+    for number in range(12):
+        target = spawn(WITH_MEMORY)
+        checksum = target.ask("checksum")
+        images = tmp_path / f"images-{number}"
+        over = threading.Event()
+
+        def killer(over: threading.Event, delay: float) -> None:
+            if not over.wait(delay):
+                for pid in _workers():
+                    os.kill(pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=killer, args=(over, chance.uniform(0, longest)))
+        thread.start()
+        whole = False
+        try:
+            dump(target.pid, CriuOpts(images_directory=images))
+            whole = True
+        except CriuError:
+            pass
+        finally:
+            over.set()
+            thread.join()
+        _gone(target)
+        found = _restored(images) if images.exists() else None
+        assert isinstance(found, RestoreResult) or not whole
+        if isinstance(found, RestoreResult):
+            assert target.ask("checksum") == checksum
+            kill(target.pid)
+
+
+KILLED = textwrap.dedent("""
+    import os, signal, sys
+    from pathlib import Path
+    from pycriu_native import CriuOpts, Notify, dump
+
+    def hook(notification):
+        if notification.action is Notify.QUERY_EXT_FILES:
+            for task in Path("/proc/self/task").iterdir():
+                for pid in (task / "children").read_text().split():
+                    os.kill(int(pid), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    dump(int(sys.argv[1]), CriuOpts(images_directory=sys.argv[2]), on_notify=hook)
+""")
+
+
+def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
+    """The mark says so to whoever comes next, whose dump clears what is there away."""
+    target = spawn(WITH_MEMORY)
+    checksum = target.ask("checksum")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(target.pid), str(images)],
+        env={"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert (images / UNFINISHED).exists()
+    (images / "ids-1.img").write_bytes(b"of the first dump")
+    with pytest.raises(ImagesError, match="did not finish"):
+        restore(CriuOpts(images_directory=images))
+    eventually(lambda: is_alive(target.pid), "the process")
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    assert not {UNFINISHED, EARLIER, "ids-1.img"} & set(os.listdir(images))
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("checksum") == checksum
+
+
+def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path) -> None:
+    """A second dump to the same directory that fails leaves the first as it was."""
+    target = spawn(WITH_MEMORY)
+    checksum = target.ask("checksum")
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    digest = seal(images)
+    target.ask("spoil")
+
+    def refuse(notification: Notification) -> None:
+        if notification.action is Notify.QUERY_EXT_FILES:
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=refuse)
+    assert target.ask("checksum") != checksum
+    verify(images, digest)
+    target.end()
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("checksum") == checksum
+
+
+def test_a_hook_finds_the_images_whole(spawn: Spawn, images: Path) -> None:
+    """At ``post-dump`` they may be sent away, or sealed; a refusal then leaves them whole."""
+    target = spawn(WITH_MEMORY)
+    sealed: list[str] = []
+
+    def ship(notification: Notification) -> None:
+        if notification.action is Notify.POST_DUMP:
+            sealed.append(seal(images))
+            raise ValueError("somebody else takes it from here")
+
+    with pytest.raises(ValueError):
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=ship)
+    assert target.runs_on()
+    verify(images, sealed[0])
+
+
+def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:
+    """The second is refused while the first is under way, and its process runs on."""
+    first, second = spawn(), spawn()
+    refused: list[str] = []
+
+    def hook(notification: Notification) -> None:
+        if notification.action is Notify.QUERY_EXT_FILES:
+            with pytest.raises(ImagesError, match="is under way") as caught:
+                dump(second.pid, CriuOpts(images_directory=images))
+            refused.append(str(caught.value))
+            with pytest.raises(ImagesError, match="is under way"):
+                restore(CriuOpts(images_directory=images))
+
+    dump(first.pid, CriuOpts(images_directory=images), on_notify=hook)
+    assert refused
+    assert second.runs_on()
+
+
+def test_images_that_criu_has_made_by_itself(orphans: None, spawn: Spawn, images: Path) -> None:
+    """They carry no mark, hold no statistics where the work directory is another, and restore."""
+    target = spawn(WITH_MEMORY)
+    checksum = target.ask("checksum")
+    images.mkdir()
+    work = images / "work"
+    work.mkdir()
+    words = [find_program(), "dump", "-t", str(target.pid), "-D", str(images), "-W", str(work)]
+    subprocess.run([*words, "-o", "dump.log"], check=True, stdin=subprocess.DEVNULL)
+    target.reap()
+    assert not (images / "stats-dump").exists()
+    restore(CriuOpts(images_directory=images))
+    assert target.ask("checksum") == checksum
+
+
+def test_sealed_images(orphans: None, spawn: Spawn, images: Path) -> None:
+    """A page that was changed on disk restores without a word; ``verify`` finds it before."""
+    target = spawn(WITH_MEMORY)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    digest = seal(images)
+    pages = images / "pages-1.img"
+    whole = pages.read_bytes()
+    pages.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ImagesError, match=r"pages-1\.img was changed"):
+        verify(images, digest)
+    pages.write_bytes(whole)
+    verify(images, digest)
+    restore(CriuOpts(images_directory=images))
+    verify(images, digest)
+    assert target.runs_on()
