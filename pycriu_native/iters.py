@@ -120,12 +120,6 @@ def dump_iters(
     if problems:
         raise OptionError(problems, verb="dump_iters", pid=pid)
     assert isinstance(base, str)
-    trusting = via is not None and via.trusting
-    try:
-        os.close(_trust.open_directory(base, make=True, trusting=trusting))
-    except OSError as error:
-        told = f"images_directory={base!r} cannot be used: {error.strerror}"
-        raise ImagesError(told, verb="dump_iters", pid=pid, errno=error.errno) from None
     decide = UntilSteady() if more is None else more
 
     def step(number: int) -> CriuOpts:
@@ -134,8 +128,12 @@ def dump_iters(
     # What is wrong with the dump in the end is said now, not after the rounds.
     final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
     verbs.dump_request(pid, final_opts, via, on_notify, deadline)
-    if not os.path.lexists(base):
-        os.mkdir(base, 0o700)
+    trusting = via is not None and via.trusting
+    try:
+        os.close(_trust.open_directory(base, make=True, trusting=trusting))
+    except OSError as error:
+        told = f"images_directory={base!r} cannot be used: {error.strerror}"
+        raise ImagesError(told, verb="dump_iters", pid=pid, errno=error.errno) from None
 
     rounds: list[Round] = []
     while not rounds or decide(rounds[-1]):
