@@ -69,7 +69,7 @@ def adopt_orphans(yes: bool) -> None:
 
 
 _not_ours_to_reap: set[int] = set()
-"""The children that there were before the test: a session's own helpers live on."""
+"""The children that there were before the test: what the run needs for longer lives on."""
 
 
 def remember_children() -> None:
