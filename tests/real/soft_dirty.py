@@ -1,18 +1,6 @@
-"""The mark of tests that need tracking of changed memory, and a process that changes its own."""
+"""A process that keeps changing its memory, for tests of pre-copy."""
 
 from __future__ import annotations
-
-import os
-
-import pytest
-
-import pycriu_native
-
-FEATURES = pycriu_native.feature_check() if os.geteuid() == 0 else None
-needs_soft_dirty = pytest.mark.skipif(
-    FEATURES is None or not FEATURES.mem_track,
-    reason="this kernel tracks no changed memory (feature_check().mem_track)",
-)
 
 PAGES, BUSY = 4096, 64
 """All pages of ``WRITER``, and those that it keeps writing."""

@@ -18,6 +18,7 @@ import pycriu_native
 from pycriu_native.pictures import read_timeline
 
 from .conftest import Spawn
+from .features import needs_lazy_pages
 from .processes import PATIENCE, eventually, is_alive, kill
 
 INSTALLED = Path(sys.executable).with_name("pycriu-native")
@@ -264,9 +265,7 @@ def test_the_page_server(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     assert target.runs_on()
 
 
-@pytest.mark.skipif(
-    not pycriu_native.feature_check().lazy_pages, reason="this kernel has no userfaultfd for CRIU"
-)
+@needs_lazy_pages
 def test_lazy_pages(spawn: Spawn, images: Path) -> None:
     """The daemon feeds a restore, and ends when all memory has arrived."""
     target = spawn(MEMORY)

@@ -18,7 +18,8 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .soft_dirty import BUSY, PAGES, WRITER, needs_soft_dirty
+from .features import needs_soft_dirty
+from .soft_dirty import BUSY, PAGES, WRITER
 
 pytestmark = needs_soft_dirty
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import pycriu_native
 from pycriu_native import (
     CriuError,
     CriuOpts,
@@ -29,6 +28,7 @@ from pycriu_native import (
 from . import matrix
 from .conftest import Spawn
 from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
+from .features import needs_soft_dirty
 from .matrix import Cell
 from .processes import is_alive
 from .test_lazy import requires_userfaultfd
@@ -39,10 +39,6 @@ PRE_DUMP = [Notify.PRE_DUMP, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
 
 each_fault = pytest.mark.parametrize("what", FAULTS)
-requires_mem_track = pytest.mark.skipif(
-    not pycriu_native.feature_check().mem_track,
-    reason="this kernel does not track soft-dirty pages",
-)
 
 
 def at(moment: Notify, what: str) -> Callable[[Notification], None]:
@@ -84,7 +80,7 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
 
 
-@requires_mem_track
+@needs_soft_dirty
 @each_fault
 @pytest.mark.parametrize("moment", PRE_DUMP)
 def test_in_a_pre_dump(

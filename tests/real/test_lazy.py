@@ -9,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import pycriu_native
 from pycriu_native import CriuError, CriuOpts, LazyPages, OptionError, dump, restore
 
 from .conftest import Spawn
+from .features import needs_lazy_pages
 from .processes import eventually, is_alive
-
-requires_userfaultfd = pytest.mark.skipif(
-    not pycriu_native.feature_check().lazy_pages, reason="this kernel has no userfaultfd for CRIU"
-)
 
 LARGE = """
     import hashlib, os
@@ -26,7 +22,7 @@ LARGE = """
 """
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_memory_comes_after_the_process(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """All of it arrives, and the daemon ends by itself."""
     target = spawn(LARGE)
@@ -49,7 +45,7 @@ def test_memory_comes_after_the_process(spawn: Spawn, images: Path, tmp_path: Pa
     assert (work / "lazy-pages.log").exists()
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_without_the_daemon(spawn: Spawn, images: Path) -> None:
     """A lazy restore that finds no daemon fails, names it, and leaves the images whole."""
     target = spawn(LARGE)
@@ -63,7 +59,7 @@ def test_without_the_daemon(spawn: Spawn, images: Path) -> None:
     assert target.runs_on()
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
     """A daemon that nobody came to is ended by close."""
     target = spawn()
@@ -74,7 +70,7 @@ def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
     assert not is_alive(daemon.pid)
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_a_daemon_that_cannot_start(tmp_path: Path) -> None:
     """What it lacks is said: options first, images next."""
     with pytest.raises(OptionError, match="shell_job"):

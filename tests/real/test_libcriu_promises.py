@@ -36,9 +36,9 @@ from pycriu_native import (
 from .conftest import Spawn
 from .containers import container
 from .descriptors import taken_from
+from .features import needs_soft_dirty
 from .ported import environment, run, words
 from .processes import eventually, is_alive, kill, reap_all, state
-from .soft_dirty import needs_soft_dirty
 from .test_orphan_pts_master import ON_A_TERMINAL
 
 

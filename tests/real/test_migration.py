@@ -30,6 +30,7 @@ from pycriu_native._program import find_program
 
 from .certificates import Authority
 from .conftest import Spawn
+from .features import needs_soft_dirty
 from .hosts import OURS, Host, cable, host
 from .migrating import Destination, Leaving, destination, far_pid, reaped, shaped
 from .processes import Target, eventually
@@ -296,9 +297,7 @@ def test_a_socket_of_the_callers_and_a_directory(
     assert result.images == ""
 
 
-@pytest.mark.skipif(
-    not pycriu_native.feature_check().mem_track, reason="this kernel tracks no changed memory"
-)
+@needs_soft_dirty
 @pytest.mark.parametrize(
     "mode", [MigrationMode.PRE_COPY, MigrationMode.PRE_COPY_THEN_POST_COPY], ids=str
 )

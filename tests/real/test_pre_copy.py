@@ -30,8 +30,9 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
+from .features import needs_soft_dirty
 from .processes import Target, eventually
-from .soft_dirty import BUSY, PAGES, WRITER, needs_soft_dirty
+from .soft_dirty import BUSY, PAGES, WRITER
 
 pytestmark = needs_soft_dirty
 

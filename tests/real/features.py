@@ -1,0 +1,31 @@
+"""What this kernel and CRIU can do, and the marks of tests that need it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import pycriu_native
+from pycriu_native import CriuError, Features
+
+
+def _found() -> Features:
+    """Nothing, where there is no CRIU to ask."""
+    if os.geteuid() == 0:
+        try:
+            return pycriu_native.feature_check()
+        except CriuError:
+            pass
+    return Features(mem_track=False, lazy_pages=False, pidfd_store=False, mem_compression=False)
+
+
+FEATURES = _found()
+
+needs_soft_dirty = pytest.mark.skipif(
+    not FEATURES.mem_track,
+    reason="this kernel tracks no changed memory (feature_check().mem_track)",
+)
+needs_lazy_pages = pytest.mark.skipif(
+    not FEATURES.lazy_pages, reason="this kernel has no userfaultfd for CRIU"
+)
