@@ -4,8 +4,8 @@ CRIU runs as root, or with a capability that is as good, and opens files by name
 directory, following links. So who can write a directory on the way there, or swap one, has a
 say in what root writes and runs. A path is walked one component at a time, each opened in the
 one before it without following links, and looked at by its descriptor: what is handed on is
-what was looked at. Every component must belong to root or to the caller, and be writable by
-nobody else. A sticky directory such as /tmp may be on the way: there only the owner of an
+what was looked at. Every component must belong to root or to the caller (also to the one who
+became root by sudo), and be writable by nobody else. A sticky directory such as /tmp may be on the way: there only the owner of an
 entry can swap it, and the entry must be ours. A symbolic link on the way is as good as the
 directory that it lies in; one at the end is refused where an images directory is asked for.
 
@@ -130,8 +130,15 @@ def _is_magic(link: os.stat_result, target: str) -> bool:
     return in_proc and (target.startswith("/") or ":[" in target)
 
 
+def _trusted() -> tuple[int, int]:
+    """Root, and the caller; or, where it is root by sudo, the user who could do all that anyway."""
+    own = os.geteuid()
+    by = os.environ.get("SUDO_UID", "") if own == 0 else ""
+    return 0, int(by) if by.isdecimal() else own
+
+
 def _look_at_owner(found: os.stat_result, where: str) -> None:
-    if found.st_uid not in (0, os.geteuid()):
+    if found.st_uid not in _trusted():
         raise UntrustedError(f"{where} belongs to user {found.st_uid}")
 
 

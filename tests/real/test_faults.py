@@ -28,10 +28,9 @@ from pycriu_native import (
 from . import matrix
 from .conftest import Spawn
 from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
-from .features import needs_soft_dirty
+from .features import needs_lazy_pages, needs_soft_dirty
 from .matrix import Cell
 from .processes import is_alive
-from .test_lazy import requires_userfaultfd
 from .workers import workers
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
@@ -131,7 +130,7 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
     )
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 @pytest.mark.parametrize("what", ["CRIU gets SIGKILL", "its socket is cut"])
 @pytest.mark.parametrize("moment", RESTORE)
 def test_in_a_lazy_restore(
@@ -163,7 +162,7 @@ def test_in_a_lazy_restore(
     )
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 @pytest.mark.parametrize("moment", RESTORE[:2])
 def test_the_lazy_daemon_is_killed(
     spawn: Spawn, images: Path, tmp_path: Path, orphans: None, moment: Notify

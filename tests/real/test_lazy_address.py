@@ -14,8 +14,8 @@ import pytest
 from pycriu_native import CriuOpts, Notification, Notify, dump
 
 from .conftest import Spawn
+from .features import needs_lazy_pages
 from .processes import children
-from .test_lazy import requires_userfaultfd
 from .test_migration import large_pipes
 
 __all__ = ["large_pipes"]
@@ -39,7 +39,7 @@ def _listening() -> list[str]:
     ]
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 @pytest.mark.parametrize("own_file", [False, True], ids=["", "with a file of the caller's"])
 def test_only_the_address_asked_for(
     spawn: Spawn, images: Path, tmp_path: Path, own_file: bool
@@ -83,7 +83,7 @@ ECHO = """
 """
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_connections_outlive_a_lazy_dump_that_is_undone(spawn: Spawn, images: Path) -> None:
     """CRIU would leave them locked and in repair mode; the lock's table goes, too."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -30,11 +30,10 @@ from pycriu_native._program import find_program
 
 from .certificates import Authority
 from .conftest import Spawn
-from .features import needs_soft_dirty
+from .features import needs_lazy_pages, needs_soft_dirty
 from .hosts import OURS, Host, cable, host
 from .migrating import Destination, Leaving, destination, far_pid, reaped, shaped
 from .processes import Target, eventually
-from .test_lazy import requires_userfaultfd
 
 PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
 
@@ -89,7 +88,7 @@ BOTH = pytest.mark.parametrize(
     "mode",
     [
         MigrationMode.STOP_AND_COPY,
-        pytest.param(MigrationMode.POST_COPY, marks=requires_userfaultfd),
+        pytest.param(MigrationMode.POST_COPY, marks=needs_lazy_pages),
     ],
     ids=str,
 )
@@ -126,7 +125,7 @@ def program(release: str) -> str:
     return path
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 @pytest.mark.parametrize(
     "release",
     [
@@ -189,7 +188,7 @@ def resident(pid: int) -> int:
     return int(text.split("Rss:")[1].split()[0]) * 1024
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_releases_that_cannot_exchange_pages(arrive: Arrive, traveller: Target) -> None:
     """The form of the page connection changed with 4.2: refused before anything is frozen."""
     there = arrive(program=program("4.1"))
@@ -201,7 +200,7 @@ def test_releases_that_cannot_exchange_pages(arrive: Arrive, traveller: Target) 
     assert traveller.runs_on()
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_a_pipe_that_is_too_small(spawn: Spawn, images: Path) -> None:
     """Without CAP_SYS_RESOURCE a lazy dump is refused, with the sysctl and the command."""
     effective = next(
@@ -245,7 +244,7 @@ def tls(authority: Authority, name: str, address: str) -> dict[str, Any]:
     }
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_with_tls(
     arrive: Arrive, far: tuple[Host, str], traveller: Target, authority: Authority
 ) -> None:

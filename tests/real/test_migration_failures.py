@@ -31,10 +31,10 @@ from pycriu_native import (
     migrate_out,
 )
 
+from .features import needs_lazy_pages
 from .hosts import Host
 from .migrating import Destination, Leaving, shaped
 from .processes import Target, children, eventually, is_alive, kill, state
-from .test_lazy import requires_userfaultfd
 from .test_migration import BOTH, Arrive, arrive, far, large_pipes, resident, traveller
 
 __all__ = ["arrive", "far", "large_pipes", "traveller"]
@@ -156,7 +156,7 @@ def test_a_destination_that_is_killed(
     _is_whole(traveller, checksum)
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 @pytest.mark.parametrize(
     "who", ["destination", "daemon", pytest.param("source's CRIU", marks=pytest.mark.long)]
 )
@@ -185,7 +185,7 @@ def test_somebody_is_killed_while_pages_come(
     _is_whole(traveller, checksum)
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_no_zeros_for_the_daemons_end(arrive: Arrive, traveller: Target, slow: None) -> None:
     """The kernel fills no page of a copy whose daemon is dead: it waits for its own end."""
     checksum = traveller.ask("checksum")
@@ -222,7 +222,7 @@ migrate_out(pid, CriuOpts(), to=(host, port), mode=mode, insecure=True, silence=
         pytest.param(MigrationMode.POST_COPY, "post-resume", marks=pytest.mark.long),
     ],
 )
-@requires_userfaultfd
+@needs_lazy_pages
 def test_a_source_that_is_killed(
     arrive: Arrive,
     traveller: Target,
@@ -298,7 +298,7 @@ def test_the_network_goes(
     _is_whole(traveller, checksum)
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
     """Ctrl-C asks the destination back: its copy is ended before ours runs on."""
     checksum = traveller.ask("checksum")
@@ -328,7 +328,7 @@ def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slo
 
 
 @pytest.mark.long
-@requires_userfaultfd
+@needs_lazy_pages
 def test_a_deadline_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
     """The deadline is for the whole; the process then runs on here."""
     checksum = traveller.ask("checksum")

@@ -22,8 +22,8 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
+from .features import needs_lazy_pages
 from .processes import Target
-from .test_lazy import requires_userfaultfd
 from .test_migration import Arrive, arrive, far, large_pipes, traveller
 
 __all__ = ["arrive", "far", "large_pipes", "traveller"]
@@ -97,7 +97,7 @@ def test_a_dump_that_fails(images: Path) -> None:
     assert all(one.left is None for one in told)
 
 
-@requires_userfaultfd
+@needs_lazy_pages
 def test_a_migration(arrive: Arrive, traveller: Target) -> None:
     """Each phase is told of, with its bytes."""
     told: list[Progress] = []

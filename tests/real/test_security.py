@@ -49,6 +49,20 @@ def theirs(tmp_path: Path) -> Path:
 # ---- directories ----
 
 
+def test_a_directory_of_the_user_behind_sudo(
+    spawn: Spawn, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who became root by sudo may use a directory of his own: it could do all that anyway."""
+    target = spawn()
+    opts = CriuOpts(images_directory=theirs / "images", leave_running=True)
+    monkeypatch.setenv("SUDO_UID", str(ANOTHER - 1))
+    with pytest.raises(OptionError, match=f"belongs to user {ANOTHER}"):
+        dump(target.pid, opts)
+    monkeypatch.setenv("SUDO_UID", str(ANOTHER))
+    dump(target.pid, opts)
+    assert (theirs / "images").stat().st_uid == 0
+
+
 @pytest.mark.parametrize(
     ("field", "place"),
     [
