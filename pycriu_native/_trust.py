@@ -5,9 +5,10 @@ directory, following links. So who can write a directory on the way there, or sw
 say in what root writes and runs. A path is walked one component at a time, each opened in the
 one before it without following links, and looked at by its descriptor: what is handed on is
 what was looked at. Every component must belong to root or to the caller (also to the one who
-became root by sudo), and be writable by nobody else. A sticky directory such as /tmp may be on the way: there only the owner of an
-entry can swap it, and the entry must be ours. A symbolic link on the way is as good as the
-directory that it lies in; one at the end is refused where an images directory is asked for.
+became root by sudo), and be writable by nobody else. A sticky directory such as /tmp may be on
+the way: there only the owner of an entry can swap it, and the entry must be ours. A symbolic link
+on the way is as good as the directory that it lies in; one at the end is refused where an images
+directory is asked for.
 
 An access control list that lets others write shows in the group's bits, as its mask does.
 """
