@@ -327,8 +327,10 @@ def _watch_over(request: Request, directories: Directories, owned: ExitStack) ->
 def _rescue_for(request: Request) -> Rescue | None:
     if request.pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return None
-    from ._rescue import Rescue  # only dumps need it
-
+    try:
+        from ._rescue import Rescue  # only dumps need it
+    except (ImportError, OSError):
+        return None  # the caller has changed its root or its user since: see preload()
     return Rescue(request.pid, request.opts)
 
 

@@ -244,6 +244,8 @@ def _errors(images: Path, **options: Any) -> list[Finding]:
 def test_what_it_says_is_what_a_restore_does(name: str, spawn: Spawn, images: Path) -> None:
     """An error is a restore that fails; with the cure, no error, and a restore that works."""
     case = CASES[name]
+    if case.spawn and os.getsid(0) == 0:
+        pytest.skip("our own session is led from outside of this pid namespace")
     target = spawn("import os\n" + textwrap.dedent(case.scenario), **case.spawn)
     dump(target.pid, CriuOpts(images_directory=images, **case.saving))
     if case.reap:

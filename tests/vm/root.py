@@ -124,12 +124,13 @@ def _told(*command: str) -> list[str]:
 
 
 def _requirements() -> list[str]:
-    """What the package needs to run and to be tested; the compiler of ``.proto`` files is not
-    needed by tests with a real CRIU.
+    """What the package needs to run and to be tested with a real CRIU: neither the compiler of
+    ``.proto`` files, nor what draws pictures or packs archives.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    return [line for line in needed if not line.startswith("grpcio-tools")]
+    extras = project["optional-dependencies"]
+    tests = [line for line in extras["test"] if not line.startswith(("grpcio-tools", "pycriu"))]
+    return [*project["dependencies"], *tests, *extras["images"], *extras["cli"]]
 
 
 def _install_python_packages(tree: Path) -> None:
