@@ -121,7 +121,10 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=1024, help="memory of the process")
     parser.add_argument("--runs", type=int, default=3, help="runs of each, of which the median")
     parser.add_argument("--json", type=Path, help="write all numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="one run with 256 MiB")
     given = parser.parse_args()
+    if given.quick:
+        given.mib, given.runs = 256, 1
     if os.geteuid():
         parser.error("needs root")
     adopt_orphans(True)

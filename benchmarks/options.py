@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
-from pycriu_native import CriuOpts, Verb, Worker, _rules
+from pycriu_native import CriuOpts, PageServer, Verb, Worker, _rules
 from pycriu_native._message import Handle
 from pycriu_native._prepare import Directories, fill
 
@@ -52,7 +52,7 @@ def _measure(images: int, status: int, times: int) -> list[Row]:
             shell_job=True,
             file_locks=True,
             pre_dump=False,
-            page_server=("10.0.0.1", 27),
+            page_server=PageServer("10.0.0.1", 27, clear_text=True),
             manage_cgroups_mode="soft",
             empty_ns="net",
             auto_dedup=True,
