@@ -218,7 +218,9 @@ bench-page: $(VENV)/.bench ## docs/performance.md from what the last make bench 
 .PHONY: docs
 docs: $(VENV)/.docs ## the documentation as a site, into build/site
 	@$(VENV)/bin/python -m docs_site build
-	$(VENV)/bin/python -m mkdocs build --quiet --strict --clean --config-file build/mkdocs.yml
+	# With --quiet it would not count warnings, and --strict would mean nothing.
+	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
+		{ cat build/docs.log >&2; exit 1; }
 	echo "open build/site/index.html"
 
 .PHONY: build
