@@ -214,6 +214,15 @@ bench: build ## measure; ARGS=--quick takes two minutes, the whole about fifteen
 bench-page: $(VENV)/.bench ## docs/performance.md from what the last make bench has measured
 	@$(VENV)/bin/python -m benchmarks.page
 
+# Needs nothing built: pages are read out of the sources. A broken link or a missing page fails.
+.PHONY: docs
+docs: $(VENV)/.docs ## the documentation as a site, into build/site
+	@$(VENV)/bin/python -m docs_site build
+	# With --quiet it would not count warnings, and --strict would mean nothing.
+	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
+		{ cat build/docs.log >&2; exit 1; }
+	echo "open build/site/index.html"
+
 .PHONY: build
 build: $(VENV)/.installed ## the virtual environment with the library in it
 
@@ -323,6 +332,12 @@ $(VENV)/.installed: $(BUILD_INPUTS) .criu | $(VENV)/.made
 $(VENV)/.bench: pyproject.toml | $(VENV)/.made
 	@echo "installing the packages that draw plots into $(VENV)"
 	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' |
+		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.made
+	@echo "installing the packages that make the site into $(VENV)"
+	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' |
 		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
 	touch $@
 

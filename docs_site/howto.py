@@ -1,0 +1,142 @@
+"""The how-to pages: one for each field, from the tests in which a real process needs it.
+
+README.md's table of scenarios says which file shows which field. A page has the field's meaning
+(its docstring), its names, the story of the file, and the tests that use it, with their source:
+what the page claims is what the tests show.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from . import failures
+from .sources import ROOT, Module, Option, SiteError, Test, exported, meanings, module, options
+
+MARK = "<!-- scenarios -->"
+
+HEAD = """\
+# How to: every field
+
+Each page says what the field means, by which names others know it, and shows it with a real
+process. It is made from the field's docstring and from the tests, and so says what they show.
+
+| field | what it means | shown by |
+|---|---|---|
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """One row of the table."""
+
+    title: str
+    names: tuple[str, ...]
+    """The options, or other public names, that it is about; may be none."""
+    files: tuple[str, ...]
+    """The files of tests, from the root of the repository."""
+
+
+@cache
+def scenarios() -> tuple[Scenario, ...]:
+    """The table of scenarios in README.md."""
+    readme = (ROOT / "README.md").read_text()
+    if readme.count(MARK) < 1:
+        raise SiteError(f"README.md has no {MARK}")
+    below = readme.partition(MARK)[2].lstrip()
+    rows = below.partition("\n\n")[0].splitlines()[2:]
+    found = []
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        files = tuple(re.findall(r"\]\(([^)]+)\)", cells[-1]))
+        if len(cells) != 2 or not files:
+            raise SiteError(f"README.md: {row!r} is no row of scenarios")
+        names = tuple(re.findall(r"`(\w+)`", cells[0]))
+        for name in names:
+            if name not in options() and name not in exported():
+                raise SiteError(f"README.md: {name!r} in the scenarios is no option and no call")
+        found.append(Scenario(title=cells[0], names=names, files=files))
+    if not found:
+        raise SiteError(f"README.md has no table below {MARK}")
+    return tuple(found)
+
+
+def subjects() -> list[str]:
+    """What has a page: every option in the table's order, then other names of scenarios."""
+    others = {name for scenario in scenarios() for name in scenario.names} - set(options())
+    return [*options(), *sorted(others)]
+
+
+def relevant(tests: Module, name: str) -> tuple[Test, ...]:
+    """The tests that name it; all of them where its use is in what they share."""
+    word = re.compile(rf"\b{name}\b")
+    return tuple(one for one in tests.tests if word.search(one.source)) or tests.tests
+
+
+def _names(option: Option) -> str:
+    cells = {
+        "runc": option.runc,
+        "libcriu": option.setter,
+        "`rpc.proto`": option.wire,
+        "`criu`": option.flag,
+    }
+    rows = [f"| {who} | `{name}` |" for who, name in cells.items() if name]
+    rows += [f"| since | CRIU {option.since} |", f"| verbs | {option.verbs} |"]
+    return "\n".join(["| its names | |", "|---|---|", *rows]) + "\n"
+
+
+def _shown(scenario: Scenario, path: str, name: str) -> Iterator[str]:
+    tests = module(ROOT / path)
+    yield f"## {scenario.title}\n"
+    yield f"{tests.story}\n"
+    yield f"The whole file: [{path}](../source/{path}.md).\n"
+    for test in relevant(tests, name):
+        heading = test.name.removeprefix("test_").replace("_", " ")
+        yield f"### {heading}\n"
+        if test.claim:
+            yield f"{test.claim}\n"
+        yield f"````python\n{test.source}\n````\n"
+
+
+def page(name: str) -> str:
+    """The page of one option or call."""
+    parts = [f"# `{name}`\n"]
+    option = options().get(name)
+    if option is None:
+        parts.append(f"{exported()[name]}\n")
+    elif not meanings().get(name):
+        raise SiteError(f"opts.py: {name} has no docstring")
+    else:
+        parts += [f"{meanings()[name]}\n", _names(option)]
+    for scenario in scenarios():
+        if name in scenario.names:
+            for path in scenario.files:
+                parts += _shown(scenario, path, name)
+    if option is not None and (known := failures.naming(name)):
+        parts.append("## Errors that it has to do with\n")
+        parts += [
+            f"* [{one['id']}](../errors.md#{one['id']}): {failures.plain(one['cause'])}"
+            for one in known
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def index() -> str:
+    """The list of all pages, and the scenarios that are about no one field."""
+    lines = []
+    for name in subjects():
+        meaning = meanings()[name] if name in options() else exported()[name]
+        first = re.split(r"(?<=[.:;])\s", " ".join(meaning.split()))[0].replace("|", "\\|")
+        files = [path for one in scenarios() if name in one.names for path in one.files]
+        shown = ", ".join(f"[{path.rpartition('/')[2]}](../source/{path}.md)" for path in files)
+        lines.append(f"| [`{name}`]({name}.md) | {first} | {shown} |")
+    others = [
+        f"* {one.title}: [{path}](../source/{path}.md)"
+        for one in scenarios()
+        if not one.names
+        for path in one.files
+    ]
+    return HEAD + "\n".join([*lines, "", *(["Also shown:", "", *others] if others else []), ""])

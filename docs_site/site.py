@@ -1,0 +1,140 @@
+"""All pages of the site under their names, with links that stay within it, and its contents.
+
+A link of README.md, or of a page in ``docs/``, to another page leads to that page of the site; one
+to a file of the repository leads to a page with its source. A link to nothing is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from . import failures, howto
+from .sources import ROOT, SiteError
+
+CONTENTS: dict[str, tuple[str, ...]] = {
+    "Guides": ("migration.md", "preflight.md", "images.md", "coming-from.md"),
+    "Reference": ("cli.md", "options.md", "errors.md"),
+    "Background": ("design.md", "reliability.md", "peers.md", "SECURITY.md", "CHANGELOG.md"),
+}
+"""The chapters, beside the start page, the tutorial and the how-to pages. A page in ``docs/`` that
+is not named here goes to the last one."""
+
+LINK = re.compile(r"(\]\()([^)\s#]*)((?:#[^)\s]*)?\))")
+
+
+def originals() -> dict[str, str]:
+    """The files of the repository that are pages, each with its name in the site."""
+    found = {"README.md": "index.md", "SECURITY.md": "SECURITY.md", "CHANGELOG.md": "CHANGELOG.md"}
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        found[f"docs/{path.name}"] = path.name
+    return found
+
+
+def relinked(text: str, original: str, needed: set[str], broken: list[str]) -> str:
+    """A page with links that fit the site; notes the sources that it ``needed``, what is broken."""
+    pages = originals()
+
+    def lead(match: re.Match[str]) -> str:
+        before, target, after = match.groups()
+        if not target or re.match(r"[a-z]+:", target):
+            return match[0]
+        path = os.path.normpath(PurePosixPath(original).parent / target)
+        if path in pages:
+            return before + pages[path] + after
+        if path.startswith("..") or not (ROOT / path).is_file():
+            broken.append(f"{original} links to {target}, which is no file")
+            return match[0]
+        needed.add(path)
+        return f"{before}source/{path}.md{after}"
+
+    fenced = False
+    lines = []
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        lines.append(line if fenced else LINK.sub(lead, line))
+    return "\n".join(lines) + "\n"
+
+
+def source(path: str) -> str:
+    """A page with a file of the repository, as it is."""
+    kind = "python" if path.endswith(".py") else "text"
+    text = (ROOT / path).read_text("utf-8")
+    return f"# {path}\n\n````{kind}\n{text.rstrip()}\n````\n"
+
+
+def pages() -> dict[str, str]:
+    """Every page by its name. Raises ``SiteError`` with all that is broken or missing."""
+    broken: list[str] = []
+    needed = {path for one in howto.scenarios() for path in one.files}
+    made = {
+        name: relinked((ROOT / original).read_text("utf-8"), original, needed, broken)
+        for original, name in originals().items()
+    }
+    made["errors.md"] = failures.page()
+    made["howto/index.md"] = howto.index()
+    made.update({f"howto/{name}.md": howto.page(name) for name in howto.subjects()})
+    made.update({f"source/{path}.md": source(path) for path in sorted(needed)})
+    wanted = ("tutorial.md", *(name for chapter in CONTENTS.values() for name in chapter))
+    broken += [f"there is no page {name}" for name in wanted if name not in made]
+    if broken:
+        raise SiteError("\n".join(broken))
+    return made
+
+
+def configuration(made: dict[str, str]) -> dict[str, Any]:
+    """What mkdocs is told: names are relative to the directory of the configuration."""
+    named = {name for chapter in CONTENTS.values() for name in chapter}
+    more = sorted({n for n in made if "/" not in n} - named - {"index.md", "tutorial.md"})
+    chapters: list[dict[str, Any]] = [{title: list(names)} for title, names in CONTENTS.items()]
+    chapters[-1]["Background"] += more
+    fields = [f"howto/{name}.md" for name in howto.subjects()]
+    return {
+        "site_name": "pycriu_native",
+        "docs_dir": "pages",
+        "site_dir": "site",
+        "use_directory_urls": False,
+        "theme": {"name": "readthedocs", "navigation_depth": 2, "highlightjs": False},
+        "nav": [
+            {"Start": "index.md"},
+            {"Tutorial": "tutorial.md"},
+            {"How to": ["howto/index.md", *fields]},
+            *chapters,
+        ],
+        "not_in_nav": "/source/\n",
+        "validation": {
+            "nav": {"omitted_files": "warn", "not_found": "warn", "absolute_links": "warn"},
+            "links": {
+                "not_found": "warn",
+                "anchors": "warn",
+                "absolute_links": "warn",
+                "unrecognized_links": "warn",
+            },
+        },
+        "markdown_extensions": [
+            {"toc": {"permalink": True}},
+            "tables",
+            "attr_list",
+            "sane_lists",
+            {"pymdownx.highlight": {"pygments_style": "default", "noclasses": True}},
+            "pymdownx.superfences",
+        ],
+        "plugins": ["search"],
+    }
+
+
+def write(directory: Path) -> None:
+    """The pages into ``directory/pages``, and ``directory/mkdocs.yml`` (JSON is YAML)."""
+    made = pages()
+    old = directory / "pages"
+    for path in sorted(old.rglob("*.md")):
+        path.unlink()
+    for name, text in made.items():
+        place = old / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, "utf-8")
+    (directory / "mkdocs.yml").write_text(json.dumps(configuration(made), indent=2) + "\n")

@@ -1,0 +1,134 @@
+"""What the repository's Python files say of themselves, read without importing them."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class SiteError(Exception):
+    """The repository does not hold what a page is made from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Test:
+    """One test: its claim, and how it is shown."""
+
+    name: str
+    claim: str
+    """Its docstring; a test without one has none to tell."""
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Module:
+    """One file of tests."""
+
+    story: str
+    """Its docstring."""
+    tests: tuple[Test, ...]
+
+
+def markdown(docstring: str) -> str:
+    """A docstring as Markdown: roles and double backquotes become code."""
+    text = inspect.cleandoc(docstring)
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text)
+    text = re.sub(r"::$", ":", text, flags=re.M)
+    return text.replace("``", "`")
+
+
+def _tests(tree: ast.Module, lines: list[str]) -> Iterator[Test]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith(
+            "test_"
+        ):
+            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+            yield Test(
+                name=node.name,
+                claim=markdown(ast.get_docstring(node) or ""),
+                source=inspect.cleandoc("\n" + "\n".join(lines[first - 1 : node.end_lineno])),
+            )
+
+
+@cache
+def module(path: Path) -> Module:
+    """A file of tests. Raises ``SiteError`` if it is missing, or tells no story."""
+    if not path.is_file():
+        raise SiteError(f"there is no {path.relative_to(ROOT)}")
+    text = path.read_text()
+    tree = ast.parse(text)
+    story = ast.get_docstring(tree)
+    if story is None:
+        raise SiteError(f"{path.relative_to(ROOT)} has no docstring")
+    return Module(story=markdown(story), tests=tuple(_tests(tree, text.splitlines())))
+
+
+@cache
+def meanings() -> dict[str, str]:
+    """The docstring under each field of ``CriuOpts``."""
+    tree = ast.parse((ROOT / "pycriu_native/opts.py").read_text())
+    (opts,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == "CriuOpts")
+    found: dict[str, str] = {}
+    for node, below in zip(opts.body, opts.body[1:], strict=False):
+        match node, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                found[name] = markdown(text)
+    return found
+
+
+@cache
+def exported() -> dict[str, str]:
+    """The names that ``pycriu_native`` exports, but its options, each with its docstring."""
+    found: dict[str, str] = {}
+    for path in sorted((ROOT / "pycriu_native").glob("[a-z]*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, markdown(ast.get_docstring(node) or ""))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """One option, by each of its names; empty where it has none."""
+
+    field: str
+    runc: str
+    setter: str
+    wire: str
+    flag: str
+    since: str
+    verbs: str
+
+
+@cache
+def options() -> dict[str, Option]:
+    """The rows of the table that a user can set, by field; ``scripts/options-table`` reads it."""
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "scripts/options-table"))
+    table = script["load_table"]()
+    found = {}
+    for row in table.TABLE:
+        if row.field is None:
+            continue
+        verbs = [word for flag, word in script["VERBS"].items() if table.On[flag] in row.on]
+        found[row.field] = Option(
+            field=row.field,
+            runc=row.runc or "",
+            setter=f"criu_local_{row.setter}" if row.setter else "",
+            wire=row.wire or "",
+            flag=row.flag or "",
+            since=row.since,
+            verbs="all" if len(verbs) == len(script["VERBS"]) else ", ".join(verbs),
+        )
+    return found

@@ -1,0 +1,120 @@
+"""``docs/tutorial.md``: every example in it runs as it stands, and prints what stands below it.
+
+An example is a program; its first line names its file. The ones that print nothing are modules,
+which the others use.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .migrating import far_pid
+from .processes import eventually, kill
+from .soft_dirty import needs_soft_dirty
+
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
+EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TUTORIAL.read_text(), flags=re.S))
+PRINTS = dict(
+    re.findall(
+        r"```python\n# (\w+\.py)\n[^`]*?```\n\n```text\n(.*?)```", TUTORIAL.read_text(), flags=re.S
+    )
+)
+HOSTS = ["there.py", "here.py"]
+MODULES = ["counter.py", "locker.py"]
+PORT = "127.0.0.1:7000"
+
+
+@pytest.fixture
+def lesson(tmp_path: Path) -> Iterator[Path]:
+    """A directory with all examples; what still runs there in the end is ended."""
+    for name, code in EXAMPLES.items():
+        (tmp_path / name).write_text(code)
+    yield tmp_path
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            inside = os.readlink(entry / "cwd") == str(tmp_path)
+        except OSError:
+            continue
+        if inside:
+            kill(int(entry.name))
+
+
+def run(lesson: Path, name: str) -> subprocess.CompletedProcess[str]:
+    """Run an example as a reader does."""
+    return subprocess.run(
+        [sys.executable, name],
+        cwd=lesson,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def as_told(want: str, got: str) -> bool:
+    """Whether it printed what the tutorial says; three dots stand for anything."""
+    return doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS)
+
+
+def test_no_example_is_left_out() -> None:
+    """Each block of Python has a name, and what it prints, unless another test looks at it."""
+    assert len(EXAMPLES) == TUTORIAL.read_text().count("```python")
+    assert sorted(EXAMPLES) == sorted([*PRINTS, *HOSTS, *MODULES])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=needs_soft_dirty if name == "rounds.py" else ()) for name in PRINTS],
+)
+def test_an_example(lesson: Path, name: str) -> None:
+    """It succeeds, prints what stands below it, and leaves nothing running."""
+    told = run(lesson, name)
+    assert told.returncode == 0, told.stderr
+    assert as_told(PRINTS[name], told.stdout), f"{told.stdout}\nis not\n{PRINTS[name]}"
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether someone listens at a port, where a process is."""
+    rows = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A" for row in rows)
+
+
+def test_to_another_host(lesson: Path) -> None:
+    """The two programs move the counter from one pid namespace to another."""
+    if listens(os.getpid(), 7000):
+        pytest.skip("port 7000, which the tutorial takes, is in use on this machine")
+    assert all(PORT in EXAMPLES[name] for name in HOSTS)
+    unshare = re.search(r"^# (unshare .*) \S+python there.py$", TUTORIAL.read_text(), flags=re.M)
+    assert unshare is not None
+    with subprocess.Popen(
+        [*unshare[1].split(), sys.executable, "there.py"],
+        cwd=lesson,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as there:
+        try:
+            eventually(
+                lambda: there.poll() is not None or listens(os.getpid(), 7000), "a listening port"
+            )
+            far_pid()
+            here = run(lesson, "here.py")
+            assert here.returncode == 0, here.stderr
+            out, err = there.communicate(timeout=60)
+        finally:
+            if there.poll() is None:
+                there.send_signal(signal.SIGKILL)
+    assert there.returncode == 0, err
+    assert here.stdout == "gone from here: True\nit runs there as the same pid\n"
+    assert re.fullmatch(r"it counts on here, as pid \d+\n", out), out

@@ -1,0 +1,75 @@
+"""The pages of the site, as they are made for the site generator, which is not needed for this."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from docs_site import failures, howto, site
+from docs_site.sources import ROOT, SiteError, meanings, options
+from pycriu_native import CriuOpts
+
+
+def test_each_field_has_its_page() -> None:
+    """With its own words and names; one that has a scenario also has its tests."""
+    assert set(options()) == set(CriuOpts.__dataclass_fields__)
+    shown = {name for scenario in howto.scenarios() for name in scenario.names}
+    for field, option in options().items():
+        page = howto.page(field)
+        assert meanings()[field] in page
+        assert option.wire in page
+        assert ("def test_" in page) is (field in shown)
+
+
+def test_each_failure_has_an_anchor() -> None:
+    """Once, with cause and cure."""
+    page = failures.page()
+    for one in failures.known():
+        assert page.count(f"{{#{one['id']}}}") == 1
+        assert failures.plain(one["cause"]) in page
+        assert failures.plain(one["cure"]) in page
+
+
+def test_generated_links_lead_to_pages() -> None:
+    """Those of the how-to pages and of the errors."""
+    made = {"errors.md": failures.page(), "howto/index.md": howto.index()}
+    made |= {f"howto/{name}.md": howto.page(name) for name in howto.subjects()}
+    names = {*made, *site.originals().values()}
+    names |= {f"source/{path}.md" for one in howto.scenarios() for path in one.files}
+    for name, text in made.items():
+        prose = re.sub(r"````.*?````", "", text, flags=re.S)
+        for target in re.findall(r"\]\(([^)#:\s]+)[^)]*\)", prose):
+            assert os.path.normpath(Path(name).parent / target) in names, f"{name}: {target}"
+
+
+def test_links_of_written_pages() -> None:
+    """They lead to a page, or to the source of what they name; to nothing is told."""
+    needed: set[str] = set()
+    broken: list[str] = []
+    text = "[a](docs/cli.md#dump) [b](tests/conftest.py) [c](https://x.org) [d](docs/none.md)\n"
+    made = site.relinked(text, "README.md", needed, broken)
+    assert made == (
+        "[a](cli.md#dump) [b](source/tests/conftest.py.md) [c](https://x.org) [d](docs/none.md)\n"
+    )
+    assert needed == {"tests/conftest.py"}
+    assert broken == ["README.md links to docs/none.md, which is no file"]
+
+
+def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build stops, and names the file."""
+    gone = howto.Scenario(title="x", names=("timeout",), files=("tests/real/test_gone.py",))
+    monkeypatch.setattr(howto, "scenarios", lambda: (gone,))
+    with pytest.raises(SiteError, match=r"there is no tests/real/test_gone\.py"):
+        howto.page("timeout")
+
+
+def test_the_contents_name_every_page() -> None:
+    """No page but those with sources is out of reach."""
+    made = dict.fromkeys([*site.originals().values(), "errors.md"], "")
+    told = json.dumps(site.configuration(made)["nav"])
+    assert all(f'"{name}"' in told for name in made)
+    assert (ROOT / "docs/tutorial.md").is_file()
