@@ -132,7 +132,8 @@ def test_a_chain_can_be_moved_but_not_broken(spawn: Spawn, images: Path, tmp_pat
     (moved / "1").rename(moved / "away")
     with pytest.raises(CriuError) as caught:
         restore(CriuOpts(images_directory=moved / "3"))
-    assert "parent" in str(caught.value)
+    assert "builds on the images in '../1'" in str(caught.value)
+    assert caught.value.options == ("parent_image",)
     target.until_free()
     (moved / "away").rename(moved / "1")
     restore(CriuOpts(images_directory=moved / "3"))

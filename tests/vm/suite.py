@@ -25,8 +25,10 @@ SMOKE = (
     "tests/real/test_dump_restore.py::test_everything_in_a_process_comes_back",
     "tests/real/test_dump_restore.py::test_a_pid_that_is_taken",
     "tests/real/test_lazy.py::test_memory_comes_after_the_process",
+    "tests/real/test_migration.py::test_memory_goes_in_rounds_first",
     "tests/real/test_page_server.py::test_pages_land_on_another_host",
     "tests/real/test_readme.py",
+    "tests/real/test_tutorial.py",
     "tests/real/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
 )
 SMOKE_LIMIT = 1200
