@@ -8,7 +8,6 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import time
@@ -31,7 +30,7 @@ from ._tree import end_processes, half_restored, wait_until_gone
 from ._typing import TYPE_CHECKING, Protocol, cast
 from ._whole import Unfinished
 from .enums import Verb
-from .errors import BY_ERRNO, CriuError, ImagesError, ProtocolError, WorkerDiedError
+from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
@@ -56,9 +55,6 @@ class Keeper(Protocol):
 
 KEEPER: ContextVar[Keeper | None] = ContextVar("KEEPER", default=None)
 """Who waits for the calls made in this context."""
-
-INVENTORY = "inventory.img"
-"""What CRIU writes when it has written everything else."""
 
 
 class Call:
@@ -193,7 +189,9 @@ class Call:
             rescue = _rescue_for(request)
 
             def when_written() -> None:
-                _judge(request, directories.images)
+                is_dump = request.verb is Verb.DUMP and not request.opts.stream
+                if is_dump and directories.images is not None:
+                    _whole.check_written(directories.images, request.pid)
                 if unfinished is not None:
                     unfinished.finish()
 
@@ -332,29 +330,6 @@ def _rescue_for(request: Request) -> Rescue | None:
     except (ImportError, OSError):
         return None  # the caller has changed its root or its user since: see preload()
     return Rescue(request.pid, request.opts)
-
-
-def _judge(request: Request, directory: int | None) -> None:
-    """Refuse to let the process go when its images are not where they can be found again."""
-    if directory is None or request.verb is not Verb.DUMP or request.opts.stream:
-        return
-    path = _path(directory)
-    if os.fstat(directory).st_nlink == 0:
-        what = f"the images directory {path.removesuffix(' (deleted)')} was removed meanwhile"
-    elif not os.path.lexists(os.path.join(f"/proc/self/fd/{directory}", INVENTORY)):
-        what = f"{INVENTORY}, which every dump has, is not in {path}"
-    else:
-        return
-    cure = "keep the directory until the dump has ended"
-    raise ImagesError(
-        f"dump of pid {request.pid} was called off: {what}; {cure}",
-        verb=str(request.verb),
-        pid=request.pid,
-        errno=errno.ENOENT,
-        cause=what,
-        cure=cure,
-        options=["images_directory"],
-    )
 
 
 def _tell(failure: BaseException, rescued: Rescued) -> None:

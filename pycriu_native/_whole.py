@@ -15,6 +15,7 @@ CRIU syncs nothing to disk. What a power failure takes from a set only a manifes
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 
@@ -212,6 +213,30 @@ def _remove(directory: int, name: str) -> None:
 def _open(directory: int, name: str) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
+
+
+# ---- before the dumped are let go ----
+
+
+def check_written(directory: int, pid: int | None) -> None:
+    """Raise ``ImagesError`` if a dump's images are not where they can be found again."""
+    path = where(directory)
+    if os.fstat(directory).st_nlink == 0:
+        what = f"the images directory {path.removesuffix(' (deleted)')} was removed meanwhile"
+    elif not os.path.lexists(f"/proc/self/fd/{directory}/inventory.img"):
+        what = f"inventory.img, which every dump has, is not in {path}"
+    else:
+        return
+    cure = "keep the directory until the dump has ended"
+    raise ImagesError(
+        f"dump of pid {pid} was called off: {what}; {cure}",
+        verb=str(Verb.DUMP),
+        pid=pid,
+        errno=errno.ENOENT,
+        cause=what,
+        cure=cure,
+        options=["images_directory"],
+    )
 
 
 # ---- before a restore ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,13 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
     )
 
 
+def _lazily(images: Path, work: Path) -> tuple[CriuOpts, CriuOpts]:
+    """Options of a restore whose memory comes from a daemon, and the daemon's."""
+    work.mkdir()
+    daemon = CriuOpts(images_directory=images, work_directory=work)
+    return replace(daemon, lazy_pages=True, tcp_established=True), daemon
+
+
 @needs_lazy_pages
 @pytest.mark.parametrize("what", ["CRIU gets SIGKILL", "its socket is cut"])
 @pytest.mark.parametrize("moment", RESTORE)
@@ -139,14 +147,7 @@ def test_in_a_lazy_restore(
     """The same while memory comes from a daemon, which ends too."""
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     patient = _dumped(spawn, opts)
-    (tmp_path / "work").mkdir()
-    lazily = CriuOpts(
-        images_directory=images,
-        work_directory=tmp_path / "work",
-        lazy_pages=True,
-        tcp_established=True,
-    )
-    daemon_opts = CriuOpts(images_directory=images, work_directory=tmp_path / "work")
+    lazily, daemon_opts = _lazily(images, tmp_path / "work")
     error: BaseException | None = None
     with LazyPages(daemon_opts):
         try:
@@ -174,14 +175,7 @@ def test_the_lazy_daemon_is_killed(
     """
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     patient = _dumped(spawn, opts)
-    (tmp_path / "work").mkdir()
-    lazily = CriuOpts(
-        images_directory=images,
-        work_directory=tmp_path / "work",
-        lazy_pages=True,
-        tcp_established=True,
-    )
-    daemon_opts = CriuOpts(images_directory=images, work_directory=tmp_path / "work")
+    lazily, daemon_opts = _lazily(images, tmp_path / "work")
     error: BaseException | None = None
     with LazyPages(daemon_opts) as daemon:
 
