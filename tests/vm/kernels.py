@@ -61,11 +61,19 @@ class Reasons:
 
 
 def write(places: Sequence[Path]) -> None:
-    """Write the page from the results of these guests; one that has none is left out."""
-    files = [place / "outcomes.json" for place in places]
-    runs = [Run(json.loads(file.read_text())) for file in files if file.exists()]
-    if runs:
-        PAGE.write_text(page(runs))
+    """Write the page from the results under each place; one that has none is left out."""
+    runs = [_together(sorted(place.glob("**/outcomes.json"))) for place in places]
+    if any(runs):
+        PAGE.write_text(page([run for run in runs if run]))
+
+
+def _together(files: list[Path]) -> Run | None:
+    """What the guests of one kind came to, each with a part of the tests."""
+    found = [json.loads(file.read_text()) for file in files]
+    if not found:
+        return None
+    tests = {test: outcome for one in found for test, outcome in one["tests"].items()}
+    return Run({**found[-1], "tests": tests})
 
 
 def page(runs: Sequence[Run]) -> str:

@@ -1,17 +1,22 @@
 """Run the tests in guests: ``python -m tests.vm.suite smoke`` or ``... all``.
 
 ``smoke`` runs in one guest what this machine's kernel may not be able to do, and a few tests of
-the rest. ``all`` runs ``tests/real`` in every guest, two guests at a time, and writes
-``docs/kernels.md`` from what came out.
+the rest. ``all`` runs ``tests/real`` with every kernel, a few files in each guest and two guests
+at a time, and writes ``docs/kernels.md`` from what came out; with ``--resume`` it leaves out what
+an earlier run that was cut short has come to.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from . import kernels, root
 from .guests import GUESTS
@@ -32,9 +37,12 @@ SMOKE = (
     "tests/real/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
 )
 SMOKE_LIMIT = 1200
-LIMIT = 4 * 3600
+LIMIT = 3600
 GRACE = 600
 """Seconds after which the tests in a guest are ended, and so many later the guest itself."""
+
+FILES = 6
+"""Files of tests in one guest: as many as are soon run again, when a kernel stumbles."""
 
 PYTEST = (
     *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200", "PYTHONDONTWRITEBYTECODE=1"),
@@ -57,44 +65,86 @@ def results(guest: str) -> Path:
 
 
 def smoke() -> int:
-    """One guest; another one if it ends without a word, as an emulated kernel may."""
-    words = command(SMOKE_GUEST, SMOKE_LIMIT, ("-v", *SMOKE), root.CACHE / "results" / "smoke")
-    status = subprocess.run(words, cwd=root.ROOT, check=False).returncode
+    """One guest."""
+    return _run(command(SMOKE_GUEST, SMOKE_LIMIT, ("-v", *SMOKE), root.CACHE / "results/smoke"))
+
+
+def _run(words: list[str], log: IO[bytes] | None = None) -> int:
+    """Run a guest; another one if it ends without a word, as an emulated kernel may."""
+    ran = functools.partial(
+        subprocess.run, words, cwd=root.ROOT, stdout=log, stderr=log, check=False
+    )
+    status = ran().returncode
     if status == NO_STATUS:
         print("once more, in another guest", flush=True)
-        status = subprocess.run(words, cwd=root.ROOT, check=False).returncode
+        status = ran().returncode
     return status
 
 
-def everything(arguments: tuple[str, ...], limit: float) -> int:
-    """All guests, each with its log in a file; then the page."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one guest runs."""
 
-    def one(guest: str) -> int:
-        log = root.CACHE / f"{guest}.log"
-        print(f"{guest}: running, see {log.relative_to(root.ROOT)}", flush=True)
+    guest: str
+    number: int
+    tests: tuple[str, ...]
+
+    @property
+    def results(self) -> Path:
+        """Where what it left is kept."""
+        return results(self.guest) / f"{self.number:02}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has run to its end."""
+        return (self.results / "status").exists()
+
+    def run(self) -> int:
+        """Run it, with its words in a file."""
+        log = results(self.guest) / f"{self.number:02}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as file:
-            words = command(guest, limit, arguments or ("-v", "tests/real"), results(guest))
-            ended = subprocess.run(words, cwd=root.ROOT, stdout=file, stderr=file, check=False)
+            words = command(self.guest, LIMIT, ("-v", *self.tests), self.results)
+            status = _run(words, file)
         last = log.read_text(errors="replace").splitlines()[-1:]
-        print(f"{guest}: ended with {ended.returncode}: {' '.join(last)}", flush=True)
-        return ended.returncode
+        print(f"{log.relative_to(root.ROOT)}: {status}: {' '.join(last)}", flush=True)
+        return status
 
+
+def parts(guest: str, tests: tuple[str, ...]) -> list[Part]:
+    """The tests, a few for each guest."""
+    cuts = range(0, len(tests), FILES)
+    return [Part(guest, at // FILES, tests[at : at + FILES]) for at in cuts]
+
+
+def everything(tests: tuple[str, ...], *, resume: bool) -> int:
+    """All tests with all kernels; then the page."""
+    if not tests:
+        found = sorted(root.ROOT.glob("tests/real/test_*.py"))
+        tests = tuple(str(path.relative_to(root.ROOT)) for path in found)
     for guest in GUESTS.values():
         root.build(guest)
+        if not resume:
+            shutil.rmtree(results(guest.suite), ignore_errors=True)
+    work = sorted(
+        (part for guest in GUESTS for part in parts(guest, tests)), key=lambda part: part.number
+    )
     with ThreadPoolExecutor(2) as pool:
-        statuses = list(pool.map(one, GUESTS))
+        statuses = list(pool.map(Part.run, (part for part in work if not part.ended)))
     kernels.write([results(guest) for guest in GUESTS])
-    return max(statuses)
+    return max(statuses, default=0)
 
 
 def main() -> int:
     """0 where all tests passed or were skipped with a reason."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.suite", description=__doc__)
     parser.add_argument("what", choices=("smoke", "all"))
-    parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds for all ({LIMIT})")
-    parser.add_argument("arguments", nargs="*", help="for pytest, instead of tests/real")
+    parser.add_argument("--resume", action="store_true", help="leave out what has run to its end")
+    parser.add_argument("tests", nargs="*", help="files, instead of those in tests/real")
     chosen = parser.parse_args()
-    return smoke() if chosen.what == "smoke" else everything(tuple(chosen.arguments), chosen.limit)
+    if chosen.what == "smoke":
+        return smoke()
+    return everything(tuple(chosen.tests), resume=chosen.resume)
 
 
 if __name__ == "__main__":
