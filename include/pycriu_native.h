@@ -82,6 +82,30 @@ int pn_io_priority(void); /* of the calling thread; -1: unknown */
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
 
+/* ---- trust.c: whether another user could change what a path leads to ---- */
+
+struct pn_trusted {
+	unsigned uid; /* beside root */
+};
+
+enum pn_flaw { PN_OWNER = 1, PN_WRITABLE, PN_LINK };
+
+struct pn_refusal {
+	int why; /* enum pn_flaw */
+	unsigned uid, gid, mode; /* of what is at fault */
+	char shown[4096];	 /* its path; empty for a descriptor */
+};
+
+enum pn_walking {
+	PN_FOLLOW = 1, /* a symbolic link at the end too */
+	PN_MAKE = 2,   /* a directory at the end where there is nothing, mode 0700 */
+};
+
+/* A descriptor (O_PATH) of what the path leads to; -EPERM with ``why`` set: see the refusal. */
+int pn_trust_path(const char *path, int flags, const struct pn_trusted *trusted,
+		  struct pn_refusal *refusal);
+int pn_trust_descriptor(int fd, const struct pn_trusted *trusted, struct pn_refusal *refusal);
+
 /* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
 
 enum pn_verb {
