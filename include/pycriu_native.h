@@ -1,6 +1,6 @@
 /*
- * What our own C adds to libcriu: protobuf messages by field name, a worker process,
- * and a libcriu verb on a thread of its own. Read by cffi and by the C files alike.
+ * What our own C adds to libcriu: protobuf messages by field name, a worker process, and
+ * paths that are looked at on the way. Read by cffi and by the C files alike.
  *
  * Return values: 0 or a count on success, a negative errno on failure.
  */
@@ -49,6 +49,7 @@ int pn_set_int(void *message, const char *field, int64_t value);
 int pn_set_text(void *message, const char *field, const char *value);
 void *pn_add_message(void *message, const char *field); /* NULL: unknown, or no memory */
 int pn_knows(int type, const char *field);
+size_t pn_features_size(void); /* of libcriu's own struct criu_feature_check */
 
 int pn_field_at(const void *message, unsigned index, struct pn_field *out); /* -ENOENT past the end */
 int64_t pn_get_int(const void *message, unsigned index, size_t item);
@@ -81,12 +82,9 @@ int pn_io_priority(void); /* of the calling thread; -1: unknown */
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
+void pn_block_signals(void);         /* all of them, on the calling thread */
 
 /* ---- trust.c: whether another user could change what a path leads to ---- */
-
-struct pn_trusted {
-	unsigned uid; /* beside root */
-};
 
 enum pn_flaw { PN_OWNER = 1, PN_WRITABLE, PN_LINK };
 
@@ -101,19 +99,8 @@ enum pn_walking {
 	PN_MAKE = 2,   /* a directory at the end where there is nothing, mode 0700 */
 };
 
-/* A descriptor (O_PATH) of what the path leads to; -EPERM with ``why`` set: see the refusal. */
-int pn_trust_path(const char *path, int flags, const struct pn_trusted *trusted,
+/* A descriptor (O_PATH) of what the path leads to, if only root and the user ``own`` can change
+ * it; -EPERM with ``why`` set: see the refusal. */
+int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
-int pn_trust_descriptor(int fd, const struct pn_trusted *trusted, struct pn_refusal *refusal);
-
-/* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
-
-enum pn_verb {
-	PN_DUMP, PN_PRE_DUMP, PN_RESTORE, PN_GET_VERSION, PN_FEATURE_CHECK
-};
-
-struct pn_call;
-
-struct pn_call *pn_call_start(int verb, criu_opts *opts, struct criu_feature_check *features);
-int pn_call_join(struct pn_call *call); /* what the verb returned; frees the call */
-void pn_block_signals(void); /* all of them, on the calling thread */
+int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);

@@ -80,11 +80,11 @@ def _walk(path: str, *, follow: bool, make: bool = False) -> int:
     return above_stdio(found)
 
 
-def _trusted() -> Any:
+def _trusted() -> int:
     """Beside root: the caller, or where it is root by sudo, the user who could do all that."""
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""
-    return ffi.new("struct pn_trusted *", [int(by) if by.isdecimal() else own])
+    return int(by) if by.isdecimal() else own
 
 
 def _error(status: int, refusal: Any) -> OSError:

@@ -1,9 +1,10 @@
 /*
- * System calls that Python 3.11 has no function for.
+ * System calls that Python 3.11 has no function for, or a slow one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -28,4 +29,12 @@ int pn_fd_of(int pidfd, int fd)
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 
 	return copy < 0 ? -errno : copy;
+}
+
+void pn_block_signals(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
 }

@@ -27,7 +27,7 @@ struct walk {
 	char ahead[PATH_MAX];  /* the components to go, after which a NUL */
 	size_t next;	       /* where in there */
 	int links;	       /* that have been followed */
-	const struct pn_trusted *trusted;
+	unsigned own;	       /* who is trusted, beside root */
 	struct pn_refusal *refusal;
 };
 
@@ -40,18 +40,18 @@ static int refuse(struct pn_refusal *refusal, int why, const struct stat *found)
 	return -EPERM;
 }
 
-static int look_at_owner(const struct pn_trusted *trusted, const struct stat *found,
+static int look_at_owner(unsigned own, const struct stat *found,
 			 struct pn_refusal *refusal)
 {
-	if (found->st_uid == 0 || found->st_uid == trusted->uid)
+	if (found->st_uid == 0 || found->st_uid == own)
 		return 0;
 	return refuse(refusal, PN_OWNER, found);
 }
 
-static int look_at(const struct pn_trusted *trusted, const struct stat *found, bool on_the_way,
+static int look_at(unsigned own, const struct stat *found, bool on_the_way,
 		   struct pn_refusal *refusal)
 {
-	int status = look_at_owner(trusted, found, refusal);
+	int status = look_at_owner(own, found, refusal);
 
 	if (status)
 		return status;
@@ -60,12 +60,12 @@ static int look_at(const struct pn_trusted *trusted, const struct stat *found, b
 	return refuse(refusal, PN_WRITABLE, found);
 }
 
-int pn_trust_descriptor(int fd, const struct pn_trusted *trusted, struct pn_refusal *refusal)
+int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal)
 {
 	struct stat found;
 
 	refusal->shown[0] = '\0';
-	return fstat(fd, &found) ? -errno : look_at(trusted, &found, false, refusal);
+	return fstat(fd, &found) ? -errno : look_at(own, &found, false, refusal);
 }
 
 /* Where the next component that counts begins; false: there is none. */
@@ -126,7 +126,7 @@ static int follow(struct walk *walk, int link, const struct stat *found, const c
 {
 	char target[PATH_MAX];
 	ssize_t length;
-	int status = look_at_owner(walk->trusted, found, walk->refusal);
+	int status = look_at_owner(walk->own, found, walk->refusal);
 
 	if (status)
 		return status;
@@ -143,7 +143,7 @@ static int follow(struct walk *walk, int link, const struct stat *found, const c
 		status = step(walk, openat(walk->at, name, STEP & ~O_NOFOLLOW));
 		if (!status)
 			status = fstat(walk->at, &there) ? -errno : 0;
-		return status ? status : look_at(walk->trusted, &there, more(walk), walk->refusal);
+		return status ? status : look_at(walk->own, &there, more(walk), walk->refusal);
 	}
 	status = put_ahead(walk, target, (size_t)length);
 	if (status)
@@ -180,7 +180,7 @@ static int enter(struct walk *walk, int flags)
 	if (fstat(below, &found)) {
 		status = -errno;
 	} else if (!S_ISLNK(found.st_mode)) {
-		status = look_at(walk->trusted, &found, more(walk), walk->refusal);
+		status = look_at(walk->own, &found, more(walk), walk->refusal);
 		return status ? (close(below), status) : step(walk, below);
 	} else if (!more(walk) && !(flags & PN_FOLLOW)) {
 		status = refuse(walk->refusal, PN_LINK, &found);
@@ -191,10 +191,10 @@ static int enter(struct walk *walk, int flags)
 	return status;
 }
 
-int pn_trust_path(const char *path, int flags, const struct pn_trusted *trusted,
+int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal)
 {
-	struct walk walk = { .at = -1, .trusted = trusted, .refusal = refusal };
+	struct walk walk = { .at = -1, .own = own, .refusal = refusal };
 	struct stat found;
 	int status;
 
@@ -206,7 +206,7 @@ int pn_trust_path(const char *path, int flags, const struct pn_trusted *trusted,
 	status = start(&walk, path);
 	if (!status)
 		status = fstat(walk.at, &found) ? -errno :
-						  look_at(trusted, &found, more(&walk), refusal);
+						  look_at(own, &found, more(&walk), refusal);
 	while (!status && more(&walk))
 		status = enter(&walk, flags);
 	memcpy(refusal->shown, walk.shown, sizeof(refusal->shown));
