@@ -45,7 +45,7 @@ FILES = 6
 """Files of tests in one guest: as many as are soon run again, when a kernel stumbles."""
 
 PYTEST = (
-    *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200", "PYTHONDONTWRITEBYTECODE=1"),
+    *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200"),
     *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.vm.outcomes"),
     *("-o", "timeout=1800", "-o", "console_output_style=classic", "--tb=short", "--color=no"),
 )
