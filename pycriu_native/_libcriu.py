@@ -9,10 +9,10 @@ verb's, and so is given neither.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 from ._ffi import ffi, native
+from ._later import socket
 from ._line import socket_pair, widen
 from ._message import REQUEST_TYPES, Handle, encode
 from ._typing import Any

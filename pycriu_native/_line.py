@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
+
+from ._later import socket
 
 SEND_BUFFER = 64 * 2**20
 """Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""

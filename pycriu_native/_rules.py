@@ -11,11 +11,11 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import socket
 import stat
 from collections.abc import Callable, Iterator
 
 from ._kinds import Namespaces
+from ._later import socket
 from ._options import TABLE
 from ._typing import TYPE_CHECKING
 from .enums import Verb
