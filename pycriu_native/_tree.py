@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            name = next((line[3:].strip() for line in file if line.startswith("0::")), None)
+        lines = os.fsdecode(_read(f"/proc/{pid}/cgroup")).splitlines()
+        name = next((line[3:].strip() for line in lines if line.startswith("0::")), None)
         if name in (None, "/"):
             return None  # the root has no events, and cannot be frozen
         with open("/proc/self/mountinfo") as file:  # it can be long
@@ -94,16 +94,22 @@ def stat_of(pid: int) -> tuple[str, int, int] | None:
     where there is none.
     """
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    return fields[0].decode(), int(fields[1]), int(fields[19])
+
+
+def _read(path: str) -> bytes:
+    """A small file of /proc: these are read in each call, and Python's files take their time."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fields = os.read(fd, 4096).rpartition(b")")[2].split()
-    except ProcessLookupError:
-        return None
+        text = b""
+        while more := os.read(fd, 4096):
+            text += more
+        return text
     finally:
         os.close(fd)
-    return fields[0].decode(), int(fields[1]), int(fields[19])
 
 
 def status_of(pid: int) -> dict[str, str]:
