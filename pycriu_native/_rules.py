@@ -72,7 +72,7 @@ def _foreign(verb: Verb) -> frozenset[str]:
 def _belongs(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     foreign = _foreign(verb)
     for row, value in opts.items():
-        if row.name in foreign:
+        if row.field in foreign:
             known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
             where = " and ".join(known) or "other requests"
             yield Problem(
