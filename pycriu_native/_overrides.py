@@ -2,9 +2,9 @@
 
 CRIU reads configuration files beside the request. What wins, from CRIU's ``criu/config.c`` and
 ``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level`` and ``log_file`` seen
-in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the file that the
-environment names in ``CRIU_CONFIG_FILE`` are read first, and the request is put over them; the
-request's own ``config_file`` is read after that, and is put over the request.
+in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the
+file that the environment names in ``CRIU_CONFIG_FILE`` are read first, and the request is put
+over them; the request's own ``config_file`` is read after that, and is put over the request.
 """
 
 from __future__ import annotations

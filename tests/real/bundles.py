@@ -246,7 +246,7 @@ class Counting:
         """Make the cgroup that the runtime has removed, where CRIU could not set its limit: v2."""
         if V2.exists():
             cgroup = V2.parent / self.id
-            cgroup.mkdir()
+            cgroup.mkdir(exist_ok=True)
             (cgroup / "pids.max").write_text(LIMIT)
 
     def restored_here(self, pid: int) -> None:
