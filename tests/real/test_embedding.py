@@ -84,7 +84,7 @@ def embed(tmp_path: Path) -> Iterator[Embed]:
 
 def told(here: Path, process: subprocess.Popen[bytes]) -> Any:
     """What an embedder that ends well has told."""
-    status = process.wait(60)
+    status = process.wait(3 * PATIENCE)
     errors = (here / "stderr").read_text()
     assert status == 0, errors
     assert not errors

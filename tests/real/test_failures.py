@@ -52,6 +52,7 @@ from pycriu_native._log import diagnose, error_lines
 from pycriu_native._program import find_program
 from pycriu_native.enums import Verb
 
+from . import releases
 from .conftest import Spawn
 from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told, wrapped
 from .foretold import compare
@@ -268,7 +269,7 @@ def device(at: Site) -> Target:
     return has_open(at, f"os.open({str(at.directory / 'device')!r}, os.O_RDONLY)")
 
 
-@dump_fails("pidfd of a process outside", "dump a tree that has both")
+@dump_fails("pidfd of a process outside", "dump a tree that has both", since="4.1")
 def pidfd_of_a_process_outside(at: Site) -> Target:
     return has_open(at, "os.pidfd_open(os.getppid())")
 
@@ -535,7 +536,13 @@ def directory_that_is_full(at: Site) -> Target:
     return at.spawn("memory = bytes(range(256)) * 20000\nserve()")
 
 
-@dump_fails("neither CAP_SYS_ADMIN nor", "run as root", "unprivileged", error=PermissionDeniedError)
+@dump_fails(
+    "neither CAP_SYS_ADMIN nor",
+    "run as root",
+    "unprivileged",
+    error=PermissionDeniedError,
+    since="4.1",
+)
 def worker_without_capabilities(at: Site) -> Target:
     at.via = wrapped(at, "setpriv", "--bounding-set=-sys_admin,-checkpoint_restore")
     at.cure = lambda: setattr(at, "via", Worker())
@@ -583,7 +590,7 @@ def netlink_with_messages(at: Site) -> Target:
     """)
 
 
-@dump_fails("has data already", "have the program accept it")
+@dump_fails("has data already", "have the program accept it", since="4.1")
 def unix_data_before_it_is_accepted(at: Site) -> Target:
     target = at.spawn("""
         import socket
@@ -600,7 +607,7 @@ def unix_data_before_it_is_accepted(at: Site) -> Target:
     return target
 
 
-@dump_fails("was closed again", "have the program accept it")
+@dump_fails("was closed again", "have the program accept it", since="4.1")
 def unix_closed_before_it_is_accepted(at: Site) -> Target:
     target = at.spawn("""
         import socket
@@ -782,7 +789,9 @@ def file_that_is_covered(at: Site) -> Target:
     return target
 
 
-@dump_fails("does not belong to its user namespace", "make the other namespaces together")
+@dump_fails(
+    "does not belong to its user namespace", "make the other namespaces together", since="4.1"
+)
 def namespace_of_another_user_namespace(at: Site) -> Target:
     return at.spawn(prefix=["unshare", "--uts", "unshare", "--user", "--map-root-user"])
 
@@ -856,6 +865,7 @@ def test_a_dump_that_fails(
     case: Case, log_level: int | None, site: Site, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The error names cause and cure, the process runs on, and after the cure the dump works."""
+    releases.required(case.since, "this failure, or its words")
     target = case.build(site)
     site.options["log_level"] = log_level
     pid = target if isinstance(target, int) else target.pid
@@ -905,14 +915,17 @@ def test_what_successful_runs_print_is_no_cause(name: str, site: Site) -> None:
     logs = {Verb.DUMP: dump(target.pid, opts).log}
     reap_all()
     logs[Verb.RESTORE] = restore(opts.only_for("restore")).log
+    complains = False
     for verb, log in logs.items():
         assert log is not None
         text = Path(log).read_text(errors="replace")
         assert text.count("\n") > 100
-        assert "Error (" in text or "Can't" in text or "Warn " in text
+        complains = complains or any(word in text for word in ("Error (", "Can't", "Warn "))
         lines = error_lines(text, target.pid)
         assert lines == []
         assert diagnose(lines, verb).cause is None
+    if not complains:
+        pytest.skip("CRIU has nothing to complain of here")
 
 
 @pytest.mark.parametrize("name", ["images_directory", "work_directory"])

@@ -118,7 +118,11 @@ def test_a_cancel_at(spawn: Spawn, images: Path, orphans: None, moment: Notify) 
                 await asyncio.sleep(3600)
 
         task = asyncio.create_task(aio.dump(patient.pid, _opts(images), on_notify=hook))
-        await reached.wait()
+        coming = asyncio.create_task(reached.wait())
+        await asyncio.wait({task, coming}, return_when=asyncio.FIRST_COMPLETED)
+        if not reached.is_set():
+            coming.cancel()
+            pytest.skip(f"this CRIU has no {moment}")
         asked.append(time.monotonic())
         task.cancel()
         await task

@@ -76,7 +76,10 @@ def _make_job(
     checkout.copy(tree / "checkout")
     variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines = [
-        "cd /job/checkout",
+        # On the root's own file system: of a second disk CRIU would want to know what it is.
+        "cp -a /job/checkout /checkout",
+        "umount --lazy /job",
+        "cd /checkout",
         "export PYTHONPATH=$PWD",
         *variables,
         f"exec {shlex.join(command)}",
