@@ -32,8 +32,9 @@ from .values import WireValue
 if TYPE_CHECKING:
     from ._rescue import Rescue
 
-LARGEST_ANSWER = 2**20
-"""Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU."""
+LARGEST_ANSWER = 2**16
+"""Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would
+be mapped and unmapped for each.)"""
 
 FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 """Bytes: room for the descriptors of one message; CRIU sends one at most."""

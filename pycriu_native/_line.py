@@ -39,7 +39,10 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         low = [undo.enter_context(end) for end in pair]
         ours, theirs = (
-            undo.enter_context(socket.socket(fileno=above_stdio(end.detach()))) for end in low
+            end
+            if end.fileno() > 2
+            else undo.enter_context(socket.socket(fileno=above_stdio(end.detach())))
+            for end in low
         )
         undo.pop_all()
         return ours, theirs

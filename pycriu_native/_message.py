@@ -6,6 +6,7 @@ descriptors say (``native/message.c``).
 
 from __future__ import annotations
 
+import functools
 import os
 
 from ._ffi import LIBCRIU_VERSION, ffi, functions, native
@@ -33,6 +34,9 @@ REQUEST_TYPES = {
     "pre-dump": 13,
 }
 """``criu_req_type``: requests, and the answers that carry the same number."""
+
+SHORT = 64
+"""Bytes of an answer that is kept once it was read."""
 
 NOTIFY = REQUEST_TYPES["notify"]
 EMPTY = REQUEST_TYPES["empty"]
@@ -192,10 +196,10 @@ def read(message: Any) -> dict[str, WireValue]:
     found: dict[str, WireValue] = {}
     field = ffi.new("struct pn_field *")
     index = 0
-    while not native.pn_field_at(message, index, field):
-        if field.count:
-            items = [_read_item(message, index, item, field.type) for item in range(field.count)]
-            found[ffi.string(field.name).decode()] = items if field.repeated else items[0]
+    while not native.pn_next_field(message, index, field):
+        index = field.index
+        items = [_read_item(message, index, item, field.type) for item in range(field.count)]
+        found[ffi.string(field.name).decode()] = items if field.repeated else items[0]
         index += 1
     return found
 
@@ -211,7 +215,13 @@ def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:
 
 
 def decode_response(data: bytes) -> dict[str, WireValue] | None:
-    """A ``CriuResp`` as a mapping; None if these bytes are none."""
+    """A ``CriuResp`` as a mapping, not to be changed; None if these bytes are none."""
+    return _decode_short(data) if len(data) <= SHORT else _decode(native.PN_RESPONSE, data)
+
+
+@functools.lru_cache(64)
+def _decode_short(data: bytes) -> dict[str, WireValue] | None:
+    """CRIU says the same few things in each call."""
     return _decode(native.PN_RESPONSE, data)
 
 

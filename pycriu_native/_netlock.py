@@ -52,6 +52,11 @@ PATIENCE = 10.0
 
 _RUN_ID = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\0")
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{4}){2}-[0-9a-f]{12}")
+_LENGTH = 36
+ENTRY = 9  # AT_ENTRY
+
+_offsets: dict[tuple[int, ...], tuple[int, int]] = {}
+"""Where a program keeps its run id, twice: bytes from its entry."""
 
 
 class Ends(NamedTuple):
@@ -74,26 +79,59 @@ class Ends(NamedTuple):
 
 
 def run_id(pid: int) -> str | None:
-    """The run id of a CRIU that is alive, from its memory; None where it is not found."""
-    found: list[bytes] = []
+    """The run id of a CRIU that is alive, from its memory; None where it is not found.
+
+    Where a program keeps it is looked for once: it is as far from the program's entry in each of
+    its processes.
+    """
     try:
-        program = os.readlink(f"/proc/{pid}/exe")
-        with open(f"/proc/{pid}/maps") as file:
-            places = list(_data_of(program, file.read().splitlines()))
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-            for start, end in places:
-                memory.seek(start)
-                data = memory.read(end - start)
-                for match in _RUN_ID.finditer(data):
-                    text = data[max(0, match.end() - 37) : match.end() - 1]
-                    if _UUID.fullmatch(text):
-                        found.append(text)
+        program = os.stat(f"/proc/{pid}/exe")
+        identity = program.st_dev, program.st_ino, program.st_size, program.st_mtime_ns
+        entry = _entry_of(pid)
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        first, second = (
+            os.pread(memory, _LENGTH, entry + offset) for offset in _offsets.get(identity, (0, 0))
+        )
+        if first != second or not _UUID.fullmatch(first):
+            places = _places(pid, memory)
+            if len(places) != 2:
+                return None
+            _offsets[identity] = (places[0] - entry, places[1] - entry)
+            first = os.pread(memory, _LENGTH, places[0])
+        return first.decode()
+    except OSError:
+        return None
+    finally:
+        os.close(memory)
+
+
+def _entry_of(pid: int) -> int:
+    """Where a program begins to run, in the memory of its process."""
+    with open(f"/proc/{pid}/auxv", "rb", buffering=0) as file:
+        pairs: dict[int, int] = dict(struct.iter_unpack("NN", file.read()))
+    return pairs.get(ENTRY, 0)
+
+
+def _places(pid: int, memory: int) -> list[int]:
+    """The two addresses at which a CRIU has its run id; nothing where it is not found."""
+    found: dict[bytes, list[int]] = {}
+    program = os.readlink(f"/proc/{pid}/exe")
+    with open(f"/proc/{pid}/maps") as file:
+        parts = list(_data_of(program, file.read().splitlines()))
+    for start, end in parts:
+        data = os.pread(memory, end - start, start)
+        for match in _RUN_ID.finditer(data):
+            at = max(0, match.end() - 1 - _LENGTH)
+            text = data[at : match.end() - 1]
+            if _UUID.fullmatch(text):
+                found.setdefault(text, []).append(start + at)
     # Twice: for CRIU and for its library compel. Another UUID, of the dump that it builds on,
     # stands there once.
-    twice = {text for text in found if found.count(text) > 1}
-    return twice.pop().decode() if len(twice) == 1 else None
+    twice = [places for places in found.values() if len(places) == 2]
+    return twice[0] if len(twice) == 1 else []
 
 
 def _data_of(program: str, lines: list[str]) -> Iterator[tuple[int, int]]:

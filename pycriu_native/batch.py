@@ -17,10 +17,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import BoundedSemaphore
 from typing import Generic, Protocol, TypeVar
 
 from . import verbs
 from ._reach import Via
+from ._request import Outcome
+from ._session import KEEPER, Call
 from .opts import CriuOpts
 from .results import DumpResult, RestoreResult
 
@@ -126,7 +129,11 @@ def _run(
         return
     ours = None
     if executor is None:
-        executor = ours = ThreadPoolExecutor(min(parallel, len(todo)), "criu batch")
+        threads = parallel
+        if all(isinstance(job, DumpJob | RestoreJob) for job in todo):
+            threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
+        here = _Here(parallel)
+        executor = ours = ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin)
     over: SimpleQueue[tuple[int, Future[R]]] = SimpleQueue()
     futures: list[Future[R]] = []
     try:
@@ -142,6 +149,26 @@ def _run(
             future.cancel()
         if ours is not None:
             ours.shutdown(wait=True, cancel_futures=True)
+
+
+class _Here:
+    """Who waits for a call by making it: a thread of our own needs no other beside it.
+
+    So many calls as there are turns have their CRIU work at the same time.
+    """
+
+    def __init__(self, turns: int) -> None:
+        self._turn = BoundedSemaphore(turns)
+
+    def begin(self) -> None:
+        """One of the threads begins."""
+        KEEPER.set(self)
+
+    def see_through(self, call: Call) -> Outcome:
+        """The counterpart of ``Call.wait``."""
+        if call.request.on_notify is not None:
+            return call.stand_by()
+        return call.run_here(self._turn)
 
 
 def _finished(index: int, job: Job[R], done: Future[R]) -> Finished[R]:

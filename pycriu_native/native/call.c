@@ -102,10 +102,27 @@ int pn_call_join(struct pn_call *call)
 	return result;
 }
 
-void pn_block_signals(void)
+uint64_t pn_block_signals(void)
 {
-	sigset_t all;
+	sigset_t all, before;
+	uint64_t blocked = 0;
 
 	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	sigemptyset(&before);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	for (int number = 1; number <= 64; number++)
+		if (sigismember(&before, number) == 1)
+			blocked |= UINT64_C(1) << (number - 1);
+	return blocked;
+}
+
+void pn_set_signals(uint64_t blocked)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (int number = 1; number <= 64; number++)
+		if (blocked >> (number - 1) & 1)
+			sigaddset(&set, number);
+	pthread_sigmask(SIG_SETMASK, &set, NULL);
 }
