@@ -18,7 +18,7 @@ from .common import Row, Target, adopt, main, row, scratch
 def measure(quick: bool) -> list[Row]:
     """64 small processes, by so many at a time as there are processors, and four times that."""
     adopt()
-    count, rounds = (16, 3) if quick else (64, 6)
+    count, rounds = (16, 3) if quick else (64, 5)
     rows: list[Row] = [_start()]
     processors = len(os.sched_getaffinity(0))
     with scratch("/dev/shm") as directory:

@@ -34,7 +34,7 @@ Sample = dict[str, float]
 def measure(quick: bool) -> list[Row]:
     """Each way in turn, with a new process each time."""
     adopt()
-    mib, times = (256, 2) if quick else (1024, 5)
+    mib, times = (256, 2) if quick else (1024, 3)
     ways: dict[str, Callable[[Path, int], Sample]] = {"dump and restore": _dump_and_restore}
     rows: list[Row] = []
     for mode in (MigrationMode.STOP_AND_COPY, MigrationMode.PRE_COPY, MigrationMode.POST_COPY):

@@ -24,6 +24,8 @@ from .common import Row, Target, adopt, criu, main, note, row, scratch
 from .newest import PROGRAM, Newest, RefusedError
 
 MIB = 2**20
+TIMES = 3
+"""Rounds: each moves every process there and back by every way."""
 SPARE = 2048
 """MiB of memory that are left to everybody else."""
 
@@ -53,9 +55,8 @@ def measure(quick: bool) -> list[Row]:
                 if why:
                     rows.append(note("throughput", why, on=where, MiB=mib))
                     continue
-                times = 5 if mib < 4096 and not quick else 3
                 with scratch(base) as directory:
-                    rows += _Case(directory, where, mib, newest).measure(times)
+                    rows += _Case(directory, where, mib, newest).measure(TIMES)
     finally:
         if newest is not None:
             newest.close()
@@ -113,10 +114,11 @@ class _Case:
             with WarmWorkers(1) as warm:
                 ways = self._ways(warm)
                 for _ in range(times):
+                    # First: on a virtual machine, memory that was never used costs its host too.
+                    self._limits()
                     for name, way in ways.items():
                         if name not in refused and (why := self._take(name, way)):
                             refused[name] = why
-                    self._limits()
         finally:
             self.target.end()
         case: dict[str, Any] = {"on": self.where, "MiB": self.mib}
