@@ -66,7 +66,7 @@ def _large_pipes() -> Iterator[None]:
 
 def _process(directory: Path, mib: int) -> Target:
     far_pid()
-    target = Target(directory, mib, writes=True)
+    target = Target(directory, mib, writes=1)
     target.ask()  # from here on it counts
     return target
 

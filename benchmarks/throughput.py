@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -178,7 +179,8 @@ class _Case:
         except (CriuError, UnsupportedError, RefusedError) as error:
             if not self.target.is_intact():
                 raise
-            return str(error).partition(" (/")[0].partition("; ")[0]
+            said = str(error).partition(" (/")[0].partition("; ")[0]
+            return re.sub(r"^dump of pid \d+ failed: ", "", said)
         self._collect()
         after = _cached()
         back = bring_back()
