@@ -30,17 +30,17 @@ def measure(quick: bool) -> list[Row]:
     ways: dict[str, Callable[[int, Path, WarmWorkers], list[tuple[str, DumpResult]]]]
     ways = {"plain": _plain}
     rows: list[Row] = []
-    parts = [1]
+    shares = [1]
     if feature_check().mem_track:
         ways["rounds"] = _rounds
-        parts.append(16)  # which is what rounds are for
+        shares.append(16)  # which is what rounds are for
     else:
         why = "this kernel does not track changed memory (soft-dirty): see the guest"
         rows.append(note("pre-dump rounds", why))
     with scratch("/dev/shm") as directory, WarmWorkers(1) as warm:
-        for mib, part in [(mib, part) for mib in sizes for part in parts]:
-            target = Target(directory, mib, writes=part, name=f"writer-{mib}-{part}")
-            where = "" if part == 1 else f", writing to a {part}th of it"
+        for mib, share in [(mib, share) for mib in sizes for share in shares]:
+            target = Target(directory, mib, writes=share, name=f"writer-{mib}-{share}")
+            where = "" if share == 1 else f", writing to a {share}th of it"
             taken: dict[tuple[str, str], list[float]] = {}
 
             def took(by: str, what: str, value: float) -> None:

@@ -92,7 +92,9 @@ there before its memory has come, and waits for each page that it touches until 
 GUEST = """
 Pre-dump rounds, on a kernel that tracks changed memory: in a guest whose processor is emulated,
 many times slower than this machine. Compare within this table only. The process runs on during the
-pre-dumps, but for the moment that `frozen_time` tells.
+pre-dumps, but for the moment that `frozen_time` tells. Rounds pay for a process that writes to part
+of its memory while a round is written; one that writes to all of it in that time has all of it
+dumped in the end, however many rounds there were.
 """
 
 OPTIONS = """

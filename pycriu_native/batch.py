@@ -3,11 +3,12 @@
 A job is a value: picklable, and called to be done. So a pool of threads runs it, a pool of
 processes, or the executor of a cluster whose nodes have this library and see the images::
 
-    with WarmWorkers(8) as warm:
-        done = dump_many(pids, lambda pid: CriuOpts(images_directory=f"/ckpt/{pid}"), via=warm)
+    done = dump_many(pids, lambda pid: CriuOpts(images_directory=f"/ckpt/{pid}"))
     failed = [each for each in done if each.error is not None]
 
-Each job's result or error is kept with the job: one that fails stops no other.
+Each job's result or error is kept with the job: one that fails stops no other. On threads of our
+own, dumps and restores need no ``WarmWorkers``: while some work, the next are made ready, and their
+workers are started.
 """
 
 from __future__ import annotations
@@ -105,8 +106,9 @@ def run_many(
     """Run jobs, and yield each as it is over.
 
     ``executor`` is one of ``concurrent.futures``, or any other whose ``submit`` returns futures
-    with ``add_done_callback``; it stays the caller's. None: threads of our own, ``parallel`` of
-    them (default: two for each processor that we may use; CRIU's work is in processes of its own).
+    with ``add_done_callback``; it stays the caller's. None: threads of our own. ``parallel`` jobs
+    run at the same time then (default: two for each processor that we may use, since CRIU's work is
+    in processes of its own); of dumps and restores, so many have their CRIU work.
 
     Whoever stops in the middle, by an exception or by closing the iterator, has the jobs that
     have not begun cancelled; of threads of our own, those under way are waited for. What has

@@ -82,6 +82,12 @@ class _Stock:
 
     def take(self) -> WorkerLine | None:
         """A worker that is no different from one that would be started now; None: there is none."""
+        if not self.idle:
+            with self.turn:
+                with contextlib.suppress(RuntimeError):
+                    self._run()
+                self.turn.notify_all()
+            return None
         here = self.born()
         dropped: list[_Idle] = []
         try:
