@@ -121,17 +121,18 @@ def _in_log(log: Path) -> float:
 
 
 def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
-    """A call's wall time beyond what CRIU's own log accounts for."""
-    opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
+    """A call's wall time beyond what CRIU's own log accounts for; each has a new directory."""
     rows = []
     with WarmWorkers(2) as warm:
         for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
             beyond = []
-            for _ in range(times):
+            for number in range(times):
+                images = directory / f"{type(via).__name__}-{number}"
+                opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
                 warm.wait_until_ready(10)
                 time.sleep(0.01)
-                taken = timed(lambda via=via: dump(target.pid, opts, via=via))  # type: ignore[misc]
-                beyond.append(taken - _in_log(directory / "images" / "dump.log"))
+                taken = timed(lambda via=via, opts=opts: dump(target.pid, opts, via=via))  # type: ignore[misc]
+                beyond.append(taken - _in_log(images / "dump.log"))
             goal = "goal: at most 1" if via is warm else ""
             rows.append(row("beyond CRIU's log", "ms", beyond, goal, by=name))
     return rows

@@ -50,8 +50,8 @@ def scenarios() -> tuple[Scenario, ...]:
     found = []
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        files = tuple(re.findall(r"\]\(([^)]+)\)", cells[-1]))
-        if len(cells) != 2 or not files:
+        files = tuple(re.findall(r"\]\(([^)]+)\)", cells[1])) if len(cells) > 1 else ()
+        if not files:
             raise SiteError(f"README.md: {row!r} is no row of scenarios")
         names = tuple(re.findall(r"`(\w+)`", cells[0]))
         for name in names:

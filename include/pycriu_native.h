@@ -1,6 +1,6 @@
 /*
- * What our own C adds to libcriu: protobuf messages by field name, a worker process,
- * and a libcriu verb on a thread of its own. Read by cffi and by the C files alike.
+ * What our own C adds to libcriu: protobuf messages by field name, a worker process, and
+ * paths that are looked at on the way. Read by cffi and by the C files alike.
  *
  * Return values: 0 or a count on success, a negative errno on failure.
  */
@@ -50,6 +50,7 @@ int pn_set_int(void *message, const char *field, int64_t value);
 int pn_set_text(void *message, const char *field, const char *value);
 void *pn_add_message(void *message, const char *field); /* NULL: unknown, or no memory */
 int pn_knows(int type, const char *field);
+size_t pn_features_size(void); /* of libcriu's own struct criu_feature_check */
 
 /* The first field from this index on that is present; -ENOENT: there is none. */
 int pn_next_field(const void *message, unsigned from, struct pn_field *out);
@@ -83,21 +84,31 @@ int pn_io_priority(void); /* of the calling thread; -1: unknown */
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
+/* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
+uint64_t pn_block_signals(void);
+void pn_set_signals(uint64_t blocked);
 
 /* What the first n_links paths link to, and what is in the files behind them, one after the other
  * in the buffer; lengths tells how many bytes each has, or -errno. -ENOBUFS: it is too small. */
 int pn_read_files(char *const *paths, size_t n_links, size_t count, char *buffer, size_t size, int *lengths);
 
-/* ---- call.c: one libcriu verb on a thread that no signal reaches ---- */
+/* ---- trust.c: whether another user could change what a path leads to ---- */
 
-enum pn_verb {
-	PN_DUMP, PN_PRE_DUMP, PN_RESTORE, PN_GET_VERSION, PN_FEATURE_CHECK
+enum pn_flaw { PN_OWNER = 1, PN_WRITABLE, PN_LINK };
+
+struct pn_refusal {
+	int why; /* enum pn_flaw */
+	unsigned uid, gid, mode; /* of what is at fault */
+	char shown[4096];	 /* its path; empty for a descriptor */
 };
 
-struct pn_call;
+enum pn_walking {
+	PN_FOLLOW = 1, /* a symbolic link at the end too */
+	PN_MAKE = 2,   /* a directory at the end where there is nothing, mode 0700 */
+};
 
-struct pn_call *pn_call_start(int verb, criu_opts *opts, struct criu_feature_check *features);
-int pn_call_join(struct pn_call *call); /* what the verb returned; frees the call */
-/* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
-uint64_t pn_block_signals(void);
-void pn_set_signals(uint64_t blocked);
+/* A descriptor (O_PATH) of what the path leads to, if only root and the user ``own`` can change
+ * it; -EPERM with ``why`` set: see the refusal. */
+int pn_trust_path(const char *path, int flags, unsigned own,
+		  struct pn_refusal *refusal);
+int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);

@@ -2,13 +2,12 @@
 
 ``check`` is among them: libcriu sends it without options, and CRIU up to 4.1.1 crashes on that.
 
-The counterpart of ``_libcriu.py``: the same two steps, without a thread.
+The counterpart of ``_libcriu.py``: the same two steps.
 """
 
 from __future__ import annotations
 
 from ._message import EMPTY, REQUEST_TYPES, Handle, decode_response, encode
-from ._owned import Owned
 from .enums import Verb
 from .values import WireValue
 
@@ -22,7 +21,7 @@ _OPTS_FIELD = b"\x12"
 """The key of ``opts`` in a ``CriuReq``: field 2, with a length."""
 
 
-class DirectCall(Owned):
+class DirectCall:
     """A request with the options of a handle."""
 
     def __init__(self, verb: Verb, handle: Handle, *, keep_open: bool = False) -> None:
@@ -42,9 +41,6 @@ class DirectCall(Owned):
         if told.get("success"):
             return 0
         return UNKNOWN if told.get("type") == EMPTY else REFUSED
-
-    def close(self) -> None:
-        """Nothing to end: there is no thread."""
 
 
 def _varint(number: int) -> bytes:

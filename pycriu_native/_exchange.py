@@ -8,18 +8,18 @@ and notices when the worker dies while a child that it forked still holds the so
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import os
 import select
-import socket
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from ._dataclass import dataclass
+from ._later import socket
 from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
@@ -36,8 +36,9 @@ LARGEST_ANSWER = 2**16
 """Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would
 be mapped and unmapped for each.)"""
 
-FDS_SPACE = socket.CMSG_SPACE(4 * array.array("i").itemsize)
-"""Bytes: room for the descriptors of one message; CRIU sends one at most."""
+INT = 4
+MOST_FDS = 4
+"""Bytes of a descriptor's number, and room for so many in one message; CRIU sends one at most."""
 
 GRACE = 10.0
 """Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
@@ -187,9 +188,10 @@ class Exchange:
 
     def _receive(self) -> tuple[bytes, list[int]] | None:
         flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        room = socket.CMSG_SPACE(MOST_FDS * INT)
         try:
             # Not socket.recv_fds: it ignores its flags (Python 3.11), and would wait here.
-            data, ancillary, seen, _ = self.line.sock.recvmsg(LARGEST_ANSWER, FDS_SPACE, flags)
+            data, ancillary, seen, _ = self.line.sock.recvmsg(LARGEST_ANSWER, room, flags)
         except BlockingIOError:
             return None
         except ConnectionError:
@@ -298,11 +300,12 @@ def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:
 
 def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     """The descriptors that came with a message."""
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return found.tolist()
+    return [
+        int.from_bytes(data[at : at + INT], sys.byteorder)
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+        for at in range(0, len(data) - INT + 1, INT)
+    ]
 
 
 def _close(fds: list[int]) -> None:

@@ -144,7 +144,7 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
     seen = stat_of(taken)
     if seen is None:
         return replace(found, cause=f"pid {taken} was taken", cure="it is free by now: try again")
-    state, parent = seen
+    state, parent, _ = seen
     if state != "Z":
         running = replace(found, cause=f"pid {taken} is taken by a running process")
         if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import socket
+
+from ._later import socket
 
 SEND_BUFFER = 64 * 2**20
 """Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
@@ -35,17 +36,17 @@ def above_stdio(fd: int) -> int:
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a connection as CRIU wants it, on numbers above 2."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with contextlib.ExitStack() as undo:
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        low = [undo.enter_context(end) for end in pair]
-        ours, theirs = (
-            end
-            if end.fileno() > 2
-            else undo.enter_context(socket.socket(fileno=above_stdio(end.detach())))
-            for end in low
-        )
+        undo.enter_context(ours)
+        undo.enter_context(theirs)
+        pair = _above_stdio(ours), _above_stdio(theirs)
         undo.pop_all()
-        return ours, theirs
+        return pair
+
+
+def _above_stdio(sock: socket.socket) -> socket.socket:
+    return sock if sock.fileno() > 2 else socket.socket(fileno=above_stdio(sock.detach()))
 
 
 class Line:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterable
 
 from ._ffi import LIBCRIU_VERSION, ffi, functions, native
 from ._kinds import Shape
@@ -82,7 +83,7 @@ class Handle(Owned):
         """Put one option in: by its setter where this libcriu has it, else by its wire field."""
         setter = setter_for(row, value)
         if setter is not None:
-            _call_setter(self.pointer, setter, row, value)
+            _call_setter(self._opts, setter, row, value)
         if (setter is None or row.repair) and row.wire:
             self.set_wire(row.wire, value)
 
@@ -114,19 +115,25 @@ def setter_for(row: Row, value: WireValue) -> str | None:
 
     A structured value goes by its setter only if that takes each part that is given.
     """
-    if row.setter is None or row.avoid or not functions()["criu_local_" + row.setter]:
-        return None
-    if isinstance(value, dict | list):
+    name = None if row.setter is None or row.avoid else _present(row.setter)
+    if name is not None and isinstance(value, (dict, list)):
         cls = getattr(getattr(row.kind, "item", row.kind), "cls", None)
         if cls is None:
-            return "criu_local_" + row.setter
+            return name
         items = value if isinstance(value, list) else [value]
         for item in items:
             if not isinstance(item, dict) or not set(item) <= set(cls.SETTER):
                 return None
             if "port" in cls.SETTER and len(item) < len(cls.SETTER):
                 return None  # a C int has no way to be left out
-    return "criu_local_" + row.setter
+    return name
+
+
+@functools.cache
+def _present(stem: str) -> str | None:
+    """The setter's name if the loaded libcriu has it."""
+    name = "criu_local_" + stem
+    return name if functions()[name] else None
 
 
 def _argument(value: WireValue | None) -> Any:
@@ -137,11 +144,12 @@ def _argument(value: WireValue | None) -> Any:
 
 def _call_setter(opts: Any, setter: str, row: Row, value: WireValue) -> None:
     function = getattr(native, setter)
-    if type(value) is bool or type(value) is int:
-        calls: list[tuple[Any, ...]] = [(value,)]
+    calls: Iterable[tuple[Any, ...]]
+    if isinstance(value, int):
+        calls = ((value,),)
     elif row.kind.shape is Shape.ARGV:
         words = [ffi.new("char[]", os.fsencode(word)) for word in cast(list[str], value)]
-        calls = [(len(words), [*words])]
+        calls = ((len(words), [*words]),)
     else:
         items = value if isinstance(value, list) else [value]
         calls = [_setter_arguments(row, item) for item in items]

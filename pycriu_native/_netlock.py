@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import itertools
 import os
 import re
 import shlex
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ._ffi import native
@@ -52,11 +53,7 @@ PATIENCE = 10.0
 
 _RUN_ID = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\0")
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{4}){2}-[0-9a-f]{12}")
-_LENGTH = 36
-ENTRY = 9  # AT_ENTRY
-
-_offsets: dict[tuple[int, ...], tuple[int, int]] = {}
-"""Where a program keeps its run id, twice: bytes from its entry."""
+UUID_LENGTH = 36
 
 
 class Ends(NamedTuple):
@@ -78,72 +75,80 @@ class Ends(NamedTuple):
 # ---- whose lock ----
 
 
+_places: dict[tuple[int, ...], tuple[int, ...]] = {}
+"""Where in the variables of a program its run id stands: the same in each of its processes."""
+
+
 def run_id(pid: int) -> str | None:
-    """The run id of a CRIU that is alive, from its memory; None where it is not found.
+    """The run id of a CRIU that is alive, from its memory; None where it is not found."""
+    try:
+        link = f"/proc/{pid}/exe"
+        program, file = os.readlink(link), os.stat(link)
+        with open(f"/proc/{pid}/maps") as maps:
+            data = list(_data_of(program, maps))
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            which = (file.st_dev, file.st_ino, file.st_mtime_ns)
+            found = _found_at(memory, data, _places.get(which, ()))
+            if found is None:
+                everything = b"".join(_read_at(memory, start, end - start) for start, end in data)
+                _places[which] = tuple(_where_twice(everything))
+                found = _found_at(memory, data, _places[which])
+    except OSError:
+        return None
+    return found
 
-    Where a program keeps it is looked for once: it is as far from the program's entry in each of
-    its processes.
+
+def _found_at(
+    memory: io.FileIO, data: list[tuple[int, int]], places: tuple[int, ...]
+) -> str | None:
+    """The UUID that stands at all of these places."""
+    found = set()
+    for place in places:
+        for start, end in data:
+            if place < end - start:
+                found.add(_read_at(memory, start + place, UUID_LENGTH))
+                break
+            place -= end - start
+    if len(found) != 1:
+        return None
+    text = found.pop()
+    return text.decode() if _UUID.fullmatch(text) else None
+
+
+def _where_twice(data: bytes) -> list[int]:
+    """The places of the UUID that stands there twice: for CRIU, and for its library compel.
+
+    Another one, of the dump that this one builds on, stands there once.
     """
-    try:
-        program = os.stat(f"/proc/{pid}/exe")
-        identity = program.st_dev, program.st_ino, program.st_size, program.st_mtime_ns
-        entry = _entry_of(pid)
-        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        first, second = (
-            os.pread(memory, _LENGTH, entry + offset) for offset in _offsets.get(identity, (0, 0))
-        )
-        if first != second or not _UUID.fullmatch(first):
-            places = _places(pid, memory)
-            if len(places) != 2:
-                return None
-            _offsets[identity] = (places[0] - entry, places[1] - entry)
-            first = os.pread(memory, _LENGTH, places[0])
-        return first.decode()
-    except OSError:
-        return None
-    finally:
-        os.close(memory)
-
-
-def _entry_of(pid: int) -> int:
-    """Where a program begins to run, in the memory of its process."""
-    with open(f"/proc/{pid}/auxv", "rb", buffering=0) as file:
-        pairs: dict[int, int] = dict(struct.iter_unpack("NN", file.read()))
-    return pairs.get(ENTRY, 0)
-
-
-def _places(pid: int, memory: int) -> list[int]:
-    """The two addresses at which a CRIU has its run id; nothing where it is not found."""
     found: dict[bytes, list[int]] = {}
-    program = os.readlink(f"/proc/{pid}/exe")
-    with open(f"/proc/{pid}/maps") as file:
-        parts = list(_data_of(program, file.read().splitlines()))
-    for start, end in parts:
-        data = os.pread(memory, end - start, start)
-        for match in _RUN_ID.finditer(data):
-            at = max(0, match.end() - 1 - _LENGTH)
-            text = data[at : match.end() - 1]
-            if _UUID.fullmatch(text):
-                found.setdefault(text, []).append(start + at)
-    # Twice: for CRIU and for its library compel. Another UUID, of the dump that it builds on,
-    # stands there once.
-    twice = [places for places in found.values() if len(places) == 2]
+    for match in _RUN_ID.finditer(data):
+        start = match.end() - 1 - UUID_LENGTH
+        text = data[max(0, start) : match.end() - 1]
+        if _UUID.fullmatch(text):
+            found.setdefault(text, []).append(start)
+    twice = [places for places in found.values() if len(places) > 1]
     return twice[0] if len(twice) == 1 else []
 
 
-def _data_of(program: str, lines: list[str]) -> Iterator[tuple[int, int]]:
-    """Where a program's variables are: its own writable pages and the nameless ones behind."""
-    before = ""
+def _read_at(memory: io.FileIO, address: int, size: int) -> bytes:
+    memory.seek(address)
+    return memory.read(size)
+
+
+def _data_of(program: str, lines: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Where a program's variables are: its own writable pages and the nameless ones behind.
+
+    No more lines are read than that takes: the program comes before its libraries.
+    """
+    is_own = False
     for line in lines:
-        where, access, _, _, _, *path = line.split(None, 5)
-        name = path[0] if path else before
-        if name == program and "w" in access:
+        where, access, _, _, _, *path = line.rstrip("\n").split(None, 5)
+        was_own, is_own = is_own, path == [program] or (is_own and not path)
+        if was_own and not is_own:
+            return
+        if is_own and "w" in access:
             start, _, end = where.partition("-")
             yield int(start, 16), int(end, 16)
-        before = name
 
 
 # ---- where ----

@@ -2,9 +2,9 @@
 
 CRIU reads configuration files beside the request. What wins, from CRIU's ``criu/config.c`` and
 ``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level`` and ``log_file`` seen
-in 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the file that the
-environment names in ``CRIU_CONFIG_FILE`` are read first, and the request is put over them; the
-request's own ``config_file`` is read after that, and is put over the request.
+in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the
+file that the environment names in ``CRIU_CONFIG_FILE`` are read first, and the request is put
+over them; the request's own ``config_file`` is read after that, and is put over the request.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from ._config import read_config
 from ._kinds import ListOf
 from ._options import BY_FIELD, Row
 from ._reach import Via
-from .errors import Problem
+from ._requirements import program_version
+from .errors import CriuError, Problem
 from .opts import CriuOpts
+from .results import Version
 
 LARGEST_FILE = 2**20
 """Bytes read of a configuration file."""
@@ -31,7 +33,7 @@ DEAF_TO_FALSE = frozenset(
 """Fields of which CRIU hears only True: a False does not take back what a file has set."""
 
 ALWAYS_ASKED = {
-    "log_level": "the request always sets it",
+    "log_level": "the request always sets it (from 4.2 on, also against its own file)",
     "log_file": "the request always sets it",
     "images_directory": "the request always names the directory",
 }
@@ -72,13 +74,22 @@ def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]
     for path, why in _steering.configuration(via):
         text = _text(path)
         if text is not None:
-            yield ConfigurationFile(path, why, tuple(_settings(text, opts, after=False)))
+            yield ConfigurationFile(path, why, tuple(_settings(text, opts)))
     if opts.config_file is not None:
         path = os.fsdecode(opts.config_file)
         text = _text(path)
         if text is not None:
             why = "config_file, read after the request"
-            yield ConfigurationFile(path, why, tuple(_settings(text, opts, after=True)))
+            settings = _settings(text, opts, after=True, hears_level=_hears_level(via))
+            yield ConfigurationFile(path, why, tuple(settings))
+
+
+def _hears_level(via: Via) -> bool:
+    """Whether the program takes the log's level from the request's own file: one before 4.2."""
+    try:
+        return via.identity() is not None and program_version(via) < Version(major=4, minor=2)
+    except CriuError:
+        return False  # it cannot be asked
 
 
 def _text(path: str) -> str | None:
@@ -90,12 +101,18 @@ def _text(path: str) -> str | None:
         return None
 
 
-def _settings(text: str, opts: CriuOpts, *, after: bool) -> Iterator[Setting]:
+def _settings(
+    text: str, opts: CriuOpts, *, after: bool = False, hears_level: bool = False
+) -> Iterator[Setting]:
+    """``after``: the file is read after the request; ``hears_level``: by a CRIU before 4.2."""
     reader = read_config(text, lazy=bool(opts.lazy_pages))
     for field, value in reader.fields.items():
         row = BY_FIELD[field]
         shown, asked = _parsed(row, value), getattr(opts, field)
-        applies, effect = _after(row, shown, asked) if after else _before(row, shown, asked, opts)
+        if not after or (row.name == "log_level" and not hears_level):
+            applies, effect = _before(row, shown, asked)
+        else:
+            applies, effect = _after(row, shown, asked)
         yield Setting(field, shown, effect, applies)
     for problem in reader.problems:
         yield Setting(problem.field, problem.value, problem.rule, True)
@@ -108,7 +125,7 @@ def _parsed(row: Row, value: object) -> object:
         return value
 
 
-def _before(row: Row, value: object, asked: Any, opts: CriuOpts) -> tuple[bool, str]:
+def _before(row: Row, value: object, asked: Any) -> tuple[bool, str]:
     """What an option of a file means that is read before the request."""
     if row.name in ALWAYS_ASKED:
         return False, f"has no effect: {ALWAYS_ASKED[row.name]}"
@@ -123,8 +140,6 @@ def _before(row: Row, value: object, asked: Any, opts: CriuOpts) -> tuple[bool, 
 
 def _after(row: Row, value: object, asked: Any) -> tuple[bool, str]:
     """What an option of the request's own file means."""
-    if row.name == "log_level":
-        return False, f"has no effect: {ALWAYS_ASKED['log_level']}"
     if asked is None or asked == ():
         return True, "applies: the request does not set it"
     if isinstance(row.kind, ListOf):

@@ -17,6 +17,6 @@ def preload() -> None:
 
     for name in sorted({*_LATER.values(), "_failure", "_rescue", "lib"}):
         importlib.import_module(f"{__package__}.{name}")
-    for name in ("ipaddress", "logging", "tempfile"):
+    for name in ("ipaddress", "logging", "socket", "tempfile"):
         importlib.import_module(name)
     _log.failures()

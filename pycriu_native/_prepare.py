@@ -90,12 +90,17 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
             handle.set(BY_WIRE["config_file"], config)
         lasting = config is None
         for row, value in opts.items():
-            if row.wire is None or isinstance(row.kind, Directory):
+            kind = row.kind
+            if row.wire is None or isinstance(kind, Directory):
                 continue
-            if row.wire == "config_file" and config is not None:
+            if config is not None and row.wire == "config_file":
                 continue  # it is in there
-            lasting = lasting and not isinstance(row.kind, FileDescriptor)
-            handle.set(row, inherited(row.kind.wire(value)))
+            wire = kind.wire(value)
+            if isinstance(wire, (list, dict)):
+                wire = inherited(wire)
+            elif isinstance(kind, FileDescriptor):
+                lasting = False
+            handle.set(row, wire)
         if lasting and not keep and handle.packed_size() <= LARGEST_REMEMBERED:
             opts._remembered.packed = handle.packed()
     for field, fd in directories.opened.items():

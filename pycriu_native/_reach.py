@@ -6,11 +6,11 @@ What a call needs of any of them is ``Via``; :class:`~pycriu_native.Worker` is t
 from __future__ import annotations
 
 import os
-import socket
-import struct
+import sys
 from collections.abc import Iterator, Sequence
 
 from ._dataclass import dataclass
+from ._later import socket
 from ._line import Line, widen
 from ._spawn import DEFAULT_MANNER, Manner
 from ._typing import ClassVar, Protocol
@@ -96,9 +96,8 @@ class Service:
             raise ProgramNotFoundError(
                 f"no criu service answers on {os.fspath(self.path)!r}: {error.strerror}"
             ) from None
-        _, owner, _ = struct.unpack(
-            "iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-        )
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        owner = int.from_bytes(credentials[4:8], sys.byteorder)  # behind the pid
         if owner not in (0, os.geteuid()) and not self.trusting:
             sock.close()
             raise PermissionDeniedError(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 
 from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._line import Line
 from ._reach import Via
 from ._spawn import Manner
-from ._tree import ancestors
+from ._tree import has_us_inside
 from .enums import Verb
 from .opts import CriuOpts
 from .results import DumpStatistics, RestoreStatistics
@@ -44,7 +43,7 @@ class Request:
         """Whether we are in the tree that is to be dumped: CRIU must not be."""
         if self.verb is not Verb.DUMP:
             return False
-        return self.pid is None or self.pid in (os.getpid(), *ancestors())
+        return self.pid is None or has_us_inside(self.pid)
 
     @property
     def manner(self) -> Manner:

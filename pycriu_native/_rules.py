@@ -11,11 +11,11 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import socket
 import stat
 from collections.abc import Callable, Iterator
 
 from ._kinds import Namespaces
+from ._later import socket
 from ._options import TABLE
 from ._typing import TYPE_CHECKING
 from .enums import Verb
@@ -72,7 +72,7 @@ def _foreign(verb: Verb) -> frozenset[str]:
 def _belongs(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     foreign = _foreign(verb)
     for row, value in opts.items():
-        if row.name in foreign:
+        if row.field in foreign:
             known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
             where = " and ".join(known) or "other requests"
             yield Problem(

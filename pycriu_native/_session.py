@@ -377,15 +377,14 @@ def _converse(
         call = LibcriuCall(verb, handle)
     else:
         call = DirectCall(verb, handle, keep_open=request.keep_line)
-    with call:
-        try:
-            answer, data = exchange.run(call.request())
-        except (WorkerDiedError, ProtocolError) as lost:
-            return -1, {}, lost
-        result = call.finish(data)
-        if result < 0 and answer["success"]:
-            result = _result_of(answer)  # libcriu ran out of memory when all was done
-        return result, answer, None
+    try:
+        answer, data = exchange.run(call.request())
+    except (WorkerDiedError, ProtocolError) as lost:
+        return -1, {}, lost
+    result = call.finish(data)
+    if result < 0 and answer["success"]:
+        result = _result_of(answer)  # libcriu ran out of memory when all was done
+    return result, answer, None
 
 
 def _result_of(answer: dict[str, WireValue]) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
     try:
-        with open(f"/proc/{pid}/cgroup") as file:
-            name = next((line[3:].strip() for line in file if line.startswith("0::")), None)
+        lines = os.fsdecode(_read(f"/proc/{pid}/cgroup")).splitlines()
+        name = next((line[3:].strip() for line in lines if line.startswith("0::")), None)
         if name in (None, "/"):
             return None  # the root has no events, and cannot be frozen
         with open("/proc/self/mountinfo") as file:  # it can be long
@@ -47,15 +47,16 @@ def process_tree(pid: int) -> list[int]:
     return found
 
 
-def ancestors() -> list[int]:
-    """The pids of the calling process's parent, its parent, and so on."""
-    found = []
-    pid = os.getppid()
-    while pid > 0:
-        found.append(pid)
-        above = stat_of(pid)
-        pid = 0 if above is None else above[1]
-    return found
+def has_us_inside(pid: int) -> bool:
+    """Whether the calling process is this one, or below it."""
+    own, theirs = stat_of(os.getpid()), stat_of(pid)
+    if own is None or theirs is None or theirs[2] > own[2]:
+        return False  # whatever is above a process is older than it
+    above = os.getpid()
+    while above not in (0, pid):
+        found = stat_of(above)
+        above = 0 if found is None else found[1]
+    return above == pid
 
 
 def listener_on(port: int, seconds: float) -> int | None:
@@ -88,14 +89,27 @@ def _find_listener(port: int) -> int | None:
     return None
 
 
-def stat_of(pid: int) -> tuple[str, int] | None:
-    """State letter and parent of a process; None where there is none."""
+def stat_of(pid: int) -> tuple[str, int, int] | None:
+    """State letter and parent of a process, and its start, in clock ticks of CLOCK_BOOTTIME; None
+    where there is none.
+    """
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            state, parent = file.read().rpartition(")")[2].split()[:2]
+        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return state, int(parent)
+    return fields[0].decode(), int(fields[1]), int(fields[19])
+
+
+def _read(path: str) -> bytes:
+    """A small file of /proc: these are read in each call, and Python's files take their time."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while more := os.read(fd, 4096):
+            text += more
+        return text
+    finally:
+        os.close(fd)
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -127,10 +141,9 @@ def half_restored(images: str, since: float) -> list[int]:
             continue
         if status_of(int(pid)).get("Tgid") != pid:
             continue  # there is none, or the number is a thread's
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
-            began = int(file.read().rpartition(")")[2].split()[19])
-            if began >= int(since * ticks):
-                found.append(int(pid))
+        stat = stat_of(int(pid))
+        if stat is not None and stat[2] >= int(since * ticks):
+            found.append(int(pid))
     return found
 
 

@@ -10,6 +10,8 @@ the way: there only the owner of an entry can swap it, and the entry must be our
 on the way is as good as the directory that it lies in; one at the end is refused where an images
 directory is asked for.
 
+The walk itself is ``native/trust.c``.
+
 An access control list that lets others write shows in the group's bits, as its mask does.
 """
 
@@ -18,15 +20,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import deque
-from contextlib import suppress
 
+from ._ffi import ffi, native
 from ._line import above_stdio
-
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-MOST_LINKS = 40
-"""Symbolic links in one path; the kernel stops there too."""
+from ._typing import Any
 
 
 class UntrustedError(PermissionError):
@@ -47,7 +44,10 @@ def check(path: str) -> None:
 
 def check_descriptor(fd: int) -> None:
     """The same of an open directory: who opened it knows how it came there."""
-    _look_at(os.fstat(fd), "it", False)
+    refusal = ffi.new("struct pn_refusal *")
+    status = native.pn_trust_descriptor(fd, _trusted(), refusal)
+    if status:
+        raise _error(status, refusal)
 
 
 def open_directory(path: str, *, make: bool, trusting: bool) -> int:
@@ -70,83 +70,31 @@ def open_directory(path: str, *, make: bool, trusting: bool) -> int:
 
 def _walk(path: str, *, follow: bool, make: bool = False) -> int:
     """A descriptor (O_PATH, above 2) of what the path leads to."""
-    if not path:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    opened: list[int] = []
-
-    def entered(name: str, flags: int = STEP, at: int | None = None) -> int:
-        fd = os.open(name, flags, dir_fd=at)
-        opened.append(fd)
-        return fd
-
-    try:
-        start, parts = _split(path)
-        at, shown = entered(start), start
-        _look_at(os.fstat(at), "the current directory" if start == "." else "/", bool(parts))
-        links = 0
-        while parts:
-            name = parts.popleft()
-            above, shown = shown, os.path.join(shown, name)
-            if make and not parts:
-                with suppress(FileExistsError):  # whoever made it: it is looked at like any other
-                    os.mkdir(name, 0o700, dir_fd=at)
-            below = entered(name, at=at)
-            found = os.fstat(below)
-            if not stat.S_ISLNK(found.st_mode):
-                _look_at(found, shown, bool(parts))
-                at = below
-                continue
-            if not parts and not follow:
-                raise UntrustedError(f"{shown} is a symbolic link")
-            _look_at_owner(found, shown)
-            links += 1
-            if links > MOST_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            target = os.readlink("", dir_fd=below)
-            if _is_magic(found, target):
-                # It leads to an open file, whatever its text says.
-                at = entered(name, STEP & ~os.O_NOFOLLOW, at)
-                _look_at(os.fstat(at), shown, bool(parts))
-                continue
-            base, more = _split(target)
-            parts.extendleft(reversed(more))
-            if base == "/":
-                at, above = entered(base), base
-            shown = above
-        return above_stdio(os.dup(at))
-    finally:
-        for fd in opened:
-            os.close(fd)
+    if "\0" in path:
+        raise ValueError(f"{path!r}: embedded null byte")
+    flags = native.PN_FOLLOW * follow | native.PN_MAKE * make
+    refusal = ffi.new("struct pn_refusal *")
+    found = native.pn_trust_path(os.fsencode(path), flags, _trusted(), refusal)
+    if found < 0:
+        raise _error(found, refusal)
+    return above_stdio(found)
 
 
-def _split(path: str) -> tuple[str, deque[str]]:
-    """Where a path starts, and its components."""
-    parts = deque(part for part in path.split("/") if part not in ("", "."))
-    return ("/" if path.startswith("/") else "."), parts
-
-
-def _is_magic(link: os.stat_result, target: str) -> bool:
-    """Whether a link is one of /proc that leads to an object of the kernel's."""
-    in_proc = link.st_dev == os.stat("/proc").st_dev
-    return in_proc and (target.startswith("/") or ":[" in target)
-
-
-def _trusted() -> tuple[int, int]:
-    """Root, and the caller; or, where it is root by sudo, the user who could do all that anyway."""
+def _trusted() -> int:
+    """Beside root: the caller, or where it is root by sudo, the user who could do all that."""
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""
-    return 0, int(by) if by.isdecimal() else own
+    return int(by) if by.isdecimal() else own
 
 
-def _look_at_owner(found: os.stat_result, where: str) -> None:
-    if found.st_uid not in _trusted():
-        raise UntrustedError(f"{where} belongs to user {found.st_uid}")
-
-
-def _look_at(found: os.stat_result, where: str, on_the_way: bool) -> None:
-    """``on_the_way``: there is more of the path behind it."""
-    _look_at_owner(found, where)
-    mode = found.st_mode
-    if mode & OTHERS_WRITE and not (on_the_way and mode & stat.S_ISVTX):
-        who = "everybody" if mode & stat.S_IWOTH else f"group {found.st_gid}"
-        raise UntrustedError(f"{where} can be written by {who} (mode {stat.S_IMODE(mode):04o})")
+def _error(status: int, refusal: Any) -> OSError:
+    if not refusal.why:
+        return OSError(-status, os.strerror(-status))
+    shown = os.fsdecode(ffi.string(refusal.shown))
+    where = {"": "it", ".": "the current directory"}.get(shown, shown)
+    if refusal.why == native.PN_LINK:
+        return UntrustedError(f"{where} is a symbolic link")
+    if refusal.why == native.PN_OWNER:
+        return UntrustedError(f"{where} belongs to user {refusal.uid}")
+    who = "everybody" if refusal.mode & stat.S_IWOTH else f"group {refusal.gid}"
+    return UntrustedError(f"{where} can be written by {who} (mode {refusal.mode:04o})")

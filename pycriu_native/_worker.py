@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from ._dataclass import dataclass, field
+from ._later import socket
 from ._line import Line, above_stdio, socket_pair, widen
 from ._process import OwnedProcess
 from ._program import find_program

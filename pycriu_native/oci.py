@@ -127,10 +127,11 @@ class Bundle:
         The root is bound to a mount point of its own, for as long as the context lasts. Missing
         places to mount on are made in the root and in bound directories, and stay there, as
         runtimes do it. Cgroups that do not exist are made by CRIU, with the properties that
-        were saved. A network namespace that was saved without contents, as runc does it, comes
-        back with nothing but a loopback interface that is down; an ``on_notify`` hook can fill
-        it at ``Notify.SETUP_NAMESPACES``. With a terminal, a hook is required: it gets the
-        master at ``Notify.ORPHAN_PTS_MASTER``.
+        were saved. Of cgroup v2 these are not the limits (CRIU's ``cgroup-props.c``): a cgroup
+        that was made before the restore, with its limits, is left as it is. A network namespace
+        that was saved without contents, as runc does it, comes back with nothing but a loopback
+        interface that is down; an ``on_notify`` hook can fill it at ``Notify.SETUP_NAMESPACES``.
+        With a terminal, a hook is required: it gets the master at ``Notify.ORPHAN_PTS_MASTER``.
 
         Raises ``ImagesError`` when the images lack something, or need a mount that
         ``config.json`` does not have, and ``OSError`` when something cannot be mounted or made.

@@ -47,6 +47,9 @@ VERB_MASK: dict[Verb, On] = {
 }
 """The verbs that take options, as the table names them."""
 
+_PLACES = {field: place for place, field in enumerate(BY_FIELD)}
+"""Where a field stands in the table."""
+
 
 class Remembered:
     """What was worked out for a value of options, so that its next call need not."""
@@ -308,7 +311,8 @@ class CriuOpts:
     @functools.cached_property
     def _items(self) -> tuple[tuple[Row, Any], ...]:
         fields = vars(self)
-        return tuple((row, fields[field]) for field, row in BY_FIELD.items() if field in fields)
+        found = sorted([field for field in fields if field in _PLACES], key=_PLACES.__getitem__)
+        return tuple([(BY_FIELD[field], fields[field]) for field in found])
 
     @functools.cached_property
     def _remembered(self) -> Remembered:

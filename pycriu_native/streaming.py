@@ -34,7 +34,7 @@ from . import verbs
 from ._exchange import Hook, Notification
 from ._owned import Owned
 from ._reach import Via
-from ._tree import ancestors
+from ._tree import has_us_inside
 from .enums import Notify
 from .errors import ImagesError, OptionError, Problem
 from .opts import CriuOpts
@@ -73,7 +73,7 @@ def dump_stream(
 
     Raises as ``dump``. Needs CRIU 4.3 and its libcriu.
     """
-    if pid in (os.getpid(), *ancestors()):
+    if has_us_inside(pid):
         raise OptionError([Problem("pid", pid, "a process that is frozen cannot take a stream")])
 
     with _Beside(opts, CAPTURE) as beside, _Capture(beside.listener, to) as capture:

@@ -1,10 +1,11 @@
 /*
- * System calls that Python 3.11 has no function for.
+ * System calls that Python 3.11 has no function for, or a slow one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/syscall.h>
@@ -29,6 +30,31 @@ int pn_fd_of(int pidfd, int fd)
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 
 	return copy < 0 ? -errno : copy;
+}
+
+uint64_t pn_block_signals(void)
+{
+	sigset_t all, before;
+	uint64_t blocked = 0;
+
+	sigfillset(&all);
+	sigemptyset(&before);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	for (int number = 1; number <= 64; number++)
+		if (sigismember(&before, number) == 1)
+			blocked |= UINT64_C(1) << (number - 1);
+	return blocked;
+}
+
+void pn_set_signals(uint64_t blocked)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	for (int number = 1; number <= 64; number++)
+		if (blocked >> (number - 1) & 1)
+			sigaddset(&set, number);
+	pthread_sigmask(SIG_SETMASK, &set, NULL);
 }
 
 static ssize_t read_whole(const char *path, char *buffer, size_t size)

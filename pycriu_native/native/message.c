@@ -18,6 +18,7 @@
 extern const ProtobufCMessageDescriptor criu_opts__descriptor;
 extern const ProtobufCMessageDescriptor criu_req__descriptor;
 extern const ProtobufCMessageDescriptor criu_resp__descriptor;
+extern const ProtobufCMessageDescriptor criu_features__descriptor;
 
 void criu_local_free_opts(criu_opts *opts);
 
@@ -108,6 +109,14 @@ void pn_free(void *message)
 int pn_knows(int type, const char *field)
 {
 	return protobuf_c_message_descriptor_get_field_by_name(descriptor_of(type), field) != NULL;
+}
+
+/* A library refuses a structure larger than its own: 4.3 added a member. */
+size_t pn_features_size(void)
+{
+	bool newest = protobuf_c_message_descriptor_get_field_by_name(&criu_features__descriptor, "mem_compression");
+
+	return sizeof(struct criu_feature_check) - (newest ? 0 : sizeof(bool));
 }
 
 static int width_of(const ProtobufCFieldDescriptor *field)

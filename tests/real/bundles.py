@@ -49,6 +49,12 @@ mkdir -p "$1" && echo $$ > "$1/cgroup.procs" && umount "$2" && shift 2 && exec "
 """
 """Run a program that must not see a cgroup v2 hierarchy, in a cgroup of that hierarchy."""
 
+V2 = Path("/sys/fs/cgroup/cgroup.controllers")
+"""There where cgroup v2 is all that there is."""
+
+LIMIT = "57"
+"""Processes that the container may have."""
+
 
 @dataclass
 class Streams:
@@ -236,6 +242,13 @@ class Counting:
         self.runtime.start(self.id, "restore", "--detach", *where, streams=self.after)
         self._learn_pid()
 
+    def prepare_cgroup(self) -> None:
+        """Make the cgroup that the runtime has removed, where CRIU could not set its limit: v2."""
+        if V2.exists():
+            cgroup = V2.parent / self.id
+            cgroup.mkdir(exist_ok=True)
+            (cgroup / "pids.max").write_text(LIMIT)
+
     def restored_here(self, pid: int) -> None:
         """We have restored it, with this pid."""
         self.pid = pid
@@ -393,5 +406,5 @@ def _configure(container: Counting) -> None:
         for mount in config["mounts"][-3:]:  # it runs relative ones, but cannot restore them
             mount["source"] = str(container.bundle / mount["source"])
     config["linux"] |= {"cgroupsPath": f"/{container.id}"}
-    config["linux"]["resources"]["pids"] = {"limit": 57}
+    config["linux"]["resources"]["pids"] = {"limit": int(LIMIT)}
     container.config = config

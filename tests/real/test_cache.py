@@ -40,7 +40,8 @@ def saved():
 def apart(body: str, images: Path) -> None:
     """Run this in a process, and a mount namespace, of its own."""
     code = PRELUDE.replace("IMAGES", repr(str(images))) + textwrap.dedent(body)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_kept(images: Path) -> None:

@@ -226,6 +226,7 @@ def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> Non
 
 def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """A timeline with times from the log, which agrees with CRIU's own statistics."""
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
     run("dump", target.pid, "-D", images, "--leave-running", "-v4")
     for what in ("timeline", "rounds", "memory"):

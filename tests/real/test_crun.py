@@ -40,6 +40,7 @@ def test_what_crun_checkpointed_is_restored_here(box: Counting, images: Path) ->
     """A checkpoint of crun's goes on here, with nothing lost and nothing said twice."""
     seen = box.run()
     stopped_at = box.checkpoint(images)
+    box.prepare_cgroup()
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)
     assert box.went_on_from(stopped_at)

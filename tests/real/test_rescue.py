@@ -242,11 +242,11 @@ def test_the_run_id(spawn: Spawn, images: Path) -> None:
         found.append(run_id(the_worker()))
 
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
-    _netlock._offsets.clear()
+    _netlock._places.clear()
     for _ in range(2):
         found.clear()
         dump(target.pid, opts, on_notify=look)
         assert len(set(found)) == 1
         assert f"CRIU run id = {found[0]}\n" in (images / "dump.log").read_text()
-    assert len(_netlock._offsets) == 1
+    assert len(_netlock._places) == 1
     assert run_id(target.pid) is None  # no CRIU

@@ -70,6 +70,7 @@ def test_what_runc_checkpointed_is_restored_here(box: Counting, images: Path) ->
     """A checkpoint of runc's goes on here, with nothing lost and nothing said twice."""
     seen = box.run()
     stopped_at = box.checkpoint(images)
+    box.prepare_cgroup()
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)
     assert box.went_on_from(stopped_at)
@@ -99,6 +100,7 @@ def test_both_by_turns(box: Counting, images: Path, tmp_path: Path) -> None:
     assert box.went_on_from(stopped_at)
     again = tmp_path / "again"
     stopped_at = box.checkpoint(again)
+    box.prepare_cgroup()
     with Streams.opened() as last:
         with Bundle.load(box.bundle).restoring(again, stdio=(None, *last.theirs)) as opts:
             box.restored_here(restore(opts).pid)

@@ -143,8 +143,7 @@ def is_refused(
         exchange = Exchange(line, verb)
         owned.callback(exchange.close)
         try:
-            with LibcriuCall(verb, handle) as call:
-                answer, _ = exchange.run(call.request())
+            answer, _ = exchange.run(LibcriuCall(verb, handle).request())
         except WorkerDiedError:
             return True
     return answer.get("cr_errno") == EBADRQC

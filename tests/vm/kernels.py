@@ -1,7 +1,8 @@
-"""``docs/kernels.md``: which field was seen working with which CRIU on which kernel.
+"""Which field was seen working with which CRIU on which kernel: two tables.
 
-Made from what the guests' tests came to (``outcomes.py``). The README's table of scenarios says
-which file of tests shows which field.
+Made from what the tests came to (``outcomes.py``). The README's table of scenarios says which
+files of tests show which field; here it gets its other columns. ``docs/kernels.md`` has the rest
+of the tests, and every reason why one was skipped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "kernels.md"
+README = ROOT / "README.md"
+MARK = "<!-- scenarios -->\n\n"
 
 HEAD = """# Kernels and releases
 
@@ -37,12 +40,20 @@ class Run:
         """CRIU and kernel, which head a column."""
         return f"CRIU {self.facts['criu']}, kernel {self.facts['kernel'].partition('-')[0]}"
 
-    def of_file(self, name: str) -> list[tuple[str, str]]:
-        """Outcome and reason of each test of a file."""
-        prefix = f"tests/real/{name}::"
+    def of_files(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Outcome and reason of each test of these files."""
+        prefixes = tuple(f"tests/real/{name}::" for name in names)
         return [
-            (o, why) for test, (o, why) in self.facts["tests"].items() if test.startswith(prefix)
+            (o, why) for test, (o, why) in self.facts["tests"].items() if test.startswith(prefixes)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What is shown, and the files of tests that show it."""
+
+    what: str
+    files: tuple[str, ...]
 
 
 class Reasons:
@@ -61,10 +72,12 @@ class Reasons:
 
 
 def write(places: Sequence[Path]) -> None:
-    """Write the page from the results under each place; one that has none is left out."""
-    runs = [_together(sorted(place.glob("**/outcomes.json"))) for place in places]
-    if any(runs):
-        PAGE.write_text(page([run for run in runs if run]))
+    """Write both from the results under each place; one that has none is left out."""
+    found = [_together(sorted(place.glob("**/outcomes.json"))) for place in places]
+    runs = [run for run in found if run]
+    if runs:
+        PAGE.write_text(page(runs))
+        README.write_text(readme(README.read_text(), runs))
 
 
 def _together(files: list[Path]) -> Run | None:
@@ -76,13 +89,26 @@ def _together(files: list[Path]) -> Run | None:
     return Run({**found[-1], "tests": tests})
 
 
+def readme(text: str, runs: Sequence[Run]) -> str:
+    """The README with a column for each run in its table of scenarios."""
+    before, _, behind = text.partition(MARK)
+    behind = behind[behind.index("\n\n") :]
+    columns = " | ".join(run.title for run in runs)
+    lines = [f"| field | scenario | {columns} |", "|---" * (2 + len(runs)) + "|"]
+    for row in _scenarios(text):
+        files = ", ".join(f"[{name}](tests/real/{name})" for name in row.files)
+        cells = " | ".join(_share(run.of_files(row.files)) for run in runs)
+        lines.append(f"| {row.what} | {files} | {cells} |")
+    return before + MARK + "\n".join(lines) + behind
+
+
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
     reasons = Reasons()
-    fields = _scenarios()
-    shown = {name for _, name in fields}
+    fields = _scenarios(README.read_text())
+    shown = {name for row in fields for name in row.files}
     others = sorted(path.name for path in (ROOT / "tests/real").glob("test_*.py"))
-    rest = [(_story(name), name) for name in others if name not in shown]
+    rest = [Row(_story(name), (name,)) for name in others if name not in shown]
     lines = [
         *(
             "| CRIU | libcriu | kernel | Python | date | passed | skipped | failed |",
@@ -103,32 +129,41 @@ def _summary(run: Run) -> str:
     return f"| {' | '.join(words)} |"
 
 
-def _table(rows: list[tuple[str, str]], runs: Sequence[Run], reasons: Reasons) -> list[str]:
+def _table(rows: Sequence[Row], runs: Sequence[Run], reasons: Reasons) -> list[str]:
     head = " | ".join(["what", "tests", *(run.title for run in runs)])
     lines = [f"| {head} |", "|---" * (2 + len(runs)) + "|"]
-    for what, name in rows:
-        cells = [_cell(run.of_file(name), reasons) for run in runs]
-        lines.append(f"| {what} | [{name}](../tests/real/{name}) | {' | '.join(cells)} |")
+    for row in rows:
+        files = ", ".join(f"[{name}](../tests/real/{name})" for name in row.files)
+        cells = [_cell(run.of_files(row.files), reasons) for run in runs]
+        lines.append(f"| {row.what} | {files} | {' | '.join(cells)} |")
     return lines
 
 
 def _cell(outcomes: list[tuple[str, str]], reasons: Reasons) -> str:
-    counts = Counter(outcome for outcome, _ in outcomes)
     numbers = sorted({reasons.number(why) for outcome, why in outcomes if outcome == "skipped"})
     marks = f" [{', '.join(map(str, numbers))}]" if numbers else ""
+    return _share(outcomes) + marks
+
+
+def _share(outcomes: list[tuple[str, str]]) -> str:
+    """How many of the tests have passed, in a word where that says it."""
+    counts = Counter(outcome for outcome, _ in outcomes)
     if not outcomes:
         return "not run"
     if counts["failed"]:
-        return f"**{counts['failed']} of {len(outcomes)} failed**{marks}"
+        return f"**{counts['failed']} of {len(outcomes)} failed**"
     if not counts["passed"]:
-        return f"no{marks}"
-    return ("yes" if not numbers else f"{counts['passed']} of {len(outcomes)}") + marks
+        return "no"
+    return f"{counts['passed']} of {len(outcomes)}" if counts["skipped"] else "yes"
 
 
-def _scenarios() -> list[tuple[str, str]]:
-    """The README's fields, each with its file of tests."""
-    text = (ROOT / "README.md").read_text().partition("<!-- scenarios -->")[2]
-    return re.findall(r"^\| (.+?) \| \[(test_\w+\.py)\]", text, re.M)
+def _scenarios(text: str) -> list[Row]:
+    """The README's fields, each with its files of tests."""
+    table = text.partition(MARK)[2].partition("\n\n")[0]
+    return [
+        Row(what, tuple(re.findall(r"tests/real/(test_\w+\.py)", files)))
+        for what, files in re.findall(r"^\| (.+?) \| (\[test_.+?) \|", table, re.M)
+    ]
 
 
 def _story(name: str) -> str:

@@ -2,14 +2,16 @@
 
 ``smoke`` runs in one guest what this machine's kernel may not be able to do, and a few tests of
 the rest. ``all`` runs ``tests/real`` with every kernel, a few files in each guest and two guests
-at a time, and writes ``docs/kernels.md`` from what came out; with ``--resume`` it leaves out what
-an earlier run that was cut short has come to.
+at a time, and writes the tables of kernels from what came out; with ``--resume`` it leaves out
+what an earlier run that was cut short has come to. ``here`` runs them on this machine, for a
+column of its own, and ``page`` writes the tables again.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -45,7 +47,7 @@ FILES = 6
 """Files of tests in one guest: as many as are soon run again, when a kernel stumbles."""
 
 PYTEST = (
-    *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200", "PYTHONDONTWRITEBYTECODE=1"),
+    *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200"),
     *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.vm.outcomes"),
     *("-o", "timeout=1800", "-o", "console_output_style=classic", "--tb=short", "--color=no"),
 )
@@ -131,20 +133,40 @@ def everything(tests: tuple[str, ...], *, resume: bool) -> int:
     )
     with ThreadPoolExecutor(2) as pool:
         statuses = list(pool.map(Part.run, (part for part in work if not part.ended)))
-    kernels.write([results(guest) for guest in GUESTS])
+    write()
     return max(statuses, default=0)
+
+
+def write() -> int:
+    """The tables of kernels."""
+    kernels.write([*(results(guest) for guest in GUESTS), results("here")])
+    return 0
+
+
+def here(tests: tuple[str, ...]) -> int:
+    """The tests on this machine."""
+    place = results("here") / "outcomes.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "pytest", "-p", "tests.vm.outcomes", *(tests or ("tests/real",))]
+    environment = {**os.environ, "PYCRIU_NATIVE_OUTCOMES": str(place)}
+    status = subprocess.run(words, cwd=root.ROOT, check=False, env=environment).returncode
+    write()
+    return status
 
 
 def main() -> int:
     """0 where all tests passed or were skipped with a reason."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.suite", description=__doc__)
-    parser.add_argument("what", choices=("smoke", "all"))
+    parser.add_argument("what", choices=("smoke", "all", "here", "page"))
     parser.add_argument("--resume", action="store_true", help="leave out what has run to its end")
     parser.add_argument("tests", nargs="*", help="files, instead of those in tests/real")
     chosen = parser.parse_args()
+    tests = tuple(chosen.tests)
     if chosen.what == "smoke":
         return smoke()
-    return everything(tuple(chosen.tests), resume=chosen.resume)
+    if chosen.what == "here":
+        return here(tests)
+    return write() if chosen.what == "page" else everything(tests, resume=chosen.resume)
 
 
 if __name__ == "__main__":

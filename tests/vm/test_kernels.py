@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .kernels import Run, page
+from .kernels import README, Run, page, readme
 
 LAZY = "tests/real/test_lazy.py::test_"
 VETH = "tests/real/test_veth.py::test_"
@@ -33,3 +33,9 @@ def test_the_page() -> None:
     assert "[test_veth.py](../tests/real/test_veth.py) | **1 of 1 failed** | yes |" in told
     assert "[test_tcp.py](../tests/real/test_tcp.py) | not run | not run |" in told
     assert told.endswith(f"\n1. {why}\n")
+
+    again = readme(readme(README.read_text(), [old]), [old, new])
+    assert "| field | scenario | CRIU 3.17.1, kernel 6.1.0 | CRIU 4.1.1, kernel" in again
+    assert "[test_veth.py](tests/real/test_veth.py) | **1 of 1 failed** | yes |" in again
+    assert again.replace("\n", "").startswith(README.read_text()[:200].replace("\n", ""))
+    assert again.endswith(README.read_text()[-200:])

@@ -72,9 +72,8 @@ def filled(
         directories = Directories(opts, verb, owned)
         handle = owned.enter_context(Handle())
         keep = fill(handle, request, directories, owned)
-        made = LibcriuCall(verb, handle) if verb in LIBCRIU_VERBS else DirectCall(verb, handle)
-        with made as call:
-            sent = call.request()
+        call = LibcriuCall(verb, handle) if verb in LIBCRIU_VERBS else DirectCall(verb, handle)
+        sent = call.request()
         message = handle.wire()
         return Filled(sent, message, directories_of(message), keep)
 

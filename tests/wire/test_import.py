@@ -34,6 +34,8 @@ SLOW = {
     "random",
     "re",
     "shutil",
+    "socket",
+    "struct",
     "subprocess",
     "tempfile",
     "tomllib",
