@@ -451,6 +451,25 @@ def many(page: Page) -> None:
                 ),
                 body,
             )
+    shares = []
+    for verb in ("dump", "restore"):
+        ways = {
+            way: sum(
+                page.rows("many", what, by=way)[-1]["median"]
+                for what in (f"{verb}: processor time", f"{verb}: our own")
+            )
+            for way in ("workers of their own", "the criu program")
+            if page.rows("many", f"{verb}: our own", by=way)
+        }
+        if len(ways) == 2:
+            ours, theirs = ways.values()
+            shares.append(f"{(ours / theirs - 1) * 100:+.0f}% for a {verb}")
+    if shares:
+        page.say(
+            "The processor time of a batch on workers of their own, Python's with it, against the "
+            f"program's: {' and '.join(shares)}. With all processors busy the wall time follows "
+            "that; with fewer calls at once there are idle moments in which to hide it."
+        )
     if start:
         page.say(
             f"Starting CRIU and ending it again takes {shown(start[0])} of processor time: that is "
