@@ -47,7 +47,7 @@ UNTIL_DEAD = 5.0
 
 
 class Keeper(Protocol):
-    """Who waits for calls in another way than the thread that makes them: asyncio's task."""
+    """Who waits for calls in a way of its own: asyncio's task, and the threads of a batch."""
 
     def see_through(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
