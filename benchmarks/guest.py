@@ -30,8 +30,9 @@ def measure(quick: bool) -> list[Row]:
     from tests.vm import machine, root
     from tests.vm.guests import GUESTS
 
-    if not (root.CACHE / GUEST / "root.ext4").exists():
-        return [note("pre-dump rounds", "no guest has been built: make demo-vm")]
+    key = root.CACHE / GUEST / "key"
+    if not key.exists() or key.read_text() != root._key(GUESTS[GUEST]):
+        return [note("pre-dump rounds", "no guest has been built, or it is old: make demo-vm")]
     build("target")  # there is no compiler in the guest
     command = ["python3", "-m", "benchmarks.frozen", "--quick", "--json", "/results/frozen.json"]
     with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-") as results:
