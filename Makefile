@@ -195,10 +195,12 @@ lint: build $(VENV)/.lint ## ruff and strict mypy
 	$(VENV)/bin/mypy --strict || failed=1
 	exit $$failed
 
-# What the numbers are compared with: pycriu, as Debian has it (in Debian 12 in the package criu).
+# What the numbers are compared with: pycriu, as Debian has it (in Debian 12 in the package criu),
+# and the CRIU 4.3 of make test-libraries. What this kernel cannot do is measured in a guest, if
+# make demo-vm has made one.
 BENCH_PYCRIU := build/bench/pycriu
 .PHONY: bench
-bench: build ## measure; ARGS=--quick takes two minutes, the whole about fifteen
+bench: build ## measure; ARGS=--quick takes three minutes, the whole about fifteen
 	@$(AS_ROOT)
 	mkdir -p $(BENCH_PYCRIU)
 	if [[ ! -d $(BENCH_PYCRIU)/usr ]]; then

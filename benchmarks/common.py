@@ -121,16 +121,17 @@ def scratch(where: str | None = None) -> Iterator[Path]:
 
 
 class Target:
-    """A process of ``native/target.c``, ended by its pid."""
+    """A process of ``native/target.c``, ended by its pid.
 
-    def __init__(
-        self, directory: Path, mib: int = 0, *, writes: bool = False, name: str = "t"
-    ) -> None:
+    ``writes``: 1 has it write all over its memory, 16 over a sixteenth of it, and so on.
+    """
+
+    def __init__(self, directory: Path, mib: int = 0, *, writes: int = 0, name: str = "t") -> None:
         self.told = directory / f"{name}.told"
         self.told.unlink(missing_ok=True)
         words = [str(build("target")), str(self.told), str(mib), f"password-{name}"]
         self.process = subprocess.Popen(
-            [*words, *(["write"] if writes else [])], start_new_session=True, cwd="/", **QUIET
+            [*words, *([str(writes)] if writes else [])], start_new_session=True, cwd="/", **QUIET
         )
         self.pid = self.process.pid
         self.first = self._wait()

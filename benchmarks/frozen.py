@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
-from pycriu_native import CriuOpts, DumpStatistics, WarmWorkers, dump, feature_check
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pycriu_native import (
+    CriuOpts,
+    DumpResult,
+    DumpStatistics,
+    Round,
+    WarmWorkers,
+    dump,
+    dump_iters,
+    feature_check,
+)
 
 from .common import Row, Target, main, note, row, scratch
 
 PARTS = ("freezing_time", "frozen_time", "memdump_time", "memwrite_time")
+ROUNDS = 3
+"""Pre-dumps before the dump."""
 
 
 def measure(quick: bool) -> list[Row]:
-    """A plain dump that leaves it running: what CRIU says, and what the process has felt."""
+    """Dumps that leave it running: what CRIU says, and what the process has felt."""
     times, sizes = (3, (256,)) if quick else (7, (256, 1024))
+    ways: dict[str, Callable[[int, Path, WarmWorkers], list[tuple[str, DumpResult]]]]
+    ways = {"plain": _plain}
     rows: list[Row] = []
+    shares = [1]
+    if feature_check().mem_track:
+        ways["rounds"] = _rounds
+        shares.append(16)  # which is what rounds are for
+    else:
+        why = "this kernel does not track changed memory (soft-dirty): see the guest"
+        rows.append(note("pre-dump rounds", why))
     with scratch("/dev/shm") as directory, WarmWorkers(1) as warm:
-        for mib in sizes:
-            target = Target(directory, mib, writes=True, name=f"writer-{mib}")
-            taken: dict[str, list[float]] = {}
+        for mib, share in [(mib, share) for mib in sizes for share in shares]:
+            target = Target(directory, mib, writes=share, name=f"writer-{mib}-{share}")
+            where = "" if share == 1 else f", writing to a {share}th of it"
+            taken: dict[tuple[str, str], list[float]] = {}
+
+            def took(by: str, what: str, value: float) -> None:
+                taken.setdefault((by, what), []).append(value)  # noqa: B023
+
+            images = directory / "images"
             try:
-                for number in range(times):
-                    images = directory / f"images-{number}"
-                    target.ask()
-                    opts = CriuOpts(images_directory=images, leave_running=True)
-                    done = dump(target.pid, opts, via=warm)
-                    felt = float(target.ask()[2])
-                    assert isinstance(done.statistics, DumpStatistics)
-                    for part in PARTS:
-                        taken.setdefault(part, []).append(getattr(done.statistics, part) / 1e3)
-                    taken.setdefault("felt by the process", []).append(felt * 1e3)
-                    taken.setdefault("whole call", []).append(done.duration * 1e3)
-                    for image in images.iterdir():
-                        image.unlink()
+                for _ in range(times):
+                    for way in ways.values():
+                        target.ask()
+                        found = way(target.pid, images, warm)
+                        felt = float(target.ask()[2]) * 1e3
+                        for by, done in found:
+                            assert isinstance(done.statistics, DumpStatistics)
+                            for part in PARTS:
+                                took(by, part, getattr(done.statistics, part) / 1e3)
+                            took(by, "pages written", done.statistics.pages_written or 0)
+                            took(by, "whole call", done.duration * 1e3)
+                        took(found[-1][0], "felt by the process", felt)
+                        shutil.rmtree(images)
             finally:
                 target.end()
             rows += [
-                row(what, "ms", samples, by="plain dump", MiB=mib)
-                for what, samples in taken.items()
+                row(what, "" if what == "pages written" else "ms", samples, by=by + where, MiB=mib)
+                for (by, what), samples in taken.items()
             ]
-    if not feature_check().mem_track:
-        why = "this kernel does not track changed memory (soft-dirty): no pre-dump rounds"
-        rows.append(note("pre-dump rounds", why))
     return rows
+
+
+def _plain(pid: int, images: Path, via: WarmWorkers) -> list[tuple[str, DumpResult]]:
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    return [("a plain dump", dump(pid, opts, via=via))]
+
+
+def _rounds(pid: int, images: Path, via: WarmWorkers) -> list[tuple[str, DumpResult]]:
+    opts = CriuOpts(images_directory=images, leave_running=True)
+
+    def more(round: Round) -> bool:
+        return round.number < ROUNDS
+
+    done = dump_iters(pid, opts, more, via=via)
+    found = [(f"pre-dump {each.number}", each.result) for each in done.rounds]
+    return [*found, (f"the dump after {ROUNDS} pre-dumps", done.final)]
 
 
 if __name__ == "__main__":

@@ -60,30 +60,41 @@ and pycriu fork, which copies its page tables: they cost more, the more memory t
 """
 
 THROUGHPUT = """
-The limit is a copy of the same bytes by one thread: written from memory for the dump, read into
-memory for the restore. A dump also takes the pages out of the process through pipes, and a restore
-makes the memory that it reads into.
-
-| to | choose |
-|---|---|
-| stop for the shortest time, with memory to spare | images on a tmpfs, and copy them from there |
-| keep the images on this machine | images on the disk; `image_io_mode="direct"` (4.3) where they should not push other files out of the page cache |
-| have the images on another machine | `page_server`: the pages are sent as they are read, and written once |
-| save room, or a slow disk or network | `compress="block"` (4.3, a CRIU that was built with LZ4), with `decompress_threads=0` on restore |
-| run again before all memory has come | `lazy_pages` |
+The limit is a copy of the same bytes by one thread, a MiB at a time: from memory to a file for the
+dump, and from that file into fresh memory for the restore, where the kernel has to find and clear
+each page, as it has to for CRIU. A dump also takes the pages out of the process through pipes. *Past
+the page cache* (`O_DIRECT`) is what the disk itself does; without that, what is written is in
+memory at first, and the kernel brings it to the disk later.
 """
 
 MANY = """
 `dump_many` and `restore_many` run on any executor; here on threads of one Python process. The
-comparison is a shell's `xargs -P` with the `criu` program. Where as many calls run as there are
-processors, the processor time bounds both: what is gained is CRIU's start, which a warm worker has
-behind it, though it costs its processor time all the same.
+comparison is `xargs -P` with the `criu` program. As many CRIUs work at the same time in each; our
+threads make the next calls ready meanwhile, their workers too.
+
+No way can be faster than its processor time on all processors at once. Ours is CRIU's and that of
+Python, which makes each request and hears each answer; starting CRIU costs all ways the same
+processor time, whenever it is done, so it can be hidden only while a processor has nothing to do.
 """
 
 FROZEN = """
 A process that writes all over its memory while it is dumped and left running. *Felt by the
 process* is the longest time between two of its steps. Pages are taken while it stands still, so a
 plain dump stops it in proportion to its memory; pre-dump rounds and lazy migration shorten that.
+"""
+
+MIGRATION = """
+The same process, moved to another host: a network namespace behind a veth pair, so that the network
+is as fast as memory and both sides share the processors. With post-copy (lazy migration) it runs
+there before its memory has come, and waits for each page that it touches until all has.
+"""
+
+GUEST = """
+Pre-dump rounds, on a kernel that tracks changed memory: in a guest whose processor is emulated,
+many times slower than this machine. Compare within this table only. The process runs on during the
+pre-dumps, but for the moment that `frozen_time` tells. Rounds pay for a process that writes to part
+of its memory while a round is written; one that writes to all of it in that time has all of it
+dumped in the end, however many rounds there were.
 """
 
 OPTIONS = """
@@ -148,12 +159,15 @@ class Page:
 
     def notes(self, benchmark: str) -> None:
         """Why some numbers are not there."""
+        why: dict[str, list[str]] = {}
         for row in self.all(benchmark):
             if "median" not in row:
                 case = ", ".join(f"{key} {value}" for key, value in row["case"].items())
-                self.say(
-                    f"*Not measured:* {row['what']}{f' ({case})' if case else ''}: {row['notes']}."
+                why.setdefault(row["notes"], []).append(
+                    row["what"] + (f" ({case})" if case else "")
                 )
+        for reason, cases in why.items():
+            self.say(f"*Not measured:* {'; '.join(cases)}: {reason}.")
 
 
 def number(value: float) -> str:
@@ -220,9 +234,9 @@ def goals(page: Page) -> None:
                 )
             )
     for what in ("dump", "restore"):
-        found = page.rows("many", f"{what}: times faster", by="warm workers")
-        for row in found:
+        for row in page.rows("many", f"{what}: times faster"):
             case = f"{row['case']['processes']} processes, {row['case']['parallel']} at once"
+            case += f", {row['case']['by']}"
             goal(f"{what} of {case}", "1 or more", [row], lambda found: found[0] >= 1)
     page.say("## Goals\n")
     page.table(
@@ -317,39 +331,152 @@ def size(page: Page) -> None:
     page.notes("size")
 
 
+def _measured(page: Page, what: str, by: str, on: str) -> str:
+    """A number of the largest process that was measured."""
+    found = page.rows("throughput", what, by=by, on=on)
+    return f"{number(found[-1]['median'])} {found[-1]['unit']}" if found else "not measured"
+
+
+def advice(page: Page) -> None:
+    """Which to choose when, by what was measured."""
+
+    def say(by: str, on: str, what: str = "dump") -> str:
+        return _measured(page, what, by, on)
+
+    ours, direct, packed = "pycriu_native", "4.3, direct", "4.3, compressed"
+    cache = "left in the page cache"
+    felt = {
+        row["case"]["by"]: f"{number(row['median'])} {row['unit']}"
+        for row in page.rows("migration", "felt by the process")
+    }
+    lazily = ", ".join(f"{by} {felt[by]}" for by in ("stop-and-copy", "post-copy") if by in felt)
+    server = "page server on loopback"
+    page.table(
+        ("to", "choose", "because here, for the largest process"),
+        (
+            (
+                "stop for the shortest time, with memory to spare",
+                "images on a tmpfs, and copy them from there",
+                f"dump: tmpfs {say(ours, 'tmpfs')}, disk {say(ours, 'disk')}",
+            ),
+            (
+                "keep the images on this machine",
+                "images on the disk, as CRIU writes them by default",
+                f"dump: {say('4.3, writeback', 'disk')}; direct {say(direct, 'disk')}; "
+                f"restore: {say('4.3, writeback', 'disk', 'restore')}; "
+                f"direct {say(direct, 'disk', 'restore')}",
+            ),
+            (
+                "leave the page cache to others",
+                '`image_io_mode="direct"` (CRIU 4.3)',
+                f"a dump leaves there: {say(direct, 'disk', cache)}, by default "
+                f"{say('4.3, writeback', 'disk', cache)}",
+            ),
+            (
+                "have the images on another machine",
+                "`page_server`: pages are sent as they are read, and written once",
+                f"dump: {say(server, 'tmpfs')} to a socket of this machine",
+            ),
+            (
+                "save room, or a slow disk or network",
+                '`compress="block"` (4.3, built with LZ4), `decompress_threads=0` on restore',
+                f"dump: {say(packed, 'disk')}; restore: {say(packed, 'disk', 'restore')}",
+            ),
+            (
+                "run again before all memory has come",
+                "`lazy_pages`, or a post-copy migration",
+                f"it stood still for: {lazily}" if lazily else "not measured",
+            ),
+        ),
+    )
+
+
 def throughput(page: Page) -> None:
     """Large processes."""
     page.say("## Large processes\n" + THROUGHPUT)
+    advice(page)
     cases = list(
         dict.fromkeys((r["case"]["on"], r["case"]["MiB"]) for r in page.rows("throughput"))
     )
     for on, mib in cases:
         page.say(f"{mib} MiB, images on {on}:")
         found = page.rows("throughput", on=on, MiB=mib)
-        ways = list(dict.fromkeys(row["case"]["by"] for row in found))
+        whats = list(dict.fromkeys(row["what"] for row in found))
         body = []
-        for way in ways:
-            cells = [
-                page.rows("throughput", w, on=on, MiB=mib, by=way) for w in ("dump", "restore")
-            ]
+        for way in dict.fromkeys(row["case"]["by"] for row in found):
+            cells = [page.rows("throughput", what, on=on, MiB=mib, by=way) for what in whats]
             body.append([way, *(shown(each[0]) if each else "" for each in cells)])
-        page.table(("", "dump", "restore"), body)
+        page.table(("", *whats), body)
     page.notes("throughput")
 
 
 def many(page: Page) -> None:
     """Many at once."""
     page.say("## Many at once\n" + MANY)
-    whats = ("dump", "dump: processor time", "restore", "restore: processor time")
-    for parallel in dict.fromkeys(row["case"]["parallel"] for row in page.rows("many")):
+    start = page.rows("many", "the start of CRIU: processor time")
+    processors = page.data["machine"]["processors"]
+    for parallel in dict.fromkeys(row["case"].get("parallel") for row in page.rows("many")):
+        if parallel is None:
+            continue
         found = page.rows("many", parallel=parallel)
         count = found[0]["case"]["processes"]
-        page.say(f"{count} processes, {parallel} at once:")
-        body = []
-        for way in dict.fromkeys(row["case"]["by"] for row in found):
-            cells = [page.rows("many", what, parallel=parallel, by=way) for what in whats]
-            body.append([way, *(shown(each[0]) if each else "" for each in cells)])
-        page.table(("", *whats), body)
+        for verb in ("dump", "restore"):
+            page.say(f"{verb.capitalize()} of {count} processes, {parallel} at once:")
+            body = []
+            for way in dict.fromkeys(row["case"]["by"] for row in found):
+                (wall,), (work,), (own,) = (
+                    page.rows("many", what, parallel=parallel, by=way)
+                    for what in (verb, f"{verb}: processor time", f"{verb}: our own")
+                )
+                least = (work["median"] + own["median"]) / processors
+                each = (number(row["median"] / count * 1e3) for row in (work, own))
+                faster = page.rows("many", f"{verb}: times faster", parallel=parallel, by=way)
+                body.append(
+                    [
+                        way,
+                        shown(wall),
+                        f"{number(least)} s",
+                        *(f"{text} ms" for text in each),
+                        shown(faster[0]) if faster else "",
+                    ]
+                )
+            page.table(
+                (
+                    "",
+                    "wall time",
+                    f"least, by processor time on {processors}",
+                    "CRIU's, each process",
+                    "Python's, each process",
+                    "times as fast as the program",
+                ),
+                body,
+            )
+    shares = []
+    for verb in ("dump", "restore"):
+        ways = {
+            way: sum(
+                page.rows("many", what, by=way)[-1]["median"]
+                for what in (f"{verb}: processor time", f"{verb}: our own")
+            )
+            for way in ("workers of their own", "the criu program")
+            if page.rows("many", f"{verb}: our own", by=way)
+        }
+        if len(ways) == 2:
+            ours, theirs = ways.values()
+            shares.append(f"{(ours / theirs - 1) * 100:+.0f}% for a {verb}")
+    if shares:
+        page.say(
+            "The processor time of a batch on workers of their own, Python's with it, against the "
+            f"program's: {' and '.join(shares)}. With all processors busy the wall time follows "
+            "that; with fewer calls at once there are idle moments in which to hide it."
+        )
+    if start:
+        page.say(
+            f"Starting CRIU and ending it again takes {shown(start[0])} of processor time: that is "
+            "all that a worker which was started ahead can save, and only on an idle processor. "
+            "Where the feature cache is not kept (see above), each CRIU probes the kernel as well, "
+            "in each of these ways."
+        )
     page.notes("many")
 
 
@@ -368,17 +495,32 @@ def simple(name: str, title: str, text: str, key: str) -> Callable[[Page], None]
     return section
 
 
-def frozen(page: Page) -> None:
-    """Standing still."""
-    page.say("## How long a process stands still\n" + FROZEN)
-    sizes = list(dict.fromkeys(row["case"]["MiB"] for row in page.rows("frozen")))
-    body = []
-    for what in dict.fromkeys(row["what"] for row in page.rows("frozen")):
-        cells = [page.rows("frozen", what, MiB=mib) for mib in sizes]
-        body.append([what, *(shown(each[0]) if each else "" for each in cells)])
-    page.table(("plain dump", *(f"{mib} MiB" for mib in sizes)), body)
-    page.notes("frozen")
+def standing_still(page: Page, benchmark: str) -> None:
+    """A table for each size: ways down, times across."""
+    found = page.rows(benchmark)
+    for mib in dict.fromkeys(row["case"]["MiB"] for row in found):
+        page.say(f"{mib} MiB:")
+        whats = list(dict.fromkeys(row["what"] for row in found))
+        body = []
+        for way in dict.fromkeys(row["case"]["by"] for row in found):
+            cells = [page.rows(benchmark, what, MiB=mib, by=way) for what in whats]
+            body.append([way, *(shown(each[0]) if each else "" for each in cells)])
+        page.table(("", *whats), body)
+    page.notes(benchmark)
 
+
+def frozen(page: Page) -> None:
+    """Standing still: here, moved, and where memory is tracked."""
+    page.say("## How long a process stands still\n" + FROZEN)
+    standing_still(page, "frozen")
+    for name, text in (("migration", MIGRATION), ("guest", GUEST)):
+        if name in page.data["benchmarks"]:
+            page.say(text)
+            standing_still(page, name)
+
+
+WITH_FROZEN = ("migration", "guest")
+"""Benchmarks that the section on standing still shows."""
 
 SECTIONS: dict[str, Callable[[Page], None]] = {
     "calls": calls,
@@ -427,7 +569,7 @@ def main() -> None:
         if name in page.data["benchmarks"]:
             section(page)
     for name in page.data["benchmarks"]:
-        if name not in SECTIONS:
+        if name not in SECTIONS and name not in WITH_FROZEN:
             other(page, name)
     asked.out.write_text("\n".join(page.lines).rstrip() + "\n")
 

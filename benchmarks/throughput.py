@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -14,157 +16,234 @@ from pycriu_native import (
     CriuOpts,
     UnsupportedError,
     WarmWorkers,
-    Worker,
     dump,
     page_server_child,
     restore,
 )
 
 from .common import Row, Target, adopt, criu, main, note, row, scratch
+from .newest import PROGRAM, Newest, RefusedError
 
-NEWEST = "/opt/pycriu-native-4.3/bin/criu"
-"""A CRIU with image I/O modes and compression, where it is installed and CRIU_NEWEST is unset."""
+MIB = 2**20
+TIMES = 3
+"""Rounds: each moves every process there and back by every way."""
+SPARE = 2048
+"""MiB of memory that are left to everybody else."""
 
+NEWEST: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "4.3, writeback": ({}, {}),
+    "4.3, direct": ({"image_io_mode": "direct"}, {"image_io_mode": "direct"}),
+    "4.3, compressed": ({"compress": "block"}, {"decompress_threads": 0}),
+    "4.3, compressed, one thread": ({"compress": "block"}, {"decompress_threads": 1}),
+}
+"""What 4.3 can be asked for: options of the dump, and of the restore."""
 
-def gigabytes(mib: int, seconds: float) -> float:
-    """As a rate: GB/s."""
-    return mib * 2**20 / seconds / 1e9
+Way = tuple[Callable[[], float], Callable[[], float]]
+"""A dump and a restore, and the seconds that each takes."""
 
 
 def measure(quick: bool) -> list[Row]:
     """Each way in turn: dump, restore, look whether all is there, and again."""
     adopt()
     rows: list[Row] = []
-    times = 3 if quick else 5
-    for where, base in (("tmpfs", "/dev/shm"), ("disk", os.environ.get("TMPDIR", "/var/tmp"))):
-        for mib in (1024,) if quick else (1024, 4096):
-            free = os.statvfs(base)
-            if free.f_bavail * free.f_frsize < 3 * mib * 2**20:
-                rows.append(note("throughput", "no room for it", on=where, MiB=mib))
-                continue
-            with scratch(base) as directory:
-                rows += _measure(directory, where, mib, times if mib < 4096 else 3)
+    newest = Newest() if os.path.exists(PROGRAM) else None
+    if newest is None:
+        rows.append(note("CRIU 4.3", "it is not installed: name one in CRIU_NEWEST"))
+    try:
+        for where, base in (("tmpfs", "/dev/shm"), ("disk", os.environ.get("TMPDIR", "/var/tmp"))):
+            for mib in (1024,) if quick else (1024, 4096):
+                why = _no_room(base, mib)
+                if why:
+                    rows.append(note("throughput", why, on=where, MiB=mib))
+                    continue
+                with scratch(base) as directory:
+                    rows += _Case(directory, where, mib, newest).measure(TIMES)
+    finally:
+        if newest is not None:
+            newest.close()
     return rows
 
 
-def _measure(directory: Path, where: str, mib: int, times: int) -> list[Row]:
-    target = Target(directory, mib)
-    images = directory / "images"
-    opts = CriuOpts(images_directory=images)
-    taken: dict[tuple[str, str], list[float]] = {}
-    refused: dict[str, str] = {}
+def _no_room(base: str, mib: int) -> str | None:
+    """Why a process of this size cannot be measured here."""
+    found = os.statvfs(base)
+    if found.f_bavail * found.f_frsize < 2 * mib * MIB:
+        return f"no room for twice as much in {base}"
+    with open("/proc/meminfo") as file:
+        free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    # The process, its images in memory or in the page cache, and what they are compared with.
+    if free // 1024 < 3 * mib + SPARE:
+        return f"{free // 1024} MiB of memory are available, {3 * mib + SPARE} are wanted"
+    return None
 
-    def clear() -> None:
-        shutil.rmtree(images, ignore_errors=True)
-        images.mkdir()
 
-    def command_dump() -> None:
-        criu("dump", "-t", target.pid, "-D", images, "-o", "dump.log")
+def _cached() -> float:
+    """MiB that the page cache holds."""
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Cached:")) / 1024
 
-    def command_restore() -> None:
-        criu("restore", "-D", images, "-o", "restore.log", "-d")
 
-    def to_page_server() -> None:
-        serving = CriuOpts(images_directory=images, page_server="127.0.0.1:0")
-        with page_server_child(serving) as server:
-            dump(
-                target.pid,
-                CriuOpts(images_directory=images, page_server=("127.0.0.1", server.result.port)),
+def timed(body: Callable[[], object]) -> Callable[[], float]:
+    """The same, telling how many seconds it took."""
+
+    def sample() -> float:
+        started = time.perf_counter()
+        body()
+        return time.perf_counter() - started
+
+    return sample
+
+
+class _Case:
+    """One process, and images in one place."""
+
+    def __init__(self, directory: Path, where: str, mib: int, newest: Newest | None) -> None:
+        self.directory = directory
+        self.where = where
+        self.mib = mib
+        self.newest = newest
+        self.images = directory / "images"
+        self.opts = CriuOpts(images_directory=self.images)
+        self.taken: dict[tuple[str, str], list[float]] = {}
+        self.cached: dict[str, list[float]] = {}
+        self.target = Target(directory, mib)
+
+    def measure(self, times: int) -> list[Row]:
+        """So many rounds of all ways."""
+        refused: dict[str, str] = {}
+        try:
+            with WarmWorkers(1) as warm:
+                ways = self._ways(warm)
+                for _ in range(times):
+                    # First: on a virtual machine, memory that was never used costs its host too.
+                    self._limits()
+                    for name, way in ways.items():
+                        if name not in refused and (why := self._take(name, way)):
+                            refused[name] = why
+        finally:
+            self.target.end()
+        case: dict[str, Any] = {"on": self.where, "MiB": self.mib}
+        rows = [
+            row(
+                what, "GB/s", [self.mib * MIB / seconds / 1e9 for seconds in taken], by=name, **case
             )
-            server.wait(60)
+            for (name, what), taken in self.taken.items()
+        ]
+        if self.where == "disk":
+            rows += [
+                row("left in the page cache", "MiB", found, by=name, **case)
+                for name, found in self.cached.items()
+            ]
+        return rows + [note("dump", why, by=name, **case) for name, why in refused.items()]
 
-    def ways(
-        via: Worker | WarmWorkers,
-    ) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-        found: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+    def _ways(self, warm: WarmWorkers) -> dict[str, Way]:
+        opts, images, pid = self.opts, self.images, self.target.pid
+        found: dict[str, Way] = {
             "pycriu_native": (
-                lambda: dump(target.pid, opts, via=via),
-                lambda: restore(opts, via=via),
+                timed(lambda: dump(pid, opts, via=warm)),
+                timed(lambda: restore(opts, via=warm)),
             ),
-            "the criu program": (command_dump, command_restore),
-            "page server on loopback": (to_page_server, lambda: restore(opts)),
+            "the criu program": (
+                timed(lambda: criu("dump", "-t", pid, "-D", images, "-o", "dump.log")),
+                timed(lambda: criu("restore", "-D", images, "-o", "restore.log", "-d")),
+            ),
+            "page server on loopback": (
+                timed(self._to_page_server),
+                timed(lambda: restore(opts, via=warm)),
+            ),
         }
-        newest = os.environ.get("CRIU_NEWEST", NEWEST)
-        if os.path.exists(newest):
-            other = Worker(program=newest)
-            kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-                "4.3, writeback": ({}, {}),
-                "4.3, direct": ({"image_io_mode": "direct"}, {"image_io_mode": "direct"}),
-                "4.3, compressed": ({"compress": "block"}, {"decompress_threads": 0}),
-            }
-            for name, (saving, restoring) in kinds.items():
-                saved = CriuOpts.from_dict({"images_directory": str(images), **saving})
-                back = CriuOpts.from_dict({"images_directory": str(images), **restoring})
+        newest = self.newest
+        if newest is not None:
+            here = {"images_directory": str(images)}
+            for name, (saving, restoring) in NEWEST.items():
                 found[name] = (
-                    lambda saved=saved: dump(target.pid, saved, via=other),  # type: ignore[misc]
-                    lambda back=back: restore(back, via=other),  # type: ignore[misc]
+                    lambda saving=saving: newest.dump(pid, {**here, **saving}, self._collect),  # type: ignore[misc]
+                    lambda restoring=restoring: newest.restore({**here, **restoring}),  # type: ignore[misc]
                 )
         return found
 
+    def _to_page_server(self) -> None:
+        serving = CriuOpts(images_directory=self.images, page_server="127.0.0.1:0")
+        with page_server_child(serving) as server:
+            there = ("127.0.0.1", server.result.port)
+            dump(self.target.pid, CriuOpts(images_directory=self.images, page_server=there))
+            server.wait(60)
+
+    def _take(self, name: str, way: Way) -> str | None:
+        """One dump and one restore; why it was refused, if it was."""
+        save, bring_back = way
+        self._clear()
+        before = _cached()
+        try:
+            saved = save()
+        except (CriuError, UnsupportedError, RefusedError) as error:
+            if not self.target.is_intact():
+                raise
+            said = str(error).partition(" (/")[0].partition("; ")[0]
+            return re.sub(r"^dump of pid \d+ failed: ", "", said)
+        self._collect()
+        after = _cached()
+        back = bring_back()
+        if not self.target.is_intact():
+            raise AssertionError(f"{name}: the memory has changed")
+        self.taken.setdefault((name, "dump"), []).append(saved)
+        self.taken.setdefault((name, "restore"), []).append(back)
+        self.cached.setdefault(name, []).append(max(0.0, after - before))
+        return None
+
+    def _clear(self) -> None:
+        """No images, and so nothing of them that is still to be written to a disk."""
+        shutil.rmtree(self.images, ignore_errors=True)
+        self.images.mkdir()
+
+    def _collect(self) -> None:
+        """Reap what was dumped: the first time it is our child by birth, later by adoption."""
+        if self.target.process.returncode is None:
+            self.target.reap()
+            return
+        try:
+            os.waitpid(self.target.pid, 0)
+        except ChildProcessError:
+            while os.path.exists(f"/proc/{self.target.pid}"):
+                time.sleep(0.0005)
+
+    def _limits(self) -> None:
+        """The same bytes, a MiB at a time: from a file into fresh memory, and from there to one."""
+        copy = self.directory / "copy"
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        with mmap.mmap(-1, self.mib * MIB, flags=private) as memory, memoryview(memory) as bytes_:
+            for offset in range(0, len(bytes_), MIB):
+                bytes_[offset : offset + MIB] = os.urandom(4096) * 256
+            ways = {"a copy of the bytes": 0}
+            if self.where == "disk":
+                ways["a copy past the page cache"] = os.O_DIRECT
+            for name, how in ways.items():
+                self._clear()
+                write = timed(lambda how=how: _write(copy, bytes_, how))  # type: ignore[misc]
+                saved = min(write(), write())  # the second has the file system's tables at hand
+                memory.madvise(mmap.MADV_DONTNEED)  # it is fresh again
+                back = timed(lambda how=how: _read(copy, bytes_, how))()  # type: ignore[misc]
+                copy.unlink()
+                self.taken.setdefault((name, "dump"), []).append(saved)
+                self.taken.setdefault((name, "restore"), []).append(back)
+
+
+def _write(path: Path, data: memoryview, how: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | how, 0o600)
     try:
-        with WarmWorkers(1) as warm:
-            for _ in range(times):
-                for name, (save, bring_back) in ways(warm).items():
-                    if name in refused:
-                        continue
-                    clear()
-                    started = time.perf_counter()
-                    try:
-                        save()
-                    except (CriuError, UnsupportedError) as error:
-                        refused[name] = str(error).partition("; ")[0][:160]
-                        continue
-                    middle = time.perf_counter()
-                    _collect(target)
-                    again = time.perf_counter()
-                    bring_back()
-                    ended = time.perf_counter()
-                    if not target.is_intact():
-                        raise AssertionError(f"{name}: the memory has changed")
-                    taken.setdefault((name, "dump"), []).append(gigabytes(mib, middle - started))
-                    taken.setdefault((name, "restore"), []).append(gigabytes(mib, ended - again))
-                    if name == "pycriu_native":
-                        _limits(directory, images, mib, taken)
+        for offset in range(0, len(data), MIB):
+            os.write(fd, data[offset : offset + MIB])
     finally:
-        target.end()
-    case: dict[str, Any] = {"on": where, "MiB": mib}
-    rows = [row(what, "GB/s", found, by=name, **case) for (name, what), found in taken.items()]
-    return rows + [note("dump", why, by=name, **case) for name, why in refused.items()]
+        os.close(fd)
 
 
-def _collect(target: Target) -> None:
-    """Reap what was dumped: the first time it is our child by birth, later by adoption."""
-    if target.process.returncode is None:
-        target.reap()
-        return
+def _read(path: Path, place: memoryview, how: int) -> None:
+    fd = os.open(path, os.O_RDONLY | how)
     try:
-        os.waitpid(target.pid, 0)
-    except ChildProcessError:
-        while os.path.exists(f"/proc/{target.pid}"):
-            time.sleep(0.0005)
-
-
-def _limits(
-    directory: Path, images: Path, mib: int, taken: dict[tuple[str, str], list[float]]
-) -> None:
-    """The same bytes: written from memory, and read back into memory, by one system call a MiB."""
-    source = max(images.glob("pages-*.img"), key=lambda path: path.stat().st_size)
-    piece = bytearray(2**20)
-    started = time.perf_counter()
-    with open(source, "rb", buffering=0) as file:
-        while file.readinto(piece):
-            pass
-    middle = time.perf_counter()
-    copy = directory / "copy"
-    with open(copy, "wb", buffering=0) as file:
-        for _ in range(mib):
-            file.write(piece)
-    ended = time.perf_counter()
-    copy.unlink()
-    taken.setdefault(("a copy of the bytes", "dump"), []).append(gigabytes(mib, ended - middle))
-    taken.setdefault(("a copy of the bytes", "restore"), []).append(
-        gigabytes(mib, middle - started)
-    )
+        for offset in range(0, len(place), MIB):
+            os.readv(fd, [place[offset : offset + MIB]])
+    finally:
+        os.close(fd)
 
 
 if __name__ == "__main__":

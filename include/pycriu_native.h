@@ -23,10 +23,11 @@ const char *pn_built_program(void);
 enum pn_message_type { PN_OPTS, PN_REQUEST, PN_RESPONSE };
 
 struct pn_field {
+	unsigned index;
 	const char *name;
 	int type;     /* enum pn_field_type */
 	int repeated;
-	size_t count; /* values present: 0 or 1 unless repeated */
+	size_t count; /* values present: 1 unless repeated */
 };
 
 enum pn_field_type { PN_INT, PN_BOOL, PN_TEXT, PN_MESSAGE };
@@ -51,7 +52,8 @@ void *pn_add_message(void *message, const char *field); /* NULL: unknown, or no 
 int pn_knows(int type, const char *field);
 size_t pn_features_size(void); /* of libcriu's own struct criu_feature_check */
 
-int pn_field_at(const void *message, unsigned index, struct pn_field *out); /* -ENOENT past the end */
+/* The first field from this index on that is present; -ENOENT: there is none. */
+int pn_next_field(const void *message, unsigned from, struct pn_field *out);
 int64_t pn_get_int(const void *message, unsigned index, size_t item);
 const char *pn_get_text(const void *message, unsigned index, size_t item);
 const void *pn_get_message(const void *message, unsigned index, size_t item);
@@ -82,7 +84,13 @@ int pn_io_priority(void); /* of the calling thread; -1: unknown */
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
-void pn_block_signals(void);         /* all of them, on the calling thread */
+/* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
+uint64_t pn_block_signals(void);
+void pn_set_signals(uint64_t blocked);
+
+/* What the first n_links paths link to, and what is in the files behind them, one after the other
+ * in the buffer; lengths tells how many bytes each has, or -errno. -ENOBUFS: it is too small. */
+int pn_read_files(char *const *paths, size_t n_links, size_t count, char *buffer, size_t size, int *lengths);
 
 /* ---- trust.c: whether another user could change what a path leads to ---- */
 

@@ -32,8 +32,9 @@ from .values import WireValue
 if TYPE_CHECKING:
     from ._rescue import Rescue
 
-LARGEST_ANSWER = 2**20
-"""Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU."""
+LARGEST_ANSWER = 2**16
+"""Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would
+be mapped and unmapped for each.)"""
 
 INT = 4
 MOST_FDS = 4
@@ -107,6 +108,7 @@ class Exchange:
         self._cancels: deque[BaseException] = deque()
         self._closing = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll: select.poll | None = None
 
     def close(self) -> None:
         """Give back what the exchange owns; the line is not its own."""
@@ -165,16 +167,17 @@ class Exchange:
 
     def _next(self) -> tuple[bytes, list[int]]:
         """The next message, and the descriptors that came with it."""
-        poll = select.poll()
-        for fd in (self.line.sock.fileno(), self.line.pidfd, self._wake):
-            if fd >= 0:
-                poll.register(fd, select.POLLIN)
+        if self._poll is None:
+            self._poll = select.poll()
+            for fd in (self.line.sock.fileno(), self.line.pidfd, self._wake):
+                if fd >= 0:
+                    self._poll.register(fd, select.POLLIN)
         while True:
             left = None if self._deadline is None else self._deadline - time.monotonic()
-            ready = poll.poll(None if left is None else max(0.0, left * 1000))
+            ready = self._poll.poll(None if left is None else max(0.0, left * 1000))
             while self._cancels:
                 self._stop(self._cancels.popleft())
-            with contextlib.suppress(BlockingIOError):
+            if any(fd == self._wake for fd, _ in ready):
                 os.eventfd_read(self._wake)
             if not ready:
                 self._out_of_time()

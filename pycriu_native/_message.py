@@ -36,6 +36,9 @@ REQUEST_TYPES = {
 }
 """``criu_req_type``: requests, and the answers that carry the same number."""
 
+SHORT = 64
+"""Bytes of an answer that is kept once it was read."""
+
 NOTIFY = REQUEST_TYPES["notify"]
 EMPTY = REQUEST_TYPES["empty"]
 
@@ -201,10 +204,10 @@ def read(message: Any) -> dict[str, WireValue]:
     found: dict[str, WireValue] = {}
     field = ffi.new("struct pn_field *")
     index = 0
-    while not native.pn_field_at(message, index, field):
-        if field.count:
-            items = [_read_item(message, index, item, field.type) for item in range(field.count)]
-            found[ffi.string(field.name).decode()] = items if field.repeated else items[0]
+    while not native.pn_next_field(message, index, field):
+        index = field.index
+        items = [_read_item(message, index, item, field.type) for item in range(field.count)]
+        found[ffi.string(field.name).decode()] = items if field.repeated else items[0]
         index += 1
     return found
 
@@ -220,7 +223,13 @@ def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:
 
 
 def decode_response(data: bytes) -> dict[str, WireValue] | None:
-    """A ``CriuResp`` as a mapping; None if these bytes are none."""
+    """A ``CriuResp`` as a mapping, not to be changed; None if these bytes are none."""
+    return _decode_short(data) if len(data) <= SHORT else _decode(native.PN_RESPONSE, data)
+
+
+@functools.lru_cache(64)
+def _decode_short(data: bytes) -> dict[str, WireValue] | None:
+    """CRIU says the same few things in each call."""
     return _decode(native.PN_RESPONSE, data)
 
 

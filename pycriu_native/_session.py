@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 
 from . import _chronicle, _stats, _whole
@@ -47,7 +47,7 @@ UNTIL_DEAD = 5.0
 
 
 class Keeper(Protocol):
-    """Who waits for calls in another way than the thread that makes them: asyncio's task."""
+    """Who waits for calls in a way of its own: asyncio's task, and the threads of a batch."""
 
     def see_through(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
@@ -68,6 +68,7 @@ class Call:
         self._exchange: Exchange | None = None
         self._cancelled: BaseException | None = None
         self._since = 0.0
+        self._in_turn: AbstractContextManager[object] | None = None
         self.question: Question | None = None
         """A notification that waits for the hook."""
         self._turn = threading.Event()
@@ -80,8 +81,10 @@ class Call:
     def wait(self) -> Outcome:
         """Start, answer questions, and return or raise what came of it."""
         keeper = KEEPER.get()
-        if keeper is not None:
-            return keeper.see_through(self)
+        return self.stand_by() if keeper is None else keeper.see_through(self)
+
+    def stand_by(self) -> Outcome:
+        """:meth:`wait`, on this thread."""
         while not self.is_over() or self._thread.is_alive():
             try:
                 self.start()
@@ -119,9 +122,24 @@ class Call:
         """Whether there is an outcome, or an error."""
         return self._outcome is not None or self._error is not None
 
+    def run_here(self, turn: AbstractContextManager[object]) -> Outcome:
+        """Do it on this thread, which nobody interrupts; without a hook, which nobody would run.
+
+        ``turn`` is held while CRIU works: all is made ready before, the worker too, and what is
+        left to do afterwards is in nobody's way. Waiting for it does not count as time of the call.
+        """
+        self._in_turn = turn
+        before = native.pn_block_signals()
+        try:
+            self._body()
+        finally:
+            native.pn_set_signals(before)
+        return self.conclude()
+
     def conclude(self) -> Outcome:
         """Return or raise what came of a call that is over."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         late = self._cancelled
         if self._outcome is None:
             assert self._error is not None
@@ -187,6 +205,13 @@ class Call:
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)
+            turn = owned.enter_context(ExitStack())
+            if self._in_turn is not None:
+                ready = time.monotonic()
+                turn.enter_context(self._in_turn)
+                waited = time.monotonic() - ready
+                started += waited
+                deadline = None if deadline is None else deadline + waited
 
             def when_written() -> None:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
@@ -208,6 +233,7 @@ class Call:
             self._listen_to(exchange)
 
             result, answer, lost = _converse(request, handle, exchange)
+            turn.close()
             if result >= 0 and unfinished is not None:
                 unfinished.finish()
             if result >= 0 and request.keep_line:

@@ -9,9 +9,9 @@ this for each thread, so it is asked on the thread that makes the call.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ._ffi import native
+from ._ffi import ffi, native
 
 NAMESPACES = (
     "cgroup",
@@ -63,65 +63,71 @@ GLOBAL_CONFIGURATION = "/etc/criu/default.conf"
 Surroundings = tuple[object, ...]
 
 
+HERE = "/proc/thread-self/"
+
+_LINKS = tuple(f"{HERE}ns/{name}" for name in NAMESPACES)
+_FILES = tuple(HERE + name for name in ("stat", "status", *WHOLE_FILES))
+_FIXED = [ffi.new("char[]", path.encode()) for path in (*_LINKS, *_FILES)]
+
+USUAL, LARGEST = 2**15, 2**20
+"""Bytes of all these files together; a process in very many groups has more than usual."""
+
+
 def surroundings(env: Mapping[str, str]) -> Surroundings | None:
     """What a worker with this environment would take over from this thread, to be compared.
 
     None where /proc cannot tell: then nothing is known to be the same.
     """
-    here = "/proc/thread-self/"
+    opened: list[int] = []
     try:
-        namespaces = tuple(_link(f"{here}ns/{name}") for name in NAMESPACES)
-        stat = _read(f"{here}stat").rpartition(b")")[2].split()
-        status = _read(f"{here}status").split(b"\n")
-        files = tuple(_optional(here + name) for name in WHOLE_FILES)
+        for path in ("/", "."):
+            opened.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        told = _read([f"{HERE}fdinfo/{fd}" for fd in opened])
+        if told is None:
+            return None
+        links, (stat, status, *files, root, directory) = told[: len(_LINKS)], told[len(_LINKS) :]
+        if stat is None or status is None or root is None or directory is None:
+            return None
+        fields = stat.rpartition(b")")[2].split()
         return (
-            namespaces,
-            _place("/"),
-            _place("."),
-            tuple(stat[field] for field in STAT_FIELDS),
-            tuple(line for line in status if line.startswith(STATUS_LINES)),
-            files,
+            tuple(links),  # None: this kernel has no such namespace
+            tuple(
+                (at.st_dev, at.st_ino, mount.partition(b"mnt_id:")[2].split(None, 1)[0])
+                for at, mount in zip(map(os.fstat, opened), (root, directory), strict=True)
+            ),
+            tuple(fields[field] for field in STAT_FIELDS),
+            tuple(line for line in status.split(b"\n") if line.startswith(STATUS_LINES)),
+            tuple(files),  # None: there is no security module, for one
             native.pn_io_priority(),
             tuple(_file(path) for path in _configuration(env)),
         )
     except OSError:
         return None
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except FileNotFoundError:
-        return ""  # this kernel has no such namespace
-
-
-def _read(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = b""
-        while more := os.read(fd, 65536):
-            text += more
-        return text
     finally:
-        os.close(fd)
+        for fd in opened:
+            os.close(fd)
 
 
-def _optional(path: str) -> bytes | None:
-    try:
-        return _read(path)
-    except OSError:
-        return None  # no security module, for one
+def _read(more: Sequence[str]) -> list[bytes | None] | None:
+    """The fixed links and files and these, each None where it cannot be read; None: too much.
 
-
-def _place(path: str) -> tuple[int, int, bytes]:
-    """A directory, and the mount through which it is seen."""
-    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = os.fstat(fd)
-        mount = _read(f"/proc/thread-self/fdinfo/{fd}").partition(b"mnt_id:")[2].split(None, 1)[0]
-        return found.st_dev, found.st_ino, mount
-    finally:
-        os.close(fd)
+    All in one go: a thread that reads in Python gives up Python's lock at each step.
+    """
+    paths = [*_FIXED, *(ffi.new("char[]", path.encode()) for path in more)]
+    array = ffi.new("char *[]", paths)
+    lengths = ffi.new("int[]", len(paths))
+    size = USUAL
+    while size <= LARGEST:
+        buffer = ffi.new("char[]", size)
+        if not native.pn_read_files(array, len(_LINKS), len(paths), buffer, size, lengths):
+            found: list[bytes | None] = []
+            at = 0
+            for length in lengths:
+                found.append(None if length < 0 else ffi.buffer(buffer + at, length)[:])
+                at += max(0, length)
+            return found
+        size *= 2
+    return None
 
 
 def _file(path: str) -> tuple[int, ...] | None:

@@ -267,8 +267,8 @@ def check(directory: int, opts: CriuOpts) -> None:
 def _check(directory: int, *, lazy: bool) -> None:
     images = _Images(directory)
     _check_mark(directory, images.names)
-    inventory = _numbers(images.read("inventory.img", start=4, magic=INVENTORY_MAGIC)[0])
-    if inventory.get(VERSION) != [VERSION_1_1]:
+    inventory = images.read("inventory.img", start=4, magic=INVENTORY_MAGIC)[0]
+    if _number(inventory, VERSION) != VERSION_1_1:
         return  # of a CRIU so old that its images have another form, or of one to come
     for process in map(_numbers, images.read("pstree.img")):
         pid = process.get(PID, [0])[0]
@@ -413,6 +413,15 @@ def _numbers(message: bytes) -> dict[int, list[int]]:
     return found
 
 
+def _number(message: bytes, wanted: int) -> int | None:
+    """One field that is a number; what is behind it is not read."""
+    with contextlib.suppress(ValueError):
+        for field, value in message_fields(message):
+            if field == wanted and isinstance(value, int):
+                return value
+    return None
+
+
 def _is_framed(name: str) -> bool:
     stem, _, ending = name.partition(".")
     kind, _, number = stem.rpartition("-")
@@ -424,7 +433,7 @@ def _is_dead(core: bytes) -> bool:
     with contextlib.suppress(ValueError):
         for field, task in message_fields(core):
             if field == TASK_CORE and isinstance(task, bytes):
-                return _numbers(task).get(TASK_STATE) == [DEAD]
+                return _number(task, TASK_STATE) == DEAD
     return False
 
 

@@ -3,11 +3,12 @@
 A job is a value: picklable, and called to be done. So a pool of threads runs it, a pool of
 processes, or the executor of a cluster whose nodes have this library and see the images::
 
-    with WarmWorkers(8) as warm:
-        done = dump_many(pids, lambda pid: CriuOpts(images_directory=f"/ckpt/{pid}"), via=warm)
+    done = dump_many(pids, lambda pid: CriuOpts(images_directory=f"/ckpt/{pid}"))
     failed = [each for each in done if each.error is not None]
 
-Each job's result or error is kept with the job: one that fails stops no other.
+Each job's result or error is kept with the job: one that fails stops no other. On threads of our
+own, dumps and restores need no ``WarmWorkers``: while some work, the next are made ready, and their
+workers are started.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
+from threading import BoundedSemaphore
 from typing import Generic, Protocol, TypeVar
 
 from . import verbs
 from ._reach import Via
+from ._request import Outcome
+from ._session import KEEPER, Call
 from .opts import CriuOpts
 from .results import DumpResult, RestoreResult
 
@@ -102,8 +106,9 @@ def run_many(
     """Run jobs, and yield each as it is over.
 
     ``executor`` is one of ``concurrent.futures``, or any other whose ``submit`` returns futures
-    with ``add_done_callback``; it stays the caller's. None: threads of our own, ``parallel`` of
-    them (default: two for each processor that we may use; CRIU's work is in processes of its own).
+    with ``add_done_callback``; it stays the caller's. None: threads of our own. ``parallel`` jobs
+    run at the same time then (default: two for each processor that we may use, since CRIU's work is
+    in processes of its own); of dumps and restores, so many have their CRIU work.
 
     Whoever stops in the middle, by an exception or by closing the iterator, has the jobs that
     have not begun cancelled; of threads of our own, those under way are waited for. What has
@@ -126,7 +131,11 @@ def _run(
         return
     ours = None
     if executor is None:
-        executor = ours = ThreadPoolExecutor(min(parallel, len(todo)), "criu batch")
+        threads = parallel
+        if all(isinstance(job, DumpJob | RestoreJob) for job in todo):
+            threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
+        here = _Here(parallel)
+        executor = ours = ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin)
     over: SimpleQueue[tuple[int, Future[R]]] = SimpleQueue()
     futures: list[Future[R]] = []
     try:
@@ -142,6 +151,26 @@ def _run(
             future.cancel()
         if ours is not None:
             ours.shutdown(wait=True, cancel_futures=True)
+
+
+class _Here:
+    """Who waits for a call by making it: a thread of our own needs no other beside it.
+
+    So many calls as there are turns have their CRIU work at the same time.
+    """
+
+    def __init__(self, turns: int) -> None:
+        self._turn = BoundedSemaphore(turns)
+
+    def begin(self) -> None:
+        """One of the threads begins."""
+        KEEPER.set(self)
+
+    def see_through(self, call: Call) -> Outcome:
+        """The counterpart of ``Call.wait``."""
+        if call.request.on_notify is not None:
+            return call.stand_by()
+        return call.run_here(self._turn)
 
 
 def _finished(index: int, job: Job[R], done: Future[R]) -> Finished[R]:

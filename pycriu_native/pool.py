@@ -82,6 +82,12 @@ class _Stock:
 
     def take(self) -> WorkerLine | None:
         """A worker that is no different from one that would be started now; None: there is none."""
+        if not self.idle:
+            with self.turn:
+                with contextlib.suppress(RuntimeError):
+                    self._run()
+                self.turn.notify_all()
+            return None
         here = self.born()
         dropped: list[_Idle] = []
         try:
@@ -178,6 +184,7 @@ def _refill(stock: _Stock) -> None:
     me = threading.current_thread()
     # A signal that this thread took would not interrupt the one that waits for it.
     native.pn_block_signals()
+    like: tuple[object, ...] | None = None
     while True:
         with stock.turn:
             while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
@@ -189,7 +196,9 @@ def _refill(stock: _Stock) -> None:
         stock.reap_retired()
         if len(stock.idle) >= stock.size:
             continue
-        made = _start(stock)
+        made, like = _start(stock, like)
+        if made is None and like is not None:
+            continue
         with stock.turn:
             if made is not None and stock.thread is me:
                 stock.idle.append(made)
@@ -202,19 +211,28 @@ def _refill(stock: _Stock) -> None:
                 stock.turn.wait(PAUSE)
 
 
-def _start(stock: _Stock) -> _Idle | None:
-    """One more worker; None where there can be none now, which the call will tell."""
+def _start(
+    stock: _Stock, before: tuple[object, ...] | None
+) -> tuple[_Idle | None, tuple[object, ...] | None]:
+    """One more worker, and what it is like.
+
+    ``before`` is what workers were like the last time: if that is so still, it was so meanwhile.
+    No worker: there can be none now, which the call will tell; or they are something else by now.
+    """
     try:
-        born = stock.born()
-        if born is None:
-            return None
+        before = before or stock.born()
+        if before is None:
+            return None, None
         line = start_worker(stock.worker.name(), stock.worker.env, NO_INPUT, manner=stock.manner)
     except (CriuError, OSError, MemoryError):
-        return None
-    if stock.born() != born:  # something changed under our hands
+        return None, None
+    after: tuple[object, ...] | None = None
+    with contextlib.suppress(CriuError, OSError, MemoryError):
+        after = stock.born()
+    if after != before:
         line.reap()
-        return None
-    return _Idle(line, born)
+        return None, after
+    return _Idle(line, after), after
 
 
 _stocks: weakref.WeakSet[_Stock] = weakref.WeakSet()

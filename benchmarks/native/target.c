@@ -1,9 +1,9 @@
 /*
- * A process to checkpoint: target FILE MIB PASSWORD [write]
+ * A process to checkpoint: target FILE MIB PASSWORD [PART]
  *
  * Fills MIB mebibytes so that no two pages are alike, and waits. On SIGUSR1 it writes to FILE the
- * password, a checksum of its memory, and the longest time that it has stood still. With "write"
- * it goes on to write all over its memory.
+ * password, a checksum of its memory, and the longest time that it has stood still. With PART
+ * it goes on to write all over that part of its memory: 1 is all of it, 16 a sixteenth.
  */
 #define _GNU_SOURCE
 #include <signal.h>
@@ -58,16 +58,15 @@ static void answer(const char *path, const char *password, const uint64_t *memor
 
 int main(int argc, char **argv)
 {
-	size_t size, words;
+	size_t size, words, part;
 	uint64_t *memory, state = 88172645463325252ULL;
 	double still = 0, before;
-	int writes;
 
 	if (argc < 4)
 		return 2;
 	size = strtoull(argv[2], NULL, 10) << 20;
 	words = size / sizeof(*memory);
-	writes = argc > 4 && !strcmp(argv[4], "write");
+	part = argc > 4 ? strtoull(argv[4], NULL, 10) : 0;
 	memory = size ? mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) : NULL;
 	if (memory == MAP_FAILED)
 		return 3;
@@ -77,11 +76,11 @@ int main(int argc, char **argv)
 	answer(argv[1], argv[3], memory, words, 0);
 
 	before = now();
-	for (size_t page = 0;; page = (page + 7919) % (words / 512 + 1)) {
-		struct timespec pause = { .tv_nsec = writes ? 20000 : 20000000 };
+	for (size_t page = 0;; page = (page + 7919) % (words / 512 / (part ? part : 1) + 1)) {
+		struct timespec pause = { .tv_nsec = part ? 20000 : 20000000 };
 		double time;
 
-		if (writes && words)
+		if (part && words)
 			memory[page * 512 % words]++;
 		nanosleep(&pause, NULL);
 		time = now();

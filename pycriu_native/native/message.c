@@ -260,19 +260,23 @@ static size_t count_of(const ProtobufCMessage *message, const ProtobufCFieldDesc
 	return *(const protobuf_c_boolean *)(base + field->quantifier_offset) != 0;
 }
 
-int pn_field_at(const void *message, unsigned index, struct pn_field *out)
+int pn_next_field(const void *message, unsigned from, struct pn_field *out)
 {
 	const ProtobufCMessageDescriptor *descriptor = ((const ProtobufCMessage *)message)->descriptor;
-	const ProtobufCFieldDescriptor *field;
 
-	if (index >= descriptor->n_fields)
-		return -ENOENT;
-	field = &descriptor->fields[index];
-	out->name = field->name;
-	out->type = kind_of(field);
-	out->repeated = field->label == PROTOBUF_C_LABEL_REPEATED;
-	out->count = count_of(message, field);
-	return 0;
+	for (unsigned index = from; index < descriptor->n_fields; index++) {
+		const ProtobufCFieldDescriptor *field = &descriptor->fields[index];
+
+		out->count = count_of(message, field);
+		if (!out->count)
+			continue;
+		out->index = index;
+		out->name = field->name;
+		out->type = kind_of(field);
+		out->repeated = field->label == PROTOBUF_C_LABEL_REPEATED;
+		return 0;
+	}
+	return -ENOENT;
 }
 
 static const void *item_at(const ProtobufCMessage *message, unsigned index, size_t item, size_t width)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
+import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import resource_tracker
@@ -17,12 +20,15 @@ import pytest
 from pycriu_native import (
     CriuOpts,
     DumpJob,
+    DumpResult,
     Finished,
     NoSuchProcessError,
     OptionError,
     RestoreJob,
     WarmWorkers,
     Worker,
+    _session,
+    dump,
     dump_many,
     restore_many,
     run_many,
@@ -181,3 +187,98 @@ def test_finished() -> None:
     one = Finished(index=0, job=os.getpid, result=1)
     assert one == Finished(index=0, job=os.getpid, result=1)
     assert "result=1" in repr(one)
+
+
+# ---- on threads of our own ----
+
+
+def test_no_more_at_work_than_asked_for(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next are made ready meanwhile, but only so many have their CRIU work."""
+    at_work: list[int] = []
+    most: list[int] = []
+    converse = _session._converse
+
+    def counted(*arguments: Any) -> Any:
+        at_work.append(0)
+        most.append(len(at_work))
+        try:
+            return converse(*arguments)
+        finally:
+            at_work.pop()
+
+    monkeypatch.setattr(_session, "_converse", counted)
+    targets = many(spawn, 5)
+    for parallel in (1, 2):
+        most.clear()
+        done = dump_many(
+            [target.pid for target in targets],
+            lambda pid, parallel=parallel: CriuOpts(  # type: ignore[misc]
+                images_directory=tmp_path / f"{parallel}-{pid}", leave_running=True
+            ),
+            parallel=parallel,
+        )
+        assert [each.error for each in done] == [None] * 5
+        assert len(most) == 5
+        assert max(most) <= parallel
+
+
+def test_a_thread_is_left_as_it_was(spawn: Spawn, tmp_path: Path) -> None:
+    """A call blocks signals while it lasts; what a job does after it has them as before."""
+    target = spawn()
+
+    def job() -> tuple[DumpResult, set[int]]:
+        done = dump(target.pid, CriuOpts(images_directory=tmp_path / "a", leave_running=True))
+        return done, set(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    (over,) = run_many([job])
+    done, blocked = over.get()
+    assert done.pid == target.pid
+    assert blocked == signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_hook_in_a_job(spawn: Spawn, tmp_path: Path) -> None:
+    """A job of another kind may have one: it runs on the job's thread."""
+    target = spawn()
+    heard: list[threading.Thread] = []
+
+    def job() -> threading.Thread:
+        opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
+        dump(target.pid, opts, on_notify=lambda _: heard.append(threading.current_thread()))
+        return threading.current_thread()
+
+    (over,) = run_many([job])
+    assert set(heard) == {over.get()}
+
+
+def test_waiting_for_a_turn_costs_no_time(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deadline, and the duration that is told, begin when the call's turn has come."""
+    target = spawn()
+    later = 0.0
+    monotonic = time.monotonic
+
+    class Turn:
+        """It takes an hour to come."""
+
+        def __enter__(self) -> None:
+            nonlocal later
+            later = 3600.0
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    class Keeper:
+        """The keeper of this thread's calls."""
+
+        def see_through(self, call: _session.Call) -> Any:
+            return call.run_here(Turn())
+
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
+    opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
+    context = contextvars.copy_context()
+    context.run(_session.KEEPER.set, Keeper())
+    done = context.run(lambda: dump(target.pid, opts, deadline=600))
+    assert done.duration < 600

@@ -10,8 +10,10 @@ ROOT = Path(__file__).parents[2]
 
 PARTS = (
     *("README.md", "pyproject.toml", "docs", "examples", "include", "pycriu_native", "scripts"),
-    "tests",
+    *("benchmarks", "tests"),
 )
+PROGRAM = "build/bench/target"
+"""A program that is compiled here: there is no compiler in a guest."""
 
 
 def copy(place: Path) -> None:
@@ -24,3 +26,6 @@ def copy(place: Path) -> None:
             shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / part, place / part)
+    if (ROOT / PROGRAM).exists():
+        (place / PROGRAM).parent.mkdir(parents=True)
+        shutil.copy(ROOT / PROGRAM, place / PROGRAM)  # newer than its source there
