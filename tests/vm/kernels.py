@@ -73,20 +73,25 @@ class Reasons:
 
 def write(places: Sequence[Path]) -> None:
     """Write both from the results under each place; one that has none is left out."""
-    found = [_together(sorted(place.glob("**/outcomes.json"))) for place in places]
+    found = [_run(place) for place in places]
     runs = [run for run in found if run]
     if runs:
         PAGE.write_text(page(runs))
         README.write_text(readme(README.read_text(), runs))
 
 
-def _together(files: list[Path]) -> Run | None:
-    """What the guests of one kind came to, each with a part of the tests."""
-    found = [json.loads(file.read_text()) for file in files]
-    if not found:
-        return None
-    tests = {test: outcome for one in found for test, outcome in one["tests"].items()}
-    return Run({**found[-1], "tests": tests})
+def tests(place: Path) -> dict[str, tuple[str, str]]:
+    """Outcome and reason of each test, from guests that ran a part each; the last one counts."""
+    return {test: told for part in _parts(place) for test, told in part["tests"].items()}
+
+
+def _parts(place: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(place.glob("**/outcomes.json"))]
+
+
+def _run(place: Path) -> Run | None:
+    parts = _parts(place)
+    return Run({**parts[-1], "tests": tests(place)}) if parts else None
 
 
 def readme(text: str, runs: Sequence[Run]) -> str:

@@ -2,8 +2,8 @@
 
 ``smoke`` runs in one guest what this machine's kernel may not be able to do, and a few tests of
 the rest. ``all`` runs ``tests/real`` with every kernel, a few files in each guest and two guests
-at a time, and writes the tables of kernels from what came out; with ``--resume`` it leaves out
-what an earlier run that was cut short has come to. ``here`` runs them on this machine, for a
+at a time, and writes the tables of kernels from what came out; with ``--resume`` it runs what
+an earlier run did not come to, and what failed there. ``here`` runs them on this machine, for a
 column of its own, and ``page`` writes the tables again.
 """
 
@@ -89,50 +89,48 @@ class Part:
 
     guest: str
     number: int
+    """What a higher one has come to counts."""
     tests: tuple[str, ...]
-
-    @property
-    def results(self) -> Path:
-        """Where what it left is kept."""
-        return results(self.guest) / f"{self.number:02}"
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has run to its end."""
-        return (self.results / "status").exists()
 
     def run(self) -> int:
         """Run it, with its words in a file."""
-        log = results(self.guest) / f"{self.number:02}.log"
+        place = results(self.guest) / f"{self.number:02}"
+        log = place.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as file:
-            words = command(self.guest, LIMIT, ("-v", *self.tests), self.results)
-            status = _run(words, file)
+            status = _run(command(self.guest, LIMIT, ("-v", *self.tests), place), file)
         last = log.read_text(errors="replace").splitlines()[-1:]
         print(f"{log.relative_to(root.ROOT)}: {status}: {' '.join(last)}", flush=True)
         return status
 
 
-def parts(guest: str, tests: tuple[str, ...]) -> list[Part]:
-    """The tests, a few for each guest."""
-    cuts = range(0, len(tests), FILES)
-    return [Part(guest, at // FILES, tests[at : at + FILES]) for at in cuts]
+def parts(guest: str, files: tuple[str, ...]) -> list[Part]:
+    """The tests of these files that have not passed yet, a few files for each guest."""
+    found = kernels.tests(results(guest))
+    known = {test.partition("::")[0] for test in found}
+    failed = tuple(test for test, (outcome, _) in found.items() if outcome == "failed")
+    new = tuple(file for file in files if file not in known)
+    cuts = [failed] if failed else []
+    cuts += [new[at : at + FILES] for at in range(0, len(new), FILES)]
+    first = max((int(place.stem) for place in results(guest).glob("*")), default=-1) + 1
+    return [Part(guest, first + number, cut) for number, cut in enumerate(cuts)]
 
 
-def everything(tests: tuple[str, ...], *, resume: bool) -> int:
+def everything(files: tuple[str, ...], *, resume: bool) -> int:
     """All tests with all kernels; then the page."""
-    if not tests:
+    if not files:
         found = sorted(root.ROOT.glob("tests/real/test_*.py"))
-        tests = tuple(str(path.relative_to(root.ROOT)) for path in found)
+        files = tuple(str(path.relative_to(root.ROOT)) for path in found)
     for guest in GUESTS.values():
         root.build(guest)
-        if not resume:
-            shutil.rmtree(results(guest.suite), ignore_errors=True)
+        for place in results(guest.suite).glob("*/"):
+            if not (resume and (place / "status").exists()):
+                shutil.rmtree(place)
     work = sorted(
-        (part for guest in GUESTS for part in parts(guest, tests)), key=lambda part: part.number
+        (part for guest in GUESTS for part in parts(guest, files)), key=lambda part: part.number
     )
     with ThreadPoolExecutor(2) as pool:
-        statuses = list(pool.map(Part.run, (part for part in work if not part.ended)))
+        statuses = list(pool.map(Part.run, work))
     write()
     return max(statuses, default=0)
 
@@ -158,7 +156,7 @@ def main() -> int:
     """0 where all tests passed or were skipped with a reason."""
     parser = argparse.ArgumentParser(prog="python -m tests.vm.suite", description=__doc__)
     parser.add_argument("what", choices=("smoke", "all", "here", "page"))
-    parser.add_argument("--resume", action="store_true", help="leave out what has run to its end")
+    parser.add_argument("--resume", action="store_true", help="leave out what has passed")
     parser.add_argument("tests", nargs="*", help="files, instead of those in tests/real")
     chosen = parser.parse_args()
     tests = tuple(chosen.tests)
