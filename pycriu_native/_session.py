@@ -239,7 +239,9 @@ class Call:
                 failure = self._undone(outcome, mark, exchange, lost)
                 # CRIU unlocks before it serves pages: of a lazy dump that is undone after that,
                 # it leaves the lock and the connections as they are (seen with 4.2.1).
-                if rescue is not None and (lost is not None or request.opts.lazy_pages):
+                # A pre-dump is made by a child of the worker, which tells only that it has failed.
+                unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
+                if rescue is not None and (lost is not None or unsure):
                     _tell(failure, rescue.after())
             _chronicle.tell(
                 request.verb,

@@ -150,6 +150,17 @@ def holds_dump(directory: int | str) -> bool:
     return "inventory.img" in names and UNFINISHED not in names
 
 
+def unfinished(path: str) -> str | None:
+    """The first directory, of these images and their parents, whose dump did not finish."""
+    for _ in range(DEEPEST):
+        if os.path.lexists(f"{path}/{UNFINISHED}"):
+            return path
+        path += "/parent"
+        if not os.path.lexists(path):
+            break
+    return None
+
+
 def _lock(fd: int) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

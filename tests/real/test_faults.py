@@ -2,7 +2,8 @@
 
 The cells of docs/reliability.md. In each, the process that was to be dumped runs on with its
 memory, files, threads and connection, and can be dumped then; what was to be restored is gone,
-and its images restore. Where CRIU had finished, the caller has the result.
+and its images restore. Where CRIU had finished, the caller has the result. (A pre-dump has no
+notifications: ``test_faults_pre_dump.py``.)
 """
 
 from __future__ import annotations
@@ -22,20 +23,18 @@ from pycriu_native import (
     Notify,
     WorkerDiedError,
     dump,
-    pre_dump,
     restore,
 )
 
 from . import matrix
 from .conftest import Spawn
 from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
-from .features import needs_lazy_pages, needs_soft_dirty
+from .features import needs_lazy_pages
 from .matrix import Cell
 from .processes import is_alive
 from .workers import workers
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
-PRE_DUMP = [Notify.PRE_DUMP, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
 
 each_fault = pytest.mark.parametrize("what", FAULTS)
@@ -78,27 +77,6 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
         patient.dumps_and_restores(opts)
     assert not workers()
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
-
-
-@needs_soft_dirty
-@each_fault
-@pytest.mark.parametrize("moment", PRE_DUMP)
-def test_in_a_pre_dump(
-    spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify
-) -> None:
-    """The process lives on whole, whatever comes of the pre-dump."""
-    patient = Patient.start(spawn)
-    opts = CriuOpts(images_directory=images)
-    error: BaseException | None = None
-    try:
-        pre_dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
-    except CriuError as caught:
-        error = caught
-    assert patient.lives_whole()
-    whole = "whole" if error is None else "not to be used"
-    matrix.cells.append(
-        Cell("pre_dump", what, f"`{moment}`", told(error), "lives on whole", whole, left(error))
-    )
 
 
 def _dumped(spawn: Spawn, opts: CriuOpts) -> Patient:
