@@ -217,6 +217,8 @@ class Call:
             elif result >= 0 and request.verb is not Verb.RESTORE:
                 line.release()
             else:
+                if request.verb is Verb.PRE_DUMP:
+                    line.kill()  # if its child was killed, what that had forked is still there
                 line.reap()  # until CRIU has ended it is the parent of what it has restored
             outcome = Outcome(
                 result=result,

@@ -165,7 +165,7 @@ def images_are(directory: Path) -> str:
     """Whether they are taken for a whole set."""
     if not directory.exists():
         return "none"
-    return "whole" if holds_dump(directory) else "not whole, and refused"
+    return "whole" if holds_dump(str(directory)) else "not whole, and refused"
 
 
 def left(error: BaseException | None) -> str:

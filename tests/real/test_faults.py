@@ -9,6 +9,7 @@ notifications: ``test_faults_pre_dump.py``.)
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from pycriu_native import (
     CriuError,
     CriuOpts,
+    ImagesError,
     LazyPages,
     Notification,
     Notify,
@@ -32,10 +34,13 @@ from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
 from .features import needs_lazy_pages
 from .matrix import Cell
 from .processes import is_alive
+from .test_migration import large_pipes
 from .workers import workers
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
+
+__all__ = ["large_pipes"]
 
 each_fault = pytest.mark.parametrize("what", FAULTS)
 
@@ -77,6 +82,38 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
         patient.dumps_and_restores(opts)
     assert not workers()
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
+
+
+@needs_lazy_pages
+@each_fault
+@pytest.mark.parametrize("moment", [*DUMP, Notify.STATUS_READY])
+def test_in_a_lazy_dump(
+    spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify
+) -> None:
+    """The same where CRIU stays to serve the memory, which nobody ever asks it for."""
+    patient = Patient.start(spawn)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    opts = replace(common, lazy_pages=True, page_server=("127.0.0.1", port))
+    with pytest.raises(CriuError) as caught:
+        dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
+    error = caught.value
+    assert not hasattr(error, "result")
+    saved = images_are(images)
+    if saved == "whole":
+        saved = "lack the memory, and refused"
+        with pytest.raises(ImagesError, match="lack memory"):
+            restore(common.only_for("restore"))
+    assert patient.lives_whole()
+    assert not workers()
+    cell = Cell(
+        *("dump, lazy pages", what, f"`{moment}`", told(error), "lives on whole", saved),
+        left(error),
+    )
+    matrix.cells.append(cell)
+    patient.dumps_and_restores(common)
 
 
 def _dumped(spawn: Spawn, opts: CriuOpts) -> Patient:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, OptionError, pre_dump
+from pycriu_native import CriuError, CriuOpts, OptionError, _exchange, pre_dump
 
 from . import matrix
 from .conftest import Spawn
@@ -61,7 +61,13 @@ COSTLY = "CRIU's child, which does the work, gets SIGKILL"
 
 @pytest.mark.timeout(3 * 3600)
 @pytest.mark.parametrize("what", FAULTS)
-def test_in_a_pre_dump(spawn: Spawn, tmp_path: Path, orphans: None, what: str) -> None:
+def test_in_a_pre_dump(
+    spawn: Spawn,
+    tmp_path: Path,
+    orphans: None,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
     """The process lives on whole, or is one of the share that CRIU loses; images that are not
     whole are no parent of others.
     """
@@ -71,10 +77,12 @@ def test_in_a_pre_dump(spawn: Spawn, tmp_path: Path, orphans: None, what: str) -
     def opts(name: object) -> CriuOpts:
         return CriuOpts(images_directory=tmp_path / str(name), log_level=4)
 
-    pre_dump(patient.pid, opts("whole"))
+    took = pre_dump(patient.pid, opts("whole")).duration
     size = (tmp_path / "whole" / "pre-dump.log").stat().st_size
-    # With SIGSTOP it is the deadline that ends the call.
-    deadline = PATIENCE / 20 + DEADLINE if "SIGSTOP" in what else None
+    # With SIGSTOP it is the deadline that ends the call; CRIU goes on then, and finishes.
+    monkeypatch.setattr(_exchange, "GRACE", PATIENCE)
+    struck = 0
+    deadline = 2 * took + DEADLINE if "SIGSTOP" in what else None
     for instant in range(INSTANTS if what == COSTLY else min(INSTANTS, 20)):
         log = tmp_path / str(instant) / "pre-dump.log"
         striker = Striker(log, int(size * chance.random()), FAULTS[what])
@@ -85,9 +93,13 @@ def test_in_a_pre_dump(spawn: Spawn, tmp_path: Path, orphans: None, what: str) -
             error = caught
         finally:
             striker.stop()
-        assert striker.struck
-        assert not workers()
-        process, phase, remains = "lives on whole", phase_of(log), left(error)
+        if striker.phase is None:
+            continue  # this log was a little shorter than the first one
+        struck += 1
+        assert not workers(), [Path(f"/proc/{pid}/stack").read_text() for pid in workers()]
+        process, remains = "lives on whole", left(error)
+        # What a child that was not killed has done after it, is no matter.
+        phase = phase_of(log) if what == COSTLY else striker.phase
         if patient.survives():
             assert patient.lives_whole()
             assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
@@ -98,7 +110,7 @@ def test_in_a_pre_dump(spawn: Spawn, tmp_path: Path, orphans: None, what: str) -
             images = "whole"
         else:
             images = "not whole, and refused as a parent"
-            with pytest.raises(OptionError, match=r"parent_image.*did not"):
+            with pytest.raises(OptionError, match=r"parent_image.*(did not|unlike)"):
                 pre_dump(os.getppid(), replace(opts("next"), parent_image=f"../{instant}"))
         cell = Cell("pre_dump", what, phase, told(error), process, images, remains)
         if cell not in matrix.cells:
@@ -109,6 +121,7 @@ def test_in_a_pre_dump(spawn: Spawn, tmp_path: Path, orphans: None, what: str) -
         if process == "DIED" or code_in(patient.pid):
             patient.target.end()
             patient = Patient.start(spawn)
+    assert struck > min(INSTANTS, 20) // 2
     if what == COSTLY:
         matrix.notes.append(f"seed of the random instants of a pre-dump by SIGKILL: {SEED}")
     # It can be pre-dumped again, and be dumped on top of that.

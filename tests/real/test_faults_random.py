@@ -58,7 +58,8 @@ class Striker:
 
     def __init__(self, log: Path, size: int, strike: Callable[[], object]) -> None:
         self._log, self._size, self._do = log, size, strike
-        self.struck = False
+        self.phase: str | None = None
+        """What CRIU was doing when the harm was done; None: it was not."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._strike)
         self._thread.start()
@@ -66,8 +67,8 @@ class Striker:
     def _strike(self) -> None:
         while not self._over.is_set():
             if self._log.exists() and self._log.stat().st_size >= self._size:
-                self.struck = True
                 self._do()
+                self.phase = phase_of(self._log)
                 return
             time.sleep(0.0001)
 
