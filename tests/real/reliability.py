@@ -21,6 +21,7 @@ TESTS = HERE.parent
 
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
+    runs = _together(runs)
     text = (HERE / "reliability.md.in").read_text()
     parts = {name: _of_each(runs, rows, make) for name, (rows, make) in matrix.TABLES.items()}
     parts["measured"] = "\n".join(_measured(runs))
@@ -32,13 +33,28 @@ def page(runs: Sequence[Run]) -> str:
     return text
 
 
+def _together(runs: Sequence[Run]) -> list[Run]:
+    """One run for each CRIU and kernel."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if _name(run) not in found:
+            found[_name(run)] = run
+            continue
+        one = found[_name(run)]
+        for rows, _ in matrix.TABLES.values():
+            getattr(one, rows).extend(getattr(run, rows))
+        one.notes += run.notes
+        one.soaked |= run.soaked
+    return list(found.values())
+
+
 def _name(run: Run) -> str:
     facts = run.facts
     return f"CRIU {facts['criu']} on kernel {facts['kernel'].partition('-')[0]}"
 
 
 def _measured(runs: Sequence[Run]) -> list[str]:
-    rows = dict.fromkeys(tuple(run.facts.values()) for run in runs)
+    rows = [tuple(run.facts.values()) for run in runs]
     return matrix.table(["date", "kernel", "CRIU", "libcriu"], rows)
 
 

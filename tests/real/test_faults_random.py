@@ -138,6 +138,7 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Sign
                 if not with_code:
                     with_code = True
                     patient.dumps_and_restores(replace(opts("again"), leave_running=None))
+                    assert code_in(patient.pid)
                 patient = _another(patient, spawn)
         else:
             outcome = "DIED"

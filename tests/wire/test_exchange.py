@@ -25,6 +25,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     DeadlineError,
+    Features,
     ImagesError,
     Notification,
     Notify,
@@ -32,8 +33,10 @@ from pycriu_native import (
     Worker,
     WorkerDiedError,
     _exchange,
+    _requirements,
     dump,
     feature_check,
+    pre_dump,
     restore,
     version,
 )
@@ -280,6 +283,18 @@ def test_the_child_that_makes_a_pre_dump_is_set_going(play: Play, tmp_path: Path
             exchange.run(b"a request")
         cancel.join()
     assert done.exists()
+
+
+def test_what_a_failed_pre_dump_has_forked_is_ended(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker tells that its child was killed, but not what that child had started."""
+    features = Features(mem_track=True, lazy_pages=True, pidfd_store=True, mem_compression=True)
+    monkeypatch.setattr(_requirements, "program_features", lambda via: features)
+    via = play.script(["fork-and-hold"], send(no("pre-dump")))
+    with pytest.raises(CriuError):
+        pre_dump(NOBODY, CriuOpts(images_directory=play.images), via=via)
+    _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
 
 
 def test_an_end_while_a_notification_is_answered(play: Play) -> None:
