@@ -234,7 +234,7 @@ def archives(data: bytes) -> None:
     place = fresh()
     try:
         unpack(io.BytesIO(data), place / "set", limit=2**24)
-    except ImagesError:
+    except (ImagesError, OptionError):  # what seems to be encrypted needs a key
         assert os.listdir(place) == []
         return
     assert os.listdir(place) == ["set"]
