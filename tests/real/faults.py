@@ -163,7 +163,7 @@ def told(error: BaseException | None) -> str:
 
 def images_are(directory: Path) -> str:
     """Whether they are taken for a whole set."""
-    if not directory.exists():
+    if not list(directory.glob("*.img")):
         return "none"
     return "whole" if holds_dump(str(directory)) else "not whole, and refused"
 
