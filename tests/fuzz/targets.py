@@ -139,7 +139,7 @@ def _log_seeds() -> list[bytes]:
 def _real_logs(place: Path) -> list[bytes]:
     whole = b"".join(path.read_bytes() for path in sorted(place.glob("*.log")))
     telling = [line for line in whole.splitlines(True) if b"Error" in line or b"Warn" in line]
-    return [whole[at : at + 4000] for at in range(0, min(len(whole), 40_000), 4000)] + telling
+    return [whole[at : at + 500] for at in range(0, min(len(whole), 20_000), 500)] + telling
 
 
 # ---- statistics ----
@@ -356,7 +356,7 @@ def _runc_seeds() -> list[bytes]:
 
 TARGETS = {
     "answers": Target(answers, _answer_seeds),
-    "logs": Target(logs, _log_seeds, _real_logs),
+    "logs": Target(logs, _log_seeds, _real_logs, 1000),  # all patterns are tried on all lines
     "statistics": Target(
         statistics,
         _statistics_seeds,
