@@ -74,7 +74,7 @@ class Run:
     """What the tests of one run have found."""
 
     facts: dict[str, str] = field(default_factory=dict)
-    """Date, kernel and releases; of a run that is kept."""
+    """Date, kernel, releases, and the load on so many processors; of a run that is kept."""
     cells: list[Cell] = field(default_factory=list)
     instants: list[Instant] = field(default_factory=list)
     lates: list[Late] = field(default_factory=list)
@@ -170,6 +170,7 @@ def keep() -> None:
         "kernel": platform.release(),
         "criu": str(pycriu_native.version()),
         "libcriu": str(pycriu_native.libcriu_version()),
+        "load": f"{os.getloadavg()[2]:.0f} on {os.cpu_count()}",
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(asdict(THIS), indent=1) + "\n")

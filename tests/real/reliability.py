@@ -54,8 +54,10 @@ def _name(run: Run) -> str:
 
 
 def _measured(runs: Sequence[Run]) -> list[str]:
-    rows = [tuple(run.facts.values()) for run in runs]
-    return matrix.table(["date", "kernel", "CRIU", "libcriu"], rows)
+    head = {"date": "date", "kernel": "kernel", "criu": "CRIU", "libcriu": "libcriu"}
+    head["load"] = "load, on processors"
+    rows = [[run.facts.get(name, "not noted") for name in head] for run in runs]
+    return matrix.table([*head.values()], rows)
 
 
 def _of_each(runs: Sequence[Run], rows: str, make: Callable[[Run], list[str]]) -> str:
