@@ -142,6 +142,13 @@ test-sanitized: build ## the tests of the wire, with the C code under sanitizers
 # counted last is on the page too.
 INSTANTS ?= 200
 RELIABILITY := build/reliability
+define RELIABILITY_PAGE
+rows=($(RELIABILITY)/here.json)
+for more in $(RELIABILITY)/guest/rows.json $(RELIABILITY)/soak.json; do
+	[[ ! -e $$more ]] || rows+=("$$more")
+done
+$(VENV)/bin/python -m tests.real.reliability docs/reliability.md "$${rows[@]}"
+endef
 .PHONY: reliability
 reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliability.md
 	@$(AS_ROOT)
@@ -157,15 +164,11 @@ reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliab
 			env PYCRIU_NATIVE_INSTANTS=$(INSTANTS) PYCRIU_NATIVE_FAULT_ROWS=/results/rows.json \
 			PYCRIU_NATIVE_TEST_PATIENCE=200 PYTHONDONTWRITEBYTECODE=1 python3 -m pytest -v \
 			-p no:cacheprovider --timeout=10800 --color=no tests/real/test_faults_pre_dump.py
-	$(MAKE) reliability-page
+	$(RELIABILITY_PAGE)
 
 .PHONY: reliability-page
 reliability-page: build ## docs/reliability.md from what the last runs have found
-	@rows=($(RELIABILITY)/here.json)
-	for more in $(RELIABILITY)/guest/rows.json $(RELIABILITY)/soak.json; do
-		[[ ! -e $$more ]] || rows+=("$$more")
-	done
-	$(VENV)/bin/python -m tests.real.reliability docs/reliability.md "$${rows[@]}"
+	@$(RELIABILITY_PAGE)
 
 .PHONY: soak
 soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow

@@ -24,6 +24,7 @@ from pycriu_native import (
     Notification,
     Notify,
     WorkerDiedError,
+    _exchange,
     dump,
     restore,
 )
@@ -88,9 +89,16 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
 @each_fault
 @pytest.mark.parametrize("moment", [*DUMP, Notify.STATUS_READY])
 def test_in_a_lazy_dump(
-    spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify
+    spawn: Spawn,
+    images: Path,
+    orphans: None,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    moment: Notify,
 ) -> None:
     """The same where CRIU stays to serve the memory, which nobody ever asks it for."""
+    if moment is Notify.STATUS_READY:
+        monkeypatch.setattr(_exchange, "GRACE", 1.0)  # it serves, and hears of no deadline
     patient = Patient.start(spawn)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
