@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import sys
 import threading
 import time
@@ -149,11 +150,23 @@ class Exchange:
         if self.stopped_by is None:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
-            self.line.wake()
+            self._wake_criu()
             if self.verb not in UNDONE_BY_CRIU:
                 self.line.kill()
         elif reason is not self.stopped_by:
             self.stopped_by.add_note(f"while it was undone: {reason!r}")
+
+    def _wake_criu(self) -> None:
+        """Have it go on if somebody has stopped it.
+
+        Its children are left alone, which stop themselves during a restore and are waited for;
+        but a pre-dump is made by a child.
+        """
+        self.line.wake()
+        if self.verb is Verb.PRE_DUMP and self.line.pid:
+            for child in process_tree(self.line.pid)[1:]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGCONT)
 
     def _send(self, message: bytes) -> None:
         try:
@@ -224,9 +237,15 @@ class Exchange:
     def _died(self) -> WorkerDiedError:
         """The error for a worker that is gone; whatever it left behind goes too.
 
-        One that has only lost its socket is undoing its work, and must not be killed in that.
+        One that has only lost its socket is undoing its work, and must not be killed in that;
+        nor must the child that makes a pre-dump, which holds the socket until it has ended.
         """
+        until = time.monotonic() + GRACE
         self.line.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
+        if self.verb is Verb.PRE_DUMP:
+            hung_up = select.poll()
+            hung_up.register(self.line.sock.fileno(), 0)
+            hung_up.poll(max(0.0, until - time.monotonic()) * 1000)
         self.line.kill()
         return WorkerDiedError(f"{self.line.program} ended before it answered")
 

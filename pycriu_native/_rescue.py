@@ -2,9 +2,9 @@
 
 The kernel lets go of what a dead CRIU had stopped: the process runs on by itself, and the code
 that CRIU had put into it returns to where it was interrupted. Left behind are the lock on the
-network (``_netlock.py``), connections in repair mode (``_connections.py``), and a cgroup that
-CRIU had frozen or thawed. :class:`Rescue` looks before, in the notifications while CRIU lives,
-and puts right afterwards. It runs on the call's own thread.
+network (``_netlock.py``), connections in repair mode (``_connections.py``), a cgroup that
+CRIU had frozen or thawed, and that code's memory (``_parasite.py``). :class:`Rescue` looks before,
+in the notifications while CRIU lives, and puts right afterwards. It runs on the call's own thread.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from . import _netlock
 from ._connections import connections_of, end_repair, reusing
 from ._netlock import Ends
+from ._parasite import left_in
 from ._tree import process_tree, stat_of
 from .enums import NetworkLock, Notify
 from .opts import CriuOpts, StrPath
@@ -33,7 +34,7 @@ class Rescued:
     lost_connections: tuple[str, ...] = ()
     """Its TCP connections that are over or do not work, as ``address:port - address:port``."""
     left_behind: tuple[str, ...] = ()
-    """What stays of CRIU's on this host, and is to be removed by hand."""
+    """What stays of CRIU's on this host: to be removed by hand, where the words do not say more."""
 
     def __str__(self) -> str:
         told = []
@@ -59,6 +60,7 @@ class Rescue:
         self._reuse: set[int] = set()
         self._connections: dict[int, Ends] = {}
         self._tree = [pid]
+        self._was_there = _is_there(pid)
         self._saved = False
         self._may_lock = False
         self._looked = False
@@ -92,7 +94,9 @@ class Rescue:
         left = list(self._freezer.put_back())
         tree = process_tree(self._pid)
         connections = self._connections | connections_of(tree)
-        ended = tuple(pid for pid in self._tree if (stat_of(pid) or "Z")[0] in ("Z", "X"))
+        ended = tuple(pid for pid in self._tree if not _is_there(pid))
+        if not (self._was_there or self._saved):
+            ended = ()  # not by this call
         if ended and self._saved:
             # Only the images have the connections now, and a restore lifts the lock.
             left += ["CRIU's lock on the network, until the restore"] if connections else []
@@ -103,6 +107,7 @@ class Rescue:
                     left += self._unlock(set(connections.values()))
             except OSError as error:
                 left.append(f"CRIU's lock on the network, perhaps ({error})")
+        left += left_in(tree)
         failed = end_repair(tree, self._reuse)
         working = connections_of(tree).keys() - failed
         lost = sorted(ends for inode, ends in connections.items() if inode not in working)
@@ -131,6 +136,11 @@ class Rescue:
             _netlock.delete_chain()
         elif self._chain_before:
             yield "the chain CRIU of iptables, which was there before"
+
+
+def _is_there(pid: int) -> bool:
+    found = stat_of(pid)
+    return found is not None and found[0] not in ("Z", "X")
 
 
 class _Freezer:

@@ -18,6 +18,7 @@ from ._kinds import Namespaces
 from ._later import socket
 from ._options import TABLE
 from ._typing import TYPE_CHECKING
+from ._whole import unfinished
 from .enums import Verb
 from .errors import OptionError, Problem
 from .opts import VERB_MASK, CriuOpts
@@ -160,6 +161,10 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield Problem(
             "parent_image", parent, f"a directory with images is accepted, unlike {where}"
         )
+    elif verb in (Verb.DUMP, Verb.PRE_DUMP) and (half := unfinished(where)):
+        # CRIU would build on it and end the process, whose images no restore takes.
+        rule = f"images of a dump that finished are accepted: the one to {half} did not"
+        yield Problem("parent_image", parent, rule)
     link = os.path.join(base, "parent")
     if os.path.islink(link) and os.readlink(link) != parent:
         yield Problem(

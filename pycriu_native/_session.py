@@ -243,6 +243,8 @@ class Call:
             elif result >= 0 and request.verb is not Verb.RESTORE:
                 line.release()
             else:
+                if request.verb is Verb.PRE_DUMP:
+                    line.kill()  # if its child was killed, what that had forked is still there
                 line.reap()  # until CRIU has ended it is the parent of what it has restored
             outcome = Outcome(
                 result=result,
@@ -265,7 +267,9 @@ class Call:
                 failure = self._undone(outcome, mark, exchange, lost)
                 # CRIU unlocks before it serves pages: of a lazy dump that is undone after that,
                 # it leaves the lock and the connections as they are (seen with 4.2.1).
-                if rescue is not None and (lost is not None or request.opts.lazy_pages):
+                # A pre-dump is made by a child of the worker, which tells only that it has failed.
+                unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
+                if rescue is not None and (lost is not None or unsure):
                     _tell(failure, rescue.after())
             _chronicle.tell(
                 request.verb,

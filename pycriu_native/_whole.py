@@ -77,6 +77,9 @@ TASK_CORE, TASK_STATE, DEAD = 3, 1, 2
 """Of ``core.proto``: the field with the task, its field with the state, and that of a zombie."""
 PAGES_ID = 1
 """Of ``pagemap.proto``: the number in the name of the file with the pages."""
+PAGE_FLAGS, LAZY, PRESENT = 4, 2, 4
+"""Of the entries after it: the field with the flags. Lazy and not present are pages that a lazy
+dump kept for its page server (``ppb_xfer_flags`` of ``criu/page-xfer.c``)."""
 
 
 class Unfinished:
@@ -148,6 +151,17 @@ def holds_dump(directory: int | str) -> bool:
     """Whether there are images of a dump that ended, more than those of a page server."""
     names = set(os.listdir(directory))
     return "inventory.img" in names and UNFINISHED not in names
+
+
+def unfinished(path: str) -> str | None:
+    """The first directory, of these images and their parents, whose dump did not finish."""
+    for _ in range(DEEPEST):
+        if os.path.lexists(f"{path}/{UNFINISHED}"):
+            return path
+        path += "/parent"
+        if not os.path.lexists(path):
+            break
+    return None
 
 
 def _lock(fd: int) -> bool:
@@ -313,7 +327,16 @@ def _check_pages(images: _Images, pid: int) -> None:
             "page_server",
             "images_directory",
         )
-    for number in _numbers(images.read(name)[0]).get(PAGES_ID, ()):
+    head, *entries = images.read(name)
+    if any(_is_elsewhere(entry) for entry in entries):
+        # CRIU would wait for them for ever (seen with 4.2.1).
+        raise _IncompleteError(
+            f"the images lack memory, which the lazy dump that made them kept to serve ({name})",
+            "set lazy_pages, with a LazyPages daemon that is connected to the dump while it "
+            "serves; if that has ended, dump again",
+            "lazy_pages",
+        )
+    for number in _numbers(head).get(PAGES_ID, ()):
         if f"pages-{number}.img" not in images.names:
             raise _IncompleteError(
                 f"there is no pages-{number}.img, which holds contents of memory",
@@ -420,6 +443,12 @@ def _number(message: bytes, wanted: int) -> int | None:
             if field == wanted and isinstance(value, int):
                 return value
     return None
+
+
+def _is_elsewhere(entry: bytes) -> bool:
+    """Whether the pages of an entry of a pagemap were left out of the images."""
+    flags = _numbers(entry).get(PAGE_FLAGS, [PRESENT])[0]
+    return flags & (LAZY | PRESENT) == LAZY
 
 
 def _is_framed(name: str) -> bool:

@@ -106,7 +106,7 @@ class Notify(StrEnum):
     PRE_STREAM = "pre-stream"
     """Restore from an image stream: the streamer may be started."""
     PRE_DUMP = "pre-dump"
-    """Dump and pre-dump: before the process is frozen."""
+    """Dump: before the process is frozen. (The verb ``pre_dump`` sends no notifications.)"""
     POST_DUMP = "post-dump"
     """Dump: all images are written, the process is still frozen. Refusing undoes the dump."""
     PRE_RESTORE = "pre-restore"

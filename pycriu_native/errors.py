@@ -52,7 +52,8 @@ class CriuError(Exception):
 
     * ``lost_connections``: TCP connections of the process that are over, or do not work any
       more, each as ``address:port - address:port``, the process's own end first
-    * ``left_behind``: what is still there of CRIU's and is to be removed by hand, in words
+    * ``left_behind``: what is still there of CRIU's, in words: to be removed by hand, but for the
+      memory that CRIU had mapped into the process, which goes with the process
     """
 
     lost_connections: tuple[str, ...] = ()

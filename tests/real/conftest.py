@@ -124,4 +124,4 @@ def pytest_terminal_summary(
     for line in matrix.report():
         terminalreporter.write_line(line)
     if exitstatus == pytest.ExitCode.OK:
-        matrix.write()
+        matrix.keep()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pycriu_native import CriuError, CriuOpts, restore
+from pycriu_native._whole import holds_dump
 
 from .conftest import Spawn
 from .processes import Target, eventually, is_alive, reap_all, state
@@ -142,6 +143,15 @@ DEADLINE = 1.0
 """Seconds, for a call whose CRIU was stopped: it must end by its deadline."""
 
 
+CODE = "CRIU's code in the memory of pid"
+"""How an error names what a killed CRIU has left mapped in a process; its size follows."""
+
+
+def code_in(pid: int) -> bool:
+    """Whether memory of CRIU's is mapped in a process."""
+    return "memfd:CRIUMFD" in Path(f"/proc/{pid}/maps").read_text()
+
+
 def told(error: BaseException | None) -> str:
     """An error in the words of the table."""
     if error is None:
@@ -152,15 +162,16 @@ def told(error: BaseException | None) -> str:
 
 
 def images_are(directory: Path) -> str:
-    """Whether CRIU had finished the images: it writes the inventory last."""
-    if not directory.exists():
+    """Whether they are taken for a whole set."""
+    if not list(directory.glob("*.img")):
         return "none"
-    return "whole" if (directory / "inventory.img").exists() else "not complete"
+    return "whole" if holds_dump(str(directory)) else "not whole, and refused"
 
 
 def left(error: BaseException | None) -> str:
     """What an error says is left behind, and what is left without being said."""
     things = list(error.left_behind) if isinstance(error, CriuError) else []
+    things = ["CRIU's code in its memory" if CODE in thing else thing for thing in things]
     if workers():
         things.append("a CRIU")
     return "; ".join(things) or "nothing"

@@ -1,26 +1,25 @@
-"""What tests of faults have found, as the tables of docs/reliability.md.
+"""What tests of faults have found: the rows of the tables of docs/reliability.md.
 
-A test that has seen a cell says so with ``record``. The run prints the tables at its end, and
-``make reliability`` has them written into the page, with what cannot be measured.
+A test that has seen a cell appends it here. The run prints the tables at its end; with
+``PYCRIU_NATIVE_FAULT_ROWS`` it also keeps its rows in that file, as JSON, and ``reliability.py``
+makes the page from the files of all runs: this machine's, and those of guests with other kernels.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
-import re
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import pycriu_native
 
-PAGE = "PYCRIU_NATIVE_RELIABILITY_PAGE"
-"""The environment variable that names the file to write."""
-
-HERE = Path(__file__).resolve().parent
-TESTS = HERE.parent
+ROWS = "PYCRIU_NATIVE_FAULT_ROWS"
+"""The environment variable that names the file to keep the rows in."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,43 @@ class Late:
     seconds: float
 
 
-cells: list[Cell] = []
-instants: list[Instant] = []
-lates: list[Late] = []
-notes: list[str] = []
-"""What else the page is to say, such as the seed."""
+@dataclass(frozen=True)
+class Count:
+    """What there was after so many calls."""
+
+    calls: int
+    resident: int
+    """Bytes of memory."""
+    descriptors: int
+    children: int
+    threads: int
 
 
-def _table(head: list[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
+@dataclass
+class Run:
+    """What the tests of one run have found."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    """Date, kernel, releases, and the load on so many processors; of a run that is kept."""
+    cells: list[Cell] = field(default_factory=list)
+    instants: list[Instant] = field(default_factory=list)
+    lates: list[Late] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
+    soaked: dict[str, int] = field(default_factory=dict)
+    """How many calls of each kind the counts are of."""
+    notes: list[str] = field(default_factory=list)
+    """What else the page is to say, such as the seed."""
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, one.name) for one in fields(self) if one.name != "facts")
+
+
+THIS = Run()
+cells, instants, lates, notes = THIS.cells, THIS.instants, THIS.lates, THIS.notes
+
+
+def table(head: list[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
     return [
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
@@ -73,83 +101,85 @@ def _table(head: list[str], rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def fault_table() -> list[str]:
+def fault_table(run: Run) -> list[str]:
     """All cells."""
     head = ["verb", "what", "when", "the caller gets", "the process", "the images", "left behind"]
-    return _table(head, [astuple(cell) for cell in cells])
+    return table(head, [astuple(cell) for cell in run.cells])
 
 
-def instant_table() -> list[str]:
+def instant_table(run: Run) -> list[str]:
     """How often each outcome was seen, by the phase that was hit."""
-    keys = list(dict.fromkeys((i.verb, i.what, i.phase) for i in instants))
+    keys = list(dict.fromkeys((i.verb, i.what, i.phase) for i in run.instants))
     rows = []
     for key in keys:
-        hits = [i for i in instants if (i.verb, i.what, i.phase) == key]
+        hits = [i for i in run.instants if (i.verb, i.what, i.phase) == key]
         outcomes = dict.fromkeys(i.outcome for i in hits)
         told = "; ".join(f"{o}: {sum(i.outcome == o for i in hits)}" for o in sorted(outcomes))
         rows.append((*key, str(len(hits)), told))
-    return _table(["verb", "what", "phase", "hits", "outcome"], rows)
+    return table(["verb", "what", "phase", "hits", "outcome"], rows)
 
 
-def late_table() -> list[str]:
+def late_table(run: Run) -> list[str]:
     """The deadlines; of those in the same place, the longest time."""
-    keys = list(dict.fromkeys((late.verb, late.when, late.gets, late.process) for late in lates))
+    keys = list(
+        dict.fromkeys((late.verb, late.when, late.gets, late.process) for late in run.lates)
+    )
     rows = []
     for key in keys:
-        times = [x.seconds for x in lates if (x.verb, x.when, x.gets, x.process) == key]
+        times = [x.seconds for x in run.lates if (x.verb, x.when, x.gets, x.process) == key]
         span = f"{min(times) * 1000:.0f} to {max(times) * 1000:.0f} ms"
         rows.append((*key, str(len(times)), span))
-    return _table(["verb", "when", "the caller gets", "the process", "times", "took"], rows)
+    return table(["verb", "when", "the caller gets", "the process", "times", "took"], rows)
+
+
+def count_table(run: Run) -> list[str]:
+    """What was counted during many calls."""
+    head = ["calls", "resident memory in KiB", "descriptors", "children", "threads"]
+    rows = [
+        (f"{c.calls:,}", f"{c.resident // 1024:,}", *map(str, astuple(c)[2:])) for c in run.counts
+    ]
+    made = ", ".join(f"{name}: {count:,}" for name, count in run.soaked.items())
+    return [*table(head, rows), "", f"Calls of each kind: {made}."]
+
+
+TABLES = {
+    "faults": ("cells", fault_table),
+    "faults at random instants": ("instants", instant_table),
+    "deadlines and cancels": ("lates", late_table),
+    "many calls": ("counts", count_table),
+}
+"""By title: the rows, and what makes a table of them."""
 
 
 def report() -> list[str]:
     """What the run prints."""
     told = []
-    for name, rows, table in (
-        ("faults", cells, fault_table),
-        ("faults at random instants", instants, instant_table),
-        ("deadlines and cancels", lates, late_table),
-    ):
-        if rows:
-            told += ["", f"{name}:", *table()]
+    for title, (rows, make) in TABLES.items():
+        if getattr(THIS, rows):
+            told += ["", f"{title}:", *make(THIS)]
     return told + notes
 
 
-def elsewhere() -> list[str]:
-    """The cells that other tests prove; each of these tests must exist."""
-    rows = []
-    for line in (HERE / "proved.txt").read_text().splitlines():
-        if not line or line.startswith("#"):
-            continue
-        what, gets, tests = (part.strip() for part in line.split("|"))
-        links = []
-        for test in tests.split():
-            file, name = test.split("::")
-            text = (TESTS / file).read_text()
-            assert re.search(rf"def {name}\(", text), f"there is no {test}"
-            links.append(f"[{name}](../tests/{file})")
-        rows.append((what, gets, " ".join(links)))
-    return _table(["what is done", "what comes of it", "shown by"], rows)
-
-
-def write() -> None:
-    """The page, if it was asked for."""
-    path = os.environ.get(PAGE)
-    if not path:
+def keep() -> None:
+    """Write the rows to the file that was asked for, if one was."""
+    path = os.environ.get(ROWS)
+    if not path or not THIS:
         return
-    parts = {
-        "measured": (
-            f"Measured on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}, kernel "
-            f"{platform.release()}, CRIU {pycriu_native.version()}, libcriu "
-            f"{pycriu_native.libcriu_version()}."
-        ),
-        "faults": "\n".join(fault_table()),
-        "instants": "\n".join(instant_table()),
-        "notes": "\n".join(notes),
-        "lates": "\n".join(late_table()),
-        "elsewhere": "\n".join(elsewhere()),
+    THIS.facts = {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        "kernel": platform.release(),
+        "criu": str(pycriu_native.version()),
+        "libcriu": str(pycriu_native.libcriu_version()),
+        "load": f"{os.getloadavg()[2]:.0f} on {os.cpu_count()}",
     }
-    page = (HERE / "reliability.md.in").read_text()
-    for name, text in parts.items():
-        page = page.replace(f"@{name}@", text)
-    Path(path).write_text(page)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(asdict(THIS), indent=1) + "\n")
+
+
+def load(path: Path) -> Run:
+    """The rows of a run that were kept."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    kinds = {"cells": Cell, "instants": Instant, "lates": Late, "counts": Count}
+    for name, kind in kinds.items():
+        found[name] = [kind(**row) for row in found[name]]
+    return Run(**found)

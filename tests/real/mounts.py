@@ -24,3 +24,8 @@ def tmpfs(where: Path, size: str = "16m") -> Iterator[Path]:
 def make_read_only(where: Path) -> None:
     """From now on nothing can be written to this mounted file system."""
     subprocess.run(["mount", "-o", "remount,ro", where], check=True)
+
+
+def make_writable(where: Path) -> None:
+    """It takes changes again."""
+    subprocess.run(["mount", "-o", "remount,rw", where], check=True)

@@ -2,12 +2,14 @@
 
 The cells of docs/reliability.md. In each, the process that was to be dumped runs on with its
 memory, files, threads and connection, and can be dumped then; what was to be restored is gone,
-and its images restore. Where CRIU had finished, the caller has the result.
+and its images restore. Where CRIU had finished, the caller has the result. (A pre-dump has no
+notifications: ``test_faults_pre_dump.py``.)
 """
 
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,26 +19,29 @@ import pytest
 from pycriu_native import (
     CriuError,
     CriuOpts,
+    ImagesError,
     LazyPages,
     Notification,
     Notify,
     WorkerDiedError,
+    _exchange,
     dump,
-    pre_dump,
     restore,
 )
 
 from . import matrix
 from .conftest import Spawn
 from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
-from .features import needs_lazy_pages, needs_soft_dirty
+from .features import needs_lazy_pages
 from .matrix import Cell
 from .processes import is_alive
+from .test_migration import large_pipes
 from .workers import workers
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
-PRE_DUMP = [Notify.PRE_DUMP, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
+
+__all__ = ["large_pipes"]
 
 each_fault = pytest.mark.parametrize("what", FAULTS)
 
@@ -80,25 +85,43 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
 
 
-@needs_soft_dirty
+@needs_lazy_pages
 @each_fault
-@pytest.mark.parametrize("moment", PRE_DUMP)
-def test_in_a_pre_dump(
-    spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify
+@pytest.mark.parametrize("moment", [*DUMP, Notify.STATUS_READY])
+def test_in_a_lazy_dump(
+    spawn: Spawn,
+    images: Path,
+    orphans: None,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    moment: Notify,
 ) -> None:
-    """The process lives on whole, whatever comes of the pre-dump."""
+    """The same where CRIU stays to serve the memory, which nobody ever asks it for."""
+    if moment is Notify.STATUS_READY:
+        monkeypatch.setattr(_exchange, "GRACE", 1.0)  # it serves, and hears of no deadline
     patient = Patient.start(spawn)
-    opts = CriuOpts(images_directory=images)
-    error: BaseException | None = None
-    try:
-        pre_dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
-    except CriuError as caught:
-        error = caught
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
+    opts = replace(common, lazy_pages=True, page_server=("127.0.0.1", port))
+    with pytest.raises(CriuError) as caught:
+        dump(patient.pid, opts, on_notify=at(moment, what), deadline=deadline_for(what))
+    error = caught.value
+    assert not hasattr(error, "result")
+    saved = images_are(images)
+    if saved == "whole":
+        saved = "lack the memory, and refused"
+        with pytest.raises(ImagesError, match="lack memory"):
+            restore(common.only_for("restore"))
     assert patient.lives_whole()
-    whole = "whole" if error is None else "not to be used"
-    matrix.cells.append(
-        Cell("pre_dump", what, f"`{moment}`", told(error), "lives on whole", whole, left(error))
+    assert not workers()
+    cell = Cell(
+        *("dump, lazy pages", what, f"`{moment}`", told(error), "lives on whole", saved),
+        left(error),
     )
+    matrix.cells.append(cell)
+    patient.dumps_and_restores(common)
 
 
 def _dumped(spawn: Spawn, opts: CriuOpts) -> Patient:

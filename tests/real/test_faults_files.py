@@ -13,17 +13,19 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump
+from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump, restore
 
 from . import matrix
 from .conftest import Spawn
 from .faults import Patient, images_are, left, told
 from .matrix import Cell
-from .mounts import tmpfs
+from .mounts import make_read_only, make_writable, tmpfs
+from .processes import is_alive, reap_all
 
 Harm = Callable[[Path], None]
 
@@ -104,3 +106,45 @@ def test_the_place_fails(
             process = "lives on whole"
             assert patient.lives_whole()
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a directory", "none yet"])
+def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: bool) -> None:
+    """An error that says so; the process lives on whole, and is dumped when one can write."""
+    patient = Patient.start(spawn)
+    with tmpfs(tmp_path / "disk") as disk:
+        opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
+        if there:
+            (disk / "images").mkdir(mode=0o700)
+        make_read_only(disk)
+        with pytest.raises((CriuError, OSError), match=r"(?i)read-only") as caught:
+            dump(patient.pid, opts)
+        assert patient.lives_whole()
+        error = caught.value
+        saved = images_are(disk / "images") if there else "none"
+        what = "the images directory is read-only" if there else "it cannot be made: read-only"
+        matrix.cells.append(
+            Cell("dump", what, "from the start", told(error), "lives on whole", saved, left(error))
+        )
+        make_writable(disk)
+        patient.dumps_and_restores(opts)
+
+
+def test_a_restore_from_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
+    """It needs a work directory for its log, and changes nothing else."""
+    patient = Patient.start(spawn)
+    with tmpfs(tmp_path / "disk") as disk:
+        opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
+        dump(patient.pid, opts)
+        patient.target.end()
+        reap_all()
+        make_read_only(disk)
+        with pytest.raises((CriuError, OSError), match=r"(?i)read-only") as caught:
+            restore(opts)
+        assert not is_alive(patient.pid)
+        (tmp_path / "work").mkdir(mode=0o700)
+        restore(replace(opts, work_directory=tmp_path / "work"))
+        assert patient.harm() == []
+    what, again = "the images directory is read-only", "restored with a `work_directory`"
+    cell = Cell("restore", what, "from the start", told(caught.value), "none is left", again)
+    matrix.cells.append(cell)

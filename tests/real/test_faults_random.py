@@ -9,11 +9,15 @@ that are not its own, and the process dies of that. (SIGTERM and the like a work
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +26,7 @@ from pycriu_native import CriuOpts, WorkerDiedError, dump, restore
 
 from . import matrix
 from .conftest import Spawn
-from .faults import Patient
+from .faults import CODE, Patient, code_in
 from .hosts import OURS
 from .matrix import Instant
 from .processes import is_alive, reap_all
@@ -35,6 +39,8 @@ SEED = int(os.environ.get("PYCRIU_NATIVE_SEED", "6"))
 
 PHASES = (
     ("Dumping finished", "at the end"),
+    ("Pre-dumping finished", "at the end"),
+    ("Pre-dumping", "its memory is written, and it runs"),
     ("Unlock network", "the tree is let go"),
     ("Running post-dump scripts", "all is saved"),
     ("Writing stats", "all is saved"),
@@ -48,10 +54,12 @@ PHASES = (
 
 
 class Striker:
-    """Kills the worker as soon as a log has a certain length."""
+    """Does harm as soon as a log has a certain length."""
 
-    def __init__(self, log: Path, size: int, number: int) -> None:
-        self._log, self._size, self._number = log, size, number
+    def __init__(self, log: Path, size: int, strike: Callable[[], object]) -> None:
+        self._log, self._size, self._do = log, size, strike
+        self.phase: str | None = None
+        """What CRIU was doing when the harm was done; None: it was not."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._strike)
         self._thread.start()
@@ -59,8 +67,8 @@ class Striker:
     def _strike(self) -> None:
         while not self._over.is_set():
             if self._log.exists() and self._log.stat().st_size >= self._size:
-                for pid in workers():
-                    os.kill(pid, self._number)
+                self._do()
+                self.phase = phase_of(self._log)
                 return
             time.sleep(0.0001)
 
@@ -69,13 +77,25 @@ class Striker:
         self._thread.join()
 
 
-def _phase(log: Path) -> str:
+def kill_workers(number: int) -> None:
+    """A signal for the workers that there are, if there are any."""
+    for pid in workers():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def phase_of(log: Path) -> str:
     """What the last lines of a dump's log say that CRIU was doing."""
     for line in reversed(log.read_text(errors="replace").splitlines()):
         for words, phase in PHASES:
             if words in line:
                 return phase
     return "before the tree is stopped"
+
+
+def _another(patient: Patient, spawn: Spawn) -> Patient:
+    patient.target.end()
+    return Patient.start(spawn)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -95,9 +115,10 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Sign
 
     dump(patient.pid, opts("whole"))
     size = (tmp_path / "whole" / "dump.log").stat().st_size
+    with_code = False
     for instant in range(INSTANTS):
         log = tmp_path / str(instant) / "dump.log"
-        striker = Striker(log, int(size * chance.random()), number)
+        striker = Striker(log, int(size * chance.random()), partial(kill_workers, number))
         error: WorkerDiedError | None = None
         try:
             dump(patient.pid, opts(str(instant)))
@@ -111,13 +132,20 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Sign
         outcome = "done" if error is None else "lives on whole"
         if error is None or patient.survives():
             assert patient.harm() == []
+            assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
+            if code_in(patient.pid):
+                outcome = "lives on whole, with CRIU's code in its memory"
+                if not with_code:
+                    with_code = True
+                    patient.dumps_and_restores(replace(opts("again"), leave_running=None))
+                    assert code_in(patient.pid)
+                patient = _another(patient, spawn)
         else:
             outcome = "DIED"
-            assert _phase(log) != "before the tree is stopped"
-            patient = Patient.start(spawn)
-        matrix.instants.append(Instant("dump", number.name, _phase(log), outcome))
+            assert phase_of(log) != "before the tree is stopped"
+            patient = _another(patient, spawn)
+        matrix.instants.append(Instant("dump", number.name, phase_of(log), outcome))
     matrix.notes.append(f"seed of the random instants of a dump by {number.name}: {SEED}")
-    # What was put into it, and is still there, is in nobody's way.
     patient.dumps_and_restores(CriuOpts(images_directory=tmp_path / "last", tcp_established=True))
 
 
@@ -136,7 +164,8 @@ def test_a_restore(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
         patient.target.end()
         reap_all()
         log.unlink(missing_ok=True)
-        striker = Striker(log, int(size * chance.random()), signal.SIGKILL)
+        strike = partial(kill_workers, signal.SIGKILL)
+        striker = Striker(log, int(size * chance.random()), strike)
         outcome = "done"
         try:
             restore(opts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from pycriu_native._netlock import run_id
 from . import cgroups
 from .cgroups import FREEZERS, Make
 from .conftest import Spawn
+from .faults import CODE, code_in
 from .hosts import cable, host
 from .processes import eventually
 from .streams import Stream, each_lock, locks, needs_both, start_stream
@@ -184,6 +186,46 @@ def test_a_criu_that_does_not_come_back(
     assert (caught.value.lost_connections, caught.value.left_behind) == ((), ())
     assert locks(stream.home) == (False, False)
     stream.goes_on()
+
+
+# ---- what stays in the process ----
+
+
+def test_code_of_criu_that_stays_is_named(spawn: Spawn, images: Path) -> None:
+    """Killed while its code is in the process: that stays mapped, the error says where.
+
+    The process runs on; a later dump that fails in the same way still names it.
+    """
+    target = spawn("memory = bytearray(b'x') * (1 << 26)\nserve()")
+    over = threading.Event()
+
+    def strike() -> None:
+        while not over.is_set():
+            if (images / "pages-1.img").exists():  # CRIU's code is sending memory
+                os.kill(the_worker(), signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        with pytest.raises(WorkerDiedError) as caught:
+            dump(target.pid, CriuOpts(images_directory=images))
+    finally:
+        over.set()
+        thread.join()
+    assert target.runs_on()
+    assert code_in(target.pid)
+    [left] = caught.value.left_behind
+    assert left.startswith(f"{CODE} {target.pid} (memfd:CRIUMFD, ")
+    assert left in caught.value.__notes__[0]
+
+    def again(notification: Notification) -> None:
+        os.kill(the_worker(), signal.SIGKILL)
+
+    with pytest.raises(WorkerDiedError) as caught:
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=again)
+    assert caught.value.left_behind == (left,)
+    assert target.runs_on()
 
 
 # ---- cgroups that CRIU freezes ----

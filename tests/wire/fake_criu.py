@@ -1,7 +1,8 @@
 """A program that stands for ``criu``: started as ``PROGRAM swrk FD``, it plays a script.
 
 The script is ``PROGRAM.json``, a list of steps: ``["send", HEX]``, ``["send-with-fd", HEX]``,
-``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["fork-and-hold"]``.
+``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["fork-and-hold"]``,
+``["fork-and-finish", PATH]``, ``["fork-and-stop", PATH]``, ``["wait-for-child"]``.
 What it receives goes to ``PROGRAM.heard``, one line of hexadecimals each. Standard library only:
 it runs without the environment of the tests.
 """
@@ -46,6 +47,16 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
                 if os.fork() == 0:
                     while True:
                         time.sleep(60)
+            case "fork-and-finish" | "fork-and-stop":
+                # A child that does the work, as that of a pre-dump does.
+                if os.fork() == 0:
+                    if step == "fork-and-stop":
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                    time.sleep(0.2)
+                    open(arguments[0], "a").close()
+                    os._exit(0)
+            case "wait-for-child":
+                os.wait()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     DeadlineError,
+    Features,
     ImagesError,
     Notification,
     Notify,
@@ -30,12 +33,15 @@ from pycriu_native import (
     Worker,
     WorkerDiedError,
     _exchange,
+    _requirements,
     dump,
     feature_check,
+    pre_dump,
     restore,
     version,
 )
 from pycriu_native._message import REQUEST_TYPES, decode_request, encode
+from pycriu_native.enums import Verb
 from pycriu_native.testing import answer_of, write_images
 from pycriu_native.values import WireValue
 
@@ -119,8 +125,6 @@ def play(tmp_path: Path) -> Play:
 @pytest.fixture(autouse=True)
 def _nothing_left_open() -> Any:
     """No test leaves a descriptor, a child or a thread."""
-    import threading
-
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     yield
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
@@ -233,6 +237,60 @@ def test_a_worker_that_dies_while_its_child_holds_the_socket(play: Play) -> None
     with pytest.raises(WorkerDiedError):
         play.dump(["fork-and-hold"], ["kill"])
     _eventually(lambda: not _processes_of(play.program), "the end of the worker's child")
+
+
+@contextmanager
+def _pre_dumping(play: Play, *steps: Step) -> Iterator[_exchange.Exchange]:
+    """An exchange about a pre-dump with a worker that plays this script."""
+    line = play.script(*steps).connect()
+    exchange = _exchange.Exchange(line, Verb.PRE_DUMP)
+    try:
+        yield exchange
+    finally:
+        exchange.close()
+        line.reap()
+
+
+def test_the_child_that_makes_a_pre_dump_is_left_to_finish(play: Play, tmp_path: Path) -> None:
+    """Its worker is killed; the child, whose end can cost the process its life, is not."""
+    done = tmp_path / "done"
+    with (
+        _pre_dumping(play, ["fork-and-finish", str(done)], ["kill"]) as exchange,
+        pytest.raises(WorkerDiedError),
+    ):
+        exchange.run(b"a request")
+    assert done.exists()
+    assert not _processes_of(play.program)
+
+
+def test_the_child_that_makes_a_pre_dump_is_set_going(play: Play, tmp_path: Path) -> None:
+    """Somebody has stopped it: a cancel has it go on, and finish."""
+    done = tmp_path / "done"
+    steps: list[Step] = [["fork-and-stop", str(done)], ["wait-for-child"], ["exit", "0"]]
+    with _pre_dumping(play, *steps) as exchange:
+
+        def cancel_it() -> None:
+            _eventually(lambda: "T" in _processes_of(play.program), "its stop")
+            exchange.cancel(Refused())
+
+        cancel = threading.Thread(target=cancel_it)
+        cancel.start()
+        with pytest.raises(WorkerDiedError):
+            exchange.run(b"a request")
+        cancel.join()
+    assert done.exists()
+
+
+def test_what_a_failed_pre_dump_has_forked_is_ended(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker tells that its child was killed, but not what that child had started."""
+    features = Features(mem_track=True, lazy_pages=True, pidfd_store=True, mem_compression=True)
+    monkeypatch.setattr(_requirements, "program_features", lambda via: features)
+    via = play.script(["fork-and-hold"], send(no("pre-dump")))
+    with pytest.raises(CriuError):
+        pre_dump(NOBODY, CriuOpts(images_directory=play.images), via=via)
+    _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
 
 
 def test_an_end_while_a_notification_is_answered(play: Play) -> None:

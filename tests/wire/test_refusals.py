@@ -28,6 +28,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._options import BY_FIELD
+from pycriu_native._whole import UNFINISHED
 from pycriu_native.enums import Verb
 from pycriu_native.opts import VERB_MASK
 
@@ -245,6 +246,23 @@ def test_a_parent_without_tracking(tmp_path: Path) -> None:
         _rules.check(opts, DUMP, os.getpid())
     _rules.check(replace(opts, track_mem=True), DUMP, os.getpid())
     _rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
+
+
+def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
+    """No restore takes it, so nothing may be built on it: neither it nor what it builds on."""
+    for number in ("1", "2"):
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "inventory.img").touch()
+    (tmp_path / "2" / "parent").symlink_to("../1")
+    opts = CriuOpts(images_directory=tmp_path / "3", parent_image="../2", track_mem=True)
+    for half, found in (("2", "2"), ("1", "2/parent")):
+        (tmp_path / half / UNFINISHED).touch()
+        with pytest.raises(OptionError, match=rf"parent_image.*/{found} did not"):
+            _rules.check(opts, DUMP, os.getpid())
+        with pytest.raises(OptionError, match=rf"parent_image.*/{found} did not"):
+            _rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
+        (tmp_path / half / UNFINISHED).unlink()
+    _rules.check(opts, DUMP, os.getpid())
 
 
 def test_a_parent_of_another_process(tmp_path: Path) -> None:

@@ -140,6 +140,20 @@ def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
     _check(tmp_path, lazy=True)
 
 
+def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
+    """Without its page server there is no memory; pages that are lazy and in the images are."""
+    for flags, refused in ((2, True), (2 | 4, False), (4, False), (1, False)):
+        entry = message((1, 4096), (2, 1), (4, flags))
+        _write(tmp_path, {**SET, f"pagemap-{PID}.img": _image(message((1, 7)), entry)})
+        _check(tmp_path, lazy=True)
+        if not refused:
+            _check(tmp_path)
+            continue
+        with pytest.raises(ImagesError, match="lack memory") as caught:
+            _check(tmp_path)
+        assert caught.value.options == ("lazy_pages",)
+
+
 def test_parents(tmp_path: Path) -> None:
     """Each must be there, and whole; a loop ends."""
     _write(tmp_path / "3")

@@ -1,0 +1,98 @@
+"""Make docs/reliability.md: ``python -m tests.real.reliability PAGE ROWS...``.
+
+``ROWS`` are files that runs of the tests of faults have kept (``matrix.py``); those of this machine
+come first. What no run has measured stands in ``reliability.md.in``, and what other tests prove in
+``proved.txt``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import matrix
+from .matrix import Run
+
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parent
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The whole page."""
+    runs = _together(runs)
+    text = (HERE / "reliability.md.in").read_text()
+    parts = {name: _of_each(runs, rows, make) for name, (rows, make) in matrix.TABLES.items()}
+    parts["measured"] = "\n".join(_measured(runs))
+    parts["notes"] = "\n".join(note for run in runs for note in run.notes)
+    parts["proved"] = "\n".join(_proved())
+    for name, part in parts.items():
+        assert f"@{name}@" in text, f"the page has no place for {name}"
+        text = text.replace(f"@{name}@", part)
+    return text
+
+
+def _together(runs: Sequence[Run]) -> list[Run]:
+    """One run for each CRIU and kernel."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if _name(run) not in found:
+            found[_name(run)] = run
+            continue
+        one = found[_name(run)]
+        for rows, _ in matrix.TABLES.values():
+            getattr(one, rows).extend(getattr(run, rows))
+        one.notes += run.notes
+        one.soaked |= run.soaked
+    return list(found.values())
+
+
+def _name(run: Run) -> str:
+    facts = run.facts
+    return f"CRIU {facts['criu']} on kernel {facts['kernel'].partition('-')[0]}"
+
+
+def _measured(runs: Sequence[Run]) -> list[str]:
+    head = {"date": "date", "kernel": "kernel", "criu": "CRIU", "libcriu": "libcriu"}
+    head["load"] = "load, on processors"
+    rows = [[run.facts.get(name, "not noted") for name in head] for run in runs]
+    return matrix.table([*head.values()], rows)
+
+
+def _of_each(runs: Sequence[Run], rows: str, make: Callable[[Run], list[str]]) -> str:
+    """The runs' tables, each below its name."""
+    told = []
+    for run in runs:
+        if getattr(run, rows):
+            told += [f"{_name(run)}:", "", *make(run), ""]
+    return "\n".join(told[:-1]) or "No run of this page has measured it."
+
+
+def _proved() -> list[str]:
+    """The cells that other tests prove; each of these tests must exist."""
+    rows = []
+    for line in (HERE / "proved.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        what, gets, tests = (part.strip() for part in line.split("|"))
+        links = []
+        for test in tests.split():
+            file, name = test.split("::")
+            text = (TESTS / file).read_text()
+            assert re.search(rf"def {name}\(", text), f"there is no {test}"
+            links.append(f"[{name}](../tests/{file})")
+        rows.append((what, gets, " ".join(links)))
+    return matrix.table(["what is done", "what comes of it", "shown by"], rows)
+
+
+def main() -> None:
+    """Write the page."""
+    place, *files = sys.argv[1:]
+    if not files:
+        sys.exit(__doc__)
+    Path(place).write_text(page([matrix.load(Path(file)) for file in files]))
+
+
+if __name__ == "__main__":
+    main()

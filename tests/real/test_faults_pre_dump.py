@@ -1,0 +1,145 @@
+"""CRIU is killed, stopped or cut off in the middle of a pre-dump: nothing is lost.
+
+A pre-dump sends no notifications, so the harm is done at random instants, as shares of CRIU's log.
+The worker has a child that does the work, and waits for it. When the worker is killed the child
+is left to finish, for its death could cost the process its life, as that of a dump's worker does.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, OptionError, _exchange, pre_dump
+
+from . import matrix
+from .conftest import Spawn
+from .faults import CODE, DEADLINE, Patient, code_in, cut_the_socket, left, told
+from .features import needs_soft_dirty
+from .matrix import Cell, Instant
+from .processes import PATIENCE
+from .test_faults_random import INSTANTS, SEED, Striker, kill_workers, phase_of
+from .workers import workers
+
+pytestmark = needs_soft_dirty
+
+
+def _children() -> list[int]:
+    """The workers' children."""
+    found: list[int] = []
+    for worker in workers():
+        found += map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
+    return found
+
+
+def _all(number: int) -> None:
+    for pid in (*_children(), *workers()):
+        os.kill(pid, number)
+
+
+def _child(number: int) -> None:
+    for pid in _children():
+        os.kill(pid, number)
+
+
+FAULTS: dict[str, Callable[[], None]] = {
+    "CRIU's child, which does the work, gets SIGKILL": lambda: _child(signal.SIGKILL),
+    "CRIU gets SIGKILL": lambda: kill_workers(signal.SIGKILL),
+    "CRIU and its child get SIGTERM": lambda: _all(signal.SIGTERM),
+    "CRIU and its child get SIGSTOP": lambda: _all(signal.SIGSTOP),
+    "its socket is cut": cut_the_socket,
+}
+COSTLY = "CRIU's child, which does the work, gets SIGKILL"
+"""What can cost the process its life, as in a dump: its share is counted."""
+
+
+@pytest.mark.timeout(3 * 3600)
+@pytest.mark.parametrize("what", FAULTS)
+def test_in_a_pre_dump(
+    spawn: Spawn,
+    tmp_path: Path,
+    orphans: None,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """The process lives on whole, or is one of the share that CRIU loses; images that are not
+    whole are no parent of others.
+    """
+    chance = random.Random(SEED)
+    patient = Patient.start(spawn)
+
+    def opts(name: object) -> CriuOpts:
+        return CriuOpts(images_directory=tmp_path / str(name), log_level=4)
+
+    took = pre_dump(patient.pid, opts("whole")).duration
+    size = (tmp_path / "whole" / "pre-dump.log").stat().st_size
+    # With SIGSTOP it is the deadline that ends the call; CRIU goes on then, and finishes. (One that
+    # is stopped after the deadline is killed in the end: nobody sets it going once more.)
+    monkeypatch.setattr(_exchange, "GRACE", PATIENCE)
+    struck = 0
+    deadline = 3 * took + DEADLINE if "SIGSTOP" in what else None
+    for instant in range(INSTANTS if what == COSTLY else min(INSTANTS, 20)):
+        log = tmp_path / str(instant) / "pre-dump.log"
+        begun = time.monotonic()
+        in_time: list[bool] = []
+
+        def strike(begun: float = begun, in_time: list[bool] = in_time) -> None:
+            in_time.append(deadline is None or time.monotonic() < begun + deadline - DEADLINE / 2)
+            if in_time[0]:
+                FAULTS[what]()
+
+        striker = Striker(log, int(size * chance.random()), strike)
+        error: CriuError | None = None
+        try:
+            pre_dump(patient.pid, opts(instant), deadline=deadline)
+        except CriuError as caught:
+            error = caught
+        finally:
+            striker.stop()
+        if striker.phase is None or in_time != [True]:
+            continue  # this log was a little shorter than the first one, or came late
+        struck += 1
+        assert not workers(), [Path(f"/proc/{pid}/stack").read_text() for pid in workers()]
+        process, remains = "lives on whole", left(error)
+        # What a child that was not killed has done after it, is no matter.
+        phase = phase_of(log) if what == COSTLY else striker.phase
+        if patient.survives():
+            assert patient.lives_whole()
+            assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
+        else:
+            process = "DIED"
+            assert what == COSTLY
+        if error is None or hasattr(error, "result"):
+            images = "whole"
+        else:
+            images = "not whole, and refused as a parent"
+            with pytest.raises(OptionError, match=r"parent_image.*(did not|unlike)"):
+                pre_dump(os.getppid(), replace(opts("next"), parent_image=f"../{instant}"))
+        cell = Cell("pre_dump", what, phase, told(error), process, images, remains)
+        if cell not in matrix.cells:
+            matrix.cells.append(cell)
+        if what == COSTLY:
+            outcome = process if remains == "nothing" else f"{process}, with {remains}"
+            matrix.instants.append(Instant("pre_dump", "SIGKILL", phase, outcome))
+        if process == "DIED" or code_in(patient.pid):
+            patient.target.end()
+            patient = Patient.start(spawn)
+    assert struck > min(INSTANTS, 20) // 2
+    if what == COSTLY:
+        matrix.notes.append(f"seed of the random instants of a pre-dump by SIGKILL: {SEED}")
+    # It can be pre-dumped again, and be dumped on top of that.
+    pre_dump(patient.pid, opts("first"))
+    last = CriuOpts(
+        images_directory=tmp_path / "last",
+        parent_image="../first",
+        track_mem=True,
+        tcp_established=True,
+    )
+    patient.dumps_and_restores(last)
