@@ -16,10 +16,12 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pycriu_native"]):
+with atheris.instrument_imports(include=["pycriu_native", "tests.images.runs"]):
     from pycriu_native import CriuError, CriuOpts, OptionError, _config, _exchange, _log, _stats
     from pycriu_native._message import REQUEST_TYPES, decode_response, encode
     from pycriu_native.enums import Verb
+    from pycriu_native.images._schema import message
+    from tests.images import runs
 
 Target = Callable[[bytes], None]
 
@@ -85,6 +87,28 @@ def runc(data: bytes) -> None:
             assert CriuOpts.from_runc(json.loads(json.dumps(written))) == opts
 
 
+def pagemaps(data: bytes) -> None:
+    """Any bytes are runs of pages or none: what protobuf reads out of them."""
+    runs.check(runs.frame(data))  # one whole entry, which mutations rarely keep
+    found = runs.check(data)
+    assert found.total == runs.counted(found, 0, 2**64 - 1)
+    assert found.count([0, 4096], [2**64 - 1, 8192]) == [
+        found.total,
+        runs.counted(found, 4096, 8192),
+    ]
+
+
+def _pagemap_seeds() -> list[bytes]:
+    kind = message("pagemap_entry")
+    old = kind(vaddr=4096, compat_nr_pages=3, in_parent=True)
+    new = kind(vaddr=2**40, compat_nr_pages=0, nr_pages=7, flags=runs.PRESENT | runs.ALIGNED)
+    packed = kind(vaddr=2**41, compat_nr_pages=0, nr_pages=3, flags=runs.PRESENT)
+    packed.blocks.pages_per_block, packed.blocks.total_payload_size = 2, 300
+    packed.blocks.block_sizes.extend([200, 100])
+    each = [runs.frame(entry.SerializeToString()) for entry in (old, new, packed)]
+    return [*each, *(data[4:] for data in each), b"".join(each)]
+
+
 def _answer_seeds() -> list[bytes]:
     return [
         b"\0" + encode("response", {"type": 1, "success": True, "dump": {"restored": False}}),
@@ -111,6 +135,7 @@ TARGETS: dict[str, tuple[Target, Callable[[], list[bytes]]]] = {
             b"(00.01) Warn  (criu/x.c:1): zombie 42\nRPC error\n42: Error (criu/files.c:1): no\n",
         ],
     ),
+    "pagemaps": (pagemaps, _pagemap_seeds),
     "statistics": (statistics, _statistics_seeds),
     "configuration": (
         configuration,
