@@ -69,9 +69,16 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
     if call.opts.parent_image is not None:
         rule = "the rounds have parents of their own"
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
-    result = dump_iters(
-        pid, call.opts, more, via=call.via, on_notify=call.hook, deadline=call.deadline
-    )
+    with _progress.shown(call.out) as on_progress:
+        result = dump_iters(
+            pid,
+            call.opts,
+            more,
+            via=call.via,
+            on_notify=call.hook,
+            on_progress=on_progress,
+            deadline=call.deadline,
+        )
     body = shape(result.final) | {"rounds": [shape(each.result) for each in result.rounds]}
     done = call.out.result(body, f"{text(result.final, name, 'dumped')}\n{_table(result)}")
     _hint(call, result.final)

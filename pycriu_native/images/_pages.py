@@ -11,9 +11,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from .._runs import IN_PARENT, PAGE, PRESENT, Counts, Run, Runs
 from ..errors import ImagesError
 from ._reader import ImageFile, damaged, expect, open_file
-from ._runs import IN_PARENT, PAGE, PRESENT, Counts, Run, Runs
 
 __all__ = ["CHUNK", "PAGE", "Counts", "Layers", "PageMap", "load_map"]
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError
+from pycriu_native._runs import PAGE, Runs
 from pycriu_native.images import inspect
 from pycriu_native.images._pages import load_map
 from pycriu_native.images._reader import WINDOW
-from pycriu_native.images._runs import PAGE, Runs
 from pycriu_native.images._schema import message
 
 from .runs import ALIGNED, LAZY, PARENT, PRESENT, check, counted, frame
