@@ -19,6 +19,7 @@ import pytest
 
 import pycriu_native
 from pycriu_native import CriuError, CriuOpts
+from pycriu_native._log import failures
 from pycriu_native._options import TABLE
 from pycriu_native._words import NO_WORDS, ROWS
 from pycriu_native.cli import _app, _docs, _errors, _exits, _fields, _words
@@ -594,6 +595,25 @@ def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 # ---- text ----
+
+
+@pytest.mark.parametrize("what", ["cause", "cure"])
+def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
+    """Whoever types commands is not told to write Python."""
+    python = re.compile(
+        r"=True|=False|=\[|\w\(|\b(Worker|CriuOpts|Notification|via|subprocess|hook)\b|\b\w+_fds?\b"
+    )
+    for entry in failures():
+        told = _errors.in_flags(getattr(entry, what) or "")
+        # A terminal's new master is handed to a program in Python, and to no command.
+        if "orphan_pts_master" not in told:
+            assert not python.search(told), told
+    assert _errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
+        "--external tty[rdev:dev] or --inherit-fd fd[fd]:socket:[7]"
+    )
+    assert _errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
+        "--join-ns kind:file, --veth-pair eth0=NAME"
+    )
 
 
 def test_fields_are_told_as_flags() -> None:
