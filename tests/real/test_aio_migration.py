@@ -27,7 +27,7 @@ def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: Migrat
     checksum = traveller.ask("checksum")
     there = arrive()
     beats = 0
-    seen: list[tuple[Notify, bool, int]] = []
+    seen: list[tuple[Notify | str, bool, int]] = []
 
     async def beat() -> None:
         nonlocal beats
