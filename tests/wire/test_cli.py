@@ -574,6 +574,25 @@ def test_a_pipe_that_closes() -> None:
     assert told.stdout.splitlines()[-1] in ("0", "141")
 
 
+@pytest.mark.parametrize(("name", "coloured"), [("SOME", True), ("NO_COLOR", False)])
+def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
+    """There are some, unless NO_COLOR is set."""
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-m", "pycriu_native", "options", "nothing-like-it"]
+    environment = {n: text for n, text in os.environ.items() if n != "NO_COLOR"}
+    try:
+        told = subprocess.run(
+            words, cwd=ROOT, env={**environment, "TERM": "xterm", name: "1"}, stderr=theirs
+        )
+        assert told.returncode == Exit.REFUSED
+        said = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "nothing-like-it" in said
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", said)) is coloured
+
+
 def test_no_colour_without_a_terminal() -> None:
     """Nothing but text goes into a pipe, even for an error."""
     told = program("dump", "999999")
