@@ -301,6 +301,26 @@ def test_every_command_is_in_the_next_test(tmp_path: Path) -> None:
     assert set(answers(tmp_path)) == set(COMMANDS)
 
 
+def documented() -> dict[str, set[str]]:
+    """By command: the keys that docs/cli.md says every result has."""
+    text = (ROOT / "docs/cli.md").read_text()
+    rows = text.partition("| `command` | `result` |\n|---|---|\n")[2].partition("\n\n")[0]
+    found = {}
+    for row in rows.splitlines():
+        commands, keys = row.strip("| ").split(" | ")
+        always = re.split(r"[;:.(]|, and", keys)[0] if keys.startswith("`") else ""
+        for command in re.findall(r"`([^`]+)`", commands):
+            found[command] = set(re.findall(r"`(\w+)`", always))
+    return found
+
+
+def test_the_page_has_the_shape_of_every_command() -> None:
+    """None is left out, and all but those that are lists or values of the library have keys."""
+    found = documented()
+    assert found.keys() == set(COMMANDS)
+    assert {name for name, keys in found.items() if not keys} == {"diff", "inspect", "options"}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json(name: str, tmp_path: Path) -> None:
     """Each command prints one object with its schema, name, verdict and exit code, and no more."""
@@ -318,6 +338,8 @@ def test_json(name: str, tmp_path: Path) -> None:
     assert found["ok"] is (told.code in (Exit.DONE, Exit.NO))
     assert ("result" in found) is found["ok"]
     assert ("error" in found) is not found["ok"]
+    if found["ok"] and isinstance(found["result"], dict):
+        assert documented()[name] <= found["result"].keys()
     assert tell(*name.split(), *words, "--quiet").out == ""
 
 
