@@ -43,6 +43,8 @@ SMOOTHING = 0.3
 _COUNTED = re.compile(r"^(Anonymous|Swap|Pss_Shmem): +(\d+) kB", re.M)
 _PAGES = re.compile(r"pages-.*\.img")
 _PAGEMAPS = re.compile(r"pagemap-(shmem-)?\d+\.img")
+WINDOW = 2**18
+"""Bytes of a page map that are taken at once."""
 _RECEIVED = struct.Struct("128xQ")
 """``tcpi_bytes_received`` in the kernel's ``struct tcp_info``."""
 
@@ -229,12 +231,14 @@ def lazy_bytes(directory: str) -> int:
     for name in os.listdir(directory):
         if not _PAGEMAPS.fullmatch(name):
             continue
-        with open(os.path.join(directory, name), "rb") as file:
+        with contextlib.suppress(OSError), open(os.path.join(directory, name), "rb") as file:
             data = file.read()
-        runs = Runs()
-        # Two magic numbers, and one entry of another kind.
-        runs.take(data[12 + int.from_bytes(data[8:12], "little") :])
-        total += runs.total[2]
+            runs = Runs()
+            # Two magic numbers, and one entry of another kind.
+            at = 12 + int.from_bytes(data[8:12], "little")
+            while taken := runs.take(data[at : at + WINDOW])[0]:
+                at += taken
+            total += runs.total[2]
     return total
 
 

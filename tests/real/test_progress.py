@@ -163,8 +163,11 @@ def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None
         told.clear()
         restore(CriuOpts(images_directory=images, lazy_pages=True))
         assert daemon.wait(60, on_progress=told.append) == 0
-    _is_sound(told, "lazy-pages")
+    assert {one.phase for one in told} == {"lazy-pages"}
     assert {one.total for one in told} == {size}
+    done = [one.done for one in told]
+    assert done == sorted(done)
+    assert (told[-1].done, told[-1].left) == (size, 0)
     assert target.ask("size") == 64 * MIB
 
 
@@ -197,6 +200,21 @@ def test_a_server_that_ends_badly(images: Path) -> None:
         os.kill(server.result.pid, signal.SIGKILL)
         assert server.wait(20, on_progress=told.append) == -signal.SIGKILL
     assert all(one.left is None for one in told)
+
+
+@needs_lazy_pages
+def test_what_there_is_to_come_is_what_comes(
+    arrive: Arrive, traveller: Target, tmp_path: Path
+) -> None:
+    """The page maps of a lazy dump tell the destination beforehand."""
+    images = tmp_path / "there"
+    there = arrive(opts={"images_directory": str(images)})
+    result = migrate_out(
+        traveller.pid, CriuOpts(), to=there.place, mode=MigrationMode.POST_COPY, insecure=True
+    )
+    assert there.until("result", "error").get("result") == result.pid
+    to_come = lazy_bytes(str(images / "1"))
+    assert 16 * MIB < to_come <= result.page_bytes < to_come * 1.2
 
 
 def test_bytes_that_come_from_elsewhere(spawn: Spawn) -> None:
