@@ -134,7 +134,8 @@ test-sanitized: build ## the tests of the wire, with the C code under sanitizers
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$$PWD/report PYTHONPATH=$$PWD \
 		$$python -m pytest -p no:cacheprovider -q $(ARGS) \
 		tests/wire/test_lib.py tests/wire/test_properties.py tests/wire/test_exchange.py \
-		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py ||
+		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py \
+		tests/images/test_runs.py ||
 		{ cat report.* 2>/dev/null; exit 1; }
 
 # Every fault, at 200 random instants of each kind. The page is this machine's; where this kernel
@@ -185,7 +186,7 @@ valgrind: build ## a thousand calls under valgrind
 		--suppressions=tests/valgrind/cpython.supp $(VENV)/bin/python tests/valgrind/calls.py
 
 # Seconds for each; FUZZ=answers is one target alone. They begin with a real dump, where CRIU works.
-FUZZ ?= answers logs statistics images sets archives manifests shipments configuration runc
+FUZZ ?= answers logs statistics images sets archives manifests shipments configuration runc pagemaps
 SECONDS_OF_FUZZ ?= 10
 .PHONY: fuzz
 fuzz: build ## coverage-guided fuzzing of all that reads bytes from outside

@@ -23,6 +23,8 @@ CONTENTS: dict[str, tuple[str, ...]] = {
 """The chapters, beside the start page, the tutorial and the how-to pages. A page in ``docs/`` that
 is not named here goes to the last one."""
 
+STYLE = "style.css"
+
 LINK = re.compile(r"(\]\()([^)\s#]*)((?:#[^)\s]*)?\))")
 
 
@@ -102,9 +104,11 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
         "nav": [
             {"Start": "index.md"},
             {"Tutorial": "tutorial.md"},
-            {"How to": ["howto/index.md", *fields]},
             *chapters,
+            # Last: there are ninety of them, and all else would be below.
+            {"How to": ["howto/index.md", *fields]},
         ],
+        "extra_css": [STYLE],
         "not_in_nav": "/source/\n",
         "validation": {
             "nav": {"omitted_files": "warn", "not_found": "warn", "absolute_links": "warn"},
@@ -137,4 +141,5 @@ def write(directory: Path) -> None:
         place = old / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, "utf-8")
+    (old / STYLE).write_text(Path(__file__).with_name(STYLE).read_text("utf-8"), "utf-8")
     (directory / "mkdocs.yml").write_text(json.dumps(configuration(made), indent=2) + "\n")

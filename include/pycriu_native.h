@@ -112,3 +112,52 @@ enum pn_walking {
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);
+
+/* ---- pagemap.c: the runs of a page map, out of the bytes of its image ---- */
+
+enum pn_page_flag { PN_PARENT = 1, PN_LAZY = 2, PN_PRESENT = 4, PN_ALIGNED = 8 };
+enum pn_page_sort { PN_STORED, PN_IN_PARENT, PN_LAZILY, PN_SORTS };
+
+enum pn_column {
+	PN_START,  /* addresses */
+	PN_END,
+	PN_FLAGS,  /* enum pn_page_flag */
+	PN_OFFSET, /* in the pages file */
+	PN_BLOCK,  /* bytes of memory in a compressed block; 0: not compressed */
+	PN_SIZES,  /* which of the sizes is that of the run's first block */
+	PN_BELOW,  /* one for each sort: bytes of it in the runs before */
+	PN_COLUMNS = 9 /* PN_BELOW + PN_SORTS */
+};
+
+enum pn_runs_problem {
+	PN_GOOD,
+	PN_MALFORMED,  /* no pagemap_entry */
+	PN_MISPLACED,  /* overlaps the run before, is not at a page, or is beyond all addresses */
+	PN_BAD_BLOCKS  /* the blocks cannot hold the pages */
+};
+
+struct pn_runs {
+	/* in */
+	uint64_t page;         /* bytes of one */
+	uint64_t *columns;     /* one after the other, each with room for so many runs */
+	size_t room;
+	uint32_t *sizes;       /* of compressed blocks */
+	size_t sizes_room;
+	uint64_t sizes_before; /* in earlier readings */
+	/* in and out: zeros before the first reading */
+	uint64_t last;         /* where the last run ends */
+	uint64_t offset;       /* in the pages file, behind what is stored so far */
+	uint64_t below[3];     /* bytes so far: enum pn_page_sort */
+	/* out */
+	size_t count;
+	size_t n_sizes;
+	int problem;           /* enum pn_runs_problem */
+};
+
+/* Takes whole entries, each with its length before it, until one is incomplete, bad, or has no
+ * room. Returns the bytes that were taken. */
+size_t pn_read_runs(struct pn_runs *runs, const uint8_t *data, size_t length);
+
+/* The bytes of each sort in ranges of addresses: PN_SORTS numbers for each range. */
+void pn_count_between(const uint64_t *const columns[], size_t count, const uint64_t *from,
+		      const uint64_t *to, size_t ranges, uint64_t *out);

@@ -26,6 +26,7 @@ from .enums import Notify
 from .errors import CriuError, MigrationError, MigrationInDoubtError
 from .lazy import LazyPages
 from .opts import CriuOpts
+from .progress import lazy_bytes
 from .results import RestoreStatistics
 from .values import PageServer
 
@@ -59,6 +60,7 @@ class Arrival:
         self.channel: Channel
         self.image_bytes = 0
         self._to_come = 0
+        self._to_feed = 0
         self.mode = MigrationMode.STOP_AND_COPY
         self.relay: PageRelay | None = None
         self._daemon: LazyPages | None = None
@@ -75,7 +77,8 @@ class Arrival:
         if phase == "images":
             return phase, self.image_bytes, self._to_come
         if phase == "pages" and self.relay is not None:
-            return phase, self.relay.moved, None
+            # The connection carries more than pages.
+            return phase, self.relay.moved, max(self.relay.moved, self._to_feed)
         return phase, 0, None
 
     def put_pages(self, data: bytes | bytearray) -> None:
@@ -108,6 +111,7 @@ class Arrival:
             lazy_pages=True if self.mode.lazy else None,
         )
         if self.mode.lazy:
+            self._to_feed = lazy_bytes(os.path.join(self._room.path, str(number)))
             self._start_daemon(opts)
         try:
             restored = verbs.restore(opts, via=self._via, on_notify=self._hook)

@@ -28,6 +28,7 @@ from enum import IntEnum
 from typing import Any
 
 from ._owned import Owned
+from ._until import LOOK, Until
 from .errors import CriuError, DeadlineError, MigrationError, PeerLostError
 
 MAGIC = b"pycriu-native migration 1\n"
@@ -38,9 +39,6 @@ LARGEST_MESSAGE = 64 * 1024
 LARGEST_PIECE = 2**20
 WAITING_FRAMES = 16
 """Frames that were read and wait to be taken; then the reader waits too."""
-
-LOOK = 0.25
-"""Seconds between two looks at the deadline."""
 
 UNTIL_ARRIVED = 5.0
 """Seconds in which the peer closes the connection after it was told that all is over."""
@@ -74,15 +72,14 @@ class Channel(Owned):
         sock: socket.socket,
         *,
         silence: float,
-        deadline: float | None,
+        until: Until,
         on_pages: Callable[[bytes | bytearray], None],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """``deadline`` is on the monotonic clock."""
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._silence = silence
-        self._deadline = deadline
+        self._until = until
         self._on_pages = on_pages
         self._on_end = on_end
         self.lost: CriuError | None = None
@@ -134,7 +131,7 @@ class Channel(Owned):
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._poll(select.POLLOUT, 0.2)
                 try:
-                    self.check_deadline()
+                    self._until.check()
                 except DeadlineError as error:
                     raise self.lose(error) from None  # half a frame is out: no more can follow
             except ssl.SSLWantReadError:
@@ -171,9 +168,7 @@ class Channel(Owned):
 
     def check_deadline(self) -> None:
         """Raise ``DeadlineError`` once the deadline has passed; the channel is not lost by that."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self._deadline = None  # what is said after it is about the end
-            raise DeadlineError("the deadline of the migration passed", verb="migrate")
+        self._until.check()
 
     def _take(self) -> Frame:
         while True:

@@ -11,12 +11,12 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from . import _chronicle
 from ._channel import greet
+from ._until import LOOK, Until
 from .errors import MigrationError, OptionError, PeerLostError, Problem
 from .opts import CriuOpts
 from .values import PageServer
@@ -90,7 +90,7 @@ def _stays_here(sock: socket.socket) -> bool:
     return ipaddress.ip_address(str(name[0]).partition("%")[0]).is_loopback
 
 
-def connect(place: Place, opts: CriuOpts, deadline: float | None) -> socket.socket:
+def connect(place: Place, opts: CriuOpts, until: Until) -> socket.socket:
     """A connection to the destination, ready for a channel."""
     if isinstance(place, socket.socket):
         sock = place.dup()
@@ -98,7 +98,7 @@ def connect(place: Place, opts: CriuOpts, deadline: float | None) -> socket.sock
     else:
         name, port = _host_and_port(place)
         try:
-            sock = socket.create_connection((name, port), _left(deadline, HANDSHAKE))
+            sock = socket.create_connection((name, port), until.left(HANDSHAKE))
         except OSError as error:
             raise PeerLostError(
                 f"no connection to the destination {name}:{port}: {error}; the source runs on",
@@ -106,7 +106,7 @@ def connect(place: Place, opts: CriuOpts, deadline: float | None) -> socket.sock
                 cure="start the destination first",
             ) from None
     try:
-        sock.settimeout(_left(deadline, HANDSHAKE))
+        sock.settimeout(until.left(HANDSHAKE))
         if opts.tls:
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_CLIENT, opts), server_hostname=name)
         greet(sock)
@@ -116,20 +116,23 @@ def connect(place: Place, opts: CriuOpts, deadline: float | None) -> socket.sock
     return sock
 
 
-def accept(place: Place, opts: CriuOpts, deadline: float | None) -> socket.socket:
+def accept(place: Place, opts: CriuOpts, until: Until) -> socket.socket:
     """A connection from a source, ready for a channel; others are turned away."""
     if isinstance(place, socket.socket) and not _listens(place):
-        return _welcome(place.dup(), opts, deadline)
+        return _welcome(place.dup(), opts, until)
     with _listener(place) as listener:
         while True:
-            left = _left(deadline, None)
-            listener.settimeout(left)
+            listener.settimeout(until.left(LOOK))
             try:
                 sock, name = listener.accept()
             except TimeoutError:
-                raise MigrationError("no source came before the deadline", phase="listen") from None
+                if until.is_over():
+                    why = "no source came before the deadline"
+                    raise MigrationError(why, phase="listen") from None
+                until.check()
+                continue
             try:
-                return _welcome(sock, opts, deadline)
+                return _welcome(sock, opts, until)
             except (MigrationError, OSError) as error:
                 _chronicle.warn("migration: turned %s away: %s", name, error)
 
@@ -156,9 +159,9 @@ def _listener(place: Place) -> Iterator[socket.socket]:
         yield listener
 
 
-def _welcome(sock: socket.socket, opts: CriuOpts, deadline: float | None) -> socket.socket:
+def _welcome(sock: socket.socket, opts: CriuOpts, until: Until) -> socket.socket:
     try:
-        sock.settimeout(_left(deadline, HANDSHAKE))
+        sock.settimeout(until.left(HANDSHAKE))
         if opts.tls:
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_SERVER, opts), server_side=True)
         greet(sock)
@@ -191,10 +194,3 @@ def _context(protocol: int, opts: CriuOpts) -> ssl.SSLContext:
         rule = f"PEM files that fit each other are accepted: {error}"
         raise OptionError([Problem("tls_cert", opts.tls_cert, rule)], verb="migrate") from None
     return context
-
-
-def _left(deadline: float | None, most: float | None) -> float | None:
-    if deadline is None:
-        return most
-    left = max(0.01, deadline - time.monotonic())
-    return left if most is None else min(left, most)

@@ -52,6 +52,11 @@ class Keeper(Protocol):
     def see_through(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
 
+    def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
+        """For what is made of many calls and waits for more than these: it waits for its calls
+        itself, is cancelled by this, and runs the hook that is returned.
+        """
+
 
 KEEPER: ContextVar[Keeper | None] = ContextVar("KEEPER", default=None)
 """Who waits for the calls made in this context."""

@@ -77,9 +77,6 @@ TASK_CORE, TASK_STATE, DEAD = 3, 1, 2
 """Of ``core.proto``: the field with the task, its field with the state, and that of a zombie."""
 PAGES_ID = 1
 """Of ``pagemap.proto``: the number in the name of the file with the pages."""
-PAGE_FLAGS, LAZY, PRESENT = 4, 2, 4
-"""Of the entries after it: the field with the flags. Lazy and not present are pages that a lazy
-dump kept for its page server (``ppb_xfer_flags`` of ``criu/page-xfer.c``)."""
 
 
 class Unfinished:
@@ -327,8 +324,15 @@ def _check_pages(images: _Images, pid: int) -> None:
             "page_server",
             "images_directory",
         )
-    head, *entries = images.read(name)
-    if any(_is_elsewhere(entry) for entry in entries):
+    head, entries = images.head(name)
+    from ._runs import Runs  # restores alone need it
+
+    runs = Runs()
+    taken, problem = runs.take(entries)
+    if taken < len(entries) < LARGEST and problem is None:
+        images.is_short(name)
+    _, _, elsewhere = runs.total
+    if elsewhere:
         # CRIU would wait for them for ever (seen with 4.2.1).
         raise _IncompleteError(
             f"the images lack memory, which the lazy dump that made them kept to serve ({name})",
@@ -394,10 +398,31 @@ class _Images:
     def read(self, name: str, *, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
         """Its messages, at least one."""
         self.need(name)
-        return self.walk(name, start, magic) or self._short(name)
+        return self.walk(name, start, magic) or self.is_short(name)
+
+    def head(self, name: str) -> tuple[bytes, bytes]:
+        """Its first message, and what is behind that."""
+        self.need(name)
+        data = self._data(name, COMMON_MAGIC)
+        end = 12 + int.from_bytes(data[8:12], "little")
+        if end > len(data):
+            self.is_short(name)
+        return data[12:end], data[end:]
 
     def walk(self, name: str, start: int = 8, magic: bytes = COMMON_MAGIC) -> list[bytes]:
         """Its messages."""
+        data = self._data(name, magic)
+        found = []
+        at = start
+        while at < len(data):
+            end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+            found.append(data[at + 4 : end])
+            at = end
+        if len(data) < start or (at > len(data) and len(data) < LARGEST):
+            self.is_short(name)
+        return found
+
+    def _data(self, name: str, magic: bytes) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
         with open(fd, "rb") as file:
             data = file.read(LARGEST)
@@ -407,17 +432,10 @@ class _Images:
                 "give the images_directory as it was made",
                 "images_directory",
             )
-        found = []
-        at = start
-        while at < len(data):
-            end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-            found.append(data[at + 4 : end])
-            at = end
-        if len(data) < start or (at > len(data) and len(data) < LARGEST):
-            self._short(name)
-        return found
+        return data
 
-    def _short(self, name: str) -> NoReturn:
+    def is_short(self, name: str) -> NoReturn:
+        """The error for a file that was cut off."""
         raise _IncompleteError(
             f"{name} is shorter than it was made",
             "copy the images again from where they were made, or give the images_directory of "
@@ -443,12 +461,6 @@ def _number(message: bytes, wanted: int) -> int | None:
             if field == wanted and isinstance(value, int):
                 return value
     return None
-
-
-def _is_elsewhere(entry: bytes) -> bool:
-    """Whether the pages of an entry of a pagemap were left out of the images."""
-    flags = _numbers(entry).get(PAGE_FLAGS, [PRESENT])[0]
-    return flags & (LAZY | PRESENT) == LAZY
 
 
 def _is_framed(name: str) -> bool:

@@ -5,6 +5,10 @@ makes CRIU undo its work, as a deadline does, and the ``CancelledError`` comes o
 done; if all was done by then, it carries the result in its attribute ``result`` and says so in a
 note. ``asyncio.timeout`` and ``wait_for`` work the same way.
 
+A migration that is cancelled ends as at its deadline: it is undone on both sides, and the
+``CancelledError`` has a note that says how it stands. Between two looks CRIU may be at work, and is
+waited for. ``more`` and ``on_progress`` run on threads, not in the task.
+
 Each verb has a thread of its own while it runs, so the event loop never blocks on CRIU.
 """
 
@@ -18,7 +22,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from . import iters, pages, verbs
+from . import iters, migration, pages, verbs
+from ._exchange import Hook, Notification
+from ._question import Question
 from ._request import Outcome
 from ._session import KEEPER, Call
 
@@ -29,6 +35,8 @@ __all__ = [
     "dump",
     "dump_iters",
     "feature_check",
+    "migrate_in",
+    "migrate_out",
     "page_server",
     "page_server_child",
     "pre_dump",
@@ -51,6 +59,8 @@ class _Errand(Generic[R]):
         self._work = work
         self._changing = threading.Lock()
         self._call: Call | None = None
+        self._question: Question | None = None
+        self._give_up: Callable[[BaseException], None] | None = None
         self._cancelled: BaseException | None = None
         self._outcome: list[R] = []
         self._error: BaseException | None = None
@@ -79,6 +89,24 @@ class _Errand(Generic[R]):
         call.start()
         return call.conclude()
 
+    def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
+        """A migration waits for its calls itself; its hook is run by the task all the same."""
+        KEEPER.set(None)
+        with self._changing:
+            if self._cancelled is not None:
+                raise self._cancelled
+            self._give_up = cancel
+        return None if hook is None else functools.partial(self._have_asked, hook)
+
+    def _have_asked(self, hook: Hook, notification: Notification) -> object:
+        question = self._question = Question(hook, notification)
+        self._wake()
+        question.answered.wait()
+        self._question = None
+        if question.refusal is not None:
+            raise question.refusal
+        return question.returned
+
     def _wake(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed under us
             self._loop.call_soon_threadsafe(self.turn.set)
@@ -91,7 +119,7 @@ class _Errand(Generic[R]):
 
     async def answer(self) -> None:
         """Run the hook if it is waited for."""
-        question = None if self._call is None else self._call.question
+        question = self._question if self._call is None else self._call.question
         if question is not None:
             await question.put_and_await()
 
@@ -101,12 +129,21 @@ class _Errand(Generic[R]):
             self._cancelled = reason
             if self._call is not None:
                 self._call.cancel(reason)
+            elif self._give_up is not None:
+                question = self._question
+                if question is None or not question.refuse(reason):
+                    self._give_up(reason)
 
     def conclude(self) -> R:
         """Return or raise what came of it."""
         self._thread.join()
         if self._error is not None:
-            raise self._error
+            late = self._cancelled
+            if late is None or late is self._error:
+                raise self._error
+            for note in (str(self._error), *getattr(self._error, "__notes__", ())):
+                late.add_note(note)
+            raise late from self._error
         (result,) = self._outcome
         if self._cancelled is not None:
             raise verbs.too_late(self._cancelled, "call", result)
@@ -143,3 +180,5 @@ cpuinfo_check = _awaited(verbs.cpuinfo_check)
 page_server = _awaited(pages.page_server)
 page_server_child = _awaited(pages.page_server_child)
 dump_iters = _awaited(iters.dump_iters)
+migrate_out = _awaited(migration.migrate_out)
+migrate_in = _awaited(migration.migrate_in)

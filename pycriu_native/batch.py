@@ -22,6 +22,7 @@ from threading import BoundedSemaphore
 from typing import Generic, Protocol, TypeVar
 
 from . import verbs
+from ._exchange import Hook
 from ._reach import Via
 from ._request import Outcome
 from ._session import KEEPER, Call
@@ -171,6 +172,10 @@ class _Here:
         if call.request.on_notify is not None:
             return call.stand_by()
         return call.run_here(self._turn)
+
+    def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
+        """Nobody cancels a job that has begun, and its hook runs on its own thread."""
+        return hook
 
 
 def _finished(index: int, job: Job[R], done: Future[R]) -> Finished[R]:

@@ -8,6 +8,7 @@ twice; this one is made of single calls.)
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
@@ -15,9 +16,15 @@ from . import _trust, verbs
 from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._reach import Via
+from ._tree import process_tree
+from ._typing import TYPE_CHECKING
+from .enums import Verb
 from .errors import ImagesError, OptionError, Problem
 from .opts import CriuOpts
 from .results import PAGE, DumpResult
+
+if TYPE_CHECKING:
+    from .progress import OnProgress
 
 __all__ = ["DumpItersResult", "Round", "UntilSteady", "dump_iters"]
 
@@ -96,12 +103,15 @@ def dump_iters(
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> DumpItersResult:
     """Pre-dump a process until ``more`` says that it is enough, then dump it.
 
     ``opts.images_directory`` is a path; the rounds go to ``1``, ``2``, … in it, each with the
     one before as its parent, and the final dump to the next number. ``more`` defaults to
-    :class:`UntilSteady`. ``deadline`` bounds each round. Options of pre-dumps and of the dump in
+    :class:`UntilSteady`. ``deadline`` bounds each round. ``on_progress`` is told of each round as
+    a phase of its own, ``round 1`` and so on, and of ``dump``; what there is to do is all of the
+    memory in the first round, and unknown after it. Options of pre-dumps and of the dump in
     the end may be given together, and each goes where it belongs. A round that fails leaves the
     process running, and the rounds before it on disk.
 
@@ -136,10 +146,27 @@ def dump_iters(
         raise ImagesError(told, verb="dump_iters", pid=pid, errno=error.errno) from None
 
     rounds: list[Round] = []
-    while not rounds or decide(rounds[-1]):
-        number = len(rounds) + 1
-        result = verbs.pre_dump(pid, step(number), via=via, on_notify=on_notify, deadline=deadline)
-        rounds.append(Round(number=number, result=result))
-    last = verbs.after_pre_dumps(step(len(rounds) + 1))
-    final = verbs.dump(pid, last, via=via, on_notify=on_notify, deadline=deadline)
+    phase = "round 1"
+    memory: int | None = None
+
+    def measure() -> tuple[str, int, int | None]:
+        here = os.path.join(base, str(len(rounds) + 1))
+        return phase, progress.size_of_pages(here, parents=False), None if rounds else memory
+
+    with contextlib.ExitStack() as owned:
+        if on_progress is not None:
+            from . import progress  # few calls are watched
+
+            memory = progress.memory_of(process_tree(pid))
+            owned.enter_context(progress.telling(on_progress, measure))
+        while not rounds or decide(rounds[-1]):
+            number = len(rounds) + 1
+            phase = f"round {number}"
+            result = verbs.pre_dump(
+                pid, step(number), via=via, on_notify=on_notify, deadline=deadline
+            )
+            rounds.append(Round(number=number, result=result))
+        phase = str(Verb.DUMP)
+        last = verbs.after_pre_dumps(step(len(rounds) + 1))
+        final = verbs.dump(pid, last, via=via, on_notify=on_notify, deadline=deadline)
     return DumpItersResult(rounds=tuple(rounds), final=final)

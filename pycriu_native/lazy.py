@@ -28,12 +28,16 @@ from ._process import OwnedProcess
 from ._program import find_program
 from ._request import Request, log_name
 from ._spawn import spawn
+from ._typing import TYPE_CHECKING
 from ._words import say
 from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, DeadlineError
 from .opts import CriuOpts
 from .values import PageServer
+
+if TYPE_CHECKING:
+    from .progress import OnProgress
 
 __all__ = ["LazyPages"]
 
@@ -60,6 +64,7 @@ class LazyPages(Owned):
     def __init__(
         self, opts: CriuOpts, *, via: Worker | None = None, deadline: float = UNTIL_READY
     ) -> None:
+        self._opts = opts
         request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
         _requirements.check(request)
         with contextlib.ExitStack() as owned:
@@ -86,12 +91,27 @@ class LazyPages(Owned):
         """A descriptor that becomes readable when the daemon ends; it stays the daemon's."""
         return self._process.pidfd
 
-    def wait(self, timeout: float | None = None) -> int | None:
+    def wait(
+        self, timeout: float | None = None, *, on_progress: OnProgress | None = None
+    ) -> int | None:
         """Wait until all memory has arrived; the daemon's exit code (negative: a signal).
 
-        ``timeout`` is in seconds; ``TimeoutError`` when it passes. None where somebody else has
+        ``timeout`` is in seconds; ``TimeoutError`` when it passes. ``on_progress`` is told of a
+        :class:`Progress` while it waits, on a thread of its own. None where somebody else has
         reaped the daemon. May be called again after the end.
         """
+        if on_progress is None or self._process.closed:
+            return self._wait(timeout)
+        from .progress import Feeding, directory_of, telling  # few are watched
+
+        elsewhere = self._opts.page_server is not None
+        fed = Feeding(self.pid, directory_of(self._opts), from_elsewhere=elsewhere)
+        with telling(on_progress, fed) as story:
+            status = self._wait(timeout)
+            story.ends_well = status == 0
+        return status
+
+    def _wait(self, timeout: float | None) -> int | None:
         if not self._process.closed:
             if not self._process.has_ended(timeout):
                 raise TimeoutError(f"the lazy-pages daemon, pid {self.pid}, serves on")

@@ -28,7 +28,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -42,6 +41,8 @@ from ._exchange import Hook
 from ._migrating import MigrationMode, MigrationResult, Phases, Room, for_criu
 from ._page_relay import PageRelay
 from ._peer import Place
+from ._session import KEEPER
+from ._until import Until
 from ._warden import Warden
 from ._worker import Worker
 from .errors import MigrationError, MigrationInDoubtError, OptionError, Problem
@@ -95,7 +96,7 @@ def migrate_out(
     ]
     if problems:
         raise OptionError(problems, verb="migrate_out", pid=pid)
-    until = None if deadline is None else time.monotonic() + deadline
+    until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
         relay = owned.enter_context(PageRelay(serves=True)) if mode.lazy else None
         _checked_dump(pid, opts, mode, via, relay)
@@ -105,7 +106,7 @@ def migrate_out(
         channel = Channel(
             sock,
             silence=silence,
-            deadline=until,
+            until=until,
             on_pages=(lambda data: None) if relay is None else relay.put,
         )
         owned.callback(channel.close)
@@ -167,7 +168,7 @@ def migrate_in(
     ]
     if problems:
         raise OptionError(problems, verb="migrate_in")
-    until = None if deadline is None else time.monotonic() + deadline
+    until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
         warden = owned.enter_context(Warden())
         room = Room(opts)
@@ -191,7 +192,7 @@ def migrate_in(
             channel = arrival.channel = Channel(
                 sock,
                 silence=silence,
-                deadline=until,
+                until=until,
                 on_pages=arrival.put_pages,
                 on_end=arrival.give_up,
             )
@@ -220,6 +221,12 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
     except ValueError:
         rule = f"{', '.join(repr(str(one)) for one in MigrationMode)} is accepted"
         raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
+
+
+def _until(deadline: float | None, on_notify: Hook | None) -> tuple[Until, Hook | None]:
+    """Until when; and the hook, which asyncio's task runs where that waits for us."""
+    until, keeper = Until(deadline), KEEPER.get()
+    return until, on_notify if keeper is None else keeper.take_over(until.cancel, on_notify)
 
 
 def _numbers(deadline: float | None, silence: float) -> Iterator[Problem]:

@@ -24,12 +24,16 @@ from ._reach import Via
 from ._request import Outcome, Request
 from ._session import Call
 from ._tree import listener_on
+from ._typing import TYPE_CHECKING
 from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, ProtocolError, WorkerDiedError
 from .opts import CriuOpts
 from .results import PageServerResult
 from .values import WireValue
+
+if TYPE_CHECKING:
+    from .progress import OnProgress
 
 __all__ = ["PageServerChild", "page_server", "page_server_child"]
 
@@ -108,12 +112,26 @@ class PageServerChild(Owned):
         self._asked = False
         self._status: int | None = None
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> int:
         """Wait until it has served its dump; its exit code (negative: the signal that ended it).
 
         ``timeout`` is in seconds; ``TimeoutError`` when it passes, after which waiting again
-        is fine. May be called again after the end.
+        is fine. ``on_progress`` is told of a :class:`Progress` while it waits, on a thread of its
+        own; how much will come, only the other side knows. May be called again after the end.
         """
+        if on_progress is None or self._status is not None:
+            return self._wait(timeout)
+        from .progress import size_of_pages, telling  # few are watched
+
+        def measure() -> tuple[str, int, int | None]:
+            return str(Verb.PAGE_SERVER), size_of_pages(self.result.images, parents=False), None
+
+        with telling(on_progress, measure) as story:
+            status = self._wait(timeout)
+            story.ends_well = status == 0
+        return status
+
+    def _wait(self, timeout: float | None) -> int:
         if self._status is None:
             line = self._line
             if line is None:

@@ -1,14 +1,15 @@
 """Progress of long work: an observer beside the call, which looks and tells.
 
-Each verb that moves memory, and a migration, takes ``on_progress``: a function that gets a
-:class:`Progress` at the beginning, four times a second, and at a good end. It runs on a thread of
-the observer's, and cannot slow the call down; what it raises is logged (``pycriu_native``, with
-the trace), and it is not called again.
+Each verb that moves memory, a migration, and waiting for a page server or a lazy-pages daemon take
+``on_progress``: a function that gets a :class:`Progress` at the beginning, four times a second,
+and at a good end. It runs on a thread of the observer's, and cannot slow the call down; what it
+raises is logged (``pycriu_native``, with the trace), and it is not called again.
 
 CRIU says nothing of how far it is. So the observer looks at what can be seen from outside: a dump
 has the memory of the processes before it (``/proc/PID/smaps_rollup``) and the images that grow; a
-restore has the images, and the processes whose memory grows. Pages that a dump sends to a page
-server elsewhere cannot be seen, and are not counted.
+restore has the images, and the processes whose memory grows; a daemon that feeds memory has what
+it has read (``/proc/PID/io``) or received (``TCP_INFO``). Pages that a dump sends to a page server
+elsewhere cannot be seen, and are not counted.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import _chronicle
+from ._descriptors import descriptors_of
 from ._session import Call
 from ._tree import process_tree
 from .enums import Verb
+from .opts import CriuOpts
 from .values import descriptor_number
 
 __all__ = ["OnProgress", "Progress"]
@@ -37,6 +42,11 @@ SMOOTHING = 0.3
 
 _COUNTED = re.compile(r"^(Anonymous|Swap|Pss_Shmem): +(\d+) kB", re.M)
 _PAGES = re.compile(r"pages-.*\.img")
+_PAGEMAPS = re.compile(r"pagemap-(shmem-)?\d+\.img")
+WINDOW = 2**18
+"""Bytes of a page map that are taken at once."""
+_RECEIVED = struct.Struct("128xQ")
+"""``tcpi_bytes_received`` in the kernel's ``struct tcp_info``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +54,8 @@ class Progress:
     """How far it is."""
 
     phase: str
-    """What is being done: the verb, or the phase of a migration. Bytes are those of the phase."""
+    """What is being done: the verb, the phase of a migration, ``round 1`` of a dump in rounds.
+    Bytes are those of the phase."""
     done: int
     """Bytes of memory or images that are done."""
     total: int | None
@@ -64,18 +75,26 @@ Measure = Callable[[], tuple[str, int, int | None]]
 """Phase, bytes done, bytes to do."""
 
 
+class Story:
+    """What is told while something lasts."""
+
+    ends_well = True
+    """False keeps the end from being told: it is none, though nothing was raised."""
+
+
 @contextlib.contextmanager
-def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[None]:
+def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[Story]:
     """Tell of progress while the context lasts, and once more if it ends well."""
+    story = Story()
     if on_progress is None:
-        yield
+        yield story
         return
     teller = _Teller(on_progress, measure)
     thread = threading.Thread(target=teller.run, name="progress", daemon=True)
     thread.start()
     try:
-        yield
-        teller.well = True
+        yield story
+        teller.well = story.ends_well
     finally:
         teller.over.set()
         thread.join()
@@ -87,10 +106,7 @@ def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
     if on_progress is None:
         yield
         return
-    directory = str(call.request.opts.images_dir or "")
-    given = call.request.opts.images_directory
-    if given is not None:
-        directory = given if isinstance(given, str) else f"/proc/self/fd/{descriptor_number(given)}"
+    directory = directory_of(call.request.opts)
     phase = str(call.request.verb)
     if call.request.verb is Verb.RESTORE:
         total = size_of_pages(directory)
@@ -109,6 +125,34 @@ def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
 
     with telling(on_progress, measure):
         yield
+
+
+def directory_of(opts: CriuOpts) -> str:
+    """Where the images are."""
+    given = opts.images_directory
+    if given is None:
+        return str(opts.images_dir or "")
+    return given if isinstance(given, str) else f"/proc/self/fd/{descriptor_number(given)}"
+
+
+class Feeding:
+    """What a lazy-pages daemon has fed, seen from outside."""
+
+    def __init__(self, pid: int, directory: str, *, from_elsewhere: bool) -> None:
+        self._pid, self._from_elsewhere = pid, from_elsewhere
+        self._total = lazy_bytes(directory) if from_elsewhere else size_of_pages(directory)
+        self._done = 0
+
+    def __call__(self) -> tuple[str, int, int | None]:
+        """Phase, bytes done, bytes to do. Once the daemon has ended, what was seen last."""
+        with contextlib.suppress(OSError, ValueError, struct.error):
+            if self._from_elsewhere:
+                found = received_by(self._pid)
+            else:
+                with open(f"/proc/{self._pid}/io") as file:
+                    found = int(file.readline().split()[1])  # rchar
+            self._done = max(self._done, found)
+        return str(Verb.LAZY_PAGES), min(self._done, self._total), self._total
 
 
 class _Teller:
@@ -146,8 +190,10 @@ class _Teller:
         self._seen, self._at = done, now
         left: float | None = None
         if last:
-            # What is restored runs by now, and is nobody's to measure.
-            done = total = total or 0 if phase == str(Verb.RESTORE) else done
+            # What is restored runs by now, and is nobody's to measure; a daemon has ended.
+            if phase in (str(Verb.RESTORE), str(Verb.LAZY_PAGES)):
+                done = total or 0
+            total = done
             left = 0.0
         elif total is not None and self._rate > 0:
             left = max(0.0, (total - done) / self._rate)
@@ -174,4 +220,33 @@ def size_of_pages(directory: str, *, parents: bool = True) -> int:
         directory = os.path.join(directory, "parent")
         if not parents or not os.path.isdir(directory):
             break
+    return total
+
+
+def lazy_bytes(directory: str) -> int:
+    """Bytes that the page maps of a directory speak of, and that are to come from elsewhere."""
+    from ._runs import Runs  # few have such images
+
+    total = 0
+    for name in os.listdir(directory):
+        if not _PAGEMAPS.fullmatch(name):
+            continue
+        with contextlib.suppress(OSError), open(os.path.join(directory, name), "rb") as file:
+            data = file.read()
+            runs = Runs()
+            # Two magic numbers, and one entry of another kind.
+            at = 12 + int.from_bytes(data[8:12], "little")
+            while taken := runs.take(data[at : at + WINDOW])[0]:
+                at += taken
+            total += runs.total[2]
+    return total
+
+
+def received_by(pid: int) -> int:
+    """Bytes that have come in over all TCP connections of a process of ours."""
+    total = 0
+    for fd in descriptors_of(pid, "socket:"):
+        with contextlib.suppress(OSError), socket.socket(fileno=fd) as copy:
+            told = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
+            total += _RECEIVED.unpack(told)[0]
     return total

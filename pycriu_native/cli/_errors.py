@@ -42,14 +42,33 @@ _ARGUMENTS = {
     "trusting=True": "--trusting",
     "insecure=True": "--insecure",
     "seal()": "pycriu-native seal",
+    "Worker(program)": "--criu PROGRAM",
+    "via=Worker(stdin=terminal)": "--wait",
+    ', or name its directory with Worker(env={"CRIU_LIBS_DIR": directory})': "",
+    "a running criu service inherits none: use a Worker": "a criu service (--service) "
+    "inherits none",
+    "feature_check().mem_track": "pycriu-native check",
+    "feature_check().lazy_pages": "pycriu-native check",
+    "dump(None, opts) dumps the caller itself, which pre_dump cannot": "no --service inside",
+    "start_new_session of subprocess makes one": "setsid makes one",
+    "setsid, start_new_session of subprocess": "setsid",
+    "the on_notify hook, or a script in CRIU's configuration,": "an --action-script",
+    "see the exception of the hook, or the script's own messages in the log": "see what it said",
+    "in the hook of post-dump": "by an --action-script at post-dump",
+    "pre_dump": "pre-dump",
 }
 """What the library calls things that are no fields, and this program does."""
+
+_LISTED = re.compile(r"\b([a-z_]+)=\[(\(.*?\)|\".*?\")\](?=$|[ ,;.)])")
+_SPELLED = {"inherit_fds": "fd[{0}]:{1}", "join_ns": "{0}:{1}", "veth_pairs": "{0}={1}"}
+"""How two parts of one value are joined."""
 
 
 def in_flags(text: str) -> str:
     """Text with fields as long options: ``tcp_close=True`` is ``--tcp-close``."""
     for said, flag in _ARGUMENTS.items():
         text = text.replace(said, flag)
+    text = _LISTED.sub(_as_value, text)
     return _NAMED.sub(lambda found: flag_of(found[0]), _ASSIGNED.sub(_as_flag, text))
 
 
@@ -62,6 +81,14 @@ def _as_flag(found: re.Match[str]) -> str:
     if found[2] == "False":
         return "--no-" + row.flag[2:] if row.negates else f"no {row.flag}"
     return f"{row.flag}={found[2].strip(chr(34) + chr(39))}"
+
+
+def _as_value(found: re.Match[str]) -> str:
+    row = BY_FIELD.get(found[1])
+    if row is None or not row.flag:
+        return found[0]
+    parts = [part.strip().strip('"') for part in found[2].strip("()").split(",")]
+    return f"{row.flag} {_SPELLED.get(row.name, '{0}').format(*parts)}"
 
 
 def to_dict(error: BaseException) -> dict[str, Any]:

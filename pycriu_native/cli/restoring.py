@@ -11,7 +11,8 @@ import click
 from .. import RestoreResult, restore, restore_child
 from ..enums import Verb
 from ..results import PAGE
-from . import _command, _images, _plain, _progress
+from ..streaming import restore_stream
+from . import _command, _images, _plain, _progress, _streams
 from ._command import Call, Command, Interrupted
 from ._exits import Exit
 from ._words import columns, micro, pids, safe, size, time
@@ -24,11 +25,16 @@ def _restore(
     wait: bool,
     restore_detached: bool,
     pidfile: str | None,
+    through: str | None,
 ) -> int:
     if bool(command) != exec_cmd:
         raise click.UsageError("--exec-cmd and a command behind '--' come together.")
     if wait and (restore_detached or exec_cmd):
         raise click.UsageError("--wait is not accepted with --restore-detached or --exec-cmd.")
+    if through is not None:
+        if wait or exec_cmd:
+            raise click.UsageError("--from is not accepted with --wait or --exec-cmd.")
+        return _out_of_stream(call, through, pidfile)
     verb = restore_child if wait else restore
     with _progress.shown(call.out) as on_progress:
         result = verb(
@@ -46,6 +52,16 @@ def _restore(
         call.out.event("running", shape(result), text(result))
         return _until_end(call, result, result.exec_pid)
     return call.out.result(shape(result), text(result))
+
+
+def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
+    with _streams.read(stream) as source:
+        result = restore_stream(
+            call.opts, source, via=call.via, on_notify=call.hook, deadline=call.deadline
+        )
+    _command.write_pidfile(pidfile, result.pid)
+    where = "standard input" if stream == _streams.STANDARD else safe(stream)
+    return call.out.result(_plain.fields(result) | {"stream": stream}, _told(result, where, []))
 
 
 def _until_end(call: Call, result: RestoreResult, pid: int) -> int:
@@ -74,6 +90,10 @@ def text(result: RestoreResult) -> str:
     """The result for people."""
     saved = _images.pids_in(result.images)
     rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
+    return _told(result, safe(result.images), rows)
+
+
+def _told(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
     told = result.statistics
     if told is not None:
         rows += [
@@ -86,7 +106,7 @@ def text(result: RestoreResult) -> str:
     rows.append(("whole call", time(result.duration)))
     if result.log:
         rows.append(("log", safe(result.log)))
-    headline = f"restored pid {result.pid} from {safe(result.images)}"
+    headline = f"restored pid {result.pid} from {where}"
     return "\n".join([headline, *columns(rows, indent=2)])
 
 
@@ -132,6 +152,7 @@ COMMANDS = {
             click.Option(
                 ["-d", "--restore-detached"], is_flag=True, help="The default here, as criu has it."
             ),
+            _streams.option("--from", "Read the images out of a stream that 'dump --to' wrote,"),
             _command.pidfile_option("the root process"),
             _command.script_option(),
         ],

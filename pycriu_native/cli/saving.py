@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from .._tree import stat_of
 from ..enums import Verb
 from ..errors import OptionError, Problem
 from ..results import PAGE, DumpStatistics
-from . import _command, _images, _plain, _progress
+from ..streaming import dump_stream
+from . import _command, _images, _plain, _progress, _streams
 from ._command import Call, Command
 from ._exits import Exit
 from ._words import columns, count, micro, pids, safe, size, time
@@ -29,15 +31,41 @@ EXITS = (
 )
 
 
-def _dump(call: Call, pid: int | None, tree: int | None, rounds: int | None) -> Exit:
+def _dump(
+    call: Call, pid: int | None, tree: int | None, rounds: int | None, through: str | None
+) -> Exit:
     pid = _command.one_pid(pid, tree)
     name = _command.name_of(pid)
+    if through is not None:
+        if rounds is not None:
+            raise click.UsageError("--rounds and --to: one is accepted.")
+        return _into_stream(call, pid, name, through)
     if rounds is not None:
         return _in_rounds(call, pid, name, rounds)
     result = _saved(call, pid, call.opts)
     done = call.out.result(shape(result), text(result, name, "dumped"))
     _hint(call, result)
     return done
+
+
+def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
+    with _streams.written(call, stream) as to:
+        result = dump_stream(
+            pid, call.opts, to, via=call.via, on_notify=call.hook, deadline=call.deadline
+        )
+    what = f"dumped pid {pid}" + (f" ({safe(name)})" if name else "")
+    if stream == _streams.STANDARD:
+        call.out.hint(f"{what} into standard output")
+        return Exit.DONE
+    written = os.stat(stream).st_size
+    rows = [("stream", size(written))]
+    if result.statistics is not None:
+        rows += _numbers(result.statistics)
+    rows.append(("whole call", time(result.duration)))
+    said = "\n".join([f"{what} into {safe(stream)}", *columns(rows, indent=2)])
+    return call.out.result(
+        _plain.fields(result) | {"stream": stream, "stream_bytes": written}, said
+    )
 
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
@@ -69,9 +97,16 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
     if call.opts.parent_image is not None:
         rule = "the rounds have parents of their own"
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
-    result = dump_iters(
-        pid, call.opts, more, via=call.via, on_notify=call.hook, deadline=call.deadline
-    )
+    with _progress.shown(call.out) as on_progress:
+        result = dump_iters(
+            pid,
+            call.opts,
+            more,
+            via=call.via,
+            on_notify=call.hook,
+            on_progress=on_progress,
+            deadline=call.deadline,
+        )
     body = shape(result.final) | {"rounds": [shape(each.result) for each in result.rounds]}
     done = call.out.result(body, f"{text(result.final, name, 'dumped')}\n{_table(result)}")
     _hint(call, result.final)
@@ -158,6 +193,7 @@ COMMANDS = {
             "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
             "pycriu-native dump 4242 -D ckpt --shell-job        # a job of a shell's terminal",
             "pycriu-native dump 4242 -D ckpt --rounds 5         # pre-dumps first: short freeze",
+            "pycriu-native dump 4242 --to - | ssh HOST pycriu-native restore --from -",
             "pycriu-native dump 4242 -D ckpt --json | jq .result.statistics.frozen_time",
         ],
         exits=EXITS,
@@ -171,6 +207,7 @@ COMMANDS = {
                 "a directory of its own in the images directory; restore from the last. Needs "
                 "soft-dirty tracking.",
             ),
+            _streams.option("--to", "Write the images as one stream,"),
             _command.script_option(),
         ],
     ),

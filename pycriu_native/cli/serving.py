@@ -8,7 +8,7 @@ from .. import LazyPages, page_server, page_server_child
 from .._worker import Worker
 from ..enums import Verb
 from ..errors import CriuError
-from . import _command, _images, _plain
+from . import _command, _images, _plain, _progress
 from ._command import Call, Command
 from ._exits import Exit
 from ._words import count, safe, size
@@ -35,7 +35,8 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
         _command.write_pidfile(pidfile, result.pid)
         where = f"listens on port {result.port}, pid {result.pid}; pages go to {result.images}"
         call.out.event("listening", result, safe(where))
-        status = server.wait()
+        with _progress.shown(call.out) as on_progress:
+            status = server.wait(on_progress=on_progress)
     if status:
         raise CriuError(
             f"the page server ended with {status} before it had served a dump",
@@ -58,7 +59,8 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
         _command.write_pidfile(pidfile, daemon.pid)
         body = {"pid": daemon.pid, "images": call.images}
         call.out.event("listening", body, f"listens, pid {daemon.pid}; restore with --lazy-pages")
-        status = daemon.wait()
+        with _progress.shown(call.out) as on_progress:
+            status = daemon.wait(on_progress=on_progress)
     if status:
         raise CriuError(
             f"the lazy-pages daemon ended with {status} before all memory had arrived; the "

@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import stat
+from collections.abc import Iterator
 from typing import Any
 
 from .. import _stats
@@ -16,7 +17,7 @@ from . import _names as names
 from ._files import Files
 from ._formats import category
 from ._messages import to_dict
-from ._pages import IN_PARENT, Counts, Layers
+from ._pages import Counts, Layers
 from ._reader import ImageFile, damaged, expect
 from ._schema import table
 from ._trailers import entries
@@ -137,6 +138,9 @@ class _Builder:
         self.children: dict[int, list[int]] = {}
         self.files = Files(self.entries, self.ghost_size)
         self.sets: dict[int, dict[str, str]] = {}
+        self.mappings: dict[tuple[object, ...], MemoryMapping] = {}
+        self.credentials: dict[bytes, Credentials] = {}
+        self.texts: dict[bytes, tuple[str, ...]] = {}
 
     def _list(self) -> list[Image]:
         try:
@@ -160,7 +164,7 @@ class _Builder:
     # --- Single images --------------------------------------------------------------
 
     def path(self, name: str) -> str:
-        return os.path.join(self.directory, name)
+        return f"{self.directory}/{name}"
 
     def entries(self, name: str) -> list[Any]:
         """The entries of an image; none where there is no such image."""
@@ -327,7 +331,7 @@ class _Builder:
             architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
             # What CRIU lists as the threads of a zombie are numbers that it never set.
             threads=tuple(self._threads(entry, core, task)) if known else (),
-            credentials=_credentials(thread.creds) if thread and thread.HasField("creds") else None,
+            credentials=self._credentials(thread),
             cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
             limits={
                 name: (each.cur, each.max) for name, each in zip(names.LIMITS, limits, strict=False)
@@ -371,58 +375,82 @@ class _Builder:
             self.lacks(name)
         layers = Layers(self.layers, name)
         self._check_pages(layers)
-        mappings = tuple(self._mapping(vma, layers) for vma in mm.vmas)
+        vmas = mm.vmas
+        counts = layers.counts([each.start for each in vmas], [each.end for each in vmas])
+        command, environment = self._strings(layers, mm)
         return {
-            "mappings": mappings,
+            "mappings": tuple(map(self._mapping, vmas, counts)),
             "pagemap": pid,
             "executable": self._path_of(mm.exe_file_id),
-            "command": self._strings(layers, mm.mm_arg_start, mm.mm_arg_end),
-            "environment": self._strings(layers, mm.mm_env_start, mm.mm_env_end),
+            "command": command,
+            "environment": environment,
         }
 
-    def _strings(self, layers: Layers, start: int, end: int) -> tuple[str, ...] | None:
+    def _strings(self, layers: Layers, mm: Any) -> Iterator[tuple[str, ...] | None]:
+        """The command line and the environment."""
+        start, middle, end = mm.mm_arg_start, mm.mm_arg_end, mm.mm_env_end
+        # They lie side by side, unless the process has moved them: one reading is enough.
+        if start < middle == mm.mm_env_start < end and (both := self._text(layers, start, end)):
+            yield self._split(both[: middle - start])
+            yield self._split(both[middle - start :])
+        else:
+            yield self._split(self._text(layers, start, middle))
+            yield self._split(self._text(layers, mm.mm_env_start, end))
+
+    def _text(self, layers: Layers, start: int, end: int) -> bytes | None:
         try:
-            return _strings(layers, start, end)
+            return _text(layers, start, end)
         except ImagesError:
             if not self.problems:
                 raise
             return None  # what is missing has been told
 
-    def _mapping(self, vma: Any, layers: Layers) -> MemoryMapping:
-        status, flags, prot = vma.status, vma.flags, vma.prot
-        kind = _kind(status, flags)
-        file = vma.shmid if status & (_FILE_PRIVATE | _FILE_SHARED | _MEMFD) else None
+    def _split(self, text: bytes | None) -> tuple[str, ...] | None:
+        """Texts with NULs at the end of each, as execve(2) left them; many processes share them."""
+        if not text:
+            return None if text is None else ()
+        if text not in self.texts:
+            parts = text.removesuffix(b"\0").split(b"\0")
+            self.texts[text] = tuple(map(os.fsdecode, parts))
+        return self.texts[text]
+
+    def _mapping(self, vma: Any, found: Counts) -> MemoryMapping:
+        status, flags, prot, number = vma.status, vma.flags, vma.prot, vma.shmid
+        start, end, offset = vma.start, vma.end, vma.pgoff
+        kind, protection, has_file, in_memfd = _traits(status, flags, prot)
         shared = None
         if kind is VmaKind.SHARED:
-            shared = vma.shmid
-            if status & _MEMFD:
-                shared = self.files.shared_of(vma.shmid)
-            found = self._shared_counts(shared, vma) if shared is not None else Counts()
-        else:
-            found = layers.counts(vma.start, vma.end)
-        start, end = vma.start, vma.end
-        return MemoryMapping(
-            start=start,
-            end=end,
-            kind=kind,
-            protection=_PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
-            path=self._path_of(file) if file is not None else None,
-            offset=vma.pgoff if file is not None or shared is not None else 0,
-            file=file,
-            shared=shared,
-            grows_down=bool(flags & _GROWS_DOWN),
-            stored=found.stored,
-            in_parent=found.in_parent,
-            lazy=found.lazy,
-        )
+            shared = self.files.shared_of(number) if in_memfd else number
+            found = (0, 0, 0) if shared is None else self._shared_counts(shared, start, end, offset)
+        # Processes that were forked have most of theirs in common.
+        key = start, end, offset, number, status, flags, prot, found
+        made = self.mappings.get(key)
+        if made is None:
+            stored, in_parent, lazy = found
+            made = self.mappings[key] = MemoryMapping(
+                start=start,
+                end=end,
+                kind=kind,
+                protection=protection,
+                path=self._path_of(number) if has_file else None,
+                offset=offset if has_file or shared is not None else 0,
+                file=number if has_file else None,
+                shared=shared,
+                grows_down=bool(flags & _GROWS_DOWN),
+                stored=stored,
+                in_parent=in_parent,
+                lazy=lazy,
+            )
+        return made
 
-    def _shared_counts(self, shared: int, vma: Any) -> Counts:
+    def _shared_counts(self, shared: int, start: int, end: int, offset: int) -> Counts:
         name = f"pagemap-shmem-{shared}.img"
         if shared not in self.shared:
             self.shared[shared] = Layers(self.layers, name)
             if name in self.names:
                 self._check_pages(self.shared[shared])
-        return self.shared[shared].counts(vma.pgoff, vma.pgoff + vma.end - vma.start)
+        last = min(offset + max(end - start, 0), 2**64 - 1)
+        return self.shared[shared].counts([offset], [last])[0]
 
     def _check_pages(self, layers: Layers) -> None:
         """That the pages are there which the pagemap speaks of."""
@@ -432,16 +460,14 @@ class _Builder:
         top = layers.level(0)
         if top is None:
             return
-        name = os.path.basename(top.pages)
-        size = self.sizes.get(name)
+        name = top.pages_name
+        size, needed = self.sizes.get(name), top.runs.size
         if size is None:
-            if top.size:
+            if needed:
                 self.lacks(name)
-        elif size < top.size:
-            self.problems.append(
-                f"{name} is {top.size - size} bytes shorter than {layers.name} says"
-            )
-        if any(run[2] & IN_PARENT for run in top.runs) and not self.parents:
+        elif size < needed:
+            self.problems.append(f"{name} is {needed - size} bytes shorter than {layers.name} says")
+        if top.runs.total[1] and not self.parents:
             self.problems.append(
                 f"{layers.name} has pages in a parent, and there is no parent link"
             )
@@ -461,9 +487,7 @@ class _Builder:
                     name=name,
                     nice=part.sched_nice if part else 0,
                     policy=part.sched_policy if part else 0,
-                    credentials=(
-                        _credentials(part.creds) if part and part.HasField("creds") else None
-                    ),
+                    credentials=self._credentials(part),
                     seccomp=_enum("seccomp_mode", part.seccomp_mode) if part else "disabled",
                     instruction=at,
                     stack=stack,
@@ -471,6 +495,15 @@ class _Builder:
                 )
             )
         return threads
+
+    def _credentials(self, thread: Any) -> Credentials | None:
+        """Those of a thread; most have the same."""
+        if thread is None or not thread.HasField("creds"):
+            return None
+        key = thread.creds.SerializeToString()
+        if key not in self.credentials:
+            self.credentials[key] = _credentials(thread.creds)
+        return self.credentials[key]
 
     def _descriptors(self, table_id: int) -> tuple[tuple[Descriptor, ...], list[Timer]]:
         name = f"fdinfo-{table_id}.img"
@@ -613,6 +646,17 @@ def _enum(name: str, number: int) -> str:
     return next((key for key, value in table()[1][name].items() if value == number), str(number))
 
 
+@functools.lru_cache(4096)
+def _traits(status: int, flags: int, prot: int) -> tuple[VmaKind, str, bool, bool]:
+    """Kind, protection, whether it has a file, and whether that is a memfd."""
+    return (
+        _kind(status, flags),
+        _PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
+        bool(status & (_FILE_PRIVATE | _FILE_SHARED | _MEMFD)),
+        bool(status & _MEMFD),
+    )
+
+
 def _kind(status: int, flags: int) -> VmaKind:
     if status & (_VDSO | _VSYSCALL | _VVAR):
         return VmaKind.VDSO
@@ -629,19 +673,17 @@ def _kind(status: int, flags: int) -> VmaKind:
     return VmaKind.ANONYMOUS if status & _ANON_PRIVATE else VmaKind.OTHER
 
 
-def _strings(layers: Layers, start: int, end: int) -> tuple[str, ...] | None:
-    """Text with NULs at the end of each, as execve(2) left it; None if it is not in the images."""
+def _text(layers: Layers, start: int, end: int) -> bytes | None:
+    """The bytes of a range; None if they are not all in the images."""
     if not 0 < end - start <= LONGEST_COMMAND:
-        return () if start == end else None
+        return b"" if start == end else None
     data, at = b"", start
     for begin, piece, _ in layers.pieces(start, end):
         if begin != at or piece is None:
             return None
         data += piece
         at += len(piece)
-    if at != end:
-        return None
-    return tuple(os.fsdecode(each) for each in data.removesuffix(b"\0").split(b"\0"))
+    return data if at == end else None
 
 
 def _credentials(found: Any) -> Credentials:

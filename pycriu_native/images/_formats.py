@@ -114,19 +114,23 @@ RAW = re.compile(
 """Names of files that other tools wrote, or that are memory: they have no magic number."""
 
 CATEGORIES = (
-    ("memory", re.compile(r"pages-.*\.img")),
-    ("deleted files", re.compile(r"ghost-file-.*\.img")),
-    ("file systems", re.compile(r"tmpfs-.*\.img")),
-    ("queues", re.compile(r"(pipes-data|fifo-data|sk-queues|tcp-stream-.*|tty-data)\.img")),
-    ("shared memory", re.compile(r"ipcns-.*\.img")),
-    ("page maps", re.compile(r"pagemap-.*\.img")),
-    ("logs", re.compile(r".*\.log")),
-    ("statistics", re.compile(r"stats-(dump|restore)")),
-    ("descriptions", re.compile(r".*\.img")),
+    ("memory", r"pages-.*\.img"),
+    ("deleted files", r"ghost-file-.*\.img"),
+    ("file systems", r"tmpfs-.*\.img"),
+    ("queues", r"(?:pipes-data|fifo-data|sk-queues|tcp-stream-.*|tty-data)\.img"),
+    ("shared memory", r"ipcns-.*\.img"),
+    ("page maps", r"pagemap-.*\.img"),
+    ("logs", r".*\.log"),
+    ("statistics", r"stats-(?:dump|restore)"),
+    ("descriptions", r".*\.img"),
+    ("other", r".*"),
 )
 """What the bytes of an image set are spent on; the first pattern that fits decides."""
+
+_CATEGORY = re.compile("|".join(f"({names})" for _, names in CATEGORIES), re.S)
 
 
 def category(name: str) -> str:
     """What a file of an image set is, in a word or two."""
-    return next((word for word, names in CATEGORIES if names.fullmatch(name)), "other")
+    found = _CATEGORY.fullmatch(name)
+    return CATEGORIES[found.lastindex - 1 if found and found.lastindex else -1][0]

@@ -29,8 +29,8 @@ WINDOW = 2**18
 _WORD = struct.Struct("<I")
 
 
-def open_file(path: str) -> int:
-    """A descriptor of a regular file: a link, a pipe or a device in an image set is refused."""
+def open_file(path: str) -> tuple[int, int]:
+    """A regular file's descriptor and size: a link, a pipe or a device in a set is refused."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -38,10 +38,11 @@ def open_file(path: str) -> int:
     except OSError as error:
         why = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise ImagesError(f"{path} cannot be opened: {why}", errno=error.errno) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise ImagesError(f"{path} is no regular file", errno=errno.EINVAL)
-    return fd
+    return fd, found.st_size
 
 
 def damaged(path: str, at: int, why: str) -> ImagesError:
@@ -57,8 +58,7 @@ class ImageFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.fd = open_file(path)
-        self.size = os.fstat(self.fd).st_size
+        self.fd, self.size = open_file(path)
         self._window = b""
         self._from = 0
         try:
@@ -88,7 +88,11 @@ class ImageFile:
 
     def word(self, at: int, what: str) -> int:
         """Four bytes as a number."""
-        value: int = _WORD.unpack(self.take(at, 4, what))[0]
+        begin = at - self._from
+        if not 0 <= begin <= len(self._window) - 4:
+            self.take(at, 4, what)
+            begin = at - self._from
+        value: int = _WORD.unpack_from(self._window, begin)[0]
         return value
 
     def take(self, at: int, size: int, what: str) -> bytes:
@@ -98,7 +102,8 @@ class ImageFile:
             if size > self.size - at:
                 left = max(self.size - at, 0)
                 raise damaged(self.path, at, f"{what} has {size} bytes, but the file {left} more")
-            self._window = os.pread(self.fd, max(size, WINDOW), at)
+            # Not more than there is: most images are small, and a large buffer costs more.
+            self._window = os.pread(self.fd, min(max(size, WINDOW), self.size - at), at)
             self._from, begin = at, 0
             if len(self._window) < size:
                 raise damaged(self.path, at, "the file has been cut short while it was read")
@@ -120,10 +125,7 @@ class ImageFile:
         """
         unpack = _WORD.unpack_from
         while at < self.size:
-            size = self.word(at, "the length of an entry")
-            if size > min(LARGEST_MESSAGE, self.size - at - 4):
-                self.parse(at, self.format.message)  # raises
-            window = self.take(at, min(max(size + 4, WINDOW), self.size - at), "an entry")
+            window = self.window(at, self.format.message)
             here, length = 0, len(window)
             while here + 4 <= length:
                 end = here + 4 + unpack(window, here)[0]
@@ -132,6 +134,13 @@ class ImageFile:
                 yield at + here + 4, window[here + 4 : end]
                 here = end
             at += here
+
+    def window(self, at: int, kind: str) -> bytes:
+        """Bytes from there on, the whole first message among them."""
+        size = self.word(at, "the length of an entry")
+        if size > min(LARGEST_MESSAGE, self.size - at - 4):
+            self.parse(at, kind)  # raises
+        return self.take(at, min(max(size + 4, WINDOW), self.size - at), "an entry")
 
     def read(self, at: int, data: bytes, kind: str) -> Any:
         """The message of these bytes, which are from that offset."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pycriu_native"]):
+with atheris.instrument_imports(include=["pycriu_native", "tests.images.runs"]):
     from . import targets
 
 

@@ -31,12 +31,15 @@ from pycriu_native import (
 )
 from pycriu_native._channel import HEADER, Channel, Kind
 from pycriu_native._message import REQUEST_TYPES, decode_response, encode
+from pycriu_native._until import Until
 from pycriu_native.archive import pack, unpack
 from pycriu_native.enums import Verb
 from pycriu_native.images import decode, inspect
 from pycriu_native.images import encode as encode_image
+from pycriu_native.images._schema import message
 from pycriu_native.manifest import MANIFEST, seal, verify
 
+from ..images import runs
 from ..images.sets import PAGE, PRESENT, image_set
 
 LARGE = 2**16
@@ -226,6 +229,31 @@ def _real_sets(place: Path) -> list[bytes]:
     return found
 
 
+# ---- page maps ----
+
+
+def pagemaps(data: bytes) -> None:
+    """Any bytes are runs of pages or none: what protobuf reads out of them."""
+    runs.check(runs.frame(data))  # one whole entry, which mutations rarely keep
+    found = runs.check(data)
+    assert found.total == runs.counted(found, 0, 2**64 - 1)
+    assert found.count([0, 4096], [2**64 - 1, 8192]) == [
+        found.total,
+        runs.counted(found, 4096, 8192),
+    ]
+
+
+def _pagemap_seeds() -> list[bytes]:
+    kind = message("pagemap_entry")
+    old = kind(vaddr=4096, compat_nr_pages=3, in_parent=True)
+    new = kind(vaddr=2**40, compat_nr_pages=0, nr_pages=7, flags=runs.PRESENT | runs.ALIGNED)
+    packed = kind(vaddr=2**41, compat_nr_pages=0, nr_pages=3, flags=runs.PRESENT)
+    packed.blocks.pages_per_block, packed.blocks.total_payload_size = 2, 300
+    packed.blocks.block_sizes.extend([200, 100])
+    each = [runs.frame(entry.SerializeToString()) for entry in (old, new, packed)]
+    return [*each, *(data[4:] for data in each), b"".join(each)]
+
+
 # ---- archives, manifests ----
 
 
@@ -282,7 +310,7 @@ def shipments(data: bytes) -> None:
     """Whatever a peer sends as its images: they land in their directory, or it is refused."""
     place = fresh()
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, silence=30, deadline=None, on_pages=lambda data: None)
+    channel = Channel(ours, silence=30, until=Until(), on_pages=lambda data: None)
     try:
         with theirs:
             theirs.sendall(data)
@@ -364,6 +392,7 @@ TARGETS = {
     ),
     "images": Target(images, _image_seeds, _real_images, LARGE),
     "sets": Target(sets, _set_seeds, _real_sets, LARGE),
+    "pagemaps": Target(pagemaps, _pagemap_seeds),
     "archives": Target(archives, _archive_seeds, largest=LARGE),
     "manifests": Target(manifests, _manifest_seeds),
     "shipments": Target(shipments, _shipment_seeds),

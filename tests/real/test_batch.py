@@ -276,6 +276,9 @@ def test_waiting_for_a_turn_costs_no_time(
         def see_through(self, call: _session.Call) -> Any:
             return call.run_here(Turn())
 
+        def take_over(self, cancel: Any, hook: Any) -> Any:
+            raise AssertionError("this is no migration")
+
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
     opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
     context = contextvars.copy_context()

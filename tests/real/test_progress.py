@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pycriu_native import (
     CriuOpts,
+    LazyPages,
     MigrationMode,
     NoSuchProcessError,
     Notification,
     Notify,
     Progress,
     dump,
+    dump_iters,
     migrate_out,
+    page_server_child,
     restore,
 )
+from pycriu_native.progress import lazy_bytes, received_by
 
+from ..images.sets import LAZY, PRESENT, image_set, page
 from .conftest import Spawn
-from .features import needs_lazy_pages
+from .features import needs_lazy_pages, needs_soft_dirty
 from .processes import Target
 from .test_migration import Arrive, arrive, far, large_pipes, traveller
 
@@ -116,3 +125,118 @@ def test_a_migration(arrive: Arrive, traveller: Target) -> None:
     assert phases == [name for name in result.phases if name in phases] + ["done"]
     assert "dump" in phases
     assert told[-1].left == 0
+
+
+@needs_soft_dirty
+def test_a_dump_in_rounds(spawn: Spawn, images: Path) -> None:
+    """Each round is a phase; how much the later ones have to do, nobody knows."""
+    target = spawn(LARGE)
+    told: list[Progress] = []
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    dump_iters(
+        target.pid,
+        opts,
+        lambda round: round.number < 2,
+        on_notify=hold,
+        on_progress=told.append,
+    )
+    assert list(dict.fromkeys(one.phase for one in told)) == ["round 1", "round 2", "dump"]
+    assert {one.total for one in told if one.phase == "round 1"} != {None}
+    assert [one.left for one in told].count(0) == 1
+    assert told[-1].left == 0
+
+
+@needs_lazy_pages
+def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None:
+    """What the daemon has fed grows to what there was in the images."""
+    target = spawn(LARGE)
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    size = sum(path.stat().st_size for path in images.glob("pages-*.img"))
+    told: list[Progress] = []
+    with LazyPages(opts) as daemon:
+        with pytest.raises(TimeoutError):
+            daemon.wait(0.6, on_progress=told.append)
+        assert told[0].done < 8 * MIB  # what it has read by then are descriptions
+        assert all(one.left != 0 for one in told)
+        told.clear()
+        restore(CriuOpts(images_directory=images, lazy_pages=True))
+        assert daemon.wait(60, on_progress=told.append) == 0
+    assert {one.phase for one in told} == {"lazy-pages"}
+    assert {one.total for one in told} == {size}
+    done = [one.done for one in told]
+    assert done == sorted(done)
+    assert (told[-1].done, told[-1].left) == (size, 0)
+    assert target.ask("size") == 64 * MIB
+
+
+def test_pages_that_a_server_takes(spawn: Spawn, images: Path, tmp_path: Path) -> None:
+    """They grow in its directory; how many will come, it cannot know."""
+    target = spawn(LARGE)
+    told: list[Progress] = []
+    there = tmp_path / "there"
+    with page_server_child(
+        CriuOpts(images_directory=there, page_server=("127.0.0.1", 0))
+    ) as server:
+        with pytest.raises(TimeoutError):
+            server.wait(0.01, on_progress=told.append)
+        assert {one.done for one in told} == {0}
+        elsewhere = CriuOpts(images_directory=images, page_server=("127.0.0.1", server.result.port))
+        dump(target.pid, replace(elsewhere, leave_running=True))
+        assert server.wait(20, on_progress=told.append) == 0
+    size = sum(path.stat().st_size for path in there.glob("pages-*.img"))
+    assert {one.phase for one in told} == {"page-server"}
+    assert all(one.total is None for one in told[:-1])
+    assert told[-1].done == told[-1].total == size > 64 * MIB
+    assert told[-1].left == 0
+
+
+def test_a_server_that_ends_badly(images: Path) -> None:
+    """There is no good end to tell of."""
+    told: list[Progress] = []
+    opts = CriuOpts(images_directory=images, page_server=("127.0.0.1", 0))
+    with page_server_child(opts) as server:
+        os.kill(server.result.pid, signal.SIGKILL)
+        assert server.wait(20, on_progress=told.append) == -signal.SIGKILL
+    assert all(one.left is None for one in told)
+
+
+@needs_lazy_pages
+def test_what_there_is_to_come_is_what_comes(
+    arrive: Arrive, traveller: Target, tmp_path: Path
+) -> None:
+    """The page maps of a lazy dump tell the destination beforehand."""
+    images = tmp_path / "there"
+    there = arrive(opts={"images_directory": str(images)})
+    result = migrate_out(
+        traveller.pid, CriuOpts(), to=there.place, mode=MigrationMode.POST_COPY, insecure=True
+    )
+    assert there.until("result", "error").get("result") == result.pid
+    to_come = lazy_bytes(str(images / "1"))
+    assert 16 * MIB < to_come <= result.page_bytes < to_come * 1.2
+
+
+def test_bytes_that_come_from_elsewhere(spawn: Spawn) -> None:
+    """They are counted in the daemon's connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        target = spawn(
+            f"""
+            import socket
+            line = socket.create_connection(("127.0.0.1", {port}))
+            serve(take=lambda: len(line.recv(100_000, socket.MSG_WAITALL)))
+            """
+        )
+        line, _ = listener.accept()
+        with line:
+            assert received_by(target.pid) == 0
+            line.sendall(bytes(100_000))
+            assert target.ask("take") == 100_000
+            assert received_by(target.pid) == 100_000
+
+
+def test_what_is_to_come_from_elsewhere(tmp_path: Path) -> None:
+    """What the page maps speak of and no pages file has."""
+    image_set(tmp_path, [(0, 2, PRESENT), (2, 3, LAZY), (8, 1, LAZY)], page("a") + page("b"))
+    assert lazy_bytes(str(tmp_path)) == 4 * len(page("a"))

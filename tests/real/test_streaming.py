@@ -6,6 +6,7 @@ calls, whatever the rest of the tests run with.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,64 @@ def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
     assert b"no room" in call(newest, "breaks", target.pid, room=room)
     assert target.runs_on()
     assert target.ask("digest") == digest
+
+
+def command(library: Library, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """``pycriu-native``, with that libcriu and that ``criu``."""
+    program = str(library.path.parents[1] / "bin" / "criu")
+    return subprocess.run(
+        [sys.executable, "-m", "pycriu_native", words[0], "--criu", program, *words[1:]],
+        env=library.environment,
+        cwd=ROOT,
+        input=data,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("where", ["a file", "a pipe"])
+def test_on_the_command_line(
+    newest: Library, spawn: Spawn, orphans: None, tmp_path: Path, where: str
+) -> None:
+    """``dump --to`` and ``restore --from``, by a file and by standard output and input."""
+    target = spawn(SCENARIO)
+    digest = target.ask("digest")
+    stream = tmp_path / "job.stream"
+    name = str(stream) if where == "a file" else "-"
+    told = command(newest, "dump", str(target.pid), "--to", name)
+    assert told.returncode == 0, told.stderr
+    reap_all()
+    if name == "-":
+        back = command(newest, "restore", "--from", "-", data=told.stdout)
+    else:
+        assert told.stdout.decode().startswith(f"dumped pid {target.pid} (python")
+        assert stream.stat().st_mode & 0o777 == 0o600
+        again = command(newest, "dump", "1", "--to", name)
+        assert again.returncode == 6
+        assert b"File exists" in again.stderr
+        back = command(newest, "restore", "--from", name, "--json")
+        assert json.loads(back.stdout)["result"]["pid"] == target.pid
+    assert back.returncode == 0, back.stderr
+    try:
+        assert target.ask("digest") == digest
+    finally:
+        for pid in reversed(target.descendants()):
+            kill(pid)
+
+
+def test_a_command_that_fails_leaves_no_stream(
+    newest: Library, spawn: Spawn, tmp_path: Path
+) -> None:
+    """No half of one is left to be taken for a whole; with standard output JSON has no place."""
+    target = spawn("import os\nos.pidfd_open(1)\nheld = os.pidfd_open(os.getppid())\nserve()")
+    stream = tmp_path / "job.stream"
+    told = command(newest, "dump", str(target.pid), "--to", str(stream))
+    assert told.returncode == 1, told
+    assert not stream.exists()
+    assert target.runs_on()
+    assert command(newest, "dump", str(target.pid), "--to", "-", "--json").returncode == 2
+    both = command(newest, "dump", str(target.pid), "--to", "-", "-D", str(tmp_path))
+    assert both.returncode == 2
+    assert b"--images-dir" in both.stderr
+    assert command(newest, "restore", "--from", "-", data=b"no stream").returncode == 6

@@ -19,6 +19,7 @@ import pytest
 
 import pycriu_native
 from pycriu_native import CriuError, CriuOpts
+from pycriu_native._log import failures
 from pycriu_native._options import TABLE
 from pycriu_native._words import NO_WORDS, ROWS
 from pycriu_native.cli import _app, _docs, _errors, _exits, _fields, _words
@@ -300,6 +301,26 @@ def test_every_command_is_in_the_next_test(tmp_path: Path) -> None:
     assert set(answers(tmp_path)) == set(COMMANDS)
 
 
+def documented() -> dict[str, set[str]]:
+    """By command: the keys that docs/cli.md says every result has."""
+    text = (ROOT / "docs/cli.md").read_text()
+    rows = text.partition("| `command` | `result` |\n|---|---|\n")[2].partition("\n\n")[0]
+    found = {}
+    for row in rows.splitlines():
+        commands, keys = row.strip("| ").split(" | ")
+        always = re.split(r"[;:.(]|, and", keys)[0] if keys.startswith("`") else ""
+        for command in re.findall(r"`([^`]+)`", commands):
+            found[command] = set(re.findall(r"`(\w+)`", always))
+    return found
+
+
+def test_the_page_has_the_shape_of_every_command() -> None:
+    """None is left out, and all but those that are lists or values of the library have keys."""
+    found = documented()
+    assert found.keys() == set(COMMANDS)
+    assert {name for name, keys in found.items() if not keys} == {"diff", "inspect", "options"}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json(name: str, tmp_path: Path) -> None:
     """Each command prints one object with its schema, name, verdict and exit code, and no more."""
@@ -317,6 +338,8 @@ def test_json(name: str, tmp_path: Path) -> None:
     assert found["ok"] is (told.code in (Exit.DONE, Exit.NO))
     assert ("result" in found) is found["ok"]
     assert ("error" in found) is not found["ok"]
+    if found["ok"] and isinstance(found["result"], dict):
+        assert documented()[name] <= found["result"].keys()
     assert tell(*name.split(), *words, "--quiet").out == ""
 
 
@@ -573,6 +596,25 @@ def test_a_pipe_that_closes() -> None:
     assert told.stdout.splitlines()[-1] in ("0", "141")
 
 
+@pytest.mark.parametrize(("name", "coloured"), [("SOME", True), ("NO_COLOR", False)])
+def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
+    """There are some, unless NO_COLOR is set."""
+    ours, theirs = os.openpty()
+    words = [sys.executable, "-m", "pycriu_native", "options", "nothing-like-it"]
+    environment = {n: text for n, text in os.environ.items() if n != "NO_COLOR"}
+    try:
+        told = subprocess.run(
+            words, cwd=ROOT, env={**environment, "TERM": "xterm", name: "1"}, stderr=theirs
+        )
+        assert told.returncode == Exit.REFUSED
+        said = os.read(ours, 65536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "nothing-like-it" in said
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", said)) is coloured
+
+
 def test_no_colour_without_a_terminal() -> None:
     """Nothing but text goes into a pipe, even for an error."""
     told = program("dump", "999999")
@@ -594,6 +636,25 @@ def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 # ---- text ----
+
+
+@pytest.mark.parametrize("what", ["cause", "cure"])
+def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
+    """Whoever types commands is not told to write Python."""
+    python = re.compile(
+        r"=True|=False|=\[|\w\(|\b(Worker|CriuOpts|Notification|via|subprocess|hook)\b|\b\w+_fds?\b"
+    )
+    for entry in failures():
+        told = _errors.in_flags(getattr(entry, what) or "")
+        # A terminal's new master is handed to a program in Python, and to no command.
+        if "orphan_pts_master" not in told:
+            assert not python.search(told), told
+    assert _errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
+        "--external tty[rdev:dev] or --inherit-fd fd[fd]:socket:[7]"
+    )
+    assert _errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
+        "--join-ns kind:file, --veth-pair eth0=NAME"
+    )
 
 
 def test_fields_are_told_as_flags() -> None:

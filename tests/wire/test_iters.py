@@ -7,12 +7,13 @@ kernel has.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError
+from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError, Progress
 from pycriu_native.iters import Round, UntilSteady, dump_iters
 from pycriu_native.testing import ScriptedCriu
 
@@ -43,6 +44,29 @@ def test_the_chain(tmp_path: Path) -> None:
     sent = [request for request in peer.sent if "track_mem" in request.opts]
     assert [request.verb for request in sent] == ["pre-dump", "pre-dump", "pre-dump", "dump"]
     assert [request.opts.get("parent_img") for request in sent] == [None, "../1", "../2", "../3"]
+
+
+def test_its_progress(tmp_path: Path) -> None:
+    """Each round is a phase with its own bytes, and only the end of all is an end."""
+    told: list[Progress] = []
+
+    def more(round: Round) -> bool:
+        directory = Path(round.result.images)
+        (directory / "inventory.img").touch()
+        (directory / "pages-1.img").write_bytes(bytes(100 * round.number))
+        seen = len(told)
+        while len(told) == seen:
+            time.sleep(0.01)  # the observer looks four times a second
+        return round.number < 2
+
+    opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
+    dump_iters(os.getppid(), opts, more, via=ScriptedCriu(), on_progress=told.append)
+    assert list(dict.fromkeys(one.phase for one in told)) == ["round 1", "round 2", "dump"]
+    first = [one for one in told if one.phase == "round 1"]
+    assert first[0].total
+    assert all(one.total is None for one in told if one.phase == "round 2")
+    assert [one.left for one in told].count(0) == 1
+    assert told[-1].left == 0
 
 
 def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pycriu_native import CriuError, DeadlineError, MigrationError, PeerLostError, _shipment
 from pycriu_native._channel import HEADER, MAGIC, Channel, Kind, greet
 from pycriu_native._page_relay import FORCE_CLOSE, PageRelay
+from pycriu_native._until import Until
 
 
 class Peer:
@@ -43,7 +44,7 @@ class Peer:
 def ends() -> Iterator[tuple[Channel, Peer]]:
     """A channel and its peer."""
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, silence=30, deadline=None, on_pages=lambda data: None)
+    channel = Channel(ours, silence=30, until=Until(), on_pages=lambda data: None)
     with theirs:
         yield channel, Peer(theirs)
         channel.close()
@@ -167,8 +168,8 @@ def test_what_is_whole_arrives(tmp_path: Path) -> None:
     (here / "1" / "pages-1.img").write_bytes(os.urandom(3 * 2**20 + 5))
     (here / "1" / "dump.log").write_text("stays")
     (here / "2" / "empty.img").touch()
-    out = Channel(sender, silence=30, deadline=None, on_pages=lambda data: None)
-    come = Channel(receiver, silence=30, deadline=None, on_pages=lambda data: None)
+    out = Channel(sender, silence=30, until=Until(), on_pages=lambda data: None)
+    come = Channel(receiver, silence=30, until=Until(), on_pages=lambda data: None)
     sent: list[int] = []
 
     def send() -> None:
@@ -231,12 +232,12 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
 def test_silence_and_its_end() -> None:
     """A peer that says nothing is lost; one that only gives signs of life is not."""
     ours, theirs = socket.socketpair()
-    mute = Channel(ours, silence=0.4, deadline=None, on_pages=lambda data: None)
+    mute = Channel(ours, silence=0.4, until=Until(), on_pages=lambda data: None)
     with theirs, pytest.raises(PeerLostError, match=r"nothing was heard of the peer for 0\.4 s"):
         mute.expect("go")
     mute.close()
     left, right = (
-        Channel(end, silence=1.0, deadline=None, on_pages=lambda data: None)
+        Channel(end, silence=1.0, until=Until(), on_pages=lambda data: None)
         for end in socket.socketpair()
     )
     time.sleep(1.6)
@@ -249,7 +250,7 @@ def test_silence_and_its_end() -> None:
 def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
     """It is raised once; after it one can still say why, and hear the answer."""
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, silence=30, deadline=time.monotonic() + 0.1, on_pages=lambda data: None)
+    channel = Channel(ours, silence=30, until=Until(0.1), on_pages=lambda data: None)
     with theirs:
         with pytest.raises(DeadlineError):
             channel.expect("go")
@@ -276,9 +277,9 @@ def test_the_daemons_last_word_stays_here(size: int) -> None:
     left, right = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
-    here = Channel(left, silence=30, deadline=None, on_pages=lambda data: None)
+    here = Channel(left, silence=30, until=Until(), on_pages=lambda data: None)
     there = Channel(
-        right, silence=30, deadline=None, on_pages=lambda data: came.append(bytes(data))
+        right, silence=30, until=Until(), on_pages=lambda data: came.append(bytes(data))
     )
     with PageRelay(serves=False) as relay:
         relay.start(here)

@@ -1,0 +1,42 @@
+"""Until when a migration may last: a deadline, which who cancels it brings forward to now."""
+
+from __future__ import annotations
+
+import time
+
+from .errors import DeadlineError
+
+LOOK = 0.25
+"""Seconds between two looks at it, where one waits for something else."""
+
+
+class Until:
+    """The end of the time that there is. ``cancel`` may be called from any thread."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._at = None if seconds is None else time.monotonic() + seconds
+        self._cancelled = False
+
+    def cancel(self, reason: BaseException | None = None) -> None:
+        """The time is over. Why, is for who cancels to say."""
+        self._cancelled = True
+
+    def left(self, most: float | None = None) -> float | None:
+        """Seconds that are left, at most so many; never 0, which would be no time at all."""
+        if self._at is None:
+            return most
+        left = max(0.01, self._at - time.monotonic())
+        return left if most is None else min(left, most)
+
+    def is_over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self._at is not None and time.monotonic() > self._at
+
+    def check(self) -> None:
+        """Raise ``DeadlineError`` once if the time is over: what is said after it is about that."""
+        if self._cancelled:
+            self._cancelled, self._at = False, None
+            raise DeadlineError("the migration was cancelled", verb="migrate")
+        if self.is_over():
+            self._at = None
+            raise DeadlineError("the deadline of the migration passed", verb="migrate")

@@ -1,0 +1,65 @@
+"""Streams of a command: files by their names, and ``-`` for standard input and output."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import click
+
+from ._command import Call
+
+STANDARD = "-"
+
+
+class _Synced(io.BufferedWriter):
+    """A file that is on the disk when it has been flushed: a dump can be undone until then."""
+
+    def flush(self) -> None:
+        super().flush()
+        os.fsync(self.fileno())
+
+
+@contextlib.contextmanager
+def written(call: Call, name: str) -> Iterator[BinaryIO]:
+    """A stream to write: a new file, which goes again if it does not become whole."""
+    if name == STANDARD:
+        if call.out.as_json:
+            raise click.UsageError("--json and a stream on standard output: one is accepted.")
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    # Memory of others is in it; and what is there already stays.
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with _Synced(io.FileIO(fd, "wb")) as file:
+        try:
+            yield file
+        except BaseException as error:
+            if not hasattr(error, "result"):  # or it came when all was done
+                os.unlink(name)
+            raise
+
+
+@contextlib.contextmanager
+def read(name: str) -> Iterator[BinaryIO]:
+    """A stream to read."""
+    if name == STANDARD:
+        yield sys.stdin.buffer
+    else:
+        with open(name, "rb") as file:
+            yield file
+
+
+def option(flag: str, text: str) -> click.Option:
+    """``--to`` or ``--from``."""
+    return click.Option(
+        [flag, "through"],
+        type=click.Path(dir_okay=False, allow_dash=True),
+        metavar="FILE",
+        help=f"{text} instead of an images directory; '-' is standard "
+        f"{'output' if flag == '--to' else 'input'}. Needs CRIU 4.3.",
+    )
