@@ -6,7 +6,8 @@ one of two ways (criu/netfilter.c, criu/net.c of 4.2):
 
 * a table of nftables, ``inet CRIU-<run id>``, cut to 26 characters up to CRIU 4.2. The run id is
   a UUID that CRIU makes when it starts, and tells nobody; it stands in its memory, twice. A table
-  of that name is this run's and no other's.
+  of that name is this run's and no other's. Before 4.1 the name is ``CRIU-<pid>``, with the pid of
+  the tree's root: such a table is taken away only if it was not there before.
 * rules of iptables, two for each connection, which name its addresses, its ports and CRIU's mark;
   for a whole namespace a chain ``CRIU``, which has no mark of its run: it is taken away only if
   it was not there when CRIU was about to lock.
@@ -36,7 +37,8 @@ from .errors import ProgramError
 
 NETLINK_NETFILTER = 12
 NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
-BATCH_BEGIN, BATCH_END, DELETE_TABLE = 0x10, 0x11, NFTABLES << 8 | 2
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+GET_TABLE, DELETE_TABLE = NFTABLES << 8 | 1, NFTABLES << 8 | 2
 REQUEST, ACK = 1, 4
 NLMSG_ERROR = 2
 TABLE_NAME = 1  # NFTA_TABLE_NAME
@@ -186,19 +188,33 @@ def delete_table(run: str) -> bool:
     return any([_delete(name[:LONGEST_TABLE]), _delete(name)])
 
 
+def has_table(run: str) -> bool:
+    """Whether there is the table of a run in the namespace that we are in."""
+    name = f"CRIU-{run}"
+    return _ask(_message(GET_TABLE, REQUEST, PROTO_INET, 0, _attribute(name)), name)
+
+
 def _message(kind: int, flags: int, family: int, resource: int, body: bytes = b"") -> bytes:
     head = struct.pack("=BBH", family, 0, socket.htons(resource))
     return struct.pack("=IHHII", 16 + len(head) + len(body), kind, flags, 1, 0) + head + body
 
 
-def _delete(name: str) -> bool:
+def _attribute(name: str) -> bytes:
     data = name.encode() + b"\0"
-    attribute = struct.pack("=HH", 4 + len(data), TABLE_NAME) + data + bytes(-len(data) % 4)
+    return struct.pack("=HH", 4 + len(data), TABLE_NAME) + data + bytes(-len(data) % 4)
+
+
+def _delete(name: str) -> bool:
     batch = (
         _message(BATCH_BEGIN, REQUEST, 0, NFTABLES)
-        + _message(DELETE_TABLE, REQUEST | ACK, PROTO_INET, 0, attribute)
+        + _message(DELETE_TABLE, REQUEST | ACK, PROTO_INET, 0, _attribute(name))
         + _message(BATCH_END, REQUEST, 0, NFTABLES)
     )
+    return _ask(batch, name)
+
+
+def _ask(messages: bytes, name: str) -> bool:
+    """What the kernel says to this of a table; False where there is none."""
     try:
         line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     except OSError as error:
@@ -207,7 +223,7 @@ def _delete(name: str) -> bool:
         raise
     with line:
         line.settimeout(PATIENCE)
-        line.send(batch)
+        line.send(messages)
         answer = line.recv(65536)
     _, kind, _, _, _, code = struct.unpack_from("=IHHIIi", answer)
     if kind != NLMSG_ERROR or code == 0:

@@ -72,7 +72,7 @@ class Rescue:
             if not self._looked:
                 self._looked = True
                 # Only its own worker is known; and nothing is locked without the first word.
-                self._run = _netlock.run_id(worker) if worker else None
+                self._run = self._run_of(worker) if worker else None
             if action is Notify.NETWORK_LOCK and not self._by_table:
                 with _netlock.in_network_of(self._pid):
                     self._chain_before = _netlock.has_chain()
@@ -82,6 +82,14 @@ class Rescue:
                 if self._opts.tcp_established:
                     self._connections = connections_of(self._tree)
                     self._reuse = reusing(self._tree)
+
+    def _run_of(self, worker: int) -> str | None:
+        """What CRIU calls its table, in front of which ``CRIU-`` comes."""
+        run = _netlock.run_id(worker)
+        if run is not None:
+            return run
+        with _netlock.in_network_of(self._pid):  # before 4.1 the table has the pid's name
+            return None if _netlock.has_table(str(self._pid)) else str(self._pid)
 
     def agreed(self, action: Notify | str) -> None:
         """A notification was agreed to, and CRIU was there to hear it."""

@@ -131,4 +131,5 @@ class Notify(StrEnum):
     """The page server or the lazy dump can be connected to. CRIU 3.15."""
     QUERY_EXT_FILES = "query-ext-files"
     """Dump: the processes are frozen and not looked at yet. CRIU asks which of their resources
-    are external: the hook may return more names for ``external``, which CRIU takes in."""
+    are external: the hook may return more names for ``external``, which CRIU takes in.
+    CRIU 3.19."""

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import pycriu_native
-from pycriu_native import CriuError, UnsupportedError
+from pycriu_native import CriuError, Notify, UnsupportedError
 
-from . import matrix
+from . import matrix, releases
 from .leftovers import Snapshot
 from .processes import Target, adopt_orphans, eventually, remember_children, start
 from .releases import refused_for_age
@@ -54,6 +54,14 @@ def pytest_runtest_call() -> Generator[None, object, object]:
         if not (why := refused_for_age(error)):
             raise
     pytest.skip(why)
+
+
+@pytest.fixture(autouse=True)
+def _has_its_notification(request: pytest.FixtureRequest) -> None:
+    """A test of a moment is skipped where CRIU does not tell of it."""
+    cases = getattr(request.node, "callspec", None)
+    if cases is not None and Notify.QUERY_EXT_FILES in cases.params.values():
+        releases.required("3.19", "query-ext-files")
 
 
 @pytest.fixture(autouse=True)

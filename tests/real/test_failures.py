@@ -825,7 +825,11 @@ NOT_ROOT = "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps={0} --am
 
 
 @dump_fails(
-    "without being root", "set unprivileged=True", "unprivileged", error=PermissionDeniedError
+    "without being root",
+    "set unprivileged=True",
+    "unprivileged",
+    error=PermissionDeniedError,
+    since="4.1",
 )
 def worker_that_is_not_root(at: Site) -> Target:
     at.via = wrapped(at, NOT_ROOT.format("+checkpoint_restore,+sys_ptrace,+dac_override"))
@@ -833,7 +837,9 @@ def worker_that_is_not_root(at: Site) -> Target:
     return at.spawn()
 
 
-@dump_fails("lacks CAP_NET_ADMIN", "tcp_close=True", "tcp_close", error=PermissionDeniedError)
+@dump_fails(
+    "lacks CAP_NET_ADMIN", "tcp_close=True", "tcp_close", error=PermissionDeniedError, since="4.1"
+)
 def worker_that_may_not_repair_connections(at: Site) -> Target:
     at.options |= {"tcp_established": True, "network_lock": "skip"}
     at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")
@@ -841,7 +847,7 @@ def worker_that_may_not_repair_connections(at: Site) -> Target:
     return at.spawn(CONNECTED)
 
 
-@dump_fails("with nftables", "nf_tables", "network_lock")
+@dump_fails("with nftables", "nf_tables", "network_lock", since="4.1")
 def worker_that_may_not_lock_the_network(at: Site) -> Target:
     at.options |= {"tcp_established": True, "network_lock": "nftables"}
     at.via = wrapped(at, "setpriv", "--bounding-set=-net_admin")

@@ -154,7 +154,7 @@ def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
     """The mappings are those of /proc/PID/maps, and the pages are counted once."""
     # What the kernel itself put there is left out or merged by CRIU.
     ours = [
-        f"{each.start:x}-{each.end:x} {each.protection}"
+        f"{each.start:08x}-{each.end:08x} {each.protection}"
         for each in root.mappings
         if each.kind is not VmaKind.VDSO
     ]
