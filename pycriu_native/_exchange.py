@@ -224,6 +224,9 @@ class Exchange:
         self.line.kill()
         return ProtocolError(f"{self.line.program} answered {self.verb} with {what}")
 
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
     def _out_of_time(self) -> None:
         if self.stopped_by is None:
             self._stop(DeadlineError(f"{self.verb}: the deadline passed", verb=str(self.verb)))
@@ -265,6 +268,8 @@ class Exchange:
         fd = fds.pop(0) if fds else None
         _close(fds)
         external = self._call_hook(Notification(action, self.verb, pid, fd))
+        if self.stopped_by is None and self._is_late():
+            self._out_of_time()  # in the hook: CRIU's next word may be there already
         # The network is unlocked also while a dump is undone; refusing that would keep it locked.
         agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
         reply: dict[str, WireValue] = {"type": NOTIFY, "notify_success": agreed}

@@ -519,10 +519,13 @@ def test_the_program_is_left_as_it_was(play: Play) -> None:
     """Calls in parallel do not hear each other's answers."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(number: int) -> int:
-        program = play.program.with_name(f"criu{number}")
+    # Before, since a program that a child of another thread still has open cannot be run.
+    programs = [play.program.with_name(f"criu{number}") for number in range(12)]
+    for program in programs:
         shutil.copy(play.program, program)
-        mine = Play(program, play.images)
+
+    def one(number: int) -> int:
+        mine = Play(programs[number], play.images)
         answer = send(answer_of("restore", restore={"pid": 1000 + number}))
         pid: int = mine.restore(answer).pid
         return pid
