@@ -81,5 +81,6 @@ def compress(place: Path, directory: Path) -> bool:
     done = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(place)}
     )
-    assert done.returncode in (0, 2), done.stderr
+    older = done.returncode == 2 or "No module named crit" in done.stderr
+    assert done.returncode == 0 or older, done.stderr
     return done.returncode == 0

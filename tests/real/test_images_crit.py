@@ -20,6 +20,9 @@ from .zoo import Zoo, contained
 
 OTHERS = {"4.1": "/opt/pycriu-native-4.1/bin/criu", "4.3": "/opt/pycriu-native-4.3/bin/criu"}
 
+NEW_NAME, OLD_NAME = "compat_nr_pages", "nr_pages"
+"""A field of page maps, and what a crit before 4.1 calls it."""
+
 
 def _images(directory: Path) -> list[Path]:
     """The images of a directory that are messages."""
@@ -34,6 +37,9 @@ def _same(ours: Any, theirs: Any, where: str) -> None:
     """Field by field; a name that is no UTF-8 is printed as a Python literal by crit."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, dict):
+        if OLD_NAME in theirs and NEW_NAME not in theirs and NEW_NAME in ours:
+            theirs = {**theirs, NEW_NAME: theirs[OLD_NAME]}
+            del theirs[OLD_NAME]
         assert ours.keys() == theirs.keys(), where
         for key, value in ours.items():
             _same(value, theirs[key], f"{where}.{key}")

@@ -35,6 +35,7 @@ from pycriu_native import (
     restore,
 )
 
+from . import releases
 from .conftest import Spawn
 from .processes import Target, eventually, is_alive, reap_all, state
 
@@ -58,7 +59,7 @@ def test_the_notifications_are_these(orphans: None, spawn: Spawn, images: Path) 
     heard: list[Notify | str] = []
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts, on_notify=lambda n: heard.append(n.action))
-    assert heard == DUMP
+    assert heard == [n for n in DUMP if n is not Notify.QUERY_EXT_FILES or releases.has("3.19")]
     reap_all()
     heard.clear()
     restore(opts, on_notify=lambda n: heard.append(n.action))
