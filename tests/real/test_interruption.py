@@ -37,7 +37,7 @@ from pycriu_native import (
 
 from . import releases
 from .conftest import Spawn
-from .processes import Target, eventually, is_alive, reap_all, state
+from .processes import PATIENCE, Target, eventually, is_alive, reap_all, state
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
@@ -309,7 +309,7 @@ def _interrupted(verb: str, target: Target, images: Path, how: str) -> dict[str,
         start_new_session=True,
         text=True,
     )
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=3 * PATIENCE)
     assert process.returncode == 0, errors
     told: dict[str, Any] = json.loads(out)
     assert told["workers"] == []

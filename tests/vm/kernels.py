@@ -38,7 +38,7 @@ class Run:
     @property
     def title(self) -> str:
         """CRIU and kernel, which head a column."""
-        return f"CRIU {self.facts['criu']}, kernel {self.facts['kernel'].partition('-')[0]}"
+        return f"CRIU {self.facts['criu']}, kernel {re.split('[-+]', self.facts['kernel'])[0]}"
 
     def of_files(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """Outcome and reason of each test of these files."""
