@@ -18,7 +18,14 @@ from .sources import ROOT, SiteError
 CONTENTS: dict[str, tuple[str, ...]] = {
     "Guides": ("migration.md", "preflight.md", "images.md", "coming-from.md"),
     "Reference": ("cli.md", "options.md", "errors.md"),
-    "Background": ("design.md", "kernels.md", "reliability.md", "peers.md", "SECURITY.md", "CHANGELOG.md"),
+    "Background": (
+        "design.md",
+        "kernels.md",
+        "reliability.md",
+        "peers.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+    ),
 }
 """The chapters, beside the start page, the tutorial and the how-to pages. A page in ``docs/`` that
 is not named here goes to the last one."""
