@@ -116,7 +116,7 @@ test-migration: test-tools test-libraries build ## every way in which a migratio
 # counted by a test: LeakSanitizer cannot tell ours from Python's.
 SANITIZED := build/sanitized
 .PHONY: test-sanitized
-test-sanitized: build ## the tests of the wire, with the C code under sanitizers
+test-sanitized: test-libraries build ## the tests of the wire, with the C code under sanitizers
 	@rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
 	cp -r build_ffi.py setup.py pyproject.toml README.md LICENSE include pycriu_native tests docs scripts $(SANITIZED)

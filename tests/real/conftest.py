@@ -35,6 +35,8 @@ def _why_not() -> str:
 
 WHY_NOT = _why_not()
 
+PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything in this directory is real, and skipped with the reason where that cannot be."""
@@ -85,6 +87,18 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         eventually(clean, "a clean end")
     except AssertionError:
         pytest.fail(f"{request.node.name} left behind: {grown}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _large_pipes() -> Iterator[None]:
+    """What CRIU needs to serve pages where there is no CAP_SYS_RESOURCE."""
+    before = PIPE_MAX_SIZE.read_text()
+    too_small = not WHY_NOT and int(before) < 2**22
+    if too_small:
+        PIPE_MAX_SIZE.write_text(str(2**22))
+    yield
+    if too_small:
+        PIPE_MAX_SIZE.write_text(before)
 
 
 @pytest.fixture(scope="session")

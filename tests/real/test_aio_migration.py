@@ -16,9 +16,9 @@ from pycriu_native._channel import Channel, greet
 from pycriu_native._until import Until
 
 from .processes import Target, eventually
-from .test_migration import BOTH, Arrive, arrive, far, large_pipes, traveller
+from .test_migration import BOTH, Arrive, arrive, far, traveller
 
-__all__ = ["arrive", "far", "large_pipes", "traveller"]
+__all__ = ["arrive", "far", "traveller"]
 
 
 @BOTH

@@ -21,9 +21,6 @@ from .conftest import Spawn
 from .features import needs_lazy_pages
 from .processes import eventually, kill
 from .test_cli import CONNECTED, PROGRAM
-from .test_migration import large_pipes
-
-__all__ = ["large_pipes"]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
 

@@ -35,13 +35,10 @@ from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
 from .features import needs_lazy_pages
 from .matrix import Cell
 from .processes import is_alive
-from .test_migration import large_pipes
 from .workers import workers
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
-
-__all__ = ["large_pipes"]
 
 each_fault = pytest.mark.parametrize("what", FAULTS)
 

@@ -16,9 +16,6 @@ from pycriu_native import CriuOpts, Notification, Notify, dump
 from .conftest import Spawn
 from .features import needs_lazy_pages
 from .processes import children
-from .test_migration import large_pipes
-
-__all__ = ["large_pipes"]
 
 
 class _Enough(Exception):

@@ -29,13 +29,11 @@ from pycriu_native import (
 from pycriu_native._program import find_program
 
 from .certificates import Authority
-from .conftest import Spawn
+from .conftest import PIPE_MAX_SIZE, Spawn
 from .features import needs_lazy_pages, needs_soft_dirty
 from .hosts import OURS, Host, cable, host
 from .migrating import Destination, Leaving, destination, far_pid, reaped, shaped
 from .processes import Target, eventually
-
-PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
 
 Arrive = Callable[..., Destination]
 
@@ -51,16 +49,6 @@ def far() -> Iterator[tuple[Host, str]]:
     """Another host, and its address."""
     with host() as other, cable(OURS, other) as (_, address):
         yield other, address
-
-
-@pytest.fixture(scope="module", autouse=True)
-def large_pipes() -> Iterator[None]:
-    """What CRIU needs to serve pages where there is no CAP_SYS_RESOURCE."""
-    before = PIPE_MAX_SIZE.read_text()
-    if int(before) < 2**22:
-        PIPE_MAX_SIZE.write_text(str(2**22))
-    yield
-    PIPE_MAX_SIZE.write_text(before)
 
 
 @pytest.fixture

@@ -35,9 +35,9 @@ from .features import needs_lazy_pages
 from .hosts import Host
 from .migrating import Destination, Leaving, shaped
 from .processes import Target, children, eventually, is_alive, kill, state
-from .test_migration import BOTH, Arrive, arrive, far, large_pipes, resident, traveller
+from .test_migration import BOTH, Arrive, arrive, far, resident, traveller
 
-__all__ = ["arrive", "far", "large_pipes", "traveller"]
+__all__ = ["arrive", "far", "traveller"]
 
 BRIEF: dict[str, Any] = {"insecure": True, "silence": 2.0}
 """Arguments of both calls: a lost peer is noticed soon."""

@@ -33,9 +33,9 @@ from ..images.sets import LAZY, PRESENT, image_set, page
 from .conftest import Spawn
 from .features import needs_lazy_pages, needs_soft_dirty
 from .processes import Target
-from .test_migration import Arrive, arrive, far, large_pipes, traveller
+from .test_migration import Arrive, arrive, far, traveller
 
-__all__ = ["arrive", "far", "large_pipes", "traveller"]
+__all__ = ["arrive", "far", "traveller"]
 
 MIB = 2**20
 LARGE = "memory = bytearray(b'x' * 2**26)\nserve(size=lambda: len(memory))"
