@@ -13,10 +13,13 @@ def preload() -> None:
     without it, a failure whose explanation cannot be loaded is told in CRIU's own words alone.
     Not loaded are the extras (``images``, ``cli``, ``pictures``).
     """
-    from . import _LATER, _log
+    import pkgutil
 
-    for name in sorted({*_LATER.values(), "_failure", "_rescue", "lib"}):
-        importlib.import_module(f"{__package__}.{name}")
-    for name in ("ipaddress", "logging", "socket", "tempfile"):
+    from . import __path__, _log
+
+    for module in pkgutil.iter_modules(__path__):
+        if not module.ispkg and module.name != "__main__":
+            importlib.import_module(f"{__package__}.{module.name}")
+    for name in ("glob", "inspect", "ipaddress", "json", "logging", "shutil", "socket", "tempfile"):
         importlib.import_module(name)
     _log.failures()

@@ -108,7 +108,7 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
     checksum = traveller.ask("checksum")
     there = arrive(hide=str(traveller.directory))
     with pytest.raises(MigrationError, match=r"other side gave up: restore .* the source runs on"):
-        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
     told = there.until("result", "error")
     assert told["error"] != "MigrationInDoubtError", told
     _is_clean(there)
@@ -128,7 +128,7 @@ def test_a_hook_there_that_refuses(
     checksum = traveller.ask("checksum")
     there = arrive(raise_at=action)
     with pytest.raises(MigrationError, match="the hook refuses") as caught:
-        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
+        migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
     assert caught.value.by_peer
     assert caught.value.phase == "restore"
     assert there.until("result", "error")["error"] == "RuntimeError"

@@ -171,3 +171,35 @@ def test_a_class_above_a_class() -> None:
     assert [f.name for f in dataclasses.fields(Above)] == ["first", "second", "third"]
     assert repr(Above(1)).endswith("Above(first=1, second=2, third=3)")
     assert Above(1) != Base(1)
+
+
+WITHOUT_IMPORTS = """
+import os, sys
+import pycriu_native
+from pycriu_native import CriuOpts, NoSuchProcessError, PidInUseError, check, dump, restore
+from pycriu_native.testing import Failure, ScriptedCriu, write_images
+
+pycriu_native.preload()
+sys.meta_path.clear()
+write_images(sys.argv[1])
+opts = CriuOpts(images_directory=sys.argv[1])
+good = ScriptedCriu()
+bad = ScriptedCriu(failures={"dump": Failure.NO_SUCH_PROCESS, "restore": Failure.PID_IN_USE})
+check(via=good)
+dump(os.getppid(), opts, via=good, on_progress=lambda progress: None)
+assert restore(opts, via=good).pid
+for call in (lambda: dump(os.getppid(), opts, via=bad), lambda: restore(opts, via=bad)):
+    try:
+        call()
+    except (NoSuchProcessError, PidInUseError) as error:
+        print(error)
+"""
+
+
+def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
+    """Calls that succeed, and those that fail and are explained, find all that they need."""
+    words = [sys.executable, "-c", WITHOUT_IMPORTS, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2, done.stdout
+    assert "see pycriu_native.preload" not in done.stdout
