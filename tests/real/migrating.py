@@ -86,12 +86,12 @@ class Destination:
 
     def _children(self, pid: int) -> list[int]:
         """Who of its children is ``arrive.py``, not a process that was restored or its guard."""
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        return [
-            one
-            for one in map(int, text.split())
-            if b"tests.real.arrive" in Path(f"/proc/{one}/cmdline").read_bytes()
-        ]
+        found = []
+        for one in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                if b"tests.real.arrive" in Path(f"/proc/{one}/cmdline").read_bytes():
+                    found.append(one)
+        return found
 
     @property
     def pid(self) -> int:

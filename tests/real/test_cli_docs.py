@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from pycriu_native import feature_check
@@ -27,6 +28,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
 COUNTER = """
 import os, time
 memory = bytearray(os.urandom(2**20) * 24)
+for at, letter in enumerate(reversed(b"drowssap a")):  # nowhere else in memory
+    memory[8192 + at] = letter
 if os.fork() == 0:
     while True:
         memory[0] = (memory[0] + 1) % 256
@@ -172,7 +175,7 @@ def test_the_examples_still_hold(spawn: Spawn, orphans: None, tmp_path: Path) ->
         shell.pids = {"757": pid, "799": child, "699": connected.pid}
         seen = set()
         for section, block in blocks():
-            if section in BY_HAND:
+            if section in BY_HAND or (section == "plot" and find_spec("matplotlib") is None):
                 continue
             if section not in seen and section in BEFORE:
                 assert shell.run(f"pycriu-native {BEFORE[section]}") == []
