@@ -36,6 +36,10 @@ LARGEST_REQUEST = 4 * 2**20
 """Bytes that the kernel carries in one message of a unix socket, however large its buffer: all
 but the last 64 KiB must be one piece of its memory, which has no larger ones."""
 
+FITS_ANYWAY = 2048
+"""Bytes that fit into a socket's buffer, however small the system makes it: the least that the
+kernel gives one is about twice that (SOCK_MIN_SNDBUF)."""
+
 
 class LibcriuCall:
     """One libcriu verb, and the handle with its options."""
@@ -61,13 +65,8 @@ class LibcriuCall:
         """What the verb returns for an answer, and what it has sent, if it came so far."""
         ours, theirs = socket_pair()
         with ours, theirs:
-            widen(theirs)
-            buffer = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-            room = min(buffer - _BEYOND_OPTIONS, LARGEST_REQUEST)
-            if self._size > room:
-                rule = f"the options take {self._size} bytes; {room} fit into one request here"
-                problem = Problem("options", "all of them", rule)
-                raise OptionError([problem], verb=str(self._verb))
+            if self._size > FITS_ANYWAY:
+                self._make_room(theirs)
             ours.sendall(answer)
             # libcriu closes the descriptor that it is given.
             native.criu_local_set_service_fd(self._handle.pointer, theirs.detach())
@@ -76,6 +75,15 @@ class LibcriuCall:
                 return result, ours.recv(self._size)
             except ConnectionResetError:  # it had no memory even for a look at the answer
                 return result, b""
+
+    def _make_room(self, theirs: socket.socket) -> None:
+        widen(theirs)
+        buffer = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        room = min(buffer - _BEYOND_OPTIONS, LARGEST_REQUEST)
+        if self._size > room:
+            rule = f"the options take {self._size} bytes; {room} fit into one request here"
+            problem = Problem("options", "all of them", rule)
+            raise OptionError([problem], verb=str(self._verb))
 
 
 def _feature_check(handle: Any) -> int:

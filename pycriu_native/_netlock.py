@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import itertools
 import os
 import re
@@ -33,6 +32,7 @@ from ._ffi import native
 from ._process import OwnedProcess
 from ._program import SEARCH_PATH
 from ._spawn import spawn
+from ._tree import read_small
 from .errors import ProgramError
 
 NETLINK_NETFILTER = 12
@@ -86,29 +86,31 @@ def run_id(pid: int) -> str | None:
     try:
         link = f"/proc/{pid}/exe"
         program, file = os.readlink(link), os.stat(link)
-        with open(f"/proc/{pid}/maps") as maps:
-            data = list(_data_of(program, maps))
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        # The first page of it is enough: the program comes before its libraries.
+        maps = os.fsdecode(read_small(f"/proc/{pid}/maps", once=True))
+        data = list(_data_of(program, maps.splitlines()))
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
             which = (file.st_dev, file.st_ino, file.st_mtime_ns)
             found = _found_at(memory, data, _places.get(which, ()))
             if found is None:
-                everything = b"".join(_read_at(memory, start, end - start) for start, end in data)
+                everything = b"".join(os.pread(memory, end - start, start) for start, end in data)
                 _places[which] = tuple(_where_twice(everything))
                 found = _found_at(memory, data, _places[which])
+        finally:
+            os.close(memory)
     except OSError:
         return None
     return found
 
 
-def _found_at(
-    memory: io.FileIO, data: list[tuple[int, int]], places: tuple[int, ...]
-) -> str | None:
+def _found_at(memory: int, data: list[tuple[int, int]], places: tuple[int, ...]) -> str | None:
     """The UUID that stands at all of these places."""
     found = set()
     for place in places:
         for start, end in data:
             if place < end - start:
-                found.add(_read_at(memory, start + place, UUID_LENGTH))
+                found.add(os.pread(memory, UUID_LENGTH, start + place))
                 break
             place -= end - start
     if len(found) != 1:
@@ -132,19 +134,11 @@ def _where_twice(data: bytes) -> list[int]:
     return twice[0] if len(twice) == 1 else []
 
 
-def _read_at(memory: io.FileIO, address: int, size: int) -> bytes:
-    memory.seek(address)
-    return memory.read(size)
-
-
 def _data_of(program: str, lines: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """Where a program's variables are: its own writable pages and the nameless ones behind.
-
-    No more lines are read than that takes: the program comes before its libraries.
-    """
+    """Where a program's variables are: its own writable pages and the nameless ones behind."""
     is_own = False
     for line in lines:
-        where, access, _, _, _, *path = line.rstrip("\n").split(None, 5)
+        where, access, _, _, _, *path = line.split(None, 5)
         was_own, is_own = is_own, path == [program] or (is_own and not path)
         if was_own and not is_own:
             return

@@ -62,8 +62,10 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
     except OSError:
         return None
-    with open(fd, "rb") as file:
-        return parse(file.read(LARGEST), number)
+    try:
+        return parse(os.read(fd, LARGEST), number)
+    finally:
+        os.close(fd)
 
 
 def parse(data: bytes, number: int) -> dict[int, int] | None:
@@ -87,7 +89,8 @@ def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Field number and value of each varint and each length-delimited field."""
     at = 0
     while at < len(data):
-        key, at = _varint(data, at)
+        key = data[at]  # of one byte, as a rule
+        key, at = (key, at + 1) if key < 0x80 else _varint(data, at)
         value, at = _varint(data, at)
         if key & 7 == 2:
             if at + value > len(data):

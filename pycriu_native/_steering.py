@@ -73,19 +73,15 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     worker = worker_of(via)
     if worker is None:
         return
-    for path, reader in configuration(via):
+    uses = {path: f"reads {path} ({reader})" for path, reader in configuration(via)}
+    uses |= {path: f"loads plugins from {path}" for path in _plugins(worker.env)}
+    uses |= {path: f"believes what is in {path}" for path in _cache(opts, worker.env)}
+    if _trust.first_untrusted([*uses]) < 0:
+        return
+    for path, use in uses.items():
         why = _why_not(path)
         if why is not None:
-            rule = f"CRIU reads {path} ({reader}), but {why}; {TRUSTING}"
-            yield Problem("via", via, rule)
-    for path in _plugins(worker.env):
-        why = _why_not(path)
-        if why is not None:
-            yield Problem("via", via, f"CRIU loads plugins from {path}, but {why}; {TRUSTING}")
-    for path in _cache(opts, worker.env):
-        why = _why_not(path)
-        if why is not None:
-            yield Problem("via", via, f"CRIU believes what is in {path}, but {why}; {TRUSTING}")
+            yield Problem("via", via, f"CRIU {use}, but {why}; {TRUSTING}")
 
 
 def _why_not(path: str) -> str | None:

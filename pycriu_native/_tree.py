@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
     try:
-        lines = os.fsdecode(_read(f"/proc/{pid}/cgroup")).splitlines()
+        lines = os.fsdecode(read_small(f"/proc/{pid}/cgroup")).splitlines()
         name = next((line[3:].strip() for line in lines if line.startswith("0::")), None)
         if name in (None, "/"):
             return None  # the root has no events, and cannot be frozen
@@ -40,8 +40,7 @@ def process_tree(pid: int) -> list[int]:
             continue
         for task in tasks:
             try:
-                with open(f"/proc/{parent}/task/{task}/children") as file:
-                    found += map(int, file.read().split())
+                found += map(int, read_small(f"/proc/{parent}/task/{task}/children").split())
             except OSError:
                 continue
     return found
@@ -94,19 +93,21 @@ def stat_of(pid: int) -> tuple[str, int, int] | None:
     where there is none.
     """
     try:
-        fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        fields = read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return fields[0].decode(), int(fields[1]), int(fields[19])
 
 
-def _read(path: str) -> bytes:
-    """A small file of /proc: these are read in each call, and Python's files take their time."""
+def read_small(path: str, *, once: bool = False) -> bytes:
+    """A small file, or what one read gives of it: Python's file objects take their time."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = b""
         while more := os.read(fd, 4096):
             text += more
+            if once:
+                break
         return text
     finally:
         os.close(fd)

@@ -105,8 +105,13 @@ class Unfinished:
         # The directory is nobody else's: no other user's file can be behind the name.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
-            anew = UNFINISHED not in os.listdir(self._directory)
-            fd = above_stdio(os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory))
+            anew = True
+            try:
+                fd = os.open(UNFINISHED, flags | os.O_EXCL, 0o600, dir_fd=self._directory)
+            except FileExistsError:
+                anew = False
+                fd = os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory)
+            fd = above_stdio(fd)
             if not _lock(fd):
                 os.close(fd)
                 raise ImagesError(f"another dump to {where(self._directory)} is under way")
@@ -116,6 +121,8 @@ class Unfinished:
 
     def finish(self) -> None:
         """The images are whole. A second time does nothing."""
+        if self._finished:
+            return
         self._finished = True
         with contextlib.suppress(FileNotFoundError):
             os.unlink(UNFINISHED, dir_fd=self._directory)

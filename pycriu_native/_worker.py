@@ -103,7 +103,10 @@ class Worker:
 
     def identity(self) -> tuple[object, ...]:
         """Which program this is, as it is on disk now."""
-        path = find_program(self.program, trusting=self.trusting)
+        return self.on_disk(find_program(self.program, trusting=self.trusting))
+
+    def on_disk(self, path: str) -> tuple[object, ...]:
+        """:meth:`identity` of a program that was found, and looked at, before."""
         found = os.stat(path)
         return path, found.st_dev, found.st_ino, found.st_mtime_ns
 

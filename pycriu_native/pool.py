@@ -26,6 +26,7 @@ from ._ffi import native
 from ._line import Line
 from ._owned import Owned
 from ._process import OwnedProcess
+from ._program import find_program
 from ._request import RESTORING, SAVING
 from ._spawn import DEFAULT_MANNER, Manner
 from ._surroundings import Surroundings, surroundings
@@ -78,7 +79,11 @@ class _Stock:
     def born(self) -> tuple[object, ...] | None:
         """What a worker that is started now, by this thread, would be like."""
         found: Surroundings | None = surroundings(self.worker.env)
-        return None if found is None else (self.worker.identity(), found)
+        if found is None:
+            return None
+        # Who else could change the program, each call has looked at, and so has who starts one.
+        program = find_program(self.worker.program, trusting=True)
+        return self.worker.on_disk(program), found
 
     def take(self) -> WorkerLine | None:
         """A worker that is no different from one that would be started now; None: there is none."""

@@ -198,7 +198,7 @@ for call in (lambda: dump(os.getppid(), opts, via=bad), lambda: restore(opts, vi
 
 def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
     """Calls that succeed, and those that fail and are explained, find all that they need."""
-    words = [sys.executable, "-c", WITHOUT_IMPORTS, tmp_path]
+    words = [sys.executable, "-c", WITHOUT_IMPORTS, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2, done.stdout
