@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,10 @@ from pycriu_native import (
     _session,
     _worker,
     dump,
+    verbs,
     version,
 )
+from pycriu_native._message import NOTIFY, REQUEST_TYPES, decode_response, encode
 from pycriu_native._program import find_program
 
 from .common import Row, Target, criu, in_turns, main, note, plain, pycriu, row, scratch, timed
@@ -135,7 +140,59 @@ def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
                 beyond.append(taken - _in_log(images / "dump.log"))
             goal = "goal: at most 1" if via is warm else ""
             rows.append(row("beyond CRIU's log", "ms", beyond, goal, by=name))
+    rows.append(_alone(target, directory, times))
+    rows += _cold(target, directory, times)
     return rows
+
+
+ALONE = "its request alone"
+"""The way of a call that is nothing but what CRIU is told and asks."""
+
+
+def _alone(target: Target, directory: Path, times: int) -> Row:
+    """What of this is CRIU's: a request to a worker that waits, each question answered at once."""
+    yes = encode("request", {"type": NOTIFY, "notify_success": True})
+    beyond = []
+    for number in range(times):
+        images = directory / f"alone-{number}"
+        images.mkdir(0o700)
+        fd = os.open(images, os.O_RDONLY)
+        line = Worker().connect()
+        time.sleep(0.02)
+        asked: dict[str, Any] = {
+            "images_dir_fd": fd, "pid": target.pid, "leave_running": True, "log_level": 4,
+            "log_file": "dump.log", "notify_scripts": True,
+        }  # fmt: skip
+        request = encode("request", {"type": REQUEST_TYPES["dump"], "opts": asked})
+        started = time.perf_counter()
+        line.sock.sendall(request)
+        answer = decode_response(line.sock.recv(65536))
+        while answer is not None and answer["type"] == NOTIFY:
+            line.sock.sendall(yes)
+            answer = decode_response(line.sock.recv(65536))
+        taken = (time.perf_counter() - started) * 1e3
+        line.reap()
+        os.close(fd)
+        if answer is None or not answer["success"]:
+            raise RuntimeError(f"CRIU did not dump: {answer}")
+        beyond.append(taken - _in_log(images / "dump.log"))
+    return row("beyond CRIU's log", "ms", beyond, by=ALONE)
+
+
+def _cold(target: Target, directory: Path, times: int) -> list[Row]:
+    """The same checks after a dump, which has taken the processor's caches, and at once again."""
+    taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
+    with WarmWorkers(2) as warm:
+        for number in range(times):
+            opts = CriuOpts(images_directory=directory / f"cold-{number}", leave_running=True)
+            warm.wait_until_ready(10)
+            time.sleep(0.01)
+            for samples in taken.values():
+                again = replace(opts)  # nothing is remembered of these options
+                body = partial(verbs.dump_request, target.pid, again, warm, None, None)
+                samples.append(timed(body))
+            dump(target.pid, opts, via=warm)
+    return [row("all checks", "ms", samples, by=when) for when, samples in taken.items()]
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (

@@ -42,6 +42,13 @@ Nearly all of a call is the conversation: CRIU's own work. Two things make it sh
 `WarmWorkers`, and what the next section is about.
 """
 
+COLD = """
+*Its request alone* is what CRIU itself takes beyond its log: to read the request, and to answer
+and go on, with each of its questions answered at once by bytes that lie ready. The rest is ours. It
+is Python that runs once in each call, after CRIU has worked with the same processor's caches: the
+checks alone show what that costs. Their work is the same both times:
+"""
+
 PROBES = """
 CRIU probes the kernel at each call, unless it finds what it knows in `/run/criu.kdat`. It keeps
 that file only on a tmpfs, which does not outlive the kernel (`criu/kerndat.c`).
@@ -263,8 +270,10 @@ def calls(page: Page) -> None:
     """One call, and where its time goes."""
     page.say("## One call, and where its time goes\n" + CALLS)
     by_way(page, "calls", ("version", "dump, left running", "beyond CRIU's log"))
+    page.say(COLD)
+    by_way(page, "calls", ("all checks",))
     steps = list(dict.fromkeys(row["what"] for row in page.rows("calls") if "by" in row["case"]))
-    skip = ("version", "dump, left running", "beyond CRIU's log")
+    skip = ("version", "dump, left running", "beyond CRIU's log", "all checks")
     ways = ("a warm worker", "a worker of its own")
     body = []
     for step in steps:

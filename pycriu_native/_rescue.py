@@ -76,10 +76,12 @@ class Rescue:
             if action is Notify.NETWORK_LOCK and not self._by_table:
                 with _netlock.in_network_of(self._pid):
                     self._chain_before = _netlock.has_chain()
-            if action is Notify.QUERY_EXT_FILES:
-                # It stands still, and no connection has been touched.
+            # At query-ext-files, which CRIU before 3.19 does not know, it stands still; at both,
+            # no connection has been touched.
+            established = self._opts.tcp_established
+            if action is Notify.QUERY_EXT_FILES or (established and action is Notify.PRE_DUMP):
                 self._tree = process_tree(self._pid)
-                if self._opts.tcp_established:
+                if established:
                     self._connections = connections_of(self._tree)
                     self._reuse = reusing(self._tree)
 

@@ -37,7 +37,7 @@ class Used:
 
     @property
     def blocks(self) -> int:
-        """Bytes that it takes; what CRIU compares with ghost_limit."""
+        """Bytes that it takes; what CRIU since 3.18 compares with ghost_limit."""
         return self.stat.st_blocks * 512
 
     @property
@@ -183,13 +183,12 @@ def _called(used: Used) -> str:
 def _nameless(scene: Scene, used: Used) -> Iterator[Finding]:
     limit = scene.opts.ghost_limit or DEFAULT_GHOST_LIMIT
     about = {"pid": used.pid, "fd": used.fd, "path": used.path}
-    if used.blocks <= limit:
-        yield note(
-            "deleted", f"{_called(used)} is deleted: its {used.blocks} bytes are saved", **about
-        )
+    taken = used.stat.st_size if scene.is_older_than("3.18") else used.blocks
+    if taken <= limit:
+        yield note("deleted", f"{_called(used)} is deleted: its {taken} bytes are saved", **about)
         return
-    words = f"{_called(used)} is deleted, and takes {used.blocks} bytes, above the limit of {limit}"
-    if used.blocks >= 1 << 32:
+    words = f"{_called(used)} is deleted, and takes {taken} bytes, above the limit of {limit}"
+    if taken >= 1 << 32:
         yield stops(
             "deleted-too-large",
             words,
@@ -202,8 +201,8 @@ def _nameless(scene: Scene, used: Used) -> Iterator[Finding]:
         scene,
         "deleted-large",
         words,
-        f"ghost_limit={used.blocks} or more",
-        sets={"ghost_limit": used.blocks},
+        f"ghost_limit={taken} or more",
+        sets={"ghost_limit": taken},
         failure="ghost-limit",
         **about,
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from .. import _requirements
 from .._log import Failure, failures
 from .._reach import Via
+from ..errors import CriuError
 from ..opts import CriuOpts
+from ..results import Version
 from .mounts import MountTable
 from .tree import Tree
 from .values import Finding, Severity
@@ -25,6 +29,13 @@ class Scene:
     def external(self, key: str) -> bool:
         """Whether ``external`` names something, such as ``unix[4711]``."""
         return any(external_key(item) == key for item in self.opts.external or ())
+
+    def is_older_than(self, release: str) -> bool:
+        """Whether the ``criu`` program is; no, where it cannot be asked."""
+        with contextlib.suppress(CriuError):
+            if self.via.identity() is not None:
+                return _requirements.program_version(self.via) < Version.parse(release)
+        return False
 
 
 def external_key(item: str) -> str:

@@ -87,7 +87,15 @@ def _anonymous(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
 
 def _pidfd(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
     of = int(fd.value("Pid") or "-1")
-    if of > 0 and of not in scene.tree.pids:
+    if scene.is_older_than("4.1"):
+        yield stops(
+            "pidfd",
+            f"it holds a pidfd of process {of}, and CRIU saves pidfds since 4.1",
+            failure="anon-fd",
+            pid=fd.pid,
+            fd=fd.number,
+        )
+    elif of > 0 and of not in scene.tree.pids:
         yield stops(
             "pidfd-outside",
             f"it holds a pidfd of process {of} outside of the tree",

@@ -29,7 +29,7 @@ from pycriu_native import (
 )
 from pycriu_native._netlock import run_id
 
-from . import cgroups
+from . import cgroups, releases
 from .cgroups import FREEZERS, Make
 from .conftest import Spawn
 from .faults import CODE, code_in
@@ -131,6 +131,7 @@ def test_a_chain_that_was_there_before(stream: Stream, images: Path) -> None:
 @needs_both
 def test_a_connection_that_is_lost_is_named(stream: Stream, images: Path) -> None:
     """The other end gives up while the process stands still: the error says which connection."""
+    releases.required("3.19", "query-ext-files")
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
 
     def strike(notification: Notification) -> None:
@@ -240,6 +241,8 @@ def test_the_freezer_is_as_before(
 
     (CRIU's own freezing is over within a blink; here the test does it in its place.)
     """
+    if paused:
+        releases.required("3.19", "query-ext-files")
     name, frozen, thawed = FREEZERS[controller]
     cgroup = make_cgroup(cgroups.required(controller))
     target = spawn()
@@ -277,6 +280,7 @@ def test_the_run_id(spawn: Spawn, images: Path) -> None:
 
     The second CRIU is another process: where to look is known by then, and what is there differs.
     """
+    releases.required("3.19", "a run id that no other run on this machine has")
     target = spawn()
     found: list[str | None] = []
 

@@ -160,7 +160,7 @@ def images_of_pages_missing(at: Site) -> Target:
     return spoilt(at, "pages-*.img", Path.unlink)
 
 
-@restore_fails("crashed", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("do not belong together", "that was complete", "images_directory", error=ImagesError)
 def images_of_files_missing(at: Site) -> Target:
     """CRIU takes them for a tree without files, and crashes."""
     return spoilt(at, "files.img", Path.unlink)

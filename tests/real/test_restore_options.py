@@ -31,7 +31,7 @@ from pycriu_native import (
     restore,
 )
 
-from . import cgroups
+from . import cgroups, releases
 from .conftest import Spawn
 from .processes import Target, eventually, kill, state
 
@@ -167,6 +167,7 @@ def test_skip_file_rwx_check(orphans: None, spawn: Spawn, images: Path) -> None:
 
 def test_other_changes_are_still_refused(orphans: None, spawn: Spawn, images: Path) -> None:
     """The check that is skipped is the one of r, w and x only: a file made set-uid is refused."""
+    releases.required("3.18", "skip_file_rwx_check")
     target = _dumped(spawn, images, "file = open(HERE / 'data', 'w')\nserve()")
     (target.directory / "data").chmod(0o4755)
     with pytest.raises(CriuError, match="bad mode"):

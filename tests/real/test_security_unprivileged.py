@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from . import releases
+
 USER = 12345
 CAP_CHECKPOINT_RESTORE = 40
 ROOT = Path(__file__).parents[2]
@@ -87,6 +89,7 @@ def main(place, *words):
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory of that user's, which pytest's own are closed to."""
+    releases.required("3.18", "unprivileged")
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         home = Path(directory, "home")

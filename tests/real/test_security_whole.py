@@ -35,6 +35,7 @@ from pycriu_native import (
 from pycriu_native._program import find_program
 from pycriu_native._whole import EARLIER, UNFINISHED
 
+from . import releases
 from .conftest import Spawn
 from .processes import Target, children, eventually, is_alive, kill
 from .test_interruption import DUMP
@@ -157,6 +158,7 @@ KILLED = textwrap.dedent("""
 
 def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
     """The mark says so to whoever comes next, whose dump clears what is there away."""
+    releases.required("3.19", "query-ext-files")
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     done = subprocess.run(
@@ -179,6 +181,7 @@ def test_we_are_killed_too(orphans: None, spawn: Spawn, images: Path) -> None:
 
 def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path) -> None:
     """A second dump to the same directory that fails leaves the first as it was."""
+    releases.required("3.19", "query-ext-files")
     target = spawn(WITH_MEMORY)
     checksum = target.ask("checksum")
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
@@ -220,7 +223,7 @@ def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:
     refused: list[str] = []
 
     def hook(notification: Notification) -> None:
-        if notification.action is Notify.QUERY_EXT_FILES:
+        if notification.action is Notify.PRE_DUMP:
             with pytest.raises(ImagesError, match="is under way") as caught:
                 dump(second.pid, CriuOpts(images_directory=images))
             refused.append(str(caught.value))

@@ -23,6 +23,7 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, DumpResult, OptionError, dump, restore
 
+from . import releases
 from .conftest import Spawn
 from .processes import Target, eventually, state
 
@@ -72,6 +73,7 @@ def test_a_deleted_file_within_the_limit(spawn: Spawn, images: Path) -> None:
 
 def test_holes_do_not_count(spawn: Spawn, images: Path) -> None:
     """The limit is about the blocks that a file takes, not about its length."""
+    releases.required("3.18", "a ghost_limit that does not count holes")
     target = spawn(f"""
         import os
         file = open(HERE / "ghost", "w+b")
