@@ -36,6 +36,7 @@ from pycriu_native import (
     restore,
 )
 
+from . import releases
 from .conftest import Spawn
 from .processes import PATIENCE, Target
 
@@ -192,6 +193,7 @@ def test_a_connection_named_when_criu_asks(
     stream: tuple[Target, socket.socket], images: Path
 ) -> None:
     """The hook can name it too, while the process stands still: no connection comes in between."""
+    releases.required("3.19", "query-ext-files")
     client, end = stream
     inode = client.ask("inode")
     opts = CriuOpts(images_directory=images)
