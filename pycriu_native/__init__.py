@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     )
     from ._preload import preload
     from .batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
-    from .cache import CacheState, FeatureCache, feature_cache
+    from .cache import CacheState, FeatureCache, feature_cache, keep_feature_cache
     from .iters import DumpItersResult, Round, UntilSteady, dump_iters
     from .lazy import LazyPages
     from .manifest import seal, verify
@@ -167,6 +167,7 @@ __all__ = [
     "feature_cache",
     "feature_check",
     "ffi",
+    "keep_feature_cache",
     "lib",
     "libcriu_version",
     "migrate_in",
@@ -218,6 +219,7 @@ _LATER = {
     "dump_many": "batch",
     "explain": "_explain",
     "feature_cache": "cache",
+    "keep_feature_cache": "cache",
     "ffi": "_ffi",
     "migrate_in": "migration",
     "migrate_out": "migration",

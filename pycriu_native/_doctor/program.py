@@ -159,7 +159,8 @@ def _cache(asked: float, via: Via) -> Remark:
             Health.INFO,
             f"is absent: {TMPFS_OF} is no tmpfs, and CRIU keeps it nowhere else",
             "each call asks the kernel again, which takes about 20 ms",
-            f"mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do when they start",
+            f"pycriu-native keep-cache, or mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do "
+            "when they start",
         )
     except OSError as error:
         return said(Health.INFO, f"cannot be read ({error.strerror})")

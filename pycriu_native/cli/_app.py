@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("judging", "what this machine can checkpoint, and what cures the rest"),
     "preflight": ("judging", "what a dump of a process would meet, before it is frozen"),
     "check": ("machine", "whether CRIU can work on this kernel"),
+    "keep-cache": ("machine", "have CRIU keep what it knows of the kernel"),
     "dump": ("saving", "save a process and all below it"),
     "pre-dump": ("saving", "save the memory of a process that runs on"),
     "restore": ("restoring", "bring back what was dumped"),

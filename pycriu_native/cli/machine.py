@@ -1,9 +1,17 @@
-"""``check``, ``cpuinfo-dump`` and ``cpuinfo-check``: what this machine can do."""
+"""``check``, ``keep-cache``, ``cpuinfo-dump``, ``cpuinfo-check``: what this machine can do."""
 
 from __future__ import annotations
 
-from .. import check, cpuinfo_check, cpuinfo_dump, feature_check, libcriu_version, version
-from .._worker import Worker
+from .. import (
+    check,
+    cpuinfo_check,
+    cpuinfo_dump,
+    feature_check,
+    keep_feature_cache,
+    libcriu_version,
+    version,
+)
+from .._worker import Worker, worker_of
 from ..enums import Verb
 from . import _plain
 from ._command import Call, Command
@@ -37,6 +45,11 @@ def _check(call: Call) -> Exit:
     return call.out.result(body, text)
 
 
+def _keep_cache(call: Call) -> Exit:
+    found = keep_feature_cache(via=worker_of(call.given))
+    return call.out.result(found, safe(str(found)))
+
+
 def _cpuinfo_dump(call: Call) -> Exit:
     result = cpuinfo_dump(call.opts, via=call.via, deadline=call.deadline)
     said = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
@@ -62,6 +75,17 @@ COMMANDS = {
             "pycriu-native check --json | jq .result.features",
         ],
         exits=EXITS,
+    ),
+    "keep-cache": Command(
+        "keep-cache",
+        function=_keep_cache,
+        reaches=True,
+        help="Have CRIU keep what it knows of the kernel, where it cannot by itself.\n\n"
+        "CRIU probes the kernel at each call, some 20 ms, unless it finds /run/criu.kdat, which it "
+        "writes on a tmpfs only. Where /run is none, as in many containers, it is made once, put "
+        "into /dev/shm, and linked. Elsewhere nothing is done. What lies there afterwards is told.",
+        examples=["pycriu-native keep-cache", "pycriu-native keep-cache --json | jq .result.state"],
+        exits=(Exit.FAILED, Exit.PERMISSION, Exit.NO_CRIU),
     ),
     "cpuinfo-dump": Command(
         "cpuinfo-dump",

@@ -14,16 +14,17 @@ from . import releases
 REPO = Path(__file__).parents[2]
 
 PRELUDE = """
-import ctypes, logging, os, subprocess
+import ctypes, logging, os, subprocess, sys
 from pathlib import Path
 from pycriu_native import CriuOpts, dump, feature_cache, version
 
-def mount(kind):
+def mount(kind, place="/run"):
     libc = ctypes.CDLL(None, use_errno=True)
     assert not libc.unshare(0x20000)
     assert not libc.mount(b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
     if kind:
-        assert not libc.mount(b"none", b"/run", kind, 0, None), os.strerror(ctypes.get_errno())
+        done = libc.mount(b"none", place.encode(), kind, 0, None)
+        assert not done, os.strerror(ctypes.get_errno())
 
 def saved():
     '''A dump of a process; what CRIU's log says of its cache.'''
@@ -73,6 +74,71 @@ def test_impossible(images: Path) -> None:
             assert found.state == "impossible" and "ramfs" in found.reason, found
             assert "tmpfs" in found.cure
             assert not any("Loaded" in line for line in saved())
+        """,
+        images,
+    )
+
+
+def test_kept_all_the_same(images: Path) -> None:
+    """Where /run is no tmpfs the cache lies on another, and every CRIU loads it from there."""
+    apart(
+        """
+        from pycriu_native import keep_feature_cache
+        mount(b"tmpfs", "/dev/shm")
+        assert keep_feature_cache().state == feature_cache().state
+        mount(b"ramfs")
+        found = keep_feature_cache()
+        assert found.state == "kept" and found.cure is None, found
+        assert found.reason == "it is kept, in /dev/shm/criu.kdat"
+        assert os.stat("/run/criu.kdat").st_mode & 0o777 == 0o600
+        for _ in range(2):
+            assert any("Loaded kdat cache" in line for line in saved())
+        assert feature_cache() == found == keep_feature_cache()
+        assert sorted(os.listdir("/dev/shm")) == ["criu.kdat"]
+        # Another build of CRIU removes it, and it can be made again.
+        Path("/dev/shm/criu.kdat").write_bytes(b"of another build")
+        assert any("Stale" in line for line in saved())
+        assert feature_cache().state == "impossible"
+        assert keep_feature_cache() == found
+        """,
+        images,
+    )
+
+
+def test_not_kept(images: Path) -> None:
+    """No root, tmpfs or CRIU, or a file of that name: an error says so, and nothing is left."""
+    apart(
+        """
+        from pycriu_native import CriuError, ProgramError, Worker, keep_feature_cache
+        mount(b"ramfs")
+        mount(b"ramfs", "/dev/shm")
+        def refused(kind, word, **more):
+            try:
+                keep_feature_cache(**more)
+            except CriuError as error:
+                assert type(error).__name__ == kind and word in str(error), error
+            else:
+                raise AssertionError(word)
+            assert os.listdir("/run") == os.listdir("/dev/shm") == [], os.listdir("/dev/shm")
+        refused("CriuError", "/dev/shm is ramfs")
+        mount(b"tmpfs", "/dev/shm")
+        refused("ProgramError", "/usr/bin/true", via=Worker(program="/usr/bin/true"))
+        os.chmod("/dev/shm", 0o1777)
+        if os.fork() == 0:
+            os.setresuid(12345, 12345, 12345)
+            try:
+                refused("PermissionDeniedError", "run as root")
+            except BaseException as error:
+                print(error, file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        assert os.wait()[1] == 0
+        Path("/dev/shm/criu.kdat").mkdir()
+        try:
+            keep_feature_cache()
+        except CriuError as error:
+            assert "cannot be put into /dev/shm/criu.kdat" in str(error), error
+        assert os.listdir("/run") == [] and os.listdir("/dev/shm") == ["criu.kdat"]
         """,
         images,
     )
