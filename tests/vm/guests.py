@@ -12,6 +12,7 @@ TOOLS = (
     "criu",
     "busybox-static",
     "crun",
+    "e2fsprogs",
     "gcc",
     "iproute2",
     "iptables",
