@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="where what it leaves in /results goes")
     parser.add_argument("command", nargs="+", help="run by root, in a copy of the checkout")
     chosen = parser.parse_args()
-    results = chosen.results or root.CACHE / "results" / chosen.guest
+    results = chosen.results or root.CACHE / "left" / chosen.guest
     built = root.build(GUESTS[chosen.guest])
     ended = machine.run(built, chosen.command, results=results, limit=chosen.limit)
     if ended.status is None:
