@@ -435,21 +435,20 @@ class _Builder:
         if kind is VmaKind.SHARED:
             shared = self.files.shared_of(number) if in_memfd else number
             found = (0, 0, 0) if shared is None else self._shared_counts(shared, start, end, offset)
-        stored, in_parent, lazy = found
-        return MemoryMapping(
-            start=start,
-            end=end,
-            kind=kind,
-            protection=protection,
-            path=self._path_of(number) if has_file else None,
-            offset=offset if has_file or shared is not None else 0,
-            file=number if has_file else None,
-            shared=shared,
-            grows_down=bool(flags & _GROWS_DOWN),
-            stored=stored,
-            in_parent=in_parent,
-            lazy=lazy,
-        )
+        # A process can have tens of thousands, and fields that are left out take no memory.
+        more: dict[str, Any] = {}
+        if has_file:
+            more = {"path": self._path_of(number), "file": number}
+        if shared is not None:
+            more["shared"] = shared
+        if has_file or shared is not None:
+            more["offset"] = offset
+        if flags & _GROWS_DOWN:
+            more["grows_down"] = True
+        for name, size in zip(("stored", "in_parent", "lazy"), found, strict=True):
+            if size:
+                more[name] = size
+        return MemoryMapping(start=start, end=end, kind=kind, protection=protection, **more)
 
     def _shared_counts(self, shared: int, start: int, end: int, offset: int) -> Counts:
         name = f"pagemap-shmem-{shared}.img"
