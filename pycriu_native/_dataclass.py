@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 else:
 
     class field:
-        """A default that is made for each value, or a field that comparing leaves out."""
+        """A default that is made for each value, or a field that is left out of something."""
 
         def __init__(
-            self, *, default: Any = ..., default_factory: Any = None, compare: bool = True
+            self,
+            *,
+            default: Any = ...,
+            default_factory: Any = None,
+            compare: bool = True,
+            repr: bool = True,
         ) -> None:
             self.default = default
             self.default_factory = default_factory
             self.compare = compare
+            self.repr = repr
 
     def replace(value: Any, /, **changes: Any) -> Any:
         """A variant of a value of one of these classes."""
@@ -54,11 +60,14 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
     names = tuple({**inherited, **own})
     factories = dict(getattr(cls, "_factories", {}))
     apart = set(getattr(cls, "_apart", ()))
+    unseen = set(getattr(cls, "_unseen", ()))
     for name in own:
         given = cls.__dict__.get(name)
         if isinstance(given, field):  # type: ignore[arg-type]
             if not given.compare:
                 apart.add(name)
+            if not given.repr:
+                unseen.add(name)
             if given.default_factory is not None:
                 factories[name] = given.default_factory
             if given.default is ...:
@@ -68,6 +77,7 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
     compared = [name for name in names if name not in apart]
 
     cls._fields, cls._factories, cls._apart = {**inherited, **own}, factories, apart
+    cls._unseen = unseen
     cls._required = frozenset(
         name for name in names if not hasattr(cls, name) and name not in factories
     )
@@ -133,7 +143,9 @@ def _getstate(self: Any) -> dict[str, Any]:
 
 
 def _repr(self: Any) -> str:
-    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._fields)
+    shown = ", ".join(
+        f"{name}={getattr(self, name)!r}" for name in self._fields if name not in self._unseen
+    )
     return f"{type(self).__qualname__}({shown})"
 
 
@@ -162,13 +174,13 @@ class _Later:
         import inspect
 
         def described(name: str) -> Any:
-            compare = name not in owner._apart
+            left_out: Any = {"compare": name not in owner._apart, "repr": name not in owner._unseen}
             if name in owner._factories:
                 factory = owner._factories[name]
-                return dataclasses.field(default_factory=factory, compare=compare)
+                return dataclasses.field(default_factory=factory, **left_out)
             if name in owner._required:
-                return dataclasses.field(compare=compare)
-            return dataclasses.field(default=getattr(owner, name), compare=compare)
+                return dataclasses.field(**left_out)
+            return dataclasses.field(default=getattr(owner, name), **left_out)
 
         twin = dataclasses.make_dataclass(
             owner.__name__,

@@ -1,4 +1,4 @@
-"""Images by hand: a few messages in CRIU's framing, for tests that need no more."""
+"""Protobuf messages and images by hand, for those who need no more than a few fields."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("looking", "what changed from one image set to another"),
     "check-images": ("looking", "what would stop a restore on this machine"),
     "decode": ("looking", "one image file as JSON"),
+    "encode": ("looking", "the bytes of an image file, from its JSON"),
     "plot": ("plotting", "pictures of a dump: timeline, rounds, memory"),
     "explain": ("explaining", "show what a call would do, without doing it"),
     "options": ("listing", "list every option of CRIU"),

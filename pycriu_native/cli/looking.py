@@ -1,4 +1,4 @@
-"""``inspect``, ``diff``, ``decode``, ``check-images``: what is in images (extra ``[images]``)."""
+"""``inspect``, ``diff``, ``check-images``, ``decode``, ``encode``: images (extra ``[images]``)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..enums import Verb
+from ..errors import ImagesError
 from . import _command, _plain
 from ._command import Call, Command
 from ._errors import in_flags
 from ._exits import Exit
-from ._words import columns, safe
+from ._words import columns, safe, size
 
 if TYPE_CHECKING:
     from ..images import ImageSet, Process
@@ -115,7 +116,7 @@ def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
     return call.out.answer(found, told, code=Exit.DONE if found else Exit.NO)
 
 
-# ---- diff, decode, check-images ----
+# ---- diff, decode, encode, check-images ----
 
 
 def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
@@ -128,6 +129,24 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
 def _decode(call: Call, image: str) -> Exit:
     found = _images().decode(image)
     return call.out.answer(found, json.dumps(_plain.plain(found), indent=2, ensure_ascii=False))
+
+
+def _encode(call: Call, described: str, image: str) -> Exit:
+    # Text that is no UTF-8 is lone surrogates, which JSON and our own files keep.
+    with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
+        try:
+            found = json.load(file)
+        except ValueError as error:
+            raise ImagesError(f"{described} is no JSON: {error}") from None
+    if isinstance(found, dict):
+        found = found.get("result", found)  # of decode --json
+    if not isinstance(found, dict):
+        raise ImagesError(f"{described} is no image as decode prints it")
+    data = _images().encode(found)
+    with open(image, "wb") as file:
+        file.write(data)
+    body = {"image": image, "bytes": len(data)}
+    return call.out.result(body, safe(f"wrote {size(len(data))} to {image}"))
 
 
 def _check_images(call: Call, directory: str) -> Exit:
@@ -198,6 +217,24 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False))],
+    ),
+    "encode": Command(
+        "encode",
+        function=_encode,
+        help="Write the image FILE that JSON describes, in the form that decode prints.\n\n"
+        "What was not changed comes out as CRIU wrote it. JSON may be '-', the standard input. "
+        "An image that is there already is written over: change a copy of the set.",
+        examples=[
+            "pycriu-native decode ckpt/core-4242.img > core.json",
+            "pycriu-native encode core.json copy/core-4242.img",
+        ],
+        exits=EXITS,
+        params=[
+            click.Argument(
+                ["described"], metavar="JSON", type=click.Path(dir_okay=False, allow_dash=True)
+            ),
+            click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False)),
+        ],
     ),
     "check-images": Command(
         "check-images",

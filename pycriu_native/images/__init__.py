@@ -13,25 +13,134 @@ except ImportError as error:
         "pycriu_native.images needs protobuf: pip install 'pycriu-native[images]'"
     ) from error
 
-from . import _diff, _render, model
+from .._typing import TYPE_CHECKING, Any
 from ._build import inspect
-from ._check import Finding, Severity, check_images
-from ._codec import decode, encode
-from ._diff import *  # noqa: F403
 from ._memory import Found, Memory
-from ._render import *  # noqa: F403
-from .model import *  # noqa: F403
+from .model import (
+    Cgroup,
+    Credentials,
+    Descriptor,
+    File,
+    FileLock,
+    Image,
+    ImageSet,
+    InetSocket,
+    MemoryMapping,
+    Mount,
+    Namespace,
+    NetworkDevice,
+    OtherFile,
+    Parent,
+    Pipe,
+    Process,
+    RegularFile,
+    Terminal,
+    Thread,
+    Timer,
+    UnixSocket,
+    VmaKind,
+)
+
+if TYPE_CHECKING:
+    from ._check import Finding, Severity, check_images
+    from ._codec import decode, encode
+    from ._diff import (
+        Change,
+        DescriptorChange,
+        Difference,
+        MappingChange,
+        PageChange,
+        ProcessChange,
+        diff,
+    )
+    from ._render import (
+        render_diff,
+        render_files,
+        render_memory,
+        render_processes,
+        render_summary,
+        render_table,
+        render_tree,
+    )
 
 __all__ = [
+    "Cgroup",
+    "Change",
+    "Credentials",
+    "Descriptor",
+    "DescriptorChange",
+    "Difference",
+    "File",
+    "FileLock",
     "Finding",
     "Found",
+    "Image",
+    "ImageSet",
+    "InetSocket",
+    "MappingChange",
     "Memory",
+    "MemoryMapping",
+    "Mount",
+    "Namespace",
+    "NetworkDevice",
+    "OtherFile",
+    "PageChange",
+    "Parent",
+    "Pipe",
+    "Process",
+    "ProcessChange",
+    "RegularFile",
     "Severity",
+    "Terminal",
+    "Thread",
+    "Timer",
+    "UnixSocket",
+    "VmaKind",
     "check_images",
     "decode",
+    "diff",
     "encode",
     "inspect",
-    *_diff.__all__,
-    *_render.__all__,
-    *model.__all__,
+    "render_diff",
+    "render_files",
+    "render_memory",
+    "render_processes",
+    "render_summary",
+    "render_table",
+    "render_tree",
 ]
+
+# What an inspection does without is imported when it is asked for.
+_LATER = {
+    "Change": "_diff",
+    "DescriptorChange": "_diff",
+    "Difference": "_diff",
+    "Finding": "_check",
+    "MappingChange": "_diff",
+    "PageChange": "_diff",
+    "ProcessChange": "_diff",
+    "Severity": "_check",
+    "check_images": "_check",
+    "decode": "_codec",
+    "diff": "_diff",
+    "encode": "_codec",
+    "render_diff": "_render",
+    "render_files": "_render",
+    "render_memory": "_render",
+    "render_processes": "_render",
+    "render_summary": "_render",
+    "render_table": "_render",
+    "render_tree": "_render",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -71,6 +71,7 @@ _STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
     1 << 12,
 )
 _GROWS_DOWN = 0x100
+_NAMESPACE_IDS = tuple((kind, f"{kind}_ns_id") for kind in names.NAMESPACES)
 _PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 
 
@@ -138,7 +139,8 @@ class _Builder:
         self.children: dict[int, list[int]] = {}
         self.files = Files(self.entries, self.ghost_size)
         self.sets: dict[int, dict[str, str]] = {}
-        self.mappings: dict[tuple[object, ...], MemoryMapping] = {}
+        self.mappings: dict[tuple[int, int, int, int, int, int, int, Counts], MemoryMapping] = {}
+        self.limits: dict[bytes, dict[str, tuple[int, int]]] = {}
         self.credentials: dict[bytes, Credentials] = {}
         self.texts: dict[bytes, tuple[str, ...]] = {}
 
@@ -318,7 +320,6 @@ class _Builder:
         cgroup = task.cg_set if task and task.HasField("cg_set") else None
         if cgroup is None and thread is not None and thread.HasField("cg_set"):
             cgroup = thread.cg_set
-        limits = task.rlimits.rlimits if task else ()
         return Process(
             pid=pid,
             parent=entry.ppid,
@@ -333,9 +334,7 @@ class _Builder:
             threads=tuple(self._threads(entry, core, task)) if known else (),
             credentials=self._credentials(thread),
             cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
-            limits={
-                name: (each.cur, each.max) for name, each in zip(names.LIMITS, limits, strict=False)
-            },
+            limits=self._limits(task.rlimits) if task else {},
             pending_signals=len(task.signals_s.signals) if task else 0,
             oom_score_adj=task.oom_score_adj if task else 0,
             source=tuple(self.layers),
@@ -351,9 +350,7 @@ class _Builder:
         timers = list(_timers(core.tc.timers)) if core.HasField("tc") else []
         if ids is not None:
             known["namespaces"] = {
-                kind: getattr(ids, f"{kind}_ns_id")
-                for kind in names.NAMESPACES
-                if ids.HasField(f"{kind}_ns_id")
+                kind: getattr(ids, name) for kind, name in _NAMESPACE_IDS if ids.HasField(name)
             }
             known["files_table"] = ids.files_id
             descriptors, more = self._descriptors(ids.files_id)
@@ -375,11 +372,11 @@ class _Builder:
             self.lacks(name)
         layers = Layers(self.layers, name)
         self._check_pages(layers)
-        vmas = mm.vmas
-        counts = layers.counts([each.start for each in vmas], [each.end for each in vmas])
+        starts, ends = [each.start for each in mm.vmas], [each.end for each in mm.vmas]
+        counts = layers.counts(starts, ends)
         command, environment = self._strings(layers, mm)
         return {
-            "mappings": tuple(map(self._mapping, vmas, counts)),
+            "mappings": tuple(map(self._mapping, mm.vmas, starts, ends, counts)),
             "pagemap": pid,
             "executable": self._path_of(mm.exe_file_id),
             "command": command,
@@ -414,34 +411,44 @@ class _Builder:
             self.texts[text] = tuple(map(os.fsdecode, parts))
         return self.texts[text]
 
-    def _mapping(self, vma: Any, found: Counts) -> MemoryMapping:
-        status, flags, prot, number = vma.status, vma.flags, vma.prot, vma.shmid
-        start, end, offset = vma.start, vma.end, vma.pgoff
+    def _mapping(self, vma: Any, start: int, end: int, found: Counts) -> MemoryMapping:
+        # Processes that were forked have most of theirs in common.
+        key = start, end, vma.pgoff, vma.shmid, vma.status, vma.flags, vma.prot, found
+        made = self.mappings.get(key)
+        if made is None:
+            made = self.mappings[key] = self._new_mapping(*key)
+        return made
+
+    def _new_mapping(
+        self,
+        start: int,
+        end: int,
+        offset: int,
+        number: int,
+        status: int,
+        flags: int,
+        prot: int,
+        found: Counts,
+    ) -> MemoryMapping:
         kind, protection, has_file, in_memfd = _traits(status, flags, prot)
         shared = None
         if kind is VmaKind.SHARED:
             shared = self.files.shared_of(number) if in_memfd else number
             found = (0, 0, 0) if shared is None else self._shared_counts(shared, start, end, offset)
-        # Processes that were forked have most of theirs in common.
-        key = start, end, offset, number, status, flags, prot, found
-        made = self.mappings.get(key)
-        if made is None:
-            stored, in_parent, lazy = found
-            made = self.mappings[key] = MemoryMapping(
-                start=start,
-                end=end,
-                kind=kind,
-                protection=protection,
-                path=self._path_of(number) if has_file else None,
-                offset=offset if has_file or shared is not None else 0,
-                file=number if has_file else None,
-                shared=shared,
-                grows_down=bool(flags & _GROWS_DOWN),
-                stored=stored,
-                in_parent=in_parent,
-                lazy=lazy,
-            )
-        return made
+        # A process can have tens of thousands, and fields that are left out take no memory.
+        more: dict[str, Any] = {}
+        if has_file:
+            more = {"path": self._path_of(number), "file": number}
+        if shared is not None:
+            more["shared"] = shared
+        if has_file or shared is not None:
+            more["offset"] = offset
+        if flags & _GROWS_DOWN:
+            more["grows_down"] = True
+        for name, size in zip(("stored", "in_parent", "lazy"), found, strict=True):
+            if size:
+                more[name] = size
+        return MemoryMapping(start=start, end=end, kind=kind, protection=protection, **more)
 
     def _shared_counts(self, shared: int, start: int, end: int, offset: int) -> Counts:
         name = f"pagemap-shmem-{shared}.img"
@@ -495,6 +502,14 @@ class _Builder:
                 )
             )
         return threads
+
+    def _limits(self, found: Any) -> dict[str, tuple[int, int]]:
+        """Those of a process; most have the same."""
+        key = found.SerializeToString()
+        if key not in self.limits:
+            pairs = ((each.cur, each.max) for each in found.rlimits)
+            self.limits[key] = dict(zip(names.LIMITS, pairs, strict=False))
+        return self.limits[key]
 
     def _credentials(self, thread: Any) -> Credentials | None:
         """Those of a thread; most have the same."""

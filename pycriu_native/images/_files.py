@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .._later import socket
 from . import _names as names
 from ._messages import to_dict
 from ._schema import table
@@ -111,7 +111,7 @@ class Files:
         kind = None
         if remap is not None:
             kind = _REMAPS.get(remap.remap_type) if remap.HasField("remap_type") else "ghost"
-        words = struct.pack(f"<{len(found.build_id)}I", *found.build_id)
+        words = found.build_id
         return RegularFile(
             id=found.id,
             type="REG",
@@ -121,7 +121,7 @@ class Files:
             mode=found.mode if found.HasField("mode") else None,
             size=found.size if found.HasField("size") else None,
             mount=found.mnt_id,
-            build_id=words.hex() or None,
+            build_id=struct.pack(f"<{len(words)}I", *words).hex() if words else None,
             external=found.ext,
             deleted=kind,
             ghost_size=self._ghost_size(remap.remap_id) if remap and kind == "ghost" else None,

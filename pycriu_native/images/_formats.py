@@ -5,8 +5,10 @@ The numbers and names are CRIU's ``magic.h``, ``image-desc.c`` and ``protobuf-de
 
 from __future__ import annotations
 
+import functools
 import re
-from dataclasses import dataclass
+
+from .._dataclass import dataclass
 
 COMMON = 0x54564319
 """The first word of an image, since CRIU 1.6; the kind's own magic number is the second."""
@@ -127,10 +129,17 @@ CATEGORIES = (
 )
 """What the bytes of an image set are spent on; the first pattern that fits decides."""
 
+_NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 _CATEGORY = re.compile("|".join(f"({names})" for _, names in CATEGORIES), re.S)
 
 
 def category(name: str) -> str:
     """What a file of an image set is, in a word or two."""
+    # No pattern asks for a number, and many files differ in theirs only.
+    return _category(name.translate(_NO_DIGITS))
+
+
+@functools.lru_cache(256)
+def _category(name: str) -> str:
     found = _CATEGORY.fullmatch(name)
     return CATEGORIES[found.lastindex - 1 if found and found.lastindex else -1][0]

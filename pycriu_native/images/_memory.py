@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from .._dataclass import dataclass
+from .._typing import TYPE_CHECKING
 from ..errors import ImagesError
 from ._pages import CHUNK, Layers
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 from .._runs import IN_PARENT, PAGE, PRESENT, Counts, Run, Runs
 from ..errors import ImagesError
@@ -21,15 +20,15 @@ CHUNK = 2**20
 """Bytes that are read at once."""
 
 
-@dataclass(slots=True)
 class PageMap:
     """One pagemap, and the file that it points into."""
 
-    name: str
-    """``pagemap-4242.img``."""
-    directory: str
-    pages_id: int
-    runs: Runs = field(default_factory=Runs)
+    def __init__(self, name: str, directory: str, pages_id: int) -> None:
+        self.name = name
+        """``pagemap-4242.img``."""
+        self.directory = directory
+        self.pages_id = pages_id
+        self.runs = Runs()
 
     @property
     def pages(self) -> str:

@@ -27,6 +27,7 @@ WINDOW = 2**18
 """Bytes that are read at once."""
 
 _WORD = struct.Struct("<I")
+_TWO_WORDS = struct.Struct("<2I")
 
 
 def open_file(path: str) -> tuple[int, int]:
@@ -75,10 +76,13 @@ class ImageFile:
 
     def _header(self) -> tuple[Format, int]:
         at = 0
-        magic = self.word(at, "the magic number")
-        if magic in (COMMON, SERVICE):
-            at = 4
+        if self.size < _TWO_WORDS.size:
             magic = self.word(at, "the magic number")
+        else:
+            begin = self.take(at, _TWO_WORDS.size, "the magic number")
+            magic, second = _TWO_WORDS.unpack(begin)
+            if magic in (COMMON, SERVICE):
+                at, magic = 4, second
         found = BY_MAGIC.get(magic)
         if found is None:
             name = os.path.basename(self.path)

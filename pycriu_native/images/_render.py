@@ -154,6 +154,12 @@ def render_tree(images: ImageSet, *, width: int = 100) -> str:
     by_id = {each.id: each for each in images.files}
     for depth, each in images.tree():
         lines += _branch(depth, each, by_id, width)
+    for lock in images.locks:
+        lines.append(f"lock {lock.kind} of {lock.pid}, fd {lock.fd}")
+    for space in images.namespaces:
+        if not space.host:
+            more = "" if space.external is None else f" external {safe(space.external)}"
+            lines.append(f"namespace {space.kind} {space.id}{more}")
     for mount in images.mounts:
         more = " external" if mount.external is not None else ""
         lines.append(f"mount {safe(mount.point)} {mount.type} {safe(mount.source)}{more}")

@@ -2,7 +2,8 @@
 
 Nothing is generated and nothing of CRIU's is needed: the table is turned into protobuf
 descriptors in a pool of our own, so that it cannot collide with another program's copy of CRIU's
-definitions (pycriu's, for one) in the same process.
+definitions (pycriu's, for one) in the same process. The descriptors are written by hand: the
+messages that protobuf has for them, and what those bring along, take longer than reading a set.
 
 Text is declared as bytes. CRIU puts paths and names into the images as the kernel gave them, and
 those need not be UTF-8; protobuf refuses such text. On the wire the two are the same.
@@ -11,33 +12,34 @@ those need not be UTF-8; protobuf refuses such text. On the wire the two are the
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-_Field = descriptor_pb2.FieldDescriptorProto
-_FILE = "pycriu_native/images"
-_LABELS = {"": _Field.LABEL_REQUIRED, "?": _Field.LABEL_OPTIONAL, "*": _Field.LABEL_REPEATED}
+from .._imagery import message as wire
+
+_FILE = b"pycriu_native/images"
+# The numbers are those of google/protobuf/descriptor.proto.
+_LABELS = {"?": 1, "": 2, "*": 3}
+_ENUM, _MESSAGE = 14, 11
 _SCALARS = {
-    "bool": _Field.TYPE_BOOL,
-    "bytes": _Field.TYPE_BYTES,
-    "fixed64": _Field.TYPE_FIXED64,
-    "int32": _Field.TYPE_INT32,
-    "int64": _Field.TYPE_INT64,
-    "sint32": _Field.TYPE_SINT32,
-    "sint64": _Field.TYPE_SINT64,
-    "string": _Field.TYPE_BYTES,
-    "uint32": _Field.TYPE_UINT32,
-    "uint64": _Field.TYPE_UINT64,
+    "bool": 8,
+    "bytes": 12,
+    "fixed64": 6,
+    "int32": 5,
+    "int64": 3,
+    "sint32": 17,
+    "sint64": 18,
+    "string": 12,
+    "uint32": 13,
+    "uint64": 4,
 }
+_PACKED = wire((8, wire((2, True))))
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One field of a message, as the table has it."""
 
     name: str
@@ -74,38 +76,84 @@ def table() -> tuple[dict[str, tuple[Row, ...]], dict[str, dict[str, int]]]:
 
 
 def _lines() -> Iterator[list[str]]:
-    text = resources.files(__package__).joinpath("messages.txt").read_text()
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            yield line.split()
+    with open(os.path.join(os.path.dirname(__file__), "messages.txt"), encoding="utf-8") as text:
+        for line in text:
+            words = line.split()
+            if words and words[0] != "#":
+                yield words
 
 
 @functools.cache
-def _pool() -> descriptor_pool.DescriptorPool:
+def _pool() -> Any:
     messages, enums = table()
-    file = descriptor_pb2.FileDescriptorProto(name=_FILE, syntax="proto2")
-    made: dict[str, descriptor_pb2.DescriptorProto] = {}
-    for name, rows in messages.items():
-        made[name] = file.message_type.add(name=name)
-        for row in rows:
-            field = made[name].field.add(name=row.name, number=row.number, label=_LABELS[row.label])
-            if row.type in _SCALARS:
-                field.type = _SCALARS[row.type]
-            else:
-                field.type = _Field.TYPE_ENUM if row.type in enums else _Field.TYPE_MESSAGE
-                field.type_name = f".{row.type}"
-            if row.packed:
-                field.options.packed = True
-            if row.default is not None:
-                field.default_value = row.default
+    kinds = {**_SCALARS, **dict.fromkeys(messages, _MESSAGE), **dict.fromkeys(enums, _ENUM)}
+    inner: dict[str, list[bytes]] = {}
+    outer = [_part(1, _FILE)]
     for name, values in enums.items():
         scope, _, short = name.rpartition(".")
-        enum = (made[scope].enum_type if scope else file.enum_type).add(name=short)
-        for value, number in values.items():
-            enum.value.add(name=value, number=number)
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
+        told = [
+            _part(2, wire((1, value.encode()), (2, number))) for value, number in values.items()
+        ]
+        enum = b"".join([_part(1, short.encode()), *told])
+        inner.setdefault(scope, []).append(_part(4, enum)) if scope else outer.append(
+            _part(5, enum)
+        )
+    for name, rows in messages.items():
+        fields = [_part(2, _field(row, kinds[row.type])) for row in rows]
+        outer.append(_part(4, b"".join([_part(1, name.encode()), *fields, *inner.get(name, ())])))
+    pool = _implementation()[0]()
+    pool.AddSerializedFile(b"".join([*outer, _part(12, b"proto2")]))
     return pool
+
+
+def _field(row: Row, kind: int) -> bytes:
+    told = _part(1, row.name.encode()) + _numbers(row.number, _LABELS[row.label], kind)
+    if kind in (_ENUM, _MESSAGE):
+        told += _part(6, f".{row.type}".encode())
+    if row.default is not None:
+        told += _part(7, row.default.encode())
+    return told + _PACKED if row.packed else told
+
+
+@functools.cache
+def _numbers(number: int, label: int, kind: int) -> bytes:
+    return wire((3, number), (4, label), (5, kind))
+
+
+def _part(number: int, data: bytes) -> bytes:
+    """A field with bytes in it; thousands are made, most of them short."""
+    if len(data) < 128:
+        return bytes((number << 3 | 2, len(data))) + data
+    return wire((number, data))
+
+
+@functools.cache
+def _implementation() -> tuple[Callable[[], Any], Callable[[Any], type[Message]]]:
+    """What makes a pool, and what makes the class of a message that is in one.
+
+    protobuf's public modules for it load its implementation in pure Python as well, which takes
+    longer than all else that is loaded here. So they are asked only if the compiled one is not
+    where it has been since protobuf 4.
+    """
+    try:
+        from google.protobuf.descriptor import _message  # type: ignore[attr-defined]
+        from google.protobuf.pyext.cpp_message import (  # type: ignore[import-not-found]
+            GeneratedProtocolMessageType as Made,
+        )
+
+        new_pool: Callable[[], Any] = _message.DescriptorPool
+    except (ImportError, AttributeError):
+        from google.protobuf.descriptor_pool import DescriptorPool
+        from google.protobuf.message_factory import GetMessageClass
+
+        return DescriptorPool, GetMessageClass
+
+    def made(found: Any) -> type[Message]:
+        members = {"DESCRIPTOR": found, "__module__": None}
+        kind: type[Message] = Made(found.name, (Message,), members)
+        return kind
+
+    return new_pool, made
 
 
 @functools.cache
@@ -114,5 +162,4 @@ def message(name: str) -> type[Any]:
 
     Its fields are known only when the table has been read, so its type says nothing of them.
     """
-    made: type[Message] = message_factory.GetMessageClass(_pool().FindMessageTypeByName(name))
-    return made
+    return _implementation()[1](_pool().FindMessageTypeByName(name))

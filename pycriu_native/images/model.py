@@ -7,12 +7,11 @@ tuples are lists, enums are their text, bytes are base64.
 
 from __future__ import annotations
 
-import base64
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
 
+from .._dataclass import dataclass, field
+from .._typing import Any, ClassVar
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from ._memory import Memory
@@ -52,11 +51,16 @@ class Value:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; see the module."""
+        from dataclasses import fields
+
         own = [each.name for each in fields(self) if each.repr]  # type: ignore[arg-type]
         return {name: _plain(getattr(self, name)) for name in (*own, *self.computed)}
 
 
 def _plain(value: Any) -> Any:
+    import base64
+    from dataclasses import fields
+
     if isinstance(value, Value):
         return value.to_dict()
     if isinstance(value, tuple | list):

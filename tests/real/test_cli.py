@@ -202,10 +202,11 @@ def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
 
 
 def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """inspect, diff, decode and check-images, on what a dump has just made."""
+    """inspect, diff, decode, encode and check-images, on what a dump has just made."""
     target = spawn("secret = 'xyzzy' * 3\n" + MEMORY.replace("    ", ""))
     run("dump", target.pid, "-D", images, "--leave-running")
     run("dump", target.pid, "-D", tmp_path / "second", "--leave-running")
+    core = images / f"core-{target.pid}.img"
     shown = run("inspect", images).stdout
     assert str(target.directory) in shown
     found = result("inspect", images)
@@ -217,6 +218,12 @@ def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> Non
     run("diff", images, images)
     decoded = json.loads(run("decode", images / "pstree.img").stdout)
     assert decoded["entries"][0]["pid"] == target.pid
+    for form in ([], ["--json"]):
+        (tmp_path / "core.json").write_text(run("decode", core, *form).stdout)
+        run("encode", tmp_path / "core.json", tmp_path / "core.img")
+        assert (tmp_path / "core.img").read_bytes() == core.read_bytes()
+    (tmp_path / "core.json").write_text("[")
+    run("encode", tmp_path / "core.json", tmp_path / "core.img", code=6)
     assert result("check-images", images, code=11)["restorable"] is False
     kill(target.pid)
     target.reap()

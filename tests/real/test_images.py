@@ -259,6 +259,9 @@ def test_text_for_people(zoo: Zoo, found: ImageSet, root: Process) -> None:
     assert "\\udcff\\udcfename" in tree
     assert str(zoo.facts["zombie"]) in render_processes(found)
     assert "shared-secret" not in tree
+    assert {"posix", "flock"} == {
+        line.split()[1] for line in tree.splitlines() if line.startswith("lock ")
+    }
     assert "memfd" in render_files(found, root)
     assert "[" not in render_memory(root).splitlines()[0]
     assert render_summary(found).endswith("complete")
@@ -279,6 +282,8 @@ def test_a_container(inside: tuple[Path, int]) -> None:
     assert found.complete, found.problems
     own = {each.kind for each in found.namespaces if not each.host}
     assert {"mnt", "pid", "net", "ipc", "uts"} <= own
+    shown = render_tree(found).splitlines()
+    assert {line.split()[1] for line in shown if line.startswith("namespace ")} == own
     mounts = {each.point: each for each in found.mounts}
     assert mounts["/scratch"].type == "tmpfs"
     assert mounts["/usr"].external == "usr"

@@ -1,4 +1,4 @@
-"""The README's first lines, run as they stand."""
+"""The README's first lines, and the examples of pages in docs/, run as they stand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, dump
+from pycriu_native.images import inspect
 
 from .conftest import Spawn
 
@@ -42,3 +47,23 @@ def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
     made = sorted(path.name for path in tmp_path.glob("from-*"))
     assert made == ["from-c", "from-go", "from-pycriu", "from-runc"]
     assert target.runs_on()
+
+
+@pytest.mark.parametrize("page", ["images.md", "preflight.md"])
+def test_examples_of_a_page(page: str, spawn: Spawn, tmp_path: Path) -> None:
+    """One after the other, with the pid and an address of a process that there is."""
+    target = spawn()
+    for directory in ("ckpt", "monday", "tuesday"):
+        opts = CriuOpts(images_directory=tmp_path / directory, leave_running=True)
+        dump(target.pid, opts)
+    process = inspect(tmp_path / "ckpt").process(target.pid)
+    address = next(each.start for each in process.mappings if each.kind == "stack" and each.stored)
+    text = README.with_name("docs").joinpath(page).read_text()
+    script = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.S))
+    script = re.sub(r"\b0x[0-9A-F]{12}\b", f"{address:#x}", script)
+    script = re.sub(r"\b4242\b", str(target.pid), script)
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert str(target.pid) in told.stdout

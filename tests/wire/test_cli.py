@@ -286,6 +286,7 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
         "diff": ([there, there], Exit.IMAGES),
         "check-images": ([there], Exit.IMAGES),
         "decode": ([f"{there}/none.img"], Exit.IMAGES),
+        "encode": ([f"{there}/none.json", f"{there}/new.img"], Exit.IMAGES),
         "pack": ([f"{there}/none", f"{there}.tar"], Exit.REFUSED),
         "unpack": ([f"{there}/none.tar", f"{there}/new"], Exit.IMAGES),
         "seal": ([f"{there}/none"], Exit.IMAGES),

@@ -10,12 +10,24 @@ import pprint
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import pycriu_native
-from pycriu_native import CriuOpts, Features, Notification, PageServer, Version, VethPair, Worker
-from pycriu_native._dataclass import dataclass
+from pycriu_native import (
+    CriuOpts,
+    Features,
+    Notification,
+    PageServer,
+    Version,
+    VethPair,
+    Worker,
+    images,
+)
+from pycriu_native._dataclass import dataclass, field
+
+from ..images.sets import image_set
 
 REPO = Path(__file__).parents[2]
 
@@ -82,14 +94,31 @@ def test_what_the_import_loads() -> None:
     assert not {f"pycriu_native.{name}" for name in LATER} & found
 
 
-def test_every_name_is_there() -> None:
+def test_what_an_inspection_loads(tmp_path: Path) -> None:
+    """Nothing that takes long, of protobuf only the compiled part, and no comparing or checking."""
+    image_set(tmp_path)
+    found = loaded_by(f"from pycriu_native.images import inspect; inspect({str(tmp_path)!r})")
+    needed = {"re", "struct", "typing"}
+    if sys.version_info[:2] == (3, 11):
+        assert not found & (SLOW - needed)
+    assert not {f"pycriu_native.images.{name}" for name in ("_check", "_diff", "_render")} & found
+    if "google._upb._message" in found:
+        assert not {"google.protobuf.descriptor_pb2", "google.protobuf.text_format"} & found
+
+
+@pytest.mark.parametrize("module", [pycriu_native, images])
+def test_every_name_is_there(module: ModuleType) -> None:
     """What is loaded on demand is, and a name that is none is refused as ever."""
-    for name in pycriu_native.__all__:
-        assert getattr(pycriu_native, name) is not None
-        assert name in dir(pycriu_native)
-    assert pycriu_native.pages.page_server is pycriu_native.page_server
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = pycriu_native.nothing
+        _ = module.nothing
+
+
+def test_a_module_is_there_too() -> None:
+    """Also one that is loaded on demand."""
+    assert pycriu_native.pages.page_server is pycriu_native.page_server
 
 
 def test_they_are_dataclasses() -> None:
@@ -154,6 +183,22 @@ def test_what_is_worked_out_is_no_part_of_a_value() -> None:
     assert pickle.dumps(used) == pickle.dumps(fresh)
     assert copy.copy(used)._remembered.packed is None
     assert dataclasses.replace(used, timeout=4)._remembered.packed is None
+
+
+def test_a_field_that_is_left_out() -> None:
+    """Of the text, of comparisons, or both; whoever asks is told so."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Value:
+        seen: int
+        unseen: int = field(default=0, repr=False, compare=False)
+
+    assert repr(Value(seen=1, unseen=2)).endswith("Value(seen=1)")
+    assert Value(seen=1, unseen=2) == Value(seen=1)
+    assert [(f.repr, f.compare) for f in dataclasses.fields(Value)] == [
+        (True, True),
+        (False, False),
+    ]
 
 
 def test_a_class_above_a_class() -> None:
