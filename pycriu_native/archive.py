@@ -9,6 +9,7 @@ included: ``encrypt_to`` keeps them to the holders of a key (the age format, htt
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import os
 import shutil
@@ -84,7 +85,7 @@ def pack(
         total = 0
         for path in members:
             name = str(PurePosixPath(inside) / path.relative_to(source).as_posix())
-            tar.add(path, name, recursive=False, filter=_nobodys)
+            tar.add(path, name, recursive=False, filter=functools.partial(_nobodys, source=path))
             total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
         for name, extra in (more or {}).items():
             tar.add(extra, name, recursive=False, filter=_nobodys)
@@ -163,8 +164,10 @@ def _members(source: Path) -> Iterator[Path]:
         yield path
 
 
-def _nobodys(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without owner and rights, which mean nothing elsewhere."""
+def _nobodys(info: tarfile.TarInfo, *, source: Path | None = None) -> tarfile.TarInfo:
+    """Without owner and rights, which mean nothing elsewhere; a link by the shortest way."""
+    if source is not None and info.issym():
+        info.linkname = os.path.relpath(source.resolve(), source.parent.resolve())
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     info.mode = 0o700 if info.isdir() else 0o600
@@ -178,6 +181,7 @@ def _is_plain(name: PurePosixPath) -> bool:
 def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int | None) -> int:
     left = shutil.disk_usage(to).free if limit is None else limit
     total = 0
+    links: set[PurePosixPath] = set()
     for info in tar:
         name = PurePosixPath(info.name)
         if not name.parts:
@@ -187,6 +191,8 @@ def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int |
         if not name.is_relative_to(inside) or name == inside:
             continue
         name = name.relative_to(inside)
+        if not links.isdisjoint(name.parents):
+            raise ImagesError(f"the archive wants to write through a link: {info.name!r}")
         path = to / name
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
         if info.isdir():
@@ -201,6 +207,7 @@ def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int |
                 shutil.copyfileobj(content, file, _CHUNK)
         elif info.issym() and path.name == "parent" and _stays_inside(name, info.linkname):
             path.symlink_to(info.linkname)
+            links.add(name)
         else:
             raise ImagesError(f"the archive holds {info.name!r}, which is no image")
     if not total:
@@ -210,13 +217,15 @@ def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int |
 
 
 def _stays_inside(name: PurePosixPath, link: str) -> bool:
-    """Whether a link leads to a place in the archive, without a look at the disk."""
-    depth = len(name.parts) - 1
-    for part in PurePosixPath(link).parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            return False
-    return not link.startswith("/")
+    """Whether a link leads to a place in the archive, without a look at the disk.
+
+    It goes up first, and not above the top, then down. Up again behind a name it may not: that
+    name can be another link, and lead elsewhere than its text says.
+    """
+    parts = PurePosixPath(link).parts
+    down = [part for part in parts if part != ".."]
+    up = len(parts) - len(down)
+    return up < len(name.parts) and parts[up:] == tuple(down) and not link.startswith("/")
 
 
 def _private(path: str, flags: int) -> int:

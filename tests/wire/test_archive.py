@@ -100,6 +100,17 @@ def test_a_place_inside_of_the_archive(chain: Path, tmp_path: Path) -> None:
         unpack(tmp_path / "a", tmp_path / "c", inside="elsewhere")
 
 
+def test_links_are_the_shortest(chain: Path, tmp_path: Path) -> None:
+    """However a link goes about, in the archive it leads straight to the parent, and unpacks."""
+    link = chain / "3" / "parent"
+    link.unlink()
+    link.symlink_to("../2/../2")
+    pack(chain, tmp_path / "a")
+    unpack(tmp_path / "a", tmp_path / "b")
+    assert os.readlink(tmp_path / "b/3/parent") == "../2"
+    assert (tmp_path / "b/3/parent/parent/inventory.img").read_bytes() == b"inventory 1"
+
+
 def test_a_set_that_is_not_whole(chain: Path, tmp_path: Path) -> None:
     """Its parent is elsewhere, or it is no image set at all: nothing is written."""
     with pytest.raises(ImagesError, match="the directory that holds the whole chain"):
@@ -159,6 +170,14 @@ GOOD = ("inventory.img", b"x" * 1000)
         (_archive(GOOD, ("link", "../../x")), "no image"),
         (_archive(GOOD, ("parent", "/etc")), "no image"),
         (_archive(GOOD, ("a/parent", "../../x")), "no image"),
+        # A link that goes up behind another link, and a file written through the two.
+        (_archive(GOOD, ("y/parent", ".."), ("x/parent", "../y/parent/..")), "no image"),
+        (
+            _archive(GOOD, ("y/parent", ".."), ("x/parent", "../y/parent/.."), ("x/parent/f", b"")),
+            "no image",
+        ),
+        (_archive(GOOD, ("1/a", b"x"), ("2/parent", "../1"), ("2/parent/b", b"x")), "a link"),
+        (_archive(GOOD, ("2/parent", "../1"), ("2/parent", b"x")), "exists"),
         (_archive(GOOD, ("null", None)), "no image"),
         (_archive(GOOD, GOOD), "exists"),
         (_archive(), "no images"),
