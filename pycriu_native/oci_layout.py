@@ -90,7 +90,7 @@ def pack_image(
     )
     _write(Path(layout) / "oci-layout", {"imageLayoutVersion": "1.0.0"})
     index = Path(layout) / "index.json"
-    others = [one for one in _images(index) if one.get("annotations", {}).get(_NAME) != name]
+    others = [one for one in _images(index) if _name_of(one) != name]
     entry = {**manifest, "annotations": {_NAME: name}}
     _write(index, {"schemaVersion": 2, "manifests": [*others, entry]})
     return str(manifest["digest"])
@@ -116,18 +116,19 @@ def unpack_image(
         OptionError, ImagesError: as ``unpack`` does, and where a digest does not hold.
     """
     images = _images(Path(layout) / "index.json")
-    found = [one for one in images if one.get("annotations", {}).get(_NAME) == name]
+    found = [one for one in images if _name_of(one) == name]
     if not found and len(images) == 1:
         found = images
     if not found:
-        names = sorted(str(one.get("annotations", {}).get(_NAME)) for one in images)
+        names = sorted(map(str, map(_name_of, images)))
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
-    manifest = json.loads(_blob(Path(layout), found[0]).read_bytes())
-    layers = manifest.get("layers") or []
+    manifest = _json(_blob(Path(layout), found[0]))
+    layers = _dicts(manifest.get("layers"))
     if len(layers) != 1:
         raise ImagesError(f"{layout}: the image has {len(layers)} layers; a checkpoint has one")
     unpack(_blob(Path(layout), layers[0]), directory, inside=inside, limit=limit)
-    return dict(manifest.get("annotations") or {})
+    annotations = manifest.get("annotations")
+    return dict(annotations) if isinstance(annotations, dict) else {}
 
 
 class _Hashed:
@@ -162,15 +163,31 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def _name_of(image: dict[str, Any]) -> object:
+    annotations = image.get("annotations")
+    return annotations.get(_NAME) if isinstance(annotations, dict) else None
+
+
 def _images(index: Path) -> list[dict[str, Any]]:
-    if not index.exists():
-        return []
-    if index.stat().st_size > _LARGEST_JSON:
-        raise ImagesError(f"{index} is too large to be an index")
+    return _dicts(_json(index).get("manifests")) if index.exists() else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a layout, which can be anybody's."""
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ImagesError(f"{path} is too large to be part of an OCI layout")
     try:
-        return list(json.loads(index.read_bytes())["manifests"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ImagesError(f"{index} is no index of an OCI layout: {error}") from error
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ImagesError(f"{path} is no part of an OCI layout: {error}") from error
+    if not isinstance(found, dict):
+        raise ImagesError(f"{path} is no part of an OCI layout: it holds no object")
+    return found
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    """The objects of a list; what is none, nobody has a use for."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _blob(layout: Path, entry: dict[str, Any]) -> Path:

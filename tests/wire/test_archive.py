@@ -305,3 +305,25 @@ def test_a_damaged_oci_image(chain: Path, tmp_path: Path, spoil: Callable[[Path]
         with pytest.raises(ImagesError, match=r"damaged|missing"):
             unpack_image(layout, tmp_path / "b")
         assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON",
+        "[]",
+        "{}",
+        '{"manifests": 1}',
+        '{"manifests": [1, "x", {}]}',
+        '{"manifests": [{"digest": "sha256:../../../etc/passwd", "annotations": 1}]}',
+        '{"manifests": [' + "[" * 100_000,
+        " " * 2**23,
+    ],
+    ids=["text", "list", "empty", "number", "oddities", "path", "deep", "large"],
+)
+def test_a_layout_of_others(tmp_path: Path, text: str) -> None:
+    """Whatever its index says, it is refused in our words, and nothing is written."""
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(CriuError):
+        unpack_image(tmp_path, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
