@@ -81,11 +81,31 @@ def _by_trust(request: Request) -> Iterator[Problem]:
             yield Problem(field, directory, rule)
         except OSError:
             continue  # it is missing yet, or the call will say so
+    yield from _parents_by_trust(request.opts)
     yield from _steering.problems(request.opts, via)
 
 
+def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
+    """The directories that these images build on: memory of the process comes from there."""
+    field = "images_directory" if opts.parent_image is None else "parent_image"
+    for parent in _rules.parents(opts):
+        try:
+            _trust.check(parent)
+        except _trust.UntrustedError as reason:
+            rule = f"its parent {parent} is not ours alone: {reason.strerror}; {TRUSTING}"
+            yield Problem(field, getattr(opts, field), rule)
+            return
+        except OSError:
+            return  # other checks say that it is missing
+
+
 def _by_images(request: Request) -> Iterator[Problem]:
-    """Images of an earlier dump, whose pages a page server would overwrite."""
+    """Images that nobody would look at, and those of an earlier dump, whose pages a page server
+    would overwrite.
+    """
+    if request.via.ours and request.opts.images_dir is not None:
+        rule = "a worker of ours sees what we see: say images_directory, which is looked at first"
+        yield Problem("images_dir", request.opts.images_dir, rule)
     directory = request.opts.images_directory
     if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
         return

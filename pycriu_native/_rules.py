@@ -18,7 +18,7 @@ from ._kinds import Namespaces
 from ._later import socket
 from ._options import TABLE
 from ._typing import TYPE_CHECKING
-from ._whole import unfinished
+from ._whole import DEEPEST, unfinished
 from .enums import Verb
 from .errors import OptionError, Problem
 from .opts import VERB_MASK, CriuOpts
@@ -194,6 +194,22 @@ def _parent(opts: CriuOpts) -> str | None:
         return None
     where = os.path.join(base, opts.parent_image)
     return where if os.path.isdir(base) else os.path.normpath(where)
+
+
+def parents(opts: CriuOpts) -> Iterator[str]:
+    """The images that these build on, and those that these do, as paths; the nearest first.
+
+    Each is asked for before the link in it is followed.
+    """
+    base = _images(opts)
+    if base is None:
+        return
+    at = _parent(opts) or f"{base}/parent"
+    for _ in range(DEEPEST):
+        if not os.path.lexists(at):
+            return
+        yield at
+        at = os.path.realpath(at) + "/parent"
 
 
 def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:

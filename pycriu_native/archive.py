@@ -9,6 +9,7 @@ included: ``encrypt_to`` keeps them to the holders of a key (the age format, htt
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import gzip
 import os
@@ -20,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ._streams import (
     Compression,
@@ -31,9 +32,11 @@ from ._streams import (
     decrypted,
     encrypted,
 )
-from .errors import ImagesError
+from ._tar import CHUNK, members
+from .errors import CriuError, ImagesError
 
-_CHUNK = 1 << 20
+_OF_ITS_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""What the kernel says of a name that cannot be, or of two members of one name."""
 
 Place = str | os.PathLike[str] | BinaryIO
 
@@ -81,7 +84,7 @@ def pack(
         if encrypt_to:
             out = owned.enter_context(encrypted(out, encrypt_to))
         out = owned.enter_context(compressed(out, compress))
-        tar = owned.enter_context(tarfile.open(fileobj=out, mode="w|", bufsize=_CHUNK))
+        tar = owned.enter_context(tarfile.open(fileobj=out, mode="w|", bufsize=CHUNK))
         total = 0
         for path in members:
             name = str(PurePosixPath(inside) / path.relative_to(source).as_posix())
@@ -130,9 +133,8 @@ def unpack(
             stream = owned.enter_context(_read(source))
             stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
             stream = owned.enter_context(decompressed(Peek(stream)))
-            tar = owned.enter_context(tarfile.open(fileobj=stream, mode="r|", bufsize=_CHUNK))
-            total = _extract(tar, partial, PurePosixPath(inside), limit)
-            while stream.read(_CHUNK):  # what follows the archive may tell that it is damaged
+            total = _extract(stream, partial, PurePosixPath(inside), limit)
+            while stream.read(CHUNK):  # what follows the archive may tell that it is damaged
                 pass
         partial.replace(target)
     except BaseException:
@@ -178,11 +180,11 @@ def _is_plain(name: PurePosixPath) -> bool:
     return bool(name.parts) and not name.is_absolute() and ".." not in name.parts
 
 
-def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int | None) -> int:
+def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | None) -> int:
     left = shutil.disk_usage(to).free if limit is None else limit
     total = 0
     links: set[PurePosixPath] = set()
-    for info in tar:
+    for info, content in members(stream):
         name = PurePosixPath(info.name)
         if not name.parts:
             continue  # the archive's own top
@@ -193,27 +195,35 @@ def _extract(tar: tarfile.TarFile, to: Path, inside: PurePosixPath, limit: int |
         name = name.relative_to(inside)
         if not links.isdisjoint(name.parents):
             raise ImagesError(f"the archive wants to write through a link: {info.name!r}")
-        path = to / name
-        path.parent.mkdir(0o700, parents=True, exist_ok=True)
-        if info.isdir():
-            path.mkdir(0o700, exist_ok=True)
-        elif info.isreg():
-            total += info.size
-            if total > left:
-                raise ImagesError(f"the archive holds more than the {left} bytes that it may")
-            content = tar.extractfile(info)
-            assert content is not None
-            with open(path, "xb", opener=_private) as file:
-                shutil.copyfileobj(content, file, _CHUNK)
-        elif info.issym() and path.name == "parent" and _stays_inside(name, info.linkname):
-            path.symlink_to(info.linkname)
+        total += info.size if content is not None else 0
+        if total > left:
+            raise ImagesError(f"the archive holds more than the {left} bytes that it may")
+        if info.issym() and name.name == "parent" and _stays_inside(name, info.linkname):
             links.add(name)
-        else:
+        elif content is None and not info.isdir():
             raise ImagesError(f"the archive holds {info.name!r}, which is no image")
+        try:
+            _put(to / name, info, content)
+        except OSError as error:
+            if error.errno not in _OF_ITS_NAME:
+                raise
+            raise ImagesError(f"the archive holds {info.name!r}: {error.strerror}") from None
     if not total:
         where = f" in {inside}" if inside.parts else ""
         raise ImagesError(f"the archive has no images{where}; inside= names their directory in it")
     return total
+
+
+def _put(path: Path, info: tarfile.TarInfo, content: IO[bytes] | None) -> None:
+    """A member where it belongs: a file, a link, or a directory."""
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
+    if content is not None:
+        with open(path, "xb", opener=_private) as file:
+            shutil.copyfileobj(content, file, CHUNK)
+    elif info.issym():
+        path.symlink_to(info.linkname)
+    else:
+        path.mkdir(0o700, exist_ok=True)
 
 
 def _stays_inside(name: PurePosixPath, link: str) -> bool:
@@ -236,20 +246,31 @@ def _private(path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
+def written_beside(to: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole.
+
+    It is always a new one, of mode 0600: in a directory such as /tmp somebody else could have
+    made the one of a name that they guess, and would own what is written to it.
+    """
+    fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
+    try:
+        with open(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(fd)
+        os.replace(partial, to)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+@contextlib.contextmanager
 def _written(to: Place) -> Iterator[BinaryIO]:
     if not isinstance(to, (str, os.PathLike)):
         yield to
         return
-    partial = Path(os.fspath(to) + ".partial")
-    try:
-        with open(partial, "wb", opener=_private) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(to)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with written_beside(Path(to)) as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -266,5 +287,9 @@ def _named_failures() -> Iterator[None]:
     """What the standard library says of bad bytes, as our error."""
     try:
         yield
+    except CriuError:
+        raise
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ImagesError(f"the archive is damaged: {error}") from error
+    except (ValueError, RecursionError) as error:  # the oddest headers
         raise ImagesError(f"the archive is damaged: {error}") from error

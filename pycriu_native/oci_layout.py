@@ -7,16 +7,20 @@ copy oci:DIR docker://…`` and ``crane push`` carry such a layout anywhere
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ._streams import Compression, bad_argument, compressed
-from .archive import pack, unpack
+from .archive import pack, unpack, written_beside
 from .errors import ImagesError
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -50,7 +54,8 @@ def pack_image(
         OptionError, ImagesError: as ``pack`` does.
     """
     blobs = Path(layout) / "blobs" / "sha256"
-    blobs.mkdir(0o700, parents=True, exist_ok=True)
+    for made in (Path(layout), blobs.parent, blobs):
+        made.mkdir(0o700, parents=True, exist_ok=True)
     partial = blobs / f".layer-{os.getpid()}"
     try:
         with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
@@ -122,11 +127,13 @@ def unpack_image(
     if not found:
         names = sorted(map(str, map(_name_of, images)))
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
-    manifest = _json(_blob(Path(layout), found[0]))
+    with _blob(Path(layout), found[0]) as file:
+        manifest = _json(file)
     layers = _dicts(manifest.get("layers"))
     if len(layers) != 1:
         raise ImagesError(f"{layout}: the image has {len(layers)} layers; a checkpoint has one")
-    unpack(_blob(Path(layout), layers[0]), directory, inside=inside, limit=limit)
+    with _blob(Path(layout), layers[0]) as file:
+        unpack(file, directory, inside=inside, limit=limit)
     annotations = manifest.get("annotations")
     return dict(annotations) if isinstance(annotations, dict) else {}
 
@@ -153,14 +160,14 @@ class _Hashed:
 def _put(blobs: Path, kind: str, content: dict[str, Any]) -> dict[str, Any]:
     data = json.dumps(content, sort_keys=True).encode()
     digest = hashlib.sha256(data).hexdigest()
-    (blobs / digest).write_bytes(data)
+    with written_beside(blobs / digest) as file:
+        file.write(data)
     return {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(data)}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    partial.write_text(json.dumps(content))
-    partial.replace(path)
+    with written_beside(path) as file:
+        file.write(json.dumps(content).encode())
 
 
 def _name_of(image: dict[str, Any]) -> object:
@@ -169,19 +176,39 @@ def _name_of(image: dict[str, Any]) -> object:
 
 
 def _images(index: Path) -> list[dict[str, Any]]:
-    return _dicts(_json(index).get("manifests")) if index.exists() else []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object of a layout, which can be anybody's."""
-    if path.stat().st_size > _LARGEST_JSON:
-        raise ImagesError(f"{path} is too large to be part of an OCI layout")
     try:
-        found = json.loads(path.read_bytes())
+        with _opened(index) as file:
+            return _dicts(_json(file).get("manifests"))
+    except FileNotFoundError:
+        return []
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A file of a layout, which can be anybody's: what has no end of its own is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ImagesError(f"{path} is no part of an OCI layout: it is a link") from None
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ImagesError(f"{path} is no part of an OCI layout: it is no file")
+        yield file
+
+
+def _json(file: BinaryIO) -> dict[str, Any]:
+    """An object of a layout."""
+    data = file.read(_LARGEST_JSON + 1)
+    if len(data) > _LARGEST_JSON:
+        raise ImagesError(f"{file.name} is too large to be part of an OCI layout")
+    try:
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ImagesError(f"{path} is no part of an OCI layout: {error}") from error
+        raise ImagesError(f"{file.name} is no part of an OCI layout: {error}") from error
     if not isinstance(found, dict):
-        raise ImagesError(f"{path} is no part of an OCI layout: it holds no object")
+        raise ImagesError(f"{file.name} is no part of an OCI layout: it holds no object")
     return found
 
 
@@ -190,17 +217,19 @@ def _dicts(value: object) -> list[dict[str, Any]]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _blob(layout: Path, entry: dict[str, Any]) -> Path:
-    """The file of a blob, which holds what its digest promises."""
+@contextlib.contextmanager
+def _blob(layout: Path, entry: dict[str, Any]) -> Iterator[BufferedReader]:
+    """A blob, which holds what its digest promises."""
     algorithm, _, digest = str(entry.get("digest")).partition(":")
     if algorithm != "sha256" or len(digest) != 64 or not digest.isalnum():
         raise ImagesError(f"{layout}: a digest of sha256 is needed, not {entry.get('digest')!r}")
     path = layout / "blobs" / "sha256" / digest
-    try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise ImagesError(f"{path} is missing") from None
-    if found != digest:
-        raise ImagesError(f"{path} is damaged: its content has another digest")
-    return path
+    with contextlib.ExitStack() as owned:
+        try:
+            file = owned.enter_context(_opened(path))
+        except FileNotFoundError:
+            raise ImagesError(f"{path} is missing") from None
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise ImagesError(f"{path} is damaged: its content has another digest")
+        file.seek(0)
+        yield file

@@ -261,7 +261,8 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
         if name is not None:
             add(name)
     for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=25)):
-        add(name)
+        if name != "images_dir":  # a worker of ours does not take it
+            add(name)
     keep = {must, *needed, *COMPANIONS.get(must or "", ())}
     if "images_dir" not in chosen:
         chosen.setdefault("images_directory", str(world.images))

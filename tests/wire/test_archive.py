@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import socket
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from pycriu_native import CriuError, ImagesError, OptionError
+from pycriu_native import CriuError, ImagesError, OptionError, _tar
 from pycriu_native.archive import pack, unpack
 from pycriu_native.oci_layout import pack_image, unpack_image
 
@@ -144,11 +146,14 @@ def test_arguments_that_will_not_do(
     assert {path.name for path in tmp_path.iterdir()} == {"chain"}
 
 
-def _archive(*members: tuple[str, bytes | str | None]) -> bytes:
+def _archive(*members: tuple[str, bytes | str | None], **headers: str) -> bytes:
+    """``headers``: more that is said of the last member."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, body in members:
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (name, body) in enumerate(members, 1):
             info = tarfile.TarInfo(name)
+            if number == len(members):
+                info.pax_headers = {key.replace("_", "."): text for key, text in headers.items()}
             if isinstance(body, bytes):
                 info.size = len(body)
                 tar.addfile(info, io.BytesIO(body))
@@ -157,6 +162,13 @@ def _archive(*members: tuple[str, bytes | str | None]) -> bytes:
                 info.linkname = body or ""
                 tar.addfile(info)
     return out.getvalue()
+
+
+def _bomb(kind: bytes) -> bytes:
+    """An archive that is small, and says in a header of 64 MiB what one of its files is called."""
+    info = tarfile.TarInfo("header")
+    info.type, info.size = kind, 64 << 20
+    return gzip.compress(_archive(GOOD)[:1536] + info.tobuf() + b"a" * info.size, 1)
 
 
 GOOD = ("inventory.img", b"x" * 1000)
@@ -184,14 +196,73 @@ GOOD = ("inventory.img", b"x" * 1000)
         (b"", "damaged"),
         (b"no archive at all" * 100, "damaged"),
         (_archive(GOOD)[:700], "damaged"),
+        # Where tarfile would see the end, and be content: after a file, in a header, at a bad one.
+        (_archive(GOOD, ("b", b"x"))[:1536], "damaged.*breaks off"),
+        (_archive(GOOD, ("b", b"x"))[:1600], "damaged.*breaks off"),
+        (_archive(GOOD, ("b", b"x")).replace(b"b\0\0", b"c\0\0"), "damaged.*header that is none"),
+        (_archive(GOOD, ("a/b", b"x"), ("a", b"x")), "exists"),
+        (_archive(("a", b"x"), ("a/b", b"x")), "exists|Not a directory"),
+        (_archive(("x" * 300, b"x")), "too long"),
+        (_archive(("nul", b"x"), path="a\0b"), "damaged"),
+        # A size below zero would make room for others under the limit.
+        (_archive(("less", b"x"), size="-5"), "damaged"),
+        (_archive(("holes", b"x"), GNU_sparse_map="0,1", GNU_sparse_size="1"), "damaged"),
+        (_archive(("holes", b"x"), GNU_sparse_map="1,a"), "damaged"),
         (b"\x1f\x8b\x08" + b"\0" * 100, "damaged"),
     ],
 )
 def test_archives_of_others(tmp_path: Path, data: bytes, said: str) -> None:
     """Whoever made it, nothing is written outside, nothing odd inside, and nothing is left."""
-    with pytest.raises((CriuError, FileExistsError), match=said):
+    with pytest.raises(CriuError, match=said):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_a_header_that_would_take_all_memory(tmp_path: Path, kind: bytes) -> None:
+    """It is read as far as headers go: what a name is does not take more than an image."""
+    data = _bomb(kind)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImagesError, match="a header of more than"):
+            unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(data) < 2**20
+    assert most < 16 * 2**20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a file on the disk, however little is in it: there is a limit, and none is kept."""
+    data = _archive(GOOD, *((f"{number}.img", b"") for number in range(50)))
+    monkeypatch.setattr(_tar, "MOST_MEMBERS", 51)
+    unpack(cast(Any, io.BytesIO(data)), tmp_path / "a")
+    monkeypatch.setattr(_tar, "MOST_MEMBERS", 50)
+    with pytest.raises(ImagesError, match="more than 50 members"):
+        unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_file_that_others_have_made_first(chain: Path, tmp_path: Path) -> None:
+    """An archive holds secrets: it is never written into a file that was there before."""
+    theirs = {}
+    for name in ("a.partial", "a"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o666)
+        theirs[name] = os.open(tmp_path / name, os.O_RDONLY)
+    pack(chain, tmp_path / "a", compress="none")
+    try:
+        for fd in theirs.values():
+            assert os.fstat(fd).st_size == 0
+            assert not os.path.samestat(os.fstat(fd), os.stat(tmp_path / "a"))
+    finally:
+        for fd in theirs.values():
+            os.close(fd)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("compress", ["none", "gzip", "zstd"])
@@ -280,6 +351,8 @@ def test_an_oci_image(chain: Path, tmp_path: Path) -> None:
     index = json.loads((layout / "index.json").read_text())
     assert index["manifests"][0]["digest"] == digest
     assert len(index["manifests"]) == 2
+    for path in (layout, *layout.rglob("*")):
+        assert not path.stat().st_mode & 0o077
     assert unpack_image(layout, tmp_path / "b", name="one") == {"who": "me"}
     assert content(tmp_path / "b") == content(chain / "1")
     assert unpack_image(layout, tmp_path / "c", name="all") == {}
@@ -326,4 +399,26 @@ def test_a_layout_of_others(tmp_path: Path, text: str) -> None:
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(CriuError):
         unpack_image(tmp_path, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("what", ["index.json", "the manifest", "the layer"])
+@pytest.mark.parametrize("made", ["a link", "a pipe"])
+def test_a_layout_without_end(chain: Path, tmp_path: Path, what: str, made: str) -> None:
+    """A link to /dev/zero would be read for ever, a pipe be waited for: neither is opened."""
+    layout = tmp_path / "layout"
+    digest = pack_image(chain, layout).partition(":")[2]
+    path = layout / "blobs" / "sha256" / digest
+    if what == "index.json":
+        path = layout / what
+    elif what == "the layer":
+        layer = json.loads(path.read_text())["layers"][0]
+        path = layout / "blobs" / "sha256" / layer["digest"].partition(":")[2]
+    path.unlink()
+    if made == "a link":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(ImagesError, match=r"it is (a link|no file)"):
+        unpack_image(layout, tmp_path / "b")
     assert not (tmp_path / "b").exists()

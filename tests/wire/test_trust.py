@@ -7,6 +7,7 @@ Here as far as one user's files can show it: modes and links. What belongs to an
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from pycriu_native import (
     OptionError,
     PermissionDeniedError,
     Service,
+    Socket,
     Worker,
     _steering,
     _trust,
@@ -179,6 +181,54 @@ def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
         check(_request(via, **fields))
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("form", ["path", "descriptor"])
+@pytest.mark.parametrize("verb", [Verb.DUMP, Verb.RESTORE])
+@pytest.mark.parametrize("where", ["open/1", "link", "shut/1"])
+def test_parents_that_others_can_write(tmp_path: Path, form: str, verb: Verb, where: str) -> None:
+    """Memory comes from there as well: from the next parent, or from that one's own."""
+    for name in ("open/1", "images", "shut/1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "inventory.img").touch()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "shut/1/parent").symlink_to("../../open/1")
+    (tmp_path / "link").symlink_to("open/1")
+    fields: dict[str, Any] = {}
+    if verb is Verb.DUMP:
+        fields = {"parent_image": f"../{where}", "track_mem": True}
+    else:
+        (tmp_path / "images/parent").symlink_to(f"../{where}")
+    fd = os.open(tmp_path / "images", os.O_RDONLY)
+    try:
+        images: Any = fd if form == "descriptor" else tmp_path / "images"
+        request = Request(
+            verb=verb,
+            opts=CriuOpts(images_directory=images, **fields),
+            via=ScriptedCriu(),
+            pid=NOBODY if verb is Verb.DUMP else None,
+        )
+        with pytest.raises(OptionError, match="/open can be written by everybody") as caught:
+            check(request)
+        field = "parent_image" if verb is Verb.DUMP else "images_directory"
+        assert caught.value.options == (field,)
+        (tmp_path / "open").chmod(0o755)
+        check(request)
+    finally:
+        os.close(fd)
+
+
+def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
+    """A path that a worker opens by itself would go past all of this, and past the look whether
+    a set is whole; for a service, which may see other files, it is what there is.
+    """
+    opts = CriuOpts(images_dir=tmp_path)
+    with pytest.raises(OptionError, match="say images_directory") as caught:
+        check(Request(verb=Verb.RESTORE, opts=opts, via=Worker(trusting=True)))
+    assert caught.value.options == ("images_dir",)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        check(Request(verb=Verb.RESTORE, opts=opts, via=Socket(ours)))
 
 
 def test_the_call_itself_looks_again(tmp_path: Path) -> None:
