@@ -81,6 +81,12 @@ def _by_trust(request: Request) -> Iterator[Problem]:
             yield Problem(field, directory, rule)
         except OSError:
             continue  # it is missing yet, or the call will say so
+    if via.ours and request.opts.images_dir is not None:
+        rule = (
+            "nobody looks at it before CRIU does, and a worker of ours sees what we see: say "
+            f"images_directory; {TRUSTING}"
+        )
+        yield Problem("images_dir", request.opts.images_dir, rule)
     yield from _parents_by_trust(request.opts)
     yield from _steering.problems(request.opts, via)
 
@@ -100,12 +106,7 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
 
 
 def _by_images(request: Request) -> Iterator[Problem]:
-    """Images that nobody would look at, and those of an earlier dump, whose pages a page server
-    would overwrite.
-    """
-    if request.via.ours and request.opts.images_dir is not None:
-        rule = "a worker of ours sees what we see: say images_directory, which is looked at first"
-        yield Problem("images_dir", request.opts.images_dir, rule)
+    """Images of an earlier dump, whose pages a page server would overwrite."""
     directory = request.opts.images_directory
     if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
         return

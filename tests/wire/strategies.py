@@ -261,7 +261,7 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
         if name is not None:
             add(name)
     for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=25)):
-        if name != "images_dir":  # a worker of ours does not take it
+        if name != "images_dir":  # a worker of ours takes it only on trust
             add(name)
     keep = {must, *needed, *COMPANIONS.get(must or "", ())}
     if "images_dir" not in chosen:

@@ -224,8 +224,9 @@ def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
     """
     opts = CriuOpts(images_dir=tmp_path)
     with pytest.raises(OptionError, match="say images_directory") as caught:
-        check(Request(verb=Verb.RESTORE, opts=opts, via=Worker(trusting=True)))
+        check(Request(verb=Verb.RESTORE, opts=opts, via=ScriptedCriu()))
     assert caught.value.options == ("images_dir",)
+    check(Request(verb=Verb.RESTORE, opts=opts, via=Worker(trusting=True)))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         check(Request(verb=Verb.RESTORE, opts=opts, via=Socket(ours)))
