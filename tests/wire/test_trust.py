@@ -153,6 +153,14 @@ def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
         os.close(fd)
 
 
+def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word of the environment counts for root alone: sudo has said it then."""
+    monkeypatch.setenv("SUDO_UID", "7")
+    for own, trusted in ((0, 7), (1000, 1000)):
+        monkeypatch.setattr(os, "geteuid", lambda own=own: own)
+        assert _trust._trusted() == trusted
+
+
 # ---- a call ----
 
 
