@@ -135,6 +135,7 @@ test-sanitized: test-libraries build ## the tests of the wire, with the C code u
 		$$python -m pytest -p no:cacheprovider -q $(ARGS) \
 		tests/wire/test_lib.py tests/wire/test_properties.py tests/wire/test_exchange.py \
 		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py \
+		tests/wire/test_trust.py tests/wire/test_trust_whole.py \
 		tests/images/test_runs.py ||
 		{ cat report.* 2>/dev/null; exit 1; }
 

@@ -10,6 +10,7 @@ a doubt that cannot be taken away: then the copy is stopped, not ended, and the 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from dataclasses import asdict
 from typing import Any
@@ -18,12 +19,20 @@ from . import _guard, _requirements, _shipment, verbs
 from ._channel import Channel
 from ._descriptors import descriptors_of
 from ._exchange import Hook, Notification
-from ._migrating import MigrationMode, MigrationResult, Phases, Room, for_criu, has_wide_counts
+from ._migrating import (
+    MigrationMode,
+    MigrationResult,
+    Phases,
+    Room,
+    for_criu,
+    has_wide_counts,
+    seconds,
+)
 from ._page_relay import PageRelay
 from ._warden import Warden, guarded
 from ._worker import Worker
 from .enums import Notify
-from .errors import CriuError, MigrationError, MigrationInDoubtError
+from .errors import CriuError, MigrationError, MigrationInDoubtError, PeerLostError
 from .lazy import LazyPages
 from .opts import CriuOpts
 from .progress import lazy_bytes
@@ -121,7 +130,9 @@ class Arrival:
                     pass
                 self._say_last("complete")
             self.phases.enter("answer")
-            self._downtime = float(self.channel.expect("done").get("downtime", 0.0))
+            told = self.channel.expect("done")
+            with contextlib.suppress(PeerLostError):  # the word counts, whatever comes with it
+                self._downtime = seconds(told, "downtime", math.inf)
         except BaseException as error:
             self._undo(error)
         self._warden.mind(end=[], stop=[])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import select
 import socket
@@ -141,13 +142,13 @@ class Channel(Owned):
 
     # ---- waiting ----
 
-    def expect(self, *words: str) -> Message:
-        """Wait for one of these messages.
+    def expect(self, *words: str, within: float = math.inf) -> Message:
+        """Wait for one of these messages, so many seconds.
 
         The peer's ``failed`` raises ``MigrationError`` unless it is among them; so does
         anything else that comes, and a channel that is lost raises its reason.
         """
-        kind, body = self._take()
+        kind, body = self._take(time.monotonic() + within)
         if kind is not Kind.MESSAGE or not isinstance(body, dict):
             raise self.lose(PeerLostError(f"the peer sent {kind.name} in place of {words}"))
         if body["word"] in words:
@@ -170,13 +171,15 @@ class Channel(Owned):
         """Raise ``DeadlineError`` once the deadline has passed; the channel is not lost by that."""
         self._until.check()
 
-    def _take(self) -> Frame:
+    def _take(self, until: float = math.inf) -> Frame:
         while True:
             try:
                 frame = self._frames.get(timeout=LOOK)
                 break
             except queue.Empty:
                 self.check_deadline()
+                if time.monotonic() > until:
+                    raise self.lose(PeerLostError("the peer says nothing any more")) from None
         if frame is None:
             self._frames.put(None)
             assert self.lost is not None
@@ -309,12 +312,15 @@ class Channel(Owned):
 def greet(sock: socket.socket) -> None:
     """Say what we are, and hear that the other side is the same; ``PeerLostError`` if not.
 
-    The socket has a timeout.
+    The socket has a timeout, which is for all of it.
     """
     heard = b""
+    until = time.monotonic() + (sock.gettimeout() or math.inf)
     try:
         sock.sendall(MAGIC)
         while len(heard) < len(MAGIC):
+            if time.monotonic() > until:
+                raise TimeoutError("timed out")
             more = sock.recv(len(MAGIC) - len(heard))
             if not more:
                 raise PeerLostError("the peer closed the connection before it said what it is")

@@ -28,6 +28,7 @@ from ._migrating import (
     Room,
     for_criu,
     has_wide_counts,
+    seconds,
 )
 from ._page_relay import PageRelay
 from ._reach import Via
@@ -115,7 +116,7 @@ class Departure:
         self._channel.tell(
             "hello", mode=str(self._mode), criu=str(version), wide=has_wide_counts(version)
         )
-        self._their_silence = float(self._channel.expect("hello")["silence"])
+        self._their_silence = seconds(self._channel.expect("hello"), "silence")
         if self._mode.rounds:
             self._send_rounds()
         self.phases.enter("dump")
@@ -205,7 +206,7 @@ class Departure:
     # ---- on the watcher's thread for post-copy, in the hook otherwise ----
 
     def _until_it_runs(self) -> None:
-        self._their_pid = int(self._channel.expect("prepared")["pid"])
+        self._their_pid = _shipment.number(self._channel.expect("prepared"), "pid")
         self._went = True
         self._channel.tell("go")
         self._released.set()
@@ -262,7 +263,7 @@ class Departure:
         self.phases.enter("report")
         restored = None
         with contextlib.suppress(CriuError, TypeError, ValueError):
-            restored = _statistics(self._channel.expect("report"))
+            restored = _statistics(self._channel.expect("report", within=UNTIL_REPORTED))
         self.phases.finish()
         return MigrationResult(
             pid=self._their_pid,

@@ -6,18 +6,21 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from ._peer import TLS_FIELDS
-from .errors import Problem
+from .errors import PeerLostError, Problem
 from .opts import CriuOpts
 from .results import DumpStatistics, RestoreStatistics, Version
 
 MARGIN = 2.0
 """Seconds that the destination gets to end its copy once it has noticed that the source is lost."""
+
+LONGEST_SILENCE = 3600.0
+"""Seconds of ``silence`` that are accepted, from a peer too: a frozen process may wait for them."""
 
 SET_BY_US = (
     "parent_image",
@@ -159,6 +162,14 @@ def problems_with(opts: CriuOpts) -> Iterator[Problem]:
             yield Problem(
                 "images_directory", directory, "an empty directory or a new one is accepted"
             )
+
+
+def seconds(told: Mapping[str, object], name: str, most: float = LONGEST_SILENCE) -> float:
+    """A time that the peer told; ``PeerLostError`` for what is none, or none to wait for."""
+    value = told.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise PeerLostError(f"the peer sent {name}={str(value)[:80]!r}")
+    return float(value)
 
 
 def has_wide_counts(version: Version) -> bool:

@@ -2,7 +2,8 @@
 
 The images and the pages are the memory of a process, and the destination writes and runs them
 as root. So beyond this machine TLS is required, with certificates on both sides, unless the
-caller says ``insecure=True`` in so many letters.
+caller says ``insecure=True`` in so many letters. On this machine's loopback, where every user can
+connect, the other side must be root or the caller itself then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from . import _chronicle
 from ._channel import greet
+from ._neighbour import stranger
 from ._until import LOOK, Until
 from .errors import MigrationError, OptionError, PeerLostError, Problem
 from .opts import CriuOpts
@@ -90,8 +92,9 @@ def _stays_here(sock: socket.socket) -> bool:
     return ipaddress.ip_address(str(name[0]).partition("%")[0]).is_loopback
 
 
-def connect(place: Place, opts: CriuOpts, until: Until) -> socket.socket:
+def connect(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socket.socket:
     """A connection to the destination, ready for a channel."""
+    ours = not isinstance(place, socket.socket)
     if isinstance(place, socket.socket):
         sock = place.dup()
         name = str(sock.getpeername()[0]) if sock.family != socket.AF_UNIX else ""
@@ -110,13 +113,15 @@ def connect(place: Place, opts: CriuOpts, until: Until) -> socket.socket:
         if opts.tls:
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_CLIENT, opts), server_hostname=name)
         greet(sock)
+        if ours and not opts.tls and not insecure:
+            _refuse_strangers(sock)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def accept(place: Place, opts: CriuOpts, until: Until) -> socket.socket:
+def accept(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socket.socket:
     """A connection from a source, ready for a channel; others are turned away."""
     if isinstance(place, socket.socket) and not _listens(place):
         return _welcome(place.dup(), opts, until)
@@ -132,7 +137,7 @@ def accept(place: Place, opts: CriuOpts, until: Until) -> socket.socket:
                 until.check()
                 continue
             try:
-                return _welcome(sock, opts, until)
+                return _welcome(sock, opts, until, from_here=not opts.tls and not insecure)
             except (MigrationError, OSError) as error:
                 _chronicle.warn("migration: turned %s away: %s", name, error)
 
@@ -159,16 +164,33 @@ def _listener(place: Place) -> Iterator[socket.socket]:
         yield listener
 
 
-def _welcome(sock: socket.socket, opts: CriuOpts, until: Until) -> socket.socket:
+def _welcome(
+    sock: socket.socket, opts: CriuOpts, until: Until, *, from_here: bool = False
+) -> socket.socket:
     try:
         sock.settimeout(until.left(HANDSHAKE))
         if opts.tls:
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_SERVER, opts), server_side=True)
         greet(sock)
+        if from_here:
+            _refuse_strangers(sock)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _refuse_strangers(sock: socket.socket) -> None:
+    """Without TLS, who has spoken to us must be root or ourselves: asked once it has spoken, since
+    a connection that waits to be accepted is nobody's yet.
+    """
+    who = stranger(sock)
+    if who is not None:
+        raise PeerLostError(
+            f"the other end of the connection belongs to {who}, and every user of this machine "
+            "can connect to loopback: set tls=True, or say insecure=True",
+            phase="connect",
+        )
 
 
 def _wrap(sock: socket.socket, context: ssl.SSLContext, **how: Any) -> ssl.SSLSocket:

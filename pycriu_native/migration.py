@@ -38,7 +38,14 @@ from ._arrival import Arrival
 from ._channel import Channel
 from ._departure import Departure
 from ._exchange import Hook
-from ._migrating import MigrationMode, MigrationResult, Phases, Room, for_criu
+from ._migrating import (
+    LONGEST_SILENCE,
+    MigrationMode,
+    MigrationResult,
+    Phases,
+    Room,
+    for_criu,
+)
 from ._page_relay import PageRelay
 from ._peer import Place
 from ._session import KEEPER
@@ -102,7 +109,7 @@ def migrate_out(
         _checked_dump(pid, opts, mode, via, relay)
         phases = Phases()
         phases.enter("connect")
-        sock = _peer.connect(to, opts, until)
+        sock = _peer.connect(to, opts, until, insecure)
         channel = Channel(
             sock,
             silence=silence,
@@ -188,7 +195,7 @@ def migrate_in(
         try:
             _checked_restore(opts, room, via)
             phases.enter("listen")
-            sock = _peer.accept(listen, opts, until)
+            sock = _peer.accept(listen, opts, until, insecure)
             channel = arrival.channel = Channel(
                 sock,
                 silence=silence,
@@ -230,12 +237,17 @@ def _until(deadline: float | None, on_notify: Hook | None) -> tuple[Until, Hook 
 
 
 def _numbers(deadline: float | None, silence: float) -> Iterator[Problem]:
-    for name, value, least in (("deadline", deadline, 0.0), ("silence", silence, 0.1)):
+    bounds = (("deadline", deadline, 0.0, math.inf), ("silence", silence, 0.1, LONGEST_SILENCE))
+    for name, value, least, most in bounds:
         if value is None and name == "deadline":
             continue
-        good = isinstance(value, (int, float)) and math.isfinite(value) and value >= least
+        good = isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
         if not good or isinstance(value, bool):
-            yield Problem(name, value, f"seconds are accepted, {least:g} or more")
+            yield Problem(name, value, f"seconds are accepted, {_range(least, most)}")
+
+
+def _range(least: float, most: float) -> str:
+    return f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
 
 
 def _checked_dump(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from pycriu_native import (
     PeerLostError,
     UnsupportedError,
     Worker,
+    _peer,
     dump,
     migrate_in,
     migrate_out,
 )
 from pycriu_native._program import find_program
+from pycriu_native._until import Until
 
 from .certificates import Authority
 from .conftest import PIPE_MAX_SIZE, Spawn
@@ -315,6 +319,38 @@ def test_memory_goes_in_rounds_first(
         assert result.dump.pages_written * 4096 < 8 * 2**20
 
 
+@pytest.mark.parametrize("whose", ["source", "destination"])
+def test_a_revoked_certificate(
+    authority: Authority, caplog: pytest.LogCaptureFixture, whose: str
+) -> None:
+    """Whichever side shows it is not listened to, by a side that has the list."""
+    stolen = authority.sign("stolen", "127.0.0.1")
+    good = CriuOpts(**tls(authority, "good", "127.0.0.1"))
+    revoked = authority.revocations(stolen)
+    bad = replace(good, tls_cert=str(stolen.file), tls_key=str(stolen.key))
+    wary = replace(good, tls_cacrl=str(revoked))
+    here, there = (bad, wary) if whose == "source" else (wary, bad)
+
+    def speak(opts: CriuOpts) -> Exception | None:
+        try:
+            _peer.connect(address, opts, Until(5.0), False).close()
+        except PeerLostError as error:
+            return error
+        return None
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as beside:
+        address = listener.getsockname()
+        told = beside.submit(speak, here)
+        with pytest.raises(MigrationError, match="no source came"):
+            _peer.accept(listener, there, Until(1.0), False)
+        refused = told.result()
+        assert refused is not None
+        assert "certificate revoked" in (caplog.text if whose == "source" else str(refused))
+        told = beside.submit(speak, wary)
+        _peer.accept(listener, wary, Until(5.0), False).close()
+        assert told.result() is None
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -327,6 +363,7 @@ def test_memory_goes_in_rounds_first(
         ({"opts": CriuOpts(images_directory="/etc")}, "images_directory='/etc'"),
         ({"mode": "fast"}, "mode='fast'"),
         ({"silence": 0}, "silence=0"),
+        ({"silence": 3601}, "0.1 to 3600"),
         ({"deadline": -1}, "deadline=-1"),
         ({"opts": CriuOpts(work_directory="/nowhere")}, "work_directory='/nowhere'"),
     ],

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import pytest
 
 from pycriu_native import (
     CriuOpts,
+    MigrationError,
     OptionError,
     PageServer,
+    PeerLostError,
     PermissionDeniedError,
     Service,
     Worker,
@@ -28,7 +30,10 @@ from pycriu_native import (
     page_server_child,
     restore,
 )
+from pycriu_native._channel import MAGIC
+from pycriu_native._peer import accept, connect
 from pycriu_native._program import find_program
+from pycriu_native._until import Until
 
 from .conftest import Spawn
 from .hosts import OURS, cable, host
@@ -282,3 +287,68 @@ def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -
         os.close(ready)
         kill(pid)
     assert target.runs_on()
+
+
+def _as_another(work: Callable[[], object]) -> int:
+    """A process of another user that does some work, and waits to be killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setresuid(ANOTHER, ANOTHER, ANOTHER)
+            kept = work()
+            signal.pause()
+            del kept
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+def test_a_source_of_another_user(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who sends a process to root has it run anything: over loopback only root may, or we."""
+    host = "::1" if address == "::1" else "127.0.0.1"
+
+    def speak() -> socket.socket:
+        sock = socket.socket(_family(address))
+        sock.connect((address, port))
+        sock.sendall(MAGIC)
+        return sock
+
+    with socket.create_server((host, 0), family=_family(host)) as listener:
+        port = listener.getsockname()[1]
+        pid = _as_another(speak)
+        try:
+            with pytest.raises(MigrationError, match="no source came before the deadline"):
+                accept(listener, CriuOpts(), Until(1.0), False)
+            assert f"belongs to user {ANOTHER}" in caplog.text
+            theirs = _as_another(speak)
+            try:
+                accept(listener, CriuOpts(), Until(5.0), True).close()  # the word takes anybody
+            finally:
+                kill(theirs)
+            with speak():
+                accept(listener, CriuOpts(), Until(5.0), False).close()
+        finally:
+            kill(pid)
+
+
+def test_a_destination_of_another_user() -> None:
+    """Who has made a socket where the destination should listen gets nothing of the process."""
+
+    def listen() -> tuple[socket.socket, socket.socket]:
+        sock, _ = listener.accept()
+        sock.sendall(MAGIC)
+        return listener, sock
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        pid = _as_another(listen)
+        try:
+            with pytest.raises(PeerLostError, match=f"belongs to user {ANOTHER}"):
+                connect(address, CriuOpts(), Until(5.0), False)
+        finally:
+            kill(pid)

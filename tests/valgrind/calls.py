@@ -1,6 +1,6 @@
 """A thousand calls for valgrind: options in, requests out, answers in, and calls that fail.
 
-The peer is on a thread of this process (``tests/wire/scripted.py``), so that every byte goes
+The peer is on a thread of this process (``pycriu_native/testing.py``), so that every byte goes
 through libcriu and our C under valgrind's eyes; a real CRIU is a process of its own.
 """
 

@@ -1,7 +1,8 @@
 """A program that stands for ``criu``: started as ``PROGRAM swrk FD``, it plays a script.
 
 The script is ``PROGRAM.json``, a list of steps: ``["send", HEX]``, ``["send-with-fd", HEX]``,
-``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["fork-and-hold"]``,
+``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["stop"]``,
+``["touch", PATH]``, ``["fork-and-hold"]``,
 ``["fork-and-finish", PATH]``, ``["fork-and-stop", PATH]``, ``["wait-for-child"]``.
 What it receives goes to ``PROGRAM.heard``, one line of hexadecimals each. Standard library only:
 it runs without the environment of the tests.
@@ -42,6 +43,8 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
                 os._exit(int(arguments[0]))
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             case "fork-and-hold":
                 # A child in our process group that keeps the socket open when we are gone.
                 if os.fork() == 0:

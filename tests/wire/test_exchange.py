@@ -41,6 +41,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._message import REQUEST_TYPES, decode_request, encode
+from pycriu_native._worker import PATIENCE
 from pycriu_native.enums import Verb
 from pycriu_native.testing import answer_of, write_images
 from pycriu_native.values import WireValue
@@ -146,8 +147,11 @@ def test_an_answer_that_fits(play: Play) -> None:
 @pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\0", b"GET / HTTP/1.0\r\n\r\n"])
 def test_garbage(play: Play, garbage: bytes) -> None:
     """What is no message ends the call; who sent it is not left running."""
+    began = time.monotonic()
     with pytest.raises(ProtocolError, match=f"{len(garbage)} bytes that are no message") as caught:
-        play.dump(send(garbage), ["wait-for-end"])
+        play.dump(["fork-and-hold"], send(garbage), ["wait-for-child"])  # it stays, if it may
+    assert time.monotonic() - began < PATIENCE / 2
+    _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
     assert isinstance(caught.value, ConnectionError)
     assert str(play.program) in str(caught.value)
 
@@ -508,6 +512,17 @@ def test_a_worker_that_does_not_come_back_is_ended(
         play.dump(["fork-and-hold"], ["wait-for-end"], deadline=0.05)
     assert any("was ended" in note for note in caught.value.__notes__)
     _eventually(lambda: not _processes_of(play.program), "the worker's end")
+
+
+def test_a_worker_that_was_stopped_is_set_going(play: Play, tmp_path: Path) -> None:
+    """It can undo its work then; to kill it in the middle can cost the process its life."""
+    woken = tmp_path / "woken"
+    began = time.monotonic()
+    with pytest.raises(DeadlineError) as caught:
+        play.dump(["stop"], ["touch", str(woken)], send(no("dump")), deadline=0.2)
+    assert time.monotonic() - began < _exchange.GRACE / 2
+    assert woken.exists()
+    assert not hasattr(caught.value, "__notes__")  # nothing of a CRIU that had to be ended
 
 
 def test_a_deadline_that_is_not_reached(play: Play) -> None:

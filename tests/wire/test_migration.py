@@ -6,6 +6,7 @@ taken on trust: names, numbers, sizes, order. No CRIU is needed for that.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,16 +14,31 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pycriu_native import CriuError, DeadlineError, MigrationError, PeerLostError, _shipment
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DeadlineError,
+    MigrationError,
+    MigrationMode,
+    PeerLostError,
+    _shipment,
+)
+from pycriu_native import (
+    _departure as _departure_module,
+)
 from pycriu_native._channel import HEADER, MAGIC, Channel, Kind, greet
+from pycriu_native._departure import Departure
+from pycriu_native._migrating import Phases, Room
 from pycriu_native._page_relay import FORCE_CLOSE, PageRelay
 from pycriu_native._until import Until
+from pycriu_native.results import DumpResult
+from pycriu_native.testing import ScriptedCriu
 
 
 class Peer:
@@ -271,6 +287,30 @@ def test_another_protocol() -> None:
                 greet(ours)
 
 
+def test_a_greeting_byte_by_byte() -> None:
+    """The time is for all of it: who says a little now and then keeps nobody else out."""
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def trickle() -> None:
+        for byte in MAGIC:
+            if over.wait(0.3):
+                return
+            with contextlib.suppress(OSError):
+                theirs.send(bytes([byte]))
+
+    thread = threading.Thread(target=trickle)
+    with ours, theirs:
+        ours.settimeout(0.5)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(PeerLostError, match="timed out"):
+            greet(ours)
+        over.set()
+        thread.join()
+        assert time.monotonic() - began < 3
+
+
 @pytest.mark.parametrize("size", [24, 32])
 def test_the_daemons_last_word_stays_here(size: int) -> None:
     """It is answered by the relay, in the form of CRIU 4.1 and of 4.2; requests go through."""
@@ -303,3 +343,63 @@ def test_errors_pickle() -> None:
     error: CriuError = MigrationError("no", phase="pages", by_peer=True)
     again = pickle.loads(pickle.dumps(error))
     assert (again.phase, again.by_peer, str(again)) == ("pages", True, "no")
+
+
+# ---- what a destination says of itself ----
+
+
+def _departure(channel: Channel, room: Room) -> Departure:
+    return Departure(
+        os.getpid(),
+        CriuOpts(),
+        mode=MigrationMode.STOP_AND_COPY,
+        room=room,
+        channel=channel,
+        relay=None,
+        warden=cast(Any, None),
+        phases=Phases(),
+        via=ScriptedCriu(),
+        on_notify=None,
+        more=None,
+    )
+
+
+@pytest.mark.parametrize(
+    "silence", [None, "5", -1, 1e9, float("inf"), float("nan"), True, [1]], ids=repr
+)
+def test_a_silence_that_nobody_waits_for(
+    ends: tuple[Channel, Peer], tmp_path: Path, silence: object
+) -> None:
+    """The frozen process would wait for so long when the destination cannot be asked any more."""
+    channel, peer = ends
+    peer.tell("hello", silence=silence)
+    departure = _departure(channel, Room(CriuOpts(images_directory=tmp_path / "images")))
+    with pytest.raises(PeerLostError, match="the peer sent silence="):
+        departure.run()
+
+
+@pytest.mark.parametrize("told", [{}, {"pid": "x"}, {"pid": -1}, {"pid": 1.5}], ids=repr)
+def test_a_pid_that_is_none(
+    ends: tuple[Channel, Peer], tmp_path: Path, told: dict[str, Any]
+) -> None:
+    """Refused in our words, before the destination is told to go ahead."""
+    channel, peer = ends
+    peer.tell("prepared", **told)
+    departure = _departure(channel, Room(CriuOpts(images_directory=tmp_path / "images")))
+    with pytest.raises(PeerLostError, match="the peer sent pid="):
+        departure._until_it_runs()
+    assert not departure._went
+
+
+def test_a_report_that_never_comes(
+    ends: tuple[Channel, Peer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is done by then: a destination that lives, and says no more, holds nobody up."""
+    monkeypatch.setattr(_departure_module, "UNTIL_REPORTED", 0.1)
+    departure = _departure(ends[0], Room(CriuOpts(images_directory=tmp_path / "images")))
+    began = time.monotonic()
+    result = departure._result(
+        DumpResult(pid=1, images="", log=None, statistics=None, duration=0, gone=True)
+    )
+    assert time.monotonic() - began < 10
+    assert result.restore is None

@@ -127,6 +127,24 @@ def test_links(tmp_path: Path) -> None:
         _opened(tmp_path / "loop" / "images")
 
 
+def test_links_of_the_kernel(tmp_path: Path) -> None:
+    """What ``/proc/self/fd`` leads to is the open file, whatever is where its text says."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    fd = os.open(tmp_path / "open", os.O_RDONLY)
+    try:
+        (tmp_path / "open").rmdir()
+        (tmp_path / "open (deleted)").mkdir(0o700)
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "open (deleted)")
+        for path in (f"/proc/self/fd/{fd}", f"/proc/{os.getpid()}/fd/{fd}"):
+            with pytest.raises(UntrustedError, match="can be written by everybody"):
+                _trust.check(path)
+        os.fchmod(fd, 0o755)
+        _trust.check(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
     """With mode 0700, under any umask; not under a directory that others can write."""
     path = tmp_path / "images"
@@ -151,6 +169,14 @@ def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
         assert os.path.samestat(os.fstat(fd), wanted)
     finally:
         os.close(fd)
+
+
+def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The word of the environment counts for root alone: sudo has said it then."""
+    monkeypatch.setenv("SUDO_UID", "7")
+    for own, trusted in ((0, 7), (1000, 1000)):
+        monkeypatch.setattr(os, "geteuid", lambda own=own: own)
+        assert _trust._trusted() == trusted
 
 
 # ---- a call ----
