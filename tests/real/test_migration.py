@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -247,6 +250,49 @@ def test_with_tls(
     result = migrate_out(traveller.pid, opts, to=there.place, mode=MigrationMode.POST_COPY)
     assert there.until("result", "error").get("result") == result.pid
     assert traveller.ask("checksum") == checksum
+
+
+def example(number: int, authority: Authority, name: str, address: str, far: str) -> str:
+    """One side of docs/migration.md, with this authority's certificates and these hosts."""
+    text = (Path(__file__).parents[2] / "docs" / "migration.md").read_text()
+    script: str = re.findall(r"```python\n(.*?)```", text, flags=re.S)[number]
+    certificate = authority.sign(name, address)
+    for shown, file in (
+        ("/etc/migrate/ca.pem", authority.file),
+        (f"/etc/migrate/{name}.pem", certificate.file),
+        (f"/etc/migrate/{name}.key", certificate.key),
+        ("10.0.0.2", far),
+    ):
+        assert shown in script
+        script = script.replace(shown, str(file))
+    return script
+
+
+@needs_lazy_pages
+def test_the_examples_of_the_page(
+    far: tuple[Host, str], traveller: Target, authority: Authority
+) -> None:
+    """docs/migration.md, both sides as they stand, but for addresses, paths and the pid."""
+    checksum = traveller.ask("checksum")
+    there, address = far
+    incoming = example(0, authority, "there", address, address)
+    outgoing = example(1, authority, "here", "198.18.0.1", address)
+    outgoing = outgoing.replace("4242", str(traveller.pid))
+    # The process lives in the destination's pid namespace, so that has to stay.
+    incoming += "import sys; sys.stdout.flush(); sys.stdin.read()"
+    unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    words = ["nsenter", f"--net={there.path}", *unshare, sys.executable, "-c", incoming]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as taker:
+        try:
+            eventually(lambda: ":7000" in there.run("ss", "-Hltn"), "a destination that listens")
+            subprocess.run([sys.executable, "-c", outgoing], check=True)
+            assert taker.stdout is not None
+            pid, downtime = taker.stdout.readline().split()
+            assert int(pid) == traveller.pid
+            assert float(downtime) > 0
+            assert traveller.ask("checksum") == checksum
+        finally:
+            taker.kill()
 
 
 def test_a_stranger_is_turned_away(

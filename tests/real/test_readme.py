@@ -33,6 +33,18 @@ def test_the_first_lines_run(tmp_path: Path) -> None:
     assert not Path(f"/proc/{pid}/fd/0").exists()
 
 
+def test_the_other_lines_are_python() -> None:
+    """What needs a container or a hook of the reader's compiles; the options are accepted."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    names = {"CriuOpts": CriuOpts}
+    made = [
+        eval(block, names)
+        for block in blocks
+        if compile(block, "README.md", "exec") and block.startswith("CriuOpts(")
+    ]
+    assert [opts.veth_pairs[0].outside for opts in made] == ["veth0"]
+
+
 def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
     """Our side of each comparison runs as it stands, on a real process."""
     target = spawn()
