@@ -13,6 +13,7 @@ from .. import (
 )
 from .._worker import Worker, worker_of
 from ..enums import Verb
+from ..errors import OptionError, Problem
 from . import _plain
 from ._command import Call, Command
 from ._exits import Exit
@@ -46,7 +47,11 @@ def _check(call: Call) -> Exit:
 
 
 def _keep_cache(call: Call) -> Exit:
-    found = keep_feature_cache(via=worker_of(call.given))
+    worker = worker_of(call.given)
+    if call.given is not None and worker is None:
+        rule = "keep-cache starts a CRIU of its own: leave it out, or give --criu"
+        raise OptionError([Problem("via", call.given, rule)])
+    found = keep_feature_cache(via=worker)
     return call.out.result(found, safe(str(found)))
 
 
