@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,9 @@ def _encode(call: Call, described: str, image: str) -> Exit:
     if not isinstance(found, dict):
         raise ImagesError(f"{described} is no image as decode prints it")
     data = _images().encode(found)
-    with open(image, "wb") as file:
+    from ..archive import written_beside  # no other command here writes
+
+    with written_beside(Path(image)) as file:  # for nobody else to read, as images are
         file.write(data)
     body = {"image": image, "bytes": len(data)}
     return call.out.result(body, safe(f"wrote {size(len(data))} to {image}"))

@@ -221,6 +221,7 @@ def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> Non
     for form in ([], ["--json"]):
         (tmp_path / "core.json").write_text(run("decode", core, *form).stdout)
         run("encode", tmp_path / "core.json", tmp_path / "core.img")
+        assert (tmp_path / "core.img").stat().st_mode & 0o777 == 0o600
         assert (tmp_path / "core.img").read_bytes() == core.read_bytes()
     (tmp_path / "core.json").write_text("[")
     run("encode", tmp_path / "core.json", tmp_path / "core.img", code=6)
