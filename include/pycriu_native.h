@@ -112,8 +112,8 @@ enum pn_walking {
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);
-/* The index of the first of these paths, links followed, that others could change; count: none. */
-size_t pn_untrusted(char *const *paths, size_t count, unsigned own);
+/* Whether others could change none of these paths, links followed. */
+int pn_trust_all(char *const *paths, size_t count, unsigned own);
 
 /* ---- pagemap.c: the runs of a page map, out of the bytes of its image ---- */
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from ._exchange import Notification
+from ._later import fetch
 from ._reach import Service, Socket
 from ._typing import TYPE_CHECKING, Any
 from ._worker import Worker
@@ -249,11 +250,7 @@ _MODULES = (
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return __import__(f"{__name__}.{name}", fromlist=[name])
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
-    globals()[name] = value
-    return value
+    return fetch(globals(), _LATER, name)
 
 
 def __dir__() -> list[str]:

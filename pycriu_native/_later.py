@@ -1,4 +1,4 @@
-"""A module of the standard library that only calls need, loaded when the first one uses it.
+"""What is loaded when it is first used: a module that only calls need, names of a package.
 
 ``socket`` makes enumerations of its constants and brings ``selectors`` along: a seventh of what
 ``import pycriu_native`` took. A program that only makes options does without.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from ._typing import TYPE_CHECKING, Any
 
@@ -25,3 +26,15 @@ else:
             return value
 
     socket = _Later("socket")
+
+
+def fetch(names: dict[str, Any], modules: Mapping[str, str], name: str) -> Any:
+    """For a package's ``__getattr__``: a name out of the module that has it, kept in ``names``,
+    the package's own.
+    """
+    package = names["__name__"]
+    if name not in modules:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    value = getattr(__import__(f"{package}.{modules[name]}", fromlist=[name]), name)
+    names[name] = value
+    return value

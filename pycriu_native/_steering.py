@@ -76,7 +76,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     uses = {path: f"reads {path} ({reader})" for path, reader in configuration(via)}
     uses |= {path: f"loads plugins from {path}" for path in _plugins(worker.env)}
     uses |= {path: f"believes what is in {path}" for path in _cache(opts, worker.env)}
-    if _trust.first_untrusted([*uses]) < 0:
+    if _trust.are_trusted([*uses]):
         return
     for path, use in uses.items():
         why = _why_not(path)

@@ -43,15 +43,10 @@ def check(path: str) -> None:
     os.close(_walk(path, follow=True))
 
 
-def first_untrusted(paths: Sequence[str]) -> int:
-    """The index of the first path that :func:`check` finds others could change; -1: none.
-
-    All in one go, for calls that look at many.
-    """
+def are_trusted(paths: Sequence[str]) -> bool:
+    """Whether :func:`check` would take all of them: in one go, for calls that look at many."""
     words = [ffi.new("char[]", _encoded(path)) for path in paths]
-    array = ffi.new("char *[]", words)
-    found: int = native.pn_untrusted(array, len(words), _trusted())
-    return found if found < len(words) else -1
+    return bool(native.pn_trust_all(ffi.new("char *[]", words), len(words), _trusted()))
 
 
 def check_descriptor(fd: int) -> None:

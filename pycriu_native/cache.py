@@ -138,8 +138,8 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
     made = os.path.join(SHARED_MEMORY, NAME)
     try:
         _put(made, _probed((via or Worker()).name()))
-        # A criu that does find no cache would want to write one, fail, and remove the link: unless
-        # it finds that another is just writing.
+        # A criu that finds no cache would try to write one, fail, and remove what is there, the
+        # link too; unless it finds that another is just writing.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with _beside(found.path) as new:
@@ -177,11 +177,8 @@ def _probed(program: str) -> bytes:
 
 def _put(path: str, data: bytes) -> None:
     with _beside(path) as new:
-        fd = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(fd, data)
-        finally:
-            os.close(fd)
+        with open(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(data)
         os.rename(new, path)
 
 

@@ -13,6 +13,7 @@ except ImportError as error:
         "pycriu_native.images needs protobuf: pip install 'pycriu-native[images]'"
     ) from error
 
+from .._later import fetch
 from .._typing import TYPE_CHECKING, Any
 from ._build import inspect
 from ._memory import Found, Memory
@@ -135,11 +136,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{__name__}.{_LATER[name]}", fromlist=[name]), name)
-    globals()[name] = value
-    return value
+    return fetch(globals(), _LATER, name)
 
 
 def __dir__() -> list[str]:

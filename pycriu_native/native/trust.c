@@ -218,20 +218,15 @@ int pn_trust_path(const char *path, int flags, unsigned own,
 }
 
 /* What is missing under trusted directories is as trusted as they are. */
-size_t pn_untrusted(char *const *paths, size_t count, unsigned own)
+int pn_trust_all(char *const *paths, size_t count, unsigned own)
 {
-	struct pn_refusal refusal;
-	size_t i;
+	struct pn_refusal refusal = { .why = 0 };
 
-	for (i = 0; i < count; i++) {
-		int found;
+	for (size_t i = 0; i < count && !refusal.why; i++) {
+		int found = pn_trust_path(paths[i], PN_FOLLOW, own, &refusal);
 
-		refusal.why = 0;
-		found = pn_trust_path(paths[i], PN_FOLLOW, own, &refusal);
 		if (found >= 0)
 			close(found);
-		else if (refusal.why)
-			break;
 	}
-	return i;
+	return !refusal.why;
 }
