@@ -152,23 +152,34 @@ def start_worker(
     manner: Manner = DEFAULT_MANNER,
 ) -> WorkerLine:
     """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
+
+    def start(end: int, output: int) -> tuple[int, int]:
+        pid, pidfd = spawn(
+            (program, "swrk", str(end)),
+            env=env,
+            stdin=stdin,
+            output=output,
+            keep=[end, *keep],
+            manner=manner,
+        )
+        if not manner.outside:
+            return pid, pidfd
+        os.close(pidfd)
+        return pid, -1
+
+    return connect_worker(program, start)
+
+
+def connect_worker(program: str, start: Callable[[int, int], tuple[int, int]]) -> WorkerLine:
+    """A worker that ``start`` makes, with a socket and its standard output and error: it returns
+    the pid and a pidfd.
+    """
     ours, theirs = socket_pair()
     with theirs, ExitStack() as undo:
         undo.enter_context(ours)
         chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
         undo.callback(os.close, chatter)
         widen(ours)
-        end = theirs.fileno()
-        pid, pidfd = spawn(
-            (program, "swrk", str(end)),
-            env=env,
-            stdin=stdin,
-            output=chatter,
-            keep=[end, *keep],
-            manner=manner,
-        )
+        pid, pidfd = start(theirs.fileno(), chatter)
         undo.pop_all()
-    if manner.outside:
-        os.close(pidfd)
-        pidfd = -1
     return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)

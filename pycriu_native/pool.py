@@ -1,8 +1,8 @@
 """Workers that are started ahead of the calls that use them.
 
-Starting ``criu`` takes it some milliseconds: the loader, the C library, its configuration
-files. ``WarmWorkers`` keeps a few that have done that and wait for a request, and starts the
-next ones while calls are busy with other things::
+Starting ``criu`` takes some milliseconds, most of them the loader's. ``WarmWorkers`` has it loaded
+once (``_seed.py``), keeps a few workers that wait for a request, and forks the next ones while
+calls are busy with other things::
 
     with WarmWorkers(2) as warm:
         for pid, opts in jobs:
@@ -24,22 +24,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ._ffi import native
 from ._line import Line
+from ._nursery import Likeness, Nursery, likeness
 from ._owned import Owned
 from ._process import OwnedProcess
-from ._program import find_program
 from ._request import RESTORING, SAVING
 from ._spawn import DEFAULT_MANNER, Manner
-from ._surroundings import Surroundings, surroundings
 from ._typing import ClassVar
-from ._worker import PATIENCE, Worker, WorkerLine, start_worker
+from ._worker import PATIENCE, Worker, WorkerLine
 from .errors import CriuError, Problem
 
 __all__ = ["WarmWorkers"]
 
 LARGEST_POOL = 1024
-
-NO_INPUT = -1
-"""A warm worker reads /dev/null: ours would be kept open by it."""
 
 DURING_A_CALL = 0.05
 AFTER_A_CALL = 0.002
@@ -53,7 +49,7 @@ PAUSE = 1.0
 class _Idle:
     """A worker that waits, and what it has taken over from the thread that started it."""
 
-    def __init__(self, line: WorkerLine, born: tuple[object, ...]) -> None:
+    def __init__(self, line: WorkerLine, born: Likeness) -> None:
         self.line = line
         self.born = born
 
@@ -73,17 +69,10 @@ class _Stock:
         """Workers that have served their call, and are to be reaped."""
         self.not_before = 0.0
         """No worker is started before this time: the call that took one would wait for it."""
-        self.missed: tuple[object, ...] | None = None
+        self.nursery: Nursery | None = None
+        """Where the thread has them from."""
+        self.missed: Likeness | None = None
         """Where the last call came from that found no worker of its surroundings."""
-
-    def born(self) -> tuple[object, ...] | None:
-        """What a worker that is started now, by this thread, would be like."""
-        found: Surroundings | None = surroundings(self.worker.env)
-        if found is None:
-            return None
-        # Who else could change the program, each call has looked at, and so has who starts one.
-        program = find_program(self.worker.program, trusting=True)
-        return self.worker.on_disk(program), found
 
     def take(self) -> WorkerLine | None:
         """A worker that is no different from one that would be started now; None: there is none."""
@@ -93,7 +82,7 @@ class _Stock:
                     self._run()
                 self.turn.notify_all()
             return None
-        here = self.born()
+        here = likeness(self.worker)
         dropped: list[_Idle] = []
         try:
             with self.turn:
@@ -117,7 +106,7 @@ class _Stock:
             for gone in dropped:
                 gone.line.reap()
 
-    def _miss(self, here: tuple[object, ...] | None, dropped: list[_Idle]) -> None:
+    def _miss(self, here: Likeness | None, dropped: list[_Idle]) -> None:
         """Move to the surroundings of this thread, if two calls in a row come from there."""
         if here is not None and here == self.missed:
             dropped.extend(self.idle)
@@ -179,6 +168,8 @@ class _Stock:
         self.thread = None
         for idle in self.idle:
             idle.line.let_go()  # as long as we held the socket too they would not see its end
+        if self.nursery is not None:
+            self.nursery.forget()
         self.idle.clear()
         while self.retired:
             self.retired.popleft().close()
@@ -189,55 +180,33 @@ def _refill(stock: _Stock) -> None:
     me = threading.current_thread()
     # A signal that this thread took would not interrupt the one that waits for it.
     native.pn_block_signals()
-    like: tuple[object, ...] | None = None
-    while True:
-        with stock.turn:
-            while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
-                stock.turn.wait()
-            while stock.thread is me and (left := stock.not_before - time.monotonic()) > 0:
-                stock.turn.wait(left)
-            if stock.thread is not me:
-                return
-        stock.reap_retired()
-        if len(stock.idle) >= stock.size:
-            continue
-        made, like = _start(stock, like)
-        if made is None and like is not None:
-            continue
-        with stock.turn:
-            if made is not None and stock.thread is me:
-                stock.idle.append(made)
+    with Nursery(stock.worker, stock.manner) as nursery:
+        stock.nursery = nursery
+        while True:
+            with stock.turn:
+                while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
+                    stock.turn.wait()
+                while stock.thread is me and (left := stock.not_before - time.monotonic()) > 0:
+                    stock.turn.wait(left)
+                if stock.thread is not me:
+                    return
+            stock.reap_retired()
+            if len(stock.idle) >= stock.size:
                 continue
-        if made is not None:
-            made.line.reap()
-            return
-        with stock.turn:
-            if stock.thread is me:
-                stock.turn.wait(PAUSE)
-
-
-def _start(
-    stock: _Stock, before: tuple[object, ...] | None
-) -> tuple[_Idle | None, tuple[object, ...] | None]:
-    """One more worker, and what it is like.
-
-    ``before`` is what workers were like the last time: if that is so still, it was so meanwhile.
-    No worker: there can be none now, which the call will tell; or they are something else by now.
-    """
-    try:
-        before = before or stock.born()
-        if before is None:
-            return None, None
-        line = start_worker(stock.worker.name(), stock.worker.env, NO_INPUT, manner=stock.manner)
-    except (CriuError, OSError, MemoryError):
-        return None, None
-    after: tuple[object, ...] | None = None
-    with contextlib.suppress(CriuError, OSError, MemoryError):
-        after = stock.born()
-    if after != before:
-        line.reap()
-        return None, after
-    return _Idle(line, after), after
+            try:
+                made = nursery.start()
+            except (CriuError, OSError, MemoryError):  # a call will tell
+                with stock.turn:
+                    if stock.thread is me:
+                        stock.turn.wait(PAUSE)
+                continue
+            if made is None:
+                continue
+            with stock.turn:
+                if stock.thread is me:
+                    stock.idle.append(_Idle(*made))
+                    continue
+            made[0].reap()
 
 
 _stocks: weakref.WeakSet[_Stock] = weakref.WeakSet()
@@ -278,7 +247,11 @@ class WarmWorkers(Owned):
 
     They are processes ``criu swrk``, children of this one, idle on a socket. A call takes one
     and it is replaced in the background, so calls beyond ``size`` at the same moment start their
-    own. A fresh worker is started, without a word, where a warm one would be different:
+    own. One more such process is their seed: CRIU is loaded once, in there, and each worker is
+    forked from it before CRIU's ``main()`` begins, at a quarter of the cost. (Programs that
+    cannot be preloaded into, such as one with file capabilities, are started each on its own.)
+
+    A fresh worker is started, without a word, where a warm one would be different:
 
     * the call hands over descriptors, or standard input: ``inherit_fds``, ``PageServer(fd=...)``,
       ``shell_job``, ``exec_cmd``;

@@ -22,6 +22,7 @@ from pycriu_native import (
     CriuOpts,
     ProgramNotFoundError,
     WarmWorkers,
+    Worker,
     dump,
     restore,
     restore_child,
@@ -29,6 +30,7 @@ from pycriu_native import (
 )
 from pycriu_native._program import find_program
 from pycriu_native._request import SAVING
+from pycriu_native._seed import Seed
 from pycriu_native._surroundings import surroundings
 from pycriu_native._worker import WorkerLine
 
@@ -343,7 +345,7 @@ pool = WarmWorkers(2)
 assert pool.wait_until_ready(20)
 if not os.fork():
     time.sleep(600)  # it holds no socket of the workers
-print(*[idle.line.pid for idle in pool._stock.idle], flush=True)
+print(pool._stock.nursery._seed.pid, *[idle.line.pid for idle in pool._stock.idle], flush=True)
 time.sleep(600)
 """
 
@@ -356,7 +358,7 @@ def test_they_die_with_us() -> None:
     assert holder.stdout is not None
     try:
         workers = [int(word) for word in holder.stdout.readline().split()]
-        assert len(workers) == 2
+        assert len(workers) == 3
         assert all(is_alive(pid) for pid in workers)
         holder.kill()
         holder.wait()
@@ -369,13 +371,90 @@ def test_they_die_with_us() -> None:
         holder.stdout.close()
 
 
+def seed_of(pool: WarmWorkers) -> Seed:
+    """The process that its workers come from."""
+    assert pool._stock.nursery is not None
+    assert pool._stock.nursery._seed is not None
+    return pool._stock.nursery._seed
+
+
+def test_workers_grow_from_a_seed(pool: WarmWorkers) -> None:
+    """They are children of ours, each in a group of its own, and hold nothing of the seed's."""
+    seed = seed_of(pool)
+    line = pool._stock.idle[0].line
+    stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
+    assert int(stat[1]) == os.getpid()
+    assert int(stat[2]) == line.pid
+    held = Path(f"/proc/{line.pid}/fd")
+    sockets = [os.readlink(fd) for fd in held.iterdir() if "socket" in os.readlink(fd)]
+    assert len(sockets) == 1
+    assert sockets[0] not in [os.readlink(fd) for fd in Path(f"/proc/{seed.pid}/fd").iterdir()]
+    assert {int(fd.name) for fd in held.iterdir()} == {0, 1, 2, seed.end}
+
+
+def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
+    """The environment of CRIU's own children is that of a worker without a seed."""
+    said = tmp_path / "said"
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\nenv >> {said}\n")
+    script.chmod(0o755)
+    configuration = tmp_path / ".criu" / "default.conf"
+    configuration.parent.mkdir()
+    configuration.write_text(f"action-script {script}\n")
+    target = spawn()
+    opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
+    env = {"HOME": str(tmp_path)}
+
+    def told(via: Worker | WarmWorkers) -> set[str]:
+        said.unlink(missing_ok=True)
+        dump(target.pid, opts, via=via)
+        own = ("CRTOOLS", "_=")  # the pid of CRIU, among others
+        return {line for line in said.read_text().splitlines() if not line.startswith(own)}
+
+    with WarmWorkers(1, env=env) as pool:
+        assert pool.wait_until_ready(20)
+        seed_of(pool)
+        assert told(pool) == told(Worker(env=env))
+    assert target.runs_on()
+
+
+def test_a_seed_that_died(pool: WarmWorkers) -> None:
+    """Another takes its place, and no call notices."""
+    first = seed_of(pool).pid
+    os.kill(first, signal.SIGKILL)
+    for _ in range(4):
+        assert version(via=pool) == version()
+        assert pool.wait_until_ready(20)
+    assert seed_of(pool).pid != first
+
+
+@pytest.mark.parametrize("what", ["preloaded by others", "preloads nothing"])
+def test_programs_that_grow_no_workers(tmp_path: Path, what: str) -> None:
+    """Each of their workers is started on its own, and warm all the same."""
+    program, env = find_program(), {}
+    if what == "preloads nothing":  # as a program with capabilities of its own does
+        script = tmp_path / "criu"
+        script.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {program} "$@"\n')
+        script.chmod(0o755)
+        program = str(script)
+    else:
+        env = {"LD_PRELOAD": ""}
+    before = children()
+    with WarmWorkers(1, program=program, env=env) as pool:
+        assert taken(pool)
+        assert version(via=pool) == version()
+        assert pool.wait_until_ready(20)
+        assert len(children() - before) == 1
+    assert children() == before
+
+
 def test_ends_with_its_owner() -> None:
     """One that is dropped without a close ends its workers and its thread."""
     before = children()
     threads = threading.active_count()
     pool = WarmWorkers(2)
     assert pool.wait_until_ready(20)
-    assert len(children() - before) == 2
+    assert len(children() - before) == 3  # with the seed
     del pool
     gc.collect()
     eventually(lambda: not children() - before, "the workers' end")

@@ -1,0 +1,93 @@
+"""Where warm workers come from: started by one thread, all alike, and known to be.
+
+A program that can be made a seed (``_seed.py``) is loaded once; the others are started each on
+its own.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ._owned import Owned
+from ._program import find_program
+from ._seed import BarrenError, Seed
+from ._spawn import Manner
+from ._surroundings import surroundings
+from ._worker import Worker, WorkerLine, connect_worker, start_worker
+
+NO_INPUT = -1
+"""A warm worker reads /dev/null: ours would be kept open by it."""
+
+Likeness = tuple[object, ...]
+"""What a worker is like: its program, and what it has taken over from the thread that starts it."""
+
+
+def likeness(worker: Worker) -> Likeness | None:
+    """What a worker that is started now, by this thread, would be like; None: nobody knows."""
+    found = surroundings(worker.env)
+    if found is None:
+        return None
+    # Who else could change the program, each call has looked at, and so has who starts one.
+    return worker.on_disk(find_program(worker.program, trusting=True)), found
+
+
+class Nursery(Owned):
+    """Starts workers, on one thread. Owned; a forked child has to :meth:`forget` it."""
+
+    def __init__(self, worker: Worker, manner: Manner) -> None:
+        self._worker = worker
+        self._manner = manner
+        self._seed: Seed | None = None
+        self._barren = False
+        self._known: Likeness | None = None
+        """What the seed is like, or the last worker that was started without one."""
+
+    def start(self) -> tuple[WorkerLine, Likeness] | None:
+        """One more worker, and what it is like; None: that has just changed, ask again.
+
+        Raises what starting a worker raises, and ``OSError`` where nobody knows what it is like.
+        """
+        program = self._worker.name()
+        if self._seed is None and not self._barren:
+            self._sow(program)
+        if self._seed is not None and self._known is not None:
+            try:
+                return connect_worker(program, self._seed.grow), self._known
+            except BarrenError:
+                self._seed = self._known = None  # it was killed, perhaps: this once without it
+        before = self._known or self._likeness()
+        line = start_worker(program, self._worker.env, NO_INPUT, manner=self._manner)
+        # If it is as before now, it was so meanwhile.
+        self._known = likeness(self._worker)
+        if self._known == before:
+            return line, before
+        line.reap()
+        return None
+
+    def _sow(self, program: str) -> None:
+        before = self._likeness()
+        try:
+            seed = Seed(program, self._worker.env, self._manner)
+        except BarrenError:
+            self._barren = True
+            return
+        if likeness(self._worker) == before:
+            self._seed, self._known = seed, before
+        else:
+            seed.close()
+
+    def _likeness(self) -> Likeness:
+        found = likeness(self._worker)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "what workers take over cannot be told", "/proc")
+        return found
+
+    def close(self) -> None:
+        """End the seed; the workers stay."""
+        if self._seed is not None:
+            self._seed.close()
+
+    def forget(self) -> None:
+        """In a forked child, whose parent has the seed."""
+        if self._seed is not None:
+            self._seed.forget()
