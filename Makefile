@@ -281,7 +281,7 @@ demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkp
 
 .PHONY: clean
 clean: ## remove what was built here (scripts/install-criu --uninstall removes CRIU)
-	@rm -rf build dist ./*.egg-info .criu pycriu_native/*.so $(VENV) \
+	@rm -rf build dist ./*.egg-info .criu pycriu_native/*.so pycriu_native/native/*.so $(VENV) \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

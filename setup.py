@@ -3,7 +3,7 @@
 from setuptools import Extension, setup
 
 SEED = Extension(
-    "pycriu_native._seed_image",
+    "pycriu_native.native.seed",
     ["pycriu_native/native/seed.c"],
     # Not a module of Python's: CRIU's loader gets it, together with CRIU's C library.
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fno-stack-protector"],

@@ -18,7 +18,7 @@ from ._process import OwnedProcess
 from ._spawn import Manner, spawn
 from .errors import ProgramError
 
-IMAGE = os.path.join(os.path.dirname(__file__), "_seed_image.abi3.so")
+IMAGE = os.path.join(os.path.dirname(__file__), "native", "seed.abi3.so")
 
 UNTIL_LOADED = 2.0
 UNTIL_GROWN = 5.0
