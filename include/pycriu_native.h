@@ -78,7 +78,6 @@ struct pn_worker {
 };
 
 int pn_spawn(struct pn_worker *worker);
-int pn_io_priority(void); /* of the calling thread; -1: unknown */
 
 /* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
 
@@ -88,9 +87,27 @@ int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's d
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);
 
-/* What the first n_links paths link to, and what is in the files behind them, one after the other
- * in the buffer; lengths tells how many bytes each has, or -errno. -ENOBUFS: it is too small. */
-int pn_read_files(char *const *paths, size_t n_links, size_t count, char *buffer, size_t size, int *lengths);
+/* ---- surroundings.c: what a process takes over from who starts it ---- */
+
+enum pn_part_kind {
+	PN_PART_LINK,	/* where a symbolic link leads */
+	PN_PART_WHOLE,	/* what is in a file */
+	PN_PART_LINES,	/* its lines that begin with one of ``only``: names, each with its zero, then one more */
+	PN_PART_FIELDS,	/* of /proc/PID/stat, the fields that have an x in ``only`` */
+	PN_PART_PLACE,	/* which directory, through which mount */
+	PN_PART_STAMP,	/* which file, how large, when changed */
+	PN_PART_STATE,	/* of the calling thread: rlimits, personality, timer slack, io priority */
+};
+
+struct pn_part {
+	int kind; /* enum pn_part_kind */
+	const char *path; /* of a place or a stamp from the working directory, else from /proc/thread-self */
+	const char *only;
+	int needed; /* what lacks it is known too little of */
+};
+
+/* The bytes that all these parts come to; -ENOBUFS: there are more; -errno of one that is needed. */
+long pn_gather(const struct pn_part *parts, size_t count, char *buffer, size_t size);
 
 /* ---- trust.c: whether another user could change what a path leads to ---- */
 

@@ -8,10 +8,13 @@ this for each thread, so it is asked on the thread that makes the call.
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 from collections.abc import Mapping, Sequence
 
 from ._ffi import ffi, native
+from ._typing import Any
 
 NAMESPACES = (
     "cgroup",
@@ -28,12 +31,9 @@ WHOLE_FILES = (
     "attr/current",
     "attr/exec",
     "cgroup",
-    "limits",
     "oom_score_adj",
-    "personality",
-    "timerslack_ns",
 )
-"""Files of /proc that are compared as they are: security labels, cgroups, rlimits, and the like."""
+"""Files of /proc that are compared as they are."""
 
 STATUS_LINES = (
     b"Umask:",
@@ -60,82 +60,60 @@ and policy. (Field 3 of proc_pid_stat(5) is the first one behind the name, 0 her
 
 GLOBAL_CONFIGURATION = "/etc/criu/default.conf"
 
-Surroundings = tuple[object, ...]
-
-
-HERE = "/proc/thread-self/"
-
-_LINKS = tuple(f"{HERE}ns/{name}" for name in NAMESPACES)
-_FILES = tuple(HERE + name for name in ("stat", "status", *WHOLE_FILES))
-_FIXED = [ffi.new("char[]", path.encode()) for path in (*_LINKS, *_FILES)]
-
-USUAL, LARGEST = 2**15, 2**20
+USUAL, LARGEST = 2**13, 2**20
 """Bytes of all these files together; a process in very many groups has more than usual."""
 
 
-def surroundings(env: Mapping[str, str]) -> Surroundings | None:
+_memory = ffi.new_allocator(should_clear_after_alloc=False)
+
+
+class _Parts:
+    """The parts as C sees them, with the memory that they point to."""
+
+    def __init__(self, configuration: Sequence[str]) -> None:
+        self._held: list[Any] = []
+        fields = "".join("x" if n in STAT_FIELDS else "-" for n in range(max(STAT_FIELDS) + 1))
+        parts = [
+            *((native.PN_PART_LINK, f"ns/{name}", b"", False) for name in NAMESPACES),
+            *((native.PN_PART_PLACE, path, b"", True) for path in ("/", ".")),
+            (native.PN_PART_FIELDS, "stat", fields.encode(), True),
+            (native.PN_PART_LINES, "status", b"\0".join(STATUS_LINES) + b"\0", True),
+            *((native.PN_PART_WHOLE, name, b"", False) for name in WHOLE_FILES),
+            (native.PN_PART_STATE, "", b"", True),
+            *((native.PN_PART_STAMP, path, b"", False) for path in configuration),
+        ]
+        self.count = len(parts)
+        self.array = ffi.new("struct pn_part[]", self.count)
+        for part, (kind, path, only, needed) in zip(self.array, parts, strict=True):
+            part.kind, part.needed = kind, needed
+            part.path, part.only = self._text(os.fsencode(path)), self._text(only)
+
+    def _text(self, text: bytes) -> Any:
+        self._held.append(ffi.new("char[]", text))
+        return self._held[-1]
+
+
+@functools.lru_cache(16)
+def _parts(*configuration: str) -> _Parts:
+    return _Parts(configuration)
+
+
+def surroundings(env: Mapping[str, str]) -> bytes | None:
     """What a worker with this environment would take over from this thread, to be compared.
 
     None where /proc cannot tell: then nothing is known to be the same.
     """
-    opened: list[int] = []
-    try:
-        for path in ("/", "."):
-            opened.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-        told = _read([f"{HERE}fdinfo/{fd}" for fd in opened])
-        if told is None:
-            return None
-        links, (stat, status, *files, root, directory) = told[: len(_LINKS)], told[len(_LINKS) :]
-        if stat is None or status is None or root is None or directory is None:
-            return None
-        fields = stat.rpartition(b")")[2].split()
-        return (
-            tuple(links),  # None: this kernel has no such namespace
-            tuple(
-                (at.st_dev, at.st_ino, mount.partition(b"mnt_id:")[2].split(None, 1)[0])
-                for at, mount in zip(map(os.fstat, opened), (root, directory), strict=True)
-            ),
-            tuple(fields[field] for field in STAT_FIELDS),
-            tuple(line for line in status.split(b"\n") if line.startswith(STATUS_LINES)),
-            tuple(files),  # None: there is no security module, for one
-            native.pn_io_priority(),
-            tuple(_file(path) for path in _configuration(env)),
-        )
-    except OSError:
-        return None
-    finally:
-        for fd in opened:
-            os.close(fd)
-
-
-def _read(more: Sequence[str]) -> list[bytes | None] | None:
-    """The fixed links and files and these, each None where it cannot be read; None: too much.
-
-    All in one go: a thread that reads in Python gives up Python's lock at each step.
-    """
-    paths = [*_FIXED, *(ffi.new("char[]", path.encode()) for path in more)]
-    array = ffi.new("char *[]", paths)
-    lengths = ffi.new("int[]", len(paths))
+    parts = _parts(*_configuration(env))
     size = USUAL
     while size <= LARGEST:
-        buffer = ffi.new("char[]", size)
-        if not native.pn_read_files(array, len(_LINKS), len(paths), buffer, size, lengths):
-            found: list[bytes | None] = []
-            at = 0
-            for length in lengths:
-                found.append(None if length < 0 else ffi.buffer(buffer + at, length)[:])
-                at += max(0, length)
-            return found
+        buffer = _memory("char[]", size)
+        length = native.pn_gather(parts.array, parts.count, buffer, size)
+        if length >= 0:
+            return bytes(ffi.buffer(buffer, length))
+        if length != -errno.ENOBUFS:
+            return None
         size *= 2
     return None
-
-
-def _file(path: str) -> tuple[int, ...] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _configuration(env: Mapping[str, str]) -> list[str]:

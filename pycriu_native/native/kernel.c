@@ -56,37 +56,3 @@ void pn_set_signals(uint64_t blocked)
 			sigaddset(&set, number);
 	pthread_sigmask(SIG_SETMASK, &set, NULL);
 }
-
-static ssize_t read_whole(const char *path, char *buffer, size_t size)
-{
-	size_t length = 0;
-	ssize_t more;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		return -errno;
-	while ((more = read(fd, buffer + length, size - length)) > 0)
-		length += (size_t)more;
-	if (more < 0)
-		more = -errno;
-	close(fd);
-	return more < 0 ? more : (ssize_t)length;
-}
-
-int pn_read_files(char *const *paths, size_t n_links, size_t count, char *buffer, size_t size, int *lengths)
-{
-	for (size_t i = 0; i < count; i++) {
-		ssize_t length = i < n_links ? readlink(paths[i], buffer, size) : read_whole(paths[i], buffer, size);
-
-		if (i < n_links && length < 0)
-			length = -errno;
-		if (length > 0 && (size_t)length == size)
-			return -ENOBUFS;
-		lengths[i] = (int)length;
-		if (length > 0) {
-			buffer += length;
-			size -= (size_t)length;
-		}
-	}
-	return 0;
-}

@@ -183,9 +183,3 @@ int pn_spawn(struct pn_worker *worker)
 	}
 	return -spawning.error;
 }
-
-/* Python has no function for it, and the C library neither. */
-int pn_io_priority(void)
-{
-	return (int)syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0);
-}
