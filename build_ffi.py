@@ -26,7 +26,17 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent
 INCLUDE = ROOT / "include"
 NATIVE = Path("pycriu_native") / "native"
-SOURCES = ("message.c", "spawn.c", "kernel.c", "surroundings.c", "trust.c", "pagemap.c", "abi_check.c")
+SOURCES = (
+    "message.c",
+    "spawn.c",
+    "kernel.c",
+    "speak.c",
+    "exchange.c",
+    "surroundings.c",
+    "trust.c",
+    "pagemap.c",
+    "abi_check.c",
+)
 MODULE = "pycriu_native._native"
 LIBRARIES = [":libcriu.so.2", ":libprotobuf-c.so.1"]
 

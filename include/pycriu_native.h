@@ -87,6 +87,49 @@ int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's d
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);
 
+/* ---- speak.c: one of libcriu's verbs, with its answer ready ---- */
+
+struct pn_talk {
+	/* in */
+	const uint8_t *answer;
+	size_t n_answer;
+	uint8_t *said;
+	size_t size; /* the most that the verb may say */
+	/* out */
+	int room; /* with -E2BIG: how much one message can carry here */
+	int result; /* the verb's */
+	size_t n_said;
+};
+
+int pn_speak(criu_opts *opts, int (*verb)(criu_opts *), struct pn_talk *talk); /* -E2BIG: size is */
+int pn_ask_features(criu_opts *opts); /* criu_local_feature_check, which has more parameters */
+
+/* ---- exchange.c: listening to CRIU ---- */
+
+enum pn_heard {
+	PN_HEARD_NOTHING, /* the caller has said something, perhaps, or the process has ended */
+	PN_HEARD_MESSAGE,
+	PN_HEARD_TOO_MUCH, /* more bytes or descriptors than there is room for */
+	PN_HEARD_END,
+	PN_HEARD_TIMEOUT,
+};
+
+struct pn_ear {
+	/* in: -1 where there is none */
+	int sock;
+	int pidfd; /* becomes readable when the process ends */
+	int wake;  /* an eventfd that is written to when the caller has said something */
+	char *buffer;
+	size_t size;
+	/* out */
+	size_t length;
+	int fds[4]; /* that came along: owned by who asked */
+	size_t n_fds;
+};
+
+/* The next message, if one comes in time (-1: wait for ever): enum pn_heard. */
+int pn_hear(struct pn_ear *ear, int milliseconds);
+
 /* ---- surroundings.c: what a process takes over from who starts it ---- */
 
 enum pn_part_kind {

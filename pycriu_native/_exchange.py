@@ -13,13 +13,13 @@ import errno
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from ._dataclass import dataclass
+from ._ffi import ffi, memory, native
 from ._later import socket
 from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
@@ -37,9 +37,8 @@ LARGEST_ANSWER = 2**16
 """Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would
 be mapped and unmapped for each.)"""
 
-INT = 4
-MOST_FDS = 4
-"""Bytes of a descriptor's number, and room for so many in one message; CRIU sends one at most."""
+LONGEST_WAIT = 2**31 - 1
+"""Milliseconds that poll(2) can wait at once: 24 days."""
 
 GRACE = 10.0
 """Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
@@ -56,6 +55,12 @@ _PROMISED: dict[Verb, str] = {
     Verb.PAGE_SERVER: "ps",
 }
 """What an answer that says yes must hold: libcriu reads it without a look, and would crash."""
+
+
+_ACTIONS: dict[str, Notify | str] = {action.value: action for action in Notify}
+_YES, _NO = (
+    encode("request", {"type": NOTIFY, "notify_success": agreed}) for agreed in (True, False)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +114,11 @@ class Exchange:
         self._cancels: deque[BaseException] = deque()
         self._closing = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll: select.poll | None = None
+        self._buffer = memory("char[]", LARGEST_ANSWER)
+        self._ear = ffi.new("struct pn_ear *")
+        ear = self._ear
+        ear.sock, ear.pidfd, ear.wake = line.sock.fileno(), line.pidfd, self._wake
+        ear.buffer, ear.size = self._buffer, LARGEST_ANSWER
 
     def close(self) -> None:
         """Give back what the exchange owns; the line is not its own."""
@@ -180,43 +189,29 @@ class Exchange:
 
     def _next(self) -> tuple[bytes, list[int]]:
         """The next message, and the descriptors that came with it."""
-        if self._poll is None:
-            self._poll = select.poll()
-            for fd in (self.line.sock.fileno(), self.line.pidfd, self._wake):
-                if fd >= 0:
-                    self._poll.register(fd, select.POLLIN)
+        ear = self._ear
         while True:
-            left = None if self._deadline is None else self._deadline - time.monotonic()
-            ready = self._poll.poll(None if left is None else max(0.0, left * 1000))
+            left = -1
+            if self._deadline is not None:
+                seconds = max(0.0, self._deadline - time.monotonic())
+                left = min(int(seconds * 1000) + 1, LONGEST_WAIT)
+            heard = native.pn_hear(ear, left)
             while self._cancels:
                 self._stop(self._cancels.popleft())
-            if any(fd == self._wake for fd, _ in ready):
-                os.eventfd_read(self._wake)
-            if not ready:
-                self._out_of_time()
-                continue
-            message = self._receive()
-            if message is not None:
-                return message
-            if self.line.has_ended():
+            if heard == native.PN_HEARD_MESSAGE:
+                return ffi.unpack(ear.buffer, ear.length), self._fds()
+            if heard == native.PN_HEARD_TOO_MUCH:
+                raise self._nonsense("more than a CRIU ever says at once", self._fds())
+            if heard < 0:
+                raise OSError(-heard, os.strerror(-heard))
+            if heard == native.PN_HEARD_TIMEOUT:
+                if self._is_late():
+                    self._out_of_time()
+            elif heard == native.PN_HEARD_END or self.line.has_ended():
                 raise self._died()
 
-    def _receive(self) -> tuple[bytes, list[int]] | None:
-        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-        room = socket.CMSG_SPACE(MOST_FDS * INT)
-        try:
-            # Not socket.recv_fds: it ignores its flags (Python 3.11), and would wait here.
-            data, ancillary, seen, _ = self.line.sock.recvmsg(LARGEST_ANSWER, room, flags)
-        except BlockingIOError:
-            return None
-        except ConnectionError:
-            raise self._died() from None
-        fds = _descriptors_in(ancillary)
-        if seen & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise self._nonsense("more than a CRIU ever says at once", list(fds))
-        if not data:
-            raise self._died()
-        return data, fds
+    def _fds(self) -> list[int]:
+        return ffi.unpack(self._ear.fds, self._ear.n_fds) if self._ear.n_fds else []
 
     def _nonsense(self, what: str, fds: list[int]) -> ProtocolError:
         """The error for an answer that no CRIU gives; who gave it is not left running."""
@@ -255,9 +250,7 @@ class Exchange:
     def _notify(self, answer: dict[str, WireValue], fds: list[int]) -> None:
         body = cast(dict[str, WireValue], answer.get("notify", {}))
         name = cast(str, body.get("script", ""))
-        action: Notify | str = name
-        with contextlib.suppress(ValueError):
-            action = Notify(name)
+        action = _ACTIONS.get(name, name)
         pid = cast("int | None", body.get("pid"))
         if self._rescue is not None:
             self._rescue.look(action, self.line.pid)
@@ -267,15 +260,20 @@ class Exchange:
             self.tree = process_tree(pid)
         fd = fds.pop(0) if fds else None
         _close(fds)
-        external = self._call_hook(Notification(action, self.verb, pid, fd))
+        external = None
+        if self._hook is not None:
+            external = self._call_hook(self._hook, Notification(action, self.verb, pid, fd))
+        elif fd is not None:
+            os.close(fd)
         if self.stopped_by is None and self._is_late():
             self._out_of_time()  # in the hook: CRIU's next word may be there already
         # The network is unlocked also while a dump is undone; refusing that would keep it locked.
         agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
-        reply: dict[str, WireValue] = {"type": NOTIFY, "notify_success": agreed}
+        reply = _YES if agreed else _NO
         if external and agreed:
-            reply["opts"] = {"images_dir_fd": -1, "external": [*external]}
-        self._send(encode("request", reply))
+            more: WireValue = {"images_dir_fd": -1, "external": [*external]}
+            reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": more})
+        self._send(reply)
         if agreed and self._rescue is not None:
             self._rescue.agreed(action)
 
@@ -289,14 +287,14 @@ class Exchange:
             except (OSError, CriuError) as error:
                 self._stop(error)
 
-    def _call_hook(self, notification: Notification) -> Iterable[str] | None:
+    def _call_hook(self, hook: Hook, notification: Notification) -> Iterable[str] | None:
         """Ask the hook; what it adds to ``external`` where CRIU asks for that."""
         undoing = self.stopped_by is not None
-        if self._hook is None or (undoing and notification.action is not Notify.NETWORK_UNLOCK):
+        if undoing and notification.action is not Notify.NETWORK_UNLOCK:
             _close([] if notification.fd is None else [notification.fd])
             return None
         try:
-            returned = self._hook(notification)
+            returned = hook(notification)
             if notification.action is Notify.QUERY_EXT_FILES and returned is not None:
                 return CriuOpts(external=cast("Iterable[str]", returned)).external
         except BaseException as refusal:
@@ -322,16 +320,6 @@ def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:
     if verb is Verb.RESTORE and cast(int, body["pid"]) < 1:
         return f"the pid {body['pid']}"
     return None
-
-
-def _descriptors_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors that came with a message."""
-    return [
-        int.from_bytes(data[at : at + INT], sys.byteorder)
-        for level, kind, data in ancillary
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
-        for at in range(0, len(data) - INT + 1, INT)
-    ]
 
 
 def _close(fds: list[int]) -> None:

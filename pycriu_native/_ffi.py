@@ -29,6 +29,9 @@ native: Any = lib
 """cffi's own library object: every function, missing ones as NULL. Use ``pycriu_native.lib``
 from outside, which refuses those."""
 
+memory: Any = ffi.new_allocator(should_clear_after_alloc=False)
+"""``ffi.new`` for buffers that are written to before they are read: with what was there before."""
+
 LIBCRIU_VERSION: str = ffi.string(native.pn_libcriu_version()).decode()
 """The release of the libcriu that is loaded, such as ``"4.2.1"``."""
 

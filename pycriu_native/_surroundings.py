@@ -13,7 +13,7 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 
-from ._ffi import ffi, native
+from ._ffi import ffi, memory, native
 from ._typing import Any
 
 NAMESPACES = (
@@ -64,9 +64,6 @@ USUAL, LARGEST = 2**13, 2**20
 """Bytes of all these files together; a process in very many groups has more than usual."""
 
 
-_memory = ffi.new_allocator(should_clear_after_alloc=False)
-
-
 class _Parts:
     """The parts as C sees them, with the memory that they point to."""
 
@@ -106,7 +103,7 @@ def surroundings(env: Mapping[str, str]) -> bytes | None:
     parts = _parts(*_configuration(env))
     size = USUAL
     while size <= LARGEST:
-        buffer = _memory("char[]", size)
+        buffer = memory("char[]", size)
         length = native.pn_gather(parts.array, parts.count, buffer, size)
         if length >= 0:
             return bytes(ffi.buffer(buffer, length))

@@ -1,0 +1,72 @@
+/*
+ * Listening to CRIU: until it says something, or the caller has, or there is no more time.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "libcriu_types.h"
+#include "pycriu_native.h"
+
+/* The descriptors that came with a message; one that did not fit, the kernel has closed. */
+static void take_descriptors(struct pn_ear *ear, struct msghdr *message)
+{
+	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
+		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
+			continue;
+		ear->n_fds = (head->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		memcpy(ear->fds, CMSG_DATA(head), ear->n_fds * sizeof(int));
+	}
+}
+
+static int receive(struct pn_ear *ear)
+{
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(ear->fds))];
+	} control;
+	struct iovec into = { ear->buffer, ear->size };
+	struct msghdr message = {
+		.msg_iov = &into,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t length = recvmsg(ear->sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	if (length < 0 && (errno == EAGAIN || errno == EINTR))
+		return PN_HEARD_NOTHING;
+	if (length < 0 && errno != ECONNRESET && errno != EPIPE)
+		return -errno;
+	if (length <= 0)
+		return PN_HEARD_END;
+	take_descriptors(ear, &message);
+	ear->length = (size_t)length;
+	return message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ? PN_HEARD_TOO_MUCH : PN_HEARD_MESSAGE;
+}
+
+int pn_hear(struct pn_ear *ear, int milliseconds)
+{
+	/* poll() skips a negative descriptor. */
+	struct pollfd asked[] = {
+		{ .fd = ear->sock, .events = POLLIN },
+		{ .fd = ear->wake, .events = POLLIN },
+		{ .fd = ear->pidfd, .events = POLLIN },
+	};
+	int ready = poll(asked, sizeof(asked) / sizeof(*asked), milliseconds);
+	uint64_t count;
+
+	ear->length = ear->n_fds = 0;
+	if (ready < 0)
+		return errno == EINTR ? PN_HEARD_NOTHING : -errno;
+	if (ready == 0)
+		return PN_HEARD_TIMEOUT;
+	if (asked[1].revents && read(ear->wake, &count, sizeof(count)) < 0 && errno != EAGAIN)
+		return -errno;
+	return receive(ear);
+}
