@@ -34,6 +34,7 @@ SOURCES = (
     "exchange.c",
     "surroundings.c",
     "trust.c",
+    "fields.c",
     "pagemap.c",
     "abi_check.c",
 )
@@ -186,6 +187,7 @@ def ffibuilder() -> FFI:
         MODULE,
         preamble(),
         sources=[str(NATIVE / name) for name in SOURCES],
+        depends=[str(NATIVE / "fields.h")],
         include_dirs=[str(INCLUDE), *criu_includes],
         library_dirs=[library_dir] if library_dir else [],
         libraries=LIBRARIES,

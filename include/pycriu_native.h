@@ -175,6 +175,18 @@ int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);
 /* Whether others could change none of these paths, links followed. */
 int pn_trust_all(char *const *paths, size_t count, unsigned own);
 
+/* ---- fields.c: what is in a protobuf message that nobody has a description of ---- */
+
+struct pn_value {
+	unsigned field;
+	int is_bytes;
+	uint64_t number; /* or the length of the bytes */
+	size_t start;	 /* where these begin */
+};
+
+/* The next fields that are numbers or bytes; 0: there are no more; -EINVAL: it is no message. */
+int pn_read_fields(const uint8_t *data, size_t length, size_t *at, struct pn_value *out, size_t room);
+
 /* ---- pagemap.c: the runs of a page map, out of the bytes of its image ---- */
 
 enum pn_page_flag { PN_PARENT = 1, PN_LAZY = 2, PN_PRESENT = 4, PN_ALIGNED = 8 };

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ._ffi import ffi, native
 from .results import DumpStatistics, RestoreStatistics
 
 SERVICE_MAGIC = 0x55105940
 STATS_MAGIC = 0x57093306
 LARGEST = 4096
 """Bytes: a statistics image is about 100."""
+
+AT_ONCE = 16
+"""Fields that are read at once; most messages have fewer."""
 
 _DUMP = {
     1: "freezing_time",
@@ -86,31 +90,18 @@ def parse(data: bytes, number: int) -> dict[int, int] | None:
 
 
 def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Field number and value of each varint and each length-delimited field."""
-    at = 0
-    while at < len(data):
-        key = data[at]  # of one byte, as a rule
-        key, at = (key, at + 1) if key < 0x80 else _varint(data, at)
-        value, at = _varint(data, at)
-        if key & 7 == 2:
-            if at + value > len(data):
-                raise ValueError("a field reaches past the end")
-            yield key >> 3, data[at : at + value]
-            at += value
-        elif key & 7 == 0:
-            yield key >> 3, value
-        else:
-            raise ValueError("a wire type that these messages do not have")
+    """Field number and value of each varint and each length-delimited field.
 
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data) or shift > 63:
-            raise ValueError("a number without an end")
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
+    ``ValueError`` where the bytes stop to be a message.
+    """
+    values = ffi.new("struct pn_value[]", AT_ONCE)
+    at = ffi.new("size_t *")
+    given = ffi.from_buffer(data)
+    while count := native.pn_read_fields(given, len(data), at, values, AT_ONCE):
+        if count < 0:
+            raise ValueError("these bytes are no message")
+        for value in values[0:count]:
+            if value.is_bytes:
+                yield value.field, data[value.start : value.start + value.number]
+            else:
+                yield value.field, value.number

@@ -3,7 +3,7 @@
  *
  * A large process has hundreds of thousands of runs, each a protobuf message of a dozen bytes.
  * The bytes may come from anywhere. What is taken here is what protobuf takes, but for groups,
- * which CRIU's messages have none of; whatever else is refused, and protobuf says why.
+ * which CRIU's messages have none of (fields.h); whatever else is refused, and protobuf says why.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -11,21 +11,10 @@
 #include <string.h>
 
 #include "libcriu_types.h"
+#include "fields.h"
 #include "pycriu_native.h"
 
-enum { VARINT, FIXED64, BYTES, FIXED32 = 5 };
 enum { LARGEST_BLOCK = 4 << 20 }; /* bytes of memory */
-
-struct bytes {
-	const uint8_t *at, *end;
-};
-
-struct field {
-	uint32_t number;
-	unsigned kind;
-	uint64_t value; /* of a varint */
-	struct bytes inner;
-};
 
 struct entry {
 	bool has_start, has_compat, has_flags, in_parent, compressed;
@@ -37,60 +26,6 @@ struct entry {
 	uint64_t stored;
 	uint32_t largest;
 };
-
-/* Bits beyond the 64th are lost, as with protobuf. */
-static bool read_varint(struct bytes *in, uint64_t *value)
-{
-	uint64_t found = 0;
-
-	for (unsigned shift = 0; shift < 70; shift += 7) {
-		if (in->at == in->end)
-			return false;
-		uint8_t byte = *in->at++;
-		found |= (uint64_t)(byte & 0x7f) << shift;
-		if (byte < 0x80) {
-			*value = found;
-			return true;
-		}
-	}
-	return false;
-}
-
-static bool skip(struct bytes *in, uint64_t size)
-{
-	if (size > (uint64_t)(in->end - in->at))
-		return false;
-	in->at += size;
-	return true;
-}
-
-static bool read_field(struct bytes *in, struct field *out)
-{
-	uint64_t tag, size;
-
-	if (!read_varint(in, &tag) || tag > UINT32_MAX || tag >> 3 == 0)
-		return false;
-	out->number = tag >> 3;
-	out->kind = tag & 7;
-	switch (out->kind) {
-	case VARINT:
-		return read_varint(in, &out->value);
-	case BYTES:
-		if (!read_varint(in, &size))
-			return false;
-		out->inner.at = in->at;
-		if (!skip(in, size))
-			return false;
-		out->inner.end = in->at;
-		return true;
-	case FIXED64:
-		return skip(in, 8);
-	case FIXED32:
-		return skip(in, 4);
-	default:
-		return false;
-	}
-}
 
 static bool add_size(struct pn_runs *runs, struct entry *entry, uint32_t size)
 {
