@@ -62,18 +62,16 @@ def _measure(images: int, status: int, times: int) -> list[Row]:
 
     # No system call: the rules that look at files and descriptors are timed apart.
     touching = _rules._TOUCHING
+    others = [rule for rule in _rules._RULES if rule not in touching]
 
     def checked(opts: CriuOpts) -> None:
         if Verb.DUMP not in opts._remembered.sound_for:
-            for rule in _rules._RULES:
-                if rule not in touching:
-                    for problem in rule(opts, Verb.DUMP):
-                        raise AssertionError(problem)
+            if problems := _rules.found(others, opts, Verb.DUMP):
+                raise AssertionError(problems)
             opts._remembered.sound_for.add(Verb.DUMP)
 
     def touched(opts: CriuOpts) -> None:
-        for rule in touching:
-            list(rule(opts, Verb.DUMP))
+        _rules.found(touching, opts, Verb.DUMP)
 
     def applied(opts: CriuOpts) -> None:
         request: Any = SimpleNamespace(

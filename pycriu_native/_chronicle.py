@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 NAME = "pycriu_native"
 
 
+_loggers: dict[str, Logger] = {}
+
+
 def _logger(name: str) -> Logger | None:
     """The logger of this name; None where nobody can listen."""
+    if name in _loggers:
+        return _loggers[name]  # logging keeps it for ever, and finds it under a lock
     if "logging" not in sys.modules:
         return None
     import logging  # waits, where another thread is just importing it
@@ -33,7 +38,7 @@ def _logger(name: str) -> Logger | None:
     ours = logging.getLogger(NAME)
     if not ours.handlers:
         ours.addHandler(logging.NullHandler())  # or warnings would be printed
-    return logging.getLogger(name)
+    return _loggers.setdefault(name, logging.getLogger(name))
 
 
 def inform(message: str, *arguments: object) -> None:
@@ -52,10 +57,13 @@ def warn(message: str, *arguments: object, error: BaseException | None = None) -
 
 def tell(verb: Verb, pid: int | None, images: str, duration: float, failure: str | None) -> None:
     """One line for a call that is over."""
+    logger = _logger(NAME)
+    if logger is None or not logger.isEnabledFor(20):  # INFO
+        return
     whom = f" of pid {pid}" if pid is not None else ""
     where = f", images in {images}" if images else ""
     how = f"failed: {failure}" if failure else "done"
-    inform("%s%s %s after %.3f s%s", verb, whom, how, duration, where)
+    logger.info("%s%s %s after %.3f s%s", verb, whom, how, duration, where)
 
 
 _advised = False

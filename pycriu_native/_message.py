@@ -36,8 +36,8 @@ REQUEST_TYPES = {
 }
 """``criu_req_type``: requests, and the answers that carry the same number."""
 
-SHORT = 64
-"""Bytes of an answer that is kept once it was read."""
+SHORT = 256
+"""Bytes of an answer that is kept once it was read: most of CRIU's, the same in each call."""
 
 NOTIFY = REQUEST_TYPES["notify"]
 EMPTY = REQUEST_TYPES["empty"]

@@ -12,6 +12,7 @@ releases with the setter on a handle (``criu_local_*``) and on the library-wide 
 
 from __future__ import annotations
 
+import functools
 from enum import Flag as Mask
 from enum import auto
 
@@ -282,6 +283,7 @@ OLDEST = "3.17"
 """The oldest release that is supported: what it has needs no asking."""
 
 
+@functools.cache
 def release(text: str) -> tuple[int, ...]:
     """A release as numbers that compare: ``"3.16.1"`` is ``(3, 16, 1)``."""
     return tuple(int(part) for part in text.split("."))

@@ -12,7 +12,7 @@ import fcntl
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ._kinds import Namespaces
 from ._later import socket
@@ -32,8 +32,7 @@ Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
-    rules = _TOUCHING if verb in opts._remembered.sound_for else _RULES
-    problems = [problem for rule in rules for problem in rule(opts, verb)]
+    problems = found(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
     if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
         problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
@@ -457,23 +456,35 @@ def _forms(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             )
 
 
-_RULES: tuple[Rule, ...] = (
-    _belongs,
-    _directories,
-    _descriptors,
-    _parent_image,
-    _page_server,
-    _clear_text,
-    _status_fd,
-    _tls,
-    _files,
-    _log_file,
-    _external,
-    _join_ns,
-    _contradictions,
-    _forms,
-)
-"""All of them, in the order in which problems are told."""
+_ABOUT: dict[Rule, frozenset[str] | None] = {
+    _belongs: None,
+    _directories: None,
+    _descriptors: frozenset(["status_fd", "pidfd_store_sk", "inherit_fds"]),
+    _parent_image: frozenset(["parent_image"]),
+    _page_server: None,
+    _clear_text: frozenset(["page_server"]),
+    _status_fd: frozenset(["status_fd"]),
+    _tls: frozenset(
+        ["tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key"],
+    ),
+    _files: frozenset(["config_file", "cg_props_file", "irmap_paths"]),
+    _log_file: frozenset(["log_file"]),
+    _external: frozenset(["external"]),
+    _join_ns: frozenset(["join_ns"]),
+    # Of two that exclude each other, one: they are wrong only where both are set.
+    _contradictions: frozenset(
+        [
+            *("leave_stopped", "tcp_close", "manage_cgroups_mode", "unix_sks", "ext_sharing"),
+            *("ext_masters", "stream", "compress_acceleration", "compress_block_size"),
+            *("lazy_pages", "freeze_cgroup", "unprivileged"),
+        ]
+    ),
+    _forms: frozenset(["lsm_profile", "plugin_options", "veth_pairs"]),
+}
+"""All of them, in the order in which problems are told, each with the options without which it has
+nothing to say; None: it always may have."""
+
+_RULES = tuple(_ABOUT)
 
 _TOUCHING: tuple[Rule, ...] = (
     _directories,
@@ -485,3 +496,14 @@ _TOUCHING: tuple[Rule, ...] = (
     _join_ns,
 )
 """Those that look at files and descriptors, which can change from call to call."""
+
+
+def found(rules: Iterable[Rule], opts: CriuOpts, verb: Verb) -> list[Problem]:
+    """What these rules have to say; few options are set, so most are not asked."""
+    are_set = vars(opts)
+    problems: list[Problem] = []
+    for rule in rules:
+        about = _ABOUT[rule]
+        if about is None or not about.isdisjoint(are_set):
+            problems += rule(opts, verb)
+    return problems

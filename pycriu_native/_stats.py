@@ -14,6 +14,7 @@ from .results import DumpStatistics, RestoreStatistics
 
 SERVICE_MAGIC = 0x55105940
 STATS_MAGIC = 0x57093306
+_BEGIN = SERVICE_MAGIC.to_bytes(4, "little") + STATS_MAGIC.to_bytes(4, "little")
 LARGEST = 4096
 """Bytes: a statistics image is about 100."""
 
@@ -78,9 +79,9 @@ def parse(data: bytes, number: int) -> dict[int, int] | None:
     The file can be anybody's, so nothing in it is believed.
     """
     try:
-        service, stats, size = (int.from_bytes(data[at : at + 4], "little") for at in (0, 4, 8))
-        if (service, stats) != (SERVICE_MAGIC, STATS_MAGIC):
+        if not data.startswith(_BEGIN):
             return None
+        size = int.from_bytes(data[8:12], "little")
         for key, value in message_fields(data[12 : 12 + size]):
             if key == number and isinstance(value, bytes):
                 return {k: v for k, v in message_fields(value) if isinstance(v, int)}

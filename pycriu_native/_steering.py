@@ -25,6 +25,8 @@ ENVIRONMENT = "CRIU_CONFIG_FILE"
 PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
 """Where programs look for plugins, as they are built; ``CRIU_LIBS_DIR`` in the environment wins."""
 
+PLUGIN = ".so"
+
 KERNEL_CACHE = "/run/criu.kdat"
 """What CRIU knows of the kernel; unprivileged, it is in ``XDG_RUNTIME_DIR``."""
 
@@ -43,15 +45,19 @@ def configuration(via: Via) -> Iterator[tuple[str, str]]:
         yield environment[ENVIRONMENT], f"{ENVIRONMENT} of the worker"
 
 
-def _plugins(env: Mapping[str, str]) -> Iterator[str]:
+def _plugin_directories(env: Mapping[str, str]) -> tuple[str, ...]:
+    return (env["CRIU_LIBS_DIR"],) if "CRIU_LIBS_DIR" in env else PLUGINS
+
+
+def _plugins(directories: tuple[str, ...]) -> Iterator[str]:
     """The plugins that CRIU would load, each after its directory."""
-    for directory in (env["CRIU_LIBS_DIR"],) if "CRIU_LIBS_DIR" in env else PLUGINS:
+    for directory in directories:
         yield directory
         try:
             names = os.listdir(directory)
         except OSError:
             continue
-        yield from (os.path.join(directory, name) for name in names if name.endswith(".so"))
+        yield from (os.path.join(directory, name) for name in names if name.endswith(PLUGIN))
 
 
 def _cache(opts: CriuOpts, env: Mapping[str, str]) -> Iterator[str]:
@@ -73,11 +79,14 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     worker = worker_of(via)
     if worker is None:
         return
-    uses = {path: f"reads {path} ({reader})" for path, reader in configuration(via)}
-    uses |= {path: f"loads plugins from {path}" for path in _plugins(worker.env)}
-    uses |= {path: f"believes what is in {path}" for path in _cache(opts, worker.env)}
-    if _trust.are_trusted([*uses]):
+    readers = [*configuration(via)]
+    directories = _plugin_directories(worker.env)
+    caches = [*_cache(opts, worker.env)]
+    if _trust.are_trusted(directories, PLUGIN, (*(path for path, _ in readers), *caches)):
         return
+    uses = {path: f"reads {path} ({reader})" for path, reader in readers}
+    uses |= {path: f"loads plugins from {path}" for path in _plugins(directories)}
+    uses |= {path: f"believes what is in {path}" for path in caches}
     for path, use in uses.items():
         why = _why_not(path)
         if why is not None:

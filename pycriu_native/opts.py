@@ -54,13 +54,15 @@ _PLACES = {field: place for place, field in enumerate(BY_FIELD)}
 class Remembered:
     """What was worked out for a value of options, so that its next call need not."""
 
-    __slots__ = ("packed", "sound_for")
+    __slots__ = ("packed", "sound_for", "young")
 
     def __init__(self) -> None:
         self.sound_for: set[Verb] = set()
         """The verbs whose rules on the options alone they have passed."""
         self.packed: bytes | None = None
         """What libcriu made of them, but for what a call adds."""
+        self.young: tuple[tuple[Row, Any, str], ...] | None = None
+        """Those that not every supported release has, with the release that brought them."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

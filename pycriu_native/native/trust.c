@@ -4,11 +4,13 @@
  * Why, and what is trusted, _trust.py says. This is in C since a call looks at some ten paths.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -218,15 +220,40 @@ int pn_trust_path(const char *path, int flags, unsigned own,
 }
 
 /* What is missing under trusted directories is as trusted as they are. */
-int pn_trust_all(char *const *paths, size_t count, unsigned own)
+static bool is_trusted(const char *path, unsigned own)
 {
 	struct pn_refusal refusal = { .why = 0 };
+	int found = pn_trust_path(path, PN_FOLLOW, own, &refusal);
 
-	for (size_t i = 0; i < count && !refusal.why; i++) {
-		int found = pn_trust_path(paths[i], PN_FOLLOW, own, &refusal);
-
-		if (found >= 0)
-			close(found);
-	}
+	if (found >= 0)
+		close(found);
 	return !refusal.why;
+}
+
+static bool are_trusted_in(const char *path, const char *ending, unsigned own)
+{
+	DIR *directory = opendir(path);
+	bool so_far = true;
+
+	if (!directory)
+		return true; /* nobody else reads it either */
+	for (struct dirent *entry; so_far && (entry = readdir(directory));) {
+		size_t length = strlen(entry->d_name);
+		char inner[PATH_MAX];
+
+		if (length < strlen(ending) || strcmp(entry->d_name + length - strlen(ending), ending))
+			continue;
+		so_far = snprintf(inner, sizeof(inner), "%s/%s", path, entry->d_name) < PATH_MAX &&
+			 is_trusted(inner, own);
+	}
+	closedir(directory);
+	return so_far;
+}
+
+int pn_trust_all(char *const *paths, size_t n_directories, size_t count, const char *ending, unsigned own)
+{
+	for (size_t i = 0; i < count; i++)
+		if (!is_trusted(paths[i], own) || (i < n_directories && !are_trusted_in(paths[i], ending, own)))
+			return false;
+	return true;
 }

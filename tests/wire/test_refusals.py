@@ -32,7 +32,7 @@ from pycriu_native._whole import UNFINISHED
 from pycriu_native.enums import Verb
 from pycriu_native.opts import VERB_MASK
 
-from .strategies import EXISTING_FILE, World, criu_opts, values_of
+from .strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
 
 DUMP, PRE_DUMP, RESTORE, PAGES = Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE, Verb.PAGE_SERVER
 HERE = os.path.dirname(__file__)
@@ -199,6 +199,14 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
     else:
         said = set()
     assert said == (set() if BY_FIELD[name].on & VERB_MASK[verb] else {name})
+
+
+@settings(max_examples=400, deadline=None)
+@given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
+def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
+    """Rules are asked only where the options that they are about are set."""
+    every = [problem for rule in _rules._RULES for problem in rule(opts, verb)]
+    assert _rules.found(_rules._RULES, opts, verb) == every
 
 
 def test_only_for_makes_any_options_fit(world: World) -> None:
