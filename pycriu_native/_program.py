@@ -54,7 +54,7 @@ def _checked(path: str, trusting: bool) -> str:
         ) from None
     if not stat.S_ISREG(found.st_mode) or not os.access(path, os.X_OK):
         raise PermissionDeniedError(f"{path!r} is no program that can be run")
-    if not trusting:
+    if not trusting and not _trust.is_plain(path):
         try:
             _trust.check(path)
         except _trust.UntrustedError as reason:

@@ -73,6 +73,8 @@ def _by_trust(request: Request) -> Iterator[Problem]:
         directory = getattr(request.opts, field)
         try:
             if isinstance(directory, str):
+                if _trust.is_plain(directory):
+                    continue
                 os.close(_trust.open_directory(directory, make=False, trusting=False))
             elif directory is not None:
                 _trust.check_descriptor(descriptor_number(directory))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
     try:
-        lines = os.fsdecode(read_small(f"/proc/{pid}/cgroup")).splitlines()
+        lines = os.fsdecode(read_small(f"/proc/{pid}/cgroup", once=True)).splitlines()
         name = next((line[3:].strip() for line in lines if line.startswith("0::")), None)
         if name in (None, "/"):
             return None  # the root has no events, and cannot be frozen
@@ -93,7 +93,7 @@ def stat_of(pid: int) -> tuple[str, int, int] | None:
     where there is none.
     """
     try:
-        fields = read_small(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+        fields = read_small(f"/proc/{pid}/stat", once=True).rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return fields[0].decode(), int(fields[1]), int(fields[19])

@@ -43,6 +43,11 @@ def check(path: str) -> None:
     os.close(_walk(path, follow=True))
 
 
+def is_plain(path: str) -> bool:
+    """Whether a quick look is enough: nobody else could change it, and no link is on the way."""
+    return bool(native.pn_trust_plainly(_encoded(path), _trusted()))
+
+
 def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...]) -> bool:
     """Whether :func:`check` would take all of them, and each file in the directories whose name
     ends so: in one go, for what each call looks at.

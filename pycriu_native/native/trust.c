@@ -219,18 +219,73 @@ int pn_trust_path(const char *path, int flags, unsigned own,
 	return status;
 }
 
+/* How much of a path is a directory above it, or that directory itself, which was looked at. */
+static size_t shared(const char *path, const char *known)
+{
+	size_t found = 0;
+
+	for (size_t at = 0; known[at] && known[at] == path[at]; at++)
+		if ((known[at + 1] == '/' || !known[at + 1]) && path[at + 1] == '/')
+			found = at + 1;
+	return found;
+}
+
+/* Looks at a path by its names, as long as no link is on it: who could put another in the place of
+ * one could change the directory that it is in, which has been looked at before. ``known`` is a
+ * directory that was looked at so. */
+static bool is_plain(const char *path, unsigned own, char known[PATH_MAX])
+{
+	struct pn_refusal refusal;
+	char so_far[PATH_MAX];
+	size_t length = strlen(path), seen;
+
+	while (length > 1 && path[length - 1] == '/')
+		length--;
+	if (path[0] != '/' || length >= PATH_MAX || strstr(path, ".."))
+		return false;
+	seen = shared(path, known);
+	known[seen] = '\0';
+	memcpy(so_far, path, length);
+	for (size_t end = seen + 1; end <= length; end++) {
+		bool on_the_way = end < length;
+		struct stat found;
+
+		if (end > 1 && on_the_way && path[end] != '/')
+			continue;
+		so_far[end] = '\0';
+		if (lstat(so_far, &found))
+			return true; /* where nothing is */
+		if (S_ISLNK(found.st_mode) || look_at(own, &found, on_the_way, &refusal))
+			return false;
+		if (end > 1 && on_the_way)
+			strcpy(known, so_far);
+		so_far[end] = path[end];
+	}
+	return true;
+}
+
+int pn_trust_plainly(const char *path, unsigned own)
+{
+	char known[PATH_MAX] = "";
+
+	return is_plain(path, own, known);
+}
+
 /* What is missing under trusted directories is as trusted as they are. */
-static bool is_trusted(const char *path, unsigned own)
+static bool is_trusted(const char *path, unsigned own, char known[PATH_MAX])
 {
 	struct pn_refusal refusal = { .why = 0 };
-	int found = pn_trust_path(path, PN_FOLLOW, own, &refusal);
+	int found;
 
+	if (is_plain(path, own, known))
+		return true;
+	found = pn_trust_path(path, PN_FOLLOW, own, &refusal);
 	if (found >= 0)
 		close(found);
 	return !refusal.why;
 }
 
-static bool are_trusted_in(const char *path, const char *ending, unsigned own)
+static bool are_trusted_in(const char *path, const char *ending, unsigned own, char known[PATH_MAX])
 {
 	DIR *directory = opendir(path);
 	bool so_far = true;
@@ -244,7 +299,7 @@ static bool are_trusted_in(const char *path, const char *ending, unsigned own)
 		if (length < strlen(ending) || strcmp(entry->d_name + length - strlen(ending), ending))
 			continue;
 		so_far = snprintf(inner, sizeof(inner), "%s/%s", path, entry->d_name) < PATH_MAX &&
-			 is_trusted(inner, own);
+			 is_trusted(inner, own, known);
 	}
 	closedir(directory);
 	return so_far;
@@ -252,8 +307,11 @@ static bool are_trusted_in(const char *path, const char *ending, unsigned own)
 
 int pn_trust_all(char *const *paths, size_t n_directories, size_t count, const char *ending, unsigned own)
 {
+	char known[PATH_MAX] = "";
+
 	for (size_t i = 0; i < count; i++)
-		if (!is_trusted(paths[i], own) || (i < n_directories && !are_trusted_in(paths[i], ending, own)))
+		if (!is_trusted(paths[i], own, known) ||
+		    (i < n_directories && !are_trusted_in(paths[i], ending, own, known)))
 			return false;
 	return true;
 }
