@@ -62,11 +62,13 @@ int pn_hear(struct pn_ear *ear, int milliseconds)
 	uint64_t count;
 
 	ear->length = ear->n_fds = 0;
-	if (ready < 0)
-		return errno == EINTR ? PN_HEARD_NOTHING : -errno;
+	if (ready < 0 && errno != EINTR)
+		return -errno;
 	if (ready == 0)
 		return PN_HEARD_TIMEOUT;
-	if (asked[1].revents && read(ear->wake, &count, sizeof(count)) < 0 && errno != EAGAIN)
+	/* A wait that was cut off is no reason not to look: so begins the life of a restored process
+	 * that had dumped itself, with CRIU's word lying there and CRIU gone. */
+	if (ready > 0 && asked[1].revents && read(ear->wake, &count, sizeof(count)) < 0 && errno != EAGAIN)
 		return -errno;
 	return receive(ear);
 }
