@@ -29,6 +29,7 @@ NATIVE = Path("pycriu_native") / "native"
 SOURCES = (
     "message.c",
     "spawn.c",
+    "worker.c",
     "kernel.c",
     "speak.c",
     "exchange.c",

@@ -79,6 +79,16 @@ struct pn_worker {
 
 int pn_spawn(struct pn_worker *worker);
 
+/* ---- worker.c: what it is reached by, and growing it from a seed ---- */
+
+struct pn_ends {
+	int ours, theirs; /* of the socket */
+	int output;	  /* a memory file, for its standard output and error */
+};
+
+int pn_make_ends(struct pn_ends *ends); /* on numbers above 2, closed on exec */
+int pn_grow(int seed, const struct pn_ends *ends, int milliseconds); /* the pid of the worker */
+
 /* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */

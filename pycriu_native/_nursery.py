@@ -10,13 +10,10 @@ import errno
 
 from ._owned import Owned
 from ._program import find_program
-from ._seed import BarrenError, Seed
+from ._seed import NO_INPUT, BarrenError, Seed
 from ._spawn import Manner
 from ._surroundings import surroundings
 from ._worker import Worker, WorkerLine, connect_worker, start_worker
-
-NO_INPUT = -1
-"""A warm worker reads /dev/null: ours would be kept open by it."""
 
 Likeness = tuple[object, ...]
 """What a worker is like: its program, and what it has taken over from the thread that starts it."""

@@ -9,23 +9,25 @@ nothing of CRIU's own is shared: no configuration, no run id, no descriptor.
 from __future__ import annotations
 
 import os
-import sys
+import threading
 from collections.abc import Mapping
 
-from ._later import socket
-from ._line import above_stdio, socket_pair
-from ._process import OwnedProcess
-from ._spawn import Manner, spawn
+from ._ffi import native
+from ._spawn import Manner
+from ._typing import Any
+from ._worker import start_worker
 from .errors import ProgramError
 
 IMAGE = os.path.join(os.path.dirname(__file__), "native", "seed.abi3.so")
 
 UNTIL_LOADED = 2.0
-UNTIL_GROWN = 5.0
-"""Seconds that a seed gets for its first word, and for a worker."""
+"""Seconds that a seed gets for its first word."""
 
-PATIENCE = 10.0
-"""Seconds that a seed gets to end by itself."""
+UNTIL_GROWN = 5000
+"""Milliseconds that it gets for a worker."""
+
+NO_INPUT = -1
+"""What grows reads /dev/null: ours would be kept open by it."""
 
 PRELOAD = "LD_PRELOAD"
 
@@ -45,66 +47,43 @@ class Seed:
         """``manner`` is that of the workers. ``BarrenError``, ``ProgramError``, ``OSError``."""
         if PRELOAD in env or not os.path.exists(IMAGE):
             raise BarrenError
-        ours, theirs = socket_pair()
-        with theirs:
-            try:
-                chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-                self.end = theirs.fileno()
-                """The number of its socket, and of each worker's."""
-                pid, pidfd = spawn(
-                    (program, "swrk", str(self.end)),
-                    env={**env, PRELOAD: IMAGE},
-                    stdin=-1,
-                    output=chatter,
-                    keep=[self.end],
-                    manner=manner,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        self._line = ours
-        self._process = OwnedProcess(pid, pidfd, chatter)
-        self._hear(UNTIL_LOADED)
+        preloading = {**env, PRELOAD: IMAGE}
+        self._line = start_worker(program, preloading, NO_INPUT, manner=manner)
+        self._asking = threading.Lock()
+        self._line.sock.settimeout(UNTIL_LOADED)
+        try:
+            is_there = bool(self._line.sock.recv(16))  # another program waits for a request
+        except OSError:
+            is_there = False
+        if not is_there:
+            self.close()
+            raise BarrenError
 
     @property
     def pid(self) -> int:
         """The process that waits to be asked."""
-        return self._process.pid
+        return self._line.pid
 
-    def grow(self, end: int, output: int) -> tuple[int, int]:
-        """A worker on this socket, with this standard output and error: its pid and a pidfd.
+    def grow(self, ends: Any) -> tuple[int, int]:
+        """A worker with these ends (``struct pn_ends``): its pid and a pidfd.
 
-        ``BarrenError`` once there can be none; the seed is closed then.
+        ``BarrenError`` once there can be none; the seed is closed then. Any thread may ask.
         """
-        try:
-            socket.send_fds(self._line, [b"!"], [end, output], socket.MSG_NOSIGNAL)
-        except OSError:
-            self.close()
-            raise BarrenError from None
-        pid = self._hear(UNTIL_GROWN)
+        with self._asking:
+            line = self._line.sock.fileno()
+            pid = -1 if line < 0 else native.pn_grow(line, ends, UNTIL_GROWN)
+            if pid < 0:
+                self.close()
+                raise BarrenError
         try:
             return pid, os.pidfd_open(pid)
         except ProcessLookupError:  # it has ended already, and somebody has reaped it
             raise ProgramError(f"pid {pid}, a worker, ended before it could be used") from None
 
-    def _hear(self, seconds: float) -> int:
-        self._line.settimeout(seconds)
-        try:
-            told = self._line.recv(16)
-        except OSError:
-            told = b""
-        number = int.from_bytes(told, sys.byteorder, signed=True)
-        if not told or number < 0:
-            self.close()
-            raise BarrenError
-        return number
-
     def close(self) -> None:
         """End it; what it has grown stays. A second time does nothing."""
-        self._line.close()
-        self._process.reap(PATIENCE)  # not killed: what was grown just now is in its group still
+        self._line.reap()  # not killed at once: what was grown just now is in its group still
 
     def forget(self) -> None:
         """In a forked child, whose parent has it."""
-        self._line.close()
-        self._process.close()
+        self._line.let_go()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 
@@ -21,11 +21,13 @@ from ._direct import DirectCall
 from ._exchange import Exchange, Hook, Notification
 from ._ffi import native
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
+from ._line import Line
 from ._log import LogMark
 from ._message import Handle
 from ._prepare import Directories, fill
 from ._question import Question
 from ._request import Outcome, Request, log_name
+from ._spawn import Manner
 from ._tree import end_processes, half_restored, wait_until_gone
 from ._typing import TYPE_CHECKING, Protocol, cast
 from ._whole import Unfinished
@@ -44,6 +46,10 @@ UNTIL_REAPED = 5.0
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
+
+
+Connect = Callable[[Sequence[int], Manner], Line]
+"""``Via.connect``."""
 
 
 class Keeper(Protocol):
@@ -74,6 +80,7 @@ class Call:
         self._cancelled: BaseException | None = None
         self._since = 0.0
         self._in_turn: AbstractContextManager[object] | None = None
+        self._connect: Connect = request.via.connect
         self.question: Question | None = None
         """A notification that waits for the hook."""
         self._turn = threading.Event()
@@ -127,13 +134,17 @@ class Call:
         """Whether there is an outcome, or an error."""
         return self._outcome is not None or self._error is not None
 
-    def run_here(self, turn: AbstractContextManager[object]) -> Outcome:
+    def run_here(
+        self, turn: AbstractContextManager[object], connect: Connect | None = None
+    ) -> Outcome:
         """Do it on this thread, which nobody interrupts; without a hook, which nobody would run.
 
         ``turn`` is held while CRIU works: all is made ready before, the worker too, and what is
         left to do afterwards is in nobody's way. Waiting for it does not count as time of the call.
+        ``connect`` takes the place of the ``via``'s.
         """
         self._in_turn = turn
+        self._connect = connect or self._connect
         before = native.pn_block_signals()
         try:
             self._body()
@@ -206,7 +217,7 @@ class Call:
             )
             if request.opts.shell_job or request.opts.exec_cmd is not None:
                 keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
-            line = request.via.connect(keep, request.manner)
+            line = self._connect(keep, request.manner)
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 
 from ._dataclass import dataclass, field
+from ._ffi import ffi, native
 from ._later import socket
-from ._line import Line, above_stdio, socket_pair, widen
+from ._line import Line
 from ._process import OwnedProcess
 from ._program import find_program
 from ._spawn import DEFAULT_MANNER, Manner, spawn
-from ._typing import ClassVar
+from ._typing import Any, ClassVar
 from .errors import Problem
 from .values import Descriptor, descriptor_number
 
@@ -153,13 +153,13 @@ def start_worker(
 ) -> WorkerLine:
     """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
 
-    def start(end: int, output: int) -> tuple[int, int]:
+    def start(ends: Any) -> tuple[int, int]:
         pid, pidfd = spawn(
-            (program, "swrk", str(end)),
+            (program, "swrk", str(ends.theirs)),
             env=env,
             stdin=stdin,
-            output=output,
-            keep=[end, *keep],
+            output=ends.output,
+            keep=[ends.theirs, *keep],
             manner=manner,
         )
         if not manner.outside:
@@ -170,16 +170,19 @@ def start_worker(
     return connect_worker(program, start)
 
 
-def connect_worker(program: str, start: Callable[[int, int], tuple[int, int]]) -> WorkerLine:
-    """A worker that ``start`` makes, with a socket and its standard output and error: it returns
-    the pid and a pidfd.
-    """
-    ours, theirs = socket_pair()
-    with theirs, ExitStack() as undo:
-        undo.enter_context(ours)
-        chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-        undo.callback(os.close, chatter)
-        widen(ours)
-        pid, pidfd = start(theirs.fileno(), chatter)
-        undo.pop_all()
-    return WorkerLine(ours, OwnedProcess(pid, pidfd, chatter), program)
+def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> WorkerLine:
+    """A worker that ``start`` makes, out of a ``struct pn_ends``; it returns pid and pidfd."""
+    ends = ffi.new("struct pn_ends *")
+    status = native.pn_make_ends(ends)
+    if status:
+        raise OSError(-status, os.strerror(-status))
+    try:
+        pid, pidfd = start(ends)
+    except BaseException:
+        os.close(ends.ours)
+        os.close(ends.output)
+        raise
+    finally:
+        os.close(ends.theirs)
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ends.ours)
+    return WorkerLine(ours, OwnedProcess(pid, pidfd, ends.output), program)

@@ -13,18 +13,19 @@ workers are started.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import BoundedSemaphore
 from typing import Generic, Protocol, TypeVar
 
 from . import verbs
 from ._exchange import Hook
 from ._reach import Via
 from ._request import Outcome
+from ._seedbed import SeedBed
 from ._session import KEEPER, Call
 from .opts import CriuOpts
 from .results import DumpResult, RestoreResult
@@ -130,13 +131,20 @@ def _run(
 ) -> Generator[Finished[R], None, None]:
     if not todo:
         return
-    ours = None
-    if executor is None:
-        threads = parallel
-        if all(isinstance(job, DumpJob | RestoreJob) for job in todo):
-            threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
-        here = _Here(parallel)
-        executor = ours = ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin)
+    if executor is not None:
+        yield from _on(executor, todo)
+        return
+    threads = parallel
+    if all(isinstance(job, DumpJob | RestoreJob) for job in todo):
+        threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
+    with (
+        _Here(parallel) as here,
+        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin) as ours,
+    ):
+        yield from _on(ours, todo)
+
+
+def _on(executor: Executor, todo: Sequence[Job[R]]) -> Generator[Finished[R], None, None]:
     over: SimpleQueue[tuple[int, Future[R]]] = SimpleQueue()
     futures: list[Future[R]] = []
     try:
@@ -150,18 +158,17 @@ def _run(
     finally:
         for future in futures:
             future.cancel()
-        if ours is not None:
-            ours.shutdown(wait=True, cancel_futures=True)
 
 
-class _Here:
+class _Here(SeedBed):
     """Who waits for a call by making it: a thread of our own needs no other beside it.
 
     So many calls as there are turns have their CRIU work at the same time.
     """
 
     def __init__(self, turns: int) -> None:
-        self._turn = BoundedSemaphore(turns)
+        super().__init__()
+        self._turn = _Turn(turns)
 
     def begin(self) -> None:
         """One of the threads begins."""
@@ -171,11 +178,26 @@ class _Here:
         """The counterpart of ``Call.wait``."""
         if call.request.on_notify is not None:
             return call.stand_by()
-        return call.run_here(self._turn)
+        return call.run_here(self._turn, functools.partial(self.connect, call.request.via))
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
         """Nobody cancels a job that has begun, and its hook runs on its own thread."""
         return hook
+
+
+class _Turn:
+    """A semaphore that takes no Python to wait for."""
+
+    def __init__(self, turns: int) -> None:
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(turns):
+            self._free.put(None)
+
+    def __enter__(self) -> None:
+        self._free.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)
 
 
 def _finished(index: int, job: Job[R], done: Future[R]) -> Finished[R]:

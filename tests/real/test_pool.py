@@ -389,7 +389,8 @@ def test_workers_grow_from_a_seed(pool: WarmWorkers) -> None:
     sockets = [os.readlink(fd) for fd in held.iterdir() if "socket" in os.readlink(fd)]
     assert len(sockets) == 1
     assert sockets[0] not in [os.readlink(fd) for fd in Path(f"/proc/{seed.pid}/fd").iterdir()]
-    assert {int(fd.name) for fd in held.iterdir()} == {0, 1, 2, seed.end}
+    number = Path(f"/proc/{line.pid}/cmdline").read_text().split("\0")[2]
+    assert {fd.name for fd in held.iterdir()} == {"0", "1", "2", number}
 
 
 def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
