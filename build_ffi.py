@@ -36,6 +36,7 @@ SOURCES = (
     "surroundings.c",
     "trust.c",
     "fields.c",
+    "images.c",
     "pagemap.c",
     "abi_check.c",
 )

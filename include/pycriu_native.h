@@ -124,7 +124,16 @@ enum pn_heard {
 	PN_HEARD_TIMEOUT,
 };
 
+struct pn_words {
+	const char *at;
+	size_t length;
+};
+
 struct pn_ear {
+	/* in: messages that get an answer at once, and the answer */
+	const struct pn_words *quiet;
+	size_t n_quiet;
+	struct pn_words yes;
 	/* in: -1 where there is none */
 	int sock;
 	int pidfd; /* becomes readable when the process ends */
@@ -137,7 +146,8 @@ struct pn_ear {
 	size_t n_fds;
 };
 
-/* The next message, if one comes in time (-1: wait for ever): enum pn_heard. */
+/* The next message that is not answered at once, if one comes in time (-1: wait for ever): enum
+ * pn_heard. */
 int pn_hear(struct pn_ear *ear, int milliseconds);
 
 /* ---- surroundings.c: what a process takes over from who starts it ---- */
@@ -200,6 +210,17 @@ struct pn_value {
 
 /* The next fields that are numbers or bytes; 0: there are no more; -EINVAL: it is no message. */
 int pn_read_fields(const uint8_t *data, size_t length, size_t *at, struct pn_value *out, size_t room);
+
+/* ---- images.c: the small files of an images directory ---- */
+
+struct pn_image {
+	size_t name, data; /* where they begin in the buffer; the name ends where the data begins */
+	int64_t length;    /* of the data; -1: it was not read */
+};
+
+/* The names of a directory, and what is in the images that hold no pages: how many names there are.
+ * -ENOBUFS: more than there is room for. */
+int pn_read_images(int directory, char *buffer, size_t size, struct pn_image *images, size_t room);
 
 /* ---- pagemap.c: the runs of a page map, out of the bytes of its image ---- */
 

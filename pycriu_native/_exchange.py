@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
@@ -56,6 +57,10 @@ _PROMISED: dict[Verb, str] = {
 }
 """What an answer that says yes must hold: libcriu reads it without a look, and would crash."""
 
+
+UNHEARD = tuple(action for action in Notify if action is not Notify.POST_DUMP)
+"""What is agreed to without a thought where there is no hook and nothing to rescue. (Notifications
+that tell a pid are not equal to these.)"""
 
 _ACTIONS: dict[str, Notify | str] = {action.value: action for action in Notify}
 _YES, _NO = (
@@ -119,6 +124,10 @@ class Exchange:
         ear = self._ear
         ear.sock, ear.pidfd, ear.wake = line.sock.fileno(), line.pidfd, self._wake
         ear.buffer, ear.size = self._buffer, LARGEST_ANSWER
+        if hook is None and rescue is None:
+            quiet = _quiet()
+            ear.quiet, ear.n_quiet = quiet.array, len(quiet.array)
+            ear.yes = quiet.yes
 
     def close(self) -> None:
         """Give back what the exchange owns; the line is not its own."""
@@ -159,6 +168,7 @@ class Exchange:
         if self.stopped_by is None:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
+            self._ear.n_quiet = 0
             self._wake_criu()
             if self.verb not in UNDONE_BY_CRIU:
                 self.line.kill()
@@ -257,7 +267,8 @@ class Exchange:
         if action is Notify.POST_DUMP:
             self._written()
         elif self.verb is Verb.RESTORE and pid is not None:
-            self.tree = process_tree(pid)
+            # With setup-namespaces there is but the root.
+            self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
         fd = fds.pop(0) if fds else None
         _close(fds)
         external = None
@@ -280,7 +291,8 @@ class Exchange:
     def _written(self) -> None:
         """All images are on the file system, and the dumped still frozen."""
         if self.pid is not None:
-            self.tree = process_tree(self.pid)
+            frozen = None if self._rescue is None else self._rescue.frozen
+            self.tree = process_tree(self.pid) if frozen is None else list(frozen)
         if self._when_written is not None:
             try:
                 self._when_written()
@@ -300,6 +312,28 @@ class Exchange:
         except BaseException as refusal:
             self._stop(refusal)
         return None
+
+
+class _Quiet:
+    """Notifications that nothing needs to be done about, as C sees them, and the answer."""
+
+    def __init__(self) -> None:
+        self._held = [ffi.new("char[]", _said(name)) for name in UNHEARD] + [
+            ffi.new("char[]", _YES)
+        ]
+        self.array = ffi.new(
+            "struct pn_words[]", [(text, len(text) - 1) for text in self._held[:-1]]
+        )
+        self.yes = (self._held[-1], len(_YES))
+
+
+_quiet = functools.cache(_Quiet)
+
+
+def _said(name: Notify) -> bytes:
+    """A notification that tells no pid, as CRIU sends it."""
+    notify: WireValue = {"script": name.value}
+    return encode("response", {"type": NOTIFY, "success": True, "notify": notify})
 
 
 def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:

@@ -60,6 +60,8 @@ class Rescue:
         self._reuse: set[int] = set()
         self._connections: dict[int, Ends] = {}
         self._tree = [pid]
+        self.frozen: list[int] | None = None
+        """The processes, from when they stood still; None: nobody has said so."""
         self._was_there = _is_there(pid)
         self._saved = False
         self._may_lock = False
@@ -81,6 +83,8 @@ class Rescue:
             established = self._opts.tcp_established
             if action is Notify.QUERY_EXT_FILES or (established and action is Notify.PRE_DUMP):
                 self._tree = process_tree(self._pid)
+                if action is Notify.QUERY_EXT_FILES:
+                    self.frozen = self._tree
                 if established:
                     self._connections = connections_of(self._tree)
                     self._reuse = reusing(self._tree)

@@ -262,14 +262,13 @@ class Call:
                 if request.verb is Verb.PRE_DUMP:
                     line.kill()  # if its child was killed, what that had forked is still there
                 line.reap()  # until CRIU has ended it is the parent of what it has restored
+            images, log = _paths(directories, request, mark)
             outcome = Outcome(
                 result=result,
                 answer=answer,
                 duration=time.monotonic() - started,
-                images=_path(directories.images) or str(request.opts.images_dir or ""),
-                log=os.path.join(_path(mark.directory), mark.name)
-                if mark and mark.written()
-                else None,
+                images=images,
+                log=log,
                 statistics=_statistics(request, directories.log) if result >= 0 else None,
                 chatter=line.last_words,
                 line=line,
@@ -450,6 +449,14 @@ def _statistics(
     return _stats.read_restore(directory) if verb is Verb.RESTORE else None
 
 
-def _path(directory: int | None) -> str:
-    """Where an open directory is, for people to read."""
-    return "" if directory is None else os.readlink(f"/proc/self/fd/{directory}")
+def _paths(
+    directories: Directories, request: Request, mark: LogMark | None
+) -> tuple[str, str | None]:
+    """Where the images directory is, for people to read, and the log that the call has written."""
+    images = str(request.opts.images_dir or "")
+    if directories.images is not None:
+        images = _whole.where(directories.images)
+    if mark is None or not mark.written():
+        return images, None
+    same = mark.directory == directories.images
+    return images, os.path.join(images if same else _whole.where(mark.directory), mark.name)

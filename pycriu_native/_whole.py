@@ -19,6 +19,7 @@ import errno
 import fcntl
 import os
 
+from ._ffi import ffi, memory, native
 from ._line import above_stdio
 from ._stats import message_fields
 from ._typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ MOVING = "pycriu-native.moving"
 
 LARGEST = 16 * 2**20
 """Bytes of one image that are read to judge it."""
+
+SMALL, FEW = 2**16, 256
+"""Bytes and number of the files of a set that are read in one go."""
 
 FRAMED = frozenset(
     [
@@ -92,9 +96,10 @@ class Unfinished:
         self._finished = False
         self._fd, anew = self._mark()
         try:
-            if anew or MOVING in os.listdir(directory):
-                _set_aside(directory)
+            if anew or _is_there(directory, MOVING):
+                self._earlier = _set_aside(directory)
             else:
+                self._earlier = True
                 _clear(directory)  # what is there, a dump that did not end has left
         except BaseException:
             os.close(self._fd)
@@ -126,7 +131,8 @@ class Unfinished:
         self._finished = True
         with contextlib.suppress(FileNotFoundError):
             os.unlink(UNFINISHED, dir_fd=self._directory)
-        _remove(self._directory, EARLIER)
+        if self._earlier:
+            _remove(self._directory, EARLIER)
 
     def close(self) -> None:
         """Let go of it. Unless it was finished, all is as before, or the mark stays."""
@@ -191,16 +197,28 @@ def _clear(directory: int) -> None:
         os.unlink(name, dir_fd=directory)
 
 
-def _set_aside(directory: int) -> None:
-    """Move the images of an earlier dump away; goes on with what was cut off half way."""
-    names = os.listdir(directory)
-    if "inventory.img" not in names and MOVING not in names:
-        return  # perhaps the pages that a page server has put there for this very dump
+def _set_aside(directory: int) -> bool:
+    """Move the images of an earlier dump away; goes on with what was cut off half way.
+
+    Whether there may be such images now.
+    """
+    if not _is_there(directory, "inventory.img") and not _is_there(directory, MOVING):
+        # Perhaps the pages that a page server has put there for this very dump.
+        return _is_there(directory, EARLIER)
     _remove(directory, EARLIER)  # a dump that was done had no time to
     with contextlib.suppress(FileExistsError):
         os.mkdir(MOVING, 0o700, dir_fd=directory)
     _move(directory, ".", MOVING)
     os.rename(MOVING, EARLIER, src_dir_fd=directory, dst_dir_fd=directory)
+    return True
+
+
+def _is_there(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _put_back(directory: int) -> None:
@@ -238,13 +256,13 @@ def _open(directory: int, name: str) -> int:
 
 def check_written(directory: int, pid: int | None) -> None:
     """Raise ``ImagesError`` if a dump's images are not where they can be found again."""
+    if _is_there(directory, "inventory.img"):
+        return  # nor was the directory removed, which would have been empty
     path = where(directory)
     if os.fstat(directory).st_nlink == 0:
         what = f"the images directory {path.removesuffix(' (deleted)')} was removed meanwhile"
-    elif not os.path.lexists(f"/proc/self/fd/{directory}/inventory.img"):
-        what = f"inventory.img, which every dump has, is not in {path}"
     else:
-        return
+        what = f"inventory.img, which every dump has, is not in {path}"
     cure = "keep the directory until the dump has ended"
     raise ImagesError(
         f"dump of pid {pid} was called off: {what}; {cure}",
@@ -386,12 +404,30 @@ def _check_parents(directory: int) -> None:
         )
 
 
+def _small_files(directory: int) -> dict[str, bytes | None] | None:
+    """The names in a directory, and what is in the small images; None: there are too many."""
+    buffer, images = memory("char[]", SMALL), memory("struct pn_image[]", FEW)
+    count = native.pn_read_images(directory, buffer, SMALL, images, FEW)
+    if count < 0:
+        return None
+    end = images[count - 1].data + max(images[count - 1].length, 0) if count else 0
+    data = ffi.unpack(buffer, end)
+    return {
+        os.fsdecode(data[image.name : image.data]): None
+        if image.length < 0
+        else data[image.data : image.data + image.length]
+        for image in images[0:count]
+    }
+
+
 class _Images:
     """The files of a directory: magic numbers, then messages, each after its length."""
 
     def __init__(self, directory: int) -> None:
         self._directory = directory
-        self.names = set(os.listdir(directory))
+        self._small = _small_files(directory)
+        """What is in those that were read ahead."""
+        self.names = set(os.listdir(directory) if self._small is None else self._small)
 
     def need(self, name: str) -> None:
         """It must be there."""
@@ -430,9 +466,9 @@ class _Images:
         return found
 
     def _data(self, name: str, magic: bytes) -> bytes:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
-        with open(fd, "rb") as file:
-            data = file.read(LARGEST)
+        data = None if self._small is None else self._small[name]
+        if data is None:
+            data = self._read(name)
         if data[:4] != magic[: len(data)]:
             raise _IncompleteError(
                 f"{name} is damaged: it does not begin as an image of CRIU's",
@@ -440,6 +476,13 @@ class _Images:
                 "images_directory",
             )
         return data
+
+    def _read(self, name: str) -> bytes:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
+        fd = os.open(name, flags, dir_fd=self._directory)
+        with open(fd, "rb") as file:
+            size = os.fstat(fd).st_size
+            return file.read(min(size + 1, LARGEST))  # a buffer of that size is made
 
     def is_short(self, name: str) -> NoReturn:
         """The error for a file that was cut off."""

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "libcriu_types.h"
@@ -50,7 +51,27 @@ static int receive(struct pn_ear *ear)
 	return message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) ? PN_HEARD_TOO_MUCH : PN_HEARD_MESSAGE;
 }
 
-int pn_hear(struct pn_ear *ear, int milliseconds)
+/* Whether the message is one that needs no thought. */
+static bool is_answered(const struct pn_ear *ear)
+{
+	for (size_t i = 0; !ear->n_fds && i < ear->n_quiet; i++) {
+		const struct pn_words *quiet = &ear->quiet[i];
+
+		if (quiet->length == ear->length && !memcmp(quiet->at, ear->buffer, ear->length))
+			return send(ear->sock, ear->yes.at, ear->yes.length, MSG_NOSIGNAL) >= 0;
+	}
+	return false;
+}
+
+static int64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+static int hear(struct pn_ear *ear, int milliseconds, bool *woken)
 {
 	/* poll() skips a negative descriptor. */
 	struct pollfd asked[] = {
@@ -68,7 +89,24 @@ int pn_hear(struct pn_ear *ear, int milliseconds)
 		return PN_HEARD_TIMEOUT;
 	/* A wait that was cut off is no reason not to look: so begins the life of a restored process
 	 * that had dumped itself, with CRIU's word lying there and CRIU gone. */
-	if (ready > 0 && asked[1].revents && read(ear->wake, &count, sizeof(count)) < 0 && errno != EAGAIN)
+	*woken = ready > 0 && asked[1].revents;
+	if (*woken && read(ear->wake, &count, sizeof(count)) < 0 && errno != EAGAIN)
 		return -errno;
 	return receive(ear);
+}
+
+int pn_hear(struct pn_ear *ear, int milliseconds)
+{
+	int64_t until = milliseconds < 0 ? 0 : now() + milliseconds;
+	bool woken = false;
+
+	for (;;) {
+		int heard = hear(ear, milliseconds, &woken);
+
+		/* What the caller has said may change the answer. */
+		if (heard != PN_HEARD_MESSAGE || woken || !is_answered(ear))
+			return heard;
+		if (milliseconds >= 0)
+			milliseconds = until > now() ? (int)(until - now()) : 0;
+	}
 }

@@ -2,7 +2,7 @@
 
 The script is ``PROGRAM.json``, a list of steps: ``["send", HEX]``, ``["send-with-fd", HEX]``,
 ``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["stop"]``,
-``["touch", PATH]``, ``["fork-and-hold"]``,
+``["touch", PATH]``, ``["sleep", SECONDS]``, ``["fork-and-hold"]``,
 ``["fork-and-finish", PATH]``, ``["fork-and-stop", PATH]``, ``["wait-for-child"]``.
 What it receives goes to ``PROGRAM.heard``, one line of hexadecimals each. Standard library only:
 it runs without the environment of the tests.
@@ -37,6 +37,8 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
                     log.write(sock.recv(LARGEST).hex() + "\n")
             case "touch":
                 open(arguments[0], "a").close()
+            case "sleep":
+                time.sleep(float(arguments[0]))
             case "wait-for-end":
                 sock.recv(LARGEST)
             case "exit":

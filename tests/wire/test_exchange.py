@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -355,6 +355,47 @@ def test_without_a_hook_everything_is_agreed_to(play: Play) -> None:
     """Nobody to ask: yes."""
     play.dump(notify("pre-dump"), notify("of-the-future"), send(GONE))
     assert play.acknowledged() == [True, True]
+
+
+RESTORED = answer_of("restore", restore={"pid": NOBODY})
+
+
+def test_what_needs_no_thought_is_agreed_to_without_python(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a restore without a hook only what tells a pid is looked at: the rest never gets there."""
+    looked_at: list[WireValue] = []
+    notify_as_it_is = _exchange.Exchange._notify
+
+    def look(exchange: _exchange.Exchange, answer: dict[str, WireValue], fds: list[int]) -> None:
+        looked_at.append(cast("dict[str, WireValue]", answer["notify"])["script"])
+        notify_as_it_is(exchange, answer, fds)
+
+    monkeypatch.setattr(_exchange.Exchange, "_notify", look)
+    names = (
+        "pre-restore",
+        "post-setup-namespaces",
+        "pre-resume",
+        "network-unlock",
+        "of-the-future",
+    )
+    told = [*map(notify, names), notify("post-restore", NOBODY), notify("pre-resume", fd=True)]
+    assert play.restore(*told, send(RESTORED), deadline=60).pid == NOBODY
+    assert looked_at == ["of-the-future", "post-restore", "pre-resume"]
+    assert play.acknowledged() == [True] * len(told)
+
+
+def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) -> None:
+    """The deadline of a restore without a hook passes: the next notification is refused."""
+    with pytest.raises(DeadlineError):
+        play.restore(
+            notify("pre-restore"),
+            ["sleep", "0.3"],
+            notify("pre-resume"),
+            send(no("restore")),
+            deadline=0.15,
+        )
+    assert play.acknowledged()[-1] is False
 
 
 def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
