@@ -81,22 +81,21 @@ _places: dict[tuple[int, ...], tuple[int, ...]] = {}
 """Where in the variables of a program its run id stands: the same in each of its processes."""
 
 
+_lately: tuple[int, ...] = ()
+"""The addresses at which the last one stood: those of the next, if it grows from the same seed."""
+
+
 def run_id(pid: int) -> str | None:
     """The run id of a CRIU that is alive, from its memory; None where it is not found."""
+    global _lately
     try:
-        link = f"/proc/{pid}/exe"
-        program, file = os.readlink(link), os.stat(link)
-        # The first page of it is enough: the program comes before its libraries.
-        maps = os.fsdecode(read_small(f"/proc/{pid}/maps", once=True))
-        data = list(_data_of(program, maps.splitlines()))
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            which = (file.st_dev, file.st_ino, file.st_mtime_ns)
-            found = _found_at(memory, data, _places.get(which, ()))
+            found = _text_at(memory, _lately)
             if found is None:
-                everything = b"".join(os.pread(memory, end - start, start) for start, end in data)
-                _places[which] = tuple(_where_twice(everything))
-                found = _found_at(memory, data, _places[which])
+                addresses = tuple(_addresses(pid, memory))
+                found = _text_at(memory, addresses)
+                _lately = addresses  # at once: other threads look too
         finally:
             os.close(memory)
     except OSError:
@@ -104,15 +103,30 @@ def run_id(pid: int) -> str | None:
     return found
 
 
-def _found_at(memory: int, data: list[tuple[int, int]], places: tuple[int, ...]) -> str | None:
-    """The UUID that stands at all of these places."""
-    found = set()
-    for place in places:
+def _addresses(pid: int, memory: int) -> Iterator[int]:
+    """Where the run id stands in a CRIU."""
+    link = f"/proc/{pid}/exe"
+    program, file = os.readlink(link), os.stat(link)
+    # The first page of it is enough: the program comes before its libraries.
+    maps = os.fsdecode(read_small(f"/proc/{pid}/maps", once=True))
+    data = list(_data_of(program, maps.splitlines()))
+    which = (file.st_dev, file.st_ino, file.st_mtime_ns)
+    if not _places.get(which):
+        everything = b"".join(os.pread(memory, end - start, start) for start, end in data)
+        _places[which] = tuple(_where_twice(everything))
+    for place in _places[which]:
         for start, end in data:
             if place < end - start:
-                found.add(os.pread(memory, UUID_LENGTH, start + place))
+                yield start + place
                 break
             place -= end - start
+
+
+def _text_at(memory: int, addresses: tuple[int, ...]) -> str | None:
+    """The UUID that stands at all of these addresses."""
+    found = set()
+    with contextlib.suppress(OSError):  # nothing is there
+        found = {os.pread(memory, UUID_LENGTH, address) for address in addresses}
     if len(found) != 1:
         return None
     text = found.pop()

@@ -22,6 +22,7 @@ from pycriu_native import (
     DeadlineError,
     Notification,
     Notify,
+    WarmWorkers,
     WorkerDiedError,
     _exchange,
     _netlock,
@@ -275,24 +276,28 @@ def test_the_freezer_is_as_before(
 # ---- whose lock it is ----
 
 
-def test_the_run_id(spawn: Spawn, images: Path) -> None:
+def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read from CRIU's memory is what CRIU writes into its log.
 
     The second CRIU is another process: where to look is known by then, and what is there differs.
+    Those that grow from one seed even have it at the same address.
     """
     releases.required("3.19", "a run id that no other run on this machine has")
     target = spawn()
     found: list[str | None] = []
 
-    def look(notification: Notification) -> None:
-        found.append(run_id(the_worker()))
+    def look(pid: int) -> str | None:
+        found.append(run_id(pid))
+        return found[-1]
 
+    monkeypatch.setattr(_netlock, "run_id", look)
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
     _netlock._places.clear()
-    for _ in range(2):
-        found.clear()
-        dump(target.pid, opts, on_notify=look)
-        assert len(set(found)) == 1
-        assert f"CRIU run id = {found[0]}\n" in (images / "dump.log").read_text()
+    with WarmWorkers(2) as warm:
+        assert warm.wait_until_ready(20)
+        for via in (None, None, warm, warm, None):
+            dump(target.pid, opts, via=via)
+            assert f"CRIU run id = {found[-1]}\n" in (images / "dump.log").read_text()
+    assert len(set(found)) == len(found) == 5
     assert len(_netlock._places) == 1
     assert run_id(target.pid) is None  # no CRIU
