@@ -192,6 +192,31 @@ def criu(*words: object) -> None:
         raise RuntimeError(f"criu {words}: {done.stdout}{done.stderr}")
 
 
+WITH_RUN_ON = """
+import ctypes, importlib, sys
+libc = ctypes.CDLL(None)
+assert not libc.unshare(0x20000)
+assert not libc.mount(b"none", b"/", None, 0x44000, None)
+assert not libc.mount(b"none", b"/run", sys.argv[1].encode(), 0, None)
+importlib.import_module("benchmarks." + sys.argv[2]).inside(*map(int, sys.argv[3:]))
+"""
+
+
+def with_run_on(kind: str, name: str, *numbers: int) -> Any:
+    """What the function ``inside`` of a benchmark prints, as JSON, with another file system on
+    /run: on a tmpfs CRIU keeps its feature cache, on a ramfs it cannot.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_RUN_ON, kind, name, *map(str, numbers)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=HERE.parent,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+    )
+    return json.loads(done.stdout)
+
+
 def pycriu() -> list[str] | None:
     """An interpreter with pycriu, from ``PYCRIU_PATH`` or what the Makefile fetched; else None."""
     fetched = HERE.parent / "build" / "bench" / "pycriu" / "usr/lib/python3/dist-packages"

@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import resource
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pycriu_native import CriuOpts, WarmWorkers, dump_many, restore_many
+from pycriu_native import (
+    CriuOpts,
+    dump,
+    dump_many,
+    feature_cache,
+    restore_many,
+    run_many,
+    version,
+)
 from pycriu_native._program import find_program
 
-from .common import Row, Target, adopt, main, row, scratch
+from .common import Row, Target, adopt, main, row, scratch, with_run_on
+
+OURS, THEIRS = "pycriu_native", "the criu program"
 
 
 def measure(quick: bool) -> list[Row]:
-    """64 small processes, by so many at a time as there are processors, and four times that."""
+    """64 small processes, by so many at a time as there are processors, and four times that.
+
+    With CRIU's feature cache and without: without it probing the kernel is most of CRIU's work.
+    """
+    rows: list[Row] = []
+    for kind in ("tmpfs", "ramfs"):
+        rows += with_run_on(kind, "many", *((16, 3) if quick else (64, 7)))
+    return rows
+
+
+def inside(count: int, rounds: int) -> None:
+    """The rows of this mount namespace, as JSON."""
     adopt()
-    count, rounds = (16, 3) if quick else (64, 5)
-    rows: list[Row] = [_start()]
+    rows: list[Row] = []
     processors = len(os.sched_getaffinity(0))
     with scratch("/dev/shm") as directory:
         targets = [Target(directory, 1, name=f"t{number}") for number in range(count)]
         try:
+            first = CriuOpts(images_directory=directory / "first", leave_running=True)
+            dump(targets[0].pid, first)  # which keeps the cache, where it can be
             for parallel in (processors, 4 * processors):
                 rows += _measure(directory, targets, parallel, rounds)
         finally:
             for target in targets:
                 target.end()
-    return rows
+    print(json.dumps(rows))
 
 
 WHOSE = (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)
@@ -41,16 +67,6 @@ def _spent(whose: int) -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _start() -> Row:
-    """What it takes to start CRIU and to end it again."""
-    samples = []
-    for _ in range(20):
-        before = _spent(resource.RUSAGE_CHILDREN)
-        subprocess.run([find_program(), "--version"], stdout=subprocess.DEVNULL, check=True)
-        samples.append((_spent(resource.RUSAGE_CHILDREN) - before) * 1e3)
-    return row("the start of CRIU: processor time", "ms", samples)
-
-
 def _reap(targets: list[Target]) -> None:
     for target in targets:
         if target.process.returncode is None:
@@ -59,76 +75,85 @@ def _reap(targets: list[Target]) -> None:
             os.waitpid(target.pid, 0)
 
 
+def _xargs(parallel: int, pids: list[int], *words: str) -> None:
+    subprocess.run(
+        ["xargs", "-P", str(parallel), "-I", "{}", find_program(), *words],
+        input="\n".join(map(str, pids)),
+        text=True,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _ways(
+    directory: Path, pids: list[int], parallel: int
+) -> dict[str, dict[str, Callable[[], object]]]:
+    """What is done, each way. The ``version`` is nothing but the start of CRIU and its end."""
+
+    def opts(pid: int) -> CriuOpts:
+        return CriuOpts(images_directory=directory / f"images-{pid}")
+
+    def dumped() -> None:
+        for done in dump_many(pids, opts, parallel=parallel):
+            done.get()
+
+    def restored() -> None:
+        for done in restore_many(map(opts, pids), parallel=parallel):
+            done.get()
+
+    def asked() -> None:
+        for done in run_many([version] * len(pids), parallel=parallel):
+            done.get()
+
+    images = f"{directory}/images-{{}}"
+    xargs = functools.partial(_xargs, parallel, pids)
+    return {
+        OURS: {"version": asked, "dump": dumped, "restore": restored},
+        THEIRS: {
+            "version": lambda: xargs("--version"),
+            "dump": lambda: xargs("dump", "-t", "{}", "-o", "dump.log", "-D", images),
+            "restore": lambda: xargs("restore", "-d", "-o", "restore.log", "-D", images),
+        },
+    }
+
+
 def _measure(directory: Path, targets: list[Target], parallel: int, rounds: int) -> list[Row]:
     taken: dict[tuple[str, str], list[float]] = {}
     work: dict[tuple[str, str], list[float]] = {}
-    ours_too: dict[tuple[str, str], list[float]] = {}
+    own: dict[tuple[str, str], list[float]] = {}
     pids = [target.pid for target in targets]
-
-    def images(pid: int) -> Path:
-        return directory / f"images-{pid}"
-
-    def opts(pid: int) -> CriuOpts:
-        return CriuOpts(images_directory=images(pid))
-
-    def ours(via: WarmWorkers | None, what: str) -> None:
-        if what == "dump":
-            for done in dump_many(pids, opts, via=via, parallel=parallel):
-                done.get()
-        else:
-            for back in restore_many(map(opts, pids), via=via, parallel=parallel):
-                back.get()
-
-    def theirs(what: str) -> None:
-        words = {
-            "dump": ["dump", "-t", "{}", "-o", "dump.log"],
-            "restore": ["restore", "-d", "-o", "restore.log"],
-        }[what]
-        xargs = ["xargs", "-P", str(parallel), "-I", "{}"]
-        subprocess.run(
-            [*xargs, find_program(), *words, "-D", f"{directory}/images-{{}}"],
-            input="\n".join(map(str, pids)),
-            text=True,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    with WarmWorkers(parallel) as warm:
-        ways = {
-            "warm workers": lambda what: ours(warm, what),
-            "workers of their own": lambda what: ours(None, what),
-            "the criu program": theirs,
-        }
-        for number in range(rounds):
-            for name in [*ways, *ways][number % len(ways) :][: len(ways)]:  # each is first once
-                body = ways[name]
-                for pid in pids:
-                    shutil.rmtree(images(pid), ignore_errors=True)
-                    images(pid).mkdir()
-                warm.wait_until_ready(10)
-                for what in ("dump", "restore"):
-                    children, own = map(_spent, WHOSE)
-                    started = time.perf_counter()
-                    body(what)
-                    taken.setdefault((name, what), []).append(time.perf_counter() - started)
-                    work.setdefault((name, what), []).append(_spent(WHOSE[0]) - children)
-                    ours_too.setdefault((name, what), []).append(_spent(WHOSE[1]) - own)
-                    if what == "dump":
-                        _reap(targets)
-                if not all(target.is_intact() for target in targets):
-                    raise AssertionError(f"{name}: a process is not what it was")
-    case = {"processes": len(pids), "parallel": parallel}
+    ways = _ways(directory, pids, parallel)
+    for number in range(rounds):
+        for way in sorted(ways, reverse=number % 2 == 1):  # each is first in turn
+            for pid in pids:
+                shutil.rmtree(directory / f"images-{pid}", ignore_errors=True)
+                (directory / f"images-{pid}").mkdir()
+            for what, body in ways[way].items():
+                before = [*map(_spent, WHOSE)]
+                started = time.perf_counter()
+                body()
+                taken.setdefault((way, what), []).append(time.perf_counter() - started)
+                for spent, whose, since in zip((work, own), WHOSE, before, strict=True):
+                    spent.setdefault((way, what), []).append(_spent(whose) - since)
+                if what == "dump":
+                    _reap(targets)
+            if not all(target.is_intact() for target in targets):
+                raise AssertionError(f"{way}: a process is not what it was")
+    case: dict[str, Any] = {
+        "processes": len(pids),
+        "parallel": parallel,
+        "cache": str(feature_cache().state),
+    }
     rows = []
-    for (name, what), found in taken.items():
-        rows.append(row(what, "s", found, "", by=name, **case))
-        rows.append(row(f"{what}: processor time", "s", work[name, what], "", by=name, **case))
-        rows.append(row(f"{what}: our own", "s", ours_too[name, what], "", by=name, **case))
-    for what in ("dump", "restore"):
-        base = taken["the criu program", what]
-        for name in ("warm workers", "workers of their own"):
-            ratios = [theirs / ours for theirs, ours in zip(base, taken[name, what], strict=True)]
-            rows.append(row(f"{what}: times faster", "x", ratios, "", by=name, **case))
+    for (way, what), found in taken.items():
+        rows.append(row(what, "s", found, by=way, **case))
+        rows.append(row(f"{what}: processor time", "s", work[way, what], by=way, **case))
+        rows.append(row(f"{what}: our own", "s", own[way, what], by=way, **case))
+    for what in ways[OURS]:
+        pairs = zip(taken[THEIRS, what], taken[OURS, what], strict=True)
+        ratios = [theirs / ours for theirs, ours in pairs]
+        rows.append(row(f"{what}: times faster", "x", ratios, **case))
     return rows
 
 

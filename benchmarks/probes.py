@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
-from .common import HERE, Row, Target, main, row, scratch, timed
-
-WITH = """
-import ctypes, sys
-libc = ctypes.CDLL(None, use_errno=True)
-assert not libc.unshare(0x20000)
-assert not libc.mount(b"none", b"/", None, 0x44000, None)
-assert not libc.mount(b"none", b"/run", sys.argv[1].encode(), 0, None)
-from benchmarks.probes import inside
-inside(int(sys.argv[2]))
-"""
+from .common import Row, Target, main, row, scratch, timed, with_run_on
 
 
 def inside(times: int) -> None:
@@ -43,15 +30,7 @@ def measure(quick: bool) -> list[Row]:
     taken: dict[str, list[float]] = {}
     for _ in range(2 if quick else 5):
         for kind in ("tmpfs", "ramfs"):
-            done = subprocess.run(
-                [sys.executable, "-c", WITH, kind, "8"],
-                capture_output=True,
-                text=True,
-                check=True,
-                cwd=HERE.parent,
-                env={**os.environ, "PYTHONPATH": str(HERE.parent)},
-            )
-            state, samples = json.loads(done.stdout)
+            state, samples = with_run_on(kind, "probes", 8)
             taken.setdefault(state, []).extend(samples)
     return [row("dump, left running", "ms", found, cache=state) for state, found in taken.items()]
 
