@@ -192,8 +192,8 @@ enum pn_walking {
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);
-/* Whether others could not change it, and no link is on the way: a look that is quick, and that says
- * no where it is not sure. */
+/* Whether it is there, others could not change it, and no link is on the way: a look that is quick,
+ * and that says no where it is not sure. */
 int pn_trust_plainly(const char *path, unsigned own);
 /* Whether others could change none of these paths, links followed; nor, in the first of them, which
  * are directories, any file whose name ends so. */

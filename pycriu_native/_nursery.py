@@ -29,7 +29,7 @@ def likeness(worker: Worker) -> Likeness | None:
 
 
 class Nursery(Owned):
-    """Starts workers, on one thread. Owned; a forked child has to :meth:`forget` it."""
+    """Starts workers, on one thread. Owned."""
 
     def __init__(self, worker: Worker, manner: Manner) -> None:
         self._worker = worker
@@ -83,8 +83,3 @@ class Nursery(Owned):
         """End the seed; the workers stay."""
         if self._seed is not None:
             self._seed.close()
-
-    def forget(self) -> None:
-        """In a forked child, whose parent has the seed."""
-        if self._seed is not None:
-            self._seed.forget()

@@ -8,11 +8,16 @@ nothing of CRIU's own is shared: no configuration, no run id, no descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import stat
 import threading
+import weakref
 from collections.abc import Mapping
 
 from ._ffi import native
+from ._later import socket
 from ._spawn import Manner
 from ._typing import Any
 from ._worker import start_worker
@@ -31,6 +36,9 @@ NO_INPUT = -1
 
 PRELOAD = "LD_PRELOAD"
 
+_OF_ONE_WORD = frozenset(" :$")
+"""What the loader takes for the end of a path, or for more than it is."""
+
 
 class BarrenError(Exception):
     """This program grows no workers here, or not any more: each is to be started on its own."""
@@ -45,7 +53,7 @@ class Seed:
 
     def __init__(self, program: str, env: Mapping[str, str], manner: Manner) -> None:
         """``manner`` is that of the workers. ``BarrenError``, ``ProgramError``, ``OSError``."""
-        if PRELOAD in env or not os.path.exists(IMAGE):
+        if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
             raise BarrenError
         preloading = {**env, PRELOAD: IMAGE}
         self._line = start_worker(program, preloading, NO_INPUT, manner=manner)
@@ -56,8 +64,10 @@ class Seed:
         except OSError:
             is_there = False
         if not is_there:
-            self.close()
+            self._end()
+            _barren.add(_which(program))
             raise BarrenError
+        _seeds.add(self)
 
     @property
     def pid(self) -> int:
@@ -71,19 +81,75 @@ class Seed:
         """
         with self._asking:
             line = self._line.sock.fileno()
-            pid = -1 if line < 0 else native.pn_grow(line, ends, UNTIL_GROWN)
+            if line < 0:
+                raise BarrenError
+            pid = native.pn_grow(line, ends, UNTIL_GROWN)
             if pid < 0:
-                self.close()
+                self._end()
                 raise BarrenError
         try:
             return pid, os.pidfd_open(pid)
-        except ProcessLookupError:  # it has ended already, and somebody has reaped it
-            raise ProgramError(f"pid {pid}, a worker, ended before it could be used") from None
+        except OSError as error:
+            # It is our child, so that the number is no other's.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            raise ProgramError(
+                f"pid {pid}, a worker, cannot be watched: {error.strerror}", errno=error.errno or 0
+            ) from None
+
+    def _end(self) -> None:
+        """End one that does not do as it is told: what it was asked for it must not do later."""
+        self._line.kill()
+        self.close()
 
     def close(self) -> None:
         """End it; what it has grown stays. A second time does nothing."""
+        with contextlib.suppress(OSError):
+            self._line.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
         self._line.reap()  # not killed at once: what was grown just now is in its group still
 
     def forget(self) -> None:
         """In a forked child, whose parent has it."""
         self._line.let_go()
+
+
+_seeds: weakref.WeakSet[Seed] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for seed in list(_seeds):
+        seed.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+_barren: set[tuple[int, ...]] = set()
+"""Programs that had no word to say: each wait for one is long."""
+
+
+def _which(program: str) -> tuple[int, ...]:
+    found = os.stat(program)
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _can_be_preloaded(program: str) -> bool:
+    """Whether the loader takes our image, as far as that can be told ahead."""
+    if not os.path.exists(IMAGE) or not _OF_ONE_WORD.isdisjoint(IMAGE):
+        return False
+    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID) or _which(program) in _barren:
+        return False
+    try:
+        os.getxattr(program, "security.capability")
+    except OSError:
+        return True
+    return False  # the loader preloads nothing into a program that has more rights than its user
+
+
+def _same_pids() -> bool:
+    """Whether what we start has pids of our namespace: a seed tells them as it sees them."""
+    with contextlib.suppress(OSError):
+        ours = os.stat("/proc/self/ns/pid")
+        return os.path.samestat(ours, os.stat("/proc/thread-self/ns/pid_for_children"))
+    return False

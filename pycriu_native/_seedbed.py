@@ -1,6 +1,7 @@
 """Workers for the calls of a batch, grown from seeds that last as long as it does.
 
-They are like those that could be started when the first of its calls began.
+Which seed a worker comes from, what the worker would be like decides (``likeness``): calls from
+one thread, or from threads alike, share one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import threading
 from collections.abc import Sequence
 
 from ._line import Line
+from ._nursery import likeness
 from ._owned import Owned
-from ._program import find_program
 from ._reach import Via
 from ._seed import BarrenError, Seed
 from ._spawn import Manner
 from ._worker import Worker, connect_worker, worker_of
+from .errors import CriuError
 
 
 class SeedBed(Owned):
@@ -29,8 +31,7 @@ class SeedBed(Owned):
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         worker = None if keep or manner.outside else worker_of(via)
         if worker is not None:
-            # Who else could change it, each call has looked at by now.
-            program = find_program(worker.program, trusting=True)
+            program = worker.name()
             seed = self._seed(program, worker, manner)
             if seed is not None:
                 with contextlib.suppress(BarrenError):
@@ -38,14 +39,19 @@ class SeedBed(Owned):
         return via.connect(keep, manner)
 
     def _seed(self, program: str, worker: Worker, manner: Manner) -> Seed | None:
-        kind = (program, tuple(worker.env.items()), manner)
+        like = likeness(worker)
+        if like is None:
+            return None
+        kind = (like, tuple(worker.env.items()), manner)
         with self._sowing:
             if kind not in self._seeds:
-                try:
-                    self._seeds[kind] = Seed(program, worker.env, manner)
-                except BarrenError:
-                    self._seeds[kind] = None
-            return self._seeds[kind]
+                self._seeds[kind] = None
+                with contextlib.suppress(BarrenError, CriuError, OSError):  # via.connect will tell
+                    self._seeds[kind] = seed = Seed(program, worker.env, manner)
+                    if likeness(worker) != like:  # changed meanwhile: nobody knows what it is like
+                        seed.close()
+                        del self._seeds[kind]
+            return self._seeds.get(kind)
 
     def close(self) -> None:
         """End the seeds; the workers stay."""

@@ -168,8 +168,6 @@ class _Stock:
         self.thread = None
         for idle in self.idle:
             idle.line.let_go()  # as long as we held the socket too they would not see its end
-        if self.nursery is not None:
-            self.nursery.forget()
         self.idle.clear()
         while self.retired:
             self.retired.popleft().close()

@@ -219,21 +219,23 @@ int pn_trust_path(const char *path, int flags, unsigned own,
 	return status;
 }
 
-/* How much of a path is a directory above it, or that directory itself, which was looked at. */
-static size_t shared(const char *path, const char *known)
+/* How much of a path is a directory above it that was looked at. */
+static size_t shared(const char *path, size_t length, const char *known)
 {
 	size_t found = 0;
 
-	for (size_t at = 0; known[at] && known[at] == path[at]; at++)
+	for (size_t at = 0; at + 1 < length && known[at] && known[at] == path[at]; at++)
 		if ((known[at + 1] == '/' || !known[at + 1]) && path[at + 1] == '/')
 			found = at + 1;
 	return found;
 }
 
+enum glance { UNSURE, TRUSTED, MISSING };
+
 /* Looks at a path by its names, as long as no link is on it: who could put another in the place of
  * one could change the directory that it is in, which has been looked at before. ``known`` is a
  * directory that was looked at so. */
-static bool is_plain(const char *path, unsigned own, char known[PATH_MAX])
+static enum glance glance_at(const char *path, unsigned own, char known[PATH_MAX])
 {
 	struct pn_refusal refusal;
 	char so_far[PATH_MAX];
@@ -242,8 +244,8 @@ static bool is_plain(const char *path, unsigned own, char known[PATH_MAX])
 	while (length > 1 && path[length - 1] == '/')
 		length--;
 	if (path[0] != '/' || length >= PATH_MAX || strstr(path, ".."))
-		return false;
-	seen = shared(path, known);
+		return UNSURE;
+	seen = shared(path, length, known);
 	known[seen] = '\0';
 	memcpy(so_far, path, length);
 	for (size_t end = seen + 1; end <= length; end++) {
@@ -254,21 +256,21 @@ static bool is_plain(const char *path, unsigned own, char known[PATH_MAX])
 			continue;
 		so_far[end] = '\0';
 		if (lstat(so_far, &found))
-			return true; /* where nothing is */
+			return MISSING;
 		if (S_ISLNK(found.st_mode) || look_at(own, &found, on_the_way, &refusal))
-			return false;
+			return UNSURE;
 		if (end > 1 && on_the_way)
 			strcpy(known, so_far);
 		so_far[end] = path[end];
 	}
-	return true;
+	return TRUSTED;
 }
 
 int pn_trust_plainly(const char *path, unsigned own)
 {
 	char known[PATH_MAX] = "";
 
-	return is_plain(path, own, known);
+	return glance_at(path, own, known) == TRUSTED;
 }
 
 /* What is missing under trusted directories is as trusted as they are. */
@@ -277,7 +279,7 @@ static bool is_trusted(const char *path, unsigned own, char known[PATH_MAX])
 	struct pn_refusal refusal = { .why = 0 };
 	int found;
 
-	if (is_plain(path, own, known))
+	if (glance_at(path, own, known) != UNSURE)
 		return true;
 	found = pn_trust_path(path, PN_FOLLOW, own, &refusal);
 	if (found >= 0)

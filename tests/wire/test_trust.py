@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -385,3 +386,70 @@ def test_a_service_has_an_environment_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     _writable(tmp_path / "etc" / "default.conf")
     assert list(_steering.problems(CriuOpts(images_directory=tmp_path), Service())) == []
+
+
+# ---- the quick look ----
+
+NAMES = ("a", "b", "c")
+
+
+def _grow_tree(base: Path, random: Random, depth: int = 3) -> None:
+    """Directories, files and links, some of which others could change."""
+    for name in NAMES:
+        path = base / name
+        kind = random.choice(["directory", "directory", "file", "link", "missing"])
+        if kind == "link":
+            path.symlink_to(random.choice(["a", "b", "../a", str(base / "c"), "/", "nowhere"]))
+        elif kind == "file":
+            path.touch()
+        elif kind == "directory":
+            path.mkdir()
+            if depth > 1:
+                _grow_tree(path, random, depth - 1)
+        if kind in ("directory", "file"):
+            path.chmod(random.choice([0o755, 0o755, 0o700, 0o777, 0o1777, 0o775]))
+            if os.geteuid() == 0 and random.random() < 0.1:
+                os.chown(path, 65534, -1)
+
+
+def _paths(base: Path, random: Random) -> str:
+    parts = [random.choice((*NAMES, "", ".", "..")) for _ in range(random.randint(0, 4))]
+    return "/".join([str(base), *parts]) + random.choice(["", "", "/", "//"])
+
+
+def _verdict(path: str) -> bool | None:
+    """What the walk says; None: there is nothing, or nothing that can be opened."""
+    try:
+        _trust.check(path)
+    except _trust.UntrustedError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_quick_look_says_nothing_that_the_walk_does_not(tmp_path: Path, seed: int) -> None:
+    """Where it says yes, so does the walk; and many paths at once are as good as each alone."""
+    random = Random(seed)
+    _grow_tree(tmp_path, random)
+    paths = [_paths(tmp_path, random) for _ in range(60)]
+    for path in paths:
+        if _trust.is_plain(path):
+            assert _verdict(path) is True, path
+            assert not os.path.islink(path.rstrip("/")), path
+    for _ in range(60):
+        some = tuple(random.sample(paths, random.randint(1, 4)))
+        expected = all(_verdict(path) is not False for path in some)
+        assert _trust.are_trusted((), ".so", some) == expected, some
+
+
+def test_what_is_missing_is_not_plain(tmp_path: Path) -> None:
+    """It could be anybody's a moment later, where anybody can put something."""
+    assert not _trust.is_plain(str(tmp_path / "none"))
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    assert not _trust.is_plain(f"{shared}/")
+    assert not _trust.are_trusted((), ".so", (f"{shared}/x", f"{shared}/"))
+    assert _trust.are_trusted((), ".so", (f"{shared}/x", f"{tmp_path}/"))

@@ -1,0 +1,223 @@
+"""A seed: workers grow from it, and nothing of it stays, whatever happens to it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuOpts, ProgramError, Worker, dump_many, run_many, version
+from pycriu_native import _seed as module
+from pycriu_native._program import find_program
+from pycriu_native._request import SAVING
+from pycriu_native._seed import BarrenError, Seed
+from pycriu_native._seedbed import SeedBed
+from pycriu_native._worker import WorkerLine, connect_worker
+
+from .conftest import Spawn
+from .hosts import host
+from .processes import children, eventually, is_alive
+
+
+@pytest.fixture
+def seed() -> Iterator[Seed]:
+    """One that is ready."""
+    made = Seed(find_program(), {}, SAVING)
+    yield made
+    made.close()
+
+
+def grown(seed: Seed) -> WorkerLine:
+    """A worker."""
+    return connect_worker(find_program(), seed.grow)
+
+
+def test_a_copy_of_its_socket_holds_nobody_up(seed: Seed) -> None:
+    """A process that somebody has forked may hold one: the seed ends all the same, by itself."""
+    copy = os.dup(seed._line.sock.fileno())
+    seed.close()
+    os.close(copy)
+    assert seed._line.status == 0
+    with pytest.raises(BarrenError):
+        grown(seed)
+
+
+def test_it_stays_the_parents(seed: Seed) -> None:
+    """A forked child has no hold on it, and the parent's end ends it."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+        finally:
+            os._exit(0)
+    ours = os.readlink(f"/proc/self/fd/{seed._line.sock.fileno()}")
+    eventually(lambda: ours not in _held(pid), "the child's letting go")
+    os.close(writing)
+    os.close(reading)
+    os.waitpid(pid, 0)
+    grown(seed).reap()
+
+
+def _held(pid: int) -> list[str]:
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
+def test_one_that_does_not_answer(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended, and with it the worker that it would have made later."""
+    monkeypatch.setattr(module, "UNTIL_GROWN", 200)
+    before = children()
+    os.kill(seed.pid, signal.SIGSTOP)
+    with pytest.raises(BarrenError):
+        grown(seed)
+    assert children() == before - {seed.pid}
+
+
+def test_a_worker_that_cannot_be_watched(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended and reaped: nobody would know of it."""
+
+    def fail(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = children()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", fail)
+        with pytest.raises(ProgramError, match="Too many open files"):
+            grown(seed)
+    assert children() == before
+    grown(seed).reap()
+
+
+def test_a_program_without_a_word_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for its first word is long."""
+    monkeypatch.setattr(module, "UNTIL_LOADED", 0.2)
+    monkeypatch.setattr(module, "_barren", set())
+    script = tmp_path / "criu"
+    script.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {find_program()} "$@"\n')
+    script.chmod(0o755)
+    with pytest.raises(BarrenError):
+        Seed(str(script), {}, SAVING)
+    assert len(module._barren) == 1
+    monkeypatch.setattr(module, "start_worker", None)  # it is not even started
+    with pytest.raises(BarrenError):
+        Seed(str(script), {}, SAVING)
+
+
+@pytest.mark.parametrize("path", ["/a b/seed.so", "/a:b/seed.so", "/$LIB/seed.so", "/none.so"])
+def test_an_image_that_the_loader_would_misread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
+) -> None:
+    """It takes a space or a colon for the end of a path, and would load what is named behind."""
+    image = tmp_path / path[1:]
+    if path != "/none.so":
+        image.parent.mkdir()
+        image.touch()
+    monkeypatch.setattr(module, "IMAGE", str(image))
+    monkeypatch.setattr(module, "start_worker", None)
+    with pytest.raises(BarrenError):
+        Seed(find_program(), {}, SAVING)
+
+
+def test_a_batch_whose_jobs_are_elsewhere() -> None:
+    """A job that has entered a network namespace has its CRIU there, and no other job has."""
+    places = []
+
+    def place(pid: int) -> str:
+        return os.readlink(f"/proc/{pid}/ns/net")
+
+    def here() -> None:
+        places.append(("here", _worker_place(place)))
+
+    with host() as other:
+
+        def there() -> None:
+            with other.entered():
+                places.append(("there", _worker_place(place)))
+
+        for done in run_many([here, there] * 4, parallel=2):
+            done.get()
+        ours = os.readlink("/proc/self/ns/net")
+        assert {found == ours for kind, found in places if kind == "here"} == {True}
+        assert {found == ours for kind, found in places if kind == "there"} == {False}
+
+
+def _worker_place(place: Any) -> str:
+    """Where the worker of a call that this thread makes would be."""
+    from pycriu_native._session import KEEPER
+
+    keeper = KEEPER.get()
+    assert isinstance(keeper, SeedBed)
+    line = keeper.connect(Worker(), (), SAVING)
+    try:
+        return str(place(line.pid))
+    finally:
+        line.reap()
+
+
+def test_children_in_another_pid_namespace() -> None:
+    """A seed there would tell the numbers of that namespace, which are others' here."""
+
+    def inside() -> str:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert not libc.unshare(0x20000000)
+        with pytest.raises(BarrenError):
+            Seed(find_program(), {}, SAVING)
+        return str(version())
+
+    (done,) = run_many([inside], parallel=1)
+    assert done.get() == str(version())
+
+
+def test_a_batch_leaves_nothing(spawn: Spawn, tmp_path: Path) -> None:
+    """Neither its seed nor any worker."""
+    target = spawn()
+    before = children()
+    done = dump_many(
+        [target.pid],
+        lambda pid: CriuOpts(images_directory=tmp_path / str(pid), leave_running=True),
+    )
+    assert [each.error for each in done] == [None]
+    assert children() == before
+    assert target.runs_on()
+
+
+def test_one_that_was_killed_in_a_batch(
+    spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the workers are started each on its own."""
+    target = spawn()
+    made: list[int] = []
+    grow = Seed.grow
+
+    def grow_once(self: Seed, ends: Any) -> tuple[int, int]:
+        if self.pid in made:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            eventually(lambda: not is_alive(self.pid), "its end")
+        made.append(self.pid)
+        return grow(self, ends)
+
+    monkeypatch.setattr(Seed, "grow", grow_once)
+    numbers = iter(range(100))
+    done = dump_many(
+        [target.pid] * 3,
+        lambda pid: CriuOpts(images_directory=tmp_path / str(next(numbers)), leave_running=True),
+        parallel=1,
+    )
+    assert [each.error for each in done] == [None] * 3
+    assert len(made) >= 2
+    assert target.runs_on()
