@@ -56,8 +56,10 @@ class Seed:
         if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
             raise BarrenError
         preloading = {**env, PRELOAD: IMAGE}
-        self._line = start_worker(program, preloading, NO_INPUT, manner=manner)
         self._asking = threading.Lock()
+        with _starting:
+            self._line = start_worker(program, preloading, NO_INPUT, manner=manner)
+            _seeds.add(self)
         self._line.sock.settimeout(UNTIL_LOADED)
         try:
             is_there = bool(self._line.sock.recv(16))  # another program waits for a request
@@ -67,7 +69,6 @@ class Seed:
             self._end()
             _barren.add(_which(program))
             raise BarrenError
-        _seeds.add(self)
 
     @property
     def pid(self) -> int:
@@ -108,6 +109,7 @@ class Seed:
         """End it; what it has grown stays. A second time does nothing."""
         with contextlib.suppress(OSError):
             self._line.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
+        self._line.wake()
         self._line.reap()  # not killed at once: what was grown just now is in its group still
 
     def forget(self) -> None:
@@ -116,14 +118,21 @@ class Seed:
 
 
 _seeds: weakref.WeakSet[Seed] = weakref.WeakSet()
+_starting = threading.Lock()
+"""Held until a new one is among them: what a child that is forked then inherits, it knows."""
 
 
 def _after_fork_in_child() -> None:
     for seed in list(_seeds):
         seed.forget()
+    _starting.release()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(
+    before=_starting.acquire,
+    after_in_parent=_starting.release,
+    after_in_child=_after_fork_in_child,
+)
 
 _barren: set[tuple[int, ...]] = set()
 """Programs that had no word to say: each wait for one is long."""

@@ -16,7 +16,7 @@ from ._owned import Owned
 from ._reach import Via
 from ._seed import BarrenError, Seed
 from ._spawn import Manner
-from ._worker import Worker, connect_worker, worker_of
+from ._worker import Worker, connect_worker
 from .errors import CriuError
 
 
@@ -29,10 +29,10 @@ class SeedBed(Owned):
 
     def connect(self, via: Via, keep: Sequence[int], manner: Manner) -> Line:
         """What ``via.connect`` gives; from a seed where that makes no difference."""
-        worker = None if keep or manner.outside else worker_of(via)
-        if worker is not None:
-            program = worker.name()
-            seed = self._seed(program, worker, manner)
+        # A Worker alone is known to do no more than to start one.
+        if type(via) is Worker and via.stdin is None and not keep and not manner.outside:
+            program = via.name()
+            seed = self._seed(program, via, manner)
             if seed is not None:
                 with contextlib.suppress(BarrenError):
                     return connect_worker(program, seed.grow)

@@ -18,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 
 from ._ffi import ffi, memory, native
 from ._line import above_stdio
@@ -481,8 +482,14 @@ class _Images:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
         fd = os.open(name, flags, dir_fd=self._directory)
         with open(fd, "rb") as file:
-            size = os.fstat(fd).st_size
-            return file.read(min(size + 1, LARGEST))  # a buffer of that size is made
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise _IncompleteError(
+                    f"{name} is damaged: it is no file",
+                    "give the images_directory as it was made",
+                    "images_directory",
+                )
+            return file.read(min(found.st_size + 1, LARGEST))  # a buffer of that size is made
 
     def is_short(self, name: str) -> NoReturn:
         """The error for a file that was cut off."""

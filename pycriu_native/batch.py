@@ -176,9 +176,12 @@ class _Here(SeedBed):
 
     def see_through(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
-        if call.request.on_notify is not None:
+        request = call.request
+        if request.on_notify is not None:
             return call.stand_by()
-        return call.run_here(self._turn, functools.partial(self.connect, call.request.via))
+        if request.opts.config_file is not None:
+            return call.run_here(self._turn)  # it may say shell-job, for which our input is needed
+        return call.run_here(self._turn, functools.partial(self.connect, request.via))
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
         """Nobody cancels a job that has begun, and its hook runs on its own thread."""

@@ -7,18 +7,28 @@ import ctypes
 import errno
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, ProgramError, Worker, dump_many, run_many, version
+from pycriu_native import (
+    CriuOpts,
+    ProgramError,
+    WarmWorkers,
+    Worker,
+    dump_many,
+    run_many,
+    version,
+)
 from pycriu_native import _seed as module
+from pycriu_native._line import Line
 from pycriu_native._program import find_program
 from pycriu_native._request import SAVING
 from pycriu_native._seed import BarrenError, Seed
 from pycriu_native._seedbed import SeedBed
+from pycriu_native._spawn import Manner
 from pycriu_native._worker import WorkerLine, connect_worker
 
 from .conftest import Spawn
@@ -83,6 +93,37 @@ def test_one_that_does_not_answer(seed: Seed, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(BarrenError):
         grown(seed)
     assert children() == before - {seed.pid}
+
+
+def test_one_that_was_stopped_ends(seed: Seed) -> None:
+    """By itself: it is set going."""
+    os.kill(seed.pid, signal.SIGSTOP)
+    seed.close()
+    assert seed._line.status == 0
+
+
+class _Another(Worker):
+    """A way of one's own to start them."""
+
+    def connect(self, keep: Sequence[int] = (), manner: Manner = SAVING) -> Line:
+        raise NotImplementedError
+
+
+def test_other_ways_are_left_alone() -> None:
+    """What a batch cannot know, it does not replace; nor what has an input of its own."""
+    with SeedBed() as bed:
+        with pytest.raises(NotImplementedError):
+            bed.connect(_Another(), (), SAVING)
+        with open(os.devnull) as null:
+            bed.connect(Worker(stdin=null), (), SAVING).reap()
+        bed.connect(Worker(), (0,), SAVING).reap()
+        assert not bed._seeds
+        bed.connect(Worker(), (), SAVING).reap()
+        assert len(bed._seeds) == 1
+        with WarmWorkers(1) as warm:
+            warm.close()
+            with pytest.raises(ValueError, match="closed"):
+                bed.connect(warm, (), SAVING)
 
 
 def test_a_worker_that_cannot_be_watched(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,13 @@ def _check(directory: Path, lazy: bool = False) -> None:
         _whole.check(fd, CriuOpts(lazy_pages=lazy or None))
 
 
+@pytest.fixture(params=["in one go", "one by one"], autouse=True)
+def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small sets are read in one go, others file by file: it makes no difference."""
+    if request.param == "one by one":
+        monkeypatch.setattr(_whole, "SMALL", 1)
+
+
 # ---- what a set must hold ----
 
 
@@ -104,6 +111,22 @@ def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
     (tmp_path / name).write_bytes(SET[name][:keep])
     with pytest.raises(ImagesError, match=f"{name} is shorter than it was made"):
         _check(tmp_path)
+
+
+@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize("writing", [True, False])
+def test_a_pipe_in_the_place_of_a_file(tmp_path: Path, name: str, writing: bool) -> None:
+    """Nobody waits for what comes out of it, whether somebody writes to it or not."""
+    _write(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    held = os.open(tmp_path / name, os.O_RDWR) if writing else -1
+    try:
+        with pytest.raises(ImagesError, match=f"{name} is damaged"):
+            _check(tmp_path)
+    finally:
+        if writing:
+            os.close(held)
 
 
 @pytest.mark.parametrize("name", FRAMED)
