@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -28,7 +29,20 @@ from pycriu_native import (
 from pycriu_native._message import NOTIFY, REQUEST_TYPES, decode_response, encode
 from pycriu_native._program import find_program
 
-from .common import Row, Target, criu, in_turns, main, note, plain, pycriu, row, scratch, timed
+from .common import (
+    Row,
+    Target,
+    build,
+    criu,
+    in_turns,
+    main,
+    note,
+    plain,
+    pycriu,
+    row,
+    scratch,
+    timed,
+)
 
 PYCRIU = """
 import os, sys, time, pycriu
@@ -56,6 +70,7 @@ def measure(quick: bool) -> list[Row]:
             return [
                 *_ways(target, directory, times),
                 *_beyond(target, directory, times),
+                *_nothing(target, directory, times),
                 *_parts(target, directory, times),
             ]
         finally:
@@ -193,6 +208,28 @@ def _cold(target: Target, directory: Path, times: int) -> list[Row]:
                 samples.append(timed(body))
             dump(target.pid, opts, via=warm)
     return [row("all checks", "ms", samples, by=when) for when, samples in taken.items()]
+
+
+def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
+    """A whole call, to a program that does nothing but say what CRIU says: what is ours of a call,
+    after a dump, which has taken the processor's caches, and at once again.
+    """
+    images = directory / "nothing"
+    taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
+    env = {"INVENTORY": str(images / "inventory.img")}
+    with WarmWorkers(2) as warm, WarmWorkers(2, program=build("nothing"), env=env) as idle:
+        for number in range(times):
+            warm.wait_until_ready(10)
+            real = CriuOpts(images_directory=directory / f"real-{number}", leave_running=True)
+            dump(target.pid, real, via=warm)
+            time.sleep(0.01)
+            for samples in taken.values():
+                shutil.rmtree(images, ignore_errors=True)
+                idle.wait_until_ready(10)
+                opts = CriuOpts(images_directory=images, leave_running=True)
+                body = partial(dump, target.pid, opts, via=idle)
+                samples.append(timed(body))
+    return [row("all that is ours", "ms", samples, by=when) for when, samples in taken.items()]
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
