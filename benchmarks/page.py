@@ -26,8 +26,8 @@ Row = dict[str, Any]
 HEAD = """\
 # How fast it is
 
-Made by `make bench-page` from what `make bench` has measured; every number is of one run, in which
-what is compared took turns. Each is a median, with the middle half of its samples in brackets.
+Made by `make bench-page` from what `make bench` has measured. What is compared took turns in one
+run; each number is a median, with the middle half of its samples in brackets.
 """
 
 CALLS = """
@@ -72,7 +72,8 @@ SIZE = """
 A worker is started by `clone(CLONE_VM | CLONE_VFORK)`, which copies no page table. libcriu and
 pycriu fork, which does: they cost more, the more memory the caller has. What a new process gets of
 its caller in any case is a copy of the descriptors, until it has closed them: 10,000 take the kernel
-0.9 ms. Warm workers are forked from a process that has none of the caller's.
+most of a millisecond. Warm workers are forked from a process that has none of the caller's. (All
+of this with CRIU's feature cache kept: the same in all ways, its probes would hide the rest.)
 """
 
 THROUGHPUT = """
