@@ -3,12 +3,11 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
+#include "descriptors.h"
 #include "libcriu_types.h"
 #include "libcriu.h"
 #include "pycriu_native.h"
@@ -17,31 +16,16 @@
 #pragma weak criu_local_feature_check
 
 #define FITS_ANYWAY 2048  /* bytes: the least buffer that the kernel gives is twice that */
-#define WIDE (64 << 20)
 #define LARGEST (4 << 20) /* all but the last 64 KiB of a message must be one piece of memory */
 #define BESIDES 256	  /* bytes of a buffer that no message gets */
 
-/* libcriu prints to descriptor 2, whatever that is. */
-static int above_stdio(int fd)
-{
-	int moved;
-
-	if (fd < 0 || fd > 2)
-		return fd;
-	moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	close(fd);
-	return moved;
-}
-
 static bool has_room(struct pn_talk *talk, int end)
 {
-	const int wide = WIDE;
 	socklen_t length = sizeof(talk->room);
 
 	if (talk->size <= FITS_ANYWAY)
 		return true;
-	if (setsockopt(end, SOL_SOCKET, SO_SNDBUFFORCE, &wide, sizeof(wide)))
-		setsockopt(end, SOL_SOCKET, SO_SNDBUF, &wide, sizeof(wide));
+	widen(end);
 	if (getsockopt(end, SOL_SOCKET, SO_SNDBUF, &talk->room, &length))
 		talk->room = FITS_ANYWAY;
 	talk->room -= BESIDES;

@@ -3,40 +3,16 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
+#include "descriptors.h"
 #include "libcriu_types.h"
 #include "pycriu_native.h"
-
-#define WIDE (64 << 20)
-
-/* A caller may have closed 0 to 2, which mean something else to a worker. */
-static int above_stdio(int fd)
-{
-	int moved;
-
-	if (fd < 0 || fd > 2)
-		return fd;
-	moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	close(fd);
-	return moved;
-}
-
-static int widen(int fd)
-{
-	const int wide = WIDE;
-
-	if (!setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &wide, sizeof(wide)))
-		return 0;
-	return setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &wide, sizeof(wide));
-}
 
 int pn_make_ends(struct pn_ends *ends)
 {
