@@ -97,16 +97,17 @@ static int hear(struct pn_ear *ear, int milliseconds, bool *woken)
 
 int pn_hear(struct pn_ear *ear, int milliseconds)
 {
-	int64_t until = milliseconds < 0 ? 0 : now() + milliseconds;
+	int64_t until = milliseconds < 0 ? INT64_MAX : now() + milliseconds;
 	bool woken = false;
 
 	for (;;) {
 		int heard = hear(ear, milliseconds, &woken);
+		int64_t left = until - now();
 
-		/* What the caller has said may change the answer. */
-		if (heard != PN_HEARD_MESSAGE || woken || !is_answered(ear))
+		/* What the caller has said may change the answer, and so may the deadline. */
+		if (heard != PN_HEARD_MESSAGE || woken || left <= 0 || !is_answered(ear))
 			return heard;
 		if (milliseconds >= 0)
-			milliseconds = until > now() ? (int)(until - now()) : 0;
+			milliseconds = (int)left;
 	}
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
 import threading
 import time
@@ -40,6 +41,8 @@ from pycriu_native import (
     restore,
     version,
 )
+from pycriu_native._ffi import ffi, native
+from pycriu_native._line import Line
 from pycriu_native._message import REQUEST_TYPES, decode_request, encode
 from pycriu_native._worker import PATIENCE
 from pycriu_native.enums import Verb
@@ -396,6 +399,26 @@ def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) ->
             deadline=0.15,
         )
     assert play.acknowledged()[-1] is False
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -> None:
+    """What comes when there is no more time is looked at, though it would need no thought."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    with ours, theirs:
+        exchange = _exchange.Exchange(Line(ours, program="criu"), Verb.RESTORE)
+        theirs.send(answer_of("notify", notify={"script": "pre-restore"}))
+        if in_time:
+            theirs.send(RESTORED)
+        heard = native.pn_hear(exchange._ear, 60_000 if in_time else 0)
+        exchange.close()
+        assert heard == native.PN_HEARD_MESSAGE
+        said = ffi.unpack(exchange._ear.buffer, exchange._ear.length)
+        assert (said == RESTORED) == in_time
+        if not in_time:
+            with pytest.raises(BlockingIOError):
+                theirs.recv(64)
 
 
 def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
