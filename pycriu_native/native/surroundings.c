@@ -22,10 +22,6 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
-#ifndef STATX_MNT_ID
-#define STATX_MNT_ID 0x1000
-#endif
-
 static ssize_t read_whole(int here, const char *path, char *buffer, size_t size)
 {
 	int fd = openat(here, path, O_RDONLY | O_CLOEXEC);
@@ -83,28 +79,40 @@ static size_t keep_fields(char *text, size_t length, const char *mask)
 	return (size_t)(to - text);
 }
 
-/* Which directory it is and through which mount, or which file in which state. */
-static ssize_t tell_file(const char *path, bool is_place, char *buffer, size_t size)
+/* Which directory it is, and through which mount. */
+static ssize_t tell_place(const char *path, char *buffer, size_t size)
 {
-	const unsigned int wanted = is_place ? STATX_INO | STATX_MNT_ID : STATX_BASIC_STATS;
-	struct statx found;
-	int length;
+	int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	char fdinfo[64];
+	struct stat found;
+	ssize_t length, more;
 
-	if (syscall(SYS_statx, AT_FDCWD, path, 0, wanted, &found))
+	if (fd < 0)
 		return -errno;
-	if (is_place && !(found.stx_mask & STATX_MNT_ID))
-		return -ENOSYS; /* before Linux 5.8 */
-	length = snprintf(buffer, size, "%u:%u %llu ", found.stx_dev_major, found.stx_dev_minor,
-			  (unsigned long long)found.stx_ino);
-	if (is_place)
-		length += snprintf(buffer + length, size - (size_t)length, "%llu",
-				   (unsigned long long)found.stx_mnt_id);
-	else
-		length += snprintf(buffer + length, size - (size_t)length, "%llu %lld.%u %lld.%u",
-				   (unsigned long long)found.stx_size, (long long)found.stx_mtime.tv_sec,
-				   found.stx_mtime.tv_nsec, (long long)found.stx_ctime.tv_sec,
-				   found.stx_ctime.tv_nsec);
-	return length;
+	if (fstat(fd, &found)) {
+		close(fd);
+		return -EIO;
+	}
+	length = snprintf(buffer, size, "%ju:%ju ", (uintmax_t)found.st_dev, (uintmax_t)found.st_ino);
+	snprintf(fdinfo, sizeof(fdinfo), "/proc/self/fdinfo/%d", fd);
+	more = read_whole(AT_FDCWD, fdinfo, buffer + length, size - (size_t)length);
+	close(fd);
+	if (more < 0)
+		return more;
+	more = (ssize_t)keep_lines(buffer + length, (size_t)more, "mnt_id:\0");
+	return more ? length + more : -ENODATA;
+}
+
+/* Which file it is, in which state. */
+static ssize_t tell_stamp(const char *path, char *buffer, size_t size)
+{
+	struct stat found;
+
+	if (stat(path, &found))
+		return -errno;
+	return snprintf(buffer, size, "%ju:%ju %ju %ju.%ld %ju.%ld", (uintmax_t)found.st_dev,
+			(uintmax_t)found.st_ino, (uintmax_t)found.st_size, (uintmax_t)found.st_mtim.tv_sec,
+			found.st_mtim.tv_nsec, (uintmax_t)found.st_ctim.tv_sec, found.st_ctim.tv_nsec);
 }
 
 /* What system calls tell, faster than the files that have it too. */
@@ -135,8 +143,9 @@ static ssize_t tell(int here, const struct pn_part *part, char *buffer, size_t s
 		length = readlinkat(here, part->path, buffer, size);
 		return length < 0 ? -errno : length;
 	case PN_PART_PLACE:
+		return tell_place(part->path, buffer, size);
 	case PN_PART_STAMP:
-		return tell_file(part->path, part->kind == PN_PART_PLACE, buffer, size);
+		return tell_stamp(part->path, buffer, size);
 	case PN_PART_STATE:
 		return tell_state(buffer, size);
 	}
