@@ -41,13 +41,6 @@ def _logger(name: str) -> Logger | None:
     return _loggers.setdefault(name, logging.getLogger(name))
 
 
-def inform(message: str, *arguments: object) -> None:
-    """A line at INFO: below what ``logging`` prints where nothing is configured."""
-    logger = _logger(NAME)
-    if logger is not None:
-        logger.info(message, *arguments)
-
-
 def warn(message: str, *arguments: object, error: BaseException | None = None) -> None:
     """A line at WARNING, or at ERROR with an error's trace, about what goes on all the same."""
     logger = _logger(NAME)

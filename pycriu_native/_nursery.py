@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from ._owned import Owned
-from ._program import find_program
+from ._program import find_program, on_disk
 from ._seed import NO_INPUT, BarrenError, Seed
 from ._spawn import Manner
 from ._surroundings import surroundings
@@ -25,7 +25,19 @@ def likeness(worker: Worker) -> Likeness | None:
     if found is None:
         return None
     # Who else could change the program, each call has looked at, and so has who starts one.
-    return worker.on_disk(find_program(worker.program, trusting=True)), found
+    return on_disk(find_program(worker.program, trusting=True)), found
+
+
+def sow(worker: Worker, manner: Manner, like: Likeness) -> Seed | None:
+    """A seed whose workers are like that; None: what they would be like has changed meanwhile.
+
+    Raises ``BarrenError``, and what starting a worker raises.
+    """
+    seed = Seed(worker.name(), worker.env, manner)
+    if likeness(worker) == like:
+        return seed
+    seed.close()
+    return None
 
 
 class Nursery(Owned):
@@ -46,7 +58,11 @@ class Nursery(Owned):
         """
         program = self._worker.name()
         if self._seed is None and not self._barren:
-            self._sow(program)
+            self._known = self._likeness()
+            try:
+                self._seed = sow(self._worker, self._manner, self._known)
+            except BarrenError:
+                self._barren = True
         if self._seed is not None and self._known is not None:
             try:
                 return connect_worker(program, self._seed.grow), self._known
@@ -60,18 +76,6 @@ class Nursery(Owned):
             return line, before
         line.reap()
         return None
-
-    def _sow(self, program: str) -> None:
-        before = self._likeness()
-        try:
-            seed = Seed(program, self._worker.env, self._manner)
-        except BarrenError:
-            self._barren = True
-            return
-        if likeness(self._worker) == before:
-            self._seed, self._known = seed, before
-        else:
-            seed.close()
 
     def _likeness(self) -> Likeness:
         found = likeness(self._worker)

@@ -37,6 +37,12 @@ def find_program(given: str | os.PathLike[str] | None = None, *, trusting: bool 
     return _checked(found, trusting)
 
 
+def on_disk(path: str) -> tuple[object, ...]:
+    """Which file a program is, as it is now."""
+    found = os.stat(path)
+    return path, found.st_dev, found.st_ino, found.st_mtime_ns
+
+
 def _on_search_path(name: str) -> str | None:
     for directory in SEARCH_PATH.split(":"):
         path = os.path.join(directory, name)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 
 from ._ffi import native
 from ._later import socket
+from ._program import on_disk
 from ._spawn import Manner
 from ._typing import Any
 from ._worker import start_worker
@@ -67,7 +68,7 @@ class Seed:
             is_there = False
         if not is_there:
             self._end()
-            _barren.add(_which(program))
+            _barren.add(on_disk(program))
             raise BarrenError
 
     @property
@@ -134,20 +135,15 @@ os.register_at_fork(
     after_in_child=_after_fork_in_child,
 )
 
-_barren: set[tuple[int, ...]] = set()
+_barren: set[tuple[object, ...]] = set()
 """Programs that had no word to say: each wait for one is long."""
-
-
-def _which(program: str) -> tuple[int, ...]:
-    found = os.stat(program)
-    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def _can_be_preloaded(program: str) -> bool:
     """Whether the loader takes our image, as far as that can be told ahead."""
     if not os.path.exists(IMAGE) or not _OF_ONE_WORD.isdisjoint(IMAGE):
         return False
-    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID) or _which(program) in _barren:
+    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID) or on_disk(program) in _barren:
         return False
     try:
         os.getxattr(program, "security.capability")

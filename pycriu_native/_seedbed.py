@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 
 from ._line import Line
-from ._nursery import likeness
+from ._nursery import likeness, sow
 from ._owned import Owned
 from ._reach import Via
 from ._seed import BarrenError, Seed
@@ -31,14 +31,13 @@ class SeedBed(Owned):
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         # A Worker alone is known to do no more than to start one.
         if type(via) is Worker and via.stdin is None and not keep and not manner.outside:
-            program = via.name()
-            seed = self._seed(program, via, manner)
+            seed = self._seed(via, manner)
             if seed is not None:
                 with contextlib.suppress(BarrenError):
-                    return connect_worker(program, seed.grow)
+                    return connect_worker(via.name(), seed.grow)
         return via.connect(keep, manner)
 
-    def _seed(self, program: str, worker: Worker, manner: Manner) -> Seed | None:
+    def _seed(self, worker: Worker, manner: Manner) -> Seed | None:
         like = likeness(worker)
         if like is None:
             return None
@@ -47,11 +46,8 @@ class SeedBed(Owned):
             if kind not in self._seeds:
                 self._seeds[kind] = None
                 with contextlib.suppress(BarrenError, CriuError, OSError):  # via.connect will tell
-                    self._seeds[kind] = seed = Seed(program, worker.env, manner)
-                    if likeness(worker) != like:  # changed meanwhile: nobody knows what it is like
-                        seed.close()
-                        del self._seeds[kind]
-            return self._seeds.get(kind)
+                    self._seeds[kind] = sow(worker, manner, like)
+            return self._seeds[kind]
 
     def close(self) -> None:
         """End the seeds; the workers stay."""

@@ -10,7 +10,7 @@ from ._ffi import ffi, native
 from ._later import socket
 from ._line import Line
 from ._process import OwnedProcess
-from ._program import find_program
+from ._program import find_program, on_disk
 from ._spawn import DEFAULT_MANNER, Manner, spawn
 from ._typing import Any, ClassVar
 from .errors import Problem
@@ -103,12 +103,7 @@ class Worker:
 
     def identity(self) -> tuple[object, ...]:
         """Which program this is, as it is on disk now."""
-        return self.on_disk(find_program(self.program, trusting=self.trusting))
-
-    def on_disk(self, path: str) -> tuple[object, ...]:
-        """:meth:`identity` of a program that was found, and looked at, before."""
-        found = os.stat(path)
-        return path, found.st_dev, found.st_ino, found.st_mtime_ns
+        return on_disk(find_program(self.program, trusting=self.trusting))
 
     def name(self) -> str:
         """What to call it in messages."""

@@ -69,8 +69,6 @@ class _Stock:
         """Workers that have served their call, and are to be reaped."""
         self.not_before = 0.0
         """No worker is started before this time: the call that took one would wait for it."""
-        self.nursery: Nursery | None = None
-        """Where the thread has them from."""
         self.missed: Likeness | None = None
         """Where the last call came from that found no worker of its surroundings."""
 
@@ -179,7 +177,6 @@ def _refill(stock: _Stock) -> None:
     # A signal that this thread took would not interrupt the one that waits for it.
     native.pn_block_signals()
     with Nursery(stock.worker, stock.manner) as nursery:
-        stock.nursery = nursery
         while True:
             with stock.turn:
                 while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:

@@ -30,7 +30,7 @@ from pycriu_native import (
 )
 from pycriu_native._program import find_program
 from pycriu_native._request import SAVING
-from pycriu_native._seed import Seed
+from pycriu_native._seed import Seed, _seeds
 from pycriu_native._surroundings import surroundings
 from pycriu_native._worker import WorkerLine
 
@@ -341,11 +341,13 @@ def _is_gone(pid: int) -> bool:
 HOLDER = """
 import os, signal, sys, time
 from pycriu_native import WarmWorkers
+from pycriu_native._seed import _seeds
 pool = WarmWorkers(2)
 assert pool.wait_until_ready(20)
+[seed] = _seeds
 if not os.fork():
     time.sleep(600)  # it holds no socket of the workers
-print(pool._stock.nursery._seed.pid, *[idle.line.pid for idle in pool._stock.idle], flush=True)
+print(seed.pid, *[idle.line.pid for idle in pool._stock.idle], flush=True)
 time.sleep(600)
 """
 
@@ -373,9 +375,9 @@ def test_they_die_with_us() -> None:
 
 def seed_of(pool: WarmWorkers) -> Seed:
     """The process that its workers come from."""
-    assert pool._stock.nursery is not None
-    assert pool._stock.nursery._seed is not None
-    return pool._stock.nursery._seed
+    assert pool.idle
+    [seed] = [each for each in _seeds if each._line.sock.fileno() >= 0]
+    return seed
 
 
 def test_workers_grow_from_a_seed(pool: WarmWorkers) -> None:
