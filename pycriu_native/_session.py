@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from . import _chronicle, _stats, _whole
 from ._dataclass import replace
 from ._direct import DirectCall
+from ._due_timers import rearm
 from ._exchange import Exchange, Hook, Notification
 from ._ffi import native
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
@@ -233,6 +234,7 @@ class Call:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
                 if is_dump and directories.images is not None:
                     _whole.check_written(directories.images, request.pid)
+                    rearm(directories.images)
                 if unfinished is not None:
                     unfinished.finish()
 
