@@ -22,13 +22,14 @@ import select
 import socket
 import ssl
 import struct
-import threading
 import time
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
+from . import _unpatched
 from ._owned import Owned
+from ._unpatched import Event, Lock, Thread, get_ident
 from ._until import LOOK, Until
 from .errors import CriuError, DeadlineError, MigrationError, PeerLostError
 
@@ -88,17 +89,17 @@ class Channel(Owned):
         self.refused: MigrationError | None = None
         """The peer has said that it gave up; that may be read before all that came before it."""
         self._frames: queue.Queue[Frame | None] = queue.Queue(WAITING_FRAMES)
-        self._sending = threading.Lock()
-        self._touching = threading.Lock()  # an SSL object is not for two threads at a time
-        self._losing = threading.Lock()
-        self._over = threading.Event()
+        self._sending = Lock()
+        self._touching = Lock()  # an SSL object is not for two threads at a time
+        self._losing = Lock()
+        self._over = Event()
         self._heard = time.monotonic()
         self._reading = True
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # a caller's socket may be of another family
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._threads = [
-            threading.Thread(target=body, name=f"migration {name}", daemon=True)
+            Thread(target=body, name=f"migration {name}", daemon=True)
             for name, body in (("reader", self._read), ("watch", self._watch))
         ]
         for thread in self._threads:
@@ -230,7 +231,7 @@ class Channel(Owned):
         self._on_end = lambda: None
         self.lose(PeerLostError("the connection is closed"))
         for thread in self._threads:
-            if thread is not threading.current_thread():
+            if thread.ident != get_ident():
                 thread.join()
         self._sock.close()
 
@@ -304,7 +305,7 @@ class Channel(Owned):
         return self._touching if self._tls else contextlib.nullcontext()
 
     def _poll(self, what: int, seconds: float) -> None:
-        poll = select.poll()
+        poll = _unpatched.poll()
         poll.register(self._sock.fileno(), what)
         poll.poll(seconds * 1000)
 

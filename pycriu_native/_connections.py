@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterable, Iterator
 
 from ._ffi import native
+from ._later import socket
 from ._netlock import Ends
 
 TCP_REPAIR = 19

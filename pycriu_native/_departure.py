@@ -11,7 +11,6 @@ once it has said that it ended its copy, or has had the time to find out and do 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -34,6 +33,7 @@ from ._page_relay import PageRelay
 from ._reach import Via
 from ._session import Call
 from ._tree import process_tree
+from ._unpatched import Event, Thread, sleep
 from ._warden import Warden
 from .enums import Notify
 from .errors import CriuError, MigrationError
@@ -90,8 +90,8 @@ class Departure:
         self._their_pid = 0
         self.failure: BaseException | None = None
         self._call: _HeldCall | None = None
-        self._watcher: threading.Thread | None = None
-        self._released = threading.Event() if relay is None else relay.asked
+        self._watcher: Any = None
+        self._released = Event() if relay is None else relay.asked
 
     def measure(self) -> tuple[str, int, int | None]:
         """Phase, bytes done, bytes to do."""
@@ -191,7 +191,7 @@ class Departure:
         self._call.held = True
         self._relay.start(self._channel)
         self._warden.mind([self._relay.ours.fileno()], spoil=self._their_silence + MARGIN)
-        self._watcher = threading.Thread(target=self._watch, name="migration", daemon=True)
+        self._watcher = Thread(target=self._watch, name="migration", daemon=True)
         self._watcher.start()
         # A restore may touch memory before it is ready: CRIU then has to serve at once.
         self._released.wait()
@@ -245,7 +245,7 @@ class Departure:
             while True:
                 self._channel.expect("running", "complete")
         if self._channel.refused is None:
-            time.sleep(self._their_silence + MARGIN)
+            sleep(self._their_silence + MARGIN)
 
     # ---- the end ----
 

@@ -12,9 +12,7 @@ import contextlib
 import errno
 import functools
 import os
-import select
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,6 +24,7 @@ from ._line import Line
 from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ._tree import process_tree
 from ._typing import TYPE_CHECKING, cast
+from ._unpatched import Lock, poll
 from .enums import Notify, Verb
 from .errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from .opts import CriuOpts
@@ -117,7 +116,7 @@ class Exchange:
         self._when_written = when_written
         self._deadline = deadline  # on the monotonic clock
         self._cancels: deque[BaseException] = deque()
-        self._closing = threading.Lock()
+        self._closing = Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._buffer = memory("char[]", LARGEST_ANSWER)
         self._ear = ffi.new("struct pn_ear *")
@@ -251,7 +250,7 @@ class Exchange:
         until = time.monotonic() + GRACE
         self.line.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
         if self.verb is Verb.PRE_DUMP:
-            hung_up = select.poll()
+            hung_up = poll()
             hung_up.register(self.line.sock.fileno(), 0)
             hung_up.poll(max(0.0, until - time.monotonic()) * 1000)
         self.line.kill()

@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from ._typing import TYPE_CHECKING, Any
+from ._unpatched import original
 
 if TYPE_CHECKING:
     import socket as socket
@@ -20,8 +20,7 @@ else:
             self._name = name
 
         def __getattr__(self, attribute: str) -> Any:
-            __import__(self._name)
-            value = getattr(sys.modules[self._name], attribute)
+            value = original(self._name, attribute)
             setattr(self, attribute, value)
             return value
 

@@ -46,7 +46,11 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _above_stdio(sock: socket.socket) -> socket.socket:
-    return sock if sock.fileno() > 2 else socket.socket(fileno=above_stdio(sock.detach()))
+    if sock.fileno() > 2 and type(sock) is socket.socket:
+        return sock
+    sock = socket.socket(fileno=above_stdio(sock.detach()))
+    sock.setblocking(True)  # those of gevent and eventlet do not
+    return sock
 
 
 class Line:

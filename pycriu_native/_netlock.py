@@ -23,12 +23,12 @@ import itertools
 import os
 import re
 import shlex
-import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ._ffi import native
+from ._later import socket
 from ._process import OwnedProcess
 from ._program import SEARCH_PATH
 from ._spawn import spawn

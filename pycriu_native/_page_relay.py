@@ -12,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 import struct
-import threading
 
+from . import _unpatched
 from ._channel import LARGEST_PIECE, Channel, Kind
 from ._guard import SPOIL
+from ._later import socket
 from ._line import above_stdio
 from ._owned import Owned
+from ._typing import Any
+from ._unpatched import Event, Thread
 from .errors import CriuError
 
 CLOSE = struct.pack("=I", 0x1023)
@@ -44,19 +46,20 @@ class PageRelay(Owned):
         self.theirs = socket.socket(fileno=above_stdio(theirs.detach()))
         """CRIU's end; to be closed here once CRIU has it."""
         for end in (self.ours, self.theirs):
+            end.setblocking(True)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
-        self.asked = threading.Event()
+        self.asked = Event()
         """The other side has sent something."""
         self.moved = 0
         """Bytes of pages and of what is said about them, in their direction."""
         self._channel: Channel | None = None
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread: threading.Thread | None = None
+        self._thread: Any = None
 
     def start(self, channel: Channel) -> None:
         """Begin to pass on what our CRIU says."""
         self._channel = channel
-        self._thread = threading.Thread(target=self._pump, name="migration pages", daemon=True)
+        self._thread = Thread(target=self._pump, name="migration pages", daemon=True)
         self._thread.start()
 
     def put(self, data: bytes | bytearray) -> None:
@@ -78,7 +81,7 @@ class PageRelay(Owned):
             self.ours.shutdown(socket.SHUT_WR)
 
     def _pump(self) -> None:
-        poll = select.poll()
+        poll = _unpatched.poll()
         poll.register(self.ours, select.POLLIN)
         poll.register(self._closing, select.POLLIN)
         buffer = bytearray(LARGEST_PIECE)

@@ -7,6 +7,8 @@ import os
 import select
 import signal
 
+from ._unpatched import poll
+
 LARGEST_CHATTER = 256 * 1024
 """Bytes of a process's standard error that are kept."""
 
@@ -36,9 +38,9 @@ class OwnedProcess:
         """Whether it has ended, waiting for at most this many seconds; None: for ever."""
         if self.pidfd < 0:
             return not os.path.exists(f"/proc/{self.pid}")
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        readable = poll()
+        readable.register(self.pidfd, select.POLLIN)
+        return bool(readable.poll(None if timeout is None else timeout * 1000))
 
     def send_signal(self, number: int) -> None:
         """Signal it, if it is there to be signalled."""

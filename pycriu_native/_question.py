@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from types import CoroutineType
 
 from ._exchange import Hook, Notification
+from ._unpatched import Event
 
 
 class Question:
@@ -15,7 +15,7 @@ class Question:
         self._hook = hook
         self._notification = notification
         self._asked = False
-        self.answered = threading.Event()
+        self.answered = Event()
         self.refusal: BaseException | None = None
         self.returned: object = None
 

@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import stat
-import threading
 import weakref
 from collections.abc import Mapping
 
@@ -21,6 +20,7 @@ from ._later import socket
 from ._program import on_disk
 from ._spawn import Manner
 from ._typing import Any
+from ._unpatched import Lock
 from ._worker import start_worker
 from .errors import ProgramError
 
@@ -57,7 +57,7 @@ class Seed:
         if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
             raise BarrenError
         preloading = {**env, PRELOAD: IMAGE}
-        self._asking = threading.Lock()
+        self._asking = Lock()
         with _starting:
             self._line = start_worker(program, preloading, NO_INPUT, manner=manner)
             _seeds.add(self)
@@ -119,7 +119,7 @@ class Seed:
 
 
 _seeds: weakref.WeakSet[Seed] = weakref.WeakSet()
-_starting = threading.Lock()
+_starting = Lock()
 """Held until a new one is among them: what a child that is forked then inherits, it knows."""
 
 

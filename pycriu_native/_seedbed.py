@@ -7,7 +7,6 @@ one thread, or from threads alike, share one.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Sequence
 
 from ._line import Line
@@ -16,6 +15,7 @@ from ._owned import Owned
 from ._reach import Via
 from ._seed import BarrenError, Seed
 from ._spawn import Manner
+from ._unpatched import Lock
 from ._worker import Worker, connect_worker
 from .errors import CriuError
 
@@ -24,7 +24,7 @@ class SeedBed(Owned):
     """A seed for each kind of worker that was asked for. Owned. Any thread may ask."""
 
     def __init__(self) -> None:
-        self._sowing = threading.Lock()
+        self._sowing = Lock()
         self._seeds: dict[object, Seed | None] = {}
 
     def connect(self, via: Via, keep: Sequence[int], manner: Manner) -> Line:

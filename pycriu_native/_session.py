@@ -9,7 +9,6 @@ becomes a request to undo the call, and is raised once CRIU has done that.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -18,6 +17,7 @@ from contextvars import ContextVar
 from . import _chronicle, _stats, _whole
 from ._dataclass import replace
 from ._direct import DirectCall
+from ._due_timers import rearm
 from ._exchange import Exchange, Hook, Notification
 from ._ffi import native
 from ._libcriu import LIBCRIU_VERBS, LibcriuCall
@@ -30,6 +30,7 @@ from ._request import Outcome, Request, log_name
 from ._spawn import Manner
 from ._tree import end_processes, half_restored, wait_until_gone
 from ._typing import TYPE_CHECKING, Protocol, cast
+from ._unpatched import Event, Thread
 from ._whole import Unfinished
 from .enums import Verb
 from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
@@ -83,10 +84,10 @@ class Call:
         self._connect: Connect = request.via.connect
         self.question: Question | None = None
         """A notification that waits for the hook."""
-        self._turn = threading.Event()
+        self._turn = Event()
         self.wake: Callable[[], None] = self._turn.set
         """Called, on the call's thread, when there is a question or the end."""
-        self._thread = threading.Thread(target=self._body, name=f"criu {request.verb}")
+        self._thread = Thread(target=self._body, name=f"criu {request.verb}")
 
     # ---- the caller's thread ----
 
@@ -233,6 +234,7 @@ class Call:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
                 if is_dump and directories.images is not None:
                     _whole.check_written(directories.images, request.pid)
+                    rearm(directories.images)
                 if unfinished is not None:
                     unfinished.finish()
 

@@ -9,10 +9,10 @@ import contextlib
 import gzip
 import importlib
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, BinaryIO, Literal, cast
 
+from ._unpatched import Thread
 from .errors import CriuError, ImagesError, OptionError, Problem
 
 Compression = Literal["none", "gzip", "zstd"]
@@ -154,7 +154,7 @@ def _beside(fd: int, mode: str, work: Callable[[Any], object]) -> Iterator[None]
             except Exception as error:
                 failed.append(error)  # before the end of the file is seen on the other side
 
-    thread = threading.Thread(target=body, name="archive")
+    thread = Thread(target=body, name="archive")
     thread.start()
     try:
         yield

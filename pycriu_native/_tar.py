@@ -1,16 +1,16 @@
-"""The members of a tar archive that can be anybody's: in bounded memory, and to the very end.
+"""The members of an untrusted tar archive, in bounded memory, up to the block that ends it.
 
-``tarfile`` takes what a header asks for: some hundred kilobytes, decompressed, could take all
-memory, as the attributes of one file. It also takes a header that is damaged, cut off or missing
-for the end of the archive, and says nothing. Here headers have a limit, and an archive ends with
-the block of zeros that ends it.
+``tarfile`` allocates what a header asks for, and takes a damaged, truncated or missing header for
+the end of the archive. Here the headers of a member have a limit, and only a block of zeros ends
+an archive. ``TarInfo.frombuf`` decodes a header block; extended headers (pax, GNU long names) are
+read here.
 """
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from typing import IO, Any, BinaryIO, Self, cast
+from typing import BinaryIO
 
 CHUNK = 1 << 20
 
@@ -19,62 +19,131 @@ LARGEST_HEADER = 1 << 20
 
 MOST_MEMBERS = 1_000_000
 
+ENCODING, ERRORS = "utf-8", "surrogateescape"
 
-class _Rationed:
-    """A stream that is read up to a point, which moves on from member to member."""
+BLOCK = 512
 
-    def __init__(self, stream: BinaryIO) -> None:
+_USED = (b"path", b"linkpath", b"size")
+"""Fields of pax headers."""
+
+_ATTRIBUTES = {"path": "name", "linkpath": "linkname"}
+"""Fields of extended headers that replace an attribute of ``TarInfo`` (``size`` does too)."""
+
+_GNU_FIELDS = {b"L": "path", b"K": "linkpath"}
+"""The field that the content of a GNU header of this type is."""
+
+_PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
+"""Types of pax headers: of the next member, and of all that follow."""
+
+_WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
+"""Types whose header no content follows: links, devices, directories, FIFOs."""
+
+
+class Content:
+    """The content of a member, to be read in order."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream = stream
-        self._at = 0
-        self._until = 0
-        self.grant(0)
-
-    def grant(self, end: int) -> None:
-        """A member ends there; what comes next may be so much, and the buffer is read ahead."""
-        self._until = end + LARGEST_HEADER + CHUNK
+        self._left = size
 
     def read(self, size: int) -> bytes:
-        """As any stream's."""
-        data = self._stream.read(size)
-        self._at += len(data)
-        if self._at > self._until:
-            raise tarfile.ReadError(f"a header of more than {LARGEST_HEADER} bytes")
+        """At most ``size`` bytes; none at the end. Raises ``ReadError`` if the archive ends."""
+        data = self._stream.read(min(size, self._left))
+        if not data and size and self._left:
+            raise tarfile.ReadError("it breaks off: unexpected end of data")
+        self._left -= len(data)
         return data
 
 
-def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
-    """Each with its content, if it is a file; to be read before the next one is asked for.
+def members(stream: BinaryIO) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
+    """Each member with its content, if it is a file; to be read before the next one is fetched.
 
-    Raises what ``tarfile`` raises: ``TarError``, and for the oddest headers ``ValueError`` and
-    ``RecursionError``.
+    Raises ``TarError`` for a damaged archive, and for the oddest headers ``ValueError``.
     """
-    last = b""
+    of_all: dict[str, bytes] = {}
+    count = 0
+    while (info := _header(stream, of_all)) is not None:
+        count += 1
+        if count > MOST_MEMBERS:
+            raise tarfile.ReadError(f"more than {MOST_MEMBERS} members")
+        size = 0 if info.type in _WITHOUT_CONTENT else info.size
+        content = Content(stream, size)
+        yield info, content if info.isreg() else None
+        while content.read(CHUNK):
+            pass
+        _exactly(stream, -size % BLOCK)
 
-    class Header(tarfile.TarInfo):
-        """Which block was taken for a header last."""
 
-        @classmethod
-        def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
-            nonlocal last
-            last = bytes(buf)
-            return super().frombuf(buf, encoding, errors)
+def _header(stream: BinaryIO, of_all: dict[str, bytes]) -> tarfile.TarInfo | None:
+    """The header of the next member; None at the block of zeros that ends the archive.
 
-    rationed = _Rationed(stream)
-    tar: Any  # whose list of members has no declared type
-    with tarfile.open(
-        fileobj=cast(IO[bytes], rationed), mode="r|", bufsize=CHUNK, tarinfo=Header
-    ) as tar:
-        count = 0
-        while (info := tar.next()) is not None:
-            tar.members.clear()  # else all of them are kept,
-            tar.pax_headers = {}  # and what is said for all that follow
-            count += 1
-            if count > MOST_MEMBERS:
-                raise tarfile.ReadError(f"more than {MOST_MEMBERS} members")
-            if info.size < 0 or info.issparse():
-                raise tarfile.ReadError(f"the size of {info.name!r} is not that of its content")
-            has_content = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
-            rationed.grant(info.offset_data + (info.size if has_content else 0))
-            yield info, tar.extractfile(info) if info.isreg() else None
-    if len(last) < tarfile.BLOCKSIZE or any(last):
-        raise tarfile.ReadError("it breaks off, or has a header that is none")
+    ``of_all`` collects what pax headers state for all members that follow.
+    """
+    fields: dict[str, bytes] = {}
+    left = LARGEST_HEADER
+    while any(block := _exactly(stream, BLOCK)):
+        try:
+            info = tarfile.TarInfo.frombuf(block, ENCODING, ERRORS)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"it has a header that is none: {error}") from None
+        if info.type not in (*_GNU_FIELDS, *_PAX, _PAX_OF_ALL):
+            return _completed(info, {**of_all, **fields})
+        left -= BLOCK + max(info.size, 0)
+        if left < 0:
+            raise tarfile.ReadError(f"a header of more than {LARGEST_HEADER} bytes")
+        data = _exactly(stream, info.size)
+        _exactly(stream, -info.size % BLOCK)
+        if info.type in _GNU_FIELDS:
+            fields[_GNU_FIELDS[info.type]] = data.partition(b"\0")[0]
+        elif info.type in _PAX:
+            fields.update(_records(data))
+        else:
+            of_all.update(_records(data))
+    if fields:
+        raise tarfile.ReadError("it breaks off: an extended header without a member")
+    return None
+
+
+def _completed(info: tarfile.TarInfo, fields: dict[str, bytes]) -> tarfile.TarInfo:
+    """A header with the fields of its extended headers."""
+    for field, attribute in _ATTRIBUTES.items():
+        if field in fields:
+            setattr(info, attribute, fields[field].decode(ENCODING, ERRORS))
+    if "size" in fields:
+        info.size = int(fields["size"])
+    if info.size < 0 or info.issparse() or "sparse" in fields:
+        raise tarfile.ReadError(f"the size of {info.name!r} is not that of its content")
+    return info
+
+
+def _records(data: bytes) -> dict[str, bytes]:
+    """The fields of a pax header that are used: ``LENGTH KEY=VALUE`` and a newline for each.
+
+    ``sparse`` stands for all fields of GNU's sparse files. POSIX, "pax Extended Header".
+    """
+    found: dict[str, bytes] = {}
+    at = 0
+    while at < len(data) and data[at]:
+        digits, space, _ = data[at : at + 20].partition(b" ")
+        end = at + int(digits) if digits.isdigit() else 0
+        key, equals, value = data[at + len(digits) + 1 : end].partition(b"=")
+        if not space or not equals or end > len(data) or value[-1:] != b"\n":
+            raise tarfile.ReadError("it has a pax header that is none")
+        if key in _USED:
+            found[key.decode()] = value[:-1]
+        elif key.startswith(b"GNU.sparse."):
+            found["sparse"] = b""
+        at = end
+    return found
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytes:
+    """So many bytes (none for a size below zero), however the stream divides them."""
+    parts = []
+    while size > 0:
+        data = stream.read(size)
+        if not data:
+            raise tarfile.ReadError("it breaks off: unexpected end of data")
+        parts.append(data)
+        size -= len(data)
+    return b"".join(parts)

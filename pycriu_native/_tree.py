@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from ._unpatched import sleep
+
 
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
@@ -68,7 +70,7 @@ def listener_on(port: int, seconds: float) -> int | None:
         found = _find_listener(port)
         if found is not None or time.monotonic() > until:
             return found
-        time.sleep(0.005)
+        sleep(0.005)
 
 
 def _find_listener(port: int) -> int | None:
@@ -174,7 +176,7 @@ def wait_until_gone(
         if left:
             if time.monotonic() > until or is_hurried():
                 return False
-            time.sleep(pause)
+            sleep(pause)
             pause = min(pause * 2, 0.05)
     return not ours
 
@@ -190,4 +192,4 @@ def end_processes(pids: Iterable[int], seconds: float, *, kill: bool) -> None:
                     os.kill(pid, signal.SIGKILL)
         left = [pid for pid in left if (stat_of(pid) or "Z")[0] not in ("Z", "X")]
         if left:
-            time.sleep(0.001)
+            sleep(0.001)

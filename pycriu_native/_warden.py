@@ -7,13 +7,13 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from . import _guard
 from ._line import socket_pair
 from ._owned import Owned
+from ._unpatched import Lock
 
 UNTIL_ENDED = 10.0
 """Seconds that the guard gets to end after its release."""
@@ -25,7 +25,7 @@ class Warden(Owned):
     def __init__(self) -> None:
         self._line, theirs = socket_pair()
         self._duty: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
         with theirs:
             words = [sys.executable or "python3", "-I", "-S", _guard.__file__]
             try:

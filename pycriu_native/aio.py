@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -27,6 +26,7 @@ from ._exchange import Hook, Notification
 from ._question import Question
 from ._request import Outcome
 from ._session import KEEPER, Call
+from ._unpatched import Lock, Thread
 
 __all__ = [
     "check",
@@ -57,7 +57,7 @@ class _Errand(Generic[R]):
         """Set when a hook is to be asked, and at the end."""
         self._loop = asyncio.get_running_loop()
         self._work = work
-        self._changing = threading.Lock()
+        self._changing = Lock()
         self._call: Call | None = None
         self._question: Question | None = None
         self._give_up: Callable[[BaseException], None] | None = None
@@ -65,7 +65,7 @@ class _Errand(Generic[R]):
         self._outcome: list[R] = []
         self._error: BaseException | None = None
         context = contextvars.copy_context()
-        self._thread = threading.Thread(target=context.run, args=(self._body,), name="criu verb")
+        self._thread = Thread(target=context.run, args=(self._body,), name="criu verb")
         self._thread.start()
 
     # ---- the verb's thread ----

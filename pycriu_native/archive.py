@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from ._streams import (
     Compression,
@@ -32,7 +32,7 @@ from ._streams import (
     decrypted,
     encrypted,
 )
-from ._tar import CHUNK, members
+from ._tar import CHUNK, Content, members
 from .errors import CriuError, ImagesError
 
 _OF_ITS_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -214,7 +214,7 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
     return total
 
 
-def _put(path: Path, info: tarfile.TarInfo, content: IO[bytes] | None) -> None:
+def _put(path: Path, info: tarfile.TarInfo, content: Content | None) -> None:
     """A member where it belongs: a file, a link, or a directory."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     if content is not None:
@@ -291,5 +291,5 @@ def _named_failures() -> Iterator[None]:
         raise
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ImagesError(f"the archive is damaged: {error}") from error
-    except (ValueError, RecursionError) as error:  # the oddest headers
+    except ValueError as error:  # the oddest headers
         raise ImagesError(f"the archive is damaged: {error}") from error

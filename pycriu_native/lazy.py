@@ -18,7 +18,7 @@ import os
 import select
 import signal
 
-from . import _requirements
+from . import _requirements, _unpatched
 from ._dataclass import replace
 from ._line import above_stdio
 from ._log import LogMark, chatter_lines, diagnose, error_lines
@@ -163,7 +163,7 @@ def _by_descriptor(fd: int | None) -> str | None:
 
 def _listens(ready: int, deadline: float) -> bool:
     """Whether the daemon says that it listens; False if it ends instead."""
-    poll = select.poll()
+    poll = _unpatched.poll()
     poll.register(ready, select.POLLIN)
     if not poll.poll(deadline * 1000):
         raise DeadlineError("lazy-pages: the daemon did not listen in time", verb="lazy-pages")

@@ -13,10 +13,10 @@ import contextlib
 import os
 import select
 import signal
-import socket
 from typing import cast
 
-from . import _requirements
+from . import _requirements, _unpatched
+from ._later import socket
 from ._line import Line
 from ._message import REQUEST_TYPES, decode_response, encode
 from ._owned import Owned
@@ -143,7 +143,7 @@ class PageServerChild(Owned):
                     "pid": self.result.pid,
                 }
                 line.sock.sendall(encode("request", question), socket.MSG_NOSIGNAL)
-            poll = select.poll()
+            poll = _unpatched.poll()
             poll.register(line.sock, select.POLLIN)
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")

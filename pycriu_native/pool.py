@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import weakref
 from collections import deque
@@ -29,7 +28,8 @@ from ._owned import Owned
 from ._process import OwnedProcess
 from ._request import RESTORING, SAVING
 from ._spawn import DEFAULT_MANNER, Manner
-from ._typing import ClassVar
+from ._typing import Any, ClassVar
+from ._unpatched import Condition, Thread, get_ident, sleep
 from ._worker import PATIENCE, Worker, WorkerLine
 from .errors import CriuError, Problem
 
@@ -62,9 +62,9 @@ class _Stock:
         self.worker = worker
         self.manner = manner
         self.idle: deque[_Idle] = deque()
-        self.turn = threading.Condition()
+        self.turn = Condition()
         self.closed = False
-        self.thread: threading.Thread | None = None
+        self.thread: Any = None
         self.retired: deque[OwnedProcess] = deque()
         """Workers that have served their call, and are to be reaped."""
         self.not_before = 0.0
@@ -119,11 +119,15 @@ class _Stock:
     def _run(self) -> None:
         """Have a thread that starts workers."""
         if self.thread is None and not self.closed:
-            thread = threading.Thread(
-                target=_refill, args=(self,), name="criu warm workers", daemon=True
-            )
-            thread.start()
+            me: list[Any] = []  # the body may begin before its thread is known
+            thread = Thread(_refill, "criu warm workers", (self, me), daemon=True)
+            me.append(thread)
             self.thread = thread
+            try:
+                thread.start()
+            except BaseException:
+                self.thread = None
+                raise
 
     def retire(self, process: OwnedProcess) -> None:
         """Have the thread reap a worker that has served its call, and start the next one."""
@@ -156,13 +160,13 @@ class _Stock:
             idle.line.hang_up()  # all of them end at the same time
         for idle in left:
             idle.line.reap()
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.ident != get_ident():
             thread.join()
         self.reap_retired()
 
     def forget(self) -> None:
         """In a forked child: the workers are the parent's, and so is the thread."""
-        self.turn = threading.Condition()
+        self.turn = Condition()
         self.thread = None
         for idle in self.idle:
             idle.line.let_go()  # as long as we held the socket too they would not see its end
@@ -171,9 +175,9 @@ class _Stock:
             self.retired.popleft().close()
 
 
-def _refill(stock: _Stock) -> None:
+def _refill(stock: _Stock, thread: list[Any]) -> None:
     """Keep as many workers as were asked for; the body of the stock's thread."""
-    me = threading.current_thread()
+    me = thread[0]
     # A signal that this thread took would not interrupt the one that waits for it.
     native.pn_block_signals()
     with Nursery(stock.worker, stock.manner) as nursery:
@@ -319,7 +323,7 @@ class WarmWorkers(Owned):
         while self.idle < self._stock.size and not self._stock.closed:
             if until is not None and time.monotonic() > until:
                 return False
-            time.sleep(0.001)
+            sleep(0.001)
         return not self._stock.closed
 
     def identity(self) -> tuple[object, ...]:

@@ -17,17 +17,17 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from . import _chronicle
 from ._descriptors import descriptors_of
+from ._later import socket
 from ._session import Call
 from ._tree import process_tree
+from ._unpatched import Event, Thread
 from .enums import Verb
 from .opts import CriuOpts
 from .values import descriptor_number
@@ -90,7 +90,7 @@ def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[Story]
         yield story
         return
     teller = _Teller(on_progress, measure)
-    thread = threading.Thread(target=teller.run, name="progress", daemon=True)
+    thread = Thread(target=teller.run, name="progress", daemon=True)
     thread.start()
     try:
         yield story
@@ -161,7 +161,7 @@ class _Teller:
     def __init__(self, on_progress: OnProgress, measure: Measure) -> None:
         self._on_progress = on_progress
         self._measure = measure
-        self.over = threading.Event()
+        self.over = Event()
         self.well = False
         self._phase = ""
         self._seen = 0

@@ -6,6 +6,7 @@ import functools
 import os
 import select
 
+from . import _unpatched
 from ._dataclass import dataclass, field
 
 __all__ = [
@@ -132,7 +133,7 @@ class RestoreResult:
         except ProcessLookupError:
             return None
         try:
-            poll = select.poll()
+            poll = _unpatched.poll()
             poll.register(pidfd, select.POLLIN)
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"pid {self.pid} runs on")

@@ -23,18 +23,18 @@ import fcntl
 import os
 import selectors
 import shutil
-import socket
 import struct
 import tempfile
-import threading
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Self
 
 from . import verbs
 from ._exchange import Hook, Notification
+from ._later import socket
 from ._owned import Owned
 from ._reach import Via
 from ._tree import has_us_inside
+from ._unpatched import Condition, Thread
 from .enums import Notify
 from .errors import ImagesError, OptionError, Problem
 from .opts import CriuOpts
@@ -143,10 +143,10 @@ class _Streamer:
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._over = False
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._body, name="image streamer")
+        self._thread = Thread(target=self._body, name="image streamer")
 
     def __enter__(self) -> Self:
         self._ready = selectors.DefaultSelector()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from .._later import socket
+from .._unpatched import Thread
 from .tree import Process, libc
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
@@ -152,7 +152,7 @@ def in_network_of(process: Process, ask: Callable[[], Answer]) -> Answer | None:
                         raise OSError(ctypes.get_errno(), "setns")
             answers.append(ask())
 
-    thread = threading.Thread(target=there)
+    thread = Thread(there, "sock_diag")
     thread.start()
     thread.join()
     return answers[0] if answers else None

@@ -10,10 +10,10 @@ import contextlib
 import fcntl
 import os
 import resource
-import time
 from collections.abc import Iterator
 
 from .._tree import frozen_cgroup
+from .._unpatched import sleep
 from .look import Scene, known, needs, note, stops
 from .tree import Process, libc, link, read
 from .values import Finding
@@ -152,7 +152,7 @@ def _hangs(process: Process) -> Iterator[Finding]:
         stuck = [thread for thread in stuck if _thread_state(process, thread) == "D"]
         if not stuck:
             return
-        time.sleep(0.01)
+        sleep(0.01)
     if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
         _kcmp(process.pid, int(child), 1) for child in _children(process)
     ):

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from google.protobuf.message import Message
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 
 from .._imagery import message as wire
 
@@ -101,7 +102,7 @@ def _pool() -> Any:
     for name, rows in messages.items():
         fields = [_part(2, _field(row, kinds[row.type])) for row in rows]
         outer.append(_part(4, b"".join([_part(1, name.encode()), *fields, *inner.get(name, ())])))
-    pool = _implementation()[0]()
+    pool = DescriptorPool()
     pool.AddSerializedFile(b"".join([*outer, _part(12, b"proto2")]))
     return pool
 
@@ -128,38 +129,9 @@ def _part(number: int, data: bytes) -> bytes:
 
 
 @functools.cache
-def _implementation() -> tuple[Callable[[], Any], Callable[[Any], type[Message]]]:
-    """What makes a pool, and what makes the class of a message that is in one.
-
-    protobuf's public modules for it load its implementation in pure Python as well, which takes
-    longer than all else that is loaded here. So they are asked only if the compiled one is not
-    where it has been since protobuf 4.
-    """
-    try:
-        from google.protobuf.descriptor import _message  # type: ignore[attr-defined]
-        from google.protobuf.pyext.cpp_message import (  # type: ignore[import-not-found]
-            GeneratedProtocolMessageType as Made,
-        )
-
-        new_pool: Callable[[], Any] = _message.DescriptorPool
-    except (ImportError, AttributeError):
-        from google.protobuf.descriptor_pool import DescriptorPool
-        from google.protobuf.message_factory import GetMessageClass
-
-        return DescriptorPool, GetMessageClass
-
-    def made(found: Any) -> type[Message]:
-        members = {"DESCRIPTOR": found, "__module__": None}
-        kind: type[Message] = Made(found.name, (Message,), members)
-        return kind
-
-    return new_pool, made
-
-
-@functools.cache
 def message(name: str) -> type[Any]:
     """The class of a message, by the name that CRIU gives it.
 
     Its fields are known only when the table has been read, so its type says nothing of them.
     """
-    return _implementation()[1](_pool().FindMessageTypeByName(name))
+    return GetMessageClass(_pool().FindMessageTypeByName(name))

@@ -172,6 +172,7 @@ def _bomb(kind: bytes) -> bytes:
 
 
 GOOD = ("inventory.img", b"x" * 1000)
+DATA = _archive(GOOD)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,29 @@ def test_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImagesError, match="more than 50 members"):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names(tmp_path: Path, format: int) -> None:
+    """Each format has headers of its own for a path above 100 bytes; it need not be UTF-8."""
+    name = (
+        "d" * 90 + "/" + "n" * 40 + ("" if format == tarfile.USTAR_FORMAT else "n" * 90 + "\udcff")
+    )
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format, pax_headers={"comment": "all"}) as tar:
+        for each, body in (GOOD, (name, b"y" * 513)):
+            info = tarfile.TarInfo(each)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    assert unpack(cast(Any, io.BytesIO(out.getvalue())), tmp_path / "a") == 1513
+    assert (tmp_path / "a" / name).read_bytes() == b"y" * 513
+
+
+def test_nothing_of_tarfile_is_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its readers do among themselves may change with any update of Python."""
+    for name in ("next", "__init__"):
+        monkeypatch.setattr(tarfile.TarFile, name, None)
+    assert unpack(cast(Any, io.BytesIO(DATA)), tmp_path / "a") == 1000
 
 
 def test_a_file_that_others_have_made_first(chain: Path, tmp_path: Path) -> None:

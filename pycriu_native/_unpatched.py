@@ -1,0 +1,173 @@
+"""Threads, locks and waits of the interpreter, whatever gevent or eventlet have replaced.
+
+``monkey.patch_all()`` turns threads into greenlets of the calling thread: a call that blocks the
+signals of "its own thread" would then block those of the caller for good. Everything here is made
+of ``_thread``'s functions as they were before; it waits in the system, as a C library does.
+``gevent.monkey.get_original`` and ``eventlet.patcher.original`` give what has been replaced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from ._typing import Any
+
+
+def original(module: str, name: str) -> Any:
+    """An attribute of a module of the standard library, as it was before it was replaced."""
+    if (gevent := sys.modules.get("gevent.monkey")) is not None:
+        return gevent.get_original(module, name)
+    if (eventlet := sys.modules.get("eventlet.patcher")) is not None:
+        return getattr(eventlet.original(module), name)
+    return getattr(__import__(module), name)
+
+
+Lock: Callable[[], Any] = original("_thread", "allocate_lock")
+"""``threading.Lock``."""
+
+get_ident: Callable[[], int] = original("_thread", "get_ident")
+sleep: Callable[[float], None] = original("time", "sleep")
+poll: Callable[[], Any] = original("select", "poll")
+"""``select.poll``."""
+
+_start: Callable[..., int] = original("_thread", "start_new_thread")
+
+
+def _threads_are_replaced() -> bool:
+    gevent, eventlet = (sys.modules.get(name) for name in ("gevent.monkey", "eventlet.patcher"))
+    return (gevent is not None and bool(gevent.is_module_patched("threading"))) or (
+        eventlet is not None and bool(eventlet.is_monkey_patched("thread"))
+    )
+
+
+class _Thread:
+    """The part of ``threading.Thread`` that is used here, on a thread of the system's own."""
+
+    def __init__(
+        self,
+        target: Callable[..., object],
+        name: str,
+        args: tuple[object, ...] = (),
+        daemon: bool = False,
+    ) -> None:
+        self.ident: int | None = None
+        self._target = target
+        self._args = args
+        self._daemon = daemon
+        self._running = Lock()
+
+    def start(self) -> None:
+        """Begin; ``RuntimeError`` where no thread can be started."""
+        self._running.acquire()
+        try:
+            self.ident = _start(self._body, ())
+        except BaseException:
+            self._running.release()
+            raise
+        if not self._daemon:
+            import atexit
+
+            atexit.register(self.join)
+
+    def _body(self) -> None:
+        self.ident = get_ident()
+        try:
+            self._target(*self._args)
+        finally:
+            self._running.release()
+            if not self._daemon:
+                import atexit
+
+                atexit.unregister(self.join)
+
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return bool(self._running.locked())
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended."""
+        if self._running.acquire(timeout=-1 if timeout is None else timeout):
+            self._running.release()
+
+
+def Thread(
+    target: Callable[..., object],
+    name: str,
+    args: tuple[object, ...] = (),
+    daemon: bool = False,
+) -> Any:
+    """A ``threading.Thread``, or what takes its place where that is a greenlet."""
+    if _threads_are_replaced():
+        return _Thread(target, name, args, daemon)
+    import threading
+
+    return threading.Thread(target=target, name=name, args=args, daemon=daemon)
+
+
+class Condition:
+    """``threading.Condition`` on a lock that is not reentrant."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._waiters: list[Any] = []
+        self.acquire, self.release = self._lock.acquire, self._lock.release
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Let go of the lock until notified, or for at most so many seconds."""
+        waiter = Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        self._lock.release()
+        try:
+            return bool(waiter.acquire(timeout=-1 if timeout is None else max(0.0, timeout)))
+        finally:
+            self._lock.acquire()
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def wait_for(self, is_so: Callable[[], bool]) -> None:
+        """Wait until it is so."""
+        while not is_so():
+            self.wait()
+
+    def notify_all(self) -> None:
+        """End each wait."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.release()
+
+
+class Event:
+    """``threading.Event``."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._set = False
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._set
+
+    def set(self) -> None:
+        """End each wait, also those to come."""
+        with self._changed:
+            self._set = True
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Have waits wait again."""
+        self._set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set; whether it is."""
+        with self._changed:
+            if not self._set:
+                self._changed.wait(timeout)
+            return self._set

@@ -1,0 +1,191 @@
+"""A program whose standard library gevent or eventlet replaces: each verb, then its signal mask.
+
+Usage: ``greenlets.py {gevent,eventlet} {before,after} FAMILY DIRECTORY``; prints ``fine``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+PATCHER, WHEN, FAMILY, DIRECTORY = sys.argv[1:]
+warnings.simplefilter("ignore")
+
+
+def _replace() -> Any:
+    if PATCHER == "gevent":
+        from gevent import monkey
+
+        monkey.patch_all()
+        return monkey
+    import eventlet
+
+    eventlet.monkey_patch()
+    return eventlet
+
+
+if WHEN == "before":
+    _replace()
+import pycriu_native as criu  # noqa: E402
+from pycriu_native import CriuOpts  # noqa: E402
+
+if WHEN == "after":
+    _replace()
+
+started: list[subprocess.Popen[bytes]] = []
+
+
+def _target() -> int:
+    null = subprocess.DEVNULL
+    started.append(
+        subprocess.Popen(
+            ["sleep", "600"], stdin=null, stdout=null, stderr=null, start_new_session=True
+        )
+    )
+    return started[-1].pid
+
+
+def _options(**more: Any) -> CriuOpts:
+    images = Path(DIRECTORY, str(len(os.listdir(DIRECTORY))))
+    images.mkdir()
+    return CriuOpts(images_directory=images, **more)
+
+
+def _dumped(**more: Any) -> CriuOpts:
+    opts = _options()
+    criu.dump(_target(), opts, **more)
+    started.pop().wait()
+    return opts
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def dump_and_restore() -> None:
+    """With a hook, a deadline and progress; a restore, and one of a child."""
+    heard: list[object] = []
+    opts = _dumped(on_notify=lambda told: heard.append(told.action), deadline=60)
+    assert heard
+    _end(criu.restore(opts, deadline=60, on_progress=lambda _: None).pid)
+    child = criu.restore_child(_dumped())
+    _end(child.pid)
+    assert child.wait(30) == -signal.SIGKILL
+
+
+def refused() -> None:
+    """A hook refuses: the process runs on."""
+    pid = _target()
+
+    def refuse(told: object) -> None:
+        raise RuntimeError("refused")
+
+    try:
+        criu.dump(pid, _options(), on_notify=refuse)
+    except RuntimeError as error:
+        if str(error) != "refused":
+            raise
+    else:
+        raise AssertionError("not refused")
+    assert started[-1].poll() is None
+
+
+def interrupted() -> None:
+    """Ctrl-C in a hook's call is raised when the dump has been undone."""
+    pid = _target()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
+    try:
+        criu.dump(pid, _options(), on_notify=lambda _: os.kill(os.getpid(), signal.SIGINT))
+    except KeyboardInterrupt:
+        assert started[-1].poll() is None
+    else:
+        raise AssertionError("not interrupted")
+
+
+def warm_workers() -> None:
+    """Several calls on one pool."""
+    with criu.WarmWorkers(2) as pool:
+        for _ in range(3):
+            _end(criu.restore(_dumped(via=pool), via=pool).pid)
+
+
+def batch() -> None:
+    """Several at once."""
+    pids = [_target() for _ in range(4)]
+    finished = criu.dump_many(pids, lambda _: _options(leave_running=True))
+    assert [each.error for each in finished] == [None] * 4
+
+
+def page_server() -> None:
+    """A child that takes the pages of a dump."""
+    opts = _options(page_server=criu.PageServer("127.0.0.1", 0))
+    with criu.page_server_child(opts) as server:
+        address = criu.PageServer("127.0.0.1", server.result.port)
+        criu.dump(_target(), CriuOpts(images_directory=opts.images_directory, page_server=address))
+        assert server.wait(30) == 0
+    started.pop().wait()
+
+
+def asynchronous() -> None:
+    """asyncio's verbs; the loop is asyncio's own."""
+    from pycriu_native import aio
+
+    opts = _options()
+
+    async def work() -> int:
+        await aio.dump(_target(), opts)
+        started.pop().wait()
+        return (await aio.restore(opts)).pid
+
+    _end(asyncio.run(work()))
+
+
+def judged() -> None:
+    """What is asked ahead."""
+    pid = _target()
+    assert criu.preflight(pid).verdict
+    assert str(criu.doctor())
+
+
+def cooperative() -> None:
+    """A call in the hub's own thread pool lets the other greenlets go on."""
+    ticks: list[int] = []
+    opts = _options()
+    pid = _target()
+    if PATCHER == "gevent":
+        import gevent
+
+        ticker = gevent.spawn(lambda: [(ticks.append(1), gevent.sleep(0.001)) for _ in range(5)])
+        gevent.get_hub().threadpool.apply(criu.dump, (pid, opts))
+        ticker.join()
+    else:
+        import eventlet
+        from eventlet import tpool
+
+        eventlet.spawn(lambda: [(ticks.append(1), eventlet.sleep(0.001)) for _ in range(5)])
+        tpool.execute(criu.dump, pid, opts)
+    started.pop().wait()
+    assert ticks
+
+
+def _mask() -> str:
+    return next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if "SigBlk" in line
+    )
+
+
+before = _mask()
+try:
+    globals()[FAMILY]()
+    assert _mask() == before, "the signal mask has changed"
+finally:
+    for process in started:
+        process.kill()
+        process.wait()
+print("fine")
