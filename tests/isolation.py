@@ -35,7 +35,7 @@ def enter() -> None:
 
     Where they cannot be made, a process 1 goes on in a child all the same, and reaps.
     """
-    if IN_PLACE not in sys.argv and _possible():
+    if IN_PLACE not in sys.argv and possible():
         _call("unshare", CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET)
         _continue_in_child()
         _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -46,7 +46,7 @@ def enter() -> None:
         _continue_in_child()
 
 
-def _possible() -> bool:
+def possible() -> bool:
     """Whether the kernel lets this process do it all: found out by a program that then ends."""
     new = ["unshare", "--mount", "--ipc", "--net", "--pid", "--fork", "--mount-proc", "true"]
     try:
@@ -63,13 +63,14 @@ def _continue_in_child() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = os.fork()
     if not child:
+        os.setsid()  # a session that is led from outside has no number here
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     while True:
         came = signal.sigwaitinfo(awaited)
         if came.si_signo == signal.SIGCHLD:
             _reap(child)
-        elif came.si_code <= 0:  # from a process; the terminal's has reached the child, too
+        else:
             os.kill(child, came.si_signo)
 
 
