@@ -14,6 +14,8 @@ from .processes import children
 def _descriptors() -> frozenset[str]:
     found = []
     for entry in os.listdir("/proc/self/fd"):
+        if entry in ("0", "1", "2"):
+            continue  # pytest's own, which it changes when the run is interrupted
         try:
             found.append(f"{entry} -> {os.readlink(f'/proc/self/fd/{entry}')}")
         except FileNotFoundError:
