@@ -23,7 +23,7 @@ BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 
 # The programs that tests run, each with its Debian package.
 TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
-	busybox:busybox-static openssl:openssl
+	busybox:busybox-static openssl:openssl mkfs.ext2:e2fsprogs
 
 # The programs that make and run guests, each with its Debian package.
 VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
@@ -105,6 +105,10 @@ demo: build ## dump and restore a live process, step by step
 test: test-tools test-libraries build ## the tests; what this machine cannot do is skipped, and listed
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
+
+.PHONY: test-unit
+test-unit: test-libraries build ## the tests that need neither root nor a CRIU that can checkpoint
+	@$(VENV)/bin/python -m pytest tests/wire tests/images $(ARGS)
 
 .PHONY: test-migration
 test-migration: test-tools test-libraries build ## every way in which a migration can fail; some minutes
@@ -255,13 +259,21 @@ docs: $(VENV)/.docs ## the documentation as a site, into build/site
 .PHONY: build
 build: $(VENV)/.installed ## the virtual environment with the library in it
 
+# What a root printed is in build/fresh; shown are its steps, what was skipped and why, and failures.
+FRESH := build/fresh
 .PHONY: test-fresh
-test-fresh: ## demo, test, demo in fresh Debian 12 and 13 roots, as root and by sudo
-	@failed=()
-	for root in bookworm 'bookworm --user' trixie 'trixie --user'; do
-		scripts/fresh-root $$root demo test demo || failed+=("$$root")
+test-fresh: ## demo and tests in fresh Debian 12, 13 and forky roots, as root and by sudo (an hour)
+	@mkdir -p $(FRESH)
+	failed=()
+	for run in 'bookworm demo test demo' 'bookworm --user demo test-unit' \
+		'trixie demo test demo' 'trixie --user demo test demo' \
+		'forky demo test demo' 'forky --user demo test-unit'; do
+		read -r -a words <<<"$$run"
+		log=$(FRESH)/$${run// /-}.log
+		scripts/fresh-root "$${words[@]}" &>"$$log" || failed+=("$$run: $$log")
+		grep -E '^(fresh-root: |skipped [0-9]+: |FAILED |ERROR )|^=+ .* in [0-9.]+s' "$$log" || true
 	done
-	(($${#failed[@]} == 0)) || { echo "failed:$$(printf ' [%s]' "$${failed[@]}")" >&2; exit 1; }
+	(($${#failed[@]} == 0)) || { printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; }
 
 # Guests are made of Debian's packages, under build/vm, and emulated in software.
 .PHONY: test-vm

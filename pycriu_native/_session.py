@@ -98,17 +98,21 @@ class Call:
 
     def stand_by(self) -> Outcome:
         """:meth:`wait`, on this thread."""
-        while not self.is_over() or self._thread.is_alive():
+        while True:
             try:
-                self.start()
-                if self.is_over():
-                    self._thread.join()
-                    continue
-                self._turn.wait()
-                self._turn.clear()
-                question = self.question
-                if question is not None:
-                    question.put()
+                # A signal's handler can run wherever the interpreter looks for signals, in the
+                # condition of the loop and at its end as well.
+                while not self.is_over() or self._thread.is_alive():
+                    self.start()
+                    if self.is_over():
+                        self._thread.join()
+                        continue
+                    self._turn.wait()
+                    self._turn.clear()
+                    question = self.question
+                    if question is not None:
+                        question.put()
+                break
             except BaseException as interruption:
                 if self._thread.ident is None:
                     raise  # nothing has begun

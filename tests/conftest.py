@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 from collections import Counter
 
 import pytest
 
 import pycriu_native
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell's background job ignores Ctrl-C, and so would everything that the tests start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+from . import isolation
+
+isolation.enter()
+isolation.reset()
 
 
 def _criu() -> str:
@@ -26,6 +26,11 @@ def _criu() -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Tests that are marked ``long`` run when they are asked for."""
     parser.addoption("--long", action="store_true", help="run the tests that take long, too")
+    parser.addoption(
+        isolation.IN_PLACE,
+        action="store_true",
+        help="run in the caller's namespaces: no other run, and nothing else, may come in between",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -40,7 +45,7 @@ def pytest_report_header() -> list[str]:
     """Kernel, CRIU and libcriu, so that a log tells what was tested."""
     return [
         f"kernel {platform.release()}, CRIU {_criu()}, libcriu {pycriu_native.libcriu_version()}, "
-        f"uid {os.geteuid()}"
+        f"uid {os.geteuid()}, pid {os.getpid()}"
     ]
 
 

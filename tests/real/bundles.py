@@ -30,6 +30,7 @@ from pycriu_native._program import find_program
 
 from . import releases
 from .cgroups import remove
+from .leftovers import RUN
 from .processes import PATIENCE, eventually, is_alive, kill
 
 _numbers = itertools.count()
@@ -382,7 +383,7 @@ def counting(directory: Path, by: Runtime) -> Iterator[Counting]:
     (bundle / "inner" / "here").touch()
     (bundle / "motd").write_text("from outside\n")
     by("spec", cwd=bundle)
-    name = f"pycriu-native-{os.getpid()}-{next(_numbers)}"
+    name = f"pycriu-native-{RUN}-{next(_numbers)}"
     with Streams.opened() as before, Streams.opened() as after:
         container = Counting(name, bundle, by, before, after)
         _configure(container)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from . import releases
+from .leftovers import RUN
 from .processes import eventually
 
 _numbers = itertools.count()
@@ -101,7 +102,7 @@ def maker() -> Iterator[Make]:
     made: list[Path] = []
 
     def make(hierarchy: Hierarchy) -> Path:
-        cgroup = hierarchy.mount / f"pycriu-native-{os.getpid()}-{next(_numbers)}"
+        cgroup = hierarchy.mount / f"pycriu-native-{RUN}-{next(_numbers)}"
         made.append(cgroup)
         cgroup.mkdir()
         return cgroup

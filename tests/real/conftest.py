@@ -14,7 +14,8 @@ import pytest
 import pycriu_native
 from pycriu_native import CriuError, Notify, UnsupportedError
 
-from . import matrix, releases
+from . import large_pipes, matrix, releases
+from .features import needs_lazy_pages
 from .leftovers import Snapshot
 from .processes import Target, adopt_orphans, eventually, remember_children, start
 from .releases import refused_for_age
@@ -34,8 +35,6 @@ def _why_not() -> str:
 
 
 WHY_NOT = _why_not()
-
-PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -89,16 +88,19 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"{request.node.name} left behind: {grown}")
 
 
+@pytest.fixture(autouse=True)
+def _large_pipes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of lazy pages has the pipes that CRIU needs for them."""
+    needed = needs_lazy_pages.mark in request.node.iter_markers("skipif")
+    with large_pipes.allowed() if needed else contextlib.nullcontext():
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _large_pipes() -> Iterator[None]:
-    """What CRIU needs to serve pages where there is no CAP_SYS_RESOURCE."""
-    before = PIPE_MAX_SIZE.read_text()
-    too_small = not WHY_NOT and int(before) < 2**22
-    if too_small:
-        PIPE_MAX_SIZE.write_text(str(2**22))
+def _settings_as_before() -> Iterator[None]:
+    """The machine's settings are as they were when the run is over."""
     yield
-    if too_small:
-        PIPE_MAX_SIZE.write_text(before)
+    large_pipes.restore_setting()
 
 
 @pytest.fixture(scope="session")

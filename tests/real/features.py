@@ -9,6 +9,8 @@ import pytest
 import pycriu_native
 from pycriu_native import CriuError, Features
 
+from . import large_pipes
+
 
 def _found() -> Features:
     """Nothing, where there is no CRIU to ask."""
@@ -26,6 +28,8 @@ needs_soft_dirty = pytest.mark.skipif(
     not FEATURES.mem_track,
     reason="this kernel tracks no changed memory (feature_check().mem_track)",
 )
-needs_lazy_pages = pytest.mark.skipif(
-    not FEATURES.lazy_pages, reason="this kernel has no userfaultfd for CRIU"
-)
+_why_no_lazy_pages = large_pipes.why_not()
+if not FEATURES.lazy_pages:
+    _why_no_lazy_pages = "this kernel has no userfaultfd for CRIU"
+needs_lazy_pages = pytest.mark.skipif(bool(_why_no_lazy_pages), reason=_why_no_lazy_pages)
+"""The test also gets pipes of the size that it takes (``conftest.py``)."""

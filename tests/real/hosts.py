@@ -14,6 +14,7 @@ from typing import TextIO
 
 import pytest
 
+from .leftovers import RUN, links
 from .processes import eventually, kill
 
 _numbers = itertools.count()
@@ -81,7 +82,7 @@ def host() -> Iterator[Host]:
     """A host of its own, with nothing but a loopback; all that runs on it ends with it."""
     if shutil.which("ip") is None:
         pytest.skip("no ip command (iproute2) is installed")
-    made = Host(f"pn{os.getpid()}-{next(_numbers)}")
+    made = Host(f"pn{RUN}-{next(_numbers)}")
     was_mounted = os.path.ismount(NAMES)
     run("ip", "netns", "add", made.name)
     try:
@@ -100,7 +101,7 @@ def cable(one: Host, other: Host) -> Iterator[tuple[str, str]]:
     number = (os.getpid() * 8 + next(_numbers)) % 2**15
     base = f"198.{18 + number // 2**14}.{number // 64 % 256}."
     ends = [
-        (host, f"pn{os.getpid()}{end}{number % 1000}"[:15], f"{base}{number % 64 * 4 + place}")
+        (host, f"pn{RUN}{end}{number % 1000}", f"{base}{number % 64 * 4 + place}")
         for place, (host, end) in enumerate(((one, "a"), (other, "b")), 1)
     ]
     (_, first, _), (_, second, _) = ends
@@ -115,4 +116,4 @@ def cable(one: Host, other: Host) -> Iterator[tuple[str, str]]:
     finally:
         with contextlib.suppress(AssertionError):
             one.run("ip", "link", "del", first)
-        eventually(lambda: not os.path.exists(f"/sys/class/net/{first}"), "the cable's end")
+        eventually(lambda: first not in links(), "the cable's end")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from .processes import children
 def _descriptors() -> frozenset[str]:
     found = []
     for entry in os.listdir("/proc/self/fd"):
+        if entry in ("0", "1", "2"):
+            continue  # pytest's own, which it changes when the run is interrupted
         try:
             found.append(f"{entry} -> {os.readlink(f'/proc/self/fd/{entry}')}")
         except FileNotFoundError:
@@ -27,17 +30,22 @@ def _mounts() -> frozenset[str]:
     return frozenset(mount for mount in found if not mount.endswith(" /run/netns"))
 
 
-def mark() -> str:
-    """What the names of all cgroups that this run makes begin with; others' come and go."""
-    return f"pycriu-native-{os.getpid()}"
+RUN = os.urandom(3).hex()
+"""In the names of all that this run makes where other programs can see it: theirs come and go."""
 
 
 def _cgroups() -> frozenset[str]:
-    return frozenset(path for path, _, _ in os.walk("/sys/fs/cgroup") if mark() in path)
+    return frozenset(path for path, _, _ in os.walk("/sys/fs/cgroup") if RUN in path)
 
 
 def _names(directory: str) -> frozenset[str]:
-    return frozenset(os.listdir(directory)) if os.path.isdir(directory) else frozenset()
+    names = os.listdir(directory) if os.path.isdir(directory) else []
+    return frozenset(name for name in names if RUN in name)
+
+
+def links() -> frozenset[str]:
+    """The network links of our network namespace."""
+    return frozenset(name for _, name in socket.if_nameindex())
 
 
 def _locks() -> frozenset[str]:
@@ -75,7 +83,7 @@ class Snapshot:
             mounts=_mounts(),
             cgroups=_cgroups(),
             namespaces=_names("/run/netns"),
-            links=_names("/sys/class/net"),
+            links=links(),
             locks=_locks(),
             threads=len(os.listdir("/proc/self/task")),
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).with_name("target.py")
-PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "20"))
+PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
 """Seconds after which something that should come does not come: generous, decides no test."""
 
 _numbers = itertools.count()

@@ -33,6 +33,7 @@ from pycriu_native import (
     dump,
     restore,
 )
+from pycriu_native._session import Call
 
 from . import releases
 from .conftest import Spawn
@@ -118,6 +119,32 @@ def test_a_hook_of_a_restore_raises(
         target.end()  # reaps it: here we are the reaper
         restore(opts)
         assert target.runs_on()
+
+
+def test_an_interruption_while_the_call_does_not_wait(
+    spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever on the caller's thread a signal's handler raises, the call is undone first."""
+    target = spawn()
+    is_over = Call.is_over
+    armed: list[bool] = []
+
+    def interrupted(call: Call) -> bool:
+        if armed and threading.current_thread() is threading.main_thread():
+            armed.clear()
+            raise KeyboardInterrupt
+        return is_over(call)
+
+    def arm(notification: Notification) -> None:
+        if notification.action is Notify.PRE_DUMP:
+            armed.append(True)
+
+    monkeypatch.setattr(Call, "is_over", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=arm)
+    assert _runs_untraced(target.pid)
+    assert not [thread for thread in threading.enumerate() if thread.name == "criu dump"]
+    assert target.runs_on()
 
 
 # ---- a deadline ----
@@ -231,18 +258,18 @@ def workers():
     return sorted({int(child) for child in own} - {pid})
 
 
-def is_in_the_hook():
-    frame = sys._current_frames()[main]
+def waits():
+    # The hook has returned, and what it answered is on its way: an interruption does not refuse it.
+    frame, running = sys._current_frames()[main], set()
     while frame is not None:
-        if frame.f_code is on_notify.__code__:
-            return True
+        running.add(frame.f_code)
         frame = frame.f_back
-    return False
+    return threading.Event.wait.__code__ in running and on_notify.__code__ not in running
 
 
 def ctrl_c(worker):
-    # To the whole group, as a terminal does, once the hook has returned and the call waits.
-    while is_in_the_hook():
+    # To the whole group, as a terminal does.
+    while not waits():
         time.sleep(0.001)
     os.killpg(0, signal.SIGINT)
     heard.wait()
@@ -286,7 +313,7 @@ told["workers"] = workers()
 try:
     for thread in threads:
         thread.join()
-    if not heard.wait(20):
+    if not heard.wait(60):
         raise SystemExit("no signal came")
 except KeyboardInterrupt:
     pass

@@ -28,6 +28,7 @@ from pycriu_native import (
     UnsupportedError,
     Worker,
     _peer,
+    _requirements,
     dump,
     migrate_in,
     migrate_out,
@@ -36,7 +37,7 @@ from pycriu_native._program import find_program
 from pycriu_native._until import Until
 
 from .certificates import Authority
-from .conftest import PIPE_MAX_SIZE, Spawn
+from .conftest import Spawn
 from .features import needs_lazy_pages, needs_soft_dirty
 from .hosts import OURS, Host, cable, host
 from .migrating import Destination, Leaving, destination, far_pid, reaped, shaped
@@ -196,7 +197,9 @@ def test_releases_that_cannot_exchange_pages(arrive: Arrive, traveller: Target) 
 
 
 @needs_lazy_pages
-def test_a_pipe_that_is_too_small(spawn: Spawn, images: Path) -> None:
+def test_a_pipe_that_is_too_small(
+    spawn: Spawn, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without CAP_SYS_RESOURCE a lazy dump is refused, with the sysctl and the command."""
     effective = next(
         line.split()[1]
@@ -206,18 +209,15 @@ def test_a_pipe_that_is_too_small(spawn: Spawn, images: Path) -> None:
     if int(effective, 16) >> 24 & 1:
         pytest.skip("CAP_SYS_RESOURCE is there: the limit says nothing")
     target = spawn()
-    PIPE_MAX_SIZE.write_text(str(2**21))
-    try:
-        cure = r"fs\.pipe-max-size is at least 4194304; it is 2097152: sysctl -w"
-        opts = CriuOpts(images_directory=images, lazy_pages=True, page_server="127.0.0.1:7000")
-        with pytest.raises(UnsupportedError, match=cure):
-            dump(target.pid, opts)
-        with pytest.raises(UnsupportedError, match=cure):
-            migrate_out(
-                target.pid, CriuOpts(), to=("127.0.0.1", 7000), mode=MigrationMode.POST_COPY
-            )
-    finally:
-        PIPE_MAX_SIZE.write_text(str(2**22))
+    setting = tmp_path / "pipe-max-size"
+    setting.write_text(str(2**21))
+    monkeypatch.setattr(_requirements, "PIPE_MAX_SIZE", str(setting))
+    cure = r"fs\.pipe-max-size is at least 4194304; it is 2097152: sysctl -w"
+    opts = CriuOpts(images_directory=images, lazy_pages=True, page_server="127.0.0.1:7000")
+    with pytest.raises(UnsupportedError, match=cure):
+        dump(target.pid, opts)
+    with pytest.raises(UnsupportedError, match=cure):
+        migrate_out(target.pid, CriuOpts(), to=("127.0.0.1", 7000), mode=MigrationMode.POST_COPY)
     assert not images.exists()
     assert target.runs_on()
 

@@ -125,9 +125,9 @@ def a_job_of_a_shell(at: Site) -> Target:
 
 @situation(NEEDS)
 def frozen_in_a_cgroup(at: Site) -> Target:
-    from .leftovers import mark
+    from .leftovers import RUN
 
-    cgroup = Path("/sys/fs/cgroup/unified") / f"{mark()}-preflight"
+    cgroup = Path("/sys/fs/cgroup/unified") / f"pycriu-native-{RUN}-preflight"
     if not cgroup.parent.is_dir():
         pytest.skip("cgroups of version 2 are not at /sys/fs/cgroup/unified")
     target = at.spawn()

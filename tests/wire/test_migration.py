@@ -253,10 +253,10 @@ def test_silence_and_its_end() -> None:
         mute.expect("go")
     mute.close()
     left, right = (
-        Channel(end, silence=1.0, until=Until(), on_pages=lambda data: None)
+        Channel(end, silence=3.0, until=Until(), on_pages=lambda data: None)
         for end in socket.socketpair()
     )
-    time.sleep(1.6)
+    time.sleep(4)
     right.tell("go")
     assert left.expect("go") == {"word": "go"}
     left.close()

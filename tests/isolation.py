@@ -1,0 +1,113 @@
+"""The run in namespaces of its own, below a process that reaps its orphans.
+
+Process ids, mounts, ports, links, firewall rules and SysV objects are then those of this run: it
+disturbs no other run on the machine, is not disturbed by one, and a look at what a test leaves
+behind finds nothing of other programs. ``--in-place`` runs the tests in the namespaces of the
+caller, where root has them so by default; anyone else cannot make namespaces, nor run CRIU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+
+IN_PLACE = "--in-place"
+
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x8000000, 0x20000000, 0x40000000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+PR_SET_PDEATHSIG = 1
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
+
+FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
+"""What ends a run; a process 1 has no default action for a signal."""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter() -> None:
+    """Go on in namespaces of the run's own; this process stays to hand on signals and the status.
+
+    Where they cannot be made, a process 1 goes on in a child all the same, and reaps.
+    """
+    if IN_PLACE not in sys.argv and possible():
+        _call("unshare", CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET)
+        _continue_in_child()
+        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+        _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+        _call("mount", b"proc", b"/proc", b"proc", 0, None)
+        _loopback_up()
+    if os.getpid() == 1:
+        _continue_in_child()
+
+
+def possible() -> bool:
+    """Whether the kernel lets this process do it all: found out by a program that then ends."""
+    new = ["unshare", "--mount", "--ipc", "--net", "--pid", "--fork", "--mount-proc", "true"]
+    try:
+        tried = subprocess.run(new, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except FileNotFoundError:
+        return False
+    return tried.returncode == 0
+
+
+def _continue_in_child() -> None:
+    """Return in a child; the parent reaps whatever comes until that ends, and ends like it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    awaited = {signal.SIGCHLD, *FORWARDED}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    child = os.fork()
+    if not child:
+        os.setsid()  # a session that is led from outside has no number here
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
+    while True:
+        came = signal.sigwaitinfo(awaited)
+        if came.si_signo == signal.SIGCHLD:
+            _reap(child)
+        else:
+            os.kill(child, came.si_signo)
+
+
+def _reap(child: int) -> None:
+    """Collect all processes that have ended; with the child this one ends."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+            os._exit(code if code >= 0 else 128 - code)
+        if not pid:
+            return
+
+
+def reset() -> None:
+    """Undo what a shell, nohup or a service manager hands down to all that the tests start."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+            if number == signal.SIGHUP:
+                # As a handler, which programs do not inherit: nohup holds for the run itself.
+                signal.signal(number, lambda *_: None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.umask(0o022)
+
+
+def _loopback_up() -> None:
+    """Bring up the one link that a new network namespace has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sh14x", b"lo", 0)
+        _, flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request))
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | IFF_UP))
+
+
+def _call(name: str, *arguments: bytes | int | None) -> None:
+    if getattr(libc, name)(*arguments):
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}{arguments}: {os.strerror(code)}")
