@@ -323,6 +323,18 @@ class Call:
             if lost is not None:
                 exchange.tree += half_restored(outcome.images, self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
+        if outcome.line.pid:
+            from ._made_children import reap_made  # a call that succeeds does without
+
+            reap_made(
+                outcome.images if request.verb is Verb.RESTORE else "",
+                outcome.line.pid,
+                outcome.line.program,
+                self._since,
+                UNTIL_DEAD,
+                kill=lost is not None,
+            )
+        if request.verb is Verb.RESTORE:
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:
             try:

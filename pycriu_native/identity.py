@@ -1,4 +1,4 @@
-"""Which process is meant: a pid is only a number, which other processes have elsewhere and later."""
+"""Which process is meant: other processes have the same pid elsewhere, and later."""
 
 from __future__ import annotations
 

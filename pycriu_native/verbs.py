@@ -162,8 +162,10 @@ def pre_dump(
     are accepted and have no effect here. CRIU sends no notifications and cannot be told to undo a
     pre-dump: after a deadline it has ten seconds to finish by itself (then the error has a
     ``result``), and is killed after that. A tree that contains the caller cannot be pre-dumped.
-    Which process has the pid is compared before CRIU begins and after it has ended. Raises as :func:`dump`; ``UnsupportedError`` where the
-    kernel has no soft-dirty tracking. Needs CRIU 3.17.
+    Which process has the pid is compared before CRIU begins and after it has ended.
+
+    Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
+    CRIU 3.17.
     """
     return dump(
         pid,

@@ -57,8 +57,8 @@ def preflight(
 
     ``opts`` are the options that the dump is to have, if some are chosen already: what they
     cure is no obstacle, and what they break is one. The images directory need not be among them.
-    ``include_caller`` and ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces are taken to be the
-    caller's, as a worker's are.
+    ``include_caller`` and ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces
+    are taken to be the caller's, as a worker's are.
 
     The answer is as of now: a process that changes afterwards can fail all the same. What
     cannot be seen from outside is told in ``docs/preflight.md``. Raises ``OptionError`` for
@@ -118,9 +118,7 @@ def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
     return replace(opts, **changes) if changes else opts
 
 
-def options_for(
-    pid: Target, opts: CriuOpts, *, include_caller: bool, via: Via | None
-) -> CriuOpts:
+def options_for(pid: Target, opts: CriuOpts, *, include_caller: bool, via: Via | None) -> CriuOpts:
     """``CriuOpts.for_process``: these options and those that the process needs."""
     result = preflight(pid, opts, include_caller=include_caller, via=via)
     for finding in result.stops:

@@ -82,9 +82,7 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
 
-def _saved(
-    call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False
-) -> DumpResult:
+def _saved(call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False) -> DumpResult:
     with _progress.shown(call.out) as on_progress:
         return dump(
             pid,
