@@ -51,7 +51,7 @@ class ProcessIdentity:
         elif here.pid_namespace != self.pid_namespace:
             found = f"another pid namespace (pid:[{here.pid_namespace}])"
         elif self.start_time is None:
-            found = "no such process when the identity was read"
+            raise _mismatch(verb, self.pid, "no process had this pid when it was named")
         else:
             check_start(self.pid, self.start_time, verb)
             return
