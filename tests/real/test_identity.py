@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from pycriu_native import (
 from pycriu_native._dataclass import replace
 
 from .conftest import Spawn
-from .processes import eventually
+from .processes import eventually, state
 
 OUTER = """
 import subprocess, sys
@@ -192,26 +193,31 @@ def test_a_job_in_another_pid_namespace(spawn: Spawn, tmp_path: Path) -> None:
 def test_the_pid_is_taken_meanwhile(spawn: Spawn, images: Path) -> None:
     """The process that has it by the time of the dump runs on, and the dump is undone."""
     target = spawn()
-    stranger: list[int] = []
+    strangers: list[subprocess.Popen[bytes]] = []
 
     def take_the_pid(notification: Notification) -> None:
         if notification.action is not Notify.PRE_DUMP:
             return
-        target.kill()
+        os.kill(target.pid, signal.SIGKILL)
+        target.reap()
         for _ in range(100):
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(target.pid - 1))
-            pid = os.posix_spawn("/bin/sleep", ["sleep", "99"], {}, setsid=True)
-            if pid == target.pid:
-                stranger.append(pid)
+            null = subprocess.DEVNULL
+            other = subprocess.Popen(
+                ["sleep", "99"], stdin=null, stdout=null, stderr=null, start_new_session=True
+            )
+            if other.pid == target.pid:
+                strangers.append(other)
                 return
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
+            other.kill()
+            other.wait()
         pytest.skip("the pid could not be had again: other processes start all the time")
 
     with pytest.raises(ProcessMismatchError, match="another process"):
         dump(target.pid, CriuOpts(images_directory=images), on_notify=take_the_pid)
-    (pid,) = stranger
-    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-    eventually(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "S", "it runs on")
-    os.kill(pid, 9)
-    os.waitpid(pid, 0)
+    (stranger,) = strangers
+    assert stranger.poll() is None
+    eventually(lambda: state(stranger.pid) == "S", "that it runs on")
+    assert not (images / "inventory.img").exists()
+    stranger.kill()
+    stranger.wait()
