@@ -37,6 +37,7 @@ from ._unpatched import Event, Thread, sleep
 from ._warden import Warden
 from .enums import Notify
 from .errors import CriuError, MigrationError
+from .identity import Target, number_of
 from .iters import More, Round, UntilSteady, round_opts
 from .opts import CriuOpts
 from .progress import memory_of, size_of_pages
@@ -52,7 +53,7 @@ class Departure:
 
     def __init__(
         self,
-        pid: int,
+        target: Target,
         opts: CriuOpts,
         *,
         mode: MigrationMode,
@@ -65,7 +66,8 @@ class Departure:
         on_notify: Hook | None,
         more: More | None,
     ) -> None:
-        self._pid = pid
+        self._target = target
+        self._pid = number_of(target)
         self._opts = for_criu(opts, images_directory=None)
         self._mode = mode
         self._room = room
@@ -126,7 +128,7 @@ class Departure:
             server = PageServer(fd=self._relay.theirs.fileno())
             changes = {"lazy_pages": True, "page_server": server}
         request = verbs.dump_request(
-            self._pid, self._next_round(**changes), self._via, self._hook, None
+            self._target, self._next_round(**changes), self._via, self._hook, None
         )
         self._call = _HeldCall(request, self._ask_back)
         try:
@@ -144,7 +146,7 @@ class Departure:
             number = self._numbers + 1
             self.phases.enter("pre-dump")
             result = verbs.pre_dump(
-                self._pid, self._next_round(), via=self._via, on_notify=self._on_notify
+                self._target, self._next_round(), via=self._via, on_notify=self._on_notify
             )
             self._ship("images of rounds")
             if not self._more(Round(number=number, result=result)):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 
 from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._line import Line
 from ._reach import Via
 from ._spawn import Manner
-from ._tree import has_us_inside
+from ._tree import is_above
 from .enums import Verb
 from .opts import CriuOpts
 from .results import DumpStatistics, RestoreStatistics
@@ -35,15 +36,20 @@ class Request:
     """Seconds for the whole call."""
     sibling: bool = False
     """Restore the root process as a child of ours."""
+    start_time: int | None = None
+    """Start of the process ``pid`` when the call began, in clock ticks since boot; None: there was
+    no such process, or it is the caller itself."""
+    include_caller: bool = False
+    """Dump a tree although the caller is in it."""
     keep_line: bool = False
     """Leave the line open for the next request."""
 
     @functools.cached_property
     def inside(self) -> bool:
         """Whether we are in the tree that is to be dumped: CRIU must not be."""
-        if self.verb is not Verb.DUMP:
+        if self.verb not in (Verb.DUMP, Verb.PRE_DUMP):
             return False
-        return self.pid is None or has_us_inside(self.pid)
+        return self.pid is None or is_above(self.pid, os.getpid())
 
     @property
     def manner(self) -> Manner:

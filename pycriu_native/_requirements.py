@@ -50,7 +50,8 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     _rules.check(request.opts, request.verb, request.pid)
-    _refuse(OptionError, [*_by_trust(request), *_by_images(request)], request)
+    refused = [*_by_caller(request), *_by_trust(request), *_by_images(request)]
+    _refuse(OptionError, refused, request)
     problems = [*_by_position(request), *_by_limits(request), *_by_library(request.opts)]
     if request.via.identity() is not None:
         problems += _by_program(request.opts, request.via)
@@ -62,6 +63,39 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
     found = list(problems)
     if found:
         raise kind(found, verb=str(request.verb), pid=request.pid)
+
+
+def _by_caller(request: Request) -> Iterator[Problem]:
+    """A tree that contains the caller, who would be gone with it, unknowingly."""
+    pid = request.pid
+    if pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
+        return
+    if request.via.ours and os.readlink("/proc/self") != str(os.getpid()):
+        rule = (
+            "/proc shows another pid namespace than the caller's, so that a pid is another "
+            "process there: mount a proc file system of this namespace on /proc"
+        )
+        yield Problem("pid", pid, rule)
+    elif request.inside and (why := caller_inside(pid, request.verb, request.include_caller)):
+        yield Problem("pid", pid, why)
+
+
+def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:
+    """Why a tree that contains the caller cannot be dumped, and the cure; None: it can be."""
+    us = f"the caller, pid {os.getpid()}, is in this tree"
+    if pid == 1:
+        return (
+            f"{us}, and so is every worker: the first process of a pid namespace is dumped from "
+            "outside of the namespace, by the pid that it has there"
+        )
+    if verb is Verb.PRE_DUMP:
+        return f"{us}, and cannot be pre-dumped: call from a process outside of the tree"
+    if include_caller:
+        return None
+    return (
+        f"{us}, and would be dumped and gone with it: call from a process outside of the tree, or "
+        "set include_caller=True"
+    )
 
 
 def _by_trust(request: Request) -> Iterator[Problem]:

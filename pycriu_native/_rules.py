@@ -30,13 +30,16 @@ if TYPE_CHECKING:
 Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 
 
+ONE_PROCESS = "the number of a process, 1 or more, a Pidfd or a ProcessIdentity is accepted"
+
+
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
     problems = found(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
     if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
         problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
     if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
-        problems.insert(0, Problem("pid", pid, "the number of a process is accepted, 1 or more"))
+        problems.insert(0, Problem("pid", pid, ONE_PROCESS))
     if problems:
         raise OptionError(problems, verb=str(verb), pid=pid)
     opts._remembered.sound_for.add(verb)

@@ -34,6 +34,7 @@ from ._unpatched import Event, Thread
 from ._whole import Unfinished
 from .enums import Verb
 from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
+from .identity import check_start
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
@@ -236,6 +237,7 @@ class Call:
 
             def when_written() -> None:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
+                self._check_identity()  # the tree is frozen: nobody can take the pid any more
                 if is_dump and directories.images is not None:
                     _whole.check_written(directories.images, request.pid)
                     rearm(directories.images)
@@ -254,8 +256,11 @@ class Call:
             owned.callback(exchange.close)
             self._listen_to(exchange)
 
+            self._check_identity()
             result, answer, lost = _converse(request, handle, exchange)
             turn.close()
+            if result >= 0 and request.verb is Verb.PRE_DUMP:
+                self._check_identity()  # CRIU sends no notification while the tree is frozen
             if result >= 0 and unfinished is not None:
                 unfinished.finish()
             if result >= 0 and request.keep_line:
@@ -305,6 +310,12 @@ class Call:
                 _chronicle.advise()
             return replace(outcome, gone=self._wait_until_gone(outcome.tree))
 
+    def _check_identity(self) -> None:
+        """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
+        request = self._request
+        if request.pid is not None and request.start_time is not None:
+            check_start(request.pid, request.start_time, str(request.verb))
+
     def _undone(
         self,
         outcome: Outcome,
@@ -318,6 +329,18 @@ class Call:
             if lost is not None:
                 exchange.tree += half_restored(outcome.images, self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
+        if outcome.line.pid:
+            from ._made_children import reap_made  # a call that succeeds does without
+
+            reap_made(
+                outcome.images if request.verb is Verb.RESTORE else "",
+                outcome.line.pid,
+                outcome.line.program,
+                self._since,
+                UNTIL_DEAD,
+                kill=lost is not None,
+            )
+        if request.verb is Verb.RESTORE:
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:
             try:

@@ -48,16 +48,18 @@ def process_tree(pid: int) -> list[int]:
     return found
 
 
-def has_us_inside(pid: int) -> bool:
-    """Whether the calling process is this one, or below it."""
-    own, theirs = stat_of(os.getpid()), stat_of(pid)
-    if own is None or theirs is None or theirs[2] > own[2]:
+def is_above(pid: int, below: int) -> bool:
+    """Whether ``below`` is the process of ``pid``, which may be a thread's number, or descends
+    from it. Ancestors in outer pid namespaces have no number here.
+    """
+    leader = int(status_of(pid).get("Tgid", 0))
+    root, found = stat_of(leader), stat_of(below)
+    if root is None or found is None or root[2] > found[2]:
         return False  # whatever is above a process is older than it
-    above = os.getpid()
-    while above not in (0, pid):
-        found = stat_of(above)
-        above = 0 if found is None else found[1]
-    return above == pid
+    while below not in (0, leader):
+        found = stat_of(below)
+        below = 0 if found is None else found[1]
+    return below == leader
 
 
 def listener_on(port: int, seconds: float) -> int | None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 UNFINISHED = "pycriu-native.unfinished"
 """The name of the mark. A dump under way holds a lock on it."""
 
+CLAIM = "pycriu-native.restore-"
+"""How the claim files of restore jobs begin: ``_claim.py``."""
+
 EARLIER = "pycriu-native.earlier"
 """Where the images of an earlier dump to the same directory are while a new one is under way."""
 

@@ -13,20 +13,27 @@ workers are started.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import re
+import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from . import verbs
+from ._claim import claimed
 from ._exchange import Hook
 from ._reach import Via
 from ._request import Outcome
 from ._seedbed import SeedBed
 from ._session import KEEPER, Call
+from ._tree import is_above
+from .errors import OptionError, Problem
+from .identity import Pidfd, ProcessIdentity, Target, number_of
 from .opts import CriuOpts
 from .results import DumpResult, RestoreResult
 
@@ -39,38 +46,104 @@ __all__ = [
     "run_many",
 ]
 
+_TOKEN = re.compile(r"[0-9A-Za-z-]{1,64}")
+
 Progress = Callable[[int, int], object]
 """Called on the caller's thread with the number of jobs that are over, and of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpJob:
-    """A dump to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do."""
+    """A dump to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do.
 
-    pid: int
-    """The process, as seen from where the job runs."""
+    It is of one process on one host. A job that runs on another host, in another pid namespace, or
+    when the pid is another process's, raises ``ProcessMismatchError``. For a process of another
+    host, read ``ProcessIdentity.of(pid)`` there, and make the job of it.
+    """
+
+    pid: Target
+    """The process; the job keeps its number."""
     opts: CriuOpts
     via: Via | None = None
     deadline: float | None = None
     """Seconds for this call."""
+    include_caller: bool = False
+    """Dump a tree that contains the process that made the job, or that runs it, if only itself."""
+    process: ProcessIdentity | None = None
+    """Which process that is; None: the one that has the pid when the job is made."""
+    _holds_maker: bool = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        pid = number_of(self.pid)
+        process = self.process or _look_up(self.pid)
+        if process is not None and process.pid != pid:
+            raise ValueError(f"pid={pid!r}: process has the pid {process.pid}")
+        holds = (
+            process is not None and process.start_time is not None and is_above(pid, os.getpid())
+        )
+        for name, value in (("pid", pid), ("process", process), ("_holds_maker", holds)):
+            object.__setattr__(self, name, value)
 
     def __call__(self) -> DumpResult:
         """Do it; raises as :func:`pycriu_native.dump`."""
-        return verbs.dump(self.pid, self.opts, via=self.via, deadline=self.deadline)
+        target = self.pid if self.process is None else self.process
+        if self._holds_maker and not self.include_caller:
+            rule = (
+                "the process that made this job is in this tree, and would be dumped and gone with "
+                "it: set include_caller=True"
+            )
+            raise OptionError(
+                [Problem("pid", self.pid, rule)], verb="dump", pid=number_of(self.pid)
+            )
+        return verbs.dump(
+            target,
+            self.opts,
+            include_caller=self.include_caller,
+            via=self.via,
+            deadline=self.deadline,
+        )
+
+
+def _look_up(target: Target) -> ProcessIdentity | None:
+    """The process that a job is about; None for what is no target, which the call refuses."""
+    if isinstance(target, ProcessIdentity):
+        return target
+    if isinstance(target, Pidfd):
+        return target.process()
+    if isinstance(target, bool) or not isinstance(target, int) or target < 1:
+        return None
+    return ProcessIdentity.of(target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreJob:
-    """A restore to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do."""
+    """A restore to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do.
+
+    It is done once. An engine runs a job again whose worker was lost, perhaps after the restore:
+    then two hosts run the same process, on the same files. Each run therefore first makes a claim
+    file in the images directory, ``pycriu-native.restore-TOKEN``, which names who has made it. A
+    restore that fails removes it; any other end keeps it, and later runs of the same job raise
+    ``RestoreClaimedError``. Another job, which has another token, may restore the same images.
+    """
 
     opts: CriuOpts
     via: Via | None = None
     deadline: float | None = None
     """Seconds for this call."""
+    fence: bool = True
+    """Make the claim file; the images directory must be writable, and the same for all runs."""
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Which job this is: letters, digits and ``-``."""
+
+    def __post_init__(self) -> None:
+        if not _TOKEN.fullmatch(self.token):
+            raise ValueError(f"token={self.token!r}: 1 to 64 letters, digits and - are accepted")
 
     def __call__(self) -> RestoreResult:
-        """Do it; raises as :func:`pycriu_native.restore`."""
-        return verbs.restore(self.opts, via=self.via, deadline=self.deadline)
+        """Do it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
+        verbs.restore_request(self.opts, self.via, None, self.deadline)  # nothing is touched yet
+        with claimed(self.opts, self.token) if self.fence else contextlib.nullcontext():
+            return verbs.restore(self.opts, via=self.via, deadline=self.deadline)
 
 
 R_co = TypeVar("R_co", covariant=True)
@@ -225,9 +298,10 @@ def _all(
 
 
 def dump_many(
-    pids: Iterable[int],
+    pids: Iterable[Target],
     opts_for: Callable[[int], CriuOpts],
     *,
+    include_caller: bool = False,
     via: Via | None = None,
     deadline: float | None = None,
     executor: Executor | None = None,
@@ -237,10 +311,21 @@ def dump_many(
     """Dump processes, each with the options that ``opts_for`` gives for its pid.
 
     Returns when all are over, in the order of ``pids``; raises nothing that a dump raises.
-    Each needs an images directory of its own. The other arguments are those of :func:`dump`, for
-    each call, and of :func:`run_many`.
+    Each needs an images directory of its own. A tree that contains the caller, the caller's own
+    included, is refused unless ``include_caller`` is set. A ``Pidfd`` whose process has ended is
+    refused at once, with ``NoSuchProcessError``. The other arguments are those of :func:`dump`,
+    for each call, and of :func:`run_many`.
     """
-    jobs = [DumpJob(pid=pid, opts=opts_for(pid), via=via, deadline=deadline) for pid in pids]
+    jobs = [
+        DumpJob(
+            pid=target,
+            opts=opts_for(number_of(target)),
+            via=via,
+            deadline=deadline,
+            include_caller=include_caller,
+        )
+        for target in pids
+    ]
     return _all(jobs, executor, parallel, progress)
 
 
@@ -253,6 +338,10 @@ def restore_many(
     parallel: int | None = None,
     progress: Progress | None = None,
 ) -> list[Finished[RestoreResult]]:
-    """Restore from images, one set for each value of options; as :func:`dump_many` otherwise."""
-    jobs = [RestoreJob(opts=opts, via=via, deadline=deadline) for opts in options]
+    """Restore from images, one set for each value of options; as :func:`dump_many` otherwise.
+
+    On an executor, which may run a job twice, each has a fence: see :class:`RestoreJob`.
+    """
+    fence = executor is not None
+    jobs = [RestoreJob(opts=opts, via=via, deadline=deadline, fence=fence) for opts in options]
     return _all(jobs, executor, parallel, progress)

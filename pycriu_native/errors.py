@@ -24,9 +24,11 @@ __all__ = [
     "PermissionDeniedError",
     "PidInUseError",
     "Problem",
+    "ProcessMismatchError",
     "ProgramError",
     "ProgramNotFoundError",
     "ProtocolError",
+    "RestoreClaimedError",
     "UnsupportedError",
     "WorkerDiedError",
 ]
@@ -157,12 +159,24 @@ class NoSuchProcessError(CriuError, ProcessLookupError):
     """The process to dump does not exist."""
 
 
+class ProcessMismatchError(NoSuchProcessError):
+    """The pid does not stand for the process that was meant: another host, pid namespace or life of
+    the number. Nothing was dumped.
+    """
+
+
 class PidInUseError(CriuError, FileExistsError):
     """A pid that the images need is taken, often by the process that was dumped."""
 
 
 class ImagesError(CriuError, OSError):
     """A directory or file of the images cannot be used: missing, read-only, full, incomplete."""
+
+
+class RestoreClaimedError(CriuError, FileExistsError):
+    """Another run of the same :class:`~pycriu_native.RestoreJob` has restored the images, or may
+    have. Nothing was restored.
+    """
 
 
 class WorkerDiedError(CriuError, ConnectionError):

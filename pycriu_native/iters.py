@@ -20,6 +20,7 @@ from ._tree import process_tree
 from ._typing import TYPE_CHECKING
 from .enums import Verb
 from .errors import ImagesError, OptionError, Problem
+from .identity import Target, identified, number_of
 from .opts import CriuOpts
 from .results import PAGE, DumpResult
 
@@ -96,7 +97,7 @@ def round_opts(opts: CriuOpts, base: str, number: int, *, track: bool = True) ->
 
 
 def dump_iters(
-    pid: int,
+    pid: Target,
     opts: CriuOpts,
     more: More | None = None,
     *,
@@ -115,9 +116,14 @@ def dump_iters(
     the end may be given together, and each goes where it belongs. A round that fails leaves the
     process running, and the rounds before it on disk.
 
+    A tree that contains the caller is refused: it cannot be pre-dumped. All rounds are of the
+    process that had the pid when this was called.
+
     Raises as :func:`pycriu_native.dump`; ``UnsupportedError`` where the kernel has no
     soft-dirty tracking. Needs CRIU 3.17.
     """
+    target = identified(pid)  # of all rounds
+    number = number_of(target)
     base = opts.images_directory
     problems = []
     if not isinstance(base, str):
@@ -128,7 +134,7 @@ def dump_iters(
         if getattr(opts, field) is not None:
             problems.append(Problem(field, getattr(opts, field), "is set by dump_iters itself"))
     if problems:
-        raise OptionError(problems, verb="dump_iters", pid=pid)
+        raise OptionError(problems, verb="dump_iters", pid=number)
     assert isinstance(base, str)
     decide = UntilSteady() if more is None else more
 
@@ -137,13 +143,13 @@ def dump_iters(
 
     # What is wrong with the dump in the end is said now, not after the rounds.
     final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
-    verbs.dump_request(pid, final_opts, via, on_notify, deadline)
+    verbs.dump_request(target, final_opts, via, on_notify, deadline)
     trusting = via is not None and via.trusting
     try:
         os.close(_trust.open_directory(base, make=True, trusting=trusting))
     except OSError as error:
         told = f"images_directory={base!r} cannot be used: {error.strerror}"
-        raise ImagesError(told, verb="dump_iters", pid=pid, errno=error.errno) from None
+        raise ImagesError(told, verb="dump_iters", pid=number, errno=error.errno) from None
 
     rounds: list[Round] = []
     phase = "round 1"
@@ -157,16 +163,16 @@ def dump_iters(
         if on_progress is not None:
             from . import progress  # few calls are watched
 
-            memory = progress.memory_of(process_tree(pid))
+            memory = progress.memory_of(process_tree(number))
             owned.enter_context(progress.telling(on_progress, measure))
         while not rounds or decide(rounds[-1]):
-            number = len(rounds) + 1
-            phase = f"round {number}"
+            count = len(rounds) + 1
+            phase = f"round {count}"
             result = verbs.pre_dump(
-                pid, step(number), via=via, on_notify=on_notify, deadline=deadline
+                target, step(count), via=via, on_notify=on_notify, deadline=deadline
             )
-            rounds.append(Round(number=number, result=result))
+            rounds.append(Round(number=count, result=result))
         phase = str(Verb.DUMP)
         last = verbs.after_pre_dumps(step(len(rounds) + 1))
-        final = verbs.dump(pid, last, via=via, on_notify=on_notify, deadline=deadline)
+        final = verbs.dump(target, last, via=via, on_notify=on_notify, deadline=deadline)
     return DumpItersResult(rounds=tuple(rounds), final=final)

@@ -53,6 +53,7 @@ from ._until import Until
 from ._warden import Warden
 from ._worker import Worker
 from .errors import MigrationError, MigrationInDoubtError, OptionError, Problem
+from .identity import Target, identified, number_of
 from .iters import More
 from .opts import CriuOpts
 from .progress import OnProgress, telling
@@ -65,7 +66,7 @@ SILENCE = 10.0
 
 
 def migrate_out(
-    pid: int,
+    pid: Target,
     opts: CriuOpts,
     *,
     to: Place,
@@ -96,17 +97,19 @@ def migrate_out(
     """
     mode = _mode(mode)
     via = via or Worker()
+    target = identified(pid, "migrate_out")
+    number = number_of(target)
     problems = [
         *_migrating.problems_with(opts),
         *_peer.problems_with(to, "to", opts, insecure),
         *_numbers(deadline, silence),
     ]
     if problems:
-        raise OptionError(problems, verb="migrate_out", pid=pid)
+        raise OptionError(problems, verb="migrate_out", pid=number)
     until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
         relay = owned.enter_context(PageRelay(serves=True)) if mode.lazy else None
-        _checked_dump(pid, opts, mode, via, relay)
+        _checked_dump(target, opts, mode, via, relay)
         phases = Phases()
         phases.enter("connect")
         sock = _peer.connect(to, opts, until, insecure)
@@ -121,7 +124,7 @@ def migrate_out(
         room = Room(opts)
         owned.callback(_tidy, room)
         departure = Departure(
-            pid,
+            target,
             opts,
             mode=mode,
             room=room,
@@ -139,7 +142,7 @@ def migrate_out(
         except BaseException as error:
             channel.part("failed", str(error))
             room.remove()
-            _say_where(error, phases, f"migration of pid {pid} failed", "the source runs on")
+            _say_where(error, phases, f"migration of pid {number} failed", "the source runs on")
             raise
 
 
@@ -251,17 +254,17 @@ def _range(least: float, most: float) -> str:
 
 
 def _checked_dump(
-    pid: int, opts: CriuOpts, mode: MigrationMode, via: Worker, relay: PageRelay | None
+    target: Target, opts: CriuOpts, mode: MigrationMode, via: Worker, relay: PageRelay | None
 ) -> None:
     """Refuse what the dump at the end would be refused for."""
     nowhere = os.path.join(tempfile.gettempdir(), f"pycriu-native-{uuid.uuid4()}")
     opts = for_criu(opts, images_directory=nowhere)
     if mode.rounds:
-        verbs.dump_request(pid, replace(opts, pre_dump=True), via, None, None)
+        verbs.dump_request(target, replace(opts, pre_dump=True), via, None, None)
     if relay is not None:
         server = PageServer(fd=relay.theirs.fileno())
         opts = replace(opts, lazy_pages=True, page_server=server)
-    verbs.dump_request(pid, opts, via, None, None)
+    verbs.dump_request(target, opts, via, None, None)
 
 
 def _checked_restore(opts: CriuOpts, room: Room, via: Worker) -> None:

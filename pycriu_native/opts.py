@@ -29,6 +29,7 @@ from .values import (
 
 if TYPE_CHECKING:
     from ._reach import Via
+    from .identity import Target
 
 __all__ = ["CriuOpts"]
 
@@ -322,7 +323,12 @@ class CriuOpts:
 
     @classmethod
     def for_process(
-        cls, pid: int, opts: CriuOpts | None = None, *, via: Via | None = None
+        cls,
+        pid: Target,
+        opts: CriuOpts | None = None,
+        *,
+        include_caller: bool = False,
+        via: Via | None = None,
     ) -> CriuOpts:
         """Options with which this process can be dumped: ``opts`` and what it needs besides.
 
@@ -335,7 +341,9 @@ class CriuOpts:
         """
         from . import _preflight
 
-        return _preflight.options_for(pid, cls() if opts is None else opts, via=via)
+        return _preflight.options_for(
+            pid, cls() if opts is None else opts, include_caller=include_caller, via=via
+        )
 
     def only_for(self, verb: Verb | str) -> Self:
         """These options without those that mean nothing to ``verb``.

@@ -33,10 +33,11 @@ from ._exchange import Hook, Notification
 from ._later import socket
 from ._owned import Owned
 from ._reach import Via
-from ._tree import has_us_inside
 from ._unpatched import Condition, Thread
+from ._tree import is_above
 from .enums import Notify
 from .errors import ImagesError, OptionError, Problem
+from .identity import Target, identified, number_of
 from .opts import CriuOpts
 from .results import DumpResult, RestoreResult
 
@@ -57,7 +58,7 @@ LARGEST_NAME = 255
 
 
 def dump_stream(
-    pid: int,
+    pid: Target,
     opts: CriuOpts,
     to: BinaryIO,
     *,
@@ -73,8 +74,11 @@ def dump_stream(
 
     Raises as ``dump``. Needs CRIU 4.3 and its libcriu.
     """
-    if has_us_inside(pid):
-        raise OptionError([Problem("pid", pid, "a process that is frozen cannot take a stream")])
+    target = identified(pid)
+    number = number_of(target)
+    if is_above(number, os.getpid()):
+        rule = "the caller is in this tree, and cannot take a stream while it is frozen"
+        raise OptionError([Problem("pid", number, rule)], verb="dump_stream", pid=number)
 
     with _Beside(opts, CAPTURE) as beside, _Capture(beside.listener, to) as capture:
 
@@ -84,7 +88,7 @@ def dump_stream(
                 capture.complete()  # while the dump can still be undone
             return answer
 
-        result = verbs.dump(pid, beside.opts, via=via, on_notify=hook, deadline=deadline)
+        result = verbs.dump(target, beside.opts, via=via, on_notify=hook, deadline=deadline)
         return replace(result, images="", log=beside.log(result.log))
 
 

@@ -40,6 +40,7 @@ from ._session import Call
 from ._typing import TYPE_CHECKING, Any, TypeVar
 from ._worker import Worker
 from .enums import Verb
+from .identity import Target, located
 from .opts import CriuOpts
 from .results import (
     CheckResult,
@@ -72,9 +73,10 @@ Result = TypeVar("Result")
 
 
 def dump(
-    pid: int | None,
+    pid: Target | None,
     opts: CriuOpts,
     *,
+    include_caller: bool = False,
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
@@ -89,31 +91,43 @@ def dump(
 
     ``pid=None`` is a self-dump: the calling process saves itself. The call then returns once in
     each life: with ``restored=True`` in the copy that a later restore brings back, and with
-    ``restored=False`` in the original, if ``leave_running`` lets it go on.
+    ``restored=False`` in the original, if ``leave_running`` lets it go on. Any other tree that
+    contains the caller, such as that of its parent, is refused with ``OptionError`` unless
+    ``include_caller`` is set: the caller is then dumped, and gone, with the rest.
+
+    A number can come to stand for another process; a :class:`~pycriu_native.Pidfd` or a
+    :class:`~pycriu_native.ProcessIdentity` cannot. Which process has the pid is compared before
+    CRIU begins and again when the tree is frozen; another one than at the start of the call runs
+    on, and ``ProcessMismatchError`` is raised.
 
     Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
     raises. Needs CRIU 3.17.
     """
-    request = dump_request(pid, opts, via, on_notify, deadline)
+    request = dump_request(pid, opts, via, on_notify, deadline, include_caller=include_caller)
     call = Call(request)
     with _observed(on_progress, call):
         return dump_result(request, call.wait())
 
 
 def dump_request(
-    pid: int | None,
+    target: Target | None,
     opts: CriuOpts,
     via: Via | None,
     on_notify: Hook | None,
     deadline: float | None,
+    *,
+    include_caller: bool = False,
 ) -> Request:
     """What :func:`dump` asks for, checked."""
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
+    pid, start = (None, None) if target is None else located(target, str(verb))
     if verb is Verb.PRE_DUMP:
         opts = for_pre_dump(opts)
-    elif pid == os.getpid():
-        pid = None
-    return _checked(verb, opts, pid, via, on_notify, deadline)
+    elif pid == os.getpid() and (include_caller or isinstance(target, int)):
+        pid = start = None
+    return _checked(
+        verb, opts, pid, via, on_notify, deadline, start=start, include_caller=include_caller
+    )
 
 
 def dump_result(request: Request, outcome: Outcome) -> DumpResult:
@@ -134,7 +148,7 @@ def dump_result(request: Request, outcome: Outcome) -> DumpResult:
 
 
 def pre_dump(
-    pid: int,
+    pid: Target,
     opts: CriuOpts,
     *,
     via: Via | None = None,
@@ -147,8 +161,11 @@ def pre_dump(
     The later dump names these images in ``parent_image``. Options that matter to the dump only
     are accepted and have no effect here. CRIU sends no notifications and cannot be told to undo a
     pre-dump: after a deadline it has ten seconds to finish by itself (then the error has a
-    ``result``), and is killed after that. Raises as :func:`dump`; ``UnsupportedError`` where the
-    kernel has no soft-dirty tracking. Needs CRIU 3.17.
+    ``result``), and is killed after that. A tree that contains the caller cannot be pre-dumped.
+    Which process has the pid is compared before CRIU begins and after it has ended.
+
+    Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
+    CRIU 3.17.
     """
     return dump(
         pid,
@@ -330,6 +347,8 @@ def _checked(
     deadline: float | None,
     *,
     sibling: bool = False,
+    start: int | None = None,
+    include_caller: bool = False,
 ) -> Request:
     request = Request(
         verb=verb,
@@ -339,6 +358,8 @@ def _checked(
         on_notify=on_notify,
         deadline=deadline,
         sibling=sibling,
+        start_time=start,
+        include_caller=include_caller,
     )
     _requirements.check(request)
     return request

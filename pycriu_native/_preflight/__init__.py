@@ -14,8 +14,10 @@ from dataclasses import replace
 from typing import Any
 
 from .._reach import Via
+from .._rules import ONE_PROCESS
 from .._worker import Worker
 from ..errors import NoSuchProcessError, OptionError, Problem
+from ..identity import Target, located
 from ..opts import CriuOpts
 from . import files, means, memory, mounts, objects, size, sockets, tasks, terminals
 from .look import Scene
@@ -44,25 +46,38 @@ __all__ = [
 LOOKS = (mounts, files, objects, sockets, terminals, memory)
 
 
-def preflight(pid: int, opts: CriuOpts | None = None, *, via: Via | None = None) -> Preflight:
+def preflight(
+    pid: Target,
+    opts: CriuOpts | None = None,
+    *,
+    include_caller: bool = False,
+    via: Via | None = None,
+) -> Preflight:
     """What a dump of this process and all below it would meet; the processes run on.
 
     ``opts`` are the options that the dump is to have, if some are chosen already: what they
     cure is no obstacle, and what they break is one. The images directory need not be among them.
-    ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces are taken to be the
-    caller's, as a worker's are.
+    ``include_caller`` and ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces
+    are taken to be the caller's, as a worker's are.
 
     The answer is as of now: a process that changes afterwards can fail all the same. What
     cannot be seen from outside is told in ``docs/preflight.md``. Raises ``OptionError`` for
     options that no dump takes; everything else is a finding. Asks CRIU for its release and its
     check, once for each program. Needs root or CAP_SYS_PTRACE to see processes of others.
     """
+    pid, _ = located(pid, "preflight")
     if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 0:
-        raise OptionError([Problem("pid", pid, "the number of a process is accepted")])
+        raise OptionError([Problem("pid", pid, ONE_PROCESS)])
     opts = opts or CriuOpts()
     means.check_options(opts, pid)
     tree = Tree(pid)
-    scene = Scene(tree=tree, opts=opts, via=via or Worker(), mounts=mounts.MountTable(tree))
+    scene = Scene(
+        tree=tree,
+        opts=opts,
+        via=via or Worker(),
+        mounts=mounts.MountTable(tree),
+        include_caller=include_caller,
+    )
     found = ordered(_findings(scene))
     there = bool(tree.alive)
     expected = size.expected(scene) if there else ImageSize()
@@ -103,15 +118,15 @@ def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
     return replace(opts, **changes) if changes else opts
 
 
-def options_for(pid: int, opts: CriuOpts, *, via: Via | None = None) -> CriuOpts:
+def options_for(pid: Target, opts: CriuOpts, *, include_caller: bool, via: Via | None) -> CriuOpts:
     """``CriuOpts.for_process``: these options and those that the process needs."""
-    result = preflight(pid, opts, via=via)
+    result = preflight(pid, opts, include_caller=include_caller, via=via)
     for finding in result.stops:
         if finding.id in ("no-process", "zombie"):
             raise NoSuchProcessError(
-                f"process {pid} cannot be dumped: {finding}",
+                f"process {result.pid} cannot be dumped: {finding}",
                 verb="dump",
-                pid=pid,
+                pid=result.pid,
                 cause=finding.words,
                 cure=finding.cure,
             )

@@ -25,6 +25,8 @@ class Scene:
     opts: CriuOpts
     via: Via
     mounts: MountTable
+    include_caller: bool = False
+    """Whether the dump is to take a tree that contains the caller."""
 
     def external(self, key: str) -> bool:
         """Whether ``external`` names something, such as ``unix[4711]``."""

@@ -12,8 +12,10 @@ import os
 import resource
 from collections.abc import Iterator
 
+from .._requirements import caller_inside
 from .._tree import frozen_cgroup
 from .._unpatched import sleep
+from ..enums import Verb
 from .look import Scene, known, needs, note, stops
 from .tree import Process, libc, link, read
 from .values import Finding
@@ -47,7 +49,18 @@ def look(scene: Scene) -> Iterator[Finding]:
     yield from _pid_namespace(scene)
     yield from _user_namespace(scene)
     if os.getpid() in scene.tree.pids:
-        yield note("caller-inside", "the caller is in the tree: it dumps itself")
+        yield _caller_inside(scene)
+
+
+def _caller_inside(scene: Scene) -> Finding:
+    pid = scene.tree.root.pid
+    itself = pid == os.getpid()
+    why = caller_inside(pid, Verb.DUMP, scene.include_caller or itself)
+    if why is None:
+        words = "itself" if itself else "itself with the others"
+        return note("caller-inside", f"the caller is in the tree: it dumps {words}")
+    words, _, cure = why.partition(": ")
+    return stops("caller-inside", words, failure="criu-in-tree", cure=cure, pid=pid)
 
 
 def _nothing_to_dump(root: Process) -> Iterator[Finding]:

@@ -309,6 +309,16 @@ def pid_params() -> list[click.Parameter]:
     ]
 
 
+def include_caller_option() -> click.Option:
+    """``--include-caller``."""
+    return click.Option(
+        ["--include-caller"],
+        is_flag=True,
+        help="Dump a tree that contains this command, such as that of its own shell, and end with "
+        "it. Without it, such a tree is refused.",
+    )
+
+
 def one_pid(pid: int | None, tree: int | None) -> int:
     """The process that was named, once."""
     if (pid is None) == (tree is None):

@@ -49,7 +49,7 @@ _ARGUMENTS = {
     "inherits none",
     "feature_check().mem_track": "pycriu-native check",
     "feature_check().lazy_pages": "pycriu-native check",
-    "dump(None, opts) dumps the caller itself, which pre_dump cannot": "no --service inside",
+    "include_caller=True": "--include-caller",
     "start_new_session of subprocess makes one": "setsid makes one",
     "setsid, start_new_session of subprocess": "setsid",
     "the on_notify hook, or a script in CRIU's configuration,": "an --action-script",

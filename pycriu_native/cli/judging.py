@@ -64,9 +64,9 @@ _SUMS = {
 }
 
 
-def _preflight(call: Call, pid: int | None, tree: int | None) -> Exit:
+def _preflight(call: Call, pid: int | None, tree: int | None, include_caller: bool) -> Exit:
     pid = _command.one_pid(pid, tree)
-    found = preflight(pid, call.opts, via=call.via)
+    found = preflight(pid, call.opts, include_caller=include_caller, via=call.via)
     works = found.verdict is Verdict.WORKS
     words = None if found.verdict is Verdict.FAILS else command_line(found)
     text = in_flags(safe_lines(str(found)))
@@ -128,6 +128,6 @@ COMMANDS = {
             "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
         ],
         exits=(Exit.NO, Exit.NO_CRIU),
-        params=[*_command.pid_params()],
+        params=[*_command.pid_params(), _command.include_caller_option()],
     ),
 }

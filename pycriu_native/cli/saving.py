@@ -32,17 +32,24 @@ EXITS = (
 
 
 def _dump(
-    call: Call, pid: int | None, tree: int | None, rounds: int | None, through: str | None
+    call: Call,
+    pid: int | None,
+    tree: int | None,
+    rounds: int | None,
+    through: str | None,
+    include_caller: bool,
 ) -> Exit:
     pid = _command.one_pid(pid, tree)
     name = _command.name_of(pid)
+    if include_caller and (rounds is not None or through is not None):
+        raise click.UsageError("--include-caller is not accepted with --rounds or --to.")
     if through is not None:
         if rounds is not None:
             raise click.UsageError("--rounds and --to: one is accepted.")
         return _into_stream(call, pid, name, through)
     if rounds is not None:
         return _in_rounds(call, pid, name, rounds)
-    result = _saved(call, pid, call.opts)
+    result = _saved(call, pid, call.opts, include_caller=include_caller)
     done = call.out.result(shape(result), text(result, name, "dumped"))
     _hint(call, result)
     return done
@@ -75,11 +82,12 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
 
-def _saved(call: Call, pid: int, opts: CriuOpts) -> DumpResult:
+def _saved(call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False) -> DumpResult:
     with _progress.shown(call.out) as on_progress:
         return dump(
             pid,
             opts,
+            include_caller=include_caller,
             via=call.via,
             on_notify=call.hook,
             on_progress=on_progress,
@@ -208,6 +216,7 @@ COMMANDS = {
                 "soft-dirty tracking.",
             ),
             _streams.option("--to", "Write the images as one stream,"),
+            _command.include_caller_option(),
             _command.script_option(),
         ],
     ),

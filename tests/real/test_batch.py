@@ -22,8 +22,11 @@ from pycriu_native import (
     DumpJob,
     DumpResult,
     Finished,
+    ImagesError,
     NoSuchProcessError,
     OptionError,
+    PidInUseError,
+    RestoreClaimedError,
     RestoreJob,
     WarmWorkers,
     Worker,
@@ -108,6 +111,47 @@ def test_in_other_processes(spawn: Spawn, tmp_path: Path) -> None:
     assert target.runs_on()
     restore = RestoreJob(opts=opts, deadline=3)
     assert pickle.loads(pickle.dumps((good, restore))) == (good, restore)
+
+
+def test_a_restore_job_is_done_once(spawn: Spawn, tmp_path: Path) -> None:
+    """An engine that runs it again does not make a second process; a failed run can be repeated."""
+    target = spawn()
+    directory = tmp_path / "images"
+    dump(target.pid, CriuOpts(images_directory=directory))
+    pid_taken = RestoreJob(opts=CriuOpts(images_directory=directory))
+    again = pickle.loads(pickle.dumps(pid_taken))
+    before = sorted(directory.iterdir())
+    with pytest.raises(PidInUseError):  # it is a zombie still
+        pid_taken()
+    assert [each for each in directory.iterdir() if "restore-" in each.name] == []
+    target.reap()
+    assert pid_taken().pid == target.pid
+    claim = directory / f"pycriu-native.restore-{again.token}"
+    assert {*directory.iterdir()} - {*before} >= {claim}
+    with pytest.raises(RestoreClaimedError, match=f"pid {os.getpid()} on {os.uname().nodename}"):
+        again()
+    assert target.runs_on()
+    dump(target.pid, CriuOpts(images_directory=directory))
+    with pytest.raises(RestoreClaimedError):
+        again()
+    claim.unlink()
+    assert again().pid == target.pid
+    assert target.runs_on()
+
+
+def test_a_claim_that_cannot_be_made(tmp_path: Path) -> None:
+    """Nothing is restored without it, unless the job has no fence."""
+    (tmp_path / "pycriu-native.restore-1").write_text("")  # its maker died
+    opts = CriuOpts(images_directory=tmp_path)
+    with pytest.raises(RestoreClaimedError, match="did not say"):
+        RestoreJob(opts=opts, token="1")()
+    with pytest.raises(ImagesError, match="no images"):
+        RestoreJob(opts=opts, token="1", fence=False)()
+    with pytest.raises(ImagesError, match="no images"):
+        RestoreJob(opts=opts, token="2")()
+    assert [each.name for each in tmp_path.iterdir()] == ["pycriu-native.restore-1"]
+    with pytest.raises(ValueError, match="token"):
+        RestoreJob(opts=opts, token="../x")
 
 
 class Later(Executor):

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, dump, restore, restore_child
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DeadlineError,
+    Notification,
+    Notify,
+    RestoreResult,
+    WarmWorkers,
+    WorkerDiedError,
+    dump,
+    restore,
+    restore_child,
+)
 
 from .conftest import Spawn
-from .processes import Target, eventually
+from .processes import Target, children, eventually, reap_all
 
 EXITS = """
     import os
     serve(exit=lambda: os._exit(42))
 """
+
+
+FAMILY = """
+    import os, signal
+    for _ in range(2):
+        if os.fork() == 0:
+            os.fork()
+            while True:
+                signal.pause()
+    serve(exit=lambda: os._exit(42))
+"""
+"""A root, two children and two grandchildren."""
+
+MOMENTS = (Notify.PRE_RESTORE, Notify.POST_RESTORE)
+"""Notifications at which a restore can be undone."""
+
+Verb = Callable[..., RestoreResult]
 
 
 def _ask_to_exit(target: Target) -> None:
@@ -57,3 +90,102 @@ def test_a_plain_restore_is_no_child(spawn: Spawn, images: Path) -> None:
         result.wait(0.01)
     _ask_to_exit(target)
     assert result.wait() is None
+
+
+@pytest.fixture
+def saved(spawn: Spawn, images: Path, orphans: None) -> tuple[Target, CriuOpts]:
+    """Images of a family, whose processes are gone; the caller is a subreaper, so all that a
+    restore leaves is its child.
+    """
+    target = spawn(FAMILY)
+    eventually(lambda: len(target.descendants()) == 5, "the family")
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    reap_all()
+    return target, opts
+
+
+def _can_be_restored(target: Target, opts: CriuOpts) -> None:
+    """A retry works: no pid is held any more."""
+    result = restore_child(opts)
+    assert target.runs_on()
+    for pid in reversed(target.descendants()):
+        os.kill(pid, signal.SIGKILL)
+    reap_all()
+    assert result.pid == target.pid
+
+
+@pytest.mark.parametrize("verb", [restore_child, restore])
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("way", ["hook", "killed", "deadline", "interrupt"])
+def test_a_failure_leaves_no_child(
+    saved: tuple[Target, CriuOpts], verb: Verb, moment: Notify, way: str
+) -> None:
+    """What the call has made is reaped when it raises, a child of the caller's own is not."""
+    target, opts = saved
+    others = children()
+    made: list[int] = []
+
+    def hook(notification: Notification) -> None:
+        if notification.action is not moment:
+            return
+        if way == "killed":
+            for pid in children() - others:
+                with contextlib.suppress(ProcessLookupError):
+                    if os.getpgid(pid) == pid and _name(pid) == "criu":
+                        os.kill(pid, signal.SIGKILL)
+        made.append(os.posix_spawn("/bin/true", ["true"], {}))
+        if way == "deadline":
+            time.sleep(5.5)
+        elif way == "hook":
+            raise LookupError(moment)
+        elif way == "interrupt":
+            signal.raise_signal(signal.SIGINT)
+
+    expected = {
+        "hook": LookupError,
+        "killed": WorkerDiedError,
+        "deadline": DeadlineError,
+        "interrupt": KeyboardInterrupt,
+    }[way]
+    with pytest.raises(expected):
+        verb(opts, on_notify=hook, deadline=5 if way == "deadline" else None)
+    assert children() - others == set(made)
+    assert os.waitpid(made[0], 0) == (made[0], 0)
+    _can_be_restored(target, opts)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool) -> None:
+    """CRIU gives up when it cannot make the last process; those before it are reaped."""
+    target, opts = saved
+    assert opts.images_directory is not None
+    last = max(int(core.stem[5:]) for core in Path(str(opts.images_directory)).glob("core-*.img"))
+    with contextlib.ExitStack() as owned:
+        via = owned.enter_context(WarmWorkers(1)) if warm else None
+        for _ in range(100):
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(last - 1))
+            ours = os.posix_spawn("/bin/sleep", ["sleep", "99"], {})
+            if ours == last:
+                break
+            os.kill(ours, signal.SIGKILL)
+            os.waitpid(ours, 0)
+        else:
+            pytest.skip("the pid could not be had: other processes start all the time")
+        if warm:
+            assert isinstance(via, WarmWorkers)
+            with pytest.raises(CriuError):  # from now on there are warm ones for restores
+                restore_child(opts, via=via)
+            eventually(lambda: via._restoring.idle, "a warm worker")
+        before = children()
+        with pytest.raises(CriuError):
+            restore_child(opts, via=via)
+        assert ours in children()
+        assert {pid for pid in children() - before if _name(pid) != "criu"} == set()
+        os.kill(ours, signal.SIGKILL)
+        os.waitpid(ours, 0)
+    _can_be_restored(target, opts)
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()

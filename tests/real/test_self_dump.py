@@ -86,10 +86,12 @@ def test_self_dump(tmp_path: Path, leave_running: bool, own_pid: bool) -> None:
 
 
 def test_a_tree_that_we_are_in(orphans: None, tmp_path: Path) -> None:
-    """A process may dump its own parent, and itself with it."""
+    """A process may dump its own parent, and itself with it, where it says so."""
     inner = (
         "import os, sys, time; from pathlib import Path; from pycriu_native import CriuOpts, dump\n"
-        "here = Path(sys.argv[1]); dump(os.getppid(), CriuOpts(images_directory=here / 'images'))\n"
+        "here = Path(sys.argv[1])\n"
+        "opts = CriuOpts(images_directory=here / 'images')\n"
+        "dump(os.getppid(), opts, include_caller=True)\n"
         "(here / 'copy').touch()\n"
         "while True: time.sleep(0.01)\n"
     )

@@ -1,0 +1,112 @@
+"""The fence of a restore job: a file beside the images that one run of it makes, and no other can.
+
+It is made with O_EXCL, which is atomic also on file systems that hosts share (open(2); NFS from
+version 3 on), and named after the job. It stays when the job has restored, or may have; a run whose
+restore was undone removes it, so that an engine can run the job again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from ._whole import CLAIM
+from .errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
+from .identity import ProcessIdentity
+from .opts import CriuOpts
+from .values import descriptor_number
+
+LARGEST = 4096
+
+
+@contextlib.contextmanager
+def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
+    """Hold the claim of a job on these images; what is raised inside without ``result`` frees it.
+
+    Raises ``RestoreClaimedError`` where another run has it, ``ImagesError`` where no file can be
+    made.
+    """
+    directory = opts.images_directory
+    if directory is None:
+        rule = "a job's claim is made there: give it, or set fence=False"
+        raise OptionError([Problem("images_directory", None, rule)], verb="restore")
+    at = _open(directory) if isinstance(directory, str) else os.dup(descriptor_number(directory))
+    try:
+        name = f"{CLAIM}{token}"
+        _take(at, name)
+        try:
+            yield
+        except BaseException as error:
+            if not hasattr(error, "result"):  # else it was restored, and runs
+                os.unlink(name, dir_fd=at)
+            raise
+    finally:
+        os.close(at)
+
+
+def _open(directory: str) -> int:
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unusable(directory, error) from None
+
+
+def _unusable(place: str, error: OSError) -> CriuError:
+    return ImagesError(
+        f"restore refused: no claim can be made in {place}: {error.strerror}; make it writable, or "
+        "set fence=False on a job that nothing runs twice",
+        verb="restore",
+        errno=error.errno,
+    )
+
+
+def _take(at: int, name: str) -> None:
+    place = os.readlink(f"/proc/self/fd/{at}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, 0o600, dir_fd=at)
+    except FileExistsError:
+        raise _taken(at, name, place) from None
+    except OSError as error:
+        raise _unusable(place, error) from None
+    us = ProcessIdentity.of(os.getpid())
+    owner = {
+        "host": os.uname().nodename,
+        "pid": us.pid,
+        "start_time": us.start_time,
+        "pid_namespace": us.pid_namespace,
+        "boot_id": us.boot_id,
+        "time": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        with open(fd, "w") as file:
+            file.write(json.dumps(owner) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.fsync(at)
+    except OSError as error:
+        os.unlink(name, dir_fd=at)
+        raise _unusable(place, error) from None
+
+
+def _taken(at: int, name: str, place: str) -> RestoreClaimedError:
+    who = "another run, which did not say who it is"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(name, flags, dir_fd=at), "rb") as file:
+            owner = json.loads(file.read(LARGEST))
+        who = f"pid {owner['pid']} on {owner['host']} (boot id {owner['boot_id']})"
+        who += f" at {owner['time']}"
+    cause = f"this job was claimed by {who}: the processes were restored, or may have been"
+    cure = f"make sure that they run nowhere, then remove {place}/{name}, or make a new RestoreJob"
+    return RestoreClaimedError(
+        f"restore refused: {cause}; {cure}",
+        verb="restore",
+        cause=cause,
+        cure=cure,
+        options=["images_directory"],
+    )

@@ -1,0 +1,117 @@
+"""Children of the caller that a failed call made: nobody but the caller could reap them.
+
+``restore_child`` makes the restored root a child of the caller, and a caller that is a subreaper
+(prctl(2), ``PR_SET_CHILD_SUBREAPER``) becomes the parent of whatever a dead CRIU leaves. A zombie
+that stays keeps its pid, so that the next restore fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator, Mapping
+
+from ._stats import message_fields
+from ._tree import read_small, status_of
+
+TASK_CORE, COMM = 3, 6
+"""Fields of ``core-PID.img`` (CRIU's ``images/core.proto``)."""
+
+COMM_LENGTH = 15
+"""Bytes of a process's name that the kernel keeps."""
+
+
+def reap_made(
+    images: str, worker: int, program: str, since: float, seconds: float, *, kill: bool
+) -> None:
+    """Reap the children of the caller that a failed call made, waiting ``seconds`` for their end.
+
+    ``kill`` ends them first: the CRIU that would have is gone. ``worker`` is the pid that CRIU had,
+    ``since`` the beginning of the call in seconds of CLOCK_BOOTTIME; ``images`` is empty for a call
+    that restores nothing. A child that somebody else has made is not touched.
+    """
+    expected = {} if not images else _names_in(images)
+    program = os.path.basename(program)[:COMM_LENGTH]
+    until = time.monotonic() + seconds
+    tried: set[int] = set()
+    # The end of one can make its own children those of a subreaper.
+    while made := [pid for pid in _made(expected, worker, program, since) if pid not in tried]:
+        for pid in made:
+            _reap(pid, until, kill=kill)
+            tried.add(pid)
+
+
+def _made(expected: Mapping[int, str], worker: int, program: str, since: float) -> Iterator[int]:
+    """Children younger than the call that are CRIU's, or what CRIU was turning them into.
+
+    CRIU's children begin in the process group that the worker leads. Those that have left it have
+    a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped process.
+    """
+    first = int(since * os.sysconf("SC_CLK_TCK"))
+    for pid in _children():
+        name, fields = _stat(pid)
+        if pid == worker or not fields or int(fields[1]) != os.getpid() or int(fields[19]) < first:
+            continue
+        number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
+        known = number in expected and name in (program, expected[number])
+        if known or int(fields[2]) == worker:
+            yield pid
+
+
+def _children() -> Iterator[int]:
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            yield from map(int, read_small(f"/proc/self/task/{task}/children").split())
+
+
+def _stat(pid: int) -> tuple[str, list[bytes]]:
+    """A process's name and the fields of /proc/PID/stat from its state on; none if it is gone."""
+    with contextlib.suppress(OSError):
+        head, _, tail = read_small(f"/proc/{pid}/stat").rpartition(b")")
+        return os.fsdecode(head.partition(b"(")[2]), tail.split()
+    return "", []
+
+
+def _names_in(images: str) -> dict[int, str]:
+    """The pids in the images, as the processes see them, and the names of the processes."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for file in os.listdir(images):
+            number = file.removeprefix("core-").removesuffix(".img")
+            if file == f"core-{number}.img" and number.isascii() and number.isdigit():
+                found[int(number)] = _name_in(f"{images}/{file}")
+    return found
+
+
+def _name_in(core: str) -> str:
+    """The process's name in a core image; nothing where it cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        data = read_small(core)
+        message = data[12 : 12 + int.from_bytes(data[8:12], "little")]
+        for field, task in message_fields(message):
+            if field == TASK_CORE and isinstance(task, bytes):
+                for inner, name in message_fields(task):
+                    if inner == COMM and isinstance(name, bytes):
+                        return os.fsdecode(name)
+    return ""
+
+
+def _reap(pid: int, until: float, *, kill: bool) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return  # reaped by somebody else, as SIGCHLD's handler of the caller may do
+    try:
+        if kill:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    finally:
+        os.close(pidfd)

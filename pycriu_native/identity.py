@@ -1,0 +1,175 @@
+"""Which process is meant: other processes have the same pid elsewhere, and later."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+
+from ._dataclass import dataclass
+from ._tree import read_small, stat_of
+from .errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
+from .values import Descriptor, descriptor_number
+
+__all__ = ["Pidfd", "ProcessIdentity", "Target"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process, on one host, in one pid namespace, in one of the lives of its pid.
+
+    ``ProcessIdentity.of(pid)`` reads it, where the process is. It pickles: what is dumped by it
+    elsewhere, or after the process has ended, is refused with ``ProcessMismatchError``.
+    """
+
+    pid: int
+    """The number, in the pid namespace of whoever has read it."""
+    start_time: int | None
+    """Start of the process, in clock ticks since boot (proc(5), ``/proc/PID/stat``, field 22);
+    None: there was no such process."""
+    pid_namespace: int
+    """Inode of the pid namespace that the number belongs to."""
+    boot_id: str
+    """``/proc/sys/kernel/random/boot_id``: which host, and since which boot."""
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity:
+        """The process that has this pid now, in the caller's pid namespace."""
+        found = stat_of(pid)
+        return cls(
+            pid,
+            None if found is None else found[2],
+            os.stat("/proc/self/ns/pid").st_ino,
+            read_small("/proc/sys/kernel/random/boot_id").decode().strip(),
+        )
+
+    def check(self, verb: str = "dump") -> None:
+        """Raise ``ProcessMismatchError`` where the pid does not stand for this process."""
+        here = ProcessIdentity.of(self.pid)
+        if here.boot_id != self.boot_id:
+            found = f"another host, or another boot of it (boot id {here.boot_id})"
+        elif here.pid_namespace != self.pid_namespace:
+            found = f"another pid namespace (pid:[{here.pid_namespace}])"
+        elif self.start_time is None:
+            raise _mismatch(verb, self.pid, "no process had this pid when it was named")
+        else:
+            check_start(self.pid, self.start_time, verb)
+            return
+        raise _mismatch(
+            verb,
+            self.pid,
+            f"the process was named in pid:[{self.pid_namespace}] of boot {self.boot_id}, "
+            f"and this is {found}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pidfd:
+    """A process by its pidfd (``os.pidfd_open``), which stays the caller's to close.
+
+    A number alone would be a pid. A descriptor cannot leave its process: for a job, use
+    ``ProcessIdentity.of(pid)``.
+    """
+
+    fd: Descriptor
+    """The pidfd: its number, or the object that owns it."""
+
+    def process(self, verb: str = "dump") -> ProcessIdentity:
+        """The process. ``NoSuchProcessError`` where it has ended, ``OptionError`` for a descriptor
+        that is no pidfd or of a process that this pid namespace does not see.
+        """
+        fd = descriptor_number(self.fd)
+        pid = self._pid(fd, verb)
+        found = ProcessIdentity.of(pid)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        # Still running: the start that was read is that of this process.
+        if poll.poll(0) or found.start_time is None:
+            raise NoSuchProcessError(
+                f"{verb}: the process of pidfd {fd} (pid {pid}) has ended", verb=verb, pid=pid
+            )
+        return found
+
+    def _pid(self, fd: int, verb: str) -> int:
+        """From ``/proc/self/fdinfo`` (pidfd_open(2), proc(5))."""
+        text = b""
+        with contextlib.suppress(OSError):
+            text = read_small(f"/proc/self/fdinfo/{fd}")
+        pid = next((int(line[4:]) for line in text.splitlines() if line[:4] == b"Pid:"), None)
+        if pid is None:
+            rule = "a pidfd is accepted (os.pidfd_open)"
+        elif pid == 0:
+            rule = "its process is not in this pid namespace, so that it has no pid here"
+        elif pid < 0:
+            raise NoSuchProcessError(f"{verb}: the process of pidfd {fd} has ended", verb=verb)
+        else:
+            return pid
+        raise OptionError([Problem("pid", self, rule)], verb=verb)
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError(
+            "a Pidfd cannot be pickled: a descriptor stays in its process; "
+            "use ProcessIdentity.of(pid)"
+        )
+
+
+Target = int | Pidfd | ProcessIdentity
+"""What a verb accepts as the process to dump."""
+
+
+def identified(target: Target, verb: str = "dump") -> Target:
+    """The identity behind a target; a pid that no process has stays a number."""
+    if isinstance(target, Pidfd):
+        return target.process(verb)
+    if isinstance(target, int) and not isinstance(target, bool) and target > 0:
+        found = ProcessIdentity.of(target)
+        return target if found.start_time is None else found
+    return target
+
+
+def number_of(target: Target) -> int:
+    """The pid of a target; what is no target is returned as it is, for the rules to refuse."""
+    if isinstance(target, Pidfd):
+        return target.process().pid
+    return target.pid if isinstance(target, ProcessIdentity) else target
+
+
+def located(target: Target, verb: str) -> tuple[int, int | None]:
+    """Pid and start of a target, which must be of this host and pid namespace.
+
+    The start is None where there is no such process: CRIU's failure tells that.
+    """
+    if isinstance(target, Pidfd):
+        target = target.process(verb)
+    elif isinstance(target, ProcessIdentity):
+        target.check(verb)
+    if isinstance(target, ProcessIdentity):
+        return target.pid, target.start_time
+    if isinstance(target, bool) or not isinstance(target, int) or target < 1:
+        return target, None
+    found = stat_of(target)
+    return target, None if found is None else found[2]
+
+
+def check_start(pid: int, start_time: int, verb: str) -> None:
+    """Raise ``ProcessMismatchError`` if the pid is another process's, or nobody's, by now."""
+    found = stat_of(pid)
+    if found is None:
+        raise _mismatch(verb, pid, "the process has ended")
+    if found[2] != start_time:
+        raise _mismatch(
+            verb,
+            pid,
+            f"the pid is another process's by now (start time {found[2]}, not {start_time})",
+        )
+
+
+def _mismatch(verb: str, pid: int, cause: str) -> ProcessMismatchError:
+    cure = "name the process again, where it runs: ProcessIdentity.of(pid)"
+    return ProcessMismatchError(
+        f"{verb} of pid {pid} refused: {cause}; {cure}",
+        verb=verb,
+        pid=pid,
+        cause=cause,
+        cure=cure,
+    )

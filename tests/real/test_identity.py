@@ -1,0 +1,226 @@
+"""Which process is dumped: never one that the caller did not mean, and not the caller unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import (
+    CriuOpts,
+    DumpJob,
+    ImagesError,
+    Notification,
+    Notify,
+    OptionError,
+    Pidfd,
+    ProcessIdentity,
+    ProcessMismatchError,
+    dump,
+    dump_many,
+    preflight,
+    restore,
+)
+from pycriu_native._dataclass import replace
+
+from .conftest import Spawn
+from .processes import eventually, state
+
+OUTER = """
+import subprocess, sys
+sys.exit(subprocess.Popen([sys.executable, "-c", *sys.argv[1:]]).wait())
+"""
+
+INNER = """
+import asyncio, io, json, os, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pycriu_native import *
+from pycriu_native import aio, streaming
+
+def opts(pid=None, **more):
+    return CriuOpts(images_directory=sys.argv[1], **more)
+
+def pool(pid):
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as executor:
+        return dump_many([pid], opts, executor=executor)[0].get()
+
+ways = {
+    "dump": lambda pid: dump(pid, opts()),
+    "leave_running": lambda pid: dump(pid, opts(leave_running=True)),
+    "identity": lambda pid: dump(ProcessIdentity.of(pid), opts()),
+    "pidfd": lambda pid: dump(Pidfd(os.pidfd_open(pid)), opts()),
+    "service": lambda pid: dump(pid, opts(), via=Service("/nowhere")),
+    "warm": lambda pid: dump(pid, opts(), via=warm),
+    "pre_dump": lambda pid: pre_dump(pid, opts()),
+    "aio": lambda pid: asyncio.run(aio.dump(pid, opts())),
+    "iters": lambda pid: dump_iters(pid, opts()),
+    "stream": lambda pid: streaming.dump_stream(pid, CriuOpts(), io.BytesIO()),
+    "migrate": lambda pid: migrate_out(pid, CriuOpts(), to="127.0.0.1:1"),
+    "many": lambda pid: dump_many([pid], opts)[0].get(),
+    "pool": pool,
+    "itself": lambda pid: dump_many([os.getpid()], opts)[0].get(),
+}
+found = {}
+with WarmWorkers(1) as warm:
+    for name, way in ways.items():
+        try:
+            way(os.getppid())
+            found[name] = "done"
+        except OptionError as error:
+            found[name] = error.problems[0].field + ": " + error.problems[0].rule
+print(json.dumps([found, os.path.exists(sys.argv[1])]))
+"""
+
+
+def test_a_tree_that_contains_the_caller(images: Path) -> None:
+    """It is refused in every way of asking, before anything is touched."""
+    ran = subprocess.run(
+        [sys.executable, "-c", OUTER, INNER, str(images)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found, touched = json.loads(ran.stdout)
+    assert not touched
+    for way, words in found.items():
+        assert words.startswith("pid: "), (way, words)
+        assert "in this tree" in words, (way, words)
+
+
+def test_the_shell_of_the_command_line(images: Path) -> None:
+    """The shell lives, and is told of the option."""
+    me = f"{sys.executable} -m pycriu_native"
+    script = f"{me} dump $$ -D {images}; echo $?; {me} preflight $$; echo $?"
+    ran = subprocess.run(
+        ["sh", "-c", script],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    first, *_, last = ran.stdout.split()
+    assert (first, last) == ("2", "11")
+    assert "--include-caller" in ran.stderr
+    assert "--include-caller" in ran.stdout
+    assert not images.exists()
+
+
+def test_preflight_of_a_tree_that_contains_the_caller() -> None:
+    """It is an obstacle, but for a dump of the caller itself."""
+    (found,) = [one for one in preflight(1).stops if one.id == "caller-inside"]
+    assert found.failure == "criu-in-tree"
+    assert found.cure is not None
+    assert "outside of the namespace" in found.cure
+    assert not [one for one in preflight(os.getpid()).stops if one.id == "caller-inside"]
+
+
+def test_the_first_process_of_a_namespace(images: Path) -> None:
+    """No worker is outside of its tree, so nothing but another namespace helps."""
+    for include in (False, True):
+        with pytest.raises(OptionError, match="outside of the namespace"):
+            dump(1, CriuOpts(images_directory=images), include_caller=include)
+    assert not images.exists()
+
+
+def test_a_pidfd(spawn: Spawn, images: Path) -> None:
+    """The process that it refers to is dumped."""
+    target = spawn()
+    fd = os.pidfd_open(target.pid)
+    try:
+        result = dump(Pidfd(fd), CriuOpts(images_directory=images, leave_running=True))
+        assert result.pid == target.pid
+        assert target.runs_on()
+        assert [
+            each.get().pid
+            for each in dump_many(
+                [Pidfd(fd)], lambda pid: CriuOpts(images_directory=images, leave_running=True)
+            )
+        ] == [target.pid]
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"boot_id": "another"}, {"pid_namespace": 1}, {"start_time": 1}, {"start_time": None}],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_process(spawn: Spawn, images: Path, other: dict[str, object]) -> None:
+    """A pid of another host, boot, namespace or life is refused, and the process runs on."""
+    target = spawn()
+    meant = replace(ProcessIdentity.of(target.pid), **other)  # type: ignore[type-var]
+    with pytest.raises(ProcessMismatchError, match=f"pid {target.pid}"):
+        dump(meant, CriuOpts(images_directory=images))
+    assert not images.exists()
+    job = pickle.loads(
+        pickle.dumps(DumpJob(pid=meant, opts=CriuOpts(images_directory=images)))  # type: ignore[arg-type]
+    )
+    with pytest.raises(ProcessMismatchError):
+        job()
+    assert not images.exists()
+    assert target.runs_on()
+
+
+def test_a_job_in_another_pid_namespace(spawn: Spawn, tmp_path: Path) -> None:
+    """A job is of one process, not of whatever has its number where it runs."""
+    target = spawn()
+    job = DumpJob(pid=target.pid, opts=CriuOpts(images_directory=tmp_path / "images"))
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    runs = (
+        "import pickle, sys; from pycriu_native import ProcessMismatchError\n"
+        "try: pickle.load(open(sys.argv[1], 'rb'))()\n"
+        "except ProcessMismatchError as error: print(error)"
+    )
+    ran = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", runs,
+         str(tmp_path / "job")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert "another pid namespace" in ran.stdout, ran.stderr
+    assert target.runs_on()
+
+
+def test_the_pid_is_taken_meanwhile(spawn: Spawn, images: Path) -> None:
+    """The process that has it by the time of the dump runs on, and the dump is undone."""
+    target = spawn()
+    strangers: list[subprocess.Popen[bytes]] = []
+
+    def take_the_pid(notification: Notification) -> None:
+        if notification.action is not Notify.PRE_DUMP:
+            return
+        os.kill(target.pid, signal.SIGKILL)
+        target.reap()
+        for _ in range(100):
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(target.pid - 1))
+            null = subprocess.DEVNULL
+            other = subprocess.Popen(
+                ["sleep", "99"], stdin=null, stdout=null, stderr=null, start_new_session=True
+            )
+            if other.pid == target.pid:
+                strangers.append(other)
+                return
+            other.kill()
+            other.wait()
+        pytest.skip("the pid could not be had again: other processes start all the time")
+
+    with pytest.raises(ProcessMismatchError, match="another process"):
+        dump(target.pid, CriuOpts(images_directory=images), on_notify=take_the_pid)
+    (stranger,) = strangers
+    assert stranger.poll() is None
+    eventually(lambda: state(stranger.pid) == "S", "that it runs on")
+    with pytest.raises(ImagesError, match="did not finish"):
+        restore(CriuOpts(images_directory=images))
+    stranger.kill()
+    stranger.wait()
