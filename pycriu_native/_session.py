@@ -38,6 +38,7 @@ from .values import WireValue
 
 if TYPE_CHECKING:
     from ._rescue import Rescue, Rescued
+    from ._restore_undo import RestoreUndo
 
 STDIN = 0
 
@@ -221,6 +222,7 @@ class Call:
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)
+            undo = _undo_for(request, directories, owned)
             turn = owned.enter_context(ExitStack())
             if self._in_turn is not None:
                 ready = time.monotonic()
@@ -286,6 +288,10 @@ class Call:
                 unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
                 if rescue is not None and (lost is not None or unsure):
                     _tell(failure, rescue.after())
+                if undo is not None:
+                    _name_left(failure, undo.undo(killed=lost is not None))
+            elif undo is not None:
+                undo.succeeded()
             _chronicle.tell(
                 request.verb,
                 request.pid,
@@ -375,6 +381,29 @@ def _rescue_for(request: Request) -> Rescue | None:
     except (ImportError, OSError):
         return None  # the caller has changed its root or its user since: see preload()
     return Rescue(request.pid, request.opts)
+
+
+def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> RestoreUndo | None:
+    """What undoes a restore from files; the names in a stream are not known before."""
+    images, work = directories.images, directories.log
+    if request.verb is not Verb.RESTORE or images is None or work is None or request.opts.stream:
+        return None
+    try:
+        from ._restore_undo import RestoreUndo  # only restores need it
+
+        undo = RestoreUndo(images, work, request.opts)
+    except (ImportError, OSError):
+        return None  # the caller has changed its root or its user since: see preload()
+    owned.callback(undo.close)
+    return undo
+
+
+def _name_left(failure: BaseException, left: tuple[str, ...]) -> None:
+    """Add to an error what is left of a restore."""
+    if left and isinstance(failure, CriuError):
+        failure.left_behind = left
+    for thing in left:
+        failure.add_note(f"left behind: {thing}")
 
 
 def _tell(failure: BaseException, rescued: Rescued) -> None:
