@@ -16,7 +16,6 @@ from ._stats import message_fields
 from ._typing import cast
 from .enums import CgroupMode
 from .opts import CriuOpts
-from .values import CgroupRoot
 
 EMPTYING = 2.0
 """Seconds that a cgroup gets to be left by processes that have been killed."""

@@ -23,6 +23,9 @@ from ._dataclass import dataclass
 from ._stats import message_fields
 from .opts import CriuOpts
 
+LINKS = "pycriu-native.links"
+"""The directory among the images where a restore keeps links of ``link_remap``."""
+
 LARGEST = 16 * 2**20
 """Bytes of an image that are read."""
 
@@ -122,7 +125,9 @@ def made_names(images: int, opts: CriuOpts) -> MadeNames:
         number = number_in(remap, 2)
         kind = number_in(remap, 3, GHOST if number & OLD_GHOST else LINKED)
         number &= ~OLD_GHOST
-        path = where.of_file(files.get(number_in(remap, 1)))
+        file = files.get(number_in(remap, 1), {})
+        mount = number_in(file, 7, NO_MOUNT)
+        path = where.of_file(file, mount)
         if path is None:
             continue
         if kind == GHOST:
@@ -139,12 +144,22 @@ def made_names(images: int, opts: CriuOpts) -> MadeNames:
                         number_in(fields_of(mtime), 1) if isinstance(mtime, bytes) else None,
                     )
                 )
-        elif kind == LINKED and (link := where.of_file(files.get(number))) is not None:
+        elif kind == LINKED:
+            link = where.of_file(files.get(number, {}), mount)  # its own mount is not saved
+            if link is None:
+                continue
             links.append(LinkRemap(path, link, number))
     bound = (where.of_socket(fields) for fields in sockets)
-    return MadeNames(
-        tuple(ghosts), tuple(links), tuple(each for each in bound if each), where.root
-    )
+    return MadeNames(tuple(ghosts), tuple(links), tuple(each for each in bound if each), where.root)
+
+
+def taken_names(names: MadeNames) -> tuple[str, ...]:
+    """Those that CRIU cannot make, since they are there: an earlier restore has left them."""
+    taken = [ghost.ghost_path for ghost in names.ghosts if not ghost.is_directory]
+    for each in (*names.ghosts, *names.links):
+        if os.path.lexists(each.path) and not (isinstance(each, Ghost) and each.is_directory):
+            taken.append(f"{each.path}.cr_link")
+    return tuple(path for path in taken if os.path.lexists(path))
 
 
 def run_of_dump(images: int) -> str | None:
@@ -172,11 +187,9 @@ class _Places:
         if self._mounts is None:
             self.root = "/"
 
-    def of_file(self, fields: dict[int, int | bytes] | None) -> str | None:
-        name = None if fields is None else fields.get(6)
-        if not isinstance(name, bytes):
-            return None
-        return self._place(os.fsdecode(name), _signed(number_in(fields or {}, 7, NO_MOUNT)))
+    def of_file(self, fields: dict[int, int | bytes], mount: int) -> str | None:
+        name = fields.get(6)
+        return self._place(os.fsdecode(name), _signed(mount)) if isinstance(name, bytes) else None
 
     def of_socket(self, fields: dict[int, int | bytes]) -> BoundSocket | None:
         name, directory = fields.get(11), fields.get(14)
@@ -194,15 +207,15 @@ class _Places:
 
     def _place(self, name: str, mount: int) -> str | None:
         """None where it is on a file system that goes with the mount namespace."""
-        path = os.path.normpath("/" + name.lstrip("./") if name.startswith("./") else "/" + name)
+        path = "/" + os.path.normpath("./" + name.lstrip("/"))
         if self._mounts is None or mount == -1:
-            return os.path.normpath(self.root + "/" + path)
+            return os.path.normpath(self.root.rstrip("/") + path)
         found = self._mounts.get(mount)
         if found is None:
             return None
         point, place = found
         inside = path.removeprefix(point.rstrip("/")) if point != "/" else path
-        return os.path.normpath(f"{place}/{inside}")
+        return os.path.normpath(f"{place.rstrip('/')}/{inside.lstrip('/')}")
 
     def _mount_places(self, images: int, opts: CriuOpts) -> dict[int, tuple[str, str]] | None:
         """Mount point and place on this host of each mount; None without a mount namespace."""
@@ -214,7 +227,7 @@ class _Places:
         given = dict(each.partition(":")[::2] for each in map(str, opts.external or ()))
         base = next((entry for entry in entries if _text(entry, 7) in ("/", "./")), None)
         for entry in entries:
-            point = os.path.normpath("/" + _text(entry, 7).lstrip("./"))
+            point = os.path.normpath("/" + _text(entry, 7).removeprefix(".").lstrip("/"))
             key, within = _text(entry, 18), _text(entry, 6)
             if key:
                 place = given.get(f"mnt[{key}]")

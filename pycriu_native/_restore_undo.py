@@ -24,11 +24,17 @@ from collections.abc import Iterator
 from ._dataclass import dataclass
 from ._later import socket
 from ._made_cgroups import missing_cgroups, remove_cgroups
-from ._made_names import BoundSocket, Ghost, LinkRemap, MadeNames, identity, made_names
+from ._made_names import (
+    LINKS,
+    BoundSocket,
+    Ghost,
+    LinkRemap,
+    MadeNames,
+    identity,
+    made_names,
+    taken_names,
+)
 from .opts import CriuOpts
-
-LINKS = "pycriu-native.links"
-"""The directory among the images where links of ``link_remap`` are kept."""
 
 KEPT = ".kept"
 """Behind the name of such a link: another one to the same file, while a restore is under way."""
@@ -46,12 +52,12 @@ class _Name:
         self.before = self.look()
 
     def look(self) -> os.stat_result | None:
-        with contextlib.suppress(OSError), self._directory() as at:
+        with contextlib.suppress(OSError), self.directory() as at:
             return os.stat(self.parts[-1], dir_fd=at, follow_symlinks=False)
         return None
 
     @contextlib.contextmanager
-    def _directory(self) -> Iterator[int]:
+    def directory(self) -> Iterator[int]:
         """The directory that it is in; directories made since are entered, links are not."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.ExitStack() as opened:
@@ -69,24 +75,22 @@ class _Name:
         return found
 
     def remove(self) -> None:
-        with self._directory() as at:
+        with self.directory() as at:
             if self.kind == stat.S_IFDIR:
                 os.rmdir(self.parts[-1], dir_fd=at)
             else:
                 os.unlink(self.parts[-1], dir_fd=at)
 
     def rename_to(self, other: _Name) -> None:
-        with self._directory() as here, other._directory() as there:
+        with self.directory() as here, other.directory() as there:
             os.rename(self.parts[-1], other.parts[-1], src_dir_fd=here, dst_dir_fd=there)
 
     def link_from(self, source: str, at: int | None = None) -> None:
-        with self._directory() as here:
-            os.link(
-                source, self.parts[-1], src_dir_fd=at, dst_dir_fd=here, follow_symlinks=False
-            )
+        with self.directory() as here:
+            os.link(source, self.parts[-1], src_dir_fd=at, dst_dir_fd=here, follow_symlinks=False)
 
     def link_to(self, target: str, at: int) -> None:
-        with self._directory() as here:
+        with self.directory() as here:
             os.link(self.parts[-1], target, src_dir_fd=here, dst_dir_fd=at, follow_symlinks=False)
 
 
@@ -122,7 +126,7 @@ class _Tree:
 
     def _nearest(self, path: str) -> tuple[int | None, str, tuple[str, ...]]:
         directory, name = os.path.split(path)
-        parts = (name,)
+        parts: tuple[str, ...] = (name,)
         while True:
             fd = self._directory(directory)
             if fd is not None or directory in ("/", ""):
@@ -152,61 +156,81 @@ class _Tree:
 class _KeptLink:
     """A link of ``link_remap`` that is to be there before a restore and after it."""
 
-    def __init__(self, name: _Name, link: LinkRemap, images: int, mark: str) -> None:
-        self._name = name
+    def __init__(self, name: _Name, link: LinkRemap, images: int) -> None:
         self.path = link.link
-        self._images = images
+        self._name = name
         self._beside = _Name(name.at, (*name.parts[:-1], name.parts[-1] + KEPT), "", None)
-        self._kept = f"{LINKS}/{link.number}-{mark}"
-        self._new = False
+        self._images = images
+        self._link = link
+        self._made: str | None = None
         self.file = name.before or self._put()
         """What the link leads to; None: it is not there and was not kept."""
         if self.file is not None:
             self._keep(self.file)
 
     def _put(self) -> os.stat_result | None:
-        for put in (
-            lambda: self._name.link_from(self._kept, self._images),
-            lambda: self._beside.rename_to(self._name),
-        ):
-            with contextlib.suppress(OSError):
-                put()
-                return self._name.look()
-        return None
+        kept = _kept(self._images, self._link)
+        with contextlib.suppress(OSError):
+            if kept is not None:
+                self._name.link_from(kept, self._images)
+            else:
+                self._beside.rename_to(self._name)
+        return self._name.look()
 
     def _keep(self, file: os.stat_result) -> None:
-        with contextlib.suppress(OSError):
-            there = os.stat(self._kept, dir_fd=self._images, follow_symlinks=False)
-            if os.path.samestat(there, file):
-                return
+        if _kept(self._images, self._link) is not None:
+            return
+        name = f"{LINKS}/{_kept_name(self._images, self._link, file.st_ino)}"
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(LINKS, 0o700, dir_fd=self._images)
-            self._name.link_to(self._kept, self._images)
-            self._new = True
-        except OSError:
-            with contextlib.suppress(OSError):  # another file system, or one that is read-only
+            self._name.link_to(name, self._images)
+            self._made = name
+        except OSError:  # another file system, or one that is read-only
+            with contextlib.suppress(OSError):
                 os.rmdir(LINKS, dir_fd=self._images)
-            with contextlib.suppress(OSError), self._beside._directory() as at:
+            with contextlib.suppress(OSError), self._beside.directory() as at:
                 self._name.link_to(self._beside.parts[-1], at)
 
     def put_back(self) -> bool:
         """After a restore that failed; False if it could not be done."""
         done = self.file is None or self._name.look() is not None or self._put() is not None
-        self._drop(with_kept=done)
+        self.let_go()
+        if done and self._made is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._made, dir_fd=self._images)
+                os.rmdir(LINKS, dir_fd=self._images)
         return done
 
-    def consumed(self) -> None:
+    def let_go(self) -> None:
         """After a restore that succeeded: what is kept among the images stays."""
-        self._drop(with_kept=False)
-
-    def _drop(self, *, with_kept: bool) -> None:
         with contextlib.suppress(OSError):
             self._beside.remove()
-        if with_kept and self._new:
-            with contextlib.suppress(OSError):
-                os.unlink(self._kept, dir_fd=self._images)
-                os.rmdir(LINKS, dir_fd=self._images)
+
+
+def has_link(images: int, link: LinkRemap) -> bool:
+    """Whether a restore finds the link, or this library can put it back."""
+    beside = f"{link.link}{KEPT}"
+    found = os.path.lexists(link.link) or os.path.lexists(beside)
+    return found or _kept(images, link) is not None
+
+
+def _kept(images: int, link: LinkRemap) -> str | None:
+    """The hard link that is kept for it, below the images directory.
+
+    Its name ends in its inode's number, so that a copy, which is another file, is not taken for it.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/self/fd/{images}/{LINKS}"):
+            path = f"{LINKS}/{name}"
+            inode = os.stat(path, dir_fd=images, follow_symlinks=False).st_ino
+            if name == _kept_name(images, link, inode):
+                return path
+    return None
+
+
+def _kept_name(images: int, link: LinkRemap, inode: int) -> str:
+    return f"{link.number}-{identity(images)}-{inode}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +253,7 @@ class RestoreUndo:
         self._since = time.time() - 0.1  # the kernel's clock for files lags behind
         self._lock: int | None = None
         self._alone = True
+        self._in_the_way: tuple[str, ...] = ()
         self._cgroups = missing_cgroups(images, opts)
         names = made_names(images, opts)
         self._tree = _Tree(names.root)
@@ -265,10 +290,9 @@ class RestoreUndo:
         return True
 
     def _look(self, names: MadeNames) -> None:
-        mark = identity(self._images) if names.links else ""
         for link in names.links:
             for name in self._tree.names(link.link, None):
-                self._links.append(_KeptLink(name, link, self._images, mark))
+                self._links.append(_KeptLink(name, link, self._images))
                 break
         for ghost in names.ghosts:
             kind = stat.S_IFMT(ghost.mode)
@@ -279,6 +303,7 @@ class RestoreUndo:
         for link in names.links:
             self._add(link.path, None, link=link)
             self._add(f"{link.path}.cr_link", None, link=link)
+        self._in_the_way = taken_names(names)
         for each in names.sockets:
             self._add_socket(each)
 
@@ -306,7 +331,7 @@ class RestoreUndo:
     def succeeded(self) -> None:
         """The restore is done: keep what the next one needs."""
         for link in self._links:
-            link.consumed()
+            link.let_go()
 
     def undo(self, *, killed: bool) -> tuple[str, ...]:
         """Undo what a failed restore did, once its processes have ended; what is left of it.
@@ -316,7 +341,7 @@ class RestoreUndo:
         from ._dump_lock import lock_of_dump  # a restore that succeeds has no need of these
         from ._temporary import remove_temporary
 
-        left: list[str] = []
+        left = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
         for name, parked in self._sockets:
             _unpark(name, parked)
         for made in sorted(self._made, key=_order):
@@ -372,7 +397,7 @@ def _bind_again(name: _Name, before: os.stat_result) -> None:
     """CRIU unlinks the socket at a name that it is about to bind: nobody listened on it."""
     if name.look() is not None:
         return
-    with contextlib.suppress(OSError), name._directory() as at:
+    with contextlib.suppress(OSError), name.directory() as at:
         path = f"/proc/self/fd/{at}/{name.parts[-1]}"
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(path)
