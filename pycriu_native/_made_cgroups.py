@@ -16,6 +16,7 @@ from ._stats import message_fields
 from ._typing import cast
 from .enums import CgroupMode
 from .opts import CriuOpts
+from .values import CgroupRoot
 
 EMPTYING = 2.0
 """Seconds that a cgroup gets to be left by processes that have been killed."""
@@ -79,7 +80,7 @@ def _name(tree: bytes) -> str:
 
 def _new_root(names: list[str], opts: CriuOpts) -> str | None:
     """What takes the place of a tree's own name."""
-    roots = cast("tuple[CgroupRoot, ...]", opts.cg_roots or ())
+    roots = [root for root in opts.cg_roots or () if isinstance(root, CgroupRoot)]
     return next((root.path for root in roots if root.controller in (None, *names)), None)
 
 

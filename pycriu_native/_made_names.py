@@ -104,8 +104,11 @@ class MadeNames:
         return bool(self.ghosts or self.links or self.sockets)
 
 
-def made_names(images: int, opts: CriuOpts) -> MadeNames:
-    """What these images name. What cannot be read is left out: CRIU, or a check, reports it."""
+def made_names(images: int, where: CriuOpts | str) -> MadeNames:
+    """What these images name, for a restore with these options, or below the root of a process.
+
+    What cannot be read is left out: CRIU, or a check, reports it.
+    """
     remaps = messages(images, "remap-fpath.img")
     data = _read(images, "files.img")
     if not remaps and b"\x82\x01" not in data:  # the tag of a unix socket
@@ -119,7 +122,7 @@ def made_names(images: int, opts: CriuOpts) -> MadeNames:
             files[number_in(fields, 2)] = fields_of(regular)
         elif isinstance(unix, bytes):
             sockets.append(fields_of(unix))
-    where = _Places(images, opts)
+    places = _Places(images, where)
     ghosts, links = [], []
     for remap in map(fields_of, remaps):
         number = number_in(remap, 2)
@@ -127,7 +130,7 @@ def made_names(images: int, opts: CriuOpts) -> MadeNames:
         number &= ~OLD_GHOST
         file = files.get(number_in(remap, 1), {})
         mount = number_in(file, 7, NO_MOUNT)
-        path = where.of_file(file, mount)
+        path = places.of_file(file, mount)
         if path is None:
             continue
         if kind == GHOST:
@@ -145,20 +148,20 @@ def made_names(images: int, opts: CriuOpts) -> MadeNames:
                     )
                 )
         elif kind == LINKED:
-            link = where.of_file(files.get(number, {}), mount)  # its own mount is not saved
+            link = places.of_file(files.get(number, {}), mount)  # its own mount is not saved
             if link is None:
                 continue
             links.append(LinkRemap(path, link, number))
-    bound = (where.of_socket(fields) for fields in sockets)
-    return MadeNames(tuple(ghosts), tuple(links), tuple(each for each in bound if each), where.root)
+    bound = filter(None, map(places.of_socket, sockets))
+    return MadeNames(tuple(ghosts), tuple(links), tuple(bound), places.root)
 
 
 def taken_names(names: MadeNames) -> tuple[str, ...]:
     """Those that CRIU cannot make, since they are there: an earlier restore has left them."""
-    taken = [ghost.ghost_path for ghost in names.ghosts if not ghost.is_directory]
-    for each in (*names.ghosts, *names.links):
-        if os.path.lexists(each.path) and not (isinstance(each, Ghost) and each.is_directory):
-            taken.append(f"{each.path}.cr_link")
+    files = [ghost for ghost in names.ghosts if not ghost.is_directory]
+    taken = [ghost.ghost_path for ghost in files]
+    former = [ghost.path for ghost in files] + [link.path for link in names.links]
+    taken += [f"{path}.cr_link" for path in former if os.path.lexists(path)]
     return tuple(path for path in taken if os.path.lexists(path))
 
 
@@ -181,9 +184,13 @@ def _inventory(images: int) -> dict[int, int | bytes]:
 class _Places:
     """From a name in the images to one on this host."""
 
-    def __init__(self, images: int, opts: CriuOpts) -> None:
-        self.root = os.fsdecode(opts.root or "/") if opts.root else "/"
-        self._mounts = self._mount_places(images, opts)
+    def __init__(self, images: int, where: CriuOpts | str) -> None:
+        self._mounts: dict[int, tuple[str, str]] | None = None
+        if isinstance(where, str):
+            self.root = where
+            return
+        self.root = os.fsdecode(where.root) if where.root else "/"
+        self._mounts = self._mount_places(images, where)
         if self._mounts is None:
             self.root = "/"
 

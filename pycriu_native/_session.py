@@ -37,6 +37,7 @@ from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
 if TYPE_CHECKING:
+    from ._link_remaps import KeptLink
     from ._rescue import Rescue, Rescued
     from ._restore_undo import RestoreUndo
 
@@ -222,6 +223,8 @@ class Call:
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)
+            if rescue is not None:
+                owned.callback(rescue.close)
             undo = _undo_for(request, directories, owned)
             turn = owned.enter_context(ExitStack())
             if self._in_turn is not None:
@@ -231,10 +234,14 @@ class Call:
                 started += waited
                 deadline = None if deadline is None else deadline + waited
 
+            kept: list[KeptLink] = []
+
             def when_written() -> None:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
                 if is_dump and directories.images is not None:
                     _whole.check_written(directories.images, request.pid)
+                    if request.opts.link_remap and request.opts.leave_running:
+                        kept.extend(_keep_links(directories.images, request.pid))
                 if unfinished is not None:
                     unfinished.finish()
 
@@ -282,6 +289,8 @@ class Call:
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)
+                for link in kept:
+                    link.forget()
                 # CRIU unlocks before it serves pages: of a lazy dump that is undone after that,
                 # it leaves the lock and the connections as they are (seen with 4.2.1).
                 # A pre-dump is made by a child of the worker, which tells only that it has failed.
@@ -396,6 +405,13 @@ def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> R
         return None  # the caller has changed its root or its user since: see preload()
     owned.callback(undo.close)
     return undo
+
+
+def _keep_links(images: int, pid: int | None) -> list[KeptLink]:
+    """CRIU removes its links from a process that runs on; its images need them."""
+    from ._link_remaps import keep_links  # few dumps need it
+
+    return keep_links(images, f"/proc/{pid}/root")
 
 
 def _name_left(failure: BaseException, left: tuple[str, ...]) -> None:

@@ -18,11 +18,14 @@ TEMPORARY = re.compile(
     r"|crtools-(?:proc|sys|put-root))\.[A-Za-z0-9]{6}"
 )
 
+CLOCK_LAG = 0.1
+"""Seconds: the kernel's clock for files lags behind."""
+
 KERNEL_FEATURES = "/run/criu.kdat.tmp"
 """CRIU's cache of kernel features while it is written. While it stays, no CRIU writes a cache."""
 
 
-def remove_temporary(since: float, places: Iterable[str], killed: bool) -> Iterator[str]:
+def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> Iterator[str]:
     """Remove what a CRIU has made since a time in /tmp, / and these directories.
 
     What is left is yielded. ``killed``: CRIU had no chance to remove its own.

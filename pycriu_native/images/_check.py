@@ -294,8 +294,10 @@ class _Check:
     def regular_files(self) -> Iterator[Finding]:
         seen: set[str] = set()
         hidden = 0
-        for file in self.images.files:
-            if not isinstance(file, RegularFile) or file.external or self._inherited(file.path):
+        regular = [file for file in self.images.files if isinstance(file, RegularFile)]
+        links = {file.remap for file in regular if file.deleted == "linked"}
+        for file in regular:
+            if file.external or file.id in links or self._inherited(file.path):
                 continue
             path = self._here(file)
             if path is None:
@@ -315,8 +317,8 @@ class _Check:
         """Names that CRIU makes for deleted files, and links that its dump has made."""
         if self.images.mounts and not self.opts.root:
             return  # below a root that is not known
+        from .._link_remaps import has_link
         from .._made_names import made_names, taken_names
-        from .._restore_undo import has_link
 
         directory = os.open(self.images.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
+import textwrap
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,14 +20,27 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump, restore
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    Notification,
+    Notify,
+    WorkerDiedError,
+    dump,
+    restore,
+)
+from pycriu_native.images import check_images
 
+from . import cgroups
+from .cgroups import Make
 from .conftest import Spawn
 from .containers import container
 from .faults import DEADLINE, FAULTS
+from .hosts import cable, host
 from .processes import Target, is_alive, kill, reap_all
+from .streams import Stream, each_lock, needs_both, start_stream
 from .test_faults_random import Striker, kill_workers
-from .workers import workers
+from .workers import the_worker, workers
 
 INSTANTS = int(os.environ.get("PYCRIU_NATIVE_INSTANTS", "12"))
 """How many random instants."""
@@ -169,6 +185,19 @@ def in_container(tmp_path: Path, images: Path) -> Iterator[Nameless]:
         yield Nameless(box, saving, restoring, box.binds["/box"] / "place")
 
 
+@pytest.fixture
+def stream(spawn: Spawn, orphans: None) -> Iterator[Stream]:
+    """A connection in mid-stream between two hosts."""
+    with host() as home, host() as far, cable(home, far) as (address, _):
+        yield start_stream((home, far, address), spawn)
+
+
+@pytest.fixture
+def make_cgroup() -> Iterator[Make]:
+    """Cgroups that are gone after the test."""
+    yield from cgroups.maker()
+
+
 class Refused(Exception):
     """What a hook raises."""
 
@@ -251,3 +280,180 @@ def test_at_random_instants(nameless: Nameless) -> None:
             assert nameless.look() == nameless.before
             nameless.restores()
     assert kept == ["pycriu-native.links"]
+
+
+# ---- links of link_remap ----
+
+LINKED = """
+    import os
+    (HERE / "first").write_text("content")
+    os.link(HERE / "first", HERE / "second")
+    file = open(HERE / "first", "r+")
+    os.unlink(HERE / "first")
+    serve(same=lambda: os.path.samestat(os.fstat(file.fileno()), os.stat(HERE / "second")))
+"""
+
+
+def _links(target: Target) -> list[str]:
+    return [name for name in os.listdir(target.directory) if name.startswith("link_remap")]
+
+
+def test_images_of_a_process_that_runs_on(spawn: Spawn, images: Path, orphans: None) -> None:
+    """CRIU removes its link from beside the process; the images restore all the same, twice."""
+    target = spawn(LINKED)
+    opts = CriuOpts(images_directory=images, link_remap=True)
+    dump(target.pid, replace(opts, leave_running=True))
+    assert _links(target) == []
+    target.end()
+    for _ in range(2):
+        assert check_images(images) == ()
+        restore(opts.only_for("restore"))
+        assert _links(target) == []
+        assert target.ask("same")
+        kill(target.pid)
+        reap_all()
+
+
+def test_a_copy_of_images_whose_link_is_gone(
+    spawn: Spawn, images: Path, tmp_path: Path, orphans: None
+) -> None:
+    """A copy has no link to the file: that is said before, by the error, and its cure works."""
+    target = spawn(LINKED)
+    opts = CriuOpts(images_directory=images, link_remap=True)
+    dump(target.pid, opts)
+    target.reap()
+    [link] = _links(target)
+    restore(opts.only_for("restore"))
+    kill(target.pid)
+    reap_all()
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    [finding] = check_images(copy)
+    assert f"ln OTHER-NAME {target.directory / link}" in str(finding)
+    restoring = CriuOpts(images_directory=copy)
+    with pytest.raises(CriuError, match=r"link_remap\.NUMBER, .* is gone"):
+        restore(restoring)
+    reap_all()
+    os.link(target.directory / "second", target.directory / link)
+    assert check_images(copy) == ()
+    restore(restoring)
+    assert target.ask("same")
+
+
+def test_a_dump_that_is_killed(spawn: Spawn, images: Path) -> None:
+    """The link that it has made goes; one of an earlier dump stays."""
+    target = spawn("memory = bytearray(b'x') * (1 << 27)\n" + textwrap.dedent(LINKED))
+    os.link(target.directory / "second", target.directory / "link_remap.7777")
+    over = threading.Event()
+
+    def strike() -> None:
+        while not over.is_set():
+            if len(_links(target)) > 1:
+                kill_workers(signal.SIGKILL)
+                return
+
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        with pytest.raises(WorkerDiedError):
+            dump(target.pid, CriuOpts(images_directory=images, link_remap=True))
+    finally:
+        over.set()
+        thread.join()
+    assert _links(target) == ["link_remap.7777"]
+    assert target.ask("same")
+
+
+def test_a_dump_that_is_killed_when_all_is_saved(spawn: Spawn, images: Path) -> None:
+    """The images are whole, and need the link: the error names it."""
+    target = spawn(LINKED)
+
+    def strike(notification: Notification) -> None:
+        if notification.action is Notify.POST_DUMP:
+            os.kill(the_worker(), signal.SIGKILL)
+
+    with pytest.raises(WorkerDiedError) as caught:
+        dump(target.pid, CriuOpts(images_directory=images, link_remap=True), on_notify=strike)
+    [link] = _links(target)
+    assert [link in left for left in caught.value.left_behind] == [True]
+    assert target.ask("same")
+
+
+# ---- what was there before ----
+
+
+def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans: None) -> None:
+    """What was there before is not removed by us; the error and check_images name it."""
+    target = spawn(
+        "(HERE / 'file').touch()\nfile = open(HERE / 'file')\n(HERE / 'file').unlink()\nserve()"
+    )
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    for name in ("file", "file.cr_link"):
+        (target.directory / name).write_text("kept")
+    subject = str(target.directory / "file.cr_link")
+    assert [finding.subject for finding in check_images(images)] == [subject]
+    with pytest.raises(CriuError, match=r"remove NAME\.cr_link") as caught:
+        restore(opts)
+    reap_all()
+    assert caught.value.left_behind == (f"{subject}, in the way",)
+    assert (target.directory / "file.cr_link").read_text() == "kept"
+    (target.directory / "file.cr_link").unlink()
+    restore(opts)
+    assert (target.directory / "file").read_text() == "kept"
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("controller", ["freezer", ""], ids=["v1", "v2"])
+def test_cgroups(
+    make_cgroup: Make, spawn: Spawn, images: Path, orphans: None, controller: str
+) -> None:
+    """Those that CRIU has made for a restore that then fails are gone; that of others stays."""
+    outer = make_cgroup(cgroups.required(controller))
+    (outer / "inner").mkdir()
+    target = spawn()
+    cgroups.enter(outer / "inner", target.pid)
+    opts = CriuOpts(images_directory=images, manage_cgroups_mode="soft")
+    dump(target.pid, opts)
+    target.reap()
+    (outer / "inner").rmdir()
+    before = temporary()
+
+    def strike(notification: Notification) -> None:
+        if notification.action is Notify.POST_RESTORE:
+            assert (outer / "inner").exists()
+            os.kill(the_worker(), signal.SIGKILL)
+
+    with pytest.raises(WorkerDiedError) as caught:
+        restore(opts, on_notify=strike)
+    reap_all()
+    assert caught.value.left_behind == ()
+    assert outer.exists()
+    assert not (outer / "inner").exists()
+    assert temporary() == before
+    restore(opts)
+    assert target.runs_on()
+
+
+@needs_both
+@each_lock
+def test_the_lock_of_the_dump_is_named(stream: Stream, images: Path, lock: str) -> None:
+    """The connection is locked until a restore succeeds: an error says so."""
+    opts = CriuOpts(images_directory=images, tcp_established=True, network_lock=lock)
+    with stream.home.entered():
+        dump(stream.server.pid, opts)
+        stream.server.reap()
+
+        def refuse(notification: Notification) -> None:
+            if notification.action is Notify.POST_RESTORE:
+                os.kill(the_worker(), signal.SIGKILL)
+
+        with pytest.raises(WorkerDiedError) as caught:
+            restore(opts.only_for("restore"), on_notify=refuse)
+        os.waitpid(stream.server.pid, 0)
+        [left] = caught.value.left_behind
+        assert "which the dump made" in left
+        assert (":7000 - " in left) == (lock == "iptables")
+        restore(opts.only_for("restore"))
+    stream.goes_on()
