@@ -2,7 +2,8 @@
 
 CRIU makes directories with mkdtemp(3) (``criu/mount.c``, ``cgroup.c``, ``net.c``, ``kerndat.c``,
 ``cr-restore.c`` of 4.2) and mounts what it needs on them. Their names do not say whose they are:
-what came since the call began, and is empty, is removed if no other CRIU runs that could use it.
+what came since the call began, is empty, and stays, is removed if no other CRIU is seen to run that
+could use it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable, Iterator
 
 TEMPORARY = re.compile(
@@ -20,6 +22,10 @@ TEMPORARY = re.compile(
 
 CLOCK_LAG = 0.1
 """Seconds: the kernel's clock for files lags behind."""
+
+IN_USE = 0.2
+"""Seconds that a directory gets to go by itself: a CRIU in another pid namespace is not seen, and
+needs most of them for milliseconds."""
 
 KERNEL_FEATURES = "/run/criu.kdat.tmp"
 """CRIU's cache of kernel features while it is written. While it stays, no CRIU writes a cache."""
@@ -33,6 +39,9 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
     found = list(_made_since(since, ("/tmp", "/", *places)))
     if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
         found.append(KERNEL_FEATURES)
+    if found:
+        time.sleep(IN_USE)
+        found = list(filter(os.path.lexists, found))
     if found and (others := _other_criu()):
         yield from (f"{path}, unless CRIU with pid {others[0]} uses it" for path in found)
         return
