@@ -29,6 +29,9 @@ LINKS = "pycriu-native.links"
 LARGEST = 16 * 2**20
 """Bytes of an image that are read."""
 
+SMALL = 2**16
+"""Bytes that are read at first: few images have more."""
+
 HEAD = 8
 """Bytes before the first message: two magic numbers."""
 
@@ -257,13 +260,14 @@ def messages(images: int, name: str) -> list[bytes]:
 
 
 def _read(images: int, name: str) -> bytes:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
     with contextlib.suppress(OSError):
         fd = os.open(name, flags, dir_fd=images)
         try:
-            found = os.fstat(fd)
-            if stat.S_ISREG(found.st_mode) and found.st_size > HEAD:
-                return os.pread(fd, min(found.st_size, LARGEST), 0)
+            data = os.read(fd, SMALL)
+            if len(data) == SMALL:
+                data += os.pread(fd, min(os.fstat(fd).st_size, LARGEST), SMALL)
+            return data if len(data) > HEAD else b""
         finally:
             os.close(fd)
     return b""
