@@ -159,9 +159,14 @@ def mount_point(directory: str) -> Iterator[str]:
             _mount(None, place, MS_PRIVATE | MS_REC)
             yield place
         finally:
-            _check(_libc.umount2(os.fsencode(place), MNT_DETACH), f"umount of {place}")
+            detach(place)
     finally:
         os.rmdir(place)
+
+
+def detach(place: str) -> None:
+    """Unmount what is mounted at a place, also while it is in use."""
+    _check(_libc.umount2(os.fsencode(place), MNT_DETACH), f"umount of {place}")
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -251,15 +251,25 @@ def has_chain() -> bool:
 
 def delete_rules(connections: Collection[Ends]) -> int:
     """Take away CRIU's rules for these connections, and tell how many there were."""
+    found = list(_rules(connections))
+    for family, words in found:
+        _run(family, "-w", "-D", *words)
+    return len(found)
+
+
+def count_rules(connections: Collection[Ends]) -> int:
+    """How many rules of CRIU's there are for these connections."""
+    return len(list(_rules(connections))) if connections else 0
+
+
+def _rules(connections: Collection[Ends]) -> Iterator[tuple[str, list[str]]]:
+    """Program and words of each rule of CRIU's for these connections."""
     both = {*connections, *(ends.turned() for ends in connections)}
-    found = 0
     for family in _families():
         for line in _saved(family):
             words = shlex.split(line)
             if words[:1] == ["-A"] and _rule_for(words) in both:
-                _run(family, "-w", "-D", *words[1:])
-                found += 1
-    return found
+                yield family, words[1:]
 
 
 def delete_chain() -> None:

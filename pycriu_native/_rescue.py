@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import _netlock
 from ._connections import connections_of, end_repair, reusing
+from ._link_remaps import DumpLinks
 from ._netlock import Ends
 from ._parasite import left_in
+from ._temporary import CLOCK_LAG, remove_temporary
 from ._tree import process_tree, stat_of
 from .enums import NetworkLock, Notify
 from .opts import CriuOpts, StrPath
@@ -56,6 +59,8 @@ class Rescue:
         self._opts = opts
         self._by_table = opts.network_lock == NetworkLock.NFTABLES
         self._freezer = _Freezer(opts.freeze_cgroup)
+        self._links = DumpLinks() if opts.link_remap else None
+        self._since = time.time() - CLOCK_LAG
         self._run: str | None = None
         self._reuse: set[int] = set()
         self._connections: dict[int, Ends] = {}
@@ -68,11 +73,18 @@ class Rescue:
         self._looked = False
         self._chain_before: bool | None = None  # None: no namespace was locked as a whole
 
+    def close(self) -> None:
+        """Give back what it owns."""
+        if self._links is not None:
+            self._links.close()
+
     def look(self, action: Notify | str, worker: int) -> None:
         """Remember what cannot be found out later; CRIU waits for the notification's answer."""
         with contextlib.suppress(OSError):
             if not self._looked:
                 self._looked = True
+                if self._links is not None:
+                    self._links.look(process_tree(self._pid))
                 # Only its own worker is known; and nothing is locked without the first word.
                 self._run = self._run_of(worker) if worker else None
             if action is Notify.NETWORK_LOCK and not self._by_table:
@@ -85,6 +97,8 @@ class Rescue:
                 self._tree = process_tree(self._pid)
                 if action is Notify.QUERY_EXT_FILES:
                     self.frozen = self._tree
+                    if self._links is not None:
+                        self._links.look(self._tree)
                 if established:
                     self._connections = connections_of(self._tree)
                     self._reuse = reusing(self._tree)
@@ -106,6 +120,7 @@ class Rescue:
     def after(self) -> Rescued:
         """Put right what can be; CRIU has ended."""
         left = list(self._freezer.put_back())
+        left += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
         tree = process_tree(self._pid)
         connections = self._connections | connections_of(tree)
         ended = tuple(pid for pid in self._tree if not _is_there(pid))
@@ -115,6 +130,8 @@ class Rescue:
             # Only the images have the connections now, and a restore lifts the lock.
             left += ["CRIU's lock on the network, until the restore"] if connections else []
             return Rescued(ended=ended, saved=True, left_behind=tuple(left))
+        if self._links is not None:
+            left += self._links.remove(wanted=self._saved)
         for where in self._namespaces():
             try:
                 with where:

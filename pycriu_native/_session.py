@@ -39,7 +39,9 @@ from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
 if TYPE_CHECKING:
+    from ._link_remaps import KeptLink
     from ._rescue import Rescue, Rescued
+    from ._restore_undo import RestoreUndo
 
 STDIN = 0
 
@@ -227,6 +229,9 @@ class Call:
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)
+            if rescue is not None:
+                owned.callback(rescue.close)
+            undo = _undo_for(request, directories, owned)
             turn = owned.enter_context(ExitStack())
             if self._in_turn is not None:
                 ready = time.monotonic()
@@ -235,12 +240,16 @@ class Call:
                 started += waited
                 deadline = None if deadline is None else deadline + waited
 
+            kept: list[KeptLink] = []
+
             def when_written() -> None:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
                 self._check_identity()  # the tree is frozen: nobody can take the pid any more
                 if is_dump and directories.images is not None:
                     _whole.check_written(directories.images, request.pid)
                     rearm(directories.images)
+                    if request.opts.link_remap and request.opts.leave_running:
+                        kept.extend(_keep_links(directories.images, request.pid))
                 if unfinished is not None:
                     unfinished.finish()
 
@@ -291,12 +300,18 @@ class Call:
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)
+                for link in kept:
+                    link.forget()
                 # CRIU unlocks before it serves pages: of a lazy dump that is undone after that,
                 # it leaves the lock and the connections as they are (seen with 4.2.1).
                 # A pre-dump is made by a child of the worker, which tells only that it has failed.
                 unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
                 if rescue is not None and (lost is not None or unsure):
                     _tell(failure, rescue.after())
+                if undo is not None:
+                    _name_left(failure, undo.undo(killed=lost is not None))
+            elif undo is not None:
+                undo.succeeded()
             _chronicle.tell(
                 request.verb,
                 request.pid,
@@ -404,6 +419,36 @@ def _rescue_for(request: Request) -> Rescue | None:
     except (ImportError, OSError):
         return None  # the caller has changed its root or its user since: see preload()
     return Rescue(request.pid, request.opts)
+
+
+def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> RestoreUndo | None:
+    """What undoes a restore from files; the names in a stream are not known before."""
+    images, work = directories.images, directories.log
+    if request.verb is not Verb.RESTORE or images is None or work is None or request.opts.stream:
+        return None
+    try:
+        from ._restore_undo import RestoreUndo  # only restores need it
+
+        undo = RestoreUndo(images, work, request.opts)
+    except (ImportError, OSError):
+        return None  # the caller has changed its root or its user since: see preload()
+    owned.callback(undo.close)
+    return undo
+
+
+def _keep_links(images: int, pid: int | None) -> list[KeptLink]:
+    """CRIU removes its links from a process that runs on; its images need them."""
+    from ._link_remaps import keep_links  # few dumps need it
+
+    return keep_links(images, f"/proc/{pid}/root")
+
+
+def _name_left(failure: BaseException, left: tuple[str, ...]) -> None:
+    """Add to an error what is left of a restore."""
+    if left and isinstance(failure, CriuError):
+        failure.left_behind = left
+    for thing in left:
+        failure.add_note(f"left behind: {thing}")
 
 
 def _tell(failure: BaseException, rescued: Rescued) -> None:

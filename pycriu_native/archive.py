@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from ._made_names import LINKS
 from ._streams import (
     Compression,
     Peek,
@@ -154,6 +155,8 @@ def _members(source: Path) -> Iterator[Path]:
     if not any(source.rglob("inventory.img")):
         raise ImagesError(f"{source} holds no image set: it has no inventory.img")
     for path in sorted(source.rglob("*")):
+        if LINKS in path.relative_to(source).parts:
+            continue  # a copy would be another file
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
             if path.name != "parent" or not path.resolve().is_relative_to(root):

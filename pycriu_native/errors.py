@@ -55,7 +55,9 @@ class CriuError(Exception):
     * ``lost_connections``: TCP connections of the process that are over, or do not work any
       more, each as ``address:port - address:port``, the process's own end first
     * ``left_behind``: what is still there of CRIU's, in words: to be removed by hand, but for the
-      memory that CRIU had mapped into the process, which goes with the process
+      memory that CRIU had mapped into the process, which goes with the process. Any restore that
+      failed has this: names that could not be removed, or that were in its way, and the lock on
+      the network, which stays until a restore succeeds
     """
 
     lost_connections: tuple[str, ...] = ()

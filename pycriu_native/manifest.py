@@ -27,6 +27,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
+from ._made_names import LINKS
 from ._whole import CLAIM, EARLIER, UNFINISHED, where
 from .errors import ImagesError
 from .values import Descriptor, descriptor_number
@@ -108,7 +109,7 @@ def _opened(directory: StrPath | Descriptor) -> Iterator[int]:
 def _names(at: int) -> Iterator[str]:
     """The files that belong to the set: not what this package or a restore adds."""
     for name in os.listdir(at):
-        ours = name.startswith((MANIFEST, CLAIM)) or name == EARLIER
+        ours = name.startswith((MANIFEST, CLAIM)) or name in (EARLIER, LINKS)
         if not ours and not name.endswith(".log") and not name.startswith("stats-"):
             yield name
 

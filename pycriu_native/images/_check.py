@@ -148,6 +148,7 @@ class _Check:
             self.pids,
             self.sessions,
             self.regular_files,
+            self.made_names,
             self.external_files,
             self.inet_sockets,
             self.unix_sockets,
@@ -293,8 +294,10 @@ class _Check:
     def regular_files(self) -> Iterator[Finding]:
         seen: set[str] = set()
         hidden = 0
-        for file in self.images.files:
-            if not isinstance(file, RegularFile) or file.external or self._inherited(file.path):
+        regular = [file for file in self.images.files if isinstance(file, RegularFile)]
+        links = {file.remap for file in regular if file.deleted == "linked"}
+        for file in regular:
+            if file.external or file.id in links or self._inherited(file.path):
                 continue
             path = self._here(file)
             if path is None:
@@ -310,6 +313,35 @@ class _Check:
                 *(() if self.opts.root else ("root",)),
             )
 
+    def made_names(self) -> Iterator[Finding]:
+        """Names that CRIU makes for deleted files, and links that its dump has made."""
+        if self.images.mounts and not self.opts.root:
+            return  # below a root that is not known
+        from .._link_remaps import has_link
+        from .._made_names import made_names, taken_names
+
+        directory = os.open(self.images.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            names = made_names(directory, self.opts)
+            for path in taken_names(names):
+                yield _error(
+                    path,
+                    "is left of a restore that was broken off, and CRIU cannot make it again",
+                    "remove it, unless a restore of these images is under way",
+                )
+            for link in names.links:
+                if not has_link(directory, link):
+                    yield _error(
+                        link.path,
+                        f"has no name any more, and {link.link}, which the dump linked to it, does "
+                        "not exist (a restore removes it)",
+                        f"give another name of the same file to ln: ln OTHER-NAME {link.link}; on "
+                        "another host copy it there",
+                        "link_remap",
+                    )
+        finally:
+            os.close(directory)
+
     def _here(self, file: RegularFile) -> str | None:
         """Where a file is on this host; None where that cannot be known."""
         path = "/" + file.path.lstrip("/")
@@ -321,18 +353,8 @@ class _Check:
         return None
 
     def _file(self, file: RegularFile, path: str) -> Iterator[Finding]:
-        if file.deleted in ("procfs", "ghost"):
-            return  # CRIU makes it again, with the directories above it
-        if file.deleted == "linked":
-            linked = self.images.file(file.remap or 0)
-            if isinstance(linked, RegularFile) and not os.path.lexists(linked.path):
-                yield _error(
-                    path,
-                    f"was deleted, and {linked.path}, which CRIU linked to it, does not exist",
-                    "copy it here from the host of the dump",
-                    "link_remap",
-                )
-            return
+        if file.deleted is not None:
+            return  # CRIU makes it again, with the directories above it: see made_names
         try:
             status = os.stat(path)
         except OSError as error:

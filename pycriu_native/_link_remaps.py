@@ -1,0 +1,193 @@
+"""Links that a dump with ``link_remap`` makes to files that have another name only.
+
+``link_remap.<id>`` is a hard link beside the file's former name. A restore that succeeds removes
+it, and so does a dump that leaves the process running; the images could then not be restored
+(again). It is kept as one more hard link among the images, where that is the same file system, and
+put back for a restore. A dump that is killed leaves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+
+from ._made_names import LINKS, LinkRemap, identity, made_names
+from ._names_below import Name, Tree
+
+KEPT = ".kept"
+"""Behind the name of such a link: another one to the same file, while a restore is under way."""
+
+LINK_REMAP = re.compile(r"link_remap\.\d+")
+
+
+class KeptLink:
+    """A link of ``link_remap`` that is to be there before a restore and after it."""
+
+    def __init__(self, name: Name, link: LinkRemap, images: int) -> None:
+        self.path = link.link
+        self._name = name
+        self._beside = Name(name.at, (*name.parts[:-1], name.parts[-1] + KEPT), "", None)
+        self._images = images
+        self._link = link
+        self._made: str | None = None
+        self.file = name.before or self._put()
+        """What the link leads to; None: it is not there and was not kept."""
+        if self.file is not None:
+            self._keep(self.file)
+
+    def _put(self) -> os.stat_result | None:
+        kept = _kept(self._images, self._link)
+        with contextlib.suppress(OSError):
+            if kept is not None:
+                self._name.link_from(kept, self._images)
+            else:
+                self._beside.rename_to(self._name)
+        return self._name.look()
+
+    def _keep(self, file: os.stat_result) -> None:
+        if _kept(self._images, self._link) is not None:
+            return
+        name = f"{LINKS}/{_kept_name(self._images, self._link, file.st_ino)}"
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(LINKS, 0o700, dir_fd=self._images)
+            self._name.link_to(name, self._images)
+            self._made = name
+        except OSError:  # another file system, or one that is read-only
+            with contextlib.suppress(OSError):
+                os.rmdir(LINKS, dir_fd=self._images)
+            with contextlib.suppress(OSError), self._beside.directory() as at:
+                self._name.link_to(self._beside.parts[-1], at)
+
+    def put_back(self) -> bool:
+        """After a restore that failed; False if it could not be done."""
+        done = self.file is None or self._name.look() is not None or self._put() is not None
+        self.let_go()
+        if done:
+            self.forget()
+        return done
+
+    def forget(self) -> None:
+        """Remove what this call has put among the images."""
+        if self._made is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(self._made, dir_fd=self._images)
+                os.rmdir(LINKS, dir_fd=self._images)
+
+    def let_go(self) -> None:
+        """After a restore that succeeded: what is kept among the images stays."""
+        with contextlib.suppress(OSError):
+            self._beside.remove()
+
+
+def has_link(images: int, link: LinkRemap) -> bool:
+    """Whether a restore finds the link, or this library can put it back."""
+    beside = f"{link.link}{KEPT}"
+    found = os.path.lexists(link.link) or os.path.lexists(beside)
+    return found or _kept(images, link) is not None
+
+
+def _kept(images: int, link: LinkRemap) -> str | None:
+    """The hard link that is kept for it, below the images directory.
+
+    Its name ends in its inode's number, so that a copy, which is another file, is not taken for it.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/self/fd/{images}/{LINKS}"):
+            path = f"{LINKS}/{name}"
+            inode = os.stat(path, dir_fd=images, follow_symlinks=False).st_ino
+            if name == _kept_name(images, link, inode):
+                return path
+    return None
+
+
+def _kept_name(images: int, link: LinkRemap, inode: int) -> str:
+    return f"{link.number}-{identity(images)}-{inode}"
+
+
+def keep_links(images: int, root: str) -> list[KeptLink]:
+    """Keep those of a dump that leaves its process running; ``root`` is where the process has /."""
+    tree = Tree(root)
+    try:
+        kept = []
+        for link in made_names(images, root).links:
+            for name in tree.names(link.link, None):
+                kept.append(KeptLink(name, link, images))
+                kept[-1].let_go()
+                break
+        return kept
+    finally:
+        tree.close()
+
+
+class DumpLinks:
+    """The links that one dump makes, removed if CRIU is killed in it."""
+
+    def __init__(self) -> None:
+        self._trees: list[Tree] = []
+        self._files: dict[int, set[tuple[int, int]]] = {}
+        """Device and inode of each file that gets one, by the directory that it comes into."""
+        self._paths: dict[int, str] = {}
+        self._before: dict[int, set[str]] = {}
+
+    def close(self) -> None:
+        """Give back what it owns."""
+        for tree in self._trees:
+            tree.close()
+
+    def look(self, pids: Iterable[int]) -> None:
+        """Find the files of processes that have no name where they were opened, but another."""
+        for pid in pids:
+            tree = Tree(f"/proc/{pid}/root")
+            self._trees.append(tree)
+            for file, path in _nameless(pid):
+                directory, base, _ = tree.nearest(f"/proc/{pid}/root{path}")
+                if directory is not None:
+                    self._files.setdefault(directory, set()).add((file.st_dev, file.st_ino))
+                    self._paths[directory] = base.removeprefix(f"/proc/{pid}/root") or "/"
+                    self._before.setdefault(directory, set(self._links_in(directory)))
+
+    def remove(self, *, wanted: bool) -> Iterator[str]:
+        """Remove those that came since; yields what stays: all of them if the images want them."""
+        for directory, files in self._files.items():
+            for name in self._links_in(directory):
+                path = f"{self._paths[directory].rstrip('/')}/{name}"
+                try:
+                    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    if name in self._before[directory] or (found.st_dev, found.st_ino) not in files:
+                        continue
+                    if wanted:
+                        yield f"{path}, which a restore of the images needs"
+                    else:
+                        os.unlink(name, dir_fd=directory)
+                except OSError as error:
+                    yield f"{path} ({error.strerror})"
+
+    def _links_in(self, directory: int) -> list[str]:
+        with contextlib.suppress(OSError):
+            return list(filter(LINK_REMAP.fullmatch, os.listdir(f"/proc/self/fd/{directory}")))
+        return []
+
+
+def _nameless(pid: int) -> Iterator[tuple[os.stat_result, str]]:
+    """Files that a process has open or mapped, and their former paths in its root."""
+    for kind in ("fd", "map_files"):
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/{kind}"):
+                link = f"/proc/{pid}/{kind}/{number}"
+                with contextlib.suppress(OSError):
+                    path = os.readlink(link)
+                    if path.startswith("/"):
+                        file = os.stat(link)
+                        path = path.removesuffix(" (deleted)")
+                        if file.st_nlink and not _is_at(file, f"/proc/{pid}/root{path}"):
+                            yield file, path
+
+
+def _is_at(file: os.stat_result, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(file.st_mode) or os.path.samestat(file, os.lstat(path))
+    return False

@@ -1,0 +1,99 @@
+"""Cgroups that a restore makes, found before it begins and removed when it has failed.
+
+CRIU makes what is missing of the directories in ``cgroup.img`` (``criu/cgroup.c`` of 4.2,
+``prepare_cgroup_dirs``), and leaves them when it fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+from ._made_names import messages
+from ._stats import message_fields
+from ._typing import cast
+from .enums import CgroupMode
+from .opts import CriuOpts
+from .values import CgroupRoot
+
+EMPTYING = 2.0
+"""Seconds that a cgroup gets to be left by processes that have been killed."""
+
+
+def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
+    """The directories that CRIU would make, the outer ones first."""
+    mode = opts.manage_cgroups_mode
+    if mode == CgroupMode.IGNORE or (mode is None and opts.manage_cgroups is False):
+        return ()
+    found = [each for each in _controllers(images) if each[1]]
+    if not found:
+        return ()
+    from ._mounts import mounts_of  # most processes are in the root cgroup, or restored in theirs
+
+    mounts = [mount for mount in mounts_of("self") if mount.kind.startswith("cgroup")]
+    missing: list[str] = []
+    for names, trees in found:
+        kind, controllers = ("cgroup", set(names)) if any(names) else ("cgroup2", set())
+        for mount in mounts:
+            if mount.kind == kind and mount.root == "/" and mount.options >= controllers:
+                paths = _paths(trees, _new_root(names, opts))
+                missing += [f"{mount.place}/{level}" for path in paths for level in _levels(path)]
+                break
+    return tuple(path for path in dict.fromkeys(missing) if not os.path.lexists(path))
+
+
+def remove_cgroups(paths: Iterable[str]) -> Iterator[str]:
+    """Remove those that are there now, and yield those that cannot be removed."""
+    until = time.monotonic() + EMPTYING
+    for path in reversed(list(paths)):
+        while True:
+            try:
+                os.rmdir(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if time.monotonic() < until:
+                    time.sleep(0.01)
+                    continue
+                yield f"the cgroup {path} ({error.strerror})"
+            break
+
+
+def _controllers(images: int) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Names of the controllers of each hierarchy (empty: v2), and its trees that have a name."""
+    with contextlib.suppress(ValueError):
+        for entry in messages(images, "cgroup.img"):
+            for field, value in message_fields(entry):
+                if field == 2 and isinstance(value, bytes):
+                    parts = [each for each in message_fields(value) if isinstance(each[1], bytes)]
+                    names = [os.fsdecode(cast(bytes, part)) for f, part in parts if f == 1]
+                    trees = [cast(bytes, part) for f, part in parts if f == 2]
+                    yield names, [tree for tree in trees if _name(tree)]
+
+
+def _name(tree: bytes) -> str:
+    names = [value for field, value in message_fields(tree) if field == 1]
+    return os.fsdecode(cast(bytes, names[0])).strip("/") if names else ""
+
+
+def _new_root(names: list[str], opts: CriuOpts) -> str | None:
+    """What takes the place of a tree's own name."""
+    roots = [root for root in opts.cg_roots or () if isinstance(root, CgroupRoot)]
+    return next((root.path for root in roots if root.controller in (None, *names)), None)
+
+
+def _paths(trees: Iterable[bytes], root: str | None, above: str = "") -> Iterator[str]:
+    for tree in trees:
+        path = f"{above}/{_name(tree) if root is None else root}".strip("/")
+        yield path
+        inner = [value for field, value in message_fields(tree) if field == 2]
+        yield from _paths(cast("list[bytes]", inner), None, path)
+
+
+def _levels(path: str) -> Iterator[str]:
+    """A cgroup and those above it, the outermost first."""
+    parts = path.split("/")
+    for count in range(1, len(parts) + 1):
+        yield "/".join(parts[:count])

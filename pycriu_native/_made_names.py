@@ -1,0 +1,305 @@
+"""Names in the file system that CRIU makes while it restores a set, derived from its images.
+
+A restore makes these (``criu/files-reg.c``, ``criu/sk-unix.c`` of 4.2), and removes them itself
+when it comes to its end:
+
+* for a file that was deleted, ``NAME.cr.<id>.ghost``; for a deleted directory, ``NAME`` itself
+* while such a file is opened, ``NAME``, or ``NAME.cr_link`` where ``NAME`` is taken
+* directories above a name that do not exist
+* a socket at each bound name; what was at the name of a deleted one is ``NAME.criu-sk-ghost``
+  meanwhile
+
+``link_remap.<id>`` is made by a dump, and a restore that succeeds removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from ._dataclass import dataclass
+from ._stats import message_fields
+from .opts import CriuOpts
+
+LINKS = "pycriu-native.links"
+"""The directory among the images where a restore keeps links of ``link_remap``."""
+
+LARGEST = 16 * 2**20
+"""Bytes of an image that are read."""
+
+SMALL = 2**16
+"""Bytes that are read at first: few images have more."""
+
+HEAD = 8
+"""Bytes before the first message: two magic numbers."""
+
+REG, UNIX = 3, 16
+"""Fields of ``fdinfo.proto``, ``file_entry``."""
+LINKED, GHOST = 0, 1
+"""``remap_type`` of ``remap-file-path.proto``."""
+OLD_GHOST = 1 << 31
+"""What marks a ghost in the id where an old image has no type."""
+NO_MOUNT = 1
+"""-1, as protobuf writes a sint32."""
+EXTERNAL = 1
+"""Of a unix socket's ``uflags``: USK_EXTERN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A file without a name, whose contents are in the images."""
+
+    path: str
+    number: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int | None
+    """Seconds; None in images of CRIU before 1.8."""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is made under its own name."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def ghost_path(self) -> str:
+        """The name that CRIU makes it under."""
+        return self.path if self.is_directory else f"{self.path}.cr.{self.number:x}.ghost"
+
+    def is_like(self, found: os.stat_result) -> bool:
+        """Whether a file may be this one: CRIU sets these before it gives it its own name."""
+        same = (self.mode, self.uid, self.gid) == (found.st_mode, found.st_uid, found.st_gid)
+        return same and self.mtime in (None, int(found.st_mtime))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRemap:
+    """A file whose name is gone, and the link that the dump made to it."""
+
+    path: str
+    link: str
+    """``link_remap.<id>``, in the same directory or above it."""
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """A unix socket with a name in the file system."""
+
+    path: str
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MadeNames:
+    """All of them; paths are those of this host."""
+
+    ghosts: tuple[Ghost, ...] = ()
+    links: tuple[LinkRemap, ...] = ()
+    sockets: tuple[BoundSocket, ...] = ()
+    root: str = "/"
+    """Below which symbolic links are followed."""
+
+    def __bool__(self) -> bool:
+        return bool(self.ghosts or self.links or self.sockets)
+
+
+def made_names(images: int, where: CriuOpts | str) -> MadeNames:
+    """What these images name, for a restore with these options, or below the root of a process.
+
+    What cannot be read is left out: CRIU, or a check, reports it.
+    """
+    remaps = messages(images, "remap-fpath.img")
+    data = _read(images, "files.img")
+    if not remaps and b"\x82\x01" not in data:  # the tag of a unix socket
+        return MadeNames()
+    files: dict[int, dict[int, int | bytes]] = {}
+    sockets: list[dict[int, int | bytes]] = []
+    for entry in _split(data):
+        fields = fields_of(entry)
+        regular, unix = fields.get(REG), fields.get(UNIX)
+        if isinstance(regular, bytes):
+            files[number_in(fields, 2)] = fields_of(regular)
+        elif isinstance(unix, bytes):
+            sockets.append(fields_of(unix))
+    places = _Places(images, where)
+    ghosts, links = [], []
+    for remap in map(fields_of, remaps):
+        number = number_in(remap, 2)
+        kind = number_in(remap, 3, GHOST if number & OLD_GHOST else LINKED)
+        number &= ~OLD_GHOST
+        file = files.get(number_in(remap, 1), {})
+        mount = number_in(file, 7, NO_MOUNT)
+        path = places.of_file(file, mount)
+        if path is None:
+            continue
+        if kind == GHOST:
+            head = fields_of(next(iter(messages(images, f"ghost-file-{number:x}.img")), b""))
+            if 3 in head:
+                mtime = head.get(8)
+                ghosts.append(
+                    Ghost(
+                        path,
+                        number,
+                        number_in(head, 3),
+                        number_in(head, 1),
+                        number_in(head, 2),
+                        number_in(fields_of(mtime), 1) if isinstance(mtime, bytes) else None,
+                    )
+                )
+        elif kind == LINKED:
+            link = places.of_file(files.get(number, {}), mount)  # its own mount is not saved
+            if link is None:
+                continue
+            links.append(LinkRemap(path, link, number))
+    bound = filter(None, map(places.of_socket, sockets))
+    return MadeNames(tuple(ghosts), tuple(links), tuple(bound), places.root)
+
+
+def taken_names(names: MadeNames) -> tuple[str, ...]:
+    """Those that CRIU cannot make, since they are there: an earlier restore has left them."""
+    files = [ghost for ghost in names.ghosts if not ghost.is_directory]
+    taken = [ghost.ghost_path for ghost in files]
+    former = [ghost.path for ghost in files] + [link.path for link in names.links]
+    taken += [f"{path}.cr_link" for path in former if os.path.lexists(path)]
+    return tuple(path for path in taken if os.path.lexists(path))
+
+
+def run_of_dump(images: int) -> str | None:
+    """The run id of the CRIU that made them, which is in the name of its lock; None before 4.1."""
+    run = _inventory(images).get(13)
+    return run.decode("ascii", "replace") if isinstance(run, bytes) else None
+
+
+def identity(images: int) -> str:
+    """What tells these images from those of another dump to the same directory."""
+    return run_of_dump(images) or str(_inventory(images).get(8, 0))
+
+
+def _inventory(images: int) -> dict[int, int | bytes]:
+    data = _read(images, "inventory.img")
+    return fields_of(data[HEAD : HEAD + int.from_bytes(data[4:8], "little")])
+
+
+class _Places:
+    """From a name in the images to one on this host."""
+
+    def __init__(self, images: int, where: CriuOpts | str) -> None:
+        self._mounts: dict[int, tuple[str, str]] | None = None
+        if isinstance(where, str):
+            self.root = where
+            return
+        self.root = os.fsdecode(where.root) if where.root else "/"
+        self._mounts = self._mount_places(images, where)
+        if self._mounts is None:
+            self.root = "/"
+
+    def of_file(self, fields: dict[int, int | bytes], mount: int) -> str | None:
+        name = fields.get(6)
+        return self._place(os.fsdecode(name), _signed(mount)) if isinstance(name, bytes) else None
+
+    def of_socket(self, fields: dict[int, int | bytes]) -> BoundSocket | None:
+        name, directory = fields.get(11), fields.get(14)
+        if not isinstance(name, bytes) or not name.strip(b"\0") or name.startswith(b"\0"):
+            return None
+        if number_in(fields, 6) & EXTERNAL:
+            return None
+        text = os.fsdecode(name.rstrip(b"\0"))
+        if isinstance(directory, bytes):
+            text = os.path.join(os.fsdecode(directory), text)
+        elif not text.startswith("/"):
+            return None
+        path = self._place(text, _signed(number_in(fields, 17, NO_MOUNT)))
+        return None if path is None else BoundSocket(path, bool(number_in(fields, 15)))
+
+    def _place(self, name: str, mount: int) -> str | None:
+        """None where it is on a file system that goes with the mount namespace."""
+        path = "/" + os.path.normpath("./" + name.lstrip("/"))
+        if self._mounts is None or mount == -1:
+            return os.path.normpath(self.root.rstrip("/") + path)
+        found = self._mounts.get(mount)
+        if found is None:
+            return None
+        point, place = found
+        inside = path.removeprefix(point.rstrip("/")) if point != "/" else path
+        return os.path.normpath(f"{place.rstrip('/')}/{inside.lstrip('/')}")
+
+    def _mount_places(self, images: int, opts: CriuOpts) -> dict[int, tuple[str, str]] | None:
+        """Mount point and place on this host of each mount; None without a mount namespace."""
+        names = [name for name in os.listdir(images) if name.startswith("mountpoints-")]
+        if not names:
+            return None
+        entries = [fields_of(entry) for name in names for entry in messages(images, name)]
+        places: dict[int, tuple[str, str]] = {}
+        given = dict(each.partition(":")[::2] for each in map(str, opts.external or ()))
+        base = next((entry for entry in entries if _text(entry, 7) in ("/", "./")), None)
+        for entry in entries:
+            point = os.path.normpath("/" + _text(entry, 7).removeprefix(".").lstrip("/"))
+            key, within = _text(entry, 18), _text(entry, 6)
+            if key:
+                place = given.get(f"mnt[{key}]")
+            elif entry is base:
+                place = self.root
+            elif base is not None and entry.get(3) == base.get(3):
+                # The same file system, mounted once more.
+                part = os.path.relpath(within, _text(base, 6) or "/")
+                place = None if part.startswith("..") else os.path.join(self.root, part)
+            else:
+                place = None
+            if place is not None:
+                places[number_in(entry, 2)] = (point, place)
+        return places
+
+
+def messages(images: int, name: str) -> list[bytes]:
+    """The messages of an image."""
+    return list(_split(_read(images, name)))
+
+
+def _read(images: int, name: str) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
+    with contextlib.suppress(OSError):
+        fd = os.open(name, flags, dir_fd=images)
+        try:
+            data = os.read(fd, SMALL)
+            if len(data) == SMALL:
+                data += os.pread(fd, min(os.fstat(fd).st_size, LARGEST), SMALL)
+            return data if len(data) > HEAD else b""
+        finally:
+            os.close(fd)
+    return b""
+
+
+def _split(data: bytes) -> Iterator[bytes]:
+    at = HEAD
+    while at + 4 <= len(data):
+        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+        if end > len(data):
+            return  # cut off, or contents of a ghost file
+        yield data[at + 4 : end]
+        at = end
+
+
+def fields_of(message: bytes) -> dict[int, int | bytes]:
+    found: dict[int, int | bytes] = {}
+    with contextlib.suppress(ValueError):
+        found.update(message_fields(message))
+    return found
+
+
+def number_in(fields: dict[int, int | bytes], field: int, default: int = 0) -> int:
+    value = fields.get(field, default)
+    return value if isinstance(value, int) else default
+
+
+def _text(fields: dict[int, int | bytes], field: int) -> str:
+    value = fields.get(field, b"")
+    return os.fsdecode(value) if isinstance(value, bytes) else ""
+
+
+def _signed(number: int) -> int:
+    """A sint32 (zigzag)."""
+    return number >> 1 ^ -(number & 1)

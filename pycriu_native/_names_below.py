@@ -1,0 +1,122 @@
+"""Names that may not exist yet, looked at from a directory that is held open.
+
+Who swaps a directory on the way for a link meanwhile does not lead a removal elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+
+class Name:
+    """A name below an open directory that may not exist yet, and what was there before."""
+
+    def __init__(self, at: int, parts: tuple[str, ...], path: str, kind: int | None) -> None:
+        self.at, self.parts, self.path = at, parts, path
+        self.kind = kind
+        """The file's type; None: any."""
+        self.before = self.look()
+
+    def look(self) -> os.stat_result | None:
+        with contextlib.suppress(OSError), self.directory() as at:
+            return os.stat(self.parts[-1], dir_fd=at, follow_symlinks=False)
+        return None
+
+    @contextlib.contextmanager
+    def directory(self) -> Iterator[int]:
+        """The directory that it is in; directories made since are entered, links are not."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.ExitStack() as opened:
+            at = self.at
+            for part in self.parts[:-1]:
+                at = os.open(part, flags, dir_fd=at)
+                opened.callback(os.close, at)
+            yield at
+
+    def made(self) -> os.stat_result | None:
+        """What is there and was not before, if it has the type that CRIU would make."""
+        found = None if self.before is not None else self.look()
+        if found is not None and self.kind not in (None, stat.S_IFMT(found.st_mode)):
+            return None
+        return found
+
+    def remove(self) -> None:
+        with self.directory() as at:
+            if self.kind == stat.S_IFDIR:
+                os.rmdir(self.parts[-1], dir_fd=at)
+            else:
+                os.unlink(self.parts[-1], dir_fd=at)
+
+    def rename_to(self, other: Name) -> None:
+        with self.directory() as here, other.directory() as there:
+            os.rename(self.parts[-1], other.parts[-1], src_dir_fd=here, dst_dir_fd=there)
+
+    def link_from(self, source: str, at: int | None = None) -> None:
+        with self.directory() as here:
+            os.link(source, self.parts[-1], src_dir_fd=at, dst_dir_fd=here, follow_symlinks=False)
+
+    def link_to(self, target: str, at: int) -> None:
+        with self.directory() as here:
+            os.link(self.parts[-1], target, src_dir_fd=here, dst_dir_fd=at, follow_symlinks=False)
+
+
+class Tree:
+    """Names below a root, each looked at by a descriptor of the nearest directory that exists."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._open: dict[str, int | None] = {}
+
+    def close(self) -> None:
+        for fd in self._open.values():
+            if fd is not None:
+                os.close(fd)
+        self._open.clear()
+
+    def names(self, path: str, kind: int | None) -> Iterator[Name]:
+        """This name; if its directory does not exist also the one in the nearest that does."""
+        at, base, parts = self.nearest(path)
+        if at is None:
+            return
+        yield Name(at, parts, path, kind)
+        if len(parts) > 1:
+            yield Name(at, parts[-1:], f"{base.rstrip('/')}/{parts[-1]}", kind)
+
+    def directories(self, path: str) -> Iterator[Name]:
+        """The directories above a name that do not exist."""
+        at, base, parts = self.nearest(path)
+        for count in range(1, len(parts)):
+            if at is not None:
+                above = "/".join((base.rstrip("/"), *parts[:count]))
+                yield Name(at, parts[:count], above, stat.S_IFDIR)
+
+    def nearest(self, path: str) -> tuple[int | None, str, tuple[str, ...]]:
+        directory, name = os.path.split(path)
+        parts: tuple[str, ...] = (name,)
+        while True:
+            fd = self._directory(directory)
+            if fd is not None or directory in ("/", ""):
+                return fd, directory, parts
+            directory, name = os.path.split(directory)
+            parts = (name, *parts)
+
+    def _directory(self, path: str) -> int | None:
+        if path not in self._open:
+            try:
+                self._open[path] = os.open(
+                    self._followed(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+                )
+            except OSError:
+                self._open[path] = None
+        return self._open[path]
+
+    def _followed(self, path: str) -> str:
+        root = self._root.rstrip("/")
+        if not root or not path.startswith(root + "/"):
+            return path
+        from ._mounts import inside  # restores of containers alone need it
+
+        return root + inside(root, path.removeprefix(root))

@@ -1,0 +1,211 @@
+"""What a restore that failed leaves in the file system, removed; what it consumed, put back.
+
+CRIU removes the names that it makes (``_made_names.py``) when it comes to the end of a restore, or
+fails by itself. One that was killed leaves them, and then the next restore finds them in its way;
+one that fails while it opens a deleted file leaves that file's name. :class:`RestoreUndo` looks
+before CRIU starts, and when the restore has failed, and its processes have ended, it removes what
+came in between. Nothing that was there before is removed, and nothing while another restore of
+the same images is under way.
+
+What CRIU consumes of ``link_remap`` is put back too (``_link_remaps.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+
+from ._dataclass import dataclass
+from ._later import socket
+from ._link_remaps import KeptLink
+from ._made_cgroups import missing_cgroups, remove_cgroups
+from ._made_names import (
+    BoundSocket,
+    Ghost,
+    LinkRemap,
+    MadeNames,
+    made_names,
+    taken_names,
+)
+from ._names_below import Name, Tree
+from ._temporary import CLOCK_LAG, remove_temporary
+from .opts import CriuOpts
+
+RESTORING = "another restore of the same images may be using it"
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A name that CRIU may make, and how it is known that it did."""
+
+    name: Name
+    ghost: Ghost | None = None
+    link: LinkRemap | None = None
+
+
+class RestoreUndo:
+    """What is known of one restore before it begins, and its undoing."""
+
+    def __init__(self, images: int, work: int, opts: CriuOpts) -> None:
+        """``work`` is where CRIU runs; both stay the caller's, open until :meth:`close`."""
+        self._images = images
+        self._work = work
+        self._opts = opts
+        self._since = time.time() - CLOCK_LAG
+        self._lock: int | None = None
+        self._alone = True
+        self._in_the_way: tuple[str, ...] = ()
+        self._cgroups = missing_cgroups(images, opts)
+        names = made_names(images, opts)
+        self._tree = Tree(names.root)
+        self._made: list[_Made] = []
+        self._links: list[KeptLink] = []
+        self._sockets: list[tuple[Name, Name]] = []
+        try:
+            if names:
+                self._alone = self._claim()
+                self._look(names)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back what it owns."""
+        self._tree.close()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child of the caller may have a copy
+            os.close(self._lock)
+            self._lock = None
+
+    def _claim(self) -> bool:
+        """Whether no other call restores these images; others see this one from here on."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            self._lock = os.open(f"/proc/self/fd/{self._images}", flags)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks
+        return True
+
+    def _look(self, names: MadeNames) -> None:
+        for link in names.links:
+            for name in self._tree.names(link.link, None):
+                self._links.append(KeptLink(name, link, self._images))
+                break
+        for ghost in names.ghosts:
+            kind = stat.S_IFMT(ghost.mode)
+            self._add(ghost.ghost_path, kind)
+            if not ghost.is_directory:
+                self._add(ghost.path, kind, ghost=ghost)
+                self._add(f"{ghost.path}.cr_link", kind, ghost=ghost)
+        for link in names.links:
+            self._add(link.path, None, link=link)
+            self._add(f"{link.path}.cr_link", None, link=link)
+        self._in_the_way = taken_names(names)
+        for each in names.sockets:
+            self._add_socket(each)
+
+    def _add(
+        self,
+        path: str,
+        kind: int | None,
+        *,
+        ghost: Ghost | None = None,
+        link: LinkRemap | None = None,
+    ) -> None:
+        self._made += [_Made(name, ghost, link) for name in self._tree.names(path, kind)]
+        self._made += [_Made(name) for name in self._tree.directories(path)]
+
+    def _add_socket(self, each: BoundSocket) -> None:
+        name = next(self._tree.names(each.path, stat.S_IFSOCK), None)
+        if name is not None:
+            parked = next(self._tree.names(f"{each.path}.criu-sk-ghost", None))
+            self._sockets.append((name, parked))
+            self._made.append(_Made(name))
+            self._made += [_Made(above) for above in self._tree.directories(each.path)]
+
+    # ---- afterwards ----
+
+    def succeeded(self) -> None:
+        """The restore is done: keep what the next one needs."""
+        for link in self._links:
+            link.let_go()
+
+    def undo(self, *, killed: bool) -> tuple[str, ...]:
+        """Undo what a failed restore did, once its processes have ended; what is left of it.
+
+        ``killed``: CRIU had no chance to undo it.
+        """
+        from ._dump_lock import lock_of_dump  # a restore that succeeds has no need of it
+
+        left = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
+        for name, parked in self._sockets:
+            _unpark(name, parked)
+        for made in sorted(self._made, key=_order):
+            left += self._remove(made)
+        for name, _ in self._sockets:
+            if name.before is not None and stat.S_ISSOCK(name.before.st_mode):
+                _bind_again(name, name.before)
+        for link in self._links:
+            if not link.put_back():
+                left.append(f"{link.path} is gone, which a dump made with link_remap")
+        left += remove_cgroups(self._cgroups)
+        places = [os.fsdecode(self._opts.root)] if self._opts.root else []
+        left += remove_temporary(
+            self._since, (*places, f"/proc/self/fd/{self._work}"), killed=killed
+        )
+        if self._opts.tcp_established:
+            left += lock_of_dump(self._images)
+        return tuple(dict.fromkeys(left))
+
+    def _remove(self, made: _Made) -> Iterator[str]:
+        found = made.name.made()
+        if found is None or not self._is_ours(made, found):
+            return
+        if not self._alone:
+            yield f"{made.name.path} ({RESTORING})"
+            return
+        try:
+            made.name.remove()
+        except OSError as error:
+            yield f"{made.name.path} ({error.strerror})"
+
+    def _is_ours(self, made: _Made, found: os.stat_result) -> bool:
+        if made.ghost is not None:
+            return made.ghost.is_like(found)
+        if made.link is not None:
+            files = [each.file for each in self._links if each.path == made.link.link]
+            return any(file is not None and os.path.samestat(file, found) for file in files)
+        return True
+
+
+def _order(made: _Made) -> tuple[bool, int]:
+    """Files first, and each directory before the one that it is in."""
+    return made.name.kind == stat.S_IFDIR, -made.name.path.count("/")
+
+
+def _unpark(name: Name, parked: Name) -> None:
+    """Bring back the file that CRIU has moved out of the way of a deleted socket's name."""
+    moved = parked.made()
+    if moved is not None and name.before is not None and os.path.samestat(moved, name.before):
+        with contextlib.suppress(OSError):
+            parked.rename_to(name)
+
+
+def _bind_again(name: Name, before: os.stat_result) -> None:
+    """CRIU unlinks the socket at a name that it is about to bind: nobody listened on it."""
+    if name.look() is not None:
+        return
+    with contextlib.suppress(OSError), name.directory() as at:
+        path = f"/proc/self/fd/{at}/{name.parts[-1]}"
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(path)
+        os.chown(path, before.st_uid, before.st_gid, follow_symlinks=False)
+        os.chmod(path, stat.S_IMODE(before.st_mode))

@@ -1,0 +1,103 @@
+"""Temporary directories and mounts that a CRIU that was killed leaves.
+
+CRIU makes directories with mkdtemp(3) (``criu/mount.c``, ``cgroup.c``, ``net.c``, ``kerndat.c``,
+``cr-restore.c`` of 4.2) and mounts what it needs on them. Their names do not say whose they are:
+what came since the call began, is empty, and stays, is removed if no other CRIU is seen to run that
+could use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterable, Iterator
+
+TEMPORARY = re.compile(
+    r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
+    r"|crtools-(?:proc|sys|put-root))\.[A-Za-z0-9]{6}"
+)
+
+CLOCK_LAG = 0.1
+"""Seconds: the kernel's clock for files lags behind."""
+
+IN_USE = 0.2
+"""Seconds that a directory gets to go by itself: a CRIU in another pid namespace is not seen, and
+needs most of them for milliseconds."""
+
+KERNEL_FEATURES = "/run/criu.kdat.tmp"
+"""CRIU's cache of kernel features while it is written. While it stays, no CRIU writes a cache."""
+
+
+def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> Iterator[str]:
+    """Remove what a CRIU has made since a time in /tmp, / and these directories.
+
+    What is left is yielded. ``killed``: CRIU had no chance to remove its own.
+    """
+    found = list(_made_since(since, ("/tmp", "/", *places)))
+    if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
+        found.append(KERNEL_FEATURES)
+    if found:
+        time.sleep(IN_USE)
+        found = list(filter(os.path.lexists, found))
+    if found and (others := _other_criu()):
+        yield from (f"{path}, unless CRIU with pid {others[0]} uses it" for path in found)
+        return
+    for path in found:
+        try:
+            if path == KERNEL_FEATURES:
+                os.unlink(path)
+                continue
+            _unmount(path)
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield f"{path} ({error.strerror})"
+
+
+def _made_since(since: float, places: Iterable[str]) -> Iterator[str]:
+    seen = set()
+    for place in places:
+        for directory in (place, f"{place.rstrip('/')}/tmp"):
+            with contextlib.suppress(OSError):
+                real = os.path.realpath(directory)
+                if real in seen:
+                    continue
+                seen.add(real)
+                for name in filter(TEMPORARY.fullmatch, os.listdir(real)):
+                    if _is_since(path := os.path.join(real, name), since, stat.S_IFDIR):
+                        yield path
+
+
+def _is_since(path: str, since: float, kind: int) -> bool:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return False
+    return (
+        stat.S_IFMT(found.st_mode) == kind
+        and found.st_uid == os.geteuid()
+        and found.st_ctime >= since
+    )
+
+
+def _other_criu() -> list[int]:
+    """CRIU that run now, this call's has ended."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/comm", "rb") as file:
+            if file.read().strip() == b"criu":
+                found.append(int(name))
+    return found
+
+
+def _unmount(path: str) -> None:
+    """Unmount what CRIU has mounted there; nothing else can be, in a directory of its own."""
+    from ._mounts import detach, mounts_of
+
+    for mount in reversed(list(mounts_of("self"))):
+        if mount.place == path or mount.place.startswith(path + "/"):
+            detach(mount.place)
