@@ -8,20 +8,21 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 
+from ._text import read_lines, read_text
+
 
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
     try:
-        lines = os.fsdecode(read_small(f"/proc/{pid}/cgroup", once=True)).splitlines()
-        name = next((line[3:].strip() for line in lines if line.startswith("0::")), None)
+        lines = read_lines(f"/proc/{pid}/cgroup")
+        name = next((line[3:] for line in lines if line.startswith("0::")), None)
         if name in (None, "/"):
             return None  # the root has no events, and cannot be frozen
-        with open("/proc/self/mountinfo") as file:  # it can be long
-            mount = next((line.split()[4] for line in file if " - cgroup2 " in line), None)
+        mounts = read_lines("/proc/self/mountinfo")
+        mount = next((line.split(" ")[4] for line in mounts if " - cgroup2 " in line), None)
         if mount is None:
             return None
-        with open(f"{mount}{name}/cgroup.events") as file:
-            return mount + name if "frozen 1" in file.read() else None
+        return mount + name if "frozen 1" in read_text(f"{mount}{name}/cgroup.events") else None
     except OSError:
         return None  # gone
 
@@ -116,11 +117,10 @@ def read_small(path: str, *, once: bool = False) -> bytes:
 def status_of(pid: int) -> dict[str, str]:
     """What /proc/PID/status says of a process or thread; nothing where there is none."""
     try:
-        with open(f"/proc/{pid}/status") as file:
-            pairs = [line.partition(":") for line in file]
+        pairs = [line.partition(":") for line in read_lines(f"/proc/{pid}/status")]
     except (FileNotFoundError, ProcessLookupError):
         return {}
-    return {name: value.strip() for name, _, value in pairs}
+    return {name: value.strip() for name, _, value in pairs if name}
 
 
 def half_restored(images: str, since: float) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -208,8 +207,7 @@ _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]
 def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
     text = opts.cg_props
     if text is None and opts.cg_props_file is not None:
-        with contextlib.suppress(OSError), open(opts.cg_props_file) as file:
-            text = file.read()
+        text = read(os.fsdecode(opts.cg_props_file))
     lines = [line for line in (text or "").splitlines() if line.strip()]
     if any(not _CGROUP_LINE.fullmatch(line) for line in lines):
         yield stops(

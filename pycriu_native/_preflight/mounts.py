@@ -61,7 +61,7 @@ class Mount:
 def parse(text: str, namespace: str) -> list[Mount]:
     """The lines of a mountinfo."""
     found = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         before, _, after = line.partition(" - ")
         number, parent, device, root, place, _, *marks = before.split(" ")
         groups = dict(mark.split(":") for mark in marks if ":" in mark)

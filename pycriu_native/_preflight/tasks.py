@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from .._tree import frozen_cgroup
 from .look import Scene, known, needs, note, stops
-from .tree import Process, libc, link, read
+from .tree import Process, libc, lines_of, link, read
 from .values import Finding
 
 NS_GET_USERNS = 0xB701
@@ -98,12 +98,12 @@ def _frozen(scene: Scene) -> Iterator[Finding]:
 
 
 def _frozen_of_version_1(pid: int) -> str | None:
-    for line in read(f"/proc/{pid}/cgroup").splitlines():
+    for line in lines_of(f"/proc/{pid}/cgroup"):
         _, controllers, name = line.split(":", 2)
         if "freezer" in controllers.split(","):
-            for mount in read("/proc/self/mountinfo").splitlines():
+            for mount in lines_of("/proc/self/mountinfo"):
                 if " - cgroup " in mount and "freezer" in mount.rpartition(" ")[2].split(","):
-                    place = mount.split()[4] + name.rstrip("/")
+                    place = mount.split(" ")[4] + name.rstrip("/")
                     if read(place + "/freezer.state").strip() in ("FROZEN", "FREEZING"):
                         return place
     return None
@@ -188,7 +188,7 @@ def _children(process: Process) -> list[str]:
 
 
 def _line(path: str, name: str) -> str:
-    for line in read(path).splitlines():
+    for line in lines_of(path):
         if line.startswith(name + ":"):
             return line.partition(":")[2].strip()
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .._text import encodable
 from .values import Finding, Preflight, Severity, Verdict
 
 _HEADS = {
@@ -21,7 +22,7 @@ _SUMS = {
 
 def rendered(result: Preflight) -> str:
     """The verdict, the options, the findings by severity and the size."""
-    return "\n".join(_lines(result))
+    return encodable("\n".join(_lines(result)))
 
 
 def _lines(result: Preflight) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .._text import encodable
 from ..errors import CriuError
 from ..opts import CriuOpts
 
@@ -75,7 +76,7 @@ class Finding:
     def __str__(self) -> str:
         subject = f"{self.subject}: " if self.subject else ""
         cure = f"; {self.cure}" if self.cure else ""
-        return f"{subject}{self.words}{cure}"
+        return encodable(f"{subject}{self.words}{cure}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; ``sets`` is a dict."""
