@@ -6,9 +6,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
-from ._text import read_lines, read_text
+from ._text import escaped, read_lines, read_text
 
 
 def frozen_cgroup(pid: int) -> str | None:
@@ -98,6 +98,29 @@ def stat_of(pid: int) -> tuple[str, int, int] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return fields[0].decode(), int(fields[1]), int(fields[19])
+
+
+def name_of(pid: int) -> str:
+    """What a process calls itself, for a message."""
+    try:
+        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
+    except OSError:
+        return "gone by now"
+
+
+def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
+    """The numbers of sessions and process groups: a process in each, and which of both it is.
+
+    The kernel gives such a number to no new process. ``but``: processes that do not count.
+    """
+    found: dict[int, tuple[int, str]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in but:
+            with contextlib.suppress(OSError):
+                fields = read_small(f"/proc/{name}/stat", once=True).rpartition(b")")[2].split()
+                found.setdefault(int(fields[2]), (int(name), "process group"))
+                found[int(fields[3])] = int(name), "session"
+    return found
 
 
 def read_small(path: str, *, once: bool = False) -> bytes:

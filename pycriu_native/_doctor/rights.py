@@ -22,6 +22,7 @@ CAPABILITIES = {
         24,
         "processes of other users cannot be dumped; lazy_pages needs fs.pipe-max-size",
     ),
+    "CAP_SYS_TIME": (25, "the clocks of a process cannot be set again: no restore works"),
     "CAP_DAC_OVERRIDE": (1, "files of other users cannot be opened again"),
     "CAP_DAC_READ_SEARCH": (2, "files that are watched (inotify) are not found"),
     "CAP_SETUID": (7, "processes of other users cannot be restored"),
@@ -40,6 +41,7 @@ CAPABILITIES = {
     "CAP_AUDIT_CONTROL": (30, "login uids cannot be restored"),
 }
 """Bit, and what does not work without it."""
+NECESSARY = ("CAP_SYS_PTRACE", "CAP_SYS_TIME")
 EITHER = ("CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE")
 GIVE = "run as root, or in a container that is given it (docker run --cap-add={short})"
 
@@ -65,7 +67,7 @@ def _capability(name: str, costs: str, has: set[str]) -> Remark:
     if name in has:
         return Remark(**about, health=Health.GOOD, value="held")
     either = name in EITHER and not has & set(EITHER)
-    health = Health.BAD if either or name == "CAP_SYS_PTRACE" else Health.WARNING
+    health = Health.BAD if either or name in NECESSARY else Health.WARNING
     if name == "CAP_CHECKPOINT_RESTORE" and "CAP_SYS_ADMIN" in has:
         return Remark(**about, health=Health.INFO, value="lacking, and CAP_SYS_ADMIN held instead")
     cure = GIVE.format(short=name.removeprefix("CAP_"))

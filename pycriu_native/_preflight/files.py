@@ -13,7 +13,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .look import Scene, known, lost, needs, note, stops
+from .._log import known
+from .look import Scene, lost, needs, note, stops
 from .tree import Descriptor, Process, lines_of, link
 from .values import Finding
 

@@ -42,6 +42,13 @@ def expected(scene: Scene) -> ImageSize:
     )
 
 
+def largest_image(scene: Scene) -> int:
+    """The size to expect of the largest image: the pages of one process."""
+    if scene.opts.page_server is not None or scene.opts.lazy_pages:
+        return 0
+    return max(map(_private, scene.tree.alive), default=0)
+
+
 def _private(process: Process) -> int:
     total = 0
     for line in lines_of(f"/proc/{process.pid}/smaps_rollup"):

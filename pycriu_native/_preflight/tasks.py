@@ -13,8 +13,9 @@ import resource
 import time
 from collections.abc import Iterator
 
+from .._log import known
 from .._tree import frozen_cgroup
-from .look import Scene, known, needs, note, stops
+from .look import Scene, needs, note, stops
 from .tree import Process, libc, lines_of, link, read
 from .values import Finding
 

@@ -6,7 +6,7 @@ import errno
 import socket
 import stat
 
-from .._text import escaped, read_lines, read_text
+from .._text import read_lines, read_text
 
 ANY = ("0.0.0.0", "::")
 
@@ -29,14 +29,6 @@ def state(pid: int) -> str:
         return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
     except OSError:
         return ""
-
-
-def name_of(pid: int) -> str:
-    """What a process calls itself, for a message."""
-    try:
-        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
-    except OSError:
-        return "another process"
 
 
 def cpu_flags() -> frozenset[str]:
