@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .. import _service_fds
-from .._capabilities import CAP_SYS_TIME, has_capability, not_permitted
+from .._capabilities import (
+    ALL,
+    CAP_SETPCAP,
+    has_capability,
+    lacking_for_restore,
+    not_permitted,
+)
 from .._tree import holders
 from .look import Scene, no_restore
 from .tree import Process
@@ -17,9 +23,10 @@ from .values import Finding
 
 def look(scene: Scene) -> Iterator[Finding]:
     """What a restore by this caller would fail of."""
-    yield from _descriptors(scene)
-    yield from _clocks(scene)
-    yield from _capabilities(scene)
+    if scene.via.ours:
+        yield from _descriptors(scene)
+        yield from _rights(scene)
+        yield from _capabilities(scene)
     yield from _numbers(scene)
 
 
@@ -38,23 +45,31 @@ def _descriptors(scene: Scene) -> Iterator[Finding]:
             )
 
 
-def _clocks(scene: Scene) -> Iterator[Finding]:
-    if has_capability(CAP_SYS_TIME) or scene.opts.unprivileged or scene.tree.has_own("user"):
+def _rights(scene: Scene) -> Iterator[Finding]:
+    if scene.tree.has_own("user"):
         return
-    if scene.tree.root.namespaces["time"]:
+    for name, failure in () if scene.opts.unprivileged else lacking_for_restore():
         yield no_restore(
-            "clocks",
-            "the caller lacks CAP_SYS_TIME, which a restore needs to set the clocks of the "
-            "process's time namespace",
-            failure="timens-offset",
+            "rights", f"the caller lacks {name}, which a restore needs", failure=failure
         )
+    if has_capability(CAP_SETPCAP):
+        return
+    for process in scene.tree.alive:
+        if _set(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
+            yield no_restore(
+                "bounding-set",
+                "its bounding set lacks capabilities, and the caller lacks CAP_SETPCAP, with which "
+                "a restore takes them away",
+                pid=process.pid,
+                failure="bounding-set",
+            )
 
 
 def _capabilities(scene: Scene) -> Iterator[Finding]:
     if scene.tree.has_own("user"):
         return
     for process in scene.tree.alive:
-        lacking = not_permitted(_permitted(process))
+        lacking = not_permitted(_set(process, "CapPrm"))
         if lacking:
             yield no_restore(
                 "capabilities",
@@ -64,8 +79,8 @@ def _capabilities(scene: Scene) -> Iterator[Finding]:
             )
 
 
-def _permitted(process: Process) -> int:
-    return int(process.status.get("CapPrm", "0"), 16)
+def _set(process: Process, name: str) -> int:
+    return int(process.status.get(name, "0"), 16)
 
 
 def _numbers(scene: Scene) -> Iterator[Finding]:

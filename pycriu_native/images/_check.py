@@ -20,7 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import _service_fds
-from .._capabilities import CAP_SYS_TIME, has_capability, permitted
+from .._capabilities import (
+    CAP_SETPCAP,
+    CAPABILITIES,
+    has_capability,
+    lacking_for_restore,
+    permitted,
+)
 from .._log import known
 from .._tree import holders, name_of
 from ..errors import CriuError
@@ -292,14 +298,10 @@ class _Check:
 
     def rights(self) -> Iterator[Finding]:
         """Capabilities of the caller, which a worker has too."""
-        if "user" not in self.host:
+        if "user" not in self.host or not (self.via is None or self.via.ours):
             return
-        if (
-            any(name.startswith("timens-") for name in os.listdir(self.images.directory))
-            and not has_capability(CAP_SYS_TIME)
-            and not self.opts.unprivileged
-        ):
-            yield _error("criu", known("timens-offset").cause, known("timens-offset").cure)
+        for _, failure in () if self.opts.unprivileged else lacking_for_restore():
+            yield _error("criu", known(failure).cause, known(failure).cure, "unprivileged")
         held = {name.lower() for name in permitted()}
         for process in self.images.processes:
             had = process.credentials.permitted if process.credentials else ()
@@ -310,9 +312,19 @@ class _Check:
                     f"had capabilities that the caller lacks: {', '.join(lacking)}",
                     known("capabilities").cure,
                 )
+            bounding = process.credentials.bounding if process.credentials else CAPABILITIES
+            if (
+                len(bounding) < len(CAPABILITIES)
+                and not (process.credentials and process.credentials.no_new_privileges)
+                and not has_capability(CAP_SETPCAP)
+            ):
+                entry = known("bounding-set")
+                yield _error(f"pid {process.pid}", entry.cause, entry.cure)
 
     def descriptors(self) -> Iterator[Finding]:
         """Room for CRIU's own descriptors above those of a process."""
+        if not (self.via is None or self.via.ours):
+            return  # another process has limits of its own
         limit = _service_fds.limit_here()
         sharing = collections.Counter(each.files_table for each in self.images.processes)
         for process in self.images.processes:
