@@ -133,6 +133,14 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             pid=process.pid,
             failure="zombie-thread",
         )
+    if process.state == "T":
+        yield note(
+            "stopped",
+            "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen",
+            pid=process.pid,
+            failure="stop-signal",
+            cure=known("stop-signal").cure,
+        )
     yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
         process.status.get("ShdPnd", "0"), 16

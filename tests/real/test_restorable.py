@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import (
+    CriuError,
     CriuOpts,
     PidInUseError,
     PreflightWarning,
@@ -25,7 +27,7 @@ from pycriu_native.images import Severity, check_images
 
 from .conftest import Spawn
 from .foretold import enter
-from .processes import eventually, kill
+from .processes import eventually, kill, state
 
 PROBE = """
 import json, subprocess, sys, warnings
@@ -223,6 +225,37 @@ def test_a_number_that_is_a_session(spawn: Spawn, images: Path, orphans: None) -
     eventually(lambda: not os.path.exists(f"/proc/{holder}"), "the end of the holder")
     assert not [each for each in check_images(images) if each.severity is Severity.ERROR]
     restore(opts)
+    assert target.runs_on()
+
+
+STOPPED = """
+    import os, signal, time
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        os.kill(os.getpid(), signal.SIGTTIN)
+        while True: time.sleep(1)
+    serve(child=lambda: child)
+"""
+"""A child in a background group of its parent's session, where SIGTTIN stops it."""
+
+
+def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> None:
+    """Preflight warns, the error names the cure, and the cure works."""
+    target = spawn(STOPPED)
+    child = target.ask("child")
+    eventually(lambda: state(child) == "T", "the stop")
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    assert [found.id for found in preflight(target.pid).findings] == ["stopped"]
+    with pytest.raises(CriuError, match="SIGTTIN or SIGTTOU has stopped") as caught:
+        dump(target.pid, opts)
+    assert caught.value.cure == "send it SIGCONT, then SIGSTOP, and dump it; or have it run on"
+    assert target.runs_on()
+    os.kill(child, signal.SIGCONT)
+    eventually(lambda: state(child) == "S", "the child's going on")
+    os.kill(child, signal.SIGSTOP)
+    eventually(lambda: state(child) == "T", "the stop")
+    dump(target.pid, opts)
     assert target.runs_on()
 
 
