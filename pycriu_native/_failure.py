@@ -11,7 +11,7 @@ from ._dataclass import replace
 from ._line import Line
 from ._log import LogMark, chatter_lines, diagnose, error_lines
 from ._request import Outcome
-from ._tree import stat_of, status_of
+from ._tree import holders, name_of, stat_of, status_of
 from .enums import Verb
 from .errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from .opts import CriuOpts
@@ -143,10 +143,21 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
     """Who has the pid that the images need: a zombie, and whose, or what runs."""
     seen = stat_of(taken)
     if seen is None:
-        return replace(found, cause=f"pid {taken} was taken", cure="it is free by now: try again")
+        holder = holders().get(taken)
+        if holder is None:
+            cause, cure = f"pid {taken} was taken", "it is free by now: try again"
+        else:
+            pid, kind = holder
+            cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
+            cure = f"end pid {pid} and others of that {kind}, or restore in a pid namespace"
+        return replace(found, cause=cause, cure=cure)
     state, parent, _ = seen
     if state != "Z":
-        running = replace(found, cause=f"pid {taken} is taken by a running process")
+        process = int(status_of(taken).get("Tgid", taken))
+        what = f"a thread of pid {process}" if process != taken else "a running process"
+        running = replace(
+            found, cause=f"pid {taken} is taken by {what}, which is {name_of(process)}"
+        )
         if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
             return running
         # CRIU makes a process with the number of a leader that was not dumped.

@@ -34,7 +34,7 @@ FDS = 64
 def start_of(pid: int) -> str:
     """When a process began, in the kernel's ticks: with the pid, a name that is never reused."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
             return file.read().rpartition(")")[2].split()[19]
     except OSError:
         return ""
@@ -53,7 +53,7 @@ def tree(pid: int) -> list[int]:
 
 def _state(pid: int) -> str:
     try:
-        with open(f"/proc/{pid}/stat") as file:
+        with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
             return file.read().rpartition(")")[2].split()[0]
     except OSError:
         return ""

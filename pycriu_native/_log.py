@@ -166,6 +166,11 @@ def failures() -> tuple[Failure, ...]:
     return tuple(Failure.parse(entry) for entry in data)
 
 
+def known(name: str) -> Failure:
+    """An entry of ``failures.json``."""
+    return next(failure for failure in failures() if failure.id == name)
+
+
 def is_benign(line: str) -> bool:
     """Whether runs that succeed print this line too."""
     return any(failure.benign and failure.pattern.search(line) for failure in failures())

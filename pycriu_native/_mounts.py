@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._stats import message_fields
+from ._text import read_lines
 from .errors import ImagesError
 
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
@@ -43,7 +44,7 @@ class Mount:
 
 def mounts_of(pid: int | str) -> Iterator[Mount]:
     """The mounts that a process sees, by their places in its own root."""
-    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in read_lines(f"/proc/{pid}/mountinfo"):
         before, _, after = line.partition(" - ")
         root, place = before.split(" ")[3:5]
         kind, _, options = after.split(" ", 2)

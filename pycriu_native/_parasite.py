@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
+from ._text import read_lines
+
 NAME = "/memfd:CRIUMFD (deleted)"
 
 
@@ -22,9 +24,9 @@ def left_in(pids: Iterable[int]) -> Iterator[str]:
     """What of CRIU's is mapped in these processes, in words; what an earlier CRIU left too."""
     for pid in pids:
         size = 0
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as file:
-            for line in file:
-                if line.rstrip("\n").endswith(NAME):
+        with contextlib.suppress(OSError):
+            for line in read_lines(f"/proc/{pid}/maps"):
+                if line.endswith(NAME):
                     begin, end = line.split(maxsplit=1)[0].split("-")
                     size += int(end, 16) - int(begin, 16)
         if size:

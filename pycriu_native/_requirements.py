@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from . import _rules, _steering, _trust
+from ._capabilities import CAP_SYS_RESOURCE, has_capability
 from ._ffi import LIBCRIU_VERSION
 from ._message import knows
 from ._options import MEMBER_SINCE, OLDEST, Row, release
@@ -18,7 +19,7 @@ from ._reach import Via
 from ._request import Request
 from ._session import Call
 from ._steering import TRUSTING
-from ._tree import frozen_cgroup, status_of
+from ._tree import frozen_cgroup
 from ._typing import Any, cast
 from ._whole import holds_dump
 from .enums import Verb
@@ -40,7 +41,6 @@ _WHAT_IT_IS = {
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
 
-CAP_SYS_RESOURCE = 24
 PIPE_MAX_SIZE = "/proc/sys/fs/pipe-max-size"
 
 _versions: dict[tuple[object, ...] | None, Version] = {}
@@ -183,7 +183,7 @@ def _by_limits(request: Request) -> Iterator[Problem]:
     """
     if request.verb is not Verb.DUMP or not request.opts.lazy_pages or not request.via.ours:
         return
-    if int(status_of(os.getpid()).get("CapEff", "0"), 16) >> CAP_SYS_RESOURCE & 1:
+    if has_capability(CAP_SYS_RESOURCE):
         return
     try:
         with open(PIPE_MAX_SIZE) as file:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ._kinds import Namespaces
 from ._later import socket
 from ._options import TABLE
+from ._text import read_lines
 from ._typing import TYPE_CHECKING
 from ._whole import DEEPEST, unfinished
 from .enums import Verb
@@ -223,8 +224,8 @@ def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
     if where is None or opts.page_server is not None:
         return
     try:
-        with open(f"/proc/{pid}/status") as file:
-            own = next(line.split()[-1] for line in file if line.startswith("NSpid:"))
+        status = read_lines(f"/proc/{pid}/status")
+        own = next(line.split()[-1] for line in status if line.startswith("NSpid:"))
         names = os.listdir(where)
     except (OSError, StopIteration):
         return  # it is gone, and the dump says so

@@ -6,7 +6,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+
+from ._text import escaped, read_lines, read_text
 
 from ._unpatched import sleep
 
@@ -14,16 +16,15 @@ from ._unpatched import sleep
 def frozen_cgroup(pid: int) -> str | None:
     """The frozen cgroup (v2) that a process is in; None if it is in none."""
     try:
-        lines = os.fsdecode(read_small(f"/proc/{pid}/cgroup", once=True)).splitlines()
-        name = next((line[3:].strip() for line in lines if line.startswith("0::")), None)
+        lines = read_lines(f"/proc/{pid}/cgroup")
+        name = next((line[3:] for line in lines if line.startswith("0::")), None)
         if name in (None, "/"):
             return None  # the root has no events, and cannot be frozen
-        with open("/proc/self/mountinfo") as file:  # it can be long
-            mount = next((line.split()[4] for line in file if " - cgroup2 " in line), None)
+        mounts = read_lines("/proc/self/mountinfo")
+        mount = next((line.split(" ")[4] for line in mounts if " - cgroup2 " in line), None)
         if mount is None:
             return None
-        with open(f"{mount}{name}/cgroup.events") as file:
-            return mount + name if "frozen 1" in file.read() else None
+        return mount + name if "frozen 1" in read_text(f"{mount}{name}/cgroup.events") else None
     except OSError:
         return None  # gone
 
@@ -103,6 +104,29 @@ def stat_of(pid: int) -> tuple[str, int, int] | None:
     return fields[0].decode(), int(fields[1]), int(fields[19])
 
 
+def name_of(pid: int) -> str:
+    """What a process calls itself, for a message."""
+    try:
+        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
+    except OSError:
+        return "gone by now"
+
+
+def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
+    """The numbers of sessions and process groups: a process in each, and which of both it is.
+
+    The kernel gives such a number to no new process. ``but``: processes that do not count.
+    """
+    found: dict[int, tuple[int, str]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in but:
+            with contextlib.suppress(OSError):
+                fields = read_small(f"/proc/{name}/stat", once=True).rpartition(b")")[2].split()
+                found.setdefault(int(fields[2]), (int(name), "process group"))
+                found[int(fields[3])] = int(name), "session"
+    return found
+
+
 def read_small(path: str, *, once: bool = False) -> bytes:
     """A small file, or what one read gives of it: Python's file objects take their time."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -120,11 +144,10 @@ def read_small(path: str, *, once: bool = False) -> bytes:
 def status_of(pid: int) -> dict[str, str]:
     """What /proc/PID/status says of a process or thread; nothing where there is none."""
     try:
-        with open(f"/proc/{pid}/status") as file:
-            pairs = [line.partition(":") for line in file]
+        pairs = [line.partition(":") for line in read_lines(f"/proc/{pid}/status")]
     except (FileNotFoundError, ProcessLookupError):
         return {}
-    return {name: value.strip() for name, _, value in pairs}
+    return {name: value.strip() for name, _, value in pairs if name}
 
 
 def half_restored(images: str, since: float) -> list[int]:

@@ -17,6 +17,7 @@ from enum import StrEnum
 
 from ._dataclass import dataclass
 from ._spawn import FIXED_ENVIRONMENT
+from ._text import read_lines
 from ._worker import Worker
 from .errors import CriuError, PermissionDeniedError, ProgramError
 
@@ -222,10 +223,9 @@ def _filesystem(directory: str) -> str | None:
     try:
         with open(f"/proc/self/fdinfo/{fd}") as file:
             mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-        with open("/proc/self/mountinfo") as file:
-            for line in file:
-                if line.split(None, 1)[0] == mount:
-                    return line.partition(" - ")[2].split()[0]
+        for line in read_lines("/proc/self/mountinfo"):
+            if line.split(None, 1)[0] == mount:
+                return line.partition(" - ")[2].split()[0]
     except (OSError, StopIteration):
         pass
     finally:

@@ -10,6 +10,7 @@ import errno
 from collections.abc import Sequence
 
 from ._dataclass import dataclass, field
+from ._text import encodable
 from ._typing import Any
 
 __all__ = [
@@ -79,6 +80,7 @@ class CriuError(Exception):
     ) -> None:
         # The builtin exceptions that the subclasses also are would take two arguments of
         # OSError for errno and text; one argument keeps str(error) the message.
+        message = encodable(message)
         super().__init__(message)
         self.message = message
         self.verb = verb

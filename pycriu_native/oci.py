@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ._mounts import CGROUP_V1, SavedMount, hierarchy, inside, mount_point, mounts_of, saved_mounts
+from ._text import read_lines, read_text
 from .enums import CgroupMode
 from .errors import ImagesError, NoSuchProcessError
 from .opts import CriuOpts
@@ -71,7 +72,7 @@ class Bundle:
     @classmethod
     def load(cls, path: StrPath) -> Self:
         """Read a bundle. Raises ``OSError`` or ``ValueError`` when it has no ``config.json``."""
-        config = json.loads(Path(path, "config.json").read_text())
+        config = json.loads(Path(path, "config.json").read_bytes())
         return cls(path=os.path.realpath(path), config=config)
 
     @property
@@ -275,7 +276,7 @@ class Container:
         state_root = os.path.realpath(root or f"/run/{runtime}")
         name, read = _STATES[runtime]
         try:
-            state = read(json.loads(Path(state_root, id, name).read_text()))
+            state = read(json.loads(Path(state_root, id, name).read_bytes()))
         except FileNotFoundError:
             raise NoSuchProcessError(f"{runtime} has no container {id!r} in {state_root}") from None
         if _start_time(state.pid) != state.started:
@@ -382,7 +383,7 @@ _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
 
 def _read_descriptors(images: str) -> list[str]:
     try:
-        found = json.loads(Path(images, DESCRIPTORS).read_text())
+        found = json.loads(Path(images, DESCRIPTORS).read_bytes())
     except (OSError, ValueError) as error:
         raise ImagesError(f"{images} has no usable {DESCRIPTORS}: {error}") from None
     return [str(name) for name in found]
@@ -394,7 +395,7 @@ def _read_descriptors(images: str) -> list[str]:
 def _freezer(pid: int) -> str | None:
     """The cgroup to freeze a container with; never the root, which has everybody in it."""
     cgroups: dict[str, str] = {}
-    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+    for line in read_lines(f"/proc/{pid}/cgroup"):
         _, controllers, path = line.split(":", 2)
         cgroups.update(dict.fromkeys(controllers.split(","), path))
     for controller, kind in (("freezer", "cgroup"), ("", "cgroup2")):
@@ -408,7 +409,7 @@ def _freezer(pid: int) -> str | None:
 def _start_time(pid: int) -> int | None:
     """When a process started, in ticks since boot; None when it does not run."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])

@@ -336,7 +336,9 @@ class CriuOpts:
         keeps as much as can be kept; :func:`~pycriu_native.preflight` tells why, and what a
         restore needs. ``only_for("restore")`` makes the restore's options of them.
 
-        Raises ``PreflightError``, which lists every obstacle with its cure,
+        What a restore will lack is told by a ``PreflightWarning``: a pipe to a process outside,
+        for one. Raises ``PreflightError``, which lists every obstacle with its cure, also where
+        a restore here would fail and ``leave_running`` is not set: the process would be lost;
         ``NoSuchProcessError``, and ``OptionError`` for options that no dump takes.
         """
         from . import _preflight

@@ -11,6 +11,7 @@ from .. import _requirements
 from .._ffi import LIBCRIU_VERSION
 from .._overrides import configuration_files
 from .._reach import Via
+from .._text import read_lines
 from .._worker import worker_of
 from ..errors import CriuError
 from ..opts import CriuOpts
@@ -184,8 +185,7 @@ def _cache(asked: float, via: Via) -> Remark:
 
 
 def _is_tmpfs(path: str) -> bool:
-    with open("/proc/self/mountinfo") as file:
-        mounts = [line.split() for line in file]
+    mounts = [line.split(" ") for line in read_lines("/proc/self/mountinfo")]
     kinds = [words[words.index("-") + 1] for words in mounts if words[4] == path]
     return kinds[-1:] == ["tmpfs"]
 

@@ -13,15 +13,17 @@ from .._preflight.tree import read
 from .._tree import status_of
 from .values import Health, Remark
 
+ONLY = "a restore works with unprivileged=True only"
 CAPABILITIES = {
     "CAP_SYS_ADMIN": (21, "namespaces, mounts and seccomp filters cannot be dumped or restored"),
     "CAP_CHECKPOINT_RESTORE": (40, "without CAP_SYS_ADMIN, nothing works"),
     "CAP_SYS_PTRACE": (19, "no process can be stopped, nor CRIU be handed a directory"),
-    "CAP_NET_ADMIN": (12, "TCP connections and network namespaces cannot be saved"),
+    "CAP_NET_ADMIN": (12, f"TCP connections and network namespaces cannot be saved; {ONLY}"),
     "CAP_SYS_RESOURCE": (
         24,
         "processes of other users cannot be dumped; lazy_pages needs fs.pipe-max-size",
     ),
+    "CAP_SYS_TIME": (25, f"the clocks of processes cannot be restored: {ONLY}"),
     "CAP_DAC_OVERRIDE": (1, "files of other users cannot be opened again"),
     "CAP_DAC_READ_SEARCH": (2, "files that are watched (inotify) are not found"),
     "CAP_SETUID": (7, "processes of other users cannot be restored"),
@@ -33,7 +35,7 @@ CAPABILITIES = {
     "CAP_MKNOD": (27, "devices in containers cannot be restored"),
     "CAP_NET_RAW": (13, "raw and packet sockets cannot be restored"),
     "CAP_NET_BIND_SERVICE": (10, "sockets on ports below 1024 cannot be restored"),
-    "CAP_SYS_CHROOT": (18, "processes in a chroot or container cannot be restored"),
+    "CAP_SYS_CHROOT": (18, f"roots of processes cannot be restored: {ONLY}"),
     "CAP_SYS_NICE": (23, "priorities and schedulers cannot be restored"),
     "CAP_IPC_LOCK": (14, "locked memory cannot be restored"),
     "CAP_IPC_OWNER": (15, "System V objects of other users cannot be saved"),

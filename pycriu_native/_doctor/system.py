@@ -7,7 +7,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 
-from .._preflight.tree import link, read
+from .._preflight.tree import lines_of, link, read
 from .._program import SEARCH_PATH
 from .._reach import Via
 from .._tree import status_of
@@ -74,7 +74,7 @@ def _tools(path: str) -> Iterator[Remark]:
 
 
 def _cgroups() -> Remark:
-    found = [line.split(" ") for line in read("/proc/self/mountinfo").splitlines()]
+    found = [line.split(" ") for line in lines_of("/proc/self/mountinfo")]
     old = [words[4] for words in found if words[words.index("-") + 1] == "cgroup"]
     new = [words[4] for words in found if words[words.index("-") + 1] == "cgroup2"]
     form = "hybrid (1 and 2)" if old and new else "version 2" if new else "version 1"

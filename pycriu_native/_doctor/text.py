@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .._text import encodable
 from .values import Doctor, Health
 
 _SUMS = {
@@ -22,7 +23,7 @@ _HEADS = {
 
 def rendered(doctor: Doctor) -> str:
     """The sum, then the remarks by group; good features are counted only."""
-    return "\n".join(_lines(doctor))
+    return encodable("\n".join(_lines(doctor)))
 
 
 def _lines(doctor: Doctor) -> Iterator[str]:

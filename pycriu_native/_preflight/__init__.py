@@ -2,13 +2,15 @@
 
 It reads /proc, asks the kernel for sockets, and opens nothing of the process's own. Each part
 of a process has a module that knows what CRIU does with it: ``tasks``, ``files``, ``objects``,
-``sockets``, ``terminals``, ``memory``, ``mounts``; ``means`` looks at CRIU and the options,
+``sockets``, ``terminals``, ``memory``, ``mounts``; ``restorable`` looks at what this caller lacks
+for a restore, ``means`` at CRIU and the options,
 ``size`` at how much it will be. The facts are from CRIU 4.2's source and seen with 4.2.1;
 ``tests/real/test_preflight.py`` measures how often the verdict is what CRIU then does.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +21,7 @@ from .._worker import Worker
 from ..errors import NoSuchProcessError, OptionError, Problem
 from ..identity import Target, located
 from ..opts import CriuOpts
-from . import files, means, memory, mounts, objects, size, sockets, tasks, terminals
+from . import files, means, memory, mounts, objects, restorable, size, sockets, tasks, terminals
 from .look import Scene
 from .tree import Tree
 from .values import (
@@ -27,6 +29,7 @@ from .values import (
     ImageSize,
     Preflight,
     PreflightError,
+    PreflightWarning,
     Severity,
     Verdict,
     ordered,
@@ -37,13 +40,14 @@ __all__ = [
     "ImageSize",
     "Preflight",
     "PreflightError",
+    "PreflightWarning",
     "Severity",
     "Verdict",
     "options_for",
     "preflight",
 ]
 
-LOOKS = (mounts, files, objects, sockets, terminals, memory)
+LOOKS = (mounts, files, objects, sockets, terminals, memory, restorable)
 
 
 def preflight(
@@ -82,7 +86,9 @@ def preflight(
     there = bool(tree.alive)
     expected = size.expected(scene) if there else ImageSize()
     if there:
-        found = ordered(iter((*found, *means.directories(opts, expected.total))))
+        largest = size.largest_image(scene)
+        also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
+        found = ordered(iter((*found, *also)))
     return Preflight(
         pid=pid,
         pids=tuple(process.pid for process in tree.processes),
@@ -130,6 +136,8 @@ def options_for(pid: Target, opts: CriuOpts, *, include_caller: bool, via: Via |
                 cause=finding.words,
                 cure=finding.cure,
             )
-    if result.stops:
+    if result.stops or (result.no_restore and not opts.leave_running):
         raise PreflightError(result)
+    for finding in (*result.no_restore, *result.lost):
+        warnings.warn(f"process {pid}: {finding}", PreflightWarning, stacklevel=3)
     return result.opts

@@ -13,8 +13,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .look import Scene, known, lost, needs, note, stops
-from .tree import Descriptor, Process, link, read
+from .._log import known
+from .look import Scene, lost, needs, note, stops
+from .tree import Descriptor, Process, lines_of, link
 from .values import Finding
 
 DEFAULT_GHOST_LIMIT = 1 << 20
@@ -101,7 +102,7 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
         try:
             mount = next(
                 line.split()[1]
-                for line in read(f"/proc/self/fdinfo/{number}").splitlines()
+                for line in lines_of(f"/proc/self/fdinfo/{number}")
                 if line.startswith("mnt_id")
             )
             yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))

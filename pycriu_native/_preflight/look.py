@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import _requirements
-from .._log import Failure, failures
+from .._log import known
 from .._reach import Via
 from ..errors import CriuError
 from ..opts import CriuOpts
@@ -45,11 +45,6 @@ def external_key(item: str) -> str:
     return item[: item.find("]") + 1]
 
 
-def known(name: str) -> Failure:
-    """An entry of ``failures.json``."""
-    return next(failure for failure in failures() if failure.id == name)
-
-
 def stops(id: str, words: str, *, failure: str | None = None, **more: Any) -> Finding:
     """Something that makes the dump fail; the cure is the failure's unless another is given."""
     if failure is not None and "cure" not in more:
@@ -72,6 +67,12 @@ def needs(
         sets=tuple(sets.items()),
         **more,
     )
+
+
+def no_restore(id: str, words: str, *, failure: str, **more: Any) -> Finding:
+    """Something that makes a restore here fail; the cure is the failure's."""
+    more.setdefault("cure", known(failure).cure)
+    return Finding(id=id, severity=Severity.NO_RESTORE, words=words, failure=failure, **more)
 
 
 def lost(id: str, words: str, **more: Any) -> Finding:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
+import resource
 import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
 from .. import _requirements, _rules
+from .._log import known
 from .._overrides import configuration_files
 from .._program import SEARCH_PATH
 from .._worker import worker_of
@@ -21,7 +22,7 @@ from ..results import Version
 from ..values import PageServer
 from ..verbs import check
 from . import sockets
-from .look import Scene, known, note, stops
+from .look import Scene, note, stops
 from .sockets import INTERNET, kinds
 from .tree import read
 from .values import Finding
@@ -208,14 +209,25 @@ _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]
 def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
     text = opts.cg_props
     if text is None and opts.cg_props_file is not None:
-        with contextlib.suppress(OSError), open(opts.cg_props_file) as file:
-            text = file.read()
+        text = read(os.fsdecode(opts.cg_props_file))
     lines = [line for line in (text or "").splitlines() if line.strip()]
     if any(not _CGROUP_LINE.fullmatch(line) for line in lines):
         yield stops(
             "cgroup-properties",
             "cg_props or cg_props_file is not in the narrow form that CRIU reads",
             failure="cg-props-syntax",
+        )
+
+
+def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
+    """Whether the worker's limit lets the largest image be written; it has our hard limit."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
+        yield stops(
+            "images-too-large",
+            f"one image is to have about {largest} bytes, and files may have {limit} here "
+            "(RLIMIT_FSIZE)",
+            failure="images-too-large",
         )
 
 

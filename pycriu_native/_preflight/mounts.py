@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from .._log import known
 from .tree import Process, Tree, link, read
 from .values import Finding
 
@@ -61,7 +62,7 @@ class Mount:
 def parse(text: str, namespace: str) -> list[Mount]:
     """The lines of a mountinfo."""
     found = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):
         before, _, after = line.partition(" - ")
         number, parent, device, root, place, _, *marks = before.split(" ")
         groups = dict(mark.split(":") for mark in marks if ":" in mark)
@@ -153,7 +154,7 @@ def _is_below(path: str, above: str) -> bool:
 
 def look(scene: Scene) -> Iterator[Finding]:
     """What of the mounts CRIU cannot save by itself."""
-    from .look import known, needs, stops
+    from .look import needs, stops
 
     table = scene.mounts
     if not table.checked:

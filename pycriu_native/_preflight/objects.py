@@ -14,8 +14,9 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+from .._log import known
 from .files import is_plain_device
-from .look import Scene, known, needs, note, stops
+from .look import Scene, needs, note, stops
 from .tasks import SYS_KCMP
 from .terminals import is_terminal
 from .tree import Descriptor, libc

@@ -11,7 +11,7 @@ import os
 
 from . import files
 from .look import Scene
-from .tree import Process, read
+from .tree import Process, lines_of
 from .values import ImageSize
 
 FIXED = 20_000
@@ -42,9 +42,16 @@ def expected(scene: Scene) -> ImageSize:
     )
 
 
+def largest_image(scene: Scene) -> int:
+    """The size to expect of the largest image: the pages of one process."""
+    if scene.opts.page_server is not None or scene.opts.lazy_pages:
+        return 0
+    return max(map(_private, scene.tree.alive), default=0)
+
+
 def _private(process: Process) -> int:
     total = 0
-    for line in read(f"/proc/{process.pid}/smaps_rollup").splitlines():
+    for line in lines_of(f"/proc/{process.pid}/smaps_rollup"):
         name, _, value = line.partition(":")
         if name in ("Anonymous", "Swap"):
             number, unit = value.split()

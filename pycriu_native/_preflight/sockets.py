@@ -12,8 +12,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
+from .._log import known
 from .diag import UnixSocket, links, unix_sockets
-from .look import Scene, known, lost, needs, note, stops
+from .look import Scene, lost, needs, note, stops
 from .tree import Descriptor, Process, read
 from .values import Finding
 

@@ -12,12 +12,13 @@ import os
 import resource
 from collections.abc import Iterator
 
+from .._log import known
 from .._requirements import caller_inside
 from .._tree import frozen_cgroup
 from .._unpatched import sleep
 from ..enums import Verb
-from .look import Scene, known, needs, note, stops
-from .tree import Process, libc, link, read
+from .look import Scene, needs, note, stops
+from .tree import Process, libc, lines_of, link, read
 from .values import Finding
 
 NS_GET_USERNS = 0xB701
@@ -111,12 +112,12 @@ def _frozen(scene: Scene) -> Iterator[Finding]:
 
 
 def _frozen_of_version_1(pid: int) -> str | None:
-    for line in read(f"/proc/{pid}/cgroup").splitlines():
+    for line in lines_of(f"/proc/{pid}/cgroup"):
         _, controllers, name = line.split(":", 2)
         if "freezer" in controllers.split(","):
-            for mount in read("/proc/self/mountinfo").splitlines():
+            for mount in lines_of("/proc/self/mountinfo"):
                 if " - cgroup " in mount and "freezer" in mount.rpartition(" ")[2].split(","):
-                    place = mount.split()[4] + name.rstrip("/")
+                    place = mount.split(" ")[4] + name.rstrip("/")
                     if read(place + "/freezer.state").strip() in ("FROZEN", "FREEZING"):
                         return place
     return None
@@ -144,6 +145,14 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             "its main thread has ended while other threads run on, which CRIU cannot save",
             pid=process.pid,
             failure="zombie-thread",
+        )
+    if process.state == "T":
+        yield note(
+            "stopped",
+            "it is stopped; a dump fails if SIGTTIN or SIGTTOU did that, which cannot be seen",
+            pid=process.pid,
+            failure="stop-signal",
+            cure=known("stop-signal").cure,
         )
     yield from _hangs(process)
     pending = int(process.status.get("SigPnd", "0"), 16) | int(
@@ -201,7 +210,7 @@ def _children(process: Process) -> list[str]:
 
 
 def _line(path: str, name: str) -> str:
-    for line in read(path).splitlines():
+    for line in lines_of(path):
         if line.startswith(name + ":"):
             return line.partition(":")[2].strip()
     return ""

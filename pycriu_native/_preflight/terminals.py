@@ -9,7 +9,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .look import Scene, known, needs, stops
+from .._log import known
+from .look import Scene, needs, stops
 from .tree import Descriptor, read
 from .values import Finding
 

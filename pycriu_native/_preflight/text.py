@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .._text import encodable
 from .values import Finding, Preflight, Severity, Verdict
 
 _HEADS = {
     Severity.STOPS: "stops the dump",
     Severity.NEEDS_OPTION: "needs an option",
+    Severity.NO_RESTORE: "makes a restore here fail",
     Severity.LOST: "is lost",
     Severity.NOTE: "to mind",
 }
 _SUMS = {
     Verdict.WORKS: "can be dumped",
     Verdict.NEEDS_OPTIONS: "can be dumped with these options",
+    Verdict.NO_RESTORE: "can be dumped, and cannot be restored here",
     Verdict.FAILS: "cannot be dumped",
 }
 
 
 def rendered(result: Preflight) -> str:
     """The verdict, the options, the findings by severity and the size."""
-    return "\n".join(_lines(result))
+    return encodable("\n".join(_lines(result)))
 
 
 def _lines(result: Preflight) -> Iterator[str]:
     count = len(result.pids)
     others = "" if count < 2 else f" and {count - 1} other process{'es' * (count > 2)}"
     yield f"process {result.pid}{others}: {_SUMS[result.verdict]}"
-    if result.verdict is Verdict.NEEDS_OPTIONS:
+    if result.verdict in (Verdict.NEEDS_OPTIONS, Verdict.NO_RESTORE):
         for name, value in result.changes().items():
             yield f"    {name}={value!r}"
     for severity, head in _HEADS.items():

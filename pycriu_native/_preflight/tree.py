@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from .._text import read_lines, read_text
 from .._tree import process_tree, status_of
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -21,10 +22,17 @@ NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 def read(path: str) -> str:
     """A file of /proc as text; empty where it cannot be read."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        return read_text(path)
     except OSError:
         return ""
+
+
+def lines_of(path: str) -> list[str]:
+    """The lines of a file of /proc; none where it cannot be read."""
+    try:
+        return read_lines(path)
+    except OSError:
+        return []
 
 
 def link(path: str) -> str:
@@ -165,7 +173,7 @@ class Process:
             except OSError:
                 continue
             info: dict[str, list[str]] = {}
-            for line in read(f"/proc/{self.pid}/fdinfo/{number}").splitlines():
+            for line in lines_of(f"/proc/{self.pid}/fdinfo/{number}"):
                 word, *rest = line.split(None, 1)
                 info.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
             found.append(Descriptor(self.pid, number, link(path), seen, info))
@@ -175,7 +183,7 @@ class Process:
     def mappings(self) -> list[Mapping]:
         """Its memory."""
         found = []
-        for line in read(f"/proc/{self.pid}/maps").splitlines():
+        for line in lines_of(f"/proc/{self.pid}/maps"):
             words = line.split(None, 5)
             name = words[5] if len(words) > 5 else ""
             found.append(Mapping(self.pid, words[0], words[1], words[3], int(words[4]), name))

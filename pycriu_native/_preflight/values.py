@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from .._text import encodable
 from ..errors import CriuError
 from ..opts import CriuOpts
 
-__all__ = ["Finding", "ImageSize", "Preflight", "PreflightError", "Severity", "Verdict"]
+__all__ = [
+    "Finding",
+    "ImageSize",
+    "Preflight",
+    "PreflightError",
+    "PreflightWarning",
+    "Severity",
+    "Verdict",
+]
 
 
 class Severity(StrEnum):
@@ -21,6 +30,8 @@ class Severity(StrEnum):
     """The dump fails, and no option that can be set for you changes that."""
     NEEDS_OPTION = "needs option"
     """The dump fails without an option, which the finding names with its value."""
+    NO_RESTORE = "no restore"
+    """The dump works, and a restore on this machine by this caller fails."""
     LOST = "lost"
     """The dump works, and the restored process lacks this."""
     NOTE = "note"
@@ -34,6 +45,8 @@ class Verdict(StrEnum):
     """It succeeds."""
     NEEDS_OPTIONS = "needs options"
     """It fails, and succeeds with ``Preflight.opts``."""
+    NO_RESTORE = "no restore"
+    """It succeeds, with ``Preflight.opts``, and a restore on this machine by this caller fails."""
     FAILS = "fails"
     """It fails."""
 
@@ -75,7 +88,7 @@ class Finding:
     def __str__(self) -> str:
         subject = f"{self.subject}: " if self.subject else ""
         cure = f"; {self.cure}" if self.cure else ""
-        return f"{subject}{self.words}{cure}"
+        return encodable(f"{subject}{self.words}{cure}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; ``sets`` is a dict."""
@@ -145,6 +158,8 @@ class Preflight:
         """What a dump with the options as they were given would do."""
         if self.stops:
             return Verdict.FAILS
+        if self.no_restore:
+            return Verdict.NO_RESTORE
         return Verdict.NEEDS_OPTIONS if self.needs else Verdict.WORKS
 
     @property
@@ -156,6 +171,11 @@ class Preflight:
     def needs(self) -> tuple[Finding, ...]:
         """What makes the dump fail unless an option is set."""
         return self._of(Severity.NEEDS_OPTION)
+
+    @property
+    def no_restore(self) -> tuple[Finding, ...]:
+        """What makes a restore on this machine by this caller fail."""
+        return self._of(Severity.NO_RESTORE)
 
     @property
     def lost(self) -> tuple[Finding, ...]:
@@ -196,20 +216,28 @@ def ordered(findings: Iterator[Finding]) -> tuple[Finding, ...]:
 
 
 class PreflightError(CriuError):
-    """A dump cannot work, and no option changes that; the message has every obstacle and cure."""
+    """A dump or the restore after it cannot work, and no option changes that.
+
+    The message has every obstacle and its cure.
+    """
 
     def __init__(self, result: Preflight) -> None:
-        self.findings = result.stops
-        """What stops it."""
-        obstacles = "; ".join(f"({n}) {found}" for n, found in enumerate(result.stops, 1))
+        self.findings = result.stops or result.no_restore
+        """What makes it fail."""
+        what = "dumped" if result.stops else "restored here after a dump"
+        obstacles = "; ".join(f"({n}) {found}" for n, found in enumerate(self.findings, 1))
         super().__init__(
-            f"process {result.pid} cannot be dumped: {obstacles}",
+            f"process {result.pid} cannot be {what}: {obstacles}",
             verb="dump",
             pid=result.pid,
-            cause="; ".join(found.words for found in result.stops),
-            cure="; ".join(found.cure for found in result.stops if found.cure),
-            options=[name for found in result.stops for name, _ in found.sets],
+            cause="; ".join(found.words for found in self.findings),
+            cure="; ".join(found.cure for found in self.findings if found.cure),
+            options=[name for found in self.findings for name, _ in found.sets],
         )
+
+
+class PreflightWarning(UserWarning):
+    """``CriuOpts.for_process``: something will be missing after a restore, or a restore fails."""
 
 
 Options = Mapping[str, Any]

@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 from .._exchange import Hook, Notification
 from .._options import On
 from .._reach import DEFAULT_SERVICE, Service, Via
+from .._text import escaped, read_text
 from .._worker import Worker
 from ..enums import Verb
 from ..errors import CriuError, Problem, UnsupportedError
@@ -293,8 +294,7 @@ class Pid(_fields.ParamType):
 def name_of(pid: int) -> str:
     """The name of a process; empty where there is none."""
     try:
-        with open(f"/proc/{pid}/comm", errors="replace") as file:
-            return file.read().strip()
+        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
     except OSError:
         return ""
 

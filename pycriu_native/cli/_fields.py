@@ -284,7 +284,7 @@ def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, An
     table named after the verb has fields for that verb.
     """
     try:
-        values = tomllib.loads(Path(path).read_text())
+        values = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
         rule = f"{error}; a TOML table of options is accepted (CRIU's own files: {CONFIG})"
         raise OptionError([Problem("--config", path, rule)]) from None

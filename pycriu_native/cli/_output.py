@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from .._text import encodable
 from . import _errors, _plain
 from ._exits import Exit
 
@@ -113,8 +114,7 @@ class Output:
         sys.stdout.flush()
 
     def _print(self, console: Console, text: Text) -> None:
-        # Names of files need not be text in any encoding.
-        text.plain = text.plain.encode(errors="surrogateescape").decode(errors="replace")
+        text.plain = encodable(text.plain)
         console.print(text, soft_wrap=True)
 
 

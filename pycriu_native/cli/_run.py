@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -24,6 +25,10 @@ PROGRAM = "pycriu-native"
 
 def run(words: Sequence[str], *, via: Via | None = None) -> int:
     """Run a command line, without the program; ``via`` is how CRIU is reached by default."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of processes and files are not limited to the terminal's encoding.
+            stream.reconfigure(errors="backslashreplace")
     try:
         with _signals():
             done = app.main(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from .._text import escaped as safe
+
+__all__ = ["columns", "count", "left", "micro", "pids", "safe", "size", "time"]
+
 
 def size(count: float) -> str:
     """Bytes: ``4.0 KiB``, ``17 B``."""
@@ -38,11 +42,6 @@ def micro(microseconds: int) -> str:
 def count(number: int, thing: str, things: str | None = None) -> str:
     """``1 process``, ``3 processes``."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"
-
-
-def safe(text: str) -> str:
-    """Text with all that a terminal would act on as escapes: names of processes are theirs."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def pids(numbers: Sequence[int], most: int = 12) -> str:

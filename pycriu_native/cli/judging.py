@@ -68,7 +68,8 @@ def _preflight(call: Call, pid: int | None, tree: int | None, include_caller: bo
     pid = _command.one_pid(pid, tree)
     found = preflight(pid, call.opts, include_caller=include_caller, via=call.via)
     works = found.verdict is Verdict.WORKS
-    words = None if found.verdict is Verdict.FAILS else command_line(found)
+    lost = found.verdict is Verdict.NO_RESTORE and not found.opts.leave_running
+    words = None if lost or found.verdict is Verdict.FAILS else command_line(found)
     text = in_flags(safe_lines(str(found)))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"
@@ -122,7 +123,7 @@ COMMANDS = {
         help="Say what a dump of PID and its descendants would meet, before anything is frozen.\n\n"
         "What would stop it, which options it needs, what would be lost, and the size to expect. "
         "The processes run on. Give the options that you have chosen: what they cure is no "
-        "obstacle. It ends with 11 if a dump with these options would fail.",
+        "obstacle. It ends with 11 if a dump with these options, or a restore here, would fail.",
         examples=[
             "pycriu-native preflight 4242",
             "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",

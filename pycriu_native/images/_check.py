@@ -7,6 +7,7 @@ restore, as far as it can be known without restoring: its ``files-reg.c``, ``ima
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import enum
 import errno
@@ -18,6 +19,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import _service_fds
+from .._capabilities import (
+    CAP_SETPCAP,
+    CAPABILITIES,
+    has_capability,
+    lacking_for_restore,
+    permitted,
+)
+from .._log import known
+from .._tree import holders, name_of
 from ..errors import CriuError
 from ._build import inspect
 from ._elf import build_id
@@ -28,7 +39,6 @@ from ._host import (
     is_ours,
     lines,
     listening,
-    name_of,
     number,
     state,
     type_of,
@@ -146,6 +156,8 @@ class _Check:
             self.release,
             self.processor,
             self.pids,
+            self.rights,
+            self.descriptors,
             self.sessions,
             self.regular_files,
             self.made_names,
@@ -253,6 +265,7 @@ class _Check:
         if "pid" not in self.host or _joins(self.opts, "pid"):
             return
         highest = number("/proc/sys/kernel/pid_max")
+        held = holders()
         for process in self.images.processes:
             for tid in dict.fromkeys((process.pid, *(each.tid for each in process.threads))):
                 now = state(tid)
@@ -275,6 +288,56 @@ class _Check:
                         f"taken by {name_of(tid)}",
                         "end that process, or restore in a pid namespace of its own",
                     )
+                elif tid in held:
+                    holder, kind = held[tid]
+                    yield _error(
+                        subject,
+                        f"the {kind} of pid {holder} ({name_of(holder)}), so no process can get it",
+                        f"end pid {holder} and others of that {kind}, or restore in a pid "
+                        "namespace of its own",
+                    )
+
+    def rights(self) -> Iterator[Finding]:
+        """Capabilities of the caller, which a worker has too."""
+        if "user" not in self.host or not (self.via is None or self.via.ours):
+            return
+        for _, failure in () if self.opts.unprivileged else lacking_for_restore():
+            yield _error("criu", known(failure).cause, known(failure).cure, "unprivileged")
+        held = {name.lower() for name in permitted()}
+        for process in self.images.processes:
+            had = process.credentials.permitted if process.credentials else ()
+            lacking = [name.upper() for name in had if name not in held]
+            if lacking:
+                yield _error(
+                    f"pid {process.pid}",
+                    f"had capabilities that the caller lacks: {', '.join(lacking)}",
+                    known("capabilities").cure,
+                )
+            bounding = process.credentials.bounding if process.credentials else CAPABILITIES
+            if (
+                len(bounding) < len(CAPABILITIES)
+                and not (process.credentials and process.credentials.no_new_privileges)
+                and not has_capability(CAP_SETPCAP)
+            ):
+                entry = known("bounding-set")
+                yield _error(f"pid {process.pid}", entry.cause, entry.cure)
+
+    def descriptors(self) -> Iterator[Finding]:
+        """Room for CRIU's own descriptors above those of a process."""
+        if not (self.via is None or self.via.ours):
+            return  # another process has limits of its own
+        limit = _service_fds.limit_here()
+        sharing = collections.Counter(each.files_table for each in self.images.processes)
+        for process in self.images.processes:
+            highest = max((each.fd for each in process.descriptors), default=-1)
+            together = sharing[process.files_table] if process.files_table is not None else 1
+            if not _service_fds.fits(highest, limit, together):
+                yield _error(
+                    f"pid {process.pid}",
+                    f"descriptor {highest} and CRIU's own need a limit of "
+                    f"{_service_fds.needed(highest, together)} descriptors, and it is {limit} here",
+                    known("service-fds").cure,
+                )
 
     def sessions(self) -> Iterator[Finding]:
         root = self.images.root

@@ -6,13 +6,14 @@ import errno
 import socket
 import stat
 
+from .._text import read_lines, read_text
+
 ANY = ("0.0.0.0", "::")
 
 
 def lines(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().splitlines()
+        return read_lines(path)
     except OSError:
         return []
 
@@ -24,12 +25,10 @@ def number(path: str) -> int:
 
 def state(pid: int) -> str:
     """The state letter of a process or thread; empty where the id is free."""
-    found = lines(f"/proc/{pid}/stat")
-    return found[0].rpartition(")")[2].split()[0] if found else ""
-
-
-def name_of(pid: int) -> str:
-    return next(iter(lines(f"/proc/{pid}/comm")), "another process")
+    try:
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def cpu_flags() -> frozenset[str]:

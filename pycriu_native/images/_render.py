@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from .._text import escaped as safe
 from ._diff import Difference, ProcessChange
 from ._pages import PAGE
 from .model import File, ImageSet, Process
@@ -29,15 +30,6 @@ def human(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     raise AssertionError
-
-
-def safe(text: str) -> str:
-    """Text with all that is not printable as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
 
 
 def _short(text: str, width: int) -> str:

@@ -62,16 +62,19 @@ IN_CHILD void reset_signals(bool steady)
 	sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
-/* CRIU holds a descriptor for many of the target's at once. It raises its limit by itself
- * only where it may raise the hard one too. */
-IN_CHILD void raise_descriptor_limit(void)
+/* CRIU holds a descriptor for many of the target's at once, and writes images as large as its
+ * memory. It raises its own limit of descriptors only where it may raise the hard one too. */
+IN_CHILD void raise_limits(void)
 {
+	static const int raised[] = { RLIMIT_NOFILE, RLIMIT_FSIZE };
 	struct rlimit limit;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit))
-		return;
-	limit.rlim_cur = limit.rlim_max;
-	setrlimit(RLIMIT_NOFILE, &limit);
+	for (size_t i = 0; i < sizeof(raised) / sizeof(*raised); i++) {
+		if (getrlimit(raised[i], &limit))
+			continue;
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(raised[i], &limit);
+	}
 }
 
 IN_CHILD int set_descriptors(const struct pn_worker *worker)
@@ -110,7 +113,7 @@ IN_CHILD int become_worker(void *argument)
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker->steady);
-	raise_descriptor_limit();
+	raise_limits();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);
 	spawning->error = errno;

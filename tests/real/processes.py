@@ -39,7 +39,7 @@ def eventually(condition: Callable[[], object], what: str) -> Any:
 def state(pid: int) -> str:
     """The state letter of a process, or an empty string where there is none."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0].decode()
     except (FileNotFoundError, ProcessLookupError):
         return ""
 

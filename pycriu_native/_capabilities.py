@@ -1,0 +1,51 @@
+"""Capabilities: their names, and which of them the calling process has (``linux/capability.h``)."""
+
+from __future__ import annotations
+
+import os
+
+from ._tree import status_of
+
+CAP_SETPCAP, CAP_SYS_RESOURCE = 8, 24
+NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}
+"""CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, which a dump does without, and what CRIU's
+failure is called in ``failures.json``. With ``unprivileged`` it does without them."""
+# fmt: off
+CAPABILITIES = (
+    "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid",
+    "setuid", "setpcap", "linux_immutable", "net_bind_service", "net_broadcast",
+    "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module", "sys_rawio",
+    "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice",
+    "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write",
+    "audit_control", "setfcap", "mac_override", "mac_admin", "syslog", "wake_alarm",
+    "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore",
+)
+# fmt: on
+ALL = (1 << len(CAPABILITIES)) - 1
+"""All capabilities of Linux 5.9 and later."""
+
+
+def has_capability(number: int) -> bool:
+    """Whether the calling process has this capability in its effective set."""
+    return bool(int(status_of(os.getpid()).get("CapEff", "0"), 16) >> number & 1)
+
+
+def permitted() -> list[str]:
+    """The names of the capabilities that the calling process is permitted, as images have them."""
+    held = int(status_of(os.getpid()).get("CapPrm", "0"), 16)
+    return [f"cap_{name}" for bit, name in enumerate(CAPABILITIES) if held >> bit & 1]
+
+
+def lacking_for_restore() -> list[tuple[str, str]]:
+    """What the caller lacks of ``NEEDED_BY_RESTORE``: names and failures."""
+    return [
+        (f"CAP_{CAPABILITIES[bit].upper()}", failure)
+        for bit, failure in NEEDED_BY_RESTORE.items()
+        if not has_capability(bit)
+    ]
+
+
+def not_permitted(wanted: int) -> list[str]:
+    """The names of the capabilities of a set that the calling process is not permitted."""
+    lacking = wanted & ~int(status_of(os.getpid()).get("CapPrm", "0"), 16)
+    return [f"CAP_{name.upper()}" for bit, name in enumerate(CAPABILITIES) if lacking >> bit & 1]

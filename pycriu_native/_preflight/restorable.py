@@ -1,0 +1,105 @@
+"""What this caller lacks for a restore: the dump works, and would cost the process.
+
+A restore elsewhere, or by somebody with more, can work all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .. import _service_fds
+from .._capabilities import (
+    ALL,
+    CAP_SETPCAP,
+    has_capability,
+    lacking_for_restore,
+    not_permitted,
+)
+from .._tree import holders
+from .look import Scene, no_restore
+from .tree import Process
+from .values import Finding
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """What a restore by this caller would fail of."""
+    if scene.via.ours:
+        yield from _descriptors(scene)
+        yield from _rights(scene)
+        yield from _capabilities(scene)
+    yield from _numbers(scene)
+
+
+def _descriptors(scene: Scene) -> Iterator[Finding]:
+    limit = _service_fds.limit_here()
+    for process in scene.tree.alive:
+        highest = max((fd.number for fd in process.descriptors), default=-1)
+        if not _service_fds.fits(highest, limit):
+            yield no_restore(
+                "descriptors-near-limit",
+                f"its descriptor {highest} and CRIU's own need a limit of "
+                f"{_service_fds.needed(highest)} descriptors, and it is {limit} here",
+                pid=process.pid,
+                fd=highest,
+                failure="service-fds",
+            )
+
+
+def _rights(scene: Scene) -> Iterator[Finding]:
+    if scene.tree.has_own("user"):
+        return
+    for name, failure in () if scene.opts.unprivileged else lacking_for_restore():
+        yield no_restore(
+            "rights", f"the caller lacks {name}, which a restore needs", failure=failure
+        )
+    if has_capability(CAP_SETPCAP):
+        return
+    for process in scene.tree.alive:
+        if _set(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
+            yield no_restore(
+                "bounding-set",
+                "its bounding set lacks capabilities, and the caller lacks CAP_SETPCAP, with which "
+                "a restore takes them away",
+                pid=process.pid,
+                failure="bounding-set",
+            )
+
+
+def _capabilities(scene: Scene) -> Iterator[Finding]:
+    if scene.tree.has_own("user"):
+        return
+    for process in scene.tree.alive:
+        lacking = not_permitted(_set(process, "CapPrm"))
+        if lacking:
+            yield no_restore(
+                "capabilities",
+                f"it has capabilities that the caller lacks: {', '.join(lacking)}",
+                pid=process.pid,
+                failure="capabilities",
+            )
+
+
+def _set(process: Process, name: str) -> int:
+    return int(process.status.get(name, "0"), 16)
+
+
+def _numbers(scene: Scene) -> Iterator[Finding]:
+    """Sessions and process groups that outlive the tree keep their numbers taken."""
+    if scene.tree.has_own("pid"):
+        return
+    held = holders(scene.tree.pids)
+    root = scene.tree.root
+    kept = {int(field) for field in root.fields[2:4]} - {root.pid}  # shell_job has others
+    for process in scene.tree.processes:
+        numbers = {process.pid, *process.threads, *map(int, process.fields[2:4])} - kept
+        for number in sorted(numbers & held.keys()):
+            holder, kind = held[number]
+            yield no_restore(
+                "number-held",
+                f"{number} is also the {kind} of pid {holder}, which is outside of the tree: no "
+                "process can get that number again while it lives",
+                pid=process.pid,
+                failure="pid-in-use",
+                cure=f"end pid {holder} before the restore, or dump a tree that contains it, or "
+                "restore in a pid namespace of its own",
+            )

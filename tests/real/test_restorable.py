@@ -1,0 +1,282 @@
+"""What a caller lacks for a restore is said before the dump, and the cure that is named works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    PidInUseError,
+    PreflightWarning,
+    Verdict,
+    dump,
+    preflight,
+    restore,
+)
+from pycriu_native.images import Severity, check_images
+
+from .conftest import Spawn
+from .foretold import enter
+from .processes import eventually, kill, state
+
+PROBE = """
+import json, subprocess, sys, warnings
+from pycriu_native import CriuError, CriuOpts, PreflightError, dump, preflight, restore
+from pycriu_native.images import check_images
+images, program, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+target = subprocess.Popen([sys.executable, "-c", program], start_new_session=True, **quiet)
+while open(f"/proc/{target.pid}/wchan").read() == "0" or "sleep" not in open(
+    f"/proc/{target.pid}/wchan").read():
+    pass
+opts = CriuOpts(images_directory=images)
+result = {}
+found = preflight(target.pid, opts)
+result["verdict"] = str(found.verdict)
+result["ids"] = [each.id for each in found.findings]
+try:
+    CriuOpts.for_process(target.pid, opts)
+except PreflightError as error:
+    result["for_process"] = str(error)
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    CriuOpts.for_process(target.pid, CriuOpts(images_directory=images, leave_running=True))
+result["warned"] = len(told)
+dump(target.pid, opts)
+target.wait()
+result["checked"] = [str(each) for each in check_images(images, opts)]
+try:
+    restore(opts)
+except CriuError as error:
+    result["restore"] = error.cure
+result["cured"] = [str(each) for each in check_images(images, CriuOpts(
+    images_directory=images, **options))]
+if options:
+    result["pid"] = restore(CriuOpts(images_directory=images, **options)).pid
+print(json.dumps(result))
+"""
+SLEEPS = "import time; time.sleep(1000)"
+MANY = f"import os\nfor _ in range(1010): os.open('/dev/null', 0)\n{SLEEPS}"
+
+needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is missing")
+
+
+def probe(prefix: list[str], images: Path, program: str, **options: Any) -> dict[str, Any]:
+    """Preflight, dump, check and restore a process under limits of its own."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", PROBE, str(images), program, json.dumps(options)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@needs_setpriv
+@pytest.mark.parametrize(
+    ("capability", "finding"),
+    [("sys_time", "rights"), ("net_admin", "rights"), ("sys_chroot", "rights")],
+)
+def test_a_capability_that_a_restore_needs(
+    capability: str, finding: str, images: Path, orphans: None
+) -> None:
+    """Preflight, the check of images and the error agree; unprivileged=True cures it."""
+    prefix = ["setpriv", "--bounding-set", f"-{capability}"]
+    result = probe(prefix, images, SLEEPS, unprivileged=True)
+    kill(result["pid"])
+    assert finding in result["ids"]
+    assert f"CAP_{capability.upper()}" in result["for_process"]
+    assert result["warned"]
+    assert any(f"CAP_{capability.upper()}" in each for each in result["checked"])
+    assert "unprivileged=True" in result["restore"]
+    assert not result["cured"]
+    enter(f"restore_without_{capability}", Verdict(result["verdict"]), Verdict.NO_RESTORE)
+
+
+@needs_setpriv
+def test_the_bounding_set(images: Path) -> None:
+    """Without CAP_SETPCAP, a bounding set that lacks something cannot be restored."""
+    result = probe(["setpriv", "--bounding-set", "-setpcap"], images, SLEEPS)
+    assert "bounding-set" in result["ids"]
+    assert "no_new_privs" in result["restore"]
+    assert any("bounding set" in each for each in result["checked"])
+    enter("restore_without_setpcap", Verdict(result["verdict"]), Verdict.NO_RESTORE)
+
+
+@needs_setpriv
+def test_descriptors_near_the_limit(images: Path, orphans: None) -> None:
+    """A restore by a caller with a higher limit, as the cure says, works."""
+    prefix = ["prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set", "-sys_resource"]
+    result = probe(prefix, images, MANY)
+    assert "descriptors-near-limit" in result["ids"]
+    assert any("1024" in each for each in result["checked"])
+    assert "raise the hard limit" in result["restore"]
+    enter("descriptors_near_the_limit", Verdict(result["verdict"]), Verdict.NO_RESTORE)
+    assert not check_images(images)
+    kill(restore(CriuOpts(images_directory=images)).pid)
+
+
+@needs_setpriv
+@pytest.mark.parametrize(("highest", "verdict"), [(993, "no restore"), (992, "works")])
+def test_where_the_limit_is(highest: int, verdict: str, images: Path, orphans: None) -> None:
+    """The rule is CRIU's to the descriptor: 992, 16 of CRIU's own and 16 to spare are 1024."""
+    prefix = ["prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set", "-sys_resource"]
+    program = f"import os\nos.dup2(os.open('/dev/null', 0), {highest})\n{SLEEPS}"
+    result = probe(prefix, images, program)
+    assert result["verdict"] == verdict
+    assert ("restore" in result) == (verdict == "no restore")
+    if verdict == "works":
+        kill(int(next(images.glob("core-*.img")).name[5:-4]))
+
+
+def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None:
+    """Images of a process that had more than the caller are refused by the check."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    code = (
+        "import sys; from pycriu_native.images import check_images\n"
+        "print(*check_images(sys.argv[1]), sep='\\n')"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-mknod", sys.executable, "-c", code, str(images)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "CAP_MKNOD" in done.stdout
+    assert "CAP_MKNOD" not in "\n".join(map(str, check_images(images)))
+
+
+def test_a_soft_limit_of_file_sizes(images: Path, orphans: None) -> None:
+    """The worker raises it to the hard one: images larger than the soft limit are written."""
+    program = f"data = b'x' * 8_000_000\n{SLEEPS}"
+    result = probe(["prlimit", "--fsize=1000000:"], images, program)
+    assert "images-too-large" not in result["ids"]
+    assert max(path.stat().st_size for path in images.iterdir()) > 8_000_000
+    kill(int(next(images.glob("core-*.img")).name[5:-4]))
+
+
+def test_a_hard_limit_of_file_sizes(spawn: Spawn) -> None:
+    """Preflight says that the largest image cannot be written."""
+    target = spawn("    data = b'x' * 8_000_000\n    serve()\n")
+    code = (
+        "import sys; from pycriu_native import preflight\n"
+        "print(*[each.id for each in preflight(int(sys.argv[1])).stops])"
+    )
+    done = subprocess.run(
+        ["prlimit", "--fsize=1000000", sys.executable, "-c", code, str(target.pid)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split() == ["images-too-large"]
+
+
+SESSION = """
+    import os, time
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(1000)
+        os._exit(0)
+    serve()
+"""
+"""A process whose child, a zombie, led a session in which a process outside of the tree lives."""
+
+
+def test_a_number_that_is_a_session(spawn: Spawn, images: Path, orphans: None) -> None:
+    """Who holds it is named before the dump, by the check and by the error; then it works."""
+    target = spawn(SESSION)
+    opts = CriuOpts(images_directory=images)
+    [leader] = eventually(
+        lambda: [pid for pid in target.descendants() if pid != target.pid], "the leader"
+    )
+    eventually(lambda: Path(f"/proc/{leader}/stat").read_text().split()[2] == "Z", "its end")
+    before = preflight(target.pid, opts)
+    [finding] = before.no_restore
+    holder = int(finding.words.partition("session of pid ")[2].partition(",")[0])
+    assert finding.id == "number-held"
+    dump(target.pid, opts)
+    target.reap()
+    reap_all_but(holder)
+    assert any(f"pid {holder} " in each.what for each in check_images(images))
+    with pytest.raises(PidInUseError, match=f"the session of pid {holder} ") as caught:
+        restore(opts)
+    enter("number_that_is_a_session", before.verdict, Verdict.NO_RESTORE)
+    reap_all_but(holder)
+    assert f"end pid {holder}" in (caught.value.cure or "")
+    kill(holder)
+    eventually(lambda: not os.path.exists(f"/proc/{holder}"), "the end of the holder")
+    assert not [each for each in check_images(images) if each.severity is Severity.ERROR]
+    restore(opts)
+    assert target.runs_on()
+
+
+STOPPED = """
+    import os, signal, time
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        os.kill(os.getpid(), signal.SIGTTIN)
+        while True: time.sleep(1)
+    serve(child=lambda: child)
+"""
+"""A child in a background group of its parent's session, where SIGTTIN stops it."""
+
+
+def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> None:
+    """Preflight warns, the error names the cure, and the cure works."""
+    target = spawn(STOPPED)
+    child = target.ask("child")
+    eventually(lambda: state(child) == "T", "the stop")
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    assert [found.id for found in preflight(target.pid).findings] == ["stopped"]
+    with pytest.raises(CriuError, match="SIGTTIN or SIGTTOU has stopped") as caught:
+        dump(target.pid, opts)
+    assert caught.value.cure == "send it SIGCONT, then SIGSTOP, and dump it; or have it run on"
+    assert target.runs_on()
+    os.kill(child, signal.SIGCONT)
+    eventually(lambda: state(child) == "S", "the child's going on")
+    os.kill(child, signal.SIGSTOP)
+    eventually(lambda: state(child) == "T", "the stop")
+    dump(target.pid, opts)
+    assert target.runs_on()
+
+
+def reap_all_but(pid: int) -> None:
+    """Collect what has ended, and leave the one that lives."""
+    while True:
+        try:
+            found, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if found in (0, pid):
+            return
+
+
+def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
+    """``for_process`` tells it: the restored process would write into a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    try:
+        target = spawn(stdin=reading)
+        with pytest.warns(PreflightWarning, match=r"outside of the tree; .*inherit_fds=\[\(fd"):
+            CriuOpts.for_process(target.pid, CriuOpts(images_directory=tmp_path))
+    finally:
+        os.close(reading)
+        os.close(writing)
