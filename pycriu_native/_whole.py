@@ -84,6 +84,9 @@ PAGES_ID = 1
 """Of ``pagemap.proto``: the number in the name of the file with the pages."""
 
 
+_MARKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 class Unfinished:
     """The mark in a directory that a dump is being written to; owned while that goes on.
 
@@ -102,6 +105,7 @@ class Unfinished:
             else:
                 self._earlier = True
                 _clear(directory)  # what is there, a dump that did not end has left
+            self._before = _made_by_dump(directory)
         except BaseException:
             os.close(self._fd)
             raise
@@ -109,14 +113,13 @@ class Unfinished:
     def _mark(self) -> tuple[int, bool]:
         """The mark, open and locked, and whether it was not there before."""
         # The directory is nobody else's: no other user's file can be behind the name.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             anew = True
             try:
-                fd = os.open(UNFINISHED, flags | os.O_EXCL, 0o600, dir_fd=self._directory)
+                fd = os.open(UNFINISHED, _MARKING | os.O_EXCL, 0o600, dir_fd=self._directory)
             except FileExistsError:
                 anew = False
-                fd = os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory)
+                fd = os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory)
             fd = above_stdio(fd)
             if not _lock(fd):
                 os.close(fd)
@@ -132,8 +135,18 @@ class Unfinished:
         self._finished = True
         with contextlib.suppress(FileNotFoundError):
             os.unlink(UNFINISHED, dir_fd=self._directory)
-        if self._earlier:
-            _remove(self._directory, EARLIER)
+
+    def undo(self) -> None:
+        """Have the directory as it was before: CRIU has undone the dump, finished or not.
+
+        Images that cannot be removed stay marked.
+        """
+        with contextlib.suppress(OSError):
+            if self._finished:
+                os.close(os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory))
+                self._finished = False
+            for name in _made_by_dump(self._directory) - self._before:
+                os.unlink(name, dir_fd=self._directory)
 
     def close(self) -> None:
         """Let go of it. Unless it was finished, all is as before, or the mark stays."""
@@ -142,6 +155,8 @@ class Unfinished:
             with contextlib.suppress(OSError):
                 if not self._finished:
                     self._undo()
+                elif self._earlier:
+                    _remove(self._directory, EARLIER)
         finally:
             # Not by closing alone: a child that somebody has forked holds a copy.
             with contextlib.suppress(OSError):
@@ -153,6 +168,7 @@ class Unfinished:
         if EARLIER in names:
             _clear(self._directory)
             _put_back(self._directory)
+            _remove(self._directory, EARLIER)
             self.finish()
         elif not any(map(_of_dump, names)):
             self.finish()
@@ -190,6 +206,11 @@ def _of_dump(name: str) -> bool:
     if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
+
+
+def _made_by_dump(directory: int) -> set[str]:
+    """The files of a dump that are there, with CRIU's link to the images that it builds on."""
+    return {name for name in os.listdir(directory) if _of_dump(name) or name == "parent"}
 
 
 def _clear(directory: int) -> None:

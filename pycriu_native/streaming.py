@@ -34,6 +34,7 @@ from . import verbs
 from ._exchange import Hook, Notification
 from ._owned import Owned
 from ._reach import Via
+from ._session import Call
 from ._tree import has_us_inside
 from .enums import Notify
 from .errors import ImagesError, OptionError, Problem
@@ -84,7 +85,9 @@ def dump_stream(
                 capture.complete()  # while the dump can still be undone
             return answer
 
-        result = verbs.dump(pid, beside.opts, via=via, on_notify=hook, deadline=deadline)
+        request = verbs.dump_request(pid, beside.opts, via, hook, deadline)
+        request = replace(request, abort=capture.abort)
+        result = verbs.dump_result(request, Call(request).wait())
         return replace(result, images="", log=beside.log(result.log))
 
 
@@ -220,6 +223,7 @@ class _Capture(_Streamer):
         super().__init__(listener)
         self._to = to
         self._files = 0
+        self._aborted = False
 
     def __enter__(self) -> Self:
         self._to.write(MAGIC)
@@ -231,8 +235,12 @@ class _Capture(_Streamer):
         self._files += 1
         self._add(criu, selectors.EVENT_READ, self._files)
 
+    def abort(self) -> None:
+        """Read no more: CRIU's next write to a pipe fails. From any thread."""
+        self._aborted = True
+
     def _move(self, key: selectors.SelectorKey) -> None:
-        data = os.read(key.fd, CHUNK)
+        data = b"" if self._aborted else os.read(key.fd, CHUNK)
         if data:
             self._to.write(FRAME.pack(key.data, len(data)))
             self._to.write(data)
