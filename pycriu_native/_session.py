@@ -179,7 +179,8 @@ class Call:
         question = self.question
         if question is not None and question.refuse(reason):
             return
-        self._cancelled = reason
+        if self._cancelled is None:
+            self._cancelled = reason  # which is raised; further ones are noted on it
         if self._exchange is not None:
             self._exchange.cancel(reason)  # too late once it is closed; conclude() sees to that
 
