@@ -72,6 +72,7 @@ struct pn_worker {
 	int outside;       /* not our child: started through a process that exits at once */
 	int private_files; /* what it creates is for its own user only */
 	int steady;        /* HUP, INT, QUIT and TERM are blocked */
+	int limited;       /* XFSZ is ignored: beyond a file size limit, write() fails */
 	/* out */
 	int pid;
 	int pidfd;

@@ -100,9 +100,11 @@ class Exchange:
         pid: int | None = None,
         rescue: Rescue | None = None,
         when_written: Callable[[], object] | None = None,
+        break_off: Callable[[list[int]], object] | None = None,
     ) -> None:
         """``when_written`` is called when a dump has written all, before the hook hears of it, and
-        while CRIU can still undo it: what it raises has it do that.
+        while CRIU can still undo it: what it raises has it do that. ``break_off`` has CRIU notice
+        before its next notification that the call is to be undone; it is given ``tree``.
         """
         self.line = line
         self.verb = verb
@@ -111,9 +113,14 @@ class Exchange:
         """The processes that were dumped, as they stood frozen, or that are being restored."""
         self.stopped_by: BaseException | None = None
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
+        self.out_of_time = False
+        """Whether that is the deadline."""
         self._rescue = rescue
         self._hook = hook
         self._when_written = when_written
+        self._break_off = break_off
+        self._final = False  # whether CRIU does what cannot be undone any more
+        self._is_asked = False  # whether CRIU waits for our answer: a refusal is enough then
         self._deadline = deadline  # on the monotonic clock
         self._cancels: deque[BaseException] = deque()
         self._closing = Lock()
@@ -168,6 +175,8 @@ class Exchange:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
             self._ear.n_quiet = 0
+            if self._break_off is not None and not (self._final or self._is_asked):
+                self._break_off(self.tree)
             self._wake_criu()
             if self.verb not in UNDONE_BY_CRIU:
                 self.line.kill()
@@ -233,7 +242,10 @@ class Exchange:
 
     def _out_of_time(self) -> None:
         if self.stopped_by is None:
-            self._stop(DeadlineError(f"{self.verb}: the deadline passed", verb=str(self.verb)))
+            of = "" if self.pid is None else f" of pid {self.pid}"
+            told = f"{self.verb}{of}: the deadline passed"
+            self.out_of_time = True
+            self._stop(DeadlineError(told, verb=str(self.verb), pid=self.pid))
             return
         # It was told to stop and did not come back.
         if self.verb is Verb.RESTORE:
@@ -263,6 +275,7 @@ class Exchange:
         pid = cast("int | None", body.get("pid"))
         if self._rescue is not None:
             self._rescue.look(action, self.line.pid)
+        self._is_asked = True
         if action is Notify.POST_DUMP:
             self._written()
         elif self.verb is Verb.RESTORE and pid is not None:
@@ -279,11 +292,14 @@ class Exchange:
             self._out_of_time()  # in the hook: CRIU's next word may be there already
         # The network is unlocked also while a dump is undone; refusing that would keep it locked.
         agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
+        if agreed and action in (Notify.POST_DUMP, Notify.POST_RESTORE):
+            self._final = True
         reply = _YES if agreed else _NO
         if external and agreed:
             more: WireValue = {"images_dir_fd": -1, "external": [*external]}
             reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": more})
         self._send(reply)
+        self._is_asked = False
         if agreed and self._rescue is not None:
             self._rescue.agreed(action)
 

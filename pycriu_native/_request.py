@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 
 from ._dataclass import dataclass, replace
 from ._exchange import Hook
 from ._line import Line
 from ._reach import Via
-from ._spawn import Manner
+from ._spawn import DEFAULT_MANNER, Manner
 from ._tree import is_above
 from .enums import Verb
 from .opts import CriuOpts
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
 
-SAVING = Manner(private=True, steady=True)
+SAVING = Manner(private=True, steady=True, limited=True)
 """Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""
 
-RESTORING = Manner()
+RESTORING = Manner(limited=True)
 """What a restore creates has the mode that it had."""
 
 
@@ -43,6 +44,8 @@ class Request:
     """Dump a tree although the caller is in it."""
     keep_line: bool = False
     """Leave the line open for the next request."""
+    abort: Callable[[], object] | None = None
+    """Called when the call is to be undone: it breaks off what takes CRIU's images."""
 
     @functools.cached_property
     def inside(self) -> bool:
@@ -55,7 +58,8 @@ class Request:
     def manner(self) -> Manner:
         """How its worker is started."""
         if self.verb is Verb.RESTORE:
-            return RESTORING
+            # A program that takes CRIU's place inherits the signals that CRIU ignores.
+            return RESTORING if self.opts.exec_cmd is None else DEFAULT_MANNER
         if self.inside:
             return replace(SAVING, outside=True)
         if self.opts.lazy_pages or self.verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):

@@ -33,7 +33,7 @@ from ._typing import TYPE_CHECKING, Protocol, cast
 from ._unpatched import Event, Thread
 from ._whole import Unfinished
 from .enums import Verb
-from .errors import BY_ERRNO, CriuError, ProtocolError, WorkerDiedError
+from .errors import BY_ERRNO, CriuError, DeadlineError, ProtocolError, WorkerDiedError
 from .identity import check_start
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
@@ -138,6 +138,14 @@ class Call:
         """The worker's pid while it works; 0 before, and where it is not ours."""
         return 0 if self._exchange is None else self._exchange.line.pid
 
+    @property
+    def is_undone(self) -> bool:
+        """Whether it is being undone, or is to be."""
+        exchange = self._exchange
+        return self._cancelled is not None or (
+            exchange is not None and exchange.stopped_by is not None
+        )
+
     def is_over(self) -> bool:
         """Whether there is an outcome, or an error."""
         return self._outcome is not None or self._error is not None
@@ -179,7 +187,8 @@ class Call:
         question = self.question
         if question is not None and question.refuse(reason):
             return
-        self._cancelled = reason
+        if self._cancelled is None:
+            self._cancelled = reason  # which is raised; further ones are noted on it
         if self._exchange is not None:
             self._exchange.cancel(reason)  # too late once it is closed; conclude() sees to that
 
@@ -253,6 +262,17 @@ class Call:
                 if unfinished is not None:
                     unfinished.finish()
 
+            def break_off(tree: list[int]) -> None:
+                from ._interrupt import end_restored, fail_writes  # few calls are interrupted
+
+                if line.pid and request.verb is Verb.RESTORE:
+                    images, _ = _paths(directories, request, None)
+                    tree += end_restored(line.pid, images, self._since, tree)
+                elif line.pid and request.verb in (Verb.DUMP, Verb.PRE_DUMP):
+                    fail_writes(line.pid, request.pid)
+                if request.abort is not None:
+                    request.abort()
+
             exchange = Exchange(
                 line,
                 request.verb,
@@ -261,6 +281,7 @@ class Call:
                 request.pid,
                 rescue,
                 when_written,
+                break_off,
             )
             owned.callback(exchange.close)
             self._listen_to(exchange)
@@ -310,6 +331,8 @@ class Call:
                     _tell(failure, rescue.after())
                 if undo is not None:
                     _name_left(failure, undo.undo(killed=lost is not None))
+                if unfinished is not None and lost is None:
+                    unfinished.undo()
             elif undo is not None:
                 undo.succeeded()
             _chronicle.tell(
@@ -367,9 +390,19 @@ class Call:
             except (ImportError, OSError):
                 # The caller has changed its root or its user since: see preload().
                 return _unexplained(request, outcome, mark, lost)
+        stop = exchange.stopped_by
+        how = "undone" if lost is None else "given up"
+        of = "" if request.pid is None else f" of pid {request.pid}"
+        told = f"{request.verb}{of} {how} after {outcome.duration:.1f} s"
+        if exchange.out_of_time:
+            assert isinstance(stop, DeadlineError)
+            stop.message = f"{told}: the deadline of {request.deadline:g} s passed"
+            stop.args = (stop.message,)
+        elif not isinstance(stop, Exception):
+            stop.add_note(told)  # an interruption: its own words tell nothing of the call
         if lost is not None:
-            exchange.stopped_by.add_note(f"CRIU did not undo it in time and was ended: {lost}")
-        return exchange.stopped_by
+            stop.add_note(f"CRIU did not undo it in time and was ended: {lost}")
+        return stop
 
     def _wait_until_gone(self, tree: list[int]) -> bool:
         """Whether the dumped are gone: asked here, where no signal cuts a call that is over."""

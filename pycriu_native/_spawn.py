@@ -26,6 +26,8 @@ class Manner:
     """The files that it creates are for its own user only."""
     steady: bool = False
     """Signals that ask it to end (SIGTERM and the like) wait until it has ended by itself."""
+    limited: bool = False
+    """A write beyond its file size limit fails, and does not end it: SIGXFSZ is ignored."""
 
 
 DEFAULT_MANNER = Manner()
@@ -66,6 +68,7 @@ def spawn(
     worker.outside = manner.outside
     worker.private_files = manner.private
     worker.steady = manner.steady
+    worker.limited = manner.limited
     status = native.pn_spawn(worker)
     if status:
         code = -status

@@ -4,8 +4,8 @@ CRIU does not say so itself: ``inventory.img`` is among the last files that it w
 images of files are flushed after it, and ``stats-dump``, the last of all, is in the work
 directory and comes only once the dumped are gone (``criu/cr-dump.c``, 4.2). So while a dump is
 under way, a mark of ours lies among its images. It goes when CRIU says ``post-dump``, which is
-when all is written and nothing killed yet; else with CRIU's answer. A dump that ends in any
-other way, be it that both CRIU and we are killed, leaves the mark. Sets that others have made
+when all is written and nothing killed yet; else with CRIU's answer. Of a dump that CRIU has
+undone the images go, and the mark with them. A dump that ends in any other way, be it that both CRIU and we are killed, leaves the mark. Sets that others have made
 carry none, and are judged by what they hold.
 
 CRIU syncs nothing to disk. What a power failure takes from a set only a manifest can tell
@@ -87,6 +87,9 @@ PAGES_ID = 1
 """Of ``pagemap.proto``: the number in the name of the file with the pages."""
 
 
+_MARKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
 class Unfinished:
     """The mark in a directory that a dump is being written to; owned while that goes on.
 
@@ -105,6 +108,7 @@ class Unfinished:
             else:
                 self._earlier = True
                 _clear(directory)  # what is there, a dump that did not end has left
+            self._before = _made_by_dump(directory)
         except BaseException:
             os.close(self._fd)
             raise
@@ -112,14 +116,13 @@ class Unfinished:
     def _mark(self) -> tuple[int, bool]:
         """The mark, open and locked, and whether it was not there before."""
         # The directory is nobody else's: no other user's file can be behind the name.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         while True:
             anew = True
             try:
-                fd = os.open(UNFINISHED, flags | os.O_EXCL, 0o600, dir_fd=self._directory)
+                fd = os.open(UNFINISHED, _MARKING | os.O_EXCL, 0o600, dir_fd=self._directory)
             except FileExistsError:
                 anew = False
-                fd = os.open(UNFINISHED, flags, 0o600, dir_fd=self._directory)
+                fd = os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory)
             fd = above_stdio(fd)
             if not _lock(fd):
                 os.close(fd)
@@ -135,8 +138,18 @@ class Unfinished:
         self._finished = True
         with contextlib.suppress(FileNotFoundError):
             os.unlink(UNFINISHED, dir_fd=self._directory)
-        if self._earlier:
-            _remove(self._directory, EARLIER)
+
+    def undo(self) -> None:
+        """Have the directory as it was before: CRIU has undone the dump, finished or not.
+
+        Images that cannot be removed stay marked.
+        """
+        with contextlib.suppress(OSError):
+            if self._finished:
+                os.close(os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory))
+                self._finished = False
+            for name in _made_by_dump(self._directory) - self._before:
+                os.unlink(name, dir_fd=self._directory)
 
     def close(self) -> None:
         """Let go of it. Unless it was finished, all is as before, or the mark stays."""
@@ -145,6 +158,8 @@ class Unfinished:
             with contextlib.suppress(OSError):
                 if not self._finished:
                     self._undo()
+                elif self._earlier:
+                    _remove(self._directory, EARLIER)
         finally:
             # Not by closing alone: a child that somebody has forked holds a copy.
             with contextlib.suppress(OSError):
@@ -156,6 +171,7 @@ class Unfinished:
         if EARLIER in names:
             _clear(self._directory)
             _put_back(self._directory)
+            _remove(self._directory, EARLIER)
             self.finish()
         elif not any(map(_of_dump, names)):
             self.finish()
@@ -193,6 +209,11 @@ def _of_dump(name: str) -> bool:
     if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
+
+
+def _made_by_dump(directory: int) -> set[str]:
+    """The files of a dump that are there, with CRIU's link to the images that it builds on."""
+    return {name for name in os.listdir(directory) if _of_dump(name) or name == "parent"}
 
 
 def _clear(directory: int) -> None:

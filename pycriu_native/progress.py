@@ -37,6 +37,9 @@ __all__ = ["OnProgress", "Progress"]
 INTERVAL = 0.25
 """Seconds between two looks."""
 
+INTERRUPTING = "interrupting"
+"""The phase of a call that is being undone."""
+
 SMOOTHING = 0.3
 """Weight of the last look in the rate."""
 
@@ -54,8 +57,8 @@ class Progress:
     """How far it is."""
 
     phase: str
-    """What is being done: the verb, the phase of a migration, ``round 1`` of a dump in rounds.
-    Bytes are those of the phase."""
+    """What is being done: the verb, the phase of a migration, ``round 1`` of a dump in rounds;
+    ``interrupting`` while a call is undone. Bytes are those of the phase."""
     done: int
     """Bytes of memory or images that are done."""
     total: int | None
@@ -123,7 +126,10 @@ def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
         def measure() -> tuple[str, int, int | None]:
             return phase, size_of_pages(directory, parents=False), memory
 
-    with telling(on_progress, measure):
+    def measure_or_wait() -> tuple[str, int, int | None]:
+        return (INTERRUPTING, 0, None) if call.is_undone else measure()
+
+    with telling(on_progress, measure_or_wait):
         yield
 
 

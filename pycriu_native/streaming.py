@@ -33,8 +33,9 @@ from ._exchange import Hook, Notification
 from ._later import socket
 from ._owned import Owned
 from ._reach import Via
-from ._unpatched import Condition, Thread
+from ._session import Call
 from ._tree import is_above
+from ._unpatched import Condition, Thread
 from .enums import Notify
 from .errors import ImagesError, OptionError, Problem
 from .identity import Target, identified, number_of
@@ -88,7 +89,9 @@ def dump_stream(
                 capture.complete()  # while the dump can still be undone
             return answer
 
-        result = verbs.dump(target, beside.opts, via=via, on_notify=hook, deadline=deadline)
+        request = verbs.dump_request(target, beside.opts, via, hook, deadline)
+        request = replace(request, abort=capture.abort)
+        result = verbs.dump_result(request, Call(request).wait())
         return replace(result, images="", log=beside.log(result.log))
 
 
@@ -224,6 +227,7 @@ class _Capture(_Streamer):
         super().__init__(listener)
         self._to = to
         self._files = 0
+        self._aborted = False
 
     def __enter__(self) -> Self:
         self._to.write(MAGIC)
@@ -235,8 +239,12 @@ class _Capture(_Streamer):
         self._files += 1
         self._add(criu, selectors.EVENT_READ, self._files)
 
+    def abort(self) -> None:
+        """Read no more: CRIU's next write to a pipe fails. From any thread."""
+        self._aborted = True
+
     def _move(self, key: selectors.SelectorKey) -> None:
-        data = os.read(key.fd, CHUNK)
+        data = b"" if self._aborted else os.read(key.fd, CHUNK)
         if data:
             self._to.write(FRAME.pack(key.data, len(data)))
             self._to.write(data)

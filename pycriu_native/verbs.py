@@ -159,10 +159,9 @@ def pre_dump(
     """Save the memory of a process that runs on, for a later dump to build on.
 
     The later dump names these images in ``parent_image``. Options that matter to the dump only
-    are accepted and have no effect here. CRIU sends no notifications and cannot be told to undo a
-    pre-dump: after a deadline it has ten seconds to finish by itself (then the error has a
-    ``result``), and is killed after that. A tree that contains the caller cannot be pre-dumped.
-    Which process has the pid is compared before CRIU begins and after it has ended.
+    are accepted and have no effect here. CRIU sends no notifications of a pre-dump; after a
+    deadline its next write fails, and if there is none, the error has a ``result``. A tree that
+    contains the caller cannot be pre-dumped. Which process has the pid is compared before CRIU begins and after it has ended.
 
     Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
     CRIU 3.17.

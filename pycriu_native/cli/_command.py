@@ -134,7 +134,10 @@ class Command(click.Command):
             return out.failed(told, Exit.IMAGES)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-            said = CriuError("interrupted; what had begun is undone", verb=self.title)
+            # A second Ctrl-C, which changes nothing, is a note as well.
+            notes = [note for note in getattr(stop, "__notes__", ()) if "Interrupt" not in note]
+            how = "; ".join(notes) or "what had begun is undone"
+            said = CriuError(f"interrupted; {how}", verb=self.title)
             result = getattr(stop, "result", None)
             if result is not None:
                 said = CriuError("interrupted, but all was done by then", verb=self.title)

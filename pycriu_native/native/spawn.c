@@ -42,7 +42,7 @@ struct spawning {
 
 /* A Ctrl-C that reached us both before the worker had its own process group is not for it:
  * ignoring a signal drops what is pending. */
-IN_CHILD void reset_signals(bool steady)
+IN_CHILD void reset_signals(const struct pn_worker *worker)
 {
 	static const int from_terminal[] = { SIGINT, SIGQUIT, SIGTSTP, SIGHUP, SIGTERM };
 	static const int to_end[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM };
@@ -56,8 +56,10 @@ IN_CHILD void reset_signals(bool steady)
 	 * careless ancestor can have ignored as well. All zero is SIG_DFL. */
 	for (int number = 1; number <= LAST_SIGNAL; number++)
 		syscall(SYS_rt_sigaction, number, by_default, NULL, SIGNAL_SET_SIZE);
+	if (worker->limited)
+		sigaction(SIGXFSZ, &action, NULL);
 	sigemptyset(&blocked);
-	for (size_t i = 0; steady && i < sizeof(to_end) / sizeof(*to_end); i++)
+	for (size_t i = 0; worker->steady && i < sizeof(to_end) / sizeof(*to_end); i++)
 		sigaddset(&blocked, to_end[i]);
 	sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
@@ -112,7 +114,7 @@ IN_CHILD int become_worker(void *argument)
 		setpgid(0, 0);
 	if (worker->private_files)
 		umask(077);
-	reset_signals(worker->steady);
+	reset_signals(worker);
 	raise_limits();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);

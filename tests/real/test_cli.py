@@ -144,7 +144,7 @@ def test_a_signal_undoes_a_dump(number: int, spawn: Spawn, images: Path, tmp_pat
     words = ["dump", target.pid, "-D", images, "--action-script", script]
     told = run(*words, code=128 + number)
     assert (tmp_path / "reached").exists()
-    assert "interrupted; what had begun is undone" in told.stderr
+    assert f"interrupted; dump of pid {target.pid} undone after" in told.stderr
     assert target.runs_on()
 
 

@@ -202,19 +202,21 @@ def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path
 
 
 def test_a_hook_finds_the_images_whole(spawn: Spawn, images: Path) -> None:
-    """At ``post-dump`` they may be sent away, or sealed; a refusal then leaves them whole."""
+    """At ``post-dump`` they may be sent away, or sealed; if it refuses then, they are removed."""
     target = spawn(WITH_MEMORY)
     sealed: list[str] = []
 
     def ship(notification: Notification) -> None:
         if notification.action is Notify.POST_DUMP:
             sealed.append(seal(images))
-            raise ValueError("somebody else takes it from here")
+            verify(images, sealed[0])
+            raise ValueError("the process is to run on")
 
     with pytest.raises(ValueError):
         dump(target.pid, CriuOpts(images_directory=images), on_notify=ship)
     assert target.runs_on()
-    verify(images, sealed[0])
+    assert sealed
+    assert not list(images.glob("*.img"))
 
 
 def test_two_dumps_to_one_directory(spawn: Spawn, images: Path) -> None:

@@ -11,6 +11,7 @@ it runs without the environment of the tests.
 import array
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -65,5 +66,8 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
 
 
 if __name__ == "__main__":
+    # A call that is broken off limits the files of its worker, if that ignores SIGXFSZ.
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     with open(sys.argv[0] + ".json") as script:
         play(json.load(script), socket.socket(fileno=int(sys.argv[2])), sys.argv[0] + ".heard")

@@ -1,0 +1,86 @@
+"""Ending the work of a CRIU early, in a way that lets it undo that work.
+
+CRIU looks at nothing but its work between two notifications, and with a large process these are
+many seconds apart. What it does look at is the result of each write. So its writes are made to
+fail: those to files by a limit of the file size that is set from outside (its worker ignores
+SIGXFSZ, and write(2) returns EFBIG), those of pages to another host by a shutdown of their
+connection (CRIU ignores SIGPIPE). Neither acts while CRIU has its code in a process and writes
+nothing, which is what makes them safe. A restore writes little; there the processes that are being
+made are ended, which CRIU notices by their SIGCHLD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+from ._descriptors import descriptors_of
+from ._later import socket
+from ._tree import half_restored, process_tree, status_of
+
+XFSZ = 1 << (signal.SIGXFSZ - 1)
+"""SIGXFSZ in a set of signals, as /proc/PID/status prints them."""
+
+
+def fail_writes(worker: int, dumped: int | None) -> None:
+    """Have the next write of a worker fail that dumps, be it to a file or to a page server.
+
+    What the worker has forked is limited as well: a pre-dump is made by a child. A process that
+    would die of the limit is left alone.
+    """
+    _limit(worker)  # first: what it forks from now on inherits the limit
+    tree = process_tree(worker)
+    for pid in tree[1:]:
+        _limit(pid)
+    # CRIU holds copies of the connections of what it dumps: those are not to be touched.
+    spared = set() if dumped is None else _sockets(process_tree(dumped))
+    for pid in tree:
+        with contextlib.suppress(OSError):
+            _disconnect(pid, spared)
+
+
+def end_restored(worker: int, images: str, since: float, known: list[int]) -> list[int]:
+    """End the processes that a worker is restoring; their pids.
+
+    They have a pid of the images; in a pid namespace of their own, ``known`` has the first one.
+    """
+    made = half_restored(images, since)
+    below = set(process_tree(worker)[1:])
+    found = [pid for pid in (*made, *known) if pid in below or pid in made]
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def _limit(pid: int) -> None:
+    import resource  # few calls are interrupted
+
+    if not int(status_of(pid).get("SigIgn", "0"), 16) & XFSZ:
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+
+
+def _sockets(pids: list[int]) -> set[int]:
+    """The inodes of the sockets that processes hold."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    kind, _, inode = os.readlink(f"/proc/{pid}/fd/{name}").partition(":[")
+                    if kind == "socket":
+                        found.add(int(inode[:-1]))
+    return found
+
+
+def _disconnect(pid: int, spared: set[int]) -> None:
+    """Shut down the connections of a process, but for those of others."""
+    for fd in descriptors_of(pid, "socket:"):
+        with socket.socket(fileno=fd) as copy:
+            if copy.type == socket.SOCK_STREAM and os.fstat(fd).st_ino not in spared:
+                with contextlib.suppress(OSError):
+                    copy.shutdown(socket.SHUT_RDWR)
