@@ -17,10 +17,14 @@ import os
 from collections.abc import Callable, Iterator
 
 from ._dataclass import dataclass
-from ._regular import open_regular
 from ._ffi import ffi, memory, native
 from ._image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
+from ._regular import open_regular
 from ._stats import message_fields
+from ._typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._runs import Runs
 
 SMALL, FEW = 2**16, 256
 """Bytes and number of the files of a set that are read in one go."""
@@ -169,15 +173,8 @@ def _walk(
     name: str, kind: str, size: int, take: Callable[[int, int], bytes]
 ) -> Iterator[tuple[bytes, int]]:
     """The messages of an image, each with the size of what follows it."""
-    if kind == "INVENTORY":
-        start, magic = 4, _INVENTORY
-    else:
-        start, magic = 8, (_SERVICE if kind in ("STATS", "IRMAP_CACHE") else _COMMON) + _MAGIC[kind]
-    begin = take(0, start)
-    if begin != magic[: len(begin)]:
-        other = _BY_MAGIC.get(begin[4:]) or ("INVENTORY" if begin[:4] == _INVENTORY else None)
-        what = f"it is an image of {other}" if other else "it does not begin as an image of CRIU's"
-        raise DamagedError(Problem(f"{name} is damaged: {what}, not of {kind}"))
+    start = 4 if kind == "INVENTORY" else 8
+    _check_magic(name, kind, take(0, start))
     if size < start:
         raise short(name)
     at, first, chunks = start, True, False
@@ -215,6 +212,18 @@ def _walk(
             raise short(name)
         yield data, behind
         first = False
+
+
+def _check_magic(name: str, kind: str, begin: bytes) -> None:
+    """What a file begins with must be that of its kind, as far as the file reaches."""
+    if kind == "INVENTORY":
+        magic = _INVENTORY
+    else:
+        magic = (_SERVICE if kind in ("STATS", "IRMAP_CACHE") else _COMMON) + _MAGIC[kind]
+    if begin != magic[: len(begin)]:
+        other = _BY_MAGIC.get(begin[4:]) or ("INVENTORY" if begin[:4] == _INVENTORY else None)
+        what = f"it is an image of {other}" if other else "it does not begin as an image of CRIU's"
+        raise DamagedError(Problem(f"{name} is damaged: {what}, not of {kind}"))
 
 
 _BEHIND: dict[str, Callable[[Fields], int]] = {
@@ -292,21 +301,34 @@ def _small_files(directory: int) -> dict[str, bytes | None] | None:
 
 def is_pre_dump(files: ImageFiles) -> bool:
     """Whether a set has what a pre-dump has: memory, and nothing of the processes."""
-    images = [name for name in files.names if name.endswith(".img") and name != "inventory.img"]
+    try:
+        inventory = files.entries("inventory.img")
+    except DamagedError:
+        return False
+    images = (name for name in files.names if name.endswith(".img"))
     return (
-        number(fields(files.messages("inventory.img")[0][0]), 1) in RESTORABLE
+        bool(inventory)
+        and number(inventory[0], 1) in RESTORABLE
         and "pstree.img" not in files.names
-        and all(name.startswith(("pagemap-", "pages-")) or name == "cpuinfo.img" for name in images)
+        and all(name.partition("-")[0] in _PRE_DUMP for name in images)
     )
 
 
-def problems(files: ImageFiles, parents: list[ImageFiles]) -> Iterator[Problem]:
-    """What a set lacks, the worst first; nothing for a whole one."""
+_PRE_DUMP = ("inventory.img", "pagemap", "pages", "cpuinfo.img")
+
+
+def problems(
+    files: ImageFiles, parents: list[ImageFiles], *, broken: bool = False
+) -> Iterator[Problem]:
+    """What a set lacks, the worst first; nothing for a whole one.
+
+    ``broken``: not all parents could be opened, which the caller has reported.
+    """
     if "inventory.img" not in files.names:
         yield from files.missing("inventory.img")
         return
     try:
-        yield from _Set(files, parents).problems()
+        yield from _Set(files, parents, broken).problems()
     except DamagedError as damaged:
         yield damaged.problem
 
@@ -314,8 +336,9 @@ def problems(files: ImageFiles, parents: list[ImageFiles]) -> Iterator[Problem]:
 class _Set:
     """The images of a set, followed from its inventory to what they refer to."""
 
-    def __init__(self, files: ImageFiles, parents: list[ImageFiles]) -> None:
+    def __init__(self, files: ImageFiles, parents: list[ImageFiles], broken: bool) -> None:
         self.files = files
+        self.broken = broken
         self.parents = parents
         self.inventory: Fields = {}
         self.host: Fields = {}
@@ -336,7 +359,7 @@ class _Set:
             yield from self._dump()
         for name in sorted(self.files.names):
             if name.startswith("pagemap-") and kind_of(name):
-                yield from _pages(name, [self.files, *self.parents])
+                yield from _pages(name, [self.files, *self.parents], self.broken)
 
     def _framing(self, name: str) -> Iterator[Problem]:
         """Every image must be of its kind and reach to its end."""
@@ -492,8 +515,9 @@ class _Set:
                     if name in files.names:
                         yield Problem(f"{name} has no entry {number(entry, wanted[kind]):#x}")
             elif kind == _INETSK and number(entry, 5) == _TCP and number(entry, 8):
-                # CRIU 4.1 and later tell whether connections were left out.
-                if 13 in self.inventory and not number(self.inventory, 10):
+                # CRIU 4.1 and later record whether connections were left out.
+                left_out = 13 not in self.inventory or number(self.inventory, 10)
+                if not left_out:
                     yield from files.missing(f"tcp-stream-{number(entry, 2):x}.img")
         for inode in files.entries("memfd.img"):
             if number(inode, 4):
@@ -517,9 +541,9 @@ class _Set:
             kept = files.messages(name)
             size = self.by_id.get(number(remap, 1), (0, {}))[1].get(8)
             head = fields(kept[0][0]) if kept else {}
-            if size and number(head, 3) & 0o170000 == _S_IFREG and not number(head, 9):
-                if kept[0][1] < int(size[-1]):
-                    yield short(name).problem
+            plain = number(head, 3) & 0o170000 == _S_IFREG and not number(head, 9)
+            if plain and size and kept[0][1] < int(size[-1]):
+                yield short(name).problem
 
     # ---- namespaces ----
 
@@ -588,11 +612,11 @@ def _shared(vma: bytes) -> tuple[int, int]:
 # ---- pages ----
 
 
-def _pages(name: str, layers: list[ImageFiles]) -> Iterator[Problem]:
+def _pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Problem]:
     """The pages that a page map names must be in its pages file, or in a parent."""
     from array import array
 
-    from ._runs import IN_PARENT, Runs
+    from ._runs import IN_PARENT
 
     files, *parents = layers
     try:
@@ -600,7 +624,6 @@ def _pages(name: str, layers: list[ImageFiles]) -> Iterator[Problem]:
     except DamagedError as damaged:
         yield damaged.problem
         return
-    assert isinstance(runs, Runs)
     _, in_parent, elsewhere = runs.total
     if elsewhere:
         # CRIU would wait for them for ever (seen with 4.2.1).
@@ -634,7 +657,8 @@ def _pages(name: str, layers: list[ImageFiles]) -> Iterator[Problem]:
     lack = f"{name} has pages in a parent, and "
     cure = "bring the images of the pre-dumps along, in the same places"
     if not parents:
-        yield Problem(lack + "there is no parent link", cure, ("parent_image",))
+        if not broken:
+            yield Problem(lack + "there is no parent link", cure, ("parent_image",))
         return
     if name not in parents[0].names:
         yield Problem(f"{lack}the parent has no {name}", cure, ("parent_image",))
@@ -649,20 +673,19 @@ def _pages(name: str, layers: list[ImageFiles]) -> Iterator[Problem]:
     missing = in_parent - sum(stored + deeper for stored, deeper, _ in counts)
     if missing > 0:
         yield Problem(f"{lack}the parent lacks {missing} bytes of them", cure, ("parent_image",))
-    for problem in _pages(name, parents):
+    for problem in _pages(name, parents, broken):
         yield Problem(f"in the parent, {problem.cause}", problem.cure, problem.options)
 
 
 def _runs(files: ImageFiles, name: str) -> tuple[Runs, str]:
     """The runs of a page map, and the name of the file with the pages."""
-    from ._runs import Runs
+    from ._runs import Runs  # restores alone need it
 
     runs, head, rest = Runs(), None, b""
     for piece in files.pieces(name):
         rest += piece
         if head is None:
-            if rest[:8] != (_COMMON + _MAGIC["PAGEMAP"])[: len(rest)]:
-                list(_walk(name, "PAGEMAP", len(rest), lambda at, size: rest[at : at + size]))
+            _check_magic(name, "PAGEMAP", rest[:8])
             end = 12 + int.from_bytes(rest[8:12], "little")
             if len(rest) < end:
                 raise short(name)

@@ -87,10 +87,35 @@ PATTERNS = {
     **{
         stem: stem.replace("-", "_").upper()
         for stem in (
-            "inventory pstree files seccomp cgroup remap-fpath tty-info timerfd inetsk unixsk "
-            "pipes-data fifo-data pipes fifo sk-queues packetsk signalfd tunfile cpuinfo apparmor "
-            "pidfd tty-data bpfmap-data reg-files ext-files ns-files binfmt-misc bpfmap-file"
-        ).split()
+            "inventory",
+            "pstree",
+            "files",
+            "seccomp",
+            "cgroup",
+            "remap-fpath",
+            "tty-info",
+            "timerfd",
+            "inetsk",
+            "unixsk",
+            "pipes-data",
+            "fifo-data",
+            "pipes",
+            "fifo",
+            "sk-queues",
+            "packetsk",
+            "signalfd",
+            "tunfile",
+            "cpuinfo",
+            "apparmor",
+            "pidfd",
+            "tty-data",
+            "bpfmap-data",
+            "reg-files",
+            "ext-files",
+            "ns-files",
+            "binfmt-misc",
+            "bpfmap-file",
+        )
     },
     "filelocks": "FILE_LOCKS",
     "memfd": "MEMFD_INODE",
@@ -106,10 +131,30 @@ PATTERNS = {
     **{
         f"{stem}-": stem.replace("-", "_").upper()
         for stem in (
-            "core ids mm fs fdinfo creds pagemap utsns netns netdev userns pidns timens vmas "
-            "itimers posix-timers ipcns-shm ipcns-msg ipcns-sem ghost-file tcp-stream rlimit "
-            "autofs"
-        ).split()
+            "core",
+            "ids",
+            "mm",
+            "fs",
+            "fdinfo",
+            "creds",
+            "pagemap",
+            "utsns",
+            "netns",
+            "netdev",
+            "userns",
+            "pidns",
+            "timens",
+            "vmas",
+            "itimers",
+            "posix-timers",
+            "ipcns-shm",
+            "ipcns-msg",
+            "ipcns-sem",
+            "ghost-file",
+            "tcp-stream",
+            "rlimit",
+            "autofs",
+        )
     },
     "pagemap-shmem-": "PAGEMAP",
     "mountpoints-": "MNTS",

@@ -265,12 +265,9 @@ def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Proble
         yield mark
     with contextlib.ExitStack() as opened:
         parents: list[ImageFiles] = []
-        chain = _parents(directory, parents, opened)
-        unreachable = next(chain, None)
-        yield from _completeness.problems(files, parents)
-        if unreachable is not None:
-            yield unreachable
-            yield from chain
+        broken = list(_parents(directory, parents, opened))
+        yield from broken
+        yield from _completeness.problems(files, parents, broken=bool(broken))
 
 
 def _mark_in(directory: int, names: set[str]) -> Problem | None:

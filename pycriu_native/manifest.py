@@ -50,7 +50,8 @@ def seal(directory: StrPath | Descriptor) -> str:
 
     What it lists is synced to disk first, and the manifest last: a set whose manifest is there
     was whole on disk, which CRIU alone does not see to. Of parent images it lists the link; seal
-    each set of a chain. Subdirectories are listed with all that is in them. Files that a restore writes (``*.log``, ``stats-*``) are left out.
+    each set of a chain. Subdirectories are listed with what is in them. Files that a restore
+    writes (``*.log``, ``stats-*``) are left out.
 
     Raises ``ImagesError`` where a dump is under way or did not finish, ``OSError`` where a file
     cannot be read or the manifest not be written. Needs no CRIU.

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import platform
-import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path

@@ -37,6 +37,8 @@ def open_file(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         raise ImagesError(f"{path} does not exist", errno=errno.ENOENT) from None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ImagesError(f"{path} is no regular file", errno=errno.EINVAL) from None
         why = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise ImagesError(f"{path} cannot be opened: {why}", errno=error.errno) from error
     return fd, os.fstat(fd).st_size

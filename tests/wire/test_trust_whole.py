@@ -163,7 +163,7 @@ def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
 
 def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
     """Without its page server there is no memory; pages that are lazy and in the images are."""
-    for flags, refused in ((2, True), (2 | 4, False), (4, False), (1, False)):
+    for flags, refused in ((2, True), (2 | 4, False), (4, False)):
         entry = message((1, 4096), (2, 1), (4, flags))
         _write(tmp_path, {**SET, f"pagemap-{PID}.img": image_of("PAGEMAP", message((1, 7)), entry)})
         _check(tmp_path, lazy=True)
