@@ -372,6 +372,10 @@ class _Set:
                 begin = self.files.head(name)
                 if begin[:4] == _COMMON and begin[4:] in _BY_MAGIC:
                     yield Problem(f"{name} is damaged: it is an image of {_BY_MAGIC[begin[4:]]}")
+                elif name.startswith(("ifaddr-", "route-", "route6-", "rule-")):
+                    _check_netlink(name, b"".join(self.files.pieces(name)))
+                elif name.endswith(".tar.gz.img"):
+                    _check_gzip(name, self.files.pieces(name))
         except DamagedError as damaged:
             self.files.names.discard(name)  # told once
             yield damaged.problem
@@ -473,8 +477,12 @@ class _Set:
     # ---- files ----
 
     def _tables(self, absent: list[str], used: set[int]) -> Iterator[Problem]:
-        """A table of descriptors without an image is empty, unless files are left over."""
+        """A table without an image is empty, if no process has descriptors and no file is left."""
         if not absent:
+            return
+        if any(kind_of(name) == "FDINFO" for name in self.files.names):
+            for name in sorted(set(absent)):
+                yield from self.files.missing(name)
             return
         for entry in self.files.entries("remap-fpath.img"):
             used.add(number(entry, 2))
@@ -589,6 +597,31 @@ class _Set:
                     yield from self.files.missing(f"tmpfs-dev-{device}.tar.gz.img")
             elif number(each, 1) == _AUTOFS:
                 yield from self.files.missing(f"autofs-{device}.img")
+
+
+def _check_netlink(name: str, data: bytes) -> None:
+    """What ``ip save`` writes: a magic number, then netlink messages."""
+    at = 4
+    while at + 4 <= len(data):
+        at += max(_rounded(int.from_bytes(data[at : at + 4], "little"), 4), 4)
+    if at != len(data):
+        raise short(name)
+
+
+def _check_gzip(name: str, pieces: Iterator[bytes]) -> None:
+    """An archive of a tmpfs must be whole: tar gives what there is of one that is cut."""
+    import zlib
+
+    inflate = zlib.decompressobj(31)
+    try:
+        for piece in pieces:
+            while piece and not inflate.eof:
+                inflate.decompress(piece, WINDOW)
+                piece = inflate.unconsumed_tail
+    except zlib.error as error:
+        raise DamagedError(Problem(f"{name} is damaged: {error}")) from None
+    if not inflate.eof:
+        raise short(name)
 
 
 _NEVER_EMPTY = frozenset(
