@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ._image_kinds import COMMON, FORMATS, INVENTORY
+
 
 def message(*fields: tuple[int, int | bytes]) -> bytes:
     """A protobuf message of numbers and byte strings, each with its field's number."""
@@ -17,6 +19,15 @@ def message(*fields: tuple[int, int | bytes]) -> bytes:
 def image(*messages: bytes, magic: bytes) -> bytes:
     """An image file: what it begins with, then each message after its length."""
     return magic + b"".join(len(each).to_bytes(4, "little") + each for each in messages)
+
+
+def image_of(kind: str, *messages: bytes) -> bytes:
+    """An image of CRIU's, by the name of its kind: ``CORE``, ``INVENTORY``."""
+    words = (INVENTORY,) if kind == "INVENTORY" else (COMMON, _MAGIC[kind])
+    return image(*messages, magic=b"".join(word.to_bytes(4, "little") for word in words))
+
+
+_MAGIC = {name: magic for name, magic, *_ in FORMATS}
 
 
 def _varint(value: int) -> bytes:

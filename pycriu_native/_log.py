@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from . import errors
 from ._dataclass import dataclass
+from ._regular import open_regular
 from ._typing import TYPE_CHECKING, Any
 from .enums import Verb
 from .errors import CriuError, Diagnosis
@@ -52,9 +53,7 @@ class LogMark:
         if not self.written():
             return ""
         try:
-            fd = os.open(
-                self.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.directory
-            )
+            fd = open_regular(self.name, dir_fd=self.directory)
         except OSError:
             return ""
         with open(fd, "rb") as log:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ._regular import open_regular
 from ._stats import message_fields
 from ._text import read_lines
 from .errors import ImagesError
@@ -93,8 +94,9 @@ def saved_mounts(images: str) -> list[SavedMount]:
         raise ImagesError(f"{images} has no mounts: it holds no images of a container")
     for name in names:
         try:
-            found += _read(name.read_bytes())
-        except (struct.error, ValueError, KeyError) as error:
+            with open(open_regular(name), "rb") as file:
+                found += _read(file.read())
+        except (OSError, struct.error, ValueError, KeyError) as error:
             raise ImagesError(f"{name} cannot be read: {error!r}") from None
     return found
 

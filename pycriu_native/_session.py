@@ -26,6 +26,7 @@ from ._log import LogMark
 from ._message import Handle
 from ._prepare import Directories, fill
 from ._question import Question
+from ._regular import check_writable
 from ._request import Outcome, Request, log_name
 from ._spawn import Manner
 from ._tree import end_processes, half_restored, wait_until_gone
@@ -33,7 +34,14 @@ from ._typing import TYPE_CHECKING, Protocol, cast
 from ._unpatched import Event, Thread
 from ._whole import Unfinished
 from .enums import Verb
-from .errors import BY_ERRNO, CriuError, DeadlineError, ProtocolError, WorkerDiedError
+from .errors import (
+    BY_ERRNO,
+    CriuError,
+    DeadlineError,
+    ImagesError,
+    ProtocolError,
+    WorkerDiedError,
+)
 from .identity import check_start
 from .results import DumpStatistics, RestoreStatistics
 from .values import WireValue
@@ -224,6 +232,7 @@ class Call:
             directories = Directories(
                 request.opts, request.verb, owned, trusting=request.via.trusting
             )
+            _check_outputs(request, directories)
             unfinished = _watch_over(request, directories, owned)
             handle = owned.enter_context(Handle())
             keep = fill(handle, request, directories, owned)
@@ -442,6 +451,25 @@ def _watch_over(request: Request, directories: Directories, owned: ExitStack) ->
         return None  # nothing can be written there: CRIU will say so, and why
     owned.callback(unfinished.close)
     return unfinished
+
+
+def _check_outputs(request: Request, directories: Directories) -> None:
+    """Refuse what CRIU would open for writing and block on: a FIFO in the place of a file."""
+    if directories.log is None:
+        return
+    for name in (log_name(request), "stats-dump", "stats-restore"):
+        try:
+            check_writable(directories.log, name)
+        except OSError as error:
+            path = f"{_whole.where(directories.log)}/{name}"
+            raise ImagesError(
+                f"{path} is {error.strerror}, and CRIU writes to it",
+                verb=str(request.verb),
+                errno=error.errno,
+                cause=f"{path} is {error.strerror}",
+                cure="remove it",
+                options=("work_directory", "log_file"),
+            ) from None
 
 
 def _rescue_for(request: Request) -> Rescue | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 
 from ._channel import LARGEST_PIECE, Channel, Kind
+from ._regular import open_regular
 from .errors import MigrationError, PeerLostError
 
 MOST_FILES = 100_000
@@ -40,7 +41,7 @@ def send(channel: Channel, directory: str, number: int, count: Count) -> None:
     total = sum(entry.stat().st_size for entry in entries)
     channel.tell("images", number=number, files=len(entries), bytes=total)
     for entry in entries:
-        with open(entry.path, "rb", buffering=0) as file:
+        with open(open_regular(entry.path), "rb", buffering=0) as file:
             left = os.fstat(file.fileno()).st_size
             channel.tell("file", name=entry.name, size=left)
             buffer = bytearray(min(left, LARGEST_PIECE))

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 
 from ._ffi import ffi, native
+from ._regular import open_regular
 from .results import DumpStatistics, RestoreStatistics
 
 SERVICE_MAGIC = 0x55105940
@@ -64,7 +65,7 @@ def _named(fields: dict[int, int], names: dict[int, str]) -> dict[str, int]:
 
 def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+        fd = open_regular(name, dir_fd=directory)
     except OSError:
         return None
     try:

@@ -20,6 +20,7 @@ not be in use.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ._made_names import LINKS
-from ._whole import CLAIM, EARLIER, UNFINISHED, where
+from ._regular import open_regular
+from ._whole import CLAIM, DEEPEST, EARLIER, UNFINISHED, where
 from .errors import ImagesError
 from .values import Descriptor, descriptor_number
 
@@ -49,7 +51,8 @@ def seal(directory: StrPath | Descriptor) -> str:
 
     What it lists is synced to disk first, and the manifest last: a set whose manifest is there
     was whole on disk, which CRIU alone does not see to. Of parent images it lists the link; seal
-    each set of a chain. Files that a restore writes (``*.log``, ``stats-*``) are left out.
+    each set of a chain. Subdirectories are listed with what is in them. Files that a restore
+    writes (``*.log``, ``stats-*``) are left out.
 
     Raises ``ImagesError`` where a dump is under way or did not finish, ``OSError`` where a file
     cannot be read or the manifest not be written. Needs no CRIU.
@@ -107,11 +110,39 @@ def _opened(directory: StrPath | Descriptor) -> Iterator[int]:
 
 
 def _names(at: int) -> Iterator[str]:
-    """The files that belong to the set: not what this package or a restore adds."""
+    """The files that belong to the set, with those of its subdirectories, by path.
+
+    Not what this package or a restore adds.
+    """
     for name in os.listdir(at):
         ours = name.startswith((MANIFEST, CLAIM)) or name in (EARLIER, LINKS)
-        if not ours and not name.endswith(".log") and not name.startswith("stats-"):
-            yield name
+        if ours or name.endswith(".log") or name.startswith("stats-"):
+            continue
+        yield name
+        yield from _below(at, name)
+
+
+def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
+    """What is in a subdirectory, if it is one; a link is not followed."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        inner = os.open(directory, flags, dir_fd=at)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            return
+        raise
+    if depth == DEEPEST:
+        os.close(inner)
+        raise ImagesError(f"{where(at)} has more than {DEEPEST} directories in each other")
+    try:
+        names = os.listdir(inner)
+    finally:
+        os.close(inner)
+    for name in names:
+        path = f"{directory}/{name}"
+        if name not in (MANIFEST, MANIFEST + ".partial"):  # those of sets of their own
+            yield path
+            yield from _below(at, path, depth + 1)
 
 
 def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
@@ -121,7 +152,7 @@ def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
         return {"link": os.readlink(name, dir_fd=at)}
     if not stat.S_ISREG(found.st_mode):
         return {"kind": stat.S_IFMT(found.st_mode)}
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=at)
+    fd = open_regular(name, dir_fd=at)
     with open(fd, "rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
@@ -131,7 +162,7 @@ def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
 
 def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
     try:
-        fd = os.open(MANIFEST, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+        fd = open_regular(MANIFEST, dir_fd=at)
         with open(fd, "rb") as file:
             text = file.read(LARGEST)
     except OSError as error:

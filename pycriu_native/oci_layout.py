@@ -13,12 +13,12 @@ import hashlib
 import json
 import os
 import platform
-import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ._regular import open_regular
 from ._streams import Compression, bad_argument, compressed
 from .archive import pack, unpack, written_beside
 from .errors import ImagesError
@@ -187,14 +187,13 @@ def _images(index: Path) -> list[dict[str, Any]]:
 def _opened(path: Path) -> Iterator[BufferedReader]:
     """A file of a layout, which can be anybody's: what has no end of its own is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_regular(path)
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in (errno.ELOOP, errno.EINVAL):
             raise
-        raise ImagesError(f"{path} is no part of an OCI layout: it is a link") from None
+        what = "a link" if error.errno == errno.ELOOP else "no file"
+        raise ImagesError(f"{path} is no part of an OCI layout: it is {what}") from None
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ImagesError(f"{path} is no part of an OCI layout: it is no file")
         yield file
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from . import _chronicle
 from ._descriptors import descriptors_of
 from ._later import socket
+from ._regular import open_regular
 from ._session import Call
 from ._tree import process_tree
 from ._unpatched import Event, Thread
@@ -237,7 +238,10 @@ def lazy_bytes(directory: str) -> int:
     for name in os.listdir(directory):
         if not _PAGEMAPS.fullmatch(name):
             continue
-        with contextlib.suppress(OSError), open(os.path.join(directory, name), "rb") as file:
+        with (
+            contextlib.suppress(OSError),
+            open(open_regular(os.path.join(directory, name)), "rb") as file,
+        ):
             data = file.read()
             runs = Runs()
             # Two magic numbers, and one entry of another kind.

@@ -27,11 +27,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
-from ._imagery import image, message
+from ._imagery import image_of, message
 from ._line import Line, widen
 from ._message import NOTIFY, REQUEST_TYPES, decode_request, encode
 from ._spawn import DEFAULT_MANNER, Manner
-from ._whole import COMMON_MAGIC, INVENTORY_MAGIC
 from .enums import Notify, Verb
 from .errors import Problem
 from .results import Version
@@ -198,15 +197,16 @@ class ScriptedCriu:
 
 def write_images(directory: str | os.PathLike[str], pid: int = 1234) -> None:
     """Write the images of a process without memory: enough for a restore by a scripted CRIU."""
-    kind = COMMON_MAGIC + b"kind"
     alive = message((1, 1), (3, message((1, 1))))
     files = {
-        "inventory.img": image(message((1, 2)), magic=INVENTORY_MAGIC),
-        "pstree.img": image(message((1, pid), (2, 0), (3, pid), (4, pid), (5, pid)), magic=kind),
-        f"core-{pid}.img": image(alive, magic=kind),
-        f"mm-{pid}.img": image(b"memory", magic=kind),
-        f"fs-{pid}.img": image(b"root", magic=kind),
-        f"pagemap-{pid}.img": image(message((1, 1)), magic=kind),
+        "inventory.img": image_of("INVENTORY", message((1, 2))),
+        "pstree.img": image_of("PSTREE", message((1, pid), (2, 0), (3, pid), (4, pid), (5, pid))),
+        f"core-{pid}.img": image_of("CORE", alive),
+        f"mm-{pid}.img": image_of("MM", message((1, 1))),
+        f"fs-{pid}.img": image_of("FS", message((1, 1), (2, 1))),
+        f"ids-{pid}.img": image_of("IDS", message((1, 1), (2, 1), (3, 1), (4, 1))),
+        "files.img": image_of("FILES", message((1, 1), (2, 1))),
+        f"pagemap-{pid}.img": image_of("PAGEMAP", message((1, 1))),
         "pages-1.img": b"",
     }
     for name, data in files.items():

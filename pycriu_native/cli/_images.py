@@ -6,6 +6,7 @@ import os
 import struct
 from typing import NamedTuple
 
+from .._regular import open_regular
 from .._stats import message_fields
 
 MAGIC = (0x54564319, 0x50273030)
@@ -36,7 +37,7 @@ def size_of(directory: str) -> Size:
 def pids_in(directory: str) -> list[int]:
     """The processes of a dump, as their own pid namespace numbers them; none for a pre-dump."""
     try:
-        with open(os.path.join(directory, "pstree.img"), "rb") as file:
+        with open(open_regular(os.path.join(directory, "pstree.img")), "rb") as file:
             data = file.read()
         if struct.unpack_from("<II", data) != MAGIC:
             return []

@@ -10,7 +10,9 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from .. import _stats
+from .. import _stats, _whole
+from .._completeness import ImageFiles, is_pre_dump, kind_of
+from .._regular import open_regular
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from . import _names as names
@@ -18,7 +20,7 @@ from ._files import Files
 from ._formats import category
 from ._messages import to_dict
 from ._pages import Counts, Layers
-from ._reader import ImageFile, damaged, expect
+from ._reader import damaged, expect
 from ._schema import table
 from ._trailers import entries
 from .model import (
@@ -133,9 +135,8 @@ class _Builder:
         self.images = self._list()
         self.sizes = {each.name: each.size for each in self.images}
         self.names = self.sizes.keys()
-        self.problems: list[str] = []
+        self.problems = self._problems()
         self.shared: dict[int, Layers] = {}
-        self.checked: set[str] = set()
         self.children: dict[int, list[int]] = {}
         self.files = Files(self.entries, self.ghost_size)
         self.sets: dict[int, dict[str, str]] = {}
@@ -163,6 +164,17 @@ class _Builder:
                 f"{self.directory} cannot be read: {error.strerror}", errno=error.errno
             ) from None
 
+    def _problems(self) -> list[str]:
+        """What a restore would refuse the set for; what a lazy dump still serves is no gap."""
+        fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            files = ImageFiles(fd)
+            found = [each for each in _whole.problems(fd, files) if each.options != ("lazy_pages",)]
+            self.pre_dump = is_pre_dump(files)
+        finally:
+            os.close(fd)
+        return list(dict.fromkeys(each.cause for each in found))
+
     # --- Single images --------------------------------------------------------------
 
     def path(self, name: str) -> str:
@@ -172,28 +184,22 @@ class _Builder:
         """The entries of an image; none where there is no such image."""
         if name not in self.names and not os.path.lexists(self.path(name)):
             return []
-        with ImageFile(self.path(name)) as file:
+        kind = kind_of(name)
+        assert kind is not None
+        with expect(self.path(name), kind) as file:
             return list(entries(file))
 
-    def one(self, name: str, kind: str, needed: bool = True) -> Any:
-        """The only entry of an image, or None with a remark where it is missing."""
+    def one(self, name: str, kind: str) -> Any:
+        """The only entry of an image, or None where it is missing."""
         if name not in self.names and not os.path.lexists(self.path(name)):
-            if needed:
-                self.lacks(name)
             return None
         with expect(self.path(name), kind) as file:
             return file.only()
-
-    def lacks(self, name: str) -> None:
-        problem = f"{name} is missing"
-        if problem not in self.problems:
-            self.problems.append(problem)
 
     def ghost_size(self, number: int) -> int | None:
         """Bytes of contents that a ghost file has in the images."""
         name = f"ghost-file-{number:x}.img"
         if name not in self.names:
-            self.lacks(name)
             return None
         with expect(self.path(name), "GHOST_FILE") as file:
             found, at = file.parse(file.start, "ghost_file_entry")
@@ -213,11 +219,6 @@ class _Builder:
     def build(self) -> ImageSet:
         inventory = self._inventory()
         tree = self.entries("pstree.img")
-        pre_dump = not tree and "pstree.img" not in self.names
-        if pre_dump and not any(name.startswith("pagemap-") for name in self.names):
-            self.lacks("pstree.img")
-        if not pre_dump and "files.img" not in self.names:
-            self.lacks("files.img")
         for each in tree:
             self.children.setdefault(each.ppid, []).append(each.pid)
         files = self.files.load(frozenset(each.pid for each in tree if each.sid == each.pid))
@@ -225,18 +226,11 @@ class _Builder:
         host = inventory.root_ids if inventory.HasField("root_ids") else None
         processes = tuple(self._process(each) for each in tree)
         namespaces = self._namespaces(processes, host)
-        if pre_dump:
-            for name in sorted(self.names):
-                if name.startswith("pagemap-"):
-                    self._check_pages(Layers(self.layers, name))
-        for parent in self.parents:
-            if not parent.exists:
-                self.problems.append(f"the parent {parent.directory} does not exist")
         criu, kernel = self._from_log()
         dump, restored = self._statistics()
         return ImageSet(
             directory=self.directory,
-            kind="pre-dump" if pre_dump else "dump",
+            kind="pre-dump" if self.pre_dump else "dump",
             version=inventory.img_version,
             criu=criu,
             criu_at_least=next(
@@ -288,9 +282,7 @@ class _Builder:
         """CRIU's release and the kernel's, from the head of the dump's log."""
         for name in ("dump.log", "pre-dump.log"):
             try:
-                fd = os.open(
-                    self.path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-                )
+                fd = open_regular(self.path(name))
             except OSError:
                 continue
             with open(fd, "rb") as file:
@@ -344,7 +336,7 @@ class _Builder:
     def _living(self, pid: int, core: Any) -> dict[str, Any]:
         """What only a process that runs has: memory, files, a place in the file system."""
         known: dict[str, Any] = {}
-        ids = self.one(f"ids-{pid}.img", "IDS", needed=False)
+        ids = self.one(f"ids-{pid}.img", "IDS")
         if ids is None and core.HasField("ids"):
             ids = core.ids
         timers = list(_timers(core.tc.timers)) if core.HasField("tc") else []
@@ -357,7 +349,7 @@ class _Builder:
             known["descriptors"] = descriptors
             timers += more
         known["timers"] = tuple(timers)
-        fs = self.one(f"fs-{pid}.img", "FS", needed=False)
+        fs = self.one(f"fs-{pid}.img", "FS")
         if fs is not None:
             known["cwd"], known["root"] = self._path_of(fs.cwd_id), self._path_of(fs.root_id)
             known["umask"] = fs.umask if fs.HasField("umask") else None
@@ -368,10 +360,7 @@ class _Builder:
 
     def _memory(self, pid: int, mm: Any) -> dict[str, Any]:
         name = f"pagemap-{pid}.img"
-        if name not in self.names:
-            self.lacks(name)
         layers = Layers(self.layers, name)
-        self._check_pages(layers)
         starts, ends = [each.start for each in mm.vmas], [each.end for each in mm.vmas]
         counts = layers.counts(starts, ends)
         command, environment = self._strings(layers, mm)
@@ -454,30 +443,8 @@ class _Builder:
         name = f"pagemap-shmem-{shared}.img"
         if shared not in self.shared:
             self.shared[shared] = Layers(self.layers, name)
-            if name in self.names:
-                self._check_pages(self.shared[shared])
         last = min(offset + max(end - start, 0), 2**64 - 1)
         return self.shared[shared].counts([offset], [last])[0]
-
-    def _check_pages(self, layers: Layers) -> None:
-        """That the pages are there which the pagemap speaks of."""
-        if layers.name in self.checked:
-            return
-        self.checked.add(layers.name)
-        top = layers.level(0)
-        if top is None:
-            return
-        name = top.pages_name
-        size, needed = self.sizes.get(name), top.runs.size
-        if size is None:
-            if needed:
-                self.lacks(name)
-        elif size < needed:
-            self.problems.append(f"{name} is {needed - size} bytes shorter than {layers.name} says")
-        if top.runs.total[1] and not self.parents:
-            self.problems.append(
-                f"{layers.name} has pages in a parent, and there is no parent link"
-            )
 
     def _threads(self, entry: Any, core: Any, task: Any) -> list[Thread]:
         threads = []
@@ -522,9 +489,6 @@ class _Builder:
 
     def _descriptors(self, table_id: int) -> tuple[tuple[Descriptor, ...], list[Timer]]:
         name = f"fdinfo-{table_id}.img"
-        if name not in self.names:
-            self.lacks(name)
-            return (), []
         found = sorted(self.entries(name), key=lambda each: each.fd)
         timers = []
         for each in found:
@@ -583,8 +547,6 @@ class _Builder:
             if space.kind != "mnt" or space.host:
                 continue
             name = f"mountpoints-{space.id}.img"
-            if name not in self.names:
-                self.lacks(name)
             for each in self.entries(name):
                 text = {
                     key: os.fsdecode(getattr(each, key)) for key in ("source", "root", "options")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from .._regular import open_regular
 from ..errors import ImagesError
 from ._formats import BY_MAGIC, COMMON, RAW, SERVICE, Format
 from ._schema import message
@@ -33,17 +33,15 @@ _TWO_WORDS = struct.Struct("<2I")
 def open_file(path: str) -> tuple[int, int]:
     """A regular file's descriptor and size: a link, a pipe or a device in a set is refused."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_regular(path)
     except FileNotFoundError:
         raise ImagesError(f"{path} does not exist", errno=errno.ENOENT) from None
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ImagesError(f"{path} is no regular file", errno=errno.EINVAL) from None
         why = "a symbolic link" if error.errno == errno.ELOOP else error.strerror
         raise ImagesError(f"{path} cannot be opened: {why}", errno=error.errno) from error
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(fd)
-        raise ImagesError(f"{path} is no regular file", errno=errno.EINVAL)
-    return fd, found.st_size
+    return fd, os.fstat(fd).st_size
 
 
 def damaged(path: str, at: int, why: str) -> ImagesError:

@@ -41,7 +41,12 @@ def image_set(
         "PSTREE",
         {"pid": pid, "ppid": 0, "pgid": pid, "sid": pid, "threads": [pid]},
     )
-    write(directory, "files.img", "FILES")
+    owner = {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0}
+    root = {"id": 1, "flags": 0, "pos": 0, "fown": owner, "name": "/"}
+    write(directory, "files.img", "FILES", {"type": "REG", "id": 1, "reg": root})
+    write(directory, f"fs-{pid}.img", "FS", {"cwd_id": 1, "root_id": 1})
+    ids = {"vm_id": 1, "files_id": 1, "fs_id": 1, "sighand_id": 1}
+    write(directory, f"ids-{pid}.img", "IDS", ids)
     task = {
         "task_state": 1,
         "exit_code": 0,

@@ -57,7 +57,9 @@ def test_a_parent_that_is_missing(chain: Path) -> None:
     (chain / "1").rename(chain / "elsewhere")
     found = inspect(chain / "3")
     assert [each.exists for each in found.parents] == [True, False]
-    assert found.problems == (f"the parent {chain / '1'} does not exist",)
+    assert found.problems == (
+        f"{chain / '2'} builds on the images in '../1': No such file or directory",
+    )
     memory = found.process(10).memory
     assert memory.read(START + PAGE, 2) == b"BB"
     with pytest.raises(ImagesError, match="in none of these images"):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, _whole, restore
-from pycriu_native._imagery import image, message
+from pycriu_native import CriuOpts, ImagesError, _completeness, _whole, restore
+from pycriu_native._imagery import image_of, message
 from pycriu_native._whole import EARLIER, MOVING, UNFINISHED, Unfinished
 from pycriu_native.errors import OptionError
 from pycriu_native.pages import page_server
@@ -23,28 +23,26 @@ PID = 42
 ZOMBIE = 43
 
 
-def _image(*messages: bytes, inventory: bool = False) -> bytes:
-    return image(
-        *messages, magic=_whole.INVENTORY_MAGIC if inventory else _whole.COMMON_MAGIC + b"kind"
-    )
-
-
 ALIVE = message((1, 1), (3, message((1, 1))))
 DEAD = message((1, 1), (3, message((1, 2))))
+IDS = image_of("IDS", message((1, 1), (2, 1), (3, 1), (4, 1)))
 SET = {
-    "inventory.img": _image(message((1, 2), (13, b"run")), inventory=True),
+    "inventory.img": image_of("INVENTORY", message((1, 2), (13, b"run"))),
     # A process of two threads, and a zombie, whose threads CRIU leaves to chance.
-    "pstree.img": _image(
+    "pstree.img": image_of(
+        "PSTREE",
         message((1, PID), (2, 0), (3, PID), (4, PID), (5, PID), (5, 44)),
         message((1, ZOMBIE), (2, PID), (3, PID), (4, PID), (5, 2**32 - 7)),
     ),
-    "files.img": _image(b"one file", b"another"),
-    f"core-{PID}.img": _image(ALIVE),
-    "core-44.img": _image(ALIVE),
-    f"core-{ZOMBIE}.img": _image(DEAD),
-    f"mm-{PID}.img": _image(b"memory"),
-    f"fs-{PID}.img": _image(b"root"),
-    f"pagemap-{PID}.img": _image(message((1, 7)), message((1, 4096), (2, 1))),
+    "files.img": image_of("FILES", message((1, 1), (2, 1)), message((1, 1), (2, 2))),
+    "fdinfo-1.img": image_of("FDINFO", message((1, 2), (2, 0), (3, 1), (4, 0))),
+    f"core-{PID}.img": image_of("CORE", ALIVE),
+    "core-44.img": image_of("CORE", ALIVE),
+    f"core-{ZOMBIE}.img": image_of("CORE", DEAD),
+    f"ids-{PID}.img": IDS,
+    f"mm-{PID}.img": image_of("MM", message((1, 1))),
+    f"fs-{PID}.img": image_of("FS", message((1, 1), (2, 1))),
+    f"pagemap-{PID}.img": image_of("PAGEMAP", message((1, 7)), message((1, 4096), (2, 1))),
     "pages-7.img": bytes(4096),
 }
 
@@ -74,7 +72,7 @@ def _check(directory: Path, lazy: bool = False) -> None:
 def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sets are read in one go, others file by file: it makes no difference."""
     if request.param == "one by one":
-        monkeypatch.setattr(_whole, "SMALL", 1)
+        monkeypatch.setattr(_completeness, "SMALL", 1)
 
 
 # ---- what a set must hold ----
@@ -152,7 +150,7 @@ def test_messages_that_are_garbage(tmp_path: Path) -> None:
 
 def test_images_of_another_age(tmp_path: Path) -> None:
     """What CRIU may yet change, or once had otherwise, is CRIU's to judge."""
-    inventory = _image(message((1, 1)), inventory=True)
+    inventory = image_of("INVENTORY", message((1, 1)))
     _check(_write(tmp_path, {"inventory.img": inventory}))
 
 
@@ -165,9 +163,9 @@ def test_lazy_pages_come_from_elsewhere(tmp_path: Path) -> None:
 
 def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
     """Without its page server there is no memory; pages that are lazy and in the images are."""
-    for flags, refused in ((2, True), (2 | 4, False), (4, False), (1, False)):
+    for flags, refused in ((2, True), (2 | 4, False), (4, False)):
         entry = message((1, 4096), (2, 1), (4, flags))
-        _write(tmp_path, {**SET, f"pagemap-{PID}.img": _image(message((1, 7)), entry)})
+        _write(tmp_path, {**SET, f"pagemap-{PID}.img": image_of("PAGEMAP", message((1, 7)), entry)})
         _check(tmp_path, lazy=True)
         if not refused:
             _check(tmp_path)

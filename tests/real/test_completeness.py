@@ -1,0 +1,139 @@
+"""A set that lacks an image, or has one that is cut short or is another, is never restored.
+
+Restores and inspections give the same verdict, on sets of a real CRIU.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, ImagesError, _whole, restore, seal, verify
+from pycriu_native.images import inspect, render_summary, render_tree
+
+from .zoo import contained, menagerie
+
+NOT_DERIVABLE = re.compile(
+    r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|timens-0|cgroup)\.img"
+    r"|(rule|route6|ip6?tables|nftables|netns-ct|netns-exp|ipcns-msg|ipcns-sem|pidns)-\d+\.img"
+)
+"""CRIU writes these only where there is something to write, and no other image refers to them."""
+
+
+@pytest.fixture(scope="module", params=["processes", "container"])
+def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of each kind."""
+    directory = tmp_path_factory.mktemp("sets")
+    if request.param == "processes":
+        return menagerie(directory).images
+    with contained(directory) as (images, _):
+        return Path(shutil.copytree(images, directory / "copy", symlinks=True))
+
+
+@pytest.fixture
+def images(original: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy whose files are links to the original's: replace them, do not write to them."""
+    yield Path(shutil.copytree(original, tmp_path / "images", copy_function=os.link))
+
+
+def _restorable(images: Path) -> bool:
+    fd = os.open(images, os.O_RDONLY)
+    try:
+        _whole.check(fd, CriuOpts())
+    except ImagesError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _complete(images: Path) -> bool:
+    try:
+        found = inspect(images)
+        render_summary(found), render_tree(found)
+    except ImagesError:
+        return False
+    return found.complete and found.kind == "dump"
+
+
+def _names(images: Path) -> list[str]:
+    return sorted(name for name in os.listdir(images) if name.endswith(".img"))
+
+
+def test_a_file_that_is_missing(original: Path, images: Path) -> None:
+    """It is noticed where any other image refers to it."""
+    assert _restorable(images)
+    assert _complete(images)
+    for name in _names(original):
+        (images / name).unlink()
+        verdicts = _restorable(images), _complete(images)
+        assert verdicts[0] == verdicts[1], name
+        assert not verdicts[0] or NOT_DERIVABLE.fullmatch(name), name
+        os.link(original / name, images / name)
+
+
+def test_a_file_that_is_cut_short(original: Path, images: Path) -> None:
+    """In its header, in the middle, one byte and one page short."""
+    for name in _names(original):
+        data = (original / name).read_bytes()
+        for size in {0, 3, len(data) // 2, len(data) - 1, len(data) - 4096} & {*range(len(data))}:
+            (images / name).unlink()
+            (images / name).write_bytes(data[:size])
+            verdicts = _restorable(images), _complete(images)
+            text = name.startswith(("nftables-", "iptables-", "ip6tables-"))
+            assert verdicts == (False, False) or text, (name, size)
+        (images / name).unlink()
+        os.link(original / name, images / name)
+
+
+def test_a_file_that_is_another(original: Path, images: Path) -> None:
+    """Nothing but ``ImagesError``, and the same verdict from both."""
+    names = _names(original)
+    pairs = [(name, other) for name in names for other in names if name != other]
+    for name, other in random.Random(7).sample(pairs, 60):
+        (images / name).unlink()
+        os.link(original / other, images / name)
+        assert _restorable(images) == _complete(images), (name, other)
+        (images / name).unlink()
+        os.link(original / name, images / name)
+
+
+def test_a_fifo_in_the_place_of_a_file(original: Path, images: Path) -> None:
+    """Nothing waits for what comes out of it."""
+    for name in (*_names(original), "stats-dump", "stats-restore", "dump.log"):
+        (images / name).unlink(missing_ok=True)
+        os.mkfifo(images / name)
+        assert _restorable(images) == _complete(images), name
+        assert _complete(images) is not name.endswith(".img"), name
+        (images / name).unlink()
+        if (original / name).exists():
+            os.link(original / name, images / name)
+
+
+@pytest.mark.parametrize("name", ["restore.log", "stats-restore"])
+def test_a_fifo_that_criu_would_write_to(original: Path, images: Path, name: str) -> None:
+    """It is refused before CRIU is started, which would block on it."""
+    os.mkfifo(images / name)
+    with pytest.raises(ImagesError, match=f"{name} is not a regular file") as caught:
+        restore(CriuOpts(images_directory=images))
+    assert caught.value.code is None
+
+
+def test_a_manifest_lists_subdirectories(images: Path) -> None:
+    """What is changed in one, or added to it, is named."""
+    (images / "inner" / "deep").mkdir(parents=True)
+    (images / "inner" / "deep" / "file").write_text("one")
+    digest = seal(images)
+    verify(images, digest)
+    (images / "inner" / "deep" / "file").write_text("two")
+    with pytest.raises(ImagesError, match="inner/deep/file was changed"):
+        verify(images, digest)
+    (images / "inner" / "deep" / "more").touch()
+    with pytest.raises(ImagesError, match="inner/deep/more was added"):
+        verify(images, digest)
