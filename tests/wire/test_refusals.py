@@ -27,10 +27,9 @@ from pycriu_native import (
     dump,
     restore,
 )
-from pycriu_native._options import BY_FIELD
+from pycriu_native._options import BY_FIELD, VERB_MASK
 from pycriu_native._whole import UNFINISHED
 from pycriu_native.enums import Verb
-from pycriu_native.opts import VERB_MASK
 
 from .strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
 
