@@ -10,11 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from ._dataclass import dataclass
 from ._fields import Fields, StrPath
-from ._typing import TYPE_CHECKING, Any, Self
+from ._typing import Any, Self
 from .enums import Verb
-
-if TYPE_CHECKING:
-    from ._reach import Via
 
 __all__ = ["CriuOpts", "StrPath"]
 
@@ -30,23 +27,6 @@ class CriuOpts(Fields):
 
     Synchronization: immutable, so safe to share between threads.
     """
-
-    @classmethod
-    def for_process(
-        cls, pid: int, opts: CriuOpts | None = None, *, via: Via | None = None
-    ) -> CriuOpts:
-        """Options with which this process can be dumped: ``opts`` and what it needs besides.
-
-        ``options = CriuOpts.for_process(4242, CriuOpts(images_directory="ckpt"))``. What is added
-        keeps as much as can be kept; :func:`~pycriu_native.preflight` tells why, and what a
-        restore needs. ``only_for("restore")`` makes the restore's options of them.
-
-        Raises ``PreflightError``, which lists every obstacle with its cure,
-        ``NoSuchProcessError``, and ``OptionError`` for options that no dump takes.
-        """
-        from . import _preflight
-
-        return _preflight.options_for(pid, cls() if opts is None else opts, via=via)
 
     # ---- other forms: exact on all that they can express, the rest is refused by name ----
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from .._reach import Via
 from .._worker import Worker
-from ..errors import NoSuchProcessError, OptionError, Problem
+from ..errors import OptionError, Problem
 from ..opts import CriuOpts
 from . import files, means, memory, mounts, objects, size, sockets, tasks, terminals
 from .look import Scene
@@ -37,7 +37,6 @@ __all__ = [
     "PreflightError",
     "Severity",
     "Verdict",
-    "options_for",
     "preflight",
 ]
 
@@ -101,20 +100,3 @@ def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
             else:
                 changes[name] = value
     return replace(opts, **changes) if changes else opts
-
-
-def options_for(pid: int, opts: CriuOpts, *, via: Via | None = None) -> CriuOpts:
-    """``CriuOpts.for_process``: these options and those that the process needs."""
-    result = preflight(pid, opts, via=via)
-    for finding in result.stops:
-        if finding.id in ("no-process", "zombie"):
-            raise NoSuchProcessError(
-                f"process {pid} cannot be dumped: {finding}",
-                verb="dump",
-                pid=pid,
-                cause=finding.words,
-                cure=finding.cure,
-            )
-    if result.stops:
-        raise PreflightError(result)
-    return result.opts

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..errors import CriuError
+from ..errors import CriuError, NoSuchProcessError
 from ..opts import CriuOpts
 
 __all__ = ["Finding", "ImageSize", "Preflight", "PreflightError", "Severity", "Verdict"]
@@ -164,6 +164,28 @@ class Preflight:
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
         return tuple(found for found in self.findings if found.severity is severity)
+
+    def require(self) -> CriuOpts:
+        """Return ``opts``, with which the process can be dumped.
+
+        What they add to the options that were given keeps as much as can be kept.
+        ``only_for("restore")`` makes the restore's options of them.
+
+        Raises ``PreflightError``, which lists every obstacle with its cure, or
+        ``NoSuchProcessError``.
+        """
+        for finding in self.stops:
+            if finding.id in ("no-process", "zombie"):
+                raise NoSuchProcessError(
+                    f"process {self.pid} cannot be dumped: {finding}",
+                    verb="dump",
+                    pid=self.pid,
+                    cause=finding.words,
+                    cure=finding.cure,
+                )
+        if self.stops:
+            raise PreflightError(self)
+        return self.opts
 
     def changes(self) -> dict[str, Any]:
         """The options that ``opts`` has beyond what was given."""
