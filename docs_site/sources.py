@@ -75,8 +75,8 @@ def module(path: Path) -> Module:
 @cache
 def meanings() -> dict[str, str]:
     """The docstring under each field of ``CriuOpts``."""
-    tree = ast.parse((ROOT / "pycriu_native/opts.py").read_text())
-    (opts,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == "CriuOpts")
+    tree = ast.parse((ROOT / "pycriu_native/_fields.py").read_text())
+    (opts,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == "Fields")
     found: dict[str, str] = {}
     for node, below in zip(opts.body, opts.body[1:], strict=False):
         match node, below:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import _rules
+from ._applicability import foreign_options
 from ._dataclass import replace
+from ._fields import Fields
 from ._spelling import Takes
 from ._words import SHORT, Opts, Reader, Word, say
 from .enums import Verb
 from .errors import OptionError, Problem
-from .opts import CriuOpts
 
 PROGRAM = "criu"
 COMMANDS = {str(verb): verb for verb in (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)}
@@ -37,7 +37,7 @@ READ_FIRST = frozenset(("-h", "--help", "--config", "--no-default-config"))
 # ---- from options to words ----
 
 
-def to_argv(opts: CriuOpts, verb: Verb | str, pid: int | None) -> list[str]:
+def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
     """See ``CriuOpts.to_argv``."""
     words, problems = command(opts, chosen(opts, verb), pid)
     if problems:
@@ -45,7 +45,7 @@ def to_argv(opts: CriuOpts, verb: Verb | str, pid: int | None) -> list[str]:
     return words
 
 
-def chosen(opts: CriuOpts, verb: Verb | str) -> Verb:
+def chosen(opts: Fields, verb: Verb | str) -> Verb:
     """The verb that is meant: ``dump`` with ``pre_dump`` set is a pre-dump."""
     found = COMMANDS.get(str(verb))
     if found is None:
@@ -53,9 +53,9 @@ def chosen(opts: CriuOpts, verb: Verb | str) -> Verb:
     return Verb.PRE_DUMP if found is Verb.DUMP and opts.pre_dump else found
 
 
-def command(opts: CriuOpts, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
+def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
     """The command line for all that it can say, and what it cannot."""
-    problems = list(_rules._belongs(opts, verb))
+    problems = list(foreign_options(opts, verb))
     said, unsaid = say(replace(opts.only_for(verb), pre_dump=None, exec_cmd=None))
     problems += unsaid
     words = [PROGRAM, str(verb), *_tree(verb, pid, problems)]

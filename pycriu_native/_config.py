@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ._fields import Fields
 from ._spelling import Takes
 from ._words import Opts, Reader, Word, say
 from .errors import OptionError, Problem
-from .opts import CriuOpts
 
 SPACE = " \t\n\v\f\r"
 """What CRIU takes for white space."""
@@ -35,7 +35,7 @@ UNSAYABLE = {
 # ---- from options to text ----
 
 
-def to_config(opts: CriuOpts) -> str:
+def to_config(opts: Fields) -> str:
     """See ``CriuOpts.to_config``."""
     words, problems = say(opts, UNSAYABLE)
     lines = []

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import _argv, _requirements, _rules
+from ._applicability import foreign_options
 from ._ffi import LIBCRIU_VERSION
 from ._message import REQUEST_TYPES, Handle, setter_for
-from ._options import BY_FIELD, BY_WIRE
+from ._options import BY_FIELD, BY_WIRE, VERB_MASK
 from ._overrides import ConfigurationFile, Setting, configuration_files, crash
 from ._prepare import Directories, fill
 from ._reach import Via
@@ -24,7 +25,7 @@ from ._request import Request
 from ._worker import Worker
 from .enums import Verb
 from .errors import CriuError, OptionError, Problem
-from .opts import VERB_MASK, CriuOpts
+from .opts import CriuOpts
 from .values import PageServer, WireValue
 from .verbs import for_pre_dump
 
@@ -212,7 +213,7 @@ def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
     if request.verb not in _argv.COMMANDS.values():
         return (), ()
     words, unsaid = _argv.command(request.opts, request.verb, request.pid)
-    foreign = {problem.field for problem in _rules._belongs(request.opts, request.verb)}
+    foreign = {problem.field for problem in foreign_options(request.opts, request.verb)}
     server = request.opts.page_server
     if isinstance(server, PageServer) and server.clear_text:
         rule = "criu asks for no consent to clear text: clear_text has no word there"

@@ -1,7 +1,7 @@
 """THE TABLE: every option of CRIU's wire format, one row each.
 
 The calls, the checks, the conversions, the documentation and the tests read these rows; a
-new option is one row here and one documented field in ``opts.py``. Needs only the standard
+new option is one row here and one documented field in ``_fields.py``. Needs only the standard
 library, so that tools can read it before anything is built.
 
 A release is the CRIU that first has the thing; ``local`` and ``shared`` are the libcriu
@@ -274,6 +274,19 @@ TABLE: tuple[Row, ...] = (
 
 BY_FIELD: dict[str, Row] = {row.field: row for row in TABLE if row.field}
 BY_WIRE: dict[str, Row] = {row.wire: row for row in TABLE if row.wire}
+
+VERB_MASK: dict[enums.Verb, On] = {
+    enums.Verb.DUMP: On.DUMP,
+    enums.Verb.PRE_DUMP: On.PRE_DUMP,
+    enums.Verb.RESTORE: On.RESTORE,
+    enums.Verb.PAGE_SERVER: On.PAGE_SERVER,
+    enums.Verb.PAGE_SERVER_CHILD: On.PAGE_SERVER,
+    enums.Verb.LAZY_PAGES: On.LAZY_PAGES,
+    enums.Verb.CHECK: On.CHECK,
+    enums.Verb.CPUINFO_DUMP: On.CPUINFO,
+    enums.Verb.CPUINFO_CHECK: On.CPUINFO,
+}
+"""The verbs that take options, as the table names them."""
 
 
 MEMBER_SINCE: dict[tuple[str, int], str] = {("network_lock", enums.NetworkLock.SKIP): "3.19"}

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from . import _trust
 from ._kinds import Directory, FileDescriptor
 from ._message import Handle
-from ._options import BY_FIELD, BY_WIRE
+from ._options import BY_FIELD, BY_WIRE, VERB_MASK
 from ._request import Request, log_name
 from ._typing import cast
 from .enums import Verb
 from .errors import ImagesError
-from .opts import VERB_MASK, CriuOpts
+from .opts import CriuOpts
 from .values import PageServer, WireValue, descriptor_number
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)

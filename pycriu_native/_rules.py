@@ -9,20 +9,19 @@ a word; the rules of runc that are stricter than CRIU's are marked. Facts: CRIU'
 from __future__ import annotations
 
 import fcntl
-import functools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
+from ._applicability import foreign_options
 from ._kinds import Namespaces
 from ._later import socket
-from ._options import TABLE
 from ._text import read_lines
 from ._typing import TYPE_CHECKING
 from ._whole import DEEPEST, unfinished
 from .enums import Verb
 from .errors import OptionError, Problem
-from .opts import VERB_MASK, CriuOpts
+from .opts import CriuOpts
 from .values import HasFileno, JoinNamespace, PageServer, descriptor_number
 
 if TYPE_CHECKING:
@@ -64,27 +63,6 @@ def _needs(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem
     value = getattr(opts, field)
     if value not in (None, False, ()) and getattr(opts, other) in (None, False):
         yield Problem(field, value, f"needs {other}: {why}")
-
-
-@functools.cache
-def _foreign(verb: Verb) -> frozenset[str]:
-    """The options that mean nothing to a verb."""
-    mask = VERB_MASK[verb]
-    return frozenset(row.name for row in TABLE if not row.on & mask)
-
-
-def _belongs(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    foreign = _foreign(verb)
-    for row, value in opts.items():
-        if row.field in foreign:
-            known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
-            where = " and ".join(known) or "other requests"
-            yield Problem(
-                row.name,
-                value,
-                f"belongs to {where}; {verb} would ignore it "
-                f"(opts.only_for({str(verb)!r}) drops it)",
-            )
 
 
 def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
@@ -461,7 +439,7 @@ def _forms(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 _ABOUT: dict[Rule, frozenset[str] | None] = {
-    _belongs: None,
+    foreign_options: None,
     _directories: None,
     _descriptors: frozenset(["status_fd", "pidfd_store_sk", "inherit_fds"]),
     _parent_image: frozenset(["parent_image"]),

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import _kinds as kinds
+from ._fields import Fields
 from ._options import TABLE, Row
 from ._words import Opts
 from .enums import CgroupMode
 from .errors import OptionError, Problem
-from .opts import CriuOpts
 from .values import PageServer
 
 ROWS = {row.runc: row for row in TABLE if row.runc}
@@ -29,7 +29,7 @@ CGROUP_MODES = {mode.name.lower(): mode for mode in _MODES}
 # ---- from options to JSON ----
 
 
-def to_runc(opts: CriuOpts) -> dict[str, Any]:
+def to_runc(opts: Fields) -> dict[str, Any]:
     """See ``CriuOpts.to_runc``."""
     found = {name: _zero(row) for name, row in ROWS.items()}
     problems = []

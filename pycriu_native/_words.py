@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+from ._fields import Fields
 from ._options import TABLE, Row
 from ._spelling import Keyword, Takes, spelling, whole_number
 from .errors import OptionError, Problem
-from .opts import CriuOpts
 from .values import PageServer
 
-Opts = TypeVar("Opts", bound=CriuOpts)
+Opts = TypeVar("Opts", bound=Fields)
 
 NO_WORDS = {
     "images_dir": "images_directory says the same there",
@@ -43,7 +43,7 @@ class Word(NamedTuple):
 
 
 def say(
-    opts: CriuOpts, unsayable: Mapping[str, str] = MappingProxyType({})
+    opts: Fields, unsayable: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[list[Word], list[Problem]]:
     """The words for all that is set, and what cannot be said; ``unsayable`` adds to the latter.
 
@@ -72,7 +72,7 @@ def _say(row: Row, flag: str, value: Any) -> list[Word]:
     return [Word(flag, word, row.name) for word in spelling(row).write(value)]
 
 
-def _say_page_server(opts: CriuOpts) -> list[Word]:
+def _say_page_server(opts: Fields) -> list[Word]:
     server = opts.page_server
     assert isinstance(server, PageServer)
     words = [] if opts.lazy_pages else [Word("--page-server")]
@@ -89,7 +89,7 @@ def _say_page_server(opts: CriuOpts) -> list[Word]:
     return [word._replace(field="page_server") for word in words]
 
 
-_ITEMS: dict[str, Callable[[CriuOpts], list[Word]]] = {"page_server": _say_page_server}
+_ITEMS: dict[str, Callable[[Fields], list[Word]]] = {"page_server": _say_page_server}
 """Fields that take several flags."""
 
 _PARTS = {"--address": "address", "--port": "port", "--ps-socket": "fd"}

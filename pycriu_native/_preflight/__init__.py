@@ -10,7 +10,6 @@ for a restore, ``means`` at CRIU and the options,
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from .._reach import Via
 from .._rules import ONE_PROCESS
 from .._worker import Worker
-from ..errors import NoSuchProcessError, OptionError, Problem
+from ..errors import OptionError, Problem
 from ..identity import Target, located
 from ..opts import CriuOpts
 from . import files, means, memory, mounts, objects, restorable, size, sockets, tasks, terminals
@@ -43,7 +42,6 @@ __all__ = [
     "PreflightWarning",
     "Severity",
     "Verdict",
-    "options_for",
     "preflight",
 ]
 
@@ -122,22 +120,3 @@ def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
             else:
                 changes[name] = value
     return replace(opts, **changes) if changes else opts
-
-
-def options_for(pid: Target, opts: CriuOpts, *, include_caller: bool, via: Via | None) -> CriuOpts:
-    """``CriuOpts.for_process``: these options and those that the process needs."""
-    result = preflight(pid, opts, include_caller=include_caller, via=via)
-    for finding in result.stops:
-        if finding.id in ("no-process", "zombie"):
-            raise NoSuchProcessError(
-                f"process {result.pid} cannot be dumped: {finding}",
-                verb="dump",
-                pid=result.pid,
-                cause=finding.words,
-                cure=finding.cure,
-            )
-    if result.stops or (result.no_restore and not opts.leave_running):
-        raise PreflightError(result)
-    for finding in (*result.no_restore, *result.lost):
-        warnings.warn(f"process {pid}: {finding}", PreflightWarning, stacklevel=3)
-    return result.opts

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from .._text import encodable
-from ..errors import CriuError
+from ..errors import CriuError, NoSuchProcessError
 from ..opts import CriuOpts
 
 __all__ = [
@@ -185,6 +186,32 @@ class Preflight:
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
         return tuple(found for found in self.findings if found.severity is severity)
 
+    def require(self) -> CriuOpts:
+        """Return ``opts``, with which the process can be dumped.
+
+        What they add to the options that were given keeps as much as can be kept.
+        ``only_for("restore")`` makes the restore's options of them.
+
+        What a restore will lack is told by a ``PreflightWarning``: a pipe to a process outside,
+        for one. Raises ``PreflightError``, which lists every obstacle with its cure, also where a
+        restore here would fail and ``leave_running`` is not set: the process would be lost; and
+        ``NoSuchProcessError``.
+        """
+        for finding in self.stops:
+            if finding.id in ("no-process", "zombie"):
+                raise NoSuchProcessError(
+                    f"process {self.pid} cannot be dumped: {finding}",
+                    verb="dump",
+                    pid=self.pid,
+                    cause=finding.words,
+                    cure=finding.cure,
+                )
+        if self.stops or (self.no_restore and not self.given.leave_running):
+            raise PreflightError(self)
+        for finding in (*self.no_restore, *self.lost):
+            warnings.warn(f"process {self.pid}: {finding}", PreflightWarning, stacklevel=2)
+        return self.opts
+
     def changes(self) -> dict[str, Any]:
         """The options that ``opts`` has beyond what was given."""
         before = {row.name: value for row, value in self.given.items()}
@@ -237,7 +264,7 @@ class PreflightError(CriuError):
 
 
 class PreflightWarning(UserWarning):
-    """``CriuOpts.for_process``: something will be missing after a restore, or a restore fails."""
+    """``Preflight.require``: something will be missing after a restore, or a restore fails."""
 
 
 Options = Mapping[str, Any]

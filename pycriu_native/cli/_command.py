@@ -19,13 +19,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from .._exchange import Hook, Notification
-from .._options import On
+from .._options import VERB_MASK, On
 from .._reach import DEFAULT_SERVICE, Service, Via
 from .._text import escaped, read_text
 from .._worker import Worker
 from ..enums import Verb
 from ..errors import CriuError, Problem, UnsupportedError
-from ..opts import VERB_MASK, CriuOpts
+from ..opts import CriuOpts
 from . import _fields
 from ._exits import Exit, exit_of
 from ._output import Output

@@ -10,19 +10,19 @@ import functools
 import inspect
 import re
 
-from .. import opts
+from .. import _fields
 
 
 @functools.cache
 def field_docs() -> dict[str, str]:
     """Each field's docstring, in one line."""
     try:
-        tree = ast.parse(inspect.getsource(opts))
+        tree = ast.parse(inspect.getsource(_fields))
     except (OSError, TypeError):  # an installation without sources
         return {}
     found: dict[str, str] = {}
     for cls in tree.body:
-        if isinstance(cls, ast.ClassDef) and cls.name == "CriuOpts":
+        if isinstance(cls, ast.ClassDef) and cls.name == "Fields":
             for field, text in zip(cls.body, cls.body[1:], strict=False):
                 match field, text:
                     case (

@@ -17,12 +17,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from .. import _kinds as kinds
-from .._options import OLDEST, TABLE, On, Row, release
+from .._options import OLDEST, TABLE, VERB_MASK, On, Row, release
 from .._spelling import CpuNames, Name, Size, Takes, spelling
 from .._words import ROWS, SHORT, Reader
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from ..opts import VERB_MASK, CriuOpts
+from ..opts import CriuOpts
 from ._docs import first_sentence
 from ._errors import in_flags
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 import click
 
 from .._explain import explain
-from .._options import On
+from .._options import VERB_MASK, On
 from ..enums import Verb
-from ..opts import VERB_MASK
 from . import _command, _plain
 from ._command import Call, Command
 from ._exits import Exit

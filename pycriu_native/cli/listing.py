@@ -6,9 +6,8 @@ from typing import Any
 
 import click
 
-from .._options import TABLE, Row
+from .._options import TABLE, VERB_MASK, Row
 from .._spelling import spelling
-from ..opts import VERB_MASK
 from ._command import Call, Command
 from ._docs import field_docs
 from ._exits import Exit

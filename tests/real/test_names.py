@@ -30,7 +30,7 @@ def test_every_verb(spawn: Spawn, images: Path) -> None:
     """Preflight, dump, the check of images, and the error of a restore that finds the pid taken."""
     target = spawn(NAMED + "    serve()\n")
     assert not preflight(target.pid).findings
-    opts = CriuOpts.for_process(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    opts = preflight(target.pid, CriuOpts(images_directory=images, leave_running=True)).require()
     dump(target.pid, opts)
     assert any("расчётн\\xd0" in finding.what for finding in check_images(images))
     with pytest.raises(PidInUseError):

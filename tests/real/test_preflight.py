@@ -463,14 +463,14 @@ def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
 
 
 def test_options_for_a_process(site: Site) -> None:
-    """What ``for_process`` gives dumps the process, and restores it."""
+    """What ``require`` returns dumps the process, and restores it."""
     target = site.spawn(
         CONNECTED.replace("serve()", 'import fcntl; f = open(HERE / "f", "w"); fcntl.flock(f, 2)\n'
         "    serve(same=lambda: client.getpeername() == server.getsockname())")
     )  # fmt: skip
     with pytest.raises(CriuError):
         dump(target.pid, site.opts)
-    opts = CriuOpts.for_process(target.pid, site.opts)
+    opts = preflight(target.pid, site.opts).require()
     assert opts == CriuOpts(images_directory=site.images, tcp_established=True, file_locks=True)
     dump(target.pid, opts)
     reap_all()
@@ -489,7 +489,7 @@ def test_every_obstacle_at_once(site: Site) -> None:
         serve()
     """)
     with pytest.raises(PreflightError) as caught:
-        CriuOpts.for_process(target.pid)
+        preflight(target.pid).require()
     found = {finding.id for finding in caught.value.findings}
     assert found == {"pidfd-outside", "packet-pipe", "socket-family"}
     assert caught.value.pid == target.pid
@@ -508,7 +508,7 @@ def test_no_process() -> None:
     pid = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
     assert preflight(pid).verdict is Verdict.FAILS
     with pytest.raises(NoSuchProcessError, match="there is no process"):
-        CriuOpts.for_process(pid)
+        preflight(pid).require()
 
 
 @pytest.mark.parametrize("pid", [0, -1, True, "1", None])

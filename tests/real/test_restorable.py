@@ -45,12 +45,12 @@ found = preflight(target.pid, opts)
 result["verdict"] = str(found.verdict)
 result["ids"] = [each.id for each in found.findings]
 try:
-    CriuOpts.for_process(target.pid, opts)
+    preflight(target.pid, opts).require()
 except PreflightError as error:
-    result["for_process"] = str(error)
+    result["required"] = str(error)
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    CriuOpts.for_process(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    preflight(target.pid, CriuOpts(images_directory=images, leave_running=True)).require()
 result["warned"] = len(told)
 dump(target.pid, opts)
 target.wait()
@@ -98,7 +98,7 @@ def test_a_capability_that_a_restore_needs(
     result = probe(prefix, images, SLEEPS, unprivileged=True)
     kill(result["pid"])
     assert finding in result["ids"]
-    assert f"CAP_{capability.upper()}" in result["for_process"]
+    assert f"CAP_{capability.upper()}" in result["required"]
     assert result["warned"]
     assert any(f"CAP_{capability.upper()}" in each for each in result["checked"])
     assert "unprivileged=True" in result["restore"]
@@ -271,12 +271,12 @@ def reap_all_but(pid: int) -> None:
 
 
 def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
-    """``for_process`` tells it: the restored process would write into a pipe that nobody reads."""
+    """``require`` reports it: the restored process would write into a pipe that nobody reads."""
     reading, writing = os.pipe()
     try:
         target = spawn(stdin=reading)
         with pytest.warns(PreflightWarning, match=r"outside of the tree; .*inherit_fds=\[\(fd"):
-            CriuOpts.for_process(target.pid, CriuOpts(images_directory=tmp_path))
+            preflight(target.pid, CriuOpts(images_directory=tmp_path)).require()
     finally:
         os.close(reading)
         os.close(writing)

@@ -33,9 +33,8 @@ from pycriu_native import (
 from pycriu_native import (
     _kinds as kinds,
 )
-from pycriu_native._options import BY_FIELD, TABLE, Row
+from pycriu_native._options import BY_FIELD, TABLE, VERB_MASK, Row
 from pycriu_native.enums import Verb
-from pycriu_native.opts import VERB_MASK
 
 HIGHEST_DESCRIPTOR = 2**31 - 1
 EXISTING_FILE = sys.executable

@@ -20,14 +20,13 @@ import pytest
 import pycriu_native
 from pycriu_native import CriuError, CriuOpts
 from pycriu_native._log import failures
-from pycriu_native._options import TABLE
+from pycriu_native._options import TABLE, VERB_MASK
 from pycriu_native._words import NO_WORDS, ROWS
 from pycriu_native.cli import _app, _docs, _errors, _exits, _fields, _words
 from pycriu_native.cli._command import Command
 from pycriu_native.cli._exits import Exit
 from pycriu_native.cli._run import run
 from pycriu_native.enums import Verb
-from pycriu_native.opts import VERB_MASK
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 
 ROOT = Path(__file__).parents[2]

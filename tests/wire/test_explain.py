@@ -19,12 +19,11 @@ from hypothesis import strategies as st
 from pycriu_native import CriuOpts, OptionError, PageServer, Worker, _steering, lib
 from pycriu_native._explain import Explanation, Setting, explain
 from pycriu_native._line import Line
-from pycriu_native._options import BY_WIRE, release
+from pycriu_native._options import BY_WIRE, VERB_MASK, release
 from pycriu_native._requirements import _versions
 from pycriu_native._spawn import DEFAULT_MANNER, Manner
 from pycriu_native.enums import Verb
 from pycriu_native.errors import Problem
-from pycriu_native.opts import VERB_MASK
 from pycriu_native.testing import ScriptedCriu
 from pycriu_native.verbs import for_pre_dump
 

@@ -26,9 +26,8 @@ from pycriu_native import (
 )
 from pycriu_native._line import widen
 from pycriu_native._message import REQUEST_TYPES
-from pycriu_native._options import BY_FIELD, TABLE, Row, release
+from pycriu_native._options import BY_FIELD, TABLE, VERB_MASK, Row, release
 from pycriu_native.enums import Verb
-from pycriu_native.opts import VERB_MASK
 from pycriu_native.values import WireValue
 
 from . import expected

@@ -17,12 +17,11 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.errors import NoSuchExample
 
-from pycriu_native import CriuOpts, enums
+from pycriu_native import CriuOpts, _fields, enums
 from pycriu_native import _kinds as kinds
-from pycriu_native import opts as opts_module
-from pycriu_native._options import BY_FIELD, BY_WIRE, MEMBER_SINCE, TABLE, Row, release
+from pycriu_native._fields import Fields
+from pycriu_native._options import BY_FIELD, BY_WIRE, MEMBER_SINCE, TABLE, VERB_MASK, Row, release
 from pycriu_native.enums import Verb
-from pycriu_native.opts import VERB_MASK
 
 from . import elf, strategies
 from .libraries import found, newest
@@ -92,7 +91,7 @@ def test_the_table_and_criu_opts_have_the_same_fields() -> None:
 
 def _documented() -> dict[str, str]:
     """The string below each field of the class."""
-    (cls,) = ast.parse(inspect.getsource(CriuOpts)).body
+    (cls,) = ast.parse(inspect.getsource(Fields)).body
     assert isinstance(cls, ast.ClassDef)
     documented = {}
     for statement, after in zip(cls.body, cls.body[1:], strict=False):
@@ -147,7 +146,7 @@ def _accepts(kind: kinds.Kind) -> set[object]:
 @rows_with_field
 def test_annotations_tell_what_is_accepted(row: Row) -> None:
     """mypy and editors know what the kind of the row takes, and None."""
-    hint = typing.get_type_hints(CriuOpts, vars(opts_module))[row.name]
+    hint = typing.get_type_hints(CriuOpts, vars(_fields))[row.name]
     parts = set(typing.get_args(hint))
     assert NoneType in parts
     assert _accepts(row.kind) <= parts, (row.name, parts)
