@@ -313,7 +313,7 @@ def test_migrate(spawn: Spawn, tmp_path: Path) -> None:
             assert not is_alive(target.pid)
         finally:
             kill(arriving.pid)
-    run("migrate", "out", os.getpid(), "--to", "127.0.0.1:1", code=9)
+    run("migrate", "out", spawn().pid, "--to", "127.0.0.1:1", code=9)
 
 
 def _listens(port: int) -> bool:

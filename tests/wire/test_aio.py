@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import threading
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pycriu_native
 from pycriu_native import CriuOpts, Notification, Verb, aio
 from pycriu_native.iters import Round
 from pycriu_native.testing import ScriptedCriu, write_images
+from tests.wire import bystander
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def _images(tmp_path: Path) -> None:
     write_images(tmp_path)
 
 
-PARENT = os.getppid()
+PARENT = bystander.PID
 
 
 def test_every_verb() -> None:

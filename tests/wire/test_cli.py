@@ -28,9 +28,10 @@ from pycriu_native.cli._exits import Exit
 from pycriu_native.cli._run import run
 from pycriu_native.enums import Verb
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
+from tests.wire import bystander
 
 ROOT = Path(__file__).parents[2]
-PID = str(os.getppid())
+PID = str(bystander.PID)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import pytest
 from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError, Progress
 from pycriu_native.iters import Round, UntilSteady, dump_iters
 from pycriu_native.testing import ScriptedCriu
+from tests.wire import bystander
 
 
 def _round(number: int, pages: int) -> Round:
@@ -35,7 +36,7 @@ def test_the_chain(tmp_path: Path) -> None:
         return round.number < 3
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
-    result = dump_iters(os.getppid(), opts, more, via=peer)
+    result = dump_iters(bystander.PID, opts, more, via=peer)
     assert told == [1, 2, 3]
     assert [r.result.images for r in result.rounds] == [
         str(tmp_path / "chain" / str(n)) for n in (1, 2, 3)
@@ -60,7 +61,7 @@ def test_its_progress(tmp_path: Path) -> None:
         return round.number < 2
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
-    dump_iters(os.getppid(), opts, more, via=ScriptedCriu(), on_progress=told.append)
+    dump_iters(bystander.PID, opts, more, via=ScriptedCriu(), on_progress=told.append)
     assert list(dict.fromkeys(one.phase for one in told)) == ["round 1", "round 2", "dump"]
     first = [one for one in told if one.phase == "round 1"]
     assert first[0].total
@@ -91,7 +92,7 @@ def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
 
     opts = CriuOpts(images_directory=tmp_path / "chain", log_level=3)
     opts = replace(opts, pre_dump_mode="read", leave_running=True)
-    dump_iters(os.getppid(), opts, more, via=peer)
+    dump_iters(bystander.PID, opts, more, via=peer)
     first, last = (sent.opts for sent in peer.sent if "track_mem" in sent.opts)
     assert first["log_level"] == last["log_level"] == 3
     assert "pre_dump_mode" in first
@@ -105,7 +106,7 @@ def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
     peer = ScriptedCriu()
     opts = CriuOpts(images_directory=tmp_path / "chain", tcp_close=True, tcp_established=True)
     with pytest.raises(OptionError, match="tcp_established"):
-        dump_iters(os.getppid(), opts, via=peer)
+        dump_iters(bystander.PID, opts, via=peer)
     assert not peer.sent
     assert not (tmp_path / "chain").exists()
 
