@@ -69,6 +69,7 @@ class Rescue:
         """The processes, from when they stood still; None: nobody has said so."""
         self._was_there = _is_there(pid)
         self._saved = False
+        self._written = False
         self._may_lock = False
         self._looked = False
         self._chain_before: bool | None = None  # None: no namespace was locked as a whole
@@ -80,6 +81,8 @@ class Rescue:
 
     def look(self, action: Notify | str, worker: int) -> None:
         """Remember what cannot be found out later; CRIU waits for the notification's answer."""
+        if action is Notify.POST_DUMP:
+            self._written = True
         with contextlib.suppress(OSError):
             if not self._looked:
                 self._looked = True
@@ -131,7 +134,7 @@ class Rescue:
             left += ["CRIU's lock on the network, until the restore"] if connections else []
             return Rescued(ended=ended, saved=True, left_behind=tuple(left))
         if self._links is not None:
-            left += self._links.remove(wanted=self._saved)
+            left += self._links.remove(wanted=self._written)
         for where in self._namespaces():
             try:
                 with where:

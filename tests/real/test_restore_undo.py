@@ -411,6 +411,42 @@ def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans:
     assert target.runs_on()
 
 
+def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
+    """CRIU gives up, and removes what it has not made: the cure, a second restore, works."""
+    target = spawn(
+        "(HERE / 'file').touch()\nfile = open(HERE / 'file')\n(HERE / 'file').unlink()\nserve()"
+    )
+    opts = CriuOpts(images_directory=images)
+    dump(target.pid, opts)
+    target.reap()
+    taken = target.directory / "file.cr.1.ghost"
+    taken.touch()
+    assert [finding.subject for finding in check_images(images)] == [str(taken)]
+    with pytest.raises(CriuError, match=r"NAME\.cr\.NUMBER\.ghost, is taken") as caught:
+        restore(opts)
+    reap_all()
+    assert caught.value.left_behind == ((f"{taken}, in the way",) if taken.exists() else ())
+    taken.unlink(missing_ok=True)
+    restore(opts)
+    assert target.runs_on()
+
+
+def test_a_link_in_the_way_of_a_dump(spawn: Spawn, images: Path, orphans: None) -> None:
+    """The process lives on; without the link of that name the dump works."""
+    target = spawn(LINKED)
+    opts = CriuOpts(images_directory=images, link_remap=True)
+    dump(target.pid, replace(opts, leave_running=True))
+    [kept] = os.listdir(images / "pycriu-native.links")
+    taken = target.directory / f"link_remap.{kept.partition('-')[0]}"
+    taken.touch()
+    with pytest.raises(CriuError, match=r"link_remap\.NUMBER is there"):
+        dump(target.pid, opts)
+    assert target.ask("same")
+    taken.unlink()
+    dump(target.pid, opts)
+    target.reap()
+
+
 @pytest.mark.parametrize("controller", ["freezer", ""], ids=["v1", "v2"])
 def test_cgroups(
     make_cgroup: Make, spawn: Spawn, images: Path, orphans: None, controller: str
