@@ -17,7 +17,7 @@ from .._reach import Via
 from .._worker import Worker
 from ..errors import NoSuchProcessError, OptionError, Problem
 from ..opts import CriuOpts
-from . import files, means, memory, mounts, objects, size, sockets, tasks, terminals
+from . import attributes, files, means, memory, mounts, objects, size, sockets, tasks, terminals
 from .look import Scene
 from .tree import Tree
 from .values import (
@@ -41,7 +41,7 @@ __all__ = [
     "preflight",
 ]
 
-LOOKS = (mounts, files, objects, sockets, terminals, memory)
+LOOKS = (mounts, files, objects, sockets, terminals, memory, attributes)
 
 
 def preflight(pid: int, opts: CriuOpts | None = None, *, via: Via | None = None) -> Preflight:
