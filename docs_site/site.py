@@ -16,7 +16,7 @@ from . import failures, howto
 from .sources import ROOT, SiteError
 
 CONTENTS: dict[str, tuple[str, ...]] = {
-    "Guides": ("migration.md", "preflight.md", "images.md", "coming-from.md"),
+    "Guides": ("migration.md", "preflight.md", "not_restored.md", "images.md", "coming-from.md"),
     "Reference": ("cli.md", "options.md", "errors.md"),
     "Background": (
         "design.md",

@@ -222,7 +222,8 @@ def _put(path: Path, info: tarfile.TarInfo, content: Content | None) -> None:
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
     if content is not None:
         with open(path, "xb", opener=_private) as file:
-            shutil.copyfileobj(content, file, CHUNK)
+            while data := content.read(CHUNK):
+                file.write(data)
     elif info.issym():
         path.symlink_to(info.linkname)
     else:

@@ -20,7 +20,19 @@ from .._worker import Worker
 from ..errors import OptionError, Problem
 from ..identity import Target, located
 from ..opts import CriuOpts
-from . import files, means, memory, mounts, objects, restorable, size, sockets, tasks, terminals
+from . import (
+    attributes,
+    files,
+    means,
+    memory,
+    mounts,
+    objects,
+    restorable,
+    size,
+    sockets,
+    tasks,
+    terminals,
+)
 from .look import Scene
 from .tree import Tree
 from .values import (
@@ -45,7 +57,7 @@ __all__ = [
     "preflight",
 ]
 
-LOOKS = (mounts, files, objects, sockets, terminals, memory, restorable)
+LOOKS = (mounts, files, objects, sockets, terminals, memory, attributes, restorable)
 
 
 def preflight(

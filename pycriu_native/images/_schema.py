@@ -134,4 +134,5 @@ def message(name: str) -> type[Any]:
 
     Its fields are known only when the table has been read, so its type says nothing of them.
     """
-    return GetMessageClass(_pool().FindMessageTypeByName(name))
+    made: type[Any] = GetMessageClass(_pool().FindMessageTypeByName(name))
+    return made

@@ -1,0 +1,59 @@
+"""Attributes of a process that CRIU does not save: the restored one has those of the restorer.
+
+Seen with CRIU 4.2.1 on Linux 6.18; ``docs/not_restored.md`` has all of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable, Iterator
+
+from .look import Scene, lost
+from .tree import Process, read
+from .values import Finding
+
+_IOPRIO_GET = {"x86_64": 252, "aarch64": 31}
+"""``ioprio_get`` (``asm/unistd.h``)."""
+_IOPRIO_WHO_PROCESS = 1
+
+_libc = ctypes.CDLL(None)
+
+
+def _file(name: str) -> Callable[[Process], str]:
+    return lambda process: read(f"/proc/{process.pid}/{name}").strip()
+
+
+def _io_priority(process: Process) -> str:
+    number = _IOPRIO_GET.get(platform.machine())
+    found = -1 if number is None else _libc.syscall(number, _IOPRIO_WHO_PROCESS, process.pid)
+    return "" if found < 0 else f"class {found >> 13}, level {found & 0x1FFF}"
+
+
+ATTRIBUTES: dict[str, tuple[str, Callable[[Process], str]]] = {
+    "cpu-affinity": (
+        "the processors that it may run on (sched_setaffinity)",
+        lambda process: process.status.get("Cpus_allowed_list", ""),
+    ),
+    "coredump-filter": ("what its core dumps hold (coredump_filter)", _file("coredump_filter")),
+    "personality": ("its personality(2)", _file("personality")),
+    "timer-slack": ("its timer slack, in nanoseconds", _file("timerslack_ns")),
+    "io-priority": ("its I/O priority (ioprio_set)", _io_priority),
+}
+"""By the finding's id: what it is, and how it is read; empty where it cannot be."""
+
+
+def look(scene: Scene) -> Iterator[Finding]:
+    """Where a process differs from us, as from a restore that is started like this call."""
+    for name, (words, value_of) in ATTRIBUTES.items():
+        ours = value_of(scene.tree.ours)
+        for process in scene.tree.alive:
+            theirs = value_of(process)
+            if theirs and ours and theirs != ours:
+                yield lost(
+                    name,
+                    f"CRIU does not save {words}: it is {theirs}, and would be {ours} after a "
+                    "restore that is started like this call",
+                    pid=process.pid,
+                    cure="set it again after the restore",
+                )
