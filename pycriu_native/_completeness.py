@@ -681,7 +681,7 @@ def _pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Proble
         except DamagedError as damaged:
             yield damaged.problem
             return
-        if size and not runs.total[0]:
+        if size and not len(runs):
             yield short(name).problem  # its entries are gone, and their pages are there
         elif size < runs.size:
             yield Problem(
