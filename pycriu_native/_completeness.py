@@ -415,7 +415,7 @@ class _Set:
             return  # there is no more of a zombie, and the numbers of its threads are none
         for name in (f"mm-{pid}.img", f"fs-{pid}.img"):
             yield from files.missing(name)
-        for tid in process.get(_THREADS, ()):
+        for tid in (each for each in process.get(_THREADS, ()) if isinstance(each, int)):
             yield from files.missing(f"core-{tid}.img")
             yield from self._task(next(iter(files.entries(f"core-{tid}.img")), {}))
         ids = next(iter(files.entries(f"ids-{pid}.img")), None) or inner(core, 4)
@@ -675,13 +675,15 @@ def _pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Proble
             ("images_directory", "page_server"),
             served=True,
         )
-    elif runs.size:
+    elif pages in files.names:
         try:
             size = files.size(pages)
         except DamagedError as damaged:
             yield damaged.problem
             return
-        if size < runs.size:
+        if size and not len(runs):
+            yield short(name).problem  # its entries are gone, and their pages are there
+        elif size < runs.size:
             yield Problem(
                 f"{pages} is {runs.size - size} bytes shorter than {name} says", _COPY_AGAIN
             )

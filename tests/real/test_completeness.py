@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,9 +36,9 @@ def original(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def images(original: Path, tmp_path: Path) -> Iterator[Path]:
+def images(original: Path, tmp_path: Path) -> Path:
     """A copy whose files are links to the original's: replace them, do not write to them."""
-    yield Path(shutil.copytree(original, tmp_path / "images", copy_function=os.link))
+    return Path(shutil.copytree(original, tmp_path / "images", copy_function=os.link))
 
 
 def _restorable(images: Path) -> bool:
