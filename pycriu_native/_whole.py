@@ -5,8 +5,9 @@ images of files are flushed after it, and ``stats-dump``, the last of all, is in
 directory and comes only once the dumped are gone (``criu/cr-dump.c``, 4.2). So while a dump is
 under way, a mark of ours lies among its images. It goes when CRIU says ``post-dump``, which is
 when all is written and nothing killed yet; else with CRIU's answer. Of a dump that CRIU has
-undone the images go, and the mark with them. A dump that ends in any other way, be it that both CRIU and we are killed, leaves the mark. Sets that others have made
-carry none, and are judged by what they hold.
+undone the images go, and the mark with them. A dump that ends in any other way, be it that both
+CRIU and we are killed, leaves the mark. Sets that others have made carry none, and are judged by
+what they hold.
 
 CRIU syncs nothing to disk. What a power failure takes from a set only a manifest can tell
 (``manifest.py``).

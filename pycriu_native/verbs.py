@@ -161,7 +161,8 @@ def pre_dump(
     The later dump names these images in ``parent_image``. Options that matter to the dump only
     are accepted and have no effect here. CRIU sends no notifications of a pre-dump; after a
     deadline its next write fails, and if there is none, the error has a ``result``. A tree that
-    contains the caller cannot be pre-dumped. Which process has the pid is compared before CRIU begins and after it has ended.
+    contains the caller cannot be pre-dumped. Which process has the pid is compared before CRIU
+    begins and after it has ended.
 
     Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
     CRIU 3.17.
