@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from ._text import escaped, read_lines, read_text
-
 from ._unpatched import sleep
 
 

@@ -172,7 +172,7 @@ def verbs() -> None:
     dump(PID)  # type: ignore[call-arg]
     dump("4242", OPTS)  # type: ignore[arg-type]
     dump(PID, {"images_directory": "images"})  # type: ignore[arg-type]
-    dump(PID, OPTS, Worker())  # type: ignore[call-arg]
+    dump(PID, OPTS, Worker())  # type: ignore[call-arg, arg-type]
     dump(PID, OPTS, timeout=3)  # type: ignore[call-arg]
     dump(PID, OPTS, via="/usr/sbin/criu")  # type: ignore[arg-type]
     dump(PID, OPTS, deadline="5")  # type: ignore[arg-type]

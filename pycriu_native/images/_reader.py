@@ -14,9 +14,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from .._image_kinds import COMMON, SERVICE
 from .._regular import open_regular
 from ..errors import ImagesError
-from ._formats import BY_MAGIC, COMMON, RAW, SERVICE, Format
+from ._formats import BY_MAGIC, RAW, Format
 from ._schema import message
 
 LARGEST_MESSAGE = 256 * 2**20

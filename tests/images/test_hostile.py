@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError
+from pycriu_native._image_kinds import COMMON
 from pycriu_native.images import decode, encode, inspect
-from pycriu_native.images._formats import BY_NAME, COMMON, FORMATS, Format
+from pycriu_native.images._formats import BY_NAME, FORMATS, Format
 from pycriu_native.images._schema import Row, table
 
 from .sets import PRESENT, image_set, page

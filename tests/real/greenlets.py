@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,19 +157,25 @@ def judged() -> None:
 def cooperative() -> None:
     """A call in the hub's own thread pool lets the other greenlets go on."""
     ticks: list[int] = []
+
+    def tick(sleep: Callable[[float], object]) -> None:
+        for _ in range(5):
+            ticks.append(1)
+            sleep(0.001)
+
     opts = _options()
     pid = _target()
     if PATCHER == "gevent":
         import gevent
 
-        ticker = gevent.spawn(lambda: [(ticks.append(1), gevent.sleep(0.001)) for _ in range(5)])
+        ticker = gevent.spawn(tick, gevent.sleep)
         gevent.get_hub().threadpool.apply(criu.dump, (pid, opts))
         ticker.join()
     else:
         import eventlet
         from eventlet import tpool
 
-        eventlet.spawn(lambda: [(ticks.append(1), eventlet.sleep(0.001)) for _ in range(5)])
+        eventlet.spawn(tick, eventlet.sleep)
         tpool.execute(criu.dump, pid, opts)
     started.pop().wait()
     assert ticks

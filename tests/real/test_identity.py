@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,16 +156,14 @@ def test_a_pidfd(spawn: Spawn, images: Path) -> None:
     [{"boot_id": "another"}, {"pid_namespace": 1}, {"start_time": 1}, {"start_time": None}],
     ids=lambda other: next(iter(other)),
 )
-def test_another_process(spawn: Spawn, images: Path, other: dict[str, object]) -> None:
+def test_another_process(spawn: Spawn, images: Path, other: dict[str, Any]) -> None:
     """A pid of another host, boot, namespace or life is refused, and the process runs on."""
     target = spawn()
-    meant = replace(ProcessIdentity.of(target.pid), **other)  # type: ignore[type-var]
+    meant = replace(ProcessIdentity.of(target.pid), **other)
     with pytest.raises(ProcessMismatchError, match=f"pid {target.pid}"):
         dump(meant, CriuOpts(images_directory=images))
     assert not images.exists()
-    job = pickle.loads(
-        pickle.dumps(DumpJob(pid=meant, opts=CriuOpts(images_directory=images)))  # type: ignore[arg-type]
-    )
+    job = pickle.loads(pickle.dumps(DumpJob(pid=meant, opts=CriuOpts(images_directory=images))))
     with pytest.raises(ProcessMismatchError):
         job()
     assert not images.exists()
