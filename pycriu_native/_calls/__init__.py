@@ -1,0 +1,1 @@
+"""One call, from its checks to its result."""

@@ -1,0 +1,1 @@
+"""The meaning of CRIU's messages."""

@@ -1,0 +1,1 @@
+"""Completeness of an image set."""

@@ -1,0 +1,1 @@
+"""The compiled extension, and its only importer."""

@@ -1,0 +1,1 @@
+"""The page server and the lazy-pages daemon."""

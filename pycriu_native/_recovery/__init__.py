@@ -1,0 +1,1 @@
+"""Recovery of what a killed CRIU leaves behind."""

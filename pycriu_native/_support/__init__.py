@@ -1,0 +1,1 @@
+"""General helpers without knowledge of CRIU."""

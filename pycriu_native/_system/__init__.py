@@ -1,0 +1,1 @@
+"""Kernel interfaces: /proc, descriptors, mounts, sockets, trusted paths."""

@@ -1,0 +1,1 @@
+"""Ways to reach a criu process: worker, service, socket, pool."""

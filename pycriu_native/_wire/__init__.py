@@ -1,0 +1,1 @@
+"""Messages of CRIU's RPC, encoded and decoded by libcriu."""

@@ -1,0 +1,1 @@
+"""Diagnosis before a call: preflight, doctor, explain."""

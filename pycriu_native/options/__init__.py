@@ -1,0 +1,1 @@
+"""Options of CRIU: the value, its table, and its other forms."""
