@@ -2,7 +2,7 @@
 # does only what is missing, says what it installs, and asks nothing.
 #
 #   PYTHON=python3.12     another Python, 3.11 or later
-#   CRIU_PREFIX=DIR       another place for a private CRIU (see scripts/install-criu)
+#   CRIU_PREFIX=DIR       another place for a private CRIU (see tools/install-criu)
 #   ARGS='-k dump -x'     more arguments for pytest
 
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ VENV := .venv
 
 # What the extension module is made from.
 BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
-	$(wildcard include/*.h pycriu_native/native/*.c pycriu_native/native/*.h)
+	$(wildcard include/*.h native/*.c native/*.h)
 
 # The programs that tests run, each with its Debian package.
 TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
@@ -108,13 +108,13 @@ test: test-tools test-libraries build ## the tests; what this machine cannot do 
 
 .PHONY: test-unit
 test-unit: test-libraries build ## the tests that need neither root nor a CRIU that can checkpoint
-	@$(VENV)/bin/python -m pytest tests/wire tests/images $(ARGS)
+	@$(VENV)/bin/python -m pytest tests/unit tests/unit $(ARGS)
 
 .PHONY: test-migration
 test-migration: test-tools test-libraries build ## every way in which a migration can fail; some minutes
 	@$(AS_ROOT)
-	as_root $(VENV)/bin/python -m pytest --long tests/wire/test_migration.py \
-		tests/real/test_migration.py tests/real/test_migration_failures.py $(ARGS)
+	as_root $(VENV)/bin/python -m pytest --long tests/unit/test_migration.py \
+		tests/integration/test_migration.py tests/integration/test_migration_failures.py $(ARGS)
 
 # Address and undefined-behaviour sanitizers, over all that needs no privilege. Leaks are
 # counted by a test: LeakSanitizer cannot tell ours from Python's.
@@ -123,8 +123,8 @@ SANITIZED := build/sanitized
 test-sanitized: test-libraries build ## the tests of the wire, with the C code under sanitizers
 	@rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
-	cp -r build_ffi.py setup.py pyproject.toml README.md LICENSE include pycriu_native tests docs scripts $(SANITIZED)
-	rm -f $(SANITIZED)/pycriu_native/_native*.so
+	cp -r build_ffi.py setup.py pyproject.toml README.md LICENSE include native pycriu_native tests docs tools $(SANITIZED)
+	rm -f $(SANITIZED)/pycriu_native/_native/*.so
 	set -a
 	. ./.criu
 	python=$$PWD/$(VENV)/bin/python
@@ -137,10 +137,10 @@ test-sanitized: test-libraries build ## the tests of the wire, with the C code u
 		ASAN_OPTIONS=detect_leaks=0:log_path=$$PWD/report \
 		UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path=$$PWD/report PYTHONPATH=$$PWD \
 		$$python -m pytest -p no:cacheprovider -q $(ARGS) \
-		tests/wire/test_lib.py tests/wire/test_properties.py tests/wire/test_exchange.py \
-		tests/wire/test_values.py tests/wire/test_refusals.py tests/wire/test_iters.py \
-		tests/wire/test_trust.py tests/wire/test_trust_whole.py \
-		tests/images/test_runs.py ||
+		tests/unit/test_lib.py tests/unit/test_properties.py tests/unit/test_exchange.py \
+		tests/unit/test_values.py tests/unit/test_refusals.py tests/unit/test_iters.py \
+		tests/unit/test_trust.py tests/unit/test_trust_whole.py \
+		tests/unit/test_pagemap.py ||
 		{ cat report.* 2>/dev/null; exit 1; }
 
 # Every fault, at 200 random instants of each kind. The page is this machine's; where this kernel
@@ -153,7 +153,7 @@ rows=($(RELIABILITY)/here.json)
 for more in $(RELIABILITY)/guest/rows.json $(RELIABILITY)/soak.json; do
 	[[ ! -e $$more ]] || rows+=("$$more")
 done
-$(VENV)/bin/python -m tests.real.reliability docs/reliability.md "$${rows[@]}"
+$(VENV)/bin/python -m tests.integration.faults.reliability docs/reliability.md "$${rows[@]}"
 endef
 .PHONY: reliability
 reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliability.md
@@ -161,15 +161,15 @@ reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliab
 	mkdir -p $(RELIABILITY)
 	rm -f $(RELIABILITY)/here.json $(RELIABILITY)/guest/rows.json
 	as_root env PYCRIU_NATIVE_INSTANTS=$(INSTANTS) PYCRIU_NATIVE_FAULT_ROWS=$(RELIABILITY)/here.json \
-		$(VENV)/bin/python -m pytest -q --timeout=3600 $(ARGS) tests/real/test_faults.py \
-		tests/real/test_faults_files.py tests/real/test_faults_limits.py \
-		tests/real/test_faults_random.py tests/real/test_faults_deadlines.py \
-		tests/real/test_faults_pre_dump.py
+		$(VENV)/bin/python -m pytest -q --timeout=3600 $(ARGS) tests/integration/faults/test_faults.py \
+		tests/integration/faults/test_faults_files.py tests/integration/faults/test_faults_limits.py \
+		tests/integration/faults/test_faults_random.py tests/integration/faults/test_faults_deadlines.py \
+		tests/integration/faults/test_faults_pre_dump.py
 	grep -q '"pre_dump"' $(RELIABILITY)/here.json ||
-		as_root $(VENV)/bin/python -m tests.vm trixie --limit 10800 --results $(RELIABILITY)/guest -- \
+		as_root $(VENV)/bin/python -m tools.vm trixie --limit 10800 --results $(RELIABILITY)/guest -- \
 			env PYCRIU_NATIVE_INSTANTS=$(INSTANTS) PYCRIU_NATIVE_FAULT_ROWS=/results/rows.json \
 			PYCRIU_NATIVE_TEST_PATIENCE=200 PYTHONDONTWRITEBYTECODE=1 python3 -m pytest -v \
-			-p no:cacheprovider --timeout=10800 --color=no tests/real/test_faults_pre_dump.py
+			-p no:cacheprovider --timeout=10800 --color=no tests/integration/faults/test_faults_pre_dump.py
 	$(RELIABILITY_PAGE)
 
 .PHONY: reliability-page
@@ -180,7 +180,7 @@ reliability-page: build ## docs/reliability.md from what the last runs have foun
 soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_SOAK=10000 PYCRIU_NATIVE_FAULT_ROWS=$(RELIABILITY)/soak.json \
-		$(VENV)/bin/python -m pytest -q $(ARGS) tests/real/test_soak.py
+		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_soak.py
 
 .PHONY: valgrind
 valgrind: build ## a thousand calls under valgrind
@@ -188,7 +188,7 @@ valgrind: build ## a thousand calls under valgrind
 	type -P valgrind >/dev/null || install_packages valgrind
 	PYTHONMALLOC=malloc PYTHONPATH=$$PWD valgrind --quiet --num-callers=20 --error-exitcode=9 \
 		--leak-check=full --errors-for-leak-kinds=definite --show-leak-kinds=definite \
-		--suppressions=tests/valgrind/cpython.supp $(VENV)/bin/python tests/valgrind/calls.py
+		--suppressions=tests/memcheck/cpython.supp $(VENV)/bin/python tests/memcheck/calls.py
 
 # Seconds for each; FUZZ=answers is one target alone. They begin with a real dump, where CRIU works.
 FUZZ ?= answers logs statistics images sets archives manifests shipments configuration runc pagemaps
@@ -250,7 +250,7 @@ bench-page: $(VENV)/.bench ## docs/performance.md from what the last make bench 
 # Needs nothing built: pages are read out of the sources. A broken link or a missing page fails.
 .PHONY: docs
 docs: $(VENV)/.docs ## the documentation as a site, into build/site
-	@$(VENV)/bin/python -m docs_site build
+	@$(VENV)/bin/python -m tools.docs_site build
 	# With --quiet it would not count warnings, and --strict would mean nothing.
 	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
 		{ cat build/docs.log >&2; exit 1; }
@@ -270,30 +270,30 @@ test-fresh: ## demo and tests in fresh Debian 12, 13 and forky roots, as root an
 		'forky demo test demo' 'forky --user demo test-unit'; do
 		read -r -a words <<<"$$run"
 		log=$(FRESH)/$${run// /-}.log
-		scripts/fresh-root "$${words[@]}" &>"$$log" || failed+=("$$run: $$log")
+		tools/fresh-root "$${words[@]}" &>"$$log" || failed+=("$$run: $$log")
 		grep -E '^(fresh-root: |skipped [0-9]+: |FAILED |ERROR )|^=+ .* in [0-9.]+s' "$$log" || true
 	done
 	(($${#failed[@]} == 0)) || { printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; }
 
 # Guests are made of Debian's packages, under build/vm, and emulated in software.
 .PHONY: test-vm
-test-vm: vm-tools build ## tests/real in guests with other kernels and CRIUs (hours); docs/kernels.md
+test-vm: vm-tools build ## tests/integration in guests with other kernels and CRIUs (hours); docs/kernels.md
 	@$(AS_ROOT)
-	as_root $(VENV)/bin/python -m tests.vm.suite all -- $(ARGS)
+	as_root $(VENV)/bin/python -m tools.vm.suite all -- $(ARGS)
 
 .PHONY: test-vm-smoke
 test-vm-smoke: vm-tools build ## pre-copy, and a few tests of the rest, in one guest
 	@$(AS_ROOT)
-	as_root $(VENV)/bin/python -m tests.vm.suite smoke
+	as_root $(VENV)/bin/python -m tools.vm.suite smoke
 
 .PHONY: demo-vm
 demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkpoint
 	@$(AS_ROOT)
-	as_root $(VENV)/bin/python -m tests.vm trixie -- python3 examples/demo.py
+	as_root $(VENV)/bin/python -m tools.vm trixie -- python3 examples/demo.py
 
 .PHONY: clean
-clean: ## remove what was built here (scripts/install-criu --uninstall removes CRIU)
-	@rm -rf build dist ./*.egg-info .criu pycriu_native/*.so pycriu_native/native/*.so $(VENV) \
+clean: ## remove what was built here (tools/install-criu --uninstall removes CRIU)
+	@rm -rf build dist ./*.egg-info .criu pycriu_native/_native/*.so $(VENV) \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -340,7 +340,7 @@ test-libraries: .criu
 		prefix=/opt/pycriu-native-$$release
 		[[ ! -e $$prefix && $$CRIU_VERSION != "$$release"* ]] || continue
 		echo "installing libcriu $$release into $$prefix, for the tests"
-		scripts/install-criu --suite "$$suite" --prefix "$$prefix" $${with:+--with "$$with"} \
+		tools/install-criu --suite "$$suite" --prefix "$$prefix" $${with:+--with "$$with"} \
 			--unpack python3-pycriu \
 			>/dev/null 2>&1 ||
 			[[ $$? = 3 ]] || echo "going on without libcriu $$release" >&2
@@ -350,7 +350,7 @@ test-libraries: .criu
 # changed. The record keeps its date while it says the same, so nothing is built
 # again. Status 3 is a machine that can build and test, but not checkpoint.
 .criu: FORCE | build-tools
-	@scripts/install-criu --record $@ $(if $(CRIU_PREFIX),--prefix '$(CRIU_PREFIX)') || {
+	@tools/install-criu --record $@ $(if $(CRIU_PREFIX),--prefix '$(CRIU_PREFIX)') || {
 		status=$$?
 		[[ $$status = 3 && "$(CRIU_MUST_RUN)" != yes ]] || exit $$status
 	}

@@ -1,7 +1,7 @@
 """The CFFI build (API mode): the headers in include/ in, one extension module out.
 
 Importing this module needs no compiler; setup.py hands its ``ffibuilder`` to cffi. Three
-variables of the environment say which CRIU the build is for; ``scripts/install-criu
+variables of the environment say which CRIU the build is for; ``tools/install-criu
 --record`` writes them, and unset ones mean the system's:
 
 * ``CRIU_PROGRAM``: the ``criu`` that workers run unless told otherwise,
@@ -25,22 +25,22 @@ from cffi import FFI
 
 ROOT = Path(__file__).resolve().parent
 INCLUDE = ROOT / "include"
-NATIVE = Path("pycriu_native") / "native"
+NATIVE = Path("native")
 SOURCES = (
-    "message.c",
+    "messages.c",
     "spawn.c",
     "worker.c",
     "kernel.c",
-    "speak.c",
+    "send_receive.c",
     "exchange.c",
-    "surroundings.c",
-    "trust.c",
+    "inherited_state.c",
+    "trusted_path.c",
     "fields.c",
-    "images.c",
+    "image_reader.c",
     "pagemap.c",
     "abi_check.c",
 )
-MODULE = "pycriu_native._native"
+MODULE = "pycriu_native._native.extension"
 LIBRARIES = [":libcriu.so.2", ":libprotobuf-c.so.1"]
 
 INSTALL_HINT = """\
@@ -48,7 +48,7 @@ libcriu and its build files are needed to build pycriu_native, and {missing} was
   Debian 13, Ubuntu:  apt-get install libcriu-dev libprotobuf-c-dev gcc python3-dev
   Debian 12:          apt-get install criu libprotobuf-c-dev gcc python3-dev
   Fedora:             dnf install criu-devel protobuf-c-devel gcc python3-devel
-  from a checkout:    scripts/install-criu --record .criu   (then: make build)
+  from a checkout:    tools/install-criu --record .criu   (then: make build)
 A libcriu outside the system's directories is named by CRIU_LIBDIR and CRIU_INCLUDEDIR."""
 
 

@@ -13,21 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycriu_native import (
-    CriuOpts,
-    WarmWorkers,
-    Worker,
-    _exchange,
-    _libcriu,
-    _requirements,
-    _session,
-    _worker,
-    dump,
-    verbs,
-    version,
-)
-from pycriu_native._message import NOTIFY, REQUEST_TYPES, decode_response, encode
-from pycriu_native._program import find_program
+from pycriu_native import CriuOpts, WarmWorkers, Worker, dump, version
+from pycriu_native._calls import call, exchange, requirements, verbs
+from pycriu_native._transport import worker
+from pycriu_native._transport.program import find_program
+from pycriu_native._wire import libcriu_request
+from pycriu_native._wire.messages import NOTIFY, REQUEST_TYPES, decode_response, encode
 
 from .common import (
     Row,
@@ -233,13 +224,13 @@ def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
 
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("options are checked", _requirements, "check"),
-    ("libcriu's options are filled", _session, "fill"),
-    ("a worker is got", _worker.Worker, "connect"),
-    ("the conversation", _exchange.Exchange, "run"),
-    ("libcriu reads the answer", _libcriu.LibcriuCall, "finish"),
-    ("the worker ends and is reaped", _worker.WorkerLine, "reap"),
-    ("statistics are read", _session, "_statistics"),
+    ("options are checked", requirements, "check"),
+    ("libcriu's options are filled", call, "fill"),
+    ("a worker is got", worker.Worker, "connect"),
+    ("the conversation", exchange.Exchange, "run"),
+    ("libcriu reads the answer", libcriu_request.LibcriuCall, "finish"),
+    ("the worker ends and is reaped", worker.WorkerLine, "reap"),
+    ("statistics are read", call, "_statistics"),
 )
 
 

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycriu_native._ffi import LIBCRIU_VERSION
-from pycriu_native._program import find_program
+from pycriu_native._native.ffi import LIBCRIU_VERSION
+from pycriu_native._transport.program import find_program
 
 HERE = Path(__file__).resolve().parent
 QUIET: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)

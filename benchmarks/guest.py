@@ -27,8 +27,8 @@ def measure(quick: bool) -> list[Row]:
     if feature_check().mem_track:
         return [note("pre-dump rounds", "this kernel can do that itself: no guest is needed")]
     sys.path.insert(0, str(HERE.parent))
-    from tests.vm import machine, root
-    from tests.vm.guests import GUESTS
+    from tools.vm import machine, root
+    from tools.vm.guests import GUESTS
 
     key = root.CACHE / GUEST / "key"
     if not key.exists() or key.read_text() != root._key(GUESTS[GUEST]):

@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from pycriu_native import CriuOpts, dump  # noqa: E402
 from pycriu_native.images import decode, inspect  # noqa: E402
-from pycriu_native.images._formats import RAW  # noqa: E402
-from tests.real import crit  # noqa: E402
-from tests.real.processes import start  # noqa: E402
+from pycriu_native.images.formats import RAW  # noqa: E402
+from tests.integration.support import crit  # noqa: E402
+from tests.integration.support.processes import start  # noqa: E402
 
 LARGE = """
     import ctypes, mmap

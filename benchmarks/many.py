@@ -23,7 +23,7 @@ from pycriu_native import (
     run_many,
     version,
 )
-from pycriu_native._program import find_program
+from pycriu_native._transport.program import find_program
 
 from .common import Row, Target, adopt, main, row, scratch, with_run_on
 

@@ -21,8 +21,8 @@ from .common import HERE, Row, Target, adopt, main, note, row, scratch
 
 sys.path.insert(0, str(HERE.parent))
 
-from tests.real.hosts import OURS, cable, host
-from tests.real.migrating import destination, far_pid
+from tests.integration.support.hosts import OURS, cable, host
+from tests.integration.support.migrations import destination, far_pid
 
 PIPE_MAX_SIZE = Path("/proc/sys/fs/pipe-max-size")
 NEEDED = 2**22

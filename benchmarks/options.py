@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
-from pycriu_native import CriuOpts, PageServer, Verb, Worker, _rules
-from pycriu_native._message import Handle
-from pycriu_native._prepare import Directories, fill
+from pycriu_native import CriuOpts, PageServer, Verb, Worker
+from pycriu_native._calls.prepare import Directories, fill
+from pycriu_native._checks import option_rules
+from pycriu_native._wire.messages import Handle
 
 from .common import Row, in_turns, main, row
 
@@ -61,17 +62,17 @@ def _measure(images: int, status: int, times: int) -> list[Row]:
         )
 
     # No system call: the rules that look at files and descriptors are timed apart.
-    touching = _rules._TOUCHING
-    others = [rule for rule in _rules._RULES if rule not in touching]
+    touching = option_rules._TOUCHING
+    others = [rule for rule in option_rules._RULES if rule not in touching]
 
     def checked(opts: CriuOpts) -> None:
         if Verb.DUMP not in opts._remembered.sound_for:
-            if problems := _rules.found(others, opts, Verb.DUMP):
+            if problems := option_rules.found(others, opts, Verb.DUMP):
                 raise AssertionError(problems)
             opts._remembered.sound_for.add(Verb.DUMP)
 
     def touched(opts: CriuOpts) -> None:
-        _rules.found(touching, opts, Verb.DUMP)
+        option_rules.found(touching, opts, Verb.DUMP)
 
     def applied(opts: CriuOpts) -> None:
         request: Any = SimpleNamespace(

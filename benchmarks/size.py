@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pycriu_native import CriuOpts, dump
-from pycriu_native._program import find_program
+from pycriu_native._transport.program import find_program
 
 from .common import HERE, Row, Target, main, note, plain, pycriu, row, scratch, with_run_on
 

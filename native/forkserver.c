@@ -2,7 +2,7 @@
  * A CRIU that has been loaded, and grows workers: it forks one for each byte that it is sent.
  *
  * Loading CRIU and its libraries is most of what starting a worker costs. This is preloaded into
- * a ``criu swrk FD`` whose FD leads to us (_seed.py), and takes over once the libraries are there,
+ * a ``criu swrk FD`` whose FD leads to us (_transport/forkserver.py), and takes over once the libraries are there,
  * before main(): with each byte come a worker's socket and its output. The fork puts these in
  * their places, as a child of ours and not of the seed's (CLONE_PARENT), and only then begins
  * main(): it is a fresh worker in every respect, but for what the loader did. Any other program

@@ -1,5 +1,5 @@
 /*
- * What a process takes over from the one that starts it, as bytes to be compared (_surroundings.py).
+ * What a process takes over from the one that starts it, as bytes to be compared (_transport/inherited_state.py).
  *
  * In one go: it is asked before each call that takes a warm worker, out of some twenty files of
  * /proc. Each part ends with a zero byte and begins with '+', or with '-' where there is no such

@@ -1,5 +1,5 @@
 /*
- * One of libcriu's verbs, against a socket in which its answer lies already (_libcriu.py).
+ * One of libcriu's verbs, against a socket in which its answer lies already (_wire/libcriu_request.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,7 +1,7 @@
 /*
  * Walking a path one component at a time, each looked at before the next one is opened in it.
  *
- * Why, and what is trusted, _trust.py says. This is in C since a call looks at some ten paths.
+ * Why, and what is trusted, _system/trusted_path.py says. This is in C since a call looks at some ten paths.
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -11,11 +11,24 @@
 
 from __future__ import annotations
 
-from ._exchange import Notification
-from ._later import fetch
-from ._reach import Service, Socket
-from ._typing import TYPE_CHECKING, Any
-from ._worker import Worker
+from ._calls.exchange import Notification
+from ._calls.verbs import (
+    check,
+    cpuinfo_check,
+    cpuinfo_dump,
+    dump,
+    feature_check,
+    libcriu_version,
+    pre_dump,
+    restore,
+    restore_child,
+    version,
+)
+from ._support.lazy import fetch
+from ._support.light_typing import TYPE_CHECKING, Any
+from ._system.process_identity import Pidfd, ProcessIdentity
+from ._transport.base import Service, Socket
+from ._transport.worker import Worker
 from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
 from .errors import (
     CriuError,
@@ -37,8 +50,8 @@ from .errors import (
     UnsupportedError,
     WorkerDiedError,
 )
-from .identity import Pidfd, ProcessIdentity
-from .opts import CriuOpts
+from .options.criu_opts import CriuOpts
+from .options.values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
 from .results import (
     CheckResult,
     CpuinfoResult,
@@ -50,26 +63,27 @@ from .results import (
     RestoreStatistics,
     Version,
 )
-from .values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
-from .verbs import (
-    check,
-    cpuinfo_check,
-    cpuinfo_dump,
-    dump,
-    feature_check,
-    libcriu_version,
-    pre_dump,
-    restore,
-    restore_child,
-    version,
-)
 
 if TYPE_CHECKING:
     from . import lib
-    from ._doctor import Doctor, Health, Remark, doctor
-    from ._explain import Explanation, explain
-    from ._ffi import ffi
-    from ._preflight import (
+    from ._calls.batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
+    from ._calls.iterative_dump import DumpItersResult, Round, UntilSteady, dump_iters
+    from ._calls.progress import OnProgress, Progress
+    from ._integrity.manifest import seal, verify
+    from ._native.ffi import ffi
+    from ._pages.lazy_pages import LazyPages
+    from ._pages.page_server import PageServerChild, page_server, page_server_child
+    from ._support.preload import preload
+    from ._transport.feature_cache import (
+        CacheState,
+        FeatureCache,
+        feature_cache,
+        keep_feature_cache,
+    )
+    from ._transport.pool import WarmWorkers
+    from .diagnostics.doctor import Doctor, Health, Remark, doctor
+    from .diagnostics.explain import Explanation, explain
+    from .diagnostics.preflight import (
         Finding,
         ImageSize,
         Preflight,
@@ -79,16 +93,7 @@ if TYPE_CHECKING:
         Verdict,
         preflight,
     )
-    from ._preload import preload
-    from .batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
-    from .cache import CacheState, FeatureCache, feature_cache, keep_feature_cache
-    from .iters import DumpItersResult, Round, UntilSteady, dump_iters
-    from .lazy import LazyPages
-    from .manifest import seal, verify
-    from .migration import MigrationMode, MigrationResult, migrate_in, migrate_out
-    from .pages import PageServerChild, page_server, page_server_child
-    from .pool import WarmWorkers
-    from .progress import OnProgress, Progress
+    from .migration.migrate import MigrationMode, MigrationResult, migrate_in, migrate_out
 
 __version__ = "0.1.0"
 
@@ -199,61 +204,53 @@ __all__ = [
 
 # What few programs use is imported when it is asked for: it would take most of the time.
 _LATER = {
-    "CacheState": "cache",
-    "Doctor": "_doctor",
-    "DumpItersResult": "iters",
-    "DumpJob": "batch",
-    "Explanation": "_explain",
-    "FeatureCache": "cache",
-    "Finding": "_preflight",
-    "Finished": "batch",
-    "Health": "_doctor",
-    "ImageSize": "_preflight",
-    "LazyPages": "lazy",
-    "MigrationMode": "migration",
-    "MigrationResult": "migration",
-    "OnProgress": "progress",
-    "PageServerChild": "pages",
-    "Preflight": "_preflight",
-    "PreflightError": "_preflight",
-    "PreflightWarning": "_preflight",
-    "Progress": "progress",
-    "Remark": "_doctor",
-    "RestoreJob": "batch",
-    "Round": "iters",
-    "Severity": "_preflight",
-    "UntilSteady": "iters",
-    "Verdict": "_preflight",
-    "WarmWorkers": "pool",
-    "doctor": "_doctor",
-    "dump_iters": "iters",
-    "dump_many": "batch",
-    "explain": "_explain",
-    "feature_cache": "cache",
-    "keep_feature_cache": "cache",
-    "ffi": "_ffi",
-    "migrate_in": "migration",
-    "migrate_out": "migration",
-    "page_server": "pages",
-    "page_server_child": "pages",
-    "preflight": "_preflight",
-    "preload": "_preload",
-    "restore_many": "batch",
-    "run_many": "batch",
-    "seal": "manifest",
-    "verify": "manifest",
+    "CacheState": "_transport.feature_cache",
+    "Doctor": "diagnostics.doctor",
+    "DumpItersResult": "_calls.iterative_dump",
+    "DumpJob": "_calls.batch",
+    "Explanation": "diagnostics.explain",
+    "FeatureCache": "_transport.feature_cache",
+    "Finding": "diagnostics.preflight",
+    "Finished": "_calls.batch",
+    "Health": "diagnostics.doctor",
+    "ImageSize": "diagnostics.preflight",
+    "LazyPages": "_pages.lazy_pages",
+    "MigrationMode": "migration.migrate",
+    "MigrationResult": "migration.migrate",
+    "OnProgress": "_calls.progress",
+    "PageServerChild": "_pages.page_server",
+    "Preflight": "diagnostics.preflight",
+    "PreflightError": "diagnostics.preflight",
+    "PreflightWarning": "diagnostics.preflight",
+    "Progress": "_calls.progress",
+    "Remark": "diagnostics.doctor",
+    "RestoreJob": "_calls.batch",
+    "Round": "_calls.iterative_dump",
+    "Severity": "diagnostics.preflight",
+    "UntilSteady": "_calls.iterative_dump",
+    "Verdict": "diagnostics.preflight",
+    "WarmWorkers": "_transport.pool",
+    "doctor": "diagnostics.doctor",
+    "dump_iters": "_calls.iterative_dump",
+    "dump_many": "_calls.batch",
+    "explain": "diagnostics.explain",
+    "feature_cache": "_transport.feature_cache",
+    "keep_feature_cache": "_transport.feature_cache",
+    "ffi": "_native.ffi",
+    "migrate_in": "migration.migrate",
+    "migrate_out": "migration.migrate",
+    "page_server": "_pages.page_server",
+    "page_server_child": "_pages.page_server",
+    "preflight": "diagnostics.preflight",
+    "preload": "_support.preload",
+    "restore_many": "_calls.batch",
+    "run_many": "_calls.batch",
+    "seal": "_integrity.manifest",
+    "verify": "_integrity.manifest",
 }
 _MODULES = (
-    "batch",
-    "cache",
-    "iters",
-    "lazy",
     "lib",
-    "manifest",
     "migration",
-    "pages",
-    "pool",
-    "progress",
 )
 
 

@@ -21,12 +21,14 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from . import iters, migration, pages, verbs
-from ._exchange import Hook, Notification
-from ._question import Question
-from ._request import Outcome
-from ._session import KEEPER, Call
-from ._unpatched import Lock, Thread
+from ._calls import iterative_dump, verbs
+from ._calls.call import KEEPER, Call
+from ._calls.exchange import Hook, Notification
+from ._calls.hook_invocation import Question
+from ._calls.request import Outcome
+from ._pages import page_server as page_server_module
+from ._support.unpatched import Lock, Thread
+from .migration import migrate
 
 __all__ = [
     "check",
@@ -177,8 +179,8 @@ version = _awaited(verbs.version)
 feature_check = _awaited(verbs.feature_check)
 cpuinfo_dump = _awaited(verbs.cpuinfo_dump)
 cpuinfo_check = _awaited(verbs.cpuinfo_check)
-page_server = _awaited(pages.page_server)
-page_server_child = _awaited(pages.page_server_child)
-dump_iters = _awaited(iters.dump_iters)
-migrate_out = _awaited(migration.migrate_out)
-migrate_in = _awaited(migration.migrate_in)
+page_server = _awaited(page_server_module.page_server)
+page_server_child = _awaited(page_server_module.page_server_child)
+dump_iters = _awaited(iterative_dump.dump_iters)
+migrate_out = _awaited(migrate.migrate_out)
+migrate_in = _awaited(migrate.migrate_in)

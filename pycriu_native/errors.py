@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from ._dataclass import dataclass, field
-from ._text import encodable
-from ._typing import Any
+from ._support.frozen_dataclass import dataclass, field
+from ._support.kernel_text import encodable
+from ._support.light_typing import Any
 
 __all__ = [
     "CriuError",

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._ffi import LIBCRIU_VERSION, ffi, functions, native
-from ._options import TABLE
+from ._native.ffi import LIBCRIU_VERSION, ffi, functions, native
 from .errors import Problem, UnsupportedError
+from .options.table import TABLE
 
 __all__ = ["ffi", "has", "missing"]
 

@@ -6,8 +6,8 @@ import functools
 import os
 import select
 
-from . import _unpatched
-from ._dataclass import dataclass, field
+from ._support import unpatched
+from ._support.frozen_dataclass import dataclass, field
 
 __all__ = [
     "CheckResult",
@@ -133,7 +133,7 @@ class RestoreResult:
         except ProcessLookupError:
             return None
         try:
-            poll = _unpatched.poll()
+            poll = unpatched.poll()
             poll.register(pidfd, select.POLLIN)
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"pid {self.pid} runs on")

@@ -27,14 +27,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
-from ._imagery import image_of, message
-from ._line import Line, widen
-from ._message import NOTIFY, REQUEST_TYPES, decode_request, encode
-from ._spawn import DEFAULT_MANNER, Manner
+from ._transport.connection import Line, widen
+from ._transport.spawn import DEFAULT_MANNER, Manner
+from ._wire.messages import NOTIFY, REQUEST_TYPES, decode_request, encode
+from ._wire.protobuf import image_of, message
 from .enums import Notify, Verb
 from .errors import Problem
+from .options.values import WireValue
 from .results import Version
-from .values import WireValue
 
 _T = TypeVar("_T")
 

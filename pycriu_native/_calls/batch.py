@@ -24,18 +24,18 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+from .._integrity.restore_claim import claimed
+from .._system.process_identity import Pidfd, ProcessIdentity, Target, number_of
+from .._system.process_tree import is_above
+from .._transport.base import Via
+from .._transport.forkserver_cache import SeedBed
+from ..errors import OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from ..results import DumpResult, RestoreResult
 from . import verbs
-from ._claim import claimed
-from ._exchange import Hook
-from ._reach import Via
-from ._request import Outcome
-from ._seedbed import SeedBed
-from ._session import KEEPER, Call
-from ._tree import is_above
-from .errors import OptionError, Problem
-from .identity import Pidfd, ProcessIdentity, Target, number_of
-from .opts import CriuOpts
-from .results import DumpResult, RestoreResult
+from .call import KEEPER, Call
+from .exchange import Hook
+from .request import Outcome
 
 __all__ = [
     "DumpJob",

@@ -14,42 +14,37 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 
-from . import _chronicle, _stats, _whole
-from ._dataclass import replace
-from ._direct import DirectCall
-from ._due_timers import rearm
-from ._exchange import Exchange, Hook, Notification
-from ._ffi import native
-from ._libcriu import LIBCRIU_VERBS, LibcriuCall
-from ._line import Line
-from ._log import LogMark
-from ._message import Handle
-from ._prepare import Directories, fill
-from ._question import Question
-from ._regular import check_writable
-from ._request import Outcome, Request, log_name
-from ._spawn import Manner
-from ._tree import end_processes, half_restored, wait_until_gone
-from ._typing import TYPE_CHECKING, Protocol, cast
-from ._unpatched import Event, Thread
-from ._whole import Unfinished
-from .enums import Verb
-from .errors import (
-    BY_ERRNO,
-    CriuError,
-    DeadlineError,
-    ImagesError,
-    ProtocolError,
-    WorkerDiedError,
-)
-from .identity import check_start
-from .results import DumpStatistics, RestoreStatistics
-from .values import WireValue
+from .._failures.log_excerpt import LogMark
+from .._integrity import dump_marker
+from .._integrity import statistics as statistics_module
+from .._integrity.due_timers import rearm
+from .._integrity.dump_marker import Unfinished
+from .._native.ffi import native
+from .._support.frozen_dataclass import replace
+from .._support.light_typing import TYPE_CHECKING, Protocol, cast
+from .._support.unpatched import Event, Thread
+from .._system.process_identity import check_start
+from .._system.process_tree import end_processes, half_restored, wait_until_gone
+from .._system.regular_file import check_writable
+from .._transport.connection import Line
+from .._transport.spawn import Manner
+from .._wire.direct_request import DirectCall
+from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
+from .._wire.messages import Handle
+from ..enums import Verb
+from ..errors import BY_ERRNO, CriuError, DeadlineError, ImagesError, ProtocolError, WorkerDiedError
+from ..options.values import WireValue
+from ..results import DumpStatistics, RestoreStatistics
+from . import logs
+from .exchange import Exchange, Hook, Notification
+from .hook_invocation import Question
+from .prepare import Directories, fill
+from .request import Outcome, Request, log_name
 
 if TYPE_CHECKING:
-    from ._link_remaps import KeptLink
-    from ._rescue import Rescue, Rescued
-    from ._restore_undo import RestoreUndo
+    from .._recovery.failed_restore import RestoreUndo
+    from .._recovery.link_remaps import KeptLink
+    from .._recovery.recovery import Rescue, Rescued
 
 STDIN = 0
 
@@ -264,7 +259,7 @@ class Call:
                 is_dump = request.verb is Verb.DUMP and not request.opts.stream
                 self._check_identity()  # the tree is frozen: nobody can take the pid any more
                 if is_dump and directories.images is not None:
-                    _whole.check_written(directories.images, request.pid)
+                    dump_marker.check_written(directories.images, request.pid)
                     rearm(directories.images)
                     if request.opts.link_remap and request.opts.leave_running:
                         kept.extend(_keep_links(directories.images, request.pid))
@@ -272,7 +267,7 @@ class Call:
                     unfinished.finish()
 
             def break_off(tree: list[int]) -> None:
-                from ._interrupt import end_restored, fail_writes  # few calls are interrupted
+                from .interrupt import end_restored, fail_writes  # few calls are interrupted
 
                 if line.pid and request.verb is Verb.RESTORE:
                     images, _ = _paths(directories, request, None)
@@ -325,8 +320,8 @@ class Call:
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
-            if _chronicle.wanted():
-                _chronicle.pass_on((mark.text() if mark else "") + outcome.chatter)
+            if logs.wanted():
+                logs.pass_on((mark.text() if mark else "") + outcome.chatter)
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)
@@ -344,7 +339,7 @@ class Call:
                     unfinished.undo()
             elif undo is not None:
                 undo.succeeded()
-            _chronicle.tell(
+            logs.tell(
                 request.verb,
                 request.pid,
                 outcome.images,
@@ -354,7 +349,7 @@ class Call:
             if failure is not None:
                 raise failure
             if request.verb in (Verb.DUMP, Verb.RESTORE):
-                _chronicle.advise()
+                logs.advise()
             return replace(outcome, gone=self._wait_until_gone(outcome.tree))
 
     def _check_identity(self) -> None:
@@ -377,7 +372,7 @@ class Call:
                 exchange.tree += half_restored(outcome.images, self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
         if outcome.line.pid:
-            from ._made_children import reap_made  # a call that succeeds does without
+            from .._recovery.created_children import reap_made  # a call that succeeds does without
 
             reap_made(
                 outcome.images if request.verb is Verb.RESTORE else "",
@@ -391,7 +386,7 @@ class Call:
             wait_until_gone(exchange.tree, UNTIL_DEAD)  # so that their pids are free again
         if exchange.stopped_by is None:
             try:
-                from ._failure import explain_failure  # a call that succeeds does without
+                from .._failures.explain import explain_failure  # a call that succeeds does without
 
                 return explain_failure(
                     request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
@@ -440,7 +435,7 @@ def _watch_over(request: Request, directories: Directories, owned: ExitStack) ->
     if directories.images is None or request.opts.stream:
         return None
     if request.verb is Verb.RESTORE:
-        _whole.check(directories.images, request.opts)
+        dump_marker.check(directories.images, request.opts)
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP) or request.inside:
         return None
     try:
@@ -461,7 +456,7 @@ def _check_outputs(request: Request, directories: Directories) -> None:
         try:
             check_writable(directories.log, name)
         except OSError as error:
-            path = f"{_whole.where(directories.log)}/{name}"
+            path = f"{dump_marker.where(directories.log)}/{name}"
             raise ImagesError(
                 f"{path} is {error.strerror}, and CRIU writes to it",
                 verb=str(request.verb),
@@ -476,7 +471,7 @@ def _rescue_for(request: Request) -> Rescue | None:
     if request.pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return None
     try:
-        from ._rescue import Rescue  # only dumps need it
+        from .._recovery.recovery import Rescue  # only dumps need it
     except (ImportError, OSError):
         return None  # the caller has changed its root or its user since: see preload()
     return Rescue(request.pid, request.opts)
@@ -488,7 +483,7 @@ def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> R
     if request.verb is not Verb.RESTORE or images is None or work is None or request.opts.stream:
         return None
     try:
-        from ._restore_undo import RestoreUndo  # only restores need it
+        from .._recovery.failed_restore import RestoreUndo  # only restores need it
 
         undo = RestoreUndo(images, work, request.opts)
     except (ImportError, OSError):
@@ -499,7 +494,7 @@ def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> R
 
 def _keep_links(images: int, pid: int | None) -> list[KeptLink]:
     """CRIU removes its links from a process that runs on; its images need them."""
-    from ._link_remaps import keep_links  # few dumps need it
+    from .._recovery.link_remaps import keep_links  # few dumps need it
 
     return keep_links(images, f"/proc/{pid}/root")
 
@@ -580,8 +575,8 @@ def _statistics(
     if verb is Verb.DUMP and request.opts.lazy_pages:
         return None  # CRIU begins to count anew when it serves pages, and then writes nonsense
     if verb in (Verb.DUMP, Verb.PRE_DUMP):
-        return _stats.read_dump(directory)
-    return _stats.read_restore(directory) if verb is Verb.RESTORE else None
+        return statistics_module.read_dump(directory)
+    return statistics_module.read_restore(directory) if verb is Verb.RESTORE else None
 
 
 def _paths(
@@ -590,8 +585,8 @@ def _paths(
     """Where the images directory is, for people to read, and the log that the call has written."""
     images = str(request.opts.images_dir or "")
     if directories.images is not None:
-        images = _whole.where(directories.images)
+        images = dump_marker.where(directories.images)
     if mark is None or not mark.written():
         return images, None
     same = mark.directory == directories.images
-    return images, os.path.join(images if same else _whole.where(mark.directory), mark.name)
+    return images, os.path.join(images if same else dump_marker.where(mark.directory), mark.name)

@@ -1,9 +1,9 @@
 """One request over CRIU's socket, and everything that comes back until its answer.
 
-libcriu only makes the request and reads the final answer (``_libcriu.py``). In between, this
-module is on the line: it hears what libcriu drops (CRIU's own error message, its errno for
-this call and no other), asks the hook, keeps on listening while CRIU undoes a refused dump,
-and notices when the worker dies while a child that it forked still holds the socket.
+libcriu only makes the request and reads the final answer (``_wire/libcriu_request.py``). In
+between, this module is on the line: it hears what libcriu drops (CRIU's own error message, its
+errno for this call and no other), asks the hook, keeps on listening while CRIU undoes a refused
+dump, and notices when the worker dies while a child that it forked still holds the socket.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from ._dataclass import dataclass
-from ._ffi import ffi, memory, native
-from ._later import socket
-from ._line import Line
-from ._message import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
-from ._tree import process_tree
-from ._typing import TYPE_CHECKING, cast
-from ._unpatched import Lock, poll
-from .enums import Notify, Verb
-from .errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
-from .opts import CriuOpts
-from .values import WireValue
+from .._native.ffi import ffi, memory, native
+from .._support.frozen_dataclass import dataclass
+from .._support.lazy import socket
+from .._support.light_typing import TYPE_CHECKING, cast
+from .._support.unpatched import Lock, poll
+from .._system.process_tree import process_tree
+from .._transport.connection import Line
+from .._wire.messages import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
+from ..enums import Notify, Verb
+from ..errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
+from ..options.criu_opts import CriuOpts
+from ..options.values import WireValue
 
 if TYPE_CHECKING:
-    from ._rescue import Rescue
+    from .._recovery.recovery import Rescue
 
 LARGEST_ANSWER = 2**16
 """Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import CoroutineType
 
-from ._exchange import Hook, Notification
-from ._unpatched import Event
+from .._support.unpatched import Event
+from .exchange import Hook, Notification
 
 
 class Question:

@@ -15,9 +15,9 @@ import contextlib
 import os
 import signal
 
-from ._descriptors import descriptors_of
-from ._later import socket
-from ._tree import half_restored, process_tree, status_of
+from .._support.lazy import socket
+from .._system.descriptors import descriptors_of
+from .._system.process_tree import half_restored, process_tree, status_of
 
 XFSZ = 1 << (signal.SIGXFSZ - 1)
 """SIGXFSZ in a set of signals, as /proc/PID/status prints them."""

@@ -12,17 +12,18 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from . import _trust, verbs
-from ._dataclass import dataclass, replace
-from ._exchange import Hook
-from ._reach import Via
-from ._tree import process_tree
-from ._typing import TYPE_CHECKING
-from .enums import Verb
-from .errors import ImagesError, OptionError, Problem
-from .identity import Target, identified, number_of
-from .opts import CriuOpts
-from .results import PAGE, DumpResult
+from .._support.frozen_dataclass import dataclass, replace
+from .._support.light_typing import TYPE_CHECKING
+from .._system import trusted_path
+from .._system.process_identity import Target, identified, number_of
+from .._system.process_tree import process_tree
+from .._transport.base import Via
+from ..enums import Verb
+from ..errors import ImagesError, OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from ..results import PAGE, DumpResult
+from . import verbs
+from .exchange import Hook
 
 if TYPE_CHECKING:
     from .progress import OnProgress
@@ -146,7 +147,7 @@ def dump_iters(
     verbs.dump_request(target, final_opts, via, on_notify, deadline)
     trusting = via is not None and via.trusting
     try:
-        os.close(_trust.open_directory(base, make=True, trusting=trusting))
+        os.close(trusted_path.open_directory(base, make=True, trusting=trusting))
     except OSError as error:
         told = f"images_directory={base!r} cannot be used: {error.strerror}"
         raise ImagesError(told, verb="dump_iters", pid=number, errno=error.errno) from None

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import sys
 
-from ._typing import TYPE_CHECKING
-from .enums import Verb
+from .._support.light_typing import TYPE_CHECKING
+from ..enums import Verb
 
 if TYPE_CHECKING:
     from logging import Logger
@@ -69,7 +69,7 @@ def advise() -> None:
     if logger is None or not logger.isEnabledFor(20):  # INFO
         return
     _advised = True
-    from .cache import feature_cache
+    from .._transport.feature_cache import feature_cache
 
     found = feature_cache()
     if found.cure is not None:

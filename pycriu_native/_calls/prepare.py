@@ -7,16 +7,16 @@ import fcntl
 import os
 from contextlib import ExitStack
 
-from . import _trust
-from ._kinds import Directory, FileDescriptor
-from ._message import Handle
-from ._options import BY_FIELD, BY_WIRE, VERB_MASK
-from ._request import Request, log_name
-from ._typing import cast
-from .enums import Verb
-from .errors import ImagesError
-from .opts import CriuOpts
-from .values import PageServer, WireValue, descriptor_number
+from .._support.light_typing import cast
+from .._system import trusted_path
+from .._wire.messages import Handle
+from ..enums import Verb
+from ..errors import ImagesError
+from ..options.criu_opts import CriuOpts
+from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
+from ..options.value_types import Directory, FileDescriptor
+from ..options.values import PageServer, WireValue, descriptor_number
+from .request import Request, log_name
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
@@ -54,7 +54,9 @@ class Directories:
         if not isinstance(directory, str):
             return descriptor_number(directory)
         try:
-            fd = _trust.open_directory(directory, make=field == self._make, trusting=self._trusting)
+            fd = trusted_path.open_directory(
+                directory, make=field == self._make, trusting=self._trusting
+            )
         except OSError as error:
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0

@@ -22,16 +22,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import _chronicle
-from ._descriptors import descriptors_of
-from ._later import socket
-from ._regular import open_regular
-from ._session import Call
-from ._tree import process_tree
-from ._unpatched import Event, Thread
-from .enums import Verb
-from .opts import CriuOpts
-from .values import descriptor_number
+from .._support.lazy import socket
+from .._support.unpatched import Event, Thread
+from .._system.descriptors import descriptors_of
+from .._system.process_tree import process_tree
+from .._system.regular_file import open_regular
+from ..enums import Verb
+from ..options.criu_opts import CriuOpts
+from ..options.values import descriptor_number
+from . import logs
+from .call import Call
 
 __all__ = ["OnProgress", "Progress"]
 
@@ -184,7 +184,7 @@ class _Teller:
             if self.well:
                 self._tell(last=True)
         except Exception as error:
-            _chronicle.warn("on_progress raised, and is not called again", error=error)
+            logs.warn("on_progress raised, and is not called again", error=error)
 
     def _tell(self, *, last: bool = False) -> None:
         phase, done, total = self._measure()
@@ -232,7 +232,7 @@ def size_of_pages(directory: str, *, parents: bool = True) -> int:
 
 def lazy_bytes(directory: str) -> int:
     """Bytes that the page maps of a directory speak of, and that are to come from elsewhere."""
-    from ._runs import Runs  # few have such images
+    from .._integrity.pagemap import Runs  # few have such images
 
     total = 0
     for name in os.listdir(directory):

@@ -6,16 +6,16 @@ import functools
 import os
 from collections.abc import Callable
 
-from ._dataclass import dataclass, replace
-from ._exchange import Hook
-from ._line import Line
-from ._reach import Via
-from ._spawn import DEFAULT_MANNER, Manner
-from ._tree import is_above
-from .enums import Verb
-from .opts import CriuOpts
-from .results import DumpStatistics, RestoreStatistics
-from .values import WireValue
+from .._support.frozen_dataclass import dataclass, replace
+from .._system.process_tree import is_above
+from .._transport.base import Via
+from .._transport.connection import Line
+from .._transport.spawn import DEFAULT_MANNER, Manner
+from ..enums import Verb
+from ..options.criu_opts import CriuOpts
+from ..options.values import WireValue
+from ..results import DumpStatistics, RestoreStatistics
+from .exchange import Hook
 
 SAVING = Manner(private=True, steady=True, limited=True)
 """Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""

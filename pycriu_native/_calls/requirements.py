@@ -10,23 +10,24 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
-from . import _rules, _steering, _trust
-from ._capabilities import CAP_SYS_RESOURCE, has_capability
-from ._ffi import LIBCRIU_VERSION
-from ._message import knows
-from ._options import MEMBER_SINCE, OLDEST, Row, release
-from ._reach import Via
-from ._request import Request
-from ._session import Call
-from ._steering import TRUSTING
-from ._tree import frozen_cgroup
-from ._typing import Any, cast
-from ._whole import holds_dump
-from .enums import Verb
-from .errors import OptionError, Problem, UnsupportedError
-from .opts import CriuOpts
-from .results import Features, Version
-from .values import descriptor_number
+from .._checks import criu_files, option_rules
+from .._checks.criu_files import TRUSTING
+from .._integrity.dump_marker import holds_dump
+from .._native.ffi import LIBCRIU_VERSION
+from .._support.light_typing import Any, cast
+from .._system import trusted_path
+from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
+from .._system.process_tree import frozen_cgroup
+from .._transport.base import Via
+from .._wire.messages import knows
+from ..enums import Verb
+from ..errors import OptionError, Problem, UnsupportedError
+from ..options.criu_opts import CriuOpts
+from ..options.table import MEMBER_SINCE, OLDEST, Row, release
+from ..options.values import descriptor_number
+from ..results import Features, Version
+from .call import Call
+from .request import Request
 
 _FEATURES_NEEDED = {
     "track_mem": "mem_track",
@@ -49,7 +50,7 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
-    _rules.check(request.opts, request.verb, request.pid)
+    option_rules.check(request.opts, request.verb, request.pid)
     refused = [*_by_caller(request), *_by_trust(request), *_by_images(request)]
     _refuse(OptionError, refused, request)
     problems = [*_by_position(request), *_by_limits(request), *_by_library(request.opts)]
@@ -107,12 +108,12 @@ def _by_trust(request: Request) -> Iterator[Problem]:
         directory = getattr(request.opts, field)
         try:
             if isinstance(directory, str):
-                if _trust.is_plain(directory):
+                if trusted_path.is_plain(directory):
                     continue
-                os.close(_trust.open_directory(directory, make=False, trusting=False))
+                os.close(trusted_path.open_directory(directory, make=False, trusting=False))
             elif directory is not None:
-                _trust.check_descriptor(descriptor_number(directory))
-        except _trust.UntrustedError as reason:
+                trusted_path.check_descriptor(descriptor_number(directory))
+        except trusted_path.UntrustedError as reason:
             rule = f"{reason.strerror}, so others have a say in it; {TRUSTING}"
             yield Problem(field, directory, rule)
         except OSError:
@@ -124,16 +125,16 @@ def _by_trust(request: Request) -> Iterator[Problem]:
         )
         yield Problem("images_dir", request.opts.images_dir, rule)
     yield from _parents_by_trust(request.opts)
-    yield from _steering.problems(request.opts, via)
+    yield from criu_files.problems(request.opts, via)
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
     """The directories that these images build on: memory of the process comes from there."""
     field = "images_directory" if opts.parent_image is None else "parent_image"
-    for parent in _rules.parents(opts):
+    for parent in option_rules.parents(opts):
         try:
-            _trust.check(parent)
-        except _trust.UntrustedError as reason:
+            trusted_path.check(parent)
+        except trusted_path.UntrustedError as reason:
             rule = f"its parent {parent} is not ours alone: {reason.strerror}; {TRUSTING}"
             yield Problem(field, getattr(opts, field), rule)
             return

@@ -28,21 +28,17 @@ from __future__ import annotations
 import contextlib
 import os
 
-from . import _requirements
-from ._dataclass import replace
-from ._exchange import Hook
-from ._ffi import LIBCRIU_VERSION
-from ._log import is_benign
-from ._options import On
-from ._reach import Via
-from ._request import Outcome, Request
-from ._session import Call
-from ._typing import TYPE_CHECKING, Any, TypeVar
-from ._worker import Worker
-from .enums import Verb
-from .identity import Target, located
-from .opts import CriuOpts
-from .results import (
+from .._failures.log_excerpt import is_benign
+from .._native.ffi import LIBCRIU_VERSION
+from .._support.frozen_dataclass import replace
+from .._support.light_typing import TYPE_CHECKING, Any, TypeVar
+from .._system.process_identity import Target, located
+from .._transport.base import Via
+from .._transport.worker import Worker
+from ..enums import Verb
+from ..options.criu_opts import CriuOpts
+from ..options.table import On
+from ..results import (
     CheckResult,
     CpuinfoResult,
     DumpResult,
@@ -52,6 +48,10 @@ from .results import (
     RestoreStatistics,
     Version,
 )
+from . import requirements
+from .call import Call
+from .exchange import Hook
+from .request import Outcome, Request
 
 if TYPE_CHECKING:
     from .progress import OnProgress
@@ -315,7 +315,7 @@ def _cpuinfo(request: Request) -> CpuinfoResult:
 
 def version(*, via: Via | None = None, deadline: float | None = None) -> Version:
     """The release of the ``criu`` program."""
-    return _requirements.ask_version(via or Worker(), deadline)
+    return requirements.ask_version(via or Worker(), deadline)
 
 
 def libcriu_version() -> Version:
@@ -325,7 +325,7 @@ def libcriu_version() -> Version:
 
 def feature_check(*, via: Via | None = None, deadline: float | None = None) -> Features:
     """What this kernel and this CRIU can do together."""
-    return _requirements.ask_features(via or Worker(), deadline)
+    return requirements.ask_features(via or Worker(), deadline)
 
 
 def _observed(
@@ -361,7 +361,7 @@ def _checked(
         start_time=start,
         include_caller=include_caller,
     )
-    _requirements.check(request)
+    requirements.check(request)
     return request
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
-from . import _trust
-from ._reach import Via
-from ._spawn import FIXED_ENVIRONMENT
-from ._worker import worker_of
-from .errors import Problem
-from .opts import CriuOpts
+from .._system import trusted_path
+from .._transport.base import Via
+from .._transport.spawn import FIXED_ENVIRONMENT
+from .._transport.worker import worker_of
+from ..errors import Problem
+from ..options.criu_opts import CriuOpts
 
 GLOBAL_FILE = "/etc/criu/default.conf"
 USER_FILE = ".criu/default.conf"
@@ -82,7 +82,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     readers = [*configuration(via)]
     directories = _plugin_directories(worker.env)
     caches = [*_cache(opts, worker.env)]
-    if _trust.are_trusted(directories, PLUGIN, (*(path for path, _ in readers), *caches)):
+    if trusted_path.are_trusted(directories, PLUGIN, (*(path for path, _ in readers), *caches)):
         return
     uses = {path: f"reads {path} ({reader})" for path, reader in readers}
     uses |= {path: f"loads plugins from {path}" for path in _plugins(directories)}
@@ -96,8 +96,8 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
 def _why_not(path: str) -> str | None:
     """Who else could write it; None where nobody could, or where CRIU could not read it either."""
     try:
-        _trust.check(path)
-    except _trust.UntrustedError as reason:
+        trusted_path.check(path)
+    except trusted_path.UntrustedError as reason:
         return reason.strerror
     except OSError:
         return None

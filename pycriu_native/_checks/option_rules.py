@@ -13,16 +13,16 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from ._applicability import foreign_options
-from ._kinds import Namespaces
-from ._later import socket
-from ._text import read_lines
-from ._typing import TYPE_CHECKING
-from ._whole import DEEPEST, unfinished
-from .enums import Verb
-from .errors import OptionError, Problem
-from .opts import CriuOpts
-from .values import HasFileno, JoinNamespace, PageServer, descriptor_number
+from .._integrity.dump_marker import DEEPEST, unfinished
+from .._support.kernel_text import read_lines
+from .._support.lazy import socket
+from .._support.light_typing import TYPE_CHECKING
+from ..enums import Verb
+from ..errors import OptionError, Problem
+from ..options.applicability import foreign_options
+from ..options.criu_opts import CriuOpts
+from ..options.value_types import Namespaces
+from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
 
 if TYPE_CHECKING:
     import re

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import resource
 
-from ._capabilities import CAP_SYS_RESOURCE, has_capability
-from ._text import read_text
+from .._support.kernel_text import read_text
+from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
 
 EACH_TABLE = 16
 """Service descriptors for each process that shares a table of descriptors, in CRIU 4.2; 15 before

@@ -7,15 +7,15 @@ import re
 import signal
 from typing import cast
 
-from ._dataclass import replace
-from ._line import Line
-from ._log import LogMark, chatter_lines, diagnose, error_lines
-from ._request import Outcome
-from ._tree import holders, name_of, stat_of, status_of
-from .enums import Verb
-from .errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
-from .opts import CriuOpts
-from .values import PageServer
+from .._calls.request import Outcome
+from .._support.frozen_dataclass import replace
+from .._system.process_tree import holders, name_of, stat_of, status_of
+from .._transport.connection import Line
+from ..enums import Verb
+from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
+from ..options.criu_opts import CriuOpts
+from ..options.values import PageServer
+from .log_excerpt import LogMark, chatter_lines, diagnose, error_lines
 
 EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""

@@ -1,6 +1,6 @@
 """CRIU's log: which lines are errors, and what they come down to.
 
-The knowledge is in ``failures.json``: patterns of CRIU's messages with cause, cure and the
+The knowledge is in ``known_failures.json``: patterns of CRIU's messages with cause, cure and the
 options that help. It is read on the first failure, not before.
 """
 
@@ -10,12 +10,12 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 
-from . import errors
-from ._dataclass import dataclass
-from ._regular import open_regular
-from ._typing import TYPE_CHECKING, Any
-from .enums import Verb
-from .errors import CriuError, Diagnosis
+from .. import errors
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import TYPE_CHECKING, Any
+from .._system.regular_file import open_regular
+from ..enums import Verb
+from ..errors import CriuError, Diagnosis
 
 if TYPE_CHECKING:
     import re
@@ -114,7 +114,7 @@ def chatter_lines(text: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One entry of ``failures.json``."""
+    """One entry of ``known_failures.json``."""
 
     id: str
     phase: str
@@ -156,7 +156,7 @@ def failures() -> tuple[Failure, ...]:
     import json  # a call that succeeds does without
 
     # A plain path needs no further imports: the caller may have changed its root or its user.
-    path = os.path.join(os.path.dirname(__file__), "failures.json")
+    path = os.path.join(os.path.dirname(__file__), "known_failures.json")
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
@@ -166,7 +166,7 @@ def failures() -> tuple[Failure, ...]:
 
 
 def known(name: str) -> Failure:
-    """An entry of ``failures.json``."""
+    """An entry of ``known_failures.json``."""
     return next(failure for failure in failures() if failure.id == name)
 
 

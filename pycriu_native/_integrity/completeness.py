@@ -16,15 +16,15 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 
-from ._dataclass import dataclass
-from ._ffi import ffi, memory, native
-from ._image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
-from ._regular import open_regular
-from ._stats import message_fields
-from ._typing import TYPE_CHECKING
+from .._native.ffi import ffi, memory, native
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import TYPE_CHECKING
+from .._system.regular_file import open_regular
+from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
+from .statistics import message_fields
 
 if TYPE_CHECKING:
-    from ._runs import Runs
+    from .pagemap import Runs
 
 SMALL, FEW = 2**16, 256
 """Bytes and number of the files of a set that are read in one go."""
@@ -649,7 +649,7 @@ def _pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Proble
     """The pages that a page map names must be in its pages file, or in a parent."""
     from array import array
 
-    from ._runs import IN_PARENT
+    from .pagemap import IN_PARENT
 
     files, *parents = layers
     try:
@@ -714,7 +714,7 @@ def _pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Proble
 
 def _runs(files: ImageFiles, name: str) -> tuple[Runs, str]:
     """The runs of a page map, and the name of the file with the pages."""
-    from ._runs import Runs  # restores alone need it
+    from .pagemap import Runs  # restores alone need it
 
     runs, head, rest = Runs(), None, b""
     for piece in files.pieces(name):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ._imagery import image, message
+from .._wire.protobuf import image, message
 
 NAME = "files.img"
 PARTIAL = "files.img.partial"

@@ -21,19 +21,19 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from . import _completeness
-from ._completeness import ImageFiles, Problem, is_pre_dump
-from ._line import above_stdio
-from ._regular import open_regular
-from .enums import Verb
-from .errors import ImagesError
-from .opts import CriuOpts
+from .._system.regular_file import open_regular
+from .._transport.connection import above_stdio
+from ..enums import Verb
+from ..errors import ImagesError
+from ..options.criu_opts import CriuOpts
+from . import completeness
+from .completeness import ImageFiles, Problem, is_pre_dump
 
 UNFINISHED = "pycriu-native.unfinished"
 """The name of the mark. A dump under way holds a lock on it."""
 
 CLAIM = "pycriu-native.restore-"
-"""How the claim files of restore jobs begin: ``_claim.py``."""
+"""How the claim files of restore jobs begin: ``restore_claim.py``."""
 
 EARLIER = "pycriu-native.earlier"
 """Where the images of an earlier dump to the same directory are while a new one is under way."""
@@ -292,7 +292,7 @@ def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Proble
         parents: list[ImageFiles] = []
         broken = list(_parents(directory, parents, opened))
         yield from broken
-        yield from _completeness.problems(files, parents, broken=bool(broken))
+        yield from completeness.problems(files, parents, broken=bool(broken))
 
 
 def _mark_in(directory: int, names: set[str]) -> Problem | None:

@@ -1,6 +1,6 @@
 """A manifest of an image set: what was there when it was whole, to be held against what is there.
 
-A restore finds out by itself that files are missing or cut short (``_whole.py``). It does not
+A restore finds out by itself that files are missing or cut short (``dump_marker.py``). It does not
 see a page that a disk, a copy or somebody else has changed, and would run what it finds. So a
 set that is kept or moved is sealed, and verified before it is restored::
 
@@ -28,11 +28,11 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from ._made_names import LINKS
-from ._regular import open_regular
-from ._whole import CLAIM, DEEPEST, EARLIER, UNFINISHED, where
-from .errors import ImagesError
-from .values import Descriptor, descriptor_number
+from .._recovery.created_names import LINKS
+from .._system.regular_file import open_regular
+from ..errors import ImagesError
+from ..options.values import Descriptor, descriptor_number
+from .dump_marker import CLAIM, DEEPEST, EARLIER, UNFINISHED, where
 
 __all__ = ["MANIFEST", "seal", "verify"]
 

@@ -11,7 +11,7 @@ import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 
-from ._ffi import ffi, native
+from .._native.ffi import ffi, native
 
 PAGE = mmap.PAGESIZE
 """Bytes. The images do not tell the page size; it is taken to be that of this host."""

@@ -14,11 +14,11 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from ._whole import CLAIM
-from .errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
-from .identity import ProcessIdentity
-from .opts import CriuOpts
-from .values import descriptor_number
+from .._system.process_identity import ProcessIdentity
+from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
+from ..options.criu_opts import CriuOpts
+from ..options.values import descriptor_number
+from .dump_marker import CLAIM
 
 LARGEST = 4096
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ._ffi import ffi, native
-from ._regular import open_regular
-from .results import DumpStatistics, RestoreStatistics
+from .._native.ffi import ffi, native
+from .._system.regular_file import open_regular
+from ..results import DumpStatistics, RestoreStatistics
 
 SERVICE_MAGIC = 0x55105940
 STATS_MAGIC = 0x57093306

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from ._typing import Any
+from .._support.light_typing import Any
 
 _HINT = """\
 pycriu_native's extension module does not load: {reason}
@@ -19,8 +19,8 @@ pycriu_native does not work in an isolated subinterpreter: {reason}
 It works in the main interpreter, and in subinterpreters that share its lock."""
 
 try:
-    from ._native import ffi as ffi
-    from ._native import lib
+    from .extension import ffi as ffi
+    from .extension import lib
 except ImportError as error:
     hint = _ISOLATED if "subinterpreter" in str(error) else _HINT
     raise ImportError(hint.format(reason=error)) from error

@@ -18,26 +18,27 @@ import os
 import select
 import signal
 
-from . import _requirements, _unpatched
-from ._dataclass import replace
-from ._line import above_stdio
-from ._log import LogMark, chatter_lines, diagnose, error_lines
-from ._owned import Owned
-from ._prepare import Directories
-from ._process import OwnedProcess
-from ._program import find_program
-from ._request import Request, log_name
-from ._spawn import spawn
-from ._typing import TYPE_CHECKING
-from ._words import say
-from ._worker import Worker
-from .enums import Verb
-from .errors import CriuError, DeadlineError
-from .opts import CriuOpts
-from .values import PageServer
+from .._calls import requirements
+from .._calls.prepare import Directories
+from .._calls.request import Request, log_name
+from .._failures.log_excerpt import LogMark, chatter_lines, diagnose, error_lines
+from .._support import unpatched
+from .._support.closing import Owned
+from .._support.frozen_dataclass import replace
+from .._support.light_typing import TYPE_CHECKING
+from .._transport.connection import above_stdio
+from .._transport.process import OwnedProcess
+from .._transport.program import find_program
+from .._transport.spawn import spawn
+from .._transport.worker import Worker
+from ..enums import Verb
+from ..errors import CriuError, DeadlineError
+from ..options.criu_opts import CriuOpts
+from ..options.flags import say
+from ..options.values import PageServer
 
 if TYPE_CHECKING:
-    from .progress import OnProgress
+    from .._calls.progress import OnProgress
 
 __all__ = ["LazyPages"]
 
@@ -66,7 +67,7 @@ class LazyPages(Owned):
     ) -> None:
         self._opts = opts
         request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
-        _requirements.check(request)
+        requirements.check(request)
         with contextlib.ExitStack() as owned:
             directories = Directories(opts, Verb.LAZY_PAGES, owned, trusting=request.via.trusting)
             assert directories.log is not None
@@ -102,7 +103,7 @@ class LazyPages(Owned):
         """
         if on_progress is None or self._process.closed:
             return self._wait(timeout)
-        from .progress import Feeding, directory_of, telling  # few are watched
+        from .._calls.progress import Feeding, directory_of, telling  # few are watched
 
         elsewhere = self._opts.page_server is not None
         fed = Feeding(self.pid, directory_of(self._opts), from_elsewhere=elsewhere)
@@ -163,7 +164,7 @@ def _by_descriptor(fd: int | None) -> str | None:
 
 def _listens(ready: int, deadline: float) -> bool:
     """Whether the daemon says that it listens; False if it ends instead."""
-    poll = _unpatched.poll()
+    poll = unpatched.poll()
     poll.register(ready, select.POLLIN)
     if not poll.poll(deadline * 1000):
         raise DeadlineError("lazy-pages: the daemon did not listen in time", verb="lazy-pages")

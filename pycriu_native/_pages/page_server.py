@@ -15,25 +15,26 @@ import select
 import signal
 from typing import cast
 
-from . import _requirements, _unpatched
-from ._later import socket
-from ._line import Line
-from ._message import REQUEST_TYPES, decode_response, encode
-from ._owned import Owned
-from ._reach import Via
-from ._request import Outcome, Request
-from ._session import Call
-from ._tree import listener_on
-from ._typing import TYPE_CHECKING
-from ._worker import Worker
-from .enums import Verb
-from .errors import CriuError, ProtocolError, WorkerDiedError
-from .opts import CriuOpts
-from .results import PageServerResult
-from .values import WireValue
+from .._calls import requirements
+from .._calls.call import Call
+from .._calls.request import Outcome, Request
+from .._support import unpatched
+from .._support.closing import Owned
+from .._support.lazy import socket
+from .._support.light_typing import TYPE_CHECKING
+from .._system.process_tree import listener_on
+from .._transport.base import Via
+from .._transport.connection import Line
+from .._transport.worker import Worker
+from .._wire.messages import REQUEST_TYPES, decode_response, encode
+from ..enums import Verb
+from ..errors import CriuError, ProtocolError, WorkerDiedError
+from ..options.criu_opts import CriuOpts
+from ..options.values import WireValue
+from ..results import PageServerResult
 
 if TYPE_CHECKING:
-    from .progress import OnProgress
+    from .._calls.progress import OnProgress
 
 __all__ = ["PageServerChild", "page_server", "page_server_child"]
 
@@ -78,7 +79,7 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
         deadline=deadline,
         keep_line=verb is Verb.PAGE_SERVER_CHILD,
     )
-    _requirements.check(request)
+    requirements.check(request)
     outcome = Call(request).wait()
     if outcome.interrupted_by is not None:
         # Too late to undo by a refusal: it is undone by ending what was started.
@@ -121,7 +122,7 @@ class PageServerChild(Owned):
         """
         if on_progress is None or self._status is not None:
             return self._wait(timeout)
-        from .progress import size_of_pages, telling  # few are watched
+        from .._calls.progress import size_of_pages, telling  # few are watched
 
         def measure() -> tuple[str, int, int | None]:
             return str(Verb.PAGE_SERVER), size_of_pages(self.result.images, parents=False), None
@@ -143,7 +144,7 @@ class PageServerChild(Owned):
                     "pid": self.result.pid,
                 }
                 line.sock.sendall(encode("request", question), socket.MSG_NOSIGNAL)
-            poll = _unpatched.poll()
+            poll = unpatched.poll()
             poll.register(line.sock, select.POLLIN)
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")

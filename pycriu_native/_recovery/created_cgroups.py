@@ -11,12 +11,12 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 
-from ._made_names import messages
-from ._stats import message_fields
-from ._typing import cast
-from .enums import CgroupMode
-from .opts import CriuOpts
-from .values import CgroupRoot
+from .._integrity.statistics import message_fields
+from .._support.light_typing import cast
+from ..enums import CgroupMode
+from ..options.criu_opts import CriuOpts
+from ..options.values import CgroupRoot
+from .created_names import messages
 
 EMPTYING = 2.0
 """Seconds that a cgroup gets to be left by processes that have been killed."""
@@ -30,7 +30,9 @@ def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
     found = [each for each in _controllers(images) if each[1]]
     if not found:
         return ()
-    from ._mounts import mounts_of  # most processes are in the root cgroup, or restored in theirs
+    from .._system.mounts import (
+        mounts_of,  # most processes are in the root cgroup, or restored in theirs
+    )
 
     mounts = [mount for mount in mounts_of("self") if mount.kind.startswith("cgroup")]
     missing: list[str] = []

@@ -14,8 +14,8 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 
-from ._stats import message_fields
-from ._tree import read_small, status_of
+from .._integrity.statistics import message_fields
+from .._system.process_tree import read_small, status_of
 
 TASK_CORE, COMM = 3, 6
 """Fields of ``core-PID.img`` (CRIU's ``images/core.proto``)."""

@@ -19,9 +19,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ._dataclass import dataclass
-from ._stats import message_fields
-from .opts import CriuOpts
+from .._integrity.statistics import message_fields
+from .._support.frozen_dataclass import dataclass
+from ..options.criu_opts import CriuOpts
 
 LINKS = "pycriu-native.links"
 """The directory among the images where a restore keeps links of ``link_remap``."""

@@ -6,10 +6,10 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from . import _netlock
-from ._made_names import fields_of, messages, number_in, run_of_dump
-from ._netlock import Ends
-from ._stats import message_fields
+from .._integrity.statistics import message_fields
+from . import network_lock
+from .created_names import fields_of, messages, number_in, run_of_dump
+from .network_lock import Ends
 
 
 def lock_of_dump(images: int) -> Iterator[str]:
@@ -18,12 +18,12 @@ def lock_of_dump(images: int) -> Iterator[str]:
     with contextlib.suppress(OSError):
         run = run_of_dump(images)
         if run is not None:
-            for name in (f"CRIU-{run}", f"CRIU-{run}"[: _netlock.LONGEST_TABLE]):
-                if _netlock.has_table(name.removeprefix("CRIU-")):
+            for name in (f"CRIU-{run}", f"CRIU-{run}"[: network_lock.LONGEST_TABLE]):
+                if network_lock.has_table(name.removeprefix("CRIU-")):
                     yield f"the table inet {name} of nftables, {until}"
                     return
         ends = inet_connections(images)
-        if count := _netlock.count_rules(ends):
+        if count := network_lock.count_rules(ends):
             yield f"{count} rules of iptables for {', '.join(sorted(map(str, ends)))}, {until}"
 
 

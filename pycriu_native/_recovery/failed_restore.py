@@ -1,13 +1,13 @@
 """What a restore that failed leaves in the file system, removed; what it consumed, put back.
 
-CRIU removes the names that it makes (``_made_names.py``) when it comes to the end of a restore, or
-fails by itself. One that was killed leaves them, and then the next restore finds them in its way;
-one that fails while it opens a deleted file leaves that file's name. :class:`RestoreUndo` looks
-before CRIU starts, and when the restore has failed, and its processes have ended, it removes what
-came in between. Nothing that was there before is removed, and nothing while another restore of
+CRIU removes the names that it makes (``created_names.py``) when it comes to the end of a restore,
+or fails by itself. One that was killed leaves them, and then the next restore finds them in its
+way; one that fails while it opens a deleted file leaves that file's name. :class:`RestoreUndo`
+looks before CRIU starts, and when the restore has failed, and its processes have ended, it removes
+what came in between. Nothing that was there before is removed, and nothing while another restore of
 the same images is under way.
 
-What CRIU consumes of ``link_remap`` is put back too (``_link_remaps.py``).
+What CRIU consumes of ``link_remap`` is put back too (``link_remaps.py``).
 """
 
 from __future__ import annotations
@@ -19,21 +19,14 @@ import stat
 import time
 from collections.abc import Iterator
 
-from ._dataclass import dataclass
-from ._later import socket
-from ._link_remaps import KeptLink
-from ._made_cgroups import missing_cgroups, remove_cgroups
-from ._made_names import (
-    BoundSocket,
-    Ghost,
-    LinkRemap,
-    MadeNames,
-    made_names,
-    taken_names,
-)
-from ._names_below import Name, Tree
-from ._temporary import CLOCK_LAG, remove_temporary
-from .opts import CriuOpts
+from .._support.frozen_dataclass import dataclass
+from .._support.lazy import socket
+from .._system.paths_below import Name, Tree
+from ..options.criu_opts import CriuOpts
+from .created_cgroups import missing_cgroups, remove_cgroups
+from .created_names import BoundSocket, Ghost, LinkRemap, MadeNames, made_names, taken_names
+from .link_remaps import KeptLink
+from .temporary_files import CLOCK_LAG, remove_temporary
 
 RESTORING = "another restore of the same images may be using it"
 
@@ -143,7 +136,7 @@ class RestoreUndo:
 
         ``killed``: CRIU had no chance to undo it.
         """
-        from ._dump_lock import lock_of_dump  # a restore that succeeds has no need of it
+        from .dump_lock import lock_of_dump  # a restore that succeeds has no need of it
 
         left = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
         for name, parked in self._sockets:

@@ -27,13 +27,13 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from ._ffi import native
-from ._later import socket
-from ._process import OwnedProcess
-from ._program import SEARCH_PATH
-from ._spawn import spawn
-from ._tree import read_small
-from .errors import ProgramError
+from .._native.ffi import native
+from .._support.lazy import socket
+from .._system.process_tree import read_small
+from .._transport.process import OwnedProcess
+from .._transport.program import SEARCH_PATH
+from .._transport.spawn import spawn
+from ..errors import ProgramError
 
 NETLINK_NETFILTER = 12
 NFTABLES = 10  # NFNL_SUBSYS_NFTABLES

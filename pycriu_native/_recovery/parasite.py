@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from ._text import read_lines
+from .._support.kernel_text import read_lines
 
 NAME = "/memfd:CRIUMFD (deleted)"
 

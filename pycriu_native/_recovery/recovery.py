@@ -2,9 +2,10 @@
 
 The kernel lets go of what a dead CRIU had stopped: the process runs on by itself, and the code
 that CRIU had put into it returns to where it was interrupted. Left behind are the lock on the
-network (``_netlock.py``), connections in repair mode (``_connections.py``), a cgroup that
-CRIU had frozen or thawed, and that code's memory (``_parasite.py``). :class:`Rescue` looks before,
-in the notifications while CRIU lives, and puts right afterwards. It runs on the call's own thread.
+network (``network_lock.py``), connections in repair mode (``_system/tcp_connections.py``), a cgroup
+that CRIU had frozen or thawed, and that code's memory (``parasite.py``). :class:`Rescue` looks
+before, in the notifications while CRIU lives, and puts right afterwards. It runs on the call's own
+thread.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import _netlock
-from ._connections import connections_of, end_repair, reusing
-from ._link_remaps import DumpLinks
-from ._netlock import Ends
-from ._parasite import left_in
-from ._temporary import CLOCK_LAG, remove_temporary
-from ._tree import process_tree, stat_of
-from .enums import NetworkLock, Notify
-from .opts import CriuOpts, StrPath
+from .._system.process_tree import process_tree, stat_of
+from .._system.tcp_connections import connections_of, end_repair, reusing
+from ..enums import NetworkLock, Notify
+from ..options.criu_opts import CriuOpts, StrPath
+from . import network_lock
+from .link_remaps import DumpLinks
+from .network_lock import Ends
+from .parasite import left_in
+from .temporary_files import CLOCK_LAG, remove_temporary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +92,8 @@ class Rescue:
                 # Only its own worker is known; and nothing is locked without the first word.
                 self._run = self._run_of(worker) if worker else None
             if action is Notify.NETWORK_LOCK and not self._by_table:
-                with _netlock.in_network_of(self._pid):
-                    self._chain_before = _netlock.has_chain()
+                with network_lock.in_network_of(self._pid):
+                    self._chain_before = network_lock.has_chain()
             # At query-ext-files, which CRIU before 3.19 does not know, it stands still; at both,
             # no connection has been touched.
             established = self._opts.tcp_established
@@ -108,11 +109,11 @@ class Rescue:
 
     def _run_of(self, worker: int) -> str | None:
         """What CRIU calls its table, in front of which ``CRIU-`` comes."""
-        run = _netlock.run_id(worker)
+        run = network_lock.run_id(worker)
         if run is not None:
             return run
-        with _netlock.in_network_of(self._pid):  # before 4.1 the table has the pid's name
-            return None if _netlock.has_table(str(self._pid)) else str(self._pid)
+        with network_lock.in_network_of(self._pid):  # before 4.1 the table has the pid's name
+            return None if network_lock.has_table(str(self._pid)) else str(self._pid)
 
     def agreed(self, action: Notify | str) -> None:
         """A notification was agreed to, and CRIU was there to hear it."""
@@ -157,17 +158,17 @@ class Rescue:
         yield contextlib.nullcontext()
         with contextlib.suppress(OSError):
             if not os.path.samefile("/proc/thread-self/ns/net", f"/proc/{self._pid}/ns/net"):
-                yield _netlock.in_network_of(self._pid)
+                yield network_lock.in_network_of(self._pid)
 
     def _unlock(self, connections: set[Ends]) -> Iterator[str]:
         if self._run is not None:
-            _netlock.delete_table(self._run)
+            network_lock.delete_table(self._run)
         elif self._may_lock and self._by_table:
             yield "a table inet CRIU-... of nftables, perhaps: this CRIU's run id is not known"
         if connections and not self._by_table:
-            _netlock.delete_rules(connections)
+            network_lock.delete_rules(connections)
         if self._chain_before is False:
-            _netlock.delete_chain()
+            network_lock.delete_chain()
         elif self._chain_before:
             yield "the chain CRIU of iptables, which was there before"
 

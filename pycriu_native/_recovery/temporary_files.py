@@ -96,7 +96,7 @@ def _other_criu() -> list[int]:
 
 def _unmount(path: str) -> None:
     """Unmount what CRIU has mounted there; nothing else can be, in a directory of its own."""
-    from ._mounts import detach, mounts_of
+    from .._system.mounts import detach, mounts_of
 
     for mount in reversed(list(mounts_of("self"))):
         if mount.place == path or mount.place.startswith(path + "/"):

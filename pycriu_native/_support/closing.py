@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from ._typing import Self
+from .light_typing import Self
 
 
 class Owned:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from ._typing import TYPE_CHECKING, Any
+from .light_typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass

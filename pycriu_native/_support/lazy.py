@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ._typing import TYPE_CHECKING, Any
-from ._unpatched import original
+from .light_typing import TYPE_CHECKING, Any
+from .unpatched import original
 
 if TYPE_CHECKING:
     import socket as socket

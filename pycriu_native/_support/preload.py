@@ -15,11 +15,12 @@ def preload() -> None:
     """
     import pkgutil
 
-    from . import __path__, _log
+    from .. import __path__
+    from .._failures import log_excerpt
 
     for module in pkgutil.iter_modules(__path__):
         if not module.ispkg and module.name != "__main__":
             importlib.import_module(f"{__package__}.{module.name}")
     for name in ("glob", "inspect", "ipaddress", "json", "logging", "shutil", "socket", "tempfile"):
         importlib.import_module(name)
-    _log.failures()
+    log_excerpt.failures()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from ._typing import Any
+from .light_typing import Any
 
 
 def original(module: str, name: str) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from ._tree import status_of
+from .process_tree import status_of
 
 CAP_SETPCAP, CAP_SYS_RESOURCE = 8, 24
 NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}
 """CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, which a dump does without, and what CRIU's
-failure is called in ``failures.json``. With ``unprivileged`` it does without them."""
+failure is called in ``known_failures.json``. With ``unprivileged`` it does without them."""
 # fmt: off
 CAPABILITIES = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid",

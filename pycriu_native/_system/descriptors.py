@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from ._ffi import native
+from .._native.ffi import native
 
 
 def descriptors_of(pid: int, kind: str) -> list[int]:

@@ -6,7 +6,7 @@ import errno
 import socket
 import stat
 
-from .._text import read_lines, read_text
+from .._support.kernel_text import read_lines, read_text
 
 ANY = ("0.0.0.0", "::")
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._regular import open_regular
-from ._stats import message_fields
-from ._text import read_lines
-from .errors import ImagesError
+from .._integrity.statistics import message_fields
+from .._support.kernel_text import read_lines
+from ..errors import ImagesError
+from .regular_file import open_regular
 
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2

@@ -117,6 +117,6 @@ class Tree:
         root = self._root.rstrip("/")
         if not root or not path.startswith(root + "/"):
             return path
-        from ._mounts import inside  # restores of containers alone need it
+        from .mounts import inside  # restores of containers alone need it
 
         return root + inside(root, path.removeprefix(root))

@@ -6,10 +6,10 @@ import contextlib
 import os
 import select
 
-from ._dataclass import dataclass
-from ._tree import read_small, stat_of
-from .errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
-from .values import Descriptor, descriptor_number
+from .._support.frozen_dataclass import dataclass
+from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
+from ..options.values import Descriptor, descriptor_number
+from .process_tree import read_small, stat_of
 
 __all__ = ["Pidfd", "ProcessIdentity", "Target"]
 

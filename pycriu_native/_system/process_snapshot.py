@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .._text import read_lines, read_text
-from .._tree import process_tree, status_of
+from .._support.kernel_text import read_lines, read_text
+from .process_tree import process_tree, status_of
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 

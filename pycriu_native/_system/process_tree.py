@@ -8,8 +8,8 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from ._text import escaped, read_lines, read_text
-from ._unpatched import sleep
+from .._support.kernel_text import escaped, read_lines, read_text
+from .._support.unpatched import sleep
 
 
 def frozen_cgroup(pid: int) -> str | None:

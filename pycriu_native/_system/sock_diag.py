@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .._later import socket
-from .._unpatched import Thread
-from .tree import Process, libc
+from .._support.lazy import socket
+from .._support.unpatched import Thread
+from .process_snapshot import Process, libc
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
 SOCK_DIAG_BY_FAMILY, RTM_GETLINK = 20, 18

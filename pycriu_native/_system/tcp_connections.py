@@ -14,9 +14,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from ._ffi import native
-from ._later import socket
-from ._netlock import Ends
+from .._native.ffi import native
+from .._recovery.network_lock import Ends
+from .._support.lazy import socket
 
 TCP_REPAIR = 19
 

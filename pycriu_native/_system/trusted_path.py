@@ -10,7 +10,7 @@ the way: there only the owner of an entry can swap it, and the entry must be our
 on the way is as good as the directory that it lies in; one at the end is refused where an images
 directory is asked for.
 
-The walk itself is ``native/trust.c``.
+The walk itself is ``native/trusted_path.c``.
 
 An access control list that lets others write shows in the group's bits, as its mask does.
 """
@@ -22,9 +22,9 @@ import functools
 import os
 import stat
 
-from ._ffi import ffi, native
-from ._line import above_stdio
-from ._typing import Any
+from .._native.ffi import ffi, native
+from .._support.light_typing import Any
+from .._transport.connection import above_stdio
 
 
 class UntrustedError(PermissionError):

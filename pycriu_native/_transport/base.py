@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from ._dataclass import dataclass
-from ._later import socket
-from ._line import Line, widen
-from ._spawn import DEFAULT_MANNER, Manner
-from ._typing import ClassVar, Protocol
-from .errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
-from .values import Descriptor, descriptor_number
+from .._support.frozen_dataclass import dataclass
+from .._support.lazy import socket
+from .._support.light_typing import ClassVar, Protocol
+from ..errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
+from ..options.values import Descriptor, descriptor_number
+from .connection import Line, widen
+from .spawn import DEFAULT_MANNER, Manner
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
 """Where ``criu service`` listens unless told otherwise (libcriu's ``cr-service-const.h``)."""

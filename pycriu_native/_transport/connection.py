@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 
-from ._later import socket
+from .._support.lazy import socket
 
 SEND_BUFFER = 64 * 2**20
 """Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
@@ -56,7 +56,7 @@ def _above_stdio(sock: socket.socket) -> socket.socket:
 class Line:
     """A connection to a CRIU process that is not ours: the socket, owned.
 
-    A worker of our own is more than that: ``WorkerLine`` in ``_worker.py``.
+    A worker of our own is more than that: ``WorkerLine`` in ``worker.py``.
     """
 
     pid = 0

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
-from ._dataclass import dataclass
-from ._spawn import FIXED_ENVIRONMENT
-from ._text import read_lines
-from ._worker import Worker
-from .errors import CriuError, PermissionDeniedError, ProgramError
+from .._support.frozen_dataclass import dataclass
+from .._support.kernel_text import read_lines
+from ..errors import CriuError, PermissionDeniedError, ProgramError
+from .spawn import FIXED_ENVIRONMENT
+from .worker import Worker
 
 __all__ = ["CacheState", "FeatureCache", "feature_cache", "keep_feature_cache"]
 

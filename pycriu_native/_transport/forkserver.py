@@ -1,4 +1,4 @@
-"""A CRIU that has been loaded and grows workers: the Python side of ``native/seed.c``.
+"""A CRIU that has been loaded and grows workers: the Python side of ``native/forkserver.c``.
 
 Most of what starting a worker costs is the loader's work: CRIU and some twenty libraries are
 mapped and bound, three to four times what the worker needs until it waits for its request. A
@@ -15,16 +15,16 @@ import stat
 import weakref
 from collections.abc import Mapping
 
-from ._ffi import native
-from ._later import socket
-from ._program import on_disk
-from ._spawn import Manner
-from ._typing import Any
-from ._unpatched import Lock
-from ._worker import start_worker
-from .errors import ProgramError
+from .._native.ffi import native
+from .._support.lazy import socket
+from .._support.light_typing import Any
+from .._support.unpatched import Lock
+from ..errors import ProgramError
+from .program import on_disk
+from .spawn import Manner
+from .worker import start_worker
 
-IMAGE = os.path.join(os.path.dirname(__file__), "native", "seed.abi3.so")
+IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
 UNTIL_LOADED = 2.0
 """Seconds that a seed gets for its first word."""
@@ -49,7 +49,7 @@ class Seed:
     """A ``criu`` that grows workers; owned.
 
     Everything but CRIU's own state they take over from it as it was when the seed was started:
-    who uses them must know that nothing has changed since (``_surroundings.py``).
+    who uses them must know that nothing has changed since (``inherited_state.py``).
     """
 
     def __init__(self, program: str, env: Mapping[str, str], manner: Manner) -> None:

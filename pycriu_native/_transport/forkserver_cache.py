@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from ._line import Line
-from ._nursery import likeness, sow
-from ._owned import Owned
-from ._reach import Via
-from ._seed import BarrenError, Seed
-from ._spawn import Manner
-from ._unpatched import Lock
-from ._worker import Worker, connect_worker
-from .errors import CriuError
+from .._support.closing import Owned
+from .._support.unpatched import Lock
+from ..errors import CriuError
+from .base import Via
+from .connection import Line
+from .forkserver import BarrenError, Seed
+from .spawn import Manner
+from .worker import Worker, connect_worker
+from .worker_factory import likeness, sow
 
 
 class SeedBed(Owned):

@@ -13,8 +13,8 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 
-from ._ffi import ffi, memory, native
-from ._typing import Any
+from .._native.ffi import ffi, memory, native
+from .._support.light_typing import Any
 
 NAMESPACES = (
     "cgroup",

@@ -1,7 +1,7 @@
 """Workers that are started ahead of the calls that use them.
 
 Starting ``criu`` takes some milliseconds, most of them the loader's. ``WarmWorkers`` has it loaded
-once (``_seed.py``), keeps a few workers that wait for a request, and forks the next ones while
+once (``forkserver.py``), keeps a few workers that wait for a request, and forks the next ones while
 calls are busy with other things::
 
     with WarmWorkers(2) as warm:
@@ -21,17 +21,17 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from ._ffi import native
-from ._line import Line
-from ._nursery import Likeness, Nursery, likeness
-from ._owned import Owned
-from ._process import OwnedProcess
-from ._request import RESTORING, SAVING
-from ._spawn import DEFAULT_MANNER, Manner
-from ._typing import Any, ClassVar
-from ._unpatched import Condition, Thread, get_ident, sleep
-from ._worker import PATIENCE, Worker, WorkerLine
-from .errors import CriuError, Problem
+from .._calls.request import RESTORING, SAVING
+from .._native.ffi import native
+from .._support.closing import Owned
+from .._support.light_typing import Any, ClassVar
+from .._support.unpatched import Condition, Thread, get_ident, sleep
+from ..errors import CriuError, Problem
+from .connection import Line
+from .process import OwnedProcess
+from .spawn import DEFAULT_MANNER, Manner
+from .worker import PATIENCE, Worker, WorkerLine
+from .worker_factory import Likeness, Nursery, likeness
 
 __all__ = ["WarmWorkers"]
 

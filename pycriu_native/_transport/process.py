@@ -7,7 +7,7 @@ import os
 import select
 import signal
 
-from ._unpatched import poll
+from .._support.unpatched import poll
 
 LARGEST_CHATTER = 256 * 1024
 """Bytes of a process's standard error that are kept."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 
-from . import _trust
-from ._ffi import BUILT_PROGRAM
-from .errors import PermissionDeniedError, ProgramNotFoundError
+from .._native.ffi import BUILT_PROGRAM
+from .._system import trusted_path
+from ..errors import PermissionDeniedError, ProgramNotFoundError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for, and the PATH of a worker: the caller's own could name others."""
 
-HOW_TO_INSTALL = "install it (Debian: apt-get install criu; from a checkout: scripts/install-criu)"
+HOW_TO_INSTALL = "install it (Debian: apt-get install criu; from a checkout: tools/install-criu)"
 
 
 def find_program(given: str | os.PathLike[str] | None = None, *, trusting: bool = False) -> str:
@@ -60,10 +60,10 @@ def _checked(path: str, trusting: bool) -> str:
         ) from None
     if not stat.S_ISREG(found.st_mode) or not os.access(path, os.X_OK):
         raise PermissionDeniedError(f"{path!r} is no program that can be run")
-    if not trusting and not _trust.is_plain(path):
+    if not trusting and not trusted_path.is_plain(path):
         try:
-            _trust.check(path)
-        except _trust.UntrustedError as reason:
+            trusted_path.check(path)
+        except trusted_path.UntrustedError as reason:
             raise PermissionDeniedError(
                 f"the criu program {path!r} is not run, because another user could change it: "
                 f"{reason.strerror}; Worker(trusting=True) runs it all the same"

@@ -6,10 +6,10 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 
-from ._dataclass import dataclass
-from ._ffi import ffi, native
-from ._program import SEARCH_PATH
-from .errors import ProgramError
+from .._native.ffi import ffi, native
+from .._support.frozen_dataclass import dataclass
+from ..errors import ProgramError
+from .program import SEARCH_PATH
 
 FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
 """What a worker's environment is, but for what its caller adds. In CRIU's home directory is a

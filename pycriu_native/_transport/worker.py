@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ._dataclass import dataclass, field
-from ._ffi import ffi, native
-from ._later import socket
-from ._line import Line
-from ._process import OwnedProcess
-from ._program import find_program, on_disk
-from ._spawn import DEFAULT_MANNER, Manner, spawn
-from ._typing import Any, ClassVar
-from .errors import Problem
-from .values import Descriptor, descriptor_number
+from .._native.ffi import ffi, native
+from .._support.frozen_dataclass import dataclass, field
+from .._support.lazy import socket
+from .._support.light_typing import Any, ClassVar
+from ..errors import Problem
+from ..options.values import Descriptor, descriptor_number
+from .connection import Line
+from .process import OwnedProcess
+from .program import find_program, on_disk
+from .spawn import DEFAULT_MANNER, Manner, spawn
 
 PATIENCE = 10.0
 """Seconds that a worker gets to end by itself once it has answered."""

@@ -1,6 +1,6 @@
 """Where warm workers come from: started by one thread, all alike, and known to be.
 
-A program that can be made a seed (``_seed.py``) is loaded once; the others are started each on
+A program that can be made a seed (``forkserver.py``) is loaded once; the others are started each on
 its own.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 
-from ._owned import Owned
-from ._program import find_program, on_disk
-from ._seed import NO_INPUT, BarrenError, Seed
-from ._spawn import Manner
-from ._surroundings import surroundings
-from ._worker import Worker, WorkerLine, connect_worker, start_worker
+from .._support.closing import Owned
+from .forkserver import NO_INPUT, BarrenError, Seed
+from .inherited_state import surroundings
+from .program import find_program, on_disk
+from .spawn import Manner
+from .worker import Worker, WorkerLine, connect_worker, start_worker
 
 Likeness = tuple[object, ...]
 """What a worker is like: its program, and what it has taken over from the thread that starts it."""

@@ -2,14 +2,14 @@
 
 ``check`` is among them: libcriu sends it without options, and CRIU up to 4.1.1 crashes on that.
 
-The counterpart of ``_libcriu.py``: the same two steps.
+The counterpart of ``libcriu_request.py``: the same two steps.
 """
 
 from __future__ import annotations
 
-from ._message import EMPTY, REQUEST_TYPES, Handle, decode_response, encode
-from .enums import Verb
-from .values import WireValue
+from ..enums import Verb
+from ..options.values import WireValue
+from .messages import EMPTY, REQUEST_TYPES, Handle, decode_response, encode
 
 REFUSED = -52
 """EBADE, as libcriu's verbs return it when CRIU says no."""

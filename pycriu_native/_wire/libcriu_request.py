@@ -2,9 +2,9 @@
 
 A verb of libcriu's is both at once: it sends the request, waits, and reads the answer. Here it is
 called twice, each time against a socket in which an answer lies already, so that it never waits:
-first with a refusal, to see what it asks for; then, when CRIU has answered (``_exchange.py``),
-with that answer, to see what it makes of it. It prints when it gets no answer, or another
-verb's, and so is given neither.
+first with a refusal, to see what it asks for; then, when CRIU has answered
+(``_calls/exchange.py``), with that answer, to see what it makes of it. It prints when it gets no
+answer, or another verb's, and so is given neither.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import errno
 import os
 
-from ._ffi import ffi, memory, native
-from ._message import REQUEST_TYPES, Handle, encode
-from ._typing import Any
-from .enums import Verb
-from .errors import OptionError, Problem
+from .._native.ffi import ffi, memory, native
+from .._support.light_typing import Any
+from ..enums import Verb
+from ..errors import OptionError, Problem
+from .messages import REQUEST_TYPES, Handle, encode
 
 LIBCRIU_VERBS: dict[Verb, Any] = {
     verb: ffi.addressof(native, name)

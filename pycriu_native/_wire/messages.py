@@ -1,7 +1,7 @@
 """libcriu's messages: options into a handle, and any message out as a mapping.
 
 Fields are named as in ``rpc.proto``. Where they lie in memory, the loaded libcriu's own
-descriptors say (``native/message.c``).
+descriptors say (``native/messages.c``).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import functools
 import os
 from collections.abc import Iterable
 
-from ._ffi import LIBCRIU_VERSION, ffi, functions, native
-from ._kinds import Shape
-from ._options import Row
-from ._owned import Owned
-from ._typing import Any, cast
-from .errors import CriuError, Problem, UnsupportedError
-from .values import WireValue, _Item
+from .._native.ffi import LIBCRIU_VERSION, ffi, functions, native
+from .._support.closing import Owned
+from .._support.light_typing import Any, cast
+from ..errors import CriuError, Problem, UnsupportedError
+from ..options.table import Row
+from ..options.value_types import Shape
+from ..options.values import WireValue, _Item
 
 REQUEST_TYPES = {
     "empty": 0,
@@ -44,7 +44,7 @@ EMPTY = REQUEST_TYPES["empty"]
 
 
 def no_memory(status: int) -> bool:
-    """Whether a status of native/message.c means that memory ran out."""
+    """Whether a status of native/messages.c means that memory ran out."""
     return status == -12
 
 

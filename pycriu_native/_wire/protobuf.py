@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._image_kinds import COMMON, FORMATS, INVENTORY
+from .image_kinds import COMMON, FORMATS, INVENTORY
 
 
 def message(*fields: tuple[int, int | bytes]) -> bytes:

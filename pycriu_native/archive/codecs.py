@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, BinaryIO, Literal, cast
 
-from ._unpatched import Thread
-from .errors import CriuError, ImagesError, OptionError, Problem
+from .._support.unpatched import Thread
+from ..errors import CriuError, ImagesError, OptionError, Problem
 
 Compression = Literal["none", "gzip", "zstd"]
 """How an archive is compressed; ``zstd`` needs the extra ``pycriu-native[archive]``."""

@@ -23,18 +23,10 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from ._made_names import LINKS
-from ._streams import (
-    Compression,
-    Peek,
-    bad_argument,
-    compressed,
-    decompressed,
-    decrypted,
-    encrypted,
-)
-from ._tar import CHUNK, Content, members
-from .errors import CriuError, ImagesError
+from .._recovery.created_names import LINKS
+from ..errors import CriuError, ImagesError
+from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
+from .tar import CHUNK, Content, members
 
 _OF_ITS_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 """What the kernel says of a name that cannot be, or of two members of one name."""

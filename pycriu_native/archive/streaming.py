@@ -28,19 +28,19 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Self
 
-from . import verbs
-from ._exchange import Hook, Notification
-from ._later import socket
-from ._owned import Owned
-from ._reach import Via
-from ._session import Call
-from ._tree import is_above
-from ._unpatched import Condition, Thread
-from .enums import Notify
-from .errors import ImagesError, OptionError, Problem
-from .identity import Target, identified, number_of
-from .opts import CriuOpts
-from .results import DumpResult, RestoreResult
+from .._calls import verbs
+from .._calls.call import Call
+from .._calls.exchange import Hook, Notification
+from .._support.closing import Owned
+from .._support.lazy import socket
+from .._support.unpatched import Condition, Thread
+from .._system.process_identity import Target, identified, number_of
+from .._system.process_tree import is_above
+from .._transport.base import Via
+from ..enums import Notify
+from ..errors import ImagesError, OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from ..results import DumpResult, RestoreResult
 
 __all__ = ["dump_stream", "restore_stream"]
 

@@ -4,9 +4,9 @@ click reads command lines, writes help and completes in three shells; rich draws
 and knows terminals and ``NO_COLOR``. Neither is imported before :func:`main` runs, and nothing
 of this package by ``import pycriu_native``. Each command is a module, loaded when it is asked for:
 
-``_run`` starts it and turns every ending into an exit code (``_exits``); ``_command`` is what
-all commands have in common; ``_fields`` makes CRIU's options from the table; ``_output`` and
-``_errors`` say what happened, to people or as JSON.
+``run`` starts it and turns every ending into an exit code (``exit_codes``); ``command`` is what
+all commands have in common; ``option_parameters`` makes CRIU's options from the table; ``output``
+and ``errors`` say what happened, to people or as JSON.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import sys
 __all__ = ["main"]
 
 MISSING_EXTRA = 3
-"""The exit code where the packages of an extra are missing; ``_exits`` needs none of them, but its
-names would have to be imported here."""
+"""The exit code where the packages of an extra are missing; ``exit_codes`` needs none of them, but
+its names would have to be imported here."""
 
 
 def main() -> None:
@@ -31,6 +31,6 @@ def main() -> None:
             "installed\n  cure    pip install 'pycriu-native[cli]'\n"
         )
         sys.exit(MISSING_EXTRA)
-    from ._run import run
+    from .run import run
 
     sys.exit(run(sys.argv[1:]))

@@ -8,34 +8,34 @@ from typing import Any
 import click
 
 from .. import __version__
-from .._ffi import LIBCRIU_VERSION
+from .._native.ffi import LIBCRIU_VERSION
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": ("judging", "what this machine can checkpoint, and what cures the rest"),
-    "preflight": ("judging", "what a dump of a process would meet, before it is frozen"),
+    "doctor": ("diagnose", "what this machine can checkpoint, and what cures the rest"),
+    "preflight": ("diagnose", "what a dump of a process would meet, before it is frozen"),
     "check": ("machine", "whether CRIU can work on this kernel"),
     "keep-cache": ("machine", "have CRIU keep what it knows of the kernel"),
-    "dump": ("saving", "save a process and all below it"),
-    "pre-dump": ("saving", "save the memory of a process that runs on"),
-    "restore": ("restoring", "bring back what was dumped"),
-    "migrate": ("migrating", "move a process to another machine"),
-    "page-server": ("serving", "take memory pages from a dump on another host"),
-    "lazy-pages": ("serving", "feed memory to processes that run already"),
+    "dump": ("dump", "save a process and all below it"),
+    "pre-dump": ("dump", "save the memory of a process that runs on"),
+    "restore": ("restore", "bring back what was dumped"),
+    "migrate": ("migrate", "move a process to another machine"),
+    "page-server": ("serve_pages", "take memory pages from a dump on another host"),
+    "lazy-pages": ("serve_pages", "feed memory to processes that run already"),
     "cpuinfo-dump": ("machine", "write down what this processor can do"),
     "cpuinfo-check": ("machine", "whether this processor can take over"),
     "pack": ("archives", "write an image set as one archive"),
     "unpack": ("archives", "read an archive into a directory"),
     "seal": ("archives", "write a manifest of an image set"),
     "verify": ("archives", "hold an image set against its manifest"),
-    "inspect": ("looking", "what is in images"),
-    "diff": ("looking", "what changed from one image set to another"),
-    "check-images": ("looking", "what would stop a restore on this machine"),
-    "decode": ("looking", "one image file as JSON"),
-    "encode": ("looking", "the bytes of an image file, from its JSON"),
-    "plot": ("plotting", "pictures of a dump: timeline, rounds, memory"),
-    "explain": ("explaining", "show what a call would do, without doing it"),
-    "options": ("listing", "list every option of CRIU"),
-    "completion": ("completing", "print the completion for bash, zsh or fish"),
+    "inspect": ("inspect", "what is in images"),
+    "diff": ("inspect", "what changed from one image set to another"),
+    "check-images": ("inspect", "what would stop a restore on this machine"),
+    "decode": ("inspect", "one image file as JSON"),
+    "encode": ("inspect", "the bytes of an image file, from its JSON"),
+    "plot": ("plot", "pictures of a dump: timeline, rounds, memory"),
+    "explain": ("explain", "show what a call would do, without doing it"),
+    "options": ("options", "list every option of CRIU"),
+    "completion": ("completion", "print the completion for bash, zsh or fish"),
 }
 """Each command with its module and what it is in a line."""
 
@@ -51,7 +51,7 @@ class App(click.Group):
         """Load one."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        module = importlib.import_module(f".commands.{COMMANDS[cmd_name][0]}", __package__)
         command: click.Command = module.COMMANDS[cmd_name]
         return command
 

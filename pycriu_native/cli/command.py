@@ -18,17 +18,17 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from .._exchange import Hook, Notification
-from .._options import VERB_MASK, On
-from .._reach import DEFAULT_SERVICE, Service, Via
-from .._text import escaped, read_text
-from .._worker import Worker
+from .._calls.exchange import Hook, Notification
+from .._support.kernel_text import escaped, read_text
+from .._transport.base import DEFAULT_SERVICE, Service, Via
+from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import CriuError, Problem, UnsupportedError
-from ..opts import CriuOpts
-from . import _fields
-from ._exits import Exit, exit_of
-from ._output import Output
+from ..options.criu_opts import CriuOpts
+from ..options.table import VERB_MASK, On
+from . import option_parameters
+from .exit_codes import Exit, exit_of
+from .output import Output
 
 HELP_WIDTH = 100
 
@@ -93,7 +93,7 @@ class Command(click.Command):
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
         self.also = also
-        made = _fields.field_options(mask, without, also) if mask else []
+        made = option_parameters.field_options(mask, without, also) if mask else []
         shared = _config() if mask else []
         shared += reach_options() if mask or reaches else []
         super().__init__(
@@ -109,7 +109,9 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the words."""
-        return super().parse_args(ctx, _fields.normalized(args) if self.has_fields else args)
+        return super().parse_args(
+            ctx, option_parameters.normalized(args) if self.has_fields else args
+        )
 
     def invoke(self, ctx: click.Context) -> Exit | int:
         """Do it; every ending is told, and has an exit code."""
@@ -151,7 +153,9 @@ class Command(click.Command):
         if self.has_fields:
             command = own.get("command", ())
             verb = self.verb or Verb(own["verb"])
-            opts = _fields.read(ctx, verb, config=shared["config"], command=command, also=self.also)
+            opts = option_parameters.read(
+                ctx, verb, config=shared["config"], command=command, also=self.also
+            )
         given = ctx.find_object(Given)
         via = None if given is None else given.via
         if shared["service"]:
@@ -195,7 +199,7 @@ def _section(
 
 
 def _is_criu(param: click.Parameter) -> bool:
-    return isinstance(param, _fields.FieldOption | _fields._ServerOption)
+    return isinstance(param, option_parameters.FieldOption | option_parameters._ServerOption)
 
 
 def _is_own(param: click.Parameter) -> bool:
@@ -204,7 +208,7 @@ def _is_own(param: click.Parameter) -> bool:
 
 @dataclass(frozen=True)
 class Given:
-    """What the caller of :func:`pycriu_native.cli._run.run` has set for every command."""
+    """What the caller of :func:`pycriu_native.cli.run.run` has set for every command."""
 
     via: Via | None = None
 
@@ -233,7 +237,7 @@ def _config() -> list[click.Parameter]:
             type=click.Path(dir_okay=False),
             metavar="FILE",
             help="TOML table of options by the names of CriuOpts; the command line wins over it. "
-            f"CRIU's own configuration files: {_fields.CONFIG}.",
+            f"CRIU's own configuration files: {option_parameters.CONFIG}.",
         )
     ]
 
@@ -270,7 +274,7 @@ def reach_options() -> list[click.Parameter]:
 # ---- parameters that several commands have ----
 
 
-class Pid(_fields.ParamType):
+class Pid(option_parameters.ParamType):
     """The number of a process; completed with those that run."""
 
     name = "pid"

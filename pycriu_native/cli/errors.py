@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from .. import errors
-from .._options import BY_FIELD
-from .._words import ROWS
-from . import _plain
-from ._words import safe
+from ..options.flags import ROWS
+from ..options.table import BY_FIELD
+from . import json_form
+from .text import safe
 
 MOST_LINES = 6
 """Lines of CRIU's that are shown; the log has all of them."""
@@ -96,7 +96,7 @@ def to_dict(error: BaseException) -> dict[str, Any]:
     found: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
     if isinstance(error, errors.CriuError):
         for name in ("verb", "pid", "code", "errno", "log", "lines", "cause", "cure"):
-            found[name] = _plain.plain(getattr(error, name))
+            found[name] = json_form.plain(getattr(error, name))
         found["options"] = [
             {"field": field_of(name), "flag": flag_of(name)} for name in error.options
         ]
@@ -104,14 +104,14 @@ def to_dict(error: BaseException) -> dict[str, Any]:
             {
                 "field": field_of(problem.field),
                 "flag": flag_of(problem.field),
-                "value": _plain.plain(problem.value),
+                "value": json_form.plain(problem.value),
                 "rule": problem.rule,
             }
             for problem in getattr(error, "problems", ())
         ]
         for name in ("phase", "by_peer", "findings"):
             if hasattr(error, name):
-                found[name] = _plain.plain(getattr(error, name))
+                found[name] = json_form.plain(getattr(error, name))
     notes = getattr(error, "__notes__", [])
     if notes:
         found["notes"] = list(notes)
@@ -156,7 +156,7 @@ def _problem(problem: errors.Problem) -> str:
 
 def _shown(value: object) -> str:
     """A value as it is said, or as near as can be."""
-    shown = _plain.plain(value)
+    shown = json_form.plain(value)
     if isinstance(shown, dict):
         return ":".join(str(part) for part in shown.values() if part is not None)
     return str(shown)

@@ -10,14 +10,14 @@ import functools
 import inspect
 import re
 
-from .. import _fields
+from ..options import fields
 
 
 @functools.cache
 def field_docs() -> dict[str, str]:
     """Each field's docstring, in one line."""
     try:
-        tree = ast.parse(inspect.getsource(_fields))
+        tree = ast.parse(inspect.getsource(fields))
     except (OSError, TypeError):  # an installation without sources
         return {}
     found: dict[str, str] = {}

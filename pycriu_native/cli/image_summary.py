@@ -6,8 +6,8 @@ import os
 import struct
 from typing import NamedTuple
 
-from .._regular import open_regular
-from .._stats import message_fields
+from .._integrity.statistics import message_fields
+from .._system.regular_file import open_regular
 
 MAGIC = (0x54564319, 0x50273030)
 """Of an image, and of ``pstree.img`` (CRIU's ``criu/include/magic.h``)."""

@@ -13,8 +13,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .._kinds import FileDescriptor
-from ..values import HasFileno
+from ..options.value_types import FileDescriptor
+from ..options.values import HasFileno
 
 SCHEMA = 1
 

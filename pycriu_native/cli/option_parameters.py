@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from .. import _kinds as kinds
-from .._options import OLDEST, TABLE, VERB_MASK, On, Row, release
-from .._spelling import CpuNames, Name, Size, Takes, spelling
-from .._words import ROWS, SHORT, Reader
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from ..opts import CriuOpts
-from ._docs import first_sentence
-from ._errors import in_flags
+from ..options import value_types as kinds
+from ..options.criu_opts import CriuOpts
+from ..options.flag_values import CpuNames, Name, Size, Takes, spelling
+from ..options.flags import ROWS, SHORT, Reader
+from ..options.table import OLDEST, TABLE, VERB_MASK, On, Row, release
+from .errors import in_flags
+from .field_docs import first_sentence
 
 BARE = "\0"
 """Stands for the value that was left out, where it may be; no command line can hold it."""

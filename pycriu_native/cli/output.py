@@ -14,9 +14,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from .._text import encodable
-from . import _errors, _plain
-from ._exits import Exit
+from .._support.kernel_text import encodable
+from . import errors, json_form
+from .exit_codes import Exit
 
 
 class Output:
@@ -55,7 +55,9 @@ class Output:
     def result(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
         """The result: ``text`` for people, whose first line is the headline."""
         if self.as_json:
-            self._json({"ok": code in (Exit.DONE, Exit.NO), "result": _plain.plain(result)}, code)
+            self._json(
+                {"ok": code in (Exit.DONE, Exit.NO), "result": json_form.plain(result)}, code
+            )
         elif not self.quiet:
             headline, newline, rest = text.partition("\n")
             self._print(self.console, Text(headline, style="bold"))
@@ -75,8 +77,8 @@ class Output:
         """Something that a user waits for, before the result."""
         if self.as_json:
             self._write(
-                {"schema": _plain.SCHEMA, "command": self.command, "event": event}
-                | _plain.plain(result)
+                {"schema": json_form.SCHEMA, "command": self.command, "event": event}
+                | json_form.plain(result)
             )
         elif not self.quiet:
             self._print(self.console, Text(text))
@@ -94,9 +96,9 @@ class Output:
     def failed(self, error: BaseException, code: Exit | int) -> int:
         """An error: on standard error, or as JSON on standard output."""
         if self.as_json:
-            self._json({"ok": False, "error": _errors.to_dict(error)}, code)
+            self._json({"ok": False, "error": errors.to_dict(error)}, code)
         else:
-            for label, text in _errors.lines(error, self.command):
+            for label, text in errors.lines(error, self.command):
                 line = Text()
                 line.append(
                     "pycriu-native: " if not label else "  - " if label == "-" else f"  {label:<8}",
@@ -106,7 +108,7 @@ class Output:
         return code
 
     def _json(self, body: dict[str, Any], code: Exit | int) -> None:
-        head = {"schema": _plain.SCHEMA, "command": self.command}
+        head = {"schema": json_form.SCHEMA, "command": self.command}
         self._write(head | body | {"exit_code": int(code)})
 
     def _write(self, line: dict[str, Any]) -> None:

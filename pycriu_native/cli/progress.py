@@ -14,10 +14,10 @@ from rich.progress import (
     TextColumn,
 )
 
-from ..progress import OnProgress
-from ..progress import Progress as State
-from ._output import Output
-from ._words import left, size
+from .._calls.progress import OnProgress
+from .._calls.progress import Progress as State
+from .output import Output
+from .text import left, size
 
 
 @contextlib.contextmanager

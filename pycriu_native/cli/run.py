@@ -14,11 +14,11 @@ from types import FrameType
 
 import click
 
-from .._reach import Via
-from ._app import app
-from ._command import Given, Interrupted
-from ._exits import Exit
-from ._output import Output
+from .._transport.base import Via
+from .app import app
+from .command import Given, Interrupted
+from .exit_codes import Exit
+from .output import Output
 
 PROGRAM = "pycriu-native"
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import click
 
-from ._command import Call
+from .command import Call
 
 STANDARD = "-"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .._text import escaped as safe
+from .._support.kernel_text import escaped as safe
 
 __all__ = ["columns", "count", "left", "micro", "pids", "safe", "size", "time"]
 

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from . import _steering
-from ._config import read_config
-from ._kinds import ListOf
-from ._options import BY_FIELD, Row
-from ._reach import Via
-from ._requirements import program_version
-from .errors import CriuError, Problem
-from .opts import CriuOpts
-from .results import Version
+from .._calls.requirements import program_version
+from .._checks import criu_files
+from .._transport.base import Via
+from ..errors import CriuError, Problem
+from ..options.config_file import read_config
+from ..options.criu_opts import CriuOpts
+from ..options.table import BY_FIELD, Row
+from ..options.value_types import ListOf
+from ..results import Version
 
 LARGEST_FILE = 2**20
 """Bytes read of a configuration file."""
@@ -71,7 +71,7 @@ class ConfigurationFile:
 
 def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]:
     """The files that exist of those that CRIU looks for, in its order."""
-    for path, why in _steering.configuration(via):
+    for path, why in criu_files.configuration(via):
         text = _text(path)
         if text is not None:
             yield ConfigurationFile(path, why, tuple(_settings(text, opts)))

@@ -13,21 +13,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import _argv, _requirements, _rules
-from ._applicability import foreign_options
-from ._ffi import LIBCRIU_VERSION
-from ._message import REQUEST_TYPES, Handle, setter_for
-from ._options import BY_FIELD, BY_WIRE, VERB_MASK
-from ._overrides import ConfigurationFile, Setting, configuration_files, crash
-from ._prepare import Directories, fill
-from ._reach import Via
-from ._request import Request
-from ._worker import Worker
-from .enums import Verb
-from .errors import CriuError, OptionError, Problem
-from .opts import CriuOpts
-from .values import PageServer, WireValue
-from .verbs import for_pre_dump
+from .._calls import requirements
+from .._calls.prepare import Directories, fill
+from .._calls.request import Request
+from .._calls.verbs import for_pre_dump
+from .._checks import option_rules
+from .._native.ffi import LIBCRIU_VERSION
+from .._transport.base import Via
+from .._transport.worker import Worker
+from .._wire.messages import REQUEST_TYPES, Handle, setter_for
+from ..enums import Verb
+from ..errors import CriuError, OptionError, Problem
+from ..options import command_line
+from ..options.applicability import foreign_options
+from ..options.criu_opts import CriuOpts
+from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
+from ..options.values import PageServer, WireValue
+from .config_effects import ConfigurationFile, Setting, configuration_files, crash
 
 __all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting", "explain"]
 
@@ -144,19 +146,19 @@ def _name(via: Via) -> str:
 
 def _broken_rules(request: Request) -> Iterator[Problem]:
     try:
-        _rules.check(request.opts, request.verb, request.pid)
+        option_rules.check(request.opts, request.verb, request.pid)
     except OptionError as refused:
         yield from refused.problems
-    yield from _requirements._by_trust(request)
-    yield from _requirements._by_images(request)
-    yield from _requirements._by_position(request)
+    yield from requirements._by_trust(request)
+    yield from requirements._by_images(request)
+    yield from requirements._by_position(request)
 
 
 def _lacking(request: Request) -> Iterator[Problem]:
-    yield from _requirements._by_library(request.opts)
+    yield from requirements._by_library(request.opts)
     try:
         if request.via.identity() is not None:
-            yield from _requirements._by_program(request.opts, request.via)
+            yield from requirements._by_program(request.opts, request.via)
     except CriuError as error:
         yield Problem("via", request.via, str(error))
 
@@ -210,9 +212,9 @@ def _sent(opts: CriuOpts, wire: str, shown: WireValue, value: WireValue) -> Sent
 
 
 def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
-    if request.verb not in _argv.COMMANDS.values():
+    if request.verb not in command_line.COMMANDS.values():
         return (), ()
-    words, unsaid = _argv.command(request.opts, request.verb, request.pid)
+    words, unsaid = command_line.command(request.opts, request.verb, request.pid)
     foreign = {problem.field for problem in foreign_options(request.opts, request.verb)}
     server = request.opts.page_server
     if isinstance(server, PageServer) and server.clear_text:

@@ -13,10 +13,10 @@ except ImportError as error:
         "pycriu_native.images needs protobuf: pip install 'pycriu-native[images]'"
     ) from error
 
-from .._later import fetch
-from .._typing import TYPE_CHECKING, Any
-from ._build import inspect
-from ._memory import Found, Memory
+from .._support.lazy import fetch
+from .._support.light_typing import TYPE_CHECKING, Any
+from .build import inspect
+from .memory import Found, Memory
 from .model import (
     Cgroup,
     Credentials,
@@ -43,9 +43,9 @@ from .model import (
 )
 
 if TYPE_CHECKING:
-    from ._check import Finding, Severity, check_images
-    from ._codec import decode, encode
-    from ._diff import (
+    from .check import Finding, Severity, check_images
+    from .codec import decode, encode
+    from .difference import (
         Change,
         DescriptorChange,
         Difference,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
         ProcessChange,
         diff,
     )
-    from ._render import (
+    from .render import (
         render_diff,
         render_files,
         render_memory,
@@ -113,25 +113,25 @@ __all__ = [
 
 # What an inspection does without is imported when it is asked for.
 _LATER = {
-    "Change": "_diff",
-    "DescriptorChange": "_diff",
-    "Difference": "_diff",
-    "Finding": "_check",
-    "MappingChange": "_diff",
-    "PageChange": "_diff",
-    "ProcessChange": "_diff",
-    "Severity": "_check",
-    "check_images": "_check",
-    "decode": "_codec",
-    "diff": "_diff",
-    "encode": "_codec",
-    "render_diff": "_render",
-    "render_files": "_render",
-    "render_memory": "_render",
-    "render_processes": "_render",
-    "render_summary": "_render",
-    "render_table": "_render",
-    "render_tree": "_render",
+    "Change": "difference",
+    "DescriptorChange": "difference",
+    "Difference": "difference",
+    "Finding": "check",
+    "MappingChange": "difference",
+    "PageChange": "difference",
+    "ProcessChange": "difference",
+    "Severity": "check",
+    "check_images": "check",
+    "decode": "codec",
+    "diff": "difference",
+    "encode": "codec",
+    "render_diff": "render",
+    "render_files": "render",
+    "render_memory": "render",
+    "render_processes": "render",
+    "render_summary": "render",
+    "render_table": "render",
+    "render_tree": "render",
 }
 
 

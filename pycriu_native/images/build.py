@@ -10,19 +10,16 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from .. import _stats, _whole
-from .._completeness import ImageFiles, is_pre_dump, kind_of
-from .._regular import open_regular
+from .._integrity import dump_marker
+from .._integrity import statistics as statistics_module
+from .._integrity.completeness import ImageFiles, is_pre_dump, kind_of
+from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
-from . import _names as names
-from ._files import Files
-from ._formats import category
-from ._messages import to_dict
-from ._pages import Counts, Layers
-from ._reader import damaged, expect
-from ._schema import table
-from ._trailers import entries
+from . import kernel_names as names
+from .files import Files
+from .formats import category
+from .json_messages import to_dict
 from .model import (
     Cgroup,
     Credentials,
@@ -42,6 +39,10 @@ from .model import (
     Timer,
     VmaKind,
 )
+from .pages import Counts, Layers
+from .reader import damaged, expect
+from .schema import table
+from .trailers import entries
 
 LONGEST_CHAIN = 10_000
 """Parents: more is taken for a directory that grows while it is looked at."""
@@ -169,7 +170,9 @@ class _Builder:
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files = ImageFiles(fd)
-            found = [each for each in _whole.problems(fd, files) if each.options != ("lazy_pages",)]
+            found = [
+                each for each in dump_marker.problems(fd, files) if each.options != ("lazy_pages",)
+            ]
             self.pre_dump = is_pre_dump(files)
         finally:
             os.close(fd)
@@ -294,7 +297,7 @@ class _Builder:
     def _statistics(self) -> tuple[DumpStatistics | None, RestoreStatistics | None]:
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return _stats.read_dump(fd), _stats.read_restore(fd)
+            return statistics_module.read_dump(fd), statistics_module.read_restore(fd)
         finally:
             os.close(fd)
 

@@ -19,20 +19,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .. import _service_fds
-from .._capabilities import (
+from .._checks import service_fds
+from .._failures.log_excerpt import known
+from .._system.capabilities import (
     CAP_SETPCAP,
     CAPABILITIES,
     has_capability,
     lacking_for_restore,
     permitted,
 )
-from .._log import known
-from .._tree import holders, name_of
-from ..errors import CriuError
-from ._build import inspect
-from ._elf import build_id
-from ._host import (
+from .._system.elf import build_id
+from .._system.host import (
     ANY,
     abstract_names,
     cpu_flags,
@@ -43,6 +40,9 @@ from ._host import (
     state,
     type_of,
 )
+from .._system.process_tree import holders, name_of
+from ..errors import CriuError
+from .build import inspect
 from .model import (
     ImageSet,
     InetSocket,
@@ -55,8 +55,8 @@ from .model import (
 )
 
 if TYPE_CHECKING:
-    from .._reach import Via
-    from ..opts import CriuOpts
+    from .._transport.base import Via
+    from ..options.criu_opts import CriuOpts
     from ..results import Version
 
 __all__ = ["Finding", "Severity", "check_images"]
@@ -132,7 +132,7 @@ def check_images(
     A process can change in between: no finding is no promise. Raises ``ImagesError`` as
     ``inspect`` does. Tested with CRIU 4.1 to 4.3.
     """
-    from ..opts import CriuOpts
+    from ..options.criu_opts import CriuOpts
 
     found = images if isinstance(images, ImageSet) else inspect(images)
     check = _Check(found, opts or CriuOpts(), via)
@@ -188,11 +188,11 @@ class _Check:
             )
 
     def release(self) -> Iterator[Finding]:
-        from .. import _requirements
-        from .._worker import Worker
+        from .._calls import requirements
+        from .._transport.worker import Worker
 
         try:
-            here = _requirements.program_version(self.via or Worker())
+            here = requirements.program_version(self.via or Worker())
         except CriuError as error:
             yield _error("criu", str(error), "install CRIU, or name it with via=Worker(program)")
             return
@@ -239,8 +239,8 @@ class _Check:
                 )
 
     def _cpuinfo(self) -> Iterator[Finding]:
-        from ..opts import CriuOpts
-        from ..verbs import cpuinfo_check
+        from .._calls.verbs import cpuinfo_check
+        from ..options.criu_opts import CriuOpts
 
         # The log must not go into the images, and nothing but the log is written.
         with tempfile.TemporaryDirectory(prefix="pycriu-native-") as work:
@@ -326,16 +326,16 @@ class _Check:
         """Room for CRIU's own descriptors above those of a process."""
         if not (self.via is None or self.via.ours):
             return  # another process has limits of its own
-        limit = _service_fds.limit_here()
+        limit = service_fds.limit_here()
         sharing = collections.Counter(each.files_table for each in self.images.processes)
         for process in self.images.processes:
             highest = max((each.fd for each in process.descriptors), default=-1)
             together = sharing[process.files_table] if process.files_table is not None else 1
-            if not _service_fds.fits(highest, limit, together):
+            if not service_fds.fits(highest, limit, together):
                 yield _error(
                     f"pid {process.pid}",
                     f"descriptor {highest} and CRIU's own need a limit of "
-                    f"{_service_fds.needed(highest, together)} descriptors, and it is {limit} here",
+                    f"{service_fds.needed(highest, together)} descriptors, and it is {limit} here",
                     known("service-fds").cure,
                 )
 
@@ -380,8 +380,8 @@ class _Check:
         """Names that CRIU makes for deleted files, and links that its dump has made."""
         if self.images.mounts and not self.opts.root:
             return  # below a root that is not known
-        from .._link_remaps import has_link
-        from .._made_names import made_names, taken_names
+        from .._recovery.created_names import made_names, taken_names
+        from .._recovery.link_remaps import has_link
 
         directory = os.open(self.images.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -574,11 +574,11 @@ class _Check:
                 "lazy_pages=True, and LazyPages connected to that dump",
                 "lazy_pages",
             )
-        from .. import _requirements
-        from .._worker import Worker
+        from .._calls import requirements
+        from .._transport.worker import Worker
 
         with contextlib.suppress(CriuError):
-            if not _requirements.program_features(self.via or Worker()).lazy_pages:
+            if not requirements.program_features(self.via or Worker()).lazy_pages:
                 yield _error("kernel", "it lacks userfaultfd, which lazy pages need", "")
 
     # --- Mounts, namespaces, cgroups ----------------------------------------------------------

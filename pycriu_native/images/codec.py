@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ImagesError
-from ._formats import BY_NAME, Format
-from ._messages import from_dict, from_text, to_dict
-from ._reader import ImageFile
-from ._trailers import load, load_ghost, store
+from .formats import BY_NAME, Format
+from .json_messages import from_dict, from_text, to_dict
+from .reader import ImageFile
+from .trailers import load, load_ghost, store
 
 
 def decode(file: str | os.PathLike[str], *, payload: bool = True) -> dict[str, Any]:

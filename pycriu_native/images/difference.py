@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._build import inspect
-from ._memory import Memory
-from ._pages import PAGE
+from .build import inspect
+from .memory import Memory
 from .model import File, ImageSet, MemoryMapping, Process, Value, VmaKind
+from .pages import PAGE
 
 __all__ = [
     "Change",

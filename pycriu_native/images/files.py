@@ -7,10 +7,9 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._later import socket
-from . import _names as names
-from ._messages import to_dict
-from ._schema import table
+from .._support.lazy import socket
+from . import kernel_names as names
+from .json_messages import to_dict
 from .model import (
     File,
     InetSocket,
@@ -20,6 +19,7 @@ from .model import (
     Terminal,
     UnixSocket,
 )
+from .schema import table
 
 Read = Callable[[str], list[Any]]
 """Gives the entries of an image by its name; none where it does not exist."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import re
 
-from .. import _image_kinds
-from .._dataclass import dataclass
-from .._image_kinds import COMMON, SERVICE
+from .._support.frozen_dataclass import dataclass
+from .._wire import image_kinds
+from .._wire.image_kinds import COMMON, SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Format:
     message: str
     """Of each entry; of the first one only in a pagemap and a ghost file."""
     trailer: str = ""
-    """What follows the message: a name that ``_trailers.py`` knows, or nothing."""
+    """What follows the message: a name that ``trailers.py`` knows, or nothing."""
 
     @property
     def head(self) -> int | None:
@@ -30,7 +30,7 @@ class Format:
         return SERVICE if self.name in ("STATS", "IRMAP_CACHE") else COMMON
 
 
-FORMATS = tuple(Format(*row) for row in _image_kinds.FORMATS)
+FORMATS = tuple(Format(*row) for row in image_kinds.FORMATS)
 BY_MAGIC = {each.magic: each for each in FORMATS}
 BY_NAME = {each.name: each for each in FORMATS}
 

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ..errors import ImagesError
-from ._schema import Row, message, table
+from .schema import Row, message, table
 
 UNKNOWN = "_unknown"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from .._capabilities import CAPABILITIES
+from .._system.capabilities import CAPABILITIES
 
 # fmt: off
 LIMITS = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 
-from .._dataclass import dataclass
-from .._typing import TYPE_CHECKING
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import TYPE_CHECKING
 from ..errors import ImagesError
-from ._pages import CHUNK, Layers
+from .pages import CHUNK, Layers
 
 if TYPE_CHECKING:
     from .model import MemoryMapping, VmaKind

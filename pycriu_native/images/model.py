@@ -10,11 +10,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 
-from .._dataclass import dataclass, field
-from .._typing import Any, ClassVar
+from .._support.frozen_dataclass import dataclass, field
+from .._support.light_typing import Any, ClassVar
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
-from ._memory import Memory
+from .memory import Memory
 
 __all__ = [
     "Cgroup",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from .._runs import IN_PARENT, PAGE, PRESENT, Counts, Run, Runs
+from .._integrity.pagemap import IN_PARENT, PAGE, PRESENT, Counts, Run, Runs
 from ..errors import ImagesError
-from ._reader import ImageFile, damaged, expect, open_file
+from .reader import ImageFile, damaged, expect, open_file
 
 __all__ = ["CHUNK", "PAGE", "Counts", "Layers", "PageMap", "load_map"]
 

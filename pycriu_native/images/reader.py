@@ -14,11 +14,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from .._image_kinds import COMMON, SERVICE
-from .._regular import open_regular
+from .._system.regular_file import open_regular
+from .._wire.image_kinds import COMMON, SERVICE
 from ..errors import ImagesError
-from ._formats import BY_MAGIC, RAW, Format
-from ._schema import message
+from .formats import BY_MAGIC, RAW, Format
+from .schema import message
 
 LARGEST_MESSAGE = 256 * 2**20
 """Bytes: one entry that claims more is refused. The largest real ones are those of processes with

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from .._text import escaped as safe
-from ._diff import Difference, ProcessChange
-from ._pages import PAGE
+from .._support.kernel_text import escaped as safe
+from .difference import Difference, ProcessChange
 from .model import File, ImageSet, Process
+from .pages import PAGE
 
 __all__ = [
     "render_diff",

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
-from .._imagery import message as wire
+from .._wire.protobuf import message as wire
 
 _FILE = b"pycriu_native/images"
 # The numbers are those of google/protobuf/descriptor.proto.

@@ -1,6 +1,6 @@
 """What follows the messages of some images: queued data, deleted files, segments, semaphores.
 
-Each kind of trailer is known by a name in ``_formats.py``. Here is how long it is, how it looks
+Each kind of trailer is known by a name in ``formats.py``. Here is how long it is, how it looks
 in the dicts of ``decode``, and how it is written again. The shapes are those of ``crit``, but for
 one: of a segment whose pages are in a pagemap ``crit`` takes what follows for its data.
 """
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ImagesError
-from ._formats import Format
-from ._messages import from_dict, from_text, to_dict, to_text
-from ._reader import ImageFile, damaged
+from .formats import Format
+from .json_messages import from_dict, from_text, to_dict, to_text
+from .reader import ImageFile, damaged
 
 LARGEST_PAYLOAD = 2**30
 """Bytes: more in one piece is not brought into a dict."""

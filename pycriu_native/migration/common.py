@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from ._peer import TLS_FIELDS
-from .errors import PeerLostError, Problem
-from .opts import CriuOpts
-from .results import DumpStatistics, RestoreStatistics, Version
+from ..errors import PeerLostError, Problem
+from ..options.criu_opts import CriuOpts
+from ..results import DumpStatistics, RestoreStatistics, Version
+from .endpoint import TLS_FIELDS
 
 MARGIN = 2.0
 """Seconds that the destination gets to end its copy once it has noticed that the source is lost."""

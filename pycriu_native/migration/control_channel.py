@@ -27,11 +27,11 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
-from . import _unpatched
-from ._owned import Owned
-from ._unpatched import Event, Lock, Thread, get_ident
-from ._until import LOOK, Until
-from .errors import CriuError, DeadlineError, MigrationError, PeerLostError
+from .._support import unpatched
+from .._support.closing import Owned
+from .._support.unpatched import Event, Lock, Thread, get_ident
+from ..errors import CriuError, DeadlineError, MigrationError, PeerLostError
+from .deadline import LOOK, Until
 
 MAGIC = b"pycriu-native migration 1\n"
 """What each side says first; the number is the protocol's."""
@@ -305,7 +305,7 @@ class Channel(Owned):
         return self._touching if self._tls else contextlib.nullcontext()
 
     def _poll(self, what: int, seconds: float) -> None:
-        poll = _unpatched.poll()
+        poll = unpatched.poll()
         poll.register(self._sock.fileno(), what)
         poll.poll(seconds * 1000)
 

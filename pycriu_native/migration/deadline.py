@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from .errors import DeadlineError
+from ..errors import DeadlineError
 
 LOOK = 0.25
 """Seconds between two looks at it, where one waits for something else."""

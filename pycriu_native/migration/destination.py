@@ -15,29 +15,22 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from . import _guard, _requirements, _shipment, verbs
-from ._channel import Channel
-from ._descriptors import descriptors_of
-from ._exchange import Hook, Notification
-from ._migrating import (
-    MigrationMode,
-    MigrationResult,
-    Phases,
-    Room,
-    for_criu,
-    has_wide_counts,
-    seconds,
-)
-from ._page_relay import PageRelay
-from ._warden import Warden, guarded
-from ._worker import Worker
-from .enums import Notify
-from .errors import CriuError, MigrationError, MigrationInDoubtError, PeerLostError
-from .lazy import LazyPages
-from .opts import CriuOpts
-from .progress import lazy_bytes
-from .results import RestoreStatistics
-from .values import PageServer
+from .._calls import requirements, verbs
+from .._calls.exchange import Hook, Notification
+from .._calls.progress import lazy_bytes
+from .._pages.lazy_pages import LazyPages
+from .._system.descriptors import descriptors_of
+from .._transport.worker import Worker
+from ..enums import Notify
+from ..errors import CriuError, MigrationError, MigrationInDoubtError, PeerLostError
+from ..options.criu_opts import CriuOpts
+from ..options.values import PageServer
+from ..results import RestoreStatistics
+from . import image_transfer, watchdog_process
+from .common import MigrationMode, MigrationResult, Phases, Room, for_criu, has_wide_counts, seconds
+from .control_channel import Channel
+from .page_relay import PageRelay
+from .watchdog import Warden, guarded
 
 LOOK = 0.05
 """Seconds between two looks at the connection while the daemon is waited for."""
@@ -100,7 +93,7 @@ class Arrival:
         if self.relay is not None:
             self.relay.finish()
         if self._pid and not self._last_word_said:
-            _guard.end_tree(self._pid, self._start)
+            watchdog_process.end_tree(self._pid, self._start)
 
     # ---- the caller's thread ----
 
@@ -157,9 +150,9 @@ class Arrival:
             self.mode = MigrationMode(hello.get("mode", ""))
         except ValueError:
             raise MigrationError(f"the source asks for the mode {hello.get('mode')!r}") from None
-        version = _requirements.program_version(self._via)
+        version = requirements.program_version(self._via)
         if self.mode.lazy:
-            if not _requirements.program_features(self._via).lazy_pages:
+            if not requirements.program_features(self._via).lazy_pages:
                 raise MigrationError("the destination's kernel has no userfaultfd for CRIU")
             if hello.get("wide") is not has_wide_counts(version):
                 raise MigrationError(
@@ -177,8 +170,10 @@ class Arrival:
                 if not number or told.get("lazy") is not self.mode.lazy:
                     raise MigrationError("the source asks for a restore of nothing that it sent")
                 return number
-            self._to_come = self.image_bytes + _shipment.number(told, "bytes")
-            number = _shipment.receive(self.channel, self._room.path, told, number, self._count)
+            self._to_come = self.image_bytes + image_transfer.number(told, "bytes")
+            number = image_transfer.receive(
+                self.channel, self._room.path, told, number, self._count
+            )
 
     def _count(self, size: int) -> None:
         self.image_bytes += size
@@ -213,7 +208,7 @@ class Arrival:
     def _hold(self, pid: int) -> None:
         if self._daemon is not None:
             self._held = descriptors_of(self._daemon.pid, USERFAULT)
-        self._start = _guard.start_of(pid)
+        self._start = watchdog_process.start_of(pid)
         self._pid = pid
         self._warden.mind(self._held, end=guarded(pid))
         if self._daemon is not None and self._has_all(0):
@@ -252,7 +247,7 @@ class Arrival:
     def _undo(self, error: BaseException) -> None:
         """End the copy; or stop it, where the source may have given the process up."""
         if self._last_word_said and self.channel.refused is None:
-            _guard.stop_tree(self._pid, self._start)
+            watchdog_process.stop_tree(self._pid, self._start)
             raise MigrationInDoubtError(
                 f"the process runs as pid {self._pid}, and the source was lost before it said "
                 f"that it had given the process up ({error}); it is stopped now. Where the "
@@ -262,7 +257,7 @@ class Arrival:
                 phase=self.phases.name,
             ) from error
         if self._pid:
-            _guard.end_tree(self._pid, self._start)
+            watchdog_process.end_tree(self._pid, self._start)
         raise error
 
     def _report(self, statistics: RestoreStatistics | None) -> None:

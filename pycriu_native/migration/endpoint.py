@@ -15,13 +15,13 @@ import ssl
 from collections.abc import Iterator
 from typing import Any
 
-from . import _chronicle
-from ._channel import greet
-from ._neighbour import stranger
-from ._until import LOOK, Until
-from .errors import MigrationError, OptionError, PeerLostError, Problem
-from .opts import CriuOpts
-from .values import PageServer
+from .._calls import logs
+from ..errors import MigrationError, OptionError, PeerLostError, Problem
+from ..options.criu_opts import CriuOpts
+from ..options.values import PageServer
+from .control_channel import greet
+from .deadline import LOOK, Until
+from .loopback_peer import stranger
 
 Place = str | tuple[str, int] | socket.socket
 """``"host:port"``, ``(host, port)``, or a socket of the caller's."""
@@ -139,7 +139,7 @@ def accept(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socket
             try:
                 return _welcome(sock, opts, until, from_here=not opts.tls and not insecure)
             except (MigrationError, OSError) as error:
-                _chronicle.warn("migration: turned %s away: %s", name, error)
+                logs.warn("migration: turned %s away: %s", name, error)
 
 
 def _listens(sock: socket.socket) -> bool:

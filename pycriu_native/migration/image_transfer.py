@@ -11,9 +11,9 @@ import os
 import re
 from collections.abc import Callable
 
-from ._channel import LARGEST_PIECE, Channel, Kind
-from ._regular import open_regular
-from .errors import MigrationError, PeerLostError
+from .._system.regular_file import open_regular
+from ..errors import MigrationError, PeerLostError
+from .control_channel import LARGEST_PIECE, Channel, Kind
 
 MOST_FILES = 100_000
 """Files in one directory that are taken."""

@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 
-from . import _trust
+from .._system import trusted_path
 
 ESTABLISHED = "01"
 MAPPED = bytes(10) + b"\xff\xff"
@@ -33,7 +33,7 @@ def stranger(sock: socket.socket) -> str | None:
     if owner is None:
         return "nobody that can be found"
     # Who became root by sudo could do it as root, too.
-    return None if owner in (0, os.geteuid(), _trust._trusted()) else f"user {owner}"
+    return None if owner in (0, os.geteuid(), trusted_path._trusted()) else f"user {owner}"
 
 
 def _owner(own: tuple[object, ...], other: tuple[object, ...]) -> int | None:

@@ -33,31 +33,25 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
-from . import _migrating, _peer, verbs
-from ._arrival import Arrival
-from ._channel import Channel
-from ._departure import Departure
-from ._exchange import Hook
-from ._migrating import (
-    LONGEST_SILENCE,
-    MigrationMode,
-    MigrationResult,
-    Phases,
-    Room,
-    for_criu,
-)
-from ._page_relay import PageRelay
-from ._peer import Place
-from ._session import KEEPER
-from ._until import Until
-from ._warden import Warden
-from ._worker import Worker
-from .errors import MigrationError, MigrationInDoubtError, OptionError, Problem
-from .identity import Target, identified, number_of
-from .iters import More
-from .opts import CriuOpts
-from .progress import OnProgress, telling
-from .values import PageServer
+from .._calls import verbs
+from .._calls.call import KEEPER
+from .._calls.exchange import Hook
+from .._calls.iterative_dump import More
+from .._calls.progress import OnProgress, telling
+from .._system.process_identity import Target, identified, number_of
+from .._transport.worker import Worker
+from ..errors import MigrationError, MigrationInDoubtError, OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from ..options.values import PageServer
+from . import common, endpoint
+from .common import LONGEST_SILENCE, MigrationMode, MigrationResult, Phases, Room, for_criu
+from .control_channel import Channel
+from .deadline import Until
+from .destination import Arrival
+from .endpoint import Place
+from .page_relay import PageRelay
+from .source import Departure
+from .watchdog import Warden
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
 
@@ -100,8 +94,8 @@ def migrate_out(
     target = identified(pid, "migrate_out")
     number = number_of(target)
     problems = [
-        *_migrating.problems_with(opts),
-        *_peer.problems_with(to, "to", opts, insecure),
+        *common.problems_with(opts),
+        *endpoint.problems_with(to, "to", opts, insecure),
         *_numbers(deadline, silence),
     ]
     if problems:
@@ -112,7 +106,7 @@ def migrate_out(
         _checked_dump(target, opts, mode, via, relay)
         phases = Phases()
         phases.enter("connect")
-        sock = _peer.connect(to, opts, until, insecure)
+        sock = endpoint.connect(to, opts, until, insecure)
         channel = Channel(
             sock,
             silence=silence,
@@ -172,8 +166,8 @@ def migrate_in(
     """
     via = via or Worker()
     problems = [
-        *_migrating.problems_with(opts),
-        *_peer.problems_with(listen, "listen", opts, insecure),
+        *common.problems_with(opts),
+        *endpoint.problems_with(listen, "listen", opts, insecure),
         *_numbers(deadline, silence),
     ]
     if problems:
@@ -198,7 +192,7 @@ def migrate_in(
         try:
             _checked_restore(opts, room, via)
             phases.enter("listen")
-            sock = _peer.accept(listen, opts, until, insecure)
+            sock = endpoint.accept(listen, opts, until, insecure)
             channel = arrival.channel = Channel(
                 sock,
                 silence=silence,

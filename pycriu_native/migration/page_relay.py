@@ -14,15 +14,15 @@ import os
 import select
 import struct
 
-from . import _unpatched
-from ._channel import LARGEST_PIECE, Channel, Kind
-from ._guard import SPOIL
-from ._later import socket
-from ._line import above_stdio
-from ._owned import Owned
-from ._typing import Any
-from ._unpatched import Event, Thread
-from .errors import CriuError
+from .._support import unpatched
+from .._support.closing import Owned
+from .._support.lazy import socket
+from .._support.light_typing import Any
+from .._support.unpatched import Event, Thread
+from .._transport.connection import above_stdio
+from ..errors import CriuError
+from .control_channel import LARGEST_PIECE, Channel, Kind
+from .watchdog_process import SPOIL
 
 CLOSE = struct.pack("=I", 0x1023)
 FORCE_CLOSE = struct.pack("=I", 0x1024)
@@ -81,7 +81,7 @@ class PageRelay(Owned):
             self.ours.shutdown(socket.SHUT_WR)
 
     def _pump(self) -> None:
-        poll = _unpatched.poll()
+        poll = unpatched.poll()
         poll.register(self.ours, select.POLLIN)
         poll.register(self._closing, select.POLLIN)
         buffer = bytearray(LARGEST_PIECE)

@@ -16,10 +16,22 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from . import _requirements, _shipment, verbs
-from ._channel import Channel, Message
-from ._exchange import Hook, Notification
-from ._migrating import (
+from .._calls import requirements, verbs
+from .._calls.call import Call
+from .._calls.exchange import Hook, Notification
+from .._calls.iterative_dump import More, Round, UntilSteady, round_opts
+from .._calls.progress import memory_of, size_of_pages
+from .._support.unpatched import Event, Thread, sleep
+from .._system.process_identity import Target, number_of
+from .._system.process_tree import process_tree
+from .._transport.base import Via
+from ..enums import Notify
+from ..errors import CriuError, MigrationError
+from ..options.criu_opts import CriuOpts
+from ..options.values import PageServer
+from ..results import DumpResult, RestoreStatistics
+from . import image_transfer
+from .common import (
     MARGIN,
     MigrationMode,
     MigrationResult,
@@ -29,20 +41,9 @@ from ._migrating import (
     has_wide_counts,
     seconds,
 )
-from ._page_relay import PageRelay
-from ._reach import Via
-from ._session import Call
-from ._tree import process_tree
-from ._unpatched import Event, Thread, sleep
-from ._warden import Warden
-from .enums import Notify
-from .errors import CriuError, MigrationError
-from .identity import Target, number_of
-from .iters import More, Round, UntilSteady, round_opts
-from .opts import CriuOpts
-from .progress import memory_of, size_of_pages
-from .results import DumpResult, RestoreStatistics
-from .values import PageServer
+from .control_channel import Channel, Message
+from .page_relay import PageRelay
+from .watchdog import Warden
 
 UNTIL_REPORTED = 5.0
 """Seconds that the destination gets for its numbers, once all is done."""
@@ -114,7 +115,7 @@ class Departure:
         self.phases.enter("hello")
         self._memory = memory_of(process_tree(self._pid))
         lazy = self._mode.lazy
-        version = _requirements.program_version(self._via)
+        version = requirements.program_version(self._via)
         self._channel.tell(
             "hello", mode=str(self._mode), criu=str(version), wide=has_wide_counts(version)
         )
@@ -160,8 +161,8 @@ class Departure:
     def _ship(self, phase: str) -> None:
         self.phases.enter(phase)
         directory = f"{self._room.path}/{self._numbers}"
-        self._shipped, self._to_ship = self.image_bytes, _shipment.size_of(directory)
-        _shipment.send(self._channel, directory, self._numbers, self._count)
+        self._shipped, self._to_ship = self.image_bytes, image_transfer.size_of(directory)
+        image_transfer.send(self._channel, directory, self._numbers, self._count)
 
     def _count(self, size: int) -> None:
         self.image_bytes += size
@@ -208,7 +209,7 @@ class Departure:
     # ---- on the watcher's thread for post-copy, in the hook otherwise ----
 
     def _until_it_runs(self) -> None:
-        self._their_pid = _shipment.number(self._channel.expect("prepared"), "pid")
+        self._their_pid = image_transfer.number(self._channel.expect("prepared"), "pid")
         self._went = True
         self._channel.tell("go")
         self._released.set()

@@ -1,4 +1,6 @@
-"""Our end of the guard process (``_guard.py``): told what to undo, released in the end."""
+"""Our end of the guard process (``watchdog_process.py``): told what to undo, released in the
+end.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import _guard
-from ._line import socket_pair
-from ._owned import Owned
-from ._unpatched import Lock
+from .._support.closing import Owned
+from .._support.unpatched import Lock
+from .._transport.connection import socket_pair
+from . import watchdog_process
 
 UNTIL_ENDED = 10.0
 """Seconds that the guard gets to end after its release."""
@@ -27,7 +29,7 @@ class Warden(Owned):
         self._duty: dict[str, Any] = {}
         self._lock = Lock()
         with theirs:
-            words = [sys.executable or "python3", "-I", "-S", _guard.__file__]
+            words = [sys.executable or "python3", "-I", "-S", watchdog_process.__file__]
             try:
                 self._process: subprocess.Popen[bytes] = subprocess.Popen(
                     [*words, str(theirs.fileno())],
@@ -67,4 +69,4 @@ class Warden(Owned):
 
 def guarded(pid: int) -> list[list[Any]]:
     """How the guard is told of a process: by pid and start."""
-    return [[pid, _guard.start_of(pid)]]
+    return [[pid, watchdog_process.start_of(pid)]]

@@ -36,12 +36,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ._mounts import CGROUP_V1, SavedMount, hierarchy, inside, mount_point, mounts_of, saved_mounts
-from ._text import read_lines, read_text
-from .enums import CgroupMode
-from .errors import ImagesError, NoSuchProcessError
-from .opts import CriuOpts
-from .values import Descriptor
+from .._support.kernel_text import read_lines, read_text
+from .._system.mounts import (
+    CGROUP_V1,
+    SavedMount,
+    hierarchy,
+    inside,
+    mount_point,
+    mounts_of,
+    saved_mounts,
+)
+from ..enums import CgroupMode
+from ..errors import ImagesError, NoSuchProcessError
+from ..options.criu_opts import CriuOpts
+from ..options.values import Descriptor
 
 __all__ = ["Bundle", "Container"]
 

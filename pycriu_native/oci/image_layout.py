@@ -18,10 +18,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from ._regular import open_regular
-from ._streams import Compression, bad_argument, compressed
-from .archive import pack, unpack, written_beside
-from .errors import ImagesError
+from .._system.regular_file import open_regular
+from ..archive.codecs import Compression, bad_argument, compressed
+from ..archive.pack import pack, unpack, written_beside
+from ..errors import ImagesError
 
 _LAYER = "application/vnd.oci.image.layer.v1.tar"
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"

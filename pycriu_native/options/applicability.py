@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from ._fields import Fields
-from ._options import TABLE, VERB_MASK
-from .enums import Verb
-from .errors import Problem
+from ..enums import Verb
+from ..errors import Problem
+from .fields import Fields
+from .table import TABLE, VERB_MASK
 
 
 @functools.cache

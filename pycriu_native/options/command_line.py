@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ._applicability import foreign_options
-from ._dataclass import replace
-from ._fields import Fields
-from ._spelling import Takes
-from ._words import SHORT, Opts, Reader, Word, say
-from .enums import Verb
-from .errors import OptionError, Problem
+from .._support.frozen_dataclass import replace
+from ..enums import Verb
+from ..errors import OptionError, Problem
+from .applicability import foreign_options
+from .fields import Fields
+from .flag_values import Takes
+from .flags import SHORT, Opts, Reader, Word, say
 
 PROGRAM = "criu"
 COMMANDS = {str(verb): verb for verb in (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)}

@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ._fields import Fields
-from ._spelling import Takes
-from ._words import Opts, Reader, Word, say
-from .errors import OptionError, Problem
+from ..errors import OptionError, Problem
+from .fields import Fields
+from .flag_values import Takes
+from .flags import Opts, Reader, Word, say
 
 SPACE = " \t\n\v\f\r"
 """What CRIU takes for white space."""

@@ -1,6 +1,6 @@
 """CriuOpts: what CRIU is asked to do, as one value.
 
-The fields are in ``_fields.py``; here are their other forms: a command line, a configuration
+The fields are in ``fields.py``; here are their other forms: a command line, a configuration
 file, runc's JSON. The modules of those are imported when they are used, which saves start-up time.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ._dataclass import dataclass
-from ._fields import Fields, StrPath
-from ._typing import Any, Self
-from .enums import Verb
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import Any, Self
+from ..enums import Verb
+from .fields import Fields, StrPath
 
 __all__ = ["CriuOpts", "StrPath"]
 
@@ -39,9 +39,9 @@ class CriuOpts(Fields):
         one of a request wins. ``OptionError`` names all that no command line can say: a False
         that has no ``--no-`` form, a descriptor for a directory, fields without a word.
         """
-        from . import _argv
+        from . import command_line
 
-        return _argv.to_argv(self, verb, pid)
+        return command_line.to_argv(self, verb, pid)
 
     @classmethod
     def from_argv(cls, words: Sequence[str]) -> tuple[Verb, int | None, Self]:
@@ -51,9 +51,9 @@ class CriuOpts(Fields):
         set. A restore is always detached, and the pid that it may name is dropped, as CRIU
         does. ``OptionError`` lists what is unknown, or has no field here.
         """
-        from . import _argv
+        from . import command_line
 
-        return _argv.from_argv(cls, words)
+        return command_line.from_argv(cls, words)
 
     def to_config(self) -> str:
         """The text of a CRIU configuration file that asks for the same.
@@ -62,9 +62,9 @@ class CriuOpts(Fields):
         command line cannot say: ``network_lock``, which in the file of a request crashes CRIU
         before 4.2.1; ``exec_cmd``; and values that CRIU's reader would cut or split.
         """
-        from . import _config
+        from . import config_file
 
-        return _config.to_config(self)
+        return config_file.to_config(self)
 
     @classmethod
     def from_config(cls, text: str) -> Self:
@@ -72,9 +72,9 @@ class CriuOpts(Fields):
 
         ``OptionError`` lists the lines that CRIU refuses or ignores, and those without a field.
         """
-        from . import _config
+        from . import config_file
 
-        return _config.from_config(cls, text)
+        return config_file.from_config(cls, text)
 
     def to_runc(self) -> dict[str, Any]:
         """runc's ``CriuOpts`` (1.3 and later) with these values, by its JSON field names.
@@ -82,9 +82,9 @@ class CriuOpts(Fields):
         Whole: what is unset here is there with the value that means so. ``OptionError`` names
         what runc lacks, and values that it takes for unset, such as False.
         """
-        from . import _runc
+        from . import runc_json
 
-        return _runc.to_runc(self)
+        return runc_json.to_runc(self)
 
     @classmethod
     def from_runc(cls, struct: Mapping[str, Any]) -> Self:
@@ -94,6 +94,6 @@ class CriuOpts(Fields):
         server gets no ``clear_text`` from it: runc never asks whether memory may cross the network
         so, and nobody has said yes. Off loopback and without ``tls`` a verb then asks for that.
         """
-        from . import _runc
+        from . import runc_json
 
-        return _runc.from_runc(cls, struct)
+        return runc_json.from_runc(cls, struct)

@@ -2,7 +2,7 @@
 
 The sixteen fields of runc's struct come first, in its order and under its names; the rest
 is everything else that libcriu and CRIU's wire format know. Each field is one row of
-``_options.py``, which holds setter, wire field, release and command-line flag; the facts in
+``table.py``, which holds setter, wire field, release and command-line flag; the facts in
 the docstrings are from CRIU's man page and ``criu/cr-service.c`` unless they say otherwise.
 """
 
@@ -12,11 +12,11 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from ._dataclass import dataclass, replace
-from ._options import BY_FIELD, VERB_MASK, Row
-from ._typing import Any, Self
-from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, PreDumpMode, Verb
-from .errors import OptionError, Problem
+from .._support.frozen_dataclass import dataclass, replace
+from .._support.light_typing import Any, Self
+from ..enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, PreDumpMode, Verb
+from ..errors import OptionError, Problem
+from .table import BY_FIELD, VERB_MASK, Row
 from .values import (
     CgroupRoot,
     Descriptor,

@@ -1,6 +1,6 @@
 """How the value of an option is spelled behind its flag, and read back.
 
-One class for each kind of value, as in ``_kinds.py``; :data:`SPECIAL` has the options that the
+One class for each kind of value, as in ``value_types.py``; :data:`SPECIAL` has the options that the
 criu program writes in a way of their own. Facts: CRIU's ``criu/config.c``.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
 from typing import Any
 
-from . import _kinds as kinds
-from ._options import Row
-from .enums import CgroupMode, CompressMode, NetworkLock
+from ..enums import CgroupMode, CompressMode, NetworkLock
+from . import value_types as kinds
+from .table import Row
 from .values import descriptor_number
 
 DEFAULT_LOG_LEVEL = 2

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from ._fields import Fields
-from ._options import TABLE, Row
-from ._spelling import Keyword, Takes, spelling, whole_number
-from .errors import OptionError, Problem
+from ..errors import OptionError, Problem
+from .fields import Fields
+from .flag_values import Keyword, Takes, spelling, whole_number
+from .table import TABLE, Row
 from .values import PageServer
 
 Opts = TypeVar("Opts", bound=Fields)

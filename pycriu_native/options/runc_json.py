@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import _kinds as kinds
-from ._fields import Fields
-from ._options import TABLE, Row
-from ._words import Opts
-from .enums import CgroupMode
-from .errors import OptionError, Problem
+from ..enums import CgroupMode
+from ..errors import OptionError, Problem
+from . import value_types as kinds
+from .fields import Fields
+from .flags import Opts
+from .table import TABLE, Row
 from .values import PageServer
 
 ROWS = {row.runc: row for row in TABLE if row.runc}

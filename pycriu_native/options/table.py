@@ -1,7 +1,7 @@
 """THE TABLE: every option of CRIU's wire format, one row each.
 
 The calls, the checks, the conversions, the documentation and the tests read these rows; a
-new option is one row here and one documented field in ``_fields.py``. Needs only the standard
+new option is one row here and one documented field in ``fields.py``. Needs only the standard
 library, so that tools can read it before anything is built.
 
 A release is the CRIU that first has the thing; ``local`` and ``shared`` are the libcriu
@@ -16,9 +16,10 @@ import functools
 from enum import Flag as Mask
 from enum import auto
 
-from . import enums, values
-from ._dataclass import dataclass
-from ._kinds import (
+from .. import enums
+from .._support.frozen_dataclass import dataclass
+from . import values
+from .value_types import (
     Command,
     Directory,
     FileDescriptor,

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable, Mapping
 from enum import Enum, IntEnum
 
-from ._dataclass import dataclass
-from ._typing import Any, Protocol
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import Any, Protocol
 from .values import HasFileno, WireValue, _Item, checked_text, descriptor_number
 
 

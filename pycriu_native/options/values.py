@@ -11,8 +11,8 @@ import os
 from abc import ABC
 from collections.abc import Mapping, Sequence
 
-from ._dataclass import dataclass, field
-from ._typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from .._support.frozen_dataclass import dataclass, field
+from .._support.light_typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 __all__ = [
     "CgroupRoot",

@@ -8,9 +8,9 @@ two draw as values, and need no extra. It is no part of ``import pycriu_native``
 
 from __future__ import annotations
 
-from ._draw import memory, rounds, timeline
-from ._rounds import ImageRound, read_rounds
-from ._timeline import Span, Timeline, read_timeline
+from .draw import memory, rounds, timeline
+from .dump_timeline import Span, Timeline, read_timeline
+from .parent_chain import ImageRound, read_rounds
 
 __all__ = [
     "ImageRound",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ImagesError, OptionError, Problem, UnsupportedError
-from ._rounds import ImageRound, read_rounds
-from ._timeline import Span, Timeline, read_timeline
+from .dump_timeline import Span, Timeline, read_timeline
+from .parent_chain import ImageRound, read_rounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from .._stats import read_dump
+from .._integrity.statistics import read_dump
 from ..errors import ImagesError
 from ..results import DumpStatistics
 

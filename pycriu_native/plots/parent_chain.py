@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from .._stats import read_dump
+from .._integrity.statistics import read_dump
 from ..errors import ImagesError
 from ..results import PAGE
 

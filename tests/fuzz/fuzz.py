@@ -14,7 +14,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["pycriu_native", "tests.images.runs"]):
+with atheris.instrument_imports(include=["pycriu_native", "tests.unit.support.pagemaps"]):
     from . import targets
 
 

@@ -22,7 +22,7 @@ def main() -> int:
     except CriuError as error:
         print(f"no real dump to begin with: {error}", file=sys.stderr)
         return 3
-    from ..real.zoo import menagerie  # it needs a CRIU that works
+    from ..integration.support.zoo import menagerie  # it needs a CRIU that works
 
     place = Path(sys.argv[1])
     shutil.rmtree(place, ignore_errors=True)

@@ -17,30 +17,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pycriu_native import (
-    CriuError,
-    CriuOpts,
-    ImagesError,
-    OptionError,
-    _config,
-    _exchange,
-    _log,
-    _shipment,
-    _stats,
-    _whole,
-)
-from pycriu_native._channel import HEADER, Channel, Kind
-from pycriu_native._message import REQUEST_TYPES, decode_response, encode
-from pycriu_native._until import Until
+from pycriu_native import CriuError, CriuOpts, ImagesError, OptionError
+from pycriu_native._calls import exchange
+from pycriu_native._failures import log_excerpt
+from pycriu_native._integrity import dump_marker
+from pycriu_native._integrity import statistics as statistics_module
+from pycriu_native._integrity.manifest import MANIFEST, seal, verify
+from pycriu_native._wire.messages import REQUEST_TYPES, decode_response, encode
 from pycriu_native.archive import pack, unpack
 from pycriu_native.enums import Verb
 from pycriu_native.images import decode, inspect
 from pycriu_native.images import encode as encode_image
-from pycriu_native.images._schema import message
-from pycriu_native.manifest import MANIFEST, seal, verify
+from pycriu_native.images.schema import message
+from pycriu_native.migration import image_transfer
+from pycriu_native.migration.control_channel import HEADER, Channel, Kind
+from pycriu_native.migration.deadline import Until
+from pycriu_native.options import config_file
 
-from ..images import runs
-from ..images.sets import PAGE, PRESENT, image_set
+from ..unit.support import pagemaps as pagemaps_module
+from ..unit.support.image_sets import PAGE, PRESENT, image_set
 
 LARGE = 2**16
 """Bytes of the largest input of a target that takes files."""
@@ -100,7 +95,7 @@ def answers(data: bytes) -> None:
         or str(verb) not in REQUEST_TYPES
     ):
         return
-    flaw = _exchange._flaw(verb, answer)
+    flaw = exchange._flaw(verb, answer)
     if flaw is None and answer["success"] and verb is Verb.RESTORE:
         body = answer["restore"]
         assert isinstance(body, dict)
@@ -123,10 +118,10 @@ def _answer_seeds() -> list[bytes]:
 def logs(data: bytes) -> None:
     """Any log has error lines that stand in it, and a diagnosis."""
     text = data.decode(errors="replace")
-    lines = _log.error_lines(text, 42) or _log.chatter_lines(text)
+    lines = log_excerpt.error_lines(text, 42) or log_excerpt.chatter_lines(text)
     assert all(line.strip() in text or line in text for line in lines)
     for verb in (Verb.DUMP, Verb.RESTORE):
-        found = _log.diagnose(lines, verb)
+        found = log_excerpt.diagnose(lines, verb)
         assert found.line is None or found.line in lines
         assert issubclass(found.kind, CriuError)
 
@@ -151,7 +146,7 @@ def _real_logs(place: Path) -> list[bytes]:
 def statistics(data: bytes) -> None:
     """Any file has statistics or none; numbers are numbers."""
     for number in (1, 2):
-        found = _stats.parse(data, number)
+        found = statistics_module.parse(data, number)
         assert found is None or all(0 <= value < 2**70 for value in found.values())
 
 
@@ -200,7 +195,7 @@ def sets(data: bytes) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(ImagesError):
-            _whole.check(fd, CriuOpts(images_directory=directory))
+            dump_marker.check(fd, CriuOpts(images_directory=directory))
     finally:
         os.close(fd)
     try:
@@ -234,23 +229,30 @@ def _real_sets(place: Path) -> list[bytes]:
 
 def pagemaps(data: bytes) -> None:
     """Any bytes are runs of pages or none: what protobuf reads out of them."""
-    runs.check(runs.frame(data))  # one whole entry, which mutations rarely keep
-    found = runs.check(data)
-    assert found.total == runs.counted(found, 0, 2**64 - 1)
+    pagemaps_module.check(
+        pagemaps_module.frame(data)
+    )  # one whole entry, which mutations rarely keep
+    found = pagemaps_module.check(data)
+    assert found.total == pagemaps_module.counted(found, 0, 2**64 - 1)
     assert found.count([0, 4096], [2**64 - 1, 8192]) == [
         found.total,
-        runs.counted(found, 4096, 8192),
+        pagemaps_module.counted(found, 4096, 8192),
     ]
 
 
 def _pagemap_seeds() -> list[bytes]:
     kind = message("pagemap_entry")
     old = kind(vaddr=4096, compat_nr_pages=3, in_parent=True)
-    new = kind(vaddr=2**40, compat_nr_pages=0, nr_pages=7, flags=runs.PRESENT | runs.ALIGNED)
-    packed = kind(vaddr=2**41, compat_nr_pages=0, nr_pages=3, flags=runs.PRESENT)
+    new = kind(
+        vaddr=2**40,
+        compat_nr_pages=0,
+        nr_pages=7,
+        flags=pagemaps_module.PRESENT | pagemaps_module.ALIGNED,
+    )
+    packed = kind(vaddr=2**41, compat_nr_pages=0, nr_pages=3, flags=pagemaps_module.PRESENT)
     packed.blocks.pages_per_block, packed.blocks.total_payload_size = 2, 300
     packed.blocks.block_sizes.extend([200, 100])
-    each = [runs.frame(entry.SerializeToString()) for entry in (old, new, packed)]
+    each = [pagemaps_module.frame(entry.SerializeToString()) for entry in (old, new, packed)]
     return [*each, *(data[4:] for data in each), b"".join(each)]
 
 
@@ -317,7 +319,7 @@ def shipments(data: bytes) -> None:
             theirs.shutdown(socket.SHUT_WR)
             told: dict[str, object] = {"number": 1, "files": 2, "bytes": 100}
             with contextlib.suppress(CriuError):
-                _shipment.receive(channel, str(place), told, 0, lambda size: None)
+                image_transfer.receive(channel, str(place), told, 0, lambda size: None)
     finally:
         channel.close()
     assert os.listdir(place) in ([], ["1"])
@@ -348,7 +350,7 @@ def configuration(data: bytes) -> None:
     """Any text is options, which written out are read back as the same, or it is refused."""
     text = data.decode(errors="surrogateescape")
     for lazy in (False, True):
-        _config.read_config(text, lazy=lazy)
+        config_file.read_config(text, lazy=lazy)
     with contextlib.suppress(OptionError):
         opts = CriuOpts.from_config(text)
         written = opts.to_config()

@@ -14,12 +14,13 @@ import pytest
 import pycriu_native
 from pycriu_native import CriuError, Notify, UnsupportedError
 
-from . import large_pipes, matrix, releases
-from .features import needs_lazy_pages
-from .leftovers import Snapshot
-from .processes import Target, adopt_orphans, eventually, remember_children, start
-from .releases import refused_for_age
-from .zoo import Zoo, menagerie
+from .faults import matrix
+from .support import large_pipes, releases
+from .support.features import needs_lazy_pages
+from .support.leftovers import Snapshot
+from .support.processes import Target, adopt_orphans, eventually, remember_children, start
+from .support.releases import refused_for_age
+from .support.zoo import Zoo, menagerie
 
 Spawn = Callable[..., Target]
 

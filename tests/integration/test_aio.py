@@ -10,7 +10,7 @@ import pytest
 from pycriu_native import CriuOpts, DeadlineError, Notification, Notify, aio
 
 from .conftest import Spawn
-from .processes import state
+from .support.processes import state
 
 
 def test_dump_and_restore(spawn: Spawn, images: Path) -> None:

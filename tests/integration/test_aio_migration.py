@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, MigrationMode, Notification, Notify, PeerLostError, aio
-from pycriu_native._channel import Channel, greet
-from pycriu_native._until import Until
+from pycriu_native.migration.control_channel import Channel, greet
+from pycriu_native.migration.deadline import Until
 
-from .processes import Target, eventually
+from .support.processes import Target, eventually
 from .test_migration import BOTH, Arrive, arrive, far, traveller
 
 __all__ = ["arrive", "far", "traveller"]

@@ -9,10 +9,10 @@ import pytest
 
 from pycriu_native import CriuOpts, dump, restore
 from pycriu_native.archive import pack, unpack
-from pycriu_native.oci_layout import pack_image, unpack_image
+from pycriu_native.oci.image_layout import pack_image, unpack_image
 
 from .conftest import Spawn
-from .processes import kill
+from .support.processes import kill
 
 
 @pytest.mark.parametrize("form", ["archive", "OCI image"])

@@ -30,15 +30,15 @@ from pycriu_native import (
     RestoreJob,
     WarmWorkers,
     Worker,
-    _session,
     dump,
     dump_many,
     restore_many,
     run_many,
 )
+from pycriu_native._calls import call as call_module
 
 from .conftest import Spawn
-from .processes import Target
+from .support.processes import Target
 
 NOBODY = 2**22 - 1
 
@@ -242,7 +242,7 @@ def test_no_more_at_work_than_asked_for(
     """The next are made ready meanwhile, but only so many have their CRIU work."""
     at_work: list[int] = []
     most: list[int] = []
-    converse = _session._converse
+    converse = call_module._converse
 
     def counted(*arguments: Any) -> Any:
         at_work.append(0)
@@ -252,7 +252,7 @@ def test_no_more_at_work_than_asked_for(
         finally:
             at_work.pop()
 
-    monkeypatch.setattr(_session, "_converse", counted)
+    monkeypatch.setattr(call_module, "_converse", counted)
     targets = many(spawn, 5)
     for parallel in (1, 2):
         most.clear()
@@ -317,7 +317,7 @@ def test_waiting_for_a_turn_costs_no_time(
     class Keeper:
         """The keeper of this thread's calls."""
 
-        def see_through(self, call: _session.Call) -> Any:
+        def see_through(self, call: call_module.Call) -> Any:
             return call.run_here(Turn())
 
         def take_over(self, cancel: Any, hook: Any) -> Any:
@@ -326,6 +326,6 @@ def test_waiting_for_a_turn_costs_no_time(
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
     opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
     context = contextvars.copy_context()
-    context.run(_session.KEEPER.set, Keeper())
+    context.run(call_module.KEEPER.set, Keeper())
     done = context.run(lambda: dump(target.pid, opts, deadline=600))
     assert done.duration < 600

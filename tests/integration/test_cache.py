@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pycriu_native import CacheState, feature_cache
 
-from . import releases
+from .support import releases
 
 REPO = Path(__file__).parents[2]
 

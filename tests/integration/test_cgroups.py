@@ -36,10 +36,10 @@ import pytest
 
 from pycriu_native import CgroupMode, CgroupRoot, CriuError, CriuOpts, dump, restore
 
-from . import cgroups
-from .cgroups import FREEZERS, Hierarchy, Make, enter, read, remove
 from .conftest import Spawn
-from .processes import Target, eventually, is_alive
+from .support import cgroups
+from .support.cgroups import FREEZERS, Hierarchy, Make, enter, read, remove
+from .support.processes import Target, eventually, is_alive
 
 PROPERTIES = [
     pytest.param("pids", "pids.max", id="v1"),

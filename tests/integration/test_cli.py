@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import pycriu_native
-from pycriu_native.pictures import read_timeline
+from pycriu_native.plots import read_timeline
 
 from .conftest import Spawn
-from .features import needs_lazy_pages
-from .processes import PATIENCE, eventually, is_alive, kill
+from .support.features import needs_lazy_pages
+from .support.processes import PATIENCE, eventually, is_alive, kill
 
 INSTALLED = Path(sys.executable).with_name("pycriu-native")
 PROGRAM = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "pycriu_native"]

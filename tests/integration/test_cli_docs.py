@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pycriu_native import feature_check
-from pycriu_native._tree import process_tree
+from pycriu_native._system.process_tree import process_tree
 
 from .conftest import Spawn
-from .features import needs_lazy_pages
-from .processes import eventually, kill
+from .support.features import needs_lazy_pages
+from .support.processes import eventually, kill
 from .test_cli import CONNECTED, PROGRAM
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"

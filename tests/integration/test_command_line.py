@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, Worker, WorkerDiedError, dump, restore
-from pycriu_native._explain import Setting, explain
-from pycriu_native._program import find_program
-from tests.wire.libraries import found
+from pycriu_native._transport.program import find_program
+from pycriu_native.diagnostics.explain import Setting, explain
+from tests.unit.support.libraries import found
 
-from . import releases
 from .conftest import Spawn
-from .processes import Target, is_alive, reap_all
+from .support import releases
+from .support.processes import Target, is_alive, reap_all
 
 LOCKED = """
     import fcntl
@@ -246,7 +246,7 @@ def program_of(release: str) -> Path:
     for prefix in prefixes:
         if (prefix / "bin/criu").exists():
             return prefix / "bin/criu"
-    pytest.skip(f"no criu {release}: scripts/install-criu")
+    pytest.skip(f"no criu {release}: tools/install-criu")
 
 
 @pytest.mark.parametrize("release", ["4.1", "4.2", "4.3"])

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, _whole, restore, seal, verify
+from pycriu_native import CriuOpts, ImagesError, restore, seal, verify
+from pycriu_native._integrity import dump_marker
 from pycriu_native.images import inspect, render_summary, render_tree
 
-from .zoo import contained, menagerie
+from .support.zoo import contained, menagerie
 
 NOT_DERIVABLE = re.compile(
     r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|timens-0|cgroup)\.img"
@@ -44,7 +45,7 @@ def images(original: Path, tmp_path: Path) -> Path:
 def _restorable(images: Path) -> bool:
     fd = os.open(images, os.O_RDONLY)
     try:
-        _whole.check(fd, CriuOpts())
+        dump_marker.check(fd, CriuOpts())
     except ImagesError:
         return False
     finally:

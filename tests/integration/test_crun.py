@@ -15,7 +15,7 @@ import pytest
 from pycriu_native import NoSuchProcessError, dump, restore
 from pycriu_native.oci import Bundle, Container
 
-from .bundles import Counting, Runtime, counting, runtime
+from .support.bundles import Counting, Runtime, counting, runtime
 
 
 @pytest.fixture

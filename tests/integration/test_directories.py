@@ -26,8 +26,8 @@ import pytest
 from pycriu_native import CriuOpts, ImagesError, OptionError, dump, restore
 
 from .conftest import Spawn
-from .mounts import make_read_only, tmpfs
-from .processes import is_alive
+from .support.mounts import make_read_only, tmpfs
+from .support.processes import is_alive
 
 HEAVY = """
     import os

@@ -27,10 +27,10 @@ from pycriu_native import (
     libcriu_version,
     version,
 )
-from pycriu_native._doctor import features, program, rights, system
-from pycriu_native._doctor.values import Remark
+from pycriu_native.diagnostics.doctor import features, program, rights, system
+from pycriu_native.diagnostics.doctor.values import Remark
 
-from .failing import OLDER
+from .support.failing_calls import OLDER
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,7 +153,7 @@ def test_a_poorer_place(tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         import json, sys
         from pycriu_native import Worker
-        from pycriu_native._doctor import rights, system
+        from pycriu_native.diagnostics.doctor import rights, system
         via = Worker(env={{"PATH": {str(tmp_path)!r}}})
         remarks = [*rights.look(), *system.look(via)]
         json.dump([remark.to_dict() for remark in remarks], sys.stdout)
@@ -189,7 +189,7 @@ def test_a_filter_of_our_system_calls() -> None:
     """A process under seccomp is told what that means."""
     code = textwrap.dedent("""
         import ctypes, struct
-        from pycriu_native._doctor import rights
+        from pycriu_native.diagnostics.doctor import rights
         libc = ctypes.CDLL(None)
         allow = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7FFF0000))
         program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
@@ -300,7 +300,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
     """On a tmpfs CRIU keeps it, and doctor finds it so."""
     code = (
         "from pycriu_native import Worker\n"
-        "from pycriu_native._doctor import program\n"
+        "from pycriu_native.diagnostics.doctor import program\n"
         "found = [r.value for _ in range(2) for r in program.look(Worker()) if r.id == 'cache']\n"
         "print(found[-1])\n"
     )
@@ -320,8 +320,8 @@ def test_it_is_loaded_when_it_is_asked_for() -> None:
     """Importing the package does not bring it along."""
     code = (
         "import sys, pycriu_native\n"
-        "assert not any('_doctor' in name for name in sys.modules)\n"
+        "assert not any('diagnostics.doctor' in name for name in sys.modules)\n"
         "pycriu_native.doctor\n"
-        "assert any('_doctor' in name for name in sys.modules)\n"
+        "assert any('diagnostics.doctor' in name for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,7 @@ import pytest
 
 from pycriu_native import CriuOpts, dump, restore_child
 
-from .processes import eventually
+from .support.processes import eventually
 
 TIMERFD = """
 import ctypes, os, struct, sys, time

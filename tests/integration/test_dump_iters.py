@@ -18,8 +18,8 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .features import needs_soft_dirty
-from .soft_dirty import BUSY, PAGES, WRITER
+from .support.features import needs_soft_dirty
+from .support.soft_dirty import BUSY, PAGES, WRITER
 
 pytestmark = needs_soft_dirty
 

@@ -11,7 +11,7 @@ import pytest
 from pycriu_native import CriuOpts, ImagesError, NoSuchProcessError, PidInUseError, dump, restore
 
 from .conftest import Spawn
-from .processes import eventually, is_alive, reap_all
+from .support.processes import eventually, is_alive, reap_all
 
 RICH = """
     import hashlib, os, signal, threading, time

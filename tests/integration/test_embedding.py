@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from .conftest import Spawn
-from .ported import environment
-from .processes import PATIENCE, eventually, is_alive, state
+from .support.ported import environment
+from .support.processes import PATIENCE, eventually, is_alive, state
 
 Embed = Callable[..., "subprocess.Popen[bytes]"]
 

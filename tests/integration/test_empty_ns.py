@@ -22,8 +22,8 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, Notification, Notify, OptionError, dump, restore
 
-from .containers import Container, container
-from .processes import eventually
+from .support.containers import Container, container
+from .support.processes import eventually
 
 PORT = 7071
 SERVER = f"""

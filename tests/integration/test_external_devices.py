@@ -19,8 +19,8 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, dump, restore
 
-from .containers import container
-from .processes import is_alive
+from .support.containers import container
+from .support.processes import is_alive
 
 
 def _why_not() -> str:

@@ -23,8 +23,8 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, dump, restore
 
-from .containers import Container, container, mount_point
-from .processes import is_alive
+from .support.containers import Container, container, mount_point
+from .support.processes import is_alive
 
 READS = """
     from pathlib import Path

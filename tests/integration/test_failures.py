@@ -9,8 +9,8 @@ the way:
 * the choice is the same with CRIU's longest log, in which many lines only look like errors,
 * nothing is printed.
 
-The words are those of ``failures.json``: ``tests/wire/test_failures.py`` looks at the table, and
-``test_restore_failures.py`` does for restores what is done for dumps here.
+The words are those of ``known_failures.json``: ``tests/unit/test_failures.py`` looks at the table,
+and ``test_restore_failures.py`` does for restores what is done for dumps here.
 """
 
 from __future__ import annotations
@@ -48,16 +48,27 @@ from pycriu_native import (
     preflight,
     restore,
 )
-from pycriu_native._log import diagnose, error_lines
-from pycriu_native._program import find_program
+from pycriu_native._failures.log_excerpt import diagnose, error_lines
+from pycriu_native._transport.program import find_program
 from pycriu_native.enums import Verb
 
-from . import releases
 from .conftest import Spawn
-from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told, wrapped
-from .foretold import compare
-from .mounts import make_read_only, tmpfs
-from .processes import Target, eventually, kill, reap_all, state
+from .support import releases
+from .support.failing_calls import (
+    CONNECTED,
+    LISTENS,
+    Case,
+    Collection,
+    Site,
+    ids,
+    job,
+    older,
+    told,
+    wrapped,
+)
+from .support.mounts import make_read_only, tmpfs
+from .support.predictions import compare
+from .support.processes import Target, eventually, kill, reap_all, state
 
 PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
 

@@ -23,7 +23,7 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, RestoreResult, dump, restore
 
 from .conftest import Spawn
-from .processes import Target, eventually
+from .support.processes import Target, eventually
 
 HOLDER = """
     import fcntl, struct

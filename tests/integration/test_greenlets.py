@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAM = Path(__file__).with_name("greenlets.py")
+PROGRAM = Path(__file__).parents[0] / "programs" / "greenlets.py"
 FAMILIES = (
     "dump_and_restore",
     "refused",

@@ -28,10 +28,10 @@ from pycriu_native import (
     preflight,
     restore,
 )
-from pycriu_native._dataclass import replace
+from pycriu_native._support.frozen_dataclass import replace
 
 from .conftest import Spawn
-from .processes import eventually, state
+from .support.processes import eventually, state
 
 OUTER = """
 import subprocess, sys
@@ -43,7 +43,7 @@ import asyncio, io, json, os, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pycriu_native import *
-from pycriu_native import aio, streaming
+from pycriu_native import aio; from pycriu_native.archive import streaming
 
 def opts(pid=None, **more):
     return CriuOpts(images_directory=sys.argv[1], **more)

@@ -31,7 +31,7 @@ from pycriu_native.images import (
     render_tree,
 )
 
-from .zoo import Zoo, contained
+from .support.zoo import Zoo, contained
 
 
 @pytest.fixture

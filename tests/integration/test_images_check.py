@@ -21,8 +21,8 @@ from pycriu_native import CriuError, CriuOpts, cpuinfo_dump, dump, restore
 from pycriu_native.images import Finding, Severity, check_images, decode, encode
 
 from .conftest import Spawn
-from .containers import container
-from .processes import Target, reap_all
+from .support.containers import container
+from .support.processes import Target, reap_all
 
 Undo = Callable[[], object]
 HOLDS_FILE = """

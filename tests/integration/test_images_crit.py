@@ -11,12 +11,12 @@ import pytest
 
 from pycriu_native import CriuOpts, Worker, dump
 from pycriu_native.images import decode, diff, encode, inspect
-from pycriu_native.images._formats import RAW
+from pycriu_native.images.formats import RAW
 
-from . import crit
 from .conftest import Spawn
+from .support import crit
+from .support.zoo import Zoo, contained
 from .test_dump_restore import RICH
-from .zoo import Zoo, contained
 
 OTHERS = {"4.1": "/opt/pycriu-native-4.1/bin/criu", "4.3": "/opt/pycriu-native-4.3/bin/criu"}
 

@@ -23,9 +23,9 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, dump, restore
 
 from .conftest import Spawn
-from .containers import container
-from .processes import Target, reap_all
-from .terminals import Terminal
+from .support.containers import container
+from .support.processes import Target, reap_all
+from .support.terminals import Terminal
 
 SPEAKS = """
     import os

@@ -33,11 +33,11 @@ from pycriu_native import (
     dump,
     restore,
 )
-from pycriu_native._session import Call
+from pycriu_native._calls.call import Call
 
-from . import releases
 from .conftest import Spawn
-from .processes import PATIENCE, Target, eventually, is_alive, reap_all, state
+from .support import releases
+from .support.processes import PATIENCE, Target, eventually, is_alive, reap_all, state
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]

@@ -12,8 +12,8 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, LazyPages, OptionError, dump, restore
 
 from .conftest import Spawn
-from .features import needs_lazy_pages
-from .processes import eventually, is_alive
+from .support.features import needs_lazy_pages
+from .support.processes import eventually, is_alive
 
 LARGE = """
     import hashlib, os

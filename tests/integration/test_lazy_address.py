@@ -14,8 +14,8 @@ import pytest
 from pycriu_native import CriuOpts, Notification, Notify, dump
 
 from .conftest import Spawn
-from .features import needs_lazy_pages
-from .processes import children
+from .support.features import needs_lazy_pages
+from .support.processes import children
 
 
 class _Enough(Exception):

@@ -24,8 +24,8 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .elsewhere import elsewhere
-from .processes import Target, eventually, is_alive
+from .support.processes import Target, eventually, is_alive
+from .support.second_machine import elsewhere
 
 STEPS = """
     import os, threading, time

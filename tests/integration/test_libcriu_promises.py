@@ -33,13 +33,13 @@ from pycriu_native import (
     restore,
 )
 
-from . import releases
 from .conftest import Spawn
-from .containers import container
-from .descriptors import taken_from
-from .features import needs_soft_dirty
-from .ported import environment, run, words
-from .processes import eventually, is_alive, kill, reap_all, state
+from .support import releases
+from .support.containers import container
+from .support.descriptors import taken_from
+from .support.features import needs_soft_dirty
+from .support.ported import environment, run, words
+from .support.processes import eventually, is_alive, kill, reap_all, state
 from .test_orphan_pts_master import ON_A_TERMINAL
 
 

@@ -27,21 +27,21 @@ from pycriu_native import (
     PeerLostError,
     UnsupportedError,
     Worker,
-    _peer,
-    _requirements,
     dump,
     migrate_in,
     migrate_out,
 )
-from pycriu_native._program import find_program
-from pycriu_native._until import Until
+from pycriu_native._calls import requirements
+from pycriu_native._transport.program import find_program
+from pycriu_native.migration import endpoint
+from pycriu_native.migration.deadline import Until
 
-from .certificates import Authority
 from .conftest import Spawn
-from .features import needs_lazy_pages, needs_soft_dirty
-from .hosts import OURS, Host, cable, host
-from .migrating import Destination, Leaving, destination, far_pid, reaped, shaped
-from .processes import Target, eventually
+from .support.certificates import Authority
+from .support.features import needs_lazy_pages, needs_soft_dirty
+from .support.hosts import OURS, Host, cable, host
+from .support.migrations import Destination, Leaving, destination, far_pid, reaped, shaped
+from .support.processes import Target, eventually
 
 Arrive = Callable[..., Destination]
 
@@ -211,7 +211,7 @@ def test_a_pipe_that_is_too_small(
     target = spawn()
     setting = tmp_path / "pipe-max-size"
     setting.write_text(str(2**21))
-    monkeypatch.setattr(_requirements, "PIPE_MAX_SIZE", str(setting))
+    monkeypatch.setattr(requirements, "PIPE_MAX_SIZE", str(setting))
     cure = r"fs\.pipe-max-size is at least 4194304; it is 2097152: sysctl -w"
     opts = CriuOpts(images_directory=images, lazy_pages=True, page_server="127.0.0.1:7000")
     with pytest.raises(UnsupportedError, match=cure):
@@ -379,7 +379,7 @@ def test_a_revoked_certificate(
 
     def speak(opts: CriuOpts) -> Exception | None:
         try:
-            _peer.connect(address, opts, Until(5.0), False).close()
+            endpoint.connect(address, opts, Until(5.0), False).close()
         except PeerLostError as error:
             return error
         return None
@@ -388,12 +388,12 @@ def test_a_revoked_certificate(
         address = listener.getsockname()
         told = beside.submit(speak, here)
         with pytest.raises(MigrationError, match="no source came"):
-            _peer.accept(listener, there, Until(1.0), False)
+            endpoint.accept(listener, there, Until(1.0), False)
         refused = told.result()
         assert refused is not None
         assert "certificate revoked" in (caplog.text if whose == "source" else str(refused))
         told = beside.submit(speak, wary)
-        _peer.accept(listener, wary, Until(5.0), False).close()
+        endpoint.accept(listener, wary, Until(5.0), False).close()
         assert told.result() is None
 
 

@@ -31,10 +31,10 @@ from pycriu_native import (
     migrate_out,
 )
 
-from .features import needs_lazy_pages
-from .hosts import Host
-from .migrating import Destination, Leaving, shaped
-from .processes import Target, children, eventually, is_alive, kill, state
+from .support.features import needs_lazy_pages
+from .support.hosts import Host
+from .support.migrations import Destination, Leaving, shaped
+from .support.processes import Target, children, eventually, is_alive, kill, state
 from .test_migration import BOTH, Arrive, arrive, far, resident, traveller
 
 __all__ = ["arrive", "far", "traveller"]

@@ -13,7 +13,7 @@ from pycriu_native import CriuError, CriuOpts, PidInUseError, dump, preflight, r
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
-from .failing import CONNECTED
+from .support.failing_calls import CONNECTED
 
 NAMED = """
     import ctypes

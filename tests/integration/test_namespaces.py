@@ -21,8 +21,8 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, OptionError, dump, restore
 
 from .conftest import Spawn
-from .containers import Container, container
-from .processes import eventually, is_alive, kill, reap_all
+from .support.containers import Container, container
+from .support.processes import eventually, is_alive, kill, reap_all
 
 SEES = """
     import os, socket

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuOpts, dump, preflight, restore_child
-from pycriu_native._preflight.attributes import ATTRIBUTES
+from pycriu_native.diagnostics.preflight.attributes import ATTRIBUTES
 
-from .processes import eventually
+from .support.processes import eventually
 
-PROGRAM = Path(__file__).with_name("properties.py")
+PROGRAM = Path(__file__).parents[0] / "programs" / "properties.py"
 
 LOST = {
     "coredump_filter", "affinity", "io_priority", "keys", "landlock", "mce_kill", "mdwe",

@@ -11,7 +11,7 @@ import pytest
 from pycriu_native import CriuOpts, Notification, Notify, Verb, dump, restore
 
 from .conftest import Spawn
-from .processes import eventually, state
+from .support.processes import eventually, state
 
 
 def test_a_closure_hears_a_dump(spawn: Spawn, images: Path) -> None:

@@ -20,10 +20,10 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, Notification, Notify, OptionError, dump, restore
 
-from .containers import Container, container
-from .descriptors import taken_from
-from .processes import eventually, is_alive
-from .terminals import Terminal
+from .support.containers import Container, container
+from .support.descriptors import taken_from
+from .support.processes import eventually, is_alive
+from .support.terminals import Terminal
 
 ON_A_TERMINAL = """
     import fcntl, os, termios

@@ -29,12 +29,12 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, ImagesError, PageServer, dump, restore
-from pycriu_native._program import find_program
+from pycriu_native._transport.program import find_program
 
-from .certificates import Authority, Certificate
 from .conftest import Spawn
-from .hosts import OURS, Host, cable, host
-from .processes import kill
+from .support.certificates import Authority, Certificate
+from .support.hosts import OURS, Host, cable, host
+from .support.processes import kill
 
 MEMORY = 4 * 2**20
 

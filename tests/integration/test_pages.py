@@ -20,7 +20,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .processes import eventually, is_alive
+from .support.processes import eventually, is_alive
 
 LOOPBACK = "127.0.0.1"
 

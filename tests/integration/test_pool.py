@@ -28,16 +28,16 @@ from pycriu_native import (
     restore_child,
     version,
 )
-from pycriu_native._program import find_program
-from pycriu_native._request import SAVING
-from pycriu_native._seed import Seed, _seeds
-from pycriu_native._surroundings import surroundings
-from pycriu_native._worker import WorkerLine
+from pycriu_native._calls.request import SAVING
+from pycriu_native._transport.forkserver import Seed, _seeds
+from pycriu_native._transport.inherited_state import surroundings
+from pycriu_native._transport.program import find_program
+from pycriu_native._transport.worker import WorkerLine
 
-from . import cgroups
 from .conftest import Spawn
-from .hosts import host
-from .processes import children, eventually, is_alive
+from .support import cgroups
+from .support.hosts import host
+from .support.processes import children, eventually, is_alive
 
 REPO = Path(__file__).parents[2]
 
@@ -242,7 +242,7 @@ def test_what_cannot_be_taken_back(what: str) -> None:
     """The same for what a process cannot undo, in a process of its own."""
     code = f"""
         import ctypes, os
-        from pycriu_native._surroundings import surroundings
+        from pycriu_native._transport.inherited_state import surroundings
         def os_unshare(flags):
             assert not ctypes.CDLL(None).unshare(flags)
         before = surroundings({{}})
@@ -341,7 +341,7 @@ def _is_gone(pid: int) -> bool:
 HOLDER = """
 import os, signal, sys, time
 from pycriu_native import WarmWorkers
-from pycriu_native._seed import _seeds
+from pycriu_native._transport.forkserver import _seeds
 pool = WarmWorkers(2)
 assert pool.wait_until_ready(20)
 [seed] = _seeds

@@ -30,9 +30,9 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .features import needs_soft_dirty
-from .processes import Target, eventually
-from .soft_dirty import BUSY, PAGES, WRITER
+from .support.features import needs_soft_dirty
+from .support.processes import Target, eventually
+from .support.soft_dirty import BUSY, PAGES, WRITER
 
 pytestmark = needs_soft_dirty
 

@@ -35,17 +35,17 @@ from pycriu_native import (
     preflight,
     restore,
 )
-from pycriu_native._log import failures
-from pycriu_native._preflight.mounts import parse
-from pycriu_native._preflight.sockets import _address
+from pycriu_native._failures.log_excerpt import failures
+from pycriu_native.diagnostics.preflight.mounts import parse
+from pycriu_native.diagnostics.preflight.sockets import _address
 
-from . import releases
 from .conftest import Spawn
-from .containers import container, mount_point
-from .failing import CONNECTED, LISTENS, Site, job, wrapped
-from .foretold import enter, ledger, works
-from .hosts import host
-from .processes import Target, eventually, reap_all
+from .support import releases
+from .support.containers import container, mount_point
+from .support.failing_calls import CONNECTED, LISTENS, Site, job, wrapped
+from .support.hosts import host
+from .support.predictions import enter, ledger, works
+from .support.processes import Target, eventually, reap_all
 
 FEWEST = 40
 """Situations that make a share worth looking at."""
@@ -125,7 +125,7 @@ def a_job_of_a_shell(at: Site) -> Target:
 
 @situation(NEEDS)
 def frozen_in_a_cgroup(at: Site) -> Target:
-    from .leftovers import RUN
+    from .support.leftovers import RUN
 
     cgroup = Path("/sys/fs/cgroup/unified") / f"pycriu-native-{RUN}-preflight"
     if not cgroup.parent.is_dir():
@@ -602,9 +602,9 @@ def test_it_is_loaded_when_it_is_asked_for() -> None:
 
 
 def test_findings_name_failures_that_there_are() -> None:
-    """What a finding links to is an entry of ``failures.json``."""
+    """What a finding links to is an entry of ``known_failures.json``."""
     known = {failure.id for failure in failures()}
-    source = Path(pycriu_native.__file__).parent / "_preflight"
+    source = Path(pycriu_native.__file__).parent / "diagnostics" / "preflight"
     named = set()
     for file in source.glob("*.py"):
         for line in file.read_text().splitlines():

@@ -27,12 +27,12 @@ from pycriu_native import (
     page_server_child,
     restore,
 )
-from pycriu_native.progress import lazy_bytes, received_by
+from pycriu_native._calls.progress import lazy_bytes, received_by
 
-from ..images.sets import LAZY, PRESENT, image_set, page
+from ..unit.support.image_sets import LAZY, PRESENT, image_set, page
 from .conftest import Spawn
-from .features import needs_lazy_pages, needs_soft_dirty
-from .processes import Target
+from .support.features import needs_lazy_pages, needs_soft_dirty
+from .support.processes import Target
 from .test_migration import Arrive, arrive, far, traveller
 
 __all__ = ["arrive", "far", "traveller"]

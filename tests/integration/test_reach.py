@@ -23,10 +23,10 @@ from pycriu_native import (
     restore_child,
     version,
 )
-from pycriu_native._program import find_program
+from pycriu_native._transport.program import find_program
 
 from .conftest import Spawn
-from .processes import eventually, kill
+from .support.processes import eventually, kill
 
 
 @pytest.fixture

@@ -24,20 +24,20 @@ from pycriu_native import (
     Notify,
     WarmWorkers,
     WorkerDiedError,
-    _exchange,
-    _netlock,
     dump,
 )
-from pycriu_native._netlock import run_id
+from pycriu_native._calls import exchange
+from pycriu_native._recovery import network_lock as network_lock_module
+from pycriu_native._recovery.network_lock import run_id
 
-from . import cgroups, releases
-from .cgroups import FREEZERS, Make
 from .conftest import Spawn
-from .faults import CODE, code_in
-from .hosts import cable, host
-from .processes import eventually
-from .streams import Stream, each_lock, locks, needs_both, start_stream
-from .workers import the_worker
+from .faults.faults import CODE, code_in
+from .support import cgroups, releases
+from .support.cgroups import FREEZERS, Make
+from .support.hosts import cable, host
+from .support.processes import eventually
+from .support.streams import Stream, each_lock, locks, needs_both, start_stream
+from .support.workers import the_worker
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_criu_that_does_not_come_back(
     make_cgroup: Make, stream: Stream, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CRIU itself is frozen: it is killed after the grace period, and the lock is lifted."""
-    monkeypatch.setattr(_exchange, "GRACE", 0.5)
+    monkeypatch.setattr(exchange, "GRACE", 0.5)
     cgroup = make_cgroup(cgroups.required(""))
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
 
@@ -290,14 +290,14 @@ def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch)
         found.append(run_id(pid))
         return found[-1]
 
-    monkeypatch.setattr(_netlock, "run_id", look)
+    monkeypatch.setattr(network_lock_module, "run_id", look)
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
-    _netlock._places.clear()
+    network_lock_module._places.clear()
     with WarmWorkers(2) as warm:
         assert warm.wait_until_ready(20)
         for via in (None, None, warm, warm, None):
             dump(target.pid, opts, via=via)
             assert f"CRIU run id = {found[-1]}\n" in (images / "dump.log").read_text()
     assert len(set(found)) == len(found) == 5
-    assert len(_netlock._places) == 1
+    assert len(network_lock_module._places) == 1
     assert run_id(target.pid) is None  # no CRIU

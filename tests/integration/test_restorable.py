@@ -26,8 +26,8 @@ from pycriu_native import (
 from pycriu_native.images import Severity, check_images
 
 from .conftest import Spawn
-from .foretold import enter
-from .processes import eventually, kill, state
+from .support.predictions import enter
+from .support.processes import eventually, kill, state
 
 PROBE = """
 import json, subprocess, sys, warnings

@@ -26,7 +26,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .processes import Target, children, eventually, reap_all
+from .support.processes import Target, children, eventually, reap_all
 
 EXITS = """
     import os

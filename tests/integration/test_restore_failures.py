@@ -32,9 +32,9 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
-from .failing import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told
-from .mounts import make_read_only, tmpfs
-from .processes import PATIENCE, TARGET, Target, eventually, kill, state
+from .support.failing_calls import CONNECTED, LISTENS, Case, Collection, Site, ids, job, older, told
+from .support.mounts import make_read_only, tmpfs
+from .support.processes import PATIENCE, TARGET, Target, eventually, kill, state
 
 restore_fails = Collection()
 

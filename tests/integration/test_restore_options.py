@@ -31,9 +31,9 @@ from pycriu_native import (
     restore,
 )
 
-from . import cgroups, releases
 from .conftest import Spawn
-from .processes import Target, eventually, kill, state
+from .support import cgroups, releases
+from .support.processes import Target, eventually, kill, state
 
 
 def _dumped(spawn: Spawn, images: Path, scenario: str = "serve()") -> Target:

@@ -31,16 +31,16 @@ from pycriu_native import (
 )
 from pycriu_native.images import check_images
 
-from . import cgroups
-from .cgroups import Make
 from .conftest import Spawn
-from .containers import container
-from .faults import DEADLINE, FAULTS
-from .hosts import cable, host
-from .processes import Target, eventually, is_alive, kill, reap_all
-from .streams import Stream, each_lock, needs_both, start_stream
-from .test_faults_random import Striker, kill_workers
-from .workers import the_worker, workers
+from .faults.faults import DEADLINE, FAULTS
+from .faults.test_faults_random import Striker, kill_workers
+from .support import cgroups
+from .support.cgroups import Make
+from .support.containers import container
+from .support.hosts import cable, host
+from .support.processes import Target, eventually, is_alive, kill, reap_all
+from .support.streams import Stream, each_lock, needs_both, start_stream
+from .support.workers import the_worker, workers
 
 INSTANTS = int(os.environ.get("PYCRIU_NATIVE_INSTANTS", "12"))
 """How many random instants."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from pycriu_native import CriuOpts, Notification, Notify, dump, restore
 
 from .conftest import Spawn
-from .processes import Target, kill
+from .support.processes import Target, kill
 
 SCENARIO = """
     import random, signal

@@ -34,10 +34,10 @@ from pycriu_native import (
 )
 from pycriu_native.oci import Bundle, Container
 
-from .bundles import Counting, Runtime, Streams, counting, runtime
-from .containers import mount_point
-from .hosts import host
-from .processes import eventually, kill
+from .support.bundles import Counting, Runtime, Streams, counting, runtime
+from .support.containers import mount_point
+from .support.hosts import host
+from .support.processes import eventually, kill
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What another user of this machine, or of the network, gets out of a CRIU that runs as root.
 
 The other user is real here: files belong to uid 65534. What modes and links alone can show is in
-``tests/wire/test_trust.py``; images that are cut off, in ``test_security_whole.py``.
+``tests/unit/test_trust.py``; images that are cut off, in ``test_security_whole.py``.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from pycriu_native import (
     page_server_child,
     restore,
 )
-from pycriu_native._channel import MAGIC
-from pycriu_native._peer import accept, connect
-from pycriu_native._program import find_program
-from pycriu_native._until import Until
+from pycriu_native._transport.program import find_program
+from pycriu_native.migration.control_channel import MAGIC
+from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.endpoint import accept, connect
 
 from .conftest import Spawn
-from .hosts import OURS, cable, host
-from .processes import kill
+from .support.hosts import OURS, cable, host
+from .support.processes import kill
 
 ANOTHER = 65534
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from . import releases
+from .support import releases
 
 USER = 12345
 CAP_CHECKPOINT_RESTORE = 40
@@ -101,7 +101,7 @@ def place() -> Iterator[Path]:
 def _as_user(place: Path, capability: int, *words: str) -> str:
     script = place.parent / "script.py"
     script.write_text(SCRIPT)
-    program = Path(__file__).with_name("user.py")
+    program = Path(__file__).parents[0] / "programs" / "user.py"
     done = subprocess.run(
         [sys.executable, program, str(USER), str(capability), script, place, *words],
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},

@@ -32,12 +32,12 @@ from pycriu_native import (
     seal,
     verify,
 )
-from pycriu_native._program import find_program
-from pycriu_native._whole import EARLIER, UNFINISHED
+from pycriu_native._integrity.dump_marker import EARLIER, UNFINISHED
+from pycriu_native._transport.program import find_program
 
-from . import releases
 from .conftest import Spawn
-from .processes import Target, children, eventually, is_alive, kill
+from .support import releases
+from .support.processes import Target, children, eventually, is_alive, kill
 from .test_interruption import DUMP
 
 ROOT = Path(__file__).parents[2]

@@ -22,18 +22,18 @@ from pycriu_native import (
     run_many,
     version,
 )
-from pycriu_native import _seed as module
-from pycriu_native._line import Line
-from pycriu_native._program import find_program
-from pycriu_native._request import SAVING
-from pycriu_native._seed import BarrenError, Seed
-from pycriu_native._seedbed import SeedBed
-from pycriu_native._spawn import Manner
-from pycriu_native._worker import WorkerLine, connect_worker
+from pycriu_native._calls.request import SAVING
+from pycriu_native._transport import forkserver as module
+from pycriu_native._transport.connection import Line
+from pycriu_native._transport.forkserver import BarrenError, Seed
+from pycriu_native._transport.forkserver_cache import SeedBed
+from pycriu_native._transport.program import find_program
+from pycriu_native._transport.spawn import Manner
+from pycriu_native._transport.worker import WorkerLine, connect_worker
 
 from .conftest import Spawn
-from .hosts import host
-from .processes import children, eventually, is_alive
+from .support.hosts import host
+from .support.processes import children, eventually, is_alive
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_a_batch_whose_jobs_are_elsewhere() -> None:
 
 def _worker_place(place: Any) -> str:
     """Where the worker of a call that this thread makes would be."""
-    from pycriu_native._session import KEEPER
+    from pycriu_native._calls.call import KEEPER
 
     keeper = KEEPER.get()
     assert isinstance(keeper, SeedBed)

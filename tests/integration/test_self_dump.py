@@ -12,7 +12,7 @@ import pytest
 
 from pycriu_native import CriuOpts, OptionError, dump, restore
 
-from .processes import eventually, is_alive, kill, reap_all
+from .support.processes import eventually, is_alive, kill, reap_all
 
 SNAPSHOT_AUTHOR = """
 import json, os, sys, time

@@ -18,8 +18,8 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, dump
 
-from .processes import eventually, is_alive, reap_all
-from .terminals import Session, session
+from .support.processes import eventually, is_alive, reap_all
+from .support.terminals import Session, session
 
 BASH = ("run", "bash", "--norc", "--noprofile", "-i")
 PROMPT = r"^ready> $"

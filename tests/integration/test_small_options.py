@@ -23,9 +23,9 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, DumpResult, OptionError, dump, restore
 
-from . import releases
 from .conftest import Spawn
-from .processes import Target, eventually, state
+from .support import releases
+from .support.processes import Target, eventually, state
 
 MIB = 2**20
 

@@ -16,11 +16,11 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, Notification, check, dump, restore, version
 
-from . import matrix
 from .conftest import Spawn
-from .leftovers import Snapshot
-from .matrix import Count
-from .processes import reap_all
+from .faults import matrix
+from .faults.matrix import Count
+from .support.leftovers import Snapshot
+from .support.processes import reap_all
 
 CALLS = int(os.environ.get("PYCRIU_NATIVE_SOAK", "60"))
 BOUND = 2 * 2**20

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuOpts, DumpStatistics, RestoreStatistics, Socket, dump, restore
-from pycriu_native._program import find_program
+from pycriu_native._transport.program import find_program
 
 from .conftest import Spawn
-from .processes import Target, kill
+from .support.processes import Target, kill
 
 PAGE = 4096
 PRIVATE, SHARED = 6 * 2**20, 2 * 2**20

@@ -1,4 +1,5 @@
-"""``stream``: images go through a stream and never touch a disk (``pycriu_native.streaming``).
+"""``stream``: images go through a stream and never touch a disk
+(``pycriu_native.archive.streaming``).
 
 Over RPC CRIU can do that since 4.3, so a process with that libcriu and that ``criu`` makes the
 calls, whatever the rest of the tests run with.
@@ -14,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.libraries import ROOT, Library, found
+from tests.unit.support.libraries import ROOT, Library, found
 
 from .conftest import Spawn
-from .processes import PATIENCE, kill, reap_all
+from .support.processes import PATIENCE, kill, reap_all
 
 CALL = """
 import os, sys, tempfile
 from pycriu_native import CriuOpts, Worker
-from pycriu_native.streaming import dump_stream, restore_stream
+from pycriu_native.archive.streaming import dump_stream, restore_stream
 
 class Breaks:
     def __init__(self, room):

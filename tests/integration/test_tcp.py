@@ -32,9 +32,9 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, Notify, OptionError, dump, restore
 
 from .conftest import Spawn
-from .hosts import Host, cable, host
-from .processes import PATIENCE, Target
-from .streams import Stream, each_lock, locks, needs_both, start_stream
+from .support.hosts import Host, cable, host
+from .support.processes import PATIENCE, Target
+from .support.streams import Stream, each_lock, locks, needs_both, start_stream
 
 
 @pytest.fixture

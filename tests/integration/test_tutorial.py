@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from .features import needs_soft_dirty
-from .migrating import far_pid
-from .processes import eventually, kill
+from .support.features import needs_soft_dirty
+from .support.migrations import far_pid
+from .support.processes import eventually, kill
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TUTORIAL.read_text(), flags=re.S))

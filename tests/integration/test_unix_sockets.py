@@ -36,9 +36,9 @@ from pycriu_native import (
     restore,
 )
 
-from . import releases
 from .conftest import Spawn
-from .processes import PATIENCE, Target
+from .support import releases
+from .support.processes import PATIENCE, Target
 
 SENDER = """
     import socket

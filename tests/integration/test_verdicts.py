@@ -23,19 +23,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pycriu_native
-from pycriu_native import CriuOpts, OptionError, Version, Worker, WorkerDiedError, _rules
-from pycriu_native._exchange import Exchange
-from pycriu_native._failure import EBADRQC
-from pycriu_native._kinds import Flag
-from pycriu_native._libcriu import LibcriuCall
-from pycriu_native._message import Handle, knows
-from pycriu_native._options import BY_FIELD, release
+from pycriu_native import CriuOpts, OptionError, Version, Worker, WorkerDiedError
+from pycriu_native._calls.exchange import Exchange
+from pycriu_native._checks import option_rules
+from pycriu_native._failures.explain import EBADRQC
+from pycriu_native._wire.libcriu_request import LibcriuCall
+from pycriu_native._wire.messages import Handle, knows
 from pycriu_native.enums import Verb
-from pycriu_native.values import WireValue
+from pycriu_native.options.table import BY_FIELD, release
+from pycriu_native.options.value_types import Flag
+from pycriu_native.options.values import WireValue
 
-from ..wire import expected
-from ..wire.strategies import COMPANIONS, World, criu_opts, rows_for, values_of
-from ..wire.test_refusals import REFUSED
+from ..unit.support import expected
+from ..unit.support.strategies import COMPANIONS, World, criu_opts, rows_for, values_of
+from ..unit.test_refusals import REFUSED
 from .conftest import WHY_NOT
 
 NOBODY = 2**22 + 1
@@ -185,7 +186,7 @@ def test_what_we_refuse(verb: Verb, fields: dict[str, Any], culprit: str, images
     images.mkdir()
     opts = CriuOpts(**fields)
     with pytest.raises(OptionError) as caught:
-        _rules.check(CriuOpts(images_directory=str(images), **fields), verb)
+        option_rules.check(CriuOpts(images_directory=str(images), **fields), verb)
     rule = next(problem.rule for problem in caught.value.problems if problem.field == culprit)
     told = taken(culprit, rule)
     refused = told is None or culprit in REFUSED_ON_ANOTHER_VERB
@@ -228,7 +229,7 @@ def judge(world: World, verb: Verb, fields: dict[str, Any]) -> None:
     """Ask CRIU, and compare with our rules."""
     refuses = criu_refuses(verb, CriuOpts(**fields), world.images)
     try:
-        _rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
+        option_rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
     except OptionError as error:
         if not refuses:
             unknown = [p for p in error.problems if taken(p.field, p.rule) is None]
@@ -276,7 +277,7 @@ def _plainly(world: World, name: str) -> st.SearchStrategy[Any]:
 
 def _is_accepted(world: World, verb: Verb, fields: dict[str, Any]) -> bool:
     try:
-        _rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
+        option_rules.check(CriuOpts(images_directory=str(world.images), **fields), verb)
     except OptionError:
         return False
     return True

@@ -23,8 +23,8 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, dump, restore
 
-from .containers import Container, container
-from .processes import eventually, is_alive
+from .support.containers import Container, container
+from .support.processes import eventually, is_alive
 
 PORT = 7070
 SERVER = f"""

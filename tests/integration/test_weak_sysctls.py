@@ -18,8 +18,8 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, Worker, dump, restore
 
-from .containers import Container, container
-from .processes import is_alive
+from .support.containers import Container, container
+from .support.processes import is_alive
 
 SETTING = "/proc/sys/net/unix/max_dgram_qlen"
 

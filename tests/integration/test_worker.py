@@ -43,12 +43,12 @@ from pycriu_native import (
     dump,
     version,
 )
-from pycriu_native._request import Request
+from pycriu_native._calls.request import Request
 
-from . import releases
 from .conftest import Spawn
-from .leftovers import Snapshot
-from .processes import PATIENCE, Target
+from .support import releases
+from .support.leftovers import Snapshot
+from .support.processes import PATIENCE, Target
 
 
 def _program(path: Path, text: str, mode: int = 0o755) -> Path:
@@ -129,7 +129,7 @@ def test_what_it_says_is_told(spawn: Spawn, images: Path, tmp_path: Path) -> Non
 
 
 OLD = Path("/opt/pycriu-native-3.17/bin/criu")
-"""A CRIU 3.17, where ``scripts/install-criu`` puts it."""
+"""A CRIU 3.17, where ``tools/install-criu`` puts it."""
 
 
 def test_a_program_that_cannot_run_on_this_kernel(spawn: Spawn, images: Path) -> None:
@@ -567,7 +567,7 @@ if len(sys.argv) > 2:
     from pycriu_native import preload
     preload()
 # As for a program that has changed its root, or become a user who cannot read the modules.
-for name in ("re", "pycriu_native._failure"):
+for name in ("re", "pycriu_native._failures.explain"):
     sys.modules.setdefault(name, None)
 try:
     dump(2**22 - 1, CriuOpts(images_directory=sys.argv[1]))

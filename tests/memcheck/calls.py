@@ -11,10 +11,10 @@ import sys
 import tempfile
 
 from pycriu_native import CriuError, CriuOpts, version
-from pycriu_native._message import decode_response
+from pycriu_native._wire.messages import decode_response
 from pycriu_native.enums import Verb
 from pycriu_native.testing import ScriptedCriu, answer_of
-from tests.wire.peer import called, filled
+from tests.unit.support.peer import called, filled
 
 CALLS = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from .libraries import Library, newest, parameters
-from .peer import Peer
-from .proto import Judge, judge_of
-from .strategies import World
+from .support.libraries import Library, newest, parameters
+from .support.peer import Peer
+from .support.proto import Judge, judge_of
+from .support.strategies import World
 
 
 @pytest.fixture(scope="session", params=parameters())

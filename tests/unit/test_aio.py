@@ -11,9 +11,9 @@ import pytest
 
 import pycriu_native
 from pycriu_native import CriuOpts, Notification, Verb, aio
-from pycriu_native.iters import Round
+from pycriu_native._calls.iterative_dump import Round
 from pycriu_native.testing import ScriptedCriu, write_images
-from tests.wire import bystander
+from tests.unit.support import bystander
 
 
 @pytest.fixture(autouse=True)

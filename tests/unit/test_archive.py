@@ -16,9 +16,10 @@ from typing import Any, cast
 
 import pytest
 
-from pycriu_native import CriuError, ImagesError, OptionError, _tar
+from pycriu_native import CriuError, ImagesError, OptionError
 from pycriu_native.archive import pack, unpack
-from pycriu_native.oci_layout import pack_image, unpack_image
+from pycriu_native.archive import tar as tar_module
+from pycriu_native.oci.image_layout import pack_image, unpack_image
 
 
 @pytest.fixture
@@ -240,9 +241,9 @@ def test_a_header_that_would_take_all_memory(tmp_path: Path, kind: bytes) -> Non
 def test_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is a file on the disk, however little is in it: there is a limit, and none is kept."""
     data = _archive(GOOD, *((f"{number}.img", b"") for number in range(50)))
-    monkeypatch.setattr(_tar, "MOST_MEMBERS", 51)
+    monkeypatch.setattr(tar_module, "MOST_MEMBERS", 51)
     unpack(cast(Any, io.BytesIO(data)), tmp_path / "a")
-    monkeypatch.setattr(_tar, "MOST_MEMBERS", 50)
+    monkeypatch.setattr(tar_module, "MOST_MEMBERS", 50)
     with pytest.raises(ImagesError, match="more than 50 members"):
         unpack(cast(Any, io.BytesIO(data)), tmp_path / "b")
     assert not (tmp_path / "b").exists()

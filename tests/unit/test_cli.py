@@ -19,16 +19,17 @@ import pytest
 
 import pycriu_native
 from pycriu_native import CriuError, CriuOpts
-from pycriu_native._log import failures
-from pycriu_native._options import TABLE, VERB_MASK
-from pycriu_native._words import NO_WORDS, ROWS
-from pycriu_native.cli import _app, _docs, _errors, _exits, _fields, _words
-from pycriu_native.cli._command import Command
-from pycriu_native.cli._exits import Exit
-from pycriu_native.cli._run import run
+from pycriu_native._failures.log_excerpt import failures
+from pycriu_native.cli import app, errors, exit_codes, field_docs, option_parameters
+from pycriu_native.cli import text as text_module
+from pycriu_native.cli.command import Command
+from pycriu_native.cli.exit_codes import Exit
+from pycriu_native.cli.run import run
 from pycriu_native.enums import Verb
+from pycriu_native.options.flags import NO_WORDS, ROWS
+from pycriu_native.options.table import TABLE, VERB_MASK
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
-from tests.wire import bystander
+from tests.unit.support import bystander
 
 ROOT = Path(__file__).parents[2]
 PID = str(bystander.PID)
@@ -66,9 +67,9 @@ def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
 
 def commands() -> Iterator[tuple[str, Command]]:
     """Every command, with its name in words."""
-    ctx = click.Context(_app.app)
-    for name in _app.app.list_commands(ctx):
-        command = _app.app.get_command(ctx, name)
+    ctx = click.Context(app.app)
+    for name in app.app.list_commands(ctx):
+        command = app.app.get_command(ctx, name)
         if isinstance(command, click.Group):
             for inner in command.commands.values():
                 assert isinstance(inner, Command)
@@ -117,7 +118,7 @@ def test_the_list_of_commands() -> None:
     """It names all of them, without loading any."""
     told = tell("--help")
     assert told.code == 0
-    for name in _app.COMMANDS:
+    for name in app.COMMANDS:
         assert re.search(rf"^  {name} ", told.out, re.M)
 
 
@@ -125,7 +126,9 @@ def test_the_list_of_commands() -> None:
 def test_every_option_of_the_table(verb: Verb) -> None:
     """A verb's command has each option that means something to it, and no other."""
     options = {
-        param.flag for param in COMMANDS[str(verb)].params if isinstance(param, _fields.FieldOption)
+        param.flag
+        for param in COMMANDS[str(verb)].params
+        if isinstance(param, option_parameters.FieldOption)
     }
     wanted = {
         row.flag
@@ -143,7 +146,7 @@ def test_what_help_says_of_an_option() -> None:
     assert "Leave the process stopped after the dump or the restore [since CRIU 3.19]" in shown
     for row in TABLE:
         if row.field:
-            assert len(_docs.first_sentence(row.field)) > 10, row.field
+            assert len(field_docs.first_sentence(row.field)) > 10, row.field
 
 
 # ---- options ----
@@ -187,10 +190,10 @@ def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
     told = tell("explain", "dump", *words, PID, "--json")
     shown = {s["field"] for s in told.json["result"]["wire"] if s["field"]}
     assert shown == {row.name for row, _ in wanted.items()}
-    command = _app.app.get_command(click.Context(_app.app), "dump")
+    command = app.app.get_command(click.Context(app.app), "dump")
     assert command is not None
     with command.make_context("dump", [*words, PID]) as ctx:
-        assert _fields.read(ctx, Verb.DUMP, config=None) == wanted
+        assert option_parameters.read(ctx, Verb.DUMP, config=None) == wanted
         assert ctx.params["pid"] == int(PID)
 
 
@@ -203,10 +206,10 @@ def test_all_that_to_argv_says_is_read() -> None:
         cpu_cap=3, skip_mnts=["/a"], enable_fs=["all"], timeout=7,
     )  # fmt: skip
     words = opts.to_argv("dump", 4242)[2:]
-    command = _app.app.get_command(click.Context(_app.app), "dump")
+    command = app.app.get_command(click.Context(app.app), "dump")
     assert command is not None
     with command.make_context("dump", words) as ctx:
-        assert _fields.read(ctx, Verb.DUMP, config=None) == opts
+        assert option_parameters.read(ctx, Verb.DUMP, config=None) == opts
         assert ctx.params["tree"] == 4242
 
 
@@ -328,7 +331,7 @@ def test_json(name: str, tmp_path: Path) -> None:
     """Each command prints one object with its schema, name, verdict and exit code, and no more."""
     words, code = answers(tmp_path)[name]
     if name == "preflight":
-        pytest.importorskip("pycriu_native._preflight")
+        pytest.importorskip("pycriu_native.diagnostics.preflight")
     told = tell(*name.split(), *words, "--json")
     assert told.err == ""
     assert told.code in (code, Exit.NO), told.out
@@ -434,8 +437,8 @@ def test_every_error_class_has_an_exit_code() -> None:
         if isinstance(found := getattr(pycriu_native.errors, name), type)
         and issubclass(found, CriuError)
     }
-    assert set(_exits.BY_ERROR) <= classes
-    assert classes - set(_exits.BY_ERROR) == {"CriuError", "MigrationError"}
+    assert set(exit_codes.BY_ERROR) <= classes
+    assert classes - set(exit_codes.BY_ERROR) == {"CriuError", "MigrationError"}
 
 
 def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
@@ -549,7 +552,7 @@ def test_the_import_does_not_load_it() -> None:
     code = (
         "import pycriu_native, sys; print([m for m in sys.modules if m.split('.')[0] in"
         " ('click', 'rich', 'matplotlib') or m.startswith(('pycriu_native.cli',"
-        " 'pycriu_native.pictures'))])"
+        " 'pycriu_native.plots'))])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "[]\n"
@@ -630,7 +633,7 @@ def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("not foreseen")
 
-    monkeypatch.setattr("pycriu_native.cli.restoring.restore", fails)
+    monkeypatch.setattr("pycriu_native.cli.commands.restore.restore", fails)
     told = tell("restore", "-D", tmp_path)
     assert told.code == Exit.BUG
     assert "not foreseen" in told.err
@@ -647,14 +650,14 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
         r"=True|=False|=\[|\w\(|\b(Worker|CriuOpts|Notification|via|subprocess|hook)\b|\b\w+_fds?\b"
     )
     for entry in failures():
-        told = _errors.in_flags(getattr(entry, what) or "")
+        told = errors.in_flags(getattr(entry, what) or "")
         # A terminal's new master is handed to a program in Python, and to no command.
         if "orphan_pts_master" not in told:
             assert not python.search(told), told
-    assert _errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
+    assert errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
         "--external tty[rdev:dev] or --inherit-fd fd[fd]:socket:[7]"
     )
-    assert _errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
+    assert errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
         "--join-ns kind:file, --veth-pair eth0=NAME"
     )
 
@@ -662,21 +665,21 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
 def test_fields_are_told_as_flags() -> None:
     """What the library calls a field is a long option here."""
     text = "set tcp_established=True, or tcp_close=False; log_level=3; leave_running; a_b; pid=3"
-    assert _errors.in_flags(text) == (
+    assert errors.in_flags(text) == (
         "set --tcp-established, or --no-tcp-close; --verbosity=3; --leave-running; a_b; pid=3"
     )
 
 
 def test_numbers_for_people() -> None:
     """Units that fit."""
-    assert [_words.size(n) for n in (0, 1023, 1024, 5 * 2**20)] == [
+    assert [text_module.size(n) for n in (0, 1023, 1024, 5 * 2**20)] == [
         "0 B", "1023 B", "1.0 KiB", "5.0 MiB",
     ]  # fmt: skip
-    assert [_words.time(s) for s in (1e-5, 0.0123, 3.5, 150)] == [
+    assert [text_module.time(s) for s in (1e-5, 0.0123, 3.5, 150)] == [
         "10 us", "12.3 ms", "3.50 s", "2 min 30 s",
     ]  # fmt: skip
-    assert _words.pids([4, 2, 3, 9]) == "2-4 9"
-    assert _words.safe("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
+    assert text_module.pids([4, 2, 3, 9]) == "2-4 9"
+    assert text_module.safe("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
 
 
 # ---- completion ----

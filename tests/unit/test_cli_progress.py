@@ -8,9 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from pycriu_native.cli import _progress
-from pycriu_native.cli._output import Output
-from pycriu_native.progress import Progress
+from pycriu_native._calls.progress import Progress
+from pycriu_native.cli import progress
+from pycriu_native.cli.output import Output
 
 MIB = 2**20
 
@@ -41,7 +41,7 @@ def said(out: Output) -> str:
 def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phase, bytes done of the bytes to do, rate, time left; and it goes away at the end."""
     out = output(monkeypatch, terminal=True)
-    with _progress.shown(out) as told:
+    with progress.shown(out) as told:
         assert told is not None
         told(state(0))
         told(state(25 * MIB, rate=25 * MIB))
@@ -57,7 +57,7 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over before the second look draws nothing."""
     out = output(monkeypatch, terminal=True)
-    with _progress.shown(out) as told:
+    with progress.shown(out) as told:
         assert told is not None
         told(state(0))
     assert said(out) == ""
@@ -68,16 +68,16 @@ def test_no_bar_for_those_who_want_none(
     how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither with --quiet nor with --json; nor is the process looked at for it."""
-    with _progress.shown(output(monkeypatch, terminal=True, **how)) as told:
+    with progress.shown(output(monkeypatch, terminal=True, **how)) as told:
         assert told is None
 
 
 def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing, unless it was asked for; then a line for each look, without colours."""
-    with _progress.shown(output(monkeypatch, terminal=False)) as told:
+    with progress.shown(output(monkeypatch, terminal=False)) as told:
         assert told is None
     out = output(monkeypatch, terminal=False, verbose=True)
-    with _progress.shown(out) as told:
+    with progress.shown(out) as told:
         assert told is not None
         told(state(25 * MIB, rate=25 * MIB))
         told(state(7 * MIB, total=None))
@@ -89,4 +89,4 @@ def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_than_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that grows: the bar stays whole."""
-    assert _progress.amount(state(120 * MIB)) == "120.0 MiB of 120.0 MiB"
+    assert progress.amount(state(120 * MIB)) == "120.0 MiB of 120.0 MiB"

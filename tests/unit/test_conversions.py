@@ -26,15 +26,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import CgroupMode, CriuOpts, NetworkLock, OptionError, PageServer, VethPair
-from pycriu_native._argv import LETTERS
-from pycriu_native._config import statement
-from pycriu_native._options import BY_FIELD, TABLE, Row, release
-from pycriu_native._spelling import Takes
-from pycriu_native._words import ELSEWHERE, IMPLIED, NEGATIONS, NO_WORDS, UNASKABLE, Reader
 from pycriu_native.enums import Verb
+from pycriu_native.options.command_line import LETTERS
+from pycriu_native.options.config_file import statement
+from pycriu_native.options.flag_values import Takes
+from pycriu_native.options.flags import ELSEWHERE, IMPLIED, NEGATIONS, NO_WORDS, UNASKABLE, Reader
+from pycriu_native.options.table import BY_FIELD, TABLE, Row, release
 
-from .libraries import found
-from .strategies import World, any_opts, criu_opts
+from .support.libraries import found
+from .support.strategies import World, any_opts, criu_opts
 
 COMMANDS = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 verbs = st.sampled_from(COMMANDS)
@@ -543,7 +543,7 @@ def _programs() -> dict[str, Path]:
 
 PROGRAMS = _programs()
 programs = pytest.mark.parametrize("version", PROGRAMS)
-no_program = pytest.mark.skipif(not PROGRAMS, reason="no criu program: scripts/install-criu")
+no_program = pytest.mark.skipif(not PROGRAMS, reason="no criu program: tools/install-criu")
 
 
 def ask(version: str, *words: str, fds: tuple[int, ...] = ()) -> tuple[int, str]:

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_of_options() -> None:
-    """docs/options.md is what scripts/options-table makes."""
-    subprocess.run([sys.executable, ROOT / "scripts" / "options-table", "--check"], check=True)
+    """docs/options.md is what tools/options-table makes."""
+    subprocess.run([sys.executable, ROOT / "tools" / "options-table", "--check"], check=True)
 
 
 def test_links() -> None:

@@ -33,24 +33,24 @@ from pycriu_native import (
     ProtocolError,
     Worker,
     WorkerDiedError,
-    _exchange,
-    _requirements,
     dump,
     feature_check,
     pre_dump,
     restore,
     version,
 )
-from pycriu_native._ffi import ffi, native
-from pycriu_native._line import Line
-from pycriu_native._message import REQUEST_TYPES, decode_request, encode
-from pycriu_native._worker import PATIENCE
+from pycriu_native._calls import exchange as exchange_module
+from pycriu_native._calls import requirements
+from pycriu_native._native.ffi import ffi, native
+from pycriu_native._transport.connection import Line
+from pycriu_native._transport.worker import PATIENCE
+from pycriu_native._wire.messages import REQUEST_TYPES, decode_request, encode
 from pycriu_native.enums import Verb
+from pycriu_native.options.values import WireValue
 from pycriu_native.testing import answer_of, write_images
-from pycriu_native.values import WireValue
 
 NOBODY = 2**22 + 1
-FAKE = Path(__file__).with_name("fake_criu.py")
+FAKE = Path(__file__).parents[0] / "support" / "fake_criu.py"
 
 Step = list[str]
 RECEIVE: Step = ["receive"]
@@ -247,10 +247,10 @@ def test_a_worker_that_dies_while_its_child_holds_the_socket(play: Play) -> None
 
 
 @contextmanager
-def _pre_dumping(play: Play, *steps: Step) -> Iterator[_exchange.Exchange]:
+def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]:
     """An exchange about a pre-dump with a worker that plays this script."""
     line = play.script(*steps).connect()
-    exchange = _exchange.Exchange(line, Verb.PRE_DUMP)
+    exchange = exchange_module.Exchange(line, Verb.PRE_DUMP)
     try:
         yield exchange
     finally:
@@ -293,7 +293,7 @@ def test_what_a_failed_pre_dump_has_forked_is_ended(
 ) -> None:
     """The worker tells that its child was killed, but not what that child had started."""
     features = Features(mem_track=True, lazy_pages=True, pidfd_store=True, mem_compression=True)
-    monkeypatch.setattr(_requirements, "program_features", lambda via: features)
+    monkeypatch.setattr(requirements, "program_features", lambda via: features)
     via = play.script(["fork-and-hold"], send(no("pre-dump")))
     with pytest.raises(CriuError):
         pre_dump(NOBODY, CriuOpts(images_directory=play.images), via=via)
@@ -368,13 +368,15 @@ def test_what_needs_no_thought_is_agreed_to_without_python(
 ) -> None:
     """Of a restore without a hook only what tells a pid is looked at: the rest never gets there."""
     looked_at: list[WireValue] = []
-    notify_as_it_is = _exchange.Exchange._notify
+    notify_as_it_is = exchange_module.Exchange._notify
 
-    def look(exchange: _exchange.Exchange, answer: dict[str, WireValue], fds: list[int]) -> None:
+    def look(
+        exchange: exchange_module.Exchange, answer: dict[str, WireValue], fds: list[int]
+    ) -> None:
         looked_at.append(cast("dict[str, WireValue]", answer["notify"])["script"])
         notify_as_it_is(exchange, answer, fds)
 
-    monkeypatch.setattr(_exchange.Exchange, "_notify", look)
+    monkeypatch.setattr(exchange_module.Exchange, "_notify", look)
     names = (
         "pre-restore",
         "post-setup-namespaces",
@@ -407,7 +409,7 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     with ours, theirs:
-        exchange = _exchange.Exchange(Line(ours, program="criu"), Verb.RESTORE)
+        exchange = exchange_module.Exchange(Line(ours, program="criu"), Verb.RESTORE)
         theirs.send(answer_of("notify", notify={"script": "pre-restore"}))
         if in_time:
             theirs.send(RESTORED)
@@ -571,7 +573,7 @@ def test_a_worker_that_does_not_come_back_is_ended(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No notification, no answer: it gets some time to undo its work, and is then killed."""
-    monkeypatch.setattr(_exchange, "GRACE", 0.05)
+    monkeypatch.setattr(exchange_module, "GRACE", 0.05)
     with pytest.raises(DeadlineError) as caught:
         play.dump(["fork-and-hold"], ["wait-for-end"], deadline=0.05)
     assert any("was ended" in note for note in caught.value.__notes__)
@@ -582,12 +584,12 @@ def test_a_worker_that_was_stopped_is_set_going(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It can undo its work then; to kill it in the middle can cost the process its life."""
-    monkeypatch.setattr(_exchange, "GRACE", 60.0)
+    monkeypatch.setattr(exchange_module, "GRACE", 60.0)
     woken = tmp_path / "woken"
     began = time.monotonic()
     with pytest.raises(DeadlineError) as caught:
         play.dump(["stop"], ["touch", str(woken)], send(no("dump")), deadline=3.0)
-    assert time.monotonic() - began < _exchange.GRACE / 2
+    assert time.monotonic() - began < exchange_module.GRACE / 2
     assert woken.exists()
     assert not hasattr(caught.value, "__notes__")  # nothing of a CRIU that had to be ended
 

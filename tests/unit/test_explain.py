@@ -16,20 +16,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pycriu_native import CriuOpts, OptionError, PageServer, Worker, _steering, lib
-from pycriu_native._explain import Explanation, Setting, explain
-from pycriu_native._line import Line
-from pycriu_native._options import BY_WIRE, VERB_MASK, release
-from pycriu_native._requirements import _versions
-from pycriu_native._spawn import DEFAULT_MANNER, Manner
+from pycriu_native import CriuOpts, OptionError, PageServer, Worker, lib
+from pycriu_native._calls.requirements import _versions
+from pycriu_native._calls.verbs import for_pre_dump
+from pycriu_native._checks import criu_files
+from pycriu_native._transport.connection import Line
+from pycriu_native._transport.spawn import DEFAULT_MANNER, Manner
+from pycriu_native.diagnostics.explain import Explanation, Setting, explain
 from pycriu_native.enums import Verb
 from pycriu_native.errors import Problem
+from pycriu_native.options.table import BY_WIRE, VERB_MASK, release
 from pycriu_native.testing import ScriptedCriu
-from pycriu_native.verbs import for_pre_dump
 
-from . import expected
-from .libraries import ROOT, Library
-from .strategies import World, criu_opts
+from .support import expected
+from .support.libraries import ROOT, Library
+from .support.strategies import World, criu_opts
 
 NOBODY = 2**22 + 1
 """Above the highest pid that there can be."""
@@ -62,7 +63,7 @@ class Untouchable:
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What this machine's administrator has configured is not the tests' matter."""
-    monkeypatch.setattr(_steering, "GLOBAL_FILE", str(tmp_path / "global.conf"))
+    monkeypatch.setattr(criu_files, "GLOBAL_FILE", str(tmp_path / "global.conf"))
 
 
 # ---- the wire ----
@@ -129,8 +130,8 @@ def test_what_this_libcriu_lacks(library: Library) -> None:
     """Named with its release, and left out of what is sent; all else is shown."""
     code = (
         "from pycriu_native import CriuOpts\n"
-        "from pycriu_native._explain import explain\n"
-        "from tests.wire.test_explain import Untouchable\n"
+        "from pycriu_native.diagnostics.explain import explain\n"
+        "from tests.unit.test_explain import Untouchable\n"
         "opts = CriuOpts(images_directory='x', leave_stopped=True, compress='block', timeout=5)\n"
         "print(explain(opts, 'dump', 4194305, via=Untouchable()))\n"
     )

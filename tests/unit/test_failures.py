@@ -1,8 +1,8 @@
-"""``failures.json``: what CRIU's messages come down to, in words and options that users know.
+"""``known_failures.json``: what CRIU's messages come down to, in words and options that users know.
 
 The table speaks of this package: the options in it are fields of ``CriuOpts``, its classes are
-ours, and a cure that says ``name=value`` can be written like that. ``tests/real/test_failures.py``
-produces the failures.
+ours, and a cure that says ``name=value`` can be written like that.
+``tests/integration/test_failures.py`` produces the failures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib import resources
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, ImagesError, NoSuchProcessError, ProgramError
-from pycriu_native._log import (
+from pycriu_native._failures.log_excerpt import (
     LONGEST_LINE,
     Failure,
     chatter_lines,
@@ -24,8 +24,8 @@ from pycriu_native._log import (
     error_lines,
     failures,
 )
-from pycriu_native._options import BY_FIELD
 from pycriu_native.enums import Verb
+from pycriu_native.options.table import BY_FIELD
 
 ARGUMENTS = {"via", "on_notify", "deadline", "stdin", "env"}
 """Arguments of the verbs and of ``Worker`` that a cure may name as well."""
@@ -160,7 +160,7 @@ def test_the_table_is_read_on_the_first_failure_only() -> None:
     """Importing the package, and calls that succeed, cost nothing for it."""
     code = (
         "import pycriu_native, sys\n"
-        "from pycriu_native import _log\n"
+        "from pycriu_native._failures import log_excerpt as _log\n"
         "assert _log.failures.cache_info().currsize == 0\n"
         "_log.error_lines('x')\n"
         "assert _log.failures.cache_info().currsize == 1\n"
@@ -170,7 +170,11 @@ def test_the_table_is_read_on_the_first_failure_only() -> None:
 
 def test_the_file_has_a_line_for_each_entry() -> None:
     """So that a change of one entry is a change of one line."""
-    text = resources.files("pycriu_native").joinpath("failures.json").read_text("utf-8")
+    text = (
+        resources.files("pycriu_native._failures")
+        .joinpath("known_failures.json")
+        .read_text("utf-8")
+    )
     lines = text.splitlines()
     assert lines[0] == "["
     assert lines[-1] == "]"
@@ -182,7 +186,7 @@ def test_the_file_has_a_line_for_each_entry() -> None:
 def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has given up its rights loses the explanation, not the failure."""
     failures.cache_clear()
-    monkeypatch.setattr("pycriu_native._log.__file__", "/nowhere/_log.py")
+    monkeypatch.setattr("pycriu_native._failures.log_excerpt.__file__", "/nowhere/_log.py")
     try:
         told = diagnose(["Error (criu/a.c:1): Can't fork for 5: File exists"], Verb.RESTORE)
     finally:

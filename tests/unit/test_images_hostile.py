@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError
-from pycriu_native._image_kinds import COMMON
+from pycriu_native._wire.image_kinds import COMMON
 from pycriu_native.images import decode, encode, inspect
-from pycriu_native.images._formats import BY_NAME, FORMATS, Format
-from pycriu_native.images._schema import Row, table
+from pycriu_native.images.formats import BY_NAME, FORMATS, Format
+from pycriu_native.images.schema import Row, table
 
-from .sets import PRESENT, image_set, page
+from .support.image_sets import PRESENT, image_set, page
 
 QUIET = settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]

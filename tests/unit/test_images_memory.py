@@ -10,7 +10,7 @@ import pytest
 from pycriu_native import ImagesError
 from pycriu_native.images import diff, inspect
 
-from .sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, page
+from .support.image_sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, page
 
 
 @pytest.fixture(params=[False, True], ids=["new", "old"])

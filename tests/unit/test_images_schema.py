@@ -13,9 +13,9 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.internal import api_implementation
 
 from pycriu_native.images import decode, inspect
-from pycriu_native.images._schema import _pool, message, table
+from pycriu_native.images.schema import _pool, message, table
 
-from .sets import PRESENT, image_set
+from .support.image_sets import PRESENT, image_set
 
 READ = """
 import json, sys

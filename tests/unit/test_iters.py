@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError, Progress
-from pycriu_native.iters import Round, UntilSteady, dump_iters
+from pycriu_native._calls.iterative_dump import Round, UntilSteady, dump_iters
 from pycriu_native.testing import ScriptedCriu
-from tests.wire import bystander
+from tests.unit.support import bystander
 
 
 def _round(number: int, pages: int) -> Round:

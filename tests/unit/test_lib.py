@@ -15,12 +15,12 @@ import pytest
 
 import build_ffi
 from pycriu_native import UnsupportedError
-from pycriu_native._options import release
+from pycriu_native.options.table import release
 
-from . import elf
-from . import peer as asked
-from .libraries import ROOT, Library, environment, found
-from .peer import Peer
+from .support import elf
+from .support import peer as asked
+from .support.libraries import ROOT, Library, environment, found
+from .support.peer import Peer
 
 COUNTS = {"3.17": 133, "4.1": 139, "4.2": 141, "4.3": 179}
 """How many functions the interface of a release has."""
@@ -104,7 +104,7 @@ def _abi_check(library: Library, include: Path, monkeypatch: pytest.MonkeyPatch)
         *(f"-D{name}={value}" for name, value in macros),
         f"-I{include}",
         f"-I{library.include}",
-        str(ROOT / "pycriu_native/native/abi_check.c"),
+        str(ROOT / "native/abi_check.c"),
     ]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
@@ -189,7 +189,7 @@ def test_a_build_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
         assert run.returncode == 1
         assert f"{missing} was not found" in run.stderr
         assert "apt-get install libcriu-dev" in run.stderr
-        assert "scripts/install-criu" in run.stderr
+        assert "tools/install-criu" in run.stderr
     run = _build(**present, CC="/nonexistent/cc")
     assert run.returncode == 1
     assert "a C compiler (/nonexistent/cc) was not found" in run.stderr
@@ -207,8 +207,8 @@ def any_library() -> Library:
 def test_an_import_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
     """The extension without its library: an ImportError with the commands that install it."""
     package = tmp_path / "pycriu_native"
-    shutil.copytree(ROOT / "pycriu_native", package, ignore=shutil.ignore_patterns("native"))
-    for extension in package.glob("_native*.so"):
+    shutil.copytree(ROOT / "pycriu_native", package, ignore=None)
+    for extension in package.glob("_native/extension*.so"):
         needs = extension.read_bytes()
         assert b"libcriu.so.2\0" in needs
         extension.write_bytes(needs.replace(b"libcriu.so.2\0", b"libcriu.so.9\0"))

@@ -19,10 +19,10 @@ import pytest
 
 from pycriu_native.testing import answer_of, write_images
 
-from .libraries import ROOT
+from .support.libraries import ROOT
 from .test_exchange import FAKE, GONE, Play, Step, notify, send
 
-SOURCE = Path(__file__).with_name("failing_malloc.c")
+SOURCE = Path(__file__).parents[0] / "support" / "failing_malloc.c"
 
 PROGRAM = """
 import ctypes, gc, json, os, sys, time

@@ -27,16 +27,14 @@ from pycriu_native import (
     MigrationError,
     MigrationMode,
     PeerLostError,
-    _shipment,
 )
-from pycriu_native import (
-    _departure as _departure_module,
-)
-from pycriu_native._channel import HEADER, MAGIC, Channel, Kind, greet
-from pycriu_native._departure import Departure
-from pycriu_native._migrating import Phases, Room
-from pycriu_native._page_relay import FORCE_CLOSE, PageRelay
-from pycriu_native._until import Until
+from pycriu_native.migration import image_transfer
+from pycriu_native.migration import source as _departure_module
+from pycriu_native.migration.common import Phases, Room
+from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
+from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.page_relay import FORCE_CLOSE, PageRelay
+from pycriu_native.migration.source import Departure
 from pycriu_native.results import DumpResult
 from pycriu_native.testing import ScriptedCriu
 
@@ -102,7 +100,7 @@ def test_names_that_are_no_file_names(
 def test_a_name_that_is_taken_is_a_plain_one(name: str) -> None:
     """Whatever passes stays in its directory, is not hidden, and is no option of a command."""
     try:
-        taken = _shipment.checked_name(name)
+        taken = image_transfer.checked_name(name)
     except PeerLostError:
         return
     assert taken == name == os.path.basename(name)
@@ -115,7 +113,7 @@ def test_a_name_that_is_taken_is_a_plain_one(name: str) -> None:
 
 def _receive(channel: Channel, root: Path, last: int = 0, **told: Any) -> int:
     told.setdefault("number", 1)
-    return _shipment.receive(channel, str(root), told, last, lambda size: None)
+    return image_transfer.receive(channel, str(root), told, last, lambda size: None)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +188,14 @@ def test_what_is_whole_arrives(tmp_path: Path) -> None:
 
     def send() -> None:
         for number in (1, 2):
-            _shipment.send(out, str(here / str(number)), number, sent.append)
+            image_transfer.send(out, str(here / str(number)), number, sent.append)
 
     thread = threading.Thread(target=send)
     thread.start()
     for number in (1, 2):
-        _shipment.receive(come, str(there), come.expect("images"), number - 1, lambda size: None)
+        image_transfer.receive(
+            come, str(there), come.expect("images"), number - 1, lambda size: None
+        )
     thread.join()
     out.close()
     come.close()

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError
-from pycriu_native._runs import PAGE, Runs
+from pycriu_native._integrity.pagemap import PAGE, Runs
 from pycriu_native.images import inspect
-from pycriu_native.images._pages import load_map
-from pycriu_native.images._reader import WINDOW
-from pycriu_native.images._schema import message
+from pycriu_native.images.pages import load_map
+from pycriu_native.images.reader import WINDOW
+from pycriu_native.images.schema import message
 
-from .runs import ALIGNED, LAZY, PARENT, PRESENT, check, counted, frame
-from .sets import START, image_set, page, write
+from .support.image_sets import START, image_set, page, write
+from .support.pagemaps import ALIGNED, LAZY, PARENT, PRESENT, check, counted, frame
 
 FLAGS = (0, PARENT, LAZY, PRESENT, PRESENT | LAZY, PRESENT | ALIGNED, LAZY | PARENT, 64)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import ImagesError, OptionError, pictures
+from pycriu_native import ImagesError, OptionError, plots
 
-from .statistics_image import write_dump_statistics
+from .support.statistics_image import write_dump_statistics
 
 PAGE = 4096
 
@@ -48,7 +48,7 @@ def test_a_log_is_read(tmp_path: Path) -> None:
     """Phases follow each other, processes have their memory, frozen is CRIU's number."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000, pages_written=3)
-    found = pictures.read_timeline(tmp_path)
+    found = plots.read_timeline(tmp_path)
     assert [(p.name, p.begin, p.end) for p in found.phases] == [
         ("start", 0.0, 0.01), ("prepare", 0.01, 0.02), ("collect", 0.02, 0.03),
         ("save processes", 0.03, 0.05), ("finish", 0.05, 0.055), ("let go", 0.055, 0.06),
@@ -68,20 +68,20 @@ def test_a_log_is_read(tmp_path: Path) -> None:
 def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
     """The processes stand still until their memory is taken, not until it is written."""
     (tmp_path / "pre-dump.log").write_text(PRE_DUMP)
-    found = pictures.read_timeline(tmp_path)
+    found = plots.read_timeline(tmp_path)
     assert found.frozen == (0.02, 0.041)
     assert found.memory[0].end == 0.08
-    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    plots.timeline(tmp_path, tmp_path / "x.svg")
 
 
 def test_a_log_without_times(tmp_path: Path) -> None:
     """What is left are durations; without statistics too, there is nothing to draw."""
     (tmp_path / "dump.log").write_text("Warn  (criu/x.c:1): nothing\n")
     with pytest.raises(ImagesError, match="log_level=4"):
-        pictures.timeline(tmp_path, tmp_path / "x.png")
+        plots.timeline(tmp_path, tmp_path / "x.png")
     write_dump_statistics(tmp_path, frozen_time=39_000)
-    assert pictures.read_timeline(tmp_path).frozen is None
-    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    assert plots.read_timeline(tmp_path).frozen is None
+    plots.timeline(tmp_path, tmp_path / "x.svg")
     assert "39.0 ms" in (tmp_path / "x.svg").read_text()
 
 
@@ -98,11 +98,11 @@ def test_a_chain(tmp_path: Path) -> None:
             write_dump_statistics(
                 place, pages_written=written, pages_skipped_parent=100 - written, frozen_time=2000
             )
-    found = pictures.read_rounds(tmp_path / "3")
+    found = plots.read_rounds(tmp_path / "3")
     assert [each.written for each in found] == [100 * PAGE, 40 * PAGE, 5 * PAGE]
     assert [each.in_parent for each in found] == [None, 60 * PAGE, 95 * PAGE]
     assert [each.frozen for each in found] == [None, 0.002, 0.002]
-    pictures.rounds(tmp_path / "3", tmp_path / "x.svg")
+    plots.rounds(tmp_path / "3", tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     assert "3 rounds of one chain" in text
     assert "unknown" in text
@@ -113,18 +113,18 @@ def test_a_chain_in_a_circle(tmp_path: Path) -> None:
     """It ends, with an error."""
     (tmp_path / "parent").symlink_to(".")
     with pytest.raises(ImagesError, match="no end"):
-        pictures.read_rounds(tmp_path)
+        plots.read_rounds(tmp_path)
 
 
 def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
     """The title, each process, the frozen time; the same file for the same dump."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000)
-    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    plots.timeline(tmp_path, tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     for said in ("A dump of 2 processes, 61.0 ms", "frozen for 39.0 ms", "boss 7", "its memory"):
         assert said in text
-    pictures.timeline(tmp_path, tmp_path / "y.PNG")
+    plots.timeline(tmp_path, tmp_path / "y.PNG")
     assert (tmp_path / "y.PNG").read_bytes().startswith(b"\x89PNG")
 
 
@@ -135,7 +135,7 @@ def test_many_processes(tmp_path: Path) -> None:
     head, tail = log.split("(00.050000)")
     tail = re.sub(r"\(00\.0", "(00.9", "(00.050000)" + tail)
     (tmp_path / "dump.log").write_text(head + "\n".join(lines) + "\n" + tail)
-    pictures.timeline(tmp_path, tmp_path / "x.svg")
+    plots.timeline(tmp_path, tmp_path / "x.svg")
     assert "25 more" in (tmp_path / "x.svg").read_text()
 
 
@@ -143,7 +143,7 @@ def test_many_processes(tmp_path: Path) -> None:
 def test_another_kind_of_file(name: str, tmp_path: Path) -> None:
     """It is refused by its name, before anything is read."""
     with pytest.raises(OptionError, match=r"\.png or \.svg"):
-        pictures.timeline(tmp_path / "none", tmp_path / name)
+        plots.timeline(tmp_path / "none", tmp_path / name)
 
 
 def test_values_need_no_extra(tmp_path: Path) -> None:
@@ -151,8 +151,8 @@ def test_values_need_no_extra(tmp_path: Path) -> None:
     (tmp_path / "dump.log").write_text(LOG)
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from pycriu_native import pictures\n"
-        f"print(len(pictures.read_timeline({str(tmp_path)!r}).phases))"
+        "from pycriu_native import plots as pictures\n"
+        f"print(len(plots.read_timeline({str(tmp_path)!r}).phases))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout == "7\n"

@@ -24,17 +24,17 @@ from pycriu_native import (
     PageServer,
     UnsupportedError,
 )
-from pycriu_native._line import widen
-from pycriu_native._message import REQUEST_TYPES
-from pycriu_native._options import BY_FIELD, TABLE, VERB_MASK, Row, release
+from pycriu_native._transport.connection import widen
+from pycriu_native._wire.messages import REQUEST_TYPES
 from pycriu_native.enums import Verb
-from pycriu_native.values import WireValue
+from pycriu_native.options.table import BY_FIELD, TABLE, VERB_MASK, Row, release
+from pycriu_native.options.values import WireValue
 
-from . import expected
-from . import peer as asked
-from .peer import Peer
-from .proto import Judge
-from .strategies import World, any_opts, criu_opts, fields, values_of
+from .support import expected
+from .support import peer as asked
+from .support.peer import Peer
+from .support.proto import Judge
+from .support.strategies import World, any_opts, criu_opts, fields, values_of
 
 verbs = st.sampled_from(list(expected.LOG))
 NOBODY = 2**22 + 1

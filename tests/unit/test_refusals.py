@@ -1,6 +1,6 @@
 """What a verb refuses before anything is touched, each with the field's name and the reason.
 
-CRIU would refuse it later, cut it, or ignore it, mostly without a word. ``tests/real`` holds
+CRIU would refuse it later, cut it, or ignore it, mostly without a word. ``tests/integration`` holds
 these verdicts against a real CRIU.
 """
 
@@ -23,16 +23,16 @@ from pycriu_native import (
     ProgramNotFoundError,
     UnsupportedError,
     Worker,
-    _rules,
     dump,
     restore,
 )
-from pycriu_native._applicability import foreign_options
-from pycriu_native._options import BY_FIELD, VERB_MASK
-from pycriu_native._whole import UNFINISHED
+from pycriu_native._checks import option_rules
+from pycriu_native._integrity.dump_marker import UNFINISHED
 from pycriu_native.enums import Verb
+from pycriu_native.options.applicability import foreign_options
+from pycriu_native.options.table import BY_FIELD, VERB_MASK
 
-from .strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
+from .support.strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
 
 DUMP, PRE_DUMP, RESTORE, PAGES = Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE, Verb.PAGE_SERVER
 HERE = os.path.dirname(__file__)
@@ -130,7 +130,7 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
 def refusal(verb: Verb, fields: dict[str, Any], pid: int | None = None) -> OptionError:
     """The error of a verb that must refuse these options."""
     with pytest.raises(OptionError) as caught:
-        _rules.check(CriuOpts(**fields), verb, pid)
+        option_rules.check(CriuOpts(**fields), verb, pid)
     return caught.value
 
 
@@ -157,7 +157,7 @@ def test_without_the_culprit_it_is_accepted(
     rest.setdefault("images_directory", HERE)
     if culprit == "page_server" and (verb is PAGES or rest.get("lazy_pages")):
         rest["page_server"] = "127.0.0.1:1"
-    _rules.check(CriuOpts(**rest), verb)
+    option_rules.check(CriuOpts(**rest), verb)
 
 
 WRONG_BY_ITSELF = [
@@ -193,7 +193,7 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
     verb = data.draw(st.sampled_from(sorted(VERB_MASK, key=str)))
     value = data.draw(world.forms.get(name, values_of(BY_FIELD[name])))
     try:
-        _rules.check(CriuOpts(**{name: value}), verb)
+        option_rules.check(CriuOpts(**{name: value}), verb)
     except OptionError as error:
         said = {problem.field for problem in error.problems if "belongs to" in problem.rule}
     else:
@@ -205,8 +205,8 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
 @given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
 def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
     """Rules are asked only where the options that they are about are set."""
-    every = [problem for rule in _rules._RULES for problem in rule(opts, verb)]
-    assert _rules.found(_rules._RULES, opts, verb) == every
+    every = [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
+    assert option_rules.found(option_rules._RULES, opts, verb) == every
 
 
 def test_only_for_makes_any_options_fit(world: World) -> None:
@@ -251,9 +251,9 @@ def test_a_parent_without_tracking(tmp_path: Path) -> None:
     (tmp_path / "1" / "inventory.img").touch()
     opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1")
     with pytest.raises(OptionError, match=r"parent_image.*needs track_mem"):
-        _rules.check(opts, DUMP, os.getpid())
-    _rules.check(replace(opts, track_mem=True), DUMP, os.getpid())
-    _rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
+        option_rules.check(opts, DUMP, os.getpid())
+    option_rules.check(replace(opts, track_mem=True), DUMP, os.getpid())
+    option_rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
 
 
 def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
@@ -266,11 +266,11 @@ def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
     for half, found in (("2", "2"), ("1", "2/parent")):
         (tmp_path / half / UNFINISHED).touch()
         with pytest.raises(OptionError, match=rf"parent_image.*/{found} did not"):
-            _rules.check(opts, DUMP, os.getpid())
+            option_rules.check(opts, DUMP, os.getpid())
         with pytest.raises(OptionError, match=rf"parent_image.*/{found} did not"):
-            _rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
+            option_rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
         (tmp_path / half / UNFINISHED).unlink()
-    _rules.check(opts, DUMP, os.getpid())
+    option_rules.check(opts, DUMP, os.getpid())
 
 
 def test_a_parent_of_another_process(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_parent_of_another_process(tmp_path: Path) -> None:
         (tmp_path / "1" / name).touch()
     opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1", track_mem=True)
     with pytest.raises(OptionError, match=rf"parent_image.*pid {os.getpid()}, .*\(1\)"):
-        _rules.check(opts, DUMP, os.getpid())
-    _rules.check(replace(opts, page_server="127.0.0.1:27"), DUMP, os.getpid())
+        option_rules.check(opts, DUMP, os.getpid())
+    option_rules.check(replace(opts, page_server="127.0.0.1:27"), DUMP, os.getpid())
     (tmp_path / "1" / f"pagemap-{os.getpid()}.img").touch()
-    _rules.check(opts, DUMP, os.getpid())
+    option_rules.check(opts, DUMP, os.getpid())

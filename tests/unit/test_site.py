@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from docs_site import failures, howto, site
-from docs_site.sources import ROOT, SiteError, meanings, options
 from pycriu_native import CriuOpts
+from tools.docs_site import failures, howto, site
+from tools.docs_site.sources import ROOT, SiteError, meanings, options
 
 
 def test_each_field_has_its_page() -> None:
@@ -61,9 +61,9 @@ def test_links_of_written_pages() -> None:
 
 def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The build stops, and names the file."""
-    gone = howto.Scenario(title="x", names=("timeout",), files=("tests/real/test_gone.py",))
+    gone = howto.Scenario(title="x", names=("timeout",), files=("tests/integration/test_gone.py",))
     monkeypatch.setattr(howto, "scenarios", lambda: (gone,))
-    with pytest.raises(SiteError, match=r"there is no tests/real/test_gone\.py"):
+    with pytest.raises(SiteError, match=r"there is no tests/integration/test_gone\.py"):
         howto.page("timeout")
 
 

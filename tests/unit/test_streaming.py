@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuOpts, ImagesError, OptionError
-from pycriu_native.streaming import FRAME, MAGIC, Images, dump_stream, restore_stream
+from pycriu_native.archive.streaming import FRAME, MAGIC, Images, dump_stream, restore_stream
 
 
 def stream(*frames: tuple[int, bytes]) -> bytes:

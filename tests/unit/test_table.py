@@ -17,15 +17,24 @@ from google.protobuf.descriptor import FieldDescriptor
 from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis.errors import NoSuchExample
 
-from pycriu_native import CriuOpts, _fields, enums
-from pycriu_native import _kinds as kinds
-from pycriu_native._fields import Fields
-from pycriu_native._options import BY_FIELD, BY_WIRE, MEMBER_SINCE, TABLE, VERB_MASK, Row, release
+from pycriu_native import CriuOpts, enums
 from pycriu_native.enums import Verb
+from pycriu_native.options import fields
+from pycriu_native.options import value_types as kinds
+from pycriu_native.options.fields import Fields
+from pycriu_native.options.table import (
+    BY_FIELD,
+    BY_WIRE,
+    MEMBER_SINCE,
+    TABLE,
+    VERB_MASK,
+    Row,
+    release,
+)
 
-from . import elf, strategies
-from .libraries import found, newest
-from .proto import Judge, judge_of
+from .support import elf, strategies
+from .support.libraries import found, newest
+from .support.proto import Judge, judge_of
 
 RUNC = [
     "images_directory",
@@ -146,7 +155,7 @@ def _accepts(kind: kinds.Kind) -> set[object]:
 @rows_with_field
 def test_annotations_tell_what_is_accepted(row: Row) -> None:
     """mypy and editors know what the kind of the row takes, and None."""
-    hint = typing.get_type_hints(CriuOpts, vars(_fields))[row.name]
+    hint = typing.get_type_hints(CriuOpts, vars(fields))[row.name]
     parts = set(typing.get_args(hint))
     assert NoneType in parts
     assert _accepts(row.kind) <= parts, (row.name, parts)

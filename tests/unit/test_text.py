@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycriu_native import CriuError
-from pycriu_native._preflight.mounts import parse
-from pycriu_native._preflight.values import Finding, Severity
-from pycriu_native._text import encodable, escaped, read_lines, read_text
+from pycriu_native._support.kernel_text import encodable, escaped, read_lines, read_text
+from pycriu_native.diagnostics.preflight.mounts import parse
+from pycriu_native.diagnostics.preflight.values import Finding, Severity
 
 CUT = "расчётнагрузки".encode()[:15]
 """A name as the kernel cuts it, in the middle of a letter."""

@@ -1,7 +1,7 @@
 """What others could change is refused before anything is touched: paths, program, configuration.
 
 Here as far as one user's files can show it: modes and links. What belongs to another user is in
-``tests/real/test_security.py``.
+``tests/integration/test_security.py``.
 """
 
 from __future__ import annotations
@@ -17,22 +17,15 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import (
-    CriuOpts,
-    OptionError,
-    PermissionDeniedError,
-    Service,
-    Socket,
-    Worker,
-    _steering,
-    _trust,
-)
-from pycriu_native._explain import explain
-from pycriu_native._prepare import Directories
-from pycriu_native._program import find_program
-from pycriu_native._request import Request
-from pycriu_native._requirements import check
-from pycriu_native._trust import UntrustedError
+from pycriu_native import CriuOpts, OptionError, PermissionDeniedError, Service, Socket, Worker
+from pycriu_native._calls.prepare import Directories
+from pycriu_native._calls.request import Request
+from pycriu_native._calls.requirements import check
+from pycriu_native._checks import criu_files
+from pycriu_native._system import trusted_path
+from pycriu_native._system.trusted_path import UntrustedError
+from pycriu_native._transport.program import find_program
+from pycriu_native.diagnostics.explain import explain
 from pycriu_native.enums import Verb
 from pycriu_native.errors import ImagesError
 from pycriu_native.testing import ScriptedCriu
@@ -44,13 +37,13 @@ NOBODY = 2**22 + 1
 @pytest.fixture(autouse=True)
 def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """How this machine is set up is not the tests' matter."""
-    monkeypatch.setattr(_steering, "GLOBAL_FILE", str(tmp_path / "etc" / "default.conf"))
-    monkeypatch.setattr(_steering, "PLUGINS", (str(tmp_path / "plugins"),))
-    monkeypatch.setattr(_steering, "KERNEL_CACHE", str(tmp_path / "criu.kdat"))
+    monkeypatch.setattr(criu_files, "GLOBAL_FILE", str(tmp_path / "etc" / "default.conf"))
+    monkeypatch.setattr(criu_files, "PLUGINS", (str(tmp_path / "plugins"),))
+    monkeypatch.setattr(criu_files, "KERNEL_CACHE", str(tmp_path / "criu.kdat"))
 
 
 def _opened(path: str | Path) -> os.stat_result:
-    fd = _trust.open_directory(str(path), make=False, trusting=False)
+    fd = trusted_path.open_directory(str(path), make=False, trusting=False)
     try:
         return os.fstat(fd)
     finally:
@@ -139,9 +132,9 @@ def test_links_of_the_kernel(tmp_path: Path) -> None:
         assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "open (deleted)")
         for path in (f"/proc/self/fd/{fd}", f"/proc/{os.getpid()}/fd/{fd}"):
             with pytest.raises(UntrustedError, match="can be written by everybody"):
-                _trust.check(path)
+                trusted_path.check(path)
         os.fchmod(fd, 0o755)
-        _trust.check(f"/proc/self/fd/{fd}")
+        trusted_path.check(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)
 
@@ -149,12 +142,12 @@ def test_links_of_the_kernel(tmp_path: Path) -> None:
 def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
     """With mode 0700, under any umask; not under a directory that others can write."""
     path = tmp_path / "images"
-    os.close(_trust.open_directory(str(path), make=True, trusting=False))
+    os.close(trusted_path.open_directory(str(path), make=True, trusting=False))
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(UntrustedError, match="open can be written"):
-        _trust.open_directory(str(tmp_path / "open" / "images"), make=True, trusting=False)
+        trusted_path.open_directory(str(tmp_path / "open" / "images"), make=True, trusting=False)
     assert not (tmp_path / "open" / "images").exists()
 
 
@@ -163,7 +156,7 @@ def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "victim").mkdir()
     wanted = os.stat(tmp_path / "images")
-    fd = _trust.open_directory(str(tmp_path / "images"), make=False, trusting=False)
+    fd = trusted_path.open_directory(str(tmp_path / "images"), make=False, trusting=False)
     try:
         (tmp_path / "images").rename(tmp_path / "away")
         (tmp_path / "images").symlink_to("victim")
@@ -177,7 +170,7 @@ def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_UID", "7")
     for own, trusted in ((0, 7), (1000, 1000)):
         monkeypatch.setattr(os, "geteuid", lambda own=own: own)
-        assert _trust._trusted() == trusted
+        assert trusted_path._trusted() == trusted
 
 
 # ---- a call ----
@@ -314,7 +307,7 @@ def test_a_program_that_others_can_change(
 def test_the_recorded_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the build has recorded is no better than what a caller names."""
     program = _program(tmp_path / "bin")
-    monkeypatch.setattr("pycriu_native._program.BUILT_PROGRAM", str(program))
+    monkeypatch.setattr("pycriu_native._transport.program.BUILT_PROGRAM", str(program))
     assert find_program() == str(program)
     program.chmod(0o777)
     with pytest.raises(PermissionDeniedError):
@@ -367,17 +360,17 @@ def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
     env = {kind: str(environment[kind])} if kind in environment else {}
     opts = CriuOpts(images_directory=tmp_path, unprivileged=kind == "XDG_RUNTIME_DIR" or None)
     via = Worker(env=env)
-    assert list(_steering.problems(opts, via)) == []  # not there, and nobody else can make it
+    assert list(criu_files.problems(opts, via)) == []  # not there, and nobody else can make it
     _writable(path)
-    (problem,) = _steering.problems(opts, via)
+    (problem,) = criu_files.problems(opts, via)
     assert problem.field == "via"
     assert f"{path} can be written by everybody" in str(problem)
-    assert list(_steering.problems(opts, Worker(env=env, trusting=True))) == []
+    assert list(criu_files.problems(opts, Worker(env=env, trusting=True))) == []
     path.chmod(0o600)
-    assert list(_steering.problems(opts, via)) == []
+    assert list(criu_files.problems(opts, via)) == []
     path.unlink()
     path.parent.chmod(0o777)  # where anybody can make it
-    assert path.parent == tmp_path or list(_steering.problems(opts, via))
+    assert path.parent == tmp_path or list(criu_files.problems(opts, via))
     path.parent.chmod(0o700)
 
 
@@ -385,7 +378,7 @@ def test_a_service_has_an_environment_of_its_own(tmp_path: Path) -> None:
     """What it reads is not ours to see, so a worker's home is not looked at."""
     (tmp_path / "etc").mkdir()
     _writable(tmp_path / "etc" / "default.conf")
-    assert list(_steering.problems(CriuOpts(images_directory=tmp_path), Service())) == []
+    assert list(criu_files.problems(CriuOpts(images_directory=tmp_path), Service())) == []
 
 
 # ---- the quick look ----
@@ -420,8 +413,8 @@ def _paths(base: Path, random: Random) -> str:
 def _verdict(path: str) -> bool | None:
     """What the walk says; None: there is nothing, or nothing that can be opened."""
     try:
-        _trust.check(path)
-    except _trust.UntrustedError:
+        trusted_path.check(path)
+    except trusted_path.UntrustedError:
         return False
     except OSError:
         return None
@@ -435,21 +428,21 @@ def test_a_quick_look_says_nothing_that_the_walk_does_not(tmp_path: Path, seed: 
     _grow_tree(tmp_path, random)
     paths = [_paths(tmp_path, random) for _ in range(60)]
     for path in paths:
-        if _trust.is_plain(path):
+        if trusted_path.is_plain(path):
             assert _verdict(path) is True, path
             assert not os.path.islink(path.rstrip("/")), path
     for _ in range(60):
         some = tuple(random.sample(paths, random.randint(1, 4)))
         expected = all(_verdict(path) is not False for path in some)
-        assert _trust.are_trusted((), ".so", some) == expected, some
+        assert trusted_path.are_trusted((), ".so", some) == expected, some
 
 
 def test_what_is_missing_is_not_plain(tmp_path: Path) -> None:
     """It could be anybody's a moment later, where anybody can put something."""
-    assert not _trust.is_plain(str(tmp_path / "none"))
+    assert not trusted_path.is_plain(str(tmp_path / "none"))
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
-    assert not _trust.is_plain(f"{shared}/")
-    assert not _trust.are_trusted((), ".so", (f"{shared}/x", f"{shared}/"))
-    assert _trust.are_trusted((), ".so", (f"{shared}/x", f"{tmp_path}/"))
+    assert not trusted_path.is_plain(f"{shared}/")
+    assert not trusted_path.are_trusted((), ".so", (f"{shared}/x", f"{shared}/"))
+    assert trusted_path.are_trusted((), ".so", (f"{shared}/x", f"{tmp_path}/"))

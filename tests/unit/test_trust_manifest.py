@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError, seal, verify
-from pycriu_native._whole import UNFINISHED
-from pycriu_native.manifest import MANIFEST
+from pycriu_native._integrity.dump_marker import UNFINISHED
+from pycriu_native._integrity.manifest import MANIFEST
 
 
 @pytest.fixture

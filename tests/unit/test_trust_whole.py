@@ -1,6 +1,7 @@
 """A half-written image set is never taken for a whole one: the mark, and what a set must hold.
 
-With images that are made here; those of a real CRIU are in ``tests/real/test_security_whole.py``.
+With images that are made here; those of a real CRIU are in
+``tests/integration/test_security_whole.py``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, _completeness, _whole, restore
-from pycriu_native._imagery import image_of, message
-from pycriu_native._whole import EARLIER, MOVING, UNFINISHED, Unfinished
+from pycriu_native import CriuOpts, ImagesError, restore
+from pycriu_native._integrity import completeness, dump_marker
+from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, Unfinished
+from pycriu_native._pages.page_server import page_server
+from pycriu_native._wire.protobuf import image_of, message
 from pycriu_native.errors import OptionError
-from pycriu_native.pages import page_server
 from pycriu_native.testing import ScriptedCriu
 
 PID = 42
@@ -65,14 +67,14 @@ def _opened(directory: Path) -> Iterator[int]:
 
 def _check(directory: Path, lazy: bool = False) -> None:
     with _opened(directory) as fd:
-        _whole.check(fd, CriuOpts(lazy_pages=lazy or None))
+        dump_marker.check(fd, CriuOpts(lazy_pages=lazy or None))
 
 
 @pytest.fixture(params=["in one go", "one by one"], autouse=True)
 def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sets are read in one go, others file by file: it makes no difference."""
     if request.param == "one by one":
-        monkeypatch.setattr(_completeness, "SMALL", 1)
+        monkeypatch.setattr(completeness, "SMALL", 1)
 
 
 # ---- what a set must hold ----

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .libraries import ROOT
+from .support.libraries import ROOT
 
 CHECKS = ROOT / "tests" / "typing_checks.py"
 IGNORED = re.compile(r"  # type: ignore\[([\w, -]+)\]")

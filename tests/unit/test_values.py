@@ -30,10 +30,10 @@ from pycriu_native import (
     PreDumpMode,
     VethPair,
 )
-from pycriu_native._kinds import FilePath, Flag, ListOf, Mode
-from pycriu_native._options import BY_FIELD
+from pycriu_native.options.table import BY_FIELD
+from pycriu_native.options.value_types import FilePath, Flag, ListOf, Mode
 
-from .strategies import any_opts
+from .support.strategies import any_opts
 
 CLONE_NEWNET = 0x40000000
 PAGES = PageServer("fd00::2", 27)

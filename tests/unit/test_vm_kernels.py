@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .kernels import README, Run, page, readme
+from tools.vm.kernels import README, Run, page, readme
 
-LAZY = "tests/real/test_lazy.py::test_"
-VETH = "tests/real/test_veth.py::test_"
+LAZY = "tests/integration/test_lazy.py::test_"
+VETH = "tests/integration/test_veth.py::test_"
 
 
 def _run(criu: str, kernel: str, tests: dict[str, Any]) -> Run:
@@ -29,13 +29,13 @@ def test_the_page() -> None:
     told = page([old, new])
     assert "| 3.17.1 | 3.17.1 | 6.1.0-9-cloud | 3.11.2 | 2026-01-02 | 0 | 1 | 1 |" in told
     assert "| CRIU 3.17.1, kernel 6.1.0 | CRIU 4.1.1, kernel 6.12.1 |" in told
-    assert "[test_lazy.py](../tests/real/test_lazy.py) | no [1] | 1 of 2 [1] |" in told
-    assert "[test_veth.py](../tests/real/test_veth.py) | **1 of 1 failed** | yes |" in told
-    assert "[test_tcp.py](../tests/real/test_tcp.py) | not run | not run |" in told
+    assert "[test_lazy.py](../tests/integration/test_lazy.py) | no [1] | 1 of 2 [1] |" in told
+    assert "[test_veth.py](../tests/integration/test_veth.py) | **1 of 1 failed** | yes |" in told
+    assert "[test_tcp.py](../tests/integration/test_tcp.py) | not run | not run |" in told
     assert told.endswith(f"\n1. {why}\n")
 
     again = readme(readme(README.read_text(), [old]), [old, new])
     assert "| field | scenario | CRIU 3.17.1, kernel 6.1.0 | CRIU 4.1.1, kernel" in again
-    assert "[test_veth.py](tests/real/test_veth.py) | **1 of 1 failed** | yes |" in again
+    assert "[test_veth.py](tests/integration/test_veth.py) | **1 of 1 failed** | yes |" in again
     assert again.replace("\n", "").startswith(README.read_text()[:200].replace("\n", ""))
     assert again.endswith(README.read_text()[-200:])

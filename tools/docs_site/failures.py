@@ -1,4 +1,6 @@
-"""The page of errors: what CRIU's messages come down to, from ``pycriu_native/failures.json``."""
+"""The page of errors: what CRIU's messages come down to, from
+``pycriu_native/_failures/known_failures.json``.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ HEAD = """\
 # Errors and their cures
 
 What CRIU says, and what it comes down to. An exception has the same words as `cause`, `cure` and
-`options`. The heading is the entry's `id` in `failures.json`; a finding of
+`options`. The heading is the entry's `id` in `known_failures.json`; a finding of
 [preflight](preflight.md) names it as `failure`. Where CRIU's message fits several entries, the
 most precise one is taken.
 """
@@ -29,7 +31,7 @@ most precise one is taken.
 @cache
 def known() -> tuple[dict[str, Any], ...]:
     """Every failure; messages that are none are left out."""
-    found = json.loads((ROOT / "pycriu_native/failures.json").read_text("utf-8"))
+    found = json.loads((ROOT / "pycriu_native/_failures/known_failures.json").read_text("utf-8"))
     return tuple(one for one in found if not one.get("benign"))
 
 
@@ -64,9 +66,11 @@ def page() -> str:
     """The whole page, phase by phase."""
     for one in known():
         if one["phase"] not in PHASES:
-            raise SiteError(f"failures.json: {one['id']} has the new phase {one['phase']!r}")
+            raise SiteError(f"known_failures.json: {one['id']} has the new phase {one['phase']!r}")
         if unknown := [field for field in one["options"] if field not in options()]:
-            raise SiteError(f"failures.json: {one['id']} names {unknown}, which are no options")
+            raise SiteError(
+                f"known_failures.json: {one['id']} names {unknown}, which are no options"
+            )
     parts = [HEAD]
     for phase, title in PHASES.items():
         parts.append(f"## {title}\n")

@@ -107,7 +107,7 @@ def page(name: str) -> str:
     if option is None:
         parts.append(f"{exported()[name]}\n")
     elif not meanings().get(name):
-        raise SiteError(f"_fields.py: {name} has no docstring")
+        raise SiteError(f"options/fields.py: {name} has no docstring")
     else:
         parts += [f"{meanings()[name]}\n", _names(option)]
     for scenario in scenarios():

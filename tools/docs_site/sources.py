@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class SiteError(Exception):
@@ -75,7 +75,7 @@ def module(path: Path) -> Module:
 @cache
 def meanings() -> dict[str, str]:
     """The docstring under each field of ``CriuOpts``."""
-    tree = ast.parse((ROOT / "pycriu_native/_fields.py").read_text())
+    tree = ast.parse((ROOT / "pycriu_native/options/fields.py").read_text())
     (opts,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == "Fields")
     found: dict[str, str] = {}
     for node, below in zip(opts.body, opts.body[1:], strict=False):
@@ -92,7 +92,7 @@ def meanings() -> dict[str, str]:
 def exported() -> dict[str, str]:
     """The names that ``pycriu_native`` exports, but its options, each with its docstring."""
     found: dict[str, str] = {}
-    for path in sorted((ROOT / "pycriu_native").glob("[a-z]*.py")):
+    for path in sorted((ROOT / "pycriu_native").rglob("[a-z]*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 found.setdefault(node.name, markdown(ast.get_docstring(node) or ""))
@@ -114,8 +114,8 @@ class Option:
 
 @cache
 def options() -> dict[str, Option]:
-    """The rows of the table that a user can set, by field; ``scripts/options-table`` reads it."""
-    script: dict[str, Any] = runpy.run_path(str(ROOT / "scripts/options-table"))
+    """The rows of the table that a user can set, by field; ``tools/options-table`` reads it."""
+    script: dict[str, Any] = runpy.run_path(str(ROOT / "tools/options-table"))
     table = script["load_table"]()
     found = {}
     for row in table.TABLE:

@@ -1,1 +1,1 @@
-"""Guests in QEMU, for what the kernel of this machine cannot do; ``python -m tests.vm --help``."""
+"""Guests in QEMU, for what the kernel of this machine cannot do; ``python -m tools.vm --help``."""

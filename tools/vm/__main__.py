@@ -1,4 +1,4 @@
-"""Run a command in a guest: ``python -m tests.vm trixie -- python3 examples/demo.py``."""
+"""Run a command in a guest: ``python -m tools.vm trixie -- python3 examples/demo.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .guests import GUESTS
 
 def main() -> int:
     """The command's exit status; 125 where the guest gave none."""
-    parser = argparse.ArgumentParser(prog="python -m tests.vm", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.vm", description=__doc__)
     parser.add_argument("guest", choices=sorted(GUESTS))
     parser.add_argument("--limit", type=float, default=600, help="seconds until it is ended (600)")
     parser.add_argument("--results", type=Path, help="where what it leaves in /results goes")

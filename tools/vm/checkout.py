@@ -9,7 +9,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 PARTS = (
-    *("README.md", "pyproject.toml", "docs", "examples", "include", "pycriu_native", "scripts"),
+    *(
+        "README.md",
+        "pyproject.toml",
+        "docs",
+        "examples",
+        "include",
+        "native",
+        "pycriu_native",
+        "tools",
+    ),
     *("benchmarks", "tests"),
 )
 PROGRAM = "build/bench/target"
@@ -18,7 +27,7 @@ PROGRAM = "build/bench/target"
 
 def copy(place: Path) -> None:
     """Copy it to a new directory."""
-    if not list(ROOT.glob("pycriu_native/_native*.so")):
+    if not list(ROOT.glob("pycriu_native/_native/*.so")):
         sys.exit("the extension is not built: make build")
     place.mkdir(parents=True)
     for part in PARTS:

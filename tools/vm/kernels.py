@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests" / "integration"
 PAGE = ROOT / "docs" / "kernels.md"
 README = ROOT / "README.md"
 MARK = "<!-- scenarios -->\n\n"
@@ -42,7 +43,7 @@ class Run:
 
     def of_files(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """Outcome and reason of each test of these files."""
-        prefixes = tuple(f"tests/real/{name}::" for name in names)
+        prefixes = tuple(f"tests/integration/{name}::" for name in names)
         return [
             (o, why) for test, (o, why) in self.facts["tests"].items() if test.startswith(prefixes)
         ]
@@ -101,7 +102,7 @@ def readme(text: str, runs: Sequence[Run]) -> str:
     columns = " | ".join(run.title for run in runs)
     lines = [f"| field | scenario | {columns} |", "|---" * (2 + len(runs)) + "|"]
     for row in _scenarios(text):
-        files = ", ".join(f"[{name}](tests/real/{name})" for name in row.files)
+        files = ", ".join(f"[{name}](tests/integration/{name})" for name in row.files)
         cells = " | ".join(_share(run.of_files(row.files)) for run in runs)
         lines.append(f"| {row.what} | {files} | {cells} |")
     return before + MARK + "\n".join(lines) + behind
@@ -112,7 +113,7 @@ def page(runs: Sequence[Run]) -> str:
     reasons = Reasons()
     fields = _scenarios(README.read_text())
     shown = {name for row in fields for name in row.files}
-    others = sorted(path.name for path in (ROOT / "tests/real").glob("test_*.py"))
+    others = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
     rest = [Row(_story(name), (name,)) for name in others if name not in shown]
     lines = [
         *(
@@ -138,7 +139,7 @@ def _table(rows: Sequence[Row], runs: Sequence[Run], reasons: Reasons) -> list[s
     head = " | ".join(["what", "tests", *(run.title for run in runs)])
     lines = [f"| {head} |", "|---" * (2 + len(runs)) + "|"]
     for row in rows:
-        files = ", ".join(f"[{name}](../tests/real/{name})" for name in row.files)
+        files = ", ".join(f"[{name}](../tests/integration/{name})" for name in row.files)
         cells = [_cell(run.of_files(row.files), reasons) for run in runs]
         lines.append(f"| {row.what} | {files} | {' | '.join(cells)} |")
     return lines
@@ -166,12 +167,12 @@ def _scenarios(text: str) -> list[Row]:
     """The README's fields, each with its files of tests."""
     table = text.partition(MARK)[2].partition("\n\n")[0]
     return [
-        Row(what, tuple(re.findall(r"tests/real/(test_\w+\.py)", files)))
+        Row(what, tuple(re.findall(r"tests/integration/((?:faults/)?test_\w+\.py)", files)))
         for what, files in re.findall(r"^\| (.+?) \| (\[test_.+?) \|", table, re.M)
     ]
 
 
 def _story(name: str) -> str:
     """The first sentence of a file's docstring."""
-    told = ast.get_docstring(ast.parse((ROOT / "tests/real" / name).read_text())) or ""
+    told = ast.get_docstring(ast.parse((TESTS / name).read_text())) or ""
     return " ".join(told.partition("\n\n")[0].split()).rstrip(".").replace("|", "\\|")

@@ -1,6 +1,6 @@
 """A plugin for pytest in a guest: shows failures as they come, keeps all outcomes in a file.
 
-``-p tests.vm.outcomes`` writes ``/results/outcomes.json`` (``PYCRIU_NATIVE_OUTCOMES`` names
+``-p tools.vm.outcomes`` writes ``/results/outcomes.json`` (``PYCRIU_NATIVE_OUTCOMES`` names
 another place); ``kernels.py`` reads it. A guest that is ended too early has shown why.
 """
 

@@ -93,7 +93,7 @@ def _key(guest: Guest) -> str:
 
 
 def _install(guest: Guest, tree: Path) -> None:
-    mirrors = _told(str(ROOT / "scripts" / "install-criu"), "--mirrors")
+    mirrors = _told(str(ROOT / "tools" / "install-criu"), "--mirrors")
     if not mirrors:
         sys.exit("the system's apt sources name no Debian mirror")
     # The way to the mirror: proxies and the like.

@@ -1,10 +1,10 @@
-"""Run the tests in guests: ``python -m tests.vm.suite smoke`` or ``... all``.
+"""Run the tests in guests: ``python -m tools.vm.suite smoke`` or ``... all``.
 
 ``smoke`` runs in one guest what this machine's kernel may not be able to do, and a few tests of
-the rest. ``all`` runs ``tests/real`` with every kernel, a few files in each guest and two guests
-at a time, and writes the tables of kernels from what came out; with ``--resume`` it runs what
-an earlier run did not come to, and what failed there. ``here`` runs them on this machine, for a
-column of its own, and ``page`` writes the tables again.
+the rest. ``all`` runs ``tests/integration`` with every kernel, a few files in each guest and two
+guests at a time, and writes the tables of kernels from what came out; with ``--resume`` it runs
+what an earlier run did not come to, and what failed there. ``here`` runs them on this machine, for
+a column of its own, and ``page`` writes the tables again.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .machine import NO_STATUS
 
 SMOKE_GUEST = "trixie"
 SMOKE = (
-    "tests/real/test_pre_copy.py",
-    "tests/real/test_dump_iters.py",
-    "tests/real/test_libcriu_promises.py::test_iterations",
-    "tests/real/test_dump_restore.py::test_everything_in_a_process_comes_back",
-    "tests/real/test_dump_restore.py::test_a_pid_that_is_taken",
-    "tests/real/test_lazy.py::test_memory_comes_after_the_process",
-    "tests/real/test_migration.py::test_memory_goes_in_rounds_first",
-    "tests/real/test_page_server.py::test_pages_land_on_another_host",
-    "tests/real/test_readme.py",
-    "tests/real/test_tutorial.py",
-    "tests/real/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
+    "tests/integration/test_pre_copy.py",
+    "tests/integration/test_dump_iters.py",
+    "tests/integration/test_libcriu_promises.py::test_iterations",
+    "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
+    "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
+    "tests/integration/test_lazy.py::test_memory_comes_after_the_process",
+    "tests/integration/test_migration.py::test_memory_goes_in_rounds_first",
+    "tests/integration/test_page_server.py::test_pages_land_on_another_host",
+    "tests/integration/test_readme.py",
+    "tests/integration/test_tutorial.py",
+    "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
 )
 SMOKE_LIMIT = 1200
 LIMIT = 3600
@@ -48,7 +48,7 @@ FILES = 6
 
 PYTEST = (
     *("env", "PYCRIU_NATIVE_TEST_PATIENCE=200"),
-    *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.vm.outcomes"),
+    *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-p", "tools.vm.outcomes"),
     *("-o", "timeout=1800", "-o", "console_output_style=classic", "--tb=short", "--color=no"),
 )
 """pytest where everything takes ten times as long as elsewhere."""
@@ -56,7 +56,7 @@ PYTEST = (
 
 def command(guest: str, limit: float, tests: tuple[str, ...], results: Path) -> list[str]:
     """The command that runs tests in a guest; after ``limit`` seconds pytest sums up and ends."""
-    ours = [sys.executable, "-m", "tests.vm", guest, "--limit", f"{limit + GRACE:g}"]
+    ours = [sys.executable, "-m", "tools.vm", guest, "--limit", f"{limit + GRACE:g}"]
     inside = ["timeout", "--signal=INT", f"{limit:g}", *PYTEST, *tests]
     return [*ours, "--results", str(results), "--", *inside]
 
@@ -119,7 +119,7 @@ def parts(guest: str, files: tuple[str, ...]) -> list[Part]:
 def everything(files: tuple[str, ...], *, resume: bool) -> int:
     """All tests with all kernels; then the page."""
     if not files:
-        found = sorted(root.ROOT.glob("tests/real/test_*.py"))
+        found = sorted(root.ROOT.glob("tests/integration/**/test_*.py"))
         files = tuple(str(path.relative_to(root.ROOT)) for path in found)
     for guest in GUESTS.values():
         root.build(guest)
@@ -145,7 +145,14 @@ def here(tests: tuple[str, ...]) -> int:
     """The tests on this machine."""
     place = results("here") / "outcomes.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "pytest", "-p", "tests.vm.outcomes", *(tests or ("tests/real",))]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tools.vm.outcomes",
+        *(tests or ("tests/integration",)),
+    ]
     environment = {**os.environ, "PYCRIU_NATIVE_OUTCOMES": str(place)}
     status = subprocess.run(words, cwd=root.ROOT, check=False, env=environment).returncode
     write()
@@ -154,10 +161,10 @@ def here(tests: tuple[str, ...]) -> int:
 
 def main() -> int:
     """0 where all tests passed or were skipped with a reason."""
-    parser = argparse.ArgumentParser(prog="python -m tests.vm.suite", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.vm.suite", description=__doc__)
     parser.add_argument("what", choices=("smoke", "all", "here", "page"))
     parser.add_argument("--resume", action="store_true", help="leave out what has passed")
-    parser.add_argument("tests", nargs="*", help="files, instead of those in tests/real")
+    parser.add_argument("tests", nargs="*", help="files, instead of those in tests/integration")
     chosen = parser.parse_args()
     tests = tuple(chosen.tests)
     if chosen.what == "smoke":

@@ -9,12 +9,12 @@ from typing import BinaryIO, cast
 
 import click
 
-from ..archive import pack, unpack
-from ..manifest import seal, verify
-from . import _command
-from ._command import Call, Command
-from ._exits import Exit
-from ._words import safe, size
+from ..._integrity.manifest import seal, verify
+from ...archive.pack import pack, unpack
+from .. import command
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..text import safe, size
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
 
@@ -27,7 +27,7 @@ def _pack(
     compress: str,
     encrypt_to: tuple[str, ...],
 ) -> Exit:
-    with _command.extra("archive"):
+    with command.extra("archive"):
         total = pack(
             directory,
             _stream(archive, sys.stdout),
@@ -53,7 +53,7 @@ def _unpack(
     identity: tuple[str, ...],
     limit: int | None,
 ) -> Exit:
-    with _command.extra("archive"):
+    with command.extra("archive"):
         keys = [key for path in identity for key in _keys(path)]
         total = unpack(
             _stream(archive, sys.stdin), directory, inside=inside, decrypt_with=keys, limit=limit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
-from . import _app
-from ._command import Call, Command
-from ._exits import Exit
+from .. import app
+from ..command import Call, Command
+from ..exit_codes import Exit
 
 SHELLS = ("bash", "zsh", "fish")
 VARIABLE = "_PYCRIU_NATIVE_COMPLETE"
@@ -17,7 +17,7 @@ def _completion(call: Call, shell: str) -> Exit:
     kind = get_completion_class(shell)
     assert kind is not None
     # Not the class's own method: for bash it would look at the bash that is installed here.
-    script = ShellComplete.source(kind(_app.app, {}, "pycriu-native", VARIABLE))
+    script = ShellComplete.source(kind(app.app, {}, "pycriu-native", VARIABLE))
     return call.out.answer({"shell": shell, "script": script}, script)
 
 

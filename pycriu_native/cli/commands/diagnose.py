@@ -7,14 +7,14 @@ import shlex
 import click
 from rich.text import Text
 
-from .. import CriuOpts, Doctor, Health, Preflight, Verdict, doctor, preflight
-from .._words import say
-from ..enums import Verb
-from . import _command, _plain
-from ._command import Call, Command
-from ._errors import in_flags
-from ._exits import Exit
-from ._words import safe
+from ... import CriuOpts, Doctor, Health, Preflight, Verdict, doctor, preflight
+from ...enums import Verb
+from ...options.flags import say
+from .. import command, json_form
+from ..command import Call, Command
+from ..errors import in_flags
+from ..exit_codes import Exit
+from ..text import safe
 
 _STYLES = {
     Health.GOOD: "green",
@@ -65,7 +65,7 @@ _SUMS = {
 
 
 def _preflight(call: Call, pid: int | None, tree: int | None, include_caller: bool) -> Exit:
-    pid = _command.one_pid(pid, tree)
+    pid = command.one_pid(pid, tree)
     found = preflight(pid, call.opts, include_caller=include_caller, via=call.via)
     works = found.verdict is Verdict.WORKS
     lost = found.verdict is Verdict.NO_RESTORE and not found.opts.leave_running
@@ -73,7 +73,7 @@ def _preflight(call: Call, pid: int | None, tree: int | None, include_caller: bo
     text = in_flags(safe_lines(str(found)))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"
-    body = _plain.fields(found) | {"command": words}
+    body = json_form.fields(found) | {"command": words}
     return call.out.answer(body, text, code=Exit.DONE if works else Exit.NO)
 
 
@@ -129,6 +129,6 @@ COMMANDS = {
             "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
         ],
         exits=(Exit.NO, Exit.NO_CRIU),
-        params=[*_command.pid_params(), _command.include_caller_option()],
+        params=[*command.pid_params(), command.include_caller_option()],
     ),
 }

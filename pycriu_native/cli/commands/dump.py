@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 
-from .. import CriuOpts, DumpItersResult, DumpResult, Round, UntilSteady, dump, dump_iters
-from .._tree import stat_of
-from ..enums import Verb
-from ..errors import OptionError, Problem
-from ..results import PAGE, DumpStatistics
-from ..streaming import dump_stream
-from . import _command, _images, _plain, _progress, _streams
-from ._command import Call, Command
-from ._exits import Exit
-from ._words import columns, count, micro, pids, safe, size, time
+from ... import CriuOpts, DumpItersResult, DumpResult, Round, UntilSteady, dump, dump_iters
+from ..._system.process_tree import stat_of
+from ...archive.streaming import dump_stream
+from ...enums import Verb
+from ...errors import OptionError, Problem
+from ...results import PAGE, DumpStatistics
+from .. import command, image_summary, json_form, progress, streams
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..text import columns, count, micro, pids, safe, size, time
 
 EXITS = (
     Exit.FAILED,
@@ -39,8 +39,8 @@ def _dump(
     through: str | None,
     include_caller: bool,
 ) -> Exit:
-    pid = _command.one_pid(pid, tree)
-    name = _command.name_of(pid)
+    pid = command.one_pid(pid, tree)
+    name = command.name_of(pid)
     if include_caller and (rounds is not None or through is not None):
         raise click.UsageError("--include-caller is not accepted with --rounds or --to.")
     if through is not None:
@@ -56,12 +56,12 @@ def _dump(
 
 
 def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
-    with _streams.written(call, stream) as to:
+    with streams.written(call, stream) as to:
         result = dump_stream(
             pid, call.opts, to, via=call.via, on_notify=call.hook, deadline=call.deadline
         )
     what = f"dumped pid {pid}" + (f" ({safe(name)})" if name else "")
-    if stream == _streams.STANDARD:
+    if stream == streams.STANDARD:
         call.out.hint(f"{what} into standard output")
         return Exit.DONE
     written = os.stat(stream).st_size
@@ -71,19 +71,19 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     rows.append(("whole call", time(result.duration)))
     said = "\n".join([f"{what} into {safe(stream)}", *columns(rows, indent=2)])
     return call.out.result(
-        _plain.fields(result) | {"stream": stream, "stream_bytes": written}, said
+        json_form.fields(result) | {"stream": stream, "stream_bytes": written}, said
     )
 
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
-    pid = _command.one_pid(pid, tree)
-    name = _command.name_of(pid)
+    pid = command.one_pid(pid, tree)
+    name = command.name_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
 
 def _saved(call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False) -> DumpResult:
-    with _progress.shown(call.out) as on_progress:
+    with progress.shown(call.out) as on_progress:
         return dump(
             pid,
             opts,
@@ -105,7 +105,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
     if call.opts.parent_image is not None:
         rule = "the rounds have parents of their own"
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
-    with _progress.shown(call.out) as on_progress:
+    with progress.shown(call.out) as on_progress:
         result = dump_iters(
             pid,
             call.opts,
@@ -132,9 +132,9 @@ def _table(result: DumpItersResult) -> str:
 
 def shape(result: DumpResult) -> dict[str, Any]:
     """The result for ``--json``."""
-    found = _images.size_of(result.images)
-    return _plain.fields(result) | {
-        "pids": _images.pids_in(result.images),
+    found = image_summary.size_of(result.images)
+    return json_form.fields(result) | {
+        "pids": image_summary.pids_in(result.images),
         "image_bytes": found.bytes,
         "image_files": found.files,
     }
@@ -142,8 +142,8 @@ def shape(result: DumpResult) -> dict[str, Any]:
 
 def text(result: DumpResult, name: str, done: str) -> str:
     """The result for people."""
-    found = _images.size_of(result.images)
-    saved = _images.pids_in(result.images)
+    found = image_summary.size_of(result.images)
+    saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
     headline = f"{done} {what} into {safe(result.images)}"
     rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
@@ -180,7 +180,7 @@ def _hint(call: Call, result: DumpResult) -> None:
         return
     seen = stat_of(result.pid)
     if seen is not None and seen[0] == "Z":
-        parent = f"pid {seen[1]} ({safe(_command.name_of(seen[1]))})"
+        parent = f"pid {seen[1]} ({safe(command.name_of(seen[1]))})"
         call.out.hint(
             f"pid {result.pid} stays taken until its parent, {parent}, has reaped it; a restore "
             "before that fails"
@@ -206,7 +206,7 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[
-            *_command.pid_params(),
+            *command.pid_params(),
             click.Option(
                 ["--rounds"],
                 type=click.IntRange(min=1),
@@ -215,9 +215,9 @@ COMMANDS = {
                 "a directory of its own in the images directory; restore from the last. Needs "
                 "soft-dirty tracking.",
             ),
-            _streams.option("--to", "Write the images as one stream,"),
-            _command.include_caller_option(),
-            _command.script_option(),
+            streams.option("--to", "Write the images as one stream,"),
+            command.include_caller_option(),
+            command.script_option(),
         ],
     ),
     "pre-dump": Command(
@@ -233,6 +233,6 @@ COMMANDS = {
             "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",
         ],
         exits=EXITS,
-        params=[*_command.pid_params(), _command.script_option()],
+        params=[*command.pid_params(), command.script_option()],
     ),
 }

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import click
 
-from .._explain import explain
-from .._options import VERB_MASK, On
-from ..enums import Verb
-from . import _command, _plain
-from ._command import Call, Command
-from ._exits import Exit
+from ...diagnostics.explain import explain
+from ...enums import Verb
+from ...options.table import VERB_MASK, On
+from .. import command, json_form
+from ..command import Call, Command
+from ..exit_codes import Exit
 
 VERBS = [str(verb) for verb in VERB_MASK if verb is not Verb.LAZY_PAGES]
 
@@ -21,7 +21,7 @@ def _explain(call: Call, verb: str, pid: int | None) -> Exit:
     found = explain(opts, verb, pid, call.via)
     refused = bool(found.problems or found.lacking)
     return call.out.answer(
-        _plain.plain(found) | {"would_be_refused": refused},
+        json_form.plain(found) | {"would_be_refused": refused},
         str(found),
         code=Exit.NO if refused else Exit.DONE,
     )
@@ -44,7 +44,7 @@ COMMANDS = {
         exits=(Exit.NO,),
         params=[
             click.Argument(["verb"], type=click.Choice(VERBS)),
-            click.Argument(["pid"], type=_command.Pid(), required=False),
+            click.Argument(["pid"], type=command.Pid(), required=False),
         ],
     ),
 }

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..enums import Verb
-from ..errors import ImagesError
-from . import _command, _plain
-from ._command import Call, Command
-from ._errors import in_flags
-from ._exits import Exit
-from ._words import columns, safe, size
+from ...enums import Verb
+from ...errors import ImagesError
+from .. import command, json_form
+from ..command import Call, Command
+from ..errors import in_flags
+from ..exit_codes import Exit
+from ..text import columns, safe, size
 
 if TYPE_CHECKING:
-    from ..images import ImageSet, Process
+    from ...images import ImageSet, Process
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
 
 
 def _images() -> ModuleType:
-    with _command.extra("images"):
-        from .. import images
+    with command.extra("images"):
+        from ... import images
     return images
 
 
@@ -129,7 +129,7 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
 
 def _decode(call: Call, image: str) -> Exit:
     found = _images().decode(image)
-    return call.out.answer(found, json.dumps(_plain.plain(found), indent=2, ensure_ascii=False))
+    return call.out.answer(found, json.dumps(json_form.plain(found), indent=2, ensure_ascii=False))
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
@@ -144,7 +144,7 @@ def _encode(call: Call, described: str, image: str) -> Exit:
     if not isinstance(found, dict):
         raise ImagesError(f"{described} is no image as decode prints it")
     data = _images().encode(found)
-    from ..archive import written_beside  # no other command here writes
+    from ...archive.pack import written_beside  # no other command here writes
 
     with written_beside(Path(image)) as file:  # for nobody else to read, as images are
         file.write(data)
@@ -184,7 +184,7 @@ COMMANDS = {
         exits=(*EXITS, Exit.NO),
         params=[
             _directory(),
-            click.Option(["-p", "--pid"], type=_command.Pid(), help="This process only."),
+            click.Option(["-p", "--pid"], type=command.Pid(), help="This process only."),
             click.Option(["--tree"], is_flag=True, help="Everything, as a tree."),
             click.Option(["--memory"], is_flag=True, help="The mappings of each process."),
             click.Option(["--files"], is_flag=True, help="The descriptors of each process."),

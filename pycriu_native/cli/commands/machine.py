@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .. import (
+from ... import (
     check,
     cpuinfo_check,
     cpuinfo_dump,
@@ -11,13 +11,13 @@ from .. import (
     libcriu_version,
     version,
 )
-from .._worker import Worker, worker_of
-from ..enums import Verb
-from ..errors import OptionError, Problem
-from . import _plain
-from ._command import Call, Command
-from ._exits import Exit
-from ._words import columns, safe, time
+from ..._transport.worker import Worker, worker_of
+from ...enums import Verb
+from ...errors import OptionError, Problem
+from .. import json_form
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..text import columns, safe, time
 
 FEATURES = {
     "mem_track": "tracking of changed memory (pre-dump, --track-mem)",
@@ -32,8 +32,8 @@ def _check(call: Call) -> Exit:
     found = check(call.opts, via=via, deadline=call.deadline)
     program = version(via=via, deadline=call.deadline)
     features = feature_check(via=via, deadline=call.deadline)
-    has = _plain.plain(features)
-    body = _plain.plain(found) | {
+    has = json_form.plain(features)
+    body = json_form.plain(found) | {
         "criu": str(program),
         "libcriu": str(libcriu_version()),
         "program": via.name(),

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from .. import MigrationMode, MigrationResult, migrate_in, migrate_out
-from .._migrating import SET_BY_US
-from .._peer import TLS_FIELDS
-from .._worker import Worker
-from ..enums import Verb
-from . import _command, _plain, _progress
-from ._command import Call, Command
-from ._exits import Exit
-from ._words import columns, micro, safe, size, time
+from ... import MigrationMode, MigrationResult, migrate_in, migrate_out
+from ..._transport.worker import Worker
+from ...enums import Verb
+from ...migration.common import SET_BY_US
+from ...migration.endpoint import TLS_FIELDS
+from .. import command, json_form, progress
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..text import columns, micro, safe, size, time
 
 EXITS = (
     Exit.FAILED,
@@ -33,8 +33,8 @@ def _out(
     call: Call, pid: int | None, tree: int | None, to: str, mode: str, insecure: bool,
     silence: float | None,
 ) -> Exit:  # fmt: skip
-    pid = _command.one_pid(pid, tree)
-    with _progress.shown(call.out) as on_progress:
+    pid = command.one_pid(pid, tree)
+    with progress.shown(call.out) as on_progress:
         result = migrate_out(
             pid,
             call.opts,
@@ -48,7 +48,7 @@ def _out(
 
 def _in(call: Call, listen: str, insecure: bool, silence: float | None) -> Exit:
     call.out.hint(f"waiting for a process on {listen}")
-    with _progress.shown(call.out) as on_progress:
+    with progress.shown(call.out) as on_progress:
         result = migrate_in(
             call.opts, listen=listen, on_progress=on_progress, **_shared(call, insecure, silence)
         )
@@ -69,7 +69,7 @@ def _shared(call: Call, insecure: bool, silence: float | None) -> dict[str, Any]
 
 
 def _shape(result: MigrationResult) -> dict[str, Any]:
-    return _plain.fields(result) | {"bytes": result.bytes}
+    return json_form.fields(result) | {"bytes": result.bytes}
 
 
 def _text(result: MigrationResult, headline: str) -> str:
@@ -101,7 +101,7 @@ def _both() -> list[click.Parameter]:
             metavar="SECONDS",
             help="Without a sign of life for so long the other side counts as lost. Default: 10.",
         ),
-        _command.script_option(),
+        command.script_option(),
     ]
 
 
@@ -128,7 +128,7 @@ MIGRATE = click.Group(
             ],
             exits=EXITS,
             params=[
-                *_command.pid_params(),
+                *command.pid_params(),
                 click.Option(["--to"], required=True, metavar="HOST:PORT", help="The other side."),
                 click.Option(
                     ["--mode"],

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from .._options import TABLE, VERB_MASK, Row
-from .._spelling import spelling
-from ._command import Call, Command
-from ._docs import field_docs
-from ._exits import Exit
-from ._words import columns
+from ...options.flag_values import spelling
+from ...options.table import TABLE, VERB_MASK, Row
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..field_docs import field_docs
+from ..text import columns
 
 VERBS = {str(verb): mask for verb, mask in VERB_MASK.items()}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from .. import pictures
-from ._command import Call, Command
-from ._exits import Exit
-from ._words import safe
+from ... import plots
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..text import safe
 
-KINDS = {"timeline": pictures.timeline, "rounds": pictures.rounds, "memory": pictures.memory}
+KINDS = {"timeline": plots.timeline, "rounds": plots.rounds, "memory": plots.memory}
 
 
 def _plot(call: Call, what: str, directory: str, picture: str) -> Exit:

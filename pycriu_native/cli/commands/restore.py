@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 
-from .. import RestoreResult, restore, restore_child
-from ..enums import Verb
-from ..results import PAGE
-from ..streaming import restore_stream
-from . import _command, _images, _plain, _progress, _streams
-from ._command import Call, Command, Interrupted
-from ._exits import Exit
-from ._words import columns, micro, pids, safe, size, time
+from ... import RestoreResult, restore, restore_child
+from ...archive.streaming import restore_stream
+from ...enums import Verb
+from ...results import PAGE
+from .. import command as command_module
+from .. import image_summary, json_form, progress, streams
+from ..command import Call, Command, Interrupted
+from ..exit_codes import Exit
+from ..text import columns, micro, pids, safe, size, time
 
 
 def _restore(
@@ -36,7 +37,7 @@ def _restore(
             raise click.UsageError("--from is not accepted with --wait or --exec-cmd.")
         return _out_of_stream(call, through, pidfile)
     verb = restore_child if wait else restore
-    with _progress.shown(call.out) as on_progress:
+    with progress.shown(call.out) as on_progress:
         result = verb(
             call.opts,
             via=call.via,
@@ -44,7 +45,7 @@ def _restore(
             on_progress=on_progress,
             deadline=call.deadline,
         )
-    _command.write_pidfile(pidfile, result.pid)
+    command_module.write_pidfile(pidfile, result.pid)
     if wait:
         call.out.event("running", shape(result), text(result))
         return _until_end(call, result, result.pid)
@@ -55,13 +56,13 @@ def _restore(
 
 
 def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
-    with _streams.read(stream) as source:
+    with streams.read(stream) as source:
         result = restore_stream(
             call.opts, source, via=call.via, on_notify=call.hook, deadline=call.deadline
         )
-    _command.write_pidfile(pidfile, result.pid)
-    where = "standard input" if stream == _streams.STANDARD else safe(stream)
-    return call.out.result(_plain.fields(result) | {"stream": stream}, _told(result, where, []))
+    command_module.write_pidfile(pidfile, result.pid)
+    where = "standard input" if stream == streams.STANDARD else safe(stream)
+    return call.out.result(json_form.fields(result) | {"stream": stream}, _told(result, where, []))
 
 
 def _until_end(call: Call, result: RestoreResult, pid: int) -> int:
@@ -83,12 +84,12 @@ def _until_end(call: Call, result: RestoreResult, pid: int) -> int:
 
 def shape(result: RestoreResult) -> dict[str, Any]:
     """The result for ``--json``."""
-    return _plain.fields(result) | {"pids": _images.pids_in(result.images)}
+    return json_form.fields(result) | {"pids": image_summary.pids_in(result.images)}
 
 
 def text(result: RestoreResult) -> str:
     """The result for people."""
-    saved = _images.pids_in(result.images)
+    saved = image_summary.pids_in(result.images)
     rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
     return _told(result, safe(result.images), rows)
 
@@ -152,9 +153,9 @@ COMMANDS = {
             click.Option(
                 ["-d", "--restore-detached"], is_flag=True, help="The default here, as criu has it."
             ),
-            _streams.option("--from", "Read the images out of a stream that 'dump --to' wrote,"),
-            _command.pidfile_option("the root process"),
-            _command.script_option(),
+            streams.option("--from", "Read the images out of a stream that 'dump --to' wrote,"),
+            command_module.pidfile_option("the root process"),
+            command_module.script_option(),
         ],
     ),
 }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from .. import LazyPages, page_server, page_server_child
-from .._worker import Worker
-from ..enums import Verb
-from ..errors import CriuError
-from . import _command, _images, _plain, _progress
-from ._command import Call, Command
-from ._exits import Exit
-from ._words import count, safe, size
+from ... import LazyPages, page_server, page_server_child
+from ..._transport.worker import Worker
+from ...enums import Verb
+from ...errors import CriuError
+from .. import command, image_summary, json_form, progress
+from ..command import Call, Command
+from ..exit_codes import Exit
+from ..text import count, safe, size
 
 EXITS = (
     Exit.FAILED,
@@ -27,15 +27,15 @@ EXITS = (
 def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
     if daemon:
         result = page_server(call.opts, via=call.via, deadline=call.deadline)
-        _command.write_pidfile(pidfile, result.pid)
+        command.write_pidfile(pidfile, result.pid)
         where = f"page server, pid {result.pid}, listens on port {result.port}"
         return call.out.result(result, where)
     with page_server_child(call.opts, via=call.via, deadline=call.deadline) as server:
         result = server.result
-        _command.write_pidfile(pidfile, result.pid)
+        command.write_pidfile(pidfile, result.pid)
         where = f"listens on port {result.port}, pid {result.pid}; pages go to {result.images}"
         call.out.event("listening", result, safe(where))
-        with _progress.shown(call.out) as on_progress:
+        with progress.shown(call.out) as on_progress:
             status = server.wait(on_progress=on_progress)
     if status:
         raise CriuError(
@@ -43,8 +43,8 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
             verb="page-server",
             log=result.log,
         )
-    found = _images.size_of(result.images)
-    body = _plain.plain(result) | {"image_bytes": found.bytes, "image_files": found.files}
+    found = image_summary.size_of(result.images)
+    body = json_form.plain(result) | {"image_bytes": found.bytes, "image_files": found.files}
     held = f"{size(found.bytes)} in {count(found.files, 'file')}"
     said = f"the connection has ended; {result.images} holds {held}"
     return call.out.result(body, safe(said))
@@ -56,10 +56,10 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
         raise click.UsageError("--service is not accepted: the daemon is a program of its own.")
     more = {} if call.deadline is None else {"deadline": call.deadline}
     with LazyPages(call.opts, via=via, **more) as daemon:
-        _command.write_pidfile(pidfile, daemon.pid)
+        command.write_pidfile(pidfile, daemon.pid)
         body = {"pid": daemon.pid, "images": call.images}
         call.out.event("listening", body, f"listens, pid {daemon.pid}; restore with --lazy-pages")
-        with _progress.shown(call.out) as on_progress:
+        with progress.shown(call.out) as on_progress:
             status = daemon.wait(on_progress=on_progress)
     if status:
         raise CriuError(
@@ -93,7 +93,7 @@ COMMANDS = {
                 is_flag=True,
                 help="Return when it listens; it serves on by itself.",
             ),
-            _command.pidfile_option("the page server"),
+            command.pidfile_option("the page server"),
         ],
     ),
     "lazy-pages": Command(
@@ -111,6 +111,6 @@ COMMANDS = {
             "pycriu-native lazy-pages -D ckpt --page-server --address HOST --port 2700",
         ],
         exits=EXITS,
-        params=[_command.pidfile_option("the daemon")],
+        params=[command.pidfile_option("the daemon")],
     ),
 }

@@ -7,9 +7,9 @@ any call.
 
 from __future__ import annotations
 
-from .._reach import Via
-from .._worker import Worker
-from ..errors import CriuError
+from ..._transport.base import Via
+from ..._transport.worker import Worker
+from ...errors import CriuError
 from . import features, program, rights, system
 from .values import Doctor, Health, Remark
 

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .. import _requirements
-from .._line import above_stdio
-from .._process import OwnedProcess
-from .._reach import Via
-from .._spawn import spawn
-from .._worker import Worker, worker_of
-from ..errors import CriuError
+from ..._calls import requirements
+from ..._transport.base import Via
+from ..._transport.connection import above_stdio
+from ..._transport.process import OwnedProcess
+from ..._transport.spawn import spawn
+from ..._transport.worker import Worker, worker_of
+from ...errors import CriuError
 from .values import Health, Remark
 
 PATIENCE = 20.0
@@ -203,7 +203,7 @@ def _by_request(via: Via) -> Iterator[Remark]:
     if via.identity() is None:
         return
     try:
-        found = _requirements.ask_features(via)
+        found = requirements.ask_features(via)
     except CriuError:
         return  # the remark on CRIU says so
     for field, name in BY_REQUEST.items():

@@ -7,16 +7,16 @@ import struct
 import time
 from collections.abc import Iterator
 
-from .. import _requirements
-from .._ffi import LIBCRIU_VERSION
-from .._overrides import configuration_files
-from .._reach import Via
-from .._text import read_lines
-from .._worker import worker_of
-from ..errors import CriuError
-from ..opts import CriuOpts
-from ..results import Version
-from ..verbs import check
+from ..._calls import requirements
+from ..._calls.verbs import check
+from ..._native.ffi import LIBCRIU_VERSION
+from ..._support.kernel_text import read_lines
+from ..._transport.base import Via
+from ..._transport.worker import worker_of
+from ...errors import CriuError
+from ...options.criu_opts import CriuOpts
+from ...results import Version
+from ..config_effects import configuration_files
 from .values import Health, Remark
 
 CACHE = "/run/criu.kdat"
@@ -25,7 +25,7 @@ CACHE_MAGIC = 0x57023458
 TMPFS_OF = "/run"
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
 """Releases of the kernel, and the CRIU that each needs: sockets since 6.16, the vdso since 6.13."""
-INSTALL = "apt-get install criu, or scripts/install-criu of a checkout"
+INSTALL = "apt-get install criu, or tools/install-criu of a checkout"
 
 
 def look(via: Via) -> Iterator[Remark]:
@@ -33,7 +33,7 @@ def look(via: Via) -> Iterator[Remark]:
     yield _libcriu()
     asked = time.time()
     try:
-        found = _requirements.ask_version(via)
+        found = requirements.ask_version(via)
     except CriuError as error:
         yield Remark(
             id="criu",

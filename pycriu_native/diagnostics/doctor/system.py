@@ -7,11 +7,11 @@ import resource
 import shutil
 from collections.abc import Iterator
 
-from .._preflight.tree import lines_of, link, read
-from .._program import SEARCH_PATH
-from .._reach import Via
-from .._tree import status_of
-from .._worker import worker_of
+from ..._system.process_snapshot import lines_of, link, read
+from ..._system.process_tree import status_of
+from ..._transport.base import Via
+from ..._transport.program import SEARCH_PATH
+from ..._transport.worker import worker_of
 from .values import Health, Remark
 
 LAZY_PIPE = 4194304

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .._text import encodable
+from ..._support.kernel_text import encodable
 from .values import Doctor, Health
 
 _SUMS = {

@@ -5,7 +5,7 @@ of a process has a module that knows what CRIU does with it: ``tasks``, ``files`
 ``sockets``, ``terminals``, ``memory``, ``mounts``; ``restorable`` looks at what this caller lacks
 for a restore, ``means`` at CRIU and the options,
 ``size`` at how much it will be. The facts are from CRIU 4.2's source and seen with 4.2.1;
-``tests/real/test_preflight.py`` measures how often the verdict is what CRIU then does.
+``tests/integration/test_preflight.py`` measures how often the verdict is what CRIU then does.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from .._reach import Via
-from .._rules import ONE_PROCESS
-from .._worker import Worker
-from ..errors import OptionError, Problem
-from ..identity import Target, located
-from ..opts import CriuOpts
+from ..._checks.option_rules import ONE_PROCESS
+from ..._system.process_identity import Target, located
+from ..._system.process_snapshot import Tree
+from ..._transport.base import Via
+from ..._transport.worker import Worker
+from ...errors import OptionError, Problem
+from ...options.criu_opts import CriuOpts
 from . import (
     attributes,
     files,
@@ -33,8 +34,7 @@ from . import (
     tasks,
     terminals,
 )
-from .look import Scene
-from .tree import Tree
+from .context import Scene
 from .values import (
     Finding,
     ImageSize,

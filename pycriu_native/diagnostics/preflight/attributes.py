@@ -9,8 +9,8 @@ import ctypes
 import platform
 from collections.abc import Callable, Iterator
 
-from .look import Scene, lost
-from .tree import Process, read
+from ..._system.process_snapshot import Process, read
+from .context import Scene, lost
 from .values import Finding
 
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31}

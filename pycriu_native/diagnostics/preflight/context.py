@@ -6,14 +6,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _requirements
-from .._log import known
-from .._reach import Via
-from ..errors import CriuError
-from ..opts import CriuOpts
-from ..results import Version
+from ..._calls import requirements
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import Tree
+from ..._transport.base import Via
+from ...errors import CriuError
+from ...options.criu_opts import CriuOpts
+from ...results import Version
 from .mounts import MountTable
-from .tree import Tree
 from .values import Finding, Severity
 
 
@@ -36,7 +36,7 @@ class Scene:
         """Whether the ``criu`` program is; no, where it cannot be asked."""
         with contextlib.suppress(CriuError):
             if self.via.identity() is not None:
-                return _requirements.program_version(self.via) < Version.parse(release)
+                return requirements.program_version(self.via) < Version.parse(release)
         return False
 
 

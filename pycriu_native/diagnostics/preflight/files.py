@@ -13,9 +13,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .._log import known
-from .look import Scene, lost, needs, note, stops
-from .tree import Descriptor, Process, lines_of, link
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import Descriptor, Process, lines_of, link
+from .context import Scene, lost, needs, note, stops
 from .values import Finding
 
 DEFAULT_GHOST_LIMIT = 1 << 20

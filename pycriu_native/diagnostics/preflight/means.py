@@ -10,21 +10,22 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .. import _requirements, _rules
-from .._log import known
-from .._overrides import configuration_files
-from .._program import SEARCH_PATH
-from .._worker import worker_of
-from ..enums import NetworkLock, Verb
-from ..errors import CriuError, PermissionDeniedError, ProgramError
-from ..opts import CriuOpts
-from ..results import Version
-from ..values import PageServer
-from ..verbs import check
+from ..._calls import requirements
+from ..._calls.verbs import check
+from ..._checks import option_rules
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import read
+from ..._transport.program import SEARCH_PATH
+from ..._transport.worker import worker_of
+from ...enums import NetworkLock, Verb
+from ...errors import CriuError, PermissionDeniedError, ProgramError
+from ...options.criu_opts import CriuOpts
+from ...options.values import PageServer
+from ...results import Version
+from ..config_effects import configuration_files
 from . import sockets
-from .look import Scene, note, stops
+from .context import Scene, note, stops
 from .sockets import INTERNET, kinds
-from .tree import read
 from .values import Finding
 
 LISTENING = "0A"
@@ -34,7 +35,7 @@ def check_options(opts: CriuOpts, pid: int) -> None:
     """Refuse what no dump takes; where the images go need not be said yet."""
     if opts.images_directory is None and opts.images_dir is None:
         opts = replace(opts, images_directory="/")
-    _rules.check(opts, Verb.DUMP, pid)
+    option_rules.check(opts, Verb.DUMP, pid)
 
 
 def look(scene: Scene) -> Iterator[Finding]:
@@ -53,12 +54,12 @@ def _program(scene: Scene) -> Iterator[Finding]:
     if scene.via.identity() is None:
         return
     try:
-        found = _requirements.program_version(scene.via)
+        found = requirements.program_version(scene.via)
         _ask_whether_it_works(scene)
         problems = [
-            *_requirements._by_library(scene.opts),
-            *_requirements._by_program(scene.opts, scene.via),
-            *_requirements._by_kernel(scene.opts, Verb.DUMP, scene.via),
+            *requirements._by_library(scene.opts),
+            *requirements._by_program(scene.opts, scene.via),
+            *requirements._by_kernel(scene.opts, Verb.DUMP, scene.via),
         ]
     except CriuError as error:
         yield stops(

@@ -7,9 +7,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .look import Scene, note, stops
+from ..._system.process_snapshot import Mapping, Process
+from .context import Scene, note, stops
 from .objects import device
-from .tree import Mapping, Process
 from .values import Finding
 
 ZERO = os.makedev(1, 5)

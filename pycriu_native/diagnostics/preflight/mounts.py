@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .._log import known
-from .tree import Process, Tree, link, read
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import Process, Tree, link, read
 from .values import Finding
 
 if TYPE_CHECKING:
-    from .look import Scene
+    from .context import Scene
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -154,7 +154,7 @@ def _is_below(path: str, above: str) -> bool:
 
 def look(scene: Scene) -> Iterator[Finding]:
     """What of the mounts CRIU cannot save by itself."""
-    from .look import needs, stops
+    from .context import needs, stops
 
     table = scene.mounts
     if not table.checked:

@@ -14,12 +14,12 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from .._log import known
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import Descriptor, libc
+from .context import Scene, needs, note, stops
 from .files import is_plain_device
-from .look import Scene, needs, note, stops
 from .tasks import SYS_KCMP
 from .terminals import is_terminal
-from .tree import Descriptor, libc
 from .values import Finding
 
 KCMP_EPOLL_TFD = 7

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .. import _service_fds
-from .._capabilities import (
+from ..._checks import service_fds
+from ..._system.capabilities import (
     ALL,
     CAP_SETPCAP,
     has_capability,
     lacking_for_restore,
     not_permitted,
 )
-from .._tree import holders
-from .look import Scene, no_restore
-from .tree import Process
+from ..._system.process_snapshot import Process
+from ..._system.process_tree import holders
+from .context import Scene, no_restore
 from .values import Finding
 
 
@@ -31,14 +31,14 @@ def look(scene: Scene) -> Iterator[Finding]:
 
 
 def _descriptors(scene: Scene) -> Iterator[Finding]:
-    limit = _service_fds.limit_here()
+    limit = service_fds.limit_here()
     for process in scene.tree.alive:
         highest = max((fd.number for fd in process.descriptors), default=-1)
-        if not _service_fds.fits(highest, limit):
+        if not service_fds.fits(highest, limit):
             yield no_restore(
                 "descriptors-near-limit",
                 f"its descriptor {highest} and CRIU's own need a limit of "
-                f"{_service_fds.needed(highest)} descriptors, and it is {limit} here",
+                f"{service_fds.needed(highest)} descriptors, and it is {limit} here",
                 pid=process.pid,
                 fd=highest,
                 failure="service-fds",

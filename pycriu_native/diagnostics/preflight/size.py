@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ..._system.process_snapshot import Process, lines_of
 from . import files
-from .look import Scene
-from .tree import Process, lines_of
+from .context import Scene
 from .values import ImageSize
 
 FIXED = 20_000

@@ -12,10 +12,10 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from .._log import known
-from .diag import UnixSocket, links, unix_sockets
-from .look import Scene, lost, needs, note, stops
-from .tree import Descriptor, Process, read
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import Descriptor, Process, read
+from ..._system.sock_diag import UnixSocket, links, unix_sockets
+from .context import Scene, lost, needs, note, stops
 from .values import Finding
 
 INTERNET = {

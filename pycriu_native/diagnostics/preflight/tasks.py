@@ -12,13 +12,13 @@ import os
 import resource
 from collections.abc import Iterator
 
-from .._log import known
-from .._requirements import caller_inside
-from .._tree import frozen_cgroup
-from .._unpatched import sleep
-from ..enums import Verb
-from .look import Scene, needs, note, stops
-from .tree import Process, libc, lines_of, link, read
+from ..._calls.requirements import caller_inside
+from ..._failures.log_excerpt import known
+from ..._support.unpatched import sleep
+from ..._system.process_snapshot import Process, libc, lines_of, link, read
+from ..._system.process_tree import frozen_cgroup
+from ...enums import Verb
+from .context import Scene, needs, note, stops
 from .values import Finding
 
 NS_GET_USERNS = 0xB701

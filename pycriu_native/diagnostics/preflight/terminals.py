@@ -9,9 +9,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .._log import known
-from .look import Scene, needs, stops
-from .tree import Descriptor, read
+from ..._failures.log_excerpt import known
+from ..._system.process_snapshot import Descriptor, read
+from .context import Scene, needs, stops
 from .values import Finding
 
 MASTER = (5, 2)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from .._text import encodable
-from ..errors import CriuError, NoSuchProcessError
-from ..opts import CriuOpts
+from ..._support.kernel_text import encodable
+from ...errors import CriuError, NoSuchProcessError
+from ...options.criu_opts import CriuOpts
 
 __all__ = [
     "Finding",
@@ -76,7 +76,8 @@ class Finding:
     sets: tuple[tuple[str, Any], ...] = ()
     """Options that cure it: names of fields of ``CriuOpts`` and values for the dump."""
     failure: str | None = None
-    """What CRIU's failure is called in ``failures.json``, which errors of a dump go by as well."""
+    """What CRIU's failure is called in ``known_failures.json``, which errors of a dump go by as
+    well."""
 
     @property
     def subject(self) -> str:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pycriu_native import CriuError, CriuOpts, restore
-from pycriu_native._whole import holds_dump
+from pycriu_native._integrity.dump_marker import holds_dump
 
-from .conftest import Spawn
-from .processes import Target, eventually, is_alive, reap_all, state
-from .workers import the_worker, workers
+from ..conftest import Spawn
+from ..support.processes import Target, eventually, is_alive, reap_all, state
+from ..support.workers import the_worker, workers
 
 SCENARIO = """
     import hashlib, os, socket, threading, time

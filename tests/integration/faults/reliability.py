@@ -1,4 +1,4 @@
-"""Make docs/reliability.md: ``python -m tests.real.reliability PAGE ROWS...``.
+"""Make docs/reliability.md: ``python -m tests.integration.faults.reliability PAGE ROWS...``.
 
 ``ROWS`` are files that runs of the tests of faults have kept (``matrix.py``); those of this machine
 come first. What no run has measured stands in ``reliability.md.in``, and what other tests prove in
@@ -16,7 +16,7 @@ from . import matrix
 from .matrix import Run
 
 HERE = Path(__file__).resolve().parent
-TESTS = HERE.parent
+TESTS = HERE.parents[1]
 
 
 def page(runs: Sequence[Run]) -> str:

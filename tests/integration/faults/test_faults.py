@@ -24,18 +24,18 @@ from pycriu_native import (
     Notification,
     Notify,
     WorkerDiedError,
-    _exchange,
     dump,
     restore,
 )
+from pycriu_native._calls import exchange
 
+from ..conftest import Spawn
+from ..support.features import needs_lazy_pages
+from ..support.processes import is_alive
+from ..support.workers import workers
 from . import matrix
-from .conftest import Spawn
 from .faults import DEADLINE, FAULTS, Patient, images_are, left, told
-from .features import needs_lazy_pages
 from .matrix import Cell
-from .processes import is_alive
-from .workers import workers
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
@@ -95,7 +95,7 @@ def test_in_a_lazy_dump(
 ) -> None:
     """The same where CRIU stays to serve the memory, which nobody ever asks it for."""
     if moment is Notify.STATUS_READY:
-        monkeypatch.setattr(_exchange, "GRACE", 1.0)  # it serves, and hears of no deadline
+        monkeypatch.setattr(exchange, "GRACE", 1.0)  # it serves, and hears of no deadline
     patient = Patient.start(spawn)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -18,13 +18,13 @@ import pytest
 
 from pycriu_native import CriuOpts, DeadlineError, DumpResult, Notification, Notify, aio, dump
 
+from ..conftest import Spawn
+from ..support.processes import eventually
+from ..support.workers import the_worker
 from . import matrix
-from .conftest import Spawn
 from .faults import Patient
 from .matrix import Late
-from .processes import eventually
 from .test_faults_random import INSTANTS, SEED
-from .workers import the_worker
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 DEADLINE = 0.8

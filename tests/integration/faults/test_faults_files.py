@@ -3,7 +3,7 @@
 A disk that fills up, a file system that becomes read-only, a directory that is removed: CRIU
 notices most of it. A directory that somebody removes after the last file was written it does not
 notice, and would end the process, whose only images are gone; the library looks before it agrees
-(``tests/wire/test_exchange.py``).
+(``tests/unit/test_exchange.py``).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import pytest
 
 from pycriu_native import CriuError, CriuOpts, Notification, Notify, dump, restore
 
+from ..conftest import Spawn
+from ..support.mounts import make_read_only, make_writable, tmpfs
+from ..support.processes import is_alive, reap_all
 from . import matrix
-from .conftest import Spawn
 from .faults import Patient, images_are, left, told
 from .matrix import Cell
-from .mounts import make_read_only, make_writable, tmpfs
-from .processes import is_alive, reap_all
 
 Harm = Callable[[Path], None]
 

@@ -34,14 +34,14 @@ from pycriu_native import (
     restore,
 )
 
+from ..conftest import Spawn
+from ..support.features import needs_soft_dirty
+from ..support.processes import Target, eventually, is_alive, kill, reap_all, state
+from ..support.workers import workers
 from . import matrix
-from .conftest import Spawn
 from .faults import code_in
-from .features import needs_soft_dirty
 from .matrix import Late
-from .processes import Target, eventually, is_alive, kill, reap_all, state
 from .test_faults_random import INSTANTS, SEED
-from .workers import workers
 
 SCENARIO = """
     import mmap, os, threading, time, zlib

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from . import cgroups, matrix
-from .cgroups import Make
-from .conftest import Spawn
+from ..conftest import Spawn
+from ..support import cgroups
+from ..support.cgroups import Make
+from ..support.processes import PATIENCE
+from . import matrix
 from .faults import Patient
 from .matrix import Cell
-from .processes import PATIENCE
 
 PROGRAM = """
 import json, os, sys, threading

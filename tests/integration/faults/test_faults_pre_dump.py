@@ -17,16 +17,17 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, OptionError, _exchange, pre_dump
+from pycriu_native import CriuError, CriuOpts, OptionError, pre_dump
+from pycriu_native._calls import exchange
 
+from ..conftest import Spawn
+from ..support.features import needs_soft_dirty
+from ..support.processes import PATIENCE
+from ..support.workers import workers
 from . import matrix
-from .conftest import Spawn
 from .faults import CODE, DEADLINE, Patient, code_in, cut_the_socket, left, told
-from .features import needs_soft_dirty
 from .matrix import Cell, Instant
-from .processes import PATIENCE
 from .test_faults_random import INSTANTS, SEED, Striker, kill_workers, phase_of
-from .workers import workers
 
 pytestmark = needs_soft_dirty
 
@@ -82,7 +83,7 @@ def test_in_a_pre_dump(
     size = (tmp_path / "whole" / "pre-dump.log").stat().st_size
     # With SIGSTOP it is the deadline that ends the call; CRIU goes on then, and finishes. (One that
     # is stopped after the deadline is killed in the end: nobody sets it going once more.)
-    monkeypatch.setattr(_exchange, "GRACE", PATIENCE)
+    monkeypatch.setattr(exchange, "GRACE", PATIENCE)
     struck = 0
     deadline = 3 * took + DEADLINE if "SIGSTOP" in what else None
     for instant in range(INSTANTS if what == COSTLY else min(INSTANTS, 20)):

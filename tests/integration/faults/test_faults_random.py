@@ -24,14 +24,14 @@ import pytest
 
 from pycriu_native import CriuOpts, WorkerDiedError, dump, restore
 
+from ..conftest import Spawn
+from ..support.hosts import OURS
+from ..support.processes import is_alive, reap_all
+from ..support.streams import locks
+from ..support.workers import workers
 from . import matrix
-from .conftest import Spawn
 from .faults import CODE, Patient, code_in
-from .hosts import OURS
 from .matrix import Instant
-from .processes import is_alive, reap_all
-from .streams import locks
-from .workers import workers
 
 INSTANTS = int(os.environ.get("PYCRIU_NATIVE_INSTANTS", "12"))
 """How many for each signal and verb."""

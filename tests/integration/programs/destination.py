@@ -1,12 +1,12 @@
 """The destination of a migration, as a program on a host of its own.
 
-``python -m tests.real.arrive JSON`` calls ``migrate_in`` and says on its standard output, one
-JSON value a line, where it listens, each notification, and the result or the error with what
-was left behind. It then lives until its standard input ends, since its pid namespace is that of
-the restored process too. In JSON are ``opts``, ``listen`` (address and port), and, for tests
-that break things, ``die_at``, the notification at which it is killed, ``wait_at``, at which it
-waits for a line, ``raise_at``, at which its hook refuses, ``hide``, a directory that is empty
-there, and ``program``, the ``criu`` to use.
+``python -m tests.integration.programs.destination JSON`` calls ``migrate_in`` and says on its
+standard output, one JSON value a line, where it listens, each notification, and the result or the
+error with what was left behind. It then lives until its standard input ends, since its pid
+namespace is that of the restored process too. In JSON are ``opts``, ``listen`` (address and port),
+and, for tests that break things, ``die_at``, the notification at which it is killed, ``wait_at``,
+at which it waits for a line, ``raise_at``, at which its hook refuses, ``hide``, a directory that is
+empty there, and ``program``, the ``criu`` to use.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native._program import find_program
+from pycriu_native._transport.program import find_program
 
 from . import releases
 from .cgroups import remove

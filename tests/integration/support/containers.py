@@ -24,7 +24,7 @@ from typing import Any
 
 from .processes import TARGET, Target, eventually, kill
 
-BOX = Path(__file__).with_name("box.py")
+BOX = Path(__file__).parents[1] / "programs" / "container_init.py"
 MS_RDONLY, MS_NOSUID, MS_NOEXEC, MS_BIND = 1, 2, 8, 4096
 DATA = {"devpts": "newinstance,ptmxmode=0666"}
 """Options of file systems, by type."""

@@ -1,6 +1,6 @@
 """Debian's ``crit``, to hold our decoding against: found, and run in a process of its own.
 
-Its package (python3-pycriu) is looked for beside each CRIU that ``scripts/install-criu`` has
+Its package (python3-pycriu) is looked for beside each CRIU that ``tools/install-criu`` has
 unpacked, and on the system. It prints all images of some directories as one JSON object.
 """
 
@@ -58,7 +58,7 @@ def required() -> Path:
     """Where crit is, or the test is skipped with the reason."""
     found = packages()
     if not found:
-        pytest.skip("no crit: scripts/install-criu --unpack python3-pycriu gets it")
+        pytest.skip("no crit: tools/install-criu --unpack python3-pycriu gets it")
     return found[0]
 
 

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, Worker, dump
-from pycriu_native._program import find_program
-from pycriu_native._steering import KERNEL_CACHE
+from pycriu_native._checks.criu_files import KERNEL_CACHE
+from pycriu_native._transport.program import find_program
 
-from .conftest import Spawn
+from ..conftest import Spawn
 from .processes import PATIENCE, TARGET, Target, eventually, kill
 
 OLDER = {release: f"/opt/pycriu-native-{release}/bin/criu" for release in ("3.17", "4.1")}

@@ -21,7 +21,7 @@ from pycriu_native import CriuOpts, MigrationResult, migrate_out
 from .hosts import Host, run
 from .processes import PATIENCE, Target, is_alive, kill, state
 
-SOURCE_TREE = Path(__file__).parents[2]
+SOURCE_TREE = Path(__file__).parents[3]
 
 
 @dataclass
@@ -89,7 +89,10 @@ class Destination:
         found = []
         for one in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                if b"tests.real.arrive" in Path(f"/proc/{one}/cmdline").read_bytes():
+                if (
+                    b"tests.integration.programs.destination"
+                    in Path(f"/proc/{one}/cmdline").read_bytes()
+                ):
                     found.append(one)
         return found
 
@@ -121,7 +124,14 @@ def destination(
     unshare += ["--propagation", "private"]
     with open(directory / "there.err", "wb") as errors:
         process = subprocess.Popen(
-            [*enter, *unshare, sys.executable, "-m", "tests.real.arrive", json.dumps(said)],
+            [
+                *enter,
+                *unshare,
+                sys.executable,
+                "-m",
+                "tests.integration.programs.destination",
+                json.dumps(said),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

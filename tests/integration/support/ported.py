@@ -16,9 +16,12 @@ from typing import Any
 
 from pycriu_native import Worker, ffi, lib
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
-START = "import errno, os, sys\nfrom tests.real.ported import begin, ffi, lib, scripted, tell\n"
+START = (
+    "import errno, os, sys\n"
+    "from tests.integration.support.ported import begin, ffi, lib, scripted, tell\n"
+)
 
 
 def words(program: str, *arguments: object) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pycriu_native import CriuError, CriuOpts, Preflight, Verdict, Worker, dump
 
-from .failing import Site
+from .failing_calls import Site
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).with_name("target.py")
+TARGET = Path(__file__).parents[1] / "programs" / "target.py"
 PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
 """Seconds after which something that should come does not come: generous, decides no test."""
 

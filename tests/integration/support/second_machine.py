@@ -18,7 +18,7 @@ from typing import Any
 
 from .processes import Target, kill
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 _FIRST = textwrap.dedent("""
     # The first process of the namespaces: it restores, and stays to hold them.

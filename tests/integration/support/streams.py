@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from .conftest import Spawn
+from ..conftest import Spawn
 from .hosts import Host
 from .processes import Target, eventually
 

@@ -23,7 +23,7 @@ import pycriu_native
 
 from .processes import PATIENCE, kill
 
-LEADER = Path(__file__).with_name("leader.py")
+LEADER = Path(__file__).parents[1] / "programs" / "session_leader.py"
 
 
 class Terminal:
@@ -107,7 +107,7 @@ def session(*arguments: object) -> Iterator[Session]:
         start_new_session=True,
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(pycriu_native.__file__).parents[1]),
+            "PYTHONPATH": str(Path(pycriu_native.__file__).parents[2]),
             "TERM": "dumb",  # no escape sequences between the words
         },
     )

@@ -1,7 +1,8 @@
 """What a request must say, worked out from the options by hand: no code of the table's kinds.
 
 ``test_table.py`` holds the table's wire names against ``rpc.proto``; the values' forms are
-written out here once more, so that a mistake in ``_kinds.py`` or ``values.py`` shows.
+written out here once more, so that a mistake in ``options/value_types.py`` or ``options/values.py``
+shows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pycriu_native import (
     VethPair,
 )
 from pycriu_native.enums import Verb
-from pycriu_native.values import HasFileno, WireValue
+from pycriu_native.options.values import HasFileno, WireValue
 
 REQUEST_TYPE = {
     Verb.DUMP: "DUMP",

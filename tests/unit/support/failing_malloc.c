@@ -36,7 +36,7 @@ static int fails(const void *caller)
 		return 0;
 	inside = 1; /* dladdr may allocate */
 	ours = dladdr(caller, &info) && info.dli_fname &&
-	       (strstr(info.dli_fname, "_native.") || strstr(info.dli_fname, "libcriu") ||
+	       (strstr(info.dli_fname, "extension.") || strstr(info.dli_fname, "libcriu") ||
 		strstr(info.dli_fname, "libprotobuf-c"));
 	inside = 0;
 	if (!ours || __atomic_add_fetch(&seen, 1, __ATOMIC_RELAXED) != left)

@@ -4,7 +4,7 @@ A library is loaded once in a process, so each gets a process of its own (``peer
 ``LD_LIBRARY_PATH`` sends to it. Looked for, in this order:
 
 * the prefixes that ``PYCRIU_NATIVE_LIBCRIUS`` names, separated by colons,
-* the default prefix of ``scripts/install-criu`` and what lies beside it
+* the default prefix of ``tools/install-criu`` and what lies beside it
   (``/opt/pycriu-native``, ``/opt/pycriu-native-*``),
 * the library that the extension finds by itself.
 
@@ -23,13 +23,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 WANTED = {"3.17": "bookworm", "4.1": "trixie", "4.2": "forky", "4.3": "experimental"}
 """The releases that must work, and the Debian suite that has each."""
 
 _ASK = """
-from pycriu_native._ffi import LIBCRIU_VERSION
+from pycriu_native._native.ffi import LIBCRIU_VERSION
 maps = [line.split()[-1] for line in open("/proc/self/maps") if "/libcriu.so" in line]
 print(LIBCRIU_VERSION, maps[0])
 """
@@ -90,7 +90,7 @@ def found() -> dict[str, Library]:
 
 def _lack(release: str) -> str:
     return (
-        f"no libcriu {release} with its rpc.proto: scripts/install-criu --suite {WANTED[release]} "
+        f"no libcriu {release} with its rpc.proto: tools/install-criu --suite {WANTED[release]} "
         f"--prefix /opt/pycriu-native-{release}"
     )
 

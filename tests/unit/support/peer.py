@@ -20,17 +20,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pycriu_native import CriuOpts, Notification, UnsupportedError, _requirements, ffi, lib
-from pycriu_native._direct import DirectCall
-from pycriu_native._ffi import functions, native
-from pycriu_native._libcriu import LIBCRIU_VERBS, LibcriuCall
-from pycriu_native._message import Handle, read
-from pycriu_native._prepare import Directories, fill
-from pycriu_native._request import Request
-from pycriu_native._session import Call
+from pycriu_native import CriuOpts, Notification, UnsupportedError, ffi, lib
+from pycriu_native._calls import requirements
+from pycriu_native._calls.call import Call
+from pycriu_native._calls.prepare import Directories, fill
+from pycriu_native._calls.request import Request
+from pycriu_native._native.ffi import functions, native
+from pycriu_native._wire.direct_request import DirectCall
+from pycriu_native._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
+from pycriu_native._wire.messages import Handle, read
 from pycriu_native.enums import Verb
+from pycriu_native.options.values import WireValue
 from pycriu_native.testing import ScriptedCriu, directories_of, write_images
-from pycriu_native.values import WireValue
 
 from .libraries import ROOT, Library
 
@@ -124,7 +125,7 @@ def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
     if directory is not None:
         _furnish(directory, verb)
     request = Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree)
-    _requirements.check(request)
+    requirements.check(request)
     outcome = Call(request).wait()
     return Called(via.sent[-1].data, dict(via.sent[-1].directories), outcome.result)
 
@@ -145,13 +146,13 @@ def _agree(notification: Notification) -> None:
 def checked(opts: CriuOpts, verb: Verb, pid: int | None) -> None:
     """The checks of a call alone."""
     via = ScriptedCriu()
-    _requirements.check(Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree))
+    requirements.check(Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree))
 
 
 def supported(opts: CriuOpts, program: str = "99.0") -> None:
     """Refuse what the loaded libcriu, or a CRIU of the release ``program``, does not know."""
-    found = list(_requirements._by_library(opts))
-    found += _requirements._by_program(opts, ScriptedCriu(program))
+    found = list(requirements._by_library(opts))
+    found += requirements._by_program(opts, ScriptedCriu(program))
     if found:
         raise UnsupportedError(found)
 
@@ -232,7 +233,7 @@ def _take(stream: Any) -> Any:
 
 def _serve() -> None:
     # What is sent does not depend on how large this machine's pipes may be.
-    _requirements.PIPE_MAX_SIZE = os.devnull
+    requirements.PIPE_MAX_SIZE = os.devnull
     questions = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing that prints can disturb the answers
@@ -251,6 +252,6 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     # Under its own name, so that what it sends is unpickled as what the tests import.
-    from tests.wire import peer
+    from tests.unit.support import peer
 
     peer._serve()

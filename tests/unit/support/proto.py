@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, un
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from pycriu_native.values import WireValue
+from pycriu_native.options.values import WireValue
 
 from .libraries import Library
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from pycriu_native._stats import _DUMP, SERVICE_MAGIC, STATS_MAGIC
+from pycriu_native._integrity.statistics import _DUMP, SERVICE_MAGIC, STATS_MAGIC
 
 NUMBERS = {name: number for number, name in _DUMP.items()}
 

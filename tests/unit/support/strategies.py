@@ -28,13 +28,11 @@ from pycriu_native import (
     OptionError,
     PageServer,
     VethPair,
-    _rules,
 )
-from pycriu_native import (
-    _kinds as kinds,
-)
-from pycriu_native._options import BY_FIELD, TABLE, VERB_MASK, Row
+from pycriu_native._checks import option_rules
 from pycriu_native.enums import Verb
+from pycriu_native.options import value_types as kinds
+from pycriu_native.options.table import BY_FIELD, TABLE, VERB_MASK, Row
 
 HIGHEST_DESCRIPTOR = 2**31 - 1
 EXISTING_FILE = sys.executable
@@ -274,7 +272,7 @@ def _without_contradictions(chosen: dict[str, Any], keep: set[str | None], verb:
     while True:
         opts = CriuOpts(**chosen)
         try:
-            _rules.check(opts, verb)
+            option_rules.check(opts, verb)
         except OptionError as refused:
             culprit = next((name for name in refused.options if name not in keep), "")
             if culprit not in chosen:
