@@ -102,7 +102,7 @@ class ScriptedCriu:
     refuses makes the call fail, as with CRIU."""
     failures: Mapping[str | Verb, Failure] = field(default_factory=dict)
     """The verbs that fail."""
-    trusting: bool = False
+    allow_untrusted: bool = False
     """As a :class:`~pycriu_native.Worker`'s."""
     sent: list[Sent] = field(default_factory=list)
     """What came, in its order: questions for release and features go ahead of a call."""

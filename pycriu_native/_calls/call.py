@@ -225,7 +225,7 @@ class Call:
         deadline = None if request.deadline is None else started + request.deadline
         with ExitStack() as owned:
             directories = Directories(
-                request.opts, request.verb, owned, trusting=request.via.trusting
+                request.opts, request.verb, owned, allow_untrusted=request.via.allow_untrusted
             )
             _check_outputs(request, directories)
             unfinished = _watch_over(request, directories, owned)

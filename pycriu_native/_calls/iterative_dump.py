@@ -145,9 +145,9 @@ def dump_iters(
     # What is wrong with the dump in the end is said now, not after the rounds.
     final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
     verbs.dump_request(target, final_opts, via, on_notify, deadline)
-    trusting = via is not None and via.trusting
+    allow_untrusted = via is not None and via.allow_untrusted
     try:
-        os.close(trusted_path.open_directory(base, make=True, trusting=trusting))
+        os.close(trusted_path.open_directory(base, make=True, allow_untrusted=allow_untrusted))
     except OSError as error:
         told = f"images_directory={base!r} cannot be used: {error.strerror}"
         raise ImagesError(told, verb="dump_iters", pid=number, errno=error.errno) from None

@@ -34,10 +34,10 @@ class Directories:
     """The images and work directory of a call, open while it runs."""
 
     def __init__(
-        self, opts: CriuOpts, verb: Verb, owned: ExitStack, *, trusting: bool = False
+        self, opts: CriuOpts, verb: Verb, owned: ExitStack, *, allow_untrusted: bool = False
     ) -> None:
         self._owned = owned
-        self._trusting = trusting
+        self._trusting = allow_untrusted
         self._make = "images_directory" if verb in CREATING else None
         self.opened = {
             row.name: self._open(value, row.name)
@@ -55,7 +55,7 @@ class Directories:
             return descriptor_number(directory)
         try:
             fd = trusted_path.open_directory(
-                directory, make=field == self._make, trusting=self._trusting
+                directory, make=field == self._make, allow_untrusted=self._trusting
             )
         except OSError as error:
             raise ImagesError(

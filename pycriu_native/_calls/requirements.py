@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from .._checks import criu_files, option_rules
-from .._checks.criu_files import TRUSTING
+from .._checks.criu_files import ALLOW_UNTRUSTED
 from .._integrity.dump_marker import holds_dump
 from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
@@ -102,7 +102,7 @@ def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:
 def _by_trust(request: Request) -> Iterator[Problem]:
     """What another user of this machine could change: directories, and files that steer CRIU."""
     via = request.via
-    if via.trusting:
+    if via.allow_untrusted:
         return
     for field in ("images_directory", "work_directory"):
         directory = getattr(request.opts, field)
@@ -110,18 +110,18 @@ def _by_trust(request: Request) -> Iterator[Problem]:
             if isinstance(directory, str):
                 if trusted_path.is_plain(directory):
                     continue
-                os.close(trusted_path.open_directory(directory, make=False, trusting=False))
+                os.close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
             elif directory is not None:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:
-            rule = f"{reason.strerror}, so others have a say in it; {TRUSTING}"
+            rule = f"{reason.strerror}, so others have a say in it; {ALLOW_UNTRUSTED}"
             yield Problem(field, directory, rule)
         except OSError:
             continue  # it is missing yet, or the call will say so
     if via.ours and request.opts.images_dir is not None:
         rule = (
             "nobody looks at it before CRIU does, and a worker of ours sees what we see: say "
-            f"images_directory; {TRUSTING}"
+            f"images_directory; {ALLOW_UNTRUSTED}"
         )
         yield Problem("images_dir", request.opts.images_dir, rule)
     yield from _parents_by_trust(request.opts)
@@ -135,7 +135,7 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
         try:
             trusted_path.check(parent)
         except trusted_path.UntrustedError as reason:
-            rule = f"its parent {parent} is not ours alone: {reason.strerror}; {TRUSTING}"
+            rule = f"its parent {parent} is not ours alone: {reason.strerror}; {ALLOW_UNTRUSTED}"
             yield Problem(field, getattr(opts, field), rule)
             return
         except OSError:

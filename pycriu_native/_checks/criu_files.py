@@ -2,8 +2,8 @@
 
 CRIU reads configuration files, loads every plugin of a directory into itself, and believes a
 cache of what the kernel can do. A file that another user can write, or could make, gives that
-user CRIU's privileges; so the call is refused, unless its worker is ``trusting``. Facts: CRIU's
-``criu/config.c``, ``criu/plugin.c``, ``criu/kerndat.c`` (4.2).
+user CRIU's privileges; so the call is refused, unless its worker is ``allow_untrusted``. Facts:
+CRIU's ``criu/config.c``, ``criu/plugin.c``, ``criu/kerndat.c`` (4.2).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PLUGIN = ".so"
 KERNEL_CACHE = "/run/criu.kdat"
 """What CRIU knows of the kernel; unprivileged, it is in ``XDG_RUNTIME_DIR``."""
 
-TRUSTING = "Worker(trusting=True) takes it as it is"
+ALLOW_UNTRUSTED = "Worker(allow_untrusted=True) takes it as it is"
 
 
 def configuration(via: Via) -> Iterator[tuple[str, str]]:
@@ -69,13 +69,13 @@ def _cache(opts: CriuOpts, env: Mapping[str, str]) -> Iterator[str]:
 
 def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     """Each file that another user could write, or could make where there is none yet."""
-    if via.trusting:
+    if via.allow_untrusted:
         return
     if opts.config_file is not None:
         path = os.fsdecode(opts.config_file)
         why = _why_not(path)
         if why is not None:
-            yield Problem("config_file", path, f"{why}, and what it says wins; {TRUSTING}")
+            yield Problem("config_file", path, f"{why}, and what it says wins; {ALLOW_UNTRUSTED}")
     worker = worker_of(via)
     if worker is None:
         return
@@ -90,7 +90,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     for path, use in uses.items():
         why = _why_not(path)
         if why is not None:
-            yield Problem("via", via, f"CRIU {use}, but {why}; {TRUSTING}")
+            yield Problem("via", via, f"CRIU {use}, but {why}; {ALLOW_UNTRUSTED}")
 
 
 def _why_not(path: str) -> str | None:

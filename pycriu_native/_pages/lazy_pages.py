@@ -69,7 +69,9 @@ class LazyPages(Owned):
         request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
         requirements.check(request)
         with contextlib.ExitStack() as owned:
-            directories = Directories(opts, Verb.LAZY_PAGES, owned, trusting=request.via.trusting)
+            directories = Directories(
+                opts, Verb.LAZY_PAGES, owned, allow_untrusted=request.via.allow_untrusted
+            )
             assert directories.log is not None
             mark = LogMark.take(directories.log, log_name(request))
             ready, told = os.pipe2(os.O_CLOEXEC)
@@ -145,7 +147,11 @@ def _start(via: Worker, request: Request, directories: Directories, told: int) -
     chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
         pid, pidfd = spawn(
-            [find_program(via.program, trusting=via.trusting), str(Verb.LAZY_PAGES), *words],
+            [
+                find_program(via.program, allow_untrusted=via.allow_untrusted),
+                str(Verb.LAZY_PAGES),
+                *words,
+            ],
             env=via.env,
             stdin=-1,
             output=chatter,

@@ -78,14 +78,14 @@ def check_descriptor(fd: int) -> None:
         raise _error(status, refusal)
 
 
-def open_directory(path: str, *, make: bool, trusting: bool) -> int:
+def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
     """Open a directory that only root and the caller can change, and no link; ``make`` a missing
-    one, with mode 0700. ``trusting``: any that there is.
+    one, with mode 0700. ``allow_untrusted``: any that there is.
 
     Raises ``UntrustedError`` and ``OSError``.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    if trusting:
+    if allow_untrusted:
         if make and not os.path.lexists(path):
             os.mkdir(path, 0o700)
         return above_stdio(os.open(path, flags))

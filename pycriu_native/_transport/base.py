@@ -28,7 +28,7 @@ class Via(Protocol):
     """Whether the process is ours, so that descriptors can be handed to it as it starts."""
 
     @property
-    def trusting(self) -> bool:
+    def allow_untrusted(self) -> bool:
         """Whether to use what other users of this machine could change: see :class:`Worker`."""
 
     def identity(self) -> tuple[object, ...] | None:
@@ -56,7 +56,7 @@ class Service:
 
     path: str | os.PathLike[str] = DEFAULT_SERVICE
     """Its socket."""
-    trusting: bool = False
+    allow_untrusted: bool = False
     """Use a service of another user than root and the caller, and directories that others could
     change or swap, or that are symbolic links. Default: refuse them."""
     ours: ClassVar[bool] = False
@@ -98,11 +98,11 @@ class Service:
             ) from None
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         owner = int.from_bytes(credentials[4:8], sys.byteorder)  # behind the pid
-        if owner not in (0, os.geteuid()) and not self.trusting:
+        if owner not in (0, os.geteuid()) and not self.allow_untrusted:
             sock.close()
             raise PermissionDeniedError(
                 f"{self.name()} was started by user {owner}, who would be told what we save and "
-                "could answer as they like; Service(path, trusting=True) takes it as it is"
+                "could answer as they like; Service(path, allow_untrusted=True) takes it as it is"
             )
         return Line(sock, program=self.name())
 
@@ -118,7 +118,7 @@ class Socket:
 
     fd: Descriptor
     """The socket: its number, or the object that owns it."""
-    trusting: bool = False
+    allow_untrusted: bool = False
     """As with a :class:`Service`, but for whose it is: the caller knows whom it has connected."""
     ours: ClassVar[bool] = False
 

@@ -260,7 +260,7 @@ class WarmWorkers(Owned):
       terminal, the ``criu`` program or CRIU's configuration files are others than when the warm
       ones were started. After two such calls from the same surroundings the pool moves there.
 
-    ``program``, ``env`` and ``trusting`` are those of :class:`Worker`. Owned: use it in a
+    ``program``, ``env`` and ``allow_untrusted`` are those of :class:`Worker`. Owned: use it in a
     ``with`` statement, or close it, which ends the idle workers. When the process ends in any
     other way, SIGKILL included, their sockets close and they end by themselves. Who waits for
     any child at all (``os.wait()``) waits for them too.
@@ -277,12 +277,12 @@ class WarmWorkers(Owned):
         *,
         program: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
-        trusting: bool = False,
+        allow_untrusted: bool = False,
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_POOL:
             raise ValueError(f"size={size!r}: a whole number from 1 to {LARGEST_POOL} is accepted")
         self._worker = Worker(
-            program=program, env={} if env is None else dict(env), trusting=trusting
+            program=program, env={} if env is None else dict(env), allow_untrusted=allow_untrusted
         )
         self._worker.identity()  # there is such a program
         self._stock = _Stock(size, self._worker, SAVING)
@@ -299,9 +299,9 @@ class WarmWorkers(Owned):
         return self._worker
 
     @property
-    def trusting(self) -> bool:
+    def allow_untrusted(self) -> bool:
         """Whether to use what other users could change: see :class:`Worker`."""
-        return self._worker.trusting
+        return self._worker.allow_untrusted
 
     @property
     def env(self) -> Mapping[str, str]:

@@ -95,7 +95,7 @@ class Worker:
     writing; None: the caller's."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment, which is otherwise PATH and HOME=/."""
-    trusting: bool = False
+    allow_untrusted: bool = False
     """Use a program, directories and configuration files that other users of this machine could
     change or swap, and directories that are symbolic links. Default: refuse them."""
 
@@ -103,11 +103,11 @@ class Worker:
 
     def identity(self) -> tuple[object, ...]:
         """Which program this is, as it is on disk now."""
-        return on_disk(find_program(self.program, trusting=self.trusting))
+        return on_disk(find_program(self.program, allow_untrusted=self.allow_untrusted))
 
     def name(self) -> str:
         """What to call it in messages."""
-        return find_program(self.program, trusting=self.trusting)
+        return find_program(self.program, allow_untrusted=self.allow_untrusted)
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """A worker of our own can do everything."""
@@ -119,7 +119,7 @@ class Worker:
         ``keep`` are descriptors above 2 that it gets under the same numbers. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
-        program = find_program(self.program, trusting=self.trusting)
+        program = find_program(self.program, allow_untrusted=self.allow_untrusted)
         return start_worker(program, self.env, self._input(), keep, manner)
 
     def _input(self) -> int:

@@ -25,7 +25,7 @@ def likeness(worker: Worker) -> Likeness | None:
     if found is None:
         return None
     # Who else could change the program, each call has looked at, and so has who starts one.
-    return on_disk(find_program(worker.program, trusting=True)), found
+    return on_disk(find_program(worker.program, allow_untrusted=True)), found
 
 
 def sow(worker: Worker, manner: Manner, like: Likeness) -> Seed | None:

@@ -160,8 +160,8 @@ class Command(click.Command):
         via = None if given is None else given.via
         if shared["service"]:
             via = Service(shared["service"])
-        elif shared["criu"] or shared["trusting"]:
-            via = Worker(program=shared["criu"], trusting=bool(shared["trusting"]))
+        elif shared["criu"] or shared["allow_untrusted"]:
+            via = Worker(program=shared["criu"], allow_untrusted=bool(shared["allow_untrusted"]))
         script = own.pop("action_script", ())
         hook = functools.partial(_run_scripts, script, opts) if script else None
         return Call(out, opts, via, shared["deadline"], hook)
@@ -215,7 +215,7 @@ class Given:
 
 # ---- shared options ----
 
-SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "trusting", "deadline")
+SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "allow_untrusted", "deadline")
 
 
 def _said() -> list[click.Parameter]:
@@ -258,7 +258,7 @@ def reach_options() -> list[click.Parameter]:
             help=f"Ask a running criu service (usually {DEFAULT_SERVICE}) instead.",
         ),
         click.Option(
-            ["--trusting"],
+            ["--allow-untrusted"],
             is_flag=True,
             help="Use a program, directories and files that other users could change or swap.",
         ),

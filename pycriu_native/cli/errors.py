@@ -38,8 +38,8 @@ def field_of(name: str) -> str:
 
 _ARGUMENTS = {
     "PageServer(..., clear_text=True)": "--clear-text",
-    "Worker(trusting=True)": "--trusting",
-    "trusting=True": "--trusting",
+    "Worker(allow_untrusted=True)": "--allow-untrusted",
+    "allow_untrusted=True": "--allow-untrusted",
     "insecure=True": "--insecure",
     "seal()": "pycriu-native seal",
     "Worker(program)": "--criu PROGRAM",

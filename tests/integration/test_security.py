@@ -130,7 +130,7 @@ def test_why(spawn: Spawn, tmp_path: Path) -> None:
         dump(target.pid, opts)
     assert victim.read_text() == "precious"
     assert os.listdir(shared) == ["stats-dump"]
-    dump(target.pid, opts, via=Worker(trusting=True))
+    dump(target.pid, opts, via=Worker(allow_untrusted=True))
     assert victim.read_bytes() != b"precious"
 
 
@@ -178,7 +178,7 @@ def test_a_program_of_another_user(spawn: Spawn, tmp_path: Path, theirs: Path, w
     with pytest.raises(PermissionDeniedError, match=f"belongs to user {ANOTHER}"):
         dump(target.pid, opts, via=Worker(program=program))
     assert not (tmp_path / "ran").exists()
-    dump(target.pid, opts, via=Worker(program=program, trusting=True))
+    dump(target.pid, opts, via=Worker(program=program, allow_untrusted=True))
     assert (tmp_path / "ran").exists()
 
 

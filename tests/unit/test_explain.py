@@ -41,7 +41,7 @@ class Untouchable:
     """A CRIU that must not be reached."""
 
     ours: ClassVar[bool] = True
-    trusting: bool = False
+    allow_untrusted: bool = False
 
     def identity(self) -> tuple[object, ...] | None:
         """Unknown, as with a socket of the caller's."""

@@ -43,7 +43,7 @@ def _no_file_of_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def _opened(path: str | Path) -> os.stat_result:
-    fd = trusted_path.open_directory(str(path), make=False, trusting=False)
+    fd = trusted_path.open_directory(str(path), make=False, allow_untrusted=False)
     try:
         return os.fstat(fd)
     finally:
@@ -142,12 +142,14 @@ def test_links_of_the_kernel(tmp_path: Path) -> None:
 def test_a_missing_one_is_made_for_us_alone(tmp_path: Path) -> None:
     """With mode 0700, under any umask; not under a directory that others can write."""
     path = tmp_path / "images"
-    os.close(trusted_path.open_directory(str(path), make=True, trusting=False))
+    os.close(trusted_path.open_directory(str(path), make=True, allow_untrusted=False))
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(UntrustedError, match="open can be written"):
-        trusted_path.open_directory(str(tmp_path / "open" / "images"), make=True, trusting=False)
+        trusted_path.open_directory(
+            str(tmp_path / "open" / "images"), make=True, allow_untrusted=False
+        )
     assert not (tmp_path / "open" / "images").exists()
 
 
@@ -156,7 +158,7 @@ def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "victim").mkdir()
     wanted = os.stat(tmp_path / "images")
-    fd = trusted_path.open_directory(str(tmp_path / "images"), make=False, trusting=False)
+    fd = trusted_path.open_directory(str(tmp_path / "images"), make=False, allow_untrusted=False)
     try:
         (tmp_path / "images").rename(tmp_path / "away")
         (tmp_path / "images").symlink_to("victim")
@@ -179,7 +181,9 @@ def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("field", ["images_directory", "work_directory"])
 @pytest.mark.parametrize("form", ["path", "descriptor", "link"])
 def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
-    """OptionError, before a directory is made or CRIU is reached; ``trusting`` accepts it."""
+    """OptionError, before a directory is made or CRIU is reached; ``allow_untrusted`` accepts
+    it.
+    """
     place = tmp_path / "place"
     place.mkdir()
     if form != "link":
@@ -192,12 +196,12 @@ def test_a_call_names_the_field(tmp_path: Path, field: str, form: str) -> None:
         fields: dict[str, Any] = {"images_directory": tmp_path / "images"}
         fields[field] = fd if form == "descriptor" else place
         via = ScriptedCriu()
-        with pytest.raises(OptionError, match=r"Worker\(trusting=True\)") as caught:
+        with pytest.raises(OptionError, match=r"Worker\(allow_untrusted=True\)") as caught:
             check(_request(via, **fields))
         assert caught.value.options == (field,)
         assert via.sent == []
         assert not (tmp_path / "images").exists()
-        via.trusting = True
+        via.allow_untrusted = True
         check(_request(via, **fields))
     finally:
         os.close(fd)
@@ -246,7 +250,7 @@ def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="say images_directory") as caught:
         check(Request(verb=Verb.RESTORE, opts=opts, via=ScriptedCriu()))
     assert caught.value.options == ("images_dir",)
-    check(Request(verb=Verb.RESTORE, opts=opts, via=Worker(trusting=True)))
+    check(Request(verb=Verb.RESTORE, opts=opts, via=Worker(allow_untrusted=True)))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         check(Request(verb=Verb.RESTORE, opts=opts, via=Socket(ours)))
@@ -259,7 +263,7 @@ def test_the_call_itself_looks_again(tmp_path: Path) -> None:
     with pytest.raises(ImagesError, match="is a symbolic link"), ExitStack() as owned:
         Directories(opts, Verb.DUMP, owned)
     with ExitStack() as owned:
-        Directories(opts, Verb.DUMP, owned, trusting=True)
+        Directories(opts, Verb.DUMP, owned, allow_untrusted=True)
 
 
 def test_explain_shows_it(tmp_path: Path) -> None:
@@ -297,11 +301,11 @@ def test_a_program_that_others_can_change(
     assert find_program(tmp_path / "link") == str(tmp_path / "link")
     spoil(program)
     for path in (program, tmp_path / "link"):
-        with pytest.raises(PermissionDeniedError, match=f"{reason}.*trusting=True"):
+        with pytest.raises(PermissionDeniedError, match=f"{reason}.*allow_untrusted=True"):
             find_program(path)
         with pytest.raises(PermissionDeniedError):
             Worker(program=path).identity()
-        assert Worker(program=path, trusting=True).name() == str(path)
+        assert Worker(program=path, allow_untrusted=True).name() == str(path)
 
 
 def test_the_recorded_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +369,7 @@ def test_what_steers_a_worker(tmp_path: Path, kind: str) -> None:
     (problem,) = criu_files.problems(opts, via)
     assert problem.field == "via"
     assert f"{path} can be written by everybody" in str(problem)
-    assert list(criu_files.problems(opts, Worker(env=env, trusting=True))) == []
+    assert list(criu_files.problems(opts, Worker(env=env, allow_untrusted=True))) == []
     path.chmod(0o600)
     assert list(criu_files.problems(opts, via)) == []
     path.unlink()
