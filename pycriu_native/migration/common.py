@@ -20,7 +20,8 @@ MARGIN = 2.0
 """Seconds that the destination gets to end its copy once it has noticed that the source is lost."""
 
 LONGEST_SILENCE = 3600.0
-"""Seconds of ``silence`` that are accepted, from a peer too: a frozen process may wait for them."""
+"""Seconds of ``peer_timeout`` that are accepted, from a peer too: a frozen process may wait for
+them."""
 
 SET_BY_US = (
     "parent_image",

@@ -4,8 +4,8 @@ A frame is a kind (one byte), a length (four bytes, big-endian) and so many byte
 (JSON), a piece of an image file, a piece of the page connection, or a sign of life. Both sides
 begin with ``MAGIC``, so that nothing else is taken for a peer. All lengths are bounded.
 
-One thread reads; one sends a sign of life every quarter of ``silence`` and looks at the clock.
-When nothing was heard for ``silence`` seconds, the connection ends, the peer breaks the
+One thread reads; one sends a sign of life every quarter of ``peer_timeout`` and looks at the clock.
+When nothing was heard for ``peer_timeout`` seconds, the connection ends, the peer breaks the
 protocol, the channel is lost: everybody who waits on it gets the reason. ``on_end`` is called
 then, and when the peer says that it gave up; more than once, and on any thread.
 
@@ -73,14 +73,14 @@ class Channel(Owned):
         self,
         sock: socket.socket,
         *,
-        silence: float,
+        peer_timeout: float,
         until: Until,
         on_pages: Callable[[bytes | bytearray], None],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
-        self._silence = silence
+        self._silence = peer_timeout
         self._until = until
         self._on_pages = on_pages
         self._on_end = on_end

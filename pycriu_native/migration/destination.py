@@ -48,14 +48,14 @@ class Arrival:
         room: Room,
         warden: Warden,
         phases: Phases,
-        silence: float,
+        peer_timeout: float,
         via: Worker,
         on_notify: Hook | None,
     ) -> None:
         self._opts = opts
         self._room = room
         self._warden = warden
-        self._silence = silence
+        self._silence = peer_timeout
         self._via = via
         self._on_notify = on_notify
         self.phases = phases
@@ -159,7 +159,7 @@ class Arrival:
                     f"CRIU {hello.get('criu')} at the source and {version} at the destination "
                     "cannot exchange pages: their form changed with CRIU 4.2"
                 )
-        self.channel.tell("hello", silence=self._silence, criu=str(version))
+        self.channel.tell("hello", peer_timeout=self._silence, criu=str(version))
 
     def _receive(self) -> int:
         self.phases.enter("images")

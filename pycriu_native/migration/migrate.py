@@ -71,7 +71,7 @@ def migrate_out(
     on_notify: Hook | None = None,
     on_progress: OnProgress | None = None,
     deadline: float | None = None,
-    silence: float = SILENCE,
+    peer_timeout: float = SILENCE,
 ) -> MigrationResult:
     """Move a process and all its descendants to where :func:`migrate_in` waits.
 
@@ -79,13 +79,13 @@ def migrate_out(
     ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
     connected socket, which stays the caller's. ``more`` decides after each round of pre-copy
     whether there is another (:class:`~pycriu_native.UntilSteady` by default). ``deadline`` is in
-    seconds, for the whole. ``silence`` is how long the destination may say nothing, in
+    seconds, for the whole. ``peer_timeout`` is how long the destination may say nothing, in
     seconds, before it counts as lost. ``on_progress`` is told of each phase, on a thread of its
     own.
 
     When this raises, the process runs on here. If the destination had been told to go ahead
-    and cannot be asked any more, that takes the destination's ``silence`` and two seconds more:
-    the time in which it ends its copy. Raises ``OptionError`` and ``UnsupportedError`` before
+    and cannot be asked any more, that takes the destination's ``peer_timeout`` and two seconds
+    more: the time in which it ends its copy. Raises ``OptionError`` and ``UnsupportedError`` before
     anything is touched, ``MigrationError`` (``PeerLostError`` where the connection failed), and
     what a dump raises. Needs CRIU 3.17; post-copy userfaultfd at the destination.
     """
@@ -96,7 +96,7 @@ def migrate_out(
     problems = [
         *common.problems_with(opts),
         *endpoint.problems_with(to, "to", opts, insecure),
-        *_numbers(deadline, silence),
+        *_numbers(deadline, peer_timeout),
     ]
     if problems:
         raise OptionError(problems, verb="migrate_out", pid=number)
@@ -109,7 +109,7 @@ def migrate_out(
         sock = endpoint.connect(to, opts, until, insecure)
         channel = Channel(
             sock,
-            silence=silence,
+            peer_timeout=peer_timeout,
             until=until,
             on_pages=(lambda data: None) if relay is None else relay.put,
         )
@@ -149,7 +149,7 @@ def migrate_in(
     on_notify: Hook | None = None,
     on_progress: OnProgress | None = None,
     deadline: float | None = None,
-    silence: float = SILENCE,
+    peer_timeout: float = SILENCE,
 ) -> MigrationResult:
     """Wait for one process that :func:`migrate_out` sends, and run it here.
 
@@ -168,7 +168,7 @@ def migrate_in(
     problems = [
         *common.problems_with(opts),
         *endpoint.problems_with(listen, "listen", opts, insecure),
-        *_numbers(deadline, silence),
+        *_numbers(deadline, peer_timeout),
     ]
     if problems:
         raise OptionError(problems, verb="migrate_in")
@@ -184,7 +184,7 @@ def migrate_in(
             room=room,
             warden=warden,
             phases=phases,
-            silence=silence,
+            peer_timeout=peer_timeout,
             via=via,
             on_notify=on_notify,
         )
@@ -195,7 +195,7 @@ def migrate_in(
             sock = endpoint.accept(listen, opts, until, insecure)
             channel = arrival.channel = Channel(
                 sock,
-                silence=silence,
+                peer_timeout=peer_timeout,
                 until=until,
                 on_pages=arrival.put_pages,
                 on_end=arrival.give_up,
@@ -233,8 +233,11 @@ def _until(deadline: float | None, on_notify: Hook | None) -> tuple[Until, Hook 
     return until, on_notify if keeper is None else keeper.take_over(until.cancel, on_notify)
 
 
-def _numbers(deadline: float | None, silence: float) -> Iterator[Problem]:
-    bounds = (("deadline", deadline, 0.0, math.inf), ("silence", silence, 0.1, LONGEST_SILENCE))
+def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
+    bounds = (
+        ("deadline", deadline, 0.0, math.inf),
+        ("peer_timeout", peer_timeout, 0.1, LONGEST_SILENCE),
+    )
     for name, value, least, most in bounds:
         if value is None and name == "deadline":
             continue

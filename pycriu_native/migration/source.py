@@ -119,7 +119,7 @@ class Departure:
         self._channel.tell(
             "hello", mode=str(self._mode), criu=str(version), wide=has_wide_counts(version)
         )
-        self._their_silence = seconds(self._channel.expect("hello"), "silence")
+        self._their_silence = seconds(self._channel.expect("hello"), "peer_timeout")
         if self._mode.rounds:
             self._send_rounds()
         self.phases.enter("dump")

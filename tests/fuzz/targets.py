@@ -312,7 +312,7 @@ def shipments(data: bytes) -> None:
     """Whatever a peer sends as its images: they land in their directory, or it is refused."""
     place = fresh()
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, silence=30, until=Until(), on_pages=lambda data: None)
+    channel = Channel(ours, peer_timeout=30, until=Until(), on_pages=lambda data: None)
     try:
         with theirs:
             theirs.sendall(data)

@@ -86,7 +86,9 @@ def mute() -> Iterator[tuple[str, int]]:
         def body() -> None:
             sock, _ = server.accept()
             greet(sock)
-            channels.append(Channel(sock, silence=30, until=Until(), on_pages=lambda data: None))
+            channels.append(
+                Channel(sock, peer_timeout=30, until=Until(), on_pages=lambda data: None)
+            )
 
         thread = threading.Thread(target=body)
         thread.start()

@@ -39,7 +39,7 @@ from .test_migration import BOTH, Arrive, arrive, far, resident, traveller
 
 __all__ = ["arrive", "far", "traveller"]
 
-BRIEF: dict[str, Any] = {"insecure": True, "silence": 2.0}
+BRIEF: dict[str, Any] = {"insecure": True, "peer_timeout": 2.0}
 """Arguments of both calls: a lost peer is noticed soon."""
 
 
@@ -210,7 +210,7 @@ LEAVE = """
 import json, sys
 from pycriu_native import CriuOpts, migrate_out
 pid, host, port, mode = json.loads(sys.argv[1])
-migrate_out(pid, CriuOpts(), to=(host, port), mode=mode, insecure=True, silence=2.0)
+migrate_out(pid, CriuOpts(), to=(host, port), mode=mode, insecure=True, peer_timeout=2.0)
 """
 
 

@@ -31,7 +31,7 @@ EXITS = (
 
 def _out(
     call: Call, pid: int | None, tree: int | None, to: str, mode: str, insecure: bool,
-    silence: float | None,
+    peer_timeout: float | None,
 ) -> Exit:  # fmt: skip
     pid = command.one_pid(pid, tree)
     with progress.shown(call.out) as on_progress:
@@ -41,24 +41,27 @@ def _out(
             to=to,
             mode=mode,
             on_progress=on_progress,
-            **_shared(call, insecure, silence),
+            **_shared(call, insecure, peer_timeout),
         )
     return call.out.result(_shape(result), _text(result, f"moved pid {pid} to {to}"))
 
 
-def _in(call: Call, listen: str, insecure: bool, silence: float | None) -> Exit:
+def _in(call: Call, listen: str, insecure: bool, peer_timeout: float | None) -> Exit:
     call.out.hint(f"waiting for a process on {listen}")
     with progress.shown(call.out) as on_progress:
         result = migrate_in(
-            call.opts, listen=listen, on_progress=on_progress, **_shared(call, insecure, silence)
+            call.opts,
+            listen=listen,
+            on_progress=on_progress,
+            **_shared(call, insecure, peer_timeout),
         )
     return call.out.result(_shape(result), _text(result, f"pid {result.pid} has come, and runs"))
 
 
-def _shared(call: Call, insecure: bool, silence: float | None) -> dict[str, Any]:
+def _shared(call: Call, insecure: bool, peer_timeout: float | None) -> dict[str, Any]:
     if call.given is not None and not isinstance(call.given, Worker):
         raise click.UsageError("--service is not accepted: a migration needs workers of its own.")
-    more = {} if silence is None else {"silence": silence}
+    more = {} if peer_timeout is None else {"peer_timeout": peer_timeout}
     return {
         "insecure": insecure,
         "via": call.given,
@@ -96,7 +99,7 @@ def _both() -> list[click.Parameter]:
             "change the memory.",
         ),
         click.Option(
-            ["--silence"],
+            ["--peer-timeout"],
             type=click.FloatRange(min=0.1),
             metavar="SECONDS",
             help="Without a sign of life for so long the other side counts as lost. Default: 10.",
