@@ -89,7 +89,7 @@ class DumpResult:
     """CRIU's log; None where it went elsewhere."""
     statistics: DumpStatistics | None
     """CRIU's own numbers; None where it left none."""
-    gone: bool
+    pid_free: bool
     """Whether the pid is free again. False after ``leave_running``, and where the parent has
     not reaped the process in time: a restore then finds its pid taken."""
     restored: bool = False

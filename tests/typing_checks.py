@@ -187,7 +187,7 @@ def results() -> None:
     dumped = dump(PID, OPTS)
     assert_type(dumped.pid, int)
     assert_type(dumped.duration, float)
-    assert_type(dumped.gone, bool)
+    assert_type(dumped.pid_free, bool)
     assert_type(dumped.log, str | None)
     assert_type(dumped.statistics, DumpStatistics | None)
     dumped.statistics.pages_written  # type: ignore[union-attr]  # noqa: B018

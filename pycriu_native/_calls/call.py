@@ -350,7 +350,7 @@ class Call:
                 raise failure
             if request.verb in (Verb.DUMP, Verb.RESTORE):
                 logs.advise()
-            return replace(outcome, gone=self._wait_until_gone(outcome.tree))
+            return replace(outcome, pid_free=self._wait_until_gone(outcome.tree))
 
     def _check_identity(self) -> None:
         """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""

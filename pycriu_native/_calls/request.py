@@ -91,7 +91,7 @@ class Outcome:
     """The processes that were dumped."""
     interrupted_by: BaseException | None
     """What asked for the call to be undone when it was too late for that."""
-    gone: bool = False
+    pid_free: bool = False
     """Whether the processes that were dumped have left their pids."""
 
 

@@ -142,7 +142,7 @@ def dump_result(request: Request, outcome: Outcome) -> DumpResult:
         log=outcome.log,
         statistics=statistics,
         restored=outcome.result == 1,
-        gone=outcome.gone,
+        pid_free=outcome.pid_free,
     )
     return _finish(request, outcome, result)
 

@@ -90,7 +90,7 @@ def test_leave_running(spawn: Spawn, images: Path) -> None:
     target = spawn()
     ticks = target.ask("ticks")
     result = dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
-    assert not result.gone
+    assert not result.pid_free
     assert target.ask("ticks") > ticks
     assert target.runs_on()
 
@@ -99,7 +99,7 @@ def test_gone_tells_whether_the_pid_is_free(spawn: Spawn, images: Path) -> None:
     """A zombie child of ours keeps its pid, and the result of the dump says so."""
     target = spawn()
     result = dump(target.pid, CriuOpts(images_directory=images))
-    assert not result.gone
+    assert not result.pid_free
     with pytest.raises(PidInUseError, match=f"waitpid\\({target.pid}, 0\\)") as caught:
         restore(CriuOpts(images_directory=images))
     assert isinstance(caught.value, FileExistsError)
@@ -116,7 +116,7 @@ def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: P
     dump(target.pid, opts)
     target.reap()
     restore(opts)
-    assert dump(target.pid, opts).gone
+    assert dump(target.pid, opts).pid_free
     assert not os.path.exists(f"/proc/{target.pid}")
     restore(opts)
     assert target.runs_on()

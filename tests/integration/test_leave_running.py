@@ -63,7 +63,7 @@ def test_the_process_goes_on_and_no_step_is_lost(spawn: Spawn, images: Path) -> 
         goes_on(target)
         opts = CriuOpts(images_directory=f"{images}-{number}", leave_running=True)
         result = dump(target.pid, opts)
-        assert not result.gone
+        assert not result.pid_free
         assert is_alive(target.pid)
     goes_on(target)
     written = steps(target.directory)

@@ -215,7 +215,7 @@ def test_pre_dump_leaves_it_alone(spawn: Spawn, images: Path) -> None:
     opts = replace(_round(images, 1), tcp_established=True, file_locks=True)
     result = pre_dump(target.pid, opts, on_notify=asked.append)
     assert asked == []
-    assert not result.gone
+    assert not result.pid_free
     assert not list((images / "1").glob("core-*.img"))
     _is_intact(target)
 

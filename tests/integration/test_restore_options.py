@@ -51,7 +51,7 @@ def test_a_dump_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> Non
     target = spawn()
     ticks = target.ask("ticks")
     result = dump(target.pid, CriuOpts(images_directory=images, leave_stopped=True))
-    assert not result.gone
+    assert not result.pid_free
     eventually(lambda: state(target.pid) == "T", "its stop")
     os.kill(target.pid, signal.SIGCONT)
     assert target.ask("ticks") >= ticks

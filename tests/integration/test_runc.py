@@ -62,7 +62,7 @@ def dumped(box: Counting, images: Path, **more: Any) -> int:
     """Dump it so that it can be restored with its streams; how far it got."""
     container = asked(box)
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images, **more)).gone
+    assert dump(container.pid, container.dump_opts(images, **more)).pid_free
     return box.count
 
 
@@ -83,7 +83,7 @@ def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
     container = asked(box)
     assert container.pid == box.pid
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images)).gone
+    assert dump(container.pid, container.dump_opts(images)).pid_free
     stopped_at = box.count
 
     box.restored_by_runtime(images)
@@ -319,7 +319,7 @@ def test_more_options(box: Counting, images: Path) -> None:
     assert opts.manage_cgroups_mode == CgroupMode.IGNORE
     assert opts.external == ("unix[7]",)
     assert str(opts.freeze_cgroup).endswith(f"/{box.id}")
-    assert not dump(container.pid, opts).gone
+    assert not dump(container.pid, opts).pid_free
     assert box.runs_on()
 
 

@@ -21,7 +21,9 @@ from tests.unit.support import bystander
 
 def _round(number: int, pages: int) -> Round:
     statistics = DumpStatistics(pages_written=pages)
-    result = DumpResult(pid=1, images="", duration=0.0, log=None, statistics=statistics, gone=False)
+    result = DumpResult(
+        pid=1, images="", duration=0.0, log=None, statistics=statistics, pid_free=False
+    )
     return Round(number=number, result=result)
 
 

@@ -399,7 +399,7 @@ def test_a_report_that_never_comes(
     departure = _departure(ends[0], Room(CriuOpts(images_directory=tmp_path / "images")))
     began = time.monotonic()
     result = departure._result(
-        DumpResult(pid=1, images="", log=None, statistics=None, duration=0, gone=True)
+        DumpResult(pid=1, images="", log=None, statistics=None, duration=0, pid_free=True)
     )
     assert time.monotonic() - began < 10
     assert result.restore is None

@@ -176,7 +176,7 @@ def _numbers(told: DumpStatistics) -> list[tuple[str, str]]:
 
 def _hint(call: Call, result: DumpResult) -> None:
     runs_on = call.opts.leave_running or call.opts.leave_stopped
-    if result.gone or runs_on:
+    if result.pid_free or runs_on:
         return
     seen = stat_of(result.pid)
     if seen is not None and seen[0] == "Z":
