@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycriu_native import CriuOpts, WarmWorkers, Worker, dump, version
+from pycriu_native import CriuOpts, Worker, WorkerPool, dump, version
 from pycriu_native._calls import call, exchange, requirements, verbs
 from pycriu_native._transport import worker
 from pycriu_native._transport.program import find_program
@@ -79,7 +79,7 @@ def _ways(target: Target, directory: Path, times: int) -> list[Row]:
     opts = CriuOpts(images_directory=images, leave_running=True)
     program, pid = find_program(), target.pid
     command = ["dump", "-t", pid, "-D", images, "-o", "dump.log", "-R"]
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
 
         def rested(body: Callable[[], object]) -> Callable[[], float]:
             """With the pool ready, as it is for calls that do not come in one burst."""
@@ -134,7 +134,7 @@ def _in_log(log: Path) -> float:
 def _beyond(target: Target, directory: Path, times: int) -> list[Row]:
     """A call's wall time beyond what CRIU's own log accounts for; each has a new directory."""
     rows = []
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
         for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
             beyond = []
             for number in range(times):
@@ -188,7 +188,7 @@ def _alone(target: Target, directory: Path, times: int) -> Row:
 def _cold(target: Target, directory: Path, times: int) -> list[Row]:
     """The same checks after a dump, which has taken the processor's caches, and at once again."""
     taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
         for number in range(times):
             opts = CriuOpts(images_directory=directory / f"cold-{number}", leave_running=True)
             warm.wait_until_ready(10)
@@ -208,7 +208,7 @@ def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
     images = directory / "nothing"
     taken: dict[str, list[float]] = {"after a dump": [], "at once again": []}
     env = {"INVENTORY": str(images / "inventory.img")}
-    with WarmWorkers(2) as warm, WarmWorkers(2, program=build("nothing"), env=env) as idle:
+    with WorkerPool(2) as warm, WorkerPool(2, program=build("nothing"), env=env) as idle:
         for number in range(times):
             warm.wait_until_ready(10)
             real = CriuOpts(images_directory=directory / f"real-{number}", leave_running=True)
@@ -238,15 +238,15 @@ def _parts(target: Target, directory: Path, times: int) -> list[Row]:
     """The same dump, with a clock around each of its steps."""
     opts = CriuOpts(images_directory=directory / "images", leave_running=True, log_level=4)
     rows = []
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
         for name, via in (("a warm worker", warm), ("a worker of its own", Worker())):
             taken: dict[str, list[float]] = {}
             originals = [(owner, method, getattr(owner, method)) for _, owner, method in PARTS]
-            connect = WarmWorkers.connect
+            connect = WorkerPool.connect
             try:
                 for step, owner, method in PARTS:
                     _clock(owner, method, step, taken)
-                _clock(WarmWorkers, "connect", "a worker is got", taken)
+                _clock(WorkerPool, "connect", "a worker is got", taken)
                 whole, logged = [], []
                 for _ in range(times):
                     warm.wait_until_ready(10)
@@ -258,7 +258,7 @@ def _parts(target: Target, directory: Path, times: int) -> list[Row]:
             finally:
                 for owner, method, original in originals:
                     setattr(owner, method, original)
-                WarmWorkers.connect = connect  # type: ignore[method-assign]
+                WorkerPool.connect = connect  # type: ignore[method-assign]
             rows.append(row("whole call", "ms", whole, by=name))
             rows.append(row("CRIU, by its log", "ms", logged, by=name))
             for step, steps in taken.items():

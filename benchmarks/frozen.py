@@ -11,7 +11,7 @@ from pycriu_native import (
     DumpResult,
     DumpStatistics,
     Round,
-    WarmWorkers,
+    WorkerPool,
     dump,
     dump_iters,
     feature_check,
@@ -27,7 +27,7 @@ ROUNDS = 3
 def measure(quick: bool) -> list[Row]:
     """Dumps that leave it running: what CRIU says, and what the process has felt."""
     times, sizes = (3, (256,)) if quick else (7, (256, 1024))
-    ways: dict[str, Callable[[int, Path, WarmWorkers], list[tuple[str, DumpResult]]]]
+    ways: dict[str, Callable[[int, Path, WorkerPool], list[tuple[str, DumpResult]]]]
     ways = {"plain": _plain}
     rows: list[Row] = []
     shares = [1]
@@ -37,7 +37,7 @@ def measure(quick: bool) -> list[Row]:
     else:
         why = "this kernel does not track changed memory (soft-dirty): see the guest"
         rows.append(note("pre-dump rounds", why))
-    with scratch("/dev/shm") as directory, WarmWorkers(1) as warm:
+    with scratch("/dev/shm") as directory, WorkerPool(1) as warm:
         for mib, share in [(mib, share) for mib in sizes for share in shares]:
             target = Target(directory, mib, writes=share, name=f"writer-{mib}-{share}")
             where = "" if share == 1 else f", writing to a {share}th of it"
@@ -70,12 +70,12 @@ def measure(quick: bool) -> list[Row]:
     return rows
 
 
-def _plain(pid: int, images: Path, via: WarmWorkers) -> list[tuple[str, DumpResult]]:
+def _plain(pid: int, images: Path, via: WorkerPool) -> list[tuple[str, DumpResult]]:
     opts = CriuOpts(images_directory=images, leave_running=True)
     return [("a plain dump", dump(pid, opts, via=via))]
 
 
-def _rounds(pid: int, images: Path, via: WarmWorkers) -> list[tuple[str, DumpResult]]:
+def _rounds(pid: int, images: Path, via: WorkerPool) -> list[tuple[str, DumpResult]]:
     opts = CriuOpts(images_directory=images, leave_running=True)
 
     def more(round: Round) -> bool:

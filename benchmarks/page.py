@@ -40,7 +40,7 @@ restored until then. *Beyond CRIU's log* is the call's wall time less the time o
 CRIU's log, which begins when CRIU has read the options.
 
 Nearly all of a call is the conversation: CRIU's own work. Two things make it shorter:
-`WarmWorkers`, and what the next section is about.
+`WorkerPool`, and what the next section is about.
 """
 
 COLD = """

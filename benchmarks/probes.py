@@ -9,9 +9,9 @@ from .common import Row, Target, main, row, scratch, timed, with_run_on
 
 def inside(times: int) -> None:
     """Samples of this mount namespace, as JSON."""
-    from pycriu_native import CriuOpts, WarmWorkers, dump, feature_cache
+    from pycriu_native import CriuOpts, WorkerPool, dump, feature_cache
 
-    with scratch("/dev/shm") as directory, WarmWorkers(1) as warm:
+    with scratch("/dev/shm") as directory, WorkerPool(1) as warm:
         target = Target(directory)
         opts = CriuOpts(images_directory=directory / "images", leave_running=True)
         try:

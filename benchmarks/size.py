@@ -34,9 +34,9 @@ pid, times = int(pid), int(times)
 """
 
 OURS = """
-from pycriu_native import CriuOpts, WarmWorkers, Worker, dump, version
+from pycriu_native import CriuOpts, WorkerPool, Worker, dump, version
 opts = CriuOpts(images_directory=directory, leave_running=True)
-warm = WarmWorkers(1, program=program) if sys.argv[8] == "warm" else None
+warm = WorkerPool(1, program=program) if sys.argv[8] == "warm" else None
 via = warm or Worker(program=program)
 for _ in range(times):
     if warm:

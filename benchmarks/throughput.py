@@ -15,7 +15,7 @@ from pycriu_native import (
     CriuError,
     CriuOpts,
     UnsupportedError,
-    WarmWorkers,
+    WorkerPool,
     dump,
     page_server_child,
     restore,
@@ -112,7 +112,7 @@ class _Case:
         """So many rounds of all ways."""
         refused: dict[str, str] = {}
         try:
-            with WarmWorkers(1) as warm:
+            with WorkerPool(1) as warm:
                 ways = self._ways(warm)
                 for _ in range(times):
                     # First: on a virtual machine, memory that was never used costs its host too.
@@ -136,7 +136,7 @@ class _Case:
             ]
         return rows + [note("dump", why, by=name, **case) for name, why in refused.items()]
 
-    def _ways(self, warm: WarmWorkers) -> dict[str, Way]:
+    def _ways(self, warm: WorkerPool) -> dict[str, Way]:
         opts, images, pid = self.opts, self.images, self.target.pid
         found: dict[str, Way] = {
             "pycriu_native": (

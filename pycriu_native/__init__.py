@@ -80,7 +80,7 @@ if TYPE_CHECKING:
         feature_cache,
         keep_feature_cache,
     )
-    from ._transport.pool import WarmWorkers
+    from ._transport.pool import WorkerPool
     from .diagnostics.doctor import Doctor, Health, Remark, doctor
     from .diagnostics.explain import Explanation, explain
     from .diagnostics.preflight import (
@@ -168,9 +168,9 @@ __all__ = [
     "Verdict",
     "Version",
     "VethPair",
-    "WarmWorkers",
     "Worker",
     "WorkerDiedError",
+    "WorkerPool",
     "check",
     "cpuinfo_check",
     "cpuinfo_dump",
@@ -229,7 +229,7 @@ _LATER = {
     "Severity": "diagnostics.preflight",
     "UntilSteady": "_calls.iterative_dump",
     "Verdict": "diagnostics.preflight",
-    "WarmWorkers": "_transport.pool",
+    "WorkerPool": "_transport.pool",
     "doctor": "diagnostics.doctor",
     "dump_iters": "_calls.iterative_dump",
     "dump_many": "_calls.batch",

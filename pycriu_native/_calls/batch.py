@@ -7,7 +7,7 @@ processes, or the executor of a cluster whose nodes have this library and see th
     failed = [each for each in done if each.error is not None]
 
 Each job's result or error is kept with the job: one that fails stops no other. On threads of our
-own, dumps and restores need no ``WarmWorkers``: while some work, the next are made ready, and their
+own, dumps and restores need no ``WorkerPool``: while some work, the next are made ready, and their
 workers are started.
 """
 

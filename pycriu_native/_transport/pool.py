@@ -1,15 +1,15 @@
 """Workers that are started ahead of the calls that use them.
 
-Starting ``criu`` takes some milliseconds, most of them the loader's. ``WarmWorkers`` has it loaded
+Starting ``criu`` takes some milliseconds, most of them the loader's. ``WorkerPool`` has it loaded
 once (``forkserver.py``), keeps a few workers that wait for a request, and forks the next ones while
 calls are busy with other things::
 
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
         for pid, opts in jobs:
             dump(pid, opts, via=warm)
 
 A warm worker is used for a call only if a fresh one would be no different: the one rule is
-``WarmWorkers.connect``. It ends when its socket does, so it does not outlive us, however we end.
+``WorkerPool.connect``. It ends when its socket does, so it does not outlive us, however we end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .spawn import DEFAULT_MANNER, Manner
 from .worker import PATIENCE, Worker, WorkerLine
 from .worker_factory import Likeness, Nursery, likeness
 
-__all__ = ["WarmWorkers"]
+__all__ = ["WorkerPool"]
 
 LARGEST_POOL = 1024
 
@@ -55,7 +55,7 @@ class _Idle:
 
 
 class _Stock:
-    """Idle workers of one kind, and the thread that starts them; it outlives no ``WarmWorkers``."""
+    """Idle workers of one kind, and the thread that starts them; it outlives no ``WorkerPool``."""
 
     def __init__(self, size: int, worker: Worker, manner: Manner) -> None:
         self.size = size
@@ -238,7 +238,7 @@ def _close(*stocks: _Stock) -> None:
         stock.close()
 
 
-class WarmWorkers(Owned):
+class WorkerPool(Owned):
     """``size`` workers kept ready, each for one call; used as ``via``, like a :class:`Worker`.
 
     From the first restore on there are as many for restores: what a dump creates is for its own
@@ -310,7 +310,7 @@ class WarmWorkers(Owned):
 
     def __repr__(self) -> str:
         state = "closed" if self._stock.closed else f"{self.idle} of {self._stock.size} ready"
-        return f"<WarmWorkers: {state}>"
+        return f"<WorkerPool: {state}>"
 
     @property
     def idle(self) -> int:

@@ -28,8 +28,8 @@ from pycriu_native import (
     PidInUseError,
     RestoreClaimedError,
     RestoreJob,
-    WarmWorkers,
     Worker,
+    WorkerPool,
     dump,
     dump_many,
     restore_many,
@@ -57,7 +57,7 @@ def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
         return CriuOpts(images_directory=tmp_path / f"images-{pid}")
 
     pids = [target.pid for target in targets]
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
         dumped = dump_many(
             pids, opts, via=warm, parallel=3, progress=lambda done, all: told.append((done, all))
         )

@@ -69,7 +69,7 @@ ways = {
     "itself": lambda pid: dump_many([os.getpid()], opts)[0].get(),
 }
 found = {}
-with WarmWorkers(1) as warm:
+with WorkerPool(1) as warm:
     for name, way in ways.items():
         try:
             way(os.getppid())

@@ -21,8 +21,8 @@ import pytest
 from pycriu_native import (
     CriuOpts,
     ProgramNotFoundError,
-    WarmWorkers,
     Worker,
+    WorkerPool,
     dump,
     restore,
     restore_child,
@@ -42,7 +42,7 @@ from .support.processes import children, eventually, is_alive
 REPO = Path(__file__).parents[2]
 
 
-def taken(pool: WarmWorkers) -> bool:
+def taken(pool: WorkerPool) -> bool:
     """Whether a call from here would get a warm worker; it is ended again."""
     assert pool.wait_until_ready(20)
     ready = {idle.line.pid for idle in pool._stock.idle}
@@ -55,9 +55,9 @@ def taken(pool: WarmWorkers) -> bool:
 
 
 @pytest.fixture
-def pool() -> Iterator[WarmWorkers]:
+def pool() -> Iterator[WorkerPool]:
     """One that is ready."""
-    with WarmWorkers(1) as made:
+    with WorkerPool(1) as made:
         assert made.wait_until_ready(20)
         yield made
 
@@ -67,7 +67,7 @@ def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
     target = spawn()
     before = children()
     opts = CriuOpts(images_directory=images)
-    with WarmWorkers(2) as pool:
+    with WorkerPool(2) as pool:
         assert pool.wait_until_ready(20)
         first = {idle.line.pid for idle in pool._stock.idle}
         dump(target.pid, opts, via=pool)
@@ -83,13 +83,13 @@ def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
     os.waitpid(restored.pid, 0)
 
 
-def test_a_call_gets_one(pool: WarmWorkers) -> None:
+def test_a_call_gets_one(pool: WorkerPool) -> None:
     """The next call's worker is one that was there before, and answers."""
     assert taken(pool)
     assert version(via=pool) == version()
 
 
-def test_what_goes_past_it(pool: WarmWorkers) -> None:
+def test_what_goes_past_it(pool: WorkerPool) -> None:
     """Calls that hand over descriptors or standard input, and self-dumps, get a fresh worker."""
     ready = {idle.line.pid for idle in pool._stock.idle}
     with open(os.devnull) as null:
@@ -180,14 +180,14 @@ PROCESS_WIDE = {
 
 
 @pytest.mark.parametrize("what", PROCESS_WIDE)
-def test_the_process_has_changed(pool: WarmWorkers, what: str) -> None:
+def test_the_process_has_changed(pool: WorkerPool, what: str) -> None:
     """A worker that was started before the change is not used after it, and is after its end."""
     with PROCESS_WIDE[what]():
         assert not taken(pool)
     assert taken(pool)
 
 
-def test_another_cgroup(pool: WarmWorkers) -> None:
+def test_another_cgroup(pool: WorkerPool) -> None:
     """A worker of the old cgroup is not used: restored processes could stay in it."""
     hierarchy = cgroups.required("freezer")
     with contextlib.contextmanager(cgroups.maker)() as make:
@@ -201,7 +201,7 @@ def test_another_cgroup(pool: WarmWorkers) -> None:
         assert taken(pool)
 
 
-def test_another_network(pool: WarmWorkers) -> None:
+def test_another_network(pool: WorkerPool) -> None:
     """A thread that has moved to another network namespace gets a worker that is in it."""
     with host() as other:
         with other.entered():
@@ -209,7 +209,7 @@ def test_another_network(pool: WarmWorkers) -> None:
         assert taken(pool)
 
 
-def test_the_pool_moves(pool: WarmWorkers) -> None:
+def test_the_pool_moves(pool: WorkerPool) -> None:
     """After two calls from elsewhere the workers are started there; ours get fresh ones then."""
     with host() as other, other.entered():
         assert not taken(pool)
@@ -257,7 +257,7 @@ def test_what_cannot_be_taken_back(what: str) -> None:
 def test_a_configuration_file(tmp_path: Path) -> None:
     """CRIU reads its configuration as it starts: one that came since makes a worker stale."""
     configuration = tmp_path / ".criu" / "default.conf"
-    with WarmWorkers(1, env={"HOME": str(tmp_path)}) as pool:
+    with WorkerPool(1, env={"HOME": str(tmp_path)}) as pool:
         assert taken(pool)
         assert pool.wait_until_ready(20)
         configuration.parent.mkdir()
@@ -270,16 +270,16 @@ def test_another_program(tmp_path: Path) -> None:
     program = tmp_path / "criu"
     program.write_text(f'#!/bin/sh\nexec {find_program()} "$@"\n')
     program.chmod(0o755)
-    with WarmWorkers(1, program=program) as pool:
+    with WorkerPool(1, program=program) as pool:
         assert taken(pool)
         assert pool.wait_until_ready(20)
         program.write_text(f'#!/bin/sh\n\nexec {find_program()} "$@"\n')
         assert not taken(pool)
     with pytest.raises(ProgramNotFoundError):
-        WarmWorkers(program=tmp_path / "none")
+        WorkerPool(program=tmp_path / "none")
 
 
-def test_a_waiting_worker_that_died(pool: WarmWorkers) -> None:
+def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
     """It is not handed out."""
     pid = pool._stock.idle[0].line.pid
     os.kill(pid, signal.SIGKILL)
@@ -293,7 +293,7 @@ def test_more_calls_than_workers(spawn: Spawn, tmp_path: Path) -> None:
     target = spawn()
     errors: list[BaseException] = []
 
-    with WarmWorkers(1) as pool:
+    with WorkerPool(1) as pool:
 
         def body(number: int) -> None:
             try:
@@ -314,7 +314,7 @@ def test_more_calls_than_workers(spawn: Spawn, tmp_path: Path) -> None:
     assert target.runs_on()
 
 
-def test_a_fork(pool: WarmWorkers) -> None:
+def test_a_fork(pool: WorkerPool) -> None:
     """A forked child has workers of its own; ours end with us though the child lives on."""
     ours = pool._stock.idle[0].line.pid
     pid = os.fork()
@@ -340,9 +340,9 @@ def _is_gone(pid: int) -> bool:
 
 HOLDER = """
 import os, signal, sys, time
-from pycriu_native import WarmWorkers
+from pycriu_native import WorkerPool
 from pycriu_native._transport.forkserver import _seeds
-pool = WarmWorkers(2)
+pool = WorkerPool(2)
 assert pool.wait_until_ready(20)
 [seed] = _seeds
 if not os.fork():
@@ -373,14 +373,14 @@ def test_they_die_with_us() -> None:
         holder.stdout.close()
 
 
-def seed_of(pool: WarmWorkers) -> Seed:
+def seed_of(pool: WorkerPool) -> Seed:
     """The process that its workers come from."""
     assert pool.idle
     [seed] = [each for each in _seeds if each._line.sock.fileno() >= 0]
     return seed
 
 
-def test_workers_grow_from_a_seed(pool: WarmWorkers) -> None:
+def test_workers_grow_from_a_seed(pool: WorkerPool) -> None:
     """They are children of ours, each in a group of its own, and hold nothing of the seed's."""
     seed = seed_of(pool)
     line = pool._stock.idle[0].line
@@ -408,20 +408,20 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
     opts = CriuOpts(images_directory=tmp_path / "images", leave_running=True)
     env = {"HOME": str(tmp_path)}
 
-    def told(via: Worker | WarmWorkers) -> set[str]:
+    def told(via: Worker | WorkerPool) -> set[str]:
         said.unlink(missing_ok=True)
         dump(target.pid, opts, via=via)
         own = ("CRTOOLS", "_=")  # the pid of CRIU, among others
         return {line for line in said.read_text().splitlines() if not line.startswith(own)}
 
-    with WarmWorkers(1, env=env) as pool:
+    with WorkerPool(1, env=env) as pool:
         assert pool.wait_until_ready(20)
         seed_of(pool)
         assert told(pool) == told(Worker(env=env))
     assert target.runs_on()
 
 
-def test_a_seed_that_died(pool: WarmWorkers) -> None:
+def test_a_seed_that_died(pool: WorkerPool) -> None:
     """Another takes its place, and no call notices."""
     first = seed_of(pool).pid
     os.kill(first, signal.SIGKILL)
@@ -443,7 +443,7 @@ def test_programs_that_grow_no_workers(tmp_path: Path, what: str) -> None:
     else:
         env = {"LD_PRELOAD": ""}
     before = children()
-    with WarmWorkers(1, program=program, env=env) as pool:
+    with WorkerPool(1, program=program, env=env) as pool:
         assert taken(pool)
         assert version(via=pool) == version()
         assert pool.wait_until_ready(20)
@@ -455,7 +455,7 @@ def test_ends_with_its_owner() -> None:
     """One that is dropped without a close ends its workers and its thread."""
     before = children()
     threads = threading.active_count()
-    pool = WarmWorkers(2)
+    pool = WorkerPool(2)
     assert pool.wait_until_ready(20)
     assert len(children() - before) == 3  # with the seed
     del pool
@@ -464,11 +464,11 @@ def test_ends_with_its_owner() -> None:
     assert threading.active_count() == threads
 
 
-def test_closed(pool: WarmWorkers) -> None:
+def test_closed(pool: WorkerPool) -> None:
     """A closed one says so, and may be closed again."""
     pool.close()
     pool.close()
-    assert repr(pool) == "<WarmWorkers: closed>"
+    assert repr(pool) == "<WorkerPool: closed>"
     assert not pool.wait_until_ready(0)
     with pytest.raises(ValueError, match="closed"):
         version(via=pool)
@@ -478,10 +478,10 @@ def test_closed(pool: WarmWorkers) -> None:
 def test_its_size(size: int) -> None:
     """Is a number that makes sense."""
     with pytest.raises(ValueError, match="size="):
-        WarmWorkers(size)
+        WorkerPool(size)
 
 
-def test_idle_workers_cost_nothing(pool: WarmWorkers) -> None:
+def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
     """They wait without running: not one switch of context in a while."""
 
     def switches() -> str:
@@ -500,7 +500,7 @@ def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
     """A restore that needs our standard input works through a pool as well: by a fresh worker."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
-    with WarmWorkers(1) as pool:
+    with WorkerPool(1) as pool:
         dump(target.pid, opts, via=pool)
         target.reap()
         assert restore(CriuOpts(images_directory=images, shell_job=True), via=pool).pid

@@ -22,8 +22,8 @@ from pycriu_native import (
     DeadlineError,
     Notification,
     Notify,
-    WarmWorkers,
     WorkerDiedError,
+    WorkerPool,
     dump,
 )
 from pycriu_native._calls import exchange
@@ -293,7 +293,7 @@ def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(network_lock_module, "run_id", look)
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
     network_lock_module._places.clear()
-    with WarmWorkers(2) as warm:
+    with WorkerPool(2) as warm:
         assert warm.wait_until_ready(20)
         for via in (None, None, warm, warm, None):
             dump(target.pid, opts, via=via)

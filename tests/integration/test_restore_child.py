@@ -18,8 +18,8 @@ from pycriu_native import (
     Notification,
     Notify,
     RestoreResult,
-    WarmWorkers,
     WorkerDiedError,
+    WorkerPool,
     dump,
     restore,
     restore_child,
@@ -162,7 +162,7 @@ def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool)
     assert opts.images_directory is not None
     last = max(int(core.stem[5:]) for core in Path(str(opts.images_directory)).glob("core-*.img"))
     with contextlib.ExitStack() as owned:
-        via = owned.enter_context(WarmWorkers(1)) if warm else None
+        via = owned.enter_context(WorkerPool(1)) if warm else None
         for _ in range(100):
             Path("/proc/sys/kernel/ns_last_pid").write_text(str(last - 1))
             ours = os.posix_spawn("/bin/sleep", ["sleep", "99"], {})
@@ -173,7 +173,7 @@ def test_a_taken_pid_leaves_no_child(saved: tuple[Target, CriuOpts], warm: bool)
         else:
             pytest.skip("the pid could not be had: other processes start all the time")
         if warm:
-            assert isinstance(via, WarmWorkers)
+            assert isinstance(via, WorkerPool)
             with pytest.raises(CriuError):  # from now on there are warm ones for restores
                 restore_child(opts, via=via)
             eventually(lambda: via._restoring.idle, "a warm worker")

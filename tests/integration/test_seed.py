@@ -16,8 +16,8 @@ import pytest
 from pycriu_native import (
     CriuOpts,
     ProgramError,
-    WarmWorkers,
     Worker,
+    WorkerPool,
     dump_many,
     run_many,
     version,
@@ -120,7 +120,7 @@ def test_other_ways_are_left_alone() -> None:
         assert not bed._seeds
         bed.connect(Worker(), (), SAVING).reap()
         assert len(bed._seeds) == 1
-        with WarmWorkers(1) as warm:
+        with WorkerPool(1) as warm:
             warm.close()
             with pytest.raises(ValueError, match="closed"):
                 bed.connect(warm, (), SAVING)

@@ -111,7 +111,7 @@ def interrupted() -> None:
 
 def warm_workers() -> None:
     """Several calls on one pool."""
-    with criu.WarmWorkers(2) as pool:
+    with criu.WorkerPool(2) as pool:
         for _ in range(3):
             _end(criu.restore(_dumped(via=pool), via=pool).pid)
 
