@@ -67,7 +67,7 @@ from .results import (
 if TYPE_CHECKING:
     from . import lib
     from ._calls.batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
-    from ._calls.iterative_dump import DumpItersResult, Round, UntilSteady, dump_iters
+    from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
     from ._calls.progress import OnProgress, Progress
     from ._integrity.manifest import seal, verify
     from ._native.ffi import ffi
@@ -161,9 +161,9 @@ __all__ = [
     "Round",
     "Service",
     "Severity",
+    "ShrinkingRounds",
     "Socket",
     "UnsupportedError",
-    "UntilSteady",
     "Verb",
     "Verdict",
     "Version",
@@ -227,7 +227,7 @@ _LATER = {
     "RestoreJob": "_calls.batch",
     "Round": "_calls.iterative_dump",
     "Severity": "diagnostics.preflight",
-    "UntilSteady": "_calls.iterative_dump",
+    "ShrinkingRounds": "_calls.iterative_dump",
     "Verdict": "diagnostics.preflight",
     "WorkerPool": "_transport.pool",
     "doctor": "diagnostics.doctor",

@@ -44,8 +44,8 @@ from pycriu_native import (
     RestoreResult,
     Round,
     Service,
+    ShrinkingRounds,
     Socket,
-    UntilSteady,
     Verb,
     Version,
     VethPair,
@@ -271,9 +271,9 @@ def rounds() -> None:
     """dump_iters."""
     assert_type(dump_iters(PID, OPTS), DumpItersResult)
     assert_type(dump_iters(PID, OPTS, a_policy).rounds, tuple[Round, ...])
-    assert_type(dump_iters(PID, OPTS, UntilSteady(most=3)).final, DumpResult)
+    assert_type(dump_iters(PID, OPTS, ShrinkingRounds(most=3)).final, DumpResult)
     dump_iters(PID, OPTS, 3)  # type: ignore[arg-type]
-    UntilSteady(3)  # type: ignore[call-arg]
+    ShrinkingRounds(3)  # type: ignore[call-arg]
 
 
 def manifests(descriptor: int) -> None:

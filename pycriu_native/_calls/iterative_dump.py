@@ -28,7 +28,7 @@ from .exchange import Hook
 if TYPE_CHECKING:
     from .progress import OnProgress
 
-__all__ = ["DumpItersResult", "Round", "UntilSteady", "dump_iters"]
+__all__ = ["DumpItersResult", "Round", "ShrinkingRounds", "dump_iters"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ More = Callable[[Round], bool]
 """Told of each round; True asks for another, False for the final dump."""
 
 
-class UntilSteady:
+class ShrinkingRounds:
     """The ready-made policy: go on while rounds shrink.
 
     Another round is worth it as long as the last one wrote less than ``shrink`` times what the
@@ -111,8 +111,8 @@ def dump_iters(
 
     ``opts.images_directory`` is a path; the rounds go to ``1``, ``2``, … in it, each with the
     one before as its parent, and the final dump to the next number. ``more`` defaults to
-    :class:`UntilSteady`. ``deadline`` bounds each round. ``on_progress`` is told of each round as
-    a phase of its own, ``round 1`` and so on, and of ``dump``; what there is to do is all of the
+    :class:`ShrinkingRounds`. ``deadline`` bounds each round. ``on_progress`` is told of each round
+    as a phase of its own, ``round 1`` and so on, and of ``dump``; what there is to do is all of the
     memory in the first round, and unknown after it. Options of pre-dumps and of the dump in
     the end may be given together, and each goes where it belongs. A round that fails leaves the
     process running, and the rounds before it on disk.
@@ -137,7 +137,7 @@ def dump_iters(
     if problems:
         raise OptionError(problems, verb="dump_iters", pid=number)
     assert isinstance(base, str)
-    decide = UntilSteady() if more is None else more
+    decide = ShrinkingRounds() if more is None else more
 
     def step(number: int) -> CriuOpts:
         return round_opts(opts, base, number)

@@ -78,8 +78,8 @@ def migrate_out(
     ``opts`` are those of a dump; what a migration sets itself is refused. Without an
     ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
     connected socket, which stays the caller's. ``more`` decides after each round of pre-copy
-    whether there is another (:class:`~pycriu_native.UntilSteady` by default). ``deadline`` is in
-    seconds, for the whole. ``peer_timeout`` is how long the destination may say nothing, in
+    whether there is another (:class:`~pycriu_native.ShrinkingRounds` by default). ``deadline`` is
+    in seconds, for the whole. ``peer_timeout`` is how long the destination may say nothing, in
     seconds, before it counts as lost. ``on_progress`` is told of each phase, on a thread of its
     own.
 

@@ -19,7 +19,7 @@ from typing import Any
 from .._calls import requirements, verbs
 from .._calls.call import Call
 from .._calls.exchange import Hook, Notification
-from .._calls.iterative_dump import More, Round, UntilSteady, round_opts
+from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts
 from .._calls.progress import memory_of, size_of_pages
 from .._support.unpatched import Event, Thread, sleep
 from .._system.process_identity import Target, number_of
@@ -77,7 +77,7 @@ class Departure:
         self._warden = warden
         self._via = via
         self._on_notify = on_notify
-        self._more = UntilSteady() if more is None else more
+        self._more = ShrinkingRounds() if more is None else more
         self.phases = phases
         self.image_bytes = 0
         self._shipped = self._to_ship = 0

@@ -12,7 +12,7 @@ from pycriu_native import (
     CriuOpts,
     NoSuchProcessError,
     Round,
-    UntilSteady,
+    ShrinkingRounds,
     dump_iters,
     restore,
 )
@@ -54,7 +54,7 @@ def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
 def test_until_steady(spawn: Spawn, images: Path) -> None:
     """The policy goes on after the first round, and stops when rounds shrink no more."""
     target = spawn(WRITER)
-    steady = UntilSteady(enough=0)
+    steady = ShrinkingRounds(enough=0)
     result = dump_iters(target.pid, CriuOpts(images_directory=images), steady)
     target.reap()
     written = [round.bytes_written for round in result.rounds]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, DumpResult, DumpStatistics, OptionError, Progress
-from pycriu_native._calls.iterative_dump import Round, UntilSteady, dump_iters
+from pycriu_native._calls.iterative_dump import Round, ShrinkingRounds, dump_iters
 from pycriu_native.testing import ScriptedCriu
 from tests.unit.support import bystander
 
@@ -115,13 +115,13 @@ def test_what_is_wrong_with_the_last_dump_is_said_first(tmp_path: Path) -> None:
 
 def test_until_steady() -> None:
     """Rounds go on while they shrink, and end at the bound, at little, or when they do not."""
-    policy = UntilSteady(most=4, shrink=0.8, enough=100 * 4096)
+    policy = ShrinkingRounds(most=4, shrink=0.8, enough=100 * 4096)
     assert [policy(_round(n, pages)) for n, pages in ((1, 10000), (2, 5000), (3, 4500))] == [
         True,
         True,
         False,
     ]
-    assert not UntilSteady(enough=100 * 4096)(_round(1, 100))
-    bounded = UntilSteady(most=2, enough=0)
+    assert not ShrinkingRounds(enough=100 * 4096)(_round(1, 100))
+    bounded = ShrinkingRounds(most=2, enough=0)
     assert bounded(_round(1, 1000))
     assert not bounded(_round(2, 10))

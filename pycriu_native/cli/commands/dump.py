@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ... import CriuOpts, DumpItersResult, DumpResult, Round, UntilSteady, dump, dump_iters
+from ... import CriuOpts, DumpItersResult, DumpResult, Round, ShrinkingRounds, dump, dump_iters
 from ..._system.process_tree import stat_of
 from ...archive.streaming import dump_stream
 from ...enums import Verb
@@ -96,7 +96,7 @@ def _saved(call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False
 
 
 def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
-    steady = UntilSteady(most=rounds)
+    steady = ShrinkingRounds(most=rounds)
 
     def more(round: Round) -> bool:
         call.out.progress(f"round {round.number}: {size(round.bytes_written)} written")
