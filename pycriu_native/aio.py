@@ -7,7 +7,7 @@ note. ``asyncio.timeout`` and ``wait_for`` work the same way.
 
 A migration that is cancelled ends as at its deadline: it is undone on both sides, and the
 ``CancelledError`` has a note that says how it stands. Between two looks CRIU may be at work, and is
-waited for. ``more`` and ``on_progress`` run on threads, not in the task.
+waited for. ``should_continue`` and ``on_progress`` run on threads, not in the task.
 
 Each verb has a thread of its own while it runs, so the event loop never blocks on CRIU.
 """

@@ -100,17 +100,17 @@ def round_opts(opts: CriuOpts, base: str, number: int, *, track: bool = True) ->
 def dump_iters(
     pid: Target,
     opts: CriuOpts,
-    more: More | None = None,
+    should_continue: More | None = None,
     *,
     via: Via | None = None,
     on_notify: Hook | None = None,
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> DumpItersResult:
-    """Pre-dump a process until ``more`` says that it is enough, then dump it.
+    """Pre-dump a process until ``should_continue`` says that it is enough, then dump it.
 
     ``opts.images_directory`` is a path; the rounds go to ``1``, ``2``, … in it, each with the
-    one before as its parent, and the final dump to the next number. ``more`` defaults to
+    one before as its parent, and the final dump to the next number. ``should_continue`` defaults to
     :class:`ShrinkingRounds`. ``deadline`` bounds each round. ``on_progress`` is told of each round
     as a phase of its own, ``round 1`` and so on, and of ``dump``; what there is to do is all of the
     memory in the first round, and unknown after it. Options of pre-dumps and of the dump in
@@ -137,7 +137,7 @@ def dump_iters(
     if problems:
         raise OptionError(problems, verb="dump_iters", pid=number)
     assert isinstance(base, str)
-    decide = ShrinkingRounds() if more is None else more
+    decide = ShrinkingRounds() if should_continue is None else should_continue
 
     def step(number: int) -> CriuOpts:
         return round_opts(opts, base, number)

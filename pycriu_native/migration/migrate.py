@@ -65,7 +65,7 @@ def migrate_out(
     *,
     to: Place,
     mode: MigrationMode | str = MigrationMode.STOP_AND_COPY,
-    more: More | None = None,
+    should_continue: More | None = None,
     insecure: bool = False,
     via: Worker | None = None,
     on_notify: Hook | None = None,
@@ -77,11 +77,11 @@ def migrate_out(
 
     ``opts`` are those of a dump; what a migration sets itself is refused. Without an
     ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
-    connected socket, which stays the caller's. ``more`` decides after each round of pre-copy
-    whether there is another (:class:`~pycriu_native.ShrinkingRounds` by default). ``deadline`` is
-    in seconds, for the whole. ``peer_timeout`` is how long the destination may say nothing, in
-    seconds, before it counts as lost. ``on_progress`` is told of each phase, on a thread of its
-    own.
+    connected socket, which stays the caller's. ``should_continue`` decides after each round of
+    pre-copy whether there is another (:class:`~pycriu_native.ShrinkingRounds` by default).
+    ``deadline`` is in seconds, for the whole. ``peer_timeout`` is how long the destination may say
+    nothing, in seconds, before it counts as lost. ``on_progress`` is told of each phase, on a
+    thread of its own.
 
     When this raises, the process runs on here. If the destination had been told to go ahead
     and cannot be asked any more, that takes the destination's ``peer_timeout`` and two seconds
@@ -128,7 +128,7 @@ def migrate_out(
             phases=phases,
             via=via,
             on_notify=on_notify,
-            more=more,
+            should_continue=should_continue,
         )
         try:
             with telling(on_progress, departure.measure):

@@ -65,7 +65,7 @@ class Departure:
         phases: Phases,
         via: Via,
         on_notify: Hook | None,
-        more: More | None,
+        should_continue: More | None,
     ) -> None:
         self._target = target
         self._pid = number_of(target)
@@ -77,7 +77,7 @@ class Departure:
         self._warden = warden
         self._via = via
         self._on_notify = on_notify
-        self._more = ShrinkingRounds() if more is None else more
+        self._more = ShrinkingRounds() if should_continue is None else should_continue
         self.phases = phases
         self.image_bytes = 0
         self._shipped = self._to_ship = 0

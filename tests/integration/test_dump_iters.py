@@ -31,14 +31,14 @@ def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
     target = spawn(WRITER)
     told: list[tuple[int, int]] = []
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         told.append((round.number, round.bytes_written))
         on_disk = sum(path.stat().st_size for path in (images / str(round.number)).glob("pages-*"))
         assert on_disk == round.bytes_written
         assert target.runs_on()
         return round.number < 3
 
-    result = dump_iters(target.pid, CriuOpts(images_directory=images), more)
+    result = dump_iters(target.pid, CriuOpts(images_directory=images), should_continue)
     target.reap()
     assert [round.number for round in result.rounds] == [1, 2, 3]
     assert told == [(round.number, round.bytes_written) for round in result.rounds]
@@ -85,13 +85,13 @@ def test_a_callback_that_raises(spawn: Spawn, images: Path) -> None:
     """Its exception comes out as itself; the process runs on, and the rounds stay on disk."""
     target = spawn(WRITER)
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         if round.number == 2:
             raise KeyError("enough")
         return True
 
     with pytest.raises(KeyError, match="enough"):
-        dump_iters(target.pid, CriuOpts(images_directory=images), more)
+        dump_iters(target.pid, CriuOpts(images_directory=images), should_continue)
     assert sorted(os.listdir(images)) == ["1", "2"]
     assert target.ask("wrong") == []
     assert target.runs_on()
@@ -101,10 +101,10 @@ def test_a_process_that_ends_between_rounds(spawn: Spawn, images: Path) -> None:
     """The next round says so, and the rounds before it stay on disk."""
     target = spawn()
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         target.end()
         return True
 
     with pytest.raises(NoSuchProcessError, match=str(target.pid)):
-        dump_iters(target.pid, CriuOpts(images_directory=images), more)
+        dump_iters(target.pid, CriuOpts(images_directory=images), should_continue)
     assert (images / "1" / "inventory.img").exists()

@@ -78,7 +78,7 @@ def test_a_cancel_between_the_rounds(tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
         cancelled = threading.Event()
 
-        def more(round: Round) -> bool:
+        def should_continue(round: Round) -> bool:
             def cancel() -> None:
                 task.cancel()
                 loop.call_soon(lambda: loop.call_soon(cancelled.set))
@@ -88,7 +88,7 @@ def test_a_cancel_between_the_rounds(tmp_path: Path) -> None:
                 cancelled.wait()
             return True
 
-        task = asyncio.create_task(aio.dump_iters(PARENT, opts, more, via=criu))
+        task = asyncio.create_task(aio.dump_iters(PARENT, opts, should_continue, via=criu))
         with pytest.raises(asyncio.CancelledError):
             await task
 

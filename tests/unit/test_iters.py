@@ -32,13 +32,13 @@ def test_the_chain(tmp_path: Path) -> None:
     peer = ScriptedCriu()
     told: list[int] = []
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         told.append(round.number)
         Path(round.result.images, "inventory.img").touch()  # which CRIU would have written
         return round.number < 3
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
-    result = dump_iters(bystander.PID, opts, more, via=peer)
+    result = dump_iters(bystander.PID, opts, should_continue, via=peer)
     assert told == [1, 2, 3]
     assert [r.result.images for r in result.rounds] == [
         str(tmp_path / "chain" / str(n)) for n in (1, 2, 3)
@@ -53,7 +53,7 @@ def test_its_progress(tmp_path: Path) -> None:
     """Each round is a phase with its own bytes, and only the end of all is an end."""
     told: list[Progress] = []
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         directory = Path(round.result.images)
         (directory / "inventory.img").touch()
         (directory / "pages-1.img").write_bytes(bytes(100 * round.number))
@@ -63,7 +63,7 @@ def test_its_progress(tmp_path: Path) -> None:
         return round.number < 2
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
-    dump_iters(bystander.PID, opts, more, via=ScriptedCriu(), on_progress=told.append)
+    dump_iters(bystander.PID, opts, should_continue, via=ScriptedCriu(), on_progress=told.append)
     assert list(dict.fromkeys(one.phase for one in told)) == ["round 1", "round 2", "dump"]
     first = [one for one in told if one.phase == "round 1"]
     assert first[0].total
@@ -88,13 +88,13 @@ def test_each_option_goes_where_it_belongs(tmp_path: Path) -> None:
     """One of pre-dumps to these, one of the dump to that, one of both to all."""
     peer = ScriptedCriu()
 
-    def more(round: Round) -> bool:
+    def should_continue(round: Round) -> bool:
         Path(round.result.images, "inventory.img").touch()
         return False
 
     opts = CriuOpts(images_directory=tmp_path / "chain", log_level=3)
     opts = replace(opts, pre_dump_mode="read", leave_running=True)
-    dump_iters(bystander.PID, opts, more, via=peer)
+    dump_iters(bystander.PID, opts, should_continue, via=peer)
     first, last = (sent.opts for sent in peer.sent if "track_mem" in sent.opts)
     assert first["log_level"] == last["log_level"] == 3
     assert "pre_dump_mode" in first

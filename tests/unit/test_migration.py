@@ -49,9 +49,9 @@ class Peer:
         """Send a frame; ``size`` to lie about its length."""
         self.sock.sendall(HEADER.pack(kind, len(data) if size is None else size) + data)
 
-    def tell(self, word: str, **more: Any) -> None:
+    def tell(self, word: str, **should_continue: Any) -> None:
         """Send a message."""
-        self.say(Kind.MESSAGE, json.dumps({"word": word, **more}).encode())
+        self.say(Kind.MESSAGE, json.dumps({"word": word, **should_continue}).encode())
 
 
 @pytest.fixture
@@ -360,7 +360,7 @@ def _departure(channel: Channel, room: Room) -> Departure:
         phases=Phases(),
         via=ScriptedCriu(),
         on_notify=None,
-        more=None,
+        should_continue=None,
     )
 
 
