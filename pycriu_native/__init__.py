@@ -66,7 +66,7 @@ from .results import (
 
 if TYPE_CHECKING:
     from . import lib
-    from ._calls.batch import DumpJob, Finished, RestoreJob, dump_many, restore_many, run_many
+    from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
     from ._calls.progress import OnProgress, Progress
     from ._integrity.manifest import seal, verify
@@ -117,12 +117,12 @@ __all__ = [
     "FeatureCache",
     "Features",
     "Finding",
-    "Finished",
     "Health",
     "ImageIOMode",
     "ImageSize",
     "ImagesError",
     "InheritFd",
+    "JobOutcome",
     "JoinNamespace",
     "LazyPages",
     "MigrationError",
@@ -211,7 +211,7 @@ _LATER = {
     "Explanation": "diagnostics.explain",
     "FeatureCache": "_transport.feature_cache",
     "Finding": "diagnostics.preflight",
-    "Finished": "_calls.batch",
+    "JobOutcome": "_calls.batch",
     "Health": "diagnostics.doctor",
     "ImageSize": "diagnostics.preflight",
     "LazyPages": "_pages.lazy_pages",

@@ -39,7 +39,7 @@ from .request import Outcome
 
 __all__ = [
     "DumpJob",
-    "Finished",
+    "JobOutcome",
     "RestoreJob",
     "dump_many",
     "restore_many",
@@ -157,7 +157,7 @@ class Job(Protocol[R_co]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Finished(Generic[R]):
+class JobOutcome(Generic[R]):
     """A job that is over."""
 
     index: int
@@ -177,7 +177,7 @@ class Finished(Generic[R]):
 
 def run_many(
     jobs: Iterable[Job[R]], *, executor: Executor | None = None, parallel: int | None = None
-) -> Generator[Finished[R], None, None]:
+) -> Generator[JobOutcome[R], None, None]:
     """Run jobs, and yield each as it is over.
 
     ``executor`` is one of ``concurrent.futures``, or any other whose ``submit`` returns futures
@@ -201,7 +201,7 @@ def run_many(
 
 def _run(
     todo: Sequence[Job[R]], executor: Executor | None, parallel: int
-) -> Generator[Finished[R], None, None]:
+) -> Generator[JobOutcome[R], None, None]:
     if not todo:
         return
     if executor is not None:
@@ -217,7 +217,7 @@ def _run(
         yield from _on(ours, todo)
 
 
-def _on(executor: Executor, todo: Sequence[Job[R]]) -> Generator[Finished[R], None, None]:
+def _on(executor: Executor, todo: Sequence[Job[R]]) -> Generator[JobOutcome[R], None, None]:
     over: SimpleQueue[tuple[int, Future[R]]] = SimpleQueue()
     futures: list[Future[R]] = []
     try:
@@ -276,11 +276,11 @@ class _Turn:
         self._free.put(None)
 
 
-def _finished(index: int, job: Job[R], done: Future[R]) -> Finished[R]:
+def _finished(index: int, job: Job[R], done: Future[R]) -> JobOutcome[R]:
     try:
-        return Finished(index=index, job=job, result=done.result())
+        return JobOutcome(index=index, job=job, result=done.result())
     except BaseException as error:  # CancelledError is one, and what a job raised may be
-        return Finished(index=index, job=job, error=error)
+        return JobOutcome(index=index, job=job, error=error)
 
 
 def _all(
@@ -288,8 +288,8 @@ def _all(
     executor: Executor | None,
     parallel: int | None,
     progress: Progress | None,
-) -> list[Finished[R]]:
-    finished: dict[int, Finished[R]] = {}
+) -> list[JobOutcome[R]]:
+    finished: dict[int, JobOutcome[R]] = {}
     for each in run_many(jobs, executor=executor, parallel=parallel):
         finished[each.index] = each
         if progress is not None:
@@ -307,7 +307,7 @@ def dump_many(
     executor: Executor | None = None,
     parallel: int | None = None,
     progress: Progress | None = None,
-) -> list[Finished[DumpResult]]:
+) -> list[JobOutcome[DumpResult]]:
     """Dump processes, each with the options that ``opts_for`` gives for its pid.
 
     Returns when all are over, in the order of ``pids``; raises nothing that a dump raises.
@@ -337,7 +337,7 @@ def restore_many(
     executor: Executor | None = None,
     parallel: int | None = None,
     progress: Progress | None = None,
-) -> list[Finished[RestoreResult]]:
+) -> list[JobOutcome[RestoreResult]]:
     """Restore from images, one set for each value of options; as :func:`dump_many` otherwise.
 
     On an executor, which may run a job twice, each has a fence: see :class:`RestoreJob`.

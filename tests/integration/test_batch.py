@@ -21,8 +21,8 @@ from pycriu_native import (
     CriuOpts,
     DumpJob,
     DumpResult,
-    Finished,
     ImagesError,
+    JobOutcome,
     NoSuchProcessError,
     OptionError,
     PidInUseError,
@@ -228,8 +228,8 @@ def test_either_an_executor_or_a_number() -> None:
 
 def test_finished() -> None:
     """Compares, and prints what it is."""
-    one = Finished(index=0, job=os.getpid, result=1)
-    assert one == Finished(index=0, job=os.getpid, result=1)
+    one = JobOutcome(index=0, job=os.getpid, result=1)
+    assert one == JobOutcome(index=0, job=os.getpid, result=1)
     assert "result=1" in repr(one)
 
 
