@@ -88,7 +88,7 @@ struct pn_ends {
 };
 
 int pn_make_ends(struct pn_ends *ends); /* on numbers above 2, closed on exec */
-int pn_grow(int seed, const struct pn_ends *ends, int milliseconds); /* the pid of the worker */
+int pn_fork_worker(int seed, const struct pn_ends *ends, int milliseconds); /* the pid of the worker */
 
 /* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
 

@@ -32,7 +32,7 @@ int pn_make_ends(struct pn_ends *ends)
 	return -error;
 }
 
-int pn_grow(int seed, const struct pn_ends *ends, int milliseconds)
+int pn_fork_worker(int seed, const struct pn_ends *ends, int milliseconds)
 {
 	union {
 		struct cmsghdr head;

@@ -28,7 +28,7 @@ from .._integrity.restore_claim import claimed
 from .._system.process_identity import Pidfd, ProcessIdentity, Target, number_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
-from .._transport.forkserver_cache import SeedBed
+from .._transport.forkserver_cache import ForkServerCache
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import DumpResult, RestoreResult
@@ -233,7 +233,7 @@ def _on(executor: Executor, todo: Sequence[Job[R]]) -> Generator[JobOutcome[R], 
             future.cancel()
 
 
-class _Here(SeedBed):
+class _Here(ForkServerCache):
     """Who waits for a call by making it: a thread of our own needs no other beside it.
 
     So many calls as there are turns have their CRIU work at the same time.

@@ -41,11 +41,11 @@ _OF_ONE_WORD = frozenset(" :$")
 """What the loader takes for the end of a path, or for more than it is."""
 
 
-class BarrenError(Exception):
+class ForkServerUnavailableError(Exception):
     """This program grows no workers here, or not any more: each is to be started on its own."""
 
 
-class Seed:
+class ForkServer:
     """A ``criu`` that grows workers; owned.
 
     Everything but CRIU's own state they take over from it as it was when the seed was started:
@@ -53,9 +53,11 @@ class Seed:
     """
 
     def __init__(self, program: str, env: Mapping[str, str], manner: Manner) -> None:
-        """``manner`` is that of the workers. ``BarrenError``, ``ProgramError``, ``OSError``."""
+        """``manner`` is that of the workers. ``ForkServerUnavailableError``, ``ProgramError``,
+        ``OSError``.
+        """
         if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
-            raise BarrenError
+            raise ForkServerUnavailableError
         preloading = {**env, PRELOAD: IMAGE}
         self._asking = Lock()
         with _starting:
@@ -69,26 +71,27 @@ class Seed:
         if not is_there:
             self._end()
             _barren.add(on_disk(program))
-            raise BarrenError
+            raise ForkServerUnavailableError
 
     @property
     def pid(self) -> int:
         """The process that waits to be asked."""
         return self._line.pid
 
-    def grow(self, ends: Any) -> tuple[int, int]:
+    def fork_worker(self, ends: Any) -> tuple[int, int]:
         """A worker with these ends (``struct pn_ends``): its pid and a pidfd.
 
-        ``BarrenError`` once there can be none; the seed is closed then. Any thread may ask.
+        ``ForkServerUnavailableError`` once there can be none; the seed is closed then. Any thread
+        may ask.
         """
         with self._asking:
             line = self._line.sock.fileno()
             if line < 0:
-                raise BarrenError
-            pid = native.pn_grow(line, ends, UNTIL_GROWN)
+                raise ForkServerUnavailableError
+            pid = native.pn_fork_worker(line, ends, UNTIL_GROWN)
             if pid < 0:
                 self._end()
-                raise BarrenError
+                raise ForkServerUnavailableError
         try:
             return pid, os.pidfd_open(pid)
         except OSError as error:
@@ -118,7 +121,7 @@ class Seed:
         self._line.let_go()
 
 
-_seeds: weakref.WeakSet[Seed] = weakref.WeakSet()
+_seeds: weakref.WeakSet[ForkServer] = weakref.WeakSet()
 _starting = Lock()
 """Held until a new one is among them: what a child that is forked then inherits, it knows."""
 

@@ -14,30 +14,30 @@ from .._support.unpatched import Lock
 from ..errors import CriuError
 from .base import Via
 from .connection import Line
-from .forkserver import BarrenError, Seed
+from .forkserver import ForkServer, ForkServerUnavailableError
 from .spawn import Manner
 from .worker import Worker, connect_worker
-from .worker_factory import likeness, sow
+from .worker_factory import likeness, start_fork_server
 
 
-class SeedBed(Owned):
+class ForkServerCache(Owned):
     """A seed for each kind of worker that was asked for. Owned. Any thread may ask."""
 
     def __init__(self) -> None:
         self._sowing = Lock()
-        self._seeds: dict[object, Seed | None] = {}
+        self._seeds: dict[object, ForkServer | None] = {}
 
     def connect(self, via: Via, keep: Sequence[int], manner: Manner) -> Line:
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         # A Worker alone is known to do no more than to start one.
         if type(via) is Worker and via.stdin is None and not keep and not manner.outside:
-            seed = self._seed(via, manner)
+            seed = self._fork_server(via, manner)
             if seed is not None:
-                with contextlib.suppress(BarrenError):
-                    return connect_worker(via.name(), seed.grow)
+                with contextlib.suppress(ForkServerUnavailableError):
+                    return connect_worker(via.name(), seed.fork_worker)
         return via.connect(keep, manner)
 
-    def _seed(self, worker: Worker, manner: Manner) -> Seed | None:
+    def _fork_server(self, worker: Worker, manner: Manner) -> ForkServer | None:
         like = likeness(worker)
         if like is None:
             return None
@@ -45,8 +45,10 @@ class SeedBed(Owned):
         with self._sowing:
             if kind not in self._seeds:
                 self._seeds[kind] = None
-                with contextlib.suppress(BarrenError, CriuError, OSError):  # via.connect will tell
-                    self._seeds[kind] = sow(worker, manner, like)
+                with contextlib.suppress(
+                    ForkServerUnavailableError, CriuError, OSError
+                ):  # via.connect will tell
+                    self._seeds[kind] = start_fork_server(worker, manner, like)
             return self._seeds[kind]
 
     def close(self) -> None:

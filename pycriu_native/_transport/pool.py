@@ -31,7 +31,7 @@ from .connection import Line
 from .process import OwnedProcess
 from .spawn import DEFAULT_MANNER, Manner
 from .worker import PATIENCE, Worker, WorkerLine
-from .worker_factory import Likeness, Nursery, likeness
+from .worker_factory import Likeness, WorkerFactory, likeness
 
 __all__ = ["WorkerPool"]
 
@@ -180,7 +180,7 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
     me = thread[0]
     # A signal that this thread took would not interrupt the one that waits for it.
     native.pn_block_signals()
-    with Nursery(stock.worker, stock.manner) as nursery:
+    with WorkerFactory(stock.worker, stock.manner) as nursery:
         while True:
             with stock.turn:
                 while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from .._support.closing import Owned
-from .forkserver import NO_INPUT, BarrenError, Seed
+from .forkserver import NO_INPUT, ForkServer, ForkServerUnavailableError
 from .inherited_state import surroundings
 from .program import find_program, on_disk
 from .spawn import Manner
@@ -28,26 +28,26 @@ def likeness(worker: Worker) -> Likeness | None:
     return on_disk(find_program(worker.program, allow_untrusted=True)), found
 
 
-def sow(worker: Worker, manner: Manner, like: Likeness) -> Seed | None:
+def start_fork_server(worker: Worker, manner: Manner, like: Likeness) -> ForkServer | None:
     """A seed whose workers are like that; None: what they would be like has changed meanwhile.
 
-    Raises ``BarrenError``, and what starting a worker raises.
+    Raises ``ForkServerUnavailableError``, and what starting a worker raises.
     """
-    seed = Seed(worker.name(), worker.env, manner)
+    seed = ForkServer(worker.name(), worker.env, manner)
     if likeness(worker) == like:
         return seed
     seed.close()
     return None
 
 
-class Nursery(Owned):
+class WorkerFactory(Owned):
     """Starts workers, on one thread. Owned."""
 
     def __init__(self, worker: Worker, manner: Manner) -> None:
         self._worker = worker
         self._manner = manner
-        self._seed: Seed | None = None
-        self._barren = False
+        self._fork_server: ForkServer | None = None
+        self._unavailable = False
         self._known: Likeness | None = None
         """What the seed is like, or the last worker that was started without one."""
 
@@ -57,17 +57,19 @@ class Nursery(Owned):
         Raises what starting a worker raises, and ``OSError`` where nobody knows what it is like.
         """
         program = self._worker.name()
-        if self._seed is None and not self._barren:
+        if self._fork_server is None and not self._unavailable:
             self._known = self._likeness()
             try:
-                self._seed = sow(self._worker, self._manner, self._known)
-            except BarrenError:
-                self._barren = True
-        if self._seed is not None and self._known is not None:
+                self._fork_server = start_fork_server(self._worker, self._manner, self._known)
+            except ForkServerUnavailableError:
+                self._unavailable = True
+        if self._fork_server is not None and self._known is not None:
             try:
-                return connect_worker(program, self._seed.grow), self._known
-            except BarrenError:
-                self._seed = self._known = None  # it was killed, perhaps: this once without it
+                return connect_worker(program, self._fork_server.fork_worker), self._known
+            except ForkServerUnavailableError:
+                self._fork_server = self._known = (
+                    None  # it was killed, perhaps: this once without it
+                )
         before = self._known or self._likeness()
         line = start_worker(program, self._worker.env, NO_INPUT, manner=self._manner)
         # If it is as before now, it was so meanwhile.
@@ -85,5 +87,5 @@ class Nursery(Owned):
 
     def close(self) -> None:
         """End the seed; the workers stay."""
-        if self._seed is not None:
-            self._seed.close()
+        if self._fork_server is not None:
+            self._fork_server.close()

@@ -29,7 +29,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native._calls.request import SAVING
-from pycriu_native._transport.forkserver import Seed, _seeds
+from pycriu_native._transport.forkserver import ForkServer, _seeds
 from pycriu_native._transport.inherited_state import surroundings
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.worker import WorkerLine
@@ -373,7 +373,7 @@ def test_they_die_with_us() -> None:
         holder.stdout.close()
 
 
-def seed_of(pool: WorkerPool) -> Seed:
+def seed_of(pool: WorkerPool) -> ForkServer:
     """The process that its workers come from."""
     assert pool.idle
     [seed] = [each for each in _seeds if each._line.sock.fileno() >= 0]

@@ -25,8 +25,8 @@ from pycriu_native import (
 from pycriu_native._calls.request import SAVING
 from pycriu_native._transport import forkserver as module
 from pycriu_native._transport.connection import Line
-from pycriu_native._transport.forkserver import BarrenError, Seed
-from pycriu_native._transport.forkserver_cache import SeedBed
+from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
+from pycriu_native._transport.forkserver_cache import ForkServerCache
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import Manner
 from pycriu_native._transport.worker import WorkerLine, connect_worker
@@ -37,29 +37,29 @@ from .support.processes import children, eventually, is_alive
 
 
 @pytest.fixture
-def seed() -> Iterator[Seed]:
+def seed() -> Iterator[ForkServer]:
     """One that is ready."""
-    made = Seed(find_program(), {}, SAVING)
+    made = ForkServer(find_program(), {}, SAVING)
     yield made
     made.close()
 
 
-def grown(seed: Seed) -> WorkerLine:
+def grown(seed: ForkServer) -> WorkerLine:
     """A worker."""
-    return connect_worker(find_program(), seed.grow)
+    return connect_worker(find_program(), seed.fork_worker)
 
 
-def test_a_copy_of_its_socket_holds_nobody_up(seed: Seed) -> None:
+def test_a_copy_of_its_socket_holds_nobody_up(seed: ForkServer) -> None:
     """A process that somebody has forked may hold one: the seed ends all the same, by itself."""
     copy = os.dup(seed._line.sock.fileno())
     seed.close()
     os.close(copy)
     assert seed._line.status == 0
-    with pytest.raises(BarrenError):
+    with pytest.raises(ForkServerUnavailableError):
         grown(seed)
 
 
-def test_it_stays_the_parents(seed: Seed) -> None:
+def test_it_stays_the_parents(seed: ForkServer) -> None:
     """A forked child has no hold on it, and the parent's end ends it."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -85,17 +85,17 @@ def _held(pid: int) -> list[str]:
     return found
 
 
-def test_one_that_does_not_answer(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_answer(seed: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ended, and with it the worker that it would have made later."""
     monkeypatch.setattr(module, "UNTIL_GROWN", 200)
     before = children()
     os.kill(seed.pid, signal.SIGSTOP)
-    with pytest.raises(BarrenError):
+    with pytest.raises(ForkServerUnavailableError):
         grown(seed)
     assert children() == before - {seed.pid}
 
 
-def test_one_that_was_stopped_ends(seed: Seed) -> None:
+def test_one_that_was_stopped_ends(seed: ForkServer) -> None:
     """By itself: it is set going."""
     os.kill(seed.pid, signal.SIGSTOP)
     seed.close()
@@ -111,7 +111,7 @@ class _Another(Worker):
 
 def test_other_ways_are_left_alone() -> None:
     """What a batch cannot know, it does not replace; nor what has an input of its own."""
-    with SeedBed() as bed:
+    with ForkServerCache() as bed:
         with pytest.raises(NotImplementedError):
             bed.connect(_Another(), (), SAVING)
         with open(os.devnull) as null:
@@ -126,7 +126,7 @@ def test_other_ways_are_left_alone() -> None:
                 bed.connect(warm, (), SAVING)
 
 
-def test_a_worker_that_cannot_be_watched(seed: Seed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_watched(seed: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ended and reaped: nobody would know of it."""
 
     def fail(pid: int, flags: int = 0) -> int:
@@ -150,12 +150,12 @@ def test_a_program_without_a_word_is_asked_once(
     script = tmp_path / "criu"
     script.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {find_program()} "$@"\n')
     script.chmod(0o755)
-    with pytest.raises(BarrenError):
-        Seed(str(script), {}, SAVING)
+    with pytest.raises(ForkServerUnavailableError):
+        ForkServer(str(script), {}, SAVING)
     assert len(module._barren) == 1
     monkeypatch.setattr(module, "start_worker", None)  # it is not even started
-    with pytest.raises(BarrenError):
-        Seed(str(script), {}, SAVING)
+    with pytest.raises(ForkServerUnavailableError):
+        ForkServer(str(script), {}, SAVING)
 
 
 @pytest.mark.parametrize("path", ["/a b/seed.so", "/a:b/seed.so", "/$LIB/seed.so", "/none.so"])
@@ -169,8 +169,8 @@ def test_an_image_that_the_loader_would_misread(
         image.touch()
     monkeypatch.setattr(module, "IMAGE", str(image))
     monkeypatch.setattr(module, "start_worker", None)
-    with pytest.raises(BarrenError):
-        Seed(find_program(), {}, SAVING)
+    with pytest.raises(ForkServerUnavailableError):
+        ForkServer(find_program(), {}, SAVING)
 
 
 def test_a_batch_whose_jobs_are_elsewhere() -> None:
@@ -201,7 +201,7 @@ def _worker_place(place: Any) -> str:
     from pycriu_native._calls.call import KEEPER
 
     keeper = KEEPER.get()
-    assert isinstance(keeper, SeedBed)
+    assert isinstance(keeper, ForkServerCache)
     line = keeper.connect(Worker(), (), SAVING)
     try:
         return str(place(line.pid))
@@ -215,8 +215,8 @@ def test_children_in_another_pid_namespace() -> None:
     def inside() -> str:
         libc = ctypes.CDLL(None, use_errno=True)
         assert not libc.unshare(0x20000000)
-        with pytest.raises(BarrenError):
-            Seed(find_program(), {}, SAVING)
+        with pytest.raises(ForkServerUnavailableError):
+            ForkServer(find_program(), {}, SAVING)
         return str(version())
 
     (done,) = run_many([inside], parallel=1)
@@ -242,9 +242,9 @@ def test_one_that_was_killed_in_a_batch(
     """The rest of the workers are started each on its own."""
     target = spawn()
     made: list[int] = []
-    grow = Seed.grow
+    grow = ForkServer.fork_worker
 
-    def grow_once(self: Seed, ends: Any) -> tuple[int, int]:
+    def grow_once(self: ForkServer, ends: Any) -> tuple[int, int]:
         if self.pid in made:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -252,7 +252,7 @@ def test_one_that_was_killed_in_a_batch(
         made.append(self.pid)
         return grow(self, ends)
 
-    monkeypatch.setattr(Seed, "grow", grow_once)
+    monkeypatch.setattr(ForkServer, "grow", grow_once)
     numbers = iter(range(100))
     done = dump_many(
         [target.pid] * 3,
