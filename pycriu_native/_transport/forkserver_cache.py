@@ -1,6 +1,6 @@
 """Workers for the calls of a batch, grown from seeds that last as long as it does.
 
-Which seed a worker comes from, what the worker would be like decides (``likeness``): calls from
+Which seed a worker comes from, what the worker would be like decides (``fingerprint``): calls from
 one thread, or from threads alike, share one.
 """
 
@@ -17,7 +17,7 @@ from .connection import Line
 from .forkserver import ForkServer, ForkServerUnavailableError
 from .spawn import Manner
 from .worker import Worker, connect_worker
-from .worker_factory import likeness, start_fork_server
+from .worker_factory import fingerprint, start_fork_server
 
 
 class ForkServerCache(Owned):
@@ -38,7 +38,7 @@ class ForkServerCache(Owned):
         return via.connect(keep, manner)
 
     def _fork_server(self, worker: Worker, manner: Manner) -> ForkServer | None:
-        like = likeness(worker)
+        like = fingerprint(worker)
         if like is None:
             return None
         kind = (like, tuple(worker.env.items()), manner)

@@ -95,7 +95,7 @@ def _parts(*configuration: str) -> _Parts:
     return _Parts(configuration)
 
 
-def surroundings(env: Mapping[str, str]) -> bytes | None:
+def inherited_state(env: Mapping[str, str]) -> bytes | None:
     """What a worker with this environment would take over from this thread, to be compared.
 
     None where /proc cannot tell: then nothing is known to be the same.

@@ -31,7 +31,7 @@ from .connection import Line
 from .process import OwnedProcess
 from .spawn import DEFAULT_MANNER, Manner
 from .worker import PATIENCE, Worker, WorkerLine
-from .worker_factory import Likeness, WorkerFactory, likeness
+from .worker_factory import WorkerFactory, WorkerFingerprint, fingerprint
 
 __all__ = ["WorkerPool"]
 
@@ -49,7 +49,7 @@ PAUSE = 1.0
 class _Idle:
     """A worker that waits, and what it has taken over from the thread that started it."""
 
-    def __init__(self, line: WorkerLine, born: Likeness) -> None:
+    def __init__(self, line: WorkerLine, born: WorkerFingerprint) -> None:
         self.line = line
         self.born = born
 
@@ -69,7 +69,7 @@ class _Stock:
         """Workers that have served their call, and are to be reaped."""
         self.not_before = 0.0
         """No worker is started before this time: the call that took one would wait for it."""
-        self.missed: Likeness | None = None
+        self.missed: WorkerFingerprint | None = None
         """Where the last call came from that found no worker of its surroundings."""
 
     def take(self) -> WorkerLine | None:
@@ -80,7 +80,7 @@ class _Stock:
                     self._run()
                 self.turn.notify_all()
             return None
-        here = likeness(self.worker)
+        here = fingerprint(self.worker)
         dropped: list[_Idle] = []
         try:
             with self.turn:
@@ -104,7 +104,7 @@ class _Stock:
             for gone in dropped:
                 gone.line.reap()
 
-    def _miss(self, here: Likeness | None, dropped: list[_Idle]) -> None:
+    def _miss(self, here: WorkerFingerprint | None, dropped: list[_Idle]) -> None:
         """Move to the surroundings of this thread, if two calls in a row come from there."""
         if here is not None and here == self.missed:
             dropped.extend(self.idle)

@@ -10,31 +10,31 @@ import errno
 
 from .._support.closing import Owned
 from .forkserver import NO_INPUT, ForkServer, ForkServerUnavailableError
-from .inherited_state import surroundings
+from .inherited_state import inherited_state
 from .program import find_program, on_disk
 from .spawn import Manner
 from .worker import Worker, WorkerLine, connect_worker, start_worker
 
-Likeness = tuple[object, ...]
+WorkerFingerprint = tuple[object, ...]
 """What a worker is like: its program, and what it has taken over from the thread that starts it."""
 
 
-def likeness(worker: Worker) -> Likeness | None:
+def fingerprint(worker: Worker) -> WorkerFingerprint | None:
     """What a worker that is started now, by this thread, would be like; None: nobody knows."""
-    found = surroundings(worker.env)
+    found = inherited_state(worker.env)
     if found is None:
         return None
     # Who else could change the program, each call has looked at, and so has who starts one.
     return on_disk(find_program(worker.program, allow_untrusted=True)), found
 
 
-def start_fork_server(worker: Worker, manner: Manner, like: Likeness) -> ForkServer | None:
+def start_fork_server(worker: Worker, manner: Manner, like: WorkerFingerprint) -> ForkServer | None:
     """A seed whose workers are like that; None: what they would be like has changed meanwhile.
 
     Raises ``ForkServerUnavailableError``, and what starting a worker raises.
     """
     seed = ForkServer(worker.name(), worker.env, manner)
-    if likeness(worker) == like:
+    if fingerprint(worker) == like:
         return seed
     seed.close()
     return None
@@ -48,17 +48,17 @@ class WorkerFactory(Owned):
         self._manner = manner
         self._fork_server: ForkServer | None = None
         self._unavailable = False
-        self._known: Likeness | None = None
+        self._known: WorkerFingerprint | None = None
         """What the seed is like, or the last worker that was started without one."""
 
-    def start(self) -> tuple[WorkerLine, Likeness] | None:
+    def start(self) -> tuple[WorkerLine, WorkerFingerprint] | None:
         """One more worker, and what it is like; None: that has just changed, ask again.
 
         Raises what starting a worker raises, and ``OSError`` where nobody knows what it is like.
         """
         program = self._worker.name()
         if self._fork_server is None and not self._unavailable:
-            self._known = self._likeness()
+            self._known = self._fingerprint()
             try:
                 self._fork_server = start_fork_server(self._worker, self._manner, self._known)
             except ForkServerUnavailableError:
@@ -70,17 +70,17 @@ class WorkerFactory(Owned):
                 self._fork_server = self._known = (
                     None  # it was killed, perhaps: this once without it
                 )
-        before = self._known or self._likeness()
+        before = self._known or self._fingerprint()
         line = start_worker(program, self._worker.env, NO_INPUT, manner=self._manner)
         # If it is as before now, it was so meanwhile.
-        self._known = likeness(self._worker)
+        self._known = fingerprint(self._worker)
         if self._known == before:
             return line, before
         line.reap()
         return None
 
-    def _likeness(self) -> Likeness:
-        found = likeness(self._worker)
+    def _fingerprint(self) -> WorkerFingerprint:
+        found = fingerprint(self._worker)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, "what workers take over cannot be told", "/proc")
         return found

@@ -30,7 +30,7 @@ from pycriu_native import (
 )
 from pycriu_native._calls.request import SAVING
 from pycriu_native._transport.forkserver import ForkServer, _seeds
-from pycriu_native._transport.inherited_state import surroundings
+from pycriu_native._transport.inherited_state import inherited_state
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.worker import WorkerLine
 
@@ -509,7 +509,7 @@ def test_restore_with_the_callers_input(spawn: Spawn, images: Path) -> None:
 
 def test_surroundings_are_steady() -> None:
     """What is compared does not change by itself."""
-    assert surroundings({}) is not None
-    assert surroundings({}) == surroundings({})
+    assert inherited_state({}) is not None
+    assert inherited_state({}) == inherited_state({})
     _in_thread(lambda: None)
-    assert surroundings({}) == surroundings({})
+    assert inherited_state({}) == inherited_state({})
