@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
 from ._transport.connection import Line, widen
-from ._transport.spawn import DEFAULT_MANNER, Manner
+from ._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from ._wire.messages import NOTIFY, REQUEST_TYPES, decode_request, encode
 from ._wire.protobuf import image_of, message
 from .enums import Notify, Verb
@@ -121,7 +121,9 @@ class ScriptedCriu:
         """Nothing."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """A line to a thread that answers one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)

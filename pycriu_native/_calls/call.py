@@ -27,7 +27,7 @@ from .._system.process_identity import check_start
 from .._system.process_tree import end_processes, half_restored, wait_until_gone
 from .._system.regular_file import check_writable
 from .._transport.connection import Line
-from .._transport.spawn import Manner
+from .._transport.spawn import SpawnOptions
 from .._wire.direct_request import DirectCall
 from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
 from .._wire.messages import Handle
@@ -55,7 +55,7 @@ UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
 
 
-Connect = Callable[[Sequence[int], Manner], Line]
+Connect = Callable[[Sequence[int], SpawnOptions], Line]
 """``Via.connect``."""
 
 
@@ -238,7 +238,7 @@ class Call:
             )
             if request.opts.shell_job or request.opts.exec_cmd is not None:
                 keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
-            line = self._connect(keep, request.manner)
+            line = self._connect(keep, request.spawn_options)
             owner = owned.enter_context(ExitStack())
             owner.callback(line.reap)
             rescue = _rescue_for(request)

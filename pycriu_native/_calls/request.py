@@ -10,17 +10,17 @@ from .._support.frozen_dataclass import dataclass, replace
 from .._system.process_tree import is_above
 from .._transport.base import Via
 from .._transport.connection import Line
-from .._transport.spawn import DEFAULT_MANNER, Manner
+from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 from ..results import DumpStatistics, RestoreStatistics
 from .exchange import Hook
 
-SAVING = Manner(private=True, steady=True, limited=True)
+SAVING = SpawnOptions(private=True, steady=True, limited=True)
 """Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""
 
-RESTORING = Manner(limited=True)
+RESTORING = SpawnOptions(limited=True)
 """What a restore creates has the mode that it had."""
 
 
@@ -55,11 +55,11 @@ class Request:
         return self.pid is None or is_above(self.pid, os.getpid())
 
     @property
-    def manner(self) -> Manner:
+    def spawn_options(self) -> SpawnOptions:
         """How its worker is started."""
         if self.verb is Verb.RESTORE:
             # A program that takes CRIU's place inherits the signals that CRIU ignores.
-            return RESTORING if self.opts.exec_cmd is None else DEFAULT_MANNER
+            return RESTORING if self.opts.exec_cmd is None else DEFAULT_SPAWN_OPTIONS
         if self.inside:
             return replace(SAVING, outside=True)
         if self.opts.lazy_pages or self.verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):

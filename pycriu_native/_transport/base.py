@@ -15,7 +15,7 @@ from .._support.light_typing import ClassVar, Protocol
 from ..errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
 from ..options.values import Descriptor, descriptor_number
 from .connection import Line, widen
-from .spawn import DEFAULT_MANNER, Manner
+from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
 """Where ``criu service`` listens unless told otherwise (libcriu's ``cr-service-const.h``)."""
@@ -40,7 +40,9 @@ class Via(Protocol):
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """What it cannot do: ``inherits`` descriptors of ours, ``sibling`` for a restored child."""
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """An open line to it."""
 
 
@@ -83,7 +85,9 @@ class Service:
         if sibling:
             yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """Connect to it. ``ProgramNotFoundError`` where nobody listens, ``PermissionDeniedError``
         where it is neither root's nor the caller's.
         """
@@ -134,7 +138,9 @@ class Socket:
         """Nothing: its starter knows what it was given."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """A duplicate of it."""
         try:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))

@@ -21,7 +21,7 @@ from .._support.light_typing import Any
 from .._support.unpatched import Lock
 from ..errors import ProgramError
 from .program import on_disk
-from .spawn import Manner
+from .spawn import SpawnOptions
 from .worker import start_worker
 
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
@@ -52,16 +52,16 @@ class ForkServer:
     who uses them must know that nothing has changed since (``inherited_state.py``).
     """
 
-    def __init__(self, program: str, env: Mapping[str, str], manner: Manner) -> None:
-        """``manner`` is that of the workers. ``ForkServerUnavailableError``, ``ProgramError``,
-        ``OSError``.
+    def __init__(self, program: str, env: Mapping[str, str], spawn_options: SpawnOptions) -> None:
+        """``spawn_options`` is that of the workers. ``ForkServerUnavailableError``,
+        ``ProgramError``, ``OSError``.
         """
         if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
             raise ForkServerUnavailableError
         preloading = {**env, PRELOAD: IMAGE}
         self._asking = Lock()
         with _starting:
-            self._line = start_worker(program, preloading, NO_INPUT, manner=manner)
+            self._line = start_worker(program, preloading, NO_INPUT, spawn_options=spawn_options)
             _seeds.add(self)
         self._line.sock.settimeout(UNTIL_LOADED)
         try:

@@ -15,7 +15,7 @@ from ..errors import CriuError
 from .base import Via
 from .connection import Line
 from .forkserver import ForkServer, ForkServerUnavailableError
-from .spawn import Manner
+from .spawn import SpawnOptions
 from .worker import Worker, connect_worker
 from .worker_factory import fingerprint, start_fork_server
 
@@ -27,28 +27,28 @@ class ForkServerCache(Owned):
         self._sowing = Lock()
         self._seeds: dict[object, ForkServer | None] = {}
 
-    def connect(self, via: Via, keep: Sequence[int], manner: Manner) -> Line:
+    def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Line:
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         # A Worker alone is known to do no more than to start one.
-        if type(via) is Worker and via.stdin is None and not keep and not manner.outside:
-            seed = self._fork_server(via, manner)
+        if type(via) is Worker and via.stdin is None and not keep and not spawn_options.outside:
+            seed = self._fork_server(via, spawn_options)
             if seed is not None:
                 with contextlib.suppress(ForkServerUnavailableError):
                     return connect_worker(via.name(), seed.fork_worker)
-        return via.connect(keep, manner)
+        return via.connect(keep, spawn_options)
 
-    def _fork_server(self, worker: Worker, manner: Manner) -> ForkServer | None:
+    def _fork_server(self, worker: Worker, spawn_options: SpawnOptions) -> ForkServer | None:
         like = fingerprint(worker)
         if like is None:
             return None
-        kind = (like, tuple(worker.env.items()), manner)
+        kind = (like, tuple(worker.env.items()), spawn_options)
         with self._sowing:
             if kind not in self._seeds:
                 self._seeds[kind] = None
                 with contextlib.suppress(
                     ForkServerUnavailableError, CriuError, OSError
                 ):  # via.connect will tell
-                    self._seeds[kind] = start_fork_server(worker, manner, like)
+                    self._seeds[kind] = start_fork_server(worker, spawn_options, like)
             return self._seeds[kind]
 
     def close(self) -> None:

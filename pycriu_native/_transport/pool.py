@@ -29,7 +29,7 @@ from .._support.unpatched import Condition, Thread, get_ident, sleep
 from ..errors import CriuError, Problem
 from .connection import Line
 from .process import OwnedProcess
-from .spawn import DEFAULT_MANNER, Manner
+from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .worker import PATIENCE, Worker, WorkerLine
 from .worker_factory import WorkerFactory, WorkerFingerprint, fingerprint
 
@@ -57,10 +57,10 @@ class _Idle:
 class _Stock:
     """Idle workers of one kind, and the thread that starts them; it outlives no ``WorkerPool``."""
 
-    def __init__(self, size: int, worker: Worker, manner: Manner) -> None:
+    def __init__(self, size: int, worker: Worker, spawn_options: SpawnOptions) -> None:
         self.size = size
         self.worker = worker
-        self.manner = manner
+        self.spawn_options = spawn_options
         self.idle: deque[_Idle] = deque()
         self.turn = Condition()
         self.closed = False
@@ -180,7 +180,7 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
     me = thread[0]
     # A signal that this thread took would not interrupt the one that waits for it.
     native.pn_block_signals()
-    with WorkerFactory(stock.worker, stock.manner) as nursery:
+    with WorkerFactory(stock.worker, stock.spawn_options) as nursery:
         while True:
             with stock.turn:
                 while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
@@ -338,16 +338,20 @@ class WorkerPool(Owned):
         """A worker of our own can do everything."""
         return self._worker.refuses(inherits=inherits, sibling=sibling)
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """A warm worker where that makes no difference, else a fresh one.
 
         ``ValueError`` once it is closed; else raises as :meth:`Worker.connect`.
         """
         if self._stock.closed:
             raise ValueError("these warm workers are closed")
-        stock = next((s for s in (self._stock, self._restoring) if s.manner == manner), None)
+        stock = next(
+            (s for s in (self._stock, self._restoring) if s.spawn_options == spawn_options), None
+        )
         warm = None if keep or stock is None else stock.take()
-        return self._worker.connect(keep, manner) if warm is None else warm
+        return self._worker.connect(keep, spawn_options) if warm is None else warm
 
     def close(self) -> None:
         """End the workers that wait; calls under way keep theirs. A second time does nothing."""

@@ -17,7 +17,7 @@ configuration file, so it is one that root alone can write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Manner:
+class SpawnOptions:
     """In which way a worker is started."""
 
     outside: bool = False
@@ -30,7 +30,7 @@ class Manner:
     """A write beyond its file size limit fails, and does not end it: SIGXFSZ is ignored."""
 
 
-DEFAULT_MANNER = Manner()
+DEFAULT_SPAWN_OPTIONS = SpawnOptions()
 
 
 def spawn(
@@ -40,7 +40,7 @@ def spawn(
     stdin: int,
     output: int,
     keep: Sequence[int],
-    manner: Manner = DEFAULT_MANNER,
+    spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
@@ -65,10 +65,10 @@ def spawn(
     worker.output = output
     worker.keep = fds
     worker.n_keep = len(keep)
-    worker.outside = manner.outside
-    worker.private_files = manner.private
-    worker.steady = manner.steady
-    worker.limited = manner.limited
+    worker.outside = spawn_options.outside
+    worker.private_files = spawn_options.private
+    worker.steady = spawn_options.steady
+    worker.limited = spawn_options.limited
     status = native.pn_spawn(worker)
     if status:
         code = -status

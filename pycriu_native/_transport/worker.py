@@ -14,7 +14,7 @@ from ..options.values import Descriptor, descriptor_number
 from .connection import Line
 from .process import OwnedProcess
 from .program import find_program, on_disk
-from .spawn import DEFAULT_MANNER, Manner, spawn
+from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions, spawn
 
 PATIENCE = 10.0
 """Seconds that a worker gets to end by itself once it has answered."""
@@ -113,14 +113,16 @@ class Worker:
         """A worker of our own can do everything."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """Start the worker.
 
         ``keep`` are descriptors above 2 that it gets under the same numbers. Raises
         ``ProgramNotFoundError``, ``ProgramError``.
         """
         program = find_program(self.program, allow_untrusted=self.allow_untrusted)
-        return start_worker(program, self.env, self._input(), keep, manner)
+        return start_worker(program, self.env, self._input(), keep, spawn_options)
 
     def _input(self) -> int:
         fd = 0 if self.stdin is None else descriptor_number(self.stdin)
@@ -144,7 +146,7 @@ def start_worker(
     env: Mapping[str, str],
     stdin: int,
     keep: Sequence[int] = (),
-    manner: Manner = DEFAULT_MANNER,
+    spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
 ) -> WorkerLine:
     """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
 
@@ -155,9 +157,9 @@ def start_worker(
             stdin=stdin,
             output=ends.output,
             keep=[ends.theirs, *keep],
-            manner=manner,
+            spawn_options=spawn_options,
         )
-        if not manner.outside:
+        if not spawn_options.outside:
             return pid, pidfd
         os.close(pidfd)
         return pid, -1

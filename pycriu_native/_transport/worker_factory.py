@@ -12,7 +12,7 @@ from .._support.closing import Owned
 from .forkserver import NO_INPUT, ForkServer, ForkServerUnavailableError
 from .inherited_state import inherited_state
 from .program import find_program, on_disk
-from .spawn import Manner
+from .spawn import SpawnOptions
 from .worker import Worker, WorkerLine, connect_worker, start_worker
 
 WorkerFingerprint = tuple[object, ...]
@@ -28,12 +28,14 @@ def fingerprint(worker: Worker) -> WorkerFingerprint | None:
     return on_disk(find_program(worker.program, allow_untrusted=True)), found
 
 
-def start_fork_server(worker: Worker, manner: Manner, like: WorkerFingerprint) -> ForkServer | None:
+def start_fork_server(
+    worker: Worker, spawn_options: SpawnOptions, like: WorkerFingerprint
+) -> ForkServer | None:
     """A seed whose workers are like that; None: what they would be like has changed meanwhile.
 
     Raises ``ForkServerUnavailableError``, and what starting a worker raises.
     """
-    seed = ForkServer(worker.name(), worker.env, manner)
+    seed = ForkServer(worker.name(), worker.env, spawn_options)
     if fingerprint(worker) == like:
         return seed
     seed.close()
@@ -43,9 +45,9 @@ def start_fork_server(worker: Worker, manner: Manner, like: WorkerFingerprint) -
 class WorkerFactory(Owned):
     """Starts workers, on one thread. Owned."""
 
-    def __init__(self, worker: Worker, manner: Manner) -> None:
+    def __init__(self, worker: Worker, spawn_options: SpawnOptions) -> None:
         self._worker = worker
-        self._manner = manner
+        self._manner = spawn_options
         self._fork_server: ForkServer | None = None
         self._unavailable = False
         self._known: WorkerFingerprint | None = None
@@ -71,7 +73,7 @@ class WorkerFactory(Owned):
                     None  # it was killed, perhaps: this once without it
                 )
         before = self._known or self._fingerprint()
-        line = start_worker(program, self._worker.env, NO_INPUT, manner=self._manner)
+        line = start_worker(program, self._worker.env, NO_INPUT, spawn_options=self._manner)
         # If it is as before now, it was so meanwhile.
         self._known = fingerprint(self._worker)
         if self._known == before:

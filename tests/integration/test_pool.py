@@ -46,7 +46,7 @@ def taken(pool: WorkerPool) -> bool:
     """Whether a call from here would get a warm worker; it is ended again."""
     assert pool.wait_until_ready(20)
     ready = {idle.line.pid for idle in pool._stock.idle}
-    line = pool.connect(manner=SAVING)
+    line = pool.connect(spawn_options=SAVING)
     assert isinstance(line, WorkerLine)
     try:
         return line.pid in ready
@@ -94,8 +94,8 @@ def test_what_goes_past_it(pool: WorkerPool) -> None:
     ready = {idle.line.pid for idle in pool._stock.idle}
     with open(os.devnull) as null:
         outside = replace(SAVING, outside=True)
-        for keep, manner in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
-            line = pool.connect(keep, manner)
+        for keep, spawn_options in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
+            line = pool.connect(keep, spawn_options)
             assert isinstance(line, WorkerLine)
             assert line.pid not in ready
             line.reap()

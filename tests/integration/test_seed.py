@@ -28,7 +28,7 @@ from pycriu_native._transport.connection import Line
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
 from pycriu_native._transport.forkserver_cache import ForkServerCache
 from pycriu_native._transport.program import find_program
-from pycriu_native._transport.spawn import Manner
+from pycriu_native._transport.spawn import SpawnOptions
 from pycriu_native._transport.worker import WorkerLine, connect_worker
 
 from .conftest import Spawn
@@ -105,7 +105,7 @@ def test_one_that_was_stopped_ends(seed: ForkServer) -> None:
 class _Another(Worker):
     """A way of one's own to start them."""
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = SAVING) -> Line:
+    def connect(self, keep: Sequence[int] = (), spawn_options: SpawnOptions = SAVING) -> Line:
         raise NotImplementedError
 
 

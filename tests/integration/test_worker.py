@@ -323,7 +323,7 @@ def test_its_signals(spy: Callable[..., Spied]) -> None:
         page_server=PageServer("127.0.0.1", 27),
     )
     request = Request(verb=pycriu_native.Verb.DUMP, opts=lazy, pid=_nobody(), via=Worker())
-    assert not request.manner.steady
+    assert not request.spawn_options.steady
 
 
 def test_its_group_and_session(spy: Callable[..., Spied]) -> None:

@@ -21,7 +21,7 @@ from pycriu_native._calls.requirements import _versions
 from pycriu_native._calls.verbs import for_pre_dump
 from pycriu_native._checks import criu_files
 from pycriu_native._transport.connection import Line
-from pycriu_native._transport.spawn import DEFAULT_MANNER, Manner
+from pycriu_native._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from pycriu_native.diagnostics.explain import Explanation, Setting, explain
 from pycriu_native.enums import Verb
 from pycriu_native.errors import Problem
@@ -55,7 +55,9 @@ class Untouchable:
         """Nothing."""
         return iter(())
 
-    def connect(self, keep: Sequence[int] = (), manner: Manner = DEFAULT_MANNER) -> Line:
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Line:
         """Fail."""
         raise AssertionError("CRIU was reached")
 
