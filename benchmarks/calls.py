@@ -177,7 +177,7 @@ def _alone(target: Target, directory: Path, times: int) -> Row:
             line.sock.sendall(yes)
             answer = decode_response(line.sock.recv(65536))
         taken = (time.perf_counter() - started) * 1e3
-        line.reap()
+        line.wait()
         os.close(fd)
         if answer is None or not answer["success"]:
             raise RuntimeError(f"CRIU did not dump: {answer}")
@@ -229,7 +229,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("a worker is got", worker.Worker, "connect"),
     ("the conversation", exchange.Exchange, "run"),
     ("libcriu reads the answer", libcriu_request.LibcriuCall, "finish"),
-    ("the worker ends and is reaped", worker.WorkerLine, "reap"),
+    ("the worker ends and is reaped", worker.WorkerConnection, "reap"),
     ("statistics are read", call, "_statistics"),
 )
 

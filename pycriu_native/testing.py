@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
-from ._transport.connection import Line, widen
+from ._transport.connection import Connection, widen
 from ._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from ._wire.messages import NOTIFY, REQUEST_TYPES, decode_request, encode
 from ._wire.protobuf import image_of, message
@@ -123,12 +123,12 @@ class ScriptedCriu:
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """A line to a thread that answers one request."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)
         threading.Thread(target=self._serve, args=(theirs,), name="scripted CRIU").start()
-        return Line(ours, program=self.name())
+        return Connection(ours, program=self.name())
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):  # whoever asked may be gone

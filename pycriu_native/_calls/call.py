@@ -26,7 +26,7 @@ from .._support.unpatched import Event, Thread
 from .._system.process_identity import check_start
 from .._system.process_tree import end_processes, half_restored, wait_until_gone
 from .._system.regular_file import check_writable
-from .._transport.connection import Line
+from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
 from .._wire.direct_request import DirectCall
 from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
@@ -55,7 +55,7 @@ UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
 
 
-Connect = Callable[[Sequence[int], SpawnOptions], Line]
+Connect = Callable[[Sequence[int], SpawnOptions], Connection]
 """``Via.connect``."""
 
 
@@ -240,7 +240,7 @@ class Call:
                 keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
             line = self._connect(keep, request.spawn_options)
             owner = owned.enter_context(ExitStack())
-            owner.callback(line.reap)
+            owner.callback(line.wait)
             rescue = _rescue_for(request)
             if rescue is not None:
                 owned.callback(rescue.close)
@@ -300,13 +300,13 @@ class Call:
             if result >= 0 and request.keep_line:
                 owner.pop_all()
             elif result >= 0 and request.opts.exec_cmd is not None:
-                line.let_go()
+                line.detach()
             elif result >= 0 and request.verb is not Verb.RESTORE:
-                line.release()
+                line.close_async()
             else:
                 if request.verb is Verb.PRE_DUMP:
                     line.kill()  # if its child was killed, what that had forked is still there
-                line.reap()  # until CRIU has ended it is the parent of what it has restored
+                line.wait()  # until CRIU has ended it is the parent of what it has restored
             images, log = _paths(directories, request, mark)
             outcome = Outcome(
                 result=result,

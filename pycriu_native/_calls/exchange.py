@@ -23,7 +23,7 @@ from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.unpatched import Lock, poll
 from .._system.process_tree import process_tree
-from .._transport.connection import Line
+from .._transport.connection import Connection
 from .._wire.messages import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
 from ..enums import Notify, Verb
 from ..errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
@@ -93,7 +93,7 @@ class Exchange:
 
     def __init__(
         self,
-        line: Line,
+        line: Connection,
         verb: Verb,
         hook: Hook | None = None,
         deadline: float | None = None,

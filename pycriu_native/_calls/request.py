@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .._support.frozen_dataclass import dataclass, replace
 from .._system.process_tree import is_above
 from .._transport.base import Via
-from .._transport.connection import Line
+from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
@@ -85,7 +85,7 @@ class Outcome:
     """CRIU's own numbers."""
     chatter: str
     """What CRIU wrote to its standard output and error."""
-    line: Line
+    line: Connection
     """The line to CRIU: still open with ``keep_line``, else closed."""
     tree: list[int]
     """The processes that were dumped."""

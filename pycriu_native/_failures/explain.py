@@ -10,7 +10,7 @@ from typing import cast
 from .._calls.request import Outcome
 from .._support.frozen_dataclass import replace
 from .._system.process_tree import holders, name_of, stat_of, status_of
-from .._transport.connection import Line
+from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
@@ -31,7 +31,7 @@ def explain_failure(
     opts: CriuOpts,
     outcome: Outcome,
     mark: LogMark | None,
-    line: Line,
+    line: Connection,
     lost: CriuError | None = None,
 ) -> CriuError:
     """The error for an answer that says no, or for the lack of one (``lost``)."""
@@ -94,7 +94,7 @@ def explain_failure(
     return error
 
 
-def _how_it_ended(line: Line) -> str:
+def _how_it_ended(line: Connection) -> str:
     """A worker's exit status in words, where it is known."""
     if line.status is None:
         return ""

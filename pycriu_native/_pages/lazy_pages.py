@@ -83,7 +83,7 @@ class LazyPages(Owned):
             """The daemon."""
             try:
                 if not _listens(ready, deadline):
-                    self._process.reap(UNTIL_STOPPED)
+                    self._process.wait(UNTIL_STOPPED)
                     raise _failure(self._process, mark)
             except BaseException:
                 self.close()
@@ -118,14 +118,14 @@ class LazyPages(Owned):
         if not self._process.closed:
             if not self._process.has_ended(timeout):
                 raise TimeoutError(f"the lazy-pages daemon, pid {self.pid}, serves on")
-            self._process.reap(UNTIL_STOPPED)
+            self._process.wait(UNTIL_STOPPED)
         return self._process.status
 
     def close(self) -> None:
         """End the daemon if it still serves, and give everything back. Twice does nothing."""
         if not self._process.closed:
             self._process.send_signal(signal.SIGTERM)
-            self._process.reap(UNTIL_STOPPED)
+            self._process.wait(UNTIL_STOPPED)
 
 
 def _start(via: Worker, request: Request, directories: Directories, told: int) -> OwnedProcess:

@@ -24,7 +24,7 @@ from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._system.process_tree import listener_on
 from .._transport.base import Via
-from .._transport.connection import Line
+from .._transport.connection import Connection
 from .._transport.worker import Worker
 from .._wire.messages import REQUEST_TYPES, decode_response, encode
 from ..enums import Verb
@@ -85,7 +85,7 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
         # Too late to undo by a refusal: it is undone by ending what was started.
         with contextlib.suppress(ProcessLookupError):
             os.kill(_told(outcome).pid, signal.SIGTERM)
-        outcome.line.reap()
+        outcome.line.wait()
         raise outcome.interrupted_by
     return outcome
 
@@ -109,7 +109,7 @@ class PageServerChild(Owned):
     def __init__(self, outcome: Outcome) -> None:
         self.result = _told(outcome)
         """Where it listens, and its pid."""
-        self._line: Line | None = outcome.line
+        self._line: Connection | None = outcome.line
         self._asked = False
         self._status: int | None = None
 
@@ -149,10 +149,10 @@ class PageServerChild(Owned):
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")
             self._status = self._read(line)
-            line.reap()
+            line.wait()
         return self._status
 
-    def _read(self, line: Line) -> int:
+    def _read(self, line: Connection) -> int:
         data = line.sock.recv(LARGEST_ANSWER)
         if not data:
             raise WorkerDiedError(f"{line.program} ended before the page server")
@@ -172,4 +172,4 @@ class PageServerChild(Owned):
             # CRIU has not collected it yet, so its pid is its own.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.result.pid, signal.SIGKILL)
-        line.reap()
+        line.wait()

@@ -129,7 +129,7 @@ class RestoreUndo:
     def succeeded(self) -> None:
         """The restore is done: keep what the next one needs."""
         for link in self._links:
-            link.let_go()
+            link.detach()
 
     def undo(self, *, killed: bool) -> tuple[str, ...]:
         """Undo what a failed restore did, once its processes have ended; what is left of it.

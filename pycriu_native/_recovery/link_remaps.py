@@ -65,7 +65,7 @@ class KeptLink:
     def put_back(self) -> bool:
         """After a restore that failed; False if it could not be done."""
         done = self.file is None or self._name.look() is not None or self._put() is not None
-        self.let_go()
+        self.detach()
         if done:
             self.forget()
         return done
@@ -77,7 +77,7 @@ class KeptLink:
                 os.unlink(self._made, dir_fd=self._images)
                 os.rmdir(LINKS, dir_fd=self._images)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """After a restore that succeeded: what is kept among the images stays."""
         with contextlib.suppress(OSError):
             self._beside.remove()
@@ -116,7 +116,7 @@ def keep_links(images: int, root: str) -> list[KeptLink]:
         for link in made_names(images, root).links:
             for name in tree.names(link.link, None):
                 kept.append(KeptLink(name, link, images))
-                kept[-1].let_go()
+                kept[-1].detach()
                 break
         return kept
     finally:

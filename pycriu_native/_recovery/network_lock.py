@@ -325,6 +325,6 @@ def _run(program: str, *words: str) -> tuple[int | None, str]:
             os.close(chatter)
             return None, ""
         process = OwnedProcess(pid, pidfd, chatter)
-        process.reap(PATIENCE)
+        process.wait(PATIENCE)
         output.seek(0)
         return process.status, output.read().decode(errors="replace")

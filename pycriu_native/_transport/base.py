@@ -14,7 +14,7 @@ from .._support.lazy import socket
 from .._support.light_typing import ClassVar, Protocol
 from ..errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
 from ..options.values import Descriptor, descriptor_number
-from .connection import Line, widen
+from .connection import Connection, widen
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
@@ -42,7 +42,7 @@ class Via(Protocol):
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """An open line to it."""
 
 
@@ -87,7 +87,7 @@ class Service:
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """Connect to it. ``ProgramNotFoundError`` where nobody listens, ``PermissionDeniedError``
         where it is neither root's nor the caller's.
         """
@@ -108,7 +108,7 @@ class Service:
                 f"{self.name()} was started by user {owner}, who would be told what we save and "
                 "could answer as they like; Service(path, allow_untrusted=True) takes it as it is"
             )
-        return Line(sock, program=self.name())
+        return Connection(sock, program=self.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ class Socket:
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """A duplicate of it."""
         try:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))
@@ -148,4 +148,4 @@ class Socket:
             raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
         sock.setblocking(True)
         widen(sock)
-        return Line(sock, program=self.name())
+        return Connection(sock, program=self.name())

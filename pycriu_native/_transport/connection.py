@@ -53,10 +53,10 @@ def _above_stdio(sock: socket.socket) -> socket.socket:
     return sock
 
 
-class Line:
+class Connection:
     """A connection to a CRIU process that is not ours: the socket, owned.
 
-    A worker of our own is more than that: ``WorkerLine`` in ``worker.py``.
+    A worker of our own is more than that: ``WorkerConnection`` in ``worker.py``.
     """
 
     pid = 0
@@ -85,18 +85,18 @@ class Line:
     def wake(self) -> None:
         """Have the process go on if somebody has stopped it: it cannot undo its work otherwise."""
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """Close our end, which tells CRIU that there is nothing more to do."""
         self.sock.close()
 
-    def reap(self) -> None:
+    def wait(self) -> None:
         """Give back all that is ours."""
-        self.hang_up()
+        self.close()
 
-    def release(self) -> None:
+    def close_async(self) -> None:
         """:meth:`reap`, where nobody cares when the process ends: that may be waited for later."""
-        self.reap()
+        self.wait()
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Close what is ours, and leave the process alone: with ``exec_cmd`` it has a new life."""
-        self.hang_up()
+        self.close()

@@ -114,11 +114,11 @@ class ForkServer:
         with contextlib.suppress(OSError):
             self._line.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
         self._line.wake()
-        self._line.reap()  # not killed at once: what was grown just now is in its group still
+        self._line.wait()  # not killed at once: what was grown just now is in its group still
 
     def forget(self) -> None:
         """In a forked child, whose parent has it."""
-        self._line.let_go()
+        self._line.detach()
 
 
 _seeds: weakref.WeakSet[ForkServer] = weakref.WeakSet()

@@ -13,7 +13,7 @@ from .._support.closing import Owned
 from .._support.unpatched import Lock
 from ..errors import CriuError
 from .base import Via
-from .connection import Line
+from .connection import Connection
 from .forkserver import ForkServer, ForkServerUnavailableError
 from .spawn import SpawnOptions
 from .worker import Worker, connect_worker
@@ -27,7 +27,7 @@ class ForkServerCache(Owned):
         self._sowing = Lock()
         self._seeds: dict[object, ForkServer | None] = {}
 
-    def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Line:
+    def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Connection:
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         # A Worker alone is known to do no more than to start one.
         if type(via) is Worker and via.stdin is None and not keep and not spawn_options.outside:

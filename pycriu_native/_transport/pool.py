@@ -27,10 +27,10 @@ from .._support.closing import Owned
 from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import Condition, Thread, get_ident, sleep
 from ..errors import CriuError, Problem
-from .connection import Line
+from .connection import Connection
 from .process import OwnedProcess
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
-from .worker import PATIENCE, Worker, WorkerLine
+from .worker import PATIENCE, Worker, WorkerConnection
 from .worker_factory import WorkerFactory, WorkerFingerprint, fingerprint
 
 __all__ = ["WorkerPool"]
@@ -49,7 +49,7 @@ PAUSE = 1.0
 class _Idle:
     """A worker that waits, and what it has taken over from the thread that started it."""
 
-    def __init__(self, line: WorkerLine, born: WorkerFingerprint) -> None:
+    def __init__(self, line: WorkerConnection, born: WorkerFingerprint) -> None:
         self.line = line
         self.born = born
 
@@ -72,7 +72,7 @@ class _Stock:
         self.missed: WorkerFingerprint | None = None
         """Where the last call came from that found no worker of its surroundings."""
 
-    def take(self) -> WorkerLine | None:
+    def take(self) -> WorkerConnection | None:
         """A worker that is no different from one that would be started now; None: there is none."""
         if not self.idle:
             with self.turn:
@@ -102,7 +102,7 @@ class _Stock:
                 return None
         finally:
             for gone in dropped:
-                gone.line.reap()
+                gone.line.wait()
 
     def _miss(self, here: WorkerFingerprint | None, dropped: list[_Idle]) -> None:
         """Move to the surroundings of this thread, if two calls in a row come from there."""
@@ -137,7 +137,7 @@ class _Stock:
                 self.not_before = time.monotonic() + AFTER_A_CALL
                 self.turn.notify_all()
                 return
-        process.reap(PATIENCE)  # the pool was closed meanwhile
+        process.wait(PATIENCE)  # the pool was closed meanwhile
 
     def reap_retired(self) -> None:
         """Wait for the end of those that have served: a moment each."""
@@ -146,7 +146,7 @@ class _Stock:
                 process = self.retired.popleft()
             except IndexError:
                 return  # another thread was faster
-            process.reap(PATIENCE)
+            process.wait(PATIENCE)
 
     def close(self) -> None:
         """End the thread, and the workers that wait."""
@@ -157,9 +157,9 @@ class _Stock:
             self.idle.clear()
             self.turn.notify_all()
         for idle in left:
-            idle.line.hang_up()  # all of them end at the same time
+            idle.line.close()  # all of them end at the same time
         for idle in left:
-            idle.line.reap()
+            idle.line.wait()
         if thread is not None and thread.ident != get_ident():
             thread.join()
         self.reap_retired()
@@ -169,7 +169,7 @@ class _Stock:
         self.turn = Condition()
         self.thread = None
         for idle in self.idle:
-            idle.line.let_go()  # as long as we held the socket too they would not see its end
+            idle.line.detach()  # as long as we held the socket too they would not see its end
         self.idle.clear()
         while self.retired:
             self.retired.popleft().close()
@@ -205,7 +205,7 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
                 if stock.thread is me:
                     stock.idle.append(_Idle(*made))
                     continue
-            made[0].reap()
+            made[0].wait()
 
 
 _stocks: weakref.WeakSet[_Stock] = weakref.WeakSet()
@@ -340,7 +340,7 @@ class WorkerPool(Owned):
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """A warm worker where that makes no difference, else a fresh one.
 
         ``ValueError`` once it is closed; else raises as :meth:`Worker.connect`.

@@ -62,7 +62,7 @@ class OwnedProcess:
             os.killpg(self.pid, signal.SIGKILL)
         self.send_signal(signal.SIGKILL)
 
-    def reap(self, patience: float) -> None:
+    def wait(self, patience: float) -> None:
         """Wait for its end, and close; it is killed if that takes longer than ``patience``."""
         if self.closed:
             return

@@ -11,7 +11,7 @@ from .._support.lazy import socket
 from .._support.light_typing import Any, ClassVar
 from ..errors import Problem
 from ..options.values import Descriptor, descriptor_number
-from .connection import Line
+from .connection import Connection
 from .process import OwnedProcess
 from .program import find_program, on_disk
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions, spawn
@@ -20,7 +20,7 @@ PATIENCE = 10.0
 """Seconds that a worker gets to end by itself once it has answered."""
 
 
-class WorkerLine(Line):
+class WorkerConnection(Connection):
     """A connection to a worker of our own, and that process, owned."""
 
     def __init__(self, sock: socket.socket, process: OwnedProcess, program: str) -> None:
@@ -41,27 +41,27 @@ class WorkerLine(Line):
     def wake(self) -> None:
         self._process.wake()
 
-    def reap(self) -> None:
+    def wait(self) -> None:
         """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
         if self._released:
             return
-        self.hang_up()
-        self._process.reap(PATIENCE)
+        self.close()
+        self._process.wait(PATIENCE)
         self._remember()
         self._hand_over()
 
-    def release(self) -> None:
+    def close_async(self) -> None:
         if self.later is None:
-            self.reap()
+            self.wait()
             return
-        self.hang_up()
+        self.close()
         self.last_words = self._process.words()
         self.pidfd = -1
         self._released = True
         self._hand_over()
 
-    def let_go(self) -> None:
-        self.hang_up()
+    def detach(self) -> None:
+        self.close()
         self._process.close()
         self._remember()
         self._hand_over()
@@ -115,7 +115,7 @@ class Worker:
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """Start the worker.
 
         ``keep`` are descriptors above 2 that it gets under the same numbers. Raises
@@ -147,7 +147,7 @@ def start_worker(
     stdin: int,
     keep: Sequence[int] = (),
     spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
-) -> WorkerLine:
+) -> WorkerConnection:
     """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
 
     def start(ends: Any) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def start_worker(
     return connect_worker(program, start)
 
 
-def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> WorkerLine:
+def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> WorkerConnection:
     """A worker that ``start`` makes, out of a ``struct pn_ends``; it returns pid and pidfd."""
     ends = ffi.new("struct pn_ends *")
     status = native.pn_make_ends(ends)
@@ -182,4 +182,4 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
     finally:
         os.close(ends.theirs)
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ends.ours)
-    return WorkerLine(ours, OwnedProcess(pid, pidfd, ends.output), program)
+    return WorkerConnection(ours, OwnedProcess(pid, pidfd, ends.output), program)

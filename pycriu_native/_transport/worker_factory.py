@@ -13,7 +13,7 @@ from .forkserver import NO_INPUT, ForkServer, ForkServerUnavailableError
 from .inherited_state import inherited_state
 from .program import find_program, on_disk
 from .spawn import SpawnOptions
-from .worker import Worker, WorkerLine, connect_worker, start_worker
+from .worker import Worker, WorkerConnection, connect_worker, start_worker
 
 WorkerFingerprint = tuple[object, ...]
 """What a worker is like: its program, and what it has taken over from the thread that starts it."""
@@ -53,7 +53,7 @@ class WorkerFactory(Owned):
         self._known: WorkerFingerprint | None = None
         """What the seed is like, or the last worker that was started without one."""
 
-    def start(self) -> tuple[WorkerLine, WorkerFingerprint] | None:
+    def start(self) -> tuple[WorkerConnection, WorkerFingerprint] | None:
         """One more worker, and what it is like; None: that has just changed, ask again.
 
         Raises what starting a worker raises, and ``OSError`` where nobody knows what it is like.
@@ -78,7 +78,7 @@ class WorkerFactory(Owned):
         self._known = fingerprint(self._worker)
         if self._known == before:
             return line, before
-        line.reap()
+        line.wait()
         return None
 
     def _fingerprint(self) -> WorkerFingerprint:

@@ -235,7 +235,7 @@ class Departure:
             self._settle(error)
             self.failure = error
             self._relay.spoil()
-            self._call.let_go()
+            self._call.detach()
         finally:
             self._released.set()
 
@@ -298,7 +298,7 @@ class _HeldCall(Call):
         self._why = reason
         self._ask_back(reason)
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """The destination has no copy (any more)."""
         if self._why is not None:
             super().cancel(self._why)

@@ -32,7 +32,7 @@ from pycriu_native._calls.request import SAVING
 from pycriu_native._transport.forkserver import ForkServer, _seeds
 from pycriu_native._transport.inherited_state import inherited_state
 from pycriu_native._transport.program import find_program
-from pycriu_native._transport.worker import WorkerLine
+from pycriu_native._transport.worker import WorkerConnection
 
 from .conftest import Spawn
 from .support import cgroups
@@ -47,11 +47,11 @@ def taken(pool: WorkerPool) -> bool:
     assert pool.wait_until_ready(20)
     ready = {idle.line.pid for idle in pool._stock.idle}
     line = pool.connect(spawn_options=SAVING)
-    assert isinstance(line, WorkerLine)
+    assert isinstance(line, WorkerConnection)
     try:
         return line.pid in ready
     finally:
-        line.reap()
+        line.wait()
 
 
 @pytest.fixture
@@ -96,9 +96,9 @@ def test_what_goes_past_it(pool: WorkerPool) -> None:
         outside = replace(SAVING, outside=True)
         for keep, spawn_options in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
             line = pool.connect(keep, spawn_options)
-            assert isinstance(line, WorkerLine)
+            assert isinstance(line, WorkerConnection)
             assert line.pid not in ready
-            line.reap()
+            line.wait()
     assert {idle.line.pid for idle in pool._stock.idle} == ready
 
 

@@ -24,12 +24,12 @@ from pycriu_native import (
 )
 from pycriu_native._calls.request import SAVING
 from pycriu_native._transport import forkserver as module
-from pycriu_native._transport.connection import Line
+from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
 from pycriu_native._transport.forkserver_cache import ForkServerCache
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import SpawnOptions
-from pycriu_native._transport.worker import WorkerLine, connect_worker
+from pycriu_native._transport.worker import WorkerConnection, connect_worker
 
 from .conftest import Spawn
 from .support.hosts import host
@@ -44,7 +44,7 @@ def seed() -> Iterator[ForkServer]:
     made.close()
 
 
-def grown(seed: ForkServer) -> WorkerLine:
+def grown(seed: ForkServer) -> WorkerConnection:
     """A worker."""
     return connect_worker(find_program(), seed.fork_worker)
 
@@ -74,7 +74,7 @@ def test_it_stays_the_parents(seed: ForkServer) -> None:
     os.close(writing)
     os.close(reading)
     os.waitpid(pid, 0)
-    grown(seed).reap()
+    grown(seed).wait()
 
 
 def _held(pid: int) -> list[str]:
@@ -105,7 +105,7 @@ def test_one_that_was_stopped_ends(seed: ForkServer) -> None:
 class _Another(Worker):
     """A way of one's own to start them."""
 
-    def connect(self, keep: Sequence[int] = (), spawn_options: SpawnOptions = SAVING) -> Line:
+    def connect(self, keep: Sequence[int] = (), spawn_options: SpawnOptions = SAVING) -> Connection:
         raise NotImplementedError
 
 
@@ -115,10 +115,10 @@ def test_other_ways_are_left_alone() -> None:
         with pytest.raises(NotImplementedError):
             bed.connect(_Another(), (), SAVING)
         with open(os.devnull) as null:
-            bed.connect(Worker(stdin=null), (), SAVING).reap()
-        bed.connect(Worker(), (0,), SAVING).reap()
+            bed.connect(Worker(stdin=null), (), SAVING).wait()
+        bed.connect(Worker(), (0,), SAVING).wait()
         assert not bed._seeds
-        bed.connect(Worker(), (), SAVING).reap()
+        bed.connect(Worker(), (), SAVING).wait()
         assert len(bed._seeds) == 1
         with WorkerPool(1) as warm:
             warm.close()
@@ -138,7 +138,7 @@ def test_a_worker_that_cannot_be_watched(seed: ForkServer, monkeypatch: pytest.M
         with pytest.raises(ProgramError, match="Too many open files"):
             grown(seed)
     assert children() == before
-    grown(seed).reap()
+    grown(seed).wait()
 
 
 def test_a_program_without_a_word_is_asked_once(
@@ -206,7 +206,7 @@ def _worker_place(place: Any) -> str:
     try:
         return str(place(line.pid))
     finally:
-        line.reap()
+        line.wait()
 
 
 def test_children_in_another_pid_namespace() -> None:

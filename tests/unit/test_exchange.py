@@ -42,7 +42,7 @@ from pycriu_native import (
 from pycriu_native._calls import exchange as exchange_module
 from pycriu_native._calls import requirements
 from pycriu_native._native.ffi import ffi, native
-from pycriu_native._transport.connection import Line
+from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.worker import PATIENCE
 from pycriu_native._wire.messages import REQUEST_TYPES, decode_request, encode
 from pycriu_native.enums import Verb
@@ -255,7 +255,7 @@ def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]
         yield exchange
     finally:
         exchange.close()
-        line.reap()
+        line.wait()
 
 
 def test_the_child_that_makes_a_pre_dump_is_left_to_finish(play: Play, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     with ours, theirs:
-        exchange = exchange_module.Exchange(Line(ours, program="criu"), Verb.RESTORE)
+        exchange = exchange_module.Exchange(Connection(ours, program="criu"), Verb.RESTORE)
         theirs.send(answer_of("notify", notify={"script": "pre-restore"}))
         if in_time:
             theirs.send(RESTORED)

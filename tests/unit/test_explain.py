@@ -20,7 +20,7 @@ from pycriu_native import CriuOpts, OptionError, PageServer, Worker, lib
 from pycriu_native._calls.requirements import _versions
 from pycriu_native._calls.verbs import for_pre_dump
 from pycriu_native._checks import criu_files
-from pycriu_native._transport.connection import Line
+from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from pycriu_native.diagnostics.explain import Explanation, Setting, explain
 from pycriu_native.enums import Verb
@@ -57,7 +57,7 @@ class Untouchable:
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
-    ) -> Line:
+    ) -> Connection:
         """Fail."""
         raise AssertionError("CRIU was reached")
 

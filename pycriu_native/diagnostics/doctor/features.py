@@ -220,7 +220,7 @@ def _asked(via: Worker, name: str) -> bool | None:
         os.close(chatter)
         return None
     process = OwnedProcess(pid, pidfd, chatter)
-    process.reap(PATIENCE)
+    process.wait(PATIENCE)
     if UNKNOWN in process.last_words:
         return None
     return process.status == 0
