@@ -24,7 +24,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from ._calls import iterative_dump, verbs
 from ._calls.call import KEEPER, Call
 from ._calls.exchange import Hook, Notification
-from ._calls.hook_invocation import Question
+from ._calls.hook_invocation import HookInvocation
 from ._calls.request import Outcome
 from ._pages import page_server as page_server_module
 from ._support.unpatched import Lock, Thread
@@ -51,7 +51,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Errand(Generic[R]):
+class _VerbTask(Generic[R]):
     """A verb on its thread, and the meeting point with the task that awaits it."""
 
     def __init__(self, work: Callable[[], R]) -> None:
@@ -61,7 +61,7 @@ class _Errand(Generic[R]):
         self._work = work
         self._changing = Lock()
         self._call: Call | None = None
-        self._question: Question | None = None
+        self._question: HookInvocation | None = None
         self._give_up: Callable[[BaseException], None] | None = None
         self._cancelled: BaseException | None = None
         self._outcome: list[R] = []
@@ -81,7 +81,7 @@ class _Errand(Generic[R]):
         finally:
             self._wake()
 
-    def see_through(self, call: Call) -> Outcome:
+    def run_to_end(self, call: Call) -> Outcome:
         """Wait for a call of the verb; its hook is asked by the task."""
         call.wake = self._wake
         with self._changing:
@@ -101,7 +101,7 @@ class _Errand(Generic[R]):
         return None if hook is None else functools.partial(self._have_asked, hook)
 
     def _have_asked(self, hook: Hook, notification: Notification) -> object:
-        question = self._question = Question(hook, notification)
+        question = self._question = HookInvocation(hook, notification)
         self._wake()
         question.answered.wait()
         self._question = None
@@ -123,7 +123,7 @@ class _Errand(Generic[R]):
         """Run the hook if it is waited for."""
         question = self._question if self._call is None else self._call.question
         if question is not None:
-            await question.put_and_await()
+            await question.run_async()
 
     def cancel(self, reason: BaseException) -> None:
         """Have the call undone that is under way, and no other begun."""
@@ -155,7 +155,7 @@ class _Errand(Generic[R]):
 def _awaited(verb: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     @functools.wraps(verb)
     async def awaited(*args: P.args, **kwargs: P.kwargs) -> R:
-        errand = _Errand(functools.partial(verb, *args, **kwargs))
+        errand = _VerbTask(functools.partial(verb, *args, **kwargs))
         while not errand.is_over():
             try:
                 await errand.turn.wait()

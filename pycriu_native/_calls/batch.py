@@ -247,11 +247,11 @@ class _Here(ForkServerCache):
         """One of the threads begins."""
         KEEPER.set(self)
 
-    def see_through(self, call: Call) -> Outcome:
+    def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
         request = call.request
         if request.on_notify is not None:
-            return call.stand_by()
+            return call.wait_with_hooks()
         if request.opts.config_file is not None:
             return call.run_here(self._turn)  # it may say shell-job, for which our input is needed
         return call.run_here(self._turn, functools.partial(self.connect, request.via))

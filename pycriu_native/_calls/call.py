@@ -37,7 +37,7 @@ from ..options.values import WireValue
 from ..results import DumpStatistics, RestoreStatistics
 from . import logs
 from .exchange import Exchange, Hook, Notification
-from .hook_invocation import Question
+from .hook_invocation import HookInvocation
 from .prepare import Directories, fill
 from .request import Outcome, Request, log_name
 
@@ -59,10 +59,10 @@ Connect = Callable[[Sequence[int], SpawnOptions], Connection]
 """``Via.connect``."""
 
 
-class Keeper(Protocol):
+class CallRunner(Protocol):
     """Who waits for calls in a way of its own: asyncio's task, and the threads of a batch."""
 
-    def see_through(self, call: Call) -> Outcome:
+    def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
@@ -71,7 +71,7 @@ class Keeper(Protocol):
         """
 
 
-KEEPER: ContextVar[Keeper | None] = ContextVar("KEEPER", default=None)
+KEEPER: ContextVar[CallRunner | None] = ContextVar("KEEPER", default=None)
 """Who waits for the calls made in this context."""
 
 
@@ -88,7 +88,7 @@ class Call:
         self._since = 0.0
         self._in_turn: AbstractContextManager[object] | None = None
         self._connect: Connect = request.via.connect
-        self.question: Question | None = None
+        self.question: HookInvocation | None = None
         """A notification that waits for the hook."""
         self._turn = Event()
         self.wake: Callable[[], None] = self._turn.set
@@ -100,9 +100,9 @@ class Call:
     def wait(self) -> Outcome:
         """Start, answer questions, and return or raise what came of it."""
         keeper = KEEPER.get()
-        return self.stand_by() if keeper is None else keeper.see_through(self)
+        return self.wait_with_hooks() if keeper is None else keeper.run_to_end(self)
 
-    def stand_by(self) -> Outcome:
+    def wait_with_hooks(self) -> Outcome:
         """:meth:`wait`, on this thread."""
         while True:
             try:
@@ -117,7 +117,7 @@ class Call:
                     self._turn.clear()
                     question = self.question
                     if question is not None:
-                        question.put()
+                        question.run()
                 break
             except BaseException as interruption:
                 if self._thread.ident is None:
@@ -210,7 +210,7 @@ class Call:
         """Have the caller's thread run the hook; return or raise what it did."""
         hook = self._request.on_notify
         assert hook is not None
-        question = self.question = Question(hook, notification)
+        question = self.question = HookInvocation(hook, notification)
         self.wake()
         question.answered.wait()
         self.question = None

@@ -8,7 +8,7 @@ from .._support.unpatched import Event
 from .exchange import Hook, Notification
 
 
-class Question:
+class HookInvocation:
     """A notification that waits for the hook on the caller's thread."""
 
     def __init__(self, hook: Hook, notification: Notification) -> None:
@@ -19,7 +19,7 @@ class Question:
         self.refusal: BaseException | None = None
         self.returned: object = None
 
-    def put(self) -> None:
+    def run(self) -> None:
         """Run the hook, once."""
         if self._asked:
             return
@@ -33,7 +33,7 @@ class Question:
             self.refusal = refusal
         self.answered.set()
 
-    async def put_and_await(self) -> None:
+    async def run_async(self) -> None:
         """Run the hook, once, and await what it returns if that can be awaited."""
         if self._asked:
             return

@@ -314,10 +314,10 @@ def test_waiting_for_a_turn_costs_no_time(
         def __exit__(self, *_: object) -> None:
             pass
 
-    class Keeper:
+    class CallRunner:
         """The keeper of this thread's calls."""
 
-        def see_through(self, call: call_module.Call) -> Any:
+        def run_to_end(self, call: call_module.Call) -> Any:
             return call.run_here(Turn())
 
         def take_over(self, cancel: Any, hook: Any) -> Any:
@@ -326,6 +326,6 @@ def test_waiting_for_a_turn_costs_no_time(
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
     opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
     context = contextvars.copy_context()
-    context.run(call_module.KEEPER.set, Keeper())
+    context.run(call_module.KEEPER.set, CallRunner())
     done = context.run(lambda: dump(target.pid, opts, deadline=600))
     assert done.duration < 600
