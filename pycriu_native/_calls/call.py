@@ -315,13 +315,13 @@ class Call:
                 images=images,
                 log=log,
                 statistics=_statistics(request, directories.log) if result >= 0 else None,
-                chatter=line.last_words,
+                stderr_text=line.final_stderr,
                 line=line,
                 tree=exchange.tree,
                 interrupted_by=exchange.stopped_by,
             )
             if logs.wanted():
-                logs.pass_on((mark.text() if mark else "") + outcome.chatter)
+                logs.pass_on((mark.text() if mark else "") + outcome.stderr_text)
             failure = None
             if result < 0:
                 failure = self._undone(outcome, mark, exchange, lost)
@@ -549,7 +549,7 @@ def _unexplained(
     request: Request, outcome: Outcome, mark: LogMark | None, lost: CriuError | None
 ) -> CriuError:
     """The error for a failure whose explanation cannot be loaded: CRIU's own words."""
-    said = (mark.text() if mark is not None else "") + outcome.chatter
+    said = (mark.text() if mark is not None else "") + outcome.stderr_text
     lines = [line.strip() for line in said.splitlines() if "Error" in line]
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     why = str(lost) if lost is not None else lines[0] if lines else os.strerror(errno)

@@ -83,7 +83,7 @@ class Outcome:
     """Path of the log that this call has written."""
     statistics: DumpStatistics | RestoreStatistics | None
     """CRIU's own numbers."""
-    chatter: str
+    stderr_text: str
     """What CRIU wrote to its standard output and error."""
     line: Connection
     """The line to CRIU: still open with ``keep_line``, else closed."""

@@ -274,7 +274,7 @@ def check(
             chosen = replace(chosen, images_directory=scratch)
         request = _checked(Verb.CHECK, chosen, None, via, None, deadline)
         outcome = Call(request).wait()
-        said = outcome.chatter
+        said = outcome.stderr_text
         if outcome.log is not None:
             with open(outcome.log, errors="replace") as log:
                 said += log.read()

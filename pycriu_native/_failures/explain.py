@@ -15,7 +15,7 @@ from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
-from .log_excerpt import LogMark, chatter_lines, diagnose, error_lines
+from .log_excerpt import LogMark, diagnose, error_lines, stderr_lines
 
 EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""
@@ -36,10 +36,10 @@ def explain_failure(
 ) -> CriuError:
     """The error for an answer that says no, or for the lack of one (``lost``)."""
     text = mark.text() if mark is not None else ""
-    lines = error_lines(text, pid) or chatter_lines(outcome.chatter)
+    lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
     if message and not any(message in known for known in lines):
-        lines += chatter_lines(message)
+        lines += stderr_lines(message)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     found = diagnose(lines, verb, errno)
     if (

@@ -102,7 +102,7 @@ def _is_about(match: re.Match[str] | None, pid: int | None) -> bool:
     return named is None or int(named) == pid
 
 
-def chatter_lines(text: str) -> list[str]:
+def stderr_lines(text: str) -> list[str]:
     """What a worker's standard error says of a failure: its errors, else all that it says.
 
     The loader, the C library and the parser of options know nothing of CRIU's log.

@@ -21,7 +21,7 @@ import signal
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark, chatter_lines, diagnose, error_lines
+from .._failures.log_excerpt import LogMark, diagnose, error_lines, stderr_lines
 from .._support import unpatched
 from .._support.closing import Owned
 from .._support.frozen_dataclass import replace
@@ -144,7 +144,7 @@ def _start(via: Worker, request: Request, directories: Directories, told: int) -
     words = [
         word.flag if word.value is None else f"{word.flag}={word.value}" for word in say(named)[0]
     ]
-    chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+    stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
         pid, pidfd = spawn(
             [
@@ -154,13 +154,13 @@ def _start(via: Worker, request: Request, directories: Directories, told: int) -
             ],
             env=via.env,
             stdin=-1,
-            output=chatter,
+            output=stderr_text,
             keep=[told, *keep],
         )
     except BaseException:
-        os.close(chatter)
+        os.close(stderr_text)
         raise
-    return OwnedProcess(pid, pidfd, chatter)
+    return OwnedProcess(pid, pidfd, stderr_text)
 
 
 def _by_descriptor(fd: int | None) -> str | None:
@@ -178,10 +178,10 @@ def _listens(ready: int, deadline: float) -> bool:
 
 
 def _failure(process: OwnedProcess, mark: LogMark) -> CriuError:
-    lines = error_lines(mark.text()) or chatter_lines(process.last_words)
+    lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
     found = diagnose(lines, Verb.LAZY_PAGES)
     cause = found.cause or (
-        lines[0] if lines else process.last_words.strip() or "it does not say why"
+        lines[0] if lines else process.final_stderr.strip() or "it does not say why"
     )
     told = f"the lazy-pages daemon ended before it listened: {cause}"
     return found.kind(

@@ -317,14 +317,14 @@ def _saved(family: str) -> list[str]:
 
 def _run(program: str, *words: str) -> tuple[int | None, str]:
     """Exit status and output of a program, which inherits this thread's network namespace."""
-    chatter = os.memfd_create("iptables", os.MFD_CLOEXEC)
-    with open(os.dup(chatter), "rb") as output:
+    stderr_text = os.memfd_create("iptables", os.MFD_CLOEXEC)
+    with open(os.dup(stderr_text), "rb") as output:
         try:
-            pid, pidfd = spawn([program, *words], env={}, stdin=-1, output=chatter, keep=[])
+            pid, pidfd = spawn([program, *words], env={}, stdin=-1, output=stderr_text, keep=[])
         except ProgramError:
-            os.close(chatter)
+            os.close(stderr_text)
             return None, ""
-        process = OwnedProcess(pid, pidfd, chatter)
+        process = OwnedProcess(pid, pidfd, stderr_text)
         process.wait(PATIENCE)
         output.seek(0)
         return process.status, output.read().decode(errors="replace")

@@ -70,7 +70,7 @@ class Connection:
         """What to call it in messages."""
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
-        self.last_words = ""
+        self.final_stderr = ""
         """What it had written to its standard output and error when it ended."""
 
     def has_ended(self, timeout: float = 0.0) -> bool:

@@ -20,14 +20,14 @@ class OwnedProcess:
     its worker, which CRIU could not save.
     """
 
-    def __init__(self, pid: int, pidfd: int, chatter: int) -> None:
+    def __init__(self, pid: int, pidfd: int, stderr_text: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
-        self.last_words = ""
+        self.final_stderr = ""
         """What it had written to its standard output and error when it was closed."""
-        self._chatter = chatter
+        self._chatter = stderr_text
 
     @property
     def closed(self) -> bool:
@@ -82,7 +82,7 @@ class OwnedProcess:
         """Give back what is ours, and leave the process alone."""
         if self.closed:
             return
-        self.last_words = self.words()
+        self.final_stderr = self.words()
         os.close(self._chatter)
         self._chatter = -1
         if self.pidfd >= 0:

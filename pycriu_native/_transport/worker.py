@@ -55,7 +55,7 @@ class WorkerConnection(Connection):
             self.wait()
             return
         self.close()
-        self.last_words = self._process.words()
+        self.final_stderr = self._process.words()
         self.pidfd = -1
         self._released = True
         self._hand_over()
@@ -73,7 +73,7 @@ class WorkerConnection(Connection):
 
     def _remember(self) -> None:
         self.status = self._process.status
-        self.last_words = self._process.last_words
+        self.final_stderr = self._process.final_stderr
         self.pidfd = -1
 
 

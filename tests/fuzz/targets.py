@@ -118,7 +118,7 @@ def _answer_seeds() -> list[bytes]:
 def logs(data: bytes) -> None:
     """Any log has error lines that stand in it, and a diagnosis."""
     text = data.decode(errors="replace")
-    lines = log_excerpt.error_lines(text, 42) or log_excerpt.chatter_lines(text)
+    lines = log_excerpt.error_lines(text, 42) or log_excerpt.stderr_lines(text)
     assert all(line.strip() in text or line in text for line in lines)
     for verb in (Verb.DUMP, Verb.RESTORE):
         found = log_excerpt.diagnose(lines, verb)

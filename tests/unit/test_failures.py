@@ -19,10 +19,10 @@ from pycriu_native import CriuError, CriuOpts, ImagesError, NoSuchProcessError, 
 from pycriu_native._failures.log_excerpt import (
     LONGEST_LINE,
     Failure,
-    chatter_lines,
     diagnose,
     error_lines,
     failures,
+    stderr_lines,
 )
 from pycriu_native.enums import Verb
 from pycriu_native.options.table import BY_FIELD
@@ -152,8 +152,8 @@ def test_lines_that_are_no_errors(line: str) -> None:
 def test_what_the_loader_says() -> None:
     """Before CRIU has a log there is standard error, in other people's words."""
     said = "/opt/criu: error while loading shared libraries: libnl-3.so.200: cannot open\n\n"
-    assert chatter_lines(said) == [said.strip()]
-    assert diagnose(chatter_lines(said), Verb.DUMP).kind is ProgramError
+    assert stderr_lines(said) == [said.strip()]
+    assert diagnose(stderr_lines(said), Verb.DUMP).kind is ProgramError
 
 
 def test_the_table_is_read_on_the_first_failure_only() -> None:
@@ -200,6 +200,6 @@ def test_a_line_without_an_end() -> None:
     (Some patterns take time in proportion to the square of a line's length.)
     """
     for text in ("Error (" + "1234567890:" * 24000, "Warn  (criu/x.c:1): " + "7" * 250000):
-        lines = error_lines(text, 42) or chatter_lines(text)
+        lines = error_lines(text, 42) or stderr_lines(text)
         assert [len(line) <= LONGEST_LINE for line in lines] == [True]
         diagnose(lines, Verb.DUMP)

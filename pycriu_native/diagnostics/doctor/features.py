@@ -212,16 +212,16 @@ def _by_request(via: Via) -> Iterator[Remark]:
 
 def _asked(via: Worker, name: str) -> bool | None:
     """Whether the kernel has a feature; None if this CRIU cannot tell."""
-    chatter = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
+    stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
         words = [via.name(), "check", "--feature", name]
-        pid, pidfd = spawn(words, env=via.env, stdin=-1, output=chatter, keep=())
+        pid, pidfd = spawn(words, env=via.env, stdin=-1, output=stderr_text, keep=())
     except CriuError:
-        os.close(chatter)
+        os.close(stderr_text)
         return None
-    process = OwnedProcess(pid, pidfd, chatter)
+    process = OwnedProcess(pid, pidfd, stderr_text)
     process.wait(PATIENCE)
-    if UNKNOWN in process.last_words:
+    if UNKNOWN in process.final_stderr:
         return None
     return process.status == 0
 
