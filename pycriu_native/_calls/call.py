@@ -18,7 +18,7 @@ from .._failures.log_excerpt import LogMark
 from .._integrity import dump_marker
 from .._integrity import statistics as statistics_module
 from .._integrity.due_timers import rearm
-from .._integrity.dump_marker import Unfinished
+from .._integrity.dump_marker import DumpMarker
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol, cast
@@ -427,7 +427,7 @@ class Call:
             exchange.cancel(self._cancelled)
 
 
-def _watch_over(request: Request, directories: Directories, owned: ExitStack) -> Unfinished | None:
+def _watch_over(request: Request, directories: Directories, owned: ExitStack) -> DumpMarker | None:
     """See to it that no half of an image set is taken for a whole one.
 
     A dump of a tree that we are in has no mark: nobody is left to take it away.
@@ -439,7 +439,7 @@ def _watch_over(request: Request, directories: Directories, owned: ExitStack) ->
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP) or request.inside:
         return None
     try:
-        unfinished = Unfinished(directories.images)
+        unfinished = DumpMarker(directories.images)
     except OSError as error:
         if isinstance(error, CriuError):
             raise

@@ -48,7 +48,7 @@ DEEPEST = 200
 _MARKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Unfinished:
+class DumpMarker:
     """The mark in a directory that a dump is being written to; owned while that goes on.
 
     Images of an earlier dump are set aside first, for CRIU would overwrite some and leave

@@ -15,7 +15,7 @@ import pytest
 
 from pycriu_native import CriuOpts, ImagesError, restore
 from pycriu_native._integrity import completeness, dump_marker
-from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, Unfinished
+from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, DumpMarker
 from pycriu_native._pages.page_server import page_server
 from pycriu_native._wire.protobuf import image_of, message
 from pycriu_native.errors import OptionError
@@ -209,12 +209,12 @@ def _names(directory: Path) -> set[str]:
 def test_the_mark_of_a_dump(tmp_path: Path) -> None:
     """It is there while images are written, and gone when they are whole."""
     with _opened(tmp_path) as fd:
-        unfinished = Unfinished(fd)
+        unfinished = DumpMarker(fd)
         _write(tmp_path)
         with pytest.raises(ImagesError, match="is under way"):
             _check(tmp_path)
         with pytest.raises(ImagesError, match="is under way"):
-            Unfinished(fd)
+            DumpMarker(fd)
         unfinished.finish()
         _check(tmp_path)
         unfinished.close()
@@ -224,14 +224,14 @@ def test_the_mark_of_a_dump(tmp_path: Path) -> None:
 def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
     """The mark stays with what was written, and a restore refuses it; the next dump clears it."""
     with _opened(tmp_path) as fd:
-        first = Unfinished(fd)
+        first = DumpMarker(fd)
         _write(tmp_path)
         first.close()
         with pytest.raises(ImagesError, match=f"did not finish .{UNFINISHED} is there"):
             _check(tmp_path)
         (tmp_path / "cpuinfo.img").touch()  # another verb's
         (tmp_path / "descriptors.json").touch()
-        second = Unfinished(fd)
+        second = DumpMarker(fd)
         assert _names(tmp_path) == {UNFINISHED, "cpuinfo.img", "descriptors.json"}
         second.close()
     assert _names(tmp_path) == {"cpuinfo.img", "descriptors.json"}
@@ -240,7 +240,7 @@ def test_a_dump_that_does_not_finish(tmp_path: Path) -> None:
 def test_nothing_was_written(tmp_path: Path) -> None:
     """Then nothing is left."""
     with _opened(tmp_path) as fd:
-        Unfinished(fd).close()
+        DumpMarker(fd).close()
     assert _names(tmp_path) == set()
 
 
@@ -250,7 +250,7 @@ def test_the_images_before_it(tmp_path: Path) -> None:
     (tmp_path / "parent").symlink_to("../before")
     before = _names(tmp_path)
     with _opened(tmp_path) as fd:
-        failing = Unfinished(fd)
+        failing = DumpMarker(fd)
         assert _names(tmp_path) == {UNFINISHED, EARLIER, "parent"}
         (tmp_path / "core-1.img").write_bytes(b"half")
         (tmp_path / "pstree.img").write_bytes(b"half")
@@ -260,7 +260,7 @@ def test_the_images_before_it(tmp_path: Path) -> None:
         assert _names(tmp_path) == before
         assert (tmp_path / "pstree.img").read_bytes() == SET["pstree.img"]
 
-        good = Unfinished(fd)
+        good = DumpMarker(fd)
         (tmp_path / "inventory.img").write_bytes(b"new")
         good.finish()
         good.close()
@@ -273,7 +273,7 @@ def test_we_are_killed_in_the_middle(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         with _opened(tmp_path) as fd:
-            Unfinished(fd)
+            DumpMarker(fd)
             (tmp_path / "inventory.img").write_bytes(b"half")
             os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
@@ -281,7 +281,7 @@ def test_we_are_killed_in_the_middle(tmp_path: Path) -> None:
         _check(tmp_path)
     _check(tmp_path / EARLIER)
     with _opened(tmp_path) as fd:
-        Unfinished(fd).close()
+        DumpMarker(fd).close()
     assert _names(tmp_path) == SET.keys()
 
 
@@ -296,7 +296,7 @@ def test_we_are_killed_while_they_are_moved(tmp_path: Path, moved: int) -> None:
     with pytest.raises(ImagesError, match="did not finish"):
         _check(tmp_path)
     with _opened(tmp_path) as fd:
-        Unfinished(fd).close()
+        DumpMarker(fd).close()
     assert _names(tmp_path) == SET.keys()
     _check(tmp_path)
 
@@ -305,7 +305,7 @@ def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
     """It holds a copy of our descriptor, and still no dump is under way once ours has ended."""
     reader, writer = os.pipe()
     with _opened(tmp_path) as fd, ExitStack() as held:
-        unfinished = Unfinished(fd)
+        unfinished = DumpMarker(fd)
         _write(tmp_path)
         pid = os.fork()
         if pid == 0:
