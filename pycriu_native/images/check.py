@@ -323,7 +323,7 @@ class _Check:
                 yield _error(f"pid {process.pid}", entry.cause, entry.cure)
 
     def descriptors(self) -> Iterator[Finding]:
-        """Room for CRIU's own descriptors above those of a process."""
+        """Workspace for CRIU's own descriptors above those of a process."""
         if not (self.via is None or self.via.ours):
             return  # another process has limits of its own
         limit = service_fds.limit_here()

@@ -120,7 +120,7 @@ class Phases:
         return time.monotonic() - self.began
 
 
-class Room:
+class Workspace:
     """The directory that images go to: the caller's, or a temporary one."""
 
     def __init__(self, opts: CriuOpts) -> None:

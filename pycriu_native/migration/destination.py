@@ -27,7 +27,15 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from ..results import RestoreStatistics
 from . import image_transfer, watchdog_process
-from .common import MigrationMode, MigrationResult, Phases, Room, for_criu, has_wide_counts, seconds
+from .common import (
+    MigrationMode,
+    MigrationResult,
+    Phases,
+    Workspace,
+    for_criu,
+    has_wide_counts,
+    seconds,
+)
 from .control_channel import Channel
 from .page_relay import PageRelay
 from .watchdog import Warden, guarded
@@ -38,14 +46,14 @@ LOOK = 0.05
 USERFAULT = "anon_inode:[userfaultfd]"
 
 
-class Arrival:
+class Destination:
     """A process on its way in."""
 
     def __init__(
         self,
         opts: CriuOpts,
         *,
-        room: Room,
+        room: Workspace,
         warden: Warden,
         phases: Phases,
         peer_timeout: float,

@@ -44,13 +44,13 @@ from ..errors import MigrationError, MigrationInDoubtError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from . import common, endpoint
-from .common import LONGEST_SILENCE, MigrationMode, MigrationResult, Phases, Room, for_criu
+from .common import LONGEST_SILENCE, MigrationMode, MigrationResult, Phases, Workspace, for_criu
 from .control_channel import Channel
 from .deadline import Until
-from .destination import Arrival
+from .destination import Destination
 from .endpoint import Place
 from .page_relay import PageRelay
-from .source import Departure
+from .source import Source
 from .watchdog import Warden
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
@@ -115,9 +115,9 @@ def migrate_out(
         )
         owned.callback(channel.close)
         warden = owned.enter_context(Warden())
-        room = Room(opts)
+        room = Workspace(opts)
         owned.callback(_tidy, room)
-        departure = Departure(
+        departure = Source(
             target,
             opts,
             mode=mode,
@@ -175,11 +175,11 @@ def migrate_in(
     until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
         warden = owned.enter_context(Warden())
-        room = Room(opts)
+        room = Workspace(opts)
         owned.callback(_tidy, room)
         warden.mind(remove=[room.path])
         phases = Phases()
-        arrival = Arrival(
+        arrival = Destination(
             opts,
             room=room,
             warden=warden,
@@ -264,13 +264,13 @@ def _checked_dump(
     verbs.dump_request(target, opts, via, None, None)
 
 
-def _checked_restore(opts: CriuOpts, room: Room, via: Worker) -> None:
+def _checked_restore(opts: CriuOpts, room: Workspace, via: Worker) -> None:
     """Refuse what the restore would be refused for."""
     opts = for_criu(opts, images_directory=room.path)
     verbs.restore_request(opts, via, lambda notification: None, None)
 
 
-def _tidy(room: Room) -> None:
+def _tidy(room: Workspace) -> None:
     if room.temporary:
         room.remove()
 

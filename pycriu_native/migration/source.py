@@ -36,7 +36,7 @@ from .common import (
     MigrationMode,
     MigrationResult,
     Phases,
-    Room,
+    Workspace,
     for_criu,
     has_wide_counts,
     seconds,
@@ -49,7 +49,7 @@ UNTIL_REPORTED = 5.0
 """Seconds that the destination gets for its numbers, once all is done."""
 
 
-class Departure:
+class Source:
     """A process on its way out."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Departure:
         opts: CriuOpts,
         *,
         mode: MigrationMode,
-        room: Room,
+        room: Workspace,
         channel: Channel,
         relay: PageRelay | None,
         warden: Warden,

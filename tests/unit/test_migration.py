@@ -30,11 +30,11 @@ from pycriu_native import (
 )
 from pycriu_native.migration import image_transfer
 from pycriu_native.migration import source as _departure_module
-from pycriu_native.migration.common import Phases, Room
+from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
 from pycriu_native.migration.deadline import Until
 from pycriu_native.migration.page_relay import FORCE_CLOSE, PageRelay
-from pycriu_native.migration.source import Departure
+from pycriu_native.migration.source import Source
 from pycriu_native.results import DumpResult
 from pycriu_native.testing import ScriptedCriu
 
@@ -348,8 +348,8 @@ def test_errors_pickle() -> None:
 # ---- what a destination says of itself ----
 
 
-def _departure(channel: Channel, room: Room) -> Departure:
-    return Departure(
+def _departure(channel: Channel, room: Workspace) -> Source:
+    return Source(
         os.getpid(),
         CriuOpts(),
         mode=MigrationMode.STOP_AND_COPY,
@@ -373,7 +373,7 @@ def test_a_silence_that_nobody_waits_for(
     """The frozen process would wait for so long when the destination cannot be asked any more."""
     channel, peer = ends
     peer.tell("hello", peer_timeout=peer_timeout)
-    departure = _departure(channel, Room(CriuOpts(images_directory=tmp_path / "images")))
+    departure = _departure(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
     with pytest.raises(PeerLostError, match="the peer sent peer_timeout="):
         departure.run()
 
@@ -385,7 +385,7 @@ def test_a_pid_that_is_none(
     """Refused in our words, before the destination is told to go ahead."""
     channel, peer = ends
     peer.tell("prepared", **told)
-    departure = _departure(channel, Room(CriuOpts(images_directory=tmp_path / "images")))
+    departure = _departure(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
     with pytest.raises(PeerLostError, match="the peer sent pid="):
         departure._until_it_runs()
     assert not departure._went
@@ -396,7 +396,7 @@ def test_a_report_that_never_comes(
 ) -> None:
     """All is done by then: a destination that lives, and says no more, holds nobody up."""
     monkeypatch.setattr(_departure_module, "UNTIL_REPORTED", 0.1)
-    departure = _departure(ends[0], Room(CriuOpts(images_directory=tmp_path / "images")))
+    departure = _departure(ends[0], Workspace(CriuOpts(images_directory=tmp_path / "images")))
     began = time.monotonic()
     result = departure._result(
         DumpResult(pid=1, images="", log=None, statistics=None, duration=0, pid_free=True)
