@@ -38,7 +38,7 @@ from .common import (
 )
 from .control_channel import Channel
 from .page_relay import PageRelay
-from .watchdog import Warden, guarded
+from .watchdog import Watchdog, guarded
 
 LOOK = 0.05
 """Seconds between two looks at the connection while the daemon is waited for."""
@@ -54,7 +54,7 @@ class Destination:
         opts: CriuOpts,
         *,
         room: Workspace,
-        warden: Warden,
+        warden: Watchdog,
         phases: Phases,
         peer_timeout: float,
         via: Worker,
@@ -62,7 +62,7 @@ class Destination:
     ) -> None:
         self._opts = opts
         self._room = room
-        self._warden = warden
+        self._watchdog = warden
         self._silence = peer_timeout
         self._via = via
         self._on_notify = on_notify
@@ -136,7 +136,7 @@ class Destination:
                 self._downtime = seconds(told, "downtime", math.inf)
         except BaseException as error:
             self._undo(error)
-        self._warden.mind(end=[], stop=[])
+        self._watchdog.set_cleanup(end=[], stop=[])
         self._report(restored.statistics)
         self.phases.finish()
         return MigrationResult(
@@ -198,7 +198,7 @@ class Destination:
             via=self._via,
         )
         relay.theirs.close()
-        self._warden.mind(daemon=guarded(self._daemon.pid))
+        self._watchdog.set_cleanup(daemon=guarded(self._daemon.pid))
         relay.start(self.channel)
 
     def _hook(self, notification: Notification) -> None:
@@ -218,7 +218,7 @@ class Destination:
             self._held = descriptors_of(self._daemon.pid, USERFAULT)
         self._start = watchdog_process.start_of(pid)
         self._pid = pid
-        self._warden.mind(self._held, end=guarded(pid))
+        self._watchdog.set_cleanup(self._held, end=guarded(pid))
         if self._daemon is not None and self._has_all(0):
             raise MigrationError("the lazy-pages daemon ended before its time")
         self.channel.tell("prepared", pid=pid)
@@ -249,7 +249,7 @@ class Destination:
         if self.channel.lost is not None:
             raise self.channel.lost
         self._last_word_said = True
-        self._warden.mind(stop=guarded(self._pid), end=[])
+        self._watchdog.set_cleanup(stop=guarded(self._pid), end=[])
         self.channel.tell(word)
 
     def _undo(self, error: BaseException) -> None:

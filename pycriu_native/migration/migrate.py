@@ -51,7 +51,7 @@ from .destination import Destination
 from .endpoint import Place
 from .page_relay import PageRelay
 from .source import Source
-from .watchdog import Warden
+from .watchdog import Watchdog
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
 
@@ -114,7 +114,7 @@ def migrate_out(
             on_pages=(lambda data: None) if relay is None else relay.put,
         )
         owned.callback(channel.close)
-        warden = owned.enter_context(Warden())
+        warden = owned.enter_context(Watchdog())
         room = Workspace(opts)
         owned.callback(_tidy, room)
         departure = Source(
@@ -174,10 +174,10 @@ def migrate_in(
         raise OptionError(problems, verb="migrate_in")
     until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
-        warden = owned.enter_context(Warden())
+        warden = owned.enter_context(Watchdog())
         room = Workspace(opts)
         owned.callback(_tidy, room)
-        warden.mind(remove=[room.path])
+        warden.set_cleanup(remove=[room.path])
         phases = Phases()
         arrival = Destination(
             opts,

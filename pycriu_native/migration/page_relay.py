@@ -70,7 +70,7 @@ class PageRelay(Owned):
         with contextlib.suppress(OSError):
             self.ours.sendall(data)
 
-    def spoil(self) -> None:
+    def abort_serving(self) -> None:
         """Have the CRIU that serves let the process run on."""
         with contextlib.suppress(OSError):
             self.ours.sendall(SPOIL)

@@ -43,7 +43,7 @@ from .common import (
 )
 from .control_channel import Channel, Message
 from .page_relay import PageRelay
-from .watchdog import Warden
+from .watchdog import Watchdog
 
 UNTIL_REPORTED = 5.0
 """Seconds that the destination gets for its numbers, once all is done."""
@@ -61,7 +61,7 @@ class Source:
         room: Workspace,
         channel: Channel,
         relay: PageRelay | None,
-        warden: Warden,
+        warden: Watchdog,
         phases: Phases,
         via: Via,
         on_notify: Hook | None,
@@ -74,7 +74,7 @@ class Source:
         self._room = room
         self._channel = channel
         self._relay = relay
-        self._warden = warden
+        self._watchdog = warden
         self._via = via
         self._on_notify = on_notify
         self._more = ShrinkingRounds() if should_continue is None else should_continue
@@ -193,7 +193,9 @@ class Source:
         assert self._call is not None
         self._call.held = True
         self._relay.start(self._channel)
-        self._warden.mind([self._relay.ours.fileno()], spoil=self._their_silence + MARGIN)
+        self._watchdog.set_cleanup(
+            [self._relay.ours.fileno()], abort_serving=self._their_silence + MARGIN
+        )
         self._watcher = Thread(target=self._watch, name="migration", daemon=True)
         self._watcher.start()
         # A restore may touch memory before it is ready: CRIU then has to serve at once.
@@ -229,12 +231,12 @@ class Source:
             self.phases.enter("pages")
             self._channel.expect("complete")
             self._give_up()
-            self._warden.mind(spoil=None)
+            self._watchdog.set_cleanup(abort_serving=None)
             self._relay.finish()
         except BaseException as error:
             self._settle(error)
             self.failure = error
-            self._relay.spoil()
+            self._relay.abort_serving()
             self._call.detach()
         finally:
             self._released.set()

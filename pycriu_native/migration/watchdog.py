@@ -21,7 +21,7 @@ UNTIL_ENDED = 10.0
 """Seconds that the guard gets to end after its release."""
 
 
-class Warden(Owned):
+class Watchdog(Owned):
     """A guard of our own. Synchronization: may be told things from any thread."""
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class Warden(Owned):
                 self._line.close()
                 raise
 
-    def mind(self, fds: Sequence[int] = (), **duty: Any) -> None:
+    def set_cleanup(self, fds: Sequence[int] = (), **duty: Any) -> None:
         """Change what is to be undone; ``fds`` the guard keeps copies of."""
         with self._lock:
             self._duty |= duty
-            told = json.dumps(self._duty | ({"spoiler": True} if "spoil" in duty else {}))
+            told = json.dumps(self._duty | ({"spoiler": True} if "abort_serving" in duty else {}))
             with contextlib.suppress(BrokenPipeError):
                 socket.send_fds(self._line, [told.encode()], list(fds))
 

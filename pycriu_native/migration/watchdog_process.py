@@ -87,15 +87,15 @@ def end_tree(pid: int, start: str) -> bool:
     return not left
 
 
-def undo(duty: dict[str, Any], spoil: int) -> None:
+def undo(duty: dict[str, Any], abort_serving: int) -> None:
     """Do what is to be done when the one that migrates is gone."""
     for pid, start in duty.get("end", ()):
         end_tree(pid, start)
     for pid, start in duty.get("stop", ()):
         stop_tree(pid, start)
-    if duty.get("spoil") is not None and spoil >= 0:
-        time.sleep(duty["spoil"])
-        with contextlib.suppress(OSError), socket.socket(fileno=spoil) as line:
+    if duty.get("abort_serving") is not None and abort_serving >= 0:
+        time.sleep(duty["abort_serving"])
+        with contextlib.suppress(OSError), socket.socket(fileno=abort_serving) as line:
             line.sendall(SPOIL)
             while line.recv(2**20):
                 pass  # a CRIU that waits for room to write would not read it
@@ -112,17 +112,17 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     duty: dict[str, Any] = {}
-    spoil = -1
+    abort_serving = -1
     while True:
         told, fds, _, _ = socket.recv_fds(line, LARGEST_TOLD, FDS)
         if not told:
-            undo(duty, spoil)
+            undo(duty, abort_serving)
             return
         duty = json.loads(told)
         if duty.get("release"):
             return
         if duty.get("spoiler"):
-            spoil = fds[0]
+            abort_serving = fds[0]
 
 
 if __name__ == "__main__":

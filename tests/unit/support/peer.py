@@ -131,7 +131,7 @@ def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
 
 
 def _furnish(directory: Any, verb: Verb) -> None:
-    """Images for a restore to find, and none for the others to spoil."""
+    """Images for a restore to find, and none for the others to abort_serving."""
     path = Path(directory if isinstance(directory, str) else f"/proc/self/fd/{directory}")
     for image in path.glob("*.img"):
         image.unlink()
