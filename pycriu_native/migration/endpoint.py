@@ -21,7 +21,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from .control_channel import greet
 from .deadline import LOOK, Until
-from .loopback_peer import stranger
+from .loopback_peer import foreign_owner
 
 Place = str | tuple[str, int] | socket.socket
 """``"host:port"``, ``(host, port)``, or a socket of the caller's."""
@@ -114,7 +114,7 @@ def connect(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socke
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_CLIENT, opts), server_hostname=name)
         greet(sock)
         if ours and not opts.tls and not insecure:
-            _refuse_strangers(sock)
+            _refuse_foreign_owners(sock)
     except BaseException:
         sock.close()
         raise
@@ -173,18 +173,18 @@ def _welcome(
             sock = _wrap(sock, _context(ssl.PROTOCOL_TLS_SERVER, opts), server_side=True)
         greet(sock)
         if from_here:
-            _refuse_strangers(sock)
+            _refuse_foreign_owners(sock)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _refuse_strangers(sock: socket.socket) -> None:
+def _refuse_foreign_owners(sock: socket.socket) -> None:
     """Without TLS, who has spoken to us must be root or ourselves: asked once it has spoken, since
     a connection that waits to be accepted is nobody's yet.
     """
-    who = stranger(sock)
+    who = foreign_owner(sock)
     if who is not None:
         raise PeerLostError(
             f"the other end of the connection belongs to {who}, and every user of this machine "

@@ -20,7 +20,7 @@ MAPPED = bytes(10) + b"\xff\xff"
 """What stands before an address of IPv4 where a socket of IPv6 has it."""
 
 
-def stranger(sock: socket.socket) -> str | None:
+def foreign_owner(sock: socket.socket) -> str | None:
     """Who the other end belongs to, in words, if that is on loopback and neither root nor us."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
