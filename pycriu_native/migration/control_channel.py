@@ -31,7 +31,7 @@ from .._support import unpatched
 from .._support.closing import Owned
 from .._support.unpatched import Event, Lock, Thread, get_ident
 from ..errors import CriuError, DeadlineError, MigrationError, PeerLostError
-from .deadline import LOOK, Until
+from .deadline import LOOK, MigrationDeadline
 
 MAGIC = b"pycriu-native migration 1\n"
 """What each side says first; the number is the protocol's."""
@@ -74,7 +74,7 @@ class Channel(Owned):
         sock: socket.socket,
         *,
         peer_timeout: float,
-        until: Until,
+        until: MigrationDeadline,
         on_pages: Callable[[bytes | bytearray], None],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:

@@ -10,7 +10,7 @@ LOOK = 0.25
 """Seconds between two looks at it, where one waits for something else."""
 
 
-class Until:
+class MigrationDeadline:
     """The end of the time that there is. ``cancel`` may be called from any thread."""
 
     def __init__(self, seconds: float | None = None) -> None:

@@ -20,7 +20,7 @@ from ..errors import MigrationError, OptionError, PeerLostError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from .control_channel import greet
-from .deadline import LOOK, Until
+from .deadline import LOOK, MigrationDeadline
 from .loopback_peer import foreign_owner
 
 Place = str | tuple[str, int] | socket.socket
@@ -92,7 +92,9 @@ def _stays_here(sock: socket.socket) -> bool:
     return ipaddress.ip_address(str(name[0]).partition("%")[0]).is_loopback
 
 
-def connect(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socket.socket:
+def connect(
+    place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: bool
+) -> socket.socket:
     """A connection to the destination, ready for a channel."""
     ours = not isinstance(place, socket.socket)
     if isinstance(place, socket.socket):
@@ -121,7 +123,7 @@ def connect(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socke
     return sock
 
 
-def accept(place: Place, opts: CriuOpts, until: Until, insecure: bool) -> socket.socket:
+def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: bool) -> socket.socket:
     """A connection from a source, ready for a channel; others are turned away."""
     if isinstance(place, socket.socket) and not _listens(place):
         return _welcome(place.dup(), opts, until)
@@ -165,7 +167,7 @@ def _listener(place: Place) -> Iterator[socket.socket]:
 
 
 def _welcome(
-    sock: socket.socket, opts: CriuOpts, until: Until, *, from_here: bool = False
+    sock: socket.socket, opts: CriuOpts, until: MigrationDeadline, *, from_here: bool = False
 ) -> socket.socket:
     try:
         sock.settimeout(until.left(HANDSHAKE))

@@ -46,7 +46,7 @@ from ..options.values import PageServer
 from . import common, endpoint
 from .common import LONGEST_SILENCE, MigrationMode, MigrationResult, Phases, Workspace, for_criu
 from .control_channel import Channel
-from .deadline import Until
+from .deadline import MigrationDeadline
 from .destination import Destination
 from .endpoint import Place
 from .page_relay import PageRelay
@@ -227,9 +227,9 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
         raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
 
 
-def _until(deadline: float | None, on_notify: Hook | None) -> tuple[Until, Hook | None]:
+def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDeadline, Hook | None]:
     """Until when; and the hook, which asyncio's task runs where that waits for us."""
-    until, keeper = Until(deadline), KEEPER.get()
+    until, keeper = MigrationDeadline(deadline), KEEPER.get()
     return until, on_notify if keeper is None else keeper.take_over(until.cancel, on_notify)
 
 

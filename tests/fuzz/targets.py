@@ -31,7 +31,7 @@ from pycriu_native.images import encode as encode_image
 from pycriu_native.images.schema import message
 from pycriu_native.migration import image_transfer
 from pycriu_native.migration.control_channel import HEADER, Channel, Kind
-from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.deadline import MigrationDeadline
 from pycriu_native.options import config_file
 
 from ..unit.support import pagemaps as pagemaps_module
@@ -312,7 +312,7 @@ def shipments(data: bytes) -> None:
     """Whatever a peer sends as its images: they land in their directory, or it is refused."""
     place = fresh()
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, peer_timeout=30, until=Until(), on_pages=lambda data: None)
+    channel = Channel(ours, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     try:
         with theirs:
             theirs.sendall(data)

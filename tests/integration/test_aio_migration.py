@@ -13,7 +13,7 @@ import pytest
 
 from pycriu_native import CriuOpts, MigrationMode, Notification, Notify, PeerLostError, aio
 from pycriu_native.migration.control_channel import Channel, greet
-from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.deadline import MigrationDeadline
 
 from .support.processes import Target, eventually
 from .test_migration import BOTH, Arrive, arrive, far, traveller
@@ -87,7 +87,9 @@ def mute() -> Iterator[tuple[str, int]]:
             sock, _ = server.accept()
             greet(sock)
             channels.append(
-                Channel(sock, peer_timeout=30, until=Until(), on_pages=lambda data: None)
+                Channel(
+                    sock, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None
+                )
             )
 
         thread = threading.Thread(target=body)

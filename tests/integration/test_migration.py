@@ -34,7 +34,7 @@ from pycriu_native import (
 from pycriu_native._calls import requirements
 from pycriu_native._transport.program import find_program
 from pycriu_native.migration import endpoint
-from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.deadline import MigrationDeadline
 
 from .conftest import Spawn
 from .support.certificates import Authority
@@ -384,7 +384,7 @@ def test_a_revoked_certificate(
 
     def speak(opts: CriuOpts) -> Exception | None:
         try:
-            endpoint.connect(address, opts, Until(5.0), False).close()
+            endpoint.connect(address, opts, MigrationDeadline(5.0), False).close()
         except PeerLostError as error:
             return error
         return None
@@ -393,12 +393,12 @@ def test_a_revoked_certificate(
         address = listener.getsockname()
         told = beside.submit(speak, here)
         with pytest.raises(MigrationError, match="no source came"):
-            endpoint.accept(listener, there, Until(1.0), False)
+            endpoint.accept(listener, there, MigrationDeadline(1.0), False)
         refused = told.result()
         assert refused is not None
         assert "certificate revoked" in (caplog.text if whose == "source" else str(refused))
         told = beside.submit(speak, wary)
-        endpoint.accept(listener, wary, Until(5.0), False).close()
+        endpoint.accept(listener, wary, MigrationDeadline(5.0), False).close()
         assert told.result() is None
 
 

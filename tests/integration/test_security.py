@@ -32,7 +32,7 @@ from pycriu_native import (
 )
 from pycriu_native._transport.program import find_program
 from pycriu_native.migration.control_channel import MAGIC
-from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.deadline import MigrationDeadline
 from pycriu_native.migration.endpoint import accept, connect
 
 from .conftest import Spawn
@@ -323,15 +323,17 @@ def test_a_source_of_another_user(address: str, caplog: pytest.LogCaptureFixture
         pid = _as_another(speak)
         try:
             with pytest.raises(MigrationError, match="no source came before the deadline"):
-                accept(listener, CriuOpts(), Until(1.0), False)
+                accept(listener, CriuOpts(), MigrationDeadline(1.0), False)
             assert f"belongs to user {ANOTHER}" in caplog.text
             theirs = _as_another(speak)
             try:
-                accept(listener, CriuOpts(), Until(5.0), True).close()  # the word takes anybody
+                accept(
+                    listener, CriuOpts(), MigrationDeadline(5.0), True
+                ).close()  # the word takes anybody
             finally:
                 kill(theirs)
             with speak():
-                accept(listener, CriuOpts(), Until(5.0), False).close()
+                accept(listener, CriuOpts(), MigrationDeadline(5.0), False).close()
         finally:
             kill(pid)
 
@@ -349,6 +351,6 @@ def test_a_destination_of_another_user() -> None:
         pid = _as_another(listen)
         try:
             with pytest.raises(PeerLostError, match=f"belongs to user {ANOTHER}"):
-                connect(address, CriuOpts(), Until(5.0), False)
+                connect(address, CriuOpts(), MigrationDeadline(5.0), False)
         finally:
             kill(pid)

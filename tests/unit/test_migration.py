@@ -32,7 +32,7 @@ from pycriu_native.migration import image_transfer
 from pycriu_native.migration import source as _departure_module
 from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
-from pycriu_native.migration.deadline import Until
+from pycriu_native.migration.deadline import MigrationDeadline
 from pycriu_native.migration.page_relay import FORCE_CLOSE, PageRelay
 from pycriu_native.migration.source import Source
 from pycriu_native.results import DumpResult
@@ -58,7 +58,7 @@ class Peer:
 def ends() -> Iterator[tuple[Channel, Peer]]:
     """A channel and its peer."""
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, peer_timeout=30, until=Until(), on_pages=lambda data: None)
+    channel = Channel(ours, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     with theirs:
         yield channel, Peer(theirs)
         channel.close()
@@ -182,8 +182,8 @@ def test_what_is_whole_arrives(tmp_path: Path) -> None:
     (here / "1" / "pages-1.img").write_bytes(os.urandom(3 * 2**20 + 5))
     (here / "1" / "dump.log").write_text("stays")
     (here / "2" / "empty.img").touch()
-    out = Channel(sender, peer_timeout=30, until=Until(), on_pages=lambda data: None)
-    come = Channel(receiver, peer_timeout=30, until=Until(), on_pages=lambda data: None)
+    out = Channel(sender, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
+    come = Channel(receiver, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     sent: list[int] = []
 
     def send() -> None:
@@ -248,12 +248,12 @@ def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
 def test_silence_and_its_end() -> None:
     """A peer that says nothing is lost; one that only gives signs of life is not."""
     ours, theirs = socket.socketpair()
-    mute = Channel(ours, peer_timeout=0.4, until=Until(), on_pages=lambda data: None)
+    mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
     with theirs, pytest.raises(PeerLostError, match=r"nothing was heard of the peer for 0\.4 s"):
         mute.expect("go")
     mute.close()
     left, right = (
-        Channel(end, peer_timeout=3.0, until=Until(), on_pages=lambda data: None)
+        Channel(end, peer_timeout=3.0, until=MigrationDeadline(), on_pages=lambda data: None)
         for end in socket.socketpair()
     )
     time.sleep(4)
@@ -266,7 +266,9 @@ def test_silence_and_its_end() -> None:
 def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
     """It is raised once; after it one can still say why, and hear the answer."""
     ours, theirs = socket.socketpair()
-    channel = Channel(ours, peer_timeout=30, until=Until(0.1), on_pages=lambda data: None)
+    channel = Channel(
+        ours, peer_timeout=30, until=MigrationDeadline(0.1), on_pages=lambda data: None
+    )
     with theirs:
         with pytest.raises(DeadlineError):
             channel.expect("go")
@@ -317,9 +319,12 @@ def test_the_daemons_last_word_stays_here(size: int) -> None:
     left, right = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
-    here = Channel(left, peer_timeout=30, until=Until(), on_pages=lambda data: None)
+    here = Channel(left, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
     there = Channel(
-        right, peer_timeout=30, until=Until(), on_pages=lambda data: came.append(bytes(data))
+        right,
+        peer_timeout=30,
+        until=MigrationDeadline(),
+        on_pages=lambda data: came.append(bytes(data)),
     )
     with PageRelay(serves=False) as relay:
         relay.start(here)
