@@ -34,7 +34,7 @@ from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import CriuError, DeadlineError
 from ..options.criu_opts import CriuOpts
-from ..options.flags import say
+from ..options.flags import to_flags
 from ..options.values import PageServer
 
 if TYPE_CHECKING:
@@ -142,7 +142,8 @@ def _start(via: Worker, request: Request, directories: Directories, told: int) -
         status_fd=told,
     )
     words = [
-        word.flag if word.value is None else f"{word.flag}={word.value}" for word in say(named)[0]
+        word.flag if word.value is None else f"{word.flag}={word.value}"
+        for word in to_flags(named)[0]
     ]
     stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:

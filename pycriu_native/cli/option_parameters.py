@@ -21,7 +21,7 @@ from ..errors import OptionError, Problem
 from ..options import value_types as kinds
 from ..options.criu_opts import CriuOpts
 from ..options.flag_values import CpuNames, Name, Size, Takes, spelling
-from ..options.flags import ROWS, SHORT, Reader
+from ..options.flags import ROWS, SHORT, FlagParser
 from ..options.table import OLDEST, TABLE, VERB_MASK, On, Row, release
 from .errors import in_flags
 from .field_docs import first_sentence
@@ -46,7 +46,7 @@ class FieldOption(click.Option):
         self.rows = list(rows)
         self.often = any(row.runc for row in rows)
         """Whether container runtimes have it, and so many need it."""
-        self.takes = Reader().takes(flag)
+        self.takes = FlagParser().takes(flag)
         name = CONFIG if flag == "--config" else flag
         short = [f"-{row.short}" for row in rows[:1] if row.short]
         negated = f"/--no-{flag[2:]}" if self.takes is Takes.NOTHING and rows[0].negates else ""
@@ -211,7 +211,7 @@ def normalized(words: Sequence[str]) -> list[str]:
 
     CRIU reads such a value only where it is joined to its option; click would take the next word.
     """
-    reader = Reader()
+    reader = FlagParser()
     perhaps = {flag for flag in ROWS if reader.takes(flag) is Takes.PERHAPS}
     result: list[str] = []
     waiting = iter(words)
@@ -226,7 +226,7 @@ def normalized(words: Sequence[str]) -> list[str]:
     return result
 
 
-def _bare_after(letters: str, reader: Reader) -> str:
+def _bare_after(letters: str, reader: FlagParser) -> str:
     for index, letter in enumerate(letters):
         takes = reader.takes(_LETTERS.get(letter, ""))
         if letter in _LETTERS and takes is Takes.PERHAPS:
@@ -245,7 +245,7 @@ def read(
     also: Collection[str] = (),
 ) -> CriuOpts:
     """The options of a command: its file's, and over them those of its command line."""
-    reader = Reader()
+    reader = FlagParser()
     serves = verb is Verb.PAGE_SERVER
     if serves:
         reader.take("--page-server")

@@ -84,7 +84,7 @@ class Explanation:
                 f"{what}, with libcriu {self.libcriu} and {self.program}",
                 *_section("on the wire", self.wire),
                 *_section("as a command line", [shlex.join(self.command)] if self.command else []),
-                *_section("not sayable there", self.unsaid),
+                *_section("not has_flag there", self.unsaid),
                 *_section("refused, because", self.problems),
                 *_section("lacking", self.lacking),
                 *(

@@ -15,7 +15,7 @@ from ..errors import OptionError, Problem
 from .applicability import foreign_options
 from .fields import Fields
 from .flag_values import Takes
-from .flags import SHORT, Opts, Reader, Word, say
+from .flags import SHORT, FlagParser, Opts, Word, to_flags
 
 PROGRAM = "criu"
 COMMANDS = {str(verb): verb for verb in (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)}
@@ -56,7 +56,7 @@ def chosen(opts: Fields, verb: Verb | str) -> Verb:
 def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
     """The command line for all that it can say, and what it cannot."""
     problems = list(foreign_options(opts, verb))
-    said, unsaid = say(replace(opts.only_for(verb), pre_dump=None, exec_cmd=None))
+    said, unsaid = to_flags(replace(opts.only_for(verb), pre_dump=None, exec_cmd=None))
     problems += unsaid
     words = [PROGRAM, str(verb), *_tree(verb, pid, problems)]
     for word in said:
@@ -100,7 +100,7 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
     words = list(words)
     if words and not words[0].startswith("-") and words[0] not in OTHER_COMMANDS | set(COMMANDS):
         del words[0]
-    reader = Reader()
+    reader = FlagParser()
     left = _read(words, reader)
     name, rest = (left[0], left[1:]) if left else (None, [])
     verb = COMMANDS.get(str(name))
@@ -119,7 +119,7 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
     return verb, None if verb is Verb.RESTORE else reader.pid, opts
 
 
-def _read(words: Sequence[str], reader: Reader) -> list[str]:
+def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
     """Read the options; what is left are the command and what it is to run."""
     left: list[str] = []
     following = iter(words)
@@ -139,7 +139,7 @@ def _read(words: Sequence[str], reader: Reader) -> list[str]:
     return left
 
 
-def _read_letters(letters: str, following: Iterator[str], reader: Reader) -> None:
+def _read_letters(letters: str, following: Iterator[str], reader: FlagParser) -> None:
     while letters:
         letter, letters = letters[0], letters[1:]
         flag = LETTERS.get(letter)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from ..errors import OptionError, Problem
 from .fields import Fields
 from .flag_values import Takes
-from .flags import Opts, Reader, Word, say
+from .flags import FlagParser, Opts, Word, to_flags
 
 SPACE = " \t\n\v\f\r"
 """What CRIU takes for white space."""
@@ -37,7 +37,7 @@ UNSAYABLE = {
 
 def to_config(opts: Fields) -> str:
     """See ``CriuOpts.to_config``."""
-    words, problems = say(opts, UNSAYABLE)
+    words, problems = to_flags(opts, UNSAYABLE)
     lines = []
     for word in words:
         line = _line(word)
@@ -61,7 +61,7 @@ def _line(word: Word) -> str | None:
         return joined
     quoted = word.value.replace('"', '\\"')
     for line in (f"{name} {word.value}", f'{name} "{quoted}"'):
-        if Reader().takes(word.flag) is Takes.VALUE and _means(line, [word.flag, word.value]):
+        if FlagParser().takes(word.flag) is Takes.VALUE and _means(line, [word.flag, word.value]):
             return line
     return None
 
@@ -81,9 +81,9 @@ def from_config(cls: type[Opts], text: str) -> Opts:
     return read_config(text).make(cls)
 
 
-def read_config(text: str, *, lazy: bool = False) -> Reader:
+def read_config(text: str, *, lazy: bool = False) -> FlagParser:
     """What a file says, and what is wrong with it; ``lazy``: its request has lazy pages."""
-    reader = Reader()
+    reader = FlagParser()
     for number, line in enumerate(text.split("\n"), 1):
         try:
             words = statement(line)
@@ -97,7 +97,7 @@ def read_config(text: str, *, lazy: bool = False) -> Reader:
     return reader
 
 
-def _take(reader: Reader, words: list[str]) -> None:
+def _take(reader: FlagParser, words: list[str]) -> None:
     if not words:
         return
     flag, given, value = words[0].partition("=")

@@ -1,8 +1,8 @@
 """How options are written as words: what command lines and configuration files share.
 
 Both name an option by its long option (the row's ``flag``), with a value where it has one.
-:func:`say` goes from options to words, :class:`Reader` back. The way out is exact: what would
-come back as something else is refused. Facts: CRIU's ``criu/config.c``.
+:func:`to_flags` goes from options to words, :class:`FlagParser` back. The way out is exact: what
+would come back as something else is refused. Facts: CRIU's ``criu/config.c``.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Word(NamedTuple):
 # ---- from options to words ----
 
 
-def say(
-    opts: Fields, unsayable: Mapping[str, str] = MappingProxyType({})
+def to_flags(
+    opts: Fields, without_flag: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[list[Word], list[Problem]]:
-    """The words for all that is set, and what cannot be said; ``unsayable`` adds to the latter.
+    """The words for all that is set, and what cannot be said; ``without_flag`` adds to the latter.
 
     An empty list says nothing in a request either, and is left out.
     """
@@ -55,7 +55,7 @@ def say(
         if value == ():
             continue
         try:
-            why = NO_WORDS.get(row.name) or unsayable.get(row.name)
+            why = NO_WORDS.get(row.name) or without_flag.get(row.name)
             if why or row.flag is None:
                 raise ValueError(f"cannot be said there: {why or 'no release of criu has a word'}")
             if row.implies and getattr(opts, row.implies) is not True:
@@ -96,7 +96,7 @@ _PARTS = {"--address": "address", "--port": "port", "--ps-socket": "fd"}
 """The flags with the fields of ``PageServer``."""
 
 _SINGLE = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
-"""Flags that :class:`Reader` knows by itself."""
+"""Flags that :class:`FlagParser` knows by itself."""
 
 
 # ---- from words to options ----
@@ -149,7 +149,7 @@ _WITH_VALUE = frozenset(
 )
 
 
-class Reader:
+class FlagParser:
     """Collects what words say, and what is wrong with them."""
 
     def __init__(self) -> None:

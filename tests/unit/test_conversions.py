@@ -30,7 +30,14 @@ from pycriu_native.enums import Verb
 from pycriu_native.options.command_line import LETTERS
 from pycriu_native.options.config_file import statement
 from pycriu_native.options.flag_values import Takes
-from pycriu_native.options.flags import ELSEWHERE, IMPLIED, NEGATIONS, NO_WORDS, UNASKABLE, Reader
+from pycriu_native.options.flags import (
+    ELSEWHERE,
+    IMPLIED,
+    NEGATIONS,
+    NO_WORDS,
+    UNASKABLE,
+    FlagParser,
+)
 from pycriu_native.options.table import BY_FIELD, TABLE, Row, release
 
 from .support.libraries import found
@@ -48,7 +55,7 @@ def said(opts: CriuOpts) -> CriuOpts:
     return replace(opts, **empty)
 
 
-def sayable(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOpts, Any]:
+def has_flag(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOpts, Any]:
     """What a form can say of the options, and that; what it cannot must be refused by name."""
     try:
         return opts, convert(opts)
@@ -148,7 +155,7 @@ RUNC_DEFAULTS: dict[str, Any] = {
 @given(any_opts())
 def test_runc_and_back(opts: CriuOpts) -> None:
     """Exact through JSON for all that runc's struct can say, and all of its fields are there."""
-    rest, struct = sayable(opts, CriuOpts.to_runc)
+    rest, struct = has_flag(opts, CriuOpts.to_runc)
     assert set(struct) == set(RUNC_DEFAULTS)
     assert CriuOpts.from_runc(json.loads(json.dumps(struct))) == said(rest)
 
@@ -261,7 +268,7 @@ def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
     """Exact for all that a command line can say; ``pre_dump`` follows the command."""
     pid = None if verb is Verb.RESTORE else 4242
     opts = replace(opts, pre_dump=None)
-    rest, words = sayable(opts, lambda o: o.to_argv(verb, pid))
+    rest, words = has_flag(opts, lambda o: o.to_argv(verb, pid))
     assert words[:2] == ["criu", str(verb)]
     carried = True if verb is Verb.PRE_DUMP else None
     assert CriuOpts.from_argv(words) == (verb, pid, replace(said(rest), pre_dump=carried))
@@ -463,7 +470,7 @@ def test_pids_and_verbs_of_command_lines() -> None:
 @example(CriuOpts(root="a#b"))
 def test_a_configuration_file_and_back(opts: CriuOpts) -> None:
     """Exact for all that a file can say."""
-    rest, text = sayable(opts, CriuOpts.to_config)
+    rest, text = has_flag(opts, CriuOpts.to_config)
     assert CriuOpts.from_config(text) == said(rest)
 
 
@@ -581,7 +588,7 @@ def test_criu_reads_our_command_lines(
     """Whatever a verb accepts and a command line can say, each release's own parser accepts."""
     opts = known_to(version, data.draw(criu_opts(world, verb)))
     pid = None if verb is Verb.RESTORE else 1
-    _, words = sayable(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
+    _, words = has_flag(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
     end = words.index("--") if "--" in words else len(words)
     words.insert(end, "-V")
     status, told = ask(version, *words[1:], fds=(world.writable,))
@@ -597,7 +604,7 @@ def test_criu_reads_our_configuration_files(
 ) -> None:  # fmt: skip
     """The same for the text of a configuration file."""
     opts = known_to(version, data.draw(criu_opts(world, verb)))
-    _, text = sayable(opts, CriuOpts.to_config)
+    _, text = has_flag(opts, CriuOpts.to_config)
     path = tmp_path_factory.mktemp("config") / "criu.conf"
     path.write_bytes(os.fsencode(text))
     status, told = ask(version, f"--config={path}", "-V", fds=(world.writable,))
@@ -660,7 +667,7 @@ def test_flags_are_those_of_criu(version: str, row: Row) -> None:
     status, told = ask(version, negation, "-V")
     negates = row.negates or row.name == "page_server"  # which is no True or False
     assert (status == 0, unknown in told) == (negates, not negates)
-    takes = Reader().takes(row.flag)
+    takes = FlagParser().takes(row.flag)
     doubled = "doesn't allow an argument" in ask(version, f"{row.flag}=1")[1]
     assert doubled == (takes is Takes.NOTHING)
     alone = "requires an argument" in ask(version, row.flag)[1]

@@ -290,7 +290,7 @@ def test_a_text_to_read(tmp_path: Path) -> None:
         f"  lazy_pages = False  (lazy_pages; {lazy_setter()})",
         "as a command line:",
         "  criu dump --tree=4242 '--images-dir=ck pt' --leave-running",
-        "not sayable there:",
+        "not has_flag there:",
         "  lazy_pages=False: only True can be said; leave it unset",
         f"{tmp_path}/global.conf (every CRIU on this system):",
         "  tcp_close=True: applies: the request does not set it",

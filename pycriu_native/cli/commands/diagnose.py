@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ... import CriuOpts, Doctor, Health, Preflight, Verdict, doctor, preflight
 from ...enums import Verb
-from ...options.flags import say
+from ...options.flags import to_flags
 from .. import command, json_form
 from ..command import Call, Command
 from ..errors import in_flags
@@ -87,7 +87,7 @@ def command_line(found: Preflight) -> list[str]:
     opts = found.opts
     if opts.images_directory is None and opts.images_dir is None:
         opts = CriuOpts.from_dict(opts.to_dict() | {"images_directory": "ckpt"})
-    words = [w.flag if w.value is None else f"{w.flag}={w.value}" for w in say(opts)[0]]
+    words = [w.flag if w.value is None else f"{w.flag}={w.value}" for w in to_flags(opts)[0]]
     return ["pycriu-native", "dump", str(found.pid), *words]
 
 
