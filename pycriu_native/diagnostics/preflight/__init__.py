@@ -34,7 +34,7 @@ from . import (
     tasks,
     terminals,
 )
-from .context import Scene
+from .context import Context
 from .values import (
     Finding,
     ImageSize,
@@ -85,18 +85,18 @@ def preflight(
     opts = opts or CriuOpts()
     means.check_options(opts, pid)
     tree = Tree(pid)
-    scene = Scene(
+    context = Context(
         tree=tree,
         opts=opts,
         via=via or Worker(),
         mounts=mounts.MountTable(tree),
         include_caller=include_caller,
     )
-    found = ordered(_findings(scene))
+    found = ordered(_findings(context))
     there = bool(tree.alive)
-    expected = size.expected(scene) if there else ImageSize()
+    expected = size.expected(context) if there else ImageSize()
     if there:
-        largest = size.largest_image(scene)
+        largest = size.largest_image(context)
         also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
         found = ordered(iter((*found, *also)))
     return Preflight(
@@ -109,12 +109,12 @@ def preflight(
     )
 
 
-def _findings(scene: Scene) -> Iterator[Finding]:
-    yield from tasks.look(scene)
-    if scene.tree.alive:
+def _findings(context: Context) -> Iterator[Finding]:
+    yield from tasks.look(context)
+    if context.tree.alive:
         for part in LOOKS:
-            yield from part.look(scene)
-    yield from means.look(scene)
+            yield from part.look(context)
+    yield from means.look(context)
 
 
 def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Iterator
 
 from ..._system.process_snapshot import Process, read
-from .context import Scene, lost
+from .context import Context, lost
 from .values import Finding
 
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31}
@@ -43,11 +43,11 @@ ATTRIBUTES: dict[str, tuple[str, Callable[[Process], str]]] = {
 """By the finding's id: what it is, and how it is read; empty where it cannot be."""
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """Where a process differs from us, as from a restore that is started like this call."""
     for name, (words, value_of) in ATTRIBUTES.items():
-        ours = value_of(scene.tree.ours)
-        for process in scene.tree.alive:
+        ours = value_of(context.tree.ours)
+        for process in context.tree.alive:
             theirs = value_of(process)
             if theirs and ours and theirs != ours:
                 yield lost(

@@ -18,7 +18,7 @@ from .values import Finding, Severity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
+class Context:
     """The tree, the options and the way to CRIU."""
 
     tree: Tree
@@ -53,10 +53,10 @@ def stops(id: str, words: str, *, failure: str | None = None, **more: Any) -> Fi
 
 
 def needs(
-    scene: Scene, id: str, words: str, cure: str, *, sets: dict[str, Any], **more: Any
+    context: Context, id: str, words: str, cure: str, *, sets: dict[str, Any], **more: Any
 ) -> Finding:
     """Something that an option cures; a note where the option is set already."""
-    if all(_is_met(scene, name, value) for name, value in sets.items()):
+    if all(_is_met(context, name, value) for name, value in sets.items()):
         words = f"{words} ({', '.join(sets)} is set for that)"
         return Finding(id=id, severity=Severity.NOTE, words=words, **more)
     return Finding(
@@ -85,10 +85,10 @@ def note(id: str, words: str, **more: Any) -> Finding:
     return Finding(id=id, severity=Severity.NOTE, words=words, **more)
 
 
-def _is_met(scene: Scene, name: str, value: Any) -> bool:
-    given = getattr(scene.opts, name)
+def _is_met(context: Context, name: str, value: Any) -> bool:
+    given = getattr(context.opts, name)
     if name == "ghost_limit":
         return given is not None and given >= value
     if isinstance(value, tuple):
-        return all(scene.external(external_key(item)) for item in value)
+        return all(context.external(external_key(item)) for item in value)
     return bool(given == value)

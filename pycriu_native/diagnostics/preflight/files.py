@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, Process, lines_of, link
-from .context import Scene, lost, needs, note, stops
+from .context import Context, lost, needs, note, stops
 from .values import Finding
 
 DEFAULT_GHOST_LIMIT = 1 << 20
@@ -46,22 +46,22 @@ class Used:
         return self.stat.st_dev, self.stat.st_ino
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the tree's files matters."""
     seen: set[tuple[object, ...]] = set()
-    for used in all_used(scene):
+    for used in all_used(context):
         key = (used.identity, used.path, used.mount)
         if key in seen:
             continue
         seen.add(key)
-        yield from _place(scene, used)
-    yield from _locks(scene)
-    yield from _pipes(scene)
+        yield from _place(context, used)
+    yield from _locks(context)
+    yield from _pipes(context)
 
 
-def all_used(scene: Scene) -> Iterator[Used]:
+def all_used(context: Context) -> Iterator[Used]:
     """Files with a place in a file system; devices among them only if CRIU treats them alike."""
-    for process in scene.tree.alive:
+    for process in context.tree.alive:
         for fd in process.descriptors:
             if _has_a_place(fd):
                 yield Used(process.pid, fd.number, "open", fd.link, fd.stat, fd.mount)
@@ -110,13 +110,13 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
             os.close(number)
 
 
-def _place(scene: Scene, used: Used) -> Iterator[Finding]:
+def _place(context: Context, used: Used) -> Iterator[Finding]:
     """Whether CRIU finds the file again."""
     about = {"pid": used.pid, "fd": used.fd, "path": used.path}
     key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
-    if scene.external(key):
+    if context.external(key):
         return
-    mount = scene.mounts.by_number.get(used.mount)
+    mount = context.mounts.by_number.get(used.mount)
     if mount is None:
         yield stops(
             "no-mount",
@@ -128,7 +128,7 @@ def _place(scene: Scene, used: Used) -> Iterator[Finding]:
             **about,
         )
         return
-    if scene.mounts.covered(mount):
+    if context.mounts.covered(mount):
         yield stops(
             "covered", f"{_called(used)} is covered by a mount", failure="overmounted", **about
         )
@@ -136,13 +136,13 @@ def _place(scene: Scene, used: Used) -> Iterator[Finding]:
     if mount.kind in ("proc", "devpts"):
         return
     if used.stat.st_nlink == 0:
-        yield from _nameless(scene, used)
+        yield from _nameless(context, used)
         return
     try:
-        found = os.stat(scene.mounts.base(mount) + used.path, follow_symlinks=False)
+        found = os.stat(context.mounts.base(mount) + used.path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         yield needs(
-            scene,
+            context,
             "name-gone",
             f"{_called(used)} is no longer where it was, but has other names",
             known("link-remap").cure + "; a link named link_remap.NUMBER is made for it",
@@ -157,7 +157,7 @@ def _place(scene: Scene, used: Used) -> Iterator[Finding]:
         return
     if stat.S_ISCHR(used.stat.st_mode) and found.st_rdev == used.stat.st_rdev:
         yield needs(
-            scene,
+            context,
             "other-device-file",
             f"the path of {_called(used)} now leads to another file of the same device",
             "evasive_devices=True",
@@ -181,10 +181,10 @@ def _called(used: Used) -> str:
     )  # fmt: skip
 
 
-def _nameless(scene: Scene, used: Used) -> Iterator[Finding]:
-    limit = scene.opts.ghost_limit or DEFAULT_GHOST_LIMIT
+def _nameless(context: Context, used: Used) -> Iterator[Finding]:
+    limit = context.opts.ghost_limit or DEFAULT_GHOST_LIMIT
     about = {"pid": used.pid, "fd": used.fd, "path": used.path}
-    taken = used.stat.st_size if scene.is_older_than("3.18") else used.blocks
+    taken = used.stat.st_size if context.is_older_than("3.18") else used.blocks
     if taken <= limit:
         yield note("deleted", f"{_called(used)} is deleted: its {taken} bytes are saved", **about)
         return
@@ -199,7 +199,7 @@ def _nameless(scene: Scene, used: Used) -> Iterator[Finding]:
         )
         return
     yield needs(
-        scene,
+        context,
         "deleted-large",
         words,
         f"ghost_limit={taken} or more",
@@ -209,22 +209,22 @@ def _nameless(scene: Scene, used: Used) -> Iterator[Finding]:
     )
 
 
-def ghosts(scene: Scene) -> int:
+def ghosts(context: Context) -> int:
     """Bytes of all files without a name."""
     found = {
         used.identity: used.blocks
-        for used in all_used(scene)
+        for used in all_used(context)
         if used.stat.st_nlink == 0 and not stat.S_ISDIR(used.stat.st_mode)
     }
     return sum(found.values())
 
 
-def _locks(scene: Scene) -> Iterator[Finding]:
-    for fd in scene.tree.descriptors():
+def _locks(context: Context) -> Iterator[Finding]:
+    for fd in context.tree.descriptors():
         for lock in fd.info.get("lock", ()):
             kind = next((word for word in lock.split() if word in LOCKS), "file")
             yield needs(
-                scene,
+                context,
                 "file-lock",
                 f"it holds a {kind} lock",
                 known("file-locks").cure,
@@ -237,11 +237,11 @@ def _locks(scene: Scene) -> Iterator[Finding]:
             break
 
 
-def _pipes(scene: Scene) -> Iterator[Finding]:
+def _pipes(context: Context) -> Iterator[Finding]:
     """Pipes of which the tree has one end only: the other is outside, or closed."""
     ends: dict[int, set[int]] = {}
     first: dict[int, Descriptor] = {}
-    for fd in scene.tree.descriptors():
+    for fd in context.tree.descriptors():
         if not fd.is_pipe:
             continue
         inode = fd.stat.st_ino
@@ -260,7 +260,7 @@ def _pipes(scene: Scene) -> Iterator[Finding]:
         for inode, modes in ends.items()
         if not (modes >= {os.O_RDONLY, os.O_WRONLY} or os.O_RDWR in modes)
     }
-    for inode in sorted(half & _held_outside(scene, half)):
+    for inode in sorted(half & _held_outside(context, half)):
         fd = first[inode]
         yield lost(
             "pipe-outside",
@@ -272,14 +272,14 @@ def _pipes(scene: Scene) -> Iterator[Finding]:
         )
 
 
-def _held_outside(scene: Scene, inodes: set[int]) -> set[int]:
+def _held_outside(context: Context, inodes: set[int]) -> set[int]:
     """Which of these pipes a process outside of the tree has open."""
     wanted = {f"pipe:[{inode}]": inode for inode in inodes}
     found: set[int] = set()
     if not wanted:
         return found
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in scene.tree.pids:
+        if not name.isdigit() or int(name) in context.tree.pids:
             continue
         with contextlib.suppress(OSError):
             for number in os.listdir(f"/proc/{name}/fd"):

@@ -24,7 +24,7 @@ from ...options.values import PageServer
 from ...results import Version
 from ..config_effects import configuration_files
 from . import sockets
-from .context import Scene, note, stops
+from .context import Context, note, stops
 from .sockets import INTERNET, kinds
 from .values import Finding
 
@@ -38,28 +38,28 @@ def check_options(opts: CriuOpts, pid: int) -> None:
     option_rules.check(opts, Verb.DUMP, pid)
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the means would stop the dump."""
-    yield from _program(scene)
-    yield from _freezer(scene.opts)
-    yield from _server(scene.opts)
-    yield from _configuration(scene)
-    yield from _security(scene.opts)
-    yield from _network_lock(scene)
-    yield from _cgroup_properties(scene.opts)
+    yield from _program(context)
+    yield from _freezer(context.opts)
+    yield from _server(context.opts)
+    yield from _configuration(context)
+    yield from _security(context.opts)
+    yield from _network_lock(context)
+    yield from _cgroup_properties(context.opts)
 
 
-def _program(scene: Scene) -> Iterator[Finding]:
+def _program(context: Context) -> Iterator[Finding]:
     """Whether this CRIU starts here, knows the options, and knows this kernel's sockets."""
-    if scene.via.identity() is None:
+    if context.via.identity() is None:
         return
     try:
-        found = requirements.program_version(scene.via)
-        _ask_whether_it_works(scene)
+        found = requirements.program_version(context.via)
+        _ask_whether_it_works(context)
         problems = [
-            *requirements._by_library(scene.opts),
-            *requirements._by_program(scene.opts, scene.via),
-            *requirements._by_kernel(scene.opts, Verb.DUMP, scene.via),
+            *requirements._by_library(context.opts),
+            *requirements._by_program(context.opts, context.via),
+            *requirements._by_kernel(context.opts, Verb.DUMP, context.via),
         ]
     except CriuError as error:
         yield stops(
@@ -69,7 +69,7 @@ def _program(scene: Scene) -> Iterator[Finding]:
     for problem in problems:
         yield stops("option", str(problem), cure=f"leave {problem.field} unset")
     if found < Version(major=4, minor=2) and kernel() >= (6, 16):
-        internet = sorted(kinds(scene) & set(INTERNET))
+        internet = sorted(kinds(context) & set(INTERNET))
         if internet:
             yield stops(
                 "old-program",
@@ -81,17 +81,17 @@ def _program(scene: Scene) -> Iterator[Finding]:
 _working: set[tuple[object, ...]] = set()
 
 
-def _ask_whether_it_works(scene: Scene) -> None:
+def _ask_whether_it_works(context: Context) -> None:
     """CRIU's own check, once for each program; raises if it cannot start or may not work at all.
 
     What else the check finds missing need not matter to this dump.
     """
-    identity = scene.opts.unprivileged, scene.via.identity()
+    identity = context.opts.unprivileged, context.via.identity()
     if identity not in _working:
         try:
-            check(CriuOpts(unprivileged=scene.opts.unprivileged), via=scene.via)
+            check(CriuOpts(unprivileged=context.opts.unprivileged), via=context.via)
         except (ProgramError, PermissionDeniedError) as error:
-            if error.cause == known("tcp-repair").cause and not _has_connections(scene):
+            if error.cause == known("tcp-repair").cause and not _has_connections(context):
                 return
             raise
         except CriuError:
@@ -99,9 +99,9 @@ def _ask_whether_it_works(scene: Scene) -> None:
         _working.add(identity)
 
 
-def _has_connections(scene: Scene) -> bool:
+def _has_connections(context: Context) -> bool:
     """Whether TCP connections are to be kept."""
-    return any(found.id == "tcp-connection" for found in sockets.look(scene))
+    return any(found.id == "tcp-connection" for found in sockets.look(context))
 
 
 def kernel() -> tuple[int, int]:
@@ -163,8 +163,8 @@ def _listening() -> set[int]:
     return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
 
 
-def _configuration(scene: Scene) -> Iterator[Finding]:
-    for file in configuration_files(scene.opts, scene.via):
+def _configuration(context: Context) -> Iterator[Finding]:
+    for file in configuration_files(context.opts, context.via):
         for setting in file.settings:
             unknown = "is no option of criu" in setting.effect
             if unknown:
@@ -174,7 +174,7 @@ def _configuration(scene: Scene) -> Iterator[Finding]:
                     path=file.path,
                     failure="config-option",
                 )
-            elif setting.applies and file.path != scene.opts.config_file:
+            elif setting.applies and file.path != context.opts.config_file:
                 yield note("configuration", f"a configuration file sets {setting}", path=file.path)
 
 
@@ -190,10 +190,10 @@ def _security(opts: CriuOpts) -> Iterator[Finding]:
         )
 
 
-def _network_lock(scene: Scene) -> Iterator[Finding]:
-    if not scene.opts.tcp_established or scene.opts.network_lock is not NetworkLock.IPTABLES:
+def _network_lock(context: Context) -> Iterator[Finding]:
+    if not context.opts.tcp_established or context.opts.network_lock is not NetworkLock.IPTABLES:
         return
-    worker = worker_of(scene.via)
+    worker = worker_of(context.via)
     path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
     if shutil.which("iptables-restore", path=path) is None:
         yield stops(

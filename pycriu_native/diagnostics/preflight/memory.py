@@ -8,26 +8,26 @@ import stat
 from collections.abc import Iterator
 
 from ..._system.process_snapshot import Mapping, Process
-from .context import Scene, note, stops
+from .context import Context, note, stops
 from .objects import device
 from .values import Finding
 
 ZERO = os.makedev(1, 5)
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the memory matters."""
-    for process in scene.tree.alive:
+    for process in context.tree.alive:
         seen: set[str] = set()
         for mapping in process.mappings:
             if mapping.name not in seen:
-                found = list(_mapping(scene, process, mapping))
+                found = list(_mapping(context, process, mapping))
                 if found:
                     seen.add(mapping.name)
                 yield from found
 
 
-def _mapping(scene: Scene, process: Process, mapping: Mapping) -> Iterator[Finding]:
+def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[Finding]:
     name = mapping.name
     about = {"pid": process.pid, "path": name}
     if name == "anon_inode:[io_uring]":
@@ -41,14 +41,14 @@ def _mapping(scene: Scene, process: Process, mapping: Mapping) -> Iterator[Findi
             failure="anon-map",
             **about,
         )
-    elif name.startswith("/SYSV") and not scene.tree.has_own("ipc"):
+    elif name.startswith("/SYSV") and not context.tree.has_own("ipc"):
         yield stops(
             "sysv-memory",
             "it uses System V shared memory of the host, which other processes may use too",
             failure="sysv-shm",
             **about,
         )
-    elif name == "[uprobes]" and scene.opts.config_file is None:
+    elif name == "[uprobes]" and context.opts.config_file is None:
         yield stops(
             "uprobes",
             "a tracing tool watches it (it has a uprobe)",

@@ -18,7 +18,7 @@ from ..._system.process_snapshot import Process, Tree, link, read
 from .values import Finding
 
 if TYPE_CHECKING:
-    from .context import Scene
+    from .context import Context
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -152,14 +152,14 @@ def _is_below(path: str, above: str) -> bool:
     return path == above or path.startswith(above.rstrip("/") + "/")
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the mounts CRIU cannot save by itself."""
     from .context import needs, stops
 
-    table = scene.mounts
+    table = context.mounts
     if not table.checked:
         return
-    root_of = scene.tree.root.namespaces["mnt"]
+    root_of = context.tree.root.namespaces["mnt"]
     tops = {m.namespace: m for m in table.all if m.place == "/" and m.parent not in table.by_number}
     for namespace, process in table.owners.items():
         if namespace not in tops:
@@ -170,15 +170,15 @@ def look(scene: Scene) -> Iterator[Finding]:
                 failure="no-parent-mount",
             )
             return
-    outside = {m for m in table.all if m.namespace == root_of and _is_external(scene, m)}
-    if scene.opts.auto_ext_mnt:
-        ours = parse(read("/proc/self/mountinfo"), scene.tree.ours.namespaces["mnt"])
-        outside |= {m for m in table.all if m.place != "/" and _is_found(scene, m, ours)}
+    outside = {m for m in table.all if m.namespace == root_of and _is_external(context, m)}
+    if context.opts.auto_ext_mnt:
+        ours = parse(read("/proc/self/mountinfo"), context.tree.ours.namespaces["mnt"])
+        outside |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
     top = tops.get(root_of)
-    skipped = {str(place) for place in scene.opts.skip_mnts or ()}
+    skipped = {str(place) for place in context.opts.skip_mnts or ()}
     groups = {mount.shared for mount in table.all if mount.shared}
     for mount in table.all:
-        if mount.namespace == scene.tree.ours.namespaces["mnt"] and scene.tree.has_own("mnt"):
+        if mount.namespace == context.tree.ours.namespaces["mnt"] and context.tree.has_own("mnt"):
             continue
         if mount.place in skipped:
             continue
@@ -188,11 +188,11 @@ def look(scene: Scene) -> Iterator[Finding]:
             tied = top and _same(mount, top) and top.master == mount.master
             if not tied:
                 yield needs(
-                    scene,
+                    context,
                     "unreachable-sharing",
                     "the mount gets its changes from one outside (it is a slave)",
-                    _cure(scene, mount) + "; or make it private",
-                    sets=_sets(scene, mount),
+                    _cure(context, mount) + "; or make it private",
+                    sets=_sets(context, mount),
                     failure="unreachable-sharing",
                     **about,
                 )
@@ -200,11 +200,11 @@ def look(scene: Scene) -> Iterator[Finding]:
         if given or (top is not None and _same(mount, top)):
             continue
         if mount.whole and (mount.kind == "fuse" or mount.kind not in REBUILT):
-            if mount.kind in (scene.opts.enable_fs or ()) or scene.opts.enable_fs == ("all",):
+            if mount.kind in (context.opts.enable_fs or ()) or context.opts.enable_fs == ("all",):
                 continue
             failure = "fuse" if mount.kind == "fuse" else "fs-unsupported"
             yield needs(
-                scene,
+                context,
                 failure,
                 f"CRIU cannot rebuild a file system of type {mount.kind}",
                 known(failure).cure,
@@ -216,26 +216,26 @@ def look(scene: Scene) -> Iterator[Finding]:
             other.device == mount.device and other.whole for other in table.all
         ):
             yield needs(
-                scene,
+                context,
                 "mount-from-outside",
                 f"{mount.root} of a file system from outside ({mount.kind}) is mounted",
-                _cure(scene, mount),
-                sets=_sets(scene, mount),
+                _cure(context, mount),
+                sets=_sets(context, mount),
                 failure="root-mount",
                 **about,
             )
 
 
-def _sets(scene: Scene, mount: Mount) -> dict[str, Any]:
+def _sets(context: Context, mount: Mount) -> dict[str, Any]:
     """The options that let a mount be from outside."""
-    if scene.opts.auto_ext_mnt and (mount.shared or mount.master):
+    if context.opts.auto_ext_mnt and (mount.shared or mount.master):
         found = {"ext_sharing": mount.shared, "ext_masters": mount.master}
         return {name: True for name, group in found.items() if group}
     return {"external": (f"{mount.key}:{mount.place}",)}
 
 
-def _cure(scene: Scene, mount: Mount) -> str:
-    if "external" not in (sets := _sets(scene, mount)):
+def _cure(context: Context, mount: Mount) -> str:
+    if "external" not in (sets := _sets(context, mount)):
         return " and ".join(f"{name}=True" for name in sets)
     return f'name it as external, and give it on restore with external="mnt[{mount.place}]:PATH"'
 
@@ -245,22 +245,22 @@ def _same(mount: Mount, other: Mount) -> bool:
     return mount.device == other.device and _is_below(mount.root, other.root)
 
 
-def _is_found(scene: Scene, mount: Mount, ours: list[Mount]) -> bool:
+def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:
     """Whether ``auto_ext_mnt`` finds it among the mounts of CRIU's own namespace."""
     alike = [other for other in ours if _same(mount, other)]
-    if not alike or (mount.shared and not scene.opts.ext_sharing):
+    if not alike or (mount.shared and not context.opts.ext_sharing):
         return False
     best = max(alike, key=lambda other: len(other.root))
     return not mount.master or bool(
-        scene.opts.ext_masters and mount.master in (best.shared, best.master)
+        context.opts.ext_masters and mount.master in (best.shared, best.master)
     )
 
 
-def _is_external(scene: Scene, mount: Mount) -> bool:
+def _is_external(context: Context, mount: Mount) -> bool:
     major, _, minor = mount.device.partition(":")
-    named = {getattr(item, "key", None) for item in scene.opts.ext_mounts or ()}
+    named = {getattr(item, "key", None) for item in context.opts.ext_mounts or ()}
     return (
-        scene.external(mount.key)
+        context.external(mount.key)
         or mount.place in named
-        or (mount.whole and scene.external(f"dev[{major}/{minor}]"))
+        or (mount.whole and context.external(f"dev[{major}/{minor}]"))
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, libc
-from .context import Scene, needs, note, stops
+from .context import Context, needs, note, stops
 from .files import is_plain_device
 from .tasks import SYS_KCMP
 from .terminals import is_terminal
@@ -31,22 +31,22 @@ NOT_FOUND_ON = ("tmpfs", "devtmpfs")
 """File systems on which a watched file without a name cannot be found again."""
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What the tree has open that CRIU cannot save."""
-    for fd in scene.tree.descriptors():
+    for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
         if fd.link.startswith("anon_inode:"):
-            yield from _anonymous(scene, fd)
+            yield from _anonymous(context, fd)
         elif fd.link.startswith("pidfd:"):
-            yield from _pidfd(scene, fd)
-        elif stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_saved_device(scene, fd)):
+            yield from _pidfd(context, fd)
+        elif stat.S_ISBLK(mode) or (stat.S_ISCHR(mode) and not _is_saved_device(context, fd)):
             yield device(fd.pid, fd.device, fd.link, fd=fd.number)
         elif ":[" in fd.link and not fd.is_socket and not fd.is_pipe:
-            yield from _namespace(scene, fd)
+            yield from _namespace(context, fd)
 
 
-def _is_saved_device(scene: Scene, fd: Descriptor) -> bool:
-    return is_plain_device(fd.device) or is_terminal(scene, fd)
+def _is_saved_device(context: Context, fd: Descriptor) -> bool:
+    return is_plain_device(fd.device) or is_terminal(context, fd)
 
 
 def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Finding:
@@ -64,7 +64,7 @@ def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Findin
     )
 
 
-def _anonymous(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
     name = fd.link.removeprefix("anon_inode:")
     about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
     if name == "[io_uring]":
@@ -72,11 +72,11 @@ def _anonymous(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
             "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
         )
     elif name == "[pidfd]":
-        yield from _pidfd(scene, fd)
+        yield from _pidfd(context, fd)
     elif name == "[eventpoll]":
-        yield from _epoll(scene, fd)
+        yield from _epoll(context, fd)
     elif name in ("inotify", "[fanotify]"):
-        yield from _watches(scene, fd)
+        yield from _watches(context, fd)
     elif name not in SAVED and name != "bpf-map":
         yield stops(
             "kernel-object",
@@ -86,9 +86,9 @@ def _anonymous(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
         )
 
 
-def _pidfd(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
     of = int(fd.value("Pid") or "-1")
-    if scene.is_older_than("4.1"):
+    if context.is_older_than("4.1"):
         yield stops(
             "pidfd",
             f"it holds a pidfd of process {of}, and CRIU saves pidfds since 4.1",
@@ -96,7 +96,7 @@ def _pidfd(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
             pid=fd.pid,
             fd=fd.number,
         )
-    elif of > 0 and of not in scene.tree.pids:
+    elif of > 0 and of not in context.tree.pids:
         yield stops(
             "pidfd-outside",
             f"it holds a pidfd of process {of} outside of the tree",
@@ -114,9 +114,9 @@ def _pidfd(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
         )
 
 
-def _epoll(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+def _epoll(context: Context, fd: Descriptor) -> Iterator[Finding]:
     """An epoll's files must be open in the same process; a number alone does not tell."""
-    process = next(process for process in scene.tree.alive if process.pid == fd.pid)
+    process = next(process for process in context.tree.alive if process.pid == fd.pid)
     for line in fd.info.get("tfd", ()):
         words = line.replace(": ", ":").split()
         values = dict(word.split(":", 1) for word in words if ":" in word)
@@ -153,12 +153,12 @@ def _kernel_device(fd: Descriptor) -> int:
     return os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)
 
 
-def _namespace(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
     """The file of a namespace, ``net:[4026531840]``; CRIU knows those that are in the tree."""
     kind = fd.link.partition(":")[0]
-    if kind not in scene.tree.root.namespaces:
+    if kind not in context.tree.root.namespaces:
         return
-    known_here = set(scene.tree.in_namespaces(kind)) | {scene.tree.ours.namespaces[kind]}
+    known_here = set(context.tree.in_namespaces(kind)) | {context.tree.ours.namespaces[kind]}
     if fd.link not in known_here:
         yield stops(
             "namespace-outside",
@@ -181,22 +181,22 @@ class _Handle(ctypes.Structure):
     )
 
 
-def _watches(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
     for line in [*fd.info.get("inotify", ()), *fd.info.get("fanotify", ())]:
         values = dict(word.split(":", 1) for word in line.split() if ":" in word)
         if "f_handle" in values:
-            yield from _watch(scene, fd, values)
+            yield from _watch(context, fd, values)
 
 
-def _watch(scene: Scene, fd: Descriptor, values: dict[str, str]) -> Iterator[Finding]:
+def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator[Finding]:
     number = int(values["sdev"], 16)
     inode = int(values["ino"], 16)
     on = f"{number >> 20}:{number & 0xFFFFF}"
-    mounts = [mount for mount in scene.mounts.all if mount.device == on]
+    mounts = [mount for mount in context.mounts.all if mount.device == on]
     about = {"pid": fd.pid, "fd": fd.number}
     opened = False
     for mount in mounts:
-        base = scene.mounts.base(mount)
+        base = context.mounts.base(mount)
         path = _by_handle(base + mount.place, values)
         if path is None:
             continue
@@ -221,7 +221,7 @@ def _watch(scene: Scene, fd: Descriptor, values: dict[str, str]) -> Iterator[Fin
         )
     else:
         yield needs(
-            scene,
+            context,
             "watch-not-found",
             "CRIU does not find the path of a file or directory that it watches",
             known("irmap").cure,

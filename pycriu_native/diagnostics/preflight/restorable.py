@@ -17,22 +17,22 @@ from ..._system.capabilities import (
 )
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
-from .context import Scene, no_restore
+from .context import Context, no_restore
 from .values import Finding
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What a restore by this caller would fail of."""
-    if scene.via.ours:
-        yield from _descriptors(scene)
-        yield from _rights(scene)
-        yield from _capabilities(scene)
-    yield from _numbers(scene)
+    if context.via.ours:
+        yield from _descriptors(context)
+        yield from _rights(context)
+        yield from _capabilities(context)
+    yield from _numbers(context)
 
 
-def _descriptors(scene: Scene) -> Iterator[Finding]:
+def _descriptors(context: Context) -> Iterator[Finding]:
     limit = service_fds.limit_here()
-    for process in scene.tree.alive:
+    for process in context.tree.alive:
         highest = max((fd.number for fd in process.descriptors), default=-1)
         if not service_fds.fits(highest, limit):
             yield no_restore(
@@ -45,16 +45,16 @@ def _descriptors(scene: Scene) -> Iterator[Finding]:
             )
 
 
-def _rights(scene: Scene) -> Iterator[Finding]:
-    if scene.tree.has_own("user"):
+def _rights(context: Context) -> Iterator[Finding]:
+    if context.tree.has_own("user"):
         return
-    for name, failure in () if scene.opts.unprivileged else lacking_for_restore():
+    for name, failure in () if context.opts.unprivileged else lacking_for_restore():
         yield no_restore(
             "rights", f"the caller lacks {name}, which a restore needs", failure=failure
         )
     if has_capability(CAP_SETPCAP):
         return
-    for process in scene.tree.alive:
+    for process in context.tree.alive:
         if _set(process, "CapBnd") != ALL and process.status.get("NoNewPrivs") != "1":
             yield no_restore(
                 "bounding-set",
@@ -65,10 +65,10 @@ def _rights(scene: Scene) -> Iterator[Finding]:
             )
 
 
-def _capabilities(scene: Scene) -> Iterator[Finding]:
-    if scene.tree.has_own("user"):
+def _capabilities(context: Context) -> Iterator[Finding]:
+    if context.tree.has_own("user"):
         return
-    for process in scene.tree.alive:
+    for process in context.tree.alive:
         lacking = not_permitted(_set(process, "CapPrm"))
         if lacking:
             yield no_restore(
@@ -83,14 +83,14 @@ def _set(process: Process, name: str) -> int:
     return int(process.status.get(name, "0"), 16)
 
 
-def _numbers(scene: Scene) -> Iterator[Finding]:
+def _numbers(context: Context) -> Iterator[Finding]:
     """Sessions and process groups that outlive the tree keep their numbers taken."""
-    if scene.tree.has_own("pid"):
+    if context.tree.has_own("pid"):
         return
-    held = holders(scene.tree.pids)
-    root = scene.tree.root
+    held = holders(context.tree.pids)
+    root = context.tree.root
     kept = {int(field) for field in root.fields[2:4]} - {root.pid}  # shell_job has others
-    for process in scene.tree.processes:
+    for process in context.tree.processes:
         numbers = {process.pid, *process.threads, *map(int, process.fields[2:4])} - kept
         for number in sorted(numbers & held.keys()):
             holder, kind = held[number]

@@ -11,7 +11,7 @@ import os
 
 from ..._system.process_snapshot import Process, lines_of
 from . import files
-from .context import Scene
+from .context import Context
 from .values import ImageSize
 
 FIXED = 20_000
@@ -20,11 +20,11 @@ EACH_PROCESS, EACH_THREAD, EACH_DESCRIPTOR, EACH_MAPPING = 4000, 1500, 60, 60
 UNIT = {"kB": 1024}
 
 
-def expected(scene: Scene) -> ImageSize:
+def expected(context: Context) -> ImageSize:
     """The size to expect."""
     shared: dict[tuple[int, int], int] = {}
     memory = rest = 0
-    for process in scene.tree.alive:
+    for process in context.tree.alive:
         memory += _private(process)
         shared |= _shared(process)
         rest += (
@@ -34,19 +34,19 @@ def expected(scene: Scene) -> ImageSize:
             + EACH_MAPPING * len(process.mappings)
         )
     return ImageSize(
-        memory=0 if scene.opts.page_server is not None or scene.opts.lazy_pages else memory,
+        memory=0 if context.opts.page_server is not None or context.opts.lazy_pages else memory,
         shared_memory=sum(shared.values()),
-        deleted_files=files.ghosts(scene),
-        file_systems=_file_systems(scene),
+        deleted_files=files.ghosts(context),
+        file_systems=_file_systems(context),
         rest=rest + FIXED,
     )
 
 
-def largest_image(scene: Scene) -> int:
+def largest_image(context: Context) -> int:
     """The size to expect of the largest image: the pages of one process."""
-    if scene.opts.page_server is not None or scene.opts.lazy_pages:
+    if context.opts.page_server is not None or context.opts.lazy_pages:
         return 0
-    return max(map(_private, scene.tree.alive), default=0)
+    return max(map(_private, context.tree.alive), default=0)
 
 
 def _private(process: Process) -> int:
@@ -73,14 +73,14 @@ def _shared(process: Process) -> dict[tuple[int, int], int]:
     return found
 
 
-def _file_systems(scene: Scene) -> int:
+def _file_systems(context: Context) -> int:
     """Bytes in tmpfs mounts of the tree's own mount namespaces."""
-    ours = scene.tree.ours.namespaces["mnt"]
+    ours = context.tree.ours.namespaces["mnt"]
     seen: dict[str, int] = {}
-    for mount in scene.mounts.all:
-        if mount.namespace == ours or mount.kind != "tmpfs" or scene.external(mount.key):
+    for mount in context.mounts.all:
+        if mount.namespace == ours or mount.kind != "tmpfs" or context.external(mount.key):
             continue
         with contextlib.suppress(OSError):
-            found = os.statvfs(scene.mounts.base(mount) + mount.place)
+            found = os.statvfs(context.mounts.base(mount) + mount.place)
             seen[mount.device] = (found.f_blocks - found.f_bfree) * found.f_frsize
     return sum(seen.values())

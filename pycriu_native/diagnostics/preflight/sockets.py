@@ -15,7 +15,7 @@ from typing import Any
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, Process, read
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
-from .context import Scene, lost, needs, note, stops
+from .context import Context, lost, needs, note, stops
 from .values import Finding
 
 INTERNET = {
@@ -43,18 +43,20 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 """Made by the kernel itself, and left out."""
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the sockets matters."""
-    found = list(_sockets(scene))
-    tables = {which: Tables(process) for which, process in scene.tree.in_namespaces("net").items()}
-    tables.setdefault(scene.tree.ours.namespaces["net"], Tables(scene.tree.ours))
+    found = list(_sockets(context))
+    tables = {
+        which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
+    }
+    tables.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
     ours = {fd.stat.st_ino for fd, _ in found}
     for fd, kind in found:
         about = {"pid": fd.pid, "fd": fd.number}
         if kind in UNIX:
-            yield from _unix(scene, fd, tables, ours)
+            yield from _unix(context, fd, tables, ours)
         elif kind in INTERNET:
-            yield from _internet(scene, fd, kind, tables)
+            yield from _internet(context, fd, kind, tables)
         elif kind == "NETLINK":
             yield from _netlink(fd, tables)
         elif kind in NO_PROTOCOL:
@@ -71,12 +73,12 @@ def look(scene: Scene) -> Iterator[Finding]:
                 failure="socket-family",
                 **about,
             )
-    yield from _links(scene)
+    yield from _links(context)
 
 
-def _sockets(scene: Scene) -> Iterator[tuple[Descriptor, str]]:
+def _sockets(context: Context) -> Iterator[tuple[Descriptor, str]]:
     seen = set()
-    for fd in scene.tree.descriptors():
+    for fd in context.tree.descriptors():
         if fd.is_socket and fd.stat.st_ino not in seen:
             seen.add(fd.stat.st_ino)
             yield fd, kind_of(fd)
@@ -89,9 +91,9 @@ def kind_of(fd: Descriptor) -> str:
     return "UNIX"  # it was closed meanwhile: nothing is said of it
 
 
-def kinds(scene: Scene) -> set[str]:
+def kinds(context: Context) -> set[str]:
     """The kinds of all sockets in the tree."""
-    return {kind for _, kind in _sockets(scene)}
+    return {kind for _, kind in _sockets(context)}
 
 
 class Tables:
@@ -120,7 +122,7 @@ class Tables:
 
 
 def _internet(
-    scene: Scene, fd: Descriptor, kind: str, tables: dict[str, Tables]
+    context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]
 ) -> Iterator[Finding]:
     for table in tables.values():
         row = table.row(INTERNET[kind], fd.stat.st_ino)
@@ -142,7 +144,7 @@ def _internet(
     if state == LISTEN:
         if unread:
             yield needs(
-                scene,
+                context,
                 "not-accepted",
                 "a listening socket has connections that the program has not yet accepted",
                 known("tcp-in-flight").cure,
@@ -153,13 +155,13 @@ def _internet(
             )
     elif state not in (CLOSE, TIME_WAIT):
         to = f"{_address(row[1])} to {_address(row[2])}"
-        if scene.opts.tcp_close:
+        if context.opts.tcp_close:
             yield lost(
                 "tcp-closed", f"the TCP connection from {to} is dropped (tcp_close)", **about
             )
             return
         yield needs(
-            scene,
+            context,
             "tcp-connection",
             "a TCP connection is open",
             known("tcp-established").cure,
@@ -198,7 +200,7 @@ def _netlink(fd: Descriptor, tables: dict[str, Tables]) -> Iterator[Finding]:
 
 
 def _unix(
-    scene: Scene, fd: Descriptor, tables: dict[str, Tables], ours: set[int]
+    context: Context, fd: Descriptor, tables: dict[str, Tables], ours: set[int]
 ) -> Iterator[Finding]:
     inode = fd.stat.st_ino
     about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": f"socket:[{inode}]"}
@@ -217,7 +219,7 @@ def _unix(
         yield from _unix_listener(sock, ours, about)
     elif sock.peer:
         if sock.peer not in ours:
-            yield from _unix_outside(scene, sock, table.unix.get(sock.peer), about)
+            yield from _unix_outside(context, sock, table.unix.get(sock.peer), about)
     elif sock.type != socket.SOCK_DGRAM and sock.state == ESTABLISHED and sock.shut_down != 3:
         yield from _unix_in_flight(sock, table, ours, about)
 
@@ -266,16 +268,16 @@ def _unix_in_flight(
 
 
 def _unix_outside(
-    scene: Scene, sock: UnixSocket, peer: UnixSocket | None, about: dict[str, Any]
+    context: Context, sock: UnixSocket, peer: UnixSocket | None, about: dict[str, Any]
 ) -> Iterator[Finding]:
     """A socket whose other end is not in the tree."""
     key = f"unix[{sock.inode}]"
     name = _shown(peer.name) if peer is not None else ""
-    if scene.external(key):
+    if context.external(key):
         yield note("unix-external", "a unix socket is given from outside on restore", **about)
     elif peer is not None and sock.type == socket.SOCK_DGRAM and peer.name:
         yield needs(
-            scene,
+            context,
             "unix-outside",
             f"a unix socket sends to {name} outside of the tree",
             "external_unix_connections=True on dump and restore",
@@ -293,7 +295,7 @@ def _unix_outside(
     else:
         at = f" at {name}" if name else ""
         yield needs(
-            scene,
+            context,
             "unix-half",
             f"a unix socket is connected to a process outside of the tree{at}",
             f'external=["{key}"] on dump and inherit_fds=[(fd, "socket:[{sock.inode}]")] on '
@@ -311,24 +313,24 @@ def _shown(name: bytes) -> str:
 # ---- devices of the network ----
 
 
-def _links(scene: Scene) -> Iterator[Finding]:
+def _links(context: Context) -> Iterator[Finding]:
     """Devices of the tree's own network namespaces that CRIU cannot make again."""
-    if scene.opts.empty_ns:
+    if context.opts.empty_ns:
         return
-    for which, process in scene.tree.in_namespaces("net").items():
+    for which, process in context.tree.in_namespaces("net").items():
         number = which.partition("[")[2].rstrip("]")
-        if which == scene.tree.ours.namespaces["net"] or scene.external(f"net[{number}]"):
+        if which == context.tree.ours.namespaces["net"] or context.external(f"net[{number}]"):
             continue
         for link in links(process):
             if (
                 link.type == LOOPBACK
                 or link.kind in KNOWN_LINKS
                 or link.name in FALLBACK_LINKS
-                or scene.external(f"macvlan[{link.name}]")
+                or context.external(f"macvlan[{link.name}]")
             ):
                 continue
             yield needs(
-                scene,
+                context,
                 "network-device",
                 f"its network namespace has a device of a kind that CRIU cannot rebuild "
                 f"({link.kind or 'hardware'})",

@@ -18,7 +18,7 @@ from ..._support.unpatched import sleep
 from ..._system.process_snapshot import Process, libc, lines_of, link, read
 from ..._system.process_tree import frozen_cgroup
 from ...enums import Verb
-from .context import Scene, needs, note, stops
+from .context import Context, needs, note, stops
 from .values import Finding
 
 NS_GET_USERNS = 0xB701
@@ -29,34 +29,34 @@ EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have of its own."""
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the processes themselves matters."""
-    root = scene.tree.root
+    root = context.tree.root
     gone = list(_nothing_to_dump(root))
     yield from gone
     if gone:
         return
-    yield from _frozen(scene)
-    for process in scene.tree.processes:
+    yield from _frozen(context)
+    for process in context.tree.processes:
         yield from _stoppable(process)
-        yield from _session(scene, process)
-    for process in scene.tree.alive:
+        yield from _session(context, process)
+    for process in context.tree.alive:
         yield from _hidden(process)
         yield from _limits(process)
         yield from _word_size(process)
-        yield from _shares(scene, process)
+        yield from _shares(context, process)
         if process is not root:
-            yield from _nested(scene, process)
-    yield from _pid_namespace(scene)
-    yield from _user_namespace(scene)
-    if os.getpid() in scene.tree.pids:
-        yield _caller_inside(scene)
+            yield from _nested(context, process)
+    yield from _pid_namespace(context)
+    yield from _user_namespace(context)
+    if os.getpid() in context.tree.pids:
+        yield _caller_inside(context)
 
 
-def _caller_inside(scene: Scene) -> Finding:
-    pid = scene.tree.root.pid
+def _caller_inside(context: Context) -> Finding:
+    pid = context.tree.root.pid
     itself = pid == os.getpid()
-    why = caller_inside(pid, Verb.DUMP, scene.include_caller or itself)
+    why = caller_inside(pid, Verb.DUMP, context.include_caller or itself)
     if why is None:
         words = "itself" if itself else "itself with the others"
         return note("caller-inside", f"the caller is in the tree: it dumps {words}")
@@ -98,16 +98,16 @@ def _nothing_to_dump(root: Process) -> Iterator[Finding]:
         )
 
 
-def _frozen(scene: Scene) -> Iterator[Finding]:
-    cgroup = frozen_cgroup(scene.tree.root.pid) or _frozen_of_version_1(scene.tree.root.pid)
-    if cgroup is not None and scene.opts.freeze_cgroup is None:
+def _frozen(context: Context) -> Iterator[Finding]:
+    cgroup = frozen_cgroup(context.tree.root.pid) or _frozen_of_version_1(context.tree.root.pid)
+    if cgroup is not None and context.opts.freeze_cgroup is None:
         yield needs(
-            scene,
+            context,
             "frozen",
             f"it is in the frozen cgroup {cgroup}, where CRIU would wait for it for ever",
             f'freeze_cgroup="{cgroup}", or thaw it',
             sets={"freeze_cgroup": cgroup},
-            pid=scene.tree.root.pid,
+            pid=context.tree.root.pid,
         )
 
 
@@ -261,7 +261,7 @@ def _word_size(process: Process) -> Iterator[Finding]:
         )
 
 
-def _session(scene: Scene, process: Process) -> Iterator[Finding]:
+def _session(context: Context, process: Process) -> Iterator[Finding]:
     session = process.inner("NSsid")
     if session == 0:
         yield stops(
@@ -270,9 +270,9 @@ def _session(scene: Scene, process: Process) -> Iterator[Finding]:
             pid=process.pid,
             failure="sid-outside",
         )
-    elif process is scene.tree.root and session != process.inner("NSpid"):
+    elif process is context.tree.root and session != process.inner("NSpid"):
         yield needs(
-            scene,
+            context,
             "shell-job",
             "the leader of its session is outside of the tree, as of what a shell starts",
             known("shell-job").cure,
@@ -286,9 +286,9 @@ def _kcmp(one: int, other: int, kind: int) -> bool:
     return bool(libc.syscall(SYS_KCMP, one, other, kind, 0, 0) == 0)
 
 
-def _shares(scene: Scene, process: Process) -> Iterator[Finding]:
+def _shares(context: Context, process: Process) -> Iterator[Finding]:
     parent = int(process.fields[1]) if process.fields else 0
-    if process is scene.tree.root or parent not in scene.tree.pids:
+    if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():
         if _kcmp(parent, process.pid, kind):
@@ -302,8 +302,8 @@ def _shares(scene: Scene, process: Process) -> Iterator[Finding]:
             return
 
 
-def _nested(scene: Scene, process: Process) -> Iterator[Finding]:
-    root, ours = scene.tree.root.namespaces, scene.tree.ours.namespaces
+def _nested(context: Context, process: Process) -> Iterator[Finding]:
+    root, ours = context.tree.root.namespaces, context.tree.ours.namespaces
     for kind, which in process.namespaces.items():
         if kind in EVEN_NESTED or which in ("", root[kind], ours[kind]):
             continue
@@ -324,12 +324,12 @@ def _nested(scene: Scene, process: Process) -> Iterator[Finding]:
         )
 
 
-def _pid_namespace(scene: Scene) -> Iterator[Finding]:
-    root = scene.tree.root
-    if not scene.tree.has_own("pid") or root.inner("NSpid") == 1:
+def _pid_namespace(context: Context) -> Iterator[Finding]:
+    root = context.tree.root
+    if not context.tree.has_own("pid") or root.inner("NSpid") == 1:
         return
     number = root.namespaces["pid"].partition("[")[2].rstrip("]")
-    if scene.external(f"pid[{number}]"):
+    if context.external(f"pid[{number}]"):
         return
     yield stops(
         "not-the-first",
@@ -339,13 +339,13 @@ def _pid_namespace(scene: Scene) -> Iterator[Finding]:
     )
 
 
-def _user_namespace(scene: Scene) -> Iterator[Finding]:
+def _user_namespace(context: Context) -> Iterator[Finding]:
     """CRIU enters the other namespaces from the tree's user namespace, which must own them."""
-    if not scene.tree.has_own("user"):
+    if not context.tree.has_own("user"):
         return
-    root = scene.tree.root
+    root = context.tree.root
     for kind in ("net", "uts", "time", "ipc", "mnt"):
-        if scene.tree.has_own(kind) and _owner(root, kind) not in (None, root.namespaces["user"]):
+        if context.tree.has_own(kind) and _owner(root, kind) not in (None, root.namespaces["user"]):
             yield stops(
                 "foreign-namespace",
                 f"its {kind} namespace does not belong to its user namespace",

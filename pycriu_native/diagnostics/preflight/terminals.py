@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, read
-from .context import Scene, needs, stops
+from .context import Context, needs, stops
 from .values import Finding
 
 MASTER = (5, 2)
@@ -21,7 +21,7 @@ SERIAL = (188, 204)
 VIRTUAL = 4
 
 
-def is_terminal(scene: Scene, fd: Descriptor) -> bool:
+def is_terminal(context: Context, fd: Descriptor) -> bool:
     """Whether CRIU takes a device for a terminal that it knows."""
     major, minor = fd.device
     known_kind = (
@@ -31,19 +31,19 @@ def is_terminal(scene: Scene, fd: Descriptor) -> bool:
         or major in SERIAL
         or (major == VIRTUAL and minor <= 63)
     )
-    return known_kind or scene.external(_key(fd))
+    return known_kind or context.external(_key(fd))
 
 
 def _key(fd: Descriptor) -> str:
     return f"tty[{fd.stat.st_rdev:x}:{fd.stat.st_dev:x}]"
 
 
-def look(scene: Scene) -> Iterator[Finding]:
+def look(context: Context) -> Iterator[Finding]:
     """What of the terminals in the tree is outside of it."""
     masters: dict[int, Descriptor] = {}
     slaves: dict[int, Descriptor] = {}
-    for fd in scene.tree.descriptors():
-        if not stat.S_ISCHR(fd.stat.st_mode) or scene.external(_key(fd)):
+    for fd in context.tree.descriptors():
+        if not stat.S_ISCHR(fd.stat.st_mode) or context.external(_key(fd)):
             continue
         major, minor = fd.device
         if (major, minor) == MASTER:
@@ -61,17 +61,17 @@ def look(scene: Scene) -> Iterator[Finding]:
             cure='have them closed, or external=["tty[rdev:dev]"] for each',
         )
     elif alone:
-        yield from _half(scene, alone[0])
+        yield from _half(context, alone[0])
     for fd in (*masters.values(), *slaves.values()):
-        yield from _dangling(scene, fd)
+        yield from _dangling(context, fd)
 
 
-def _half(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
-    if scene.opts.orphan_pts_master or scene.opts.shell_job:
+def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
+    if context.opts.orphan_pts_master or context.opts.shell_job:
         return
-    container = scene.tree.has_own("pid")
+    container = context.tree.has_own("pid")
     yield needs(
-        scene,
+        context,
         "terminal-outside",
         "the master of its terminal is outside of the tree",
         known("pty-half").cure,
@@ -83,7 +83,7 @@ def _half(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
     )
 
 
-def _dangling(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
+def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
     """The session of the terminal, which its leader must bring along."""
     major, minor = fd.device
     if (major, minor) == MASTER:
@@ -93,12 +93,12 @@ def _dangling(scene: Scene, fd: Descriptor) -> Iterator[Finding]:
     else:
         leaders = {
             int(process.fields[3])
-            for process in scene.tree.alive
+            for process in context.tree.alive
             if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
         }
-    for leader in leaders - scene.tree.pids:
+    for leader in leaders - context.tree.pids:
         yield needs(
-            scene,
+            context,
             "terminal-of-a-shell",
             f"its terminal belongs to a session outside of the tree, which process {leader} leads",
             known("dangling-tty").cure,
