@@ -81,7 +81,7 @@ if TYPE_CHECKING:
         keep_feature_cache,
     )
     from ._transport.pool import WorkerPool
-    from .diagnostics.doctor import Doctor, Health, Remark, doctor
+    from .diagnostics.doctor import Doctor, DoctorFinding, DoctorSeverity, doctor
     from .diagnostics.explain import Explanation, explain
     from .diagnostics.preflight import (
         Finding,
@@ -108,6 +108,8 @@ __all__ = [
     "CriuOpts",
     "DeadlineError",
     "Doctor",
+    "DoctorFinding",
+    "DoctorSeverity",
     "DumpItersResult",
     "DumpJob",
     "DumpResult",
@@ -117,7 +119,6 @@ __all__ = [
     "FeatureCache",
     "Features",
     "Finding",
-    "Health",
     "ImageIOMode",
     "ImageSize",
     "ImagesError",
@@ -153,7 +154,6 @@ __all__ = [
     "ProgramNotFoundError",
     "Progress",
     "ProtocolError",
-    "Remark",
     "RestoreClaimedError",
     "RestoreJob",
     "RestoreResult",
@@ -212,7 +212,7 @@ _LATER = {
     "FeatureCache": "_transport.feature_cache",
     "Finding": "diagnostics.preflight",
     "JobOutcome": "_calls.batch",
-    "Health": "diagnostics.doctor",
+    "DoctorSeverity": "diagnostics.doctor",
     "ImageSize": "diagnostics.preflight",
     "LazyPages": "_pages.lazy_pages",
     "MigrationMode": "migration.migrate",
@@ -223,7 +223,7 @@ _LATER = {
     "PreflightError": "diagnostics.preflight",
     "PreflightWarning": "diagnostics.preflight",
     "Progress": "_calls.progress",
-    "Remark": "diagnostics.doctor",
+    "DoctorFinding": "diagnostics.doctor",
     "RestoreJob": "_calls.batch",
     "Round": "_calls.iterative_dump",
     "Severity": "diagnostics.preflight",

@@ -17,7 +17,7 @@ import pytest
 
 from pycriu_native import (
     CriuError,
-    Health,
+    DoctorSeverity,
     Socket,
     Version,
     Worker,
@@ -28,7 +28,7 @@ from pycriu_native import (
     version,
 )
 from pycriu_native.diagnostics.doctor import features, program, rights, system
-from pycriu_native.diagnostics.doctor.values import Remark
+from pycriu_native.diagnostics.doctor.values import DoctorFinding
 
 from .support.failing_calls import OLDER
 
@@ -45,14 +45,14 @@ def test_what_is_right_here(here: Any) -> None:
     """It agrees with what the verbs say: releases, CRIU's check, features, rights."""
     assert here.of("criu").value.startswith(str(version()))
     assert here.of("libcriu").value == str(libcriu_version())
-    assert here.of("check").health in (Health.GOOD, Health.INFO)
+    assert here.of("check").health in (DoctorSeverity.GOOD, DoctorSeverity.INFO)
     check()
     found = feature_check()
     for field, name in features.BY_REQUEST.items():
         there = here.of(f"feature:{name}").value == "there"
         assert there == getattr(found, field), name
-    assert here.health is not Health.BAD
-    assert here.of("proc").health is Health.GOOD
+    assert here.health is not DoctorSeverity.BAD
+    assert here.of("proc").health is DoctorSeverity.GOOD
 
 
 def test_each_feature_is_answered(here: Any) -> None:
@@ -75,7 +75,7 @@ def test_every_remark_can_be_used(here: Any) -> None:
     for remark in here.remarks:
         assert remark.title
         assert remark.value
-        if remark.health in (Health.WARNING, Health.BAD):
+        if remark.health in (DoctorSeverity.WARNING, DoctorSeverity.BAD):
             assert remark.costs
             assert remark.cure
 
@@ -89,14 +89,14 @@ def test_as_data_and_as_text(here: Any) -> None:
     assert text.startswith("this machine can checkpoint")
     for remark in here.remarks:
         shown = f"{remark.title}: {remark.value}" in text
-        assert shown != (remark.group == "feature" and remark.health is Health.GOOD), remark
+        assert shown != (remark.group == "feature" and remark.health is DoctorSeverity.GOOD), remark
 
 
 def test_no_criu(tmp_path: Path) -> None:
     """A program that is missing is bad, and the rest is told all the same."""
     found = doctor(Worker(program=tmp_path / "criu"))
-    assert found.health is Health.BAD
-    assert found.of("criu").health is Health.BAD
+    assert found.health is DoctorSeverity.BAD
+    assert found.of("criu").health is DoctorSeverity.BAD
     assert "install" in found.of("criu").cure
     assert found.of("capability:CAP_SYS_ADMIN")
     assert str(found).startswith("this machine cannot checkpoint")
@@ -111,7 +111,7 @@ def test_a_criu_that_is_too_old() -> None:
     with pytest.raises(CriuError):
         check(via=via)
     found = doctor(via)
-    assert found.health is Health.BAD
+    assert found.health is DoctorSeverity.BAD
     assert "too old for this kernel" in found.of("check").value
 
 
@@ -120,9 +120,11 @@ def test_a_criu_that_does_not_fit_the_kernel() -> None:
     """CRIU before 4.2 fails on sockets with Linux 6.16 and later; and libcriu is younger."""
     remarks = {remark.id: remark for remark in program.look(Worker(program=OLDER["4.1"]))}
     new = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
-    assert remarks["fit-kernel"].health is (Health.WARNING if new else Health.GOOD)
+    assert remarks["fit-kernel"].health is (DoctorSeverity.WARNING if new else DoctorSeverity.GOOD)
     differs = str(libcriu_version()) != "4.1.1"
-    assert remarks["fit-library"].health is (Health.INFO if differs else Health.GOOD)
+    assert remarks["fit-library"].health is (
+        DoctorSeverity.INFO if differs else DoctorSeverity.GOOD
+    )
 
 
 def test_a_socket_is_not_asked() -> None:
@@ -142,7 +144,7 @@ def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
     (tmp_path / ".criu/default.conf").write_text("tcp-close\nghost-limit 3\n")
     via = Worker(env={"HOME": str(tmp_path)})
     [remark] = [found for found in program.look(via) if found.id == "configuration"]
-    assert remark.health is Health.WARNING
+    assert remark.health is DoctorSeverity.WARNING
     assert str(tmp_path / ".criu/default.conf") in remark.value
     assert "tcp_close" in remark.value
     assert "ghost_limit" in remark.value
@@ -225,18 +227,30 @@ def files(monkeypatch: pytest.MonkeyPatch, module: Any, **contents: str) -> None
 @pytest.mark.parametrize(
     ("id", "contents", "health"),
     [
-        ("yama", {"ptrace_scope": "3\n"}, Health.BAD),
-        ("yama", {"ptrace_scope": "1\n"}, Health.GOOD),
-        ("lockdown", {"lockdown": "none integrity [confidentiality]\n"}, Health.WARNING),
-        ("lockdown", {"lockdown": "none [integrity] confidentiality\n"}, Health.GOOD),
-        ("selinux", {"enforce": "1", "current": "system_u:system_r:httpd_t:s0"}, Health.WARNING),
-        ("selinux", {"enforce": "0", "current": "system_u:system_r:httpd_t:s0"}, Health.GOOD),
-        ("apparmor", {"enabled": "Y\n", "current": "docker-default (enforce)\n"}, Health.WARNING),
-        ("apparmor", {"enabled": "Y\n", "current": "unconfined\n"}, Health.GOOD),
+        ("yama", {"ptrace_scope": "3\n"}, DoctorSeverity.BAD),
+        ("yama", {"ptrace_scope": "1\n"}, DoctorSeverity.GOOD),
+        ("lockdown", {"lockdown": "none integrity [confidentiality]\n"}, DoctorSeverity.WARNING),
+        ("lockdown", {"lockdown": "none [integrity] confidentiality\n"}, DoctorSeverity.GOOD),
+        (
+            "selinux",
+            {"enforce": "1", "current": "system_u:system_r:httpd_t:s0"},
+            DoctorSeverity.WARNING,
+        ),
+        (
+            "selinux",
+            {"enforce": "0", "current": "system_u:system_r:httpd_t:s0"},
+            DoctorSeverity.GOOD,
+        ),
+        (
+            "apparmor",
+            {"enabled": "Y\n", "current": "docker-default (enforce)\n"},
+            DoctorSeverity.WARNING,
+        ),
+        ("apparmor", {"enabled": "Y\n", "current": "unconfined\n"}, DoctorSeverity.GOOD),
     ],
 )
 def test_security_modules(
-    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: Health
+    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: DoctorSeverity
 ) -> None:
     """Each is told from what it writes to its files."""
     files(monkeypatch, rights, **contents)
@@ -247,13 +261,13 @@ def test_security_modules(
 @pytest.mark.parametrize(
     ("id", "contents", "health"),
     [
-        ("io-uring", {"io_uring_disabled": "2\n"}, Health.GOOD),
-        ("io-uring", {"io_uring_disabled": "0\n"}, Health.INFO),
-        ("pipe-max-size", {"pipe-max-size": "4194304\n"}, Health.GOOD),
+        ("io-uring", {"io_uring_disabled": "2\n"}, DoctorSeverity.GOOD),
+        ("io-uring", {"io_uring_disabled": "0\n"}, DoctorSeverity.INFO),
+        ("pipe-max-size", {"pipe-max-size": "4194304\n"}, DoctorSeverity.GOOD),
     ],
 )
 def test_settings(
-    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: Health
+    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: DoctorSeverity
 ) -> None:
     """Each is told from its file."""
     files(monkeypatch, system, **contents)
@@ -266,11 +280,11 @@ def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     files(monkeypatch, system, **{"pipe-max-size": "1048576\n"})
     monkeypatch.setattr(system, "status_of", lambda pid: {"CapEff": "0"})
     found = system._pipe_size()
-    assert found.health is Health.WARNING
+    assert found.health is DoctorSeverity.WARNING
     assert found.cure == "sysctl -w fs.pipe-max-size=4194304"
 
 
-def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> Remark:
+def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> DoctorFinding:
     """What is said of a cache at this place."""
     monkeypatch.setattr(program, "CACHE", str(path))
     monkeypatch.setattr(program, "TMPFS_OF", tmpfs)
@@ -283,17 +297,17 @@ def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert "absent" in cache(monkeypatch, path).value
     path.write_bytes(struct.pack("=I", program.CACHE_MAGIC) + bytes(400))
     kept = cache(monkeypatch, path)
-    assert kept.health is Health.GOOD
+    assert kept.health is DoctorSeverity.GOOD
     assert "kept" in kept.value
     os.utime(path, (1, 1))
     stale = cache(monkeypatch, path)
-    assert stale.health is Health.WARNING
+    assert stale.health is DoctorSeverity.WARNING
     assert "stale" in stale.value
     assert stale.cure == f"rm {path}"
     subprocess.run(stale.cure.split(), check=True)
     assert "absent" in cache(monkeypatch, path).value
     path.write_bytes(b"something else")
-    assert cache(monkeypatch, path).health is Health.WARNING
+    assert cache(monkeypatch, path).health is DoctorSeverity.WARNING
 
 
 def test_where_the_cache_is_kept(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import shlex
 import click
 from rich.text import Text
 
-from ... import CriuOpts, Doctor, Health, Preflight, Verdict, doctor, preflight
+from ... import CriuOpts, Doctor, DoctorSeverity, Preflight, Verdict, doctor, preflight
 from ...enums import Verb
 from ...options.flags import to_flags
 from .. import command, json_form
@@ -17,16 +17,16 @@ from ..exit_codes import Exit
 from ..text import safe
 
 _STYLES = {
-    Health.GOOD: "green",
-    Health.INFO: "cyan",
-    Health.WARNING: "yellow",
-    Health.BAD: "bold red",
+    DoctorSeverity.GOOD: "green",
+    DoctorSeverity.INFO: "cyan",
+    DoctorSeverity.WARNING: "yellow",
+    DoctorSeverity.BAD: "bold red",
 }
 
 
 def _doctor(call: Call, everything: bool) -> Exit:
     found = doctor(call.via)
-    code = Exit.NO if found.health is Health.BAD else Exit.DONE
+    code = Exit.NO if found.health is DoctorSeverity.BAD else Exit.DONE
     if call.out.as_json:
         return call.out.result(found, "", code=code)
     return call.out.answer(found, _told(found, everything), code=code)
@@ -55,12 +55,12 @@ def _told(found: Doctor, everything: bool) -> Text:
     return text
 
 
-_FINE = (Health.GOOD, Health.INFO)
+_FINE = (DoctorSeverity.GOOD, DoctorSeverity.INFO)
 _SUMS = {
-    Health.GOOD: "this machine can checkpoint",
-    Health.INFO: "this machine can checkpoint",
-    Health.WARNING: "this machine can checkpoint, but for what is said above",
-    Health.BAD: "this machine cannot checkpoint",
+    DoctorSeverity.GOOD: "this machine can checkpoint",
+    DoctorSeverity.INFO: "this machine can checkpoint",
+    DoctorSeverity.WARNING: "this machine can checkpoint, but for what is said above",
+    DoctorSeverity.BAD: "this machine cannot checkpoint",
 }
 
 

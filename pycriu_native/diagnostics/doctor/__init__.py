@@ -11,9 +11,9 @@ from ..._transport.base import Via
 from ..._transport.worker import Worker
 from ...errors import CriuError
 from . import features, program, rights, system
-from .values import Doctor, Health, Remark
+from .values import Doctor, DoctorFinding, DoctorSeverity
 
-__all__ = ["Doctor", "Health", "Remark", "doctor"]
+__all__ = ["Doctor", "DoctorFinding", "DoctorSeverity", "doctor"]
 
 
 def doctor(via: Via | None = None) -> Doctor:
@@ -34,8 +34,8 @@ def doctor(via: Via | None = None) -> Doctor:
     return Doctor(via=_name(via), remarks=(*remarks, *rights.look(), *system.look(via)))
 
 
-def _works(remark: Remark) -> bool:
-    return remark.health is not Health.BAD
+def _works(remark: DoctorFinding) -> bool:
+    return remark.health is not DoctorSeverity.BAD
 
 
 def _can_be_asked(via: Via) -> bool:

@@ -18,7 +18,7 @@ from ..._transport.process import OwnedProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
-from .values import Health, Remark
+from .values import DoctorFinding, DoctorSeverity
 
 PATIENCE = 20.0
 """Seconds that one question may take."""
@@ -35,7 +35,7 @@ class Feature:
     """What does not work without it."""
     cure: str
     """What brings it; mostly a release of Linux or an option of its build."""
-    health: Health = Health.WARNING
+    health: DoctorSeverity = DoctorSeverity.WARNING
     """What the lack of it is."""
 
 
@@ -105,20 +105,20 @@ FEATURES = {
         _linux("5.6", "CONFIG_TIME_NS"),
     ),
     "loginuid": Feature(
-        "login uids", "the login uid of processes is not brought back", "CONFIG_AUDIT", Health.INFO
+        "login uids", "the login uid of processes is not brought back", "CONFIG_AUDIT", DoctorSeverity.INFO
     ),
-    "autofs": Feature("autofs", "autofs mounts in containers fail", "module autofs4", Health.INFO),
+    "autofs": Feature("autofs", "autofs mounts in containers fail", "module autofs4", DoctorSeverity.INFO),
     "compat_cr": Feature(
         "32-bit processes",
         "32-bit processes cannot be restored",
         "CONFIG_IA32_EMULATION, and a CRIU that was built for it",
-        Health.INFO,
+        DoctorSeverity.INFO,
     ),
     "tcp_half_closed": Feature(
         "half-closed TCP connections", "half-closed connections cannot be saved", "a newer kernel"
     ),
     "can_map_vdso": Feature(
-        "mapping the vdso", "32-bit processes cannot be restored", _linux("4.8"), Health.INFO
+        "mapping the vdso", "32-bit processes cannot be restored", _linux("4.8"), DoctorSeverity.INFO
     ),
     "sk_ns": Feature("namespaces of sockets", "nested network namespaces fail", _linux("4.10")),
     "sk_unix_file": Feature(
@@ -135,18 +135,18 @@ FEATURES = {
     ),
     "newifindex": Feature("numbers of links", "the numbers of links may change", "a newer kernel"),
     "has_ipt_legacy": Feature(
-        "the old iptables", "old iptables rules are not saved", "module ip_tables", Health.INFO
+        "the old iptables", "old iptables rules are not saved", "module ip_tables", DoctorSeverity.INFO
     ),
     "ns_pid": Feature("NSpid in status", "containers cannot be dumped", _linux("4.1")),
     "apparmor_stacking": Feature(
         "stacked AppArmor profiles",
         "AppArmor namespaces of containers are not saved",
         "AppArmor, where it is used",
-        Health.INFO,
+        DoctorSeverity.INFO,
     ),
     "sockopt_buf_lock": Feature(
         "fixed buffers of sockets", "sizes of buffers that a program has set may grow again",
-        "a newer kernel", Health.INFO,
+        "a newer kernel", DoctorSeverity.INFO,
     ),
     "memfd_hugetlb": Feature(
         "memfds of huge pages", "shared huge pages fail", "a newer kernel"
@@ -155,29 +155,29 @@ FEATURES = {
         "sharing groups of mounts", "containers with shared mounts come back less well",
         _linux("5.15"),
     ),
-    "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), Health.INFO),
+    "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), DoctorSeverity.INFO),
     "get_rseq_conf": Feature(
         "restartable sequences", "programs with glibc 2.35 or later fail", _linux("5.13")
     ),
     "ipv6_freebind": Feature(
-        "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", Health.INFO
+        "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", DoctorSeverity.INFO
     ),
     "pagemap_scan": Feature(
-        "PAGEMAP_SCAN", "memory is looked through more slowly", _linux("6.7"), Health.INFO
+        "PAGEMAP_SCAN", "memory is looked through more slowly", _linux("6.7"), DoctorSeverity.INFO
     ),
     "timer_cr_ids": Feature(
-        "numbers of timers", "a restore of many timers is slow", "a newer kernel", Health.INFO
+        "numbers of timers", "a restore of many timers is slow", "a newer kernel", DoctorSeverity.INFO
     ),
     "overlayfs_maps": Feature(
         "files mapped from overlayfs", "files mapped from overlayfs fail", "a newer kernel"
     ),
     "breakpoints": Feature(
         "hardware breakpoints", "a restore takes a little longer", "a CPU that has them to give",
-        Health.INFO,
+        DoctorSeverity.INFO,
     ),
     "pagemap_scan_guard_pages": Feature(
         "guard pages in PAGEMAP_SCAN", "guard pages (MADV_GUARD_INSTALL) are lost",
-        "a newer kernel", Health.INFO,
+        "a newer kernel", DoctorSeverity.INFO,
     ),
 }  # fmt: skip
 """The features that CRIU 4.2 can be asked for."""
@@ -186,7 +186,7 @@ BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store
 """What a request can ask for: its name in ``Features``, and on the command line."""
 
 
-def look(via: Via) -> Iterator[Remark]:
+def look(via: Via) -> Iterator[DoctorFinding]:
     """Each feature."""
     worker = worker_of(via)
     if worker is None:
@@ -199,7 +199,7 @@ def look(via: Via) -> Iterator[Remark]:
                 yield _remark(name, answer)
 
 
-def _by_request(via: Via) -> Iterator[Remark]:
+def _by_request(via: Via) -> Iterator[DoctorFinding]:
     if via.identity() is None:
         return
     try:
@@ -226,12 +226,12 @@ def _asked(via: Worker, name: str) -> bool | None:
     return process.status == 0
 
 
-def _remark(name: str, there: bool) -> Remark:
+def _remark(name: str, there: bool) -> DoctorFinding:
     feature = FEATURES[name]
     about = {"id": f"feature:{name}", "group": "feature", "title": feature.title}
     if there:
-        return Remark(**about, health=Health.GOOD, value="there")
-    return Remark(
+        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="there")
+    return DoctorFinding(
         **about,
         health=feature.health,
         value="lacking",

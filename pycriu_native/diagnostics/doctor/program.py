@@ -17,7 +17,7 @@ from ...errors import CriuError
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
-from .values import Health, Remark
+from .values import DoctorFinding, DoctorSeverity
 
 CACHE = "/run/criu.kdat"
 """Where CRIU keeps what it has found out about the kernel (``criu/kerndat.c``)."""
@@ -28,29 +28,29 @@ NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor
 INSTALL = "apt-get install criu, or tools/install-criu of a checkout"
 
 
-def look(via: Via) -> Iterator[Remark]:
+def look(via: Via) -> Iterator[DoctorFinding]:
     """All of it."""
     yield _libcriu()
     asked = time.time()
     try:
         found = requirements.ask_version(via)
     except CriuError as error:
-        yield Remark(
+        yield DoctorFinding(
             id="criu",
             group="criu",
             title="CRIU",
-            health=Health.BAD,
+            health=DoctorSeverity.BAD,
             value=error.cause or str(error),
             costs="nothing works",
             cure=error.cure or INSTALL,
         )
         yield _cache(asked, via)
         return
-    yield Remark(
+    yield DoctorFinding(
         id="criu",
         group="criu",
         title="CRIU",
-        health=Health.GOOD,
+        health=DoctorSeverity.GOOD,
         value=f"{found}{f' ({found.git})' if found.git else ''}, {via.name()}",
     )
     yield _fits_library(found)
@@ -60,76 +60,84 @@ def look(via: Via) -> Iterator[Remark]:
     yield from _configuration(via)
 
 
-def _libcriu() -> Remark:
-    return Remark(
+def _libcriu() -> DoctorFinding:
+    return DoctorFinding(
         id="libcriu",
         group="criu",
         title="libcriu",
-        health=Health.GOOD,
+        health=DoctorSeverity.GOOD,
         value=LIBCRIU_VERSION,
     )
 
 
-def _fits_library(found: Version) -> Remark:
+def _fits_library(found: Version) -> DoctorFinding:
     library = Version.parse(LIBCRIU_VERSION)
     title = "libcriu and CRIU"
     if (library.major, library.minor) == (found.major, found.minor):
-        return Remark(
-            id="fit-library", group="criu", title=title, health=Health.GOOD, value="of one release"
+        return DoctorFinding(
+            id="fit-library",
+            group="criu",
+            title=title,
+            health=DoctorSeverity.GOOD,
+            value="of one release",
         )
     younger = "libcriu" if library > found else "CRIU"
-    return Remark(
+    return DoctorFinding(
         id="fit-library",
         group="criu",
         title=title,
-        health=Health.INFO,
+        health=DoctorSeverity.INFO,
         value=f"libcriu {library}, CRIU {found}",
         costs=f"options that only {younger} knows are refused",
         cure="install both from one release",
     )
 
 
-def _fits_kernel(found: Version) -> Remark:
+def _fits_kernel(found: Version) -> DoctorFinding:
     release = os.uname().release
     title = "CRIU and the kernel"
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
         if numbers >= since and found < needed:
-            return Remark(
+            return DoctorFinding(
                 id="fit-kernel",
                 group="criu",
                 title=title,
-                health=Health.WARNING,
+                health=DoctorSeverity.WARNING,
                 value=f"CRIU {found}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
                 "sockets cannot be dumped",
                 cure=f"install CRIU {needed} or later",
             )
-    return Remark(
-        id="fit-kernel", group="criu", title=title, health=Health.GOOD, value=f"Linux {release}"
+    return DoctorFinding(
+        id="fit-kernel",
+        group="criu",
+        title=title,
+        health=DoctorSeverity.GOOD,
+        value=f"Linux {release}",
     )
 
 
-def _check(via: Via) -> Remark:
+def _check(via: Via) -> DoctorFinding:
     title = "CRIU's own check"
     try:
         result = check(via=via)
     except CriuError as error:
-        return Remark(
+        return DoctorFinding(
             id="check",
             group="criu",
             title=title,
-            health=Health.BAD,
+            health=DoctorSeverity.BAD,
             value=error.cause or str(error),
             costs="CRIU cannot work on this kernel, or not with these rights",
             cure=error.cure or "see what it says, in a log: criu check -v4",
         )
     value = "; ".join(result.warnings) or "passed"
-    health = Health.INFO if result.warnings else Health.GOOD
-    return Remark(id="check", group="criu", title=title, health=health, value=value)
+    health = DoctorSeverity.INFO if result.warnings else DoctorSeverity.GOOD
+    return DoctorFinding(id="check", group="criu", title=title, health=health, value=value)
 
 
-def _cache(asked: float, via: Via) -> Remark:
+def _cache(asked: float, via: Via) -> DoctorFinding:
     """What CRIU has found out about the kernel, kept for the next call.
 
     CRIU takes it if it has the size and the two magic numbers of its own build, else removes and
@@ -138,8 +146,8 @@ def _cache(asked: float, via: Via) -> Remark:
     """
     title = "cache of the kernel's features"
 
-    def said(health: Health, value: str, costs: str = "", cure: str = "") -> Remark:
-        return Remark(
+    def said(health: DoctorSeverity, value: str, costs: str = "", cure: str = "") -> DoctorFinding:
+        return DoctorFinding(
             id="cache",
             group="criu",
             title=title,
@@ -155,33 +163,33 @@ def _cache(asked: float, via: Via) -> Remark:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
         if _is_tmpfs(TMPFS_OF):
-            return said(Health.INFO, "is absent", "the next call makes it")
+            return said(DoctorSeverity.INFO, "is absent", "the next call makes it")
         return said(
-            Health.INFO,
+            DoctorSeverity.INFO,
             f"is absent: {TMPFS_OF} is no tmpfs, and CRIU keeps it nowhere else",
             "each call asks the kernel again, which takes about 20 ms",
             f"pycriu-native keep-cache, or mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do "
             "when they start",
         )
     except OSError as error:
-        return said(Health.INFO, f"cannot be read ({error.strerror})")
+        return said(DoctorSeverity.INFO, f"cannot be read ({error.strerror})")
     if found.st_mtime < _started():
         return said(
-            Health.WARNING,
+            DoctorSeverity.WARNING,
             "is stale: it is older than this start of the system",
             "CRIU believes it, and fails in odd ways if the kernel has changed",
             f"rm {CACHE}",
         )
     if magic != CACHE_MAGIC:
         return said(
-            Health.WARNING,
+            DoctorSeverity.WARNING,
             "is no such cache",
             "CRIU removes it and asks the kernel again",
             f"rm {CACHE}",
         )
     if found.st_mtime >= asked - 1:
-        return said(Health.GOOD, "is kept, and was made just now")
-    return said(Health.GOOD, "is kept")
+        return said(DoctorSeverity.GOOD, "is kept, and was made just now")
+    return said(DoctorSeverity.GOOD, "is kept")
 
 
 def _is_tmpfs(path: str) -> bool:
@@ -196,21 +204,23 @@ def _started() -> float:
         return next(float(line.split()[1]) for line in file if line.startswith("btime"))
 
 
-def _configuration(via: Via) -> Iterator[Remark]:
+def _configuration(via: Via) -> Iterator[DoctorFinding]:
     """Files that change what every call does."""
     title = "configuration files"
     found = [file for file in configuration_files(CriuOpts(), via) if file.settings]
     if not found:
         seen = worker_of(via) is not None
-        health = Health.GOOD if seen else Health.INFO
+        health = DoctorSeverity.GOOD if seen else DoctorSeverity.INFO
         value = "none" if seen else "those of another process are not seen"
-        yield Remark(id="configuration", group="criu", title=title, health=health, value=value)
+        yield DoctorFinding(
+            id="configuration", group="criu", title=title, health=health, value=value
+        )
     for file in found:
-        yield Remark(
+        yield DoctorFinding(
             id="configuration",
             group="criu",
             title=title,
-            health=Health.WARNING,
+            health=DoctorSeverity.WARNING,
             value=f"{file.path} ({file.why}) sets "
             + "; ".join(str(setting) for setting in file.settings),
             costs="calls do what it says beside their own options",

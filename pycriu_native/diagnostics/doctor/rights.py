@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ..._system.process_snapshot import read
 from ..._system.process_tree import status_of
-from .values import Health, Remark
+from .values import DoctorFinding, DoctorSeverity
 
 ONLY = "a restore works with unprivileged=True only"
 CAPABILITIES = {
@@ -46,7 +46,7 @@ EITHER = ("CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE")
 GIVE = "run as root, or in a container that is given it (docker run --cap-add={short})"
 
 
-def look() -> Iterator[Remark]:
+def look() -> Iterator[DoctorFinding]:
     """All of it."""
     status = status_of(os.getpid())
     held = int(status.get("CapEff", "0"), 16)
@@ -62,57 +62,59 @@ def look() -> Iterator[Remark]:
     yield _seccomp(status)
 
 
-def _capability(name: str, costs: str, has: set[str]) -> Remark:
+def _capability(name: str, costs: str, has: set[str]) -> DoctorFinding:
     about = {"id": f"capability:{name}", "group": "rights", "title": name}
     if name in has:
-        return Remark(**about, health=Health.GOOD, value="held")
+        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="held")
     either = name in EITHER and not has & set(EITHER)
-    health = Health.BAD if either or name == "CAP_SYS_PTRACE" else Health.WARNING
+    health = DoctorSeverity.BAD if either or name == "CAP_SYS_PTRACE" else DoctorSeverity.WARNING
     if name == "CAP_CHECKPOINT_RESTORE" and "CAP_SYS_ADMIN" in has:
-        return Remark(**about, health=Health.INFO, value="lacking, and CAP_SYS_ADMIN held instead")
+        return DoctorFinding(
+            **about, health=DoctorSeverity.INFO, value="lacking, and CAP_SYS_ADMIN held instead"
+        )
     cure = GIVE.format(short=name.removeprefix("CAP_"))
-    return Remark(**about, health=health, value="lacking", costs=costs, cure=cure)
+    return DoctorFinding(**about, health=health, value="lacking", costs=costs, cure=cure)
 
 
-def _user() -> Remark:
+def _user() -> DoctorFinding:
     about = {"id": "user", "group": "rights", "title": "user"}
     if os.geteuid() == 0:
-        return Remark(**about, health=Health.GOOD, value="root")
-    return Remark(
+        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="root")
+    return DoctorFinding(
         **about,
-        health=Health.WARNING,
+        health=DoctorSeverity.WARNING,
         value=f"uid {os.geteuid()}",
         costs="CRIU refuses to run unless unprivileged is set, and can save less then",
         cure="run as root, or set unprivileged=True with CAP_CHECKPOINT_RESTORE",
     )
 
 
-def _modules() -> Remark:
+def _modules() -> DoctorFinding:
     found = read("/sys/kernel/security/lsm").strip()
     value = found or "none that can be seen (/sys/kernel/security is not mounted)"
     about = {"id": "security-modules", "group": "rights", "title": "security modules"}
-    return Remark(**about, health=Health.INFO, value=value)
+    return DoctorFinding(**about, health=DoctorSeverity.INFO, value=value)
 
 
-def _selinux() -> Iterator[Remark]:
+def _selinux() -> Iterator[DoctorFinding]:
     enforcing = read("/sys/fs/selinux/enforce").strip()
     if not enforcing:
         return
     about = {"id": "selinux", "group": "rights", "title": "SELinux"}
     label = read("/proc/self/attr/current").rstrip("\0\n")
     if enforcing == "0":
-        yield Remark(**about, health=Health.GOOD, value=f"permissive, {label}")
+        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=f"permissive, {label}")
     else:
-        yield Remark(
+        yield DoctorFinding(
             **about,
-            health=Health.WARNING if "unconfined" not in label else Health.INFO,
+            health=DoctorSeverity.WARNING if "unconfined" not in label else DoctorSeverity.INFO,
             value=f"enforcing, {label}",
             costs="the policy may forbid what CRIU does; the log of the audit says so (AVC)",
             cure="run from an unconfined domain; for containers, give lsm_profile on restore",
         )
 
 
-def _apparmor() -> Iterator[Remark]:
+def _apparmor() -> Iterator[DoctorFinding]:
     if read("/sys/module/apparmor/parameters/enabled").strip() != "Y":
         return
     profile = read("/proc/self/attr/apparmor/current").strip() or read(
@@ -120,67 +122,67 @@ def _apparmor() -> Iterator[Remark]:
     ).rstrip("\0\n")
     about = {"id": "apparmor", "group": "rights", "title": "AppArmor"}
     if profile in ("", "unconfined"):
-        yield Remark(**about, health=Health.GOOD, value="we are unconfined")
+        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value="we are unconfined")
     else:
-        yield Remark(
+        yield DoctorFinding(
             **about,
-            health=Health.WARNING,
+            health=DoctorSeverity.WARNING,
             value=f"we are under the profile {profile}",
             costs="the profile may forbid ptrace, mounts and opening of files",
             cure="run unconfined (docker run --security-opt apparmor=unconfined)",
         )
 
 
-def _yama(has: set[str]) -> Iterator[Remark]:
+def _yama(has: set[str]) -> Iterator[DoctorFinding]:
     scope = read("/proc/sys/kernel/yama/ptrace_scope").strip()
     if not scope:
         return
     about = {"id": "yama", "group": "rights", "title": "Yama (kernel.yama.ptrace_scope)"}
     if scope == "3":
-        yield Remark(
+        yield DoctorFinding(
             **about,
-            health=Health.BAD,
+            health=DoctorSeverity.BAD,
             value=scope,
             costs="nobody may stop a process, root included",
             cure="it cannot be lowered while the system runs: remove the setting and restart",
         )
     elif scope != "0" and "CAP_SYS_PTRACE" not in has:
-        yield Remark(
+        yield DoctorFinding(
             **about,
-            health=Health.WARNING,
+            health=DoctorSeverity.WARNING,
             value=scope,
             costs="without CAP_SYS_PTRACE, only one's own children can be dumped",
             cure="sysctl -w kernel.yama.ptrace_scope=0",
         )
     else:
-        yield Remark(**about, health=Health.GOOD, value=scope)
+        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=scope)
 
 
-def _lockdown() -> Iterator[Remark]:
+def _lockdown() -> Iterator[DoctorFinding]:
     found = read("/sys/kernel/security/lockdown").strip()
     if not found:
         return
     level = found.partition("[")[2].partition("]")[0]
     about = {"id": "lockdown", "group": "rights", "title": "lockdown of the kernel"}
     if level == "confidentiality":
-        yield Remark(
+        yield DoctorFinding(
             **about,
-            health=Health.WARNING,
+            health=DoctorSeverity.WARNING,
             value=level,
             costs="features of the kernel that CRIU asks for may be refused",
             cure="start the kernel with lockdown=integrity, or none",
         )
     else:
-        yield Remark(**about, health=Health.GOOD, value=level)
+        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=level)
 
 
-def _seccomp(status: dict[str, str]) -> Remark:
+def _seccomp(status: dict[str, str]) -> DoctorFinding:
     about = {"id": "seccomp", "group": "rights", "title": "filter of our system calls (seccomp)"}
     if status.get("Seccomp", "0") == "0":
-        return Remark(**about, health=Health.GOOD, value="none")
-    return Remark(
+        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="none")
+    return DoctorFinding(
         **about,
-        health=Health.WARNING,
+        health=DoctorSeverity.WARNING,
         value=f"mode {status['Seccomp']}, {status.get('Seccomp_filters', '?')} filters",
         costs="CRIU is under it as well; what it forbids fails, and restored processes inherit it",
         cure="run without it (docker run --security-opt seccomp=unconfined)",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..._support.kernel_text import encodable
-from .values import Doctor, Health
+from .values import Doctor, DoctorSeverity
 
 _SUMS = {
-    Health.GOOD: "this machine can checkpoint",
-    Health.WARNING: "this machine can checkpoint; some things do not work",
-    Health.BAD: "this machine cannot checkpoint",
+    DoctorSeverity.GOOD: "this machine can checkpoint",
+    DoctorSeverity.WARNING: "this machine can checkpoint; some things do not work",
+    DoctorSeverity.BAD: "this machine cannot checkpoint",
 }
 _HEADS = {
     "criu": "CRIU",
@@ -33,11 +33,11 @@ def _lines(doctor: Doctor) -> Iterator[str]:
         if not remarks:
             continue
         yield f"{head}:"
-        good = [remark for remark in remarks if remark.health is Health.GOOD]
+        good = [remark for remark in remarks if remark.health is DoctorSeverity.GOOD]
         if group == "feature" and good:
-            yield f"  {Health.GOOD:8} {len(good)} of {len(remarks)} features"
+            yield f"  {DoctorSeverity.GOOD:8} {len(good)} of {len(remarks)} features"
         for remark in remarks:
-            if group == "feature" and remark.health is Health.GOOD:
+            if group == "feature" and remark.health is DoctorSeverity.GOOD:
                 continue
             yield f"  {remark.health:8} {remark.title}: {remark.value}"
             if remark.costs:

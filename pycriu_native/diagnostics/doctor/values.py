@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Doctor", "Health", "Remark"]
+__all__ = ["Doctor", "DoctorFinding", "DoctorSeverity"]
 
 
-class Health(StrEnum):
+class DoctorSeverity(StrEnum):
     """How good a thing is for checkpoints."""
 
     GOOD = "good"
@@ -23,11 +23,11 @@ class Health(StrEnum):
     """Nothing works."""
 
 
-_ORDER = list(Health)
+_ORDER = list(DoctorSeverity)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Remark:
+class DoctorFinding:
     """One thing that decides whether this machine can checkpoint."""
 
     id: str
@@ -36,7 +36,7 @@ class Remark:
     """What it belongs to: ``criu``, ``feature``, ``rights``, ``network``, ``system``."""
     title: str
     """What it is, for people."""
-    health: Health
+    health: DoctorSeverity
     """How good it is."""
     value: str
     """What was found."""
@@ -61,16 +61,16 @@ class Doctor:
 
     via: str
     """The CRIU that was asked."""
-    remarks: tuple[Remark, ...]
+    remarks: tuple[DoctorFinding, ...]
     """All that was looked at, group by group."""
 
     @property
-    def health(self) -> Health:
+    def health(self) -> DoctorSeverity:
         """The worst of all remarks; GOOD if nothing is lost."""
         worst = max((remark.health for remark in self.remarks), key=_ORDER.index)
-        return Health.GOOD if worst is Health.INFO else worst
+        return DoctorSeverity.GOOD if worst is DoctorSeverity.INFO else worst
 
-    def of(self, id: str) -> Remark:
+    def of(self, id: str) -> DoctorFinding:
         """The remark with this id; ``KeyError`` if there is none."""
         for remark in self.remarks:
             if remark.id == id:
