@@ -44,7 +44,7 @@ from .request import Outcome, Request, log_name
 if TYPE_CHECKING:
     from .._recovery.failed_restore import RestoreUndo
     from .._recovery.link_remaps import KeptLink
-    from .._recovery.recovery import Rescue, Rescued
+    from .._recovery.recovery import Recovery, RecoveryResult
 
 STDIN = 0
 
@@ -467,14 +467,14 @@ def _check_outputs(request: Request, directories: Directories) -> None:
             ) from None
 
 
-def _rescue_for(request: Request) -> Rescue | None:
+def _rescue_for(request: Request) -> Recovery | None:
     if request.pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return None
     try:
-        from .._recovery.recovery import Rescue  # only dumps need it
+        from .._recovery.recovery import Recovery  # only dumps need it
     except (ImportError, OSError):
         return None  # the caller has changed its root or its user since: see preload()
-    return Rescue(request.pid, request.opts)
+    return Recovery(request.pid, request.opts)
 
 
 def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> RestoreUndo | None:
@@ -507,7 +507,7 @@ def _name_left(failure: BaseException, left: tuple[str, ...]) -> None:
         failure.add_note(f"left behind: {thing}")
 
 
-def _tell(failure: BaseException, rescued: Rescued) -> None:
+def _tell(failure: BaseException, rescued: RecoveryResult) -> None:
     """Add to an error what a CRIU that is gone has cost the process."""
     if isinstance(failure, CriuError):
         failure.lost_connections = rescued.lost_connections

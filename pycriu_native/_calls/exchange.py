@@ -31,7 +31,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 
 if TYPE_CHECKING:
-    from .._recovery.recovery import Rescue
+    from .._recovery.recovery import Recovery
 
 LARGEST_ANSWER = 2**16
 """Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would
@@ -98,7 +98,7 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
-        rescue: Rescue | None = None,
+        rescue: Recovery | None = None,
         when_written: Callable[[], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
     ) -> None:
@@ -115,7 +115,7 @@ class Exchange:
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
         self.out_of_time = False
         """Whether that is the deadline."""
-        self._rescue = rescue
+        self._recovery = rescue
         self._hook = hook
         self._when_written = when_written
         self._break_off = break_off
@@ -273,8 +273,8 @@ class Exchange:
         name = cast(str, body.get("script", ""))
         action = _ACTIONS.get(name, name)
         pid = cast("int | None", body.get("pid"))
-        if self._rescue is not None:
-            self._rescue.look(action, self.line.pid)
+        if self._recovery is not None:
+            self._recovery.look(action, self.line.pid)
         self._is_asked = True
         if action is Notify.POST_DUMP:
             self._written()
@@ -300,13 +300,13 @@ class Exchange:
             reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": more})
         self._send(reply)
         self._is_asked = False
-        if agreed and self._rescue is not None:
-            self._rescue.agreed(action)
+        if agreed and self._recovery is not None:
+            self._recovery.agreed(action)
 
     def _written(self) -> None:
         """All images are on the file system, and the dumped still frozen."""
         if self.pid is not None:
-            frozen = None if self._rescue is None else self._rescue.frozen
+            frozen = None if self._recovery is None else self._recovery.frozen
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
         if self._when_written is not None:
             try:

@@ -3,7 +3,7 @@
 The kernel lets go of what a dead CRIU had stopped: the process runs on by itself, and the code
 that CRIU had put into it returns to where it was interrupted. Left behind are the lock on the
 network (``network_lock.py``), connections in repair mode (``_system/tcp_connections.py``), a cgroup
-that CRIU had frozen or thawed, and that code's memory (``parasite.py``). :class:`Rescue` looks
+that CRIU had frozen or thawed, and that code's memory (``parasite.py``). :class:`Recovery` looks
 before, in the notifications while CRIU lives, and puts right afterwards. It runs on the call's own
 thread.
 """
@@ -28,7 +28,7 @@ from .temporary_files import CLOCK_LAG, remove_temporary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rescued:
+class RecoveryResult:
     """What became of the process, and what could not be put right."""
 
     ended: tuple[int, ...] = ()
@@ -52,7 +52,7 @@ class Rescued:
         return "; ".join(told)
 
 
-class Rescue:
+class Recovery:
     """What is known of one dump, for the case that CRIU does not come back from it."""
 
     def __init__(self, pid: int, opts: CriuOpts) -> None:
@@ -121,7 +121,7 @@ class Rescue:
         if action is Notify.POST_DUMP:
             self._saved = True
 
-    def after(self) -> Rescued:
+    def after(self) -> RecoveryResult:
         """Put right what can be; CRIU has ended."""
         left = list(self._freezer.put_back())
         left += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
@@ -133,7 +133,7 @@ class Rescue:
         if ended and self._saved:
             # Only the images have the connections now, and a restore lifts the lock.
             left += ["CRIU's lock on the network, until the restore"] if connections else []
-            return Rescued(ended=ended, saved=True, left_behind=tuple(left))
+            return RecoveryResult(ended=ended, saved=True, left_behind=tuple(left))
         if self._links is not None:
             left += self._links.remove(wanted=self._written)
         for where in self._namespaces():
@@ -146,7 +146,7 @@ class Rescue:
         failed = end_repair(tree, self._reuse)
         working = connections_of(tree).keys() - failed
         lost = sorted(ends for inode, ends in connections.items() if inode not in working)
-        return Rescued(
+        return RecoveryResult(
             ended=ended,
             saved=self._saved,
             lost_connections=tuple(map(str, lost)),
