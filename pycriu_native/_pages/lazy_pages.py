@@ -23,11 +23,11 @@ from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
 from .._failures.log_excerpt import LogMark, diagnose, error_lines, stderr_lines
 from .._support import unpatched
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
 from .._transport.connection import above_stdio
-from .._transport.process import OwnedProcess
+from .._transport.process import ChildProcess
 from .._transport.program import find_program
 from .._transport.spawn import spawn
 from .._transport.worker import Worker
@@ -49,7 +49,7 @@ UNTIL_STOPPED = 5.0
 """Seconds that it gets to end after SIGTERM."""
 
 
-class LazyPages(Owned):
+class LazyPages(Closing):
     """A daemon that listens: made when it is ready, owned until it is closed.
 
     ``opts`` takes ``images_directory``, ``work_directory``, ``page_server`` (the source's
@@ -128,7 +128,7 @@ class LazyPages(Owned):
             self._process.wait(UNTIL_STOPPED)
 
 
-def _start(via: Worker, request: Request, directories: Directories, told: int) -> OwnedProcess:
+def _start(via: Worker, request: Request, directories: Directories, told: int) -> ChildProcess:
     """The daemon, which writes a zero byte to ``told`` when it listens."""
     keep = [fd for fd in (directories.images, directories.work) if fd is not None]
     server = request.opts.page_server
@@ -161,7 +161,7 @@ def _start(via: Worker, request: Request, directories: Directories, told: int) -
     except BaseException:
         os.close(stderr_text)
         raise
-    return OwnedProcess(pid, pidfd, stderr_text)
+    return ChildProcess(pid, pidfd, stderr_text)
 
 
 def _by_descriptor(fd: int | None) -> str | None:
@@ -178,7 +178,7 @@ def _listens(ready: int, deadline: float) -> bool:
     return os.read(ready, 1) == b"\0"
 
 
-def _failure(process: OwnedProcess, mark: LogMark) -> CriuError:
+def _failure(process: ChildProcess, mark: LogMark) -> CriuError:
     lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
     found = diagnose(lines, Verb.LAZY_PAGES)
     cause = found.cause or (

@@ -19,7 +19,7 @@ from .._calls import requirements
 from .._calls.call import Call
 from .._calls.request import Outcome, Request
 from .._support import unpatched
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._system.process_tree import listener_on
@@ -103,7 +103,7 @@ def _told(outcome: Outcome) -> PageServerResult:
     )
 
 
-class PageServerChild(Owned):
+class PageServerChild(Closing):
     """A page server under way. Synchronization: not to be shared between threads."""
 
     def __init__(self, outcome: Outcome) -> None:

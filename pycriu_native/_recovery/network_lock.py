@@ -30,7 +30,7 @@ from typing import NamedTuple
 from .._native.ffi import native
 from .._support.lazy import socket
 from .._system.process_tree import read_small
-from .._transport.process import OwnedProcess
+from .._transport.process import ChildProcess
 from .._transport.program import SEARCH_PATH
 from .._transport.spawn import spawn
 from ..errors import ProgramError
@@ -324,7 +324,7 @@ def _run(program: str, *words: str) -> tuple[int | None, str]:
         except ProgramError:
             os.close(stderr_text)
             return None, ""
-        process = OwnedProcess(pid, pidfd, stderr_text)
+        process = ChildProcess(pid, pidfd, stderr_text)
         process.wait(PATIENCE)
         output.seek(0)
         return process.status, output.read().decode(errors="replace")

@@ -7,7 +7,7 @@ from types import TracebackType
 from .light_typing import Self
 
 
-class Owned:
+class Closing:
     """Base of everything that has to be given back; ``close`` may be called again."""
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.unpatched import Lock
 from ..errors import CriuError
 from .base import Via
@@ -20,7 +20,7 @@ from .worker import Worker, connect_worker
 from .worker_factory import fingerprint, start_fork_server
 
 
-class ForkServerCache(Owned):
+class ForkServerCache(Closing):
     """A seed for each kind of worker that was asked for. Owned. Any thread may ask."""
 
     def __init__(self) -> None:

@@ -23,12 +23,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .._calls.request import RESTORING, SAVING
 from .._native.ffi import native
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import Condition, Thread, get_ident, sleep
 from ..errors import CriuError, Problem
 from .connection import Connection
-from .process import OwnedProcess
+from .process import ChildProcess
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .worker import PATIENCE, Worker, WorkerConnection
 from .worker_factory import WorkerFactory, WorkerFingerprint, fingerprint
@@ -65,7 +65,7 @@ class _Stock:
         self.turn = Condition()
         self.closed = False
         self.thread: Any = None
-        self.retired: deque[OwnedProcess] = deque()
+        self.retired: deque[ChildProcess] = deque()
         """Workers that have served their call, and are to be reaped."""
         self.not_before = 0.0
         """No worker is started before this time: the call that took one would wait for it."""
@@ -129,7 +129,7 @@ class _Stock:
                 self.thread = None
                 raise
 
-    def retire(self, process: OwnedProcess) -> None:
+    def retire(self, process: ChildProcess) -> None:
         """Have the thread reap a worker that has served its call, and start the next one."""
         with self.turn:
             if self.thread is not None:
@@ -238,7 +238,7 @@ def _close(*stocks: _Stock) -> None:
         stock.close()
 
 
-class WorkerPool(Owned):
+class WorkerPool(Closing):
     """``size`` workers kept ready, each for one call; used as ``via``, like a :class:`Worker`.
 
     From the first restore on there are as many for restores: what a dump creates is for its own

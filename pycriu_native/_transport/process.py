@@ -13,7 +13,7 @@ LARGEST_CHATTER = 256 * 1024
 """Bytes of a process's standard error that are kept."""
 
 
-class OwnedProcess:
+class ChildProcess:
     """A process that leads a group of its own, and the file that it writes its errors to.
 
     ``pidfd`` is -1 for a process that is not ours to watch: a self-dump must hold no pidfd of

@@ -12,7 +12,7 @@ from .._support.light_typing import Any, ClassVar
 from ..errors import Problem
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection
-from .process import OwnedProcess
+from .process import ChildProcess
 from .program import find_program, on_disk
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions, spawn
 
@@ -23,9 +23,9 @@ PATIENCE = 10.0
 class WorkerConnection(Connection):
     """A connection to a worker of our own, and that process, owned."""
 
-    def __init__(self, sock: socket.socket, process: OwnedProcess, program: str) -> None:
+    def __init__(self, sock: socket.socket, process: ChildProcess, program: str) -> None:
         super().__init__(sock, program=program)
-        self.later: Callable[[OwnedProcess], None] | None = None
+        self.later: Callable[[ChildProcess], None] | None = None
         """Who is told when the process is done with, and reaps it if it was released."""
         self._released = False
         self.pid = process.pid
@@ -182,4 +182,4 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
     finally:
         os.close(ends.theirs)
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ends.ours)
-    return WorkerConnection(ours, OwnedProcess(pid, pidfd, ends.output), program)
+    return WorkerConnection(ours, ChildProcess(pid, pidfd, ends.output), program)

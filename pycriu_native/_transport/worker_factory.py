@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .forkserver import NO_INPUT, ForkServer, ForkServerUnavailableError
 from .inherited_state import inherited_state
 from .program import find_program, on_disk
@@ -42,7 +42,7 @@ def start_fork_server(
     return None
 
 
-class WorkerFactory(Owned):
+class WorkerFactory(Closing):
     """Starts workers, on one thread. Owned."""
 
     def __init__(self, worker: Worker, spawn_options: SpawnOptions) -> None:

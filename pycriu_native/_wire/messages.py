@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 
 from .._native.ffi import LIBCRIU_VERSION, ffi, functions, native
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.light_typing import Any, cast
 from ..errors import CriuError, Problem, UnsupportedError
 from ..options.table import Row
@@ -48,7 +48,7 @@ def no_memory(status: int) -> bool:
     return status == -12
 
 
-class Handle(Owned):
+class Handle(Closing):
     """A ``criu_opts`` of libcriu's, owned: freed once, and never used again after that."""
 
     def __init__(self) -> None:

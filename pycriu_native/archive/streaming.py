@@ -31,7 +31,7 @@ from typing import BinaryIO, Self
 from .._calls import verbs
 from .._calls.call import Call
 from .._calls.exchange import Hook, Notification
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Condition, Thread
 from .._system.process_identity import Target, identified, number_of
@@ -261,7 +261,7 @@ class _Capture(_Streamer):
         self._to.flush()
 
 
-class Images(Owned):
+class Images(Closing):
     """A whole stream in memory: where in it the bytes of each file are."""
 
     def __init__(self, source: BinaryIO) -> None:

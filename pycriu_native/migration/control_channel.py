@@ -28,7 +28,7 @@ from enum import IntEnum
 from typing import Any
 
 from .._support import unpatched
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.unpatched import Event, Lock, Thread, get_ident
 from ..errors import CriuError, DeadlineError, MigrationError, PeerLostError
 from .deadline import LOOK, MigrationDeadline
@@ -66,7 +66,7 @@ Message = dict[str, Any]
 Frame = tuple[Kind, bytes | bytearray | Message]
 
 
-class Channel(Owned):
+class Channel(Closing):
     """One end of the connection. Takes the socket over, and closes it."""
 
     def __init__(

@@ -15,7 +15,7 @@ import select
 import struct
 
 from .._support import unpatched
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.light_typing import Any
 from .._support.unpatched import Event, Thread
@@ -35,7 +35,7 @@ ROOM = 4 * 2**20
 """Bytes asked for each buffer of the socketpair."""
 
 
-class PageRelay(Owned):
+class PageRelay(Closing):
     """One end of the page connection."""
 
     def __init__(self, *, serves: bool) -> None:

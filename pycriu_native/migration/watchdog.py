@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .._support.closing import Owned
+from .._support.closing import Closing
 from .._support.unpatched import Lock
 from .._transport.connection import socket_pair
 from . import watchdog_process
@@ -21,7 +21,7 @@ UNTIL_ENDED = 10.0
 """Seconds that the guard gets to end after its release."""
 
 
-class Watchdog(Owned):
+class Watchdog(Closing):
     """A guard of our own. Synchronization: may be told things from any thread."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..._calls import requirements
 from ..._transport.base import Via
 from ..._transport.connection import above_stdio
-from ..._transport.process import OwnedProcess
+from ..._transport.process import ChildProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
@@ -219,7 +219,7 @@ def _asked(via: Worker, name: str) -> bool | None:
     except CriuError:
         os.close(stderr_text)
         return None
-    process = OwnedProcess(pid, pidfd, stderr_text)
+    process = ChildProcess(pid, pidfd, stderr_text)
     process.wait(PATIENCE)
     if UNKNOWN in process.final_stderr:
         return None
