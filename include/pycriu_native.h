@@ -100,7 +100,7 @@ void pn_set_signals(uint64_t blocked);
 
 /* ---- speak.c: one of libcriu's verbs, with its answer ready ---- */
 
-struct pn_talk {
+struct pn_exchange {
 	/* in */
 	const uint8_t *answer;
 	size_t n_answer;
@@ -112,8 +112,8 @@ struct pn_talk {
 	size_t n_said;
 };
 
-int pn_speak(criu_opts *opts, int (*verb)(criu_opts *), struct pn_talk *talk); /* -E2BIG: size is */
-int pn_ask_features(criu_opts *opts); /* criu_local_feature_check, which has more parameters */
+int pn_run_verb(criu_opts *opts, int (*verb)(criu_opts *), struct pn_exchange *talk); /* -E2BIG: size is */
+int pn_request_features(criu_opts *opts); /* criu_local_feature_check, which has more parameters */
 
 /* ---- exchange.c: listening to CRIU ---- */
 
@@ -130,7 +130,7 @@ struct pn_words {
 	size_t length;
 };
 
-struct pn_ear {
+struct pn_receiver {
 	/* in: messages that get an answer at once, and the answer */
 	const struct pn_words *quiet;
 	size_t n_quiet;
@@ -149,7 +149,7 @@ struct pn_ear {
 
 /* The next message that is not answered at once, if one comes in time (-1: wait for ever): enum
  * pn_heard. */
-int pn_hear(struct pn_ear *ear, int milliseconds);
+int pn_receive(struct pn_receiver *ear, int milliseconds);
 
 /* ---- surroundings.c: what a process takes over from who starts it ---- */
 
@@ -171,7 +171,7 @@ struct pn_part {
 };
 
 /* The bytes that all these parts come to; -ENOBUFS: there are more; -errno of one that is needed. */
-long pn_gather(const struct pn_part *parts, size_t count, char *buffer, size_t size);
+long pn_read_state(const struct pn_part *parts, size_t count, char *buffer, size_t size);
 
 /* ---- trust.c: whether another user could change what a path leads to ---- */
 
@@ -195,7 +195,7 @@ int pn_trust_path(const char *path, int flags, unsigned own,
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);
 /* Whether it is there, others could not change it, and no link is on the way: a look that is quick,
  * and that says no where it is not sure. */
-int pn_trust_plainly(const char *path, unsigned own);
+int pn_trust_simple_path(const char *path, unsigned own);
 /* Whether others could change none of these paths, links followed; nor, in the first of them, which
  * are directories, any file whose name ends so. */
 int pn_trust_all(char *const *paths, size_t n_directories, size_t count, const char *ending, unsigned own);

@@ -15,7 +15,7 @@
 #include "pycriu_native.h"
 
 /* The descriptors that came with a message; one that did not fit, the kernel has closed. */
-static void take_descriptors(struct pn_ear *ear, struct msghdr *message)
+static void take_descriptors(struct pn_receiver *ear, struct msghdr *message)
 {
 	for (struct cmsghdr *head = CMSG_FIRSTHDR(message); head; head = CMSG_NXTHDR(message, head)) {
 		if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS)
@@ -25,7 +25,7 @@ static void take_descriptors(struct pn_ear *ear, struct msghdr *message)
 	}
 }
 
-static int receive(struct pn_ear *ear)
+static int receive(struct pn_receiver *ear)
 {
 	union {
 		struct cmsghdr head;
@@ -52,7 +52,7 @@ static int receive(struct pn_ear *ear)
 }
 
 /* Whether the message is one that needs no thought. */
-static bool is_answered(const struct pn_ear *ear)
+static bool is_answered(const struct pn_receiver *ear)
 {
 	for (size_t i = 0; !ear->n_fds && i < ear->n_quiet; i++) {
 		const struct pn_words *quiet = &ear->quiet[i];
@@ -71,7 +71,7 @@ static int64_t now(void)
 	return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-static int hear(struct pn_ear *ear, int milliseconds, bool *woken)
+static int hear(struct pn_receiver *ear, int milliseconds, bool *woken)
 {
 	/* poll() skips a negative descriptor. */
 	struct pollfd asked[] = {
@@ -95,7 +95,7 @@ static int hear(struct pn_ear *ear, int milliseconds, bool *woken)
 	return receive(ear);
 }
 
-int pn_hear(struct pn_ear *ear, int milliseconds)
+int pn_receive(struct pn_receiver *ear, int milliseconds)
 {
 	int64_t until = milliseconds < 0 ? INT64_MAX : now() + milliseconds;
 	bool woken = false;

@@ -178,7 +178,7 @@ static long gather(int here, const struct pn_part *parts, size_t count, char *bu
 	return (long)at;
 }
 
-long pn_gather(const struct pn_part *parts, size_t count, char *buffer, size_t size)
+long pn_read_state(const struct pn_part *parts, size_t count, char *buffer, size_t size)
 {
 	int here = open("/proc/thread-self", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	long length = here < 0 ? -errno : gather(here, parts, count, buffer, size);

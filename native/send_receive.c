@@ -19,7 +19,7 @@
 #define LARGEST (4 << 20) /* all but the last 64 KiB of a message must be one piece of memory */
 #define BESIDES 256	  /* bytes of a buffer that no message gets */
 
-static bool has_room(struct pn_talk *talk, int end)
+static bool has_room(struct pn_exchange *talk, int end)
 {
 	socklen_t length = sizeof(talk->room);
 
@@ -34,7 +34,7 @@ static bool has_room(struct pn_talk *talk, int end)
 	return talk->size <= (size_t)talk->room;
 }
 
-int pn_speak(criu_opts *opts, int (*verb)(criu_opts *), struct pn_talk *talk)
+int pn_run_verb(criu_opts *opts, int (*verb)(criu_opts *), struct pn_exchange *talk)
 {
 	int ends[2], error = 0;
 	ssize_t said;
@@ -60,7 +60,7 @@ int pn_speak(criu_opts *opts, int (*verb)(criu_opts *), struct pn_talk *talk)
 	return 0;
 }
 
-int pn_ask_features(criu_opts *opts)
+int pn_request_features(criu_opts *opts)
 {
 	struct criu_feature_check all = { true, true, true, true };
 

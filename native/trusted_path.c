@@ -266,7 +266,7 @@ static enum glance glance_at(const char *path, unsigned own, char known[PATH_MAX
 	return TRUSTED;
 }
 
-int pn_trust_plainly(const char *path, unsigned own)
+int pn_trust_simple_path(const char *path, unsigned own)
 {
 	char known[PATH_MAX] = "";
 

@@ -126,7 +126,7 @@ class Exchange:
         self._closing = Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._buffer = memory("char[]", LARGEST_ANSWER)
-        self._ear = ffi.new("struct pn_ear *")
+        self._ear = ffi.new("struct pn_receiver *")
         ear = self._ear
         ear.sock, ear.pidfd, ear.wake = line.sock.fileno(), line.pidfd, self._wake
         ear.buffer, ear.size = self._buffer, LARGEST_ANSWER
@@ -213,7 +213,7 @@ class Exchange:
             if self._deadline is not None:
                 seconds = max(0.0, self._deadline - time.monotonic())
                 left = min(int(seconds * 1000) + 1, LONGEST_WAIT)
-            heard = native.pn_hear(ear, left)
+            heard = native.pn_receive(ear, left)
             while self._cancels:
                 self._stop(self._cancels.popleft())
             if heard == native.PN_HEARD_MESSAGE:

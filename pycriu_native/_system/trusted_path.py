@@ -45,7 +45,7 @@ def check(path: str) -> None:
 
 def is_plain(path: str) -> bool:
     """Whether a quick look is enough: nobody else could change it, and no link is on the way."""
-    return bool(native.pn_trust_plainly(_encoded(path), _trusted()))
+    return bool(native.pn_trust_simple_path(_encoded(path), _trusted()))
 
 
 def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...]) -> bool:

@@ -104,7 +104,7 @@ def inherited_state(env: Mapping[str, str]) -> bytes | None:
     size = USUAL
     while size <= LARGEST:
         buffer = memory("char[]", size)
-        length = native.pn_gather(parts.array, parts.count, buffer, size)
+        length = native.pn_read_state(parts.array, parts.count, buffer, size)
         if length >= 0:
             return bytes(ffi.buffer(buffer, length))
         if length != -errno.ENOBUFS:

@@ -25,7 +25,7 @@ LIBCRIU_VERBS: dict[Verb, Any] = {
         (Verb.PRE_DUMP, "criu_local_pre_dump"),
         (Verb.RESTORE, "criu_local_restore"),
         (Verb.VERSION, "criu_local_get_version"),
-        (Verb.FEATURE_CHECK, "pn_ask_features"),
+        (Verb.FEATURE_CHECK, "pn_request_features"),
     )
 }
 
@@ -58,10 +58,10 @@ class LibcriuCall:
     def _speak(self, answer: bytes) -> tuple[int, bytes]:
         """What the verb returns for an answer, and what it has sent, if it came so far."""
         said, given = memory("uint8_t[]", self._size), ffi.from_buffer(answer)
-        talk = ffi.new("struct pn_talk *")
+        talk = ffi.new("struct pn_exchange *")
         talk.answer, talk.n_answer = given, len(answer)
         talk.said, talk.size = said, self._size
-        status = native.pn_speak(self._handle.pointer, LIBCRIU_VERBS[self._verb], talk)
+        status = native.pn_run_verb(self._handle.pointer, LIBCRIU_VERBS[self._verb], talk)
         if status == -errno.E2BIG:
             rule = f"the options take {self._size} bytes; {talk.room} fit into one request here"
             problem = Problem("options", "all of them", rule)

@@ -413,7 +413,7 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
         theirs.send(answer_of("notify", notify={"script": "pre-restore"}))
         if in_time:
             theirs.send(RESTORED)
-        heard = native.pn_hear(exchange._ear, 60_000 if in_time else 0)
+        heard = native.pn_receive(exchange._ear, 60_000 if in_time else 0)
         exchange.close()
         assert heard == native.PN_HEARD_MESSAGE
         said = ffi.unpack(exchange._ear.buffer, exchange._ear.length)
