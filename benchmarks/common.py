@@ -37,7 +37,7 @@ def row(what: str, unit: str, samples: Iterable[float], notes: str = "", **case:
     low, middle, high = (
         statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
     )
-    found = {
+    result = {
         "what": what,
         "case": case,
         "unit": unit,
@@ -47,8 +47,8 @@ def row(what: str, unit: str, samples: Iterable[float], notes: str = "", **case:
         "samples": len(taken),
     }
     if notes:
-        found["notes"] = notes
-    return found
+        result["notes"] = notes
+    return result
 
 
 def note(what: str, notes: str, **case: object) -> Row:
@@ -65,8 +65,8 @@ def main(name: str, about: str, measure: Callable[[bool], list[Row]]) -> None:
     rows = measure(asked.quick)
     if asked.json:
         asked.json.parent.mkdir(parents=True, exist_ok=True)
-        found = {"benchmark": name, "about": about, "quick": asked.quick, "rows": rows}
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+        result = {"benchmark": name, "about": about, "quick": asked.quick, "rows": rows}
+        asked.json.write_text(json.dumps(result, indent=1) + "\n")
     for each in rows:
         case = " ".join(f"{key}={value}" for key, value in each["case"].items())
         number = (
@@ -222,8 +222,8 @@ def pycriu() -> list[str] | None:
     fetched = HERE.parent / "build" / "bench" / "pycriu" / "usr/lib/python3/dist-packages"
     path = os.environ.get("PYCRIU_PATH", str(fetched))
     words = ["env", f"PYTHONPATH={path}", sys.executable, "-W", "ignore"]
-    found = subprocess.run([*words, "-c", "import pycriu"], capture_output=True, check=False)
-    return words if found.returncode == 0 else None
+    result = subprocess.run([*words, "-c", "import pycriu"], capture_output=True, check=False)
+    return words if result.returncode == 0 else None
 
 
 def machine() -> dict[str, object]:

@@ -51,15 +51,15 @@ def measure(quick: bool) -> list[Row]:
                 for _ in range(times):
                     for way in ways.values():
                         target.ask()
-                        found = way(target.pid, images, warm)
+                        result = way(target.pid, images, warm)
                         felt = float(target.ask()[2]) * 1e3
-                        for by, done in found:
+                        for by, done in result:
                             assert isinstance(done.statistics, DumpStatistics)
                             for part in PARTS:
                                 took(by, part, getattr(done.statistics, part) / 1e3)
                             took(by, "pages written", done.statistics.pages_written or 0)
                             took(by, "whole call", done.duration * 1e3)
-                        took(found[-1][0], "felt by the process", felt)
+                        took(result[-1][0], "felt by the process", felt)
                         shutil.rmtree(images)
             finally:
                 target.end()
@@ -82,8 +82,8 @@ def _rounds(pid: int, images: Path, via: WorkerPool) -> list[tuple[str, DumpResu
         return round.number < ROUNDS
 
     done = dump_iters(pid, opts, more, via=via)
-    found = [(f"pre-dump {each.number}", each.result) for each in done.rounds]
-    return [*found, (f"the dump after {ROUNDS} pre-dumps", done.final)]
+    result = [(f"pre-dump {each.number}", each.result) for each in done.rounds]
+    return [*result, (f"the dump after {ROUNDS} pre-dumps", done.final)]
 
 
 if __name__ == "__main__":

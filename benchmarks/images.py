@@ -123,11 +123,11 @@ def side_by_side(name: str, images: Path, times: int) -> list[dict[str, Any]]:
     for what, body in ours.items():
         body()  # type: ignore[no-untyped-call]
         rows.append(row(what, "s", [timed(body) for _ in range(times)], set=name))
-    found = crit.packages()
-    if not found:
+    result = crit.packages()
+    if not result:
         return [*rows, {"what": "crit", "case": {"set": name}, "notes": "there is no crit"}]
-    rows.append(row("decode every image, crit", "s", [crit.load(found[0], paths)[""]], set=name))
-    env = {**os.environ, "PYTHONPATH": str(found[0])}
+    rows.append(row("decode every image, crit", "s", [crit.load(result[0], paths)[""]], set=name))
+    env = {**os.environ, "PYTHONPATH": str(result[0])}
 
     def explored() -> None:
         # What a person has to ask for to see what inspect shows.
@@ -190,11 +190,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller sets, fewer samples")
     asked = parser.parse_args()
     about = "Reading large image sets, side by side with crit"
-    found = {"benchmark": "inspect", "about": about, "quick": asked.quick}
-    found["rows"] = measure(asked.quick)
+    result = {"benchmark": "inspect", "about": about, "quick": asked.quick}
+    result["rows"] = measure(asked.quick)
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
-    for each in found["rows"]:
+        asked.json.write_text(json.dumps(result, indent=1) + "\n")
+    for each in result["rows"]:
         number = f"{each['median']:10.3f} {each['unit']}" if "median" in each else each["notes"]
         print(f"{each['what']:64} {each['case']['set']:10} {number}")
 

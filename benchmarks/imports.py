@@ -68,7 +68,7 @@ def measure(quick: bool) -> list[Row]:
 
 def profile(cache: str) -> list[Row]:
     """Each module's own time (``-X importtime``, which itself costs), the least of seven runs."""
-    found: dict[str, list[float]] = {}
+    result: dict[str, list[float]] = {}
     for _ in range(7):
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-c", OURS],
@@ -80,11 +80,11 @@ def profile(cache: str) -> list[Row]:
         seen_site = False
         for own, name in re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", done.stderr):
             if seen_site:
-                found.setdefault(name, []).append(int(own) / 1e3)
+                result.setdefault(name, []).append(int(own) / 1e3)
             seen_site = seen_site or name == "site"
-    largest = sorted(found, key=lambda name: -min(found[name]))
-    rows = [row("own time", "ms", [min(found[name])], module=name) for name in largest[:LARGEST]]
-    rest = sum(min(found[name]) for name in largest[LARGEST:])
+    largest = sorted(result, key=lambda name: -min(result[name]))
+    rows = [row("own time", "ms", [min(result[name])], module=name) for name in largest[:LARGEST]]
+    rest = sum(min(result[name]) for name in largest[LARGEST:])
     rows.append(row("own time", "ms", [rest], module=f"{len(largest) - LARGEST} others"))
     return rows
 

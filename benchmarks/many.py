@@ -164,8 +164,8 @@ def _measure(directory: Path, targets: list[Target], parallel: int, rounds: int)
         "cache": str(feature_cache().state),
     }
     rows = []
-    for (way, what), found in taken.items():
-        rows.append(row(what, "s", found, by=way, **case))
+    for (way, what), result in taken.items():
+        rows.append(row(what, "s", result, by=way, **case))
         rows.append(row(f"{what}: processor time", "s", work[way, what], by=way, **case))
         rows.append(row(f"{what}: our own", "s", own[way, what], by=way, **case))
     for what in ways[OURS]:

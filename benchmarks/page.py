@@ -151,8 +151,8 @@ class Page:
 
     def all(self, benchmark: str) -> list[Row]:
         """All rows of a benchmark."""
-        found: list[Row] = self.data["benchmarks"].get(benchmark, {}).get("rows", [])
-        return found
+        result: list[Row] = self.data["benchmarks"].get(benchmark, {}).get("rows", [])
+        return result
 
     def say(self, text: str) -> None:
         """Add text."""
@@ -285,8 +285,8 @@ def by_way(page: Page, benchmark: str, whats: Iterable[str], key: str = "by") ->
     for way in ways:
         cells = [way]
         for what in whats:
-            found = page.rows(benchmark, what, **{key: way})
-            cells.append(shown(found[0]) if found else "")
+            result = page.rows(benchmark, what, **{key: way})
+            cells.append(shown(result[0]) if result else "")
         body.append(cells)
     page.table(("", *whats), body)
 
@@ -308,7 +308,7 @@ def calls(page: Page) -> None:
         if step in skip:
             continue
         cells = [page.rows("calls", step, by=way) for way in ways]
-        body.append([step, *(shown(found[0]) if found else "" for found in cells)])
+        body.append([step, *(shown(result[0]) if result else "" for result in cells)])
     page.say("From the call to its return, with `log_level=4` for CRIU's own account:")
     page.table(("step", *ways), body)
     page.notes("calls")
@@ -370,8 +370,8 @@ def size(page: Page) -> None:
 
 def _measured(page: Page, what: str, by: str, on: str) -> str:
     """A number of the largest process that was measured."""
-    found = page.rows("throughput", what, by=by, on=on)
-    return f"{number(found[-1]['median'])} {found[-1]['unit']}" if found else "not measured"
+    result = page.rows("throughput", what, by=by, on=on)
+    return f"{number(result[-1]['median'])} {result[-1]['unit']}" if result else "not measured"
 
 
 def advice(page: Page) -> None:
@@ -437,10 +437,10 @@ def throughput(page: Page) -> None:
     )
     for on, mib in cases:
         page.say(f"{mib} MiB, images on {on}:")
-        found = page.rows("throughput", on=on, MiB=mib)
-        whats = list(dict.fromkeys(row["what"] for row in found))
+        result = page.rows("throughput", on=on, MiB=mib)
+        whats = list(dict.fromkeys(row["what"] for row in result))
         body = []
-        for way in dict.fromkeys(row["case"]["by"] for row in found):
+        for way in dict.fromkeys(row["case"]["by"] for row in result):
             cells = [page.rows("throughput", what, on=on, MiB=mib, by=way) for what in whats]
             body.append([way, *(shown(each[0]) if each else "" for each in cells)])
         page.table(("", *whats), body)
@@ -508,12 +508,12 @@ def simple(name: str, title: str, text: str, key: str) -> Callable[[Page], None]
 
 def standing_still(page: Page, benchmark: str) -> None:
     """A table for each size: ways down, times across."""
-    found = page.rows(benchmark)
-    for mib in dict.fromkeys(row["case"]["MiB"] for row in found):
+    result = page.rows(benchmark)
+    for mib in dict.fromkeys(row["case"]["MiB"] for row in result):
         page.say(f"{mib} MiB:")
-        whats = list(dict.fromkeys(row["what"] for row in found))
+        whats = list(dict.fromkeys(row["what"] for row in result))
         body = []
-        for way in dict.fromkeys(row["case"]["by"] for row in found):
+        for way in dict.fromkeys(row["case"]["by"] for row in result):
             cells = [page.rows(benchmark, what, MiB=mib, by=way) for what in whats]
             body.append([way, *(shown(each[0]) if each else "" for each in cells)])
         page.table(("", *whats), body)
@@ -547,12 +547,12 @@ SECTIONS: dict[str, Callable[[Page], None]] = {
 
 def other(page: Page, name: str) -> None:
     """A benchmark that this page has no section for: its rows as they are."""
-    found = page.data["benchmarks"][name]
-    rows = found.get("rows") if isinstance(found, dict) else None
+    result = page.data["benchmarks"][name]
+    rows = result.get("rows") if isinstance(result, dict) else None
     if not isinstance(rows, list) or not all(isinstance(r, dict) and "what" in r for r in rows):
-        page.say(f"## {name}\n\n```json\n{json.dumps(found, indent=1)}\n```")
+        page.say(f"## {name}\n\n```json\n{json.dumps(result, indent=1)}\n```")
         return
-    page.say(f"## {name}\n\n{found.get('about', '')}")
+    page.say(f"## {name}\n\n{result.get('about', '')}")
     body = []
     for row in rows:
         case = ", ".join(f"{key} {value}" for key, value in row.get("case", {}).items())

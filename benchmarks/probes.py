@@ -32,7 +32,7 @@ def measure(quick: bool) -> list[Row]:
         for kind in ("tmpfs", "ramfs"):
             state, samples = with_run_on(kind, "probes", 8)
             taken.setdefault(state, []).extend(samples)
-    return [row("dump, left running", "ms", found, cache=state) for state, found in taken.items()]
+    return [row("dump, left running", "ms", result, cache=state) for state, result in taken.items()]
 
 
 if __name__ == "__main__":

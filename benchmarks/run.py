@@ -54,10 +54,10 @@ def main() -> int:
         if done.returncode or not part.exists():
             failed.append(name)
             continue
-        found = json.loads(part.read_text())
-        if isinstance(found, dict):
-            found["seconds"] = round(time.monotonic() - started, 1)
-        benchmarks[name] = found
+        result = json.loads(part.read_text())
+        if isinstance(result, dict):
+            result["seconds"] = round(time.monotonic() - started, 1)
+        benchmarks[name] = result
         # After each: a run that is cut short has what it had.
         asked.json.parent.mkdir(parents=True, exist_ok=True)
         asked.json.write_text(json.dumps(joined, indent=1) + "\n")

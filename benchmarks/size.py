@@ -123,8 +123,8 @@ def _measure(quick: bool) -> list[Row]:
                         for name, (words, more) in callers.items():
                             if pid == 0 and name == "pycriu":
                                 continue
-                            found = run(words, size, pid, images, times, *([more] if more else []))
-                            taken.setdefault((name, size), []).extend(found)
+                            result = run(words, size, pid, images, times, *([more] if more else []))
+                            taken.setdefault((name, size), []).extend(result)
                 for (name, (mib, threads, descriptors)), samples in taken.items():
                     case = {"by": name, "MiB": mib, "threads": threads}
                     rows.append(row(what, "ms", samples, "", **case, descriptors=descriptors))

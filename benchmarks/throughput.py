@@ -66,8 +66,8 @@ def measure(quick: bool) -> list[Row]:
 
 def _no_room(base: str, mib: int) -> str | None:
     """Why a process of this size cannot be measured here."""
-    found = os.statvfs(base)
-    if found.f_bavail * found.f_frsize < 2 * mib * MIB:
+    result = os.statvfs(base)
+    if result.f_bavail * result.f_frsize < 2 * mib * MIB:
         return f"no room for twice as much in {base}"
     with open("/proc/meminfo") as file:
         free = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
@@ -131,14 +131,14 @@ class _Case:
         ]
         if self.where == "disk":
             rows += [
-                row("left in the page cache", "MiB", found, by=name, **case)
-                for name, found in self.cached.items()
+                row("left in the page cache", "MiB", result, by=name, **case)
+                for name, result in self.cached.items()
             ]
         return rows + [note("dump", why, by=name, **case) for name, why in refused.items()]
 
     def _ways(self, warm: WorkerPool) -> dict[str, Way]:
         opts, images, pid = self.opts, self.images, self.target.pid
-        found: dict[str, Way] = {
+        result: dict[str, Way] = {
             "pycriu_native": (
                 timed(lambda: dump(pid, opts, via=warm)),
                 timed(lambda: restore(opts, via=warm)),
@@ -156,11 +156,11 @@ class _Case:
         if newest is not None:
             here = {"images_directory": str(images)}
             for name, (saving, restoring) in NEWEST.items():
-                found[name] = (
+                result[name] = (
                     lambda saving=saving: newest.dump(pid, {**here, **saving}, self._collect),  # type: ignore[misc]
                     lambda restoring=restoring: newest.restore({**here, **restoring}),  # type: ignore[misc]
                 )
-        return found
+        return result
 
     def _to_page_server(self) -> None:
         serving = CriuOpts(images_directory=self.images, page_server="127.0.0.1:0")

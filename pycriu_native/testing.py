@@ -230,14 +230,14 @@ def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
 
     And, as ``config_file``, what a configuration file of the call's own says.
     """
-    found = {}
+    result = {}
     for name in ("images_dir_fd", "work_dir_fd"):
         with contextlib.suppress(OSError):
-            found[name] = os.readlink(f"/proc/self/fd/{opts.get(name, -1)}")
+            result[name] = os.readlink(f"/proc/self/fd/{opts.get(name, -1)}")
     if str(opts.get("config_file")).startswith("/proc/"):
         with contextlib.suppress(OSError), open(opts["config_file"], "rb") as file:
-            found["config_file"] = os.fsdecode(file.read())
-    return found
+            result["config_file"] = os.fsdecode(file.read())
+    return result
 
 
 def _answer_type(verb: str) -> int:

@@ -47,11 +47,11 @@ def end_restored(worker: int, images: str, since: float, known: list[int]) -> li
     """
     made = half_restored(images, since)
     below = set(process_tree(worker)[1:])
-    found = [pid for pid in (*made, *known) if pid in below or pid in made]
-    for pid in found:
+    result = [pid for pid in (*made, *known) if pid in below or pid in made]
+    for pid in result:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return found
+    return result
 
 
 def _limit(pid: int) -> None:
@@ -66,15 +66,15 @@ def _limit(pid: int) -> None:
 
 def _sockets(pids: list[int]) -> set[int]:
     """The inodes of the sockets that processes hold."""
-    found = set()
+    result = set()
     for pid in pids:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{pid}/fd"):
                 with contextlib.suppress(OSError):
                     kind, _, inode = os.readlink(f"/proc/{pid}/fd/{name}").partition(":[")
                     if kind == "socket":
-                        found.add(int(inode[:-1]))
-    return found
+                        result.add(int(inode[:-1]))
+    return result
 
 
 def _disconnect(pid: int, spared: set[int]) -> None:

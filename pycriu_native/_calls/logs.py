@@ -71,9 +71,9 @@ def advise() -> None:
     _advised = True
     from .._transport.feature_cache import feature_cache
 
-    found = feature_cache()
-    if found.cure is not None:
-        logger.info("CRIU's feature cache %s", found)
+    result = feature_cache()
+    if result.cure is not None:
+        logger.info("CRIU's feature cache %s", result)
 
 
 def wanted() -> bool:

@@ -154,11 +154,11 @@ class Feeding:
         """Phase, bytes done, bytes to do. Once the daemon has ended, what was seen last."""
         with contextlib.suppress(OSError, ValueError, struct.error):
             if self._from_elsewhere:
-                found = received_by(self._pid)
+                result = received_by(self._pid)
             else:
                 with open(f"/proc/{self._pid}/io") as file:
-                    found = int(file.readline().split()[1])  # rchar
-            self._done = max(self._done, found)
+                    result = int(file.readline().split()[1])  # rchar
+            self._done = max(self._done, result)
         return str(Verb.LAZY_PAGES), min(self._done, self._total), self._total
 
 

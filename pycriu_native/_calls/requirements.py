@@ -61,9 +61,9 @@ def check(request: Request) -> None:
 
 
 def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Request) -> None:
-    found = list(problems)
-    if found:
-        raise kind(found, verb=str(request.verb), pid=request.pid)
+    result = list(problems)
+    if result:
+        raise kind(result, verb=str(request.verb), pid=request.pid)
 
 
 def _by_caller(request: Request) -> Iterator[Problem]:
@@ -234,10 +234,10 @@ def _by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     young = _young(opts)
     if not young:
         return
-    found = program_version(via)
+    result = program_version(via)
     for row, value, since in young:
-        if found < Version.parse(since):
-            yield Problem(row.name, value, f"needs CRIU {since}; {via.name()} is {found}")
+        if result < Version.parse(since):
+            yield Problem(row.name, value, f"needs CRIU {since}; {via.name()} is {result}")
 
 
 def _by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
@@ -250,9 +250,9 @@ def _by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
         needed["pre_dump"] = "mem_track"
     if not needed:
         return
-    found = program_features(via)
+    result = program_features(via)
     for field, name in needed.items():
-        if not getattr(found, name):
+        if not getattr(result, name):
             value = getattr(opts, field)
             yield Problem(field, value, f"this kernel or CRIU lacks {_WHAT_IT_IS[name]}")
 

@@ -41,17 +41,17 @@ def explain_failure(
     if message and not any(message in known for known in lines):
         lines += stderr_lines(message)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
-    found = diagnose(lines, verb, errno)
+    result = diagnose(lines, verb, errno)
     if (
         lost is None
-        and found.cause is None
+        and result.cause is None
         and lines
         and all(_SUMS_UP.search(told) for told in lines)
     ):
-        found = _unsaid(opts, found, lines)
-    found = _look_closer(found, pid, outcome.images)
-    cause, cure = found.cause, found.cure
-    proof = found.line or next(iter(lines), "")
+        result = _unsaid(opts, result, lines)
+    result = _look_closer(result, pid, outcome.images)
+    cause, cure = result.cause, result.cure
+    proof = result.line or next(iter(lines), "")
 
     what = (
         f"{verb} of pid {pid}"
@@ -77,7 +77,7 @@ def explain_failure(
         told += f" ({proof})"
     if cure:
         told += f"; {cure}"
-    error = (found.kind if lost is None else type(lost))(
+    error = (result.kind if lost is None else type(lost))(
         told,
         verb=str(verb),
         pid=pid,
@@ -87,7 +87,7 @@ def explain_failure(
         lines=lines,
         cause=cause,
         cure=cure,
-        options=found.options,
+        options=result.options,
     )
     if isinstance(error, WorkerDiedError):
         error.status = line.status

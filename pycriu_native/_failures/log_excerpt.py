@@ -64,10 +64,10 @@ class LogMark:
 
 def _identity(directory: int, name: str) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        result = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
         return None
-    return found.st_ino, found.st_ctime_ns, found.st_size
+    return result.st_ino, result.st_ctime_ns, result.st_size
 
 
 def _lines(text: str) -> list[str]:
@@ -197,5 +197,5 @@ def diagnose(lines: Sequence[str], verb: Verb, errno: int = 0) -> Diagnosis:
     known = list(_matching(lines, verb))
     if not known:
         return Diagnosis(by_errno)
-    best, line = next((found for found in known if not found[0].consequence), known[0])
+    best, line = next((result for result in known if not result[0].consequence), known[0])
     return Diagnosis(best.error or by_errno, best.cause, best.cure, tuple(best.options), line)

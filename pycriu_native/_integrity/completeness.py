@@ -264,11 +264,11 @@ def kind_of(name: str) -> str | None:
 
 def fields(message: bytes) -> Fields:
     """The fields of a message, as far as it is one."""
-    found: Fields = {}
+    result: Fields = {}
     with contextlib.suppress(ValueError):
         for field, value in message_fields(message):
-            found.setdefault(field, []).append(value)
-    return found
+            result.setdefault(field, []).append(value)
+    return result
 
 
 def number(entry: Fields, field: int, default: int = 0) -> int:

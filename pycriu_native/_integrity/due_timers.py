@@ -89,22 +89,22 @@ def _rearmed(entry: bytes) -> bytes | None:
 
 def _fields(data: bytes) -> _Fields:
     """The fields of a message, in order. ``ValueError``: it has others than numbers and bytes."""
-    found: _Fields = []
+    result: _Fields = []
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
         if key & 7 == 0:
             number, at = _varint(data, at)
-            found.append((key >> 3, number))
+            result.append((key >> 3, number))
         elif key & 7 == 2:
             size, at = _varint(data, at)
             if at + size > len(data):
                 raise ValueError("cut short")
-            found.append((key >> 3, data[at : at + size]))
+            result.append((key >> 3, data[at : at + size]))
             at += size
         else:
             raise ValueError(f"a field of another kind: {key & 7}")
-    return found
+    return result
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -264,10 +264,10 @@ def check_written(directory: int, pid: int | None) -> None:
 def check(directory: int, opts: CriuOpts) -> None:
     """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
     files = ImageFiles(directory)
-    for found in problems(directory, files):
-        if found.served and opts.lazy_pages:
+    for result in problems(directory, files):
+        if result.served and opts.lazy_pages:
             continue  # a page server has it
-        raise _refusal(directory, found)
+        raise _refusal(directory, result)
     if is_pre_dump(files):
         raise _refusal(directory, next(files.missing("pstree.img")))
 

@@ -84,10 +84,10 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
     """
     with _opened(directory) as at:
         wanted = _manifest(at, digest)
-        found = set(_names(at))
-        flaws = [f"{name} was added" for name in found - wanted.keys()]
+        result = set(_names(at))
+        flaws = [f"{name} was added" for name in result - wanted.keys()]
         for name, entry in wanted.items():
-            flaws += [f"{name} {flaw}" for flaw in _flaws(at, name, entry, name in found)]
+            flaws += [f"{name} {flaw}" for flaw in _flaws(at, name, entry, name in result)]
         if flaws:
             raise ImagesError(
                 f"{where(at)} is not as it was sealed: {', '.join(sorted(flaws))}",
@@ -147,11 +147,11 @@ def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
 
 def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
     """What the manifest says of a file: size and checksum; a link's target; else only its kind."""
-    found = os.stat(name, dir_fd=at, follow_symlinks=False)
-    if stat.S_ISLNK(found.st_mode):
+    result = os.stat(name, dir_fd=at, follow_symlinks=False)
+    if stat.S_ISLNK(result.st_mode):
         return {"link": os.readlink(name, dir_fd=at)}
-    if not stat.S_ISREG(found.st_mode):
-        return {"kind": stat.S_IFMT(found.st_mode)}
+    if not stat.S_ISREG(result.st_mode):
+        return {"kind": stat.S_IFMT(result.st_mode)}
     fd = open_regular(name, dir_fd=at)
     with open(fd, "rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
@@ -171,11 +171,11 @@ def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
             "writes one",
             errno=error.errno,
         ) from None
-    found = hashlib.sha256(text).hexdigest()
-    if digest is not None and found != digest.lower():
+    result = hashlib.sha256(text).hexdigest()
+    if digest is not None and result != digest.lower():
         raise ImagesError(
             f"{where(at)} has another manifest than the one that was asked for: its SHA-256 is "
-            f"{found}, not {digest}"
+            f"{result}, not {digest}"
         )
     try:
         manifest = json.loads(text)

@@ -42,9 +42,9 @@ BUILT_PROGRAM: str = ffi.string(native.pn_built_program()).decode()
 @functools.cache
 def functions() -> dict[str, bool]:
     """Every function of libcriu 3.17 to 4.3, and whether the loaded library has it."""
-    found: dict[str, bool] = {}
+    result: dict[str, bool] = {}
     entry = native.pn_function_at(0)
     while entry:
-        found[ffi.string(entry.name).decode()] = bool(entry.address)
-        entry = native.pn_function_at(len(found))
-    return found
+        result[ffi.string(entry.name).decode()] = bool(entry.address)
+        entry = native.pn_function_at(len(result))
+    return result

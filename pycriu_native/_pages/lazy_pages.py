@@ -180,16 +180,16 @@ def _listens(ready: int, deadline: float) -> bool:
 
 def _failure(process: ChildProcess, mark: LogMark) -> CriuError:
     lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
-    found = diagnose(lines, Verb.LAZY_PAGES)
-    cause = found.cause or (
+    result = diagnose(lines, Verb.LAZY_PAGES)
+    cause = result.cause or (
         lines[0] if lines else process.final_stderr.strip() or "it does not say why"
     )
     told = f"the lazy-pages daemon ended before it listened: {cause}"
-    return found.kind(
-        told + (f"; {found.cure}" if found.cure else ""),
+    return result.kind(
+        told + (f"; {result.cure}" if result.cure else ""),
         verb="lazy-pages",
         lines=lines,
-        cause=found.cause,
-        cure=found.cure,
-        options=found.options,
+        cause=result.cause,
+        cure=result.cure,
+        options=result.options,
     )

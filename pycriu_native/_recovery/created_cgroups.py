@@ -27,8 +27,8 @@ def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
     mode = opts.manage_cgroups_mode
     if mode == CgroupMode.IGNORE or (mode is None and opts.manage_cgroups is False):
         return ()
-    found = [each for each in _controllers(images) if each[1]]
-    if not found:
+    result = [each for each in _controllers(images) if each[1]]
+    if not result:
         return ()
     from .._system.mounts import (
         mounts_of,  # most processes are in the root cgroup, or restored in theirs
@@ -36,7 +36,7 @@ def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
 
     mounts = [mount for mount in mounts_of("self") if mount.kind.startswith("cgroup")]
     missing: list[str] = []
-    for names, trees in found:
+    for names, trees in result:
         kind, controllers = ("cgroup", set(names)) if any(names) else ("cgroup2", set())
         for mount in mounts:
             if mount.kind == kind and mount.root == "/" and mount.options >= controllers:

@@ -77,13 +77,13 @@ def _stat(pid: int) -> tuple[str, list[bytes]]:
 
 def _names_in(images: str) -> dict[int, str]:
     """The pids in the images, as the processes see them, and the names of the processes."""
-    found = {}
+    result = {}
     with contextlib.suppress(OSError):
         for file in os.listdir(images):
             number = file.removeprefix("core-").removesuffix(".img")
             if file == f"core-{number}.img" and number.isascii() and number.isdigit():
-                found[int(number)] = _name_in(f"{images}/{file}")
-    return found
+                result[int(number)] = _name_in(f"{images}/{file}")
+    return result
 
 
 def _name_in(core: str) -> str:

@@ -220,10 +220,10 @@ class _Places:
         path = "/" + os.path.normpath("./" + name.lstrip("/"))
         if self._mounts is None or mount == -1:
             return os.path.normpath(self.root.rstrip("/") + path)
-        found = self._mounts.get(mount)
-        if found is None:
+        result = self._mounts.get(mount)
+        if result is None:
             return None
-        point, place = found
+        point, place = result
         inside = path.removeprefix(point.rstrip("/")) if point != "/" else path
         return os.path.normpath(f"{place.rstrip('/')}/{inside.lstrip('/')}")
 
@@ -284,10 +284,10 @@ def _split(data: bytes) -> Iterator[bytes]:
 
 
 def fields_of(message: bytes) -> dict[int, int | bytes]:
-    found: dict[int, int | bytes] = {}
+    result: dict[int, int | bytes] = {}
     with contextlib.suppress(ValueError):
-        found.update(message_fields(message))
-    return found
+        result.update(message_fields(message))
+    return result
 
 
 def number_in(fields: dict[int, int | bytes], field: int, default: int = 0) -> int:

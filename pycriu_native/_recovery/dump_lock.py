@@ -29,12 +29,12 @@ def lock_of_dump(images: int) -> Iterator[str]:
 
 def inet_connections(images: int) -> set[Ends]:
     """The TCP connections in the images."""
-    found = set()
+    result = set()
     for entry in map(fields_of, messages(images, "files.img")):
         inet = entry.get(4)
         if isinstance(inet, bytes) and (ends := _ends(inet)) is not None:
-            found.add(ends)
-    return found
+            result.add(ends)
+    return result
 
 
 def _ends(entry: bytes) -> Ends | None:

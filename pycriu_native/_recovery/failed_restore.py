@@ -159,8 +159,8 @@ class RestoreUndo:
         return tuple(dict.fromkeys(left))
 
     def _remove(self, made: _Made) -> Iterator[str]:
-        found = made.name.made()
-        if found is None or not self._is_ours(made, found):
+        result = made.name.made()
+        if result is None or not self._is_ours(made, result):
             return
         if not self._alone:
             yield f"{made.name.path} ({RESTORING})"

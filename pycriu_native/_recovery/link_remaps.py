@@ -86,8 +86,8 @@ class KeptLink:
 def has_link(images: int, link: LinkRemap) -> bool:
     """Whether a restore finds the link, or this library can put it back."""
     beside = f"{link.link}{KEPT}"
-    found = os.path.lexists(link.link) or os.path.lexists(beside)
-    return found or _kept(images, link) is not None
+    result = os.path.lexists(link.link) or os.path.lexists(beside)
+    return result or _kept(images, link) is not None
 
 
 def _kept(images: int, link: LinkRemap) -> str | None:
@@ -156,8 +156,11 @@ class DumpLinks:
             for name in self._links_in(directory):
                 path = f"{self._paths[directory].rstrip('/')}/{name}"
                 try:
-                    found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    if name in self._before[directory] or (found.st_dev, found.st_ino) not in files:
+                    result = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    if (
+                        name in self._before[directory]
+                        or (result.st_dev, result.st_ino) not in files
+                    ):
                         continue
                     if wanted:
                         yield f"{path}, which a restore of the images needs"

@@ -91,16 +91,16 @@ def run_id(pid: int) -> str | None:
     try:
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            found = _text_at(memory, _lately)
-            if found is None:
+            result = _text_at(memory, _lately)
+            if result is None:
                 addresses = tuple(_addresses(pid, memory))
-                found = _text_at(memory, addresses)
+                result = _text_at(memory, addresses)
                 _lately = addresses  # at once: other threads look too
         finally:
             os.close(memory)
     except OSError:
         return None
-    return found
+    return result
 
 
 def _addresses(pid: int, memory: int) -> Iterator[int]:
@@ -124,12 +124,12 @@ def _addresses(pid: int, memory: int) -> Iterator[int]:
 
 def _text_at(memory: int, addresses: tuple[int, ...]) -> str | None:
     """The UUID that stands at all of these addresses."""
-    found = set()
+    result = set()
     with contextlib.suppress(OSError):  # nothing is there
-        found = {os.pread(memory, UUID_LENGTH, address) for address in addresses}
-    if len(found) != 1:
+        result = {os.pread(memory, UUID_LENGTH, address) for address in addresses}
+    if len(result) != 1:
         return None
-    text = found.pop()
+    text = result.pop()
     return text.decode() if _UUID.fullmatch(text) else None
 
 
@@ -138,13 +138,13 @@ def _where_twice(data: bytes) -> list[int]:
 
     Another one, of the dump that this one builds on, stands there once.
     """
-    found: dict[bytes, list[int]] = {}
+    result: dict[bytes, list[int]] = {}
     for match in _RUN_ID.finditer(data):
         start = match.end() - 1 - UUID_LENGTH
         text = data[max(0, start) : match.end() - 1]
         if _UUID.fullmatch(text):
-            found.setdefault(text, []).append(start)
-    twice = [places for places in found.values() if len(places) > 1]
+            result.setdefault(text, []).append(start)
+    twice = [places for places in result.values() if len(places) > 1]
     return twice[0] if len(twice) == 1 else []
 
 
@@ -251,10 +251,10 @@ def has_chain() -> bool:
 
 def delete_rules(connections: Collection[Ends]) -> int:
     """Take away CRIU's rules for these connections, and tell how many there were."""
-    found = list(_rules(connections))
-    for family, words in found:
+    result = list(_rules(connections))
+    for family, words in result:
         _run(family, "-w", "-D", *words)
-    return len(found)
+    return len(result)
 
 
 def count_rules(connections: Collection[Ends]) -> int:

@@ -174,8 +174,8 @@ class Recovery:
 
 
 def _is_there(pid: int) -> bool:
-    found = stat_of(pid)
-    return found is not None and found[0] not in ("Z", "X")
+    result = stat_of(pid)
+    return result is not None and result[0] not in ("Z", "X")
 
 
 class _Freezer:

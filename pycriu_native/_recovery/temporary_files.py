@@ -36,16 +36,16 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
 
     What is left is yielded. ``killed``: CRIU had no chance to remove its own.
     """
-    found = list(_made_since(since, ("/tmp", "/", *places)))
+    result = list(_made_since(since, ("/tmp", "/", *places)))
     if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
-        found.append(KERNEL_FEATURES)
-    if found:
+        result.append(KERNEL_FEATURES)
+    if result:
         time.sleep(IN_USE)
-        found = list(filter(os.path.lexists, found))
-    if found and (others := _other_criu()):
-        yield from (f"{path}, unless CRIU with pid {others[0]} uses it" for path in found)
+        result = list(filter(os.path.lexists, result))
+    if result and (others := _other_criu()):
+        yield from (f"{path}, unless CRIU with pid {others[0]} uses it" for path in result)
         return
-    for path in found:
+    for path in result:
         try:
             if path == KERNEL_FEATURES:
                 os.unlink(path)
@@ -74,24 +74,24 @@ def _made_since(since: float, places: Iterable[str]) -> Iterator[str]:
 
 def _is_since(path: str, since: float, kind: int) -> bool:
     try:
-        found = os.lstat(path)
+        result = os.lstat(path)
     except OSError:
         return False
     return (
-        stat.S_IFMT(found.st_mode) == kind
-        and found.st_uid == os.geteuid()
-        and found.st_ctime >= since
+        stat.S_IFMT(result.st_mode) == kind
+        and result.st_uid == os.geteuid()
+        and result.st_ctime >= since
     )
 
 
 def _other_criu() -> list[int]:
     """CRIU that run now, this call's has ended."""
-    found = []
+    result = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError), open(f"/proc/{name}/comm", "rb") as file:
             if file.read().strip() == b"criu":
-                found.append(int(name))
-    return found
+                result.append(int(name))
+    return result
 
 
 def _unmount(path: str) -> None:

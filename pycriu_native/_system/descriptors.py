@@ -10,7 +10,7 @@ from .._native.ffi import native
 
 def descriptors_of(pid: int, kind: str) -> list[int]:
     """Copies of another process's descriptors whose file begins so: ``socket:``, for one."""
-    found: list[int] = []
+    result: list[int] = []
     pidfd = os.pidfd_open(pid)
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -20,11 +20,11 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
                 fd = native.pn_fd_of(pidfd, int(name))
                 if fd < 0:
                     raise OSError(-fd, "pidfd_getfd")
-                found.append(fd)
+                result.append(fd)
     except BaseException:
-        for fd in found:
+        for fd in result:
             os.close(fd)
         raise
     finally:
         os.close(pidfd)
-    return found
+    return result

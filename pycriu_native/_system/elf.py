@@ -35,9 +35,9 @@ def build_id(path: str) -> str | None:
                 if wide
                 else (struct.unpack_from("<I", row, 4)[0], struct.unpack_from("<I", row, 16)[0])
             )
-            found = _in_notes(os.pread(fd, min(length, _LARGEST_NOTES), at))
-            if found:
-                return found
+            result = _in_notes(os.pread(fd, min(length, _LARGEST_NOTES), at))
+            if result:
+                return result
         return None
     except (OSError, struct.error, OverflowError):
         return None

@@ -19,8 +19,8 @@ def lines(path: str) -> list[str]:
 
 
 def number(path: str) -> int:
-    found = lines(path)
-    return int(found[0]) if found and found[0].isdigit() else 0
+    result = lines(path)
+    return int(result[0]) if result and result[0].isdigit() else 0
 
 
 def state(pid: int) -> str:
@@ -63,7 +63,7 @@ def is_ours(family: str, address: str) -> bool:
 
 def listening() -> dict[tuple[str, int], set[str]]:
     """Ports that are listened to, and on which addresses."""
-    found: dict[tuple[str, int], set[str]] = {}
+    result: dict[tuple[str, int], set[str]] = {}
     for family, name in (("INET", "tcp"), ("INET6", "tcp6")):
         for line in lines(f"/proc/net/{name}")[1:]:
             words = line.split()
@@ -73,8 +73,8 @@ def listening() -> dict[tuple[str, int], set[str]]:
                 data = b"".join(data[at : at + 4][::-1] for at in range(0, len(data), 4))
                 kind = socket.AF_INET6 if family == "INET6" else socket.AF_INET
                 text = socket.inet_ntop(kind, data)
-                found.setdefault((family, int(port, 16)), set()).add(text)
-    return found
+                result.setdefault((family, int(port, 16)), set()).add(text)
+    return result
 
 
 def abstract_names() -> frozenset[str]:

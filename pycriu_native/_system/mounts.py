@@ -88,17 +88,17 @@ class SavedMount:
 
 def saved_mounts(images: str) -> list[SavedMount]:
     """The mounts in the images, inner ones first. Raises ``ImagesError``."""
-    found: list[SavedMount] = []
+    result: list[SavedMount] = []
     names = sorted(Path(images).glob("mountpoints-*.img"))
     if not names:
         raise ImagesError(f"{images} has no mounts: it holds no images of a container")
     for name in names:
         try:
             with open(open_regular(name), "rb") as file:
-                found += _read(file.read())
+                result += _read(file.read())
         except (OSError, struct.error, ValueError, KeyError) as error:
             raise ImagesError(f"{name} cannot be read: {error!r}") from None
-    return found
+    return result
 
 
 def _read(data: bytes) -> Iterator[SavedMount]:
@@ -130,26 +130,26 @@ def inside(base: str, path: str) -> str:
     Symbolic links do not lead out of it, and what does not exist is taken as it is.
     """
     todo = path.split("/")[::-1]
-    found, links = "", 0
+    result, links = "", 0
     while todo:
         part = todo.pop()
         if part in ("", "."):
             continue
         if part == "..":
-            found = os.path.dirname(found)
+            result = os.path.dirname(result)
             continue
         try:
-            target = os.readlink(f"{base}{found}/{part}")
+            target = os.readlink(f"{base}{result}/{part}")
         except OSError:
-            found += "/" + part
+            result += "/" + part
             continue
         links += 1
         if links > MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
         if target.startswith("/"):
-            found = ""
+            result = ""
         todo += target.split("/")[::-1]
-    return found or "/"
+    return result or "/"
 
 
 @contextlib.contextmanager

@@ -38,10 +38,10 @@ class Name:
 
     def made(self) -> os.stat_result | None:
         """What is there and was not before, if it has the type that CRIU would make."""
-        found = None if self.before is not None else self.look()
-        if found is not None and self.kind not in (None, stat.S_IFMT(found.st_mode)):
+        result = None if self.before is not None else self.look()
+        if result is not None and self.kind not in (None, stat.S_IFMT(result.st_mode)):
             return None
-        return found
+        return result
 
     def remove(self) -> None:
         with self.directory() as at:

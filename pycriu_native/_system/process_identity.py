@@ -35,10 +35,10 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
         """The process that has this pid now, in the caller's pid namespace."""
-        found = stat_of(pid)
+        result = stat_of(pid)
         return cls(
             pid,
-            None if found is None else found[2],
+            None if result is None else result[2],
             os.stat("/proc/self/ns/pid").st_ino,
             read_small("/proc/sys/kernel/random/boot_id").decode().strip(),
         )
@@ -47,9 +47,9 @@ class ProcessIdentity:
         """Raise ``ProcessMismatchError`` where the pid does not stand for this process."""
         here = ProcessIdentity.of(self.pid)
         if here.boot_id != self.boot_id:
-            found = f"another host, or another boot of it (boot id {here.boot_id})"
+            result = f"another host, or another boot of it (boot id {here.boot_id})"
         elif here.pid_namespace != self.pid_namespace:
-            found = f"another pid namespace (pid:[{here.pid_namespace}])"
+            result = f"another pid namespace (pid:[{here.pid_namespace}])"
         elif self.start_time is None:
             raise _mismatch(verb, self.pid, "no process had this pid when it was named")
         else:
@@ -59,7 +59,7 @@ class ProcessIdentity:
             verb,
             self.pid,
             f"the process was named in pid:[{self.pid_namespace}] of boot {self.boot_id}, "
-            f"and this is {found}",
+            f"and this is {result}",
         )
 
 
@@ -80,15 +80,15 @@ class Pidfd:
         """
         fd = descriptor_number(self.fd)
         pid = self._pid(fd, verb)
-        found = ProcessIdentity.of(pid)
+        result = ProcessIdentity.of(pid)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         # Still running: the start that was read is that of this process.
-        if poll.poll(0) or found.start_time is None:
+        if poll.poll(0) or result.start_time is None:
             raise NoSuchProcessError(
                 f"{verb}: the process of pidfd {fd} (pid {pid}) has ended", verb=verb, pid=pid
             )
-        return found
+        return result
 
     def _pid(self, fd: int, verb: str) -> int:
         """From ``/proc/self/fdinfo`` (pidfd_open(2), proc(5))."""
@@ -122,8 +122,8 @@ def identified(target: Target, verb: str = "dump") -> Target:
     if isinstance(target, Pidfd):
         return target.process(verb)
     if isinstance(target, int) and not isinstance(target, bool) and target > 0:
-        found = ProcessIdentity.of(target)
-        return target if found.start_time is None else found
+        result = ProcessIdentity.of(target)
+        return target if result.start_time is None else result
     return target
 
 
@@ -147,20 +147,20 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
         return target.pid, target.start_time
     if isinstance(target, bool) or not isinstance(target, int) or target < 1:
         return target, None
-    found = stat_of(target)
-    return target, None if found is None else found[2]
+    result = stat_of(target)
+    return target, None if result is None else result[2]
 
 
 def check_start(pid: int, start_time: int, verb: str) -> None:
     """Raise ``ProcessMismatchError`` if the pid is another process's, or nobody's, by now."""
-    found = stat_of(pid)
-    if found is None:
+    result = stat_of(pid)
+    if result is None:
         raise _mismatch(verb, pid, "the process has ended")
-    if found[2] != start_time:
+    if result[2] != start_time:
         raise _mismatch(
             verb,
             pid,
-            f"the pid is another process's by now (start time {found[2]}, not {start_time})",
+            f"the pid is another process's by now (start time {result[2]}, not {start_time})",
         )
 
 

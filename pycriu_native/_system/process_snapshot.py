@@ -165,7 +165,7 @@ class Process:
             numbers = sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
         except OSError:
             return []
-        found = []
+        result = []
         for number in numbers:
             path = f"/proc/{self.pid}/fd/{number}"
             try:
@@ -176,18 +176,18 @@ class Process:
             for line in lines_of(f"/proc/{self.pid}/fdinfo/{number}"):
                 word, *rest = line.split(None, 1)
                 info.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
-            found.append(Descriptor(self.pid, number, link(path), seen, info))
-        return found
+            result.append(Descriptor(self.pid, number, link(path), seen, info))
+        return result
 
     @cached_property
     def mappings(self) -> list[Mapping]:
         """Its memory."""
-        found = []
+        result = []
         for line in lines_of(f"/proc/{self.pid}/maps"):
             words = line.split(None, 5)
             name = words[5] if len(words) > 5 else ""
-            found.append(Mapping(self.pid, words[0], words[1], words[3], int(words[4]), name))
-        return found
+            result.append(Mapping(self.pid, words[0], words[1], words[3], int(words[4]), name))
+        return result
 
 
 class Tree:
@@ -221,11 +221,11 @@ class Tree:
 
     def in_namespaces(self, kind: str) -> dict[str, Process]:
         """Each namespace of a kind that is in the tree, with the first process in it."""
-        found: dict[str, Process] = {}
+        result: dict[str, Process] = {}
         for process in self.alive:
             if process.namespaces[kind]:
-                found.setdefault(process.namespaces[kind], process)
-        return found
+                result.setdefault(process.namespaces[kind], process)
+        return result
 
 
 libc = ctypes.CDLL(None, use_errno=True)

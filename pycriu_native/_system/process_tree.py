@@ -34,18 +34,18 @@ LISTENING = "0A"
 
 def process_tree(pid: int) -> list[int]:
     """The pids of a process and of all below it; those that end meanwhile may be missing."""
-    found = [pid]
-    for parent in found:
+    result = [pid]
+    for parent in result:
         try:
             tasks = os.listdir(f"/proc/{parent}/task")
         except OSError:
             continue
         for task in tasks:
             try:
-                found += map(int, read_small(f"/proc/{parent}/task/{task}/children").split())
+                result += map(int, read_small(f"/proc/{parent}/task/{task}/children").split())
             except OSError:
                 continue
-    return found
+    return result
 
 
 def is_above(pid: int, below: int) -> bool:
@@ -53,12 +53,12 @@ def is_above(pid: int, below: int) -> bool:
     from it. Ancestors in outer pid namespaces have no number here.
     """
     leader = int(status_of(pid).get("Tgid", 0))
-    root, found = stat_of(leader), stat_of(below)
-    if root is None or found is None or root[2] > found[2]:
+    root, result = stat_of(leader), stat_of(below)
+    if root is None or result is None or root[2] > result[2]:
         return False  # whatever is above a process is older than it
     while below not in (0, leader):
-        found = stat_of(below)
-        below = 0 if found is None else found[1]
+        result = stat_of(below)
+        below = 0 if result is None else result[1]
     return below == leader
 
 
@@ -69,9 +69,9 @@ def listener_on(port: int, seconds: float) -> int | None:
     """
     until = time.monotonic() + seconds
     while True:
-        found = _find_listener(port)
-        if found is not None or time.monotonic() > until:
-            return found
+        result = _find_listener(port)
+        if result is not None or time.monotonic() > until:
+            return result
         sleep(0.005)
 
 
@@ -116,14 +116,14 @@ def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
 
     The kernel gives such a number to no new process. ``but``: processes that do not count.
     """
-    found: dict[int, tuple[int, str]] = {}
+    result: dict[int, tuple[int, str]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in but:
             with contextlib.suppress(OSError):
                 fields = read_small(f"/proc/{name}/stat", once=True).rpartition(b")")[2].split()
-                found.setdefault(int(fields[2]), (int(name), "process group"))
-                found[int(fields[3])] = int(name), "session"
-    return found
+                result.setdefault(int(fields[2]), (int(name), "process group"))
+                result[int(fields[3])] = int(name), "session"
+    return result
 
 
 def read_small(path: str, *, once: bool = False) -> bytes:
@@ -156,7 +156,7 @@ def half_restored(images: str, since: float) -> list[int]:
     images, which was free for CRIU to take, and is younger than the call: ``since`` is its
     beginning, in seconds of CLOCK_BOOTTIME. (Of a pid namespace of its own, CRIU tells.)
     """
-    found = []
+    result = []
     ticks = os.sysconf("SC_CLK_TCK")
     try:
         names = os.listdir(images)
@@ -170,8 +170,8 @@ def half_restored(images: str, since: float) -> list[int]:
             continue  # there is none, or the number is a thread's
         stat = stat_of(int(pid))
         if stat is not None and stat[2] >= int(since * ticks):
-            found.append(int(pid))
-    return found
+            result.append(int(pid))
+    return result
 
 
 def wait_until_gone(
@@ -189,10 +189,10 @@ def wait_until_gone(
     while left:
         still = []
         for pid in left:
-            found = stat_of(pid)
-            if found is None:
+            result = stat_of(pid)
+            if result is None:
                 continue
-            if found[1] == os.getpid():
+            if result[1] == os.getpid():
                 ours = True
             else:
                 still.append(pid)

@@ -27,8 +27,8 @@ def check_writable(directory: int, name: str) -> None:
     CRIU opens its log and its statistics without ``O_NONBLOCK``: a FIFO blocks it for ever.
     """
     try:
-        found = os.stat(name, dir_fd=directory)
+        result = os.stat(name, dir_fd=directory)
     except OSError:
         return
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISCHR(found.st_mode):
+    if not stat.S_ISREG(result.st_mode) and not stat.S_ISCHR(result.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", name)

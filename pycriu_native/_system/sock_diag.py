@@ -72,7 +72,7 @@ def unix_sockets(process: Process) -> dict[int, UnixSocket]:
     """The unix sockets of a process's network namespace by inode; nothing where we may not ask."""
     request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, SHOW, 0, 0)
     answers = _asked(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
-    return {found.inode: found for found in map(_unix_socket, answers or ())}
+    return {result.inode: result for result in map(_unix_socket, answers or ())}
 
 
 def links(process: Process) -> list[Link]:
@@ -125,7 +125,7 @@ def _asked(process: Process, family: int, kind: int, request: bytes) -> list[byt
 
 def _dump(family: int, kind: int, request: bytes) -> list[bytes]:
     """All answers to a question for everything."""
-    found: list[bytes] = []
+    result: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as line:
         head = struct.pack("=IHHII", 16 + len(request), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
         line.send(head + request)
@@ -135,8 +135,8 @@ def _dump(family: int, kind: int, request: bytes) -> list[bytes]:
             while at + 16 <= len(data):
                 size, answer = struct.unpack_from("=IH", data, at)
                 if answer in (NLMSG_DONE, NLMSG_ERROR):
-                    return found
-                found.append(data[at + 16 : at + size])
+                    return result
+                result.append(data[at + 16 : at + size])
                 at += (size + 3) & ~3
 
 

@@ -30,7 +30,7 @@ _SOCKET = re.compile(r"socket:\[(\d+)\]")
 def connections_of(pids: Iterable[int]) -> dict[int, Ends]:
     """The TCP connections that these processes have open, each by its socket's inode."""
     known: dict[str, dict[int, Ends]] = {}
-    found: dict[int, Ends] = {}
+    result: dict[int, Ends] = {}
     for pid in pids:
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/net")
@@ -40,20 +40,20 @@ def connections_of(pids: Iterable[int]) -> dict[int, Ends]:
             continue  # it has ended
         for inode in _sockets_of(pid):
             if inode in known[namespace]:
-                found[inode] = known[namespace][inode]
-    return found
+                result[inode] = known[namespace][inode]
+    return result
 
 
 def _sockets_of(pid: int) -> dict[int, int]:
     """A descriptor of each socket that a process has open, by inode."""
-    found: dict[int, int] = {}
+    result: dict[int, int] = {}
     with contextlib.suppress(OSError):
         for fd in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
                 match = _SOCKET.fullmatch(os.readlink(f"/proc/{pid}/fd/{fd}"))
                 if match:
-                    found[int(match[1])] = int(fd)
-    return found
+                    result[int(match[1])] = int(fd)
+    return result
 
 
 def _table(pid: int) -> Iterator[tuple[int, Ends]]:

@@ -89,21 +89,21 @@ def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
         if make and not os.path.lexists(path):
             os.mkdir(path, 0o700)
         return above_stdio(os.open(path, flags))
-    found = _walk(path, follow=False, make=make)
+    result = _walk(path, follow=False, make=make)
     try:
-        return above_stdio(os.open(".", flags, dir_fd=found))
+        return above_stdio(os.open(".", flags, dir_fd=result))
     finally:
-        os.close(found)
+        os.close(result)
 
 
 def _walk(path: str, *, follow: bool, make: bool = False) -> int:
     """A descriptor (O_PATH, above 2) of what the path leads to."""
     flags = native.PN_FOLLOW * follow | native.PN_MAKE * make
     refusal = ffi.new("struct pn_refusal *")
-    found = native.pn_trust_path(_encoded(path), flags, _trusted(), refusal)
-    if found < 0:
-        raise _error(found, refusal)
-    return above_stdio(found)
+    result = native.pn_trust_path(_encoded(path), flags, _trusted(), refusal)
+    if result < 0:
+        raise _error(result, refusal)
+    return above_stdio(result)
 
 
 def _encoded(path: str) -> bytes:

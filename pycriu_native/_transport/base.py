@@ -66,13 +66,13 @@ class Service:
     def identity(self) -> tuple[object, ...] | None:
         """Which service this is: its socket as it is now."""
         try:
-            found = os.stat(self.path)
+            result = os.stat(self.path)
         except OSError as error:
             raise ProgramNotFoundError(
                 f"no criu service listens on {os.fspath(self.path)!r}: {error.strerror}; start one "
                 "with criu service, or leave via out for a worker of your own"
             ) from None
-        return os.fspath(self.path), found.st_dev, found.st_ino, found.st_mtime_ns
+        return os.fspath(self.path), result.st_dev, result.st_ino, result.st_mtime_ns
 
     def name(self) -> str:
         """What to call it in messages."""

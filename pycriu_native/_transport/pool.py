@@ -87,17 +87,17 @@ class _Stock:
                 with contextlib.suppress(RuntimeError):  # no thread can be started just now
                     self._run()
                 while self.idle:
-                    found = self.idle[0]
-                    if found.born != here:
+                    result = self.idle[0]
+                    if result.born != here:
                         self._miss(here, dropped)
                         return None
                     self.idle.popleft()
                     self.missed = None
-                    if not found.line.has_ended():
+                    if not result.line.has_ended():
                         self.not_before = time.monotonic() + DURING_A_CALL
-                        found.line.later = self.retire
-                        return found.line
-                    dropped.append(found)
+                        result.line.later = self.retire
+                        return result.line
+                    dropped.append(result)
                 self.turn.notify_all()
                 return None
         finally:

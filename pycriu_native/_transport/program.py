@@ -32,17 +32,17 @@ def find_program(
         return _checked(os.path.abspath(path) if os.sep in path else path, allow_untrusted)
     if BUILT_PROGRAM and os.path.exists(BUILT_PROGRAM):
         return _checked(BUILT_PROGRAM, allow_untrusted)
-    found = _on_search_path("criu")
-    if found is None:
+    result = _on_search_path("criu")
+    if result is None:
         looked = ", ".join([*([BUILT_PROGRAM] if BUILT_PROGRAM else []), *SEARCH_PATH.split(":")])
         raise ProgramNotFoundError(f"there is no criu program in {looked}; {HOW_TO_INSTALL}")
-    return _checked(found, allow_untrusted)
+    return _checked(result, allow_untrusted)
 
 
 def on_disk(path: str) -> tuple[object, ...]:
     """Which file a program is, as it is now."""
-    found = os.stat(path)
-    return path, found.st_dev, found.st_ino, found.st_mtime_ns
+    result = os.stat(path)
+    return path, result.st_dev, result.st_ino, result.st_mtime_ns
 
 
 def _on_search_path(name: str) -> str | None:
@@ -55,12 +55,12 @@ def _on_search_path(name: str) -> str | None:
 
 def _checked(path: str, allow_untrusted: bool) -> str:
     try:
-        found = os.stat(path)
+        result = os.stat(path)
     except OSError as error:
         raise ProgramNotFoundError(
             f"the criu program {path!r} cannot be used: {error.strerror}; {HOW_TO_INSTALL}"
         ) from None
-    if not stat.S_ISREG(found.st_mode) or not os.access(path, os.X_OK):
+    if not stat.S_ISREG(result.st_mode) or not os.access(path, os.X_OK):
         raise PermissionDeniedError(f"{path!r} is no program that can be run")
     if not allow_untrusted and not trusted_path.is_plain(path):
         try:

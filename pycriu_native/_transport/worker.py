@@ -137,8 +137,8 @@ class Worker:
 
 def worker_of(via: object) -> Worker | None:
     """The worker that ``via`` starts, if it starts one of ours."""
-    found = via if isinstance(via, Worker) else getattr(via, "worker", None)
-    return found if isinstance(found, Worker) else None
+    result = via if isinstance(via, Worker) else getattr(via, "worker", None)
+    return result if isinstance(result, Worker) else None
 
 
 def start_worker(

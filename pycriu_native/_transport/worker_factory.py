@@ -21,11 +21,11 @@ WorkerFingerprint = tuple[object, ...]
 
 def fingerprint(worker: Worker) -> WorkerFingerprint | None:
     """What a worker that is started now, by this thread, would be like; None: nobody knows."""
-    found = inherited_state(worker.env)
-    if found is None:
+    result = inherited_state(worker.env)
+    if result is None:
         return None
     # Who else could change the program, each call has looked at, and so has who starts one.
-    return on_disk(find_program(worker.program, allow_untrusted=True)), found
+    return on_disk(find_program(worker.program, allow_untrusted=True)), result
 
 
 def start_fork_server(
@@ -82,10 +82,10 @@ class WorkerFactory(Closing):
         return None
 
     def _fingerprint(self) -> WorkerFingerprint:
-        found = fingerprint(self._worker)
-        if found is None:
+        result = fingerprint(self._worker)
+        if result is None:
             raise FileNotFoundError(errno.ENOENT, "what workers take over cannot be told", "/proc")
-        return found
+        return result
 
     def close(self) -> None:
         """End the seed; the workers stay."""

@@ -201,15 +201,15 @@ def set_field(message: Any, field: str, value: WireValue) -> None:
 
 def read(message: Any) -> dict[str, WireValue]:
     """Every field that is present in a message, by its wire name."""
-    found: dict[str, WireValue] = {}
+    result: dict[str, WireValue] = {}
     field = ffi.new("struct pn_field *")
     index = 0
     while not native.pn_next_field(message, index, field):
         index = field.index
         items = [_read_item(message, index, item, field.type) for item in range(field.count)]
-        found[ffi.string(field.name).decode()] = items if field.repeated else items[0]
+        result[ffi.string(field.name).decode()] = items if field.repeated else items[0]
         index += 1
-    return found
+    return result
 
 
 def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:

@@ -121,7 +121,7 @@ def _records(data: bytes) -> dict[str, bytes]:
 
     ``sparse`` stands for all fields of GNU's sparse files. POSIX, "pax Extended Header".
     """
-    found: dict[str, bytes] = {}
+    result: dict[str, bytes] = {}
     at = 0
     while at < len(data) and data[at]:
         digits, space, _ = data[at : at + 20].partition(b" ")
@@ -130,11 +130,11 @@ def _records(data: bytes) -> dict[str, bytes]:
         if not space or not equals or end > len(data) or value[-1:] != b"\n":
             raise tarfile.ReadError("it has a pax header that is none")
         if key in _USED:
-            found[key.decode()] = value[:-1]
+            result[key.decode()] = value[:-1]
         elif key.startswith(b"GNU.sparse."):
-            found["sparse"] = b""
+            result["sparse"] = b""
         at = end
-    return found
+    return result
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:

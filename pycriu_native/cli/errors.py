@@ -93,14 +93,14 @@ def _as_value(found: re.Match[str]) -> str:
 
 def to_dict(error: BaseException) -> dict[str, Any]:
     """The ``error`` of ``--json``."""
-    found: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
+    result: dict[str, Any] = {"type": type(error).__name__, "message": message(error)}
     if isinstance(error, errors.CriuError):
         for name in ("verb", "pid", "code", "errno", "log", "lines", "cause", "cure"):
-            found[name] = json_form.plain(getattr(error, name))
-        found["options"] = [
+            result[name] = json_form.plain(getattr(error, name))
+        result["options"] = [
             {"field": field_of(name), "flag": flag_of(name)} for name in error.options
         ]
-        found["problems"] = [
+        result["problems"] = [
             {
                 "field": field_of(problem.field),
                 "flag": flag_of(problem.field),
@@ -111,11 +111,11 @@ def to_dict(error: BaseException) -> dict[str, Any]:
         ]
         for name in ("phase", "by_peer", "findings"):
             if hasattr(error, name):
-                found[name] = json_form.plain(getattr(error, name))
+                result[name] = json_form.plain(getattr(error, name))
     notes = getattr(error, "__notes__", [])
     if notes:
-        found["notes"] = list(notes)
-    return found
+        result["notes"] = list(notes)
+    return result
 
 
 def message(error: BaseException) -> str:

@@ -20,7 +20,7 @@ def field_docs() -> dict[str, str]:
         tree = ast.parse(inspect.getsource(fields))
     except (OSError, TypeError):  # an installation without sources
         return {}
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for cls in tree.body:
         if isinstance(cls, ast.ClassDef) and cls.name == "Fields":
             for field, text in zip(cls.body, cls.body[1:], strict=False):
@@ -29,8 +29,8 @@ def field_docs() -> dict[str, str]:
                         ast.AnnAssign(target=ast.Name(id=name)),
                         ast.Expr(value=ast.Constant(value=str(doc))),
                     ):
-                        found[name] = " ".join(doc.replace("``", "").split())
-    return found
+                        result[name] = " ".join(doc.replace("``", "").split())
+    return result
 
 
 def first_sentence(field: str) -> str:

@@ -41,12 +41,12 @@ def pids_in(directory: str) -> list[int]:
             data = file.read()
         if struct.unpack_from("<II", data) != MAGIC:
             return []
-        found, at = [], 8
+        result, at = [], 8
         while at < len(data):
             (length,) = struct.unpack_from("<I", data, at)
             fields = message_fields(data[at + 4 : at + 4 + length])
-            found += [value for number, value in fields if number == 1 and isinstance(value, int)]
+            result += [value for number, value in fields if number == 1 and isinstance(value, int)]
             at += 4 + length
     except (OSError, struct.error, ValueError):
         return []
-    return found
+    return result

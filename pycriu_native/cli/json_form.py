@@ -48,5 +48,5 @@ def plain(value: Any) -> Any:
 
 def fields(value: Any) -> dict[str, Any]:
     """A dataclass for JSON, to add to."""
-    found: dict[str, Any] = plain(value)
-    return found
+    result: dict[str, Any] = plain(value)
+    return result

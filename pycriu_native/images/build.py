@@ -119,12 +119,12 @@ def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
 
 def _identity(directory: str) -> tuple[int, int]:
     try:
-        found = os.stat(directory)
+        result = os.stat(directory)
     except OSError as error:
         raise ImagesError(
             f"{directory} cannot be opened: {error.strerror}", errno=error.errno
         ) from None
-    return found.st_dev, found.st_ino
+    return result.st_dev, result.st_ino
 
 
 class _Builder:
@@ -148,8 +148,8 @@ class _Builder:
 
     def _list(self) -> list[Image]:
         try:
-            with os.scandir(self.directory) as found:
-                listed = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(self.directory) as result:
+                listed = sorted(result, key=lambda entry: entry.name)
                 return [
                     Image(
                         name=entry.name,
@@ -170,13 +170,13 @@ class _Builder:
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files = ImageFiles(fd)
-            found = [
+            result = [
                 each for each in dump_marker.problems(fd, files) if each.options != ("lazy_pages",)
             ]
             self.pre_dump = is_pre_dump(files)
         finally:
             os.close(fd)
-        return list(dict.fromkeys(each.cause for each in found))
+        return list(dict.fromkeys(each.cause for each in result))
 
     # --- Single images --------------------------------------------------------------
 
@@ -205,8 +205,8 @@ class _Builder:
         if name not in self.names:
             return None
         with expect(self.path(name), "GHOST_FILE") as file:
-            found, at = file.parse(file.start, "ghost_file_entry")
-            if not found.chunks:
+            result, at = file.parse(file.start, "ghost_file_entry")
+            if not result.chunks:
                 return file.size - at
             size = 0
             while at < file.size:
@@ -492,9 +492,9 @@ class _Builder:
 
     def _descriptors(self, table_id: int) -> tuple[tuple[Descriptor, ...], list[Timer]]:
         name = f"fdinfo-{table_id}.img"
-        found = sorted(self.entries(name), key=lambda each: each.fd)
+        result = sorted(self.entries(name), key=lambda each: each.fd)
         timers = []
-        for each in found:
+        for each in result:
             file = self.files.by_id.get(each.id)
             if isinstance(file, OtherFile) and file.type == "TIMERFD":
                 it = file.details
@@ -505,28 +505,28 @@ class _Builder:
                     )
         return tuple(
             Descriptor(fd=each.fd, file=each.id, close_on_exec=bool(each.flags & 1))
-            for each in found
+            for each in result
         ), timers
 
     def _path_of(self, number: int) -> str | None:
-        found = self.files.by_id.get(number)
-        if isinstance(found, RegularFile):
-            return found.path
-        if isinstance(found, OtherFile):
-            name: str | None = found.details.get("name")
+        result = self.files.by_id.get(number)
+        if isinstance(result, RegularFile):
+            return result.path
+        if isinstance(result, OtherFile):
+            name: str | None = result.details.get("name")
             return name
         return None
 
     # --- What is around them -----------------------------------------------------------
 
     def _namespaces(self, processes: tuple[Process, ...], host: Any) -> list[Namespace]:
-        found: dict[tuple[str, int], Namespace] = {}
+        result: dict[tuple[str, int], Namespace] = {}
         for process in processes:
             for kind, number in process.namespaces.items():
-                if (kind, number) not in found:
+                if (kind, number) not in result:
                     outside = host is not None and getattr(host, f"{kind}_ns_id", 0) == number
-                    found[kind, number] = self._namespace(kind, number, outside)
-        return list(found.values())
+                    result[kind, number] = self._namespace(kind, number, outside)
+        return list(result.values())
 
     def _namespace(self, kind: str, number: int, host: bool) -> Namespace:
         if host:
@@ -545,7 +545,7 @@ class _Builder:
         return Namespace(kind=kind, id=number, host=False, external=external, details=details)
 
     def _mounts(self, namespaces: list[Namespace]) -> list[Mount]:
-        found = []
+        result = []
         for space in namespaces:
             if space.kind != "mnt" or space.host:
                 continue
@@ -556,7 +556,7 @@ class _Builder:
                 }
                 outside = each.HasField("ext_key") or each.ext_mount
                 type_ = _enum("fstype", each.fstype).lower()
-                found.append(
+                result.append(
                     Mount(
                         id=each.mnt_id,
                         parent=each.parent_mnt_id,
@@ -567,7 +567,7 @@ class _Builder:
                         **text,
                     )
                 )
-        return found
+        return result
 
     def _devices(self, namespaces: list[Namespace]) -> list[NetworkDevice]:
         return [
@@ -593,7 +593,7 @@ class _Builder:
                 }
 
     def _cgroups(self) -> list[Cgroup]:
-        found: list[Cgroup] = []
+        result: list[Cgroup] = []
         for entry in self.entries("cgroup.img"):
             for controller in entry.controllers:
                 controllers = tuple(map(os.fsdecode, controller.cnames))
@@ -601,11 +601,11 @@ class _Builder:
                 while waiting:
                     above, each = waiting.pop()
                     path = f"{above}/{os.fsdecode(each.dir_name).strip('/')}".replace("//", "/")
-                    found.append(
+                    result.append(
                         Cgroup(controllers=controllers, path=path, properties=len(each.properties))
                     )
                     waiting += [(path, child) for child in reversed(each.children)]
-        return found
+        return result
 
     def _locks(self) -> list[FileLock]:
         return [

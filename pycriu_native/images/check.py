@@ -134,8 +134,8 @@ def check_images(
     """
     from ..options.criu_opts import CriuOpts
 
-    found = images if isinstance(images, ImageSet) else inspect(images)
-    check = _Check(found, opts or CriuOpts(), via)
+    result = images if isinstance(images, ImageSet) else inspect(images)
+    check = _Check(result, opts or CriuOpts(), via)
     order = list(Severity)
     return tuple(sorted(check.all(), key=lambda each: order.index(each.severity)))
 
@@ -445,10 +445,10 @@ class _Check:
                 f"has {status.st_size} bytes, and had {file.size} at the dump",
                 "put back the file as it was",
             )
-        elif file.build_id and (found := build_id(path)) and not file.build_id.startswith(found):
+        elif file.build_id and (result := build_id(path)) and not file.build_id.startswith(result):
             yield _error(
                 path,
-                f"has the build id {found}, and had {file.build_id}: another build of it",
+                f"has the build id {result}, and had {file.build_id}: another build of it",
                 "install the same build",
             )
 

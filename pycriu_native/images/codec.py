@@ -48,9 +48,9 @@ def _entries(file: ImageFile, payload: bool) -> list[dict[str, Any]]:
         return entries
     entries, at = [], file.start
     while at < file.size:
-        found, at = file.parse(at, kind.message)
-        entry = to_dict(found, kind.message)
-        entry["extra"], at = load(file, kind, found, at, payload)
+        result, at = file.parse(at, kind.message)
+        entry = to_dict(result, kind.message)
+        entry["extra"], at = load(file, kind, result, at, payload)
         entries.append(entry)
     return entries
 
@@ -85,14 +85,14 @@ def _encoded(kind: Format, number: int, entry: dict[str, Any]) -> list[bytes]:
         name = "ghost_chunk_entry"
     has_extra = "extra" in entry
     extra = entry.pop("extra", None)
-    found = from_dict(name, entry, where)
-    data = found.SerializeToString()
+    result = from_dict(name, entry, where)
+    data = result.SerializeToString()
     parts = [struct.pack("<I", len(data)), data]
     if kind.trailer == "ghost":
         if has_extra:
             parts.append(from_text(extra, where))
     elif kind.trailer and kind.trailer != "pagemap":
-        parts.append(store(kind, found, extra, where))
+        parts.append(store(kind, result, extra, where))
     elif has_extra:
         raise ImagesError(f"{where}: extra: nothing follows the entries of this kind")
     return parts

@@ -182,11 +182,11 @@ def diff(
     changed: list[ProcessChange] = []
     unchanged = 0
     for pid in ours.keys() & theirs.keys():
-        found = _process(old, ours[pid], new, theirs[pid], memory)
-        if found:
-            changed.append(found)
+        result = _process(old, ours[pid], new, theirs[pid], memory)
+        if result:
+            changed.append(result)
         else:
-            unchanged += sum(each.same for each in found.pages)
+            unchanged += sum(each.same for each in result.pages)
     return Difference(
         before=old.directory,
         after=new.directory,
@@ -306,7 +306,7 @@ _Piece = tuple[int, bytes | None, int, MemoryMapping]
 
 def _pages(before: Process, after: Process) -> Iterator[PageChange]:
     tallies: dict[int, _Tally] = {}
-    found: Mapping[int, _Tally] = tallies
+    result: Mapping[int, _Tally] = tallies
     if before.pagemap is None or after.pagemap is None:
         return
     here = _Place(after.mappings), _Place(before.mappings)
@@ -319,7 +319,7 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
             _one_sided(tally, "added", now, here[1].at(start))
         elif was is not None:
             _one_sided(tally, "gone", was, here[0].at(start))
-    for tally in found.values():
+    for tally in result.values():
         yield PageChange(
             start=tally.mapping.start,
             end=tally.mapping.end,

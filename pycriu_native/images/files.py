@@ -83,8 +83,8 @@ class Files:
                 later.append((type_, getattr(entry, member)))  # they name a regular file
             else:
                 self.by_id[entry.id] = self._one(type_, getattr(entry, member))
-        for type_, found in later:
-            self.by_id[found.id] = self._one(type_, found)
+        for type_, result in later:
+            self.by_id[result.id] = self._one(type_, result)
         return tuple(self.by_id[number] for number in sorted(self.by_id))
 
     def _one(self, type_: str, found: Any) -> File:
@@ -197,9 +197,9 @@ class Files:
 
     def shared_of(self, file: int) -> int | None:
         """The id of the shared memory behind a memfd."""
-        found = self.by_id.get(file)
-        if isinstance(found, OtherFile):
-            shared: int | None = found.details.get("shmid")
+        result = self.by_id.get(file)
+        if isinstance(result, OtherFile):
+            shared: int | None = result.details.get("shmid")
             return shared
         return None
 

@@ -66,5 +66,5 @@ def category(name: str) -> str:
 
 @functools.lru_cache(256)
 def _category(name: str) -> str:
-    found = _CATEGORY.fullmatch(name)
-    return CATEGORIES[found.lastindex - 1 if found and found.lastindex else -1][0]
+    result = _CATEGORY.fullmatch(name)
+    return CATEGORIES[result.lastindex - 1 if result and result.lastindex else -1][0]

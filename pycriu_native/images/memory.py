@@ -121,7 +121,7 @@ class Memory:
 
     def find(self, pattern: bytes | re.Pattern[bytes]) -> Iterator[int]:
         """The addresses of all matches; see ``search``."""
-        return (found.address for found in self.search(pattern))
+        return (result.address for result in self.search(pattern))
 
     def pieces(self) -> Iterator[tuple[int, bytes | None, int, MemoryMapping]]:
         """All pages that the images speak of: address, bytes, their number, and the mapping.

@@ -444,13 +444,13 @@ class Process(Value):
     @property
     def memory_by_kind(self) -> dict[str, dict[str, int]]:
         """``{"heap": {"size": …, "stored": …, "in_parent": …, "lazy": …, "zero": …}}``."""
-        found: dict[str, dict[str, int]] = {}
+        result: dict[str, dict[str, int]] = {}
         names = ("size", "stored", "in_parent", "lazy", "zero")
         for mapping in self.mappings:
-            row = found.setdefault(str(mapping.kind), dict.fromkeys(names, 0))
+            row = result.setdefault(str(mapping.kind), dict.fromkeys(names, 0))
             for name in names:
                 row[name] += getattr(mapping, name)
-        return found
+        return result
 
 
 # --- The set ------------------------------------------------------------------------
@@ -593,10 +593,10 @@ class ImageSet(Value):
     @property
     def size_by_category(self) -> dict[str, int]:
         """Bytes, by what they are."""
-        found: dict[str, int] = {}
+        result: dict[str, int] = {}
         for each in self.images:
-            found[each.category] = found.get(each.category, 0) + each.size
-        return found
+            result[each.category] = result.get(each.category, 0) + each.size
+        return result
 
     @property
     def root(self) -> Process | None:

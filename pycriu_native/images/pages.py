@@ -48,14 +48,14 @@ def load_map(directory: str, name: str) -> PageMap:
         if file.start == file.size:
             raise damaged(path, file.start, "there is no pagemap_head")
         head, at = file.parse(file.start, "pagemap_head")
-        found = PageMap(name, directory, head.pages_id)
+        result = PageMap(name, directory, head.pages_id)
         while at < file.size:
             window = file.window(at, "pagemap_entry")
-            taken, why = found.runs.take(window)
+            taken, why = result.runs.take(window)
             at += taken
             if why is not None:
                 _refuse(file, at, why)
-    return found
+    return result
 
 
 def _refuse(file: ImageFile, at: int, why: str) -> None:

@@ -82,12 +82,12 @@ class ImageFile:
             magic, second = _TWO_WORDS.unpack(begin)
             if magic in (COMMON, SERVICE):
                 at, magic = 4, second
-        found = BY_MAGIC.get(magic)
-        if found is None:
+        result = BY_MAGIC.get(magic)
+        if result is None:
             name = os.path.basename(self.path)
             raw = " (memory, or another program's format)" if RAW.fullmatch(name) else ""
             raise damaged(self.path, at, f"{magic:#x} is the magic number of no image{raw}")
-        return found, at + 4
+        return result, at + 4
 
     def word(self, at: int, what: str) -> int:
         """Four bytes as a number."""
@@ -148,13 +148,13 @@ class ImageFile:
     def read(self, at: int, data: bytes, kind: str) -> Any:
         """The message of these bytes, which are from that offset."""
         try:
-            found = message(kind).FromString(data)
+            result = message(kind).FromString(data)
         except DecodeError as error:
             raise damaged(self.path, at, f"this is no {kind}: {error}") from None
-        if not found.IsInitialized():
-            lacks = ", ".join(found.FindInitializationErrors()[:3])
+        if not result.IsInitialized():
+            lacks = ", ".join(result.FindInitializationErrors()[:3])
             raise damaged(self.path, at, f"this {kind} lacks {lacks}")
-        return found
+        return result
 
     def only(self) -> Any:
         """The one entry that there must be."""

@@ -59,9 +59,9 @@ def entries(file: ImageFile) -> Iterator[Any]:
         return
     at = file.start
     while at < file.size:
-        found, at = file.parse(at, file.format.message)
-        yield found
-        at = skip(file, file.format, found, at)
+        result, at = file.parse(at, file.format.message)
+        yield result
+        at = skip(file, file.format, result, at)
 
 
 def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
@@ -115,21 +115,21 @@ def _queue(file: ImageFile, entry: Any, at: int) -> Iterator[tuple[tuple[Any, in
     for _ in range(entry.qnum):
         if at == file.size:
             raise damaged(file.path, at, f"the queue should have {entry.qnum} messages")
-        found, begin = file.parse(at, "ipc_msg")
-        at = begin + rounded(found.msize, 8)
+        result, begin = file.parse(at, "ipc_msg")
+        at = begin + rounded(result.msize, 8)
         if at > file.size:
-            raise damaged(file.path, begin, f"a message of {found.msize} bytes ends too early")
-        yield (found, begin), at
+            raise damaged(file.path, begin, f"a message of {result.msize} bytes ends too early")
+        yield (result, begin), at
 
 
 def _load_messages(file: ImageFile, entry: Any, at: int, wanted: bool) -> tuple[Any, int]:
     listed: list[Any] = []
     size = 0
-    for (found, begin), end in _queue(file, entry, at):
+    for (result, begin), end in _queue(file, entry, at):
         at = end
-        size += found.ByteSize() + found.msize
+        size += result.ByteSize() + result.msize
         if wanted:
-            listed += [to_dict(found), to_text(payload(file, begin, found.msize, "a message"))]
+            listed += [to_dict(result), to_text(payload(file, begin, result.msize, "a message"))]
     return (listed, at) if wanted else (f"... <{human(size)}>", at)
 
 
@@ -137,17 +137,17 @@ def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
     if not isinstance(extra, list) or len(extra) % 2:
         raise ImagesError(f"{what}: extra must list each message and its data")
     for described, text in zip(extra[::2], extra[1::2], strict=True):
-        found = from_dict("ipc_msg", described, what)
-        data = found.SerializeToString()
+        result = from_dict("ipc_msg", described, what)
+        data = result.SerializeToString()
         yield struct.pack("<I", len(data)) + data
-        yield from_text(text, what)[: found.msize].ljust(rounded(found.msize, 8), b"\0")
+        yield from_text(text, what)[: result.msize].ljust(rounded(result.msize, 8), b"\0")
 
 
 def load_ghost(file: ImageFile, wanted: bool) -> list[dict[str, Any]]:
     """A deleted file: its attributes, then its bytes, in one piece or by the chunks it has."""
-    found, at = file.parse(file.start, "ghost_file_entry")
-    first = to_dict(found)
-    if not found.chunks:
+    result, at = file.parse(file.start, "ghost_file_entry")
+    first = to_dict(result)
+    if not result.chunks:
         if wanted:
             first["extra"] = to_text(payload(file, at, file.size - at, "a deleted file"))
         return [first]

@@ -76,10 +76,10 @@ def _host_and_port(place: str | tuple[str, int]) -> tuple[str, int]:
 def _is_here(host: str) -> bool:
     """Whether a name or address stands for this machine's loopback only."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        result = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in found)
+    return all(ipaddress.ip_address(str(one[4][0]).partition("%")[0]).is_loopback for one in result)
 
 
 def _stays_here(sock: socket.socket) -> bool:

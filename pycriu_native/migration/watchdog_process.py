@@ -42,13 +42,13 @@ def start_of(pid: int) -> str:
 
 def tree(pid: int) -> list[int]:
     """A process and all below it."""
-    found = [pid]
-    for parent in found:
+    result = [pid]
+    for parent in result:
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{parent}/task"):
                 with open(f"/proc/{parent}/task/{task}/children") as file:
-                    found += map(int, file.read().split())
-    return found
+                    result += map(int, file.read().split())
+    return result
 
 
 def _state(pid: int) -> str:

@@ -94,13 +94,13 @@ class Bundle:
 
         Symbolic links in the root are followed, as in the container.
         """
-        found = {}
+        result = {}
         for mount in self.config.get("mounts", ()):
             options = mount.get("options") or ()
             if mount.get("type") == "bind" or "bind" in options or "rbind" in options:
                 place = inside(self.root, mount["destination"])
-                found[place] = os.path.join(self.path, mount["source"])
-        return found
+                result[place] = os.path.join(self.path, mount["source"])
+        return result
 
     @property
     def masked(self) -> list[str]:
@@ -116,8 +116,8 @@ class Bundle:
 
     @property
     def _linux(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.config.get("linux") or {}
-        return found
+        result: Mapping[str, Any] = self.config.get("linux") or {}
+        return result
 
     @contextlib.contextmanager
     def restoring(
@@ -230,17 +230,17 @@ class Bundle:
         self, images: str, stdio: Sequence[Descriptor | None], owned: contextlib.ExitStack
     ) -> list[tuple[Descriptor, str]]:
         """What replaces the standard streams and the namespaces that are not in the images."""
-        found: dict[str, Descriptor] = {}
+        result: dict[str, Descriptor] = {}
         for fd, name in zip(stdio, _read_descriptors(images), strict=False):
             if fd is not None and "pipe:" in name:
-                found.setdefault(name, fd)
+                result.setdefault(name, fd)
         for kind, (_, key) in _INHERITED.items():
             path = self.namespaces.get(kind)
             if path:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 owned.callback(os.close, file)
-                found[key] = file
-        return [(fd, key) for key, fd in found.items()]
+                result[key] = file
+        return [(fd, key) for key, fd in result.items()]
 
     def _lacks_network(self, images: str) -> bool:
         """Whether a network namespace is to come back of which the images have nothing.
@@ -341,18 +341,18 @@ class Container:
 
     def _outside(self) -> dict[str, str]:
         """The mounts that are not saved, and the keys under which the runtime looks for them."""
-        found = {place: place for place in self.bundle.binds}
+        result = {place: place for place in self.bundle.binds}
         masked = self.bundle.masked
         own_cgroups = "cgroup" in self.bundle.namespaces
         for line in mounts_of(self.pid):
             if line.kind == "cgroup" and not own_cgroups:
-                found[line.place] = line.place
+                result[line.place] = line.place
             elif line.place in masked and line.root.endswith("/null"):
-                found[line.place] = "/dev/null" if self.runtime == "runc" else line.place
+                result[line.place] = "/dev/null" if self.runtime == "runc" else line.place
             elif line.place in masked and line.root != "/":
                 # From crun 1.24 on: one empty directory over all masked directories.
-                found[line.place] = os.path.join(self.state_root, os.path.basename(line.root))
-        return found
+                result[line.place] = os.path.join(self.state_root, os.path.basename(line.root))
+        return result
 
 
 # ---- what runtimes keep ----
@@ -391,10 +391,10 @@ _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
 
 def _read_descriptors(images: str) -> list[str]:
     try:
-        found = json.loads(Path(images, DESCRIPTORS).read_bytes())
+        result = json.loads(Path(images, DESCRIPTORS).read_bytes())
     except (OSError, ValueError) as error:
         raise ImagesError(f"{images} has no usable {DESCRIPTORS}: {error}") from None
-    return [str(name) for name in found]
+    return [str(name) for name in result]
 
 
 # ---- the system ----

@@ -121,13 +121,13 @@ def unpack_image(
         OptionError, ImagesError: as ``unpack`` does, and where a digest does not hold.
     """
     images = _images(Path(layout) / "index.json")
-    found = [one for one in images if _name_of(one) == name]
-    if not found and len(images) == 1:
-        found = images
-    if not found:
+    result = [one for one in images if _name_of(one) == name]
+    if not result and len(images) == 1:
+        result = images
+    if not result:
         names = sorted(map(str, map(_name_of, images)))
         raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
-    with _blob(Path(layout), found[0]) as file:
+    with _blob(Path(layout), result[0]) as file:
         manifest = _json(file)
     layers = _dicts(manifest.get("layers"))
     if len(layers) != 1:
@@ -203,12 +203,12 @@ def _json(file: BinaryIO) -> dict[str, Any]:
     if len(data) > _LARGEST_JSON:
         raise ImagesError(f"{file.name} is too large to be part of an OCI layout")
     try:
-        found = json.loads(data)
+        result = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ImagesError(f"{file.name} is no part of an OCI layout: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(result, dict):
         raise ImagesError(f"{file.name} is no part of an OCI layout: it holds no object")
-    return found
+    return result
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:

@@ -47,10 +47,10 @@ def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
 
 def chosen(opts: Fields, verb: Verb | str) -> Verb:
     """The verb that is meant: ``dump`` with ``pre_dump`` set is a pre-dump."""
-    found = COMMANDS.get(str(verb))
-    if found is None:
+    result = COMMANDS.get(str(verb))
+    if result is None:
         raise OptionError([Problem("verb", verb, f"one of {', '.join(COMMANDS)} is accepted")])
-    return Verb.PRE_DUMP if found is Verb.DUMP and opts.pre_dump else found
+    return Verb.PRE_DUMP if result is Verb.DUMP and opts.pre_dump else result
 
 
 def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:

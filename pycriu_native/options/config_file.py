@@ -130,8 +130,8 @@ def _statement(line: str) -> list[str]:
     if not line or line.startswith("#"):
         return []
     blank = " " if " " in line else "\t"
-    name, found, rest = line.partition(blank)
-    if not found:
+    name, result, rest = line.partition(blank)
+    if not result:
         return ["--" + line]
     start = len(name) + 1 + len(rest) - len(rest.lstrip(SPACE))
     rest = rest.lstrip(SPACE)

@@ -291,8 +291,8 @@ class Fields:
     @functools.cached_property
     def _items(self) -> tuple[tuple[Row, Any], ...]:
         fields = vars(self)
-        found = sorted([field for field in fields if field in _PLACES], key=_PLACES.__getitem__)
-        return tuple([(BY_FIELD[field], fields[field]) for field in found])
+        result = sorted([field for field in fields if field in _PLACES], key=_PLACES.__getitem__)
+        return tuple([(BY_FIELD[field], fields[field]) for field in result])
 
     @functools.cached_property
     def _remembered(self) -> Remembered:

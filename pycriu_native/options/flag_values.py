@@ -111,10 +111,10 @@ class Size(Digits):
     """Bytes, perhaps with a unit."""
 
     def read(self, word: str | None, before: Any) -> object:
-        found = re.fullmatch(r"([0-9]+)([KMG]?)", word or "")
-        if not found:
+        result = re.fullmatch(r"([0-9]+)([KMG]?)", word or "")
+        if not result:
             raise ValueError("a number of bytes is accepted, perhaps with K, M or G")
-        return int(found[1]) * UNITS[found[2]]
+        return int(result[1]) * UNITS[result[2]]
 
 
 class Verbosity(Digits):
@@ -183,10 +183,10 @@ class Name(Spelling):
         raise ValueError(f"{', '.join(self._names())} can be said")
 
     def read(self, word: str | None, before: Any) -> object:
-        found = {**self._names(), **dict(self.also)}.get(word or "")
-        if found is None:
+        result = {**self._names(), **dict(self.also)}.get(word or "")
+        if result is None:
             raise ValueError(f"{', '.join(self._names())} is accepted")
-        return found
+        return result
 
 
 class Net(Spelling):

@@ -103,13 +103,13 @@ _SINGLE = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
 
 
 def _rows_by_flag() -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    result: dict[str, list[Row]] = {}
     for row in TABLE:
         if row.field and row.flag and row.name not in NO_WORDS and row.flag not in _SINGLE:
-            found.setdefault(row.flag, []).append(row)
-    for rows in found.values():
+            result.setdefault(row.flag, []).append(row)
+    for rows in result.values():
         rows.sort(key=lambda row: not isinstance(spelling(row), Keyword))
-    return found
+    return result
 
 
 ROWS = _rows_by_flag()
@@ -167,8 +167,8 @@ class FlagParser:
             return Takes.VALUE
         if any(flag in known for known in (NEGATIONS, ELSEWHERE, UNASKABLE, IMPLIED, _SINGLE)):
             return Takes.NOTHING
-        found = {spelling(row).takes for row in ROWS.get(flag, ())}
-        return found.pop() if len(found) == 1 else Takes.PERHAPS
+        result = {spelling(row).takes for row in ROWS.get(flag, ())}
+        return result.pop() if len(result) == 1 else Takes.PERHAPS
 
     def take(self, flag: str, value: str | None = None) -> None:
         """One long option as it was said."""

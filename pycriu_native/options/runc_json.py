@@ -31,7 +31,7 @@ CGROUP_MODES = {mode.name.lower(): mode for mode in _MODES}
 
 def to_runc(opts: Fields) -> dict[str, Any]:
     """See ``CriuOpts.to_runc``."""
-    found = {name: _zero(row) for name, row in ROWS.items()}
+    result = {name: _zero(row) for name, row in ROWS.items()}
     problems = []
     for row, value in opts.items():
         if value == ():
@@ -42,12 +42,12 @@ def to_runc(opts: Fields) -> dict[str, Any]:
             written = _WRITERS[type(row.kind)](value)
             if written == _zero(row) or (row.name == "status_fd" and written == 0):
                 raise ValueError("runc takes this for unset; leave it unset")
-            found[row.runc] = written
+            result[row.runc] = written
         except ValueError as problem:
             problems.append(Problem(row.name, value, str(problem)))
     if problems:
         raise OptionError(problems)
-    return found
+    return result
 
 
 def _zero(row: Row) -> Any:

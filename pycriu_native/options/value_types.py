@@ -82,9 +82,9 @@ class Mode(_Plain):
 
     def parse(self, value: object) -> IntEnum:
         if isinstance(value, str):
-            found = self.members.__members__.get(value.upper().replace("-", "_"))
-            if found is not None:
-                return found
+            result = self.members.__members__.get(value.upper().replace("-", "_"))
+            if result is not None:
+                return result
         elif isinstance(value, self.members) or type(value) is int:
             # Not any IntEnum: the number of another enumeration's member means something else.
             try:

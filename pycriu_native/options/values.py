@@ -138,8 +138,8 @@ def _keep_text(item: _Item, field: str, what: str, *, empty: bool = False) -> No
 
 
 def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
-    left, found, right = text.partition(separator)
-    if not found:
+    left, result, right = text.partition(separator)
+    if not result:
         raise ValueError(forms + " is accepted")
     return left, right
 
@@ -213,10 +213,10 @@ class PageServer(_Item):
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
-        address, found, port = text.rpartition(":")
+        address, result, port = text.rpartition(":")
         bracketed = address.startswith("[") and address.endswith("]")
         is_number = port.isascii() and port.isdigit() and len(port) <= 5
-        if not found or not is_number or (":" in address) != bracketed:
+        if not result or not is_number or (":" in address) != bracketed:
             raise ValueError(cls.FORMS + " is accepted")
         return cls(address[1:-1] if bracketed else address, int(port))
 
@@ -275,8 +275,8 @@ class CgroupRoot(_Item):
 
     @classmethod
     def _from_text(cls, text: str) -> Self:
-        controller, found, path = text.partition(":")
-        return cls(path, controller) if found else cls(text)
+        controller, result, path = text.partition(":")
+        return cls(path, controller) if result else cls(text)
 
     def _to_text(self) -> str:
         return self.path if self.controller is None else f"{self.controller}:{self.path}"
@@ -309,8 +309,8 @@ class JoinNamespace(_Item):
     @classmethod
     def _from_text(cls, text: str) -> Self:
         kind, rest = _split(text, ":", cls.FORMS)
-        file, found, extra = rest.partition(",")
-        return cls(kind, file, extra if found else None)
+        file, result, extra = rest.partition(",")
+        return cls(kind, file, extra if result else None)
 
     def _to_text(self) -> str:
         extra = "" if self.extra is None else "," + self.extra

@@ -49,11 +49,11 @@ def timeline(directory: Place, to: Place, *, log: Place | None = None) -> None:
     matplotlib.
     """
     _check(to)
-    found = read_timeline(directory, log)
-    if found.frozen is not None:
-        _draw_timeline(found, to)
+    result = read_timeline(directory, log)
+    if result.frozen is not None:
+        _draw_timeline(result, to)
     else:
-        _draw_durations(found, to)
+        _draw_durations(result, to)
 
 
 def rounds(directory: Place, to: Place) -> None:
@@ -75,10 +75,10 @@ def memory(directory: Place, to: Place) -> None:
         from .. import images
     except ImportError as error:
         raise UnsupportedError([Problem("installation", None, str(error))]) from None
-    found = images.inspect(directory)
-    if not any(process.mappings for process in found.processes):
-        raise ImagesError(f"{found.directory}: no process with memory is in these images")
-    _draw_memory(found, to)
+    result = images.inspect(directory)
+    if not any(process.mappings for process in result.processes):
+        raise ImagesError(f"{result.directory}: no process with memory is in these images")
+    _draw_memory(result, to)
 
 
 # ---- the three pictures ----
@@ -308,11 +308,11 @@ def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -
 
 
 def _kinds(processes: Sequence[Process]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    result: dict[str, int] = {}
     for process in processes:
         for kind, sizes in process.memory_by_kind.items():
-            found[kind] = found.get(kind, 0) + sizes["stored"]
-    return found
+            result[kind] = result.get(kind, 0) + sizes["stored"]
+    return result
 
 
 def _stored(process: Process) -> int:

@@ -104,11 +104,11 @@ class _Reader:
 
     def take(self, line: str) -> None:
         """One line."""
-        found = _LINE.match(line)
-        if found is None:
+        result = _LINE.match(line)
+        if result is None:
             return
-        self.last = at = float(found[1])
-        text = found[2]
+        self.last = at = float(result[1])
+        text = result[2]
         if task := _TASK.match(text):
             self._tasks.append((at, int(task[1]), task[2]))
             self._mark("tasks", at)
@@ -148,14 +148,14 @@ class _Reader:
         )
 
     def _phases(self) -> list[Span]:
-        found = []
+        result = []
         begin = 0.0
         for name, mark in _PHASES:
             end = self.last if mark == "end" else self.marks.get(mark)
             if end is not None and end >= begin:
-                found.append(Span(name=name, begin=begin, end=end))
+                result.append(Span(name=name, begin=begin, end=end))
                 begin = end
-        return found
+        return result
 
     def _frozen(self, statistics: DumpStatistics | None) -> tuple[float, float]:
         # CRIU stops its clock just before these lines, after the last process was let go.

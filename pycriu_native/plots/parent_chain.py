@@ -34,14 +34,14 @@ def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
     Statistics are looked for beside the images. Raises ``ImagesError`` for a directory that
     cannot be read, and for a chain that has no end.
     """
-    found: list[ImageRound] = []
+    result: list[ImageRound] = []
     here = os.path.abspath(os.fspath(directory))
     while True:
-        found.append(_round(here))
+        result.append(_round(here))
         parent = os.path.join(here, "parent")
         if not os.path.lexists(parent):
-            return tuple(reversed(found))
-        if len(found) >= _LONGEST:
+            return tuple(reversed(result))
+        if len(result) >= _LONGEST:
             raise ImagesError(f"{directory}: its chain of parents has no end")
         here = os.path.realpath(parent)
 

@@ -22,10 +22,10 @@ def main() -> None:
     """One target, with the seeds as its corpus."""
     name, real, *options = sys.argv[1:]
     target = targets.TARGETS[name]
-    made, found = target.seeds(), target.real(Path(real))
-    print(f"seeds: {len(made)} made, {len(found)} of a real dump", flush=True)
+    made, result = target.seeds(), target.real(Path(real))
+    print(f"seeds: {len(made)} made, {len(result)} of a real dump", flush=True)
     with tempfile.TemporaryDirectory() as corpus:
-        for number, seed in enumerate([*made, *found]):
+        for number, seed in enumerate([*made, *result]):
             (Path(corpus) / str(number)).write_bytes(seed)
             target.run(seed)
         # libFuzzer ends the process: the directory would stay.

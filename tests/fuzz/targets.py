@@ -121,9 +121,9 @@ def logs(data: bytes) -> None:
     lines = log_excerpt.error_lines(text, 42) or log_excerpt.stderr_lines(text)
     assert all(line.strip() in text or line in text for line in lines)
     for verb in (Verb.DUMP, Verb.RESTORE):
-        found = log_excerpt.diagnose(lines, verb)
-        assert found.line is None or found.line in lines
-        assert issubclass(found.kind, CriuError)
+        result = log_excerpt.diagnose(lines, verb)
+        assert result.line is None or result.line in lines
+        assert issubclass(result.kind, CriuError)
 
 
 def _log_seeds() -> list[bytes]:
@@ -146,8 +146,8 @@ def _real_logs(place: Path) -> list[bytes]:
 def statistics(data: bytes) -> None:
     """Any file has statistics or none; numbers are numbers."""
     for number in (1, 2):
-        found = statistics_module.parse(data, number)
-        assert found is None or all(0 <= value < 2**70 for value in found.values())
+        result = statistics_module.parse(data, number)
+        assert result is None or all(0 <= value < 2**70 for value in result.values())
 
 
 def _statistics_seeds() -> list[bytes]:
@@ -165,12 +165,12 @@ def images(data: bytes) -> None:
     path = fresh() / "some.img"
     path.write_bytes(data)
     try:
-        found = decode(path)
+        result = decode(path)
     except ImagesError:
         return
-    assert json.loads(json.dumps(found)) == found
-    path.write_bytes(encode_image(found))
-    assert decode(path) == found
+    assert json.loads(json.dumps(result)) == result
+    path.write_bytes(encode_image(result))
+    assert decode(path) == result
 
 
 def _hand_made() -> Path:
@@ -182,8 +182,10 @@ def _image_seeds() -> list[bytes]:
 
 
 def _real_images(place: Path) -> list[bytes]:
-    found = (path.read_bytes() for path in sorted(place.rglob("*.img")) if "pages" not in path.name)
-    return [data for data in dict.fromkeys(found) if len(data) <= LARGE]
+    result = (
+        path.read_bytes() for path in sorted(place.rglob("*.img")) if "pages" not in path.name
+    )
+    return [data for data in dict.fromkeys(result) if len(data) <= LARGE]
 
 
 def sets(data: bytes) -> None:
@@ -199,11 +201,11 @@ def sets(data: bytes) -> None:
     finally:
         os.close(fd)
     try:
-        found = inspect(directory)
+        result = inspect(directory)
     except ImagesError:
         return
-    json.dumps(found.to_dict())
-    for process in found.processes:
+    json.dumps(result.to_dict())
+    for process in result.processes:
         with contextlib.suppress(ImagesError):
             list(process.memory.find(b"bb"))
 
@@ -215,13 +217,13 @@ def _set_seeds() -> list[bytes]:
 
 def _real_sets(place: Path) -> list[bytes]:
     """A real image in the place of the one of its kind."""
-    found = []
+    result = []
     for number, path in enumerate(sorted(_hand_made().iterdir())):
         kind = path.name.partition(".")[0].partition("-")[0]
         for real in sorted(place.rglob(f"{kind}*.img")):
             if "pages" not in real.name and real.stat().st_size < LARGE:
-                found.append(bytes([number]) + real.read_bytes())
-    return found
+                result.append(bytes([number]) + real.read_bytes())
+    return result
 
 
 # ---- page maps ----
@@ -232,11 +234,11 @@ def pagemaps(data: bytes) -> None:
     pagemaps_module.check(
         pagemaps_module.frame(data)
     )  # one whole entry, which mutations rarely keep
-    found = pagemaps_module.check(data)
-    assert found.total == pagemaps_module.counted(found, 0, 2**64 - 1)
-    assert found.count([0, 4096], [2**64 - 1, 8192]) == [
-        found.total,
-        pagemaps_module.counted(found, 4096, 8192),
+    result = pagemaps_module.check(data)
+    assert result.total == pagemaps_module.counted(result, 0, 2**64 - 1)
+    assert result.count([0, 4096], [2**64 - 1, 8192]) == [
+        result.total,
+        pagemaps_module.counted(result, 4096, 8192),
     ]
 
 

@@ -215,7 +215,7 @@ def test_the_advice(images: Path) -> None:
 
 def test_here() -> None:
     """It can be asked anywhere, and says a state, a reason and what helps."""
-    found = feature_cache()
-    assert found.state in list(CacheState)
-    assert found.reason in str(found)
-    assert (found.cure is None) == (found.state in (CacheState.KEPT, CacheState.ABSENT))
+    result = feature_cache()
+    assert result.state in list(CacheState)
+    assert result.reason in str(result)
+    assert (result.cure is None) == (result.state in (CacheState.KEPT, CacheState.ABSENT))

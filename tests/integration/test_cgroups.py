@@ -123,16 +123,16 @@ def test_mode(
     _dump(target, images, hierarchy)
 
     (cgroup / name).write_text(NEW)
-    found, text = _outcome(target, opts, hierarchy, cgroup, name)
-    assert found == existing, text
-    if found == REFUSED:
+    result, text = _outcome(target, opts, hierarchy, cgroup, name)
+    assert result == existing, text
+    if result == REFUSED:
         assert "the cgroup exists" in text
     target.end()
 
     remove(cgroup)
-    found, text = _outcome(target, opts, hierarchy, cgroup, name)
-    assert found == missing, text
-    if found == REFUSED:
+    result, text = _outcome(target, opts, hierarchy, cgroup, name)
+    assert result == missing, text
+    if result == REFUSED:
         assert "does not exist" in text
 
 

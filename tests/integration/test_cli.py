@@ -55,9 +55,9 @@ def result(*words: object, code: int = 0) -> Any:
     """The result that ``--json`` prints."""
     told = run(*words, "--json", code=code)
     assert told.stderr == ""
-    found = json.loads(told.stdout.splitlines()[-1])
-    assert found["exit_code"] == code
-    return found["result"]
+    results = json.loads(told.stdout.splitlines()[-1])
+    assert results["exit_code"] == code
+    return results["result"]
 
 
 @contextmanager
@@ -180,10 +180,10 @@ def test_check_and_doctor() -> None:
     checked = result("check")
     assert checked["criu"] == str(pycriu_native.version())
     assert checked["features"]["lazy_pages"] is pycriu_native.feature_check().lazy_pages
-    found = result("doctor")
-    assert {"criu", "libcriu"} <= {remark["id"] for remark in found["remarks"]}
+    results = result("doctor")
+    assert {"criu", "libcriu"} <= {remark["id"] for remark in results["remarks"]}
     everything = run("doctor", "--all").stdout
-    for remark in found["remarks"]:
+    for remark in results["remarks"]:
         assert remark["title"] in everything
         assert remark["cure"] in everything or "_" in remark["cure"]
 
@@ -191,12 +191,12 @@ def test_check_and_doctor() -> None:
 def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
     """It says no with what is needed, and the command line that it tells works."""
     target = spawn(CONNECTED)
-    found = result("preflight", target.pid, code=11)
-    assert found["verdict"] == "needs options"
-    assert found["options"] == {"tcp_established": True}
+    results = result("preflight", target.pid, code=11)
+    assert results["verdict"] == "needs options"
+    assert results["options"] == {"tcp_established": True}
     assert "--tcp-established" in run("preflight", target.pid, code=11).stdout
     assert result("preflight", target.pid, "--tcp-established")["verdict"] == "works"
-    told = run(*found["command"][1:], "--leave-running", cwd=tmp_path)
+    told = run(*results["command"][1:], "--leave-running", cwd=tmp_path)
     assert told.stdout.startswith(f"dumped pid {target.pid}")
     assert target.runs_on()
 
@@ -209,9 +209,9 @@ def test_images_are_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> Non
     core = images / f"core-{target.pid}.img"
     shown = run("inspect", images).stdout
     assert str(target.directory) in shown
-    found = result("inspect", images)
-    assert found["complete"] is True
-    assert [process["pid"] for process in found["processes"]] == [target.pid]
+    results = result("inspect", images)
+    assert results["complete"] is True
+    assert [process["pid"] for process in results["processes"]] == [target.pid]
     assert result("inspect", images, "--search", "xyzzyxyzzyxyzzy")
     assert result("inspect", images, "--search", "nowhere-at-all-" + str(tmp_path), code=11) == []
     assert "pages" in run("diff", images, tmp_path / "second", code=11).stdout
@@ -244,19 +244,19 @@ def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
         assert (tmp_path / f"{what}.png").read_bytes().startswith(b"\x89PNG")
         run("plot", what, images, tmp_path / f"{what}.svg")
         assert "<svg" in (tmp_path / f"{what}.svg").read_text()
-    found = read_timeline(images)
-    told = found.statistics
+    results = read_timeline(images)
+    told = results.statistics
     assert told is not None
-    assert found.frozen is not None
-    assert [span.pid for span in found.processes] == target.descendants()
-    assert abs(found.frozen[1] - found.frozen[0] - told.frozen_time / 1e6) < 1e-6
-    assert found.phases[0].name == "start"
-    saving = next(phase for phase in found.phases if phase.name == "save processes")
-    assert found.frozen[0] <= saving.begin < saving.end <= found.frozen[1] <= found.end
-    for span in (*found.processes, *found.memory):
+    assert results.frozen is not None
+    assert [span.pid for span in results.processes] == target.descendants()
+    assert abs(results.frozen[1] - results.frozen[0] - told.frozen_time / 1e6) < 1e-6
+    assert results.phases[0].name == "start"
+    saving = next(phase for phase in results.phases if phase.name == "save processes")
+    assert results.frozen[0] <= saving.begin < saving.end <= results.frozen[1] <= results.end
+    for span in (*results.processes, *results.memory):
         assert saving.begin <= span.begin <= span.end <= saving.end
     # What is measured as memory is most of what CRIU measures as that.
-    memory = sum(span.end - span.begin for span in found.memory)
+    memory = sum(span.end - span.begin for span in results.memory)
     assert memory > 0
 
 

@@ -55,11 +55,11 @@ def _restorable(images: Path) -> bool:
 
 def _complete(images: Path) -> bool:
     try:
-        found = inspect(images)
-        render_summary(found), render_tree(found)
+        result = inspect(images)
+        render_summary(result), render_tree(result)
     except ImagesError:
         return False
-    return found.complete and found.kind == "dump"
+    return result.complete and result.kind == "dump"
 
 
 def _names(images: Path) -> list[str]:

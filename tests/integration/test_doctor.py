@@ -47,10 +47,10 @@ def test_what_is_right_here(here: Any) -> None:
     assert here.of("libcriu").value == str(libcriu_version())
     assert here.of("check").health in (DoctorSeverity.GOOD, DoctorSeverity.INFO)
     check()
-    found = feature_check()
+    result = feature_check()
     for field, name in features.BY_REQUEST.items():
         there = here.of(f"feature:{name}").value == "there"
-        assert there == getattr(found, field), name
+        assert there == getattr(result, field), name
     assert here.health is not DoctorSeverity.BAD
     assert here.of("proc").health is DoctorSeverity.GOOD
 
@@ -94,14 +94,14 @@ def test_as_data_and_as_text(here: Any) -> None:
 
 def test_no_criu(tmp_path: Path) -> None:
     """A program that is missing is bad, and the rest is told all the same."""
-    found = doctor(Worker(program=tmp_path / "criu"))
-    assert found.health is DoctorSeverity.BAD
-    assert found.of("criu").health is DoctorSeverity.BAD
-    assert "install" in found.of("criu").cure
-    assert found.of("capability:CAP_SYS_ADMIN")
-    assert str(found).startswith("this machine cannot checkpoint")
+    result = doctor(Worker(program=tmp_path / "criu"))
+    assert result.health is DoctorSeverity.BAD
+    assert result.of("criu").health is DoctorSeverity.BAD
+    assert "install" in result.of("criu").cure
+    assert result.of("capability:CAP_SYS_ADMIN")
+    assert str(result).startswith("this machine cannot checkpoint")
     with pytest.raises(KeyError):
-        found.of("check")
+        result.of("check")
 
 
 @pytest.mark.skipif(not os.path.exists(OLDER["3.17"]), reason="there is no CRIU 3.17 here")
@@ -110,9 +110,9 @@ def test_a_criu_that_is_too_old() -> None:
     via = Worker(program=OLDER["3.17"])
     with pytest.raises(CriuError):
         check(via=via)
-    found = doctor(via)
-    assert found.health is DoctorSeverity.BAD
-    assert "too old for this kernel" in found.of("check").value
+    result = doctor(via)
+    assert result.health is DoctorSeverity.BAD
+    assert "too old for this kernel" in result.of("check").value
 
 
 @pytest.mark.skipif(not os.path.exists(OLDER["4.1"]), reason="there is no CRIU 4.1 here")
@@ -131,11 +131,11 @@ def test_a_socket_is_not_asked() -> None:
     """It serves one request, which is not doctor's to take."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        found = doctor(Socket(ours))
+        result = doctor(Socket(ours))
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
-    assert {remark.group for remark in found.remarks} == {"rights", "network", "system"}
+    assert {remark.group for remark in result.remarks} == {"rights", "network", "system"}
 
 
 def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
     (tmp_path / ".criu").mkdir()
     (tmp_path / ".criu/default.conf").write_text("tcp-close\nghost-limit 3\n")
     via = Worker(env={"HOME": str(tmp_path)})
-    [remark] = [found for found in program.look(via) if found.id == "configuration"]
+    [remark] = [result for result in program.look(via) if result.id == "configuration"]
     assert remark.health is DoctorSeverity.WARNING
     assert str(tmp_path / ".criu/default.conf") in remark.value
     assert "tcp_close" in remark.value
@@ -174,17 +174,17 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert told.returncode == 0, told.stderr
-    found = {remark["id"]: remark for remark in json.loads(told.stdout)}
-    assert found["capability:CAP_SYS_PTRACE"]["health"] == "bad"
-    assert found["capability:CAP_NET_ADMIN"]["health"] == "warning"
-    assert found["capability:CAP_SYS_ADMIN"]["health"] == "good"
-    assert found["iptables"]["health"] == "warning"
-    assert "nftables" in found["iptables"]["costs"]
-    assert found["tool:tar"]["health"] == "warning"
-    assert found["ns-last-pid"]["health"] == "warning"
-    if "version" in found["cgroups"]["value"] or "hybrid" in found["cgroups"]["value"]:
-        assert found["cgroups"]["health"] == "warning"
-        assert "read-only" in found["cgroups"]["value"]
+    result = {remark["id"]: remark for remark in json.loads(told.stdout)}
+    assert result["capability:CAP_SYS_PTRACE"]["health"] == "bad"
+    assert result["capability:CAP_NET_ADMIN"]["health"] == "warning"
+    assert result["capability:CAP_SYS_ADMIN"]["health"] == "good"
+    assert result["iptables"]["health"] == "warning"
+    assert "nftables" in result["iptables"]["costs"]
+    assert result["tool:tar"]["health"] == "warning"
+    assert result["ns-last-pid"]["health"] == "warning"
+    if "version" in result["cgroups"]["value"] or "hybrid" in result["cgroups"]["value"]:
+        assert result["cgroups"]["health"] == "warning"
+        assert "read-only" in result["cgroups"]["value"]
 
 
 def test_a_filter_of_our_system_calls() -> None:
@@ -254,8 +254,8 @@ def test_security_modules(
 ) -> None:
     """Each is told from what it writes to its files."""
     files(monkeypatch, rights, **contents)
-    [found] = [remark for remark in rights.look() if remark.id == id]
-    assert found.health is health
+    [result] = [remark for remark in rights.look() if remark.id == id]
+    assert result.health is health
 
 
 @pytest.mark.parametrize(
@@ -271,17 +271,17 @@ def test_settings(
 ) -> None:
     """Each is told from its file."""
     files(monkeypatch, system, **contents)
-    [found] = [remark for remark in system.look(Worker()) if remark.id == id]
-    assert found.health is health
+    [result] = [remark for remark in system.look(Worker()) if remark.id == id]
+    assert result.health is health
 
 
 def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without CAP_SYS_RESOURCE lazy pages need larger ones, and the command is named."""
     files(monkeypatch, system, **{"pipe-max-size": "1048576\n"})
     monkeypatch.setattr(system, "status_of", lambda pid: {"CapEff": "0"})
-    found = system._pipe_size()
-    assert found.health is DoctorSeverity.WARNING
-    assert found.cure == "sysctl -w fs.pipe-max-size=4194304"
+    result = system._pipe_size()
+    assert result.health is DoctorSeverity.WARNING
+    assert result.cure == "sysctl -w fs.pipe-max-size=4194304"
 
 
 def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> DoctorFinding:

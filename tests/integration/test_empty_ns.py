@@ -113,18 +113,18 @@ def _restoring(box: Container, images: Path, **options: Any) -> CriuOpts:
 def test_a_hook_fills_the_namespace(box: Container, images: Path) -> None:
     """The hook finds an empty namespace by the pid it is given; then the server serves again."""
     _dumped(box, images, empty_ns="net")
-    found: list[dict[str, bool]] = []
+    results: list[dict[str, bool]] = []
 
     def hook(notification: Notification) -> None:
         if notification.action is Notify.SETUP_NAMESPACES:
             assert notification.pid is not None
             box.pid = notification.pid
-            found.append(_links(box))
+            results.append(_links(box))
             _fill(notification.pid)
 
     result = restore(_restoring(box, images, empty_ns="net"), on_notify=hook)
     assert result.pid == box.pid
-    assert found == [{"lo": False}]
+    assert results == [{"lo": False}]
     assert _links(box) == {"lo": True, "eth0": True}
     assert _served() == "served"
     assert box.runs_on()

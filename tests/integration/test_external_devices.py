@@ -74,8 +74,8 @@ def disks(tmp_path: Path) -> Iterator[Disks]:
 
 
 def _numbers(device: str) -> tuple[int, int]:
-    found = os.stat(device).st_rdev
-    return os.major(found), os.minor(found)
+    result = os.stat(device).st_rdev
+    return os.major(result), os.minor(result)
 
 
 def test_a_disk(tmp_path: Path, images: Path, disks: Disks) -> None:

@@ -162,5 +162,5 @@ def test_mounts_that_share_with_the_host(
 def _sharing(box: Container) -> str:
     """How the mount at /data shares, in the words of /proc/PID/mountinfo."""
     lines = Path(f"/proc/{box.pid}/mountinfo").read_text().splitlines()
-    (found,) = [line for line in lines if line.split()[4] == "/data"]
-    return " ".join(found.split(" - ")[0].split()[6:])
+    (result,) = [line for line in lines if line.split()[4] == "/data"]
+    return " ".join(result.split(" - ")[0].split()[6:])

@@ -805,7 +805,7 @@ def file_that_is_covered(at: Site) -> Target:
 )
 def namespace_of_another_user_namespace(at: Site) -> Target:
     directories = [parent.stat() for parent in Path(__file__).parents]
-    if not all(found.st_uid == 0 or found.st_mode & 0o001 for found in directories):
+    if not all(result.st_uid == 0 or result.st_mode & 0o001 for result in directories):
         pytest.skip("the checkout is closed to root of another user namespace")
     return at.spawn(prefix=["unshare", "--uts", "unshare", "--user", "--map-root-user"])
 

@@ -90,9 +90,9 @@ def test_a_tree_that_contains_the_caller(images: Path) -> None:
         start_new_session=True,
     )
     assert ran.returncode == 0, ran.stderr
-    found, touched = json.loads(ran.stdout)
+    result, touched = json.loads(ran.stdout)
     assert not touched
-    for way, words in found.items():
+    for way, words in result.items():
         assert words.startswith("pid: "), (way, words)
         assert "in this tree" in words, (way, words)
 
@@ -118,10 +118,10 @@ def test_the_shell_of_the_command_line(images: Path) -> None:
 
 def test_preflight_of_a_tree_that_contains_the_caller() -> None:
     """It is an obstacle, but for a dump of the caller itself."""
-    (found,) = [one for one in preflight(1).stops if one.id == "caller-inside"]
-    assert found.failure == "criu-in-tree"
-    assert found.cure is not None
-    assert "outside of the namespace" in found.cure
+    (result,) = [one for one in preflight(1).stops if one.id == "caller-inside"]
+    assert result.failure == "criu-in-tree"
+    assert result.cure is not None
+    assert "outside of the namespace" in result.cure
     assert not [one for one in preflight(os.getpid()).stops if one.id == "caller-inside"]
 
 

@@ -235,8 +235,8 @@ CASES = {
 
 
 def _errors(images: Path, **options: Any) -> list[Finding]:
-    found = check_images(images, CriuOpts(images_directory=images, **options))
-    return [each for each in found if each.severity is Severity.ERROR]
+    result = check_images(images, CriuOpts(images_directory=images, **options))
+    return [each for each in result if each.severity is Severity.ERROR]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -343,9 +343,9 @@ def test_the_processor(spawn: Spawn, images: Path) -> None:
     for entry in described["entries"][0]["x86_entry"]:
         entry["capability"] = [0xFFFFFFFF for _ in entry["capability"]]
     path.write_bytes(encode(described))
-    found = check_images(images)
-    assert [each.subject for each in found] == ["processor"]
-    assert "cpu_cap" in found[0].options
+    result = check_images(images)
+    assert [each.subject for each in result] == ["processor"]
+    assert "cpu_cap" in result[0].options
     restore(CriuOpts(images_directory=images))
 
 
@@ -373,8 +373,8 @@ def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
         }
         assert missing == {key.split("[")[1].split("]")[0] for key in box.given_on_restore}
         opts = CriuOpts(images_directory=images, external=box.given_on_restore, root=box.root)
-        found = check_images(images, opts)
-        assert [each for each in found if each.severity is not Severity.NOTE] == []
-        assert "not looked at" in found[0].what
+        result = check_images(images, opts)
+        assert [each for each in result if each.severity is not Severity.NOTE] == []
+        assert "not looked at" in result[0].what
         box.pid = restore(opts).pid
         assert box.runs_on()

@@ -93,9 +93,9 @@ def test_images_of_other_releases(release: str, spawn: Spawn, images: Path) -> N
         via=Worker(program=program),
     )
     assert {"CORE", "PAGEMAP"} <= _held_against(place, [images])
-    found = inspect(images)
-    assert found.complete
-    assert found.process(target.pid).command is not None
+    result = inspect(images)
+    assert result.complete
+    assert result.process(target.pid).command is not None
 
 
 def test_compressed_memory(spawn: Spawn, images: Path) -> None:
@@ -107,8 +107,8 @@ def test_compressed_memory(spawn: Spawn, images: Path) -> None:
     shutil.copytree(images, packed)
     if not crit.compress(place, packed):
         pytest.skip(f"the crit in {place} cannot compress: it is older than 4.3")
-    found = inspect(packed)
-    assert (found.compressed, found.version, found.complete) == (True, 3, True)
-    assert not diff(images, found)
-    assert diff(images, found).pages_same > 1000
+    result = inspect(packed)
+    assert (result.compressed, result.version, result.complete) == (True, 3, True)
+    assert not diff(images, result)
+    assert diff(images, result).pages_same > 1000
     assert "PAGEMAP" in _held_against(place, [packed])

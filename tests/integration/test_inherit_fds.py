@@ -60,8 +60,8 @@ def _link(target: Target, fd: int) -> str:
 
 
 def _identity(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
+    result = os.fstat(fd)
+    return result.st_dev, result.st_ino
 
 
 @contextlib.contextmanager
@@ -231,8 +231,8 @@ def test_a_terminal(spawn: Spawn, images: Path, owned: ExitStack) -> None:
     target = spawn(SPEAKS, stdout=slave)
     target.ask("say", 1, "before\n")
     first.expect("^before$")
-    found = os.fstat(slave)
-    key = f"tty[{found.st_rdev:x}:{found.st_dev:x}]"
+    result = os.fstat(slave)
+    key = f"tty[{result.st_rdev:x}:{result.st_dev:x}]"
 
     with pytest.raises(CriuError, match=r"external=\[\"tty\["):
         dump(target.pid, CriuOpts(images_directory=images))

@@ -52,8 +52,8 @@ def _look(directory: Path, count: int) -> dict[str, Any]:
         lines = (directory / "out").read_text().splitlines(keepends=True)
         return lines[count] if len(lines) > count and lines[count].endswith("\n") else None
 
-    found: dict[str, Any] = json.loads(eventually(answer, "an answer"))
-    return found
+    result: dict[str, Any] = json.loads(eventually(answer, "an answer"))
+    return result
 
 
 def test_the_list_is_true(process: subprocess.Popen[bytes], images: Path, tmp_path: Path) -> None:

@@ -490,8 +490,8 @@ def test_every_obstacle_at_once(site: Site) -> None:
     """)
     with pytest.raises(PreflightError) as caught:
         preflight(target.pid).require()
-    found = {finding.id for finding in caught.value.findings}
-    assert found == {"pidfd-outside", "packet-pipe", "socket-family"}
+    result = {finding.id for finding in caught.value.findings}
+    assert result == {"pidfd-outside", "packet-pipe", "socket-family"}
     assert caught.value.pid == target.pid
     for finding in caught.value.findings:
         assert finding.pid == target.pid
@@ -541,7 +541,7 @@ def test_as_data_and_as_text(spawn: Spawn) -> None:
     told = json.loads(json.dumps(result.to_dict()))
     assert told["verdict"] == "needs options"
     assert told["options"] == {"tcp_established": True}
-    assert [found["id"] for found in told["findings"]] == ["tcp-connection"] * 2
+    assert [results["id"] for results in told["findings"]] == ["tcp-connection"] * 2
     assert told["findings"][0]["severity"] == "needs option"
     assert told["size"]["total"] > 1 << 20
     text = str(result)
@@ -618,10 +618,10 @@ def test_how_often_it_was_right() -> None:
     """Of all situations of this run, at least 95 in 100 were told rightly."""
     if len(ledger) < FEWEST:
         pytest.skip(f"only {len(ledger)} situations ran: run test_failures.py too")
-    right = [name for name, found in ledger.items() if found.right]
+    right = [name for name, result in ledger.items() if result.right]
     share = len(right) / len(ledger)
     print(f"preflight was right in {len(right)} of {len(ledger)} situations: {share:.1%}")
-    for name, found in ledger.items():
-        if not found.right:
-            print(f"  {name}: said {found.said}, did {found.did}")
+    for name, result in ledger.items():
+        if not result.right:
+            print(f"  {name}: said {result.said}, did {result.did}")
     assert share >= 0.95

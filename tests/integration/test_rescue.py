@@ -284,11 +284,11 @@ def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch)
     """
     releases.required("3.19", "a run id that no other run on this machine has")
     target = spawn()
-    found: list[str | None] = []
+    result: list[str | None] = []
 
     def look(pid: int) -> str | None:
-        found.append(run_id(pid))
-        return found[-1]
+        result.append(run_id(pid))
+        return result[-1]
 
     monkeypatch.setattr(network_lock_module, "run_id", look)
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
@@ -297,7 +297,7 @@ def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch)
         assert warm.wait_until_ready(20)
         for via in (None, None, warm, warm, None):
             dump(target.pid, opts, via=via)
-            assert f"CRIU run id = {found[-1]}\n" in (images / "dump.log").read_text()
-    assert len(set(found)) == len(found) == 5
+            assert f"CRIU run id = {result[-1]}\n" in (images / "dump.log").read_text()
+    assert len(set(result)) == len(result) == 5
     assert len(network_lock_module._places) == 1
     assert run_id(target.pid) is None  # no CRIU

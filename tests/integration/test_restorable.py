@@ -246,7 +246,7 @@ def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> No
     child = target.ask("child")
     eventually(lambda: state(child) == "T", "the stop")
     opts = CriuOpts(images_directory=images, leave_running=True)
-    assert [found.id for found in preflight(target.pid).findings] == ["stopped"]
+    assert [result.id for result in preflight(target.pid).findings] == ["stopped"]
     with pytest.raises(CriuError, match="SIGTTIN or SIGTTOU has stopped") as caught:
         dump(target.pid, opts)
     assert caught.value.cure == "send it SIGCONT, then SIGSTOP, and dump it; or have it run on"
@@ -263,10 +263,10 @@ def reap_all_but(pid: int) -> None:
     """Collect what has ended, and leave the one that lives."""
     while True:
         try:
-            found, _ = os.waitpid(-1, os.WNOHANG)
+            result, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return
-        if found in (0, pid):
+        if result in (0, pid):
             return
 
 

@@ -107,9 +107,9 @@ def spoilt(at: Site, pattern: str, change: Callable[[Path], object]) -> Target:
     target = at.dumped()
     saved = at.directory / "saved"
     shutil.copytree(at.images, saved)
-    found = list(at.images.glob(pattern))
-    assert found
-    for image in found:
+    result = list(at.images.glob(pattern))
+    assert result
+    for image in result:
         change(image)
     at.cure = {"images_directory": saved}
     return target

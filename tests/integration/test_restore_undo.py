@@ -111,14 +111,14 @@ NAMELESS = """
 
 def entries(place: Path) -> dict[str, tuple[int, int, int]]:
     """What there is below a directory: type and permissions, owner, and size of each."""
-    found = {}
+    result = {}
     for directory, names, files in os.walk(place):
         for name in (*names, *files):
             status = os.lstat(os.path.join(directory, name))
             path = os.path.relpath(os.path.join(directory, name), place)
             size = status.st_size if os.path.isfile(os.path.join(directory, name)) else 0
-            found[path] = (status.st_mode, status.st_uid, size)
-    return found
+            result[path] = (status.st_mode, status.st_uid, size)
+    return result
 
 
 def temporary() -> set[str]:

@@ -51,15 +51,15 @@ WITH_MEMORY = """
 
 
 def _workers() -> list[int]:
-    found = []
+    result = []
     for pid in children():
         try:
             program = os.readlink(f"/proc/{pid}/exe")
         except OSError:
             continue
         if program == os.path.realpath(find_program()):
-            found.append(pid)
-    return found
+            result.append(pid)
+    return result
 
 
 def _restored(images: Path) -> RestoreResult | ImagesError:
@@ -94,13 +94,13 @@ def test_criu_is_killed_at_a_notification(
     with pytest.raises(WorkerDiedError):
         dump(target.pid, CriuOpts(images_directory=images), on_notify=hook)
     _gone(target)
-    found = _restored(images)
+    result = _restored(images)
     if moment is Notify.POST_DUMP:
-        assert isinstance(found, RestoreResult)
+        assert isinstance(result, RestoreResult)
         assert target.ask("checksum") == checksum
     else:
-        assert isinstance(found, ImagesError)
-        assert "no inventory.img" in str(found) or "did not finish" in str(found)
+        assert isinstance(result, ImagesError)
+        assert "no inventory.img" in str(result) or "did not finish" in str(result)
 
 
 def test_criu_is_killed_at_any_instant(orphans: None, spawn: Spawn, tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_criu_is_killed_at_any_instant(orphans: None, spawn: Spawn, tmp_path: Pa
             over.set()
             thread.join()
         _gone(target)
-        found = _restored(images) if images.exists() else None
-        assert isinstance(found, RestoreResult) or not whole
-        if isinstance(found, RestoreResult):
+        result = _restored(images) if images.exists() else None
+        assert isinstance(result, RestoreResult) or not whole
+        if isinstance(result, RestoreResult):
             assert target.ask("checksum") == checksum
             kill(target.pid)
 

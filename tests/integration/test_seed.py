@@ -78,11 +78,11 @@ def test_it_stays_the_parents(seed: ForkServer) -> None:
 
 
 def _held(pid: int) -> list[str]:
-    found = []
+    result = []
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
-    return found
+            result.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return result
 
 
 def test_one_that_does_not_answer(seed: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +192,8 @@ def test_a_batch_whose_jobs_are_elsewhere() -> None:
         for done in run_many([here, there] * 4, parallel=2):
             done.get()
         ours = os.readlink("/proc/self/ns/net")
-        assert {found == ours for kind, found in places if kind == "here"} == {True}
-        assert {found == ours for kind, found in places if kind == "there"} == {False}
+        assert {result == ours for kind, result in places if kind == "here"} == {True}
+        assert {result == ours for kind, result in places if kind == "there"} == {False}
 
 
 def _worker_place(place: Any) -> str:

@@ -28,22 +28,22 @@ PROMPT = r"^ready> $"
 def _command(on: Session, line: str, answer: str = "") -> str:
     """Type a command; the first group of what it answers."""
     on.terminal.type(line + "\n")
-    found = on.terminal.expect(answer).group(1) if answer else ""
+    result = on.terminal.expect(answer).group(1) if answer else ""
     on.terminal.expect(PROMPT)
-    return found
+    return result
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Session]:
     """An interactive bash as a job of another shell, with a variable and a job of its own."""
-    with session(*BASH) as found:
-        assert found.told()["pid"]
-        found.terminal.expect(r"# $")
-        _command(found, "PS1='ready> '")
-        _command(found, "secret=cherry")
+    with session(*BASH) as result:
+        assert result.told()["pid"]
+        result.terminal.expect(r"# $")
+        _command(result, "PS1='ready> '")
+        _command(result, "secret=cherry")
         loop = f"while :; do echo tick >> {tmp_path}/ticks; sleep 0.02; done &"
-        _command(found, loop, r"^\[1\] (\d+)$")
-        yield found
+        _command(result, loop, r"^\[1\] (\d+)$")
+        yield result
 
 
 def _restoring(images: Path, stdin: str = "/proc/self/fd/0", **options: object) -> tuple[str, ...]:

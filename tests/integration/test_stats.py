@@ -95,10 +95,10 @@ def _decoded(path: Path, which: int, names: list[str]) -> dict[str, int]:
     _, _, size = struct.unpack_from("<III", data)
     message.ParseFromString(data[12 : 12 + size])
     assert not len(unknown_fields.UnknownFieldSet(message.of))
-    found = {name: int(getattr(message.of, name)) for name in names}
-    if "irmap_resolve" in found:
-        found["irmap_resolve_time"] = found.pop("irmap_resolve")
-    return found
+    result = {name: int(getattr(message.of, name)) for name in names}
+    if "irmap_resolve" in result:
+        result["irmap_resolve_time"] = result.pop("irmap_resolve")
+    return result
 
 
 @contextmanager
@@ -125,8 +125,8 @@ def _displayed(process: subprocess.Popen[bytes]) -> dict[str, int]:
     """What a worker has printed, once it has ended."""
     assert process.stdout is not None
     text = process.stdout.read().decode()
-    found = re.findall(r"^([A-Z][\w ]+): (\d+)", text, re.M)
-    return {DISPLAYED[label]: int(value) for label, value in found}
+    result = re.findall(r"^([A-Z][\w ]+): (\d+)", text, re.M)
+    return {DISPLAYED[label]: int(value) for label, value in result}
 
 
 def _resident(target: Target) -> int:

@@ -165,9 +165,9 @@ def taken(field: str, rule: str) -> str | None:
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """Things that exist."""
-    found = World(tmp_path)
-    yield found
-    found.close()
+    result = World(tmp_path)
+    yield result
+    result.close()
 
 
 CASES = [

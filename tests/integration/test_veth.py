@@ -70,9 +70,9 @@ def _network(box: Container) -> dict[str, object]:
     """The inner end's name, hardware address, MTU and addresses, and the routes."""
     (link,) = [link for link in box.ip("addr") if link["ifname"] != "lo"]
     addresses = [a["local"] for a in link["addr_info"] if a["family"] == "inet"]
-    found = {name: link[name] for name in ("ifname", "address", "mtu", "ifindex")}
+    result = {name: link[name] for name in ("ifname", "address", "mtu", "ifindex")}
     routes = sorted((route["dst"], route.get("gateway")) for route in box.ip("route"))
-    return {**found, "addresses": addresses, "routes": routes}
+    return {**result, "addresses": addresses, "routes": routes}
 
 
 @pytest.fixture

@@ -151,13 +151,13 @@ def test_a_program_that_cannot_run_on_this_kernel(spawn: Spawn, images: Path) ->
 
 def _workers() -> list[int]:
     """Our children that are CRIU."""
-    found = []
+    result = []
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
             with contextlib.suppress(FileNotFoundError):
                 if Path(f"/proc/{pid}/comm").read_text().startswith("criu"):
-                    found.append(int(pid))
-    return found
+                    result.append(int(pid))
+    return result
 
 
 @pytest.mark.parametrize("moment", [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP])
@@ -222,8 +222,8 @@ class Spied:
 
     def descriptors(self) -> dict[int, str]:
         """Its descriptors, without the one from which a shell reads its script."""
-        found = re.findall(r" (\d+) -> (.*)", (self.here / "fds").read_text())
-        return {int(number): what for number, what in found if what != str(self.here / "spy")}
+        result = re.findall(r" (\d+) -> (.*)", (self.here / "fds").read_text())
+        return {int(number): what for number, what in result if what != str(self.here / "spy")}
 
     def socket(self) -> int:
         """The descriptor that it was told to speak over."""
@@ -256,11 +256,11 @@ def test_its_descriptors(spy: Callable[..., Spied]) -> None:
             owned.callback(os.close, fd)
             os.set_inheritable(fd, True)
         spied = spy()
-    found = spied.descriptors()
-    assert set(found) == {0, 1, 2, spied.socket()}
-    assert found[0] == os.readlink("/proc/self/fd/0")
-    assert found[1] == found[2] == "/memfd:criu-stderr (deleted)"
-    assert found[spied.socket()].startswith("socket:")
+    result = spied.descriptors()
+    assert set(result) == {0, 1, 2, spied.socket()}
+    assert result[0] == os.readlink("/proc/self/fd/0")
+    assert result[1] == result[2] == "/memfd:criu-stderr (deleted)"
+    assert result[spied.socket()].startswith("socket:")
 
 
 def test_descriptors_that_are_kept(spy: Callable[..., Spied], tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_descriptors_that_are_kept(spy: Callable[..., Spied], tmp_path: Path) ->
             images_directory=tmp_path / "images", page_server=PageServer(fd=connection.fileno())
         )
         spied = spy(opts, stdin=stdin)
-        found = spied.descriptors()
-        assert set(found) == {0, 1, 2, spied.socket(), connection.fileno()}
-        assert found[connection.fileno()] == os.readlink(f"/proc/self/fd/{connection.fileno()}")
-        assert found[0] == str(tmp_path / "input")
+        result = spied.descriptors()
+        assert set(result) == {0, 1, 2, spied.socket(), connection.fileno()}
+        assert result[connection.fileno()] == os.readlink(f"/proc/self/fd/{connection.fileno()}")
+        assert result[0] == str(tmp_path / "input")
         assert not os.get_inheritable(connection.fileno())
 
 
@@ -445,8 +445,8 @@ def test_errors_of_many_threads_are_their_own(spawn: Spawn, tmp_path: Path) -> N
             return type(error)
 
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(call, range(30)))
-    assert found == [WorkerDiedError, NoSuchProcessError, version().major] * 10
+        result = list(threads.map(call, range(30)))
+    assert result == [WorkerDiedError, NoSuchProcessError, version().major] * 10
     assert target.runs_on()
 
 

@@ -15,8 +15,8 @@ from .support.strategies import World
 @pytest.fixture(scope="session", params=parameters())
 def library(request: pytest.FixtureRequest) -> Library:
     """Each release of libcriu."""
-    found: Library = request.param
-    return found
+    result: Library = request.param
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,6 @@ def newest_judge() -> Judge:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Things that exist, for options that must name some."""
-    found = World(tmp_path_factory.mktemp("world"))
-    yield found
-    found.close()
+    result = World(tmp_path_factory.mktemp("world"))
+    yield result
+    result.close()

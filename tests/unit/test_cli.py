@@ -310,20 +310,20 @@ def documented() -> dict[str, set[str]]:
     """By command: the keys that docs/cli.md says every result has."""
     text = (ROOT / "docs/cli.md").read_text()
     rows = text.partition("| `command` | `result` |\n|---|---|\n")[2].partition("\n\n")[0]
-    found = {}
+    result = {}
     for row in rows.splitlines():
         commands, keys = row.strip("| ").split(" | ")
         always = re.split(r"[;:.(]|, and", keys)[0] if keys.startswith("`") else ""
         for command in re.findall(r"`([^`]+)`", commands):
-            found[command] = set(re.findall(r"`(\w+)`", always))
-    return found
+            result[command] = set(re.findall(r"`(\w+)`", always))
+    return result
 
 
 def test_the_page_has_the_shape_of_every_command() -> None:
     """None is left out, and all but those that are lists or values of the library have keys."""
-    found = documented()
-    assert found.keys() == set(COMMANDS)
-    assert {name for name, keys in found.items() if not keys} == {"diff", "inspect", "options"}
+    result = documented()
+    assert result.keys() == set(COMMANDS)
+    assert {name for name, keys in result.items() if not keys} == {"diff", "inspect", "options"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -336,15 +336,15 @@ def test_json(name: str, tmp_path: Path) -> None:
     assert told.err == ""
     assert told.code in (code, Exit.NO), told.out
     [line] = told.out.splitlines()
-    found = json.loads(line)
-    assert found["schema"] == 1
-    assert found["command"] == name
-    assert found["exit_code"] == told.code
-    assert found["ok"] is (told.code in (Exit.DONE, Exit.NO))
-    assert ("result" in found) is found["ok"]
-    assert ("error" in found) is not found["ok"]
-    if found["ok"] and isinstance(found["result"], dict):
-        assert documented()[name] <= found["result"].keys()
+    result = json.loads(line)
+    assert result["schema"] == 1
+    assert result["command"] == name
+    assert result["exit_code"] == told.code
+    assert result["ok"] is (told.code in (Exit.DONE, Exit.NO))
+    assert ("result" in result) is result["ok"]
+    assert ("error" in result) is not result["ok"]
+    if result["ok"] and isinstance(result["result"], dict):
+        assert documented()[name] <= result["result"].keys()
     assert tell(*name.split(), *words, "--quiet").out == ""
 
 
@@ -434,8 +434,8 @@ def test_every_error_class_has_an_exit_code() -> None:
     classes = {
         name
         for name in dir(pycriu_native.errors)
-        if isinstance(found := getattr(pycriu_native.errors, name), type)
-        and issubclass(found, CriuError)
+        if isinstance(result := getattr(pycriu_native.errors, name), type)
+        and issubclass(result, CriuError)
     }
     assert set(exit_codes.BY_ERROR) <= classes
     assert classes - set(exit_codes.BY_ERROR) == {"CriuError", "MigrationError"}
@@ -500,9 +500,9 @@ def test_options_by_any_name() -> None:
     """An option is found by the names that libcriu, rpc.proto, runc and criu give it."""
     for name in ("tcp_established", "--tcp-established", "TcpEstablished"):
         told = tell("options", name, "--json")
-        [found] = told.json["result"]
-        assert found["field"] == "tcp_established"
-        assert found["doc"].startswith("Save established TCP connections")
+        [result] = told.json["result"]
+        assert result["field"] == "tcp_established"
+        assert result["doc"].startswith("Save established TCP connections")
     listed = tell("options", "--json").json["result"]
     assert [each["field"] for each in listed] == [row.field for row in TABLE if row.field]
     assert {e["field"] for e in tell("options", "--verb", "restore", "--json").json["result"]} == {
@@ -756,10 +756,10 @@ def test_the_page_has_the_command(name: str, tmp_path: Path) -> None:
     """With an example or a row, and with the keys of its result, where one can be had here."""
     assert f"pycriu-native {name}" in PAGE or f"`{name}" in PAGE
     words, _ = answers(tmp_path)[name]
-    found = tell(*name.split(), *words, "--json").json.get("result") or {}
+    result = tell(*name.split(), *words, "--json").json.get("result") or {}
     shapes = PAGE.partition("| `command` | `result` |\n|---|---|\n")[2].splitlines()
     shape = next(line for line in shapes if f"`{name}`" in line.split("|")[1])
-    for key in found[0] if isinstance(found, list) else found:
+    for key in result[0] if isinstance(result, list) else result:
         assert f"`{key}`" in shape, f"{name}: {key}"
 
 

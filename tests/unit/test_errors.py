@@ -92,7 +92,7 @@ def attributes(error: CriuError) -> dict[str, object]:
 
 def test_every_class_is_here() -> None:
     """A new class of errors is added to this table."""
-    found = {
+    result = {
         value
         for module in (errors, pycriu_native)
         for value in vars(module).values()
@@ -100,8 +100,8 @@ def test_every_class_is_here() -> None:
         and issubclass(value, CriuError)
         and value.__module__ == errors.__name__  # others are loaded on demand
     }
-    assert found == set(BUILTINS)
-    assert {kind.__name__ for kind in found} <= set(pycriu_native.__all__)
+    assert result == set(BUILTINS)
+    assert {kind.__name__ for kind in result} <= set(pycriu_native.__all__)
 
 
 @each

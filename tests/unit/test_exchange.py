@@ -314,15 +314,15 @@ def test_an_end_while_a_notification_is_answered(play: Play) -> None:
 
 def _processes_of(program: Path) -> list[str]:
     """The states of the processes that run a program; a zombie's command line is empty."""
-    found = []
+    result = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 if str(program).encode() in (process / "cmdline").read_bytes():
-                    found.append((process / "stat").read_text().rpartition(")")[2].split()[0])
+                    result.append((process / "stat").read_text().rpartition(")")[2].split()[0])
             except OSError:
                 continue
-    return found
+    return result
 
 
 def _eventually(condition: Callable[[], object], what: str) -> None:

@@ -106,9 +106,9 @@ def test_the_first_known_line_is_the_cause() -> None:
         "Error (criu/files-reg.c:1122): Can't create link remap for /x. Use link-remap option.",
         "Error (criu/cr-dump.c:1975): Dumping FAILED.",
     ]
-    found = diagnose(lines, Verb.DUMP)
-    assert found.options[0] == "tcp_established"
-    assert found.line == lines[0]
+    result = diagnose(lines, Verb.DUMP)
+    assert result.options[0] == "tcp_established"
+    assert result.line == lines[0]
     assert diagnose(lines[1:], Verb.DUMP).options == ("link_remap",)
 
 

@@ -106,10 +106,10 @@ def test_fields_to_come_are_kept(tmp_path: Path) -> None:
     payload = known + nested + added
     path = tmp_path / "inventory.img"
     path.write_bytes(_head(BY_NAME["INVENTORY"]) + struct.pack("<I", len(payload)) + payload)
-    found = decode(path)
-    assert "_unknown" in found["entries"][0]
-    assert "_unknown" in found["entries"][0]["root_ids"]
-    assert encode(found) == path.read_bytes()
+    result = decode(path)
+    assert "_unknown" in result["entries"][0]
+    assert "_unknown" in result["entries"][0]["root_ids"]
+    assert encode(result) == path.read_bytes()
 
 
 # --- What does not decode ------------------------------------------------------------
@@ -150,11 +150,11 @@ def test_a_set_with_damage_anywhere(
         content = content[:at] + (more + content[at:] if how == "insert" else b"")
     path.write_bytes(content)
     try:
-        found = inspect(directory)
+        result = inspect(directory)
     except ImagesError:
         return
-    json.dumps(found.to_dict())
-    for process in found.processes:
+    json.dumps(result.to_dict())
+    for process in result.processes:
         try:
             list(process.memory.find(b"ab"))
         except ImagesError:

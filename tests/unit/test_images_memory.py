@@ -27,12 +27,12 @@ def chain(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def test_pages_come_from_the_nearest_set_that_has_them(chain: Path) -> None:
     """Through two parents, with zeros where nothing was written."""
-    found = inspect(chain / "3")
-    assert found.complete, found.problems
-    assert [each.directory for each in found.parents] == [str(chain / "2"), str(chain / "1")]
-    (mapping,) = found.process(10).mappings
+    result = inspect(chain / "3")
+    assert result.complete, result.problems
+    assert [each.directory for each in result.parents] == [str(chain / "2"), str(chain / "1")]
+    (mapping,) = result.process(10).mappings
     assert (mapping.stored, mapping.in_parent, mapping.zero) == (PAGE, 3 * PAGE, 12 * PAGE)
-    memory = found.process(10).memory
+    memory = result.process(10).memory
     assert memory.read(START, 4 * PAGE) == page("a") + page("B") + page("c") + bytes(PAGE)
     assert memory.read(START + PAGE - 1, 2) == b"aB"
     assert memory.read(START + 5 * PAGE, 1) == b"d"
@@ -55,12 +55,12 @@ def test_searching_sees_adjacent_pages_as_one(chain: Path) -> None:
 def test_a_parent_that_is_missing(chain: Path) -> None:
     """Named as a problem; what is here can still be read, and the rest is refused."""
     (chain / "1").rename(chain / "elsewhere")
-    found = inspect(chain / "3")
-    assert [each.exists for each in found.parents] == [True, False]
-    assert found.problems == (
+    result = inspect(chain / "3")
+    assert [each.exists for each in result.parents] == [True, False]
+    assert result.problems == (
         f"{chain / '2'} builds on the images in '../1': No such file or directory",
     )
-    memory = found.process(10).memory
+    memory = result.process(10).memory
     assert memory.read(START + PAGE, 2) == b"BB"
     with pytest.raises(ImagesError, match="in none of these images"):
         memory.read(START, 2)
@@ -76,11 +76,11 @@ def test_parents_in_a_circle(chain: Path) -> None:
 def test_lazy_pages_are_in_no_image(tmp_path: Path) -> None:
     """They are counted, and reading them is refused."""
     image_set(tmp_path / "1", [(0, 2, LAZY), (2, 1, LAZY | PRESENT)], page("x"))
-    found = inspect(tmp_path / "1").process(10)
-    assert (found.mappings[0].lazy, found.mappings[0].stored) == (2 * PAGE, PAGE)
-    assert found.memory.read(START + 2 * PAGE, 1) == b"x"
+    result = inspect(tmp_path / "1").process(10)
+    assert (result.mappings[0].lazy, result.mappings[0].stored) == (2 * PAGE, PAGE)
+    assert result.memory.read(START + 2 * PAGE, 1) == b"x"
     with pytest.raises(ImagesError, match="lazy"):
-        found.memory.read(START, 1)
+        result.memory.read(START, 1)
 
 
 def test_differences_page_by_page(tmp_path: Path) -> None:
@@ -92,8 +92,8 @@ def test_differences_page_by_page(tmp_path: Path) -> None:
         tmp_path / "2", [(0, 2, PRESENT), (8, 2, PRESENT)],
         page("a") + page("X") + page("n") + bytes(PAGE),
     )  # fmt: skip
-    found = diff(before, after)
-    assert (found.pages_changed, found.pages_added, found.pages_gone) == (1, 1, 1)
-    assert found.pages_same == 3
-    (change,) = found.processes
+    result = diff(before, after)
+    assert (result.pages_changed, result.pages_added, result.pages_gone) == (1, 1, 1)
+    assert result.pages_same == 3
+    (change,) = result.processes
     assert (change.pages[0].start, change.pages[0].changed) == (START, 1)

@@ -38,10 +38,10 @@ def test_the_pure_implementation_reads_the_same(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    kind, found = json.loads(done.stdout)
+    kind, result = json.loads(done.stdout)
     assert kind == "python"
     ours = [inspect(tmp_path).to_dict(), [decode(path) for path in paths]]
-    assert found == json.loads(json.dumps(ours))
+    assert result == json.loads(json.dumps(ours))
 
 
 @pytest.mark.skipif(api_implementation.Type() == "python", reason="protobuf is not compiled here")
@@ -73,5 +73,5 @@ def test_descriptors_say_what_the_table_says() -> None:
             for field in told.field
         ]
     for name, values in enums.items():
-        found = _pool().FindEnumTypeByName(name)
-        assert {value.name: value.number for value in found.values} == values
+        result = _pool().FindEnumTypeByName(name)
+        assert {value.name: value.number for value in result.values} == values

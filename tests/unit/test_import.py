@@ -88,20 +88,20 @@ def loaded_by(code: str) -> set[str]:
 
 def test_what_the_import_loads() -> None:
     """Nothing that takes long, and none of our own modules that few programs use."""
-    found = loaded_by("from pycriu_native import CriuOpts, dump, restore; CriuOpts(timeout=1)")
+    result = loaded_by("from pycriu_native import CriuOpts, dump, restore; CriuOpts(timeout=1)")
     if sys.version_info[:2] == (3, 11):  # what others import by themselves differs
-        assert not found & SLOW
-    assert not {f"pycriu_native.{name}" for name in LATER} & found
+        assert not result & SLOW
+    assert not {f"pycriu_native.{name}" for name in LATER} & result
 
 
 def test_what_an_inspection_loads(tmp_path: Path) -> None:
     """Nothing of ours that takes long, and no comparing or checking."""
     image_set(tmp_path)
-    found = loaded_by(f"from pycriu_native.images import inspect; inspect({str(tmp_path)!r})")
+    result = loaded_by(f"from pycriu_native.images import inspect; inspect({str(tmp_path)!r})")
     needed = {"re", "struct", "typing"}
     if sys.version_info[:2] == (3, 11):
-        assert not found & (SLOW - needed)
-    assert not {f"pycriu_native.images.{name}" for name in ("_check", "_diff", "_render")} & found
+        assert not result & (SLOW - needed)
+    assert not {f"pycriu_native.images.{name}" for name in ("_check", "_diff", "_render")} & result
 
 
 @pytest.mark.parametrize("module", [pycriu_native, images])

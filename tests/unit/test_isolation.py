@@ -59,8 +59,8 @@ def _look(*arguments: str, prefix: tuple[str, ...] = ()) -> dict[str, object]:
         umask=0o077,
     )
     assert ran.returncode == 7, ran.stderr.decode()
-    found: dict[str, object] = json.loads(ran.stdout)
-    return found
+    result: dict[str, object] = json.loads(ran.stdout)
+    return result
 
 
 CLEAN = {"blocked": ["0" * 16], "umask": ["0022"], "orphan": False}
@@ -69,13 +69,13 @@ CLEAN = {"blocked": ["0" * 16], "umask": ["0022"], "orphan": False}
 @pytest.mark.skipif(not isolation.possible(), reason="no namespaces can be made here")
 def test_a_machine_of_its_own() -> None:
     """Its own process ids and links; no signal is ignored or blocked, and the status comes back."""
-    found = _look()
-    assert found == {"pid": 2, "links": ["lo"], "ignored": ["0" * 16]} | CLEAN
+    result = _look()
+    assert result == {"pid": 2, "links": ["lo"], "ignored": ["0" * 16]} | CLEAN
 
 
 @pytest.mark.skipif(not isolation.possible(), reason="no namespaces can be made here")
 def test_as_process_1() -> None:
     """Somebody reaps, also where nothing but a process id's namespace was made."""
-    found = _look(isolation.IN_PLACE, prefix=("unshare", "--pid", "--fork", "--mount-proc"))
-    assert found["pid"] == 2
-    assert found.items() >= CLEAN.items()
+    result = _look(isolation.IN_PLACE, prefix=("unshare", "--pid", "--fork", "--mount-proc"))
+    assert result["pid"] == 2
+    assert result.items() >= CLEAN.items()

@@ -70,11 +70,11 @@ class Import:
 @cache
 def modules() -> dict[str, Path]:
     """Every module, by its name below the package; the package itself is the empty name."""
-    found = {}
+    result = {}
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        result[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return result
 
 
 def imports_of(name: str, path: Path) -> Iterator[Import]:
@@ -203,12 +203,12 @@ def test_no_import_against_the_order() -> None:
         pytest.skip("the files are in one folder")
     unknown = {layer(name) for name in modules()} - set(ORDER) - set(EVERYWHERE)
     assert not unknown, f"no place in the order: {sorted(unknown)}"
-    found = sorted(str(each) for each in imports() if is_upward(each))
-    assert not found, listed(found)
+    result = sorted(str(each) for each in imports() if is_upward(each))
+    assert not result, listed(result)
 
 
 @pytest.mark.xfail(reason="some private names are still used by other files")
 def test_no_private_name_of_another_file() -> None:
     """A name with a leading underscore is used by its own file only."""
-    found = sorted(private_names())
-    assert not found, listed(found)
+    result = sorted(private_names())
+    assert not result, listed(result)

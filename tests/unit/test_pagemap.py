@@ -71,8 +71,8 @@ def test_it_reads_what_protobuf_reads(data: bytes, cut: int, flips: list[tuple[i
 def test_what_is_in_a_range(data: bytes, ranges: list[tuple[int, int]]) -> None:
     """Counted by differences of sums, and one run after the other."""
     runs = check(data)
-    found = runs.count([each[0] for each in ranges], [each[1] for each in ranges])
-    assert found == [
+    result = runs.count([each[0] for each in ranges], [each[1] for each in ranges])
+    assert result == [
         counted(runs, start, end) if start < end else (0, 0, 0) for start, end in ranges
     ]
     assert runs.total == counted(runs, 0, 2**64 - 1)
@@ -164,8 +164,8 @@ def test_overlapping_mappings_of_many_runs_take_no_longer(tmp_path: Path) -> Non
     runs = Runs()
     runs.take(_runs_of(40_000))
     begin = time.process_time()
-    found = runs.count([0] * 40_000, [2**63] * 40_000)
-    assert set(found) == {(40_000 * PAGE, 0, 0)}
+    result = runs.count([0] * 40_000, [2**63] * 40_000)
+    assert set(result) == {(40_000 * PAGE, 0, 0)}
     # One after the other it would be 1.6 thousand million steps: minutes.
     assert time.process_time() - begin < 20
 

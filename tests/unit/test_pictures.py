@@ -48,29 +48,29 @@ def test_a_log_is_read(tmp_path: Path) -> None:
     """Phases follow each other, processes have their memory, frozen is CRIU's number."""
     (tmp_path / "dump.log").write_text(LOG)
     write_dump_statistics(tmp_path, frozen_time=39_000, pages_written=3)
-    found = plots.read_timeline(tmp_path)
-    assert [(p.name, p.begin, p.end) for p in found.phases] == [
+    result = plots.read_timeline(tmp_path)
+    assert [(p.name, p.begin, p.end) for p in result.phases] == [
         ("start", 0.0, 0.01), ("prepare", 0.01, 0.02), ("collect", 0.02, 0.03),
         ("save processes", 0.03, 0.05), ("finish", 0.05, 0.055), ("let go", 0.055, 0.06),
         ("close", 0.06, 0.061),
     ]  # fmt: skip
-    assert [(p.pid, p.name, p.begin, p.end) for p in found.processes] == [
+    assert [(p.pid, p.name, p.begin, p.end) for p in result.processes] == [
         (7, "boss", 0.03, 0.04), (9, "wor) ker", 0.04, 0.05),
     ]  # fmt: skip
-    assert [(m.pid, m.begin, m.end) for m in found.memory] == [
+    assert [(m.pid, m.begin, m.end) for m in result.memory] == [
         (7, 0.031, 0.035), (9, 0.042, 0.048),
     ]  # fmt: skip
-    assert found.frozen is not None
-    assert found.frozen == pytest.approx((0.021, 0.06))
-    assert found.end == 0.061
+    assert result.frozen is not None
+    assert result.frozen == pytest.approx((0.021, 0.06))
+    assert result.end == 0.061
 
 
 def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
     """The processes stand still until their memory is taken, not until it is written."""
     (tmp_path / "pre-dump.log").write_text(PRE_DUMP)
-    found = plots.read_timeline(tmp_path)
-    assert found.frozen == (0.02, 0.041)
-    assert found.memory[0].end == 0.08
+    result = plots.read_timeline(tmp_path)
+    assert result.frozen == (0.02, 0.041)
+    assert result.memory[0].end == 0.08
     plots.timeline(tmp_path, tmp_path / "x.svg")
 
 
@@ -98,10 +98,10 @@ def test_a_chain(tmp_path: Path) -> None:
             write_dump_statistics(
                 place, pages_written=written, pages_skipped_parent=100 - written, frozen_time=2000
             )
-    found = plots.read_rounds(tmp_path / "3")
-    assert [each.written for each in found] == [100 * PAGE, 40 * PAGE, 5 * PAGE]
-    assert [each.in_parent for each in found] == [None, 60 * PAGE, 95 * PAGE]
-    assert [each.frozen for each in found] == [None, 0.002, 0.002]
+    result = plots.read_rounds(tmp_path / "3")
+    assert [each.written for each in result] == [100 * PAGE, 40 * PAGE, 5 * PAGE]
+    assert [each.in_parent for each in result] == [None, 60 * PAGE, 95 * PAGE]
+    assert [each.frozen for each in result] == [None, 0.002, 0.002]
     plots.rounds(tmp_path / "3", tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
     assert "3 rounds of one chain" in text

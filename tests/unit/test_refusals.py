@@ -263,11 +263,11 @@ def test_a_parent_that_is_not_whole(tmp_path: Path) -> None:
         (tmp_path / number / "inventory.img").touch()
     (tmp_path / "2" / "parent").symlink_to("../1")
     opts = CriuOpts(images_directory=tmp_path / "3", parent_image="../2", track_mem=True)
-    for half, found in (("2", "2"), ("1", "2/parent")):
+    for half, result in (("2", "2"), ("1", "2/parent")):
         (tmp_path / half / UNFINISHED).touch()
-        with pytest.raises(OptionError, match=rf"parent_image.*/{found} did not"):
+        with pytest.raises(OptionError, match=rf"parent_image.*/{result} did not"):
             option_rules.check(opts, DUMP, os.getpid())
-        with pytest.raises(OptionError, match=rf"parent_image.*/{found} did not"):
+        with pytest.raises(OptionError, match=rf"parent_image.*/{result} did not"):
             option_rules.check(replace(opts, pre_dump=True), PRE_DUMP, os.getpid())
         (tmp_path / half / UNFINISHED).unlink()
     option_rules.check(opts, DUMP, os.getpid())

@@ -24,11 +24,11 @@ WHOLE = stream((0, b"a.img"), (0, b"b.img"), (2, b"22"), (1, b"1" * 3000), (2, b
 def test_a_whole_one() -> None:
     """The pieces of each file, wherever they lie."""
     with Images(io.BytesIO(WHOLE)) as images:
-        found = {
+        result = {
             name: b"".join(os.pread(images.fd, size, offset) for offset, size in pieces)
             for name, pieces in images.files.items()
         }
-    assert found == {"a.img": b"1" * 3000, "b.img": b"222", "c": b""}
+    assert result == {"a.img": b"1" * 3000, "b.img": b"222", "c": b""}
 
 
 def test_cut_short() -> None:

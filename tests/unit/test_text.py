@@ -38,8 +38,8 @@ def test_lines_end_at_a_newline_only(tmp_path: Path, data: bytes, lines: object)
     """U+0085 and its like are part of a name."""
     file = tmp_path / "file"
     file.write_bytes(data)
-    found = read_lines(file)
-    assert found == lines or len(found) == lines
+    result = read_lines(file)
+    assert result == lines or len(result) == lines
 
 
 def test_a_byte_is_shown_as_one() -> None:

@@ -58,9 +58,9 @@ def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
     """Without the comments, mypy complains of exactly those lines, and as they say."""
     text = CHECKS.read_text()
     expected = {
-        number: set(found[1].replace(" ", "").split(","))
+        number: set(result[1].replace(" ", "").split(","))
         for number, line in enumerate(text.splitlines(), 1)
-        if (found := IGNORED.search(line))
+        if (result := IGNORED.search(line))
     }
     assert len(expected) > 30
     mine = tmp_path / "mine.py"

@@ -31,8 +31,8 @@ most precise one is taken.
 @cache
 def known() -> tuple[dict[str, Any], ...]:
     """Every failure; messages that are none are left out."""
-    found = json.loads((ROOT / "pycriu_native/_failures/known_failures.json").read_text("utf-8"))
-    return tuple(one for one in found if not one.get("benign"))
+    result = json.loads((ROOT / "pycriu_native/_failures/known_failures.json").read_text("utf-8"))
+    return tuple(one for one in result if not one.get("benign"))
 
 
 def naming(field: str) -> list[dict[str, Any]]:

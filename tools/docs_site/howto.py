@@ -47,7 +47,7 @@ def scenarios() -> tuple[Scenario, ...]:
         raise SiteError(f"README.md has no {MARK}")
     below = readme.partition(MARK)[2].lstrip()
     rows = below.partition("\n\n")[0].splitlines()[2:]
-    found = []
+    result = []
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         files = tuple(re.findall(r"\]\(([^)]+)\)", cells[1])) if len(cells) > 1 else ()
@@ -57,10 +57,10 @@ def scenarios() -> tuple[Scenario, ...]:
         for name in names:
             if name not in options() and name not in exported():
                 raise SiteError(f"README.md: {name!r} in the scenarios is no option and no call")
-        found.append(Scenario(title=cells[0], names=names, files=files))
-    if not found:
+        result.append(Scenario(title=cells[0], names=names, files=files))
+    if not result:
         raise SiteError(f"README.md has no table below {MARK}")
-    return tuple(found)
+    return tuple(result)
 
 
 def subjects() -> list[str]:

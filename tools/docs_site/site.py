@@ -37,10 +37,10 @@ LINK = re.compile(r"(\]\()([^)\s#]*)((?:#[^)\s]*)?\))")
 
 def originals() -> dict[str, str]:
     """The files of the repository that are pages, each with its name in the site."""
-    found = {"README.md": "index.md", "SECURITY.md": "SECURITY.md", "CHANGELOG.md": "CHANGELOG.md"}
+    result = {"README.md": "index.md", "SECURITY.md": "SECURITY.md", "CHANGELOG.md": "CHANGELOG.md"}
     for path in sorted((ROOT / "docs").glob("*.md")):
-        found[f"docs/{path.name}"] = path.name
-    return found
+        result[f"docs/{path.name}"] = path.name
+    return result
 
 
 def relinked(text: str, original: str, needed: set[str], broken: list[str]) -> str:

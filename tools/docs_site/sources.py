@@ -77,26 +77,26 @@ def meanings() -> dict[str, str]:
     """The docstring under each field of ``CriuOpts``."""
     tree = ast.parse((ROOT / "pycriu_native/options/fields.py").read_text())
     (opts,) = (one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == "Fields")
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for node, below in zip(opts.body, opts.body[1:], strict=False):
         match node, below:
             case (
                 ast.AnnAssign(target=ast.Name(id=name)),
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
-                found[name] = markdown(text)
-    return found
+                result[name] = markdown(text)
+    return result
 
 
 @cache
 def exported() -> dict[str, str]:
     """The names that ``pycriu_native`` exports, but its options, each with its docstring."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for path in sorted((ROOT / "pycriu_native").rglob("[a-z]*.py")):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                found.setdefault(node.name, markdown(ast.get_docstring(node) or ""))
-    return found
+                result.setdefault(node.name, markdown(ast.get_docstring(node) or ""))
+    return result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,12 +117,12 @@ def options() -> dict[str, Option]:
     """The rows of the table that a user can set, by field; ``tools/options-table`` reads it."""
     script: dict[str, Any] = runpy.run_path(str(ROOT / "tools/options-table"))
     table = script["load_table"]()
-    found = {}
+    result = {}
     for row in table.TABLE:
         if row.field is None:
             continue
         verbs = [word for flag, word in script["VERBS"].items() if table.On[flag] in row.on]
-        found[row.field] = Option(
+        result[row.field] = Option(
             field=row.field,
             runc=row.runc or "",
             setter=f"criu_local_{row.setter}" if row.setter else "",
@@ -131,4 +131,4 @@ def options() -> dict[str, Option]:
             since=row.since,
             verbs="all" if len(verbs) == len(script["VERBS"]) else ", ".join(verbs),
         )
-    return found
+    return result

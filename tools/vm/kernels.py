@@ -74,8 +74,8 @@ class Reasons:
 
 def write(places: Sequence[Path]) -> None:
     """Write both from the results under each place; one that has none is left out."""
-    found = [_run(place) for place in places]
-    runs = [run for run in found if run]
+    result = [_run(place) for place in places]
+    runs = [run for run in result if run]
     if runs:
         PAGE.write_text(page(runs))
         README.write_text(readme(README.read_text(), runs))

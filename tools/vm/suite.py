@@ -106,9 +106,9 @@ class Part:
 
 def parts(guest: str, files: tuple[str, ...]) -> list[Part]:
     """The tests of these files that have not passed yet, a few files for each guest."""
-    found = kernels.tests(results(guest))
-    known = {test.partition("::")[0] for test in found}
-    failed = tuple(test for test, (outcome, _) in found.items() if outcome == "failed")
+    result = kernels.tests(results(guest))
+    known = {test.partition("::")[0] for test in result}
+    failed = tuple(test for test, (outcome, _) in result.items() if outcome == "failed")
     new = tuple(file for file in files if file not in known)
     cuts = [failed] if failed else []
     cuts += [new[at : at + FILES] for at in range(0, len(new), FILES)]
@@ -119,8 +119,8 @@ def parts(guest: str, files: tuple[str, ...]) -> list[Part]:
 def everything(files: tuple[str, ...], *, resume: bool) -> int:
     """All tests with all kernels; then the page."""
     if not files:
-        found = sorted(root.ROOT.glob("tests/integration/**/test_*.py"))
-        files = tuple(str(path.relative_to(root.ROOT)) for path in found)
+        result = sorted(root.ROOT.glob("tests/integration/**/test_*.py"))
+        files = tuple(str(path.relative_to(root.ROOT)) for path in result)
     for guest in GUESTS.values():
         root.build(guest)
         for place in results(guest.suite).glob("*/"):

@@ -25,11 +25,11 @@ _STYLES = {
 
 
 def _doctor(call: Call, everything: bool) -> Exit:
-    found = doctor(call.via)
-    code = Exit.NO if found.health is DoctorSeverity.BAD else Exit.DONE
+    result = doctor(call.via)
+    code = Exit.NO if result.health is DoctorSeverity.BAD else Exit.DONE
     if call.out.as_json:
-        return call.out.result(found, "", code=code)
-    return call.out.answer(found, _told(found, everything), code=code)
+        return call.out.result(result, "", code=code)
+    return call.out.answer(result, _told(result, everything), code=code)
 
 
 def _told(found: Doctor, everything: bool) -> Text:
@@ -66,14 +66,14 @@ _SUMS = {
 
 def _preflight(call: Call, pid: int | None, tree: int | None, include_caller: bool) -> Exit:
     pid = command.one_pid(pid, tree)
-    found = preflight(pid, call.opts, include_caller=include_caller, via=call.via)
-    works = found.verdict is Verdict.WORKS
-    lost = found.verdict is Verdict.NO_RESTORE and not found.opts.leave_running
-    words = None if lost or found.verdict is Verdict.FAILS else command_line(found)
-    text = in_flags(safe_lines(str(found)))
+    result = preflight(pid, call.opts, include_caller=include_caller, via=call.via)
+    works = result.verdict is Verdict.WORKS
+    lost = result.verdict is Verdict.NO_RESTORE and not result.opts.leave_running
+    words = None if lost or result.verdict is Verdict.FAILS else command_line(result)
+    text = in_flags(safe_lines(str(result)))
     if words is not None:
         text += f"\ntry: {shlex.join(words)}"
-    body = json_form.fields(found) | {"command": words}
+    body = json_form.fields(result) | {"command": words}
     return call.out.answer(body, text, code=Exit.DONE if works else Exit.NO)
 
 

@@ -132,22 +132,22 @@ def _table(result: DumpItersResult) -> str:
 
 def shape(result: DumpResult) -> dict[str, Any]:
     """The result for ``--json``."""
-    found = image_summary.size_of(result.images)
+    results = image_summary.size_of(result.images)
     return json_form.fields(result) | {
         "pids": image_summary.pids_in(result.images),
-        "image_bytes": found.bytes,
-        "image_files": found.files,
+        "image_bytes": results.bytes,
+        "image_files": results.files,
     }
 
 
 def text(result: DumpResult, name: str, done: str) -> str:
     """The result for people."""
-    found = image_summary.size_of(result.images)
+    results = image_summary.size_of(result.images)
     saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
     headline = f"{done} {what} into {safe(result.images)}"
     rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    rows.append(("images", f"{size(found.bytes)} in {count(found.files, 'file')}"))
+    rows.append(("images", f"{size(results.bytes)} in {count(results.files, 'file')}"))
     if result.statistics is not None:
         rows += _numbers(result.statistics)
     rows.append(("whole call", time(result.duration)))

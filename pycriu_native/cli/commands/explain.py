@@ -18,11 +18,11 @@ VERBS = [str(verb) for verb in VERB_MASK if verb is not Verb.LAZY_PAGES]
 
 def _explain(call: Call, verb: str, pid: int | None) -> Exit:
     opts = replace(call.opts, pre_dump=None)
-    found = explain(opts, verb, pid, call.via)
-    refused = bool(found.problems or found.lacking)
+    result = explain(opts, verb, pid, call.via)
+    refused = bool(result.problems or result.lacking)
     return call.out.answer(
-        json_form.plain(found) | {"would_be_refused": refused},
-        str(found),
+        json_form.plain(result) | {"would_be_refused": refused},
+        str(result),
         code=Exit.NO if refused else Exit.DONE,
     )
 

@@ -45,17 +45,17 @@ def _inspect(
     search: str | None,
 ) -> Exit:
     images = _images()
-    found: ImageSet = images.inspect(directory)
-    chosen = found.processes if pid is None else (found.process(pid),)
-    code = Exit.DONE if found.complete else Exit.NO
+    result: ImageSet = images.inspect(directory)
+    chosen = result.processes if pid is None else (result.process(pid),)
+    code = Exit.DONE if result.complete else Exit.NO
     if search is not None:
         return _search(call, chosen, search)
     if call.out.as_json:
-        return call.out.result(found if pid is None else chosen[0], "", code=code)
-    parts = [] if memory or files or environment else [_overview(call, images, found, tree, pid)]
+        return call.out.result(result if pid is None else chosen[0], "", code=code)
+    parts = [] if memory or files or environment else [_overview(call, images, result, tree, pid)]
     for process in chosen:
         if process.state != "zombie":
-            parts += _details(images, found, process, memory, files, environment)
+            parts += _details(images, result, process, memory, files, environment)
     return call.out.answer(None, "\n\n".join(parts), code=code)
 
 
@@ -96,12 +96,12 @@ def _details(
 
 def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
     """Where text is in the memory; the answer is no if it is nowhere."""
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     for process in processes:
         if process.pagemap is not None:
             for each in process.memory.search(os.fsencode(text)):
                 mapping = each.mapping
-                found.append(
+                result.append(
                     {
                         "pid": process.pid,
                         "address": each.address,
@@ -111,10 +111,10 @@ def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
                 )
     rows = [
         (str(each["pid"]), f"{each['address']:#x}", each["kind"], safe(each["path"] or ""))
-        for each in found
+        for each in result
     ]
     told = "\n".join(columns([("pid", "address", "kind", "file"), *rows])) if rows else "not found"
-    return call.out.answer(found, told, code=Exit.DONE if found else Exit.NO)
+    return call.out.answer(result, told, code=Exit.DONE if result else Exit.NO)
 
 
 # ---- diff, decode, encode, check-images ----
@@ -122,28 +122,30 @@ def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
 
 def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
     images = _images()
-    found = images.diff(before, after, memory=not no_memory)
-    code = Exit.NO if found else Exit.DONE
-    return call.out.answer(found, images.render_diff(found), code=code)
+    result = images.diff(before, after, memory=not no_memory)
+    code = Exit.NO if result else Exit.DONE
+    return call.out.answer(result, images.render_diff(result), code=code)
 
 
 def _decode(call: Call, image: str) -> Exit:
-    found = _images().decode(image)
-    return call.out.answer(found, json.dumps(json_form.plain(found), indent=2, ensure_ascii=False))
+    result = _images().decode(image)
+    return call.out.answer(
+        result, json.dumps(json_form.plain(result), indent=2, ensure_ascii=False)
+    )
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
     # Text that is no UTF-8 is lone surrogates, which JSON and our own files keep.
     with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
         try:
-            found = json.load(file)
+            result = json.load(file)
         except ValueError as error:
             raise ImagesError(f"{described} is no JSON: {error}") from None
-    if isinstance(found, dict):
-        found = found.get("result", found)  # of decode --json
-    if not isinstance(found, dict):
+    if isinstance(result, dict):
+        result = result.get("result", result)  # of decode --json
+    if not isinstance(result, dict):
         raise ImagesError(f"{described} is no image as decode prints it")
-    data = _images().encode(found)
+    data = _images().encode(result)
     from ...archive.pack import written_beside  # no other command here writes
 
     with written_beside(Path(image)) as file:  # for nobody else to read, as images are
@@ -154,11 +156,11 @@ def _encode(call: Call, described: str, image: str) -> Exit:
 
 def _check_images(call: Call, directory: str) -> Exit:
     images = _images()
-    found = images.check_images(directory, call.opts, via=call.via)
-    bad = any(each.severity is images.Severity.ERROR for each in found)
-    said = [in_flags(safe(str(each))) for each in found]
+    result = images.check_images(directory, call.opts, via=call.via)
+    bad = any(each.severity is images.Severity.ERROR for each in result)
+    said = [in_flags(safe(str(each))) for each in result]
     said.append("a restore here would fail" if bad else "nothing stands against a restore here")
-    body = {"restorable": not bad, "findings": found}
+    body = {"restorable": not bad, "findings": result}
     return call.out.answer(body, "\n".join(said), code=Exit.NO if bad else Exit.DONE)
 
 

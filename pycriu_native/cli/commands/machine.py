@@ -29,11 +29,11 @@ FEATURES = {
 
 def _check(call: Call) -> Exit:
     via = call.given or Worker()
-    found = check(call.opts, via=via, deadline=call.deadline)
+    result = check(call.opts, via=via, deadline=call.deadline)
     program = version(via=via, deadline=call.deadline)
     features = feature_check(via=via, deadline=call.deadline)
     has = json_form.plain(features)
-    body = json_form.plain(found) | {
+    body = json_form.plain(result) | {
         "criu": str(program),
         "libcriu": str(libcriu_version()),
         "program": via.name(),
@@ -41,7 +41,7 @@ def _check(call: Call) -> Exit:
     }
     rows = [("criu", f"{program} ({via.name()})"), ("libcriu", str(libcriu_version()))]
     rows += [(name, f"{'yes' if has[name] else 'no'}: {text}") for name, text in FEATURES.items()]
-    rows += [("warning", safe(line)) for line in found.warnings]
+    rows += [("warning", safe(line)) for line in result.warnings]
     text = "\n".join(["CRIU can work on this kernel", *columns(rows, indent=2)])
     return call.out.result(body, text)
 
@@ -51,8 +51,8 @@ def _keep_cache(call: Call) -> Exit:
     if call.given is not None and worker is None:
         rule = "keep-cache starts a CRIU of its own: leave it out, or give --criu"
         raise OptionError([Problem("via", call.given, rule)])
-    found = keep_feature_cache(via=worker)
-    return call.out.result(found, safe(str(found)))
+    result = keep_feature_cache(via=worker)
+    return call.out.result(result, safe(str(result)))
 
 
 def _cpuinfo_dump(call: Call) -> Exit:

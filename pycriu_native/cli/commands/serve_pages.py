@@ -43,9 +43,9 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
             verb="page-server",
             log=result.log,
         )
-    found = image_summary.size_of(result.images)
-    body = json_form.plain(result) | {"image_bytes": found.bytes, "image_files": found.files}
-    held = f"{size(found.bytes)} in {count(found.files, 'file')}"
+    results = image_summary.size_of(result.images)
+    body = json_form.plain(result) | {"image_bytes": results.bytes, "image_files": results.files}
+    held = f"{size(results.bytes)} in {count(results.files, 'file')}"
     said = f"the connection has ended; {result.images} holds {held}"
     return call.out.result(body, safe(said))
 

@@ -203,11 +203,11 @@ def _by_request(via: Via) -> Iterator[DoctorFinding]:
     if via.identity() is None:
         return
     try:
-        found = requirements.ask_features(via)
+        result = requirements.ask_features(via)
     except CriuError:
         return  # the remark on CRIU says so
     for field, name in BY_REQUEST.items():
-        yield _remark(name, getattr(found, field))
+        yield _remark(name, getattr(result, field))
 
 
 def _asked(via: Worker, name: str) -> bool | None:

@@ -33,7 +33,7 @@ def look(via: Via) -> Iterator[DoctorFinding]:
     yield _libcriu()
     asked = time.time()
     try:
-        found = requirements.ask_version(via)
+        result = requirements.ask_version(via)
     except CriuError as error:
         yield DoctorFinding(
             id="criu",
@@ -51,10 +51,10 @@ def look(via: Via) -> Iterator[DoctorFinding]:
         group="criu",
         title="CRIU",
         health=DoctorSeverity.GOOD,
-        value=f"{found}{f' ({found.git})' if found.git else ''}, {via.name()}",
+        value=f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}",
     )
-    yield _fits_library(found)
-    yield _fits_kernel(found)
+    yield _fits_library(result)
+    yield _fits_kernel(result)
     yield _check(via)
     yield _cache(asked, via)
     yield from _configuration(via)
@@ -158,7 +158,7 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
         )
 
     try:
-        found = os.stat(CACHE)
+        result = os.stat(CACHE)
         with open(CACHE, "rb") as file:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
@@ -173,7 +173,7 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
         )
     except OSError as error:
         return said(DoctorSeverity.INFO, f"cannot be read ({error.strerror})")
-    if found.st_mtime < _started():
+    if result.st_mtime < _started():
         return said(
             DoctorSeverity.WARNING,
             "is stale: it is older than this start of the system",
@@ -187,7 +187,7 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
             "CRIU removes it and asks the kernel again",
             f"rm {CACHE}",
         )
-    if found.st_mtime >= asked - 1:
+    if result.st_mtime >= asked - 1:
         return said(DoctorSeverity.GOOD, "is kept, and was made just now")
     return said(DoctorSeverity.GOOD, "is kept")
 
@@ -207,15 +207,15 @@ def _started() -> float:
 def _configuration(via: Via) -> Iterator[DoctorFinding]:
     """Files that change what every call does."""
     title = "configuration files"
-    found = [file for file in configuration_files(CriuOpts(), via) if file.settings]
-    if not found:
+    result = [file for file in configuration_files(CriuOpts(), via) if file.settings]
+    if not result:
         seen = worker_of(via) is not None
         health = DoctorSeverity.GOOD if seen else DoctorSeverity.INFO
         value = "none" if seen else "those of another process are not seen"
         yield DoctorFinding(
             id="configuration", group="criu", title=title, health=health, value=value
         )
-    for file in found:
+    for file in result:
         yield DoctorFinding(
             id="configuration",
             group="criu",

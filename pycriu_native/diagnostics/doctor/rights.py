@@ -90,8 +90,8 @@ def _user() -> DoctorFinding:
 
 
 def _modules() -> DoctorFinding:
-    found = read("/sys/kernel/security/lsm").strip()
-    value = found or "none that can be seen (/sys/kernel/security is not mounted)"
+    result = read("/sys/kernel/security/lsm").strip()
+    value = result or "none that can be seen (/sys/kernel/security is not mounted)"
     about = {"id": "security-modules", "group": "rights", "title": "security modules"}
     return DoctorFinding(**about, health=DoctorSeverity.INFO, value=value)
 
@@ -159,10 +159,10 @@ def _yama(has: set[str]) -> Iterator[DoctorFinding]:
 
 
 def _lockdown() -> Iterator[DoctorFinding]:
-    found = read("/sys/kernel/security/lockdown").strip()
-    if not found:
+    result = read("/sys/kernel/security/lockdown").strip()
+    if not result:
         return
-    level = found.partition("[")[2].partition("]")[0]
+    level = result.partition("[")[2].partition("]")[0]
     about = {"id": "lockdown", "group": "rights", "title": "lockdown of the kernel"}
     if level == "confidentiality":
         yield DoctorFinding(

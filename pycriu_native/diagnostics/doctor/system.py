@@ -76,9 +76,9 @@ def _tools(path: str) -> Iterator[DoctorFinding]:
 
 
 def _cgroups() -> DoctorFinding:
-    found = [line.split(" ") for line in lines_of("/proc/self/mountinfo")]
-    old = [words[4] for words in found if words[words.index("-") + 1] == "cgroup"]
-    new = [words[4] for words in found if words[words.index("-") + 1] == "cgroup2"]
+    result = [line.split(" ") for line in lines_of("/proc/self/mountinfo")]
+    old = [words[4] for words in result if words[words.index("-") + 1] == "cgroup"]
+    new = [words[4] for words in result if words[words.index("-") + 1] == "cgroup2"]
     form = "hybrid (1 and 2)" if old and new else "version 2" if new else "version 1"
     about = {"id": "cgroups", "group": "system", "title": "cgroups"}
     if not old and not new:

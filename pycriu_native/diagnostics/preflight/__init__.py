@@ -92,19 +92,19 @@ def preflight(
         mounts=mounts.MountTable(tree),
         include_caller=include_caller,
     )
-    found = ordered(_findings(context))
+    result = ordered(_findings(context))
     there = bool(tree.alive)
     expected = size.expected(context) if there else ImageSize()
     if there:
         largest = size.largest_image(context)
         also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
-        found = ordered(iter((*found, *also)))
+        result = ordered(iter((*result, *also)))
     return Preflight(
         pid=pid,
         pids=tuple(process.pid for process in tree.processes),
-        findings=found,
+        findings=result,
         given=opts,
-        opts=_with(opts, found),
+        opts=_with(opts, result),
         size=expected,
     )
 

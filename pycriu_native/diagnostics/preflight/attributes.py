@@ -26,8 +26,8 @@ def _file(name: str) -> Callable[[Process], str]:
 
 def _io_priority(process: Process) -> str:
     number = _IOPRIO_GET.get(platform.machine())
-    found = -1 if number is None else _libc.syscall(number, _IOPRIO_WHO_PROCESS, process.pid)
-    return "" if found < 0 else f"class {found >> 13}, level {found & 0x1FFF}"
+    result = -1 if number is None else _libc.syscall(number, _IOPRIO_WHO_PROCESS, process.pid)
+    return "" if result < 0 else f"class {result >> 13}, level {result & 0x1FFF}"
 
 
 ATTRIBUTES: dict[str, tuple[str, Callable[[Process], str]]] = {

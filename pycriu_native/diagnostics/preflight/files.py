@@ -139,7 +139,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         yield from _nameless(context, used)
         return
     try:
-        found = os.stat(context.mounts.base(mount) + used.path, follow_symlinks=False)
+        result = os.stat(context.mounts.base(mount) + used.path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         yield needs(
             context,
@@ -153,9 +153,9 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         return
     except OSError:
         return
-    if (found.st_dev, found.st_ino) == used.identity:
+    if (result.st_dev, result.st_ino) == used.identity:
         return
-    if stat.S_ISCHR(used.stat.st_mode) and found.st_rdev == used.stat.st_rdev:
+    if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
         yield needs(
             context,
             "other-device-file",
@@ -211,12 +211,12 @@ def _nameless(context: Context, used: Used) -> Iterator[Finding]:
 
 def ghosts(context: Context) -> int:
     """Bytes of all files without a name."""
-    found = {
+    result = {
         used.identity: used.blocks
         for used in all_used(context)
         if used.stat.st_nlink == 0 and not stat.S_ISDIR(used.stat.st_mode)
     }
-    return sum(found.values())
+    return sum(result.values())
 
 
 def _locks(context: Context) -> Iterator[Finding]:
@@ -275,9 +275,9 @@ def _pipes(context: Context) -> Iterator[Finding]:
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:
     """Which of these pipes a process outside of the tree has open."""
     wanted = {f"pipe:[{inode}]": inode for inode in inodes}
-    found: set[int] = set()
+    result: set[int] = set()
     if not wanted:
-        return found
+        return result
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in context.tree.pids:
             continue
@@ -285,5 +285,5 @@ def _held_outside(context: Context, inodes: set[int]) -> set[int]:
             for number in os.listdir(f"/proc/{name}/fd"):
                 target = link(f"/proc/{name}/fd/{number}")
                 if target in wanted:
-                    found.add(wanted[target])
-    return found
+                    result.add(wanted[target])
+    return result

@@ -54,7 +54,7 @@ def _program(context: Context) -> Iterator[Finding]:
     if context.via.identity() is None:
         return
     try:
-        found = requirements.program_version(context.via)
+        result = requirements.program_version(context.via)
         _ask_whether_it_works(context)
         problems = [
             *requirements._by_library(context.opts),
@@ -68,12 +68,12 @@ def _program(context: Context) -> Iterator[Finding]:
         return
     for problem in problems:
         yield stops("option", str(problem), cure=f"leave {problem.field} unset")
-    if found < Version(major=4, minor=2) and kernel() >= (6, 16):
+    if result < Version(major=4, minor=2) and kernel() >= (6, 16):
         internet = sorted(kinds(context) & set(INTERNET))
         if internet:
             yield stops(
                 "old-program",
-                f"CRIU {found} is too old for sockets ({', '.join(internet)}) on this kernel",
+                f"CRIU {result} is too old for sockets ({', '.join(internet)}) on this kernel",
                 failure="sock-passcred-kernel",
             )
 
@@ -101,7 +101,7 @@ def _ask_whether_it_works(context: Context) -> None:
 
 def _has_connections(context: Context) -> bool:
     """Whether TCP connections are to be kept."""
-    return any(found.id == "tcp-connection" for found in sockets.look(context))
+    return any(result.id == "tcp-connection" for result in sockets.look(context))
 
 
 def kernel() -> tuple[int, int]:
@@ -240,8 +240,8 @@ def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
     path = os.fsdecode(directory)
     while not os.path.exists(path) and path not in ("", "/"):
         path = os.path.dirname(path) or "."
-    found = os.statvfs(path)
-    if found.f_flag & os.ST_RDONLY or not os.access(path, os.W_OK | os.X_OK):
+    result = os.statvfs(path)
+    if result.f_flag & os.ST_RDONLY or not os.access(path, os.W_OK | os.X_OK):
         yield stops(
             "images-read-only",
             "the images directory cannot be written",
@@ -249,7 +249,7 @@ def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
             failure="images-read-only",
         )
         return
-    free = found.f_bavail * found.f_frsize
+    free = result.f_bavail * result.f_frsize
     if free < size and opts.page_server is None:
         yield stops(
             "images-full",

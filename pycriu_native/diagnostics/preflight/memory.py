@@ -21,10 +21,10 @@ def look(context: Context) -> Iterator[Finding]:
         seen: set[str] = set()
         for mapping in process.mappings:
             if mapping.name not in seen:
-                found = list(_mapping(context, process, mapping))
-                if found:
+                result = list(_mapping(context, process, mapping))
+                if result:
                     seen.add(mapping.name)
-                yield from found
+                yield from result
 
 
 def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[Finding]:

@@ -61,12 +61,12 @@ class Mount:
 
 def parse(text: str, namespace: str) -> list[Mount]:
     """The lines of a mountinfo."""
-    found = []
+    result = []
     for line in filter(None, text.split("\n")):
         before, _, after = line.partition(" - ")
         number, parent, device, root, place, _, *marks = before.split(" ")
         groups = dict(mark.split(":") for mark in marks if ":" in mark)
-        found.append(
+        result.append(
             Mount(
                 number=int(number),
                 parent=int(parent),
@@ -79,7 +79,7 @@ def parse(text: str, namespace: str) -> list[Mount]:
                 namespace=namespace,
             )
         )
-    return found
+    return result
 
 
 def _unescaped(text: str) -> str:
@@ -133,11 +133,11 @@ class MountTable:
 
     @cached_property
     def _children(self) -> dict[int, list[Mount]]:
-        found: dict[int, list[Mount]] = {}
+        result: dict[int, list[Mount]] = {}
         for mount in self.all:
             if mount.parent != mount.number:
-                found.setdefault(mount.parent, []).append(mount)
-        return found
+                result.setdefault(mount.parent, []).append(mount)
+        return result
 
     def _below(self, number: int) -> list[Mount]:
         return self._children.get(number, [])
@@ -229,8 +229,8 @@ def look(context: Context) -> Iterator[Finding]:
 def _sets(context: Context, mount: Mount) -> dict[str, Any]:
     """The options that let a mount be from outside."""
     if context.opts.auto_ext_mnt and (mount.shared or mount.master):
-        found = {"ext_sharing": mount.shared, "ext_masters": mount.master}
-        return {name: True for name, group in found.items() if group}
+        result = {"ext_sharing": mount.shared, "ext_masters": mount.master}
+        return {name: True for name, group in result.items() if group}
     return {"external": (f"{mount.key}:{mount.place}",)}
 
 

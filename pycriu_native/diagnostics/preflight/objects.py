@@ -240,12 +240,12 @@ def _by_handle(mount: str, values: dict[str, str]) -> str | None:
     with contextlib.suppress(OSError):
         at = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            found = libc.open_by_handle_at(at, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+            result = libc.open_by_handle_at(at, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
         finally:
             os.close(at)
-        if found >= 0:
+        if result >= 0:
             try:
-                return os.readlink(f"/proc/self/fd/{found}")
+                return os.readlink(f"/proc/self/fd/{result}")
             finally:
-                os.close(found)
+                os.close(result)
     return None

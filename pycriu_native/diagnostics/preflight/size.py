@@ -61,16 +61,16 @@ def _private(process: Process) -> int:
 
 def _shared(process: Process) -> dict[tuple[int, int], int]:
     """Bytes of each piece of shared memory without a file."""
-    found = {}
+    result = {}
     for mapping in process.mappings:
         if mapping.shared and mapping.name.startswith(("/dev/zero", "/memfd:", "/SYSV")):
             with contextlib.suppress(OSError):
                 seen = os.stat(mapping.link)
-                found[seen.st_dev, seen.st_ino] = seen.st_blocks * 512
+                result[seen.st_dev, seen.st_ino] = seen.st_blocks * 512
     for fd in process.descriptors:
         if fd.link.startswith("/memfd:"):
-            found[fd.stat.st_dev, fd.stat.st_ino] = fd.stat.st_blocks * 512
-    return found
+            result[fd.stat.st_dev, fd.stat.st_ino] = fd.stat.st_blocks * 512
+    return result
 
 
 def _file_systems(context: Context) -> int:
@@ -81,6 +81,6 @@ def _file_systems(context: Context) -> int:
         if mount.namespace == ours or mount.kind != "tmpfs" or context.external(mount.key):
             continue
         with contextlib.suppress(OSError):
-            found = os.statvfs(context.mounts.base(mount) + mount.place)
-            seen[mount.device] = (found.f_blocks - found.f_bfree) * found.f_frsize
+            result = os.statvfs(context.mounts.base(mount) + mount.place)
+            seen[mount.device] = (result.f_blocks - result.f_bfree) * result.f_frsize
     return sum(seen.values())

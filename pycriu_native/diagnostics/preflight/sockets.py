@@ -45,13 +45,13 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 
 def look(context: Context) -> Iterator[Finding]:
     """What of the sockets matters."""
-    found = list(_sockets(context))
+    result = list(_sockets(context))
     tables = {
         which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
     }
     tables.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
-    ours = {fd.stat.st_ino for fd, _ in found}
-    for fd, kind in found:
+    ours = {fd.stat.st_ino for fd, _ in result}
+    for fd, kind in result:
         about = {"pid": fd.pid, "fd": fd.number}
         if kind in UNIX:
             yield from _unix(context, fd, tables, ours)

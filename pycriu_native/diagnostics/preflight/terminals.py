@@ -118,9 +118,9 @@ def _is(packed: int, device: int) -> bool:
 
 def _sessions_on(device: int) -> set[int]:
     """The sessions whose terminal a device is."""
-    found = set()
+    result = set()
     for name in filter(str.isdigit, os.listdir("/proc")):
         fields = read(f"/proc/{name}/stat").rpartition(")")[2].split()
         if fields and _is(int(fields[4]), device):
-            found.add(int(fields[3]))
-    return found
+            result.add(int(fields[3]))
+    return result

@@ -35,10 +35,10 @@ def _lines(result: Preflight) -> Iterator[str]:
         for name, value in result.changes().items():
             yield f"    {name}={value!r}"
     for severity, head in _HEADS.items():
-        found = [finding for finding in result.findings if finding.severity is severity]
-        if found:
+        results = [finding for finding in result.findings if finding.severity is severity]
+        if results:
             yield f"{head}:"
-            for finding in found:
+            for finding in results:
                 yield from _finding(finding)
     if result.size.total:
         yield f"images: about {in_units(result.size.total)}"

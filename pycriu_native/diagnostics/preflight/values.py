@@ -185,7 +185,7 @@ class Preflight:
         return self._of(Severity.LOST)
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
-        return tuple(found for found in self.findings if found.severity is severity)
+        return tuple(result for result in self.findings if result.severity is severity)
 
     def require(self) -> CriuOpts:
         """Return ``opts``, with which the process can be dumped.
@@ -227,7 +227,7 @@ class Preflight:
             "pids": list(self.pids),
             "verdict": str(self.verdict),
             "options": {name: plain(value) for name, value in self.changes().items()},
-            "findings": [found.to_dict() for found in self.findings],
+            "findings": [result.to_dict() for result in self.findings],
             "size": self.size.to_dict(),
         }
 
@@ -253,14 +253,14 @@ class PreflightError(CriuError):
         self.findings = result.stops or result.no_restore
         """What makes it fail."""
         what = "dumped" if result.stops else "restored here after a dump"
-        obstacles = "; ".join(f"({n}) {found}" for n, found in enumerate(self.findings, 1))
+        obstacles = "; ".join(f"({n}) {results}" for n, results in enumerate(self.findings, 1))
         super().__init__(
             f"process {result.pid} cannot be {what}: {obstacles}",
             verb="dump",
             pid=result.pid,
-            cause="; ".join(found.words for found in self.findings),
-            cure="; ".join(found.cure for found in self.findings if found.cure),
-            options=[name for found in self.findings for name, _ in found.sets],
+            cause="; ".join(results.words for results in self.findings),
+            cure="; ".join(results.cure for results in self.findings if results.cure),
+            options=[name for results in self.findings for name, _ in results.sets],
         )
 
 

@@ -178,8 +178,8 @@ def keep() -> None:
 
 def load(path: Path) -> Run:
     """The rows of a run that were kept."""
-    found: dict[str, Any] = json.loads(path.read_text())
+    result: dict[str, Any] = json.loads(path.read_text())
     kinds = {"cells": Cell, "instants": Instant, "lates": Late, "counts": Count}
     for name, kind in kinds.items():
-        found[name] = [kind(**row) for row in found[name]]
-    return Run(**found)
+        result[name] = [kind(**row) for row in result[name]]
+    return Run(**result)

@@ -35,17 +35,17 @@ def page(runs: Sequence[Run]) -> str:
 
 def _together(runs: Sequence[Run]) -> list[Run]:
     """One run for each CRIU and kernel."""
-    found: dict[str, Run] = {}
+    result: dict[str, Run] = {}
     for run in runs:
-        if _name(run) not in found:
-            found[_name(run)] = run
+        if _name(run) not in result:
+            result[_name(run)] = run
             continue
-        one = found[_name(run)]
+        one = result[_name(run)]
         for rows, _ in matrix.TABLES.values():
             getattr(one, rows).extend(getattr(run, rows))
         one.notes += run.notes
         one.soaked |= run.soaked
-    return list(found.values())
+    return list(result.values())
 
 
 def _name(run: Run) -> str:

@@ -34,10 +34,10 @@ pytestmark = needs_soft_dirty
 
 def _children() -> list[int]:
     """The workers' children."""
-    found: list[int] = []
+    result: list[int] = []
     for worker in workers():
-        found += map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
-    return found
+        result += map(int, Path(f"/proc/{worker}/task/{worker}/children").read_text().split())
+    return result
 
 
 def _all(number: int) -> None:

@@ -40,15 +40,15 @@ def _memory(advice: int = 0) -> int:
 
 
 def _flags() -> dict[str, list[str]]:
-    found, name = {}, None
+    result, name = {}, None
     for line in Path("/proc/self/smaps").read_text().splitlines():
         words = line.split()
         if not words[0].endswith(":"):
             start, end = (int(word, 16) for word in words[0].split("-"))
             name = next((name for name, at in areas.items() if start <= at < end), None)
         elif words[0] == "VmFlags:" and name:
-            found[name] = words[1:]
-    return found
+            result[name] = words[1:]
+    return result
 
 
 def _status(*names: str) -> list[str]:

@@ -215,8 +215,8 @@ class Counting:
     @property
     def config(self) -> dict[str, Any]:
         """What is in ``config.json``."""
-        found: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
-        return found
+        result: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
+        return result
 
     @config.setter
     def config(self, value: dict[str, Any]) -> None:
@@ -298,11 +298,11 @@ class Counting:
 
     def mounts(self) -> dict[str, tuple[str, bool]]:
         """Its mounts: which part of its file system, and whether it is read-only, by place."""
-        found = {}
+        result = {}
         for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines():
             words = line.split()
-            found[words[4]] = (words[3], "ro" in words[5].split(","))
-        return found
+            result[words[4]] = (words[3], "ro" in words[5].split(","))
+        return result
 
     def look(self) -> dict[str, object]:
         """What it must have before and after, as seen from outside."""

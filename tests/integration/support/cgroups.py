@@ -66,13 +66,13 @@ def required(controller: str, *, properties: bool = False) -> Hierarchy:
 
     ``properties``: the test has CRIU restore some.
     """
-    found = find(controller)
-    if found is None:
+    result = find(controller)
+    if result is None:
         what = f"cgroup v1 with the controller {controller}" if controller else "cgroup v2"
         pytest.skip(f"no {what} is mounted and writable here")
     if properties and not controller:
         releases.required("3.18", "properties of cgroups of version 2 are saved")
-    return found
+    return result
 
 
 def enter(cgroup: Path, pid: int) -> None:

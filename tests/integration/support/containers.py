@@ -73,12 +73,12 @@ class Container(Target):
             kill(pid)
 
     def _inhabitants(self) -> list[int]:
-        found = []
+        result = []
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
                 if (entry / "root").samefile(self.root):
-                    found.append(int(entry.name))
-        return found
+                    result.append(int(entry.name))
+        return result
 
 
 def _key(place: str) -> str:
@@ -87,12 +87,12 @@ def _key(place: str) -> str:
 
 def _system() -> Iterator[str]:
     """What of the host a program needs, without what is below another one of these."""
-    found: list[str] = []
+    result: list[str] = []
     for place in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", sys.base_prefix, sys.prefix):
-        inside = any(Path(place).is_relative_to(other) for other in found)
+        inside = any(Path(place).is_relative_to(other) for other in result)
         if os.path.isdir(place) and not os.path.islink(place) and not inside:
-            found.append(place)
-    return iter(found)
+            result.append(place)
+    return iter(result)
 
 
 def _make_root(root: Path, binds: Mapping[str, Path], places: Sequence[str]) -> None:

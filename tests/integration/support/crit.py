@@ -56,10 +56,10 @@ def _works(place: str) -> bool:
 
 def required() -> Path:
     """Where crit is, or the test is skipped with the reason."""
-    found = packages()
-    if not found:
+    result = packages()
+    if not result:
         pytest.skip("no crit: tools/install-criu --unpack python3-pycriu gets it")
-    return found[0]
+    return result[0]
 
 
 def load(place: Path, paths: list[Path]) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def allowed() -> Iterator[None]:
     """They can be made while the context lasts."""
     global _before
     with _locked(fcntl.LOCK_SH):
-        found = SETTING.read_text()
-        if int(found) < NEEDED:
-            _before = found
+        result = SETTING.read_text()
+        if int(result) < NEEDED:
+            _before = result
             SETTING.write_text(str(NEEDED))
         yield
 

@@ -12,22 +12,22 @@ from .processes import children
 
 
 def _descriptors() -> frozenset[str]:
-    found = []
+    result = []
     for entry in os.listdir("/proc/self/fd"):
         if entry in ("0", "1", "2"):
             continue  # pytest's own, which it changes when the run is interrupted
         try:
-            found.append(f"{entry} -> {os.readlink(f'/proc/self/fd/{entry}')}")
+            result.append(f"{entry} -> {os.readlink(f'/proc/self/fd/{entry}')}")
         except FileNotFoundError:
             continue  # the one that lists this directory
-    return frozenset(found)
+    return frozenset(result)
 
 
 def _mounts() -> frozenset[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    found = frozenset(" ".join(line.split()[3:5]) for line in lines)
+    result = frozenset(" ".join(line.split()[3:5]) for line in lines)
     # The first `ip netns add` of a machine's life makes this one, and leaves it.
-    return frozenset(mount for mount in found if not mount.endswith(" /run/netns"))
+    return frozenset(mount for mount in result if not mount.endswith(" /run/netns"))
 
 
 RUN = os.urandom(3).hex()

@@ -66,12 +66,12 @@ class Destination:
     def pids(self) -> dict[int, str]:
         """The processes in its pid namespace that are no zombies: our number, command."""
         wanted = os.readlink(f"/proc/{self.process.pid}/ns/pid_for_children")
-        found = {}
+        result = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if os.readlink(entry / "ns/pid") == wanted and state(int(entry.name)) != "Z":
-                    found[int(entry.name)] = (entry / "comm").read_text().strip()
-        return found
+                    result[int(entry.name)] = (entry / "comm").read_text().strip()
+        return result
 
     def go_on(self) -> None:
         """It waits no longer."""
@@ -86,15 +86,15 @@ class Destination:
 
     def _children(self, pid: int) -> list[int]:
         """Who of its children is ``arrive.py``, not a process that was restored or its guard."""
-        found = []
+        result = []
         for one in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
                 if (
                     b"tests.integration.programs.destination"
                     in Path(f"/proc/{one}/cmdline").read_bytes()
                 ):
-                    found.append(one)
-        return found
+                    result.append(one)
+        return result
 
     @property
     def pid(self) -> int:

@@ -84,17 +84,17 @@ def scripted(*answers: str) -> tuple[int, Any]:
 
     def requests() -> list[int]:
         ours.setblocking(False)
-        found: list[int] = []
+        result: list[int] = []
         while True:
             try:
                 message = ours.recv(65536)
             except ConnectionResetError:
                 continue  # an answer was not read; the requests still are here
             except BlockingIOError:
-                return found
+                return result
             if not message:
-                return found
-            found.append(message[1])  # the first field is the type
+                return result
+            result.append(message[1])  # the first field is the type
 
     return theirs.detach(), requests
 

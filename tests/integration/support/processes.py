@@ -28,9 +28,9 @@ def eventually(condition: Callable[[], object], what: str) -> Any:
     """Wait until the condition holds, and return what it returned."""
     until = time.monotonic() + PATIENCE
     while True:
-        found = condition()
-        if found:
-            return found
+        result = condition()
+        if result:
+            return result
         if time.monotonic() > until:
             raise AssertionError(f"{what} did not happen within {PATIENCE} s")
         time.sleep(0.002)
@@ -80,11 +80,11 @@ def remember_children() -> None:
 
 def children() -> set[int]:
     """Our children, zombies included."""
-    found: set[int] = set()
+    result: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found |= set(map(int, (task / "children").read_text().split()))
-    return found
+            result |= set(map(int, (task / "children").read_text().split()))
+    return result
 
 
 def reap_all() -> None:
@@ -136,12 +136,12 @@ class Target:
 
     def descendants(self) -> list[int]:
         """The pids of the process and all below it."""
-        found = [self.pid]
-        for pid in found:
+        result = [self.pid]
+        for pid in result:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for task in Path(f"/proc/{pid}/task").iterdir():
-                    found += map(int, (task / "children").read_text().split())
-        return found
+                    result += map(int, (task / "children").read_text().split())
+        return result
 
     def end(self) -> None:
         """Kill the whole tree."""

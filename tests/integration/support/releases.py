@@ -33,10 +33,10 @@ def required(release: str, what: str) -> None:
 
 def refused_for_age(error: UnsupportedError) -> str:
     """What this CRIU is too old for, in the library's words; empty if it is for nothing."""
-    found = []
+    result = []
     for problem in error.problems:
         needed = re.match(r"needs (CRIU|libcriu) ([\d.]+);", problem.rule)
         if needed is None or not _here(needed[1]) < Version.parse(needed[2]):
             return ""
-        found.append(f"{problem.field} needs {needed[1]} {needed[2]}, this is {_here(needed[1])}")
-    return "; ".join(found)
+        result.append(f"{problem.field} needs {needed[1]} {needed[2]}, this is {_here(needed[1])}")
+    return "; ".join(result)

@@ -47,9 +47,9 @@ class Terminal:
         """Wait until this has been shown, and return it; ``^`` and ``$`` are those of a line."""
         until = time.monotonic() + PATIENCE
         while True:
-            found = re.search(pattern, self.shown, re.M)
-            if found:
-                return found
+            result = re.search(pattern, self.shown, re.M)
+            if result:
+                return result
             left = max(0.0, until - time.monotonic())
             if not select.select([self.master], [], [], left)[0]:
                 raise AssertionError(f"the terminal does not show {pattern!r}: {self.shown!r}")
@@ -77,15 +77,15 @@ class Session:
 
     def members(self) -> list[int]:
         """The running processes of the session, its leader last."""
-        found = []
+        result = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 status = (entry / "stat").read_text().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if int(status[3]) == self._process.pid and status[0] != "Z":
-                found.append(int(entry.name))
-        return sorted(found, key=lambda pid: pid == self._process.pid)
+                result.append(int(entry.name))
+        return sorted(result, key=lambda pid: pid == self._process.pid)
 
     def end(self) -> None:
         """Kill all members."""
@@ -111,11 +111,11 @@ def session(*arguments: object) -> Iterator[Session]:
             "TERM": "dumb",  # no escape sequences between the words
         },
     )
-    found = Session(Terminal(master), slave, process)
+    result = Session(Terminal(master), slave, process)
     try:
-        yield found
+        yield result
     finally:
-        found.end()
+        result.end()
         assert process.stderr is not None
         process.stderr.close()
         os.close(master)

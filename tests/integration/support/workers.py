@@ -10,14 +10,14 @@ from .processes import children
 
 def workers() -> list[int]:
     """Our children that are CRIU and take requests."""
-    found = []
+    result = []
     for pid in children():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             # It begins as "criu swrk", and gives itself a title like "criu: dump --rpc".
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"\0swrk\0" in words or b" --rpc" in words:
-                found.append(pid)
-    return found
+                result.append(pid)
+    return result
 
 
 def the_worker() -> int:

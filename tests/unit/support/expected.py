@@ -56,22 +56,22 @@ def message(
     opts: CriuOpts, verb: Verb, pid: int | None = None, *, sibling: bool = False
 ) -> dict[str, WireValue]:
     """The ``criu_opts`` message; a directory given by path is left as that path."""
-    found: dict[str, WireValue] = {"images_dir_fd": -1}
+    result: dict[str, WireValue] = {"images_dir_fd": -1}
     for row, value in opts.items():
         if row.wire is None or value == ():
             continue
-        found[row.wire] = _value(row.name, value)
+        result[row.wire] = _value(row.name, value)
     if opts.log_file is None and not opts.log_to_stderr:
-        found["log_file"] = LOG[verb]
+        result["log_file"] = LOG[verb]
     if verb in HEARD and not (verb is Verb.DUMP and pid is None):
-        found["notify_scripts"] = True  # who dumps itself is frozen and cannot answer
+        result["notify_scripts"] = True  # who dumps itself is frozen and cannot answer
     if pid is not None:
-        found["pid"] = pid
+        result["pid"] = pid
     if sibling:
-        found["rst_sibling"] = True
+        result["rst_sibling"] = True
     if serves_lazily(opts, verb):
-        found["config_file"] = "a file with the address"
-    return found
+        result["config_file"] = "a file with the address"
+    return result
 
 
 def serves_lazily(opts: CriuOpts, verb: Verb) -> bool:
@@ -92,21 +92,21 @@ def _value(field: str, value: Any) -> WireValue:
 
 
 def _item(item: Any) -> WireValue:
-    found: dict[str, WireValue | None]
+    result: dict[str, WireValue | None]
     match item:
         case VethPair(inside, outside):
-            found = {"if_in": inside, "if_out": outside}
+            result = {"if_in": inside, "if_out": outside}
         case PageServer(address, port, fd):
-            found = {"address": address, "port": port, "fd": fd}
+            result = {"address": address, "port": port, "fd": fd}
         case ExtMount(key, value):
-            found = {"key": key, "val": value}
+            result = {"key": key, "val": value}
         case CgroupRoot(path, controller):
-            found = {"path": path, "ctrl": controller}
+            result = {"path": path, "ctrl": controller}
         case JoinNamespace(kind, file, extra):
-            found = {"ns": kind, "ns_file": file, "extra_opt": extra}
+            result = {"ns": kind, "ns_file": file, "extra_opt": extra}
         case InheritFd(fd, key):
-            found = {"fd": fd if isinstance(fd, int) else fd.fileno(), "key": key}
+            result = {"fd": fd if isinstance(fd, int) else fd.fileno(), "key": key}
         case _:
             plain: WireValue = item
             return plain
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in result.items() if value is not None}

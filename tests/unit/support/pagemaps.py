@@ -23,7 +23,7 @@ def frame(payload: bytes) -> bytes:
 
 def by_protobuf(data: bytes) -> tuple[list[tuple[Run, Blocks | None]], int, bool]:
     """The runs, the bytes that they took, and whether what comes next is bad."""
-    found: list[tuple[Run, Blocks | None]] = []
+    result: list[tuple[Run, Blocks | None]] = []
     at = last = offset = 0
     while len(data) - at >= 4:
         (size,) = struct.unpack_from("<I", data, at)
@@ -31,14 +31,14 @@ def by_protobuf(data: bytes) -> tuple[list[tuple[Run, Blocks | None]], int, bool
             break
         entry = _entry(data[at + 4 : at + 4 + size])
         if entry is None:
-            return found, at, True
+            return result, at, True
         run, blocks, offset = _run(entry, offset)
         if run is None or run[0] < last:
-            return found, at, True
+            return result, at, True
         last = run[1]
-        found.append((run, blocks))
+        result.append((run, blocks))
         at += 4 + size
-    return found, at, False
+    return result, at, False
 
 
 def _entry(data: bytes) -> Any:
@@ -89,8 +89,8 @@ def check(data: bytes) -> Runs:
     runs = Runs()
     at, why = runs.take(data)
     assert (at, why is not None) == (taken, bad), (at, why, taken, bad)
-    found = list(runs.between(0, 2**64 - 1))
-    assert found == [(n, run) for n, (run, _) in enumerate(expected) if run[1] > 0]
+    result = list(runs.between(0, 2**64 - 1))
+    assert result == [(n, run) for n, (run, _) in enumerate(expected) if run[1] > 0]
     assert len(runs) == len(expected)
     for index, (_, blocks) in enumerate(expected):
         ours = runs.blocks(index)

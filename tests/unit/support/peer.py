@@ -151,10 +151,10 @@ def checked(opts: CriuOpts, verb: Verb, pid: int | None) -> None:
 
 def supported(opts: CriuOpts, program: str = "99.0") -> None:
     """Refuse what the loaded libcriu, or a CRIU of the release ``program``, does not know."""
-    found = list(requirements._by_library(opts))
-    found += requirements._by_program(opts, ScriptedCriu(program))
-    if found:
-        raise UnsupportedError(found)
+    result = list(requirements._by_library(opts))
+    result += requirements._by_program(opts, ScriptedCriu(program))
+    if result:
+        raise UnsupportedError(result)
 
 
 def interface() -> tuple[dict[str, bool], list[str], list[str]]:

@@ -32,8 +32,8 @@ def compile_proto(proto: Path) -> descriptor_pb2.FileDescriptorProto:
         subprocess.run(
             [*command, f"--descriptor_set_out={out}", proto.name], check=True, capture_output=True
         )
-        found = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
-    return found.file[0]
+        result = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+    return result.file[0]
 
 
 class Judge:
@@ -59,14 +59,14 @@ class Judge:
 
     def enum(self, name: str) -> dict[str, int]:
         """The numbers of an enumeration, by name."""
-        found = self._pool.FindEnumTypeByName(name)
-        return {name: value.number for name, value in found.values_by_name.items()}
+        result = self._pool.FindEnumTypeByName(name)
+        return {name: value.number for name, value in result.values_by_name.items()}
 
     def decode(self, data: bytes, message: str = "criu_req") -> dict[str, WireValue]:
         """Everything that is set in a message; a field that the release lacks is an error."""
-        found = self._new(self._pool.FindMessageTypeByName(message))
-        found.ParseFromString(data)
-        return _mapping(found)
+        result = self._new(self._pool.FindMessageTypeByName(message))
+        result.ParseFromString(data)
+        return _mapping(result)
 
     def encode(self, fields: dict[str, Any], message: str = "criu_req") -> bytes:
         """The bytes of a message, in the order of the fields' numbers, as protobuf-c writes it."""
@@ -91,10 +91,10 @@ def judge_of(library: Library) -> Judge:
 def _mapping(message: Message) -> dict[str, WireValue]:
     unknown: Any = unknown_fields.UnknownFieldSet(message)
     assert not len(unknown), [field.field_number for field in unknown]
-    found: dict[str, WireValue] = {}
+    result: dict[str, WireValue] = {}
     for field, value in message.ListFields():
-        found[field.name] = [_plain(v) for v in value] if field.is_repeated else _plain(value)
-    return found
+        result[field.name] = [_plain(v) for v in value] if field.is_repeated else _plain(value)
+    return result
 
 
 def _plain(value: Any) -> WireValue:

@@ -60,8 +60,8 @@ def _numbers(kind: kinds.Number) -> SearchStrategy[int]:
 
 
 def _texts(kind: kinds.Text) -> SearchStrategy[str]:
-    found = texts.filter(lambda text: not set(kind.forbid) & set(text))
-    return found | st.just("") if kind.empty else found
+    result = texts.filter(lambda text: not set(kind.forbid) & set(text))
+    return result | st.just("") if kind.empty else result
 
 
 def _lists(kind: kinds.ListOf) -> SearchStrategy[list[Any]]:
