@@ -210,8 +210,8 @@ def goals(page: Page) -> None:
         name: str, wanted: str, found: list[Row], is_met: Callable[[list[float]], bool]
     ) -> None:
         if found:
-            said = ", ".join(shown(row) for row in found)
-            lines.append((name, wanted, said, is_met([row["median"] for row in found])))
+            response = ", ".join(shown(row) for row in found)
+            lines.append((name, wanted, response, is_met([row["median"] for row in found])))
 
     goal(
         "a call beyond CRIU's log, warm worker",
@@ -237,12 +237,12 @@ def goals(page: Page) -> None:
         if found:
             times = [row["median"] for row in found]
             ratio = max(times) / min(times)
-            said = f"largest to smallest {ratio:.2f}"
+            response = f"largest to smallest {ratio:.2f}"
             slow, fast = (pick(found, key=lambda row: row["median"]) for pick in (max, min))
             if slow["low"] <= fast["high"]:
-                said += ", whose middle halves overlap"
+                response += ", whose middle halves overlap"
             lines.append(
-                (f"a dump by {way}, any size of the caller", "within 1.1", said, ratio <= 1.1)
+                (f"a dump by {way}, any size of the caller", "within 1.1", response, ratio <= 1.1)
             )
     ours = page.rows("size", "dump, left running", by="a warm worker", MiB=8192)
     for other in ("C over libcriu", "pycriu"):
@@ -572,9 +572,9 @@ def main() -> None:
         sys.exit(f"{asked.file} does not exist: run make bench first")
     page = Page(json.loads(asked.file.read_text()), asked.out.parent / PLOTS)
     about = page.data["machine"]
-    said = ", ".join(f"{name} {value}" for name, value in about.items() if value != "")
+    response = ", ".join(f"{name} {value}" for name, value in about.items() if value != "")
     kind = " A quick run: few and small samples." if page.data["quick"] else ""
-    page.say(f"{page.data['when']}: {said}.{kind}")
+    page.say(f"{page.data['when']}: {response}.{kind}")
     goals(page)
     for name, section in SECTIONS.items():
         if name in page.data["benchmarks"]:

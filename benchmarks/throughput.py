@@ -179,8 +179,8 @@ class _Case:
         except (CriuError, UnsupportedError, RefusedError) as error:
             if not self.target.is_intact():
                 raise
-            said = str(error).partition(" (/")[0].partition("; ")[0]
-            return re.sub(r"^dump of pid \d+ failed: ", "", said)
+            response = str(error).partition(" (/")[0].partition("; ")[0]
+            return re.sub(r"^dump of pid \d+ failed: ", "", response)
         self._collect()
         after = _cached()
         back = bring_back()

@@ -157,12 +157,12 @@ class ScriptedCriu:
             failure = Failure()
         if failure is None:
             return self._yes(sent.verb)
-        said: dict[str, WireValue] = {}
+        response: dict[str, WireValue] = {}
         if failure.errno:
-            said["cr_errno"] = failure.errno
+            response["cr_errno"] = failure.errno
         if failure.message:
-            said["cr_errmsg"] = failure.message
-        return encode("response", {"type": _answer_type(sent.verb), "success": False, **said})
+            response["cr_errmsg"] = failure.message
+        return encode("response", {"type": _answer_type(sent.verb), "success": False, **response})
 
     def _agreed(self, sock: socket.socket, sent: Sent) -> bool:
         """Send the notifications, and tell whether none was refused."""

@@ -549,8 +549,8 @@ def _unexplained(
     request: Request, outcome: Outcome, mark: LogMark | None, lost: CriuError | None
 ) -> CriuError:
     """The error for a failure whose explanation cannot be loaded: CRIU's own words."""
-    said = (mark.text() if mark is not None else "") + outcome.stderr_text
-    lines = [line.strip() for line in said.splitlines() if "Error" in line]
+    response = (mark.text() if mark is not None else "") + outcome.stderr_text
+    lines = [line.strip() for line in response.splitlines() if "Error" in line]
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     why = str(lost) if lost is not None else lines[0] if lines else os.strerror(errno)
     kind = type(lost) if lost is not None else BY_ERRNO.get(errno, CriuError)

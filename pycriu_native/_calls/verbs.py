@@ -274,13 +274,13 @@ def check(
             chosen = replace(chosen, images_directory=scratch)
         request = _checked(Verb.CHECK, chosen, None, via, None, deadline)
         outcome = Call(request).wait()
-        said = outcome.stderr_text
+        response = outcome.stderr_text
         if outcome.log is not None:
             with open(outcome.log, errors="replace") as log:
-                said += log.read()
+                response += log.read()
     warnings = tuple(
         line.strip()
-        for line in said.splitlines()
+        for line in response.splitlines()
         if ("Warn" in line or "Error" in line) and not is_benign(line)
     )
     return _finish(request, outcome, CheckResult(duration=outcome.duration, warnings=warnings))

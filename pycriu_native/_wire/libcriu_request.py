@@ -57,10 +57,10 @@ class LibcriuCall:
 
     def _speak(self, answer: bytes) -> tuple[int, bytes]:
         """What the verb returns for an answer, and what it has sent, if it came so far."""
-        said, given = memory("uint8_t[]", self._size), ffi.from_buffer(answer)
+        response, given = memory("uint8_t[]", self._size), ffi.from_buffer(answer)
         talk = ffi.new("struct pn_exchange *")
         talk.answer, talk.n_answer = given, len(answer)
-        talk.said, talk.size = said, self._size
+        talk.said, talk.size = response, self._size
         status = native.pn_run_verb(self._handle.pointer, LIBCRIU_VERBS[self._verb], talk)
         if status == -errno.E2BIG:
             rule = f"the options take {self._size} bytes; {talk.room} fit into one request here"
@@ -68,4 +68,4 @@ class LibcriuCall:
             raise OptionError([problem], verb=str(self._verb))
         if status:
             raise OSError(-status, os.strerror(-status))
-        return talk.result, bytes(ffi.buffer(said, talk.n_said))
+        return talk.result, bytes(ffi.buffer(response, talk.n_said))

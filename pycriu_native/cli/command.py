@@ -139,12 +139,12 @@ class Command(click.Command):
             # A second Ctrl-C, which changes nothing, is a note as well.
             notes = [note for note in getattr(stop, "__notes__", ()) if "Interrupt" not in note]
             how = "; ".join(notes) or "what had begun is undone"
-            said = CriuError(f"interrupted; {how}", verb=self.title)
+            response = CriuError(f"interrupted; {how}", verb=self.title)
             result = getattr(stop, "result", None)
             if result is not None:
-                said = CriuError("interrupted, but all was done by then", verb=self.title)
-                said.add_note(f"the result is {result}")
-            return out.failed(said, 128 + number)
+                response = CriuError("interrupted, but all was done by then", verb=self.title)
+                response.add_note(f"the result is {result}")
+            return out.failed(response, 128 + number)
 
     def _call(
         self, ctx: click.Context, out: Output, shared: dict[str, Any], own: dict[str, Any]

@@ -66,8 +66,8 @@ _SPELLED = {"inherit_fds": "fd[{0}]:{1}", "join_ns": "{0}:{1}", "veth_pairs": "{
 
 def in_flags(text: str) -> str:
     """Text with fields as long options: ``tcp_close=True`` is ``--tcp-close``."""
-    for said, flag in _ARGUMENTS.items():
-        text = text.replace(said, flag)
+    for response, flag in _ARGUMENTS.items():
+        text = text.replace(response, flag)
     text = _LISTED.sub(_as_value, text)
     return _NAMED.sub(lambda found: flag_of(found[0]), _ASSIGNED.sub(_as_flag, text))
 

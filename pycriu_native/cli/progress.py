@@ -74,16 +74,16 @@ class _Bar:
         if self._looks < 2 or state.left == 0:
             return
         total = None if state.total is None else max(state.total, state.done, 1)
-        said: dict[str, Any] = {
+        response: dict[str, Any] = {
             "amount": amount(state),
             "rate": f"{size(state.rate)}/s" if state.rate else "",
             "left": f"{left(state.left)} left" if state.left else "",
         }
         if self._task is None:
             self._progress.start()
-            self._task = self._progress.add_task(state.phase, total=total, **said)
+            self._task = self._progress.add_task(state.phase, total=total, **response)
         self._progress.update(
-            self._task, description=state.phase, completed=state.done, total=total, **said
+            self._task, description=state.phase, completed=state.done, total=total, **response
         )
 
     def stop(self) -> None:

@@ -56,10 +56,10 @@ def chosen(opts: Fields, verb: Verb | str) -> Verb:
 def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
     """The command line for all that it can say, and what it cannot."""
     problems = list(foreign_options(opts, verb))
-    said, unsaid = to_flags(replace(opts.only_for(verb), pre_dump=None, exec_cmd=None))
+    response, unsaid = to_flags(replace(opts.only_for(verb), pre_dump=None, exec_cmd=None))
     problems += unsaid
     words = [PROGRAM, str(verb), *_tree(verb, pid, problems)]
-    for word in said:
+    for word in response:
         words.append(word.flag if word.value is None else f"{word.flag}={word.value}")
         problems += _misread(word)
     if verb is Verb.RESTORE:

@@ -397,9 +397,9 @@ def test_workers_grow_from_a_seed(pool: WorkerPool) -> None:
 
 def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
     """The environment of CRIU's own children is that of a worker without a seed."""
-    said = tmp_path / "said"
+    response = tmp_path / "said"
     script = tmp_path / "script"
-    script.write_text(f"#!/bin/sh\nenv >> {said}\n")
+    script.write_text(f"#!/bin/sh\nenv >> {response}\n")
     script.chmod(0o755)
     configuration = tmp_path / ".criu" / "default.conf"
     configuration.parent.mkdir()
@@ -409,10 +409,10 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
     env = {"HOME": str(tmp_path)}
 
     def told(via: Worker | WorkerPool) -> set[str]:
-        said.unlink(missing_ok=True)
+        response.unlink(missing_ok=True)
         dump(target.pid, opts, via=via)
         own = ("CRTOOLS", "_=")  # the pid of CRIU, among others
-        return {line for line in said.read_text().splitlines() if not line.startswith(own)}
+        return {line for line in response.read_text().splitlines() if not line.startswith(own)}
 
     with WorkerPool(1, env=env) as pool:
         assert pool.wait_until_ready(20)

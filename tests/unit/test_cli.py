@@ -612,12 +612,12 @@ def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
             words, cwd=ROOT, env={**environment, "TERM": "xterm", name: "1"}, stderr=theirs
         )
         assert told.returncode == Exit.REFUSED
-        said = os.read(ours, 65536).decode()
+        response = os.read(ours, 65536).decode()
     finally:
         os.close(ours)
         os.close(theirs)
-    assert "nothing-like-it" in said
-    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", said)) is coloured
+    assert "nothing-like-it" in response
+    assert bool(re.search(r"\x1b\[[0-9;]*3[0-7]", response)) is coloured
 
 
 def test_no_colour_without_a_terminal() -> None:

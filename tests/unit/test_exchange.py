@@ -416,8 +416,8 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
         heard = native.pn_receive(exchange._ear, 60_000 if in_time else 0)
         exchange.close()
         assert heard == native.PN_HEARD_MESSAGE
-        said = ffi.unpack(exchange._ear.buffer, exchange._ear.length)
-        assert (said == RESTORED) == in_time
+        response = ffi.unpack(exchange._ear.buffer, exchange._ear.length)
+        assert (response == RESTORED) == in_time
         if not in_time:
             with pytest.raises(BlockingIOError):
                 theirs.recv(64)

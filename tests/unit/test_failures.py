@@ -151,9 +151,9 @@ def test_lines_that_are_no_errors(line: str) -> None:
 
 def test_what_the_loader_says() -> None:
     """Before CRIU has a log there is standard error, in other people's words."""
-    said = "/opt/criu: error while loading shared libraries: libnl-3.so.200: cannot open\n\n"
-    assert stderr_lines(said) == [said.strip()]
-    assert diagnose(stderr_lines(said), Verb.DUMP).kind is ProgramError
+    response = "/opt/criu: error while loading shared libraries: libnl-3.so.200: cannot open\n\n"
+    assert stderr_lines(response) == [response.strip()]
+    assert diagnose(stderr_lines(response), Verb.DUMP).kind is ProgramError
 
 
 def test_the_table_is_read_on_the_first_failure_only() -> None:

@@ -122,12 +122,12 @@ def test_any_bytes_decode_or_are_refused(tmp_path: Path, data: bytes, kind: Form
     path = tmp_path / "some.img"
     for head in (b"", _head(kind)):
         path.write_bytes(head + data)
-        said = ""
+        response = ""
         try:
             decode(path)
         except ImagesError as error:
-            said = str(error)
-        assert not said or said.startswith(f"{path}, offset ")
+            response = str(error)
+        assert not response or response.startswith(f"{path}, offset ")
 
 
 @QUIET

@@ -155,9 +155,9 @@ def test_a_wrong_declaration_cannot_build(
     text = changed.read_text()
     assert right in text
     changed.write_text(text.replace(right, wrong))
-    said = _abi_check(library, tmp_path / "include", monkeypatch)
-    assert "error" in said
-    assert complaint in said
+    response = _abi_check(library, tmp_path / "include", monkeypatch)
+    assert "error" in response
+    assert complaint in response
 
 
 def _build(**changed: str) -> subprocess.CompletedProcess[str]:

@@ -279,11 +279,11 @@ def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
 
 def test_another_protocol() -> None:
     """What does not begin as we do is no peer."""
-    for said in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, MAGIC[:-2] + b"2\n", b""):
+    for response in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2, MAGIC[:-2] + b"2\n", b""):
         ours, theirs = socket.socketpair()
         with ours, theirs:
             ours.settimeout(5)
-            theirs.sendall(said)
+            theirs.sendall(response)
             theirs.shutdown(socket.SHUT_WR)
             with pytest.raises(PeerLostError):
                 greet(ours)

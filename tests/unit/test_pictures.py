@@ -122,8 +122,13 @@ def test_the_picture_says_what_the_log_says(tmp_path: Path) -> None:
     write_dump_statistics(tmp_path, frozen_time=39_000)
     plots.timeline(tmp_path, tmp_path / "x.svg")
     text = (tmp_path / "x.svg").read_text()
-    for said in ("A dump of 2 processes, 61.0 ms", "frozen for 39.0 ms", "boss 7", "its memory"):
-        assert said in text
+    for response in (
+        "A dump of 2 processes, 61.0 ms",
+        "frozen for 39.0 ms",
+        "boss 7",
+        "its memory",
+    ):
+        assert response in text
     plots.timeline(tmp_path, tmp_path / "y.PNG")
     assert (tmp_path / "y.PNG").read_bytes().startswith(b"\x89PNG")
 

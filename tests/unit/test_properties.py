@@ -89,10 +89,10 @@ def expect(
     if expected.serves_lazily(opts, verb):
         assert isinstance(opts.page_server, PageServer)
         server = opts.page_server
-        said = f"address {server.address}\nport {server.port}\n"
+        response = f"address {server.address}\nport {server.port}\n"
         if server.fd is not None:
-            said = f"ps-socket {sent['opts']['ps']['fd']}\n"
-        assert directories["config_file"].endswith(said)
+            response = f"ps-socket {sent['opts']['ps']['fd']}\n"
+        assert directories["config_file"].endswith(response)
         wanted["config_file"] = sent["opts"]["config_file"]
     return wanted
 

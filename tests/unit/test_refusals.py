@@ -195,10 +195,10 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
     try:
         option_rules.check(CriuOpts(**{name: value}), verb)
     except OptionError as error:
-        said = {problem.field for problem in error.problems if "belongs to" in problem.rule}
+        response = {problem.field for problem in error.problems if "belongs to" in problem.rule}
     else:
-        said = set()
-    assert said == (set() if BY_FIELD[name].on & VERB_MASK[verb] else {name})
+        response = set()
+    assert response == (set() if BY_FIELD[name].on & VERB_MASK[verb] else {name})
 
 
 @settings(max_examples=400, deadline=None)

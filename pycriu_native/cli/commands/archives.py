@@ -41,8 +41,8 @@ def _pack(
         return Exit.DONE
     written = os.stat(archive).st_size
     body = {"directory": directory, "archive": archive, "bytes": total, "archive_bytes": written}
-    said = f"packed {size(total)} of {directory} into {archive}: {size(written)}"
-    return call.out.result(body, safe(said))
+    response = f"packed {size(total)} of {directory} into {archive}: {size(written)}"
+    return call.out.result(body, safe(response))
 
 
 def _unpack(

@@ -69,9 +69,9 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     if result.statistics is not None:
         rows += _numbers(result.statistics)
     rows.append(("whole call", time(result.duration)))
-    said = "\n".join([f"{what} into {safe(stream)}", *columns(rows, indent=2)])
+    response = "\n".join([f"{what} into {safe(stream)}", *columns(rows, indent=2)])
     return call.out.result(
-        json_form.fields(result) | {"stream": stream, "stream_bytes": written}, said
+        json_form.fields(result) | {"stream": stream, "stream_bytes": written}, response
     )
 
 

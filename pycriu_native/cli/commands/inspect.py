@@ -158,10 +158,10 @@ def _check_images(call: Call, directory: str) -> Exit:
     images = _images()
     result = images.check_images(directory, call.opts, via=call.via)
     bad = any(each.severity is images.Severity.ERROR for each in result)
-    said = [in_flags(safe(str(each))) for each in result]
-    said.append("a restore here would fail" if bad else "nothing stands against a restore here")
+    response = [in_flags(safe(str(each))) for each in result]
+    response.append("a restore here would fail" if bad else "nothing stands against a restore here")
     body = {"restorable": not bad, "findings": result}
-    return call.out.answer(body, "\n".join(said), code=Exit.NO if bad else Exit.DONE)
+    return call.out.answer(body, "\n".join(response), code=Exit.NO if bad else Exit.DONE)
 
 
 def _directory(name: str = "directory") -> click.Argument:

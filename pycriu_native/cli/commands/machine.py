@@ -57,8 +57,8 @@ def _keep_cache(call: Call) -> Exit:
 
 def _cpuinfo_dump(call: Call) -> Exit:
     result = cpuinfo_dump(call.opts, via=call.via, deadline=call.deadline)
-    said = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
-    return call.out.result(result, said)
+    response = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
+    return call.out.result(result, response)
 
 
 def _cpuinfo_check(call: Call) -> Exit:

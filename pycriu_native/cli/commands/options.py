@@ -71,7 +71,7 @@ def _shape(row: Row) -> dict[str, Any]:
 
 
 def _whole(row: Row) -> str:
-    said = [
+    response = [
         ("field", row.name),
         ("criu", _flag(row) + (f", --no-{row.flag[2:]}" if row.negates and row.flag else "")),
         ("rpc.proto", row.wire or ""),
@@ -81,7 +81,7 @@ def _whole(row: Row) -> str:
         ("default", "" if row.default is None else str(row.default)),
         ("verbs", ", ".join(_verbs(row))),
     ]
-    shown = columns([pair for pair in said if pair[1]])
+    shown = columns([pair for pair in response if pair[1]])
     return "\n".join([*shown, "", field_docs().get(row.name, "")])
 
 

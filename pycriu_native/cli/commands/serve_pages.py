@@ -46,8 +46,8 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
     results = image_summary.size_of(result.images)
     body = json_form.plain(result) | {"image_bytes": results.bytes, "image_files": results.files}
     held = f"{size(results.bytes)} in {count(results.files, 'file')}"
-    said = f"the connection has ended; {result.images} holds {held}"
-    return call.out.result(body, safe(said))
+    response = f"the connection has ended; {result.images} holds {held}"
+    return call.out.result(body, safe(response))
 
 
 def _lazy_pages(call: Call, pidfile: str | None) -> Exit:

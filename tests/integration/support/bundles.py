@@ -274,8 +274,8 @@ class Counting:
         lives = [streams.numbers() for streams in (self.before, self.after, *later)]
         for index in range(2):
             assert all(life[index] for life in lives)
-            said = [number for life in lives for number in life[index]]
-            assert said == list(range(1, len(said) + 1))
+            response = [number for life in lives for number in life[index]]
+            assert response == list(range(1, len(response) + 1))
         return is_alive(self.pid)
 
     def runs_on(self) -> bool:

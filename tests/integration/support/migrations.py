@@ -118,7 +118,7 @@ def destination(
     """Start one; it listens when this is entered."""
     temporary = directory / "there"
     temporary.mkdir()
-    said = {"opts": opts or {}, "listen": address, "temporary": str(temporary), **given}
+    response = {"opts": opts or {}, "listen": address, "temporary": str(temporary), **given}
     enter = ["nsenter", f"--net={there.path}"] if there.name else []
     unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     unshare += ["--propagation", "private"]
@@ -130,7 +130,7 @@ def destination(
                 sys.executable,
                 "-m",
                 "tests.integration.programs.destination",
-                json.dumps(said),
+                json.dumps(response),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
