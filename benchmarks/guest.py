@@ -38,11 +38,11 @@ def measure(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-") as results:
         built = root.build(GUESTS[GUEST])
         ended = machine.run(built, command, results=Path(results), limit=LIMIT, memory=MEMORY)
-        told = Path(results, "frozen.json")
-        if ended.status != 0 or not told.exists():
+        message = Path(results, "frozen.json")
+        if ended.status != 0 or not message.exists():
             why = ended.why or f"it ended with status {ended.status}"
             return [note("pre-dump rounds", f"the guest did not come to an end: {why}")]
-        rows: list[Row] = json.loads(told.read_text())["rows"]
+        rows: list[Row] = json.loads(message.read_text())["rows"]
     return rows
 
 

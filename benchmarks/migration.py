@@ -75,10 +75,10 @@ def _felt(target: Target, pid: int) -> float:
     """The longest that the process has stood still between two of its steps."""
     target.told.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)
-    told = target._wait()
-    if told[0] != target.first[0]:
+    message = target._wait()
+    if message[0] != target.first[0]:
         raise AssertionError("the process is not what it was")
-    return float(told[2])
+    return float(message[2])
 
 
 def _dump_and_restore(directory: Path, mib: int) -> Sample:

@@ -397,13 +397,13 @@ class Call:
         stop = exchange.stopped_by
         how = "undone" if lost is None else "given up"
         of = "" if request.pid is None else f" of pid {request.pid}"
-        told = f"{request.verb}{of} {how} after {outcome.duration:.1f} s"
+        message = f"{request.verb}{of} {how} after {outcome.duration:.1f} s"
         if exchange.out_of_time:
             assert isinstance(stop, DeadlineError)
-            stop.message = f"{told}: the deadline of {request.deadline:g} s passed"
+            stop.message = f"{message}: the deadline of {request.deadline:g} s passed"
             stop.args = (stop.message,)
         elif not isinstance(stop, Exception):
-            stop.add_note(told)  # an interruption: its own words tell nothing of the call
+            stop.add_note(message)  # an interruption: its own words tell nothing of the call
         if lost is not None:
             stop.add_note(f"CRIU did not undo it in time and was ended: {lost}")
         return stop

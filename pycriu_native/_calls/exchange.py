@@ -243,9 +243,9 @@ class Exchange:
     def _out_of_time(self) -> None:
         if self.stopped_by is None:
             of = "" if self.pid is None else f" of pid {self.pid}"
-            told = f"{self.verb}{of}: the deadline passed"
+            message = f"{self.verb}{of}: the deadline passed"
             self.out_of_time = True
-            self._stop(DeadlineError(told, verb=str(self.verb), pid=self.pid))
+            self._stop(DeadlineError(message, verb=str(self.verb), pid=self.pid))
             return
         # It was told to stop and did not come back.
         if self.verb is Verb.RESTORE:

@@ -149,8 +149,8 @@ def dump_iters(
     try:
         os.close(trusted_path.open_directory(base, make=True, allow_untrusted=allow_untrusted))
     except OSError as error:
-        told = f"images_directory={base!r} cannot be used: {error.strerror}"
-        raise ImagesError(told, verb="dump_iters", pid=number, errno=error.errno) from None
+        message = f"images_directory={base!r} cannot be used: {error.strerror}"
+        raise ImagesError(message, verb="dump_iters", pid=number, errno=error.errno) from None
 
     rounds: list[Round] = []
     phase = "round 1"

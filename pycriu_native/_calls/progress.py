@@ -257,6 +257,6 @@ def received_by(pid: int) -> int:
     total = 0
     for fd in descriptors_of(pid, "socket:"):
         with contextlib.suppress(OSError), socket.socket(fileno=fd) as copy:
-            told = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
-            total += _RECEIVED.unpack(told)[0]
+            message = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
+            total += _RECEIVED.unpack(message)[0]
     return total

@@ -268,13 +268,13 @@ def program_version(via: Via) -> Version:
 def ask_version(via: Via, deadline: float | None = None) -> Version:
     """The release of the program, asked now."""
     outcome = Call(Request(verb=Verb.VERSION, opts=CriuOpts(), via=via, deadline=deadline)).wait()
-    told = cast(dict[str, Any], outcome.answer["version"])
+    message = cast(dict[str, Any], outcome.answer["version"])
     return Version(
-        major=told["major_number"],
-        minor=told["minor_number"],
-        sublevel=told.get("sublevel", 0),
-        git=told.get("gitid"),
-        name=told.get("name"),
+        major=message["major_number"],
+        minor=message["minor_number"],
+        sublevel=message.get("sublevel", 0),
+        git=message.get("gitid"),
+        name=message.get("name"),
     )
 
 
@@ -291,6 +291,6 @@ def ask_features(via: Via, deadline: float | None = None) -> Features:
     outcome = Call(
         Request(verb=Verb.FEATURE_CHECK, opts=CriuOpts(), via=via, deadline=deadline)
     ).wait()
-    told = cast(dict[str, bool], outcome.answer.get("features", {}))
+    message = cast(dict[str, bool], outcome.answer.get("features", {}))
     names = ("mem_track", "lazy_pages", "pidfd_store", "mem_compression")
-    return Features(**{name: told.get(name, False) for name in names})
+    return Features(**{name: message.get(name, False) for name in names})

@@ -46,7 +46,7 @@ def explain_failure(
         lost is None
         and result.cause is None
         and lines
-        and all(_SUMS_UP.search(told) for told in lines)
+        and all(_SUMS_UP.search(reported) for reported in lines)
     ):
         result = _unsaid(opts, result, lines)
     result = _look_closer(result, pid, outcome.images)
@@ -70,15 +70,15 @@ def explain_failure(
             cause = "CRIU refuses an option and does not say which"
         else:
             cause = os.strerror(errno) if errno else "CRIU does not say why"
-    told = f"{what} failed: {cause}"
+    reported = f"{what} failed: {cause}"
     if outcome.log:
-        told += f" ({outcome.log}{': ' + proof if proof else ''})"
-    elif proof not in told:
-        told += f" ({proof})"
+        reported += f" ({outcome.log}{': ' + proof if proof else ''})"
+    elif proof not in reported:
+        reported += f" ({proof})"
     if cure:
-        told += f"; {cure}"
+        reported += f"; {cure}"
     error = (result.kind if lost is None else type(lost))(
-        told,
+        reported,
         verb=str(verb),
         pid=pid,
         code=outcome.result,

@@ -74,11 +74,11 @@ class LazyPages(Closing):
             )
             assert directories.log is not None
             mark = LogMark.take(directories.log, log_name(request))
-            ready, told = os.pipe2(os.O_CLOEXEC)
+            ready, message = os.pipe2(os.O_CLOEXEC)
             owned.callback(os.close, ready)
-            told = above_stdio(told)
-            with open(told, "wb"):
-                self._process = _start(via or Worker(), request, directories, told)
+            message = above_stdio(message)
+            with open(message, "wb"):
+                self._process = _start(via or Worker(), request, directories, message)
             self.pid = self._process.pid
             """The daemon."""
             try:
@@ -184,9 +184,9 @@ def _failure(process: ChildProcess, mark: LogMark) -> CriuError:
     cause = result.cause or (
         lines[0] if lines else process.final_stderr.strip() or "it does not say why"
     )
-    told = f"the lazy-pages daemon ended before it listened: {cause}"
+    message = f"the lazy-pages daemon ended before it listened: {cause}"
     return result.kind(
-        told + (f"; {result.cure}" if result.cure else ""),
+        message + (f"; {result.cure}" if result.cure else ""),
         verb="lazy-pages",
         lines=lines,
         cause=result.cause,

@@ -309,10 +309,10 @@ def _families() -> Iterator[str]:
 def _saved(family: str) -> list[str]:
     """The rules of the filter table."""
     # No -t filter: the programs would then load the module that nobody has asked for.
-    status, told = _run(family, "-w", "-S")
+    status, message = _run(family, "-w", "-S")
     if status:
         return []
-    return [f":{line[3:]} " if line.startswith("-N ") else line for line in told.splitlines()]
+    return [f":{line[3:]} " if line.startswith("-N ") else line for line in message.splitlines()]
 
 
 def _run(program: str, *words: str) -> tuple[int | None, str]:

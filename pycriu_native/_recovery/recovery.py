@@ -41,15 +41,15 @@ class RecoveryResult:
     """What stays of CRIU's on this host: to be removed by hand, where the words do not say more."""
 
     def __str__(self) -> str:
-        told = []
+        message = []
         if self.ended:
             pids = ", ".join(map(str, self.ended))
             how = "ended, after all images were written" if self.saved else "did not survive it"
-            told.append(f"pid {pids} {how}")
+            message.append(f"pid {pids} {how}")
         if self.lost_connections:
-            told.append("these connections are lost: " + ", ".join(self.lost_connections))
-        told += [f"left behind: {thing}" for thing in self.left_behind]
-        return "; ".join(told)
+            message.append("these connections are lost: " + ", ".join(self.lost_connections))
+        message += [f"left behind: {thing}" for thing in self.left_behind]
+        return "; ".join(message)
 
 
 class Recovery:

@@ -37,10 +37,10 @@ class DirectCall:
 
     def finish(self, answer: bytes) -> int:
         """0 for an answer that says yes, else what libcriu's verbs return."""
-        told = decode_response(answer) or {}
-        if told.get("success"):
+        message = decode_response(answer) or {}
+        if message.get("success"):
             return 0
-        return UNKNOWN if told.get("type") == EMPTY else REFUSED
+        return UNKNOWN if message.get("type") == EMPTY else REFUSED
 
 
 def _varint(number: int) -> bytes:

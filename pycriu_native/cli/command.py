@@ -132,8 +132,10 @@ class Command(click.Command):
         except BrokenPipeError:
             raise
         except OSError as error:
-            told = CriuError(f"{error.filename or self.title}: {error.strerror}", verb=self.title)
-            return out.failed(told, Exit.IMAGES)
+            message = CriuError(
+                f"{error.filename or self.title}: {error.strerror}", verb=self.title
+            )
+            return out.failed(message, Exit.IMAGES)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
             # A second Ctrl-C, which changes nothing, is a note as well.

@@ -149,8 +149,8 @@ def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
 
 def _problem(problem: errors.Problem) -> str:
     name = problem.field if problem.field.startswith("-") else flag_of(problem.field)
-    told = problem.value
-    value = "" if told is None or told is True else f"={safe(_shown(told))}"
+    reported = problem.value
+    value = "" if reported is None or reported is True else f"={safe(_shown(reported))}"
     return f"{name}{value}: {in_flags(problem.rule)}"
 
 

@@ -74,10 +74,10 @@ def render_summary(images: ImageSet) -> str:
         f"size {human(images.size)}: {sizes}",
     ]
     if images.statistics:
-        told = images.statistics
+        message = images.statistics
         lines.append(
-            f"frozen {told.frozen_time / 1e6:.3f} s, {told.pages_written} pages written, "
-            f"{told.pages_skipped_parent} left in the parent, {told.pages_lazy} lazy"
+            f"frozen {message.frozen_time / 1e6:.3f} s, {message.pages_written} pages written, "
+            f"{message.pages_skipped_parent} left in the parent, {message.pages_lazy} lazy"
         )
     own = [each for each in images.namespaces if not each.host]
     if own:
@@ -174,8 +174,12 @@ def _branch(depth: int, process: Process, by_id: dict[int, File], width: int) ->
     if process.credentials:
         yield f"{pad}uid {process.credentials.uid}, gid {process.credentials.gid}"
     for kind, sizes in process.memory_by_kind.items():
-        told = [f"{human(size)} {name}" for name, size in sizes.items() if size and name != "size"]
-        yield f"{pad}{kind}: {human(sizes['size'])}" + (f" ({', '.join(told)})" if told else "")
+        message = [
+            f"{human(size)} {name}" for name, size in sizes.items() if size and name != "size"
+        ]
+        yield f"{pad}{kind}: {human(sizes['size'])}" + (
+            f" ({', '.join(message)})" if message else ""
+        )
     for each in process.descriptors:
         what = by_id[each.file].label if each.file in by_id else "?"
         yield f"{pad}fd {each.fd}: {safe(what)}"
@@ -214,11 +218,11 @@ def _changed(process: ProcessChange) -> Iterator[str]:
             state, what = ("is new", fd.after) if fd.before is None else ("is gone", fd.before)
             yield f"  fd {fd.fd} {state}: {safe(str(what))}"
         else:
-            told = ", ".join(
+            message = ", ".join(
                 f"{one.name} {safe(str(one.before))} -> {safe(str(one.after))}"
                 for one in fd.changes
             )
-            yield f"  fd {fd.fd} {safe(fd.after)}: {told}"
+            yield f"  fd {fd.fd} {safe(fd.after)}: {message}"
     for mapping in process.mappings:
         where = f"{mapping.kind}{f' {safe(mapping.path)}' if mapping.path else ''}"
         yield f"  mapping {where}: {mapping.before or 'none'} -> {mapping.after or 'none'}"

@@ -92,10 +92,10 @@ def _pool() -> Any:
     outer = [_part(1, _FILE)]
     for name, values in enums.items():
         scope, _, short = name.rpartition(".")
-        told = [
+        reported = [
             _part(2, wire((1, value.encode()), (2, number))) for value, number in values.items()
         ]
-        enum = b"".join([_part(1, short.encode()), *told])
+        enum = b"".join([_part(1, short.encode()), *reported])
         inner.setdefault(scope, []).append(_part(4, enum)) if scope else outer.append(
             _part(5, enum)
         )
@@ -108,12 +108,12 @@ def _pool() -> Any:
 
 
 def _field(row: Row, kind: int) -> bytes:
-    told = _part(1, row.name.encode()) + _numbers(row.number, _LABELS[row.label], kind)
+    reported = _part(1, row.name.encode()) + _numbers(row.number, _LABELS[row.label], kind)
     if kind in (_ENUM, _MESSAGE):
-        told += _part(6, f".{row.type}".encode())
+        reported += _part(6, f".{row.type}".encode())
     if row.default is not None:
-        told += _part(7, row.default.encode())
-    return told + _PACKED if row.packed else told
+        reported += _part(7, row.default.encode())
+    return reported + _PACKED if row.packed else reported
 
 
 @functools.cache

@@ -131,9 +131,9 @@ class Destination:
                     pass
                 self._say_last("complete")
             self.phases.enter("answer")
-            told = self.channel.expect("done")
+            message = self.channel.expect("done")
             with contextlib.suppress(PeerLostError):  # the word counts, whatever comes with it
-                self._downtime = seconds(told, "downtime", math.inf)
+                self._downtime = seconds(message, "downtime", math.inf)
         except BaseException as error:
             self._undo(error)
         self._watchdog.set_cleanup(end=[], stop=[])
@@ -173,14 +173,14 @@ class Destination:
         self.phases.enter("images")
         number = 0
         while True:
-            told = self.channel.expect("images", "restore")
-            if told["word"] == "restore":
-                if not number or told.get("lazy") is not self.mode.lazy:
+            message = self.channel.expect("images", "restore")
+            if message["word"] == "restore":
+                if not number or message.get("lazy") is not self.mode.lazy:
                     raise MigrationError("the source asks for a restore of nothing that it sent")
                 return number
-            self._to_come = self.image_bytes + image_transfer.number(told, "bytes")
+            self._to_come = self.image_bytes + image_transfer.number(message, "bytes")
             number = image_transfer.receive(
-                self.channel, self._room.path, told, number, self._count
+                self.channel, self._room.path, message, number, self._count
             )
 
     def _count(self, size: int) -> None:
@@ -270,8 +270,8 @@ class Destination:
 
     def _report(self, statistics: RestoreStatistics | None) -> None:
         with contextlib.suppress(CriuError):
-            told = None if statistics is None else asdict(statistics)
-            self.channel.tell("report", restore=told)
+            message = None if statistics is None else asdict(statistics)
+            self.channel.tell("report", restore=message)
 
     def close(self) -> None:
         """Give the daemon, the relay and the copies of descriptors back."""

@@ -307,7 +307,9 @@ class _HeldCall(Call):
 
 
 def _statistics(report: Message) -> RestoreStatistics | None:
-    told = report.get("restore")
-    if not isinstance(told, dict):
+    message = report.get("restore")
+    if not isinstance(message, dict):
         return None
-    return RestoreStatistics(**{one.name: int(told[one.name]) for one in fields(RestoreStatistics)})
+    return RestoreStatistics(
+        **{one.name: int(message[one.name]) for one in fields(RestoreStatistics)}
+    )

@@ -48,9 +48,11 @@ class Watchdog(Closing):
         """Change what is to be undone; ``fds`` the guard keeps copies of."""
         with self._lock:
             self._duty |= duty
-            told = json.dumps(self._duty | ({"spoiler": True} if "abort_serving" in duty else {}))
+            message = json.dumps(
+                self._duty | ({"spoiler": True} if "abort_serving" in duty else {})
+            )
             with contextlib.suppress(BrokenPipeError):
-                socket.send_fds(self._line, [told.encode()], list(fds))
+                socket.send_fds(self._line, [message.encode()], list(fds))
 
     def close(self) -> None:
         """There is nothing more to undo. Twice does nothing."""

@@ -114,11 +114,11 @@ def main() -> None:
     duty: dict[str, Any] = {}
     abort_serving = -1
     while True:
-        told, fds, _, _ = socket.recv_fds(line, LARGEST_TOLD, FDS)
-        if not told:
+        message, fds, _, _ = socket.recv_fds(line, LARGEST_TOLD, FDS)
+        if not message:
             undo(duty, abort_serving)
             return
-        duty = json.loads(told)
+        duty = json.loads(message)
         if duty.get("release"):
             return
         if duty.get("spoiler"):

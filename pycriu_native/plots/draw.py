@@ -166,13 +166,13 @@ def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
 
 
 def _draw_durations(found: Timeline, to: Place) -> None:
-    told = found.statistics
-    assert told is not None
+    message = found.statistics
+    assert message is not None
     rows = {
-        "freezing": told.freezing_time,
-        "frozen": told.frozen_time,
-        "memory dump": told.memdump_time,
-        "memory write": told.memwrite_time,
+        "freezing": message.freezing_time,
+        "frozen": message.frozen_time,
+        "memory dump": message.memdump_time,
+        "memory write": message.memwrite_time,
     }
     scale, unit = _unit(max(rows.values()) / 1e6)
     figure = _figure(8, 2.9)
@@ -210,8 +210,8 @@ def _draw_rounds(found: Sequence[ImageRound], to: Place) -> None:
     seconds = [each or 0.0 for each in timed]
     by, time_unit = _unit(max(seconds))
     bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
-    told = ["unknown" if each is None else _time(each) for each in timed]
-    below.bar_label(bars, told, padding=2, fontsize=8)
+    message = ["unknown" if each is None else _time(each) for each in timed]
+    below.bar_label(bars, message, padding=2, fontsize=8)
     below.set_ylabel(f"frozen, {time_unit}")
     below.margins(y=0.25)
     below.set_xticks(places, names)

@@ -51,7 +51,7 @@ def many(spawn: Spawn, count: int) -> list[Target]:
 def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
     """All go at once and all come back, each with what it had; progress is told to the end."""
     targets = many(spawn, 6)
-    told: list[tuple[int, int]] = []
+    message: list[tuple[int, int]] = []
 
     def opts(pid: int) -> CriuOpts:
         return CriuOpts(images_directory=tmp_path / f"images-{pid}")
@@ -59,7 +59,7 @@ def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
     pids = [target.pid for target in targets]
     with WorkerPool(2) as warm:
         dumped = dump_many(
-            pids, opts, via=warm, parallel=3, progress=lambda done, all: told.append((done, all))
+            pids, opts, via=warm, parallel=3, progress=lambda done, all: message.append((done, all))
         )
         assert [each.get().pid for each in dumped] == pids
         for target in targets:
@@ -67,7 +67,7 @@ def test_there_and_back(spawn: Spawn, tmp_path: Path) -> None:
         restored = restore_many([opts(pid) for pid in pids], via=warm, parallel=3)
     assert [each.get().pid for each in restored] == pids
     assert [target.ask("number") for target in targets] == list(range(6))
-    assert told == [(done, 6) for done in range(1, 7)]
+    assert message == [(done, 6) for done in range(1, 7)]
 
 
 def test_one_fails(spawn: Spawn, tmp_path: Path) -> None:

@@ -43,19 +43,19 @@ CONNECTED = """
 
 def run(*words: object, code: int = 0, **more: Any) -> subprocess.CompletedProcess[str]:
     """Run the program; it must end with this code."""
-    told = subprocess.run(
+    message = subprocess.run(
         [*PROGRAM, *map(str, words)],
         capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **more,
     )  # fmt: skip
-    assert told.returncode == code, told.stdout + told.stderr
-    return told
+    assert message.returncode == code, message.stdout + message.stderr
+    return message
 
 
 def result(*words: object, code: int = 0) -> Any:
     """The result that ``--json`` prints."""
-    told = run(*words, "--json", code=code)
-    assert told.stderr == ""
-    results = json.loads(told.stdout.splitlines()[-1])
+    message = run(*words, "--json", code=code)
+    assert message.stderr == ""
+    results = json.loads(message.stdout.splitlines()[-1])
     assert results["exit_code"] == code
     return results["result"]
 
@@ -86,13 +86,13 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
     """Both say what they did, with CRIU's own numbers, as text and as JSON."""
     target = spawn("import os\nif os.fork() == 0:\n    import time; time.sleep(1e6)\n" + "serve()")
     tree = target.descendants()
-    told = run("dump", target.pid, "--images-dir", images)
+    message = run("dump", target.pid, "--images-dir", images)
     target.reap()
-    assert told.stderr == ""
-    lines = dict(entry.strip().split("  ", 1) for entry in told.stdout.splitlines()[1:])
-    assert told.stdout.startswith(f"dumped pid {target.pid} (python")
+    assert message.stderr == ""
+    lines = dict(entry.strip().split("  ", 1) for entry in message.stdout.splitlines()[1:])
+    assert message.stdout.startswith(f"dumped pid {target.pid} (python")
     for label in ("freezing", "frozen", "memory dump", "memory write", "whole call"):
-        assert lines[label].split()[1] in ("s", "ms", "us"), told.stdout
+        assert lines[label].split()[1] in ("s", "ms", "us"), message.stdout
     size = sum(path.stat().st_size for path in images.glob("*.img"))
     assert f"{len(tree)}: " in lines["processes"]
     assert f"in {len(list(images.glob('*.img')))} files" in lines["images"]
@@ -115,14 +115,14 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
 def test_errors(spawn: Spawn, images: Path) -> None:
     """Each with its cause and the exit code that a script can tell it by."""
     target = spawn(CONNECTED)
-    told = run("dump", target.pid, "-D", images, code=1)
-    assert "--tcp-established" in told.stderr
-    assert "CRIU    Error (criu/sk-inet.c" in told.stderr
-    assert f"log     {images}/dump.log" in told.stderr
+    message = run("dump", target.pid, "-D", images, code=1)
+    assert "--tcp-established" in message.stderr
+    assert "CRIU    Error (criu/sk-inet.c" in message.stderr
+    assert f"log     {images}/dump.log" in message.stderr
     assert target.runs_on()
     run("dump", target.pid, "-D", images, "--tcp-established", "--leave-running")
-    told = run("restore", "-D", images, "--tcp-established", code=5)
-    assert f"pid {target.pid} is taken by a running process" in told.stderr
+    message = run("restore", "-D", images, "--tcp-established", code=5)
+    assert f"pid {target.pid} is taken by a running process" in message.stderr
     run("dump", 999999999, "-D", images, code=4)
     run("dump", target.pid, "-D", images, "--criu", "/none", code=8)
     run("restore", "-D", images / "none", code=2)
@@ -142,9 +142,9 @@ def test_a_signal_undoes_a_dump(number: int, spawn: Spawn, images: Path, tmp_pat
     )
     script.chmod(0o755)
     words = ["dump", target.pid, "-D", images, "--action-script", script]
-    told = run(*words, code=128 + number)
+    message = run(*words, code=128 + number)
     assert (tmp_path / "reached").exists()
-    assert f"interrupted; dump of pid {target.pid} undone after" in told.stderr
+    assert f"interrupted; dump of pid {target.pid} undone after" in message.stderr
     assert target.runs_on()
 
 
@@ -196,8 +196,8 @@ def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:
     assert results["options"] == {"tcp_established": True}
     assert "--tcp-established" in run("preflight", target.pid, code=11).stdout
     assert result("preflight", target.pid, "--tcp-established")["verdict"] == "works"
-    told = run(*results["command"][1:], "--leave-running", cwd=tmp_path)
-    assert told.stdout.startswith(f"dumped pid {target.pid}")
+    message = run(*results["command"][1:], "--leave-running", cwd=tmp_path)
+    assert message.stdout.startswith(f"dumped pid {target.pid}")
     assert target.runs_on()
 
 
@@ -245,11 +245,11 @@ def test_pictures(spawn: Spawn, images: Path, tmp_path: Path) -> None:
         run("plot", what, images, tmp_path / f"{what}.svg")
         assert "<svg" in (tmp_path / f"{what}.svg").read_text()
     results = read_timeline(images)
-    told = results.statistics
-    assert told is not None
+    message = results.statistics
+    assert message is not None
     assert results.frozen is not None
     assert [span.pid for span in results.processes] == target.descendants()
-    assert abs(results.frozen[1] - results.frozen[0] - told.frozen_time / 1e6) < 1e-6
+    assert abs(results.frozen[1] - results.frozen[0] - message.frozen_time / 1e6) < 1e-6
     assert results.phases[0].name == "start"
     saving = next(phase for phase in results.phases if phase.name == "save processes")
     assert results.frozen[0] <= saving.begin < saving.end <= results.frozen[1] <= results.end

@@ -109,7 +109,7 @@ class Shell:
             script,
             flags=re.M,
         )
-        told = subprocess.run(
+        message = subprocess.run(
             [
                 "bash",
                 "-c",
@@ -124,7 +124,7 @@ class Shell:
             check=False,
             timeout=100,
         )
-        return told.stdout.splitlines()
+        return message.stdout.splitlines()
 
 
 @contextlib.contextmanager
@@ -187,8 +187,8 @@ def test_the_examples_still_hold(spawn: Spawn, orphans: None, tmp_path: Path) ->
             loose = section in LOOSE
             lines = block.splitlines()
             shown = shapes([line for line in lines if not line.startswith("$ ")], loose=loose)
-            told = shell.run("\n".join(line[2:] for line in lines if line.startswith("$ ")))
-            for line in sorted(shown ^ shapes(told, loose=loose)):
+            message = shell.run("\n".join(line[2:] for line in lines if line.startswith("$ ")))
+            for line in sorted(shown ^ shapes(message, loose=loose)):
                 stale.append(f"{section}: {'shown' if line in shown else 'told'}: {line}")
     assert not stale, "\n".join(stale)
 

@@ -232,9 +232,9 @@ def test_log_options_of_files(target: Target, images: Path, tmp_path: Path) -> N
     own = replace(opts, config_file=path)
     assert setting(own, Worker(), path, "log_file").applies
     dump(target.pid, own)
-    told = (images / "theirs.log").stat().st_size
+    message = (images / "theirs.log").stat().st_size
     dump(target.pid, replace(opts, log_level=4))
-    is_heard = told > (images / "dump.log").stat().st_size / 10
+    is_heard = message > (images / "dump.log").stat().st_size / 10
     assert is_heard == setting(own, Worker(), path, "log_level").applies
     assert is_heard == (not releases.has("4.2"))
 

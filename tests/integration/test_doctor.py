@@ -63,9 +63,9 @@ def test_each_feature_is_answered(here: Any) -> None:
     assert asked == {f"feature:{name}" for name in features.FEATURES}
     program = Worker().name()
     for name in ("uffd", "mem_dirty_track"):
-        told = subprocess.run([program, "check", "--feature", name], capture_output=True)
+        message = subprocess.run([program, "check", "--feature", name], capture_output=True)
         there = here.of(f"feature:{name}").value == "there"
-        assert there == (told.returncode == 0)
+        assert there == (message.returncode == 0)
 
 
 def test_every_remark_can_be_used(here: Any) -> None:
@@ -82,9 +82,9 @@ def test_every_remark_can_be_used(here: Any) -> None:
 
 def test_as_data_and_as_text(here: Any) -> None:
     """It goes through JSON, and reads as text: what is lost, not the good features."""
-    told = json.loads(json.dumps(here.to_dict()))
-    assert told["health"] == str(here.health)
-    assert len(told["remarks"]) == len(here.remarks)
+    message = json.loads(json.dumps(here.to_dict()))
+    assert message["health"] == str(here.health)
+    assert len(message["remarks"]) == len(here.remarks)
     text = str(here)
     assert text.startswith("this machine can checkpoint")
     for remark in here.remarks:
@@ -166,15 +166,15 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         "mount --bind /proc/sys /proc/sys; mount -o remount,ro,bind /proc/sys; "
         'exec setpriv --bounding-set=-sys_ptrace,-net_admin,-sys_resource "$@"'
     )
-    told = subprocess.run(
+    message = subprocess.run(
         ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert told.returncode == 0, told.stderr
-    result = {remark["id"]: remark for remark in json.loads(told.stdout)}
+    assert message.returncode == 0, message.stderr
+    result = {remark["id"]: remark for remark in json.loads(message.stdout)}
     assert result["capability:CAP_SYS_PTRACE"]["health"] == "bad"
     assert result["capability:CAP_NET_ADMIN"]["health"] == "warning"
     assert result["capability:CAP_SYS_ADMIN"]["health"] == "good"
@@ -199,14 +199,14 @@ def test_a_filter_of_our_system_calls() -> None:
         assert libc.prctl(22, 2, program, 0, 0) == 0
         print([remark.health for remark in rights.look() if remark.id == "seccomp"][0])
     """)
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert told.stdout == "warning\n"
+    assert message.stdout == "warning\n"
 
 
 # ---- what this machine has not: the files of others, as their kernels write them ----
@@ -319,15 +319,15 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
         "print(found[-1])\n"
     )
     shell = 'mount -t tmpfs none /run && exec "$@"'
-    told = subprocess.run(
+    message = subprocess.run(
         ["unshare", "--mount", "sh", "-c", shell, "sh", sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert told.returncode == 0, told.stderr
-    assert told.stdout.startswith("/run/criu.kdat is kept")
+    assert message.returncode == 0, message.stderr
+    assert message.stdout.startswith("/run/criu.kdat is kept")
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:

@@ -29,10 +29,10 @@ PAGE = 4096
 def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
     """It is told of each round once that is on disk, and the process runs meanwhile."""
     target = spawn(WRITER)
-    told: list[tuple[int, int]] = []
+    message: list[tuple[int, int]] = []
 
     def should_continue(round: Round) -> bool:
-        told.append((round.number, round.bytes_written))
+        message.append((round.number, round.bytes_written))
         on_disk = sum(path.stat().st_size for path in (images / str(round.number)).glob("pages-*"))
         assert on_disk == round.bytes_written
         assert target.runs_on()
@@ -41,9 +41,9 @@ def test_a_callback_decides(spawn: Spawn, images: Path) -> None:
     result = dump_iters(target.pid, CriuOpts(images_directory=images), should_continue)
     target.reap()
     assert [round.number for round in result.rounds] == [1, 2, 3]
-    assert told == [(round.number, round.bytes_written) for round in result.rounds]
-    assert told[0][1] > PAGES * PAGE
-    assert all(BUSY * PAGE <= written < told[0][1] * 2 // 3 for _, written in told[1:])
+    assert message == [(round.number, round.bytes_written) for round in result.rounds]
+    assert message[0][1] > PAGES * PAGE
+    assert all(BUSY * PAGE <= written < message[0][1] * 2 // 3 for _, written in message[1:])
     assert sorted(os.listdir(images)) == ["1", "2", "3", "4"]
     assert result.final.images == str(images / "4")
     assert restore(CriuOpts(images_directory=result.final.images)).pid == target.pid

@@ -67,8 +67,8 @@ def _served() -> str:
 
 
 def _no_outer_end() -> bool:
-    told = subprocess.run(["ip", "link", "show", OUTER], capture_output=True)
-    return told.returncode != 0
+    message = subprocess.run(["ip", "link", "show", OUTER], capture_output=True)
+    return message.returncode != 0
 
 
 @pytest.fixture

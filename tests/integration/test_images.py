@@ -213,11 +213,11 @@ def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
         found.statistics.pages_written + (found.statistics.shpages_written or 0)
     )
     assert found.size == sum(path.stat().st_size for path in zoo.images.iterdir())
-    told = json.loads(json.dumps(found.to_dict()))
-    assert told["complete"] is True
-    assert told["processes"][0]["command"] == zoo.facts["cmdline"]
-    assert told["processes"][0]["memory_by_kind"]["heap"]["stored"] > 0
-    assert "source" not in told["processes"][0]
+    message = json.loads(json.dumps(found.to_dict()))
+    assert message["complete"] is True
+    assert message["processes"][0]["command"] == zoo.facts["cmdline"]
+    assert message["processes"][0]["memory_by_kind"]["heap"]["stored"] > 0
+    assert "source" not in message["processes"][0]
 
 
 def test_what_changed(zoo: Zoo, root: Process) -> None:

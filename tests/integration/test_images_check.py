@@ -251,11 +251,11 @@ def test_what_it_says_is_what_a_restore_does(name: str, spawn: Spawn, images: Pa
     if case.reap:
         target.reap()
     undo = case.change(target, images)
-    told = {"pid": target.pid, "here": target.directory, "images": images}
+    message = {"pid": target.pid, "here": target.directory, "images": images}
 
     errors = _errors(images)
     assert errors, "it found nothing"
-    assert case.subject.format(**told) in errors[0].subject
+    assert case.subject.format(**message) in errors[0].subject
     assert case.what in errors[0].what
     assert set(case.cure) <= {name for each in errors for name in each.options}
     work = images.with_name("work")

@@ -192,8 +192,8 @@ def test_a_file_of_another_mount_namespace(tmp_path: Path, images: Path, owned: 
         owned.callback(os.close, fd)
     with container(tmp_path / "box", SPEAKS, keep=[first]) as box:
         box.ask("say", first, "before\n")
-        told = Path(f"/proc/{box.pid}/fdinfo/{first}").read_text()
-        mount = next(line.split()[1] for line in told.splitlines() if line.startswith("mnt_id:"))
+        message = Path(f"/proc/{box.pid}/fdinfo/{first}").read_text()
+        mount = next(line.split()[1] for line in message.splitlines() if line.startswith("mnt_id:"))
         key = f"file[{int(mount):x}:{os.fstat(first).st_ino:x}]"
 
         with pytest.raises(CriuError, match=r"external=.file\[") as caught:

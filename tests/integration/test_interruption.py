@@ -333,31 +333,31 @@ def _interrupted(verb: str, target: Target, images: Path, how: str) -> dict[str,
     )
     out, errors = process.communicate(timeout=3 * PATIENCE)
     assert process.returncode == 0, errors
-    told: dict[str, Any] = json.loads(out)
-    assert told["workers"] == []
-    status = told.pop("status")
+    message: dict[str, Any] = json.loads(out)
+    assert message["workers"] == []
+    status = message.pop("status")
     assert status.get("TracerPid", "0") == "0"
-    told["state"] = status.get("State", "")[:1]
-    return told
+    message["state"] = status.get("State", "")[:1]
+    return message
 
 
 @pytest.mark.parametrize("moment", DUMP)
 def test_ctrl_c_in_a_dump(spawn: Spawn, images: Path, moment: Notify) -> None:
     """After each notification, while the call waits: undone, or complete and said to be."""
     target = spawn()
-    told = _interrupted("dump", target, images, moment)
-    assert told["interrupted"]
+    message = _interrupted("dump", target, images, moment)
+    assert message["interrupted"]
     if moment is Notify.POST_DUMP:
-        assert told["result"].startswith(f"DumpResult(pid={target.pid}")
-        assert "the dump was complete by then" in told["notes"][0]
-        assert told["state"] in ("", "Z")
+        assert message["result"].startswith(f"DumpResult(pid={target.pid}")
+        assert "the dump was complete by then" in message["notes"][0]
+        assert message["state"] in ("", "Z")
         target.reap()
         restore(CriuOpts(images_directory=images))
     else:
-        assert told["result"] == "None"
-        [note] = told["notes"]  # the signal has not reached CRIU: it was there to undo it
+        assert message["result"] == "None"
+        [note] = message["notes"]  # the signal has not reached CRIU: it was there to undo it
         assert f"dump of pid {target.pid} undone after" in note
-        assert told["state"] in ("R", "S", "D")
+        assert message["state"] in ("R", "S", "D")
     assert target.runs_on()
 
 
@@ -367,16 +367,16 @@ def test_ctrl_c_in_a_restore(orphans: None, spawn: Spawn, images: Path, moment: 
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
-    told = _interrupted("restore", target, images, moment)
-    assert told["interrupted"]
+    message = _interrupted("restore", target, images, moment)
+    assert message["interrupted"]
     if moment is Notify.PRE_RESTORE:
-        assert told["result"] == "None"
-        assert told["state"] in ("", "Z")
+        assert message["result"] == "None"
+        assert message["state"] in ("", "Z")
         target.end()
         restore(CriuOpts(images_directory=images))
     else:
-        assert told["result"].startswith(f"RestoreResult(pid={target.pid}")
-        assert "the restore was complete by then" in told["notes"][0]
+        assert message["result"].startswith(f"RestoreResult(pid={target.pid}")
+        assert "the restore was complete by then" in message["notes"][0]
     assert target.runs_on()
 
 
@@ -386,12 +386,12 @@ def test_ctrl_c_at_random_instants(orphans: None, spawn: Spawn, images: Path) ->
     opts = CriuOpts(images_directory=images)
     chance = random.Random(4)
     for _ in range(25):
-        told = _interrupted("dump", target, images, f"{chance.uniform(0, 0.12):.4f}")
-        undone = told["interrupted"] and told["result"] == "None"
+        message = _interrupted("dump", target, images, f"{chance.uniform(0, 0.12):.4f}")
+        undone = message["interrupted"] and message["result"] == "None"
         if undone:
-            assert told["state"] in ("R", "S", "D")
+            assert message["state"] in ("R", "S", "D")
         else:
-            assert told["state"] in ("", "Z")
+            assert message["state"] in ("", "Z")
             target.end()
             restore(opts)
         assert target.runs_on()

@@ -82,7 +82,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
     """``criu_local_*`` is the same with options of one's own: neither changes the other."""
     target = spawn()
     other = tmp_path / "other"
-    told = run(
+    message = run(
         """
         begin(sys.argv[1], sys.argv[3], "global.log")
         lib.criu_set_leave_running(True)
@@ -106,7 +106,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
         target.pid,
         pycriu_native.Worker().name(),
     )
-    assert told == [0, 0]
+    assert message == [0, 0]
     target.reap()  # only the global options had leave_running, and they were first
     assert sorted(path.name for path in (*images.glob("*.log"), *other.glob("*.log"))) == [
         "global.log",
@@ -117,7 +117,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
 def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
     """``criu_init_opts`` again sets everything to defaults: leave_running is forgotten."""
     target = spawn()
-    told = run(
+    message = run(
         """
         begin(sys.argv[1], sys.argv[2])
         lib.criu_set_leave_running(True)
@@ -127,7 +127,7 @@ def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
         images,
         target.pid,
     )
-    assert told == [0]
+    assert message == [0]
     target.reap()
     assert not is_alive(target.pid)
 
@@ -241,8 +241,8 @@ def test_the_table(answer: str, code: int, ours: type[CriuError] | None) -> None
         lib.criu_set_service_fd(service)
         tell(lib.criu_check(), ffi.errno, requests())
         """
-    told, hint, requests = run(program, answer)
-    assert told == code
+    message, hint, requests = run(program, answer)
+    assert message == code
     assert requests == [3]  # one check
     if "38" in answer:
         assert hint == 0x26
@@ -293,16 +293,16 @@ def test_notifications(spawn: Spawn, images: Path) -> None:
     dump(target.pid, opts)
     target.reap()
     restore(opts)
-    told: list[Notification] = []
+    message: list[Notification] = []
 
     def ours() -> list[list[object]]:
-        heard = [[str(one.action), one.pid or 0] for one in told]
-        told.clear()
+        heard = [[str(one.action), one.pid or 0] for one in message]
+        message.clear()
         return heard
 
-    dump(target.pid, opts, on_notify=told.append)
+    dump(target.pid, opts, on_notify=message.append)
     dumped = ours()
-    restore(opts, on_notify=told.append)
+    restore(opts, on_notify=message.append)
     restored = ours()
     assert dumped[0] == ["pre-dump", 0]
     assert ["setup-namespaces", target.pid] in restored
@@ -427,8 +427,8 @@ def test_check_version() -> None:
     """1 if CRIU is at least the minimum, 0 if it is too old; ours compares versions."""
     number = pycriu_native.version().number
     minima = [0, number - 1, number, number + 1, 2**31 - 1]
-    told = run("begin(); tell(*[lib.criu_check_version(int(m)) for m in sys.argv[1:]])", *minima)
-    assert told == [1, 1, 1, 0, 0]
+    message = run("begin(); tell(*[lib.criu_check_version(int(m)) for m in sys.argv[1:]])", *minima)
+    assert message == [1, 1, 1, 0, 0]
 
 
 # ---- features ----
@@ -450,8 +450,8 @@ def test_feature_check() -> None:
     everything, nothing, *each = run(program)
     assert everything == here
     assert nothing == [False, False, False]
-    for number, told in enumerate(each):
-        assert told == [have and at == number for at, have in enumerate(here)]
+    for number, message in enumerate(each):
+        assert message == [have and at == number for at, have in enumerate(here)]
 
 
 def test_a_feature_check_that_fails() -> None:
@@ -623,8 +623,8 @@ def test_the_callback_decides(answers: list[int], result: int, requests: list[in
     lib.criu_set_service_fd(service)
     tell(lib.criu_dump_iters(lib.on_more), told, requests())
     """
-    told = run(program, ",".join(map(str, answers)))
-    assert told == [result, [True] * len(answers), requests]
+    message = run(program, ",".join(map(str, answers)))
+    assert message == [result, [True] * len(answers), requests]
 
 
 def test_an_iteration_that_fails(images: Path) -> None:
@@ -695,8 +695,8 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
         ended, status = os.waitpid(pid, 0)
         tell(pid, parent == os.getpid(), ended, os.waitstatus_to_exitcode(status))
         """
-    told = run(program, images, service, target.directory / "question")
-    assert told == [target.pid, True, target.pid, 42]
+    message = run(program, images, service, target.directory / "question")
+    assert message == [target.pid, True, target.pid, 42]
 
 
 def test_restore_is_no_child(spawn: Spawn, images: Path) -> None:

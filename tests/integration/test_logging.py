@@ -19,8 +19,8 @@ def test_one_line_a_verb(spawn: Spawn, images: Path, caplog: pytest.LogCaptureFi
         dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
         with pytest.raises(CriuError):
             dump(2**22 - 1, CriuOpts(images_directory=images))
-    told = [record.getMessage() for record in caplog.records if record.name == "pycriu_native"]
-    done, failed = told
+    message = [record.getMessage() for record in caplog.records if record.name == "pycriu_native"]
+    done, failed = message
     assert done.startswith(f"dump of pid {target.pid} done after ")
     assert failed.startswith(f"dump of pid {2**22 - 1} failed: ")
 

@@ -96,21 +96,21 @@ def test_a_process_changes_hosts(arrive: Arrive, traveller: Target, mode: Migrat
     checksum = traveller.ask("checksum")
     there = arrive()
     result = migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
-    told = there.until("result", "error")
-    assert told.get("result") == result.pid == traveller.pid, told
+    message = there.until("result", "error")
+    assert message.get("result") == result.pid == traveller.pid, message
     assert traveller.process.wait(10) == -9
     assert traveller.ask("checksum") == checksum
     assert traveller.runs_on()
     assert result.mode is mode
     assert result.bytes > 16 * 2**20
     assert (result.page_bytes > 16 * 2**20) is mode.lazy
-    assert told["images"] == result.image_bytes
+    assert message["images"] == result.image_bytes
     assert 0 < result.downtime < result.duration
     assert (result.dump is None) is mode.lazy  # CRIU's account of a lazy dump is no account
     assert result.restore is not None
     assert set(there.pids()) == {there.init, there.pid, there.inside(result.pid)}
-    assert not told["files"]
-    assert set(told["descriptors"]) <= set(there.heard[0]["descriptors"])
+    assert not message["files"]
+    assert set(message["descriptors"]) <= set(there.heard[0]["descriptors"])
 
 
 def program(release: str) -> str:
@@ -168,8 +168,8 @@ def test_it_runs_before_its_memory_is_there(
             assert leaving.under_way
             assert leaving.join() is None
         assert ready.read(1) == b"\0"
-        told = there.until("result", "error")
-        assert told.get("result") == target.pid, told
+        message = there.until("result", "error")
+        assert message.get("result") == target.pid, message
         assert Notify.STATUS_READY in seen
         assert target.ask("checksum") == checksum
         assert resident(there.inside(target.pid)) >= 256 * 2**20
@@ -358,8 +358,8 @@ def test_memory_goes_in_rounds_first(
         should_continue=should_continue,
         insecure=True,
     )
-    told = there.until("result", "error")
-    assert told.get("result") == result.pid, told
+    message = there.until("result", "error")
+    assert message.get("result") == result.pid, message
     assert traveller.ask("checksum") == checksum
     assert len(rounds) == 3
     assert rounds[0].bytes_written > 16 * 2**20
@@ -391,15 +391,15 @@ def test_a_revoked_certificate(
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as beside:
         address = listener.getsockname()
-        told = beside.submit(speak, here)
+        message = beside.submit(speak, here)
         with pytest.raises(MigrationError, match="no source came"):
             endpoint.accept(listener, there, MigrationDeadline(1.0), False)
-        refused = told.result()
+        refused = message.result()
         assert refused is not None
         assert "certificate revoked" in (caplog.text if whose == "source" else str(refused))
-        told = beside.submit(speak, wary)
+        message = beside.submit(speak, wary)
         endpoint.accept(listener, wary, MigrationDeadline(5.0), False).close()
-        assert told.result() is None
+        assert message.result() is None
 
 
 @pytest.mark.parametrize(

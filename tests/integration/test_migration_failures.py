@@ -109,11 +109,11 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
     there = arrive(hide=str(traveller.directory))
     with pytest.raises(MigrationError, match=r"other side gave up: restore .* the source runs on"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
-    told = there.until("result", "error")
-    assert told["error"] != "MigrationInDoubtError", told
+    message = there.until("result", "error")
+    assert message["error"] != "MigrationInDoubtError", message
     _is_clean(there)
-    assert not told["files"]
-    assert set(told["descriptors"]) <= set(there.heard[0]["descriptors"])
+    assert not message["files"]
+    assert set(message["descriptors"]) <= set(there.heard[0]["descriptors"])
     _is_whole(traveller, checksum)
 
 
@@ -285,14 +285,14 @@ def test_the_network_goes(
         there.go_on()
         _never_both(leaving, traveller.pid, copy)
         assert isinstance(leaving.join(), PeerLostError)
-    told = there.until("result", "error")
+    message = there.until("result", "error")
     if mode.lazy or when == "images":
-        assert told["error"] != "MigrationInDoubtError", told
+        assert message["error"] != "MigrationInDoubtError", message
         _is_clean(there)
-    elif "result" not in told and told["error"] == "MigrationInDoubtError":
+    elif "result" not in message and message["error"] == "MigrationInDoubtError":
         # It had said that it runs, into a cable that was cut: it is stopped, and says so.
         assert state(there.inside(traveller.pid)) == "T"
-        assert f"kill -KILL {traveller.pid}" in told["message"]
+        assert f"kill -KILL {traveller.pid}" in message["message"]
     else:
         _is_clean(there)
     _is_whole(traveller, checksum)

@@ -454,12 +454,12 @@ def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
     """The images are as large as was told, give or take a fifth and 300 KB."""
     target = spawn(SIZES[name])
     site.options["ghost_limit"] = 64 << 20
-    told = preflight(target.pid, site.opts).size.total
+    message = preflight(target.pid, site.opts).size.total
     dump(target.pid, site.opts)
     reap_all()
     took = sum(file.stat().st_blocks * 512 for file in site.images.iterdir())
-    print(f"{name}: told {told}, took {took}")
-    assert abs(told - took) < took / 5 + 300_000
+    print(f"{name}: told {message}, took {took}")
+    assert abs(message - took) < took / 5 + 300_000
 
 
 def test_options_for_a_process(site: Site) -> None:
@@ -538,12 +538,12 @@ def test_nothing_is_touched(spawn: Spawn) -> None:
 def test_as_data_and_as_text(spawn: Spawn) -> None:
     """A preflight goes through JSON, and reads as text."""
     result = preflight(spawn(CONNECTED).pid)
-    told = json.loads(json.dumps(result.to_dict()))
-    assert told["verdict"] == "needs options"
-    assert told["options"] == {"tcp_established": True}
-    assert [results["id"] for results in told["findings"]] == ["tcp-connection"] * 2
-    assert told["findings"][0]["severity"] == "needs option"
-    assert told["size"]["total"] > 1 << 20
+    message = json.loads(json.dumps(result.to_dict()))
+    assert message["verdict"] == "needs options"
+    assert message["options"] == {"tcp_established": True}
+    assert [results["id"] for results in message["findings"]] == ["tcp-connection"] * 2
+    assert message["findings"][0]["severity"] == "needs option"
+    assert message["size"]["total"] > 1 << 20
     text = str(result)
     assert f"process {result.pid}: can be dumped with these options\n" in text
     assert "    tcp_established=True\n" in text

@@ -60,21 +60,21 @@ def _is_sound(told: Sequence[Progress], phase: str) -> None:
 def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
     """Bytes done grow to the bytes to do, which were known from the process and the images."""
     target = spawn(LARGE)
-    told: list[Progress] = []
+    message: list[Progress] = []
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts, on_notify=hold, on_progress=told.append)
-    _is_sound(told, "dump")
+    dump(target.pid, opts, on_notify=hold, on_progress=message.append)
+    _is_sound(message, "dump")
     size = sum(path.stat().st_size for path in images.glob("pages-*.img"))
-    assert told[0].done == 0
-    assert told[0].total is not None
-    assert abs(told[0].total - size) < 8 * MIB
-    assert told[-1].done == size > 64 * MIB
+    assert message[0].done == 0
+    assert message[0].total is not None
+    assert abs(message[0].total - size) < 8 * MIB
+    assert message[-1].done == size > 64 * MIB
     target.reap()
-    told.clear()
-    restore(opts, on_notify=hold, on_progress=told.append)
-    _is_sound(told, "restore")
-    assert {one.total for one in told} == {size}
-    assert any(one.done > 60 * MIB for one in told[:-1])
+    message.clear()
+    restore(opts, on_notify=hold, on_progress=message.append)
+    _is_sound(message, "restore")
+    assert {one.total for one in message} == {size}
+    assert any(one.done > 60 * MIB for one in message[:-1])
     assert target.ask("size") == 64 * MIB
 
 
@@ -100,16 +100,16 @@ def test_what_the_callback_raises(
 
 def test_a_dump_that_fails(images: Path) -> None:
     """There is no end to tell of, and the error is the dump's own."""
-    told: list[Progress] = []
+    message: list[Progress] = []
     with pytest.raises(NoSuchProcessError):
-        dump(2**22 + 1, CriuOpts(images_directory=images), on_progress=told.append)
-    assert all(one.left is None for one in told)
+        dump(2**22 + 1, CriuOpts(images_directory=images), on_progress=message.append)
+    assert all(one.left is None for one in message)
 
 
 @needs_lazy_pages
 def test_a_migration(arrive: Arrive, traveller: Target) -> None:
     """Each phase is told of, with its bytes."""
-    told: list[Progress] = []
+    message: list[Progress] = []
     there = arrive()
     result = migrate_out(
         traveller.pid,
@@ -118,32 +118,32 @@ def test_a_migration(arrive: Arrive, traveller: Target) -> None:
         mode=MigrationMode.POST_COPY,
         insecure=True,
         on_notify=hold,
-        on_progress=told.append,
+        on_progress=message.append,
     )
     assert there.until("result", "error").get("result") == result.pid
-    phases = list(dict.fromkeys(one.phase for one in told))
+    phases = list(dict.fromkeys(one.phase for one in message))
     assert phases == [name for name in result.phases if name in phases] + ["done"]
     assert "dump" in phases
-    assert told[-1].left == 0
+    assert message[-1].left == 0
 
 
 @needs_soft_dirty
 def test_a_dump_in_rounds(spawn: Spawn, images: Path) -> None:
     """Each round is a phase; how much the later ones have to do, nobody knows."""
     target = spawn(LARGE)
-    told: list[Progress] = []
+    message: list[Progress] = []
     opts = CriuOpts(images_directory=images, leave_running=True)
     dump_iters(
         target.pid,
         opts,
         lambda round: round.number < 2,
         on_notify=hold,
-        on_progress=told.append,
+        on_progress=message.append,
     )
-    assert list(dict.fromkeys(one.phase for one in told)) == ["round 1", "round 2", "dump"]
-    assert {one.total for one in told if one.phase == "round 1"} != {None}
-    assert [one.left for one in told].count(0) == 1
-    assert told[-1].left == 0
+    assert list(dict.fromkeys(one.phase for one in message)) == ["round 1", "round 2", "dump"]
+    assert {one.total for one in message if one.phase == "round 1"} != {None}
+    assert [one.left for one in message].count(0) == 1
+    assert message[-1].left == 0
 
 
 @needs_lazy_pages
@@ -154,52 +154,52 @@ def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None
     dump(target.pid, opts)
     target.reap()
     size = sum(path.stat().st_size for path in images.glob("pages-*.img"))
-    told: list[Progress] = []
+    message: list[Progress] = []
     with LazyPages(opts) as daemon:
         with pytest.raises(TimeoutError):
-            daemon.wait(0.6, on_progress=told.append)
-        assert told[0].done < 8 * MIB  # what it has read by then are descriptions
-        assert all(one.left != 0 for one in told)
-        told.clear()
+            daemon.wait(0.6, on_progress=message.append)
+        assert message[0].done < 8 * MIB  # what it has read by then are descriptions
+        assert all(one.left != 0 for one in message)
+        message.clear()
         restore(CriuOpts(images_directory=images, lazy_pages=True))
-        assert daemon.wait(60, on_progress=told.append) == 0
-    assert {one.phase for one in told} == {"lazy-pages"}
-    assert {one.total for one in told} == {size}
-    done = [one.done for one in told]
+        assert daemon.wait(60, on_progress=message.append) == 0
+    assert {one.phase for one in message} == {"lazy-pages"}
+    assert {one.total for one in message} == {size}
+    done = [one.done for one in message]
     assert done == sorted(done)
-    assert (told[-1].done, told[-1].left) == (size, 0)
+    assert (message[-1].done, message[-1].left) == (size, 0)
     assert target.ask("size") == 64 * MIB
 
 
 def test_pages_that_a_server_takes(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """They grow in its directory; how many will come, it cannot know."""
     target = spawn(LARGE)
-    told: list[Progress] = []
+    message: list[Progress] = []
     there = tmp_path / "there"
     with page_server_child(
         CriuOpts(images_directory=there, page_server=("127.0.0.1", 0))
     ) as server:
         with pytest.raises(TimeoutError):
-            server.wait(0.01, on_progress=told.append)
-        assert {one.done for one in told} == {0}
+            server.wait(0.01, on_progress=message.append)
+        assert {one.done for one in message} == {0}
         elsewhere = CriuOpts(images_directory=images, page_server=("127.0.0.1", server.result.port))
         dump(target.pid, replace(elsewhere, leave_running=True))
-        assert server.wait(20, on_progress=told.append) == 0
+        assert server.wait(20, on_progress=message.append) == 0
     size = sum(path.stat().st_size for path in there.glob("pages-*.img"))
-    assert {one.phase for one in told} == {"page-server"}
-    assert all(one.total is None for one in told[:-1])
-    assert told[-1].done == told[-1].total == size > 64 * MIB
-    assert told[-1].left == 0
+    assert {one.phase for one in message} == {"page-server"}
+    assert all(one.total is None for one in message[:-1])
+    assert message[-1].done == message[-1].total == size > 64 * MIB
+    assert message[-1].left == 0
 
 
 def test_a_server_that_ends_badly(images: Path) -> None:
     """There is no good end to tell of."""
-    told: list[Progress] = []
+    message: list[Progress] = []
     opts = CriuOpts(images_directory=images, page_server=("127.0.0.1", 0))
     with page_server_child(opts) as server:
         os.kill(server.result.pid, signal.SIGKILL)
-        assert server.wait(20, on_progress=told.append) == -signal.SIGKILL
-    assert all(one.left is None for one in told)
+        assert server.wait(20, on_progress=message.append) == -signal.SIGKILL
+    assert all(one.left is None for one in message)
 
 
 @needs_lazy_pages

@@ -23,11 +23,11 @@ def test_the_first_lines_run(tmp_path: Path) -> None:
     assert code is not None
     script = tmp_path / "first.py"
     script.write_text(code[1])
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stderr
-    statistics, pid = told.stdout.splitlines()
+    assert message.returncode == 0, message.stderr
+    statistics, pid = message.stdout.splitlines()
     assert statistics.startswith("DumpStatistics(")
     assert int(pid) > 0
     assert not Path(f"/proc/{pid}/fd/0").exists()
@@ -52,10 +52,10 @@ def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
     script = tmp_path / "ours.py"
     script.write_text(f"pid = {target.pid}\n" + "\n".join(blocks))
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stderr
+    assert message.returncode == 0, message.stderr
     made = sorted(path.name for path in tmp_path.glob("from-*"))
     assert made == ["from-c", "from-go", "from-pycriu", "from-runc"]
     assert target.runs_on()
@@ -74,8 +74,8 @@ def test_examples_of_a_page(page: str, spawn: Spawn, tmp_path: Path) -> None:
     script = "\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.S))
     script = re.sub(r"\b0x[0-9A-F]{12}\b", f"{address:#x}", script)
     script = re.sub(r"\b4242\b", str(target.pid), script)
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stderr
-    assert str(target.pid) in told.stdout
+    assert message.returncode == 0, message.stderr
+    assert str(target.pid) in message.stdout

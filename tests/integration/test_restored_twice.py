@@ -51,5 +51,5 @@ def test_the_same_and_not_the_same(spawn: Spawn, orphans: None, images: Path) ->
     target.reap()
     first, second = (_next_token(target, opts, tell=False) for _ in range(2))
     assert first == second
-    told = {_next_token(target, opts, tell=True) for _ in range(2)}
-    assert len(told - {first}) == 2
+    message = {_next_token(target, opts, tell=True) for _ in range(2)}
+    assert len(message - {first}) == 2

@@ -241,8 +241,8 @@ def pod(kind: str) -> Iterator[Path]:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
         assert process.stdout is not None
-        with process.stdout as told:
-            assert told.readline() == b"\n"
+        with process.stdout as message:
+            assert message.readline() == b"\n"
         yield Path(f"/proc/{int(children.read_text())}/ns/{kind}")
     finally:
         for pid in children.read_text().split():

@@ -268,18 +268,18 @@ def test_a_service_of_another_user(spawn: Spawn, tmp_path: Path, images: Path) -
     """Whoever listens where a ``criu service`` should is asked only if it is root's or ours."""
     target = spawn()
     path = str(tmp_path / "socket")
-    ready, told = os.pipe()
+    ready, message = os.pipe()
     pid = os.fork()
     if pid == 0:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(path)
             os.setresuid(-1, ANOTHER, -1)  # the kernel notes who listens
             listener.listen()
-            os.write(told, b".")
+            os.write(message, b".")
             signal.pause()
         os._exit(0)
     try:
-        os.close(told)
+        os.close(message)
         assert os.read(ready, 1) == b"."
         with pytest.raises(PermissionDeniedError, match=f"was started by user {ANOTHER}"):
             dump(target.pid, CriuOpts(images_directory=images), via=Service(path))

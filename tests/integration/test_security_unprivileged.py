@@ -117,10 +117,10 @@ def _as_user(place: Path, capability: int, *words: str) -> str:
 
 def test_with_the_one_capability(place: Path) -> None:
     """Dumped and restored by the user alone: its memory is there, and it is the user's still."""
-    told = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked").splitlines()
-    assert told[0] == f"user {(USER, USER, USER)} {1 << CAP_CHECKPOINT_RESTORE:016x}"
-    assert told[1] == f"restored True 3 {USER}"
-    assert told[2] == f"owner {{{USER}}}"
+    message = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked").splitlines()
+    assert message[0] == f"user {(USER, USER, USER)} {1 << CAP_CHECKPOINT_RESTORE:016x}"
+    assert message[1] == f"restored True 3 {USER}"
+    assert message[2] == f"owner {{{USER}}}"
 
 
 @pytest.mark.parametrize(
@@ -130,19 +130,19 @@ def test_with_the_one_capability(place: Path) -> None:
 )
 def test_what_it_takes(place: Path, capability: int, words: tuple[str, ...]) -> None:
     """Without the capability, or without the option, it is refused, and the process runs on."""
-    told = _as_user(place, capability, *words)
-    assert "PermissionDeniedError" in told
-    assert "unprivileged" in told
+    message = _as_user(place, capability, *words)
+    assert "PermissionDeniedError" in message
+    assert "unprivileged" in message
 
 
 def test_a_bounding_set_that_is_not_full(place: Path) -> None:
     """As in most containers: the error says what helps, and the images stay."""
-    told = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked", "may gain").splitlines()[1]
+    message = _as_user(place, CAP_CHECKPOINT_RESTORE, "asked", "may gain").splitlines()[1]
     limit = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     status = Path("/proc/self/status").read_text()
     bounding = int(status.partition("CapBnd:\t")[2].split()[0], 16)
     if bounding == 2 ** (limit + 1) - 1:
-        assert told == f"restored True 3 {USER}"  # there is nothing to take away
+        assert message == f"restored True 3 {USER}"  # there is nothing to take away
     else:
-        assert told.startswith("PermissionDeniedError restore")
-        assert "no_new_privs" in told
+        assert message.startswith("PermissionDeniedError restore")
+        assert "no_new_privs" in message

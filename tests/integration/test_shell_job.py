@@ -108,9 +108,9 @@ def test_a_restore_needs_it_and_a_terminal(
     dump(shell.job, CriuOpts(images_directory=images, shell_job=True))
     reap_all()
     with session(*_restoring(images, **changed)) as new:
-        told = new.told()
-        assert told.get("error") == "CriuError"
-        assert message in told["message"]
+        reported = new.told()
+        assert reported.get("error") == "CriuError"
+        assert message in reported["message"]
     reap_all()
     assert not is_alive(shell.job)
     with session(*_restoring(images)) as new:

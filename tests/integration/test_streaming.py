@@ -144,13 +144,13 @@ def test_on_the_command_line(
     digest = target.ask("digest")
     stream = tmp_path / "job.stream"
     name = str(stream) if where == "a file" else "-"
-    told = command(newest, "dump", str(target.pid), "--to", name)
-    assert told.returncode == 0, told.stderr
+    message = command(newest, "dump", str(target.pid), "--to", name)
+    assert message.returncode == 0, message.stderr
     reap_all()
     if name == "-":
-        back = command(newest, "restore", "--from", "-", data=told.stdout)
+        back = command(newest, "restore", "--from", "-", data=message.stdout)
     else:
-        assert told.stdout.decode().startswith(f"dumped pid {target.pid} (python")
+        assert message.stdout.decode().startswith(f"dumped pid {target.pid} (python")
         assert stream.stat().st_mode & 0o777 == 0o600
         again = command(newest, "dump", "1", "--to", name)
         assert again.returncode == 6
@@ -171,8 +171,8 @@ def test_a_command_that_fails_leaves_no_stream(
     """No half of one is left to be taken for a whole; with standard output JSON has no place."""
     target = spawn("import os\nos.pidfd_open(1)\nheld = os.pidfd_open(os.getppid())\nserve()")
     stream = tmp_path / "job.stream"
-    told = command(newest, "dump", str(target.pid), "--to", str(stream))
-    assert told.returncode == 1, told
+    message = command(newest, "dump", str(target.pid), "--to", str(stream))
+    assert message.returncode == 1, message
     assert not stream.exists()
     assert target.runs_on()
     assert command(newest, "dump", str(target.pid), "--to", "-", "--json").returncode == 2

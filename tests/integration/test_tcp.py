@@ -78,24 +78,24 @@ def test_a_namespace_is_locked_as_a_whole(stream: Stream, images: Path, lock: st
     Only here the notifications about the network come: its lock is one step.
     """
     opts = CriuOpts(images_directory=images, tcp_established=True)
-    told: list[object] = []
+    message: list[object] = []
     with open(stream.home.path) as namespace:
         inode = os.fstat(namespace.fileno()).st_ino
         dump(
             stream.server.pid,
             replace(opts, network_lock=lock, external=[f"net[{inode}]:home"]),
-            on_notify=lambda notification: told.append(notification.action),
+            on_notify=lambda notification: message.append(notification.action),
         )
         stream.server.reap()
-        assert Notify.NETWORK_LOCK in told
-        assert Notify.NETWORK_UNLOCK not in told
+        assert Notify.NETWORK_LOCK in message
+        assert Notify.NETWORK_UNLOCK not in message
         assert locks(stream.home) == (lock == "nftables", lock == "iptables")
         stream.client.ask("let")
         restore(
             replace(opts, inherit_fds=[(namespace, "home")]),
-            on_notify=lambda notification: told.append(notification.action),
+            on_notify=lambda notification: message.append(notification.action),
         )
-    assert Notify.NETWORK_UNLOCK in told
+    assert Notify.NETWORK_UNLOCK in message
     assert locks(stream.home) == (False, False)
     stream.goes_on()
 

@@ -78,9 +78,9 @@ def test_no_example_is_left_out() -> None:
 )
 def test_an_example(lesson: Path, name: str) -> None:
     """It succeeds, prints what stands below it, and leaves nothing running."""
-    told = run(lesson, name)
-    assert told.returncode == 0, told.stderr
-    assert as_told(PRINTS[name], told.stdout), f"{told.stdout}\nis not\n{PRINTS[name]}"
+    message = run(lesson, name)
+    assert message.returncode == 0, message.stderr
+    assert as_told(PRINTS[name], message.stdout), f"{message.stdout}\nis not\n{PRINTS[name]}"
 
 
 def listens(pid: int, port: int) -> bool:

@@ -188,9 +188,9 @@ def test_what_we_refuse(verb: Verb, fields: dict[str, Any], culprit: str, images
     with pytest.raises(OptionError) as caught:
         option_rules.check(CriuOpts(images_directory=str(images), **fields), verb)
     rule = next(problem.rule for problem in caught.value.problems if problem.field == culprit)
-    told = taken(culprit, rule)
-    refused = told is None or culprit in REFUSED_ON_ANOTHER_VERB
-    assert criu_refuses(verb, opts, images) == refused, told or "CRIU takes it"
+    message = taken(culprit, rule)
+    refused = message is None or culprit in REFUSED_ON_ANOTHER_VERB
+    assert criu_refuses(verb, opts, images) == refused, message or "CRIU takes it"
 
 
 RAW: list[tuple[str, WireValue, bool]] = [

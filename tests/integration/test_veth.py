@@ -56,8 +56,8 @@ def _ip(*words: str) -> None:
 
 def _link(name: str) -> dict[str, Any]:
     """A network device of the host's; empty where there is none."""
-    told = subprocess.run(["ip", "-json", "link", "show", name], capture_output=True)
-    return json.loads(told.stdout)[0] if told.returncode == 0 else {}
+    message = subprocess.run(["ip", "-json", "link", "show", name], capture_output=True)
+    return json.loads(message.stdout)[0] if message.returncode == 0 else {}
 
 
 def _served() -> int:

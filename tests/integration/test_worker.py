@@ -531,16 +531,16 @@ def test_missing_capabilities(spawn: Spawn, tmp_path: Path) -> None:
     releases.required("3.18", "looking at its own capabilities")
     target = spawn()
     assert _without(target, tmp_path / "with") == "done"
-    told = _without(target, tmp_path / "without", (CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE))
-    assert told.startswith("PermissionDeniedError True")
-    assert "CAP_CHECKPOINT_RESTORE" in told
+    message = _without(target, tmp_path / "without", (CAP_SYS_ADMIN, CAP_CHECKPOINT_RESTORE))
+    assert message.startswith("PermissionDeniedError True")
+    assert "CAP_CHECKPOINT_RESTORE" in message
 
 
 def test_missing_ptrace(spawn: Spawn, tmp_path: Path) -> None:
     """Who may not trace the process may not dump it: PermissionError too."""
     target = spawn()
-    told = _without(target, tmp_path / "without", (CAP_SYS_PTRACE,))
-    assert told.startswith("PermissionDeniedError True"), told
+    message = _without(target, tmp_path / "without", (CAP_SYS_PTRACE,))
+    assert message.startswith("PermissionDeniedError True"), message
 
 
 def test_another_user(spawn: Spawn) -> None:
@@ -555,8 +555,8 @@ def test_another_user(spawn: Spawn) -> None:
         images = Path(directory, "images")
         images.mkdir()
         os.chown(images, 65534, 65534)
-        told = _without(target, images, uid=65534)
-        assert told.startswith("PermissionDeniedError True"), told
+        message = _without(target, images, uid=65534)
+        assert message.startswith("PermissionDeniedError True"), message
         assert not list(images.glob("core-*.img"))
 
 

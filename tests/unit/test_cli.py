@@ -88,12 +88,12 @@ COMMANDS = dict(commands())
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
     """Each command says what it does, shows examples that it would read, and its exit codes."""
-    told = tell(*name.split(), "--help")
-    assert told.code == 0
-    assert told.err == ""
+    message = tell(*name.split(), "--help")
+    assert message.code == 0
+    assert message.err == ""
     for heading in ("Usage: pycriu-native " + name, "Examples:", "Exit codes:", "--json"):
-        assert heading in told.out
-    assert max(map(len, told.out.split("Examples:")[0].splitlines())) <= 100
+        assert heading in message.out
+    assert max(map(len, message.out.split("Examples:")[0].splitlines())) <= 100
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -116,10 +116,10 @@ def test_examples_are_read(name: str) -> None:
 
 def test_the_list_of_commands() -> None:
     """It names all of them, without loading any."""
-    told = tell("--help")
-    assert told.code == 0
+    message = tell("--help")
+    assert message.code == 0
     for name in app.COMMANDS:
-        assert re.search(rf"^  {name} ", told.out, re.M)
+        assert re.search(rf"^  {name} ", message.out, re.M)
 
 
 @pytest.mark.parametrize("verb", [v for v in VERB_MASK if v is not Verb.PAGE_SERVER_CHILD], ids=str)
@@ -187,8 +187,8 @@ def test_what_help_says_of_an_option() -> None:
 def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
     """What is said as criu has it becomes the fields; the pid behind a bare flag stays the pid."""
     wanted = CriuOpts.from_dict({"images_directory": "d", **fields})
-    told = tell("explain", "dump", *words, PID, "--json")
-    shown = {s["field"] for s in told.json["result"]["wire"] if s["field"]}
+    message = tell("explain", "dump", *words, PID, "--json")
+    shown = {s["field"] for s in message.json["result"]["wire"] if s["field"]}
     assert shown == {row.name for row, _ in wanted.items()}
     command = app.app.get_command(click.Context(app.app), "dump")
     assert command is not None
@@ -223,10 +223,10 @@ def test_a_file_of_options(tmp_path: Path) -> None:
         "[dump]\nleave_running = true\n[restore]\nshell_job = true\n"
     )
     criu = ScriptedCriu()
-    told = tell(
+    message = tell(
         "dump", PID, "--config", config, "--ghost-limit=6", "--external=dev[1/3]:c", criu=criu
     )
-    assert told.code == 0, told.err
+    assert message.code == 0, message.err
     sent = criu.sent[-1].opts
     assert (sent["tcp_established"], sent["leave_running"], sent["ghost_limit"]) == (True, True, 6)
     assert sent["external"] == ["dev[1/3]:c"]
@@ -250,16 +250,16 @@ def test_a_file_of_options(tmp_path: Path) -> None:
 def test_a_file_that_will_not_do(text: str, says: str, tmp_path: Path) -> None:
     """It is refused, and what is wrong with it is named."""
     (tmp_path / "job.toml").write_text(text)
-    told = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "job.toml")
-    assert told.code == Exit.REFUSED
-    assert says in told.err
+    message = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "job.toml")
+    assert message.code == Exit.REFUSED
+    assert says in message.err
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """It is named."""
-    told = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "none.toml")
-    assert told.code == Exit.REFUSED
-    assert "none.toml" in told.err
+    message = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "none.toml")
+    assert message.code == Exit.REFUSED
+    assert "none.toml" in message.err
 
 
 # ---- results, errors and exit codes ----
@@ -332,15 +332,15 @@ def test_json(name: str, tmp_path: Path) -> None:
     words, code = answers(tmp_path)[name]
     if name == "preflight":
         pytest.importorskip("pycriu_native.diagnostics.preflight")
-    told = tell(*name.split(), *words, "--json")
-    assert told.err == ""
-    assert told.code in (code, Exit.NO), told.out
-    [line] = told.out.splitlines()
+    message = tell(*name.split(), *words, "--json")
+    assert message.err == ""
+    assert message.code in (code, Exit.NO), message.out
+    [line] = message.out.splitlines()
     result = json.loads(line)
     assert result["schema"] == 1
     assert result["command"] == name
-    assert result["exit_code"] == told.code
-    assert result["ok"] is (told.code in (Exit.DONE, Exit.NO))
+    assert result["exit_code"] == message.code
+    assert result["ok"] is (message.code in (Exit.DONE, Exit.NO))
     assert ("result" in result) is result["ok"]
     assert ("error" in result) is not result["ok"]
     if result["ok"] and isinstance(result["result"], dict):
@@ -369,33 +369,33 @@ def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> 
     write_images(tmp_path)
     criu = ScriptedCriu(failures={verb: failure})
     pid = [PID] if verb == "dump" else []
-    told = tell(verb, *pid, "-D", tmp_path, "--json", criu=criu)
-    assert told.code == told.json["exit_code"] == code
-    assert told.json["error"]["verb"] == verb
+    message = tell(verb, *pid, "-D", tmp_path, "--json", criu=criu)
+    assert message.code == message.json["exit_code"] == code
+    assert message.json["error"]["verb"] == verb
 
 
 def test_an_error_for_people(tmp_path: Path) -> None:
     """Verb, cause, cure by the names of this command line, CRIU's line, and the log."""
     criu = ScriptedCriu(failures={"dump": Failure.TCP_CONNECTION})
-    told = tell("dump", PID, "-D", tmp_path, criu=criu)
-    assert told.out == ""
-    lines = told.err.splitlines()
+    message = tell("dump", PID, "-D", tmp_path, criu=criu)
+    assert message.out == ""
+    lines = message.err.splitlines()
     assert lines[0] == f"pycriu-native: dump of pid {PID} failed"
     assert lines[1].startswith("  cause ")
     assert re.match(r"  cure .*--tcp-established.*--tcp-close", lines[2])
-    assert "  CRIU    Error (criu/sk-inet.c:1)" in told.err
-    assert f"  log     {tmp_path}/dump.log" in told.err
-    assert "tcp_established" not in told.err
+    assert "  CRIU    Error (criu/sk-inet.c:1)" in message.err
+    assert f"  log     {tmp_path}/dump.log" in message.err
+    assert "tcp_established" not in message.err
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     """In flags, with what is accepted; and nothing was asked of CRIU."""
     criu = ScriptedCriu()
-    told = tell("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
-    assert told.code == Exit.REFUSED
-    assert "--ghost-limit=x: a number of bytes is accepted" in told.err
-    assert "--empty-ns=pid: 'net' is accepted" in told.err
-    assert "nothing was touched" in told.err
+    message = tell("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
+    assert message.code == Exit.REFUSED
+    assert "--ghost-limit=x: a number of bytes is accepted" in message.err
+    assert "--empty-ns=pid: 'net' is accepted" in message.err
+    assert "nothing was touched" in message.err
     assert criu.sent == []
 
 
@@ -419,14 +419,14 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
 )
 def test_a_wrong_command_line(words: list[str], says: str) -> None:
     """It says what is wrong, and ends with 2; with --json that is an object too."""
-    told = tell(*words)
-    assert told.code == Exit.REFUSED
-    assert says in told.err
-    assert told.out == ""
-    told = tell(*words, *([] if "--exec-cmd" in words or "true" in words else ["--json"]))
-    if told.out:
-        assert told.json["error"]["type"]
-        assert told.json["exit_code"] == Exit.REFUSED
+    message = tell(*words)
+    assert message.code == Exit.REFUSED
+    assert says in message.err
+    assert message.out == ""
+    message = tell(*words, *([] if "--exec-cmd" in words or "true" in words else ["--json"]))
+    if message.out:
+        assert message.json["error"]["type"]
+        assert message.json["exit_code"] == Exit.REFUSED
 
 
 def test_every_error_class_has_an_exit_code() -> None:
@@ -476,12 +476,12 @@ def test_action_scripts(tmp_path: Path) -> None:
         f"pre-restore {tmp_path}", f"post-restore {tmp_path} 77",
     ]  # fmt: skip
     criu = ScriptedCriu(notify={"restore": ("post-resume",)})
-    told = tell("restore", "-D", tmp_path, "--action-script", script, criu=criu)
-    assert told.code == Exit.FAILED
-    assert "ended with 3 at post-resume" in told.err
-    told = tell("restore", "-D", tmp_path, "--action-script", tmp_path / "none", criu=criu)
-    assert told.code == Exit.FAILED
-    assert "cannot be run" in told.err
+    message = tell("restore", "-D", tmp_path, "--action-script", script, criu=criu)
+    assert message.code == Exit.FAILED
+    assert "ended with 3 at post-resume" in message.err
+    message = tell("restore", "-D", tmp_path, "--action-script", tmp_path / "none", criu=criu)
+    assert message.code == Exit.FAILED
+    assert "cannot be run" in message.err
 
 
 def test_pidfile(tmp_path: Path) -> None:
@@ -490,17 +490,17 @@ def test_pidfile(tmp_path: Path) -> None:
     words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
     assert tell(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
     assert (tmp_path / "pid").read_text() == "77"
-    told = tell(*words, criu=ScriptedCriu(restored_pid=78))
-    assert told.code == Exit.FAILED
-    assert "pid 78 runs" in told.err
+    message = tell(*words, criu=ScriptedCriu(restored_pid=78))
+    assert message.code == Exit.FAILED
+    assert "pid 78 runs" in message.err
     assert (tmp_path / "pid").read_text() == "77"
 
 
 def test_options_by_any_name() -> None:
     """An option is found by the names that libcriu, rpc.proto, runc and criu give it."""
     for name in ("tcp_established", "--tcp-established", "TcpEstablished"):
-        told = tell("options", name, "--json")
-        [result] = told.json["result"]
+        message = tell("options", name, "--json")
+        [result] = message.json["result"]
         assert result["field"] == "tcp_established"
         assert result["doc"].startswith("Save established TCP connections")
     listed = tell("options", "--json").json["result"]
@@ -514,14 +514,14 @@ def test_a_page_server_elsewhere(tmp_path: Path) -> None:
     """In clear text it is refused without consent, and the consent has a name here."""
     words: list[str | Path] = ["dump", PID, "-D", tmp_path]
     words += ["--page-server", "--address", "10.0.0.2", "--port", "27"]
-    told = tell(*words)
-    assert told.code == Exit.REFUSED
-    assert "--clear-text" in told.err
-    assert "clear_text" not in told.err
+    message = tell(*words)
+    assert message.code == Exit.REFUSED
+    assert "--clear-text" in message.err
+    assert "clear_text" not in message.err
     assert tell(*words, "--clear-text").code == 0
-    told = tell("dump", PID, "-D", tmp_path, "--clear-text")
-    assert told.code == Exit.REFUSED
-    assert "says nothing without --page-server" in told.err
+    message = tell("dump", PID, "-D", tmp_path, "--clear-text")
+    assert message.code == Exit.REFUSED
+    assert "says nothing without --page-server" in message.err
 
 
 def test_a_set_that_was_changed(tmp_path: Path) -> None:
@@ -531,17 +531,17 @@ def test_a_set_that_was_changed(tmp_path: Path) -> None:
     assert tell("verify", tmp_path, digest).code == 0
     assert tell("verify", tmp_path, "0" * 64).code == Exit.IMAGES
     (tmp_path / "pages-1.img").write_bytes(b"x")
-    told = tell("verify", tmp_path)
-    assert told.code == Exit.IMAGES
-    assert "pages-1.img" in told.err
+    message = tell("verify", tmp_path)
+    assert message.code == Exit.IMAGES
+    assert "pages-1.img" in message.err
 
 
 def test_explain_answers_no(tmp_path: Path) -> None:
     """A call that would be refused ends with 11, and the reasons are there."""
-    told = tell("explain", "dump", PID, "-D", tmp_path, "--weak-sysctls", "--json")
-    assert told.code == Exit.NO
-    assert told.json["result"]["would_be_refused"] is True
-    assert told.json["result"]["problems"][0]["field"] == "weak_sysctls"
+    message = tell("explain", "dump", PID, "-D", tmp_path, "--weak-sysctls", "--json")
+    assert message.code == Exit.NO
+    assert message.json["result"]["would_be_refused"] is True
+    assert message.json["result"]["problems"][0]["field"] == "weak_sysctls"
 
 
 # ---- the program ----
@@ -554,8 +554,10 @@ def test_the_import_does_not_load_it() -> None:
         " ('click', 'rich', 'matplotlib') or m.startswith(('pycriu_native.cli',"
         " 'pycriu_native.plots'))])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"
+    message = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert message.stdout == "[]\n"
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
@@ -565,11 +567,13 @@ def test_a_missing_extra(missing: str) -> None:
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['x', 'dump']\n"
         "from pycriu_native.cli import main; main()"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert told.returncode == Exit.UNSUPPORTED
-    assert missing in told.stderr
-    assert "pip install 'pycriu-native[cli]'" in told.stderr
-    assert "Traceback" not in told.stderr
+    message = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert message.returncode == Exit.UNSUPPORTED
+    assert missing in message.stderr
+    assert "pip install 'pycriu-native[cli]'" in message.stderr
+    assert "Traceback" not in message.stderr
 
 
 @pytest.mark.parametrize(
@@ -585,20 +589,22 @@ def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = {['x', *words]!r}\n"
         "from pycriu_native.cli import main; main()"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert told.returncode == Exit.UNSUPPORTED, told.stderr
-    assert told.stderr.count("pip install 'pycriu-native[") == 1
+    message = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert message.returncode == Exit.UNSUPPORTED, message.stderr
+    assert message.stderr.count("pip install 'pycriu-native[") == 1
 
 
 def test_a_pipe_that_closes() -> None:
     """Whoever reads may go: no traceback."""
-    told = subprocess.run(
+    message = subprocess.run(
         ["bash", "-c", '"$0" -m pycriu_native options | head -1; echo ${PIPESTATUS[0]}',
          sys.executable],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert told.stderr == ""
-    assert told.stdout.splitlines()[-1] in ("0", "141")
+    assert message.stderr == ""
+    assert message.stdout.splitlines()[-1] in ("0", "141")
 
 
 @pytest.mark.parametrize(("name", "coloured"), [("SOME", True), ("NO_COLOR", False)])
@@ -608,10 +614,10 @@ def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
     words = [sys.executable, "-m", "pycriu_native", "options", "nothing-like-it"]
     environment = {n: text for n, text in os.environ.items() if n != "NO_COLOR"}
     try:
-        told = subprocess.run(
+        message = subprocess.run(
             words, cwd=ROOT, env={**environment, "TERM": "xterm", name: "1"}, stderr=theirs
         )
-        assert told.returncode == Exit.REFUSED
+        assert message.returncode == Exit.REFUSED
         response = os.read(ours, 65536).decode()
     finally:
         os.close(ours)
@@ -622,9 +628,9 @@ def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
 
 def test_no_colour_without_a_terminal() -> None:
     """Nothing but text goes into a pipe, even for an error."""
-    told = program("dump", "999999")
-    assert told.returncode == Exit.REFUSED
-    assert "\x1b" not in told.stdout + told.stderr
+    message = program("dump", "999999")
+    assert message.returncode == Exit.REFUSED
+    assert "\x1b" not in message.stdout + message.stderr
 
 
 def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -634,10 +640,10 @@ def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise RuntimeError("not foreseen")
 
     monkeypatch.setattr("pycriu_native.cli.commands.restore.restore", fails)
-    told = tell("restore", "-D", tmp_path)
-    assert told.code == Exit.BUG
-    assert "not foreseen" in told.err
-    assert "defect" in told.err
+    message = tell("restore", "-D", tmp_path)
+    assert message.code == Exit.BUG
+    assert "not foreseen" in message.err
+    assert "defect" in message.err
 
 
 # ---- text ----
@@ -650,10 +656,10 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
         r"=True|=False|=\[|\w\(|\b(Worker|CriuOpts|Notification|via|subprocess|hook)\b|\b\w+_fds?\b"
     )
     for entry in failures():
-        told = errors.in_flags(getattr(entry, what) or "")
+        message = errors.in_flags(getattr(entry, what) or "")
         # A terminal's new master is handed to a program in Python, and to no command.
-        if "orphan_pts_master" not in told:
-            assert not python.search(told), told
+        if "orphan_pts_master" not in message:
+            assert not python.search(message), message
     assert errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
         "--external tty[rdev:dev] or --inherit-fd fd[fd]:socket:[7]"
     )
@@ -696,12 +702,12 @@ def _complete(words: str) -> list[str]:
         printf '%s\\n' "${{COMPREPLY[@]}}"
     """
     with _on_path() as path:
-        told = subprocess.run(
+        message = subprocess.run(
             ["bash", "-c", code], capture_output=True, text=True, check=True,
             env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
         )  # fmt: skip
-    assert told.stderr == ""
-    return told.stdout.split()
+    assert message.stderr == ""
+    return message.stdout.split()
 
 
 @contextlib.contextmanager

@@ -41,11 +41,11 @@ def said(out: Output) -> str:
 def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Phase, bytes done of the bytes to do, rate, time left; and it goes away at the end."""
     out = output(monkeypatch, terminal=True)
-    with progress.shown(out) as told:
-        assert told is not None
-        told(state(0))
-        told(state(25 * MIB, rate=25 * MIB))
-        told(state(50 * MIB, rate=25 * MIB))
+    with progress.shown(out) as message:
+        assert message is not None
+        message(state(0))
+        message(state(25 * MIB, rate=25 * MIB))
+        message(state(50 * MIB, rate=25 * MIB))
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said(out))
     assert "dump" in text
     assert "50.0 MiB of 100.0 MiB" in text
@@ -57,9 +57,9 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over before the second look draws nothing."""
     out = output(monkeypatch, terminal=True)
-    with progress.shown(out) as told:
-        assert told is not None
-        told(state(0))
+    with progress.shown(out) as message:
+        assert message is not None
+        message(state(0))
     assert said(out) == ""
 
 
@@ -68,19 +68,19 @@ def test_no_bar_for_those_who_want_none(
     how: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither with --quiet nor with --json; nor is the process looked at for it."""
-    with progress.shown(output(monkeypatch, terminal=True, **how)) as told:
-        assert told is None
+    with progress.shown(output(monkeypatch, terminal=True, **how)) as message:
+        assert message is None
 
 
 def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing, unless it was asked for; then a line for each look, without colours."""
-    with progress.shown(output(monkeypatch, terminal=False)) as told:
-        assert told is None
+    with progress.shown(output(monkeypatch, terminal=False)) as message:
+        assert message is None
     out = output(monkeypatch, terminal=False, verbose=True)
-    with progress.shown(out) as told:
-        assert told is not None
-        told(state(25 * MIB, rate=25 * MIB))
-        told(state(7 * MIB, total=None))
+    with progress.shown(out) as message:
+        assert message is not None
+        message(state(25 * MIB, rate=25 * MIB))
+        message(state(7 * MIB, total=None))
     assert said(out).splitlines() == [
         "dump: 25.0 MiB of 100.0 MiB, 25.0 MiB/s, 3 s left",
         "dump: 7.0 MiB",

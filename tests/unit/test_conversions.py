@@ -555,14 +555,14 @@ no_program = pytest.mark.skipif(not PROGRAMS, reason="no criu program: tools/ins
 
 def ask(version: str, *words: str, fds: tuple[int, ...] = ()) -> tuple[int, str]:
     """Exit status and words of a ``criu`` that reads its command line, and does nothing."""
-    told = subprocess.run(
+    message = subprocess.run(
         [PROGRAMS[version], *words],
         capture_output=True,
         pass_fds=fds,
         check=False,
         env={"HOME": "/"},
     )
-    return told.returncode, os.fsdecode(told.stdout + told.stderr)
+    return message.returncode, os.fsdecode(message.stdout + message.stderr)
 
 
 def known_to(version: str, opts: CriuOpts) -> CriuOpts:
@@ -591,8 +591,8 @@ def test_criu_reads_our_command_lines(
     _, words = has_flag(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
     end = words.index("--") if "--" in words else len(words)
     words.insert(end, "-V")
-    status, told = ask(version, *words[1:], fds=(world.writable,))
-    assert (status, "Version:" in told) == (0, True), (words, told)
+    status, message = ask(version, *words[1:], fds=(world.writable,))
+    assert (status, "Version:" in message) == (0, True), (words, message)
 
 
 @programs
@@ -607,20 +607,20 @@ def test_criu_reads_our_configuration_files(
     _, text = has_flag(opts, CriuOpts.to_config)
     path = tmp_path_factory.mktemp("config") / "criu.conf"
     path.write_bytes(os.fsencode(text))
-    status, told = ask(version, f"--config={path}", "-V", fds=(world.writable,))
-    assert (status, "Version:" in told) == (0, True), (text, told)
+    status, message = ask(version, f"--config={path}", "-V", fds=(world.writable,))
+    assert (status, "Version:" in message) == (0, True), (text, message)
 
 
 def as_criu_reads(version: str, path: Path, line: str) -> list[str] | None:
     """The words that a real criu makes of a line, as its complaint about them tells."""
     path.write_bytes(os.fsencode(line) + b"\n")
-    _, told = ask(version, f"--config={path}", "-V")
-    if "Unsupported configuration file format" in told:
+    _, message = ask(version, f"--config={path}", "-V")
+    if "Unsupported configuration file format" in message:
         return None
-    if "requires an argument" in told:
+    if "requires an argument" in message:
         return ["--network-lock"]
-    value = re.search(r"Invalid value for --network-lock: (.*)\n", told, re.S)
-    assert value, told
+    value = re.search(r"Invalid value for --network-lock: (.*)\n", message, re.S)
+    assert value, message
     return ["--network-lock", value[1]]
 
 
@@ -664,9 +664,9 @@ def test_flags_are_those_of_criu(version: str, row: Row) -> None:
     unknown = "unrecognized option"
     assert unknown not in ask(version, f"{row.flag}=1")[1]
     negation = row.flag.replace("--", "--no-", 1)
-    status, told = ask(version, negation, "-V")
+    status, message = ask(version, negation, "-V")
     negates = row.negates or row.name == "page_server"  # which is no True or False
-    assert (status == 0, unknown in told) == (negates, not negates)
+    assert (status == 0, unknown in message) == (negates, not negates)
     takes = FlagParser().takes(row.flag)
     doubled = "doesn't allow an argument" in ask(version, f"{row.flag}=1")[1]
     assert doubled == (takes is Takes.NOTHING)
@@ -680,8 +680,8 @@ def test_flags_are_those_of_criu(version: str, row: Row) -> None:
 def test_no_option_of_criu_is_forgotten() -> None:
     """Every long option in the newest program's help is a field, or refused with a reason."""
     newest = max(PROGRAMS, key=release)
-    _, told = ask(newest, "--help")
-    options = set(re.findall(r"(?<![\w`'-])--[a-z][a-z-]*[a-z]", told)) - {"--no"}
+    _, message = ask(newest, "--help")
+    options = set(re.findall(r"(?<![\w`'-])--[a-z][a-z-]*[a-z]", message)) - {"--no"}
     assert len(options) > 60
     known = (
         {row.flag for row in TABLE} | ELSEWHERE.keys() | UNASKABLE | IMPLIED | set(LETTERS.values())
@@ -700,8 +700,10 @@ def test_conversions_are_not_loaded_until_used() -> None:
     """``import pycriu_native`` does not pay for them."""
     names = {f"pycriu_native.{name}" for name in ("_argv", "_config", "_runc", "_explain")}
     code = f"import sys, pycriu_native; print({names} & set(sys.modules))"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "set()"
+    message = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert message.stdout.strip() == "set()"
 
 
 def test_values_as_text() -> None:

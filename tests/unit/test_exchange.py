@@ -111,7 +111,7 @@ class Play:
 
     def acknowledged(self) -> list[bool]:
         """How each notification was answered."""
-        return [told["notify_success"] for told in self.heard()[1:]]
+        return [message["notify_success"] for message in self.heard()[1:]]
 
 
 @pytest.fixture
@@ -384,10 +384,10 @@ def test_what_needs_no_thought_is_agreed_to_without_python(
         "network-unlock",
         "of-the-future",
     )
-    told = [*map(notify, names), notify("post-restore", NOBODY), notify("pre-resume", fd=True)]
-    assert play.restore(*told, send(RESTORED), deadline=60).pid == NOBODY
+    message = [*map(notify, names), notify("post-restore", NOBODY), notify("pre-resume", fd=True)]
+    assert play.restore(*message, send(RESTORED), deadline=60).pid == NOBODY
     assert looked_at == ["of-the-future", "post-restore", "pre-resume"]
-    assert play.acknowledged() == [True] * len(told)
+    assert play.acknowledged() == [True] * len(message)
 
 
 def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) -> None:

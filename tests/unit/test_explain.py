@@ -86,11 +86,11 @@ def test_what_is_shown_is_what_is_sent(world: World, data: st.DataObject, verb: 
         for name, value in expected.message(meant, shown.verb, shown.pid).items()
         if BY_WIRE[name].field not in lacking
     }
-    told = {sent.wire: sent.value for sent in shown.wire}
+    message = {sent.wire: sent.value for sent in shown.wire}
     if expected.serves_lazily(opts, shown.verb) and "config_file" in wanted:
-        assert str(told["config_file"]).startswith("/proc/")  # made for the call
-        wanted["config_file"] = told["config_file"]
-    assert told == wanted
+        assert str(message["config_file"]).startswith("/proc/")  # made for the call
+        wanted["config_file"] = message["config_file"]
+    assert message == wanted
     for sent in shown.wire:
         row = BY_WIRE[sent.wire]
         assert sent.field == (
@@ -137,16 +137,16 @@ def test_what_this_libcriu_lacks(library: Library) -> None:
         "opts = CriuOpts(images_directory='x', leave_stopped=True, compress='block', timeout=5)\n"
         "print(explain(opts, 'dump', 4194305, via=Untouchable()))\n"
     )
-    told = subprocess.run(
+    message = subprocess.run(
         [sys.executable, "-c", code], env=library.environment, cwd=ROOT,
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert f"with libcriu {library.version}" in told
+    assert f"with libcriu {library.version}" in message
     for field, since in (("leave_stopped", "3.19"), ("compress", "4.3")):
         lacks = release(library.version) < release(since)
-        assert (f"needs libcriu {since}; {library.version} is loaded" in told) == lacks
-        assert (f"  {field} = " in told) == (not lacks)
-    assert "timeout = 5  (timeout; criu_local_set_timeout and wire field)" in told
+        assert (f"needs libcriu {since}; {library.version} is loaded" in message) == lacks
+        assert (f"  {field} = " in message) == (not lacks)
+    assert "timeout = 5  (timeout; criu_local_set_timeout and wire field)" in message
 
 
 def test_a_call_that_would_be_refused(tmp_path: Path) -> None:

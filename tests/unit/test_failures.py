@@ -65,8 +65,8 @@ def test_options_are_fields(failure: Failure) -> None:
 @each
 def test_what_a_cure_sets_is_a_field(failure: Failure) -> None:
     """``name=`` in a cure is an option, or an argument of a verb."""
-    told = re.findall(r"(?<![\w.=])([a-z][a-z_]*)=", failure.cause + " " + failure.cure)
-    assert set(told) <= set(BY_FIELD) | ARGUMENTS
+    message = re.findall(r"(?<![\w.=])([a-z][a-z_]*)=", failure.cause + " " + failure.cure)
+    assert set(message) <= set(BY_FIELD) | ARGUMENTS
 
 
 @each
@@ -188,10 +188,10 @@ def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch)
     failures.cache_clear()
     monkeypatch.setattr("pycriu_native._failures.log_excerpt.__file__", "/nowhere/_log.py")
     try:
-        told = diagnose(["Error (criu/a.c:1): Can't fork for 5: File exists"], Verb.RESTORE)
+        message = diagnose(["Error (criu/a.c:1): Can't fork for 5: File exists"], Verb.RESTORE)
     finally:
         failures.cache_clear()
-    assert (told.cause, told.cure, told.options) == (None, None, ())
+    assert (message.cause, message.cure, message.options) == (None, None, ())
 
 
 def test_a_line_without_an_end() -> None:

@@ -49,8 +49,8 @@ def test_descriptors_say_what_the_table_says() -> None:
     """Read back by protobuf, each field is there with its number, label, default and packing."""
     messages, enums = table()
     for name, rows in messages.items():
-        told = descriptor_pb2.DescriptorProto()
-        message(name).DESCRIPTOR.CopyToProto(told)
+        reported = descriptor_pb2.DescriptorProto()
+        message(name).DESCRIPTOR.CopyToProto(reported)
         assert [
             (
                 row.name,
@@ -70,7 +70,7 @@ def test_descriptors_say_what_the_table_says() -> None:
                 field.type_name,
                 field.options.packed,
             )
-            for field in told.field
+            for field in reported.field
         ]
     for name, values in enums.items():
         result = _pool().FindEnumTypeByName(name)

@@ -30,16 +30,16 @@ def _round(number: int, pages: int) -> Round:
 def test_the_chain(tmp_path: Path) -> None:
     """Each round has a directory of its own, tracks memory, and names the one before."""
     peer = ScriptedCriu()
-    told: list[int] = []
+    message: list[int] = []
 
     def should_continue(round: Round) -> bool:
-        told.append(round.number)
+        message.append(round.number)
         Path(round.result.images, "inventory.img").touch()  # which CRIU would have written
         return round.number < 3
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
     result = dump_iters(bystander.PID, opts, should_continue, via=peer)
-    assert told == [1, 2, 3]
+    assert message == [1, 2, 3]
     assert [r.result.images for r in result.rounds] == [
         str(tmp_path / "chain" / str(n)) for n in (1, 2, 3)
     ]
@@ -51,25 +51,25 @@ def test_the_chain(tmp_path: Path) -> None:
 
 def test_its_progress(tmp_path: Path) -> None:
     """Each round is a phase with its own bytes, and only the end of all is an end."""
-    told: list[Progress] = []
+    message: list[Progress] = []
 
     def should_continue(round: Round) -> bool:
         directory = Path(round.result.images)
         (directory / "inventory.img").touch()
         (directory / "pages-1.img").write_bytes(bytes(100 * round.number))
-        seen = len(told)
-        while len(told) == seen:
+        seen = len(message)
+        while len(message) == seen:
             time.sleep(0.01)  # the observer looks four times a second
         return round.number < 2
 
     opts = CriuOpts(images_directory=tmp_path / "chain", leave_running=True)
-    dump_iters(bystander.PID, opts, should_continue, via=ScriptedCriu(), on_progress=told.append)
-    assert list(dict.fromkeys(one.phase for one in told)) == ["round 1", "round 2", "dump"]
-    first = [one for one in told if one.phase == "round 1"]
+    dump_iters(bystander.PID, opts, should_continue, via=ScriptedCriu(), on_progress=message.append)
+    assert list(dict.fromkeys(one.phase for one in message)) == ["round 1", "round 2", "dump"]
+    first = [one for one in message if one.phase == "round 1"]
     assert first[0].total
-    assert all(one.total is None for one in told if one.phase == "round 2")
-    assert [one.left for one in told].count(0) == 1
-    assert told[-1].left == 0
+    assert all(one.total is None for one in message if one.phase == "round 2")
+    assert [one.left for one in message].count(0) == 1
+    assert message[-1].left == 0
 
 
 def test_what_belongs_to_the_rounds(tmp_path: Path) -> None:

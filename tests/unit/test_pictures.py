@@ -159,5 +159,7 @@ def test_values_need_no_extra(tmp_path: Path) -> None:
         "from pycriu_native import plots as pictures\n"
         f"print(len(plots.read_timeline({str(tmp_path)!r}).phases))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == "7\n"
+    message = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert message.stdout == "7\n"

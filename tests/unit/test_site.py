@@ -70,6 +70,6 @@ def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_contents_name_every_page() -> None:
     """No page but those with sources is out of reach."""
     made = dict.fromkeys([*site.originals().values(), "errors.md"], "")
-    told = json.dumps(site.configuration(made)["nav"])
-    assert all(f'"{name}"' in told for name in made)
+    message = json.dumps(site.configuration(made)["nav"])
+    assert all(f'"{name}"' in message for name in made)
     assert (ROOT / "docs/tutorial.md").is_file()

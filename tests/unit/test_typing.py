@@ -65,8 +65,8 @@ def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
     assert len(expected) > 30
     mine = tmp_path / "mine.py"
     mine.write_text(IGNORED.sub("", text))
-    told: dict[int, set[str]] = {}
+    message: dict[int, set[str]] = {}
     for line in complaints(mine, cache):
         number, code = re.search(r":(\d+): error: .*\[([\w-]+)\]$", line).groups()  # type: ignore[union-attr]
-        told.setdefault(int(number), set()).add(code)
-    assert told == expected
+        message.setdefault(int(number), set()).add(code)
+    assert message == expected

@@ -246,15 +246,15 @@ def test_none_is_unset_and_false_is_false() -> None:
 
 def test_every_kind_is_tried_here() -> None:
     """A kind that is refused nothing, or has no second form, has been forgotten."""
-    told = {field for field, _, _ in FORMS} | {field for field, _ in REFUSED}
-    kinds = {type(BY_FIELD[name].kind) for name in told}
+    message = {field for field, _, _ in FORMS} | {field for field, _ in REFUSED}
+    kinds = {type(BY_FIELD[name].kind) for name in message}
     items = {type(row.kind.item) for row in BY_FIELD.values() if isinstance(row.kind, ListOf)}
     assert {type(row.kind) for row in BY_FIELD.values()} <= kinds
     assert {Flag, Mode, FilePath} <= kinds
     assert items <= {
         type(row.kind.item)
         for row in BY_FIELD.values()
-        if row.name in told and isinstance(row.kind, ListOf)
+        if row.name in message and isinstance(row.kind, ListOf)
     }
 
 

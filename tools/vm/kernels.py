@@ -83,7 +83,7 @@ def write(places: Sequence[Path]) -> None:
 
 def tests(place: Path) -> dict[str, tuple[str, str]]:
     """Outcome and reason of each test, from guests that ran a part each; the last one counts."""
-    return {test: told for part in _parts(place) for test, told in part["tests"].items()}
+    return {test: message for part in _parts(place) for test, message in part["tests"].items()}
 
 
 def _parts(place: Path) -> list[dict[str, Any]]:
@@ -174,5 +174,5 @@ def _scenarios(text: str) -> list[Row]:
 
 def _story(name: str) -> str:
     """The first sentence of a file's docstring."""
-    told = ast.get_docstring(ast.parse((TESTS / name).read_text())) or ""
-    return " ".join(told.partition("\n\n")[0].split()).rstrip(".").replace("|", "\\|")
+    message = ast.get_docstring(ast.parse((TESTS / name).read_text())) or ""
+    return " ".join(message.partition("\n\n")[0].split()).rstrip(".").replace("|", "\\|")

@@ -119,8 +119,8 @@ def _install(guest: Guest, tree: Path) -> None:
 
 
 def _told(*command: str) -> list[str]:
-    told = subprocess.run(command, check=True, capture_output=True, text=True)
-    return told.stdout.splitlines()
+    message = subprocess.run(command, check=True, capture_output=True, text=True)
+    return message.stdout.splitlines()
 
 
 def _requirements() -> list[str]:

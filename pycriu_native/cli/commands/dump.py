@@ -124,9 +124,9 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
 def _table(result: DumpItersResult) -> str:
     rows = [("  round", "written", "frozen", "whole call")]
     for number, each in enumerate((*(r.result for r in result.rounds), result.final), 1):
-        told = each.statistics or DumpStatistics()
-        written = size((told.pages_written + told.shpages_written) * PAGE)
-        rows.append((f"  {number}", written, micro(told.frozen_time), time(each.duration)))
+        message = each.statistics or DumpStatistics()
+        written = size((message.pages_written + message.shpages_written) * PAGE)
+        rows.append((f"  {number}", written, micro(message.frozen_time), time(each.duration)))
     return "\n".join(columns(rows))
 
 

@@ -113,8 +113,10 @@ def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
         (str(each["pid"]), f"{each['address']:#x}", each["kind"], safe(each["path"] or ""))
         for each in result
     ]
-    told = "\n".join(columns([("pid", "address", "kind", "file"), *rows])) if rows else "not found"
-    return call.out.answer(result, told, code=Exit.DONE if result else Exit.NO)
+    message = (
+        "\n".join(columns([("pid", "address", "kind", "file"), *rows])) if rows else "not found"
+    )
+    return call.out.answer(result, message, code=Exit.DONE if result else Exit.NO)
 
 
 # ---- diff, decode, encode, check-images ----

@@ -95,15 +95,15 @@ def text(result: RestoreResult) -> str:
 
 
 def _told(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
-    told = result.statistics
-    if told is not None:
+    message = result.statistics
+    if message is not None:
         rows += [
-            ("memory", f"{size(told.pages_restored * PAGE)} ({told.pages_restored} pages)"),
-            ("forking", micro(told.forking_time)),
-            ("restore", micro(told.restore_time)),
+            ("memory", f"{size(message.pages_restored * PAGE)} ({message.pages_restored} pages)"),
+            ("forking", micro(message.forking_time)),
+            ("restore", micro(message.restore_time)),
         ]
-        if told.pages_skipped_cow:
-            rows.append(("shared", f"{told.pages_skipped_cow} pages stay shared after fork"))
+        if message.pages_skipped_cow:
+            rows.append(("shared", f"{message.pages_skipped_cow} pages stay shared after fork"))
     rows.append(("whole call", time(result.duration)))
     if result.log:
         rows.append(("log", safe(result.log)))

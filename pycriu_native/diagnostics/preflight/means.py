@@ -130,7 +130,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
         return
     about = f"{server.address}:{server.port}"
     try:
-        told = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
+        message = socket.getaddrinfo(server.address, server.port, type=socket.SOCK_STREAM)
     except OSError as error:
         yield stops(
             "page-server",
@@ -139,7 +139,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
             failure="page-server-gone",
         )
         return
-    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in told):
+    if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in message):
         if server.port not in _listening():
             yield stops(
                 "page-server",

@@ -114,8 +114,8 @@ def instant_table(run: Run) -> list[str]:
     for key in keys:
         hits = [i for i in run.instants if (i.verb, i.what, i.phase) == key]
         outcomes = dict.fromkeys(i.outcome for i in hits)
-        told = "; ".join(f"{o}: {sum(i.outcome == o for i in hits)}" for o in sorted(outcomes))
-        rows.append((*key, str(len(hits)), told))
+        message = "; ".join(f"{o}: {sum(i.outcome == o for i in hits)}" for o in sorted(outcomes))
+        rows.append((*key, str(len(hits)), message))
     return table(["verb", "what", "phase", "hits", "outcome"], rows)
 
 
@@ -153,11 +153,11 @@ TABLES = {
 
 def report() -> list[str]:
     """What the run prints."""
-    told = []
+    message = []
     for title, (rows, make) in TABLES.items():
         if getattr(THIS, rows):
-            told += ["", f"{title}:", *make(THIS)]
-    return told + notes
+            message += ["", f"{title}:", *make(THIS)]
+    return message + notes
 
 
 def keep() -> None:

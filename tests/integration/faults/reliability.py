@@ -62,11 +62,11 @@ def _measured(runs: Sequence[Run]) -> list[str]:
 
 def _of_each(runs: Sequence[Run], rows: str, make: Callable[[Run], list[str]]) -> str:
     """The runs' tables, each below its name."""
-    told = []
+    message = []
     for run in runs:
         if getattr(run, rows):
-            told += [f"{_name(run)}:", "", *make(run), ""]
-    return "\n".join(told[:-1]) or "No run of this page has measured it."
+            message += [f"{_name(run)}:", "", *make(run), ""]
+    return "\n".join(message[:-1]) or "No run of this page has measured it."
 
 
 def _proved() -> list[str]:

@@ -149,13 +149,13 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) 
             assert (tmp_path / str(number) / "inventory.img").exists()
             shutil.rmtree(tmp_path / str(number))
             continue
-        told = str(error) + "".join(getattr(error, "__notes__", ()))
-        if not told:
+        message = str(error) + "".join(getattr(error, "__notes__", ()))
+        if not message:
             assert not (tmp_path / str(number)).exists()  # nothing had begun
             continue
         undone += 1
-        assert f"dump of pid {subject.pid} undone after" in told
-        assert "was ended" not in told
+        assert f"dump of pid {subject.pid} undone after" in message
+        assert "was ended" not in message
         assert os.listdir(tmp_path / str(number)) in ([], ["dump.log"])
         gets = f"`{type(error).__name__}`"
         matrix.lates.append(Late("dump", f"any instant, {name}", gets, "lives on whole", late))
@@ -329,15 +329,15 @@ def test_what_is_restored_ignores_no_more_than_it_did(
     for pid in subject.tree:
         kill(pid)
     reap_all()
-    told = tmp_path / "told"
+    message = tmp_path / "told"
     command = [
         "/bin/sh",
         "-c",
-        f"grep SigIgn /proc/$$/status >{told}.partial; mv {told}.partial {told}",
+        f"grep SigIgn /proc/$$/status >{message}.partial; mv {message}.partial {message}",
     ]
     restore(replace(opts, exec_cmd=command))
-    eventually(told.exists, "what the command says")
-    assert not int(told.read_text().split()[1], 16) & 1 << (signal.SIGXFSZ - 1)
+    eventually(message.exists, "what the command says")
+    assert not int(message.read_text().split()[1], 16) & 1 << (signal.SIGXFSZ - 1)
     for pid in subject.tree:
         kill(pid)
     reap_all()

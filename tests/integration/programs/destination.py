@@ -97,15 +97,15 @@ def arrive(given: dict[str, Any]) -> None:
                 **given.get("more", {}),
             )
         except (CriuError, RuntimeError) as error:
-            told: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+            message: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
         else:
-            told = {
+            message = {
                 "result": result.pid,
                 "pages": result.page_bytes,
                 "images": result.image_bytes,
                 "phases": list(result.phases),
             }
-    say(**told, **left_behind(before))
+    say(**message, **left_behind(before))
     sys.stdin.read()
 
 

@@ -166,10 +166,10 @@ def _program(name: str) -> str:
     for program in candidates:
         if name != "crun":
             return program
-        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-        if "+CRIU" in told.stdout:
+        message = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        if "+CRIU" in message.stdout:
             return program
-        why = f"this crun is built without CRIU: {told.stdout.splitlines()[0]}"
+        why = f"this crun is built without CRIU: {message.stdout.splitlines()[0]}"
     pytest.skip(why)
 
 

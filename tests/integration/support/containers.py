@@ -57,8 +57,8 @@ class Container(Target):
 
     def ip(self, *words: str) -> Any:
         """What ``ip`` says in the container's network namespace."""
-        told = self.run("ip", "-json", *words)
-        return json.loads(told) if told else None
+        message = self.run("ip", "-json", *words)
+        return json.loads(message) if message else None
 
     def mounts(self) -> dict[str, str]:
         """Its mount points, with the type of file system on each."""

@@ -52,10 +52,10 @@ def _locks() -> frozenset[str]:
     """CRIU's network locks in our network namespace."""
     try:
         listing = ["nft", "list", "tables"]
-        told = subprocess.run(listing, capture_output=True, text=True, check=False)
+        message = subprocess.run(listing, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return frozenset()
-    return frozenset(line for line in told.stdout.splitlines() if "CRIU" in line)
+    return frozenset(line for line in message.stdout.splitlines() if "CRIU" in line)
 
 
 SETS = ("children", "descriptors", "mounts", "cgroups", "namespaces", "links", "locks")

@@ -41,21 +41,21 @@ class Destination:
         assert poll.poll(PATIENCE * 1000), f"the destination says nothing after {self.heard}"
         line = self.process.stdout.readline()
         assert line, f"the destination ended after {self.heard}"
-        told: dict[str, Any] = json.loads(line)
-        self.heard.append(told)
-        return told
+        message: dict[str, Any] = json.loads(line)
+        self.heard.append(message)
+        return message
 
     def until(self, *names: str) -> dict[str, Any]:
         """What it says that has one of these names."""
         while True:
-            told = self.next()
-            if any(name in told for name in names):
-                return told
+            message = self.next()
+            if any(name in message for name in names):
+                return message
 
     @property
     def place(self) -> tuple[str, int]:
         """Where it listens."""
-        return self.address, next(told["port"] for told in self.heard if "port" in told)
+        return self.address, next(message["port"] for message in self.heard if "port" in message)
 
     @property
     def init(self) -> int:

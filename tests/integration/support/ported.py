@@ -46,8 +46,8 @@ def run(program: str, *arguments: object) -> list[Any]:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    told: list[Any] = json.loads(ended.stdout.splitlines()[-1])  # CRIU prints there too
-    return told
+    message: list[Any] = json.loads(ended.stdout.splitlines()[-1])  # CRIU prints there too
+    return message
 
 
 # ---- in the program ----

@@ -52,8 +52,8 @@ def elsewhere(original: Target, copy: Path, **options: Any) -> Iterator[Target]:
     )
     try:
         assert process.stdout is not None
-        with process.stdout as told:
-            assert told.readline() == b"%d\n" % original.pid, "the restore elsewhere failed"
+        with process.stdout as message:
+            assert message.readline() == b"%d\n" % original.pid, "the restore elsewhere failed"
         yield Target(original.pid, copy, process)
     finally:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
