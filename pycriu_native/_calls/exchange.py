@@ -209,11 +209,11 @@ class Exchange:
         """The next message, and the descriptors that came with it."""
         ear = self._ear
         while True:
-            left = -1
+            remaining = -1
             if self._deadline is not None:
                 seconds = max(0.0, self._deadline - time.monotonic())
-                left = min(int(seconds * 1000) + 1, LONGEST_WAIT)
-            heard = native.pn_receive(ear, left)
+                remaining = min(int(seconds * 1000) + 1, LONGEST_WAIT)
+            heard = native.pn_receive(ear, remaining)
             while self._cancels:
                 self._stop(self._cancels.popleft())
             if heard == native.PN_HEARD_MESSAGE:

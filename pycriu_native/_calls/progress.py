@@ -195,16 +195,18 @@ class _Teller:
             rate = (done - self._seen) / (now - self._at)
             self._rate += (rate - self._rate) * (SMOOTHING if self._rate else 1.0)
         self._seen, self._at = done, now
-        left: float | None = None
+        remaining: float | None = None
         if last:
             # What is restored runs by now, and is nobody's to measure; a daemon has ended.
             if phase in (str(Verb.RESTORE), str(Verb.LAZY_PAGES)):
                 done = total or 0
             total = done
-            left = 0.0
+            remaining = 0.0
         elif total is not None and self._rate > 0:
-            left = max(0.0, (total - done) / self._rate)
-        self._on_progress(Progress(phase=phase, done=done, total=total, rate=self._rate, left=left))
+            remaining = max(0.0, (total - done) / self._rate)
+        self._on_progress(
+            Progress(phase=phase, done=done, total=total, rate=self._rate, left=remaining)
+        )
 
 
 def memory_of(pids: list[int]) -> int:

@@ -82,8 +82,8 @@ def _rearmed(entry: bytes) -> bytes | None:
     numbers = dict(parts)
     if not numbers[_TICKS] or any(map(numbers.get, _VALUE)) or not any(map(numbers.get, _INTERVAL)):
         return None
-    left = {at: numbers[of] for at, of in zip(_VALUE, _INTERVAL, strict=True)}
-    timer = message(*((number, left.get(number, value)) for number, value in parts))
+    remaining = {at: numbers[of] for at, of in zip(_VALUE, _INTERVAL, strict=True)}
+    timer = message(*((number, remaining.get(number, value)) for number, value in parts))
     return message(*((number, timer if number == _ENTRY else value) for number, value in fields))
 
 

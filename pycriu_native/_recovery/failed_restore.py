@@ -138,25 +138,25 @@ class RestoreUndo:
         """
         from .dump_lock import lock_of_dump  # a restore that succeeds has no need of it
 
-        left = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
+        remaining = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
         for name, parked in self._sockets:
             _unpark(name, parked)
         for made in sorted(self._made, key=_order):
-            left += self._remove(made)
+            remaining += self._remove(made)
         for name, _ in self._sockets:
             if name.before is not None and stat.S_ISSOCK(name.before.st_mode):
                 _bind_again(name, name.before)
         for link in self._links:
             if not link.put_back():
-                left.append(f"{link.path} is gone, which a dump made with link_remap")
-        left += remove_cgroups(self._cgroups)
+                remaining.append(f"{link.path} is gone, which a dump made with link_remap")
+        remaining += remove_cgroups(self._cgroups)
         places = [os.fsdecode(self._opts.root)] if self._opts.root else []
-        left += remove_temporary(
+        remaining += remove_temporary(
             self._since, (*places, f"/proc/self/fd/{self._work}"), killed=killed
         )
         if self._opts.tcp_established:
-            left += lock_of_dump(self._images)
-        return tuple(dict.fromkeys(left))
+            remaining += lock_of_dump(self._images)
+        return tuple(dict.fromkeys(remaining))
 
     def _remove(self, made: _Made) -> Iterator[str]:
         result = made.name.made()

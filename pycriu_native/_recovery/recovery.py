@@ -123,8 +123,8 @@ class Recovery:
 
     def after(self) -> RecoveryResult:
         """Put right what can be; CRIU has ended."""
-        left = list(self._freezer.put_back())
-        left += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
+        remaining = list(self._freezer.put_back())
+        remaining += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
         tree = process_tree(self._pid)
         connections = self._connections | connections_of(tree)
         ended = tuple(pid for pid in self._tree if not _is_there(pid))
@@ -132,17 +132,17 @@ class Recovery:
             ended = ()  # not by this call
         if ended and self._saved:
             # Only the images have the connections now, and a restore lifts the lock.
-            left += ["CRIU's lock on the network, until the restore"] if connections else []
-            return RecoveryResult(ended=ended, saved=True, left_behind=tuple(left))
+            remaining += ["CRIU's lock on the network, until the restore"] if connections else []
+            return RecoveryResult(ended=ended, saved=True, left_behind=tuple(remaining))
         if self._links is not None:
-            left += self._links.remove(wanted=self._written)
+            remaining += self._links.remove(wanted=self._written)
         for where in self._namespaces():
             try:
                 with where:
-                    left += self._unlock(set(connections.values()))
+                    remaining += self._unlock(set(connections.values()))
             except OSError as error:
-                left.append(f"CRIU's lock on the network, perhaps ({error})")
-        left += left_in(tree)
+                remaining.append(f"CRIU's lock on the network, perhaps ({error})")
+        remaining += left_in(tree)
         failed = end_repair(tree, self._reuse)
         working = connections_of(tree).keys() - failed
         lost = sorted(ends for inode, ends in connections.items() if inode not in working)
@@ -150,7 +150,7 @@ class Recovery:
             ended=ended,
             saved=self._saved,
             lost_connections=tuple(map(str, lost)),
-            left_behind=tuple(dict.fromkeys(left)),
+            left_behind=tuple(dict.fromkeys(remaining)),
         )
 
     def _namespaces(self) -> Iterator[contextlib.AbstractContextManager[object]]:

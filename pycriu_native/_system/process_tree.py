@@ -185,10 +185,10 @@ def wait_until_gone(
     until = time.monotonic() + seconds
     pause = 0.0005
     ours = False
-    left = list(pids)
-    while left:
+    remaining = list(pids)
+    while remaining:
         still = []
-        for pid in left:
+        for pid in remaining:
             result = stat_of(pid)
             if result is None:
                 continue
@@ -196,8 +196,8 @@ def wait_until_gone(
                 ours = True
             else:
                 still.append(pid)
-        left = still
-        if left:
+        remaining = still
+        if remaining:
             if time.monotonic() > until or is_hurried():
                 return False
             sleep(pause)
@@ -208,12 +208,12 @@ def wait_until_gone(
 def end_processes(pids: Iterable[int], seconds: float, *, kill: bool) -> None:
     """Wait for the end of half-restored processes; ``kill``: CRIU did not live to kill them."""
     until = time.monotonic() + seconds
-    left = list(pids)
-    while left and time.monotonic() < until:
+    remaining = list(pids)
+    while remaining and time.monotonic() < until:
         if kill:
-            for pid in left:
+            for pid in remaining:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        left = [pid for pid in left if (stat_of(pid) or "Z")[0] not in ("Z", "X")]
-        if left:
+        remaining = [pid for pid in remaining if (stat_of(pid) or "Z")[0] not in ("Z", "X")]
+        if remaining:
             sleep(0.001)

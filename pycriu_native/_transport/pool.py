@@ -153,12 +153,12 @@ class _Stock:
         with self.turn:
             self.closed = True
             thread, self.thread = self.thread, None
-            left = list(self.idle)
+            remaining = list(self.idle)
             self.idle.clear()
             self.turn.notify_all()
-        for idle in left:
+        for idle in remaining:
             idle.line.close()  # all of them end at the same time
-        for idle in left:
+        for idle in remaining:
             idle.line.wait()
         if thread is not None and thread.ident != get_ident():
             thread.join()
@@ -185,8 +185,8 @@ def _refill(stock: _Stock, thread: list[Any]) -> None:
             with stock.turn:
                 while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
                     stock.turn.wait()
-                while stock.thread is me and (left := stock.not_before - time.monotonic()) > 0:
-                    stock.turn.wait(left)
+                while stock.thread is me and (remaining := stock.not_before - time.monotonic()) > 0:
+                    stock.turn.wait(remaining)
                 if stock.thread is not me:
                     return
             stock.reap_retired()

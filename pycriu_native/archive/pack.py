@@ -176,7 +176,7 @@ def _is_plain(name: PurePosixPath) -> bool:
 
 
 def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | None) -> int:
-    left = shutil.disk_usage(to).free if limit is None else limit
+    remaining = shutil.disk_usage(to).free if limit is None else limit
     total = 0
     links: set[PurePosixPath] = set()
     for info, content in members(stream):
@@ -191,8 +191,8 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
         if not links.isdisjoint(name.parents):
             raise ImagesError(f"the archive wants to write through a link: {info.name!r}")
         total += info.size if content is not None else 0
-        if total > left:
-            raise ImagesError(f"the archive holds more than the {left} bytes that it may")
+        if total > remaining:
+            raise ImagesError(f"the archive holds more than the {remaining} bytes that it may")
         if info.issym() and name.name == "parent" and _stays_inside(name, info.linkname):
             links.add(name)
         elif content is None and not info.isdir():

@@ -329,11 +329,11 @@ class _Serve(_Streamer):
             self._add(criu, selectors.EVENT_WRITE, _Reading(list(reversed(pieces))))
 
     def _move(self, key: selectors.SelectorKey) -> None:
-        left = key.data.left
-        if not left:
+        remaining = key.data.left
+        if not remaining:
             self._drop(key.fd)
             return
-        offset, size = left.pop()
+        offset, size = remaining.pop()
         try:
             moved = os.splice(self._images.fd, key.fd, size, offset, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
@@ -342,7 +342,7 @@ class _Serve(_Streamer):
             self._drop(key.fd)
             return
         if moved < size:
-            left.append((offset + moved, size - moved))
+            remaining.append((offset + moved, size - moved))
 
 
 # ---- CRIU's messages: a length of four bytes, and a protobuf message of one field ----

@@ -80,7 +80,7 @@ def _header(stream: BinaryIO, of_all: dict[str, bytes]) -> tarfile.TarInfo | Non
     ``of_all`` collects what pax headers state for all members that follow.
     """
     fields: dict[str, bytes] = {}
-    left = LARGEST_HEADER
+    remaining = LARGEST_HEADER
     while any(block := _exactly(stream, BLOCK)):
         try:
             info = tarfile.TarInfo.frombuf(block, ENCODING, ERRORS)
@@ -88,8 +88,8 @@ def _header(stream: BinaryIO, of_all: dict[str, bytes]) -> tarfile.TarInfo | Non
             raise tarfile.ReadError(f"it has a header that is none: {error}") from None
         if info.type not in (*_GNU_FIELDS, *_PAX, _PAX_OF_ALL):
             return _completed(info, {**of_all, **fields})
-        left -= BLOCK + max(info.size, 0)
-        if left < 0:
+        remaining -= BLOCK + max(info.size, 0)
+        if remaining < 0:
             raise tarfile.ReadError(f"a header of more than {LARGEST_HEADER} bytes")
         data = _exactly(stream, info.size)
         _exactly(stream, -info.size % BLOCK)

@@ -390,11 +390,11 @@ def _side_by_side(
             yield now[0], None, now, now[3]
             now = next(streams[1], None)
         elif was[0] < now[0]:
-            left, was = _cut(was, now[0])
-            yield left[0], left, None, left[3]
+            remaining, was = _cut(was, now[0])
+            yield remaining[0], remaining, None, remaining[3]
         elif now[0] < was[0]:
-            left, now = _cut(now, was[0])
-            yield left[0], None, left, left[3]
+            remaining, now = _cut(now, was[0])
+            yield remaining[0], None, remaining, remaining[3]
         else:
             size = min(was[2], now[2])
             one, was = _cut(was, was[0] + size) if was[2] > size else (was, None)
@@ -406,8 +406,8 @@ def _side_by_side(
 
 def _cut(piece: _Piece, at: int) -> tuple[_Piece, _Piece]:
     address, data, size, mapping = piece
-    left = at - address
+    remaining = at - address
     return (
-        (address, data[:left] if data is not None else None, left, mapping),
-        (at, data[left:] if data is not None else None, size - left, mapping),
+        (address, data[:remaining] if data is not None else None, remaining, mapping),
+        (at, data[remaining:] if data is not None else None, size - remaining, mapping),
     )

@@ -103,8 +103,10 @@ class ImageFile:
         begin = at - self._from
         if begin < 0 or begin + size > len(self._window):
             if size > self.size - at:
-                left = max(self.size - at, 0)
-                raise damaged(self.path, at, f"{what} has {size} bytes, but the file {left} more")
+                remaining = max(self.size - at, 0)
+                raise damaged(
+                    self.path, at, f"{what} has {size} bytes, but the file {remaining} more"
+                )
             # Not more than there is: most images are small, and a large buffer costs more.
             self._window = os.pread(self.fd, min(max(size, WINDOW), self.size - at), at)
             self._from, begin = at, 0

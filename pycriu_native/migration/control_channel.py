@@ -123,13 +123,13 @@ class Channel(Closing):
                 self._put(data)
 
     def _put(self, data: bytes | bytearray | memoryview) -> None:
-        left = memoryview(data)
-        while left:
+        remaining = memoryview(data)
+        while remaining:
             if self.lost is not None:
                 raise self.lost
             try:
                 with self._hands():
-                    left = left[self._sock.send(left) :]
+                    remaining = remaining[self._sock.send(remaining) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._poll(select.POLLOUT, 0.2)
                 try:

@@ -42,15 +42,15 @@ def send(channel: Channel, directory: str, number: int, count: Count) -> None:
     channel.tell("images", number=number, files=len(entries), bytes=total)
     for entry in entries:
         with open(open_regular(entry.path), "rb", buffering=0) as file:
-            left = os.fstat(file.fileno()).st_size
-            channel.tell("file", name=entry.name, size=left)
-            buffer = bytearray(min(left, LARGEST_PIECE))
-            while left:
-                got = file.readinto(memoryview(buffer)[: min(left, LARGEST_PIECE)])
+            remaining = os.fstat(file.fileno()).st_size
+            channel.tell("file", name=entry.name, size=remaining)
+            buffer = bytearray(min(remaining, LARGEST_PIECE))
+            while remaining:
+                got = file.readinto(memoryview(buffer)[: min(remaining, LARGEST_PIECE)])
                 if not got:
                     raise MigrationError(f"{entry.path} became shorter while it was sent")
                 channel.send(Kind.PIECE, memoryview(buffer)[:got])
-                left -= got
+                remaining -= got
                 count(got)
 
 

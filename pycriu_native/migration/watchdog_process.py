@@ -77,14 +77,14 @@ def end_tree(pid: int, start: str) -> bool:
     if not start or start_of(pid) != start:
         return True
     _signal_all(tree(pid), signal.SIGSTOP)
-    left = tree(pid)
+    remaining = tree(pid)
     until = time.monotonic() + UNTIL_DEAD
-    while left and time.monotonic() < until:
-        _signal_all(left, signal.SIGKILL)
-        left = [one for one in left if _state(one) not in ("", "Z", "X")]
-        if left:
+    while remaining and time.monotonic() < until:
+        _signal_all(remaining, signal.SIGKILL)
+        remaining = [one for one in remaining if _state(one) not in ("", "Z", "X")]
+        if remaining:
             time.sleep(0.002)
-    return not left
+    return not remaining
 
 
 def undo(duty: dict[str, Any], abort_serving: int) -> None:

@@ -101,8 +101,8 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
     if words and not words[0].startswith("-") and words[0] not in OTHER_COMMANDS | set(COMMANDS):
         del words[0]
     reader = FlagParser()
-    left = _read(words, reader)
-    name, rest = (left[0], left[1:]) if left else (None, [])
+    remaining = _read(words, reader)
+    name, rest = (remaining[0], remaining[1:]) if remaining else (None, [])
     verb = COMMANDS.get(str(name))
     if verb is None:
         rule = f"one of the commands {', '.join(COMMANDS)} is accepted"
@@ -121,11 +121,11 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
 
 def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
     """Read the options; what is left are the command and what it is to run."""
-    left: list[str] = []
+    remaining: list[str] = []
     following = iter(words)
     for word in following:
         if word == "--":
-            left += following
+            remaining += following
         elif word.startswith("--"):
             flag, given, value = word.partition("=")
             if given:
@@ -135,8 +135,8 @@ def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
         elif word.startswith("-") and word != "-":
             _read_letters(word[1:], following, reader)
         else:
-            left.append(word)
-    return left
+            remaining.append(word)
+    return remaining
 
 
 def _read_letters(letters: str, following: Iterator[str], reader: FlagParser) -> None:

@@ -138,10 +138,10 @@ def _keep_text(item: _Item, field: str, what: str, *, empty: bool = False) -> No
 
 
 def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
-    left, result, right = text.partition(separator)
+    remaining, result, right = text.partition(separator)
     if not result:
         raise ValueError(forms + " is accepted")
-    return left, right
+    return remaining, right
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,16 +266,16 @@ def _draw_memory(found: ImageSet, to: Place) -> None:
 
 def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
     scale, unit = _size_unit(max(sum(row.values()) for row in kinds.values()))
-    left = [0.0] * len(kinds)
+    remaining = [0.0] * len(kinds)
     for place, (label, colour) in _PLACES.items():
         values = [row[place] / scale for row in kinds.values()]
         if any(values):
-            axes.barh(list(kinds), values, left=left, height=0.62, color=colour, label=label)
-        left = [a + b for a, b in zip(left, values, strict=True)]
+            axes.barh(list(kinds), values, left=remaining, height=0.62, color=colour, label=label)
+        remaining = [a + b for a, b in zip(remaining, values, strict=True)]
     for row, sizes in enumerate(kinds.values()):
         axes.annotate(
             _size(sizes["stored"] + sizes["in_parent"] + sizes["lazy"]),
-            (left[row], row),
+            (remaining[row], row),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
@@ -294,12 +294,14 @@ def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -
         rows.append((f"{len(rest)} more", _kinds(rest)))
     scale, unit = _size_unit(max(sum(sizes.values()) for _, sizes in rows))
     names = [name for name, _ in rows]
-    left = [0.0] * len(rows)
+    remaining = [0.0] * len(rows)
     for kind, colour in _KIND_COLOURS.items():
         values = [sizes.get(kind, 0) / scale for _, sizes in rows]
         if any(values):
-            axes.barh(range(len(rows)), values, left=left, height=0.62, color=colour, label=kind)
-        left = [a + b for a, b in zip(left, values, strict=True)]
+            axes.barh(
+                range(len(rows)), values, left=remaining, height=0.62, color=colour, label=kind
+            )
+        remaining = [a + b for a, b in zip(remaining, values, strict=True)]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.margins(x=0.22)

@@ -121,8 +121,8 @@ def test_a_chain_that_was_there_before(stream: Stream, images: Path) -> None:
             external=[f"net[{inode}]:home"],
         )
         error = lose_criu(stream, opts, Notify.POST_DUMP, signal.SIGKILL)
-    [left] = error.left_behind
-    assert "chain CRIU" in left
+    [remaining] = error.left_behind
+    assert "chain CRIU" in remaining
     assert "chain CRIU" in error.__notes__[0]
     assert "chain CRIU" in stream.home.run("nft", "list", "ruleset")
     again = pickle.loads(pickle.dumps(error))
@@ -217,16 +217,16 @@ def test_code_of_criu_that_stays_is_named(spawn: Spawn, images: Path) -> None:
         thread.join()
     assert target.runs_on()
     assert code_in(target.pid)
-    [left] = caught.value.left_behind
-    assert left.startswith(f"{CODE} {target.pid} (memfd:CRIUMFD, ")
-    assert left in caught.value.__notes__[0]
+    [remaining] = caught.value.left_behind
+    assert remaining.startswith(f"{CODE} {target.pid} (memfd:CRIUMFD, ")
+    assert remaining in caught.value.__notes__[0]
 
     def again(notification: Notification) -> None:
         os.kill(the_worker(), signal.SIGKILL)
 
     with pytest.raises(WorkerDiedError) as caught:
         dump(target.pid, CriuOpts(images_directory=images), on_notify=again)
-    assert caught.value.left_behind == (left,)
+    assert caught.value.left_behind == (remaining,)
     assert target.runs_on()
 
 

@@ -381,7 +381,7 @@ def test_a_dump_that_is_killed_when_all_is_saved(spawn: Spawn, images: Path) -> 
     with pytest.raises(WorkerDiedError) as caught:
         dump(target.pid, CriuOpts(images_directory=images, link_remap=True), on_notify=strike)
     [link] = _links(target)
-    assert [link in left for left in caught.value.left_behind] == [True]
+    assert [link in remaining for remaining in caught.value.left_behind] == [True]
     assert target.ask("same")
 
 
@@ -494,8 +494,8 @@ def test_the_lock_of_the_dump_is_named(stream: Stream, images: Path, lock: str) 
         with pytest.raises(WorkerDiedError) as caught:
             restore(opts.only_for("restore"), on_notify=refuse)
         os.waitpid(stream.server.pid, 0)
-        [left] = caught.value.left_behind
-        assert "which the dump made" in left
-        assert (":7000 - " in left) == (lock == "iptables")
+        [remaining] = caught.value.left_behind
+        assert "which the dump made" in remaining
+        assert (":7000 - " in remaining) == (lock == "iptables")
         restore(opts.only_for("restore"))
     stream.goes_on()

@@ -17,8 +17,8 @@ MIB = 2**20
 
 def state(done: int, total: int | None = 100 * MIB, rate: float = 0.0) -> Progress:
     """A look at a dump."""
-    left = None if total is None or not rate else (total - done) / rate
-    return Progress(phase="dump", done=done, total=total, rate=rate, left=left)
+    remaining = None if total is None or not rate else (total - done) / rate
+    return Progress(phase="dump", done=done, total=total, rate=rate, left=remaining)
 
 
 def output(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, **how: bool) -> Output:

@@ -252,14 +252,14 @@ def test_silence_and_its_end() -> None:
     with theirs, pytest.raises(PeerLostError, match=r"nothing was heard of the peer for 0\.4 s"):
         mute.expect("go")
     mute.close()
-    left, right = (
+    remaining, right = (
         Channel(end, peer_timeout=3.0, until=MigrationDeadline(), on_pages=lambda data: None)
         for end in socket.socketpair()
     )
     time.sleep(4)
     right.tell("go")
-    assert left.expect("go") == {"word": "go"}
-    left.close()
+    assert remaining.expect("go") == {"word": "go"}
+    remaining.close()
     right.close()
 
 
@@ -316,10 +316,12 @@ def test_a_greeting_byte_by_byte() -> None:
 @pytest.mark.parametrize("size", [24, 32])
 def test_the_daemons_last_word_stays_here(size: int) -> None:
     """It is answered by the relay, in the form of CRIU 4.1 and of 4.2; requests go through."""
-    left, right = socket.socketpair()
+    remaining, right = socket.socketpair()
     request = bytes([7]) + bytes(size - 2) + b"\1"
     came: list[bytes] = []
-    here = Channel(left, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None)
+    here = Channel(
+        remaining, peer_timeout=30, until=MigrationDeadline(), on_pages=lambda data: None
+    )
     there = Channel(
         right,
         peer_timeout=30,

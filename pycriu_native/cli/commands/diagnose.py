@@ -47,11 +47,11 @@ def _told(found: Doctor, everything: bool) -> Text:
             text.append(f"           costs: {in_flags(safe(remark.costs))}\n")
         if remark.cure:
             text.append(f"           cure:  {in_flags(safe(remark.cure))}\n")
-    left = len(found.remarks) - len(shown)
+    remaining = len(found.remarks) - len(shown)
     text.append(_SUMS[found.health], style=_STYLES[found.health])
     text.append(f" ({found.via})")
-    if left:
-        text.append(f"; {left} more things are as they should be (--all shows them)")
+    if remaining:
+        text.append(f"; {remaining} more things are as they should be (--all shows them)")
     return text
 
 

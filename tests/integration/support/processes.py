@@ -89,8 +89,8 @@ def children() -> set[int]:
 
 def reap_all() -> None:
     """Wait for the end of the children that have come in this test, and collect them."""
-    while left := children() - _not_ours_to_reap:
-        for pid in left:
+    while remaining := children() - _not_ours_to_reap:
+        for pid in remaining:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 

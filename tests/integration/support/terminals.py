@@ -50,8 +50,8 @@ class Terminal:
             result = re.search(pattern, self.shown, re.M)
             if result:
                 return result
-            left = max(0.0, until - time.monotonic())
-            if not select.select([self.master], [], [], left)[0]:
+            remaining = max(0.0, until - time.monotonic())
+            if not select.select([self.master], [], [], remaining)[0]:
                 raise AssertionError(f"the terminal does not show {pattern!r}: {self.shown!r}")
             self.shown += os.read(self.master, 4096).decode(errors="replace").replace("\r", "")
 
