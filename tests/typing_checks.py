@@ -309,11 +309,11 @@ def errors() -> None:
         assert_type(failed.cause, str | None)
         assert_type(failed.lines, tuple[str, ...])
         assert_type(failed.options, tuple[str, ...])
-    gone: ProcessLookupError = pycriu_native.NoSuchProcessError("gone")
+    exited: ProcessLookupError = pycriu_native.NoSuchProcessError("gone")
     taken: FileExistsError = pycriu_native.PidInUseError("taken")
     late: TimeoutError = pycriu_native.DeadlineError("late")
     wrong: ValueError = pycriu_native.OptionError([])
-    print(gone, taken, late, wrong)
+    print(exited, taken, late, wrong)
 
 
 # ---- the low level: C, so anything goes ----

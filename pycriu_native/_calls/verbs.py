@@ -188,8 +188,8 @@ def after_pre_dumps(opts: CriuOpts) -> CriuOpts:
 
 
 def _without(opts: CriuOpts, these: On, others: On) -> CriuOpts:
-    gone = [row.name for row, _ in opts.items() if these in row.on and others not in row.on]
-    return replace(opts, **dict[str, Any].fromkeys(gone))
+    exited = [row.name for row, _ in opts.items() if these in row.on and others not in row.on]
+    return replace(opts, **dict[str, Any].fromkeys(exited))
 
 
 def restore(

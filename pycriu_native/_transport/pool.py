@@ -101,8 +101,8 @@ class _Stock:
                 self.turn.notify_all()
                 return None
         finally:
-            for gone in dropped:
-                gone.line.wait()
+            for exited in dropped:
+                exited.line.wait()
 
     def _miss(self, here: WorkerFingerprint | None, dropped: list[_Idle]) -> None:
         """Move to the surroundings of this thread, if two calls in a row come from there."""

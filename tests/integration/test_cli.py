@@ -303,12 +303,12 @@ def test_migrate(spawn: Spawn, tmp_path: Path) -> None:
     with arriving:
         try:
             eventually(lambda: _listens(17421), "the other side's listening")
-            gone = result("migrate", "out", target.pid, "--to", address)
+            exited = result("migrate", "out", target.pid, "--to", address)
             target.reap()
             come = line(arriving)["result"]
-            assert gone["pid"] == come["pid"] == target.pid
-            assert gone["image_bytes"] > 8 * 2**20
-            assert gone["downtime"] > 0
+            assert exited["pid"] == come["pid"] == target.pid
+            assert exited["image_bytes"] > 8 * 2**20
+            assert exited["downtime"] > 0
             assert target.ask("pid") == target.pid  # by its own number
             assert not is_alive(target.pid)
         finally:

@@ -61,8 +61,10 @@ def test_links_of_written_pages() -> None:
 
 def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The build stops, and names the file."""
-    gone = howto.Scenario(title="x", names=("timeout",), files=("tests/integration/test_gone.py",))
-    monkeypatch.setattr(howto, "scenarios", lambda: (gone,))
+    exited = howto.Scenario(
+        title="x", names=("timeout",), files=("tests/integration/test_gone.py",)
+    )
+    monkeypatch.setattr(howto, "scenarios", lambda: (exited,))
     with pytest.raises(SiteError, match=r"there is no tests/integration/test_gone\.py"):
         howto.page("timeout")
 

@@ -32,9 +32,9 @@ EVEN_NESTED = ("mnt", "net")
 def look(context: Context) -> Iterator[Finding]:
     """What of the processes themselves matters."""
     root = context.tree.root
-    gone = list(_nothing_to_dump(root))
-    yield from gone
-    if gone:
+    exited = list(_nothing_to_dump(root))
+    yield from exited
+    if exited:
         return
     yield from _frozen(context)
     for process in context.tree.processes:
