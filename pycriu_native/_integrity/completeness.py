@@ -508,7 +508,7 @@ class _Set:
             _TTY: ("tty-info.img", self._ids("tty-info.img", 1)),
             _MEMFD: ("memfd.img", self._ids("memfd.img", 7)),
         }
-        wanted = {_PIPE: 2, _FIFO: 2, _TTY: 2, _MEMFD: 5}
+        expected = {_PIPE: 2, _FIFO: 2, _TTY: 2, _MEMFD: 5}
         for kind, entry in self.by_id.values():
             if kind in with_data and entry:
                 name, ids = with_data[kind]
@@ -518,10 +518,10 @@ class _Set:
                 writes = number(flags, 3 if kind == _PIPE else 2) & os.O_WRONLY
                 if kind in (_PIPE, _FIFO) and writes:
                     continue  # CRIU writes the data with the end that reads
-                if number(entry, wanted[kind]) not in ids:
+                if number(entry, expected[kind]) not in ids:
                     yield from files.missing(name)
                     if name in files.names:
-                        yield Problem(f"{name} has no entry {number(entry, wanted[kind]):#x}")
+                        yield Problem(f"{name} has no entry {number(entry, expected[kind]):#x}")
             elif kind == _INETSK and number(entry, 5) == _TCP and number(entry, 8):
                 # CRIU 4.1 and later record whether connections were left out.
                 left_out = 13 not in self.inventory or number(self.inventory, 10)
@@ -703,8 +703,10 @@ def _pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Proble
     except DamagedError as damaged:
         yield Problem(f"in the parent, {damaged.problem.cause}", cure, ("parent_image",))
         return
-    wanted = [run for _, run in runs.between(0, 2**64) if run[2] & IN_PARENT]
-    counts = below.count(array("Q", (run[0] for run in wanted)), array("Q", (r[1] for r in wanted)))
+    expected = [run for _, run in runs.between(0, 2**64) if run[2] & IN_PARENT]
+    counts = below.count(
+        array("Q", (run[0] for run in expected)), array("Q", (r[1] for r in expected))
+    )
     missing = in_parent - sum(stored + deeper for stored, deeper, _ in counts)
     if missing > 0:
         yield Problem(f"{lack}the parent lacks {missing} bytes of them", cure, ("parent_image",))

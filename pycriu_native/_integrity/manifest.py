@@ -83,10 +83,10 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
     Without a digest, accidents are found, but not whoever has changed the manifest as well.
     """
     with _opened(directory) as at:
-        wanted = _manifest(at, digest)
+        expected = _manifest(at, digest)
         result = set(_names(at))
-        flaws = [f"{name} was added" for name in result - wanted.keys()]
-        for name, entry in wanted.items():
+        flaws = [f"{name} was added" for name in result - expected.keys()]
+        for name, entry in expected.items():
             flaws += [f"{name} {flaw}" for flaw in _flaws(at, name, entry, name in result)]
         if flaws:
             raise ImagesError(

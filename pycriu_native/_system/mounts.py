@@ -63,9 +63,9 @@ def _unescaped(text: str) -> str:
 
 def hierarchy(kind: str, controllers: str = "") -> str | None:
     """Where this host has a whole cgroup hierarchy, of v1 (``cgroup``) or v2 (``cgroup2``)."""
-    wanted = set(filter(None, controllers.split(",")))
+    expected = set(filter(None, controllers.split(",")))
     for mount in mounts_of("self"):
-        if mount.kind == kind and mount.root == "/" and mount.options >= wanted:
+        if mount.kind == kind and mount.root == "/" and mount.options >= expected:
             return mount.place
     return None
 

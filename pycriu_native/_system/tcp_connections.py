@@ -109,11 +109,11 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
     standing = connections_of(pids)
     seen: set[int] = set()
     for pid in pids:
-        wanted = {inode: fd for inode, fd in _sockets_of(pid).items() if inode in standing}
-        if not wanted.keys() - seen:
+        expected = {inode: fd for inode, fd in _sockets_of(pid).items() if inode in standing}
+        if not expected.keys() - seen:
             continue
         with contextlib.suppress(ProcessLookupError), _pidfd(pid) as process:
-            for inode, fd in wanted.items():
+            for inode, fd in expected.items():
                 copy = -1 if inode in seen else native.pn_fd_of(process, fd)
                 if copy >= 0:
                     with socket.socket(fileno=copy) as sock:

@@ -221,9 +221,9 @@ class _Check:
 
     def processor(self) -> Iterator[Finding]:
         machine = platform.machine()
-        wanted = self.images.architecture
-        if wanted and machine not in _MACHINES.get(wanted, (machine,)):
-            yield _error("processor", f"the processes are of {wanted}, this is {machine}", "")
+        expected = self.images.architecture
+        if expected and machine not in _MACHINES.get(expected, (machine,)):
+            yield _error("processor", f"the processes are of {expected}, this is {machine}", "")
             return
         if os.path.exists(os.path.join(self.images.directory, "cpuinfo.img")):
             yield from self._cpuinfo()
@@ -611,8 +611,8 @@ class _Check:
     def _given(self, mount: Mount) -> bool:
         if self.opts.auto_ext_mnt or self._ext_mount(mount.external or ""):
             return True
-        wanted = f"mnt[{mount.external}]"
-        return any(each == wanted or each.startswith(f"{wanted}:") for each in self._external())
+        expected = f"mnt[{mount.external}]"
+        return any(each == expected or each.startswith(f"{expected}:") for each in self._external())
 
     def _ext_mount(self, key: str) -> bool:
         return any(getattr(each, "key", None) == key for each in self.opts.ext_mounts or ())

@@ -39,11 +39,11 @@ def foreign_owner(sock: socket.socket) -> str | None:
 def _owner(own: tuple[object, ...], other: tuple[object, ...]) -> int | None:
     """Whose the established socket with these two addresses is."""
     for name, shown in (("tcp", _shown), ("tcp6", _shown6)):
-        wanted = [shown(own), shown(other), ESTABLISHED]
+        expected = [shown(own), shown(other), ESTABLISHED]
         with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{name}") as table:
             for line in table:
                 words = line.split()
-                if words[1:4] == wanted:
+                if words[1:4] == expected:
                     return int(words[7])
     return None
 

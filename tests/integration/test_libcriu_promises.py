@@ -501,8 +501,8 @@ def test_join_ns(spawn: Spawn, images: Path, other_uts: int, by: str) -> None:
     target = spawn(prefix=("unshare", "--uts"))
     uts = f"/proc/{target.pid}/ns/uts"
     where = f"/proc/{other_uts}/ns/uts" if by == "file" else str(other_uts)
-    wanted = os.readlink(f"/proc/{other_uts}/ns/uts")
-    assert os.readlink(uts) not in (wanted, os.readlink("/proc/self/ns/uts"))
+    expected = os.readlink(f"/proc/{other_uts}/ns/uts")
+    assert os.readlink(uts) not in (expected, os.readlink("/proc/self/ns/uts"))
     run("begin(sys.argv[1], sys.argv[2]); tell(lib.criu_dump())", images, target.pid)
     target.reap()
 
@@ -512,17 +512,17 @@ def test_join_ns(spawn: Spawn, images: Path, other_uts: int, by: str) -> None:
         tell(added, lib.criu_restore())
         """
     assert run(program, images, where) == [0, target.pid]
-    assert os.readlink(uts) == wanted
+    assert os.readlink(uts) == expected
     target.end()
     target.until_free()
 
     restore(CriuOpts(images_directory=images, join_ns=[("uts", where)]))
-    assert os.readlink(uts) == wanted
+    assert os.readlink(uts) == expected
     target.end()
     target.until_free()
 
     restore(CriuOpts(images_directory=images))
-    assert os.readlink(uts) != wanted
+    assert os.readlink(uts) != expected
 
 
 # ---- self-dump ----

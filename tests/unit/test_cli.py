@@ -130,12 +130,12 @@ def test_every_option_of_the_table(verb: Verb) -> None:
         for param in COMMANDS[str(verb)].params
         if isinstance(param, option_parameters.FieldOption)
     }
-    wanted = {
+    expected = {
         row.flag
         for row in TABLE
         if row.field and row.flag in ROWS and row.name not in NO_WORDS and row.on & VERB_MASK[verb]
     }
-    assert options == wanted
+    assert options == expected
 
 
 def test_what_help_says_of_an_option() -> None:
@@ -186,14 +186,14 @@ def test_what_help_says_of_an_option() -> None:
 )
 def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
     """What is said as criu has it becomes the fields; the pid behind a bare flag stays the pid."""
-    wanted = CriuOpts.from_dict({"images_directory": "d", **fields})
+    expected = CriuOpts.from_dict({"images_directory": "d", **fields})
     message = tell("explain", "dump", *words, PID, "--json")
     shown = {s["field"] for s in message.json["result"]["wire"] if s["field"]}
-    assert shown == {row.name for row, _ in wanted.items()}
+    assert shown == {row.name for row, _ in expected.items()}
     command = app.app.get_command(click.Context(app.app), "dump")
     assert command is not None
     with command.make_context("dump", [*words, PID]) as ctx:
-        assert option_parameters.read(ctx, Verb.DUMP, config=None) == wanted
+        assert option_parameters.read(ctx, Verb.DUMP, config=None) == expected
         assert ctx.params["pid"] == int(PID)
 
 

@@ -327,10 +327,10 @@ def test_words_that_are_read(words: str, fields: dict[str, Any] | None) -> None:
     if fields is None:
         assert "external" in refused(lambda: CriuOpts.from_argv(["dump", "-t1", *arguments]))
         return
-    wanted = Verb.DUMP, 42, CriuOpts(**fields)
-    assert CriuOpts.from_argv(["criu", "dump", "-t", "42", *arguments]) == wanted
-    assert CriuOpts.from_argv(["/usr/sbin/criu", *arguments, "--tree=42", "dump"]) == wanted
-    assert CriuOpts.from_argv([*arguments, "dump", "-t42"]) == wanted
+    expected = Verb.DUMP, 42, CriuOpts(**fields)
+    assert CriuOpts.from_argv(["criu", "dump", "-t", "42", *arguments]) == expected
+    assert CriuOpts.from_argv(["/usr/sbin/criu", *arguments, "--tree=42", "dump"]) == expected
+    assert CriuOpts.from_argv([*arguments, "dump", "-t42"]) == expected
 
 
 WRITTEN: list[tuple[dict[str, Any], str]] = [

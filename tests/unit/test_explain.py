@@ -81,16 +81,16 @@ def test_what_is_shown_is_what_is_sent(world: World, data: st.DataObject, verb: 
     shown = explain(opts, verb, NOBODY if verb is not Verb.RESTORE else None, via=Untouchable())
     lacking = {problem.field for problem in shown.lacking}
     meant = for_pre_dump(opts) if shown.verb is Verb.PRE_DUMP else opts
-    wanted = {
+    requested = {
         name: value
         for name, value in expected.message(meant, shown.verb, shown.pid).items()
         if BY_WIRE[name].field not in lacking
     }
     message = {sent.wire: sent.value for sent in shown.wire}
-    if expected.serves_lazily(opts, shown.verb) and "config_file" in wanted:
+    if expected.serves_lazily(opts, shown.verb) and "config_file" in requested:
         assert str(message["config_file"]).startswith("/proc/")  # made for the call
-        wanted["config_file"] = message["config_file"]
-    assert message == wanted
+        requested["config_file"] = message["config_file"]
+    assert message == requested
     for sent in shown.wire:
         row = BY_WIRE[sent.wire]
         assert sent.field == (

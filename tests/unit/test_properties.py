@@ -81,11 +81,11 @@ def expect(
     sibling: bool = False,
 ) -> dict[str, WireValue]:
     """What must be sent, with each directory given by path as the descriptor that is open on it."""
-    wanted = expected.message(opts, verb, pid, sibling=sibling)
+    requested = expected.message(opts, verb, pid, sibling=sibling)
     for field in ("images_dir_fd", "work_dir_fd"):
-        if isinstance(wanted.get(field), str):
-            assert directories[field] == os.path.realpath(str(wanted[field]))
-            wanted[field] = sent["opts"][field]
+        if isinstance(requested.get(field), str):
+            assert directories[field] == os.path.realpath(str(requested[field]))
+            requested[field] = sent["opts"][field]
     if expected.serves_lazily(opts, verb):
         assert isinstance(opts.page_server, PageServer)
         server = opts.page_server
@@ -93,8 +93,8 @@ def expect(
         if server.fd is not None:
             response = f"ps-socket {sent['opts']['ps']['fd']}\n"
         assert directories["config_file"].endswith(response)
-        wanted["config_file"] = sent["opts"]["config_file"]
-    return wanted
+        requested["config_file"] = sent["opts"]["config_file"]
+    return requested
 
 
 @wired
@@ -125,11 +125,11 @@ def test_what_is_sent_is_what_the_options_say(
     opts = without(opts, unknown_to(judge, opts))
     filled = peer.ask(asked.filled, opts, verb, pid, sibling)
     sent = judge.decode(filled.request)
-    wanted = expect(opts, verb, pid, filled.directories, sent, sibling)
-    request = {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": wanted}
+    requested = expect(opts, verb, pid, filled.directories, sent, sibling)
+    request = {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": requested}
     assert sent == request
     assert filled.request == judge.encode(request)
-    assert filled.read == wanted
+    assert filled.read == requested
     inherited = [item.fd for item in opts.inherit_fds or ()]  # type: ignore[union-attr]
     if isinstance(opts.page_server, PageServer) and opts.page_server.fd is not None:
         inherited.append(opts.page_server.fd)
@@ -185,8 +185,8 @@ def test_a_call_sends_what_the_options_say(
             return  # it needed what had to go
     called = peer.ask(asked.called, opts, verb, pid)
     sent = judge.decode(called.request)
-    wanted = expect(opts, verb, pid, called.directories, sent)
-    assert sent == {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": wanted}
+    requested = expect(opts, verb, pid, called.directories, sent)
+    assert sent == {"type": judge.request_types[expected.REQUEST_TYPE[verb]], "opts": requested}
     assert called.result == (1234 if verb is Verb.RESTORE else 0)
 
 

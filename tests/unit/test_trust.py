@@ -157,12 +157,12 @@ def test_what_was_looked_at_is_what_is_used(tmp_path: Path) -> None:
     """A directory that is swapped for a link after the check is not followed to its end."""
     (tmp_path / "images").mkdir()
     (tmp_path / "victim").mkdir()
-    wanted = os.stat(tmp_path / "images")
+    expected = os.stat(tmp_path / "images")
     fd = trusted_path.open_directory(str(tmp_path / "images"), make=False, allow_untrusted=False)
     try:
         (tmp_path / "images").rename(tmp_path / "away")
         (tmp_path / "images").symlink_to("victim")
-        assert os.path.samestat(os.fstat(fd), wanted)
+        assert os.path.samestat(os.fstat(fd), expected)
     finally:
         os.close(fd)
 

@@ -88,8 +88,8 @@ def pages() -> dict[str, str]:
     made["howto/index.md"] = howto.index()
     made.update({f"howto/{name}.md": howto.page(name) for name in howto.subjects()})
     made.update({f"source/{path}.md": source(path) for path in sorted(needed)})
-    wanted = ("tutorial.md", *(name for chapter in CONTENTS.values() for name in chapter))
-    broken += [f"there is no page {name}" for name in wanted if name not in made]
+    expected = ("tutorial.md", *(name for chapter in CONTENTS.values() for name in chapter))
+    broken += [f"there is no page {name}" for name in expected if name not in made]
     if broken:
         raise SiteError("\n".join(broken))
     return made

@@ -19,8 +19,8 @@ VERBS = {str(verb): mask for verb, mask in VERB_MASK.items()}
 def _options(call: Call, name: str | None, verb: str | None) -> Exit:
     rows = [row for row in TABLE if row.field and (verb is None or row.on & VERBS[verb])]
     if name is not None:
-        wanted = name.lstrip("-").replace("-", "_")
-        rows = [row for row in rows if wanted in _names(row)]
+        expected = name.lstrip("-").replace("-", "_")
+        rows = [row for row in rows if expected in _names(row)]
         if not rows:
             raise click.UsageError(f"No option is called {name!r}.")
         text = "\n\n".join(_whole(row) for row in rows)

@@ -56,12 +56,12 @@ def _network_tools(path: str) -> Iterator[DoctorFinding]:
 
 
 def _tools(path: str) -> Iterator[DoctorFinding]:
-    wanted = {
+    expected = {
         "tar": ("contents of tmpfs in containers cannot be saved", "apt-get install tar"),
         "ip": ("addresses and routes of containers cannot be saved", "apt-get install iproute2"),
         "sh": ("networks cannot be locked with iptables", "apt-get install dash"),
     }
-    for tool, (costs, cure) in wanted.items():
+    for tool, (costs, cure) in expected.items():
         about = {"id": f"tool:{tool}", "group": "system", "title": f"the program {tool}"}
         if shutil.which(tool, path=path) is None:
             yield DoctorFinding(

@@ -274,9 +274,9 @@ def _pipes(context: Context) -> Iterator[Finding]:
 
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:
     """Which of these pipes a process outside of the tree has open."""
-    wanted = {f"pipe:[{inode}]": inode for inode in inodes}
+    expected = {f"pipe:[{inode}]": inode for inode in inodes}
     result: set[int] = set()
-    if not wanted:
+    if not expected:
         return result
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in context.tree.pids:
@@ -284,6 +284,6 @@ def _held_outside(context: Context, inodes: set[int]) -> set[int]:
         with contextlib.suppress(OSError):
             for number in os.listdir(f"/proc/{name}/fd"):
                 target = link(f"/proc/{name}/fd/{number}")
-                if target in wanted:
-                    result.add(wanted[target])
+                if target in expected:
+                    result.add(expected[target])
     return result

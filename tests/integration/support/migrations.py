@@ -65,11 +65,11 @@ class Destination:
 
     def pids(self) -> dict[int, str]:
         """The processes in its pid namespace that are no zombies: our number, command."""
-        wanted = os.readlink(f"/proc/{self.process.pid}/ns/pid_for_children")
+        expected = os.readlink(f"/proc/{self.process.pid}/ns/pid_for_children")
         result = {}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.readlink(entry / "ns/pid") == wanted and state(int(entry.name)) != "Z":
+                if os.readlink(entry / "ns/pid") == expected and state(int(entry.name)) != "Z":
                     result[int(entry.name)] = (entry / "comm").read_text().strip()
         return result
 
