@@ -140,7 +140,7 @@ def is_refused(
         for field, value in {**wire, "images_dir_fd": directory}.items():
             handle.set_wire(field, value)
         line = Worker().connect(keep)
-        owned.callback(line.reap)
+        owned.callback(line.wait)
         exchange = Exchange(line, verb)
         owned.callback(exchange.close)
         try:

@@ -25,6 +25,8 @@ PATIENCE = 20.0
 AT_ONCE = 4
 UNKNOWN = "Unknown feature"
 
+INFO = DoctorSeverity.INFO
+
 
 @dataclass(frozen=True, slots=True)
 class Feature:
@@ -105,20 +107,20 @@ FEATURES = {
         _linux("5.6", "CONFIG_TIME_NS"),
     ),
     "loginuid": Feature(
-        "login uids", "the login uid of processes is not brought back", "CONFIG_AUDIT", DoctorSeverity.INFO
+        "login uids", "the login uid of processes is not brought back", "CONFIG_AUDIT", INFO
     ),
-    "autofs": Feature("autofs", "autofs mounts in containers fail", "module autofs4", DoctorSeverity.INFO),
+    "autofs": Feature("autofs", "autofs mounts in containers fail", "module autofs4", INFO),
     "compat_cr": Feature(
         "32-bit processes",
         "32-bit processes cannot be restored",
         "CONFIG_IA32_EMULATION, and a CRIU that was built for it",
-        DoctorSeverity.INFO,
+        INFO,
     ),
     "tcp_half_closed": Feature(
         "half-closed TCP connections", "half-closed connections cannot be saved", "a newer kernel"
     ),
     "can_map_vdso": Feature(
-        "mapping the vdso", "32-bit processes cannot be restored", _linux("4.8"), DoctorSeverity.INFO
+        "mapping the vdso", "32-bit processes cannot be restored", _linux("4.8"), INFO
     ),
     "sk_ns": Feature("namespaces of sockets", "nested network namespaces fail", _linux("4.10")),
     "sk_unix_file": Feature(
@@ -135,18 +137,18 @@ FEATURES = {
     ),
     "newifindex": Feature("numbers of links", "the numbers of links may change", "a newer kernel"),
     "has_ipt_legacy": Feature(
-        "the old iptables", "old iptables rules are not saved", "module ip_tables", DoctorSeverity.INFO
+        "the old iptables", "old iptables rules are not saved", "module ip_tables", INFO
     ),
     "ns_pid": Feature("NSpid in status", "containers cannot be dumped", _linux("4.1")),
     "apparmor_stacking": Feature(
         "stacked AppArmor profiles",
         "AppArmor namespaces of containers are not saved",
         "AppArmor, where it is used",
-        DoctorSeverity.INFO,
+        INFO,
     ),
     "sockopt_buf_lock": Feature(
         "fixed buffers of sockets", "sizes of buffers that a program has set may grow again",
-        "a newer kernel", DoctorSeverity.INFO,
+        "a newer kernel", INFO,
     ),
     "memfd_hugetlb": Feature(
         "memfds of huge pages", "shared huge pages fail", "a newer kernel"
@@ -155,29 +157,29 @@ FEATURES = {
         "sharing groups of mounts", "containers with shared mounts come back less well",
         _linux("5.15"),
     ),
-    "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), DoctorSeverity.INFO),
+    "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), INFO),
     "get_rseq_conf": Feature(
         "restartable sequences", "programs with glibc 2.35 or later fail", _linux("5.13")
     ),
     "ipv6_freebind": Feature(
-        "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", DoctorSeverity.INFO
+        "IPV6_FREEBIND", "that option of a socket is lost", "a newer kernel", INFO
     ),
     "pagemap_scan": Feature(
-        "PAGEMAP_SCAN", "memory is looked through more slowly", _linux("6.7"), DoctorSeverity.INFO
+        "PAGEMAP_SCAN", "memory is looked through more slowly", _linux("6.7"), INFO
     ),
     "timer_cr_ids": Feature(
-        "numbers of timers", "a restore of many timers is slow", "a newer kernel", DoctorSeverity.INFO
+        "numbers of timers", "a restore of many timers is slow", "a newer kernel", INFO
     ),
     "overlayfs_maps": Feature(
         "files mapped from overlayfs", "files mapped from overlayfs fail", "a newer kernel"
     ),
     "breakpoints": Feature(
         "hardware breakpoints", "a restore takes a little longer", "a CPU that has them to give",
-        DoctorSeverity.INFO,
+        INFO,
     ),
     "pagemap_scan_guard_pages": Feature(
         "guard pages in PAGEMAP_SCAN", "guard pages (MADV_GUARD_INSTALL) are lost",
-        "a newer kernel", DoctorSeverity.INFO,
+        "a newer kernel", INFO,
     ),
 }  # fmt: skip
 """The features that CRIU 4.2 can be asked for."""
