@@ -1,26 +1,36 @@
-"""Everything that is otherwise loaded when it is needed, for those who cannot load it then."""
+"""Load at once every module that the library otherwise loads when it is needed."""
 
 from __future__ import annotations
 
 import importlib
 
+from .light_typing import Any
+
+NOT_LOADED = ("__main__", "_native", "cli", "images", "plots")
+"""Modules of the package: the extras, the program, and the extension, which is loaded already."""
+
 
 def preload() -> None:
-    """Load all of the library now, and what it knows of CRIU's failures.
+    """Load all modules of the library, and what it knows of CRIU's failures.
 
-    ``import pycriu_native`` loads what a call needs that succeeds. A program that changes its root
-    (to one with a /proc), becomes another user or may not open files later calls this before:
-    without it, a failure whose explanation cannot be loaded is told in CRIU's own words alone.
-    Not loaded are the extras (``images``, ``cli``, ``pictures``).
+    ``import pycriu_native`` loads only what a successful call needs. A program that changes its
+    root (to one with a /proc) or its user, or that may not open files later, calls this before:
+    without it, a failure whose explanation cannot be loaded is reported in CRIU's own words alone.
+    The extras (``images``, ``cli``, ``plots``) are not loaded.
     """
-    import pkgutil
-
-    from .. import __path__
     from .._failures import log_excerpt
 
-    for module in pkgutil.iter_modules(__path__):
-        if not module.ispkg and module.name != "__main__":
-            importlib.import_module(f"{__package__}.{module.name}")
+    _load(importlib.import_module(__name__.partition(".")[0]))
     for name in ("glob", "inspect", "ipaddress", "json", "logging", "shutil", "socket", "tempfile"):
         importlib.import_module(name)
     log_excerpt.failures()
+
+
+def _load(package: Any) -> None:
+    import pkgutil
+
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name not in NOT_LOADED:
+            loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+            if module.ispkg:
+                _load(loaded)

@@ -49,7 +49,7 @@ class _Thread:
         target: Callable[..., object],
         name: str,
         args: tuple[object, ...] = (),
-        daemon: bool = False,
+        daemon: bool | None = None,
     ) -> None:
         self.ident: int | None = None
         self._target = target
@@ -95,9 +95,12 @@ def Thread(
     target: Callable[..., object],
     name: str,
     args: tuple[object, ...] = (),
-    daemon: bool = False,
+    daemon: bool | None = None,
 ) -> Any:
-    """A ``threading.Thread``, or what takes its place where that is a greenlet."""
+    """A ``threading.Thread``, or what takes its place where that is a greenlet.
+
+    Without ``daemon`` it is a daemon thread if the calling thread is one.
+    """
     if _threads_are_replaced():
         return _Thread(target, name, args, daemon)
     import threading

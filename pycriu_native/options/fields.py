@@ -228,9 +228,8 @@ class Fields:
 
     images_dir: StrPath | None = None
     """The images directory by a path that CRIU itself opens, in its own mount namespace: for a
-    ``criu service`` that sees other files than we do. Instead of ``images_directory``; a worker
-    of our own takes it only if it is ``allow_untrusted``, since nobody looks at it first. CRIU
-    3.19."""
+    ``criu service`` in another mount namespace. Instead of ``images_directory``; a worker needs
+    ``allow_untrusted``, since nothing checks the directory before. CRIU 3.19."""
     image_io_mode: ImageIOMode | str | int | None = None
     """Through the page cache, which is the default, or past it. CRIU 4.3."""
     compress: CompressMode | str | int | None = None

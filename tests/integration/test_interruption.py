@@ -233,6 +233,7 @@ INTERRUPTED = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
 from pycriu_native import CriuOpts, dump, restore
+from pycriu_native._support.unpatched import Event
 
 verb, pid, images, how = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
 main = threading.main_thread().ident
@@ -264,7 +265,7 @@ def waits():
     while frame is not None:
         running.add(frame.f_code)
         frame = frame.f_back
-    return threading.Event.wait.__code__ in running and on_notify.__code__ not in running
+    return Event.wait.__code__ in running and on_notify.__code__ not in running
 
 
 def ctrl_c(worker):

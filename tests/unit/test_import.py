@@ -27,6 +27,7 @@ from pycriu_native import (
 )
 from pycriu_native._support.frozen_dataclass import dataclass, field
 
+from .support import bystander
 from .support.image_sets import image_set
 
 REPO = Path(__file__).parents[2]
@@ -217,7 +218,7 @@ def test_a_class_above_a_class() -> None:
 
 
 WITHOUT_IMPORTS = """
-import os, sys
+import sys
 import pycriu_native
 from pycriu_native import CriuOpts, NoSuchProcessError, PidInUseError, check, dump, restore
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
@@ -229,9 +230,9 @@ opts = CriuOpts(images_directory=sys.argv[1])
 good = ScriptedCriu()
 bad = ScriptedCriu(failures={"dump": Failure.NO_SUCH_PROCESS, "restore": Failure.PID_IN_USE})
 check(via=good)
-dump(os.getppid(), opts, via=good, on_progress=lambda progress: None)
+dump(int(sys.argv[2]), opts, via=good, on_progress=lambda progress: None)
 assert restore(opts, via=good).pid
-for call in (lambda: dump(os.getppid(), opts, via=bad), lambda: restore(opts, via=bad)):
+for call in (lambda: dump(int(sys.argv[2]), opts, via=bad), lambda: restore(opts, via=bad)):
     try:
         call()
     except (NoSuchProcessError, PidInUseError) as error:
@@ -241,7 +242,7 @@ for call in (lambda: dump(os.getppid(), opts, via=bad), lambda: restore(opts, vi
 
 def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
     """Calls that succeed, and those that fail and are explained, find all that they need."""
-    words = [sys.executable, "-c", WITHOUT_IMPORTS, str(tmp_path)]
+    words = [sys.executable, "-c", WITHOUT_IMPORTS, str(tmp_path), str(bystander.PID)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=REPO, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2, done.stdout

@@ -80,7 +80,7 @@ def modules() -> dict[str, Path]:
 def imports_of(name: str, path: Path) -> Iterator[Import]:
     """The imports of a file from this package, by each name."""
     full = [ROOT.name, *name.split(".")] if name else [ROOT.name]
-    package = full if path.name == "diagnostics/doctor/__init__.py" else full[:-1]
+    package = full if path.name == "__init__.py" else full[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:

@@ -156,7 +156,7 @@ def test_values_need_no_extra(tmp_path: Path) -> None:
     (tmp_path / "dump.log").write_text(LOG)
     code = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from pycriu_native import plots as pictures\n"
+        "from pycriu_native import plots\n"
         f"print(len(plots.read_timeline({str(tmp_path)!r}).phases))"
     )
     message = subprocess.run(

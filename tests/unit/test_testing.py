@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -25,7 +24,9 @@ from pycriu_native import (
 )
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 
-DUMP = partial(dump, os.getppid())
+from .support import bystander
+
+DUMP = partial(dump, bystander.PID)
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def test_yes(opts: CriuOpts, tmp_path: Path) -> None:
     """Calls succeed, and what CRIU would have seen can be looked at."""
     criu = ScriptedCriu(restored_pid=77)
     check(via=criu)
-    dump(os.getppid(), opts, via=criu)
+    dump(bystander.PID, opts, via=criu)
     assert restore(opts, via=criu).pid == 77
     assert [sent.verb for sent in criu.sent] == ["check", "dump", "restore"]
-    assert criu.sent[1].opts["pid"] == os.getppid()
+    assert criu.sent[1].opts["pid"] == bystander.PID
     assert criu.sent[2].directories == {"images_dir_fd": str(tmp_path)}
 
 
@@ -51,7 +52,7 @@ def test_its_release_and_its_kernel(opts: CriuOpts) -> None:
     assert str(version(via=old)) == "3.17.1"
     assert not feature_check(via=old).mem_track
     with pytest.raises(UnsupportedError, match=r"network_lock.*3\.19"):
-        dump(os.getppid(), replace(opts, network_lock="skip"), via=old)
+        dump(bystander.PID, replace(opts, network_lock="skip"), via=old)
     with pytest.raises(UnsupportedError, match="lazy_pages"):
         restore(replace(opts, lazy_pages=True), via=old)
 

@@ -63,7 +63,7 @@ def message(
         result[row.wire] = _value(row.name, value)
     if opts.log_file is None and not opts.log_to_stderr:
         result["log_file"] = LOG[verb]
-    if verb in HEARD and not (verb is Verb.DUMP and pid is None):
+    if verb in HEARD and not (verb in (Verb.DUMP, Verb.PRE_DUMP) and pid is None):
         result["notify_scripts"] = True  # who dumps itself is frozen and cannot answer
     if pid is not None:
         result["pid"] = pid
