@@ -220,9 +220,9 @@ CASES = {
         IN_A_DIRECTORY.format(what='os.chdir(HERE / "deep")'),
         _removed("deep"), "{here}/deep", "does not exist",
     ),
-    "an image is missing": Case("serve()", _without("core-{pid}.img"), "{images}", "there is no core-"),
+    "an image is missing": Case("serve()", _without("core-{pid}.img"), "{images}", "no core-"),
     "the memory map is missing": Case(
-        "serve()", _without("mm-{pid}.img"), "{images}", "there is no mm-"
+        "serve()", _without("mm-{pid}.img"), "{images}", "no mm-"
     ),
     "the parent is missing": Case("serve()", _no_parent, "{images}", "No such file or directory"),
     "a format to come": Case("serve()", _newer_format, "criu", "version 77"),
