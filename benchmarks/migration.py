@@ -110,7 +110,7 @@ def _migration(directory: Path, mib: int, mode: MigrationMode) -> Sample:
             other = owned.enter_context(host())
             _, address = owned.enter_context(cable(OURS, other))
             there = owned.enter_context(
-                destination(other, address, directory, should_continue={"insecure": True})
+                destination(other, address, directory, arguments={"insecure": True})
             )
             reaper = threading.Thread(target=target.process.wait)
             reaper.start()

@@ -65,7 +65,7 @@ def arrive(far: tuple[Host, str], tmp_path: Path) -> Iterator[Arrive]:
     with ExitStack() as owned:
 
         def start(**given: Any) -> Destination:
-            given["should_continue"] = {"insecure": True, **given.get("should_continue", {})}
+            given["arguments"] = {"insecure": True, **given.get("arguments", {})}
             return owned.enter_context(destination(*far, tmp_path, **given))
 
         yield start
@@ -245,7 +245,7 @@ def test_with_tls(
 ) -> None:
     """Images and pages are encrypted, and nothing has to be allowed."""
     checksum = traveller.ask("checksum")
-    there = arrive(opts=tls(authority, "there", far[1]), should_continue={"insecure": False})
+    there = arrive(opts=tls(authority, "there", far[1]), arguments={"insecure": False})
     opts = CriuOpts(**tls(authority, "here", "198.18.0.1"))
     result = migrate_out(traveller.pid, opts, to=there.place, mode=MigrationMode.POST_COPY)
     assert there.until("result", "error").get("result") == result.pid
@@ -304,7 +304,7 @@ def test_a_stranger_is_turned_away(
 ) -> None:
     """Who cannot show a certificate is not listened to; the next one is."""
     stranger = Authority.make(tmp_path / "stranger")
-    there = arrive(opts=tls(authority, "there", far[1]), should_continue={"insecure": False})
+    there = arrive(opts=tls(authority, "there", far[1]), arguments={"insecure": False})
     with pytest.raises(PeerLostError, match="TLS"):
         migrate_out(
             traveller.pid, CriuOpts(**tls(stranger, "stranger", "198.18.0.1")), to=there.place

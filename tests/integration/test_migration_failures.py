@@ -149,7 +149,7 @@ def test_a_destination_that_is_killed(
 ) -> None:
     """Its guard ends what it has left; after ``post-restore`` the source gives it the time."""
     checksum = traveller.ask("checksum")
-    there = arrive(die_at=action, should_continue=BRIEF)
+    there = arrive(die_at=action, arguments=BRIEF)
     with pytest.raises(PeerLostError, match="the source runs on"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
     _is_clean(there)
@@ -165,7 +165,7 @@ def test_somebody_is_killed_while_pages_come(
 ) -> None:
     """The copy that ran there is ended, and the source goes on from where it stood."""
     checksum = traveller.ask("checksum")
-    there = arrive(should_continue=BRIEF)
+    there = arrive(arguments=BRIEF)
     leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
     _until(there, "post-resume")
     copy = there.inside(traveller.pid)
@@ -189,7 +189,7 @@ def test_somebody_is_killed_while_pages_come(
 def test_no_zeros_for_the_daemons_end(arrive: Arrive, traveller: Target, slow: None) -> None:
     """The kernel fills no page of a copy whose daemon is dead: it waits for its own end."""
     checksum = traveller.ask("checksum")
-    there = arrive(should_continue=BRIEF)
+    there = arrive(arguments=BRIEF)
     leaving = Leaving(traveller, there, mode=MigrationMode.POST_COPY, **BRIEF)
     _until(there, "post-resume")
     copy = there.inside(traveller.pid)
@@ -233,7 +233,7 @@ def test_a_source_that_is_killed(
 ) -> None:
     """Its guard has the process run on, once the destination has ended its copy."""
     checksum = traveller.ask("checksum")
-    there = arrive(should_continue=BRIEF, wait_at=action)
+    there = arrive(arguments=BRIEF, wait_at=action)
     words = json.dumps([traveller.pid, *there.place, str(mode)])
     source = subprocess.Popen([sys.executable, "-c", LEAVE, words], start_new_session=True)
     _until(there, action)
@@ -271,7 +271,7 @@ def test_the_network_goes(
         if when == "images" and notification.action is Notify.POST_DUMP:
             cut()
 
-    there = arrive(should_continue=BRIEF, wait_at="pre-resume" if when == "go" else None)
+    there = arrive(arguments=BRIEF, wait_at="pre-resume" if when == "go" else None)
     if when == "images":
         with pytest.raises(PeerLostError, match="nothing was heard"):
             migrate_out(
@@ -302,7 +302,7 @@ def test_the_network_goes(
 def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
     """Ctrl-C asks the destination back: its copy is ended before ours runs on."""
     checksum = traveller.ask("checksum")
-    there = arrive(should_continue=BRIEF)
+    there = arrive(arguments=BRIEF)
 
     def interrupt() -> None:
         _until(there, "post-resume")
@@ -332,7 +332,7 @@ def test_an_interruption_while_pages_come(arrive: Arrive, traveller: Target, slo
 def test_a_deadline_while_pages_come(arrive: Arrive, traveller: Target, slow: None) -> None:
     """The deadline is for the whole; the process then runs on here."""
     checksum = traveller.ask("checksum")
-    there = arrive(should_continue=BRIEF)
+    there = arrive(arguments=BRIEF)
     with pytest.raises(DeadlineError):
         migrate_out(
             traveller.pid,

@@ -49,9 +49,9 @@ class Peer:
         """Send a frame; ``size`` to lie about its length."""
         self.sock.sendall(HEADER.pack(kind, len(data) if size is None else size) + data)
 
-    def tell(self, word: str, **should_continue: Any) -> None:
+    def tell(self, word: str, **fields: Any) -> None:
         """Send a message."""
-        self.say(Kind.MESSAGE, json.dumps({"word": word, **should_continue}).encode())
+        self.say(Kind.MESSAGE, json.dumps({"word": word, **fields}).encode())
 
 
 @pytest.fixture

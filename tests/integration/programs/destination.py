@@ -94,7 +94,7 @@ def arrive(given: dict[str, Any]) -> None:
                 listen=listener,
                 on_notify=hook,
                 via=Worker(program=given.get("program")),
-                **given.get("more", {}),
+                **given.get("arguments", {}),
             )
         except (CriuError, RuntimeError) as error:
             message: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
