@@ -208,12 +208,13 @@ class Exchange:
     def _next(self) -> tuple[bytes, list[int]]:
         """The next message, and the descriptors that came with it."""
         ear = self._ear
+        ended = False
         while True:
             remaining = -1
             if self._deadline is not None:
                 seconds = max(0.0, self._deadline - time.monotonic())
                 remaining = min(int(seconds * 1000) + 1, LONGEST_WAIT)
-            heard = native.pn_receive(ear, remaining)
+            heard = native.pn_receive(ear, 0 if ended else remaining)
             while self._cancels:
                 self._stop(self._cancels.popleft())
             if heard == native.PN_HEARD_MESSAGE:
@@ -222,11 +223,14 @@ class Exchange:
                 raise self._nonsense("more than a CRIU ever says at once", self._fds())
             if heard < 0:
                 raise OSError(-heard, os.strerror(-heard))
+            if heard == native.PN_HEARD_END or ended:
+                raise self._died()
             if heard == native.PN_HEARD_TIMEOUT:
                 if self._is_late():
                     self._out_of_time()
-            elif heard == native.PN_HEARD_END or self.line.has_ended():
-                raise self._died()
+            else:
+                # A CRIU that ended meanwhile has left its answer in the socket.
+                ended = self.line.has_ended()
 
     def _fds(self) -> list[int]:
         return ffi.unpack(self._ear.fds, self._ear.n_fds) if self._ear.n_fds else []

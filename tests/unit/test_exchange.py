@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
@@ -43,7 +44,7 @@ from pycriu_native._calls import exchange as exchange_module
 from pycriu_native._calls import requirements
 from pycriu_native._native.ffi import ffi, native
 from pycriu_native._transport.connection import Connection
-from pycriu_native._transport.worker import PATIENCE
+from pycriu_native._transport.worker import PATIENCE, WorkerConnection
 from pycriu_native._wire.messages import REQUEST_TYPES, decode_request, encode
 from pycriu_native.enums import Verb
 from pycriu_native.options.values import WireValue
@@ -592,6 +593,20 @@ def test_a_worker_that_was_stopped_is_set_going(
     assert time.monotonic() - began < exchange_module.GRACE / 2
     assert woken.exists()
     assert not hasattr(caught.value, "__notes__")  # nothing of a CRIU that had to be ended
+
+
+def test_an_answer_during_an_interruption(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CRIU that answers and ends while an interruption is passed on has undone its work."""
+    monkeypatch.setattr(WorkerConnection, "wake", lambda line: line.has_ended(60.0))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            play.dump(["sleep", "2"], send(no("dump")))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "undone" in "".join(caught.value.__notes__)
 
 
 def test_a_deadline_that_is_not_reached(play: Play) -> None:
