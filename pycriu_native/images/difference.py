@@ -10,7 +10,8 @@ from typing import Any
 
 from .build import inspect
 from .memory import Memory
-from .model import File, ImageSet, MemoryMapping, Process, Value, VmaKind
+from .memory_mapping import MemoryMapping, Value, VmaKind
+from .model import File, ImageSet, Process
 from .pages import PAGE
 
 __all__ = [

@@ -6,12 +6,9 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from .._support.frozen_dataclass import dataclass
-from .._support.light_typing import TYPE_CHECKING
 from ..errors import ImagesError
+from .memory_mapping import MemoryMapping, VmaKind
 from .pages import CHUNK, Layers
-
-if TYPE_CHECKING:
-    from .model import MemoryMapping, VmaKind
 
 OVERLAP = 2**16
 """Bytes: matches of a regular expression up to this length are found wherever they lie."""

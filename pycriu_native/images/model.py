@@ -7,14 +7,14 @@ tuples are lists, enums are their text, bytes are base64.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Mapping
 
 from .._support.frozen_dataclass import dataclass, field
-from .._support.light_typing import Any, ClassVar
+from .._support.light_typing import Any
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from .memory import Memory
+from .memory_mapping import MemoryMapping, Value, VmaKind
 
 __all__ = [
     "Cgroup",
@@ -40,104 +40,6 @@ __all__ = [
     "UnixSocket",
     "VmaKind",
 ]
-
-
-class Value:
-    """What all values of this module can."""
-
-    __slots__ = ()
-    computed: ClassVar[tuple[str, ...]] = ()
-    """Properties that ``to_dict`` has beside the fields."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; see the module."""
-        from dataclasses import fields
-
-        own = [each.name for each in fields(self) if each.repr]  # type: ignore[arg-type]
-        return {name: _plain(getattr(self, name)) for name in (*own, *self.computed)}
-
-
-def _plain(value: Any) -> Any:
-    import base64
-    from dataclasses import fields
-
-    if isinstance(value, Value):
-        return value.to_dict()
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, DumpStatistics | RestoreStatistics):
-        return {each.name: getattr(value, each.name) for each in fields(value)}
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return str(value) if isinstance(value, enum.Enum) else value
-
-
-# --- Memory -------------------------------------------------------------------------
-
-
-class VmaKind(enum.StrEnum):
-    """What a mapping is."""
-
-    FILE = "file"
-    """Of a file, private: what was written to is in the images, the rest stays in the file."""
-    SHARED_FILE = "shared file"
-    """Of a file, shared: all of it stays in the file."""
-    ANONYMOUS = "anonymous"
-    SHARED = "shared"
-    """Shared without a file: anonymous, of a memfd, or a System V segment."""
-    HEAP = "heap"
-    STACK = "stack"
-    VDSO = "vdso"
-    """The kernel's code and data in the process (vdso, vvar, vsyscall)."""
-    OTHER = "other"
-    """An AIO ring, a socket's ring, a shadow stack, or a plugin's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryMapping(Value):
-    """One mapping of a process."""
-
-    computed = ("size", "zero")
-
-    start: int
-    end: int
-    kind: VmaKind
-    protection: str
-    """As in ``/proc/PID/maps``: ``rw-p``, ``r-xs``."""
-    path: str | None = None
-    """Of the file, or the name of the memfd."""
-    offset: int = 0
-    """In the file or the shared memory, in bytes."""
-    file: int | None = None
-    """The id of the file in ``ImageSet.files``."""
-    shared: int | None = None
-    """The id of shared memory: mappings with the same one have the same pages."""
-    grows_down: bool = False
-    stored: int = 0
-    """Bytes of pages in this image set."""
-    in_parent: int = 0
-    """Bytes of pages that are in a parent, or in its parents."""
-    lazy: int = 0
-    """Bytes of pages that are in no image: the process that was dumped was to serve them."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of address space."""
-        return self.end - self.start
-
-    @property
-    def zero(self) -> int:
-        """Bytes that were never written to: they read as zeros. 0 for mappings of files."""
-        if not self.reads_as_zeros:
-            return 0
-        return max(self.size - self.stored - self.in_parent - self.lazy, 0)
-
-    @property
-    def reads_as_zeros(self) -> bool:
-        """Whether pages that no image has are zeros, rather than those of a file."""
-        return self.kind in (VmaKind.ANONYMOUS, VmaKind.SHARED, VmaKind.HEAP, VmaKind.STACK)
 
 
 # --- Files --------------------------------------------------------------------------

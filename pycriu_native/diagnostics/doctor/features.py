@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from ..._calls import requirements
 from ..._transport.base import Via
@@ -18,14 +19,14 @@ from ..._transport.process import ChildProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
-from .values import DoctorFinding, DoctorSeverity
+from ...findings import Finding, Severity
 
 PATIENCE = 20.0
 """Seconds that one question may take."""
 AT_ONCE = 4
 UNKNOWN = "Unknown feature"
 
-INFO = DoctorSeverity.INFO
+INFO = Severity.NOTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Feature:
     """What does not work without it."""
     cure: str
     """What brings it; mostly a release of Linux or an option of its build."""
-    health: DoctorSeverity = DoctorSeverity.WARNING
+    severity: Severity = Severity.WARNING
     """What the lack of it is."""
 
 
@@ -188,7 +189,7 @@ BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store
 """What a request can ask for: its name in ``Features``, and on the command line."""
 
 
-def look(via: Via) -> Iterator[DoctorFinding]:
+def look(via: Via) -> Iterator[Finding]:
     """Each feature."""
     worker = worker_of(via)
     if worker is None:
@@ -201,7 +202,7 @@ def look(via: Via) -> Iterator[DoctorFinding]:
                 yield _remark(name, answer)
 
 
-def _by_request(via: Via) -> Iterator[DoctorFinding]:
+def _by_request(via: Via) -> Iterator[Finding]:
     if via.identity() is None:
         return
     try:
@@ -228,15 +229,14 @@ def _asked(via: Worker, name: str) -> bool | None:
     return process.status == 0
 
 
-def _remark(name: str, there: bool) -> DoctorFinding:
+def _remark(name: str, there: bool) -> Finding:
     feature = FEATURES[name]
-    about = {"id": f"feature:{name}", "group": "feature", "title": feature.title}
+    finding = partial(Finding, id=f"feature:{name}", group="feature", subject=feature.title)
     if there:
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="there")
-    return DoctorFinding(
-        **about,
-        health=feature.health,
-        value="lacking",
+        return finding(severity=Severity.GOOD, message="there")
+    return finding(
+        severity=feature.severity,
+        message="lacking",
         costs=feature.costs,
         cure=f"it needs {feature.cure}",
     )

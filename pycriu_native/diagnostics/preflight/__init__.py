@@ -20,6 +20,7 @@ from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ..._transport.worker import Worker
 from ...errors import OptionError, Problem
+from ...findings import Finding, Severity, ordered
 from ...options.criu_opts import CriuOpts
 from . import (
     attributes,
@@ -35,24 +36,14 @@ from . import (
     terminals,
 )
 from .context import Context
-from .values import (
-    Finding,
-    ImageSize,
-    Preflight,
-    PreflightError,
-    PreflightWarning,
-    Severity,
-    Verdict,
-    ordered,
-)
+from .mount_table import MountTable
+from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
-    "Finding",
     "ImageSize",
     "Preflight",
     "PreflightError",
     "PreflightWarning",
-    "Severity",
     "Verdict",
     "preflight",
 ]
@@ -89,7 +80,7 @@ def preflight(
         tree=tree,
         opts=opts,
         via=via or Worker(),
-        mounts=mounts.MountTable(tree),
+        mounts=MountTable(tree),
         include_caller=include_caller,
     )
     result = ordered(_findings(context))

@@ -10,8 +10,8 @@ import platform
 from collections.abc import Callable, Iterator
 
 from ..._system.process_snapshot import Process, read
+from ...findings import Finding
 from .context import Context, lost
-from .values import Finding
 
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31}
 """``ioprio_get`` (``asm/unistd.h``)."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, Process, lines_of, link
+from ...findings import Finding
 from .context import Context, lost, needs, note, stops
-from .values import Finding
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """Bytes; CRIU's own."""

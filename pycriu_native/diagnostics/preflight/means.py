@@ -19,6 +19,7 @@ from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
 from ...enums import NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
+from ...findings import Finding
 from ...options.criu_opts import CriuOpts
 from ...options.values import PageServer
 from ...results import Version
@@ -26,7 +27,6 @@ from ..config_effects import configuration_files
 from . import sockets
 from .context import Context, note, stops
 from .sockets import INTERNET, kinds
-from .values import Finding
 
 LISTENING = "0A"
 

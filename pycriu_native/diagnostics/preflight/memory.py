@@ -8,9 +8,9 @@ import stat
 from collections.abc import Iterator
 
 from ..._system.process_snapshot import Mapping, Process
+from ...findings import Finding
 from .context import Context, note, stops
 from .objects import device
-from .values import Finding
 
 ZERO = os.makedev(1, 5)
 

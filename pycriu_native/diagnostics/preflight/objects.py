@@ -16,11 +16,11 @@ from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, libc
+from ...findings import Finding
 from .context import Context, needs, note, stops
 from .files import is_plain_device
 from .tasks import SYS_KCMP
 from .terminals import is_terminal
-from .values import Finding
 
 KCMP_EPOLL_TFD = 7
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")

@@ -17,8 +17,8 @@ from ..._system.capabilities import (
 )
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
+from ...findings import Finding
 from .context import Context, no_restore
-from .values import Finding
 
 
 def look(context: Context) -> Iterator[Finding]:

@@ -15,8 +15,8 @@ from typing import Any
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, Process, read
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
+from ...findings import Finding
 from .context import Context, lost, needs, note, stops
-from .values import Finding
 
 INTERNET = {
     "TCP": "tcp",

@@ -18,8 +18,8 @@ from ..._support.unpatched import sleep
 from ..._system.process_snapshot import Process, libc, lines_of, link, read
 from ..._system.process_tree import frozen_cgroup
 from ...enums import Verb
+from ...findings import Finding
 from .context import Context, needs, note, stops
-from .values import Finding
 
 NS_GET_USERNS = 0xB701
 SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272

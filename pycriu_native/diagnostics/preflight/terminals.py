@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, read
+from ...findings import Finding
 from .context import Context, needs, stops
-from .values import Finding
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
