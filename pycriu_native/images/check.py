@@ -168,7 +168,9 @@ class _Check:
             return
         if self.images.version not in (1, 2, _COMPRESSED_VERSION):
             yield _error(
-                "criu", f"no release knows images of version {self.images.version}", "a newer CRIU"
+                "criu",
+                f"no release supports images of version {self.images.version}",
+                "a newer CRIU",
             )
         elif self.images.version == _COMPRESSED_VERSION and here < _version("4.3"):
             yield _error(
@@ -179,7 +181,7 @@ class _Check:
             yield _warning(
                 "criu",
                 f"the images were made by CRIU {made}, and this is {here}",
-                f"CRIU {made} or later: an older one ignores what it does not know",
+                f"CRIU {made} or later: an older one ignores fields that it does not have",
             )
         if self.images.allow_uprobes and not self.opts.config_file:
             yield _error(

@@ -138,7 +138,7 @@ def _decode(call: Call, image: str) -> Exit:
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
-    # Text that is no UTF-8 is lone surrogates, which JSON and our own files keep.
+    # Bytes that are not UTF-8 are lone surrogates, which JSON keeps.
     with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
         try:
             result = json.load(file)

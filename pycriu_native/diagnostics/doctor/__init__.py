@@ -20,7 +20,7 @@ __all__ = ["Doctor", "doctor"]
 def doctor(via: Via | None = None) -> Doctor:
     """Check everything that decides whether this machine can checkpoint.
 
-    ``via`` as for the verbs. A worker runs ``criu check`` for each feature that CRIU 4.2 knows:
+    ``via`` as for the verbs. A worker runs ``criu check`` for each feature of CRIU 4.2:
     about 45 processes in about a second. A service answers for three features. A socket serves
     one request only, so it gets none. The rights are those of the caller, which a worker shares.
 

@@ -1,4 +1,4 @@
-"""CRIU, libcriu and the kernel: whether they are there, work, and fit each other."""
+"""CRIU, libcriu and the kernel: whether they exist, work, and fit each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...results import Version
 from ..config_effects import configuration_files
 
 CACHE = "/run/criu.kdat"
-"""Where CRIU keeps what it has found out about the kernel (``criu/kerndat.c``)."""
+"""CRIU's cache of the kernel's features (``criu/kerndat.c``)."""
 CACHE_MAGIC = 0x57023458
 TMPFS_OF = "/run"
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
@@ -30,9 +30,9 @@ INSTALL = "apt-get install criu, or tools/install-criu of a checkout"
 
 
 def look(via: Via) -> Iterator[Finding]:
-    """All of it."""
+    """Findings on CRIU, libcriu and the kernel."""
     yield _libcriu()
-    asked = time.time()
+    start = time.time()
     try:
         result = requirements.ask_version(via)
     except CriuError as error:
@@ -45,7 +45,7 @@ def look(via: Via) -> Iterator[Finding]:
             costs="nothing works",
             cure=error.cure or INSTALL,
         )
-        yield _cache(asked, via)
+        yield _cache(start, via)
         return
     yield Finding(
         id="criu",
@@ -57,7 +57,7 @@ def look(via: Via) -> Iterator[Finding]:
     yield _fits_library(result)
     yield _fits_kernel(result)
     yield _check(via)
-    yield _cache(asked, via)
+    yield _cache(start, via)
     yield from _configuration(via)
 
 
@@ -80,7 +80,7 @@ def _fits_library(found: Version) -> Finding:
     return finding(
         severity=Severity.NOTE,
         message=f"libcriu {library}, CRIU {found}",
-        costs=f"options that only {younger} knows are refused",
+        costs=f"options that only {younger} supports are refused",
         cure="install both from one release",
     )
 
@@ -110,19 +110,19 @@ def _check(via: Via) -> Finding:
             severity=Severity.STOPS,
             message=error.cause or str(error),
             costs="CRIU cannot work on this kernel, or not with these rights",
-            cure=error.cure or "see what it says, in a log: criu check -v4",
+            cure=error.cure or "see the output of criu check -v4",
         )
     value = "; ".join(result.warnings) or "passed"
     severity = Severity.NOTE if result.warnings else Severity.GOOD
     return finding(severity=severity, message=value)
 
 
-def _cache(asked: float, via: Via) -> Finding:
-    """What CRIU has found out about the kernel, kept for the next call.
+def _cache(start: float, via: Via) -> Finding:
+    """CRIU's cache of the kernel's features.
 
-    CRIU takes it if it has the size and the two magic numbers of its own build, else removes and
-    makes it anew; the second number is the time of the build. It does not look at the kernel: the
-    file is to go with the system's reboot, so CRIU keeps it on a tmpfs only.
+    CRIU accepts it if it has the size and the two magic numbers of its own build, else it replaces
+    it; the second number is the time of the build. CRIU does not compare it with the kernel: it
+    keeps the file on a tmpfs only, so that a reboot removes it.
     """
     finding = partial(Finding, id="cache", group="criu", subject="cache of the kernel's features")
 
@@ -140,11 +140,11 @@ def _cache(asked: float, via: Via) -> Finding:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
         if _is_tmpfs(TMPFS_OF):
-            return finding_of(Severity.NOTE, "is absent", "the next call makes it")
+            return finding_of(Severity.NOTE, "is absent", "the next call creates it")
         return finding_of(
             Severity.NOTE,
-            f"is absent: {TMPFS_OF} is no tmpfs, and CRIU keeps it nowhere else",
-            "each call asks the kernel again, which takes about 20 ms",
+            f"is absent: {TMPFS_OF} is not a tmpfs, and CRIU keeps it only on one",
+            "each call tests the kernel again, which takes about 20 ms",
             f"pycriu-native keep-cache, or mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do "
             "when they start",
         )
@@ -154,19 +154,19 @@ def _cache(asked: float, via: Via) -> Finding:
         return finding_of(
             Severity.WARNING,
             "is stale: it is older than this start of the system",
-            "CRIU believes it, and fails in odd ways if the kernel has changed",
+            "CRIU uses it, and fails in various ways if the kernel has changed",
             f"rm {CACHE}",
         )
     if magic != CACHE_MAGIC:
         return finding_of(
             Severity.WARNING,
-            "is no such cache",
-            "CRIU removes it and asks the kernel again",
+            "is not a cache of this kind",
+            "CRIU removes it and tests the kernel again",
             f"rm {CACHE}",
         )
-    if result.st_mtime >= asked - 1:
-        return finding_of(Severity.GOOD, "is kept, and was made just now")
-    return finding_of(Severity.GOOD, "is kept")
+    if result.st_mtime >= start - 1:
+        return finding_of(Severity.GOOD, "exists, and was created by this check")
+    return finding_of(Severity.GOOD, "exists")
 
 
 def _is_tmpfs(path: str) -> bool:
@@ -182,19 +182,19 @@ def _started() -> float:
 
 
 def _configuration(via: Via) -> Iterator[Finding]:
-    """Files that change what every call does."""
+    """Configuration files that affect every call."""
     finding = partial(Finding, id="configuration", group="criu", subject="configuration files")
     result = [file for file in configuration_files(CriuOpts(), via) if file.settings]
     if not result:
         seen = worker_of(via) is not None
         severity = Severity.GOOD if seen else Severity.NOTE
-        value = "none" if seen else "those of another process are not seen"
+        value = "none" if seen else "unknown: those of another process"
         yield finding(severity=severity, message=value)
     for file in result:
         yield finding(
             severity=Severity.WARNING,
             message=f"{file.path} ({file.why}) sets "
             + "; ".join(str(setting) for setting in file.settings),
-            costs="calls do what it says beside their own options",
-            cure=f"look whether that is meant; else remove {file.path}",
+            costs="calls use its settings besides their own options",
+            cure=f"check whether that is intended; else remove {file.path}",
         )

@@ -1,7 +1,7 @@
 """Rights: capabilities one by one, security modules, filters of system calls.
 
-They are those of the caller, which a worker of our own gets as well. What CRIU needs each
-capability for: its man page, ``criu/cr-service.c`` and the kernel's checks.
+They are those of the caller, which a worker inherits. Sources for the use of each capability:
+CRIU's man page, ``criu/cr-service.c`` and the kernel's checks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ ONLY = "a restore works with unprivileged=True only"
 CAPABILITIES = {
     "CAP_SYS_ADMIN": (21, "namespaces, mounts and seccomp filters cannot be dumped or restored"),
     "CAP_CHECKPOINT_RESTORE": (40, "without CAP_SYS_ADMIN, nothing works"),
-    "CAP_SYS_PTRACE": (19, "no process can be stopped, nor CRIU be handed a directory"),
+    "CAP_SYS_PTRACE": (
+        19,
+        "no process can be stopped, and CRIU cannot open directories",
+    ),
     "CAP_NET_ADMIN": (12, f"TCP connections and network namespaces cannot be saved; {ONLY}"),
     "CAP_SYS_RESOURCE": (
         24,
@@ -42,13 +45,13 @@ CAPABILITIES = {
     "CAP_IPC_OWNER": (15, "System V objects of other users cannot be saved"),
     "CAP_AUDIT_CONTROL": (30, "login uids cannot be restored"),
 }
-"""Bit, and what does not work without it."""
+"""Bit number, and what does not work without it."""
 EITHER = ("CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE")
 GIVE = "run as root, or in a container that is given it (docker run --cap-add={short})"
 
 
 def look() -> Iterator[Finding]:
-    """All of it."""
+    """Findings on capabilities, security modules and seccomp."""
     status = status_of(os.getpid())
     held = int(status.get("CapEff", "0"), 16)
     has = {name for name, (bit, _) in CAPABILITIES.items() if held >> bit & 1}
@@ -89,7 +92,7 @@ def _user() -> Finding:
 
 def _modules() -> Finding:
     result = read("/sys/kernel/security/lsm").strip()
-    value = result or "none that can be seen (/sys/kernel/security is not mounted)"
+    value = result or "unknown (/sys/kernel/security is not mounted)"
     finding = partial(Finding, id="security-modules", group="rights", subject="security modules")
     return finding(severity=Severity.NOTE, message=value)
 
@@ -106,7 +109,7 @@ def _selinux() -> Iterator[Finding]:
         yield finding(
             severity=Severity.WARNING if "unconfined" not in label else Severity.NOTE,
             message=f"enforcing, {label}",
-            costs="the policy may forbid what CRIU does; the log of the audit says so (AVC)",
+            costs="the policy may forbid what CRIU does; the audit log shows it (AVC)",
             cure="run from an unconfined domain; for containers, give lsm_profile on restore",
         )
 
@@ -119,11 +122,11 @@ def _apparmor() -> Iterator[Finding]:
     ).rstrip("\0\n")
     finding = partial(Finding, id="apparmor", group="rights", subject="AppArmor")
     if profile in ("", "unconfined"):
-        yield finding(severity=Severity.GOOD, message="we are unconfined")
+        yield finding(severity=Severity.GOOD, message="unconfined")
     else:
         yield finding(
             severity=Severity.WARNING,
-            message=f"we are under the profile {profile}",
+            message=f"confined by the profile {profile}",
             costs="the profile may forbid ptrace, mounts and opening of files",
             cure="run unconfined (docker run --security-opt apparmor=unconfined)",
         )
@@ -138,7 +141,7 @@ def _yama(has: set[str]) -> Iterator[Finding]:
         yield finding(
             severity=Severity.STOPS,
             message=scope,
-            costs="nobody may stop a process, root included",
+            costs="no process can be stopped, not even by root",
             cure="it cannot be lowered while the system runs: remove the setting and restart",
         )
     elif scope != "0" and "CAP_SYS_PTRACE" not in has:
@@ -162,7 +165,7 @@ def _lockdown() -> Iterator[Finding]:
         yield finding(
             severity=Severity.WARNING,
             message=level,
-            costs="features of the kernel that CRIU asks for may be refused",
+            costs="the kernel may refuse features that CRIU needs",
             cure="start the kernel with lockdown=integrity, or none",
         )
     else:
@@ -171,13 +174,13 @@ def _lockdown() -> Iterator[Finding]:
 
 def _seccomp(status: dict[str, str]) -> Finding:
     finding = partial(
-        Finding, id="seccomp", group="rights", subject="filter of our system calls (seccomp)"
+        Finding, id="seccomp", group="rights", subject="system call filter of the caller (seccomp)"
     )
     if status.get("Seccomp", "0") == "0":
         return finding(severity=Severity.GOOD, message="none")
     return finding(
         severity=Severity.WARNING,
         message=f"mode {status['Seccomp']}, {status.get('Seccomp_filters', '?')} filters",
-        costs="CRIU is under it as well; what it forbids fails, and restored processes inherit it",
+        costs="CRIU inherits it; forbidden calls fail, and restored processes inherit it",
         cure="run without it (docker run --security-opt seccomp=unconfined)",
     )

@@ -1,4 +1,4 @@
-"""The system around CRIU: tools, network locks, cgroups, limits, and where we are ourselves."""
+"""The system around CRIU: tools, network locks, cgroups, limits, containers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..._transport.worker import worker_of
 from ...findings import Finding, Severity
 
 LAZY_PIPE = 4194304
-"""Bytes of a pipe that lazy_pages wants."""
+"""Bytes of a pipe that lazy_pages needs."""
 RESOURCE = 24
 FIRST = {"pid": 4026531836, "user": 4026531837}
 """Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""
 
 
 def look(via: Via) -> Iterator[Finding]:
-    """All of it."""
+    """Findings on the system."""
     worker = worker_of(via)
     path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
     yield from _network_tools(path)
@@ -50,7 +50,7 @@ def _network_tools(path: str) -> Iterator[Finding]:
             cure="apt-get install iptables",
         )
     else:
-        yield finding(severity=Severity.GOOD, message="there, to lock the network with")
+        yield finding(severity=Severity.GOOD, message="found")
 
 
 def _tools(path: str) -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def _limits() -> Iterator[Finding]:
         )
     soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
     value = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
-    costs = "" if soft else "a CRIU that crashes leaves no core to look at"
+    costs = "" if soft else "a crash of CRIU leaves no core file"
     yield Finding(
         id="core",
         group="system",
@@ -189,25 +189,25 @@ def _io_uring() -> Finding:
     return finding(
         severity=Severity.NOTE,
         message="allowed" if setting in ("", "0") else "allowed to some",
-        costs="processes that use it cannot be dumped; preflight tells which",
-        cure="sysctl -w kernel.io_uring_disabled=2 (new programs do without it)",
+        costs="processes that use it cannot be dumped; preflight finds them",
+        cure="sysctl -w kernel.io_uring_disabled=2 (for new programs)",
     )
 
 
 def _proc() -> Finding:
     finding = partial(Finding, id="proc", group="system", subject="/proc")
     if link("/proc/self") == str(os.getpid()):
-        return finding(severity=Severity.GOOD, message="of our pid namespace")
+        return finding(severity=Severity.GOOD, message="of the caller's pid namespace")
     return finding(
         severity=Severity.STOPS,
-        message="of another pid namespace than ours",
-        costs="pids mean other processes there: nothing works",
+        message="of another pid namespace than the caller's",
+        costs="its pids are those of other processes: nothing works",
         cure="mount -t proc proc /proc",
     )
 
 
 def _container() -> Finding:
-    """Whether we are in a container, by what the usual ones leave."""
+    """Whether the caller is in a container, by the marks of the usual ones."""
     signs = [
         name
         for name, path in {"Docker": "/.dockerenv", "Podman": "/run/.containerenv"}.items()
@@ -221,9 +221,9 @@ def _container() -> Finding:
         for kind in ("pid", "user")
         if link(f"/proc/self/ns/{kind}") != f"{kind}:[{FIRST[kind]}]"
     ]
-    finding = partial(Finding, id="container", group="system", subject="where we are")
+    finding = partial(Finding, id="container", group="system", subject="container")
     if not signs and not named and not own:
-        return finding(severity=Severity.GOOD, message="on the host")
+        return finding(severity=Severity.GOOD, message="none: on the host")
     value = ", ".join(
         [*signs, *([named] if named else []), *(f"a {kind} namespace of its own" for kind in own)]
     )

@@ -16,7 +16,7 @@ ZERO = os.makedev(1, 5)
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the memory matters."""
+    """Findings on the memory."""
     for process in context.tree.alive:
         seen: set[str] = set()
         for mapping in process.mappings:
