@@ -36,7 +36,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._failures.log_excerpt import failures
-from pycriu_native.diagnostics.preflight.mounts import parse
+from pycriu_native.diagnostics.preflight.mount_table import parse
 from pycriu_native.diagnostics.preflight.sockets import _address
 
 from .conftest import Spawn

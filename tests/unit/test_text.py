@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pycriu_native import CriuError
 from pycriu_native._support.kernel_text import encodable, escaped, read_lines, read_text
-from pycriu_native.diagnostics.preflight.mounts import parse
+from pycriu_native.diagnostics.preflight.mount_table import parse
 from pycriu_native.findings import Finding, Severity
 
 CUT = "расчётнагрузки".encode()[:15]

@@ -1,7 +1,7 @@
 """Open files, mapped files, programs, working directories and roots.
 
-A file must lie on a mount that CRIU finds, under a name that leads to it; what has no name is
-copied into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_file``,
+A file must be on a mount that CRIU finds, and its path must lead to it. A deleted file is copied
+into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_file``,
 ``check_path_remap``, ``dump_ghost_remap``).
 """
 

@@ -1,6 +1,6 @@
 """What this caller lacks for a restore: the dump works, and the process is lost.
 
-A restore elsewhere, or by somebody with more, can work all the same.
+A restore elsewhere, or by a caller with more rights, can still work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Expected size of the images.
 
-CRIU writes private memory that a process has changed or made (what /proc calls anonymous), and
-shared memory that is in no file, once for each.
+CRIU writes the anonymous memory of each process, and each shared memory without a file once.
 """
 
 from __future__ import annotations

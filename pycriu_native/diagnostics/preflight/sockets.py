@@ -1,7 +1,7 @@
 """Sockets: kinds that CRIU cannot save, connections, and unix sockets that leave the tree.
 
-``criu/sockets.c``, ``sk-inet.c``, ``sk-unix.c``, ``sk-netlink.c``. What kind a socket of another
-process is, the kernel tells by an attribute of its file (``system.sockprotoname``).
+``criu/sockets.c``, ``sk-inet.c``, ``sk-unix.c``, ``sk-netlink.c``. The protocol of
+another process's socket is an attribute of its file (``system.sockprotoname``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Processes that CRIU cannot stop or cannot restore.
 
-``criu/seize.c`` stops them, ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` sort what they share,
-``criu/pstree.c`` needs the leader of their session.
+Sources: ``criu/seize.c`` (stop), ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` (shared resources),
+``criu/pstree.c`` (sessions).
 """
 
 from __future__ import annotations
