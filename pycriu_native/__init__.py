@@ -81,18 +81,17 @@ if TYPE_CHECKING:
         keep_feature_cache,
     )
     from ._transport.pool import WorkerPool
-    from .diagnostics.doctor import Doctor, DoctorFinding, DoctorSeverity, doctor
+    from .diagnostics.doctor import Doctor, doctor
     from .diagnostics.explain import Explanation, explain
     from .diagnostics.preflight import (
-        Finding,
         ImageSize,
         Preflight,
         PreflightError,
         PreflightWarning,
-        Severity,
         Verdict,
         preflight,
     )
+    from .findings import Finding, Severity
     from .migration.migrate import MigrationMode, MigrationResult, migrate_in, migrate_out
 
 __version__ = "0.1.0"
@@ -108,8 +107,6 @@ __all__ = [
     "CriuOpts",
     "DeadlineError",
     "Doctor",
-    "DoctorFinding",
-    "DoctorSeverity",
     "DumpItersResult",
     "DumpJob",
     "DumpResult",
@@ -210,9 +207,8 @@ _LATER = {
     "DumpJob": "_calls.batch",
     "Explanation": "diagnostics.explain",
     "FeatureCache": "_transport.feature_cache",
-    "Finding": "diagnostics.preflight",
+    "Finding": "findings",
     "JobOutcome": "_calls.batch",
-    "DoctorSeverity": "diagnostics.doctor",
     "ImageSize": "diagnostics.preflight",
     "LazyPages": "_pages.lazy_pages",
     "MigrationMode": "migration.migrate",
@@ -223,10 +219,9 @@ _LATER = {
     "PreflightError": "diagnostics.preflight",
     "PreflightWarning": "diagnostics.preflight",
     "Progress": "_calls.progress",
-    "DoctorFinding": "diagnostics.doctor",
     "RestoreJob": "_calls.batch",
     "Round": "_calls.iterative_dump",
-    "Severity": "diagnostics.preflight",
+    "Severity": "findings",
     "ShrinkingRounds": "_calls.iterative_dump",
     "Verdict": "diagnostics.preflight",
     "WorkerPool": "_transport.pool",

@@ -1,4 +1,4 @@
-"""Which configuration files have a say in a call, and what they mean for it.
+"""Configuration files that CRIU reads for a call, and the effect of their settings.
 
 CRIU reads configuration files beside the request. What wins, from CRIU's ``criu/config.c`` and
 ``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level`` and ``log_file`` seen
@@ -25,19 +25,19 @@ from ..options.value_types import ListOf
 from ..results import Version
 
 LARGEST_FILE = 2**20
-"""Bytes read of a configuration file."""
+"""Most bytes that are read of a configuration file."""
 
 DEAF_TO_FALSE = frozenset(
     ("leave_running", "leave_stopped", "tls", "tls_no_cn_verify", "mntns_compat_mode")
 )
-"""Fields of which CRIU hears only True: a False does not take back what a file has set."""
+"""Fields that the request sends only if True: False does not override a file."""
 
 ALWAYS_ASKED = {
     "log_level": "the request always sets it (from 4.2 on, also against its own file)",
     "log_file": "the request always sets it",
     "images_directory": "the request always names the directory",
 }
-"""Options that no file read before the request decides, and why."""
+"""Options that a file read before the request does not decide, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Setting:
     """One option of a configuration file."""
 
     option: str
-    """The field of ``CriuOpts``, or the option's own name where there is none."""
+    """The field of ``CriuOpts``, or the name of the option if there is no field."""
     value: object
-    """What the file sets it to."""
+    """The value in the file."""
     effect: str
-    """What that means for this call."""
+    """The effect on this call."""
     applies: bool
-    """Whether the call behaves otherwise than without the file."""
+    """Whether the file changes the behaviour of the call."""
 
     def __str__(self) -> str:
         return f"{self.option}={self.value!r}: {self.effect}"
@@ -62,15 +62,15 @@ class ConfigurationFile:
     """A configuration file that CRIU reads for this call."""
 
     path: str
-    """Where it is."""
+    """Its path."""
     why: str
     """Why CRIU reads it."""
     settings: tuple[Setting, ...]
-    """What it sets, options that are no field of ours included."""
+    """Its settings, including options without a field in ``CriuOpts``."""
 
 
 def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]:
-    """The files that exist of those that CRIU looks for, in its order."""
+    """The existing files among those that CRIU reads, in its order."""
     for path, why in criu_files.configuration(via):
         text = _text(path)
         if text is not None:
@@ -80,20 +80,20 @@ def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]
         text = _text(path)
         if text is not None:
             why = "config_file, read after the request"
-            settings = _settings(text, opts, after=True, hears_level=_hears_level(via))
+            settings = _settings(text, opts, after=True, sets_level=_sets_level(via))
             yield ConfigurationFile(path, why, tuple(settings))
 
 
-def _hears_level(via: Via) -> bool:
-    """Whether the program takes the log's level from the request's own file: one before 4.2."""
+def _sets_level(via: Via) -> bool:
+    """Whether the request's own file sets the log level: in releases before 4.2."""
     try:
         return via.identity() is not None and program_version(via) < Version(major=4, minor=2)
     except CriuError:
-        return False  # it cannot be asked
+        return False  # its release is unknown
 
 
 def _text(path: str) -> str | None:
-    """A file's text; None where CRIU would find none, and go on without a word."""
+    """The text of a file; None if CRIU would ignore it without a message."""
     try:
         with open(path, "rb") as file:
             return os.fsdecode(file.read(LARGEST_FILE))
@@ -102,17 +102,17 @@ def _text(path: str) -> str | None:
 
 
 def _settings(
-    text: str, opts: CriuOpts, *, after: bool = False, hears_level: bool = False
+    text: str, opts: CriuOpts, *, after: bool = False, sets_level: bool = False
 ) -> Iterator[Setting]:
-    """``after``: the file is read after the request; ``hears_level``: by a CRIU before 4.2."""
+    """``after``: the file is read after the request; ``sets_level``: by a CRIU before 4.2."""
     reader = read_config(text, lazy=bool(opts.lazy_pages))
     for field, value in reader.fields.items():
         row = BY_FIELD[field]
-        shown, asked = _parsed(row, value), getattr(opts, field)
-        if not after or (row.name == "log_level" and not hears_level):
-            applies, effect = _before(row, shown, asked)
+        shown, given = _parsed(row, value), getattr(opts, field)
+        if not after or (row.name == "log_level" and not sets_level):
+            applies, effect = _before(row, shown, given)
         else:
-            applies, effect = _after(row, shown, asked)
+            applies, effect = _after(row, shown, given)
         yield Setting(field, shown, effect, applies)
     for problem in reader.problems:
         yield Setting(problem.field, problem.value, problem.rule, True)
@@ -125,34 +125,39 @@ def _parsed(row: Row, value: object) -> object:
         return value
 
 
-def _before(row: Row, value: object, asked: Any) -> tuple[bool, str]:
-    """What an option of a file means that is read before the request."""
+def _before(row: Row, value: object, given: Any) -> tuple[bool, str]:
+    """The effect of an option of a file that is read before the request."""
     if row.name in ALWAYS_ASKED:
         return False, f"has no effect: {ALWAYS_ASKED[row.name]}"
-    if asked is None or asked == ():
+    if given is None or given == ():
         return True, "applies: the request does not set it"
     if isinstance(row.kind, ListOf):
         return True, "is added to what the request has"
-    if asked is False and row.name in DEAF_TO_FALSE and value is True:
+    if given is False and row.name in DEAF_TO_FALSE and value is True:
         return True, "applies: CRIU does not hear the False of the request"
-    return False, "has no effect: the request wins" if asked != value else "is asked for as well"
+    return (
+        False,
+        "has no effect: the request overrides it"
+        if given != value
+        else "is in the request as well",
+    )
 
 
-def _after(row: Row, value: object, asked: Any) -> tuple[bool, str]:
-    """What an option of the request's own file means."""
-    if asked is None or asked == ():
+def _after(row: Row, value: object, given: Any) -> tuple[bool, str]:
+    """The effect of an option of the request's own file."""
+    if given is None or given == ():
         return True, "applies: the request does not set it"
     if isinstance(row.kind, ListOf):
         return True, "is added to what the request has"
-    if asked == value:
-        return False, "is asked for as well"
-    if row.name == "parent_image" or (row.name == "mntns_compat_mode" and asked):
-        return False, "has no effect: the request wins"
-    return True, f"wins over the {asked!r} of the request"
+    if given == value:
+        return False, "is in the request as well"
+    if row.name == "parent_image" or (row.name == "mntns_compat_mode" and given):
+        return False, "has no effect: the request overrides it"
+    return True, f"overrides the {given!r} of the request"
 
 
 def crash(opts: CriuOpts, files: tuple[ConfigurationFile, ...]) -> Iterator[Problem]:
-    """The problem of a request whose own file crashes CRIU."""
+    """The problem of a request whose own configuration file crashes CRIU."""
     if opts.config_file is None or not files:
         return
     last = files[-1]

@@ -1,8 +1,8 @@
-"""What a call would do, shown without doing it.
+"""The effect of a call, computed without the call.
 
-Nothing is touched and nothing runs but, at most, one question for the release of the ``criu``
-program (asked only if an option is younger than CRIU 3.17, and remembered). What goes on the
-wire is what the call itself would put into libcriu's handle, read back from there.
+Nothing is changed. The ``criu`` program runs only for its release, if an option is newer than
+CRIU 3.17, and the release is cached. The fields of the request are set in a handle of libcriu, as
+by the call itself, and read back from there.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Sent:
     wire: str
     """Its name in ``rpc.proto``."""
     value: WireValue
-    """What is sent; for a directory given by path: that path. Its descriptor is sent."""
+    """The value. For a directory given by path: that path; the call sends its descriptor."""
     by: str
     """The function of libcriu that sets it, or ``wire field``."""
     field: str | None
-    """The field of ``CriuOpts`` that it comes from; None: the call adds it."""
+    """Its field of ``CriuOpts``. None: the call adds it."""
 
     def __str__(self) -> str:
         source = self.field or "added by the call"
@@ -54,26 +54,26 @@ class Sent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """What a call would do. ``str()`` is for people to read."""
+    """The effect of a call. ``str()`` is for people."""
 
     verb: Verb
     """The verb; a dump with ``pre_dump`` set is a pre-dump."""
     pid: int | None
     """The process."""
     libcriu: str
-    """The release of the libcriu that is loaded."""
+    """The release of the loaded libcriu."""
     program: str
-    """The CRIU that would be asked."""
+    """The CRIU of the call."""
     wire: tuple[Sent, ...]
-    """What goes on the wire, but for what this libcriu has no field for."""
+    """The fields of the request that this libcriu supports."""
     command: tuple[str, ...]
-    """The command line that does the same, but for ``unsaid``."""
+    """The equivalent command line, without the options in ``unsaid``."""
     unsaid: tuple[Problem, ...]
-    """What the command line cannot say."""
+    """Options that the command line of ``criu`` does not have."""
     problems: tuple[Problem, ...]
-    """Why the call would be refused, by its rules."""
+    """Rules that the call breaks: it would be refused."""
     lacking: tuple[Problem, ...]
-    """What this libcriu and this CRIU lack for it. (The kernel is not asked.)"""
+    """Options that this libcriu or this CRIU does not support. The kernel is not checked."""
     configuration: tuple[ConfigurationFile, ...]
     """The configuration files that CRIU reads for it, in CRIU's order."""
 
@@ -104,7 +104,7 @@ def _section(title: str, lines: Any, empty: str = "") -> list[str]:
 def explain(
     opts: CriuOpts, verb: Verb | str, pid: int | None = None, via: Via | None = None
 ) -> Explanation:
-    """What ``verb`` would do with these options; raises for a verb without options, nothing else.
+    """Compute the effect of ``verb`` with these options. Raises only for a verb without options.
 
     ``pid`` and ``via`` as for the verb. Shown are also calls that would be refused, with why.
     """
@@ -167,11 +167,11 @@ def _lacking(request: Request) -> Iterator[Problem]:
 
 
 class _Unopened(Directories):
-    """Stand-ins for directories: the call opens them, and makes a missing one; we do not."""
+    """Placeholders for directories. Only the call itself opens or creates a directory."""
 
     def __init__(self, request: Request, owned: ExitStack) -> None:
         self.paths: dict[str | None, str] = {}
-        """What they stand for, by wire field."""
+        """Paths by wire field."""
         super().__init__(request.opts, request.verb, owned)
 
     def _open(self, directory: object, field: str) -> int:
@@ -218,6 +218,6 @@ def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
     foreign = {problem.field for problem in foreign_options(request.opts, request.verb)}
     server = request.opts.page_server
     if isinstance(server, PageServer) and server.clear_text:
-        rule = "criu asks for no consent to clear text: clear_text has no word there"
+        rule = "criu has no option for clear_text: it needs no consent to clear text"
         unsaid = [*unsaid, Problem("page_server", server, rule)]
     return tuple(words), tuple(p for p in unsaid if p.field not in foreign)

@@ -1,7 +1,7 @@
-"""Images of CRIU, read: what was dumped, compared, searched, and checked before a restore.
+"""Image sets of CRIU: read, compare, search, decode and check them before a restore.
 
-Needs the extra ``[images]`` (protobuf, and lz4 for compressed memory). It is no part of
-``import pycriu_native``, and needs no CRIU.
+Needs the extra ``[images]`` (protobuf, and lz4 for compressed memory), and no CRIU.
+``import pycriu_native`` does not import it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .model import (
 )
 
 if TYPE_CHECKING:
-    from .check import Finding, Severity, check_images
+    from .check import check_images
     from .codec import decode, encode
     from .difference import (
         Change,
@@ -73,7 +73,6 @@ __all__ = [
     "Difference",
     "File",
     "FileLock",
-    "Finding",
     "Found",
     "Image",
     "ImageSet",
@@ -91,7 +90,6 @@ __all__ = [
     "Process",
     "ProcessChange",
     "RegularFile",
-    "Severity",
     "Terminal",
     "Thread",
     "Timer",
@@ -111,16 +109,14 @@ __all__ = [
     "render_tree",
 ]
 
-# What an inspection does without is imported when it is asked for.
+# Names that ``inspect`` does not need are imported at first use: it shortens the start.
 _LATER = {
     "Change": "difference",
     "DescriptorChange": "difference",
     "Difference": "difference",
-    "Finding": "check",
     "MappingChange": "difference",
     "PageChange": "difference",
     "ProcessChange": "difference",
-    "Severity": "check",
     "check_images": "check",
     "decode": "codec",
     "diff": "difference",

@@ -1,4 +1,4 @@
-"""From a directory to an :class:`ImageSet`: what is where, who refers to whom, what is missing."""
+"""Read a directory into an :class:`ImageSet`."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ from .schema import table
 from .trailers import entries
 
 LONGEST_CHAIN = 10_000
-"""Parents: more is taken for a directory that grows while it is looked at."""
+"""Most parents of a set. More are refused: the directory changes while it is read."""
 LONGEST_COMMAND = 4 * 2**20
-"""Bytes of a command line or an environment; the kernel takes no longer ones by default."""
+"""Most bytes of a command line or an environment: the default limit of the kernel."""
 
 _INVENTORY_SINCE = (
     ("4.3", ("compress", "compress_block_size")),
     ("4.2", ("allow_uprobes",)),
     ("4.1", ("dump_criu_run_id", "plugins_entry")),
 )
-"""Fields of the inventory, by the release that came with them."""
+"""Fields of the inventory, by the release that added them."""
 _VERSION = re.compile(r"\bVersion: ([0-9][0-9.]*)")
 _KERNEL = re.compile(r"\bRunning on \S+ Linux (\S+)")
 
@@ -79,7 +79,7 @@ _PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 
 
 def inspect(directory: str | os.PathLike[str]) -> ImageSet:
-    """What is in a directory of images.
+    """Read the images in a directory.
 
     Nothing is changed, nothing runs, and CRIU is not needed. Images of CRIU 3.17 to 4.3 are
     understood, also of another architecture. What is missing or cut short is listed in
@@ -93,7 +93,7 @@ def inspect(directory: str | os.PathLike[str]) -> ImageSet:
 
 
 def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
-    """The chain of ``parent`` links, and the directories that memory is read from."""
+    """The chain of ``parent`` links, and the directories with the memory."""
     chain: list[Parent] = []
     layers = [directory]
     seen = {_identity(directory)}
@@ -166,7 +166,7 @@ class _Builder:
             ) from None
 
     def _problems(self) -> list[str]:
-        """What a restore would refuse the set for; what a lazy dump still serves is no gap."""
+        """Reasons for a restore to refuse the set. Lazy pages are not missing."""
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files = ImageFiles(fd)
@@ -184,7 +184,7 @@ class _Builder:
         return f"{self.directory}/{name}"
 
     def entries(self, name: str) -> list[Any]:
-        """The entries of an image; none where there is no such image."""
+        """The entries of an image; none if the image does not exist."""
         if name not in self.names and not os.path.lexists(self.path(name)):
             return []
         kind = kind_of(name)
@@ -193,14 +193,14 @@ class _Builder:
             return list(entries(file))
 
     def one(self, name: str, kind: str) -> Any:
-        """The only entry of an image, or None where it is missing."""
+        """The only entry of an image, or None if the image does not exist."""
         if name not in self.names and not os.path.lexists(self.path(name)):
             return None
         with expect(self.path(name), kind) as file:
             return file.only()
 
     def ghost_size(self, number: int) -> int | None:
-        """Bytes of contents that a ghost file has in the images."""
+        """Size of the contents of a ghost file in the images, in bytes."""
         name = f"ghost-file-{number:x}.img"
         if name not in self.names:
             return None
@@ -282,7 +282,7 @@ class _Builder:
             ) from None
 
     def _from_log(self) -> tuple[str | None, str | None]:
-        """CRIU's release and the kernel's, from the head of the dump's log."""
+        """The releases of CRIU and the kernel, from the first lines of the dump's log."""
         for name in ("dump.log", "pre-dump.log"):
             try:
                 fd = open_regular(self.path(name))
@@ -337,7 +337,7 @@ class _Builder:
         )
 
     def _living(self, pid: int, core: Any) -> dict[str, Any]:
-        """What only a process that runs has: memory, files, a place in the file system."""
+        """Properties that a zombie lacks: memory, files, working directory, root."""
         known: dict[str, Any] = {}
         ids = self.one(f"ids-{pid}.img", "IDS")
         if ids is None and core.HasField("ids"):
@@ -392,10 +392,10 @@ class _Builder:
         except ImagesError:
             if not self.problems:
                 raise
-            return None  # what is missing has been told
+            return None  # already reported as missing
 
     def _split(self, text: bytes | None) -> tuple[str, ...] | None:
-        """Texts with NULs at the end of each, as execve(2) left them; many processes share them."""
+        """Strings that end with NUL, as execve(2) stores them; equal texts share one value."""
         if not text:
             return None if text is None else ()
         if text not in self.texts:
@@ -474,7 +474,7 @@ class _Builder:
         return threads
 
     def _limits(self, found: Any) -> dict[str, tuple[int, int]]:
-        """Those of a process; most have the same."""
+        """Resource limits of a process. Cached: most processes have the same."""
         key = found.SerializeToString()
         if key not in self.limits:
             pairs = ((each.cur, each.max) for each in found.rlimits)
@@ -482,7 +482,7 @@ class _Builder:
         return self.limits[key]
 
     def _credentials(self, thread: Any) -> Credentials | None:
-        """Those of a thread; most have the same."""
+        """Credentials of a thread. Cached: most threads have the same."""
         if thread is None or not thread.HasField("creds"):
             return None
         key = thread.creds.SerializeToString()

@@ -1,7 +1,7 @@
-"""Whether this host can restore an image set, asked before anything is touched.
+"""Whether this host can restore an image set, checked before anything is touched.
 
-Each question is a function that yields findings. What they compare is what CRIU compares on a
-restore, as far as it can be known without restoring: its ``files-reg.c``, ``image.c``,
+Each check is a method that yields findings. They compare what CRIU compares on a restore, as far
+as that is known without a restore: its ``files-reg.c``, ``image.c``,
 ``pstree.c``, ``sk-inet.c``, ``sk-unix.c``, ``tty.c``, ``cgroup.c`` and ``mount.c``.
 """
 
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import enum
 import errno
 import os
 import platform
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from .._checks import service_fds
 from .._failures.log_excerpt import known
@@ -42,6 +41,7 @@ from .._system.host import (
 )
 from .._system.process_tree import holders, name_of
 from ..errors import CriuError
+from ..findings import Finding, Severity, ordered
 from .build import inspect
 from .model import (
     ImageSet,
@@ -51,7 +51,6 @@ from .model import (
     RegularFile,
     Terminal,
     UnixSocket,
-    Value,
 )
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ if TYPE_CHECKING:
     from ..options.criu_opts import CriuOpts
     from ..results import Version
 
-__all__ = ["Finding", "Severity", "check_images"]
+__all__ = ["check_images"]
 
 _MACHINES = {
     "X86_64": ("x86_64", "amd64"),
@@ -82,76 +81,46 @@ _HOST_DEVICES = ("VETH", "MACVLAN", "EXTLINK")
 _COMPRESSED_VERSION = 3
 
 
-class Severity(enum.StrEnum):
-    """How bad a finding is."""
-
-    ERROR = "error"
-    """The restore will fail."""
-    WARNING = "warning"
-    """It may fail, or what comes back may differ from what was dumped."""
-    NOTE = "note"
-    """It was not possible to look, or someone should know."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding(Value):
-    """One thing that stands between the images and a restore here."""
-
-    severity: Severity
-    subject: str
-    """What it is about: a pid, a path, a socket, ``criu``."""
-    what: str
-    cure: str
-    """What helps; empty where nothing does."""
-    options: tuple[str, ...] = ()
-    """Fields of ``CriuOpts`` that help."""
-
-    def __str__(self) -> str:
-        cure = f"; {self.cure}" if self.cure else ""
-        return f"{self.severity}: {self.subject}: {self.what}{cure}"
-
-
 def check_images(
     images: ImageSet | str | os.PathLike[str],
     opts: CriuOpts | None = None,
     *,
     via: Via | None = None,
 ) -> tuple[Finding, ...]:
-    """What would stop a restore of these images on this host, errors first.
+    """Find what would stop a restore of these images on this host, the worst first.
 
-    ``opts`` are the options that the restore will have: what they settle is not reported. ``via``
-    says which ``criu`` will do it; it is asked for its release and, where the images need it, for
-    features of the kernel and for the processor. Nothing is restored, created or changed.
+    ``opts`` are the options of the restore: what they solve is not reported. ``via`` is the
+    ``criu`` of the restore; requests get its release and, if the images need it, features of the
+    kernel and the comparison of the processors. Nothing is restored, created or changed.
 
-    Looked at: the images themselves and their parents; the release of CRIU; architecture and
-    processor (``cpuinfo.img``, if a ``cpuinfo_dump`` left it there); pids; files (existence, type
+    Checked: the images themselves and their parents; the release of CRIU; architecture and
+    processor (``cpuinfo.img``, if a ``cpuinfo_dump`` wrote it); pids; files (existence, type
     and permissions, size, build id); sockets, terminals, mounts, network devices, cgroups,
     namespaces; and options that the images need. Files in a mount namespace of the processes' own
-    are looked for below ``root``, if that is given.
+    are searched below ``root``, if it is set.
 
-    A process can change in between: no finding is no promise. Raises ``ImagesError`` as
+    The host can change before the restore. Raises ``ImagesError`` as
     ``inspect`` does. Tested with CRIU 4.1 to 4.3.
     """
     from ..options.criu_opts import CriuOpts
 
     result = images if isinstance(images, ImageSet) else inspect(images)
     check = _Check(result, opts or CriuOpts(), via)
-    order = list(Severity)
-    return tuple(sorted(check.all(), key=lambda each: order.index(each.severity)))
+    return ordered(check.all())
 
 
 class _Check:
-    """One check: the images, the options, and what was learnt of the host."""
+    """The checks of one image set: the images, the options and facts of the host."""
 
     def __init__(self, images: ImageSet, opts: CriuOpts, via: Via | None) -> None:
         self.images = images
         self.opts = opts
         self.via = via
         self.host = {each.kind for each in images.namespaces if each.host}
-        """Kinds of namespace that the restore takes from this host."""
+        """Kinds of namespace that the restored processes share with this host."""
 
     def all(self) -> Iterator[Finding]:
-        questions: tuple[Callable[[], Iterator[Finding]], ...] = (
+        checks: tuple[Callable[[], Iterator[Finding]], ...] = (
             self.complete,
             self.release,
             self.processor,
@@ -172,8 +141,9 @@ class _Check:
             self.namespaces,
             self.cgroups,
         )
-        for question in questions:
-            yield from question()
+        for check in checks:
+            for finding in check():
+                yield replace(finding, id=check.__name__)
 
     # --- The images, the program, the machine --------------------------------------------
 
@@ -198,7 +168,9 @@ class _Check:
             return
         if self.images.version not in (1, 2, _COMPRESSED_VERSION):
             yield _error(
-                "criu", f"no release knows images of version {self.images.version}", "a newer CRIU"
+                "criu",
+                f"no release supports images of version {self.images.version}",
+                "a newer CRIU",
             )
         elif self.images.version == _COMPRESSED_VERSION and here < _version("4.3"):
             yield _error(
@@ -209,7 +181,7 @@ class _Check:
             yield _warning(
                 "criu",
                 f"the images were made by CRIU {made}, and this is {here}",
-                f"CRIU {made} or later: an older one ignores what it does not know",
+                f"CRIU {made} or later: an older one ignores fields that it does not have",
             )
         if self.images.allow_uprobes and not self.opts.config_file:
             yield _error(
@@ -223,7 +195,7 @@ class _Check:
         machine = platform.machine()
         expected = self.images.architecture
         if expected and machine not in _MACHINES.get(expected, (machine,)):
-            yield _error("processor", f"the processes are of {expected}, this is {machine}", "")
+            yield _error("processor", f"the images are for {expected}, this host is {machine}", "")
             return
         if os.path.exists(os.path.join(self.images.directory, "cpuinfo.img")):
             yield from self._cpuinfo()
@@ -235,7 +207,9 @@ class _Check:
         for bits, flag, name in _CPU_STATES:
             if used & bits and flags and flag not in flags:
                 yield _error(
-                    "processor", f"the processes use {name}, which it lacks", "another host"
+                    "processor",
+                    f"it lacks {name}, which the processes use",
+                    "another host",
                 )
 
     def _cpuinfo(self) -> Iterator[Finding]:
@@ -269,36 +243,35 @@ class _Check:
         for process in self.images.processes:
             for tid in dict.fromkeys((process.pid, *(each.tid for each in process.threads))):
                 now = state(tid)
-                subject = f"pid {tid}"
                 if highest and tid >= highest:
                     yield _error(
-                        subject,
+                        tid,
                         f"kernel.pid_max is {highest} here",
                         f"sysctl kernel.pid_max={tid + 1}",
                     )
                 elif now == "Z":
                     yield _error(
-                        subject,
+                        tid,
                         f"taken by {name_of(tid)}, a zombie that its parent did not wait for",
                         "let its parent wait for it",
                     )
                 elif now:
                     yield _error(
-                        subject,
+                        tid,
                         f"taken by {name_of(tid)}",
                         "end that process, or restore in a pid namespace of its own",
                     )
                 elif tid in held:
                     holder, kind = held[tid]
                     yield _error(
-                        subject,
+                        tid,
                         f"the {kind} of pid {holder} ({name_of(holder)}), so no process can get it",
                         f"end pid {holder} and others of that {kind}, or restore in a pid "
                         "namespace of its own",
                     )
 
     def rights(self) -> Iterator[Finding]:
-        """Capabilities of the caller, which a worker has too."""
+        """Capabilities of the caller, which a worker inherits."""
         if "user" not in self.host or not (self.via is None or self.via.ours):
             return
         for _, failure in () if self.opts.unprivileged else lacking_for_restore():
@@ -309,7 +282,7 @@ class _Check:
             lacking = [name.upper() for name in had if name not in held]
             if lacking:
                 yield _error(
-                    f"pid {process.pid}",
+                    process.pid,
                     f"had capabilities that the caller lacks: {', '.join(lacking)}",
                     known("capabilities").cure,
                 )
@@ -320,10 +293,10 @@ class _Check:
                 and not has_capability(CAP_SETPCAP)
             ):
                 entry = known("bounding-set")
-                yield _error(f"pid {process.pid}", entry.cause, entry.cure)
+                yield _error(process.pid, entry.cause, entry.cure)
 
     def descriptors(self) -> Iterator[Finding]:
-        """Workspace for CRIU's own descriptors above those of a process."""
+        """Space for CRIU's own descriptors above those of a process."""
         if not (self.via is None or self.via.ours):
             return  # another process has limits of its own
         limit = service_fds.limit_here()
@@ -333,7 +306,7 @@ class _Check:
             together = sharing[process.files_table] if process.files_table is not None else 1
             if not service_fds.fits(highest, limit, together):
                 yield _error(
-                    f"pid {process.pid}",
+                    process.pid,
                     f"descriptor {highest} and CRIU's own need a limit of "
                     f"{service_fds.needed(highest, together)} descriptors, and it is {limit} here",
                     known("service-fds").cure,
@@ -346,7 +319,7 @@ class _Check:
         known = {each.pid for each in self.images.processes}
         if root.session not in known and not self.opts.shell_job:
             yield _error(
-                f"pid {root.pid}",
+                root.pid,
                 f"its session was led by {root.session}, which is not in the images",
                 "shell_job=True, with the terminal as the worker's standard input",
                 "shell_job",
@@ -389,8 +362,8 @@ class _Check:
             for path in taken_names(names):
                 yield _error(
                     path,
-                    "is left of a restore that was broken off, and CRIU cannot make it again",
-                    "remove it, unless a restore of these images is under way",
+                    "remains of an interrupted restore, and CRIU cannot create it again",
+                    "remove it, unless a restore of these images is running",
                 )
             for link in names.links:
                 if not has_link(directory, link):
@@ -422,7 +395,7 @@ class _Check:
             status = os.stat(path)
         except OSError as error:
             missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-            what = "does not exist" if missing else f"cannot be looked at: {error.strerror}"
+            what = "does not exist" if missing else f"cannot be read: {error.strerror}"
             yield _error(path, what, "copy it here, or give another in inherit_fds", "inherit_fds")
             return
         yield from self._same(file, path, status)
@@ -558,7 +531,7 @@ class _Check:
         if self.images.locks and not self.opts.file_locks:
             yield _warning(
                 f"{len(self.images.locks)} file locks",
-                "they are in the images, and are not taken again without being told",
+                "they are in the images, and a restore takes them only with file_locks",
                 "file_locks=True",
                 "file_locks",
             )
@@ -676,18 +649,28 @@ class _Check:
 # --- Findings -----------------------------------------------------------------------
 
 
-def _error(subject: str, what: str, cure: str, *options: str) -> Finding:
-    return Finding(severity=Severity.ERROR, subject=subject, what=what, cure=cure, options=options)
+def _error(subject: str | int, message: str, cure: str, *options: str) -> Finding:
+    return _finding(Severity.STOPS, subject, message, cure, options)
 
 
-def _warning(subject: str, what: str, cure: str, *options: str) -> Finding:
-    return Finding(
-        severity=Severity.WARNING, subject=subject, what=what, cure=cure, options=options
-    )
+def _warning(subject: str, message: str, cure: str, *options: str) -> Finding:
+    return _finding(Severity.WARNING, subject, message, cure, options)
 
 
-def _note(subject: str, what: str, cure: str, *options: str) -> Finding:
-    return Finding(severity=Severity.NOTE, subject=subject, what=what, cure=cure, options=options)
+def _note(subject: str, message: str, cure: str, *options: str) -> Finding:
+    return _finding(Severity.NOTE, subject, message, cure, options)
+
+
+def _finding(
+    severity: Severity, subject: str | int, message: str, cure: str, options: tuple[str, ...]
+) -> Finding:
+    """A finding on a pid, a path or another subject; ``_Check.all`` sets the id."""
+    about: dict[str, Any] = {"subject": subject}
+    if isinstance(subject, int):
+        about = {"pid": subject}
+    elif subject.startswith("/"):
+        about = {"path": subject}
+    return Finding(id="", severity=severity, message=message, cure=cure, options=options, **about)
 
 
 def _joins(opts: CriuOpts, kind: str) -> bool:

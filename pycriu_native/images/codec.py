@@ -1,7 +1,7 @@
-"""One image as a dict, and a dict as an image: what ``crit decode`` and ``crit encode`` do.
+"""Convert one image to a dict and back, as ``crit decode`` and ``crit encode`` do.
 
 ``decode`` gives what ``crit decode`` prints, under the same names. ``encode`` gives back the
-bytes that CRIU wrote, also of fields that this release of the package does not know: they are
+bytes that CRIU wrote, also of fields that are unknown to this release of the package: they are
 kept under ``"_unknown"``, in base64.
 """
 
@@ -20,16 +20,16 @@ from .trailers import load, load_ghost, store
 
 
 def decode(file: str | os.PathLike[str], *, payload: bool = True) -> dict[str, Any]:
-    """One image file as ``{"magic": "CORE", "entries": [{...}, ...]}``.
+    """Convert an image file to ``{"magic": "CORE", "entries": [{...}, ...]}``.
 
     The names are those of CRIU's own messages, as ``crit decode`` prints them. Numbers are
-    numbers, enums are names, text is text (bytes of it that are no UTF-8 are surrogates, as in
-    file names of Python), other bytes are base64. What follows an entry, such as the data of a
-    pipe, is its ``"extra"``; with ``payload=False`` only its size is told, as by ``crit --nopl``.
+    numbers, enums are names, text is text (bytes that are not UTF-8 are surrogates, as in file
+    names of Python), other bytes are base64. The data after an entry, such as that of a pipe, is
+    its ``"extra"``; with ``payload=False`` its size replaces it, as by ``crit --nopl``.
 
-    Raises ``ImagesError`` naming the file and the offset for a file that is no image, is cut
-    short or is damaged, and for a payload of more than 1 GiB. ``pages-*.img`` are memory and no
-    messages: ``inspect`` reads those.
+    Raises ``ImagesError`` naming the file and the offset for a file that is not an image, is
+    truncated or damaged, and for a payload of more than 1 GiB. ``pages-*.img`` contain memory, not
+    messages: use ``inspect``.
     """
     with ImageFile(os.path.abspath(os.fsdecode(file))) as image:
         return {"magic": image.format.name, "entries": _entries(image, payload)}
@@ -56,7 +56,7 @@ def _entries(file: ImageFile, payload: bool) -> list[dict[str, Any]]:
 
 
 def encode(image: Mapping[str, Any]) -> bytes:
-    """The bytes of an image file, from what ``decode`` gave.
+    """Convert a result of ``decode`` to the bytes of an image file.
 
     Raises ``ImagesError`` naming the entry and the field for what cannot be one.
     """

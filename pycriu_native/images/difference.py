@@ -1,4 +1,4 @@
-"""What changed between two image sets of the same processes."""
+"""Differences between two image sets of the same processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from .build import inspect
 from .memory import Memory
-from .model import File, ImageSet, MemoryMapping, Process, Value, VmaKind
+from .memory_mapping import MemoryMapping, Value, VmaKind
+from .model import File, ImageSet, Process
 from .pages import PAGE
 
 __all__ = [
@@ -30,12 +31,12 @@ _COMPARED = (
     "oom_score_adj",
 )  # fmt: skip
 _NO_CHANGE = ("id", "remap", "ghost_size")
-"""Of a file: numbers of the images, not of the process."""
+"""Fields of a file that are numbers of the images, not properties of the process."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change(Value):
-    """One property with another value."""
+    """One changed property."""
 
     name: str
     before: Any
@@ -44,53 +45,53 @@ class Change(Value):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescriptorChange(Value):
-    """A descriptor that came, went, or means something else."""
+    """An added, removed or changed descriptor."""
 
     fd: int
     before: str | None
-    """What it was, in a line; None for one that came."""
+    """The file before, in one line; None for an added descriptor."""
     after: str | None
-    """What it is; None for one that went."""
+    """The file after; None for a removed descriptor."""
     socket: bool
     changes: tuple[Change, ...] = ()
-    """For one that is the same file still: its position, its queues, its state."""
+    """Changed properties of the same file: position, queues, state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MappingChange(Value):
-    """A mapping that came, went, or has another size or protection."""
+    """An added or removed mapping, or one with another size or protection."""
 
     start: int
     end: int
     kind: VmaKind
     path: str | None
     before: str | None
-    """Address range and protection; None for one that came."""
+    """Address range and protection; None for an added mapping."""
     after: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageChange(Value):
-    """How many pages of a mapping differ. Pages are those of the images; see ``_pages.PAGE``."""
+    """Number of pages of a mapping that differ, in pages of ``_pages.PAGE`` bytes."""
 
     start: int
     end: int
     kind: VmaKind
     path: str | None
     changed: int
-    """Other contents."""
+    """Pages with changed contents."""
     added: int
-    """Contents where there were none: zeros, a file's page, or no mapping."""
+    """Pages with contents only after: before they were zeros, of a file, or not mapped."""
     gone: int
-    """The reverse."""
+    """Pages with contents only before."""
     same: int
     unknown: int
-    """In no image of one of the two: lazy, or of a missing parent."""
+    """Pages that one set lacks: lazy ones, or those of a missing parent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProcessChange(Value):
-    """What changed in a process that both sets have."""
+    """Changes of a process that is in both sets."""
 
     pid: int
     name: str
@@ -100,7 +101,7 @@ class ProcessChange(Value):
     descriptors: tuple[DescriptorChange, ...]
     mappings: tuple[MappingChange, ...]
     pages: tuple[PageChange, ...]
-    """Of each mapping with pages in one of the sets; empty if memory was not compared."""
+    """Changes of each mapping with pages in a set; empty if memory is not compared."""
 
     def __bool__(self) -> bool:
         """Whether anything changed."""
@@ -116,7 +117,7 @@ class ProcessChange(Value):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference(Value):
-    """What changed from one image set to another. False if nothing did."""
+    """Changes from one image set to another. False if there are none."""
 
     computed = ("pages_changed", "pages_added", "pages_gone", "pages_same")
 
@@ -128,11 +129,11 @@ class Difference(Value):
     gone: tuple[int, ...]
     """Pids of processes that are in the first set only."""
     processes: tuple[ProcessChange, ...]
-    """Those of both that changed."""
+    """Changed processes that are in both sets."""
     changes: tuple[Change, ...] = field(default=())
-    """Of the set as a whole: sizes, mounts, devices, locks."""
+    """Changes of the set as a whole: sizes, mounts, devices, locks."""
     unchanged: int = 0
-    """Pages that are the same, in processes that changed in nothing."""
+    """Equal pages of unchanged processes."""
 
     def __bool__(self) -> bool:
         """Whether anything changed."""
@@ -148,17 +149,17 @@ class Difference(Value):
 
     @property
     def pages_added(self) -> int:
-        """Pages with contents where there were none."""
+        """Pages with contents only after, of all processes."""
         return self._total("added")
 
     @property
     def pages_gone(self) -> int:
-        """Pages that have no contents any more."""
+        """Pages with contents only before, of all processes."""
         return self._total("gone")
 
     @property
     def pages_same(self) -> int:
-        """Pages with the same contents."""
+        """Pages with the same contents, of all processes."""
         return self._total("same") + self.unchanged
 
 
@@ -168,9 +169,9 @@ def diff(
     *,
     memory: bool = True,
 ) -> Difference:
-    """What changed from one image set to another.
+    """Compare two image sets.
 
-    Processes are told apart by their pids. With ``memory=False`` the contents of pages are not
+    Processes are identified by their pids. With ``memory=False`` the contents of pages are not
     read, which takes as long as reading both sets. Pages in parents are read there.
 
     Raises ``ImagesError`` as ``inspect`` does.
@@ -334,7 +335,7 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
 
 
 class _Place:
-    """Which mapping an address is in."""
+    """The mapping of an address."""
 
     def __init__(self, mappings: Sequence[MemoryMapping]) -> None:
         self._mappings = sorted(mappings, key=lambda each: each.start)
@@ -362,7 +363,7 @@ def _compare(tally: _Tally, was: bytes | None, now: bytes | None, size: int) -> 
 
 
 def _one_sided(tally: _Tally, name: str, piece: _Piece, other: MemoryMapping | None) -> None:
-    """Pages of one set only. Zeros where the other one has untouched memory are the same."""
+    """Pages of one set only. Zeros equal untouched memory of the other set."""
     _, data, size, _ = piece
     pages = -(-size // PAGE)
     if data is None:
@@ -378,7 +379,7 @@ def _one_sided(tally: _Tally, name: str, piece: _Piece, other: MemoryMapping | N
 def _side_by_side(
     before: Memory, after: Memory
 ) -> Iterator[tuple[int, _Piece | None, _Piece | None, MemoryMapping]]:
-    """Both memories in pieces that begin and end together."""
+    """Split both memories into ranges with common bounds."""
     streams = before.pieces(), after.pieces()
     was, now = next(streams[0], None), next(streams[1], None)
     while was is not None or now is not None:

@@ -1,4 +1,4 @@
-"""The open files of an image set: one value for each, with what waits in their queues."""
+"""The open files of an image set, with the data in their queues."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .model import (
 from .schema import table
 
 Read = Callable[[str], list[Any]]
-"""Gives the entries of an image by its name; none where it does not exist."""
+"""Returns the entries of an image by name; none if it does not exist."""
 
 _MEMBERS = {
     "REG": "reg",
@@ -46,13 +46,13 @@ _MEMBERS = {
     "BPFMAP": "bpf",
     "PIDFD": "pidfd",
 }
-"""By type: the member of ``file_entry``. CRIU's ``fdinfo.proto``."""
+"""Member of ``file_entry`` by type (CRIU's ``fdinfo.proto``)."""
 _USK_EXTERN = 1
 _REMAPS = {0: "linked", 1: "ghost", 2: "procfs"}
 
 
 class Files:
-    """Reads ``files.img`` and what belongs to it."""
+    """Reads ``files.img`` and the images that it refers to."""
 
     def __init__(self, read: Read, ghost_size: Callable[[int], int | None]) -> None:
         self._read = read
@@ -213,7 +213,7 @@ def _terminal_kinds() -> Mapping[int, str]:
 
 
 def _address(family: int, words: Any, port: int) -> str:
-    """An address as people write it; its words are stored in the network's order."""
+    """An address as text. Its words are stored in network byte order."""
     data = struct.pack(f"={len(words)}I", *words)
     if family == socket.AF_INET6 and len(data) == 16:
         return f"[{socket.inet_ntop(socket.AF_INET6, data)}]:{port}"

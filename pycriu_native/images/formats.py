@@ -1,4 +1,4 @@
-"""The kinds of image as values, and what the bytes of a set are spent on."""
+"""The kinds of image files, and the category of each file of a set."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Format:
     """One kind of image."""
 
     name: str
-    """As ``crit`` calls it."""
+    """Its name in ``crit``."""
     magic: int
     message: str
-    """Of each entry; of the first one only in a pagemap and a ghost file."""
+    """Message of each entry; of the first entry only in a pagemap and a ghost file."""
     trailer: str = ""
-    """What follows the message: a name that ``trailers.py`` knows, or nothing."""
+    """Data after each message: a name of ``trailers.py``, or empty."""
 
     @property
     def head(self) -> int | None:
-        """The word before the magic number; the inventory alone has none."""
+        """The number before the magic number; only the inventory has none."""
         if self.name == "INVENTORY":
             return None
         return SERVICE if self.name in ("STATS", "IRMAP_CACHE") else COMMON
@@ -38,7 +38,7 @@ RAW = re.compile(
     r"(pages-(shmem-)?\d+|(ifaddr|route6?|rule|ip6?tables|nftables|netns-ct|netns-exp)-\d+"
     r"|tmpfs-(dev-)?\d+\.tar\.gz)\.img"
 )
-"""Names of files that other tools wrote, or that are memory: they have no magic number."""
+"""Files without a magic number: of other tools, or with memory."""
 
 CATEGORIES = (
     ("memory", r"pages-.*\.img"),
@@ -52,15 +52,15 @@ CATEGORIES = (
     ("descriptions", r".*\.img"),
     ("other", r".*"),
 )
-"""What the bytes of an image set are spent on; the first pattern that fits decides."""
+"""Category of a file by pattern; the first match counts."""
 
 _NO_DIGITS = dict.fromkeys(map(ord, "0123456789"))
 _CATEGORY = re.compile("|".join(f"({names})" for _, names in CATEGORIES), re.S)
 
 
 def category(name: str) -> str:
-    """What a file of an image set is, in a word or two."""
-    # No pattern asks for a number, and many files differ in theirs only.
+    """The category of a file of an image set."""
+    # No pattern contains a number, and many names differ only in their numbers.
     return _category(name.translate(_NO_DIGITS))
 
 

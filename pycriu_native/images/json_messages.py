@@ -1,6 +1,6 @@
-"""One message as a dict, and a dict as a message, under CRIU's own names.
+"""Convert one message to a dict and back, with the field names of CRIU.
 
-Fields that this release of the package does not know are kept as they were, in base64, under
+Fields that are unknown to this release of the package are kept unchanged, in base64, under
 ``"_unknown"``: what is written again loses nothing.
 """
 
@@ -25,12 +25,12 @@ UNKNOWN = "_unknown"
 
 
 def to_text(data: bytes) -> str:
-    """Bytes as base64 in lines, as ``crit`` has them."""
+    """Bytes as base64 in lines, as in ``crit``."""
     return base64.encodebytes(data).decode()
 
 
 def from_text(text: Any, what: str) -> bytes:
-    """The inverse; raises ``ImagesError`` for what is no base64."""
+    """The inverse. Raises ``ImagesError`` for invalid base64."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (AttributeError, binascii.Error, ValueError) as error:
@@ -41,7 +41,7 @@ _Show = Callable[[Any], Any]
 
 
 def to_dict(found: Any, name: str | None = None) -> dict[str, Any]:
-    """The fields that a message has."""
+    """The fields that are set in a message."""
     names = _shown(name or found.DESCRIPTOR.name)
     out: dict[str, Any] = {}
     for field, value in found.ListFields():
@@ -55,7 +55,7 @@ def to_dict(found: Any, name: str | None = None) -> dict[str, Any]:
 
 @functools.cache
 def _shown(name: str) -> dict[int, tuple[str, _Show | None]]:
-    """By field number: its name, and what turns its value into that of a dict."""
+    """Name and conversion of each field, by field number."""
     return {row.number: (row.name, _show(row)) for row in table()[0][name]}
 
 
@@ -82,7 +82,7 @@ def _show_one(row: Row) -> _Show | None:
 
 
 def from_dict(name: str, described: Any, where: str) -> Any:
-    """A message, from what ``to_dict`` made of it."""
+    """Convert a result of ``to_dict`` to a message."""
     if not isinstance(described, Mapping):
         raise ImagesError(f"{where}={described!r:.60}: a dict is needed")
     made = message(name)()
@@ -149,7 +149,7 @@ def _add_unknown(made: Any, data: bytes, where: str) -> None:
 
 
 def _wire(fields: Any) -> bytes:
-    """Unknown fields as they were."""
+    """Unknown fields, unchanged."""
     return b"".join(
         _varint(field.field_number << 3 | field.wire_type) + _wire_value(field) for field in fields
     )

@@ -1,4 +1,4 @@
-"""Names of the kernel's numbers that images have: capabilities, states, families, limits.
+"""Names of kernel constants in images: capabilities, states, families, limits.
 
 The numbers are of the kernel's user interface (``linux/capability.h``, ``net/tcp_states.h``,
 ``bits/resource.h``), and of CRIU's ``image.h``.
@@ -17,7 +17,7 @@ LIMITS = (
 )
 # fmt: on
 STATES = {1: "alive", 2: "zombie", 3: "stopped", 6: "zombie"}
-"""A zombie is CRIU's TASK_DEAD in what it writes; TASK_ZOMBIE is its own, while it restores."""
+"""Images have TASK_DEAD for a zombie; CRIU uses TASK_ZOMBIE only during a restore."""
 SOCKET_STATES = {
     1: "ESTABLISHED",
     2: "SYN_SENT",

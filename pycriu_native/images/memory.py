@@ -1,4 +1,4 @@
-"""The memory of a dumped process: reading it and searching it, without restoring anything."""
+"""Read and search the memory of a dumped process, without a restore."""
 
 from __future__ import annotations
 
@@ -6,33 +6,30 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from .._support.frozen_dataclass import dataclass
-from .._support.light_typing import TYPE_CHECKING
 from ..errors import ImagesError
+from .memory_mapping import MemoryMapping, VmaKind
 from .pages import CHUNK, Layers
 
-if TYPE_CHECKING:
-    from .model import MemoryMapping, VmaKind
-
 OVERLAP = 2**16
-"""Bytes: matches of a regular expression up to this length are found wherever they lie."""
+"""Longest match of a regular expression that is found at any position, in bytes."""
 LARGEST_READ = 2**30
-"""Bytes that one ``read`` gives."""
+"""Most bytes of one ``read``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
-    """A place in memory where a search matched."""
+    """A match of a search in memory."""
 
     address: int
     data: bytes
-    """What matched."""
+    """The bytes that matched."""
     mapping: MemoryMapping
 
 
 class Memory:
     """The memory of one process in an image set.
 
-    Pages come from the images, and from their parents where the images say so. Anonymous memory
+    Pages come from the images, or from their parents. Anonymous memory
     that was never written to reads as zeros. Pages of a file that the process did not change
     are not in the images and are not read.
 
@@ -92,7 +89,7 @@ class Memory:
     def search(
         self, pattern: bytes | re.Pattern[bytes], *, kinds: Collection[VmaKind | str] = ()
     ) -> Iterator[Found]:
-        """The places where bytes or a regular expression occur, by ascending address.
+        """Find bytes or a regular expression, by ascending address.
 
         ``kinds`` limits it to mappings of these kinds. All pages in the images and their parents
         are searched, adjacent ones as one; not those that are in no image. Matches of a bytes
@@ -124,7 +121,7 @@ class Memory:
         return (result.address for result in self.search(pattern))
 
     def pieces(self) -> Iterator[tuple[int, bytes | None, int, MemoryMapping]]:
-        """All pages that the images speak of: address, bytes, their number, and the mapping.
+        """All pages in the images: address, bytes, number of bytes, and mapping.
 
         At most 1 MiB at a time, by ascending address. Without bytes: pages that are lazy, or of a
         parent that is missing.
@@ -161,7 +158,7 @@ class Memory:
     def _windows(
         self, mapping: MemoryMapping, pattern: bytes | re.Pattern[bytes]
     ) -> Iterator[tuple[int, bytes, int]]:
-        """Address, bytes, and how many of them a match may begin in."""
+        """Address, bytes, and the number of bytes in which a match may begin."""
         overlap = OVERLAP if isinstance(pattern, re.Pattern) else len(pattern) - 1
         held, at = b"", mapping.start
         for begin, data, _ in self._pieces(mapping, mapping.start, mapping.end):
@@ -185,7 +182,7 @@ def _matches(
     pattern: bytes | re.Pattern[bytes], windows: Iterator[tuple[int, bytes, int]]
 ) -> Iterator[tuple[int, bytes]]:
     free = 0
-    """Where the next match may begin: expressions do not overlap themselves."""
+    """Where the next match may begin: matches of an expression do not overlap."""
     for address, data, core in windows:
         if isinstance(pattern, re.Pattern):
             for match in pattern.finditer(data, max(free - address, 0)):

@@ -1,20 +1,20 @@
-"""An image set as a value: what ``inspect`` gives.
+"""The result of ``inspect``: an image set as a value.
 
-All of it are frozen values in plain Python types; sizes are in bytes. ``to_dict()`` is the same
+All values are frozen and have plain Python types; sizes are in bytes. ``to_dict()`` converts them
 for JSON: a dict of the fields, in their order, and of the properties that ``computed`` lists;
 tuples are lists, enums are their text, bytes are base64.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Mapping
 
 from .._support.frozen_dataclass import dataclass, field
-from .._support.light_typing import Any, ClassVar
+from .._support.light_typing import Any
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
 from .memory import Memory
+from .memory_mapping import MemoryMapping, Value, VmaKind
 
 __all__ = [
     "Cgroup",
@@ -42,104 +42,6 @@ __all__ = [
 ]
 
 
-class Value:
-    """What all values of this module can."""
-
-    __slots__ = ()
-    computed: ClassVar[tuple[str, ...]] = ()
-    """Properties that ``to_dict`` has beside the fields."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON; see the module."""
-        from dataclasses import fields
-
-        own = [each.name for each in fields(self) if each.repr]  # type: ignore[arg-type]
-        return {name: _plain(getattr(self, name)) for name in (*own, *self.computed)}
-
-
-def _plain(value: Any) -> Any:
-    import base64
-    from dataclasses import fields
-
-    if isinstance(value, Value):
-        return value.to_dict()
-    if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, DumpStatistics | RestoreStatistics):
-        return {each.name: getattr(value, each.name) for each in fields(value)}
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return str(value) if isinstance(value, enum.Enum) else value
-
-
-# --- Memory -------------------------------------------------------------------------
-
-
-class VmaKind(enum.StrEnum):
-    """What a mapping is."""
-
-    FILE = "file"
-    """Of a file, private: what was written to is in the images, the rest stays in the file."""
-    SHARED_FILE = "shared file"
-    """Of a file, shared: all of it stays in the file."""
-    ANONYMOUS = "anonymous"
-    SHARED = "shared"
-    """Shared without a file: anonymous, of a memfd, or a System V segment."""
-    HEAP = "heap"
-    STACK = "stack"
-    VDSO = "vdso"
-    """The kernel's code and data in the process (vdso, vvar, vsyscall)."""
-    OTHER = "other"
-    """An AIO ring, a socket's ring, a shadow stack, or a plugin's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryMapping(Value):
-    """One mapping of a process."""
-
-    computed = ("size", "zero")
-
-    start: int
-    end: int
-    kind: VmaKind
-    protection: str
-    """As in ``/proc/PID/maps``: ``rw-p``, ``r-xs``."""
-    path: str | None = None
-    """Of the file, or the name of the memfd."""
-    offset: int = 0
-    """In the file or the shared memory, in bytes."""
-    file: int | None = None
-    """The id of the file in ``ImageSet.files``."""
-    shared: int | None = None
-    """The id of shared memory: mappings with the same one have the same pages."""
-    grows_down: bool = False
-    stored: int = 0
-    """Bytes of pages in this image set."""
-    in_parent: int = 0
-    """Bytes of pages that are in a parent, or in its parents."""
-    lazy: int = 0
-    """Bytes of pages that are in no image: the process that was dumped was to serve them."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of address space."""
-        return self.end - self.start
-
-    @property
-    def zero(self) -> int:
-        """Bytes that were never written to: they read as zeros. 0 for mappings of files."""
-        if not self.reads_as_zeros:
-            return 0
-        return max(self.size - self.stored - self.in_parent - self.lazy, 0)
-
-    @property
-    def reads_as_zeros(self) -> bool:
-        """Whether pages that no image has are zeros, rather than those of a file."""
-        return self.kind in (VmaKind.ANONYMOUS, VmaKind.SHARED, VmaKind.HEAP, VmaKind.STACK)
-
-
 # --- Files --------------------------------------------------------------------------
 
 
@@ -151,7 +53,7 @@ class File(Value):
     type: str
     """CRIU's name: ``REG``, ``PIPE``, ``INETSK``."""
     flags: int = 0
-    """As open(2) has them."""
+    """Flags of open(2)."""
 
     @property
     def label(self) -> str:
@@ -166,22 +68,22 @@ class RegularFile(File):
     path: str
     position: int = 0
     mode: int | None = None
-    """Type and permissions, as stat(2) has them."""
+    """Type and permissions: ``st_mode`` of stat(2)."""
     size: int | None = None
-    """At the dump. CRIU refuses to restore if the file has another size then."""
+    """Size at the dump. A restore fails if the size differs."""
     mount: int = -1
-    """The id of its mount; -1 where the mount namespace is the host's."""
+    """The id of its mount; -1 in the mount namespace of the host."""
     build_id: str | None = None
-    """In hexadecimal, of an ELF file."""
+    """Build id of an ELF file, in hexadecimal."""
     external: bool = False
-    """Must be given at the restore, in ``inherit_fds``."""
+    """Whether the restore needs it in ``inherit_fds``."""
     deleted: str | None = None
     """For a file without a name at the dump: ``ghost`` (its contents are in the images),
     ``linked`` (CRIU gave it a name beside the old one) or ``procfs``."""
     ghost_size: int | None = None
-    """Bytes of its contents in the images."""
+    """Size of its contents in the images."""
     remap: int | None = None
-    """What its id became: of the ghost file, or of the file with the name that CRIU gave it."""
+    """The id of the ghost file, or of the file with the name that CRIU made."""
 
     @property
     def label(self) -> str:
@@ -197,11 +99,11 @@ class Pipe(File):
     pipe: int
     """The inode: both ends have the same."""
     queued: int = 0
-    """Bytes in it."""
+    """Bytes in the pipe."""
     capacity: int | None = None
-    """Bytes that fit."""
+    """Capacity in bytes."""
     path: str | None = None
-    """Of a named pipe."""
+    """Path of a named pipe."""
 
     @property
     def label(self) -> str:
@@ -226,7 +128,7 @@ class InetSocket(File):
     remote: str | None
     backlog: int = 0
     received: int = 0
-    """Bytes that have come and were not read."""
+    """Bytes in the receive queue."""
     unacknowledged: int = 0
     """Bytes in the send queue."""
     device: str | None = None
@@ -261,7 +163,7 @@ class UnixSocket(File):
     queued: int = 0
     """Bytes of messages in it."""
     external: bool = False
-    """It is not of the dumped processes, but of another one that they are connected to."""
+    """Whether it belongs to another process that the dumped ones are connected to."""
     namespace: int | None = None
 
     @property
@@ -287,7 +189,7 @@ class Terminal(File):
     """The foreground process group."""
     path: str | None = None
     inherited: bool = False
-    """Its session is led from outside of the dumped processes: a shell's."""
+    """Whether the leader of its session is not dumped, such as a shell."""
 
     @property
     def label(self) -> str:
@@ -328,7 +230,7 @@ class FileLock(Value):
     kind: str
     """``posix``, ``flock``, ``ofd`` or ``lease``."""
     type: int
-    """As fcntl(2) has it."""
+    """Type of the lock: see fcntl(2)."""
     start: int
     length: int
     """0: to the end of the file."""
@@ -339,7 +241,7 @@ class FileLock(Value):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Credentials(Value):
-    """Who a thread is and what it may do."""
+    """Credentials of a thread: user, groups, capabilities."""
 
     uid: int
     gid: int
@@ -364,7 +266,7 @@ class Thread(Value):
     name: str
     nice: int = 0
     policy: int = 0
-    """As sched(7) has it."""
+    """Scheduling policy: see sched(7)."""
     credentials: Credentials | None = None
     """None where all that is known is that it is the process's."""
     seccomp: str = "disabled"
@@ -383,7 +285,7 @@ class Timer(Value):
     kind: str
     """``real``, ``virtual``, ``profiling`` (setitimer), ``posix`` or ``timerfd``."""
     clock: int | None
-    """As clock_gettime(2) numbers them."""
+    """Clock id of clock_gettime(2)."""
     value: float
     """Seconds until it expires."""
     interval: float
@@ -407,9 +309,9 @@ class Process(Value):
     exit_code: int = 0
     children: tuple[int, ...] = ()
     command: tuple[str, ...] | None = None
-    """The command line, from the process's memory. None where that is not in the images."""
+    """The command line, from the memory of the process. None if it is not in the images."""
     environment: tuple[str, ...] | None = None
-    """``NAME=value``, as the process got it; None where it is not in the images."""
+    """``NAME=value``, as of execve(2). None if it is not in the images."""
     executable: str | None = None
     cwd: str | None = None
     root: str | None = None
@@ -469,8 +371,8 @@ class Mount(Value):
     root: str
     options: str
     external: str | None = None
-    """The name under which ``external`` must give it at the restore; empty where it was to be
-    found by itself (``auto_ext_mnt``)."""
+    """Key that the restore needs in ``external``; empty for a mount that ``auto_ext_mnt``
+    finds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -496,30 +398,30 @@ class Namespace(Value):
     """``pid``, ``net``, ``mnt``, ``ipc``, ``uts``, ``user``, ``cgroup``, ``time``."""
     id: int
     host: bool
-    """It is the one that CRIU itself ran in: it is not in the images, and the restore uses what it
-    finds."""
+    """Whether CRIU ran in it: it is not in the images, and a restore uses the namespace of
+    its own CRIU."""
     external: str | None = None
-    """The name under which it must be given at the restore."""
+    """Key that the restore needs in ``inherit_fds``."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Host name, uid maps, clock offsets, …"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cgroup(Value):
-    """A directory of a cgroup hierarchy, which a restore makes if it manages cgroups."""
+    """A directory of a cgroup hierarchy. A restore creates it if it manages cgroups."""
 
     controllers: tuple[str, ...]
     path: str
     properties: int
-    """How many of its files were saved."""
+    """Number of its files that are saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parent(Value):
-    """An image set that this one builds on."""
+    """A parent of the image set."""
 
     directory: str
-    """Where the ``parent`` link leads to."""
+    """Target of the ``parent`` link."""
     exists: bool
 
 
@@ -532,12 +434,12 @@ class Image(Value):
     """``memory``, ``descriptions``, ``queues``, ``deleted files``, ``logs``, …"""
     size: int
     allocated: int
-    """Bytes on the disk: less where pages have been deduplicated."""
+    """Allocated bytes on the disk: less than the size after a deduplication."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSet(Value):
-    """A directory of images, as a value. Made by ``inspect``."""
+    """A directory of images, read by ``inspect``."""
 
     computed = ("complete", "size", "size_by_category")
 
@@ -545,14 +447,14 @@ class ImageSet(Value):
     kind: str
     """``dump``; or ``pre-dump``, which has memory only and cannot be restored."""
     version: int
-    """Of the format: 2 up to CRIU 4.2, and of later ones without compression; 3 with it."""
+    """Version of the format: 3 with compression (CRIU 4.3), else 2."""
     criu: str | None
-    """The release that made it. The images do not tell: it is from ``dump.log`` in the directory,
-    and None without one."""
+    """The release that made it, from ``dump.log`` in the directory; None without one. The
+    images do not contain it."""
     criu_at_least: str | None
-    """The first release that wrote fields which are in the inventory, among 3.17 to 4.3."""
+    """The earliest release, from 3.17 to 4.3, that writes the fields of the inventory."""
     kernel: str | None
-    """From ``dump.log`` as well."""
+    """Release of the kernel, from ``dump.log``."""
     run_id: str | None
     """Of the dump, from CRIU 4.1 on."""
     architecture: str
@@ -573,16 +475,16 @@ class ImageSet(Value):
     locks: tuple[FileLock, ...]
     statistics: DumpStatistics | None
     restored: RestoreStatistics | None
-    """Of the last restore, if it left its statistics here."""
+    """Statistics of the last restore, if it wrote them here."""
     parents: tuple[Parent, ...]
-    """The chain, the nearest first."""
+    """The chain of parents, the nearest first."""
     images: tuple[Image, ...]
     problems: tuple[str, ...]
-    """What is missing or cut short; a restore would fail on it."""
+    """Missing and truncated images: a restore would fail."""
 
     @property
     def complete(self) -> bool:
-        """Whether all is there that a restore needs of the images."""
+        """Whether the set has all images that a restore needs."""
         return not self.problems
 
     @property
@@ -592,7 +494,7 @@ class ImageSet(Value):
 
     @property
     def size_by_category(self) -> dict[str, int]:
-        """Bytes, by what they are."""
+        """Bytes by category."""
         result: dict[str, int] = {}
         for each in self.images:
             result[each.category] = result.get(each.category, 0) + each.size
@@ -604,7 +506,7 @@ class ImageSet(Value):
         return self.processes[0] if self.processes else None
 
     def process(self, pid: int) -> Process:
-        """One process; raises ``ImagesError`` for a pid that is not here."""
+        """One process. Raises ``ImagesError`` for an unknown pid."""
         for each in self.processes:
             if each.pid == pid:
                 return each

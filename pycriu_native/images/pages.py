@@ -1,7 +1,7 @@
-"""Pages: which of them an image set has, in which file, and reading them through its parents.
+"""Find and read the pages of an image set and its parents.
 
 A pagemap lists runs of pages. A run is stored in the ``pages`` file of its own set, one after
-the other; or in a parent's; or is lazy and was to be asked for. What no run names was never
+the other; or in a parent's; or is lazy, served by the dump. What no run names was never
 written by the process: zeros, or the mapped file as it is.
 """
 
@@ -17,7 +17,7 @@ from .reader import ImageFile, damaged, expect, open_file
 __all__ = ["CHUNK", "PAGE", "Counts", "Layers", "PageMap", "load_map"]
 
 CHUNK = 2**20
-"""Bytes that are read at once."""
+"""Bytes of one read."""
 
 
 class PageMap:
@@ -42,7 +42,7 @@ class PageMap:
 
 
 def load_map(directory: str, name: str) -> PageMap:
-    """Read a pagemap; raises ``ImagesError`` for one that is missing or no pagemap."""
+    """Read a pagemap. Raises ``ImagesError`` if it is missing or invalid."""
     path = f"{directory}/{name}"
     with expect(path, "PAGEMAP") as file:
         if file.start == file.size:
@@ -59,14 +59,14 @@ def load_map(directory: str, name: str) -> PageMap:
 
 
 def _refuse(file: ImageFile, at: int, why: str) -> None:
-    """Say what is wrong with an entry."""
+    """Raise the error for an invalid entry."""
     if not why:
-        file.parse(at, "pagemap_entry")  # says it better
+        file.parse(at, "pagemap_entry")  # raises a more exact error
     raise damaged(file.path, at + 4, why or "this is no pagemap_entry")
 
 
 class Layers:
-    """The pagemaps of one memory, the newest first; each looks into the next for its parents."""
+    """The pagemaps of one memory, the newest first; each refers to the next for parent pages."""
 
     def __init__(self, directories: Sequence[str], name: str) -> None:
         self.name = name
@@ -82,14 +82,14 @@ class Layers:
         return self._maps[depth] if depth < len(self._maps) else None
 
     def counts(self, starts: Sequence[int], ends: Sequence[int]) -> list[Counts]:
-        """Where the bytes of each range of addresses are."""
+        """The location of the bytes of each address range."""
         top = self.level(0)
         return [(0, 0, 0)] * len(starts) if top is None else top.runs.count(starts, ends)
 
     def pieces(
         self, start: int, end: int, depth: int = 0
     ) -> Iterator[tuple[int, bytes | None, int]]:
-        """Address, bytes and size of what is there between two addresses, in order.
+        """Address, bytes and size of the pages between two addresses, in order.
 
         Without bytes: pages that are lazy, or that should be in a parent and are not.
         """
@@ -115,7 +115,7 @@ class Layers:
     def _of_parent(
         self, start: int, end: int, depth: int
     ) -> Iterator[tuple[int, bytes | None, int]]:
-        """All of a range: what the parents lack is told as a piece without bytes."""
+        """A whole range. Ranges that the parents lack have no bytes."""
         at = start
         for begin, data, size in self.pieces(start, end, depth):
             if begin > at:

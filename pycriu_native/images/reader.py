@@ -1,4 +1,4 @@
-"""One image file: opened without surprises, and taken apart with every length checked.
+"""Open one image file safely, and read its messages with every length checked.
 
 An image set may come from anywhere. Whatever its bytes say, what is read here is never longer
 than the file is, and what does not fit is an ``ImagesError`` that names the file and the offset.
@@ -46,12 +46,12 @@ def open_file(path: str) -> tuple[int, int]:
 
 
 def damaged(path: str, at: int, why: str) -> ImagesError:
-    """The error for bytes that cannot be what they claim to be."""
+    """The error for invalid bytes."""
     return ImagesError(f"{path}, offset {at}: {why}", errno=errno.EINVAL)
 
 
 class ImageFile:
-    """One image file, read through a window that moves along; a context manager.
+    """One image file, read through a sliding window. A context manager.
 
     It is not mapped into memory: a file that another process cuts short would end this one.
     """
@@ -99,7 +99,7 @@ class ImageFile:
         return value
 
     def take(self, at: int, size: int, what: str) -> bytes:
-        """That many bytes from there."""
+        """Bytes at an offset."""
         begin = at - self._from
         if begin < 0 or begin + size > len(self._window):
             if size > self.size - at:
@@ -115,7 +115,7 @@ class ImageFile:
         return self._window[begin : begin + size]
 
     def parse(self, at: int, kind: str) -> tuple[Any, int]:
-        """The message at an offset, with its length before it; and where it ends."""
+        """The message at an offset, after its length, and the offset of its end."""
         size = self.word(at, "the length of an entry")
         at += 4
         if size > LARGEST_MESSAGE:
@@ -124,7 +124,7 @@ class ImageFile:
         return self.read(at, data, kind), at + size
 
     def frames(self, at: int) -> Iterator[tuple[int, bytes]]:
-        """The offset and the bytes of each message from there on, for kinds without trailers.
+        """Offset and bytes of each message from an offset on, for kinds without trailers.
 
         The hot loop of large sets: entries are taken out of a window at a time.
         """
@@ -141,14 +141,14 @@ class ImageFile:
             at += here
 
     def window(self, at: int, kind: str) -> bytes:
-        """Bytes from there on, the whole first message among them."""
+        """Bytes from an offset on, with at least the whole first message."""
         size = self.word(at, "the length of an entry")
         if size > min(LARGEST_MESSAGE, self.size - at - 4):
             self.parse(at, kind)  # raises
         return self.take(at, min(max(size + 4, WINDOW), self.size - at), "an entry")
 
     def read(self, at: int, data: bytes, kind: str) -> Any:
-        """The message of these bytes, which are from that offset."""
+        """Parse the bytes of a message. The offset is for errors."""
         try:
             result = message(kind).FromString(data)
         except DecodeError as error:
@@ -159,7 +159,7 @@ class ImageFile:
         return result
 
     def only(self) -> Any:
-        """The one entry that there must be."""
+        """The only entry of an image that has exactly one."""
         if self.start == self.size:
             raise damaged(self.path, self.start, f"there is no {self.format.message}")
         return self.parse(self.start, self.format.message)[0]

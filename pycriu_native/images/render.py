@@ -56,7 +56,7 @@ def render_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> s
 
 
 def render_summary(images: ImageSet) -> str:
-    """The set in a few lines: what made it, how large it is, what is missing."""
+    """The set in a few lines: CRIU release, size, missing images."""
     made = f"CRIU {images.criu}" if images.criu else "CRIU"
     if not images.criu and images.criu_at_least:
         made += f" {images.criu_at_least} or later"
@@ -130,7 +130,7 @@ def render_memory(process: Process) -> str:
 
 
 def render_files(images: ImageSet, process: Process) -> str:
-    """The descriptors of one process, and what is behind them."""
+    """The descriptors of one process and their files."""
     by_id: dict[int, File] = {each.id: each for each in images.files}
     rows = [
         (each.fd, by_id[each.file].type.lower(), by_id[each.file].label)
@@ -141,7 +141,7 @@ def render_files(images: ImageSet, process: Process) -> str:
 
 
 def render_tree(images: ImageSet, *, width: int = 100) -> str:
-    """All of a set as a tree of lines: processes, and under each its memory, files and so on."""
+    """A set as a tree of lines: processes, and below each its memory, files and so on."""
     lines = [render_summary(images), ""]
     by_id = {each.id: each for each in images.files}
     for depth, each in images.tree():
@@ -188,7 +188,7 @@ def _branch(depth: int, process: Process, by_id: dict[int, File], width: int) ->
 
 
 def render_diff(found: Difference) -> str:
-    """What changed, for people."""
+    """The changes, for people."""
     if not found:
         return "no difference"
     lines = [f"process {pid} is gone" for pid in found.gone]

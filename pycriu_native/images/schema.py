@@ -41,7 +41,7 @@ _PACKED = wire((8, wire((2, True))))
 
 
 class Row(NamedTuple):
-    """One field of a message, as the table has it."""
+    """One field of a message of the table."""
 
     name: str
     label: str
@@ -122,7 +122,7 @@ def _numbers(number: int, label: int, kind: int) -> bytes:
 
 
 def _part(number: int, data: bytes) -> bytes:
-    """A field with bytes in it; thousands are made, most of them short."""
+    """A length-delimited field. Thousands are made, most of them short."""
     if len(data) < 128:
         return bytes((number << 3 | 2, len(data))) + data
     return wire((number, data))
@@ -130,9 +130,9 @@ def _part(number: int, data: bytes) -> bytes:
 
 @functools.cache
 def message(name: str) -> type[Any]:
-    """The class of a message, by the name that CRIU gives it.
+    """The class of a message, by its name in CRIU.
 
-    Its fields are known only when the table has been read, so its type says nothing of them.
+    The fields are read from a table at run time, so its type does not contain them.
     """
     made: type[Any] = GetMessageClass(_pool().FindMessageTypeByName(name))
     return made

@@ -1,8 +1,8 @@
-"""What follows the messages of some images: queued data, deleted files, segments, semaphores.
+"""Data after the messages of some images: queued data, deleted files, segments, semaphores.
 
-Each kind of trailer is known by a name in ``formats.py``. Here is how long it is, how it looks
-in the dicts of ``decode``, and how it is written again. The shapes are those of ``crit``, but for
-one: of a segment whose pages are in a pagemap ``crit`` takes what follows for its data.
+``formats.py`` names the kind of trailer of each image. This module computes its length and
+converts it to and from the dicts of ``decode``. The forms are those of ``crit``, except that
+``crit`` reads the bytes after a segment whose pages are in a pagemap as its data.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .json_messages import from_dict, from_text, to_dict, to_text
 from .reader import ImageFile, damaged
 
 LARGEST_PAYLOAD = 2**30
-"""Bytes: more in one piece is not brought into a dict."""
+"""Largest payload in a dict, in bytes."""
 
 
 def rounded(size: int, unit: int) -> int:
@@ -33,11 +33,11 @@ _LENGTHS: dict[str, Callable[[Any], tuple[int, int]]] = {
     "segment": lambda entry: (0, 0) if entry.in_pagemaps else (entry.size, rounded(entry.size, 4)),
     "semaphores": lambda entry: (2 * entry.nsems, rounded(2 * entry.nsems, 8)),
 }
-"""The bytes that mean something, and the bytes that are there, of trailers with one part."""
+"""Used and stored sizes of trailers with one part."""
 
 
 def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
-    """Where the next entry begins, for those who want messages only."""
+    """Offset of the next entry, to skip a trailer."""
     name = kind.trailer
     if not name or name == "pagemap":
         return at
@@ -52,7 +52,7 @@ def skip(file: ImageFile, kind: Format, entry: Any, at: int) -> int:
 
 
 def entries(file: ImageFile) -> Iterator[Any]:
-    """The messages of an image whose trailers are not wanted; of a ghost file the first only."""
+    """The messages of an image without its trailers; of a ghost file only the first."""
     if not file.format.trailer:
         for begin, data in file.frames(file.start):
             yield file.read(begin, data, file.format.message)
@@ -65,14 +65,14 @@ def entries(file: ImageFile) -> Iterator[Any]:
 
 
 def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
-    """A payload, if it is there and not too much for a dict."""
+    """Read a payload. Raises ``ImagesError`` if it is truncated or too large for a dict."""
     if size > LARGEST_PAYLOAD and at + size <= file.size:
         raise damaged(file.path, at, f"{what} of {size} bytes is too much to decode; leave it out")
     return file.take(at, size, what)
 
 
 def load(file: ImageFile, kind: Format, entry: Any, at: int, wanted: bool) -> tuple[Any, int]:
-    """What a trailer is in a dict, and where it ends; a remark on its size if it is not wanted."""
+    """A trailer as a dict and the offset of its end; only its size if payloads are excluded."""
     name = kind.trailer
     if name == "messages":
         return _load_messages(file, entry, at, wanted)
@@ -89,7 +89,7 @@ def load(file: ImageFile, kind: Format, entry: Any, at: int, wanted: bool) -> tu
 
 
 def store(kind: Format, entry: Any, extra: Any, what: str) -> bytes:
-    """The bytes of a trailer, from what ``load`` made of it."""
+    """Convert a result of ``load`` to the bytes of a trailer."""
     name = kind.trailer
     if name == "messages":
         return b"".join(_store_messages(extra, what))
@@ -106,12 +106,12 @@ def store(kind: Format, entry: Any, extra: Any, what: str) -> bytes:
             f"{what}: {extra!r:.60} is not what follows this entry: {error}"
         ) from None
     if len(data) != size:
-        raise ImagesError(f"{what}: extra has {len(data)} bytes, and the entry says {size}")
+        raise ImagesError(f"{what}: extra has {len(data)} bytes, and the entry needs {size}")
     return data.ljust(stored, b"\0")
 
 
 def _queue(file: ImageFile, entry: Any, at: int) -> Iterator[tuple[tuple[Any, int], int]]:
-    """The messages of a System V queue: each, the offset of its data, and where it ends."""
+    """The messages of a System V queue: message, offset of its data, offset of its end."""
     for _ in range(entry.qnum):
         if at == file.size:
             raise damaged(file.path, at, f"the queue should have {entry.qnum} messages")
@@ -144,7 +144,7 @@ def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
 
 
 def load_ghost(file: ImageFile, wanted: bool) -> list[dict[str, Any]]:
-    """A deleted file: its attributes, then its bytes, in one piece or by the chunks it has."""
+    """A deleted file: its attributes, then its bytes, whole or in chunks."""
     result, at = file.parse(file.start, "ghost_file_entry")
     first = to_dict(result)
     if not result.chunks:
@@ -164,7 +164,7 @@ def load_ghost(file: ImageFile, wanted: bool) -> list[dict[str, Any]]:
 
 
 def human(size: float) -> str:
-    """A size as ``crit`` shows one that it leaves out."""
+    """A size, in the form of ``crit`` for excluded data."""
     for unit in ("", "K", "M", "G", "T", "P", "E"):
         if size < 1024:
             return f"{size:.0f}{unit}B" if size == int(size) else f"{size:.1f}{unit}B"

@@ -176,16 +176,16 @@ def test_exec_cmd(spawn: Spawn, images: Path) -> None:
 
 
 def test_check_and_doctor() -> None:
-    """Both say what this machine is; every remark of doctor's has a word that stays."""
+    """Both say what this machine is; every finding of doctor has a stable id."""
     checked = result("check")
     assert checked["criu"] == str(pycriu_native.version())
     assert checked["features"]["lazy_pages"] is pycriu_native.feature_check().lazy_pages
     results = result("doctor")
-    assert {"criu", "libcriu"} <= {remark["id"] for remark in results["remarks"]}
+    assert {"criu", "libcriu"} <= {finding["id"] for finding in results["findings"]}
     everything = run("doctor", "--all").stdout
-    for remark in results["remarks"]:
-        assert remark["title"] in everything
-        assert remark["cure"] in everything or "_" in remark["cure"]
+    for finding in results["findings"]:
+        assert finding["subject"] in everything
+        assert finding["cure"] in everything or "_" in finding["cure"]
 
 
 def test_preflight_gives_the_command(spawn: Spawn, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from pycriu_native import (
     CriuError,
-    DoctorSeverity,
+    Finding,
+    Severity,
     Socket,
     Version,
     Worker,
@@ -28,7 +29,6 @@ from pycriu_native import (
     version,
 )
 from pycriu_native.diagnostics.doctor import features, program, rights, system
-from pycriu_native.diagnostics.doctor.values import DoctorFinding
 
 from .support.failing_calls import OLDER
 
@@ -43,60 +43,60 @@ def here() -> Any:
 
 def test_what_is_right_here(here: Any) -> None:
     """It agrees with what the verbs say: releases, CRIU's check, features, rights."""
-    assert here.of("criu").value.startswith(str(version()))
-    assert here.of("libcriu").value == str(libcriu_version())
-    assert here.of("check").health in (DoctorSeverity.GOOD, DoctorSeverity.INFO)
+    assert here.of("criu").message.startswith(str(version()))
+    assert here.of("libcriu").message == str(libcriu_version())
+    assert here.of("check").severity in (Severity.GOOD, Severity.NOTE)
     check()
     result = feature_check()
     for field, name in features.BY_REQUEST.items():
-        there = here.of(f"feature:{name}").value == "there"
+        there = here.of(f"feature:{name}").message == "there"
         assert there == getattr(result, field), name
-    assert here.health is not DoctorSeverity.BAD
-    assert here.of("proc").health is DoctorSeverity.GOOD
+    assert here.severity is not Severity.STOPS
+    assert here.of("proc").severity is Severity.GOOD
 
 
 def test_each_feature_is_answered(here: Any) -> None:
     """CRIU 4.2 knows every feature that it is asked for, and says of each whether it is there."""
     if version() < Version(major=4, minor=2):
         pytest.skip(f"CRIU {version()} knows fewer features")
-    asked = {remark.id for remark in here.remarks if remark.group == "feature"}
+    asked = {finding.id for finding in here.findings if finding.group == "feature"}
     assert asked == {f"feature:{name}" for name in features.FEATURES}
     program = Worker().name()
     for name in ("uffd", "mem_dirty_track"):
         message = subprocess.run([program, "check", "--feature", name], capture_output=True)
-        there = here.of(f"feature:{name}").value == "there"
+        there = here.of(f"feature:{name}").message == "there"
         assert there == (message.returncode == 0)
 
 
-def test_every_remark_can_be_used(here: Any) -> None:
+def test_every_finding_can_be_used(here: Any) -> None:
     """Each has an id of its own and words; what is not good says what it costs and what to do."""
-    ids = [remark.id for remark in here.remarks]
+    ids = [finding.id for finding in here.findings]
     assert len(ids) == len(set(ids))
-    for remark in here.remarks:
-        assert remark.title
-        assert remark.value
-        if remark.health in (DoctorSeverity.WARNING, DoctorSeverity.BAD):
-            assert remark.costs
-            assert remark.cure
+    for finding in here.findings:
+        assert finding.subject
+        assert finding.message
+        if finding.severity in (Severity.WARNING, Severity.STOPS):
+            assert finding.costs
+            assert finding.cure
 
 
 def test_as_data_and_as_text(here: Any) -> None:
     """It goes through JSON, and reads as text: what is lost, not the good features."""
     message = json.loads(json.dumps(here.to_dict()))
-    assert message["health"] == str(here.health)
-    assert len(message["remarks"]) == len(here.remarks)
+    assert message["severity"] == str(here.severity)
+    assert len(message["findings"]) == len(here.findings)
     text = str(here)
     assert text.startswith("this machine can checkpoint")
-    for remark in here.remarks:
-        shown = f"{remark.title}: {remark.value}" in text
-        assert shown != (remark.group == "feature" and remark.health is DoctorSeverity.GOOD), remark
+    for finding in here.findings:
+        shown = f"{finding.subject}: {finding.message}" in text
+        assert shown != (finding.group == "feature" and finding.severity is Severity.GOOD), finding
 
 
 def test_no_criu(tmp_path: Path) -> None:
-    """A program that is missing is bad, and the rest is told all the same."""
+    """A missing program stops everything, and the other checks still run."""
     result = doctor(Worker(program=tmp_path / "criu"))
-    assert result.health is DoctorSeverity.BAD
-    assert result.of("criu").health is DoctorSeverity.BAD
+    assert result.severity is Severity.STOPS
+    assert result.of("criu").severity is Severity.STOPS
     assert "install" in result.of("criu").cure
     assert result.of("capability:CAP_SYS_ADMIN")
     assert str(result).startswith("this machine cannot checkpoint")
@@ -106,25 +106,23 @@ def test_no_criu(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists(OLDER["3.17"]), reason="there is no CRIU 3.17 here")
 def test_a_criu_that_is_too_old() -> None:
-    """One that cannot start on this kernel is bad, and its check says so."""
+    """A program that cannot start on this kernel stops everything, as its check reports."""
     via = Worker(program=OLDER["3.17"])
     with pytest.raises(CriuError):
         check(via=via)
     result = doctor(via)
-    assert result.health is DoctorSeverity.BAD
-    assert "too old for this kernel" in result.of("check").value
+    assert result.severity is Severity.STOPS
+    assert "too old for this kernel" in result.of("check").message
 
 
 @pytest.mark.skipif(not os.path.exists(OLDER["4.1"]), reason="there is no CRIU 4.1 here")
 def test_a_criu_that_does_not_fit_the_kernel() -> None:
     """CRIU before 4.2 fails on sockets with Linux 6.16 and later; and libcriu is younger."""
-    remarks = {remark.id: remark for remark in program.look(Worker(program=OLDER["4.1"]))}
+    findings = {finding.id: finding for finding in program.look(Worker(program=OLDER["4.1"]))}
     new = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 16)
-    assert remarks["fit-kernel"].health is (DoctorSeverity.WARNING if new else DoctorSeverity.GOOD)
+    assert findings["fit-kernel"].severity is (Severity.WARNING if new else Severity.GOOD)
     differs = str(libcriu_version()) != "4.1.1"
-    assert remarks["fit-library"].health is (
-        DoctorSeverity.INFO if differs else DoctorSeverity.GOOD
-    )
+    assert findings["fit-library"].severity is (Severity.NOTE if differs else Severity.GOOD)
 
 
 def test_a_socket_is_not_asked() -> None:
@@ -135,7 +133,7 @@ def test_a_socket_is_not_asked() -> None:
         theirs.setblocking(False)
         with pytest.raises(BlockingIOError):
             theirs.recv(1)
-    assert {remark.group for remark in result.remarks} == {"rights", "network", "system"}
+    assert {finding.group for finding in result.findings} == {"rights", "network", "system"}
 
 
 def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
@@ -143,11 +141,11 @@ def test_a_configuration_file_that_interferes(tmp_path: Path) -> None:
     (tmp_path / ".criu").mkdir()
     (tmp_path / ".criu/default.conf").write_text("tcp-close\nghost-limit 3\n")
     via = Worker(env={"HOME": str(tmp_path)})
-    [remark] = [result for result in program.look(via) if result.id == "configuration"]
-    assert remark.health is DoctorSeverity.WARNING
-    assert str(tmp_path / ".criu/default.conf") in remark.value
-    assert "tcp_close" in remark.value
-    assert "ghost_limit" in remark.value
+    [finding] = [result for result in program.look(via) if result.id == "configuration"]
+    assert finding.severity is Severity.WARNING
+    assert str(tmp_path / ".criu/default.conf") in finding.message
+    assert "tcp_close" in finding.message
+    assert "ghost_limit" in finding.message
 
 
 def test_a_poorer_place(tmp_path: Path) -> None:
@@ -157,8 +155,8 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         from pycriu_native import Worker
         from pycriu_native.diagnostics.doctor import rights, system
         via = Worker(env={{"PATH": {str(tmp_path)!r}}})
-        remarks = [*rights.look(), *system.look(via)]
-        json.dump([remark.to_dict() for remark in remarks], sys.stdout)
+        findings = [*rights.look(), *system.look(via)]
+        json.dump([finding.to_dict() for finding in findings], sys.stdout)
     """)
     shell = (
         "for m in $(awk '/ - cgroup2? /{print $5}' /proc/self/mountinfo); do "
@@ -174,17 +172,17 @@ def test_a_poorer_place(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert message.returncode == 0, message.stderr
-    result = {remark["id"]: remark for remark in json.loads(message.stdout)}
-    assert result["capability:CAP_SYS_PTRACE"]["health"] == "bad"
-    assert result["capability:CAP_NET_ADMIN"]["health"] == "warning"
-    assert result["capability:CAP_SYS_ADMIN"]["health"] == "good"
-    assert result["iptables"]["health"] == "warning"
+    result = {finding["id"]: finding for finding in json.loads(message.stdout)}
+    assert result["capability:CAP_SYS_PTRACE"]["severity"] == "stops"
+    assert result["capability:CAP_NET_ADMIN"]["severity"] == "warning"
+    assert result["capability:CAP_SYS_ADMIN"]["severity"] == "good"
+    assert result["iptables"]["severity"] == "warning"
     assert "nftables" in result["iptables"]["costs"]
-    assert result["tool:tar"]["health"] == "warning"
-    assert result["ns-last-pid"]["health"] == "warning"
-    if "version" in result["cgroups"]["value"] or "hybrid" in result["cgroups"]["value"]:
-        assert result["cgroups"]["health"] == "warning"
-        assert "read-only" in result["cgroups"]["value"]
+    assert result["tool:tar"]["severity"] == "warning"
+    assert result["ns-last-pid"]["severity"] == "warning"
+    if "version" in result["cgroups"]["message"] or "hybrid" in result["cgroups"]["message"]:
+        assert result["cgroups"]["severity"] == "warning"
+        assert "read-only" in result["cgroups"]["message"]
 
 
 def test_a_filter_of_our_system_calls() -> None:
@@ -197,7 +195,7 @@ def test_a_filter_of_our_system_calls() -> None:
         program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 1, ctypes.addressof(allow)))
         assert libc.prctl(38, 1, 0, 0, 0) == 0
         assert libc.prctl(22, 2, program, 0, 0) == 0
-        print([remark.health for remark in rights.look() if remark.id == "seccomp"][0])
+        print([finding.severity for finding in rights.look() if finding.id == "seccomp"][0])
     """)
     message = subprocess.run(
         [sys.executable, "-c", code],
@@ -225,54 +223,54 @@ def files(monkeypatch: pytest.MonkeyPatch, module: Any, **contents: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("id", "contents", "health"),
+    ("id", "contents", "severity"),
     [
-        ("yama", {"ptrace_scope": "3\n"}, DoctorSeverity.BAD),
-        ("yama", {"ptrace_scope": "1\n"}, DoctorSeverity.GOOD),
-        ("lockdown", {"lockdown": "none integrity [confidentiality]\n"}, DoctorSeverity.WARNING),
-        ("lockdown", {"lockdown": "none [integrity] confidentiality\n"}, DoctorSeverity.GOOD),
+        ("yama", {"ptrace_scope": "3\n"}, Severity.STOPS),
+        ("yama", {"ptrace_scope": "1\n"}, Severity.GOOD),
+        ("lockdown", {"lockdown": "none integrity [confidentiality]\n"}, Severity.WARNING),
+        ("lockdown", {"lockdown": "none [integrity] confidentiality\n"}, Severity.GOOD),
         (
             "selinux",
             {"enforce": "1", "current": "system_u:system_r:httpd_t:s0"},
-            DoctorSeverity.WARNING,
+            Severity.WARNING,
         ),
         (
             "selinux",
             {"enforce": "0", "current": "system_u:system_r:httpd_t:s0"},
-            DoctorSeverity.GOOD,
+            Severity.GOOD,
         ),
         (
             "apparmor",
             {"enabled": "Y\n", "current": "docker-default (enforce)\n"},
-            DoctorSeverity.WARNING,
+            Severity.WARNING,
         ),
-        ("apparmor", {"enabled": "Y\n", "current": "unconfined\n"}, DoctorSeverity.GOOD),
+        ("apparmor", {"enabled": "Y\n", "current": "unconfined\n"}, Severity.GOOD),
     ],
 )
 def test_security_modules(
-    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: DoctorSeverity
+    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], severity: Severity
 ) -> None:
     """Each is told from what it writes to its files."""
     files(monkeypatch, rights, **contents)
-    [result] = [remark for remark in rights.look() if remark.id == id]
-    assert result.health is health
+    [result] = [finding for finding in rights.look() if finding.id == id]
+    assert result.severity is severity
 
 
 @pytest.mark.parametrize(
-    ("id", "contents", "health"),
+    ("id", "contents", "severity"),
     [
-        ("io-uring", {"io_uring_disabled": "2\n"}, DoctorSeverity.GOOD),
-        ("io-uring", {"io_uring_disabled": "0\n"}, DoctorSeverity.INFO),
-        ("pipe-max-size", {"pipe-max-size": "4194304\n"}, DoctorSeverity.GOOD),
+        ("io-uring", {"io_uring_disabled": "2\n"}, Severity.GOOD),
+        ("io-uring", {"io_uring_disabled": "0\n"}, Severity.NOTE),
+        ("pipe-max-size", {"pipe-max-size": "4194304\n"}, Severity.GOOD),
     ],
 )
 def test_settings(
-    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], health: DoctorSeverity
+    monkeypatch: pytest.MonkeyPatch, id: str, contents: dict[str, str], severity: Severity
 ) -> None:
     """Each is told from its file."""
     files(monkeypatch, system, **contents)
-    [result] = [remark for remark in system.look(Worker()) if remark.id == id]
-    assert result.health is health
+    [result] = [finding for finding in system.look(Worker()) if finding.id == id]
+    assert result.severity is severity
 
 
 def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,11 +278,11 @@ def test_pipes_that_are_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     files(monkeypatch, system, **{"pipe-max-size": "1048576\n"})
     monkeypatch.setattr(system, "status_of", lambda pid: {"CapEff": "0"})
     result = system._pipe_size()
-    assert result.health is DoctorSeverity.WARNING
+    assert result.severity is Severity.WARNING
     assert result.cure == "sysctl -w fs.pipe-max-size=4194304"
 
 
-def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> DoctorFinding:
+def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> Finding:
     """What is said of a cache at this place."""
     monkeypatch.setattr(program, "CACHE", str(path))
     monkeypatch.setattr(program, "TMPFS_OF", tmpfs)
@@ -294,20 +292,20 @@ def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> D
 def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Kept, absent, stale, or something else: by its age and its first word."""
     path = tmp_path / "criu.kdat"
-    assert "absent" in cache(monkeypatch, path).value
+    assert "absent" in cache(monkeypatch, path).message
     path.write_bytes(struct.pack("=I", program.CACHE_MAGIC) + bytes(400))
     kept = cache(monkeypatch, path)
-    assert kept.health is DoctorSeverity.GOOD
-    assert "kept" in kept.value
+    assert kept.severity is Severity.GOOD
+    assert "exists" in kept.message
     os.utime(path, (1, 1))
     stale = cache(monkeypatch, path)
-    assert stale.health is DoctorSeverity.WARNING
-    assert "stale" in stale.value
+    assert stale.severity is Severity.WARNING
+    assert "stale" in stale.message
     assert stale.cure == f"rm {path}"
     subprocess.run(stale.cure.split(), check=True)
-    assert "absent" in cache(monkeypatch, path).value
+    assert "absent" in cache(monkeypatch, path).message
     path.write_bytes(b"something else")
-    assert cache(monkeypatch, path).health is DoctorSeverity.WARNING
+    assert cache(monkeypatch, path).severity is Severity.WARNING
 
 
 def test_where_the_cache_is_kept(tmp_path: Path) -> None:
@@ -315,7 +313,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
     code = (
         "from pycriu_native import Worker\n"
         "from pycriu_native.diagnostics.doctor import program\n"
-        "found = [r.value for _ in range(2) for r in program.look(Worker()) if r.id == 'cache']\n"
+        "found = [r.message for _ in range(2) for r in program.look(Worker()) if r.id == 'cache']\n"
         "print(found[-1])\n"
     )
     shell = 'mount -t tmpfs none /run && exec "$@"'
@@ -327,7 +325,7 @@ def test_where_the_cache_is_kept(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert message.returncode == 0, message.stderr
-    assert message.stdout.startswith("/run/criu.kdat is kept")
+    assert message.stdout.startswith("/run/criu.kdat exists")
 
 
 def test_it_is_loaded_when_it_is_asked_for() -> None:

@@ -32,7 +32,7 @@ def test_every_verb(spawn: Spawn, images: Path) -> None:
     assert not preflight(target.pid).findings
     opts = preflight(target.pid, CriuOpts(images_directory=images, leave_running=True)).require()
     dump(target.pid, opts)
-    assert any("расчётн\\xd0" in finding.what for finding in check_images(images))
+    assert any("расчётн\\xd0" in finding.message for finding in check_images(images))
     with pytest.raises(PidInUseError):
         restore(CriuOpts(images_directory=images))
 

@@ -36,7 +36,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._failures.log_excerpt import failures
-from pycriu_native.diagnostics.preflight.mounts import parse
+from pycriu_native.diagnostics.preflight.mount_table import parse
 from pycriu_native.diagnostics.preflight.sockets import _address
 
 from .conftest import Spawn
@@ -495,7 +495,7 @@ def test_every_obstacle_at_once(site: Site) -> None:
     assert caught.value.pid == target.pid
     for finding in caught.value.findings:
         assert finding.pid == target.pid
-        assert finding.words in str(caught.value)
+        assert finding.message in str(caught.value)
         assert finding.cure
         assert finding.cure in str(caught.value)
     again = pickle.loads(pickle.dumps(caught.value))

@@ -18,12 +18,13 @@ from pycriu_native import (
     CriuOpts,
     PidInUseError,
     PreflightWarning,
+    Severity,
     Verdict,
     dump,
     preflight,
     restore,
 )
-from pycriu_native.images import Severity, check_images
+from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support.predictions import enter
@@ -210,12 +211,12 @@ def test_a_number_that_is_a_session(spawn: Spawn, images: Path, orphans: None) -
     eventually(lambda: Path(f"/proc/{leader}/stat").read_text().split()[2] == "Z", "its end")
     before = preflight(target.pid, opts)
     [finding] = before.no_restore
-    holder = int(finding.words.partition("session of pid ")[2].partition(",")[0])
+    holder = int(finding.message.partition("session of pid ")[2].partition(",")[0])
     assert finding.id == "number-held"
     dump(target.pid, opts)
     target.reap()
     reap_all_but(holder)
-    assert any(f"pid {holder} " in each.what for each in check_images(images))
+    assert any(f"pid {holder} " in each.message for each in check_images(images))
     with pytest.raises(PidInUseError, match=f"the session of pid {holder} ") as caught:
         restore(opts)
     enter("number_that_is_a_session", before.verdict, Verdict.NO_RESTORE)
@@ -223,7 +224,7 @@ def test_a_number_that_is_a_session(spawn: Spawn, images: Path, orphans: None) -
     assert f"end pid {holder}" in (caught.value.cure or "")
     kill(holder)
     eventually(lambda: not os.path.exists(f"/proc/{holder}"), "the end of the holder")
-    assert not [each for each in check_images(images) if each.severity is Severity.ERROR]
+    assert not [each for each in check_images(images) if each.severity is Severity.STOPS]
     restore(opts)
     assert target.runs_on()
 

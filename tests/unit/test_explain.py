@@ -214,9 +214,9 @@ def test_files_that_criu_reads_by_itself(tmp_path: Path) -> None:
     ("line", "fields", "option", "applies", "effect"),
     [
         ("tcp-close", {}, "tcp_close", True, "the request does not set it"),
-        ("tcp-close", {"tcp_close": False}, "tcp_close", False, "the request wins"),
-        ("ghost-limit=5", {"ghost_limit": 6}, "ghost_limit", False, "the request wins"),
-        ("ghost-limit=6", {"ghost_limit": 6}, "ghost_limit", False, "asked for as well"),
+        ("tcp-close", {"tcp_close": False}, "tcp_close", False, "the request overrides it"),
+        ("ghost-limit=5", {"ghost_limit": 6}, "ghost_limit", False, "the request overrides it"),
+        ("ghost-limit=6", {"ghost_limit": 6}, "ghost_limit", False, "in the request as well"),
         ("leave-running", {"leave_running": False}, "leave_running", True, "does not hear"),
         ("leave-running", {"leave_running": True}, "leave_running", False, "as well"),
         ("skip-mnt=/a", {"skip_mnts": ["/b"]}, "skip_mnts", True, "is added"),
@@ -243,11 +243,11 @@ def test_what_a_file_means_that_is_read_before(
     ("line", "fields", "option", "applies", "effect"),
     [
         ("tcp-close", {}, "tcp_close", True, "the request does not set it"),
-        ("tcp-close", {"tcp_close": False}, "tcp_close", True, "wins over the False"),
+        ("tcp-close", {"tcp_close": False}, "tcp_close", True, "overrides the False"),
         ("tcp-close", {"tcp_close": True}, "tcp_close", False, "as well"),
-        ("log-file=x", {"log_file": "y"}, "log_file", True, "wins over the 'y'"),
+        ("log-file=x", {"log_file": "y"}, "log_file", True, "overrides the 'y'"),
         ("verbosity=4", {"log_level": 1}, "log_level", False, "always sets it"),
-        ("prev-images-dir=a", {"parent_image": "b"}, "parent_image", False, "request wins"),
+        ("prev-images-dir=a", {"parent_image": "b"}, "parent_image", False, "request overrides it"),
         ("skip-mnt=/a", {"skip_mnts": ["/b"]}, "skip_mnts", True, "is added"),
         ("address=::1", {"lazy_pages": True}, "page_server", True, "does not set it"),
     ],
@@ -255,7 +255,7 @@ def test_what_a_file_means_that_is_read_before(
 def test_what_the_requests_own_file_means(
     tmp_path: Path, line: str, fields: dict[str, object], option: str, applies: bool, effect: str
 ) -> None:
-    """It wins over the request, but for the log level and the parent."""
+    """It overrides the request, but for the log level and the parent."""
     path = write(tmp_path / "own.conf", line)
     opts = CriuOpts(config_file=path, **fields)  # type: ignore[arg-type]
     setting = settings_of(explain(opts, "dump", 1, via=Untouchable()), path)[option]
@@ -319,4 +319,4 @@ def test_clear_text_is_shown(tmp_path: Path) -> None:
     shown = explain(replace(opts, page_server=meant), "dump", NOBODY, via=via)
     assert shown.problems == ()
     assert "--address=10.0.0.2" in shown.command
-    assert "clear_text has no word there" in str(shown)
+    assert "criu has no option for clear_text" in str(shown)

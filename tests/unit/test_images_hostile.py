@@ -245,7 +245,7 @@ def test_a_file_that_claims_to_be_huge(tmp_path: Path) -> None:
         ({"magic": "PSTREE", "entries": [{"pid": 1}]}, "pstree_entry lacks"),
         (
             {"magic": "PIPES_DATA", "entries": [{"pipe_id": 1, "bytes": 3, "extra": "YQ=="}]},
-            "says 3",
+            "needs 3",
         ),
         ({"magic": "INVENTORY", "entries": [{"img_version": 1, "lsmtype": "X"}]}, "lsmtype='X'"),
     ],

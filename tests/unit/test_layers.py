@@ -43,6 +43,7 @@ ORDER = (
     "lib",
     "_native",
     "results",
+    "findings",
     "errors",
     "enums",
     "_support",

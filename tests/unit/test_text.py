@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pycriu_native import CriuError
 from pycriu_native._support.kernel_text import encodable, escaped, read_lines, read_text
-from pycriu_native.diagnostics.preflight.mounts import parse
-from pycriu_native.diagnostics.preflight.values import Finding, Severity
+from pycriu_native.diagnostics.preflight.mount_table import parse
+from pycriu_native.findings import Finding, Severity
 
 CUT = "расчётнагрузки".encode()[:15]
 """A name as the kernel cuts it, in the middle of a letter."""
@@ -61,7 +61,7 @@ def test_messages_can_be_printed() -> None:
     """An error or a finding about such a name; the finding's own path stays what it is."""
     name = os.fsdecode(b"/tmp/\xff")
     assert str(CriuError(f"no {name}")) == "no /tmp/\\xff"
-    finding = Finding(id="x", severity=Severity.NOTE, words="w", path=name)
+    finding = Finding(id="x", severity=Severity.NOTE, message="w", path=name)
     assert str(finding) == "/tmp/\\xff: w"
     assert finding.path == name
 

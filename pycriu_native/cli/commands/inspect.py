@@ -13,6 +13,7 @@ import click
 
 from ...enums import Verb
 from ...errors import ImagesError
+from ...findings import Severity, lines
 from .. import command, json_form
 from ..command import Call, Command
 from ..errors import in_flags
@@ -95,7 +96,7 @@ def _details(
 
 
 def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
-    """Where text is in the memory; the answer is no if it is nowhere."""
+    """Find a text in the memory. The exit status is NO if it is not found."""
     result: list[dict[str, Any]] = []
     for process in processes:
         if process.pagemap is not None:
@@ -137,20 +138,20 @@ def _decode(call: Call, image: str) -> Exit:
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
-    # Text that is no UTF-8 is lone surrogates, which JSON and our own files keep.
+    # Bytes that are not UTF-8 are lone surrogates, which JSON keeps.
     with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
         try:
             result = json.load(file)
         except ValueError as error:
-            raise ImagesError(f"{described} is no JSON: {error}") from None
+            raise ImagesError(f"{described} is not JSON: {error}") from None
     if isinstance(result, dict):
         result = result.get("result", result)  # of decode --json
     if not isinstance(result, dict):
-        raise ImagesError(f"{described} is no image as decode prints it")
+        raise ImagesError(f"{described} is not an image in the form that decode prints")
     data = _images().encode(result)
     from ...archive.pack import written_beside  # no other command here writes
 
-    with written_beside(Path(image)) as file:  # for nobody else to read, as images are
+    with written_beside(Path(image)) as file:  # mode 0600, as images have
         file.write(data)
     body = {"image": image, "bytes": len(data)}
     return call.out.result(body, safe(f"wrote {size(len(data))} to {image}"))
@@ -159,11 +160,18 @@ def _encode(call: Call, described: str, image: str) -> Exit:
 def _check_images(call: Call, directory: str) -> Exit:
     images = _images()
     result = images.check_images(directory, call.opts, via=call.via)
-    bad = any(each.severity is images.Severity.ERROR for each in result)
-    response = [in_flags(safe(str(each))) for each in result]
-    response.append("a restore here would fail" if bad else "nothing stands against a restore here")
+    bad = any(each.severity is Severity.STOPS for each in result)
+    text = [in_flags(safe(line)) for line in lines(result, _HEADINGS)]
+    text.append("a restore here would fail" if bad else "no obstacle to a restore here was found")
     body = {"restorable": not bad, "findings": result}
-    return call.out.answer(body, "\n".join(response), code=Exit.NO if bad else Exit.DONE)
+    return call.out.answer(body, "\n".join(text), code=Exit.NO if bad else Exit.DONE)
+
+
+_HEADINGS: dict[str, str] = {
+    Severity.STOPS: "stops the restore",
+    Severity.WARNING: "may fail or differ",
+    Severity.NOTE: "for information",
+}
 
 
 def _directory(name: str = "directory") -> click.Argument:
@@ -174,10 +182,10 @@ COMMANDS = {
     "inspect": Command(
         "inspect",
         function=_inspect,
-        help="Show what is in the images of DIRECTORY.\n\n"
-        "What made them, their size, the processes, and what is missing; with an option their "
-        "memory, files or environment. It ends with 11 if the set is not complete, or --search "
-        "finds nothing. Nothing is restored, and no CRIU is needed.",
+        help="Show the contents of the images in DIRECTORY.\n\n"
+        "The CRIU that wrote them, their size, the processes, and missing images; with an option "
+        "also memory, files or environment. The exit status is 11 if the set is not complete, or "
+        "--search finds nothing. Nothing is restored, and no CRIU is needed.",
         examples=[
             "pycriu-native inspect ckpt",
             "pycriu-native inspect ckpt --tree",
@@ -202,7 +210,7 @@ COMMANDS = {
         "diff",
         function=_diff,
         help="Show what changed from the images in BEFORE to those in AFTER, page by page.\n\n"
-        "It ends with 0 if nothing did, and with 11 if something did.",
+        "The exit status is 0 if nothing changed, and 11 if something changed.",
         examples=[
             "pycriu-native diff ckpt/1 ckpt/2",
             "pycriu-native diff ckpt/1 ckpt/2 --json | jq .result.pages_changed",
@@ -229,8 +237,8 @@ COMMANDS = {
         "encode",
         function=_encode,
         help="Write the image FILE that JSON describes, in the form that decode prints.\n\n"
-        "What was not changed comes out as CRIU wrote it. JSON may be '-', the standard input. "
-        "An image that is there already is written over: change a copy of the set.",
+        "Unchanged messages keep the bytes that CRIU wrote. JSON may be '-', the standard input. "
+        "An existing image is overwritten: change a copy of the set.",
         examples=[
             "pycriu-native decode ckpt/core-4242.img > core.json",
             "pycriu-native encode core.json copy/core-4242.img",
@@ -247,10 +255,10 @@ COMMANDS = {
         "check-images",
         function=_check_images,
         verb=Verb.RESTORE,
-        help="Say what would stop a restore of DIRECTORY on this machine, before it is tried.\n\n"
-        "Pids, files, sockets, mounts, the processor, CRIU's release. Give the options that the "
-        "restore will have: what they settle is no obstacle. It ends with 11 if a restore would "
-        "fail. Nothing is touched.",
+        help="Check a restore of DIRECTORY on this machine, without a restore.\n\n"
+        "Pids, files, sockets, mounts, the processor, CRIU's release. Give the options of the "
+        "restore: what they solve is not an obstacle. The exit status is 11 if a restore would "
+        "fail. Nothing is changed.",
         examples=[
             "pycriu-native check-images ckpt",
             "pycriu-native check-images ckpt --tcp-established --json | jq .result.findings",

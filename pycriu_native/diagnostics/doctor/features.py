@@ -1,7 +1,7 @@
-"""What the kernel can do for CRIU, one by one, asked of CRIU itself.
+"""Features of the kernel, each tested by CRIU itself.
 
-``criu check --feature NAME`` tests one feature on this kernel (``criu/cr-check.c``). A service or
-a socket answers for four of them only, by a request.
+``criu check --feature NAME`` tests one feature on this kernel (``criu/cr-check.c``). A service
+reports only a few of them, by a request.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from ..._calls import requirements
 from ..._transport.base import Via
@@ -18,14 +19,14 @@ from ..._transport.process import ChildProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
 from ...errors import CriuError
-from .values import DoctorFinding, DoctorSeverity
+from ...findings import Finding, Severity
 
 PATIENCE = 20.0
-"""Seconds that one question may take."""
+"""Seconds that one test may take."""
 AT_ONCE = 4
 UNKNOWN = "Unknown feature"
 
-INFO = DoctorSeverity.INFO
+INFO = Severity.NOTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class Feature:
 
     title: str
     costs: str
-    """What does not work without it."""
+    """What does not work without the feature."""
     cure: str
-    """What brings it; mostly a release of Linux or an option of its build."""
-    health: DoctorSeverity = DoctorSeverity.WARNING
-    """What the lack of it is."""
+    """What provides it: mostly a release of Linux or a build option."""
+    severity: Severity = Severity.WARNING
+    """Severity of a missing feature."""
 
 
 def _linux(release: str, option: str = "") -> str:
@@ -54,7 +55,7 @@ FEATURES = {
     "uffd": Feature(
         "userfaultfd",
         "lazy_pages does not work",
-        "a kernel with CONFIG_USERFAULTFD; sysctl -w vm.unprivileged_userfaultfd=1 where we lack "
+        "a kernel with CONFIG_USERFAULTFD; sysctl -w vm.unprivileged_userfaultfd=1 without "
         "CAP_SYS_PTRACE",
     ),
     "uffd-noncoop": Feature(
@@ -89,7 +90,7 @@ FEATURES = {
         _linux("4.4", "CONFIG_CHECKPOINT_RESTORE"),
     ),
     "fdinfo_lock": Feature(
-        "locks in fdinfo", "file locks are told apart less well", _linux("4.1")
+        "locks in fdinfo", "file locks may be confused", _linux("4.1")
     ),
     "mnt_id": Feature("mounts in fdinfo", "containers cannot be dumped", _linux("3.15")),
     "aio_remap": Feature("moving AIO rings", "programs with io_submit fail", _linux("3.19")),
@@ -182,38 +183,38 @@ FEATURES = {
         "a newer kernel", INFO,
     ),
 }  # fmt: skip
-"""The features that CRIU 4.2 can be asked for."""
+"""The features that CRIU 4.2 can test."""
 
 BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store": "pidfd_store"}
-"""What a request can ask for: its name in ``Features``, and on the command line."""
+"""Features in a request: the field of ``Features``, and the name on the command line."""
 
 
-def look(via: Via) -> Iterator[DoctorFinding]:
-    """Each feature."""
+def look(via: Via) -> Iterator[Finding]:
+    """One finding for each feature."""
     worker = worker_of(via)
     if worker is None:
         yield from _by_request(via)
         return
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = pool.map(lambda name: _asked(worker, name), FEATURES)
+        answers = pool.map(lambda name: _tested(worker, name), FEATURES)
         for name, answer in zip(FEATURES, answers, strict=True):
             if answer is not None:
-                yield _remark(name, answer)
+                yield _finding(name, answer)
 
 
-def _by_request(via: Via) -> Iterator[DoctorFinding]:
+def _by_request(via: Via) -> Iterator[Finding]:
     if via.identity() is None:
         return
     try:
         result = requirements.ask_features(via)
     except CriuError:
-        return  # the remark on CRIU says so
+        return  # the finding on CRIU reports the error
     for field, name in BY_REQUEST.items():
-        yield _remark(name, getattr(result, field))
+        yield _finding(name, getattr(result, field))
 
 
-def _asked(via: Worker, name: str) -> bool | None:
-    """Whether the kernel has a feature; None if this CRIU cannot tell."""
+def _tested(via: Worker, name: str) -> bool | None:
+    """Whether the kernel has a feature; None if this CRIU cannot test it."""
     stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
         words = [via.name(), "check", "--feature", name]
@@ -228,15 +229,14 @@ def _asked(via: Worker, name: str) -> bool | None:
     return process.status == 0
 
 
-def _remark(name: str, there: bool) -> DoctorFinding:
+def _finding(name: str, there: bool) -> Finding:
     feature = FEATURES[name]
-    about = {"id": f"feature:{name}", "group": "feature", "title": feature.title}
+    finding = partial(Finding, id=f"feature:{name}", group="feature", subject=feature.title)
     if there:
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="there")
-    return DoctorFinding(
-        **about,
-        health=feature.health,
-        value="lacking",
+        return finding(severity=Severity.GOOD, message="there")
+    return finding(
+        severity=feature.severity,
+        message="lacking",
         costs=feature.costs,
         cure=f"it needs {feature.cure}",
     )

@@ -1,4 +1,4 @@
-"""CRIU, libcriu and the kernel: whether they are there, work, and fit each other."""
+"""CRIU, libcriu and the kernel: whether they exist, work, and fit each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import struct
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from ..._calls import requirements
 from ..._calls.verbs import check
@@ -14,13 +15,13 @@ from ..._support.kernel_text import read_lines
 from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
+from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
-from .values import DoctorFinding, DoctorSeverity
 
 CACHE = "/run/criu.kdat"
-"""Where CRIU keeps what it has found out about the kernel (``criu/kerndat.c``)."""
+"""CRIU's cache of the kernel's features (``criu/kerndat.c``)."""
 CACHE_MAGIC = 0x57023458
 TMPFS_OF = "/run"
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
@@ -28,131 +29,107 @@ NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor
 INSTALL = "apt-get install criu, or tools/install-criu of a checkout"
 
 
-def look(via: Via) -> Iterator[DoctorFinding]:
-    """All of it."""
+def look(via: Via) -> Iterator[Finding]:
+    """Findings on CRIU, libcriu and the kernel."""
     yield _libcriu()
-    asked = time.time()
+    start = time.time()
     try:
         result = requirements.ask_version(via)
     except CriuError as error:
-        yield DoctorFinding(
+        yield Finding(
             id="criu",
             group="criu",
-            title="CRIU",
-            health=DoctorSeverity.BAD,
-            value=error.cause or str(error),
+            subject="CRIU",
+            severity=Severity.STOPS,
+            message=error.cause or str(error),
             costs="nothing works",
             cure=error.cure or INSTALL,
         )
-        yield _cache(asked, via)
+        yield _cache(start, via)
         return
-    yield DoctorFinding(
+    yield Finding(
         id="criu",
         group="criu",
-        title="CRIU",
-        health=DoctorSeverity.GOOD,
-        value=f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}",
+        subject="CRIU",
+        severity=Severity.GOOD,
+        message=f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}",
     )
     yield _fits_library(result)
     yield _fits_kernel(result)
     yield _check(via)
-    yield _cache(asked, via)
+    yield _cache(start, via)
     yield from _configuration(via)
 
 
-def _libcriu() -> DoctorFinding:
-    return DoctorFinding(
+def _libcriu() -> Finding:
+    return Finding(
         id="libcriu",
         group="criu",
-        title="libcriu",
-        health=DoctorSeverity.GOOD,
-        value=LIBCRIU_VERSION,
+        subject="libcriu",
+        severity=Severity.GOOD,
+        message=LIBCRIU_VERSION,
     )
 
 
-def _fits_library(found: Version) -> DoctorFinding:
+def _fits_library(found: Version) -> Finding:
     library = Version.parse(LIBCRIU_VERSION)
-    title = "libcriu and CRIU"
+    finding = partial(Finding, id="fit-library", group="criu", subject="libcriu and CRIU")
     if (library.major, library.minor) == (found.major, found.minor):
-        return DoctorFinding(
-            id="fit-library",
-            group="criu",
-            title=title,
-            health=DoctorSeverity.GOOD,
-            value="of one release",
-        )
+        return finding(severity=Severity.GOOD, message="of one release")
     younger = "libcriu" if library > found else "CRIU"
-    return DoctorFinding(
-        id="fit-library",
-        group="criu",
-        title=title,
-        health=DoctorSeverity.INFO,
-        value=f"libcriu {library}, CRIU {found}",
-        costs=f"options that only {younger} knows are refused",
+    return finding(
+        severity=Severity.NOTE,
+        message=f"libcriu {library}, CRIU {found}",
+        costs=f"options that only {younger} supports are refused",
         cure="install both from one release",
     )
 
 
-def _fits_kernel(found: Version) -> DoctorFinding:
+def _fits_kernel(found: Version) -> Finding:
     release = os.uname().release
-    title = "CRIU and the kernel"
+    finding = partial(Finding, id="fit-kernel", group="criu", subject="CRIU and the kernel")
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
         if numbers >= since and found < needed:
-            return DoctorFinding(
-                id="fit-kernel",
-                group="criu",
-                title=title,
-                health=DoctorSeverity.WARNING,
-                value=f"CRIU {found}, Linux {release}",
+            return finding(
+                severity=Severity.WARNING,
+                message=f"CRIU {found}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
                 "sockets cannot be dumped",
                 cure=f"install CRIU {needed} or later",
             )
-    return DoctorFinding(
-        id="fit-kernel",
-        group="criu",
-        title=title,
-        health=DoctorSeverity.GOOD,
-        value=f"Linux {release}",
-    )
+    return finding(severity=Severity.GOOD, message=f"Linux {release}")
 
 
-def _check(via: Via) -> DoctorFinding:
-    title = "CRIU's own check"
+def _check(via: Via) -> Finding:
+    finding = partial(Finding, id="check", group="criu", subject="CRIU's own check")
     try:
         result = check(via=via)
     except CriuError as error:
-        return DoctorFinding(
-            id="check",
-            group="criu",
-            title=title,
-            health=DoctorSeverity.BAD,
-            value=error.cause or str(error),
+        return finding(
+            severity=Severity.STOPS,
+            message=error.cause or str(error),
             costs="CRIU cannot work on this kernel, or not with these rights",
-            cure=error.cure or "see what it says, in a log: criu check -v4",
+            cure=error.cure or "see the output of criu check -v4",
         )
     value = "; ".join(result.warnings) or "passed"
-    health = DoctorSeverity.INFO if result.warnings else DoctorSeverity.GOOD
-    return DoctorFinding(id="check", group="criu", title=title, health=health, value=value)
+    severity = Severity.NOTE if result.warnings else Severity.GOOD
+    return finding(severity=severity, message=value)
 
 
-def _cache(asked: float, via: Via) -> DoctorFinding:
-    """What CRIU has found out about the kernel, kept for the next call.
+def _cache(start: float, via: Via) -> Finding:
+    """CRIU's cache of the kernel's features.
 
-    CRIU takes it if it has the size and the two magic numbers of its own build, else removes and
-    makes it anew; the second number is the time of the build. It does not look at the kernel: the
-    file is to go with the system's reboot, so CRIU keeps it on a tmpfs only.
+    CRIU accepts it if it has the size and the two magic numbers of its own build, else it replaces
+    it; the second number is the time of the build. CRIU does not compare it with the kernel: it
+    keeps the file on a tmpfs only, so that a reboot removes it.
     """
-    title = "cache of the kernel's features"
+    finding = partial(Finding, id="cache", group="criu", subject="cache of the kernel's features")
 
-    def said(health: DoctorSeverity, value: str, costs: str = "", cure: str = "") -> DoctorFinding:
-        return DoctorFinding(
-            id="cache",
-            group="criu",
-            title=title,
-            health=health,
-            value=f"{CACHE} {value}",
+    def finding_of(severity: Severity, value: str, costs: str = "", cure: str = "") -> Finding:
+        return finding(
+            severity=severity,
+            message=f"{CACHE} {value}",
             costs=costs,
             cure=cure,
         )
@@ -163,33 +140,33 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
         if _is_tmpfs(TMPFS_OF):
-            return said(DoctorSeverity.INFO, "is absent", "the next call makes it")
-        return said(
-            DoctorSeverity.INFO,
-            f"is absent: {TMPFS_OF} is no tmpfs, and CRIU keeps it nowhere else",
-            "each call asks the kernel again, which takes about 20 ms",
+            return finding_of(Severity.NOTE, "is absent", "the next call creates it")
+        return finding_of(
+            Severity.NOTE,
+            f"is absent: {TMPFS_OF} is not a tmpfs, and CRIU keeps it only on one",
+            "each call tests the kernel again, which takes about 20 ms",
             f"pycriu-native keep-cache, or mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do "
             "when they start",
         )
     except OSError as error:
-        return said(DoctorSeverity.INFO, f"cannot be read ({error.strerror})")
+        return finding_of(Severity.NOTE, f"cannot be read ({error.strerror})")
     if result.st_mtime < _started():
-        return said(
-            DoctorSeverity.WARNING,
+        return finding_of(
+            Severity.WARNING,
             "is stale: it is older than this start of the system",
-            "CRIU believes it, and fails in odd ways if the kernel has changed",
+            "CRIU uses it, and fails in various ways if the kernel has changed",
             f"rm {CACHE}",
         )
     if magic != CACHE_MAGIC:
-        return said(
-            DoctorSeverity.WARNING,
-            "is no such cache",
-            "CRIU removes it and asks the kernel again",
+        return finding_of(
+            Severity.WARNING,
+            "is not a cache of this kind",
+            "CRIU removes it and tests the kernel again",
             f"rm {CACHE}",
         )
-    if result.st_mtime >= asked - 1:
-        return said(DoctorSeverity.GOOD, "is kept, and was made just now")
-    return said(DoctorSeverity.GOOD, "is kept")
+    if result.st_mtime >= start - 1:
+        return finding_of(Severity.GOOD, "exists, and was created by this check")
+    return finding_of(Severity.GOOD, "exists")
 
 
 def _is_tmpfs(path: str) -> bool:
@@ -204,25 +181,20 @@ def _started() -> float:
         return next(float(line.split()[1]) for line in file if line.startswith("btime"))
 
 
-def _configuration(via: Via) -> Iterator[DoctorFinding]:
-    """Files that change what every call does."""
-    title = "configuration files"
+def _configuration(via: Via) -> Iterator[Finding]:
+    """Configuration files that affect every call."""
+    finding = partial(Finding, id="configuration", group="criu", subject="configuration files")
     result = [file for file in configuration_files(CriuOpts(), via) if file.settings]
     if not result:
         seen = worker_of(via) is not None
-        health = DoctorSeverity.GOOD if seen else DoctorSeverity.INFO
-        value = "none" if seen else "those of another process are not seen"
-        yield DoctorFinding(
-            id="configuration", group="criu", title=title, health=health, value=value
-        )
+        severity = Severity.GOOD if seen else Severity.NOTE
+        value = "none" if seen else "unknown: those of another process"
+        yield finding(severity=severity, message=value)
     for file in result:
-        yield DoctorFinding(
-            id="configuration",
-            group="criu",
-            title=title,
-            health=DoctorSeverity.WARNING,
-            value=f"{file.path} ({file.why}) sets "
+        yield finding(
+            severity=Severity.WARNING,
+            message=f"{file.path} ({file.why}) sets "
             + "; ".join(str(setting) for setting in file.settings),
-            costs="calls do what it says beside their own options",
-            cure=f"look whether that is meant; else remove {file.path}",
+            costs="calls use its settings besides their own options",
+            cure=f"check whether that is intended; else remove {file.path}",
         )

@@ -1,23 +1,27 @@
 """Rights: capabilities one by one, security modules, filters of system calls.
 
-They are those of the caller, which a worker of our own gets as well. What CRIU needs each
-capability for: its man page, ``criu/cr-service.c`` and the kernel's checks.
+They are those of the caller, which a worker inherits. Sources for the use of each capability:
+CRIU's man page, ``criu/cr-service.c`` and the kernel's checks.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 
 from ..._system.process_snapshot import read
 from ..._system.process_tree import status_of
-from .values import DoctorFinding, DoctorSeverity
+from ...findings import Finding, Severity
 
 ONLY = "a restore works with unprivileged=True only"
 CAPABILITIES = {
     "CAP_SYS_ADMIN": (21, "namespaces, mounts and seccomp filters cannot be dumped or restored"),
     "CAP_CHECKPOINT_RESTORE": (40, "without CAP_SYS_ADMIN, nothing works"),
-    "CAP_SYS_PTRACE": (19, "no process can be stopped, nor CRIU be handed a directory"),
+    "CAP_SYS_PTRACE": (
+        19,
+        "no process can be stopped, and CRIU cannot open directories",
+    ),
     "CAP_NET_ADMIN": (12, f"TCP connections and network namespaces cannot be saved; {ONLY}"),
     "CAP_SYS_RESOURCE": (
         24,
@@ -41,13 +45,13 @@ CAPABILITIES = {
     "CAP_IPC_OWNER": (15, "System V objects of other users cannot be saved"),
     "CAP_AUDIT_CONTROL": (30, "login uids cannot be restored"),
 }
-"""Bit, and what does not work without it."""
+"""Bit number, and what does not work without it."""
 EITHER = ("CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE")
 GIVE = "run as root, or in a container that is given it (docker run --cap-add={short})"
 
 
-def look() -> Iterator[DoctorFinding]:
-    """All of it."""
+def look() -> Iterator[Finding]:
+    """Findings on capabilities, security modules and seccomp."""
     status = status_of(os.getpid())
     held = int(status.get("CapEff", "0"), 16)
     has = {name for name, (bit, _) in CAPABILITIES.items() if held >> bit & 1}
@@ -62,128 +66,121 @@ def look() -> Iterator[DoctorFinding]:
     yield _seccomp(status)
 
 
-def _capability(name: str, costs: str, has: set[str]) -> DoctorFinding:
-    about = {"id": f"capability:{name}", "group": "rights", "title": name}
+def _capability(name: str, costs: str, has: set[str]) -> Finding:
+    finding = partial(Finding, id=f"capability:{name}", group="rights", subject=name)
     if name in has:
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="held")
+        return finding(severity=Severity.GOOD, message="held")
     either = name in EITHER and not has & set(EITHER)
-    health = DoctorSeverity.BAD if either or name == "CAP_SYS_PTRACE" else DoctorSeverity.WARNING
+    severity = Severity.STOPS if either or name == "CAP_SYS_PTRACE" else Severity.WARNING
     if name == "CAP_CHECKPOINT_RESTORE" and "CAP_SYS_ADMIN" in has:
-        return DoctorFinding(
-            **about, health=DoctorSeverity.INFO, value="lacking, and CAP_SYS_ADMIN held instead"
-        )
+        return finding(severity=Severity.NOTE, message="lacking, and CAP_SYS_ADMIN held instead")
     cure = GIVE.format(short=name.removeprefix("CAP_"))
-    return DoctorFinding(**about, health=health, value="lacking", costs=costs, cure=cure)
+    return finding(severity=severity, message="lacking", costs=costs, cure=cure)
 
 
-def _user() -> DoctorFinding:
-    about = {"id": "user", "group": "rights", "title": "user"}
+def _user() -> Finding:
+    finding = partial(Finding, id="user", group="rights", subject="user")
     if os.geteuid() == 0:
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="root")
-    return DoctorFinding(
-        **about,
-        health=DoctorSeverity.WARNING,
-        value=f"uid {os.geteuid()}",
+        return finding(severity=Severity.GOOD, message="root")
+    return finding(
+        severity=Severity.WARNING,
+        message=f"uid {os.geteuid()}",
         costs="CRIU refuses to run unless unprivileged is set, and can save less then",
         cure="run as root, or set unprivileged=True with CAP_CHECKPOINT_RESTORE",
     )
 
 
-def _modules() -> DoctorFinding:
+def _modules() -> Finding:
     result = read("/sys/kernel/security/lsm").strip()
-    value = result or "none that can be seen (/sys/kernel/security is not mounted)"
-    about = {"id": "security-modules", "group": "rights", "title": "security modules"}
-    return DoctorFinding(**about, health=DoctorSeverity.INFO, value=value)
+    value = result or "unknown (/sys/kernel/security is not mounted)"
+    finding = partial(Finding, id="security-modules", group="rights", subject="security modules")
+    return finding(severity=Severity.NOTE, message=value)
 
 
-def _selinux() -> Iterator[DoctorFinding]:
+def _selinux() -> Iterator[Finding]:
     enforcing = read("/sys/fs/selinux/enforce").strip()
     if not enforcing:
         return
-    about = {"id": "selinux", "group": "rights", "title": "SELinux"}
+    finding = partial(Finding, id="selinux", group="rights", subject="SELinux")
     label = read("/proc/self/attr/current").rstrip("\0\n")
     if enforcing == "0":
-        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=f"permissive, {label}")
+        yield finding(severity=Severity.GOOD, message=f"permissive, {label}")
     else:
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING if "unconfined" not in label else DoctorSeverity.INFO,
-            value=f"enforcing, {label}",
-            costs="the policy may forbid what CRIU does; the log of the audit says so (AVC)",
+        yield finding(
+            severity=Severity.WARNING if "unconfined" not in label else Severity.NOTE,
+            message=f"enforcing, {label}",
+            costs="the policy may forbid what CRIU does; the audit log shows it (AVC)",
             cure="run from an unconfined domain; for containers, give lsm_profile on restore",
         )
 
 
-def _apparmor() -> Iterator[DoctorFinding]:
+def _apparmor() -> Iterator[Finding]:
     if read("/sys/module/apparmor/parameters/enabled").strip() != "Y":
         return
     profile = read("/proc/self/attr/apparmor/current").strip() or read(
         "/proc/self/attr/current"
     ).rstrip("\0\n")
-    about = {"id": "apparmor", "group": "rights", "title": "AppArmor"}
+    finding = partial(Finding, id="apparmor", group="rights", subject="AppArmor")
     if profile in ("", "unconfined"):
-        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value="we are unconfined")
+        yield finding(severity=Severity.GOOD, message="unconfined")
     else:
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value=f"we are under the profile {profile}",
+        yield finding(
+            severity=Severity.WARNING,
+            message=f"confined by the profile {profile}",
             costs="the profile may forbid ptrace, mounts and opening of files",
             cure="run unconfined (docker run --security-opt apparmor=unconfined)",
         )
 
 
-def _yama(has: set[str]) -> Iterator[DoctorFinding]:
+def _yama(has: set[str]) -> Iterator[Finding]:
     scope = read("/proc/sys/kernel/yama/ptrace_scope").strip()
     if not scope:
         return
-    about = {"id": "yama", "group": "rights", "title": "Yama (kernel.yama.ptrace_scope)"}
+    finding = partial(Finding, id="yama", group="rights", subject="Yama (kernel.yama.ptrace_scope)")
     if scope == "3":
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.BAD,
-            value=scope,
-            costs="nobody may stop a process, root included",
+        yield finding(
+            severity=Severity.STOPS,
+            message=scope,
+            costs="no process can be stopped, not even by root",
             cure="it cannot be lowered while the system runs: remove the setting and restart",
         )
     elif scope != "0" and "CAP_SYS_PTRACE" not in has:
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value=scope,
+        yield finding(
+            severity=Severity.WARNING,
+            message=scope,
             costs="without CAP_SYS_PTRACE, only one's own children can be dumped",
             cure="sysctl -w kernel.yama.ptrace_scope=0",
         )
     else:
-        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=scope)
+        yield finding(severity=Severity.GOOD, message=scope)
 
 
-def _lockdown() -> Iterator[DoctorFinding]:
+def _lockdown() -> Iterator[Finding]:
     result = read("/sys/kernel/security/lockdown").strip()
     if not result:
         return
     level = result.partition("[")[2].partition("]")[0]
-    about = {"id": "lockdown", "group": "rights", "title": "lockdown of the kernel"}
+    finding = partial(Finding, id="lockdown", group="rights", subject="lockdown of the kernel")
     if level == "confidentiality":
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value=level,
-            costs="features of the kernel that CRIU asks for may be refused",
+        yield finding(
+            severity=Severity.WARNING,
+            message=level,
+            costs="the kernel may refuse features that CRIU needs",
             cure="start the kernel with lockdown=integrity, or none",
         )
     else:
-        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=level)
+        yield finding(severity=Severity.GOOD, message=level)
 
 
-def _seccomp(status: dict[str, str]) -> DoctorFinding:
-    about = {"id": "seccomp", "group": "rights", "title": "filter of our system calls (seccomp)"}
+def _seccomp(status: dict[str, str]) -> Finding:
+    finding = partial(
+        Finding, id="seccomp", group="rights", subject="system call filter of the caller (seccomp)"
+    )
     if status.get("Seccomp", "0") == "0":
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="none")
-    return DoctorFinding(
-        **about,
-        health=DoctorSeverity.WARNING,
-        value=f"mode {status['Seccomp']}, {status.get('Seccomp_filters', '?')} filters",
-        costs="CRIU is under it as well; what it forbids fails, and restored processes inherit it",
+        return finding(severity=Severity.GOOD, message="none")
+    return finding(
+        severity=Severity.WARNING,
+        message=f"mode {status['Seccomp']}, {status.get('Seccomp_filters', '?')} filters",
+        costs="CRIU inherits it; forbidden calls fail, and restored processes inherit it",
         cure="run without it (docker run --security-opt seccomp=unconfined)",
     )

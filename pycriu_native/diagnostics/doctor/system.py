@@ -1,4 +1,4 @@
-"""The system around CRIU: tools, network locks, cgroups, limits, and where we are ourselves."""
+"""The system around CRIU: tools, network locks, cgroups, limits, containers."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import os
 import resource
 import shutil
 from collections.abc import Iterator
+from functools import partial
 
 from ..._system.process_snapshot import lines_of, link, read
 from ..._system.process_tree import status_of
 from ..._transport.base import Via
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
-from .values import DoctorFinding, DoctorSeverity
+from ...findings import Finding, Severity
 
 LAZY_PIPE = 4194304
-"""Bytes of a pipe that lazy_pages wants."""
+"""Bytes of a pipe that lazy_pages needs."""
 RESOURCE = 24
 FIRST = {"pid": 4026531836, "user": 4026531837}
 """Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""
 
 
-def look(via: Via) -> Iterator[DoctorFinding]:
-    """All of it."""
+def look(via: Via) -> Iterator[Finding]:
+    """Findings on the system."""
     worker = worker_of(via)
     path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
     yield from _network_tools(path)
@@ -37,68 +38,62 @@ def look(via: Via) -> Iterator[DoctorFinding]:
     yield _container()
 
 
-def _network_tools(path: str) -> Iterator[DoctorFinding]:
-    about = {"id": "iptables", "group": "network", "title": "iptables"}
+def _network_tools(path: str) -> Iterator[Finding]:
+    finding = partial(Finding, id="iptables", group="network", subject="iptables")
     tools = ("iptables-restore", "ip6tables-restore")
     missing = [tool for tool in tools if shutil.which(tool, path=path) is None]
     if missing:
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value=f"{' and '.join(missing)} not found in {path}",
+        yield finding(
+            severity=Severity.WARNING,
+            message=f"{' and '.join(missing)} not found in {path}",
             costs='tcp_established needs network_lock="nftables"',
             cure="apt-get install iptables",
         )
     else:
-        yield DoctorFinding(
-            **about, health=DoctorSeverity.GOOD, value="there, to lock the network with"
-        )
+        yield finding(severity=Severity.GOOD, message="found")
 
 
-def _tools(path: str) -> Iterator[DoctorFinding]:
+def _tools(path: str) -> Iterator[Finding]:
     expected = {
         "tar": ("contents of tmpfs in containers cannot be saved", "apt-get install tar"),
         "ip": ("addresses and routes of containers cannot be saved", "apt-get install iproute2"),
         "sh": ("networks cannot be locked with iptables", "apt-get install dash"),
     }
     for tool, (costs, cure) in expected.items():
-        about = {"id": f"tool:{tool}", "group": "system", "title": f"the program {tool}"}
+        finding = partial(Finding, id=f"tool:{tool}", group="system", subject=f"the program {tool}")
         if shutil.which(tool, path=path) is None:
-            yield DoctorFinding(
-                **about,
-                health=DoctorSeverity.WARNING,
-                value=f"not found in {path}",
+            yield finding(
+                severity=Severity.WARNING,
+                message=f"not found in {path}",
                 costs=costs,
                 cure=cure,
             )
         else:
-            yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value="there")
+            yield finding(severity=Severity.GOOD, message="there")
 
 
-def _cgroups() -> DoctorFinding:
+def _cgroups() -> Finding:
     result = [line.split(" ") for line in lines_of("/proc/self/mountinfo")]
     old = [words[4] for words in result if words[words.index("-") + 1] == "cgroup"]
     new = [words[4] for words in result if words[words.index("-") + 1] == "cgroup2"]
     form = "hybrid (1 and 2)" if old and new else "version 2" if new else "version 1"
-    about = {"id": "cgroups", "group": "system", "title": "cgroups"}
+    finding = partial(Finding, id="cgroups", group="system", subject="cgroups")
     if not old and not new:
-        return DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value="not mounted",
+        return finding(
+            severity=Severity.WARNING,
+            message="not mounted",
             costs='cgroups are not brought back; use manage_cgroups_mode="ignore"',
             cure="mount -t cgroup2 none /sys/fs/cgroup",
         )
     shut = [place for place in (*old, *new) if _is_read_only(place)]
     if shut:
-        return DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value=f"{form}, read-only: {', '.join(shut)}",
+        return finding(
+            severity=Severity.WARNING,
+            message=f"{form}, read-only: {', '.join(shut)}",
             costs="cgroups cannot be made on restore, nor freeze_cgroup be used",
             cure=f"mount -o remount,rw {shut[0]}",
         )
-    return DoctorFinding(**about, health=DoctorSeverity.GOOD, value=f"{form}, writable")
+    return finding(severity=Severity.GOOD, message=f"{form}, writable")
 
 
 def _is_read_only(path: str) -> bool:
@@ -108,118 +103,111 @@ def _is_read_only(path: str) -> bool:
         return True
 
 
-def _pipe_size() -> DoctorFinding:
-    about = {"id": "pipe-max-size", "group": "system", "title": "fs.pipe-max-size"}
+def _pipe_size() -> Finding:
+    finding = partial(Finding, id="pipe-max-size", group="system", subject="fs.pipe-max-size")
     size = int(read("/proc/sys/fs/pipe-max-size") or 0)
     held = int(status_of(os.getpid()).get("CapEff", "0"), 16) >> RESOURCE & 1
     if size >= LAZY_PIPE or held:
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value=str(size))
-    return DoctorFinding(
-        **about,
-        health=DoctorSeverity.WARNING,
-        value=str(size),
+        return finding(severity=Severity.GOOD, message=str(size))
+    return finding(
+        severity=Severity.WARNING,
+        message=str(size),
         costs="without CAP_SYS_RESOURCE, lazy_pages fails with large processes",
         cure=f"sysctl -w fs.pipe-max-size={LAZY_PIPE}",
     )
 
 
-def _last_pid() -> DoctorFinding:
+def _last_pid() -> Finding:
     path = "/proc/sys/kernel/ns_last_pid"
-    about = {"id": "ns-last-pid", "group": "system", "title": "kernel.ns_last_pid"}
+    finding = partial(Finding, id="ns-last-pid", group="system", subject="kernel.ns_last_pid")
     if not os.path.exists(path):
-        return DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value="not there",
+        return finding(
+            severity=Severity.WARNING,
+            message="not there",
             costs="pids cannot be chosen on kernels before 5.5",
             cure="a kernel with CONFIG_CHECKPOINT_RESTORE",
         )
     if _is_read_only(path):
-        return DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value="read-only",
+        return finding(
+            severity=Severity.WARNING,
+            message="read-only",
             costs="pids cannot be chosen on kernels before 5.5, nor sysctls be restored",
             cure="mount -o remount,rw /proc/sys",
         )
-    return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="writable")
+    return finding(severity=Severity.GOOD, message="writable")
 
 
-def _limits() -> Iterator[DoctorFinding]:
+def _limits() -> Iterator[Finding]:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = int(read("/proc/sys/fs/nr_open") or 0)
     held = int(status_of(os.getpid()).get("CapEff", "0"), 16) >> RESOURCE & 1
-    about = {"id": "open-files", "group": "system", "title": "limit of open files"}
+    finding = partial(Finding, id="open-files", group="system", subject="limit of open files")
     if hard == resource.RLIM_INFINITY or hard >= most or held:
-        yield DoctorFinding(**about, health=DoctorSeverity.GOOD, value=str(hard))
+        yield finding(severity=Severity.GOOD, message=str(hard))
     else:
-        yield DoctorFinding(
-            **about,
-            health=DoctorSeverity.INFO,
-            value=str(hard),
+        yield finding(
+            severity=Severity.NOTE,
+            message=str(hard),
             costs="CRIU cannot raise it for itself; a process with more open files may fail",
             cure=f"ulimit -Hn {most} before, as root with CAP_SYS_RESOURCE",
         )
     soft, _ = resource.getrlimit(resource.RLIMIT_CORE)
     value = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
-    costs = "" if soft else "a CRIU that crashes leaves no core to look at"
-    yield DoctorFinding(
+    costs = "" if soft else "a crash of CRIU leaves no core file"
+    yield Finding(
         id="core",
         group="system",
-        title="limit of core files",
-        health=DoctorSeverity.INFO,
-        value=value,
+        subject="limit of core files",
+        severity=Severity.NOTE,
+        message=value,
         costs=costs,
         cure="" if soft else "ulimit -c unlimited",
     )
 
 
-def _map_files() -> DoctorFinding:
+def _map_files() -> Finding:
     """Mapped files, which CRIU opens through /proc."""
-    about = {"id": "map-files", "group": "system", "title": "/proc/PID/map_files"}
+    finding = partial(Finding, id="map-files", group="system", subject="/proc/PID/map_files")
     try:
         first = sorted(os.listdir("/proc/self/map_files"))[0]
         os.stat(f"/proc/self/map_files/{first}")
     except (OSError, IndexError) as error:
-        return DoctorFinding(
-            **about,
-            health=DoctorSeverity.BAD,
-            value=f"cannot be read ({error})",
+        return finding(
+            severity=Severity.STOPS,
+            message=f"cannot be read ({error})",
             costs="no process can be dumped",
             cure="CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and a /proc that is not masked",
         )
-    return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="can be read")
+    return finding(severity=Severity.GOOD, message="can be read")
 
 
-def _io_uring() -> DoctorFinding:
-    about = {"id": "io-uring", "group": "system", "title": "io_uring"}
+def _io_uring() -> Finding:
+    finding = partial(Finding, id="io-uring", group="system", subject="io_uring")
     setting = read("/proc/sys/kernel/io_uring_disabled").strip()
     if setting == "2":
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="forbidden to all")
-    return DoctorFinding(
-        **about,
-        health=DoctorSeverity.INFO,
-        value="allowed" if setting in ("", "0") else "allowed to some",
-        costs="processes that use it cannot be dumped; preflight tells which",
-        cure="sysctl -w kernel.io_uring_disabled=2 (new programs do without it)",
+        return finding(severity=Severity.GOOD, message="forbidden to all")
+    return finding(
+        severity=Severity.NOTE,
+        message="allowed" if setting in ("", "0") else "allowed to some",
+        costs="processes that use it cannot be dumped; preflight finds them",
+        cure="sysctl -w kernel.io_uring_disabled=2 (for new programs)",
     )
 
 
-def _proc() -> DoctorFinding:
-    about = {"id": "proc", "group": "system", "title": "/proc"}
+def _proc() -> Finding:
+    finding = partial(Finding, id="proc", group="system", subject="/proc")
     if link("/proc/self") == str(os.getpid()):
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="of our pid namespace")
-    return DoctorFinding(
-        **about,
-        health=DoctorSeverity.BAD,
-        value="of another pid namespace than ours",
-        costs="pids mean other processes there: nothing works",
+        return finding(severity=Severity.GOOD, message="of the caller's pid namespace")
+    return finding(
+        severity=Severity.STOPS,
+        message="of another pid namespace than the caller's",
+        costs="its pids are those of other processes: nothing works",
         cure="mount -t proc proc /proc",
     )
 
 
-def _container() -> DoctorFinding:
-    """Whether we are in a container, by what the usual ones leave."""
+def _container() -> Finding:
+    """Whether the caller is in a container, by the marks of the usual ones."""
     signs = [
         name
         for name, path in {"Docker": "/.dockerenv", "Podman": "/run/.containerenv"}.items()
@@ -233,21 +221,18 @@ def _container() -> DoctorFinding:
         for kind in ("pid", "user")
         if link(f"/proc/self/ns/{kind}") != f"{kind}:[{FIRST[kind]}]"
     ]
-    about = {"id": "container", "group": "system", "title": "where we are"}
+    finding = partial(Finding, id="container", group="system", subject="container")
     if not signs and not named and not own:
-        return DoctorFinding(**about, health=DoctorSeverity.GOOD, value="on the host")
+        return finding(severity=Severity.GOOD, message="none: on the host")
     value = ", ".join(
         [*signs, *([named] if named else []), *(f"a {kind} namespace of its own" for kind in own)]
     )
     costs = "only processes in it can be dumped"
     if "user" in own:
-        return DoctorFinding(
-            **about,
-            health=DoctorSeverity.WARNING,
-            value=f"in a container ({value})",
+        return finding(
+            severity=Severity.WARNING,
+            message=f"in a container ({value})",
             costs=f"{costs}, and the rights of the host are lacking",
             cure="run CRIU on the host",
         )
-    return DoctorFinding(
-        **about, health=DoctorSeverity.INFO, value=f"in a container ({value})", costs=costs
-    )
+    return finding(severity=Severity.NOTE, message=f"in a container ({value})", costs=costs)

@@ -1,7 +1,7 @@
 """preflight: what would stop a dump, and which options it needs, before anything is frozen.
 
-It reads /proc, asks the kernel for sockets, and opens nothing of the process's own. Each part
-of a process has a module that knows what CRIU does with it: ``tasks``, ``files``, ``objects``,
+It reads /proc and sock_diag(7), and opens nothing of the process's own. Each part of a process
+has a module with the rules of CRIU: ``tasks``, ``files``, ``objects``,
 ``sockets``, ``terminals``, ``memory``, ``mounts``; ``restorable`` looks at what this caller lacks
 for a restore, ``means`` at CRIU and the options,
 ``size`` at how much it will be. The facts are from CRIU 4.2's source and seen with 4.2.1;
@@ -20,6 +20,7 @@ from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ..._transport.worker import Worker
 from ...errors import OptionError, Problem
+from ...findings import Finding, Severity, ordered
 from ...options.criu_opts import CriuOpts
 from . import (
     attributes,
@@ -35,24 +36,14 @@ from . import (
     terminals,
 )
 from .context import Context
-from .values import (
-    Finding,
-    ImageSize,
-    Preflight,
-    PreflightError,
-    PreflightWarning,
-    Severity,
-    Verdict,
-    ordered,
-)
+from .mount_table import MountTable
+from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
-    "Finding",
     "ImageSize",
     "Preflight",
     "PreflightError",
     "PreflightWarning",
-    "Severity",
     "Verdict",
     "preflight",
 ]
@@ -67,16 +58,16 @@ def preflight(
     include_caller: bool = False,
     via: Via | None = None,
 ) -> Preflight:
-    """What a dump of this process and all below it would meet; the processes run on.
+    """Check a dump of this process and its descendants. The processes keep running.
 
-    ``opts`` are the options that the dump is to have, if some are chosen already: what they
-    cure is no obstacle, and what they break is one. The images directory need not be among them.
+    ``opts`` are the options of the dump: what they cure is not an obstacle, and what they break is
+    one. The images directory may be unset.
     ``include_caller`` and ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces
-    are taken to be the caller's, as a worker's are.
+    are those of the caller, as in a worker.
 
-    The answer is as of now: a process that changes afterwards can fail all the same. What
-    cannot be seen from outside is told in ``docs/preflight.md``. Raises ``OptionError`` for
-    options that no dump takes; everything else is a finding. Asks CRIU for its release and its
+    The result is valid for the moment of the check: a process that changes later can still fail.
+    ``docs/preflight.md`` lists what is not visible from outside. Raises ``OptionError`` for
+    options that no dump accepts; everything else is a finding. Runs CRIU for its release and its
     check, once for each program. Needs root or CAP_SYS_PTRACE to see processes of others.
     """
     pid, _ = located(pid, "preflight")
@@ -89,7 +80,7 @@ def preflight(
         tree=tree,
         opts=opts,
         via=via or Worker(),
-        mounts=mounts.MountTable(tree),
+        mounts=MountTable(tree),
         include_caller=include_caller,
     )
     result = ordered(_findings(context))
@@ -118,7 +109,7 @@ def _findings(context: Context) -> Iterator[Finding]:
 
 
 def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
-    """The options, and what the findings set besides."""
+    """The options, with those that the findings set."""
     changes: dict[str, Any] = {}
     for finding in findings:
         if finding.severity is not Severity.NEEDS_OPTION:

@@ -10,8 +10,8 @@ import platform
 from collections.abc import Callable, Iterator
 
 from ..._system.process_snapshot import Process, read
+from ...findings import Finding
 from .context import Context, lost
-from .values import Finding
 
 _IOPRIO_GET = {"x86_64": 252, "aarch64": 31}
 """``ioprio_get`` (``asm/unistd.h``)."""
@@ -40,11 +40,11 @@ ATTRIBUTES: dict[str, tuple[str, Callable[[Process], str]]] = {
     "timer-slack": ("its timer slack, in nanoseconds", _file("timerslack_ns")),
     "io-priority": ("its I/O priority (ioprio_set)", _io_priority),
 }
-"""By the finding's id: what it is, and how it is read; empty where it cannot be."""
+"""By id of the finding: name, and function that reads the value (empty if unreadable)."""
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """Where a process differs from us, as from a restore that is started like this call."""
+    """Attributes of a process that differ from the caller's, and so from a restore's."""
     for name, (words, value_of) in ATTRIBUTES.items():
         ours = value_of(context.tree.ours)
         for process in context.tree.alive:

@@ -1,4 +1,4 @@
-"""What every look at a tree is given, and how it says what it has found."""
+"""The input of every check of ``preflight``, and constructors for their findings."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ...errors import CriuError
+from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
-from .mounts import MountTable
-from .values import Finding, Severity
+from .mount_table import MountTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """The tree, the options and the way to CRIU."""
+    """The process tree, the options and the connection to CRIU."""
 
     tree: Tree
     opts: CriuOpts
@@ -29,11 +29,11 @@ class Context:
     """Whether the dump is to take a tree that contains the caller."""
 
     def external(self, key: str) -> bool:
-        """Whether ``external`` names something, such as ``unix[4711]``."""
+        """Whether ``external`` has an entry for a key, such as ``unix[4711]``."""
         return any(external_key(item) == key for item in self.opts.external or ())
 
     def is_older_than(self, release: str) -> bool:
-        """Whether the ``criu`` program is; no, where it cannot be asked."""
+        """Whether the ``criu`` program is older; False if its release is unknown."""
         with contextlib.suppress(CriuError):
             if self.via.identity() is not None:
                 return requirements.program_version(self.via) < Version.parse(release)
@@ -41,48 +41,49 @@ class Context:
 
 
 def external_key(item: str) -> str:
-    """What an entry of ``external`` is about: ``mnt[/data]`` of ``mnt[/data]:data``."""
+    """The key of an entry of ``external``: ``mnt[/data]`` of ``mnt[/data]:data``."""
     return item[: item.find("]") + 1]
 
 
-def stops(id: str, words: str, *, failure: str | None = None, **more: Any) -> Finding:
-    """Something that makes the dump fail; the cure is the failure's unless another is given."""
+def stops(id: str, message: str, *, failure: str | None = None, **more: Any) -> Finding:
+    """A finding that makes the dump fail. Default of ``cure``: that of the failure."""
     if failure is not None and "cure" not in more:
         more["cure"] = known(failure).cure
-    return Finding(id=id, severity=Severity.STOPS, words=words, failure=failure, **more)
+    return Finding(id=id, severity=Severity.STOPS, message=message, failure=failure, **more)
 
 
 def needs(
-    context: Context, id: str, words: str, cure: str, *, sets: dict[str, Any], **more: Any
+    context: Context, id: str, message: str, cure: str, *, sets: dict[str, Any], **more: Any
 ) -> Finding:
-    """Something that an option cures; a note where the option is set already."""
+    """A finding that an option cures; a note if the option is set already."""
     if all(_is_met(context, name, value) for name, value in sets.items()):
-        words = f"{words} ({', '.join(sets)} is set for that)"
-        return Finding(id=id, severity=Severity.NOTE, words=words, **more)
+        message = f"{message} ({', '.join(sets)} is set for that)"
+        return Finding(id=id, severity=Severity.NOTE, message=message, **more)
     return Finding(
         id=id,
         severity=Severity.NEEDS_OPTION,
-        words=words,
+        message=message,
         cure=cure,
+        options=tuple(sets),
         sets=tuple(sets.items()),
         **more,
     )
 
 
-def no_restore(id: str, words: str, *, failure: str, **more: Any) -> Finding:
-    """Something that makes a restore here fail; the cure is the failure's."""
+def no_restore(id: str, message: str, *, failure: str, **more: Any) -> Finding:
+    """A finding that makes a restore here fail. Default of ``cure``: that of the failure."""
     more.setdefault("cure", known(failure).cure)
-    return Finding(id=id, severity=Severity.NO_RESTORE, words=words, failure=failure, **more)
+    return Finding(id=id, severity=Severity.NO_RESTORE, message=message, failure=failure, **more)
 
 
-def lost(id: str, words: str, **more: Any) -> Finding:
-    """Something that the images do not hold."""
-    return Finding(id=id, severity=Severity.LOST, words=words, **more)
+def lost(id: str, message: str, **more: Any) -> Finding:
+    """A finding on something that the images do not contain."""
+    return Finding(id=id, severity=Severity.LOST, message=message, **more)
 
 
-def note(id: str, words: str, **more: Any) -> Finding:
-    """Something to mind."""
-    return Finding(id=id, severity=Severity.NOTE, words=words, **more)
+def note(id: str, message: str, **more: Any) -> Finding:
+    """A finding for information."""
+    return Finding(id=id, severity=Severity.NOTE, message=message, **more)
 
 
 def _is_met(context: Context, name: str, value: Any) -> bool:

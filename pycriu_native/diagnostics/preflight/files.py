@@ -1,7 +1,7 @@
-"""Open files, and files that are mapped or that a process stands in.
+"""Open files, mapped files, programs, working directories and roots.
 
-A file must lie on a mount that CRIU finds, under a name that leads to it; what has no name is
-copied into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_file``,
+A file must be on a mount that CRIU finds, and its path must lead to it. A deleted file is copied
+into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_file``,
 ``check_path_remap``, ``dump_ghost_remap``).
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, Process, lines_of, link
+from ...findings import Finding
 from .context import Context, lost, needs, note, stops
-from .values import Finding
 
 DEFAULT_GHOST_LIMIT = 1 << 20
-"""Bytes; CRIU's own."""
+"""CRIU's default, in bytes."""
 DELETED = " (deleted)"
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
 
@@ -32,13 +32,13 @@ class Used:
     fd: int | None
     how: str
     path: str
-    """As /proc shows it."""
+    """The path in /proc."""
     stat: os.stat_result
     mount: int
 
     @property
     def blocks(self) -> int:
-        """Bytes that it takes; what CRIU since 3.18 compares with ghost_limit."""
+        """Allocated bytes: CRIU since 3.18 compares them with ghost_limit."""
         return self.stat.st_blocks * 512
 
     @property
@@ -47,7 +47,7 @@ class Used:
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the tree's files matters."""
+    """Findings on the files of the tree."""
     seen: set[tuple[object, ...]] = set()
     for used in all_used(context):
         key = (used.identity, used.path, used.mount)
@@ -60,7 +60,7 @@ def look(context: Context) -> Iterator[Finding]:
 
 
 def all_used(context: Context) -> Iterator[Used]:
-    """Files with a place in a file system; devices among them only if CRIU treats them alike."""
+    """Files with a path; devices only if CRIU treats them as files."""
     for process in context.tree.alive:
         for fd in process.descriptors:
             if _has_a_place(fd):
@@ -77,7 +77,7 @@ def all_used(context: Context) -> Iterator[Used]:
 
 
 def _is_memory(name: str) -> bool:
-    """What is no file though it is called like one."""
+    """Descriptors that are not files, though their link looks like a path."""
     return name.startswith(("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]"))
 
 
@@ -96,7 +96,7 @@ def is_plain_device(device: tuple[int, int]) -> bool:
 
 
 def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
-    """A file that no descriptor stands for. O_PATH: nothing of the file itself is touched."""
+    """A file without a descriptor. O_PATH opens it without access to its contents."""
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
@@ -210,7 +210,7 @@ def _nameless(context: Context, used: Used) -> Iterator[Finding]:
 
 
 def ghosts(context: Context) -> int:
-    """Bytes of all files without a name."""
+    """Bytes of all deleted files."""
     result = {
         used.identity: used.blocks
         for used in all_used(context)

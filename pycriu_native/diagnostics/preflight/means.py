@@ -1,4 +1,4 @@
-"""What CRIU would work with: the program, the options, the directories."""
+"""The conditions of the call: the program, the options, the directories."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
 from ...enums import NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
+from ...findings import Finding
 from ...options.criu_opts import CriuOpts
 from ...options.values import PageServer
 from ...results import Version
@@ -26,20 +27,19 @@ from ..config_effects import configuration_files
 from . import sockets
 from .context import Context, note, stops
 from .sockets import INTERNET, kinds
-from .values import Finding
 
 LISTENING = "0A"
 
 
 def check_options(opts: CriuOpts, pid: int) -> None:
-    """Refuse what no dump takes; where the images go need not be said yet."""
+    """Refuse options that no dump accepts; the images directory may be unset."""
     if opts.images_directory is None and opts.images_dir is None:
         opts = replace(opts, images_directory="/")
     option_rules.check(opts, Verb.DUMP, pid)
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the means would stop the dump."""
+    """Findings on the program, the options and the directories."""
     yield from _program(context)
     yield from _freezer(context.opts)
     yield from _server(context.opts)
@@ -50,7 +50,7 @@ def look(context: Context) -> Iterator[Finding]:
 
 
 def _program(context: Context) -> Iterator[Finding]:
-    """Whether this CRIU starts here, knows the options, and knows this kernel's sockets."""
+    """Whether this CRIU starts, supports the options, and supports this kernel's sockets."""
     if context.via.identity() is None:
         return
     try:
@@ -100,7 +100,7 @@ def _ask_whether_it_works(context: Context) -> None:
 
 
 def _has_connections(context: Context) -> bool:
-    """Whether TCP connections are to be kept."""
+    """Whether the dump keeps TCP connections."""
     return any(result.id == "tcp-connection" for result in sockets.look(context))
 
 
@@ -124,7 +124,7 @@ def _freezer(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def _server(opts: CriuOpts) -> Iterator[Finding]:
-    """Whether the page server's name is known; a connection would be taken for the dump's."""
+    """Whether the page server's name resolves. A page server takes any connection for the dump."""
     server = opts.page_server
     if not isinstance(server, PageServer) or server.address is None or opts.lazy_pages:
         return
@@ -154,7 +154,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def _listening() -> set[int]:
-    """The TCP ports on which somebody listens in our network namespace."""
+    """The TCP ports with a listener in the caller's network namespace."""
     rows = [
         line.split()
         for table in ("tcp", "tcp6")
@@ -221,7 +221,7 @@ def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
 
 
 def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
-    """Whether the worker's limit lets the largest image be written; it has our hard limit."""
+    """Whether the worker's file size limit, the caller's hard limit, admits the largest image."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     if limit != resource.RLIM_INFINITY and largest > limit and opts.compress is None:
         yield stops(
@@ -233,7 +233,7 @@ def file_size(opts: CriuOpts, largest: int) -> Iterator[Finding]:
 
 
 def directories(opts: CriuOpts, size: int) -> Iterator[Finding]:
-    """Whether the images can be written, and are to fit."""
+    """Whether the images directory is writable and has enough space."""
     directory = opts.images_directory
     if not isinstance(directory, str | bytes):
         return

@@ -8,15 +8,15 @@ import stat
 from collections.abc import Iterator
 
 from ..._system.process_snapshot import Mapping, Process
+from ...findings import Finding
 from .context import Context, note, stops
 from .objects import device
-from .values import Finding
 
 ZERO = os.makedev(1, 5)
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the memory matters."""
+    """Findings on the memory."""
     for process in context.tree.alive:
         seen: set[str] = set()
         for mapping in process.mappings:

@@ -1,6 +1,6 @@
-"""Descriptors that are no files: objects of the kernel, devices, namespaces, watches.
+"""Descriptors that are not files: kernel objects, devices, namespaces, watches.
 
-Which of them CRIU knows: ``criu/files.c``, ``dump_one_file``; of watches ``criu/fsnotify.c``.
+Sources of what CRIU supports: ``criu/files.c``, ``dump_one_file``; of watches ``criu/fsnotify.c``.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, libc
+from ...findings import Finding
 from .context import Context, needs, note, stops
 from .files import is_plain_device
 from .tasks import SYS_KCMP
 from .terminals import is_terminal
-from .values import Finding
 
 KCMP_EPOLL_TFD = 7
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
-"""What follows ``anon_inode:`` in what CRIU saves; of some, only what is looked at below."""
+"""Types of ``anon_inode:`` that CRIU saves; some only under the conditions checked below."""
 GPUS = {195: "NVIDIA", 226: "a GPU (DRM)"}
-"""Majors of devices for which CRIU has plugins."""
+"""Major numbers of devices with a CRIU plugin."""
 NOT_FOUND_ON = ("tmpfs", "devtmpfs")
-"""File systems on which a watched file without a name cannot be found again."""
+"""File systems on which CRIU cannot find a watched file that has no name."""
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What the tree has open that CRIU cannot save."""
+    """Findings on open objects that CRIU cannot save."""
     for fd in context.tree.descriptors():
         mode = fd.stat.st_mode
         if fd.link.startswith("anon_inode:"):
@@ -50,7 +50,7 @@ def _is_saved_device(context: Context, fd: Descriptor) -> bool:
 
 
 def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Finding:
-    """A device that is open or mapped."""
+    """An open or mapped device."""
     of = f" of {GPUS[numbers[0]]}" if numbers[0] in GPUS else ""
     if path.startswith("/dev/kfd"):
         of = " of an AMD GPU"
@@ -115,7 +115,7 @@ def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
 
 
 def _epoll(context: Context, fd: Descriptor) -> Iterator[Finding]:
-    """An epoll's files must be open in the same process; a number alone does not tell."""
+    """The files of an epoll must be open in the same process. Its numbers alone are ambiguous."""
     process = next(process for process in context.tree.alive if process.pid == fd.pid)
     for line in fd.info.get("tfd", ()):
         words = line.replace(": ", ":").split()
@@ -138,7 +138,7 @@ def _epoll(context: Context, fd: Descriptor) -> Iterator[Finding]:
 
 
 def _is_watched(fd: Descriptor, number: int, as_number: int) -> bool:
-    """Whether a descriptor is the one that an epoll knows by this number; kcmp tells."""
+    """Whether a descriptor is the file that an epoll has under this number, by kcmp(2)."""
     for nth in range(8):  # a number can be there more than once, after it was closed
         slot = struct.pack("=III", fd.number, as_number, nth)
         same = libc.syscall(SYS_KCMP, fd.pid, fd.pid, KCMP_EPOLL_TFD, number, slot)
@@ -154,7 +154,7 @@ def _kernel_device(fd: Descriptor) -> int:
 
 
 def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
-    """The file of a namespace, ``net:[4026531840]``; CRIU knows those that are in the tree."""
+    """The file of a namespace, ``net:[4026531840]``; CRIU saves those of the tree."""
     kind = fd.link.partition(":")[0]
     if kind not in context.tree.root.namespaces:
         return
@@ -232,7 +232,7 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
 
 
 def _by_handle(mount: str, values: dict[str, str]) -> str | None:
-    """The path of the file that a handle names, on a mount; None where it cannot be opened."""
+    """The path of the file of a handle on a mount; None if it cannot be opened."""
     data = bytes.fromhex(values["f_handle"])
     size = int(values["fhandle-bytes"], 16)
     handle = _Handle(bytes=size, type=int(values["fhandle-type"], 16))

@@ -1,6 +1,6 @@
-"""What this caller lacks for a restore: the dump works, and would cost the process.
+"""What this caller lacks for a restore: the dump works, and the process is lost.
 
-A restore elsewhere, or by somebody with more, can work all the same.
+A restore elsewhere, or by a caller with more rights, can still work.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..._system.capabilities import (
 )
 from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
+from ...findings import Finding
 from .context import Context, no_restore
-from .values import Finding
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What a restore by this caller would fail of."""
+    """Findings that make a restore by this caller fail."""
     if context.via.ours:
         yield from _descriptors(context)
         yield from _rights(context)
@@ -84,7 +84,7 @@ def _set(process: Process, name: str) -> int:
 
 
 def _numbers(context: Context) -> Iterator[Finding]:
-    """Sessions and process groups that outlive the tree keep their numbers taken."""
+    """Sessions and process groups that outlive the tree keep its pids in use."""
     if context.tree.has_own("pid"):
         return
     held = holders(context.tree.pids)
@@ -97,7 +97,7 @@ def _numbers(context: Context) -> Iterator[Finding]:
             yield no_restore(
                 "number-held",
                 f"{number} is also the {kind} of pid {holder}, which is outside of the tree: no "
-                "process can get that number again while it lives",
+                "process can get that number again while it exists",
                 pid=process.pid,
                 failure="pid-in-use",
                 cure=f"end pid {holder} before the restore, or dump a tree that contains it, or "

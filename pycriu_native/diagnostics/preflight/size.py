@@ -1,7 +1,6 @@
-"""How large the images would be.
+"""Expected size of the images.
 
-CRIU writes private memory that a process has changed or made (what /proc calls anonymous), and
-shared memory that is in no file, once for each.
+CRIU writes the anonymous memory of each process, and each shared memory without a file once.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from .context import Context
 from .values import ImageSize
 
 FIXED = 20_000
-"""Bytes of the images that each dump has, log included."""
+"""Bytes of the images of any dump, including the log."""
 EACH_PROCESS, EACH_THREAD, EACH_DESCRIPTOR, EACH_MAPPING = 4000, 1500, 60, 60
 UNIT = {"kB": 1024}
 
 
 def expected(context: Context) -> ImageSize:
-    """The size to expect."""
+    """The expected size of all images."""
     shared: dict[tuple[int, int], int] = {}
     memory = rest = 0
     for process in context.tree.alive:
@@ -43,7 +42,7 @@ def expected(context: Context) -> ImageSize:
 
 
 def largest_image(context: Context) -> int:
-    """The size to expect of the largest image: the pages of one process."""
+    """The expected size of the largest image: the pages of one process."""
     if context.opts.page_server is not None or context.opts.lazy_pages:
         return 0
     return max(map(_private, context.tree.alive), default=0)

@@ -1,7 +1,7 @@
 """Sockets: kinds that CRIU cannot save, connections, and unix sockets that leave the tree.
 
-``criu/sockets.c``, ``sk-inet.c``, ``sk-unix.c``, ``sk-netlink.c``. What kind a socket of another
-process is, the kernel tells by an attribute of its file (``system.sockprotoname``).
+``criu/sockets.c``, ``sk-inet.c``, ``sk-unix.c``, ``sk-netlink.c``. The protocol of
+another process's socket is an attribute of its file (``system.sockprotoname``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, Process, read
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
+from ...findings import Finding
 from .context import Context, lost, needs, note, stops
-from .values import Finding
 
 INTERNET = {
     "TCP": "tcp",
@@ -34,17 +34,17 @@ INTERNET = {
 UNIX = ("UNIX", "UNIX-STREAM")
 OTHERS = ("NETLINK", "PACKET")
 NO_PROTOCOL = ("MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "SMC", "SMC6", "DCCP", "DCCPv6")
-"""Internet protocols that CRIU refuses as such; everything else is a family that it refuses."""
+"""Internet protocols that CRIU refuses by name; it refuses all others as a family."""
 
 ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 3, 6, 7, 10
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
 FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
-"""Made by the kernel itself, and left out."""
+"""Devices that the kernel makes in each namespace: not checked."""
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the sockets matters."""
+    """Findings on the sockets of the tree."""
     result = list(_sockets(context))
     tables = {
         which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
@@ -85,10 +85,10 @@ def _sockets(context: Context) -> Iterator[tuple[Descriptor, str]]:
 
 
 def kind_of(fd: Descriptor) -> str:
-    """The protocol's name as the kernel has it; empty if the descriptor is gone."""
+    """The kernel's name of the protocol; empty if the descriptor is closed."""
     with contextlib.suppress(OSError):
         return os.getxattr(fd.path, "system.sockprotoname").rstrip(b"\0").decode()
-    return "UNIX"  # it was closed meanwhile: nothing is said of it
+    return "UNIX"  # closed meanwhile: no finding
 
 
 def kinds(context: Context) -> set[str]:
@@ -97,7 +97,7 @@ def kinds(context: Context) -> set[str]:
 
 
 class Tables:
-    """The sockets of a network namespace, each table read when it is needed."""
+    """The sockets of a network namespace. Each table is read at first use."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -112,7 +112,7 @@ class Tables:
         return self._unix
 
     def row(self, table: str, inode: int) -> list[str] | None:
-        """A socket's words in /proc/PID/net."""
+        """The columns of a socket in /proc/PID/net."""
         if table not in self._read:
             lines = read(f"/proc/{self.process.pid}/net/{table}").splitlines()
             column = -1 if table == "netlink" else 9
@@ -173,7 +173,7 @@ def _internet(
 
 
 def _address(words: str) -> str:
-    """An address of /proc/net/tcp, which has it in words of the processor's order."""
+    """An address of /proc/net/tcp: 32-bit words in the byte order of the processor."""
     address, _, port = words.partition(":")
     data = b"".join(
         int(address[at : at + 8], 16).to_bytes(4, "little") for at in range(0, len(address), 8)
@@ -242,7 +242,7 @@ def _unix_listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> I
 def _unix_in_flight(
     sock: UnixSocket, table: Tables, ours: set[int], about: dict[str, Any]
 ) -> Iterator[Finding]:
-    """A client that was not yet accepted: it has no other end so far."""
+    """A client that is not accepted yet: its other end does not exist."""
     listener = next((s for s in table.unix.values() if sock.inode in s.waiting), None)
     if listener is None:
         yield stops(
@@ -314,7 +314,7 @@ def _shown(name: bytes) -> str:
 
 
 def _links(context: Context) -> Iterator[Finding]:
-    """Devices of the tree's own network namespaces that CRIU cannot make again."""
+    """Devices of the tree's own network namespaces that CRIU cannot restore."""
     if context.opts.empty_ns:
         return
     for which, process in context.tree.in_namespaces("net").items():

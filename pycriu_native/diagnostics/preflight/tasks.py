@@ -1,7 +1,7 @@
-"""Processes: which of them CRIU cannot stop, or cannot make again.
+"""Processes that CRIU cannot stop or cannot restore.
 
-``criu/seize.c`` stops them, ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` sort what they share,
-``criu/pstree.c`` wants the leader of their session.
+Sources: ``criu/seize.c`` (stop), ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` (shared resources),
+``criu/pstree.c`` (sessions).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ..._support.unpatched import sleep
 from ..._system.process_snapshot import Process, libc, lines_of, link, read
 from ..._system.process_tree import frozen_cgroup
 from ...enums import Verb
+from ...findings import Finding
 from .context import Context, needs, note, stops
-from .values import Finding
 
 NS_GET_USERNS = 0xB701
 SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
 KCMP = {1: "memory", 3: "its directory and root", 4: "signal handlers"}
-"""What only threads of one process may share: kcmp's number, and its words."""
+"""Resources that only threads of one process may share: kcmp(2) type and name."""
 EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have of its own."""
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the processes themselves matters."""
+    """Findings on the processes themselves."""
     root = context.tree.root
     exited = list(_nothing_to_dump(root))
     yield from exited
@@ -124,7 +124,7 @@ def _frozen_of_version_1(pid: int) -> str | None:
 
 
 def _stoppable(process: Process) -> Iterator[Finding]:
-    """What keeps CRIU from stopping it."""
+    """Findings that prevent CRIU from stopping a process."""
     tracers = {
         tracer: thread
         for thread in process.threads
@@ -163,12 +163,12 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             "sigtrap",
             "a SIGTRAP is pending, with which CRIU cannot work in it",
             pid=process.pid,
-            cure="have it take the signal first",
+            cure="let it handle the signal first",
         )
 
 
 def _hangs(process: Process) -> Iterator[Finding]:
-    """Threads that cannot be stopped; most waits for a disk are over in a moment."""
+    """Threads that cannot be stopped. Most waits for a disk end soon, so the check repeats."""
     stuck = process.threads
     for _ in range(5):
         stuck = [thread for thread in stuck if _thread_state(process, thread) == "D"]
@@ -217,7 +217,7 @@ def _line(path: str, name: str) -> str:
 
 
 def _limits(process: Process) -> Iterator[Finding]:
-    """The very question that CRIU asks; the kernel answers by user and CAP_SYS_RESOURCE."""
+    """The system call that CRIU makes: its result depends on the user and CAP_SYS_RESOURCE."""
     try:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
     except PermissionError:
@@ -232,13 +232,13 @@ def _limits(process: Process) -> Iterator[Finding]:
 
 
 def _hidden(process: Process) -> Iterator[Finding]:
-    """What we may not look at, a CRIU that we start mostly may not either."""
+    """Processes that the caller may not read: its CRIU mostly may not read them either."""
     try:
         os.listdir(f"/proc/{process.pid}/fd")
     except PermissionError:
         yield stops(
             "hidden",
-            "this process may not look at it: nothing can be told of what it has open",
+            "the caller may not read it: its open files are unknown",
             pid=process.pid,
             cure="run as root, or with CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE",
         )
@@ -355,7 +355,7 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
 
 
 def _owner(process: Process, kind: str) -> str | None:
-    """The user namespace that a namespace belongs to; None where the kernel does not tell."""
+    """The user namespace that owns a namespace; None if the kernel refuses the request."""
     with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
         number = fcntl.ioctl(file, NS_GET_USERNS)
         try:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, read
+from ...findings import Finding
 from .context import Context, needs, stops
-from .values import Finding
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -22,7 +22,7 @@ VIRTUAL = 4
 
 
 def is_terminal(context: Context, fd: Descriptor) -> bool:
-    """Whether CRIU takes a device for a terminal that it knows."""
+    """Whether a device is a terminal that CRIU supports."""
     major, minor = fd.device
     known_kind = (
         (major, minor) == MASTER
@@ -39,7 +39,7 @@ def _key(fd: Descriptor) -> str:
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """What of the terminals in the tree is outside of it."""
+    """Findings on terminals with an end or a session leader outside of the tree."""
     masters: dict[int, Descriptor] = {}
     slaves: dict[int, Descriptor] = {}
     for fd in context.tree.descriptors():
@@ -84,7 +84,7 @@ def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:
 
 
 def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
-    """The session of the terminal, which its leader must bring along."""
+    """The session of the terminal: its leader must be in the tree."""
     major, minor = fd.device
     if (major, minor) == MASTER:
         index = int(fd.value("tty-index") or "-1")

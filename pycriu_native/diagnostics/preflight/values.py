@@ -1,46 +1,30 @@
-"""What preflight says, as values: findings, the verdict, the size to expect."""
+"""The result of ``preflight``: findings, verdict and expected size of the images."""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from ..._support.kernel_text import encodable
 from ...errors import CriuError, NoSuchProcessError
+from ...findings import Finding, Severity, lines, plain_options
 from ...options.criu_opts import CriuOpts
 
 __all__ = [
-    "Finding",
     "ImageSize",
     "Preflight",
     "PreflightError",
     "PreflightWarning",
-    "Severity",
     "Verdict",
 ]
 
 
-class Severity(StrEnum):
-    """What a finding means for a dump."""
-
-    STOPS = "stops"
-    """The dump fails, and no option that can be set for you changes that."""
-    NEEDS_OPTION = "needs option"
-    """The dump fails without an option, which the finding names with its value."""
-    NO_RESTORE = "no restore"
-    """The dump works, and a restore on this machine by this caller fails."""
-    LOST = "lost"
-    """The dump works, and the restored process lacks this."""
-    NOTE = "note"
-    """The dump works; a restore has something to mind."""
-
-
 class Verdict(StrEnum):
-    """What a dump with the options as they were given would do."""
+    """Outcome of a dump with the options as given."""
 
     WORKS = "works"
     """It succeeds."""
@@ -52,65 +36,27 @@ class Verdict(StrEnum):
     """It fails."""
 
 
-_ORDER = list(Severity)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One thing that matters to a dump."""
-
-    id: str
-    """What it is, in a word of this package that stays."""
-    severity: Severity
-    """What it means for the dump."""
-    words: str
-    """What was found, in plain words."""
-    pid: int | None = None
-    """The process that it is about; None: the tree as a whole, or this machine."""
-    fd: int | None = None
-    """The descriptor in that process."""
-    path: str | None = None
-    """The file, mount or device."""
-    cure: str = ""
-    """What helps, in plain words."""
-    sets: tuple[tuple[str, Any], ...] = ()
-    """Options that cure it: names of fields of ``CriuOpts`` and values for the dump."""
-    failure: str | None = None
-    """What CRIU's failure is called in ``known_failures.json``, which errors of a dump go by as
-    well."""
-
-    @property
-    def subject(self) -> str:
-        """The process, descriptor and path in one text; empty for the tree as a whole."""
-        parts = [] if self.pid is None else [f"pid {self.pid}"]
-        parts += [] if self.fd is None else [f"fd {self.fd}"]
-        parts += [] if self.path is None else [self.path]
-        return ", ".join(parts)
-
-    def __str__(self) -> str:
-        subject = f"{self.subject}: " if self.subject else ""
-        cure = f"; {self.cure}" if self.cure else ""
-        return encodable(f"{subject}{self.words}{cure}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; ``sets`` is a dict."""
-        return {
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "severity": str(self.severity),
-            "sets": {name: plain(value) for name, value in self.sets},
-        }
-
-
-def plain(value: Any) -> Any:
-    """A value of an option as JSON has it."""
-    return [str(item) for item in value] if isinstance(value, tuple) else value
+HEADINGS: dict[str, str] = {
+    Severity.STOPS: "stops the dump",
+    Severity.NEEDS_OPTION: "needs an option",
+    Severity.NO_RESTORE: "makes a restore here fail",
+    Severity.LOST: "is lost",
+    Severity.NOTE: "for information",
+}
+"""Heading of the findings of each severity."""
+_SUMMARIES = {
+    Verdict.WORKS: "can be dumped",
+    Verdict.NEEDS_OPTIONS: "can be dumped with these options",
+    Verdict.NO_RESTORE: "can be dumped, and cannot be restored here",
+    Verdict.FAILS: "cannot be dumped",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSize:
-    """Bytes that the images would take, by what is in them; an estimate.
+    """Estimated size of the images in bytes, by content.
 
-    Of memory that processes got by fork and never changed, each holds a copy in the images.
+    Memory that processes share since fork counts once for each process, as in the images.
     Compressed or deduplicated images are smaller.
     """
 
@@ -121,7 +67,7 @@ class ImageSize:
     deleted_files: int = 0
     """Files that are open or mapped but have no name, and are within ``ghost_limit``."""
     file_systems: int = 0
-    """What lies in tmpfs mounts of the tree's own mount namespace, before it is compressed."""
+    """Contents of tmpfs mounts of the tree's own mount namespace, before compression."""
     rest: int = 0
     """Everything else: about 8 KiB and some for each process, thread and descriptor."""
 
@@ -137,9 +83,9 @@ class ImageSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preflight:
-    """What would happen to a dump of a process tree, as far as can be seen without stopping it.
+    """Expected outcome of a dump of a process tree, checked without stopping it.
 
-    A moment's picture: the processes run on. ``str()`` is for people to read.
+    Valid for the moment of the check: the processes keep running. ``str()`` is for people.
     """
 
     pid: int
@@ -147,17 +93,17 @@ class Preflight:
     pids: tuple[int, ...]
     """All processes of the tree."""
     findings: tuple[Finding, ...]
-    """What was found, the worst first."""
+    """All findings, the worst first."""
     given: CriuOpts
-    """The options that were asked about."""
+    """The options that were given."""
     opts: CriuOpts
-    """These, and all that the findings set."""
+    """These, and the options that the findings set."""
     size: ImageSize
-    """The size to expect."""
+    """The expected size of the images."""
 
     @property
     def verdict(self) -> Verdict:
-        """What a dump with the options as they were given would do."""
+        """Outcome of a dump with the options as given."""
         if self.stops:
             return Verdict.FAILS
         if self.no_restore:
@@ -166,22 +112,22 @@ class Preflight:
 
     @property
     def stops(self) -> tuple[Finding, ...]:
-        """What makes the dump fail whatever options are set."""
+        """Findings that make the dump fail with any options."""
         return self._of(Severity.STOPS)
 
     @property
     def needs(self) -> tuple[Finding, ...]:
-        """What makes the dump fail unless an option is set."""
+        """Findings that make the dump fail unless an option is set."""
         return self._of(Severity.NEEDS_OPTION)
 
     @property
     def no_restore(self) -> tuple[Finding, ...]:
-        """What makes a restore on this machine by this caller fail."""
+        """Findings that make a restore on this machine by this caller fail."""
         return self._of(Severity.NO_RESTORE)
 
     @property
     def lost(self) -> tuple[Finding, ...]:
-        """What the restored processes will lack."""
+        """Findings on what the restored processes will lack."""
         return self._of(Severity.LOST)
 
     def _of(self, severity: Severity) -> tuple[Finding, ...]:
@@ -190,13 +136,13 @@ class Preflight:
     def require(self) -> CriuOpts:
         """Return ``opts``, with which the process can be dumped.
 
-        What they add to the options that were given keeps as much as can be kept.
-        ``only_for("restore")`` makes the restore's options of them.
+        The added options keep as much state as possible. ``only_for("restore")`` of the result
+        gives the options for the restore.
 
-        What a restore will lack is told by a ``PreflightWarning``: a pipe to a process outside,
-        for one. Raises ``PreflightError``, which lists every obstacle with its cure, also where a
-        restore here would fail and ``leave_running`` is not set: the process would be lost; and
-        ``NoSuchProcessError``.
+        Emits a ``PreflightWarning`` for each thing that a restored process will lack, such as a
+        pipe to a process outside of the tree. Raises ``PreflightError``, which lists every
+        obstacle with its cure, also if a restore here would fail and ``leave_running`` is not set
+        (the process would be lost), and ``NoSuchProcessError``.
         """
         for finding in self.stops:
             if finding.id in ("no-process", "zombie"):
@@ -204,7 +150,7 @@ class Preflight:
                     f"process {self.pid} cannot be dumped: {finding}",
                     verb="dump",
                     pid=self.pid,
-                    cause=finding.words,
+                    cause=finding.message,
                     cure=finding.cure,
                 )
         if self.stops or (self.no_restore and not self.given.leave_running):
@@ -214,7 +160,7 @@ class Preflight:
         return self.opts
 
     def changes(self) -> dict[str, Any]:
-        """The options that ``opts`` has beyond what was given."""
+        """The options that ``opts`` adds to those given."""
         before = {row.name: value for row, value in self.given.items()}
         return {
             row.name: value for row, value in self.opts.items() if before.get(row.name) != value
@@ -226,21 +172,33 @@ class Preflight:
             "pid": self.pid,
             "pids": list(self.pids),
             "verdict": str(self.verdict),
-            "options": {name: plain(value) for name, value in self.changes().items()},
+            "options": plain_options(self.changes().items()),
             "findings": [result.to_dict() for result in self.findings],
             "size": self.size.to_dict(),
         }
 
     def __str__(self) -> str:
-        from .text import rendered
+        return "\n".join(self._lines())
 
-        return rendered(self)
+    def _lines(self) -> Iterator[str]:
+        count = len(self.pids)
+        others = "" if count < 2 else f" and {count - 1} other process{'es' * (count > 2)}"
+        yield f"process {self.pid}{others}: {_SUMMARIES[self.verdict]}"
+        if self.verdict in (Verdict.NEEDS_OPTIONS, Verdict.NO_RESTORE):
+            for name, value in self.changes().items():
+                yield encodable(f"    {name}={value!r}")
+        yield from lines(self.findings, HEADINGS)
+        if self.size.total:
+            yield f"images: about {in_units(self.size.total)}"
 
 
-def ordered(findings: Iterator[Finding]) -> tuple[Finding, ...]:
-    """Each once, the worst first."""
-    once = dict.fromkeys(findings)
-    return tuple(sorted(once, key=lambda found: _ORDER.index(found.severity)))
+def in_units(size: float) -> str:
+    """A number of bytes with a binary unit."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
 
 
 class PreflightError(CriuError):
@@ -258,7 +216,7 @@ class PreflightError(CriuError):
             f"process {result.pid} cannot be {what}: {obstacles}",
             verb="dump",
             pid=result.pid,
-            cause="; ".join(results.words for results in self.findings),
+            cause="; ".join(results.message for results in self.findings),
             cure="; ".join(results.cure for results in self.findings if results.cure),
             options=[name for results in self.findings for name, _ in results.sets],
         )
@@ -266,6 +224,3 @@ class PreflightError(CriuError):
 
 class PreflightWarning(UserWarning):
     """``Preflight.require``: something will be missing after a restore, or a restore fails."""
-
-
-Options = Mapping[str, Any]

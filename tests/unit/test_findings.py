@@ -1,0 +1,60 @@
+"""One model of findings, and one definition of each public class name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections import defaultdict
+
+import pycriu_native
+from pycriu_native.findings import Finding, Severity, lines, ordered
+
+MODULES = ("aio", "archive", "errors", "findings", "images", "migration", "oci", "testing")
+
+
+def finding(severity: Severity = Severity.NOTE, **fields: object) -> Finding:
+    """A finding with defaults."""
+    return Finding(**{"id": "x", "severity": severity, "message": "m", **fields})  # type: ignore[arg-type]
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    """A public name of several modules is the same class."""
+    classes = defaultdict(set)
+    modules = [importlib.import_module(f"pycriu_native.{name}") for name in MODULES]
+    for module in (pycriu_native, *modules):
+        for name in getattr(module, "__all__", [each for each in vars(module) if each[0] != "_"]):
+            value = getattr(module, name)
+            if inspect.isclass(value) and value.__module__.startswith("pycriu_native"):
+                classes[name].add(value)
+    assert {name for name, several in classes.items() if len(several) > 1} == set()
+
+
+def test_subject() -> None:
+    """By default it names process, descriptor and path; a given one stays."""
+    assert finding(pid=4, fd=5, path="/a").subject == "pid 4, fd 5, /a"
+    assert finding(subject="criu", pid=4).subject == "criu"
+    assert str(finding(pid=4, costs="c", cure="d")) == "pid 4: m: c; d"
+
+
+def test_the_worst_come_first_and_once() -> None:
+    """Findings are in the order of ``Severity``, without duplicates."""
+    given = [finding(each) for each in reversed(Severity)] * 2
+    assert [each.severity for each in ordered(given)] == list(Severity)
+
+
+def test_as_json() -> None:
+    """All fields are keys, and options keep their values."""
+    result = json.loads(json.dumps(finding(options=("a",), sets=(("a", (1, "b")),)).to_dict()))
+    assert list(result) == list(Finding.__dataclass_fields__)
+    assert (result["severity"], result["options"], result["sets"]) == (
+        "note",
+        ["a"],
+        {"a": ["1", "b"]},
+    )
+
+
+def test_as_text() -> None:
+    """Sections have a heading each; a section without findings is not shown."""
+    shown = lines([finding(costs="c", cure="d")], {"stops": "bad", "note": "information"})
+    assert list(shown) == ["information:", "    m", "        costs: c", "        cure: d"]
