@@ -105,7 +105,7 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
 
     again = result("dump", target.pid, "-D", images, "--leave-running")
     assert sorted(again["pids"]) == sorted(tree)
-    assert again["gone"] is False
+    assert again["pid_free"] is False
     assert again["statistics"]["frozen_time"] > 0
     assert again["image_bytes"] == sum(path.stat().st_size for path in images.glob("*.img"))
     assert abs(again["image_bytes"] - size) < size // 2
