@@ -32,7 +32,7 @@ from pycriu_native._calls.progress import lazy_bytes, received_by
 from ..unit.support.image_sets import LAZY, PRESENT, image_set, page
 from .conftest import Spawn
 from .support.features import needs_lazy_pages, needs_soft_dirty
-from .support.processes import Target
+from .support.processes import Target, eventually
 from .test_migration import Arrive, arrive, far, traveller
 
 __all__ = ["arrive", "far", "traveller"]
@@ -41,10 +41,14 @@ MIB = 2**20
 LARGE = "memory = bytearray(b'x' * 2**26)\nserve(size=lambda: len(memory))"
 
 
-def hold(notification: Notification) -> None:
-    """Delay the end of a dump and of a restore, so that progress is reported before it."""
-    if notification.action in (Notify.POST_DUMP, Notify.POST_RESTORE):
-        time.sleep(0.6)
+class Reports(list[Progress]):
+    """The reports of one call, in order."""
+
+    def hold(self, notification: Notification) -> None:
+        """Delay start and end of a dump, and the end of a restore, until they are reported."""
+        if notification.action in (Notify.PRE_DUMP, Notify.POST_DUMP, Notify.POST_RESTORE):
+            enough = len(self) + 2  # the next report can have been measured before
+            eventually(lambda: len(self) >= enough, f"a report at {notification.action}")
 
 
 def _is_sound(told: Sequence[Progress], phase: str) -> None:
@@ -60,9 +64,9 @@ def _is_sound(told: Sequence[Progress], phase: str) -> None:
 def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
     """``done`` grows to ``total``, which comes from the process and from the images."""
     target = spawn(LARGE)
-    message: list[Progress] = []
+    message = Reports()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts, on_notify=hold, on_progress=message.append)
+    dump(target.pid, opts, on_notify=message.hold, on_progress=message.append)
     _is_sound(message, "dump")
     size = sum(path.stat().st_size for path in images.glob("pages-*.img"))
     assert message[0].done == 0
@@ -71,7 +75,7 @@ def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
     assert message[-1].done == size > 64 * MIB
     target.reap()
     message.clear()
-    restore(opts, on_notify=hold, on_progress=message.append)
+    restore(opts, on_notify=message.hold, on_progress=message.append)
     _is_sound(message, "restore")
     assert {one.total for one in message} == {size}
     assert any(one.done > 60 * MIB for one in message[:-1])
@@ -91,7 +95,7 @@ def test_what_the_callback_raises(
 
     with caplog.at_level(logging.ERROR, "pycriu_native"):
         opts = CriuOpts(images_directory=images, leave_running=True)
-        dump(target.pid, opts, on_notify=hold, on_progress=broken)
+        dump(target.pid, opts, on_notify=lambda _: time.sleep(0.3), on_progress=broken)
     assert len(calls) == 1
     assert "on_progress raised" in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -109,7 +113,7 @@ def test_a_dump_that_fails(images: Path) -> None:
 @needs_lazy_pages
 def test_a_migration(arrive: Arrive, traveller: Target) -> None:
     """Each phase is reported with its bytes."""
-    message: list[Progress] = []
+    message = Reports()
     there = arrive()
     result = migrate_out(
         traveller.pid,
@@ -117,7 +121,7 @@ def test_a_migration(arrive: Arrive, traveller: Target) -> None:
         to=there.place,
         mode=MigrationMode.POST_COPY,
         insecure=True,
-        on_notify=hold,
+        on_notify=message.hold,
         on_progress=message.append,
     )
     assert there.until("result", "error").get("result") == result.pid
@@ -131,13 +135,13 @@ def test_a_migration(arrive: Arrive, traveller: Target) -> None:
 def test_a_dump_in_rounds(spawn: Spawn, images: Path) -> None:
     """Each round is a phase; the total of later rounds is unknown."""
     target = spawn(LARGE)
-    message: list[Progress] = []
+    message = Reports()
     opts = CriuOpts(images_directory=images, leave_running=True)
     dump_iters(
         target.pid,
         opts,
         lambda round: round.number < 2,
-        on_notify=hold,
+        on_notify=message.hold,
         on_progress=message.append,
     )
     assert list(dict.fromkeys(one.phase for one in message)) == ["round 1", "round 2", "dump"]
