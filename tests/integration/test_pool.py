@@ -242,14 +242,14 @@ def test_what_cannot_be_taken_back(what: str) -> None:
     """The same for what a process cannot undo, in a process of its own."""
     code = f"""
         import ctypes, os
-        from pycriu_native._transport.inherited_state import surroundings
+        from pycriu_native._transport.inherited_state import inherited_state
         def os_unshare(flags):
             assert not ctypes.CDLL(None).unshare(flags)
-        before = surroundings({{}})
+        before = inherited_state({{}})
         assert before is not None
-        assert surroundings({{}}) == before
+        assert inherited_state({{}}) == before
         {CHANGES[what]}
-        assert surroundings({{}}) != before
+        assert inherited_state({{}}) != before
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=REPO)
 

@@ -493,7 +493,6 @@ def test_the_lock_of_the_dump_is_named(stream: Stream, images: Path, lock: str) 
 
         with pytest.raises(WorkerDiedError) as caught:
             restore(opts.only_for("restore"), on_notify=refuse)
-        os.waitpid(stream.server.pid, 0)
         [remaining] = caught.value.left_behind
         assert "which the dump made" in remaining
         assert (":7000 - " in remaining) == (lock == "iptables")

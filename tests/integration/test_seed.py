@@ -252,7 +252,7 @@ def test_one_that_was_killed_in_a_batch(
         made.append(self.pid)
         return grow(self, ends)
 
-    monkeypatch.setattr(ForkServer, "grow", grow_once)
+    monkeypatch.setattr(ForkServer, "fork_worker", grow_once)
     numbers = iter(range(100))
     done = dump_many(
         [target.pid] * 3,

@@ -25,7 +25,7 @@ opts = CriuOpts(images_directory=here / "images", leave_running=leave_running or
 result = dump(os.getpid() if own_pid else None, opts)
 life = "copy" if result.restored else "original"
 partial = here / (life + ".partial")
-partial.write_text(json.dumps([os.getpid(), len(prepared), result.pid, result.gone]))
+partial.write_text(json.dumps([os.getpid(), len(prepared), result.pid, result.pid_free]))
 partial.rename(here / life)
 while not result.restored or not (here / "end").exists():
     time.sleep(0.01)
