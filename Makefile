@@ -93,7 +93,7 @@ export PYTHON_IS_FIT
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: CRIU_MUST_RUN := yes
@@ -108,7 +108,7 @@ test: test-tools test-libraries build ## the tests; what this machine cannot do 
 
 .PHONY: test-unit
 test-unit: test-libraries build ## the tests that need neither root nor a CRIU that can checkpoint
-	@$(VENV)/bin/python -m pytest tests/unit tests/unit $(ARGS)
+	@$(VENV)/bin/python -m pytest tests/unit $(ARGS)
 
 .PHONY: test-migration
 test-migration: test-tools test-libraries build ## every way in which a migration can fail; some minutes
@@ -120,7 +120,7 @@ test-migration: test-tools test-libraries build ## every way in which a migratio
 # counted by a test: LeakSanitizer cannot tell ours from Python's.
 SANITIZED := build/sanitized
 .PHONY: test-sanitized
-test-sanitized: test-libraries build ## the tests of the wire, with the C code under sanitizers
+test-sanitized: test-libraries build ## the unit tests of the C code and the wire, under sanitizers
 	@rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
 	cp -r build_ffi.py setup.py pyproject.toml README.md LICENSE include native pycriu_native tests docs tools $(SANITIZED)

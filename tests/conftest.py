@@ -1,4 +1,4 @@
-"""What all tests share: a header that says what they ran on, and a count of what was skipped."""
+"""Set-up of all tests: namespaces, a header with the releases, and a count of skipped tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _criu() -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Tests that are marked ``long`` run when they are asked for."""
+    """Add ``--long``, which runs tests marked ``long``, and ``--in-place``."""
     parser.addoption("--long", action="store_true", help="run the tests that take long, too")
     parser.addoption(
         isolation.IN_PLACE,
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip them otherwise, and say so."""
+    """Skip tests marked ``long`` unless ``--long`` is given."""
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_header() -> list[str]:
-    """Kernel, CRIU and libcriu, so that a log tells what was tested."""
+    """Kernel, CRIU and libcriu of the run."""
     return [
         f"kernel {platform.release()}, CRIU {_criu()}, libcriu {pycriu_native.libcriu_version()}, "
         f"uid {os.geteuid()}, pid {os.getpid()}"
@@ -50,9 +50,9 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many tests each reason has skipped, since a skip that nobody sees is a hole.
+    """Print the number of tests skipped for each reason, and the values that tests measured.
 
-    And what tests have measured, which decides none of them.
+    Measured values never decide a test.
     """
     reasons: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):

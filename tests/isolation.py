@@ -1,9 +1,9 @@
-"""The run in namespaces of its own, below a process that reaps its orphans.
+"""Runs the tests in namespaces of their own, below a process that reaps orphans.
 
-Process ids, mounts, ports, links, firewall rules and SysV objects are then those of this run: it
-disturbs no other run on the machine, is not disturbed by one, and a look at what a test leaves
-behind finds nothing of other programs. ``--in-place`` runs the tests in the namespaces of the
-caller, where root has them so by default; anyone else cannot make namespaces, nor run CRIU.
+Process ids, mounts, ports, links, firewall rules and SysV objects then belong to this run. Runs
+on one machine do not disturb each other, and the check of what a test leaves behind finds nothing
+of other programs. ``--in-place`` runs the tests in the namespaces of the caller. Users other than
+root stay there too: they can neither make namespaces nor run CRIU.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PR_SET_PDEATHSIG = 1
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 
 FORWARDED = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
-"""What ends a run; a process 1 has no default action for a signal."""
+"""Signals that end a run; they have no default action for a process 1."""
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter() -> None:
-    """Go on in namespaces of the run's own; this process stays to hand on signals and the status.
+    """Continue in new namespaces; this process stays to forward signals and the exit status.
 
-    Where they cannot be made, a process 1 goes on in a child all the same, and reaps.
+    Where they cannot be made, a process 1 still continues in a child, and reaps.
     """
     if IN_PLACE not in sys.argv and possible():
         _call("unshare", CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET)
@@ -47,7 +47,7 @@ def enter() -> None:
 
 
 def possible() -> bool:
-    """Whether the kernel lets this process do it all: found out by a program that then ends."""
+    """Whether this process may make the namespaces, tried with a short program."""
     new = ["unshare", "--mount", "--ipc", "--net", "--pid", "--fork", "--mount-proc", "true"]
     try:
         tried = subprocess.run(new, stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -57,13 +57,13 @@ def possible() -> bool:
 
 
 def _continue_in_child() -> None:
-    """Return in a child; the parent reaps whatever comes until that ends, and ends like it."""
+    """Return in a child; the parent reaps orphans until the child ends, with the same status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     awaited = {signal.SIGCHLD, *FORWARDED}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = os.fork()
     if not child:
-        os.setsid()  # a session that is led from outside has no number here
+        os.setsid()  # a session with its leader outside has no number here
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     while True:
@@ -75,7 +75,7 @@ def _continue_in_child() -> None:
 
 
 def _reap(child: int) -> None:
-    """Collect all processes that have ended; with the child this one ends."""
+    """Reap all processes that have ended; exit with the child."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == child:
@@ -86,13 +86,13 @@ def _reap(child: int) -> None:
 
 
 def reset() -> None:
-    """Undo what a shell, nohup or a service manager hands down to all that the tests start."""
+    """Reset the signal state and umask inherited from a shell, nohup or service manager."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python ignores
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
             if number == signal.SIGHUP:
-                # As a handler, which programs do not inherit: nohup holds for the run itself.
+                # A handler, which programs do not inherit: nohup applies to the run only.
                 signal.signal(number, lambda *_: None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -100,7 +100,7 @@ def reset() -> None:
 
 
 def _loopback_up() -> None:
-    """Bring up the one link that a new network namespace has."""
+    """Bring up the loopback link of a new network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack("16sh14x", b"lo", 0)
         _, flags = struct.unpack("16sh14x", fcntl.ioctl(any_socket, SIOCGIFFLAGS, request))

@@ -1,4 +1,4 @@
-"""Fixtures of the tests with a real CRIU: they need root, and leave nothing behind."""
+"""Fixtures of the tests with a real CRIU, which need root and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WHY_NOT = _why_not()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything in this directory is real, and skipped with the reason where that cannot be."""
+    """Mark all tests here ``real``; skip them with the reason where CRIU cannot work."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.real)
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
-    """A test that ends in the library's refusal of an old CRIU is skipped with those words."""
+    """Skip a test that ends in the library's refusal of an old CRIU, with that message."""
     try:
         return (yield)
     except UnsupportedError as error:
@@ -60,7 +60,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
 
 @pytest.fixture(autouse=True)
 def _has_its_notification(request: pytest.FixtureRequest) -> None:
-    """A test of a moment is skipped where CRIU does not tell of it."""
+    """Skip a test of a notification that this CRIU does not send."""
     cases = getattr(request.node, "callspec", None)
     if cases is not None and Notify.QUERY_EXT_FILES in cases.params.values():
         releases.required("3.19", "query-ext-files")
@@ -68,9 +68,9 @@ def _has_its_notification(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The same descriptors, children, threads, mounts, cgroups, namespaces, links and locks.
+    """Check descriptors, children, threads, mounts, cgroups, namespaces, links and locks.
 
-    Also when the test fails in the middle: the fixtures that made things undo them first.
+    This also holds for a test that fails: fixtures first undo what they made.
     """
     remember_children()
     before = Snapshot.take()
@@ -91,7 +91,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _large_pipes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test of lazy pages has the pipes that CRIU needs for them."""
+    """Allow large pipes in tests of lazy pages, which need them."""
     needed = needs_lazy_pages.mark in request.node.iter_markers("skipif")
     with large_pipes.allowed() if needed else contextlib.nullcontext():
         yield
@@ -99,20 +99,20 @@ def _large_pipes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _settings_as_before() -> Iterator[None]:
-    """The machine's settings are as they were when the run is over."""
+    """Restore the machine's settings after the run."""
     yield
     large_pipes.restore_setting()
 
 
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
-    """Images of a process with a bit of everything, made once: tests only look at them."""
+    """Images of a process with many kinds of objects, made once; tests only read them."""
     return menagerie(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture
 def orphans() -> Iterator[None]:
-    """Restored processes become children of ours, which ``reap_all`` collects after a dump."""
+    """Make restored processes children of this process; ``reap_all`` reaps them after a dump."""
     adopt_orphans(True)
     yield
     with contextlib.suppress(ChildProcessError):
@@ -123,7 +123,7 @@ def orphans() -> Iterator[None]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Where images go; it does not exist yet."""
+    """The images directory, which does not exist yet."""
     return tmp_path / "images"
 
 
@@ -145,7 +145,7 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode
 ) -> None:
-    """The tables of what became of each fault; ``make reliability`` has them on a page."""
+    """Print the tables of fault outcomes, which ``make reliability`` writes to a page."""
     for line in matrix.report():
         terminalreporter.write_line(line)
     if exitstatus == pytest.ExitCode.OK:

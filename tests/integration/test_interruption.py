@@ -1,10 +1,10 @@
 """A call that is interrupted: by Ctrl-C, by other signals, by its own hook, by its deadline.
 
-Whatever the interruption, the call ends in one of two ways. Either CRIU undoes its work first:
-a dumped process runs again, a restored one is gone, no worker is left, and only then the
-exception is raised, as itself. Or it came when CRIU had nothing more to ask: then the work is
-complete, and the exception says so in a note and has the result in its attribute ``result``.
-Signals whose handlers raise nothing are not noticed at all.
+An interrupted call ends in one of two ways. Either CRIU first undoes its work: the dumped process
+runs again, a restored one has ended, no worker remains, and then the same exception is raised. Or
+CRIU had already sent its last notification: the work is complete, and the exception has a note
+about that and the result in its attribute ``result``. A signal whose handler raises nothing has
+no effect on a call.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from .support.processes import PATIENCE, Target, eventually, is_alive, reap_all,
 
 DUMP = [Notify.PRE_DUMP, Notify.QUERY_EXT_FILES, Notify.POST_DUMP]
 RESTORE = [Notify.PRE_RESTORE, Notify.POST_RESTORE, Notify.PRE_RESUME, Notify.POST_RESUME]
-"""What CRIU says of a process without connections and namespaces, in this order."""
+"""CRIU's notifications for a process without connections and namespaces, in this order."""
 
 TOO_LATE = {Notify.PRE_RESUME, Notify.POST_RESUME}
-"""Notifications whose refusal CRIU does not heed."""
+"""Notifications whose refusal CRIU ignores."""
 
 
 def _runs_untraced(pid: int) -> bool:
-    """Whether a process is neither stopped nor traced at this very moment."""
+    """Whether a process is neither stopped nor traced now."""
     status = Path(f"/proc/{pid}/status").read_text()
     return state(pid) in ("R", "S", "D") and "TracerPid:\t0\n" in status
 
 
 def test_the_notifications_are_these(orphans: None, spawn: Spawn, images: Path) -> None:
-    """The lists above are complete: the tests below miss none."""
+    """The lists above have every notification."""
     target = spawn()
     heard: list[Notify | str] = []
     opts = CriuOpts(images_directory=images)
@@ -74,7 +74,7 @@ def test_the_notifications_are_these(orphans: None, spawn: Spawn, images: Path) 
 def test_a_hook_of_a_dump_raises(
     spawn: Spawn, images: Path, moment: Notify, leave_running: bool | None
 ) -> None:
-    """At each notification: the same exception comes out, and by then the process runs."""
+    """At each notification: the same exception is raised, and the process already runs."""
     target = spawn()
     refusal = ValueError(moment)
 
@@ -96,7 +96,7 @@ def test_a_hook_of_a_dump_raises(
 def test_a_hook_of_a_restore_raises(
     orphans: None, spawn: Spawn, images: Path, moment: Notify
 ) -> None:
-    """The same exception, and no process is left; or it was too late, and all are there."""
+    """The same exception is raised: no process remains, or, if it was too late, all exist."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -116,7 +116,7 @@ def test_a_hook_of_a_restore_raises(
         assert target.runs_on()
     else:
         assert not is_alive(target.pid)
-        target.end()  # reaps it: here we are the reaper
+        target.end()  # reaps it: here this process does
         restore(opts)
         assert target.runs_on()
 
@@ -124,7 +124,7 @@ def test_a_hook_of_a_restore_raises(
 def test_an_interruption_while_the_call_does_not_wait(
     spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever on the caller's thread a signal's handler raises, the call is undone first."""
+    """A signal handler that raises anywhere in the caller's thread: the call is undone first."""
     target = spawn()
     is_over = Call.is_over
     armed: list[bool] = []
@@ -175,7 +175,7 @@ def test_a_deadline_that_is_too_short(
 
 @pytest.mark.parametrize("moment", DUMP)
 def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment: Notify) -> None:
-    """It passes while the hook is busy: undone as soon as that returns, the last one too."""
+    """A deadline that passes during a hook undoes the call when the hook returns, the last too."""
     target = spawn()
 
     def dawdle(notification: Notification) -> None:
@@ -196,7 +196,7 @@ def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment
 
 @contextmanager
 def _storm() -> Iterator[list[int]]:
-    """SIGUSR1 to this process, over and over, with a handler that only counts."""
+    """Send SIGUSR1 to this process repeatedly; its handler only counts."""
     hits: list[int] = []
     over = threading.Event()
 
@@ -216,7 +216,7 @@ def _storm() -> Iterator[list[int]]:
 
 
 def test_a_storm_of_signals(orphans: None, spawn: Spawn, images: Path) -> None:
-    """Thousands of signals during twenty dumps and restores: every one of these succeeds."""
+    """Twenty dumps and restores succeed under thousands of signals."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     with _storm() as hits:
@@ -323,7 +323,7 @@ print(json.dumps(told))
 
 
 def _interrupted(verb: str, target: Target, images: Path, how: str) -> dict[str, Any]:
-    """What became of a call in a process of its own, on which Ctrl-C came down."""
+    """The outcome of a call in a process of its own that gets SIGINT."""
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, verb, str(target.pid), str(images), how],
         stdin=subprocess.DEVNULL,
@@ -344,7 +344,7 @@ def _interrupted(verb: str, target: Target, images: Path, how: str) -> dict[str,
 
 @pytest.mark.parametrize("moment", DUMP)
 def test_ctrl_c_in_a_dump(spawn: Spawn, images: Path, moment: Notify) -> None:
-    """After each notification, while the call waits: undone, or complete and said to be."""
+    """SIGINT after each notification, while the call waits: undone, or complete with a note."""
     target = spawn()
     message = _interrupted("dump", target, images, moment)
     assert message["interrupted"]
@@ -356,7 +356,7 @@ def test_ctrl_c_in_a_dump(spawn: Spawn, images: Path, moment: Notify) -> None:
         restore(CriuOpts(images_directory=images))
     else:
         assert message["result"] == "None"
-        [note] = message["notes"]  # the signal has not reached CRIU: it was there to undo it
+        [note] = message["notes"]  # CRIU did not get the signal, so it could undo the call
         assert f"dump of pid {target.pid} undone after" in note
         assert message["state"] in ("R", "S", "D")
     assert target.runs_on()
@@ -364,7 +364,7 @@ def test_ctrl_c_in_a_dump(spawn: Spawn, images: Path, moment: Notify) -> None:
 
 @pytest.mark.parametrize("moment", RESTORE)
 def test_ctrl_c_in_a_restore(orphans: None, spawn: Spawn, images: Path, moment: Notify) -> None:
-    """After each notification: no process is left, or all are there and the result tells."""
+    """SIGINT after each notification: no process remains, or all exist and are in the result."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -382,7 +382,7 @@ def test_ctrl_c_in_a_restore(orphans: None, spawn: Spawn, images: Path, moment: 
 
 
 def test_ctrl_c_at_random_instants(orphans: None, spawn: Spawn, images: Path) -> None:
-    """Whenever it comes: the process runs, or it is saved and restores; never anything else."""
+    """SIGINT at any instant: the process runs, or its images are complete and restore."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     chance = random.Random(4)

@@ -1,8 +1,7 @@
-"""What libcriu's header promises, as a C program finds it: through ``pycriu_native.lib``.
+"""The guarantees of libcriu's header, checked through ``pycriu_native.lib``.
 
-Each test is written from a comment of ``criu.h``, and runs a short program that a C programmer
-would recognise, line for line. Where a verb of this package is the counterpart, the test also
-shows that both tell the same.
+Each test comes from a comment of ``criu.h`` and makes the calls that a C program makes. Where
+this package has a verb for the same purpose, the test also compares the two results.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from .test_orphan_pts_master import ON_A_TERMINAL
 
 
 def free_pid() -> int:
-    """A pid that nobody has."""
+    """A pid of no process."""
     return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
 
 
@@ -52,7 +51,7 @@ def free_pid() -> int:
 
 
 def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
-    """The table's success: 0 from ``criu_dump``, the pid from ``criu_restore``, which is > 0."""
+    """Success in the table: ``criu_dump`` returns 0, ``criu_restore`` the pid, which is > 0."""
     target = spawn()
     [dumped] = run(
         "begin(sys.argv[1], sys.argv[2], 'my.log'); tell(lib.criu_dump())", images, target.pid
@@ -66,7 +65,7 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
 
 
 def test_images_of_both_ways_are_the_same(spawn: Spawn, images: Path) -> None:
-    """What ``criu_dump`` saved our ``restore`` brings back, with the pid that C is told."""
+    """``restore`` restores the images of ``criu_dump``, with the same pid as ``criu_restore``."""
     target = spawn()
     run("begin(sys.argv[1], sys.argv[2]); tell(lib.criu_dump())", images, target.pid)
     target.reap()
@@ -79,7 +78,7 @@ def test_images_of_both_ways_are_the_same(spawn: Spawn, images: Path) -> None:
 
 
 def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """``criu_local_*`` is the same with options of one's own: neither changes the other."""
+    """``criu_local_*`` does the same with local options, independent of the global ones."""
     target = spawn()
     other = tmp_path / "other"
     message = run(
@@ -107,7 +106,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
         pycriu_native.Worker().name(),
     )
     assert message == [0, 0]
-    target.reap()  # only the global options had leave_running, and they were first
+    target.reap()  # only the global options, used first, had leave_running
     assert sorted(path.name for path in (*images.glob("*.log"), *other.glob("*.log"))) == [
         "global.log",
         "local.log",
@@ -115,7 +114,7 @@ def test_own_options_beside_the_global_ones(spawn: Spawn, images: Path, tmp_path
 
 
 def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
-    """``criu_init_opts`` again sets everything to defaults: leave_running is forgotten."""
+    """A second ``criu_init_opts`` resets all options: leave_running is unset."""
     target = spawn()
     message = run(
         """
@@ -133,7 +132,7 @@ def test_options_begin_anew(spawn: Spawn, images: Path) -> None:
 
 
 def test_images_dir_fd_must_be_set(spawn: Spawn) -> None:
-    """It "must be set for dump/restore": without it CRIU refuses; our verbs say which field."""
+    """It "must be set for dump/restore": CRIU refuses without it; our verbs name the field."""
     target = spawn()
     [dumped, restored] = run(
         "begin(pid=sys.argv[1]); tell(lib.criu_dump(), lib.criu_restore())", target.pid
@@ -148,7 +147,7 @@ def test_images_dir_fd_must_be_set(spawn: Spawn) -> None:
 
 
 def test_ebade_the_request_has_failed(images: Path) -> None:
-    """-EBADE: CRIU says that it failed, and errno is CRIU's. Our error has both."""
+    """-EBADE: CRIU reports a failure, and errno is CRIU's. Our error has both numbers."""
     pid = free_pid()
     assert run(
         "begin(sys.argv[1], sys.argv[2]); tell(lib.criu_dump(), ffi.errno)", images, pid
@@ -160,7 +159,7 @@ def test_ebade_the_request_has_failed(images: Path) -> None:
 
 
 def test_ebade_of_a_restore(spawn: Spawn, images: Path) -> None:
-    """-EBADE with EEXIST: the pid is taken. Ours is PidInUseError with the same two numbers."""
+    """-EBADE with EEXIST: the pid is in use. Ours is PidInUseError with the same two numbers."""
     target = spawn()
     opts = CriuOpts(images_directory=images)
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
@@ -175,7 +174,7 @@ def test_ebade_of_a_restore(spawn: Spawn, images: Path) -> None:
 
 
 def test_ebade_of_refused_options(spawn: Spawn, images: Path) -> None:
-    """-EBADE with EBADRQC: an option that CRIU does not take. Ours is refused before, by name."""
+    """-EBADE with EBADRQC: CRIU refuses an option. Our check refuses it earlier, by name."""
     target = spawn()
     program = "begin(sys.argv[1], sys.argv[2], '../up.log'); tell(lib.criu_dump(), ffi.errno)"
     assert run(program, images, target.pid) == [-errno.EBADE, errno.EBADRQC]
@@ -185,7 +184,7 @@ def test_ebade_of_refused_options(spawn: Spawn, images: Path) -> None:
 
 
 def test_econnrefused_nobody_listens(tmp_path: Path) -> None:
-    """-ECONNREFUSED: unable to connect, and errno says why. Ours names the socket."""
+    """-ECONNREFUSED: unable to connect; errno is the cause. Our error names the socket."""
     address = tmp_path / "nobody"
     program = """
         assert lib.criu_init_opts() == 0
@@ -202,7 +201,7 @@ def test_econnrefused_nobody_listens(tmp_path: Path) -> None:
 
 
 def test_ecomm_the_other_end_is_gone() -> None:
-    """-ECOMM: no message could be sent or received. Ours is WorkerDiedError."""
+    """-ECOMM: a message could not be sent or received. Our error is WorkerDiedError."""
     program = """
         import signal
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -230,10 +229,10 @@ def test_ecomm_the_other_end_is_gone() -> None:
     ids=["yes", "no", "no, with an errno", "an empty no", "an answer to another request"],
 )
 def test_the_table(answer: str, code: int, ours: type[CriuError] | None) -> None:
-    """Each answer to a check, and what it comes back as: the table, row by row.
+    """Each response to a check and its return value: the table, row by row.
 
-    A CRIU that does not know the request (-EINVAL) and one that answers something else
-    (-EBADMSG) are scripted: a real one of a supported release does neither.
+    A CRIU without the request type (-EINVAL) and a response of another type (-EBADMSG) are
+    scripted: no supported release of CRIU does either.
     """
     program = """
         assert lib.criu_init_opts() == 0
@@ -261,9 +260,9 @@ def test_the_table(answer: str, code: int, ours: type[CriuError] | None) -> None
 
 
 def test_check() -> None:
-    """``criu_check`` returns 0 where CRIU can work, and ``check`` raises nothing.
+    """``criu_check`` returns 0 where CRIU works, and ``check`` raises nothing.
 
-    libcriu asks without options, on which CRIU crashes before 4.2: ours has some.
+    libcriu's request has no options, on which CRIU before 4.2 crashes; our request has options.
     """
     pycriu_native.check()
     expected = [0] if releases.has("4.2") else [-52]
@@ -283,10 +282,10 @@ HEARS = """
 
 
 def test_notifications(spawn: Spawn, images: Path) -> None:
-    """The callback hears what our hook hears; ``criu_notify_pid`` is 0 where ours is None.
+    """Callback and hook get the same notifications; ``criu_notify_pid`` is 0 where ours is None.
 
-    (A restored process has a time namespace of its own, where its clocks go on: from the
-    second restore on there are namespaces to set up.)
+    (A restored process has a time namespace of its own for its clocks, so its next restore sets
+    up namespaces.)
     """
     target = spawn()
     opts = CriuOpts(images_directory=images)
@@ -322,7 +321,7 @@ def test_notifications(spawn: Spawn, images: Path) -> None:
 
 @pytest.mark.parametrize("answer", [-errno.ECANCELED, -1, 7])
 def test_a_refusing_callback(spawn: Spawn, images: Path, answer: int) -> None:
-    """What the callback returns, if not 0, undoes the dump and is what ``criu_dump`` returns."""
+    """A callback that returns non-zero undoes the dump; ``criu_dump`` returns the same value."""
     target = spawn()
     program = """
         @ffi.def_extern()
@@ -339,7 +338,7 @@ def test_a_refusing_callback(spawn: Spawn, images: Path, answer: int) -> None:
 
 
 def test_the_master_of_an_orphaned_pty(tmp_path: Path, images: Path) -> None:
-    """-1 if none has been received; from ``orphan-pts-master`` on the descriptor of the pty."""
+    """-1 before one is received; from ``orphan-pts-master`` on, the descriptor of the pty."""
     with container(tmp_path / "box", ON_A_TERMINAL) as box:
         master = taken_from(box.pid, box.ask("master"))
         try:
@@ -435,7 +434,7 @@ def test_check_version() -> None:
 
 
 def test_feature_check() -> None:
-    """Marked features that are missing come back false, available ones true, as ours say."""
+    """Requested features are false if missing, true if available, as in ``feature_check``."""
     program = """
         begin()
         told = []
@@ -455,10 +454,10 @@ def test_feature_check() -> None:
 
 
 def test_a_feature_check_that_fails() -> None:
-    """Only a successful one changes the structure: look at the return value first.
+    """Only a successful check changes the structure, so callers read the return value first.
 
-    A structure larger than libcriu's own, and none at all, are refused; the header does not
-    say with what.
+    A structure larger than libcriu's own and a null pointer are refused; the header does not
+    define the return value.
     """
     program = """
         assert lib.criu_init_opts() == 0
@@ -545,9 +544,9 @@ SELF = """
 def test_self_dump(orphans: None, tmp_path: Path) -> None:
     """Without a pid the caller is dumped: 0 in the original, 1 in the restored copy.
 
-    The images come back through ``restore``; ``DumpResult.restored`` is what 1 is there. (The
-    header does not say that libcriu leaves a zombie in the caller's session, of the process
-    through which CRIU was detached: the number is free when that is reaped too.)
+    ``restore`` restores the images; ``DumpResult.restored`` corresponds to 1. (Not in the header:
+    the process through which libcriu detaches CRIU stays a zombie in the caller's session; the
+    number is free once that is reaped too.)
     """
     process = subprocess.Popen(
         words(SELF, tmp_path),
@@ -589,7 +588,7 @@ MORE = """
 
 @pytest.mark.parametrize("verb", ["criu_dump_iters", "criu_local_dump_iters"])
 def test_iterations_need_a_process_and_a_callback(verb: str) -> None:
-    """-EINVAL for a self-dump, and for no callback; nothing is started."""
+    """-EINVAL for a self-dump and for a missing callback; no process is started."""
     program = f"""{MORE}
     begin()
     handle = ffi.new("criu_opts **")
@@ -612,9 +611,9 @@ def test_iterations_need_a_process_and_a_callback(verb: str) -> None:
     ids=["zero", "positive", "negative"],
 )
 def test_the_callback_decides(answers: list[int], result: int, requests: list[int]) -> None:
-    """Positive: one more iteration. Zero: the final dump. Negative: the dump is aborted with it.
+    """Positive: one more iteration. Zero: the final dump. Negative: abort, and the return value.
 
-    A scripted CRIU agrees to everything, so that no kernel feature is needed.
+    A scripted CRIU accepts every request, so no kernel feature is needed.
     """
     program = f"""{MORE}
     assert lib.criu_init_opts() == 0
@@ -628,7 +627,7 @@ def test_the_callback_decides(answers: list[int], result: int, requests: list[in
 
 
 def test_an_iteration_that_fails(images: Path) -> None:
-    """-EBADE, and the callback is not asked: an iteration that failed did not end."""
+    """A failed iteration returns -EBADE without a call of the callback."""
     program = f"""{MORE}
     begin(sys.argv[2], sys.argv[3])
     tell(lib.criu_dump_iters(lib.on_more), told)
@@ -638,7 +637,7 @@ def test_an_iteration_that_fails(images: Path) -> None:
 
 @needs_soft_dirty
 def test_iterations(spawn: Spawn, tmp_path: Path) -> None:
-    """Two iterations and a final dump, each directory set by the callback for what comes next."""
+    """Two iterations and a final dump; the callback sets the directory of the next step."""
     target = spawn()
     program = """
         here, number = sys.argv[1], 1
@@ -671,9 +670,9 @@ def test_iterations(spawn: Spawn, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", ["binary", "PATH"])
 def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
-    """``criu_restore_child``: a child of the caller's, whose exit status ``waitpid`` collects.
+    """``criu_restore_child`` makes a child of the caller; ``waitpid`` returns its exit status.
 
-    It needs a program: without one set it takes ``criu`` from PATH, whatever else was set.
+    Without a program it runs ``criu`` from PATH, whatever other options are set.
     """
     target = spawn("import os\nserve(exit=lambda: os._exit(42))")
     dump(target.pid, CriuOpts(images_directory=images))
@@ -700,7 +699,7 @@ def test_restore_child(spawn: Spawn, images: Path, service: str) -> None:
 
 
 def test_restore_is_no_child(spawn: Spawn, images: Path) -> None:
-    """``criu_restore`` gives no child: ``waitpid`` refuses, as after our ``restore``."""
+    """``criu_restore`` makes no child: ``waitpid`` fails, as after our ``restore``."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()

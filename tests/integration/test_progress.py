@@ -1,4 +1,4 @@
-"""Progress of dumps, restores and migrations, as an observer beside the call sees it."""
+"""Progress of dumps, restores and migrations, as ``on_progress`` receives it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pycriu_native._calls.progress import lazy_bytes, received_by
 from ..unit.support.image_sets import LAZY, PRESENT, image_set, page
 from .conftest import Spawn
 from .support.features import needs_lazy_pages, needs_soft_dirty
-from .support.processes import Target
+from .support.processes import Target, eventually
 from .test_migration import Arrive, arrive, far, traveller
 
 __all__ = ["arrive", "far", "traveller"]
@@ -41,10 +41,14 @@ MIB = 2**20
 LARGE = "memory = bytearray(b'x' * 2**26)\nserve(size=lambda: len(memory))"
 
 
-def hold(notification: Notification) -> None:
-    """Give the observer a look at a dump that is written, and at a restore that is made."""
-    if notification.action in (Notify.POST_DUMP, Notify.POST_RESTORE):
-        time.sleep(0.6)
+class Reports(list[Progress]):
+    """The reports of one call, in order."""
+
+    def hold(self, notification: Notification) -> None:
+        """Delay start and end of a dump, and the end of a restore, until they are reported."""
+        if notification.action in (Notify.PRE_DUMP, Notify.POST_DUMP, Notify.POST_RESTORE):
+            enough = len(self) + 2  # the next report can have been measured before
+            eventually(lambda: len(self) >= enough, f"a report at {notification.action}")
 
 
 def _is_sound(told: Sequence[Progress], phase: str) -> None:
@@ -58,11 +62,11 @@ def _is_sound(told: Sequence[Progress], phase: str) -> None:
 
 
 def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
-    """Bytes done grow to the bytes to do, which were known from the process and the images."""
+    """``done`` grows to ``total``, which comes from the process and from the images."""
     target = spawn(LARGE)
-    message: list[Progress] = []
+    message = Reports()
     opts = CriuOpts(images_directory=images)
-    dump(target.pid, opts, on_notify=hold, on_progress=message.append)
+    dump(target.pid, opts, on_notify=message.hold, on_progress=message.append)
     _is_sound(message, "dump")
     size = sum(path.stat().st_size for path in images.glob("pages-*.img"))
     assert message[0].done == 0
@@ -71,7 +75,7 @@ def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
     assert message[-1].done == size > 64 * MIB
     target.reap()
     message.clear()
-    restore(opts, on_notify=hold, on_progress=message.append)
+    restore(opts, on_notify=message.hold, on_progress=message.append)
     _is_sound(message, "restore")
     assert {one.total for one in message} == {size}
     assert any(one.done > 60 * MIB for one in message[:-1])
@@ -81,7 +85,7 @@ def test_a_dump_and_a_restore(spawn: Spawn, images: Path) -> None:
 def test_what_the_callback_raises(
     spawn: Spawn, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is logged with its trace, breaks nothing, and the callback is left alone."""
+    """The exception is logged, the call goes on, and the callback is not called again."""
     target = spawn()
     calls = []
 
@@ -91,7 +95,7 @@ def test_what_the_callback_raises(
 
     with caplog.at_level(logging.ERROR, "pycriu_native"):
         opts = CriuOpts(images_directory=images, leave_running=True)
-        dump(target.pid, opts, on_notify=hold, on_progress=broken)
+        dump(target.pid, opts, on_notify=lambda _: time.sleep(0.3), on_progress=broken)
     assert len(calls) == 1
     assert "on_progress raised" in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -99,7 +103,7 @@ def test_what_the_callback_raises(
 
 
 def test_a_dump_that_fails(images: Path) -> None:
-    """There is no end to tell of, and the error is the dump's own."""
+    """A failed dump reports no end and raises its own error."""
     message: list[Progress] = []
     with pytest.raises(NoSuchProcessError):
         dump(2**22 + 1, CriuOpts(images_directory=images), on_progress=message.append)
@@ -108,8 +112,8 @@ def test_a_dump_that_fails(images: Path) -> None:
 
 @needs_lazy_pages
 def test_a_migration(arrive: Arrive, traveller: Target) -> None:
-    """Each phase is told of, with its bytes."""
-    message: list[Progress] = []
+    """Each phase is reported with its bytes."""
+    message = Reports()
     there = arrive()
     result = migrate_out(
         traveller.pid,
@@ -117,7 +121,7 @@ def test_a_migration(arrive: Arrive, traveller: Target) -> None:
         to=there.place,
         mode=MigrationMode.POST_COPY,
         insecure=True,
-        on_notify=hold,
+        on_notify=message.hold,
         on_progress=message.append,
     )
     assert there.until("result", "error").get("result") == result.pid
@@ -129,15 +133,15 @@ def test_a_migration(arrive: Arrive, traveller: Target) -> None:
 
 @needs_soft_dirty
 def test_a_dump_in_rounds(spawn: Spawn, images: Path) -> None:
-    """Each round is a phase; how much the later ones have to do, nobody knows."""
+    """Each round is a phase; the total of later rounds is unknown."""
     target = spawn(LARGE)
-    message: list[Progress] = []
+    message = Reports()
     opts = CriuOpts(images_directory=images, leave_running=True)
     dump_iters(
         target.pid,
         opts,
         lambda round: round.number < 2,
-        on_notify=hold,
+        on_notify=message.hold,
         on_progress=message.append,
     )
     assert list(dict.fromkeys(one.phase for one in message)) == ["round 1", "round 2", "dump"]
@@ -148,7 +152,7 @@ def test_a_dump_in_rounds(spawn: Spawn, images: Path) -> None:
 
 @needs_lazy_pages
 def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None:
-    """What the daemon has fed grows to what there was in the images."""
+    """The daemon's ``done`` grows to the size of the pages in the images."""
     target = spawn(LARGE)
     opts = CriuOpts(images_directory=images)
     dump(target.pid, opts)
@@ -158,7 +162,7 @@ def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None
     with LazyPages(opts) as daemon:
         with pytest.raises(TimeoutError):
             daemon.wait(0.6, on_progress=message.append)
-        assert message[0].done < 8 * MIB  # what it has read by then are descriptions
+        assert message[0].done < 8 * MIB  # so far it has read only descriptions
         assert all(one.left != 0 for one in message)
         message.clear()
         restore(CriuOpts(images_directory=images, lazy_pages=True))
@@ -172,7 +176,7 @@ def test_memory_that_comes_after_the_process(spawn: Spawn, images: Path) -> None
 
 
 def test_pages_that_a_server_takes(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """They grow in its directory; how many will come, it cannot know."""
+    """``done`` is the size of the pages in its directory; ``total`` is unknown before the end."""
     target = spawn(LARGE)
     message: list[Progress] = []
     there = tmp_path / "there"
@@ -193,7 +197,7 @@ def test_pages_that_a_server_takes(spawn: Spawn, images: Path, tmp_path: Path) -
 
 
 def test_a_server_that_ends_badly(images: Path) -> None:
-    """There is no good end to tell of."""
+    """A server that is killed reports no end."""
     message: list[Progress] = []
     opts = CriuOpts(images_directory=images, page_server=("127.0.0.1", 0))
     with page_server_child(opts) as server:
@@ -206,7 +210,7 @@ def test_a_server_that_ends_badly(images: Path) -> None:
 def test_what_there_is_to_come_is_what_comes(
     arrive: Arrive, traveller: Target, tmp_path: Path
 ) -> None:
-    """The page maps of a lazy dump tell the destination beforehand."""
+    """The page maps of a lazy dump give the bytes that the destination will receive."""
     images = tmp_path / "there"
     there = arrive(opts={"images_directory": str(images)})
     result = migrate_out(
@@ -218,7 +222,7 @@ def test_what_there_is_to_come_is_what_comes(
 
 
 def test_bytes_that_come_from_elsewhere(spawn: Spawn) -> None:
-    """They are counted in the daemon's connection."""
+    """Received bytes are counted on the process's connection."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         target = spawn(
@@ -237,6 +241,6 @@ def test_bytes_that_come_from_elsewhere(spawn: Spawn) -> None:
 
 
 def test_what_is_to_come_from_elsewhere(tmp_path: Path) -> None:
-    """What the page maps speak of and no pages file has."""
+    """The pages that the page maps list and no pages file holds."""
     image_set(tmp_path, [(0, 2, PRESENT), (2, 3, LAZY), (8, 1, LAZY)], page("a") + page("b"))
     assert lazy_bytes(str(tmp_path)) == 4 * len(page("a"))

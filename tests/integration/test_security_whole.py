@@ -45,7 +45,7 @@ ROOT = Path(__file__).parents[2]
 WITH_MEMORY = """
     import hashlib, os
     memory = bytearray(os.urandom(2**20) * 4)
-    serve(checksum=lambda: hashlib.sha256(memory).hexdigest(), abort_serving=lambda:
+    serve(checksum=lambda: hashlib.sha256(memory).hexdigest(), damage=lambda:
     memory.reverse())
 """
 
@@ -187,7 +187,7 @@ def test_the_images_of_an_earlier_dump(orphans: None, spawn: Spawn, images: Path
     checksum = target.ask("checksum")
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     digest = seal(images)
-    target.ask("abort_serving")
+    target.ask("damage")
 
     def refuse(notification: Notification) -> None:
         if notification.action is Notify.QUERY_EXT_FILES:

@@ -392,16 +392,14 @@ def _spoil(blob: Path) -> None:
     blob.write_bytes(data)
 
 
-@pytest.mark.parametrize("abort_serving", [_spoil, Path.unlink], ids=["changed", "missing"])
-def test_a_damaged_oci_image(
-    chain: Path, tmp_path: Path, abort_serving: Callable[[Path], None]
-) -> None:
+@pytest.mark.parametrize("damage", [_spoil, Path.unlink], ids=["changed", "missing"])
+def test_a_damaged_oci_image(chain: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """Each blob is checked before anything is written."""
     layout = tmp_path / "layout"
     digest = pack_image(chain, layout).partition(":")[2]
     manifest = json.loads((layout / "blobs/sha256" / digest).read_text())
     for blob in (manifest["layers"][0]["digest"].partition(":")[2], digest):
-        abort_serving(layout / "blobs" / "sha256" / blob)
+        damage(layout / "blobs" / "sha256" / blob)
         with pytest.raises(ImagesError, match=r"damaged|missing"):
             unpack_image(layout, tmp_path / "b")
         assert not (tmp_path / "b").exists()

@@ -37,7 +37,7 @@ PID = str(bystander.PID)
 
 @dataclass
 class Told:
-    """What a command line came to."""
+    """The result of one command line."""
 
     code: int
     out: str
@@ -58,7 +58,7 @@ def tell(*words: str | Path, criu: ScriptedCriu | None = None) -> Told:
 
 
 def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run it as a user does."""
+    """Run the program in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "pycriu_native", *words],
         capture_output=True, text=True, check=False, **more,
@@ -66,7 +66,7 @@ def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 def commands() -> Iterator[tuple[str, Command]]:
-    """Every command, with its name in words."""
+    """Every command, with its full name."""
     ctx = click.Context(app.app)
     for name in app.app.list_commands(ctx):
         command = app.app.get_command(ctx, name)
@@ -87,7 +87,7 @@ COMMANDS = dict(commands())
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
-    """Each command says what it does, shows examples that it would read, and its exit codes."""
+    """Each command's help has a description, examples and exit codes."""
     message = tell(*name.split(), "--help")
     assert message.code == 0
     assert message.err == ""
@@ -98,7 +98,7 @@ def test_help_teaches(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_are_read(name: str) -> None:
-    """Every option in an example is one that the command has."""
+    """Every option in an example is an option of the command."""
     for line in COMMANDS[name].examples:
         for part in re.findall(r"pycriu-native ([^|#&$]*)", line):
             words = part.replace('"', " ").replace(")", " ").split()
@@ -115,7 +115,7 @@ def test_examples_are_read(name: str) -> None:
 
 
 def test_the_list_of_commands() -> None:
-    """It names all of them, without loading any."""
+    """The list names all commands and loads none of them."""
     message = tell("--help")
     assert message.code == 0
     for name in app.COMMANDS:
@@ -124,7 +124,7 @@ def test_the_list_of_commands() -> None:
 
 @pytest.mark.parametrize("verb", [v for v in VERB_MASK if v is not Verb.PAGE_SERVER_CHILD], ids=str)
 def test_every_option_of_the_table(verb: Verb) -> None:
-    """A verb's command has each option that means something to it, and no other."""
+    """A verb's command has exactly the options that apply to the verb."""
     options = {
         param.flag
         for param in COMMANDS[str(verb)].params
@@ -139,7 +139,7 @@ def test_every_option_of_the_table(verb: Verb) -> None:
 
 
 def test_what_help_says_of_an_option() -> None:
-    """The first sentence of its docstring, its default, and the release that has it."""
+    """Help has the first sentence of the option's docstring, its default and its CRIU release."""
     shown = " ".join(tell("dump", "--help").out.split())
     assert "Largest deleted but open file that is kept in the images, in bytes; " in shown
     assert "[default: 1048576]" in shown
@@ -185,7 +185,7 @@ def test_what_help_says_of_an_option() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
-    """What is said as criu has it becomes the fields; the pid behind a bare flag stays the pid."""
+    """Options in criu's spelling set the fields; a pid after a bare flag stays the pid."""
     expected = CriuOpts.from_dict({"images_directory": "d", **fields})
     message = tell("explain", "dump", *words, PID, "--json")
     shown = {s["field"] for s in message.json["result"]["wire"] if s["field"]}
@@ -198,7 +198,7 @@ def test_words_are_options(words: list[str], fields: dict[str, Any]) -> None:
 
 
 def test_all_that_to_argv_says_is_read() -> None:
-    """The criu command line of any options is read here as the same options."""
+    """The command line that ``to_argv`` writes for any options is read as the same options."""
     opts = CriuOpts(
         images_directory="i", work_directory="w", leave_running=True, tcp_established=True,
         shell_job=False, manage_cgroups_mode="strict", ghost_limit=5, external=["a", "b"],
@@ -214,7 +214,7 @@ def test_all_that_to_argv_says_is_read() -> None:
 
 
 def test_a_file_of_options(tmp_path: Path) -> None:
-    """A verb takes what means something to it, its own table, and then the command line."""
+    """A verb uses the options that apply to it, then its own table, then the command line."""
     write_images(tmp_path)
     config = tmp_path / "job.toml"
     config.write_text(
@@ -248,7 +248,7 @@ def test_a_file_of_options(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_will_not_do(text: str, says: str, tmp_path: Path) -> None:
-    """It is refused, and what is wrong with it is named."""
+    """An invalid file is refused; the message names what is invalid."""
     (tmp_path / "job.toml").write_text(text)
     message = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "job.toml")
     assert message.code == Exit.REFUSED
@@ -256,7 +256,7 @@ def test_a_file_that_will_not_do(text: str, says: str, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    """It is named."""
+    """The message names a missing file."""
     message = tell("dump", PID, "-D", tmp_path, "--config", tmp_path / "none.toml")
     assert message.code == Exit.REFUSED
     assert "none.toml" in message.err
@@ -266,7 +266,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
-    """A command line for each command that gives an answer, with its exit code."""
+    """A command line for each command that has a result, with its exit code."""
     there = str(directory)
     whole = directory / "whole"
     whole.mkdir(exist_ok=True)
@@ -302,12 +302,12 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
 
 
 def test_every_command_is_in_the_next_test(tmp_path: Path) -> None:
-    """A new command needs a line there."""
+    """Every command has a row in ``answers``."""
     assert set(answers(tmp_path)) == set(COMMANDS)
 
 
 def documented() -> dict[str, set[str]]:
-    """By command: the keys that docs/cli.md says every result has."""
+    """For each command, the keys that docs/cli.md lists for every result."""
     text = (ROOT / "docs/cli.md").read_text()
     rows = text.partition("| `command` | `result` |\n|---|---|\n")[2].partition("\n\n")[0]
     result = {}
@@ -320,7 +320,7 @@ def documented() -> dict[str, set[str]]:
 
 
 def test_the_page_has_the_shape_of_every_command() -> None:
-    """None is left out, and all but those that are lists or values of the library have keys."""
+    """Every command is listed; all have keys, except lists and values of the library."""
     result = documented()
     assert result.keys() == set(COMMANDS)
     assert {name for name, keys in result.items() if not keys} == {"diff", "inspect", "options"}
@@ -328,7 +328,7 @@ def test_the_page_has_the_shape_of_every_command() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json(name: str, tmp_path: Path) -> None:
-    """Each command prints one object with its schema, name, verdict and exit code, and no more."""
+    """Each command prints exactly one object with its schema, name, verdict and exit code."""
     words, code = answers(tmp_path)[name]
     if name == "preflight":
         pytest.importorskip("pycriu_native.diagnostics.preflight")
@@ -365,7 +365,7 @@ ERRORS = {
     ids=[f"{verb}-{code.name}" for verb, codes in ERRORS.items() for code in codes.values()],
 )
 def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> None:
-    """A script can tell failures apart by the number alone; JSON has the same number."""
+    """Each failure has an exit code of its own; JSON has the same number."""
     write_images(tmp_path)
     criu = ScriptedCriu(failures={verb: failure})
     pid = [PID] if verb == "dump" else []
@@ -375,7 +375,7 @@ def test_exit_codes(verb: str, failure: Failure, code: Exit, tmp_path: Path) -> 
 
 
 def test_an_error_for_people(tmp_path: Path) -> None:
-    """Verb, cause, cure by the names of this command line, CRIU's line, and the log."""
+    """The text has verb, cause, cure with this command line's flags, CRIU's line and the log."""
     criu = ScriptedCriu(failures={"dump": Failure.TCP_CONNECTION})
     message = tell("dump", PID, "-D", tmp_path, criu=criu)
     assert message.out == ""
@@ -389,7 +389,7 @@ def test_an_error_for_people(tmp_path: Path) -> None:
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
-    """In flags, with what is accepted; and nothing was asked of CRIU."""
+    """All errors are listed with flags and accepted values; no request is sent to CRIU."""
     criu = ScriptedCriu()
     message = tell("dump", PID, "-D", tmp_path, "--ghost-limit=x", "--empty-ns=pid", criu=criu)
     assert message.code == Exit.REFUSED
@@ -418,7 +418,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_command_line(words: list[str], says: str) -> None:
-    """It says what is wrong, and ends with 2; with --json that is an object too."""
+    """The message names the error and the exit code is 2; ``--json`` prints an object."""
     message = tell(*words)
     assert message.code == Exit.REFUSED
     assert says in message.err
@@ -430,7 +430,7 @@ def test_a_wrong_command_line(words: list[str], says: str) -> None:
 
 
 def test_every_error_class_has_an_exit_code() -> None:
-    """Those of the table exist; only the general ones are a plain failure."""
+    """The table's classes exist; only general classes have the exit code of a plain failure."""
     classes = {
         name
         for name in dir(pycriu_native.errors)
@@ -442,7 +442,7 @@ def test_every_error_class_has_an_exit_code() -> None:
 
 
 def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
-    """A restore whose action script sleeps longer is undone, and ends with 10."""
+    """A restore whose action script exceeds the deadline is undone; the exit code is 10."""
     write_images(tmp_path)
     script = tmp_path / "slow"
     script.write_text("#!/bin/sh\nexec sleep 1\n")
@@ -461,7 +461,7 @@ def test_the_deadline_reaches_the_call(tmp_path: Path) -> None:
 
 
 def test_action_scripts(tmp_path: Path) -> None:
-    """They run at each notification with CRIU's variables; one that fails undoes the call."""
+    """Scripts run at each notification with CRIU's variables; a failed script undoes the call."""
     write_images(tmp_path)
     script = tmp_path / "script"
     script.write_text(
@@ -485,7 +485,7 @@ def test_action_scripts(tmp_path: Path) -> None:
 
 
 def test_pidfile(tmp_path: Path) -> None:
-    """It holds the pid; one that exists is left alone, and that is an error."""
+    """The file holds the pid; an existing file is an error and stays unchanged."""
     write_images(tmp_path)
     words: list[str | Path] = ["restore", "-D", tmp_path, "--pidfile", tmp_path / "pid"]
     assert tell(*words, criu=ScriptedCriu(restored_pid=77)).code == 0
@@ -497,7 +497,7 @@ def test_pidfile(tmp_path: Path) -> None:
 
 
 def test_options_by_any_name() -> None:
-    """An option is found by the names that libcriu, rpc.proto, runc and criu give it."""
+    """An option is found by its names in libcriu, rpc.proto, runc and criu."""
     for name in ("tcp_established", "--tcp-established", "TcpEstablished"):
         message = tell("options", name, "--json")
         [result] = message.json["result"]
@@ -511,7 +511,7 @@ def test_options_by_any_name() -> None:
 
 
 def test_a_page_server_elsewhere(tmp_path: Path) -> None:
-    """In clear text it is refused without consent, and the consent has a name here."""
+    """A remote server without encryption is refused without a flag that allows it."""
     words: list[str | Path] = ["dump", PID, "-D", tmp_path]
     words += ["--page-server", "--address", "10.0.0.2", "--port", "27"]
     message = tell(*words)
@@ -525,7 +525,7 @@ def test_a_page_server_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_set_that_was_changed(tmp_path: Path) -> None:
-    """seal prints the digest, verify names what has changed since."""
+    """``seal`` prints the digest; ``verify`` names what has changed since."""
     write_images(tmp_path)
     digest = tell("seal", tmp_path).out.strip()
     assert tell("verify", tmp_path, digest).code == 0
@@ -537,7 +537,7 @@ def test_a_set_that_was_changed(tmp_path: Path) -> None:
 
 
 def test_explain_answers_no(tmp_path: Path) -> None:
-    """A call that would be refused ends with 11, and the reasons are there."""
+    """For a call that would be refused the exit code is 11 and the reasons are printed."""
     message = tell("explain", "dump", PID, "-D", tmp_path, "--weak-sysctls", "--json")
     assert message.code == Exit.NO
     assert message.json["result"]["would_be_refused"] is True
@@ -548,7 +548,7 @@ def test_explain_answers_no(tmp_path: Path) -> None:
 
 
 def test_the_import_does_not_load_it() -> None:
-    """``import pycriu_native`` loads no command line, and no library that only it needs."""
+    """``import pycriu_native`` loads neither ``cli`` nor the libraries that only ``cli`` needs."""
     code = (
         "import pycriu_native, sys; print([m for m in sys.modules if m.split('.')[0] in"
         " ('click', 'rich', 'matplotlib') or m.startswith(('pycriu_native.cli',"
@@ -562,7 +562,7 @@ def test_the_import_does_not_load_it() -> None:
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_a_missing_extra(missing: str) -> None:
-    """It is named, with the command that installs it, and the exit code is 3."""
+    """The message names the extra and the command that installs it; the exit code is 3."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['x', 'dump']\n"
         "from pycriu_native.cli import main; main()"
@@ -584,7 +584,7 @@ def test_a_missing_extra(missing: str) -> None:
     ],
 )
 def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
-    """The same for the commands that need more."""
+    """The same holds for commands that need further extras."""
     code = (
         f"import sys; sys.modules[{missing!r}] = None; sys.argv = {['x', *words]!r}\n"
         "from pycriu_native.cli import main; main()"
@@ -597,7 +597,7 @@ def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
 
 
 def test_a_pipe_that_closes() -> None:
-    """Whoever reads may go: no traceback."""
+    """When the reader closes the pipe, no traceback is printed."""
     message = subprocess.run(
         ["bash", "-c", '"$0" -m pycriu_native options | head -1; echo ${PIPESTATUS[0]}',
          sys.executable],
@@ -609,7 +609,7 @@ def test_a_pipe_that_closes() -> None:
 
 @pytest.mark.parametrize(("name", "coloured"), [("SOME", True), ("NO_COLOR", False)])
 def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
-    """There are some, unless NO_COLOR is set."""
+    """A terminal gets colours unless NO_COLOR is set."""
     ours, theirs = os.openpty()
     words = [sys.executable, "-m", "pycriu_native", "options", "nothing-like-it"]
     environment = {n: text for n, text in os.environ.items() if n != "NO_COLOR"}
@@ -627,14 +627,14 @@ def test_colours_on_a_terminal(name: str, coloured: bool) -> None:
 
 
 def test_no_colour_without_a_terminal() -> None:
-    """Nothing but text goes into a pipe, even for an error."""
+    """A pipe gets plain text, also for an error."""
     message = program("dump", "999999")
     assert message.returncode == Exit.REFUSED
     assert "\x1b" not in message.stdout + message.stderr
 
 
 def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An exception that nobody foresaw has its own exit code, and says so."""
+    """An unexpected exception has an exit code of its own and is reported as a defect."""
 
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("not foreseen")
@@ -651,13 +651,13 @@ def test_a_defect_is_told_as_such(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.mark.parametrize("what", ["cause", "cure"])
 def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
-    """Whoever types commands is not told to write Python."""
+    """Cures are command-line flags, not Python."""
     python = re.compile(
         r"=True|=False|=\[|\w\(|\b(Worker|CriuOpts|Notification|via|subprocess|hook)\b|\b\w+_fds?\b"
     )
     for entry in failures():
         message = errors.in_flags(getattr(entry, what) or "")
-        # A terminal's new master is handed to a program in Python, and to no command.
+        # Only the Python API can pass a terminal's new master.
         if "orphan_pts_master" not in message:
             assert not python.search(message), message
     assert errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
@@ -669,7 +669,7 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
 
 
 def test_fields_are_told_as_flags() -> None:
-    """What the library calls a field is a long option here."""
+    """A field's name in a message becomes its long option."""
     text = "set tcp_established=True, or tcp_close=False; log_level=3; leave_running; a_b; pid=3"
     assert errors.in_flags(text) == (
         "set --tcp-established, or --no-tcp-close; --verbosity=3; --leave-running; a_b; pid=3"
@@ -677,7 +677,7 @@ def test_fields_are_told_as_flags() -> None:
 
 
 def test_numbers_for_people() -> None:
-    """Units that fit."""
+    """Numbers have readable units."""
     assert [text_module.size(n) for n in (0, 1023, 1024, 5 * 2**20)] == [
         "0 B", "1023 B", "1.0 KiB", "5.0 MiB",
     ]  # fmt: skip
@@ -692,7 +692,7 @@ def test_numbers_for_people() -> None:
 
 
 def _complete(words: str) -> list[str]:
-    """What bash offers for a line, by the script that it has loaded."""
+    """The completions that bash computes for a line with the loaded script."""
     script = tell("completion", "bash").out
     code = f"""
         {script}
@@ -712,7 +712,7 @@ def _complete(words: str) -> list[str]:
 
 @contextlib.contextmanager
 def _on_path() -> Iterator[str]:
-    """A directory with the program, which need not be installed."""
+    """A directory with the program, for PATH."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as directory:
@@ -725,7 +725,7 @@ def _on_path() -> Iterator[str]:
 
 
 def test_completion_in_bash() -> None:
-    """The script works in a real bash: commands, options, their values, pids."""
+    """In a real bash the script completes commands, options, values and pids."""
     assert {"dump", "restore", "doctor"} <= set(_complete("pycriu-native "))
     assert _complete("pycriu-native pre-") == ["pre-dump"]
     assert {"--tcp-established", "--tcp-close"} <= set(_complete("pycriu-native dump --tcp-"))
@@ -736,7 +736,7 @@ def test_completion_in_bash() -> None:
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_completion_of_other_shells(shell: str) -> None:
-    """The script is one that the shell can read."""
+    """The shell can parse the script."""
     script = tell("completion", shell).out
     assert "pycriu-native" in script
     import shutil
@@ -752,14 +752,14 @@ PAGE = (ROOT / "docs" / "cli.md").read_text()
 
 
 def test_the_page_has_the_exit_codes() -> None:
-    """Each with its meaning, as the program has it."""
+    """The page lists each exit code with the program's meaning."""
     table = PAGE.partition("<!-- exit codes -->\n")[2].partition("<!-- end -->")[0]
     assert table == "".join(f"| {int(code)} | {code.meaning} |\n" for code in Exit)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_page_has_the_command(name: str, tmp_path: Path) -> None:
-    """With an example or a row, and with the keys of its result, where one can be had here."""
+    """Each command has an example or a row, and the keys of its result if it can run here."""
     assert f"pycriu-native {name}" in PAGE or f"`{name}" in PAGE
     words, _ = answers(tmp_path)[name]
     result = tell(*name.split(), *words, "--json").json.get("result") or {}
@@ -770,7 +770,7 @@ def test_the_page_has_the_command(name: str, tmp_path: Path) -> None:
 
 
 def test_the_page_shows_options_that_exist() -> None:
-    """Every option on a command line of the page is one of that command."""
+    """Every option in the page's command lines is an option of that command."""
     for line in re.findall(r"\$ (pycriu-native [^|&\n]*)", PAGE):
         words = line.partition("#")[0].split()[1:]
         known = next(c for n, c in COMMANDS.items() if words[: len(n.split())] == n.split())

@@ -1,9 +1,9 @@
 """Options in other forms: dict, TOML, runc's JSON, command line, configuration file.
 
-Two promises. What a form can say comes back as it went in. What it cannot say is refused by
-name: without the fields that are named, the rest can be said. The judges that share no code
-with us: ``tomllib``, and the parsers of the real ``criu`` programs that are here, which are
-asked with ``-V``: they read everything, print their release and end.
+Two guarantees. Converting what a form can express and back is lossless. What a form cannot express
+is refused by name, and the other fields convert. The independent references are ``tomllib`` and
+the parsers of the installed ``criu`` programs, run with ``-V``: they parse everything, print their
+release and exit.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ with_programs = settings(quick, max_examples=40)
 
 
 def said(opts: CriuOpts) -> CriuOpts:
-    """The options less what says nothing to anybody: empty lists."""
+    """The options without empty lists, which mean the same as unset."""
     empty = {row.name: None for row, value in opts.items() if value == ()}
     return replace(opts, **empty)
 
 
 def has_flag(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOpts, Any]:
-    """What a form can say of the options, and that; what it cannot must be refused by name."""
+    """The options that a form can express, in that form too; others must be refused by name."""
     try:
         return opts, convert(opts)
     except OptionError as refused:
@@ -68,7 +68,7 @@ def has_flag(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOp
 
 
 def refused(call: Callable[[], object]) -> dict[str, str]:
-    """What a refusal names, each with the rule."""
+    """The fields that a refusal names, each with its rule."""
     with pytest.raises(OptionError) as caught:
         call()
     return {problem.field: problem.rule for problem in caught.value.problems}
@@ -80,12 +80,12 @@ def refused(call: Callable[[], object]) -> dict[str, str]:
 @quick
 @given(any_opts())
 def test_a_dict_holds_everything(opts: CriuOpts) -> None:
-    """``to_dict`` and back is the same, whatever is set."""
+    """``to_dict`` and back is lossless for all options."""
     assert CriuOpts.from_dict(opts.to_dict()) == opts
 
 
 def toml(value: Any) -> str:
-    """A value in TOML: with every character that could be special escaped."""
+    """A value in TOML, with every special character escaped."""
     match value:
         case bool():
             return "true" if value else "false"
@@ -102,7 +102,7 @@ def toml(value: Any) -> str:
 
 
 def in_unicode(opts: CriuOpts) -> CriuOpts:
-    """The options with Unicode in all text: TOML holds nothing else."""
+    """The options with valid Unicode in all text, as TOML requires."""
     text = json.dumps(opts.to_dict(), ensure_ascii=False)
     return CriuOpts.from_dict(json.loads(re.sub("[\ud800-\udfff]", "x", text)))
 
@@ -117,7 +117,7 @@ def test_a_toml_table_holds_everything(opts: CriuOpts) -> None:
 
 
 def test_a_dict_with_unknown_names() -> None:
-    """A field that is none is named."""
+    """An unknown field is named."""
     assert (
         "is no option"
         in refused(lambda: CriuOpts.from_dict({"leave_runing": True}))["leave_runing"]
@@ -154,14 +154,14 @@ RUNC_DEFAULTS: dict[str, Any] = {
 @quick
 @given(any_opts())
 def test_runc_and_back(opts: CriuOpts) -> None:
-    """Exact through JSON for all that runc's struct can say, and all of its fields are there."""
+    """Lossless through JSON for all that runc's struct can express, and all its fields exist."""
     rest, struct = has_flag(opts, CriuOpts.to_runc)
     assert set(struct) == set(RUNC_DEFAULTS)
     assert CriuOpts.from_runc(json.loads(json.dumps(struct))) == said(rest)
 
 
 def test_runc_with_everything() -> None:
-    """Each of runc's fields has its place; nothing is lost or mixed up."""
+    """Each of runc's fields converts to its own field."""
     opts = CriuOpts(
         images_directory="images",
         work_directory="work",
@@ -195,7 +195,7 @@ def test_runc_with_everything() -> None:
 
 
 def test_runc_unset() -> None:
-    """Nothing set is runc's zero struct, and its zero struct is nothing set."""
+    """Unset options convert to runc's zero struct and back."""
     assert CriuOpts().to_runc() == RUNC_DEFAULTS
     assert CriuOpts.from_runc(RUNC_DEFAULTS) == CriuOpts()
     assert CriuOpts.from_runc({}) == CriuOpts()
@@ -216,12 +216,12 @@ def test_runc_unset() -> None:
     ],
 )
 def test_runc_cgroup_modes_of_any_release(written: object, mode: CgroupMode | None) -> None:
-    """A name in newer releases, CRIU's number in older ones, whose 0 is unset and not ignore."""
+    """A name in newer releases, CRIU's number in older ones, where 0 is unset and not ignore."""
     assert CriuOpts.from_runc({"ManageCgroupsMode": written}).manage_cgroups_mode is mode
 
 
 def test_what_runc_cannot_say() -> None:
-    """Fields that it lacks, and values that it would take for unset."""
+    """Fields that runc lacks and values that runc reads as unset are refused."""
     opts = CriuOpts(
         images_directory=3,
         tcp_close=True,
@@ -265,7 +265,7 @@ def test_what_is_not_runcs(struct: dict[str, object], named: str) -> None:
 @quick
 @given(any_opts(), verbs)
 def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
-    """Exact for all that a command line can say; ``pre_dump`` follows the command."""
+    """Lossless for all that a command line can express; ``pre_dump`` follows the command."""
     pid = None if verb is Verb.RESTORE else 4242
     opts = replace(opts, pre_dump=None)
     rest, words = has_flag(opts, lambda o: o.to_argv(verb, pid))
@@ -275,7 +275,7 @@ def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
 
 
 def test_a_command_line_to_read() -> None:
-    """What the README shows."""
+    """The README's example."""
     opts = CriuOpts(images_directory="ckpt", shell_job=True, tcp_established=True, log_level=4)
     assert opts.to_argv("dump", pid=4242) == [
         "criu", "dump", "--tree=4242", "--images-dir=ckpt", "--tcp-established", "--shell-job",
@@ -322,7 +322,7 @@ READ: list[tuple[str, dict[str, Any] | None]] = [
 
 @pytest.mark.parametrize(("words", "fields"), READ, ids=[words for words, _ in READ])
 def test_words_that_are_read(words: str, fields: dict[str, Any] | None) -> None:
-    """Short and long, joined and apart, before and behind the command, as getopt_long has it."""
+    """Short and long, joined and separate, before and after the command, as getopt_long does."""
     arguments = words.split()
     if fields is None:
         assert "external" in refused(lambda: CriuOpts.from_argv(["dump", "-t1", *arguments]))
@@ -356,13 +356,13 @@ WRITTEN: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "words"), WRITTEN, ids=[words for _, words in WRITTEN])
 def test_words_that_are_written(fields: dict[str, Any], words: str) -> None:
-    """The form that each kind of value takes, in the table's order."""
+    """Each kind of value has its form, in the table's order."""
     written = CriuOpts(**fields).to_argv("dump", pid=1)
     assert written == ["criu", "dump", "--tree=1", *words.split()]
 
 
 def test_words_of_a_restore() -> None:
-    """What only a restore has."""
+    """Options of a restore only."""
     opts = CriuOpts(
         veth_pairs=[("eth0", "veth0@br0")],
         join_ns=[("user", "/proc/7/ns/user", "0,0"), ("net", "/run/netns/blue")],
@@ -378,7 +378,7 @@ def test_words_of_a_restore() -> None:
 
 
 def test_a_command_to_run() -> None:
-    """``--exec-cmd`` takes what is left, and then nothing is detached."""
+    """``--exec-cmd`` takes the remaining words, and nothing is detached."""
     opts = CriuOpts(exec_cmd=["prog", "-x", "", "--leave-running"])
     words = opts.to_argv(Verb.RESTORE)
     assert words == ["criu", "restore", "--exec-cmd", "--", "prog", "-x", "", "--leave-running"]
@@ -413,12 +413,12 @@ def test_a_command_to_run() -> None:
     ],
 )
 def test_words_that_are_refused(words: str, named: str) -> None:
-    """What is unknown, incomplete, or has no field is refused by its name, and nothing else is."""
+    """Exactly the unknown, incomplete and unsupported options are refused by name."""
     assert list(refused(lambda: CriuOpts.from_argv(words.split()))) == [named]
 
 
 def test_everything_that_is_wrong_is_listed() -> None:
-    """Not only the first."""
+    """A refusal lists every error."""
     words = ["criu", "dump", "-t1", "--pidfile", "p", "--nonsense", "--log-file", "a/b"]
     assert list(refused(lambda: CriuOpts.from_argv(words))) == [
         "--pidfile",
@@ -445,7 +445,7 @@ def test_everything_that_is_wrong_is_listed() -> None:
     ],
 )
 def test_what_a_command_line_cannot_say(fields: dict[str, Any], named: str) -> None:
-    """Each is refused by its name; ``weak_sysctls`` because it means nothing to a dump."""
+    """Each is refused by name; ``weak_sysctls`` because it does not apply to a dump."""
     assert list(refused(lambda: CriuOpts(**fields).to_argv("dump", pid=1))) == [named]
 
 
@@ -455,7 +455,7 @@ def test_pids_and_verbs_of_command_lines() -> None:
     assert "pid" in refused(lambda: CriuOpts().to_argv("restore", pid=1))
     assert "verb" in refused(lambda: CriuOpts().to_argv("check"))
     for word in ("-h", "--help", "--config", "--no-default-config", "a--config=b"):
-        opts = CriuOpts(exec_cmd=["prog", word])  # criu looks for these before anything else
+        opts = CriuOpts(exec_cmd=["prog", word])  # criu parses these first
         assert "exec_cmd" in refused(functools.partial(opts.to_argv, "restore"))
 
 
@@ -469,13 +469,13 @@ def test_pids_and_verbs_of_command_lines() -> None:
 @example(CriuOpts(root="a\tb"))
 @example(CriuOpts(root="a#b"))
 def test_a_configuration_file_and_back(opts: CriuOpts) -> None:
-    """Exact for all that a file can say."""
+    """Lossless for all that a file can express."""
     rest, text = has_flag(opts, CriuOpts.to_config)
     assert CriuOpts.from_config(text) == said(rest)
 
 
 def test_a_configuration_file_to_read() -> None:
-    """One option a line."""
+    """A file has one option on each line."""
     opts = CriuOpts(
         tcp_established=True, file_locks=False, ghost_limit=2**22, root="/a b", skip_mnts=["/x"]
     )
@@ -489,7 +489,7 @@ def test_a_configuration_file_to_read() -> None:
 
 
 def test_a_configuration_file_with_comments() -> None:
-    """Comments, quotes and blanks."""
+    """Comments, quotes and blanks are parsed."""
     text = '# all of us\n\n  tcp-close # yes\nroot "/a b"# there\next-unix-sk=7\nverbosity=4\n'
     assert CriuOpts.from_config(text) == CriuOpts(
         tcp_close=True, root="/a b", external_unix_connections=True, unix_sks=[7], log_level=4
@@ -510,7 +510,7 @@ def test_a_configuration_file_with_comments() -> None:
     ],
 )
 def test_lines_that_are_refused(line: str, named: str, rule: str) -> None:
-    """What CRIU refuses, what it ignores, and what has no field."""
+    """Lines that CRIU refuses or ignores, or that have no field, are refused."""
     rules = refused(lambda: CriuOpts.from_config(f"tcp-established\n{line}\n"))
     assert list(rules) == [named]
     assert rule in rules[named]
@@ -530,7 +530,7 @@ def test_lines_that_are_refused(line: str, named: str, rule: str) -> None:
     ],
 )
 def test_what_a_configuration_file_cannot_say(fields: dict[str, Any], named: str) -> None:
-    """Values that CRIU would cut or refuse, and options that a file must not have."""
+    """Values that CRIU truncates or refuses, and options not allowed in a file, are refused."""
     assert list(refused(CriuOpts(**fields).to_config)) == [named]
 
 
@@ -538,7 +538,7 @@ def test_what_a_configuration_file_cannot_say(fields: dict[str, Any], named: str
 
 
 def _programs() -> dict[str, Path]:
-    """The ``criu`` of each release that is here."""
+    """The ``criu`` of each installed release."""
     here = {}
     for library in found().values():
         for prefix in library.path.parents:
@@ -554,7 +554,7 @@ no_program = pytest.mark.skipif(not PROGRAMS, reason="no criu program: tools/ins
 
 
 def ask(version: str, *words: str, fds: tuple[int, ...] = ()) -> tuple[int, str]:
-    """Exit status and words of a ``criu`` that reads its command line, and does nothing."""
+    """Exit status and output of a ``criu`` that only parses its command line."""
     message = subprocess.run(
         [PROGRAMS[version], *words],
         capture_output=True,
@@ -566,16 +566,16 @@ def ask(version: str, *words: str, fds: tuple[int, ...] = ()) -> tuple[int, str]
 
 
 def known_to(version: str, opts: CriuOpts) -> CriuOpts:
-    """The options that a release knows."""
+    """The options of a release."""
     young: dict[str, Any] = {
         row.name: None for row, _ in opts.items() if release(row.since) > release(version)
     }
     if opts.network_lock is NetworkLock.SKIP and release(version) < (3, 19):
         young["network_lock"] = None
-    # A macvlan's device is looked for while the option is read.
+    # criu looks up a macvlan's device while it parses the option.
     young["external"] = [key for key in opts.external or () if not key.startswith("macvlan")]
     if opts.config_file is not None:
-        young["config_file"] = os.devnull  # the strategy's is no configuration
+        young["config_file"] = os.devnull  # the strategy's file is no configuration
     return replace(opts, **young)
 
 
@@ -585,7 +585,7 @@ def known_to(version: str, opts: CriuOpts) -> CriuOpts:
 def test_criu_reads_our_command_lines(
     version: str, world: World, data: st.DataObject, verb: Verb
 ) -> None:
-    """Whatever a verb accepts and a command line can say, each release's own parser accepts."""
+    """Each release's parser accepts all that a verb accepts and a command line can express."""
     opts = known_to(version, data.draw(criu_opts(world, verb)))
     pid = None if verb is Verb.RESTORE else 1
     _, words = has_flag(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
@@ -612,7 +612,7 @@ def test_criu_reads_our_configuration_files(
 
 
 def as_criu_reads(version: str, path: Path, line: str) -> list[str] | None:
-    """The words that a real criu makes of a line, as its complaint about them tells."""
+    """The words into which a real criu splits a line, taken from its error message."""
     path.write_bytes(os.fsencode(line) + b"\n")
     _, message = ask(version, f"--config={path}", "-V")
     if "Unsupported configuration file format" in message:
@@ -638,7 +638,7 @@ def as_criu_reads(version: str, path: Path, line: str) -> list[str] | None:
 def test_a_line_means_what_criu_makes_of_it(
     version: str, tmp_path_factory: pytest.TempPathFactory, rest: str
 ) -> None:
-    """Our reader and CRIU's agree on any line: its values, and what it refuses."""
+    """Our parser and CRIU's agree on any line: its values and its refusals."""
     line = "network-lock " + rest
     path = tmp_path_factory.getbasetemp() / "line.conf"
     try:
@@ -659,13 +659,13 @@ flags = [
 
 @pytest.mark.parametrize(("version", "row"), flags)
 def test_flags_are_those_of_criu(version: str, row: Row) -> None:
-    """Long option, letter and ``--no-`` of each row exist, or do not, as the table says."""
+    """Long option, letter and ``--no-`` of each row exist in criu exactly as in the table."""
     assert row.flag is not None
     unknown = "unrecognized option"
     assert unknown not in ask(version, f"{row.flag}=1")[1]
     negation = row.flag.replace("--", "--no-", 1)
     status, message = ask(version, negation, "-V")
-    negates = row.negates or row.name == "page_server"  # which is no True or False
+    negates = row.negates or row.name == "page_server"  # whose value is not a bool
     assert (status == 0, unknown in message) == (negates, not negates)
     takes = FlagParser().takes(row.flag)
     doubled = "doesn't allow an argument" in ask(version, f"{row.flag}=1")[1]
@@ -691,13 +691,13 @@ def test_no_option_of_criu_is_forgotten() -> None:
 
 
 def test_every_field_can_be_said_or_tells_why() -> None:
-    """A row without a flag is in the list of reasons, and the list has no others."""
+    """The list of reasons has exactly the rows without a flag."""
     assert {row.name for row in BY_FIELD.values() if row.flag is None} <= set(NO_WORDS)
     assert set(NO_WORDS) <= set(BY_FIELD)
 
 
 def test_conversions_are_not_loaded_until_used() -> None:
-    """``import pycriu_native`` does not pay for them."""
+    """``import pycriu_native`` does not load them."""
     names = {f"pycriu_native.{name}" for name in ("_argv", "_config", "_runc", "_explain")}
     code = f"import sys, pycriu_native; print({names} & set(sys.modules))"
     message = subprocess.run(
@@ -707,7 +707,7 @@ def test_conversions_are_not_loaded_until_used() -> None:
 
 
 def test_values_as_text() -> None:
-    """A structured value's text is what ``parse`` takes; what would be misread is refused."""
+    """``parse`` reads a structured value's text back; ambiguous values are refused."""
     assert VethPair("eth0", "veth0@br0").text() == "eth0=veth0@br0"
     assert PageServer("fd00::2", 27).text() == "[fd00::2]:27"
     with pytest.raises(ValueError, match="mean something else"):
@@ -720,7 +720,7 @@ def test_values_as_text() -> None:
 
 
 def test_clear_text_in_other_forms() -> None:
-    """Plain values keep it; forms for CRIU or runc have no word, and nobody has said yes there."""
+    """Plain values keep the consent; forms for CRIU or runc cannot express it, so it is unset."""
     server = PageServer("10.0.0.2", 27, clear_text=True)
     opts = CriuOpts(images_directory="/x", page_server=server)
 
@@ -741,7 +741,7 @@ def test_clear_text_in_other_forms() -> None:
 
 
 def test_what_clear_text_can_be() -> None:
-    """True, False or unset."""
+    """The consent is True, False or unset."""
     with pytest.raises(OptionError, match="clear_text"):
         CriuOpts(page_server={"address": "h", "port": 1, "clear_text": 1})  # type: ignore[arg-type]
     assert "clear_text" not in CriuOpts(page_server="h:1").to_dict()["page_server"]

@@ -1,8 +1,8 @@
-"""What a real CRIU cannot be made to do: nonsense, silence, death, strange orders.
+"""Responses that a real CRIU does not send: garbage, silence, sudden exits, unusual orders.
 
-A program in CRIU's place plays a script over the socket of its worker; everything else is as
-always. libcriu believes every answer (it crashes on a success without its details, for one), so
-an answer is judged before libcriu sees it.
+A scripted program replaces CRIU at the worker's socket; all other parts are the real ones. libcriu
+does not validate responses (it crashes, for example, on a success without details), so each
+response is validated before libcriu decodes it.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ RECEIVE: Step = ["receive"]
 
 
 def send(data: bytes, *, fd: bool = False) -> Step:
-    """Send these bytes, with a descriptor."""
+    """Send bytes together with a descriptor."""
     return ["send-with-fd" if fd else "send", data.hex()]
 
 
 def notify(name: str, pid: int | None = None, *, fd: bool = False) -> list[Step]:
-    """Notify, and hear the acknowledgement."""
+    """Send a notification and receive its acknowledgement."""
     body: dict[str, WireValue] = {"script": name}
     if pid is not None:
         body["pid"] = pid
@@ -71,7 +71,7 @@ def notify(name: str, pid: int | None = None, *, fd: bool = False) -> list[Step]
 
 
 def no(kind: str, **body: WireValue) -> bytes:
-    """An answer that says no."""
+    """A response that reports a failure."""
     return encode("response", {"type": REQUEST_TYPES[kind], "success": False, **body})
 
 
@@ -80,13 +80,13 @@ GONE = answer_of("dump", dump={"restored": False})
 
 @dataclass
 class Play:
-    """A program that plays a script."""
+    """A program that runs a script in place of CRIU."""
 
     program: Path
     images: Path
 
     def script(self, *steps: Step | list[Step]) -> Worker:
-        """Hear the request, leave what a dump is looked at for, then do these."""
+        """Receive the request, write what is read after a dump, then run the steps."""
         flat: list[Any] = [RECEIVE, ["touch", str(self.images / "inventory.img")]]
         for step in steps:
             flat += step if step and isinstance(step[0], list) else [step]
@@ -94,24 +94,24 @@ class Play:
         return Worker(program=self.program)
 
     def dump(self, *steps: Step | list[Step], **more: Any) -> Any:
-        """A dump with this script."""
+        """Dump with this script."""
         more.setdefault("via", self.script(*steps))
-        # What a dumped process leaves to wait for: nothing, there is none.
+        # There is no dumped process to wait for.
         return dump(NOBODY, CriuOpts(images_directory=self.images), **more)
 
     def restore(self, *steps: Step | list[Step], **more: Any) -> Any:
-        """A restore with this script."""
+        """Restore with this script."""
         if not (self.images / "pstree.img").exists():
             write_images(self.images)
         return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
 
     def heard(self) -> list[Any]:
-        """What the program received, the request first."""
+        """The messages that the program received, the request first."""
         lines = self.program.with_name(self.program.name + ".heard").read_text().split()
         return [decode_request(bytes.fromhex(line)) for line in lines]
 
     def acknowledged(self) -> list[bool]:
-        """How each notification was answered."""
+        """The acknowledgement of each notification."""
         return [message["notify_success"] for message in self.heard()[1:]]
 
 
@@ -143,17 +143,17 @@ def _nothing_left_open() -> Any:
 
 
 def test_an_answer_that_fits(play: Play) -> None:
-    """The script works at all: what a CRIU says is taken."""
+    """A valid response is accepted."""
     assert play.dump(send(GONE)).pid == NOBODY
     assert play.restore(send(answer_of("restore", restore={"pid": 77}))).pid == 77
 
 
 @pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\0", b"GET / HTTP/1.0\r\n\r\n"])
 def test_garbage(play: Play, garbage: bytes) -> None:
-    """What is no message ends the call; who sent it is not left running."""
+    """Bytes that are no message end the call and the process that sent them."""
     began = time.monotonic()
     with pytest.raises(ProtocolError, match=f"{len(garbage)} bytes that are no message") as caught:
-        play.dump(["fork-and-hold"], send(garbage), ["wait-for-child"])  # it stays, if it may
+        play.dump(["fork-and-hold"], send(garbage), ["wait-for-child"])  # it stays unless killed
     assert time.monotonic() - began < PATIENCE / 2
     _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
     assert isinstance(caught.value, ConnectionError)
@@ -171,13 +171,13 @@ def test_garbage(play: Play, garbage: bytes) -> None:
     ],
 )
 def test_an_answer_to_another_request(play: Play, answer: bytes) -> None:
-    """A type that was not asked for."""
+    """A response of another type is an error."""
     with pytest.raises(ProtocolError, match="dump with an answer to another request"):
         play.dump(send(answer), ["wait-for-end"])
 
 
 def test_a_success_without_its_details(play: Play) -> None:
-    """libcriu would read the missing part through a null pointer."""
+    """A success without details is an error; libcriu would dereference a null pointer."""
     with pytest.raises(ProtocolError, match="a success that lacks its 'dump' part"):
         play.dump(send(answer_of("dump")), ["wait-for-end"])
     with pytest.raises(ProtocolError, match="a success that lacks its 'restore' part"):
@@ -190,20 +190,20 @@ def test_a_success_without_its_details(play: Play) -> None:
 
 @pytest.mark.parametrize("pid", [0, -1, -(2**31)])
 def test_a_restored_pid_that_is_none(play: Play, pid: int) -> None:
-    """A negative one would look like an error code, 0 like success without a process."""
+    """A pid of 0 or below is an error: libcriu would return it as success or an error code."""
     with pytest.raises(ProtocolError, match=f"the pid {pid}"):
         play.restore(send(answer_of("restore", restore={"pid": pid})), ["wait-for-end"])
 
 
 def test_a_refusal_without_a_type(play: Play) -> None:
-    """CRIU answers so when it cannot read a request: a failure, with CRIU's words."""
+    """CRIU's response to a request that it cannot parse is a failure with CRIU's message."""
     with pytest.raises(CriuError, match="CRIU says: no such luck") as caught:
         play.dump(send(no("empty", cr_errmsg="no such luck")))
     assert not isinstance(caught.value, ProtocolError)
 
 
 def test_a_refusal_with_its_errno_and_words(play: Play) -> None:
-    """CRIU's errno and message of this very call, which libcriu drops."""
+    """The error has CRIU's errno and message of this call, which libcriu drops."""
     with pytest.raises(CriuError) as caught:
         play.dump(send(no("dump", cr_errno=3, cr_errmsg="Can't find it")))
     assert isinstance(caught.value, ProcessLookupError)
@@ -212,12 +212,12 @@ def test_a_refusal_with_its_errno_and_words(play: Play) -> None:
 
 
 def test_two_answers(play: Play) -> None:
-    """The first counts; nobody waits for another."""
+    """The first response counts; a second is not read."""
     assert play.dump(send(GONE), send(no("dump"))).pid == NOBODY
 
 
 def test_an_answer_that_is_too_large(play: Play) -> None:
-    """64 KiB are no answer of CRIU's; they are neither kept nor cut and believed."""
+    """A response of 64 KiB is an error; it is neither kept nor truncated and decoded."""
     with pytest.raises(ProtocolError, match="more than a CRIU ever says"):
         play.dump(send(no("dump", cr_errmsg="x" * 2**16)), ["wait-for-end"])
 
@@ -226,7 +226,7 @@ def test_an_answer_that_is_too_large(play: Play) -> None:
 
 
 def test_an_end_before_the_answer(play: Play) -> None:
-    """The worker exits without a word."""
+    """The worker exits without a response."""
     with pytest.raises(WorkerDiedError, match="ended before it answered") as caught:
         play.dump(["exit", "3"])
     assert isinstance(caught.value, ConnectionError)
@@ -234,14 +234,14 @@ def test_an_end_before_the_answer(play: Play) -> None:
 
 
 def test_a_worker_that_is_killed(play: Play) -> None:
-    """The signal is told."""
+    """The error names the signal."""
     with pytest.raises(WorkerDiedError) as caught:
         play.dump(notify("pre-dump"), ["kill"])
     assert caught.value.status == -9
 
 
 def test_a_worker_that_dies_while_its_child_holds_the_socket(play: Play) -> None:
-    """The socket's end never comes, so the worker itself is watched; the child is ended too."""
+    """The socket stays open, so the worker's exit ends the call; the child is ended too."""
     with pytest.raises(WorkerDiedError):
         play.dump(["fork-and-hold"], ["kill"])
     _eventually(lambda: not _processes_of(play.program), "the end of the worker's child")
@@ -249,7 +249,7 @@ def test_a_worker_that_dies_while_its_child_holds_the_socket(play: Play) -> None
 
 @contextmanager
 def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]:
-    """An exchange about a pre-dump with a worker that plays this script."""
+    """A pre-dump exchange with a worker that runs this script."""
     line = play.script(*steps).connect()
     exchange = exchange_module.Exchange(line, Verb.PRE_DUMP)
     try:
@@ -260,7 +260,7 @@ def _pre_dumping(play: Play, *steps: Step) -> Iterator[exchange_module.Exchange]
 
 
 def test_the_child_that_makes_a_pre_dump_is_left_to_finish(play: Play, tmp_path: Path) -> None:
-    """Its worker is killed; the child, whose end can cost the process its life, is not."""
+    """Its worker is killed; the child is not, because its end can kill the dumped process."""
     done = tmp_path / "done"
     with (
         _pre_dumping(play, ["fork-and-finish", str(done)], ["kill"]) as exchange,
@@ -272,7 +272,7 @@ def test_the_child_that_makes_a_pre_dump_is_left_to_finish(play: Play, tmp_path:
 
 
 def test_the_child_that_makes_a_pre_dump_is_set_going(play: Play, tmp_path: Path) -> None:
-    """Somebody has stopped it: a cancel has it go on, and finish."""
+    """A cancel continues a stopped child, which then finishes."""
     done = tmp_path / "done"
     steps: list[Step] = [["fork-and-stop", str(done)], ["wait-for-child"], ["exit", "0"]]
     with _pre_dumping(play, *steps) as exchange:
@@ -292,7 +292,7 @@ def test_the_child_that_makes_a_pre_dump_is_set_going(play: Play, tmp_path: Path
 def test_what_a_failed_pre_dump_has_forked_is_ended(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker tells that its child was killed, but not what that child had started."""
+    """The worker reports its killed child; processes that the child started are ended too."""
     features = Features(mem_track=True, lazy_pages=True, pidfd_store=True, mem_compression=True)
     monkeypatch.setattr(requirements, "program_features", lambda via: features)
     via = play.script(["fork-and-hold"], send(no("pre-dump")))
@@ -302,7 +302,7 @@ def test_what_a_failed_pre_dump_has_forked_is_ended(
 
 
 def test_an_end_while_a_notification_is_answered(play: Play) -> None:
-    """The answer goes nowhere: no signal (SIGPIPE), no hang."""
+    """An acknowledgement to a closed socket causes neither SIGPIPE nor a hang."""
     with pytest.raises(WorkerDiedError):
         play.dump(
             send(answer_of("notify", notify={"script": "pre-dump"})),
@@ -337,7 +337,7 @@ def _eventually(condition: Callable[[], object], what: str) -> None:
 
 
 def test_notifications_reach_the_hook(play: Play) -> None:
-    """In order, with the pid where there is one, and each is acknowledged."""
+    """The hook gets notifications in order, with the pid if there is one; each is acknowledged."""
     heard: list[Notification] = []
     play.dump(
         notify("pre-dump"),
@@ -356,7 +356,7 @@ def test_notifications_reach_the_hook(play: Play) -> None:
 
 
 def test_without_a_hook_everything_is_agreed_to(play: Play) -> None:
-    """Nobody to ask: yes."""
+    """Without a hook each notification is acknowledged with success."""
     play.dump(notify("pre-dump"), notify("of-the-future"), send(GONE))
     assert play.acknowledged() == [True, True]
 
@@ -367,7 +367,7 @@ RESTORED = answer_of("restore", restore={"pid": NOBODY})
 def test_what_needs_no_thought_is_agreed_to_without_python(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a restore without a hook only what tells a pid is looked at: the rest never gets there."""
+    """Without a hook Python handles of a restore only pids, descriptors and unknown names."""
     looked_at: list[WireValue] = []
     notify_as_it_is = exchange_module.Exchange._notify
 
@@ -392,7 +392,7 @@ def test_what_needs_no_thought_is_agreed_to_without_python(
 
 
 def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) -> None:
-    """The deadline of a restore without a hook passes: the next notification is refused."""
+    """After the deadline of a restore without a hook the next notification is refused."""
     with pytest.raises(DeadlineError):
         play.restore(
             notify("pre-restore"),
@@ -406,7 +406,7 @@ def test_nothing_is_agreed_to_without_a_thought_once_it_is_undone(play: Play) ->
 
 @pytest.mark.parametrize("in_time", [True, False])
 def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -> None:
-    """What comes when there is no more time is looked at, though it would need no thought."""
+    """After the deadline Python handles notifications that C would acknowledge alone."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     with ours, theirs:
@@ -425,7 +425,7 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
 
 
 def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
-    """A newer CRIU may say more than this release knows; text of any bytes comes through."""
+    """A newer CRIU's notification reaches the hook with its name unchanged, whatever its bytes."""
     heard: list[Notification] = []
     play.dump(
         notify("of-the-future"),
@@ -439,7 +439,7 @@ def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
 
 
 def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
-    """The one that comes along is open, close-on-exec, and the hook's to close."""
+    """A received descriptor is open and close-on-exec; the hook closes it."""
     read: list[bytes] = []
 
     def hook(note: Notification) -> None:
@@ -453,21 +453,21 @@ def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
 
 
 def test_a_descriptor_that_nobody_takes_is_closed(play: Play) -> None:
-    """Without a hook, or beside an answer. (The fixture counts descriptors.)"""
+    """Without a hook, or with a response, it is closed. (The fixture counts descriptors.)"""
     play.dump(notify("orphan-pts-master", fd=True), send(GONE, fd=True))
     with pytest.raises(ProtocolError):
         play.dump(send(b"\xff", fd=True), ["wait-for-end"])
 
 
 class Refused(Exception):
-    """What a hook of these tests raises."""
+    """The exception that hooks of these tests raise."""
 
 
 def test_a_hook_that_raises_refuses(play: Play) -> None:
-    """CRIU is told no, has the time to undo its work, and then the hook's own error comes.
+    """CRIU gets a refusal and time to undo its work; then the hook's own error is raised.
 
-    While the dump is undone the hook hears of nothing but the network's unlocking, which is
-    agreed to: a refusal would keep the network locked.
+    While the dump is undone the hook gets only the network's unlocking, which is
+    acknowledged: a refusal would keep the network locked.
     """
     heard: list[str] = []
 
@@ -491,7 +491,7 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
 
 @pytest.mark.parametrize("emptied", [False, True])
 def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> None:
-    """Somebody removes them while CRIU is at it: it must not end the process that they held."""
+    """Images removed during the dump: CRIU is refused, so that it does not end the process."""
 
     def remove(notification: Notification) -> None:
         if notification.action is Notify.PRE_DUMP:
@@ -512,14 +512,14 @@ def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> No
 
 
 def test_a_worker_that_dies_when_all_is_saved(play: Play) -> None:
-    """The process is gone and only the images have it: the error says so, and leaves them be."""
+    """The process has ended and only the images hold it: the error says so and keeps them."""
     with pytest.raises(WorkerDiedError) as caught:
         play.dump(notify("post-dump"), ["kill"])
     assert f"pid {NOBODY} ended, after all images were written" in caught.value.__notes__
 
 
 def test_a_second_error_while_it_is_undone_is_noted(play: Play) -> None:
-    """The first is the cause; the second is not lost."""
+    """The first error is raised; the second is added as a note."""
 
     def hook(note: Notification) -> None:
         raise Refused(note.action)
@@ -531,7 +531,7 @@ def test_a_second_error_while_it_is_undone_is_noted(play: Play) -> None:
 
 
 def test_a_refusal_that_comes_too_late(play: Play) -> None:
-    """CRIU says yes all the same: the error comes with the result, not instead of it."""
+    """CRIU succeeds despite the refusal: the error has the result."""
 
     def hook(note: Notification) -> None:
         raise Refused("too late")
@@ -542,7 +542,7 @@ def test_a_refusal_that_comes_too_late(play: Play) -> None:
 
 
 def test_a_worker_that_dies_while_it_undoes(play: Play) -> None:
-    """The hook's error comes, with a note that CRIU did not undo its work."""
+    """The hook's error is raised, with a note that CRIU did not undo its work."""
 
     def hook(note: Notification) -> None:
         raise Refused("not now")
@@ -556,7 +556,7 @@ def test_a_worker_that_dies_while_it_undoes(play: Play) -> None:
 
 
 def test_a_deadline_refuses_the_next_notification(play: Play) -> None:
-    """CRIU undoes its work, and then the deadline is told."""
+    """CRIU undoes its work; then DeadlineError is raised."""
     with pytest.raises(DeadlineError) as caught:
         play.dump(
             notify("pre-dump"),
@@ -573,7 +573,7 @@ def test_a_deadline_refuses_the_next_notification(play: Play) -> None:
 def test_a_worker_that_does_not_come_back_is_ended(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No notification, no answer: it gets some time to undo its work, and is then killed."""
+    """A silent worker gets time to undo its work and is then killed."""
     monkeypatch.setattr(exchange_module, "GRACE", 0.05)
     with pytest.raises(DeadlineError) as caught:
         play.dump(["fork-and-hold"], ["wait-for-end"], deadline=0.05)
@@ -584,7 +584,7 @@ def test_a_worker_that_does_not_come_back_is_ended(
 def test_a_worker_that_was_stopped_is_set_going(
     play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It can undo its work then; to kill it in the middle can cost the process its life."""
+    """A continued worker undoes its work; killing it earlier can kill the dumped process."""
     monkeypatch.setattr(exchange_module, "GRACE", 60.0)
     woken = tmp_path / "woken"
     began = time.monotonic()
@@ -592,7 +592,7 @@ def test_a_worker_that_was_stopped_is_set_going(
         play.dump(["stop"], ["touch", str(woken)], send(no("dump")), deadline=3.0)
     assert time.monotonic() - began < exchange_module.GRACE / 2
     assert woken.exists()
-    assert not hasattr(caught.value, "__notes__")  # nothing of a CRIU that had to be ended
+    assert not hasattr(caught.value, "__notes__")  # nothing of a CRIU that was killed
 
 
 def test_an_answer_during_an_interruption(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,15 +610,15 @@ def test_an_answer_during_an_interruption(play: Play, monkeypatch: pytest.Monkey
 
 
 def test_a_deadline_that_is_not_reached(play: Play) -> None:
-    """Nothing is different then."""
+    """A deadline that is not reached has no effect."""
     assert play.dump(notify("post-dump"), send(GONE), deadline=60).pid == NOBODY
 
 
 def test_the_program_is_left_as_it_was(play: Play) -> None:
-    """Calls in parallel do not hear each other's answers."""
+    """Parallel calls do not receive each other's responses."""
     from concurrent.futures import ThreadPoolExecutor
 
-    # Before, since a program that a child of another thread still has open cannot be run.
+    # Written first: a program that a child of another thread has open for writing cannot be run.
     programs = [play.program.with_name(f"criu{number}") for number in range(12)]
     for program in programs:
         shutil.copy(play.program, program)

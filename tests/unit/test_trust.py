@@ -290,16 +290,16 @@ SPOILT: list[tuple[str, Callable[[Path], object]]] = [
 ]
 
 
-@pytest.mark.parametrize(("reason", "abort_serving"), SPOILT)
+@pytest.mark.parametrize(("reason", "damage"), SPOILT)
 def test_a_program_that_others_can_change(
-    tmp_path: Path, reason: str, abort_serving: Callable[[Path], object]
+    tmp_path: Path, reason: str, damage: Callable[[Path], object]
 ) -> None:
     """Nor one that is reached by a link; the error says who, and how to run it all the same."""
     program = _program(tmp_path / "bin")
     (tmp_path / "link").symlink_to(program)
     assert find_program(program) == str(program)
     assert find_program(tmp_path / "link") == str(tmp_path / "link")
-    abort_serving(program)
+    damage(program)
     for path in (program, tmp_path / "link"):
         with pytest.raises(PermissionDeniedError, match=f"{reason}.*allow_untrusted=True"):
             find_program(path)

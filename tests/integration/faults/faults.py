@@ -1,7 +1,7 @@
-"""Doing harm to CRIU in mid-call, and looking at what became of the process.
+"""Faults during a call of CRIU, and checks of the process after them.
 
-The process has what can be lost: memory, an open file with a position, a TCP connection,
-threads. ``Patient.harm`` tells what of it is not as it was.
+The process has state that can be lost: memory, an open file with a position, a TCP connection,
+threads. ``Patient.harm`` lists the lost state.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SCENARIO = """
 
 @dataclass
 class Patient:
-    """The process, and what it was like."""
+    """The process and its original state."""
 
     target: Target
     memory: str
@@ -61,7 +61,7 @@ class Patient:
 
     @classmethod
     def start(cls, spawn: Spawn) -> Patient:
-        """A new one."""
+        """Start a process."""
         target = spawn(SCENARIO)
         return cls(target, target.ask("memory"), target.ask("position"))
 
@@ -70,7 +70,7 @@ class Patient:
         return self.target.pid
 
     def harm(self) -> list[str]:
-        """What it has lost; it must run."""
+        """The lost state; the process must run."""
         lost = []
         if self.target.ask("memory") != self.memory:
             lost.append("memory")
@@ -83,18 +83,18 @@ class Patient:
         return lost
 
     def lives_whole(self) -> bool:
-        """Whether it runs, untraced, with all that it had."""
+        """Whether it runs untraced and has lost nothing."""
         traced = "TracerPid:\t0\n" not in Path(f"/proc/{self.pid}/status").read_text()
         return state(self.pid) in ("R", "S", "D") and not traced and self.harm() == []
 
     def survives(self) -> bool:
-        """Whether it does more than one last step: it answers, or it has died."""
+        """Whether it still answers; else it has died."""
         answer = self.target.put("ticks")
         eventually(lambda: answer.exists() or not is_alive(self.pid), "its answer, or its end")
         return answer.exists() and is_alive(self.pid)
 
     def dumps_and_restores(self, opts: CriuOpts) -> None:
-        """It can be dumped and restored like any other, now."""
+        """Check that it can be dumped and restored."""
         from pycriu_native import dump
 
         dump(self.pid, opts)
@@ -104,7 +104,7 @@ class Patient:
         assert self.harm() == []
 
     def restores(self, opts: CriuOpts) -> None:
-        """Its images restore, with all that it had; nothing is in the way."""
+        """Check that its images restore without loss."""
         self.target.end()
         reap_all()
         assert not is_alive(self.pid)
@@ -112,7 +112,7 @@ class Patient:
         assert self.harm() == []
 
 
-# ---- what is done ----
+# ---- faults ----
 
 
 def _signal(number: int) -> Callable[[], None]:
@@ -123,7 +123,7 @@ def cut_the_socket() -> None:
     """End the connection to CRIU, for both sides."""
     for name in os.listdir("/proc/self/fd"):
         if not os.path.islink(link := f"/proc/self/fd/{name}"):
-            continue  # the one that lists this directory
+            continue  # the descriptor that lists this directory
         if not os.readlink(link).startswith("socket:"):
             continue
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
@@ -137,23 +137,23 @@ FAULTS: dict[str, Callable[[], None]] = {
     "CRIU gets SIGSTOP": _signal(signal.SIGSTOP),
     "its socket is cut": cut_the_socket,
 }
-"""What is done to CRIU, which is waiting for the answer to a notification."""
+"""The faults, applied while CRIU waits for the response to a notification."""
 
 DEADLINE = 1.0
-"""Seconds, for a call whose CRIU was stopped: it must end by its deadline."""
+"""Deadline in seconds of a call whose CRIU is stopped."""
 
 
 CODE = "CRIU's code in the memory of pid"
-"""How an error names what a killed CRIU has left mapped in a process; its size follows."""
+"""An error's text for memory that a killed CRIU left mapped in a process; its size follows."""
 
 
 def code_in(pid: int) -> bool:
-    """Whether memory of CRIU's is mapped in a process."""
+    """Whether memory of CRIU is mapped in a process."""
     return "memfd:CRIUMFD" in Path(f"/proc/{pid}/maps").read_text()
 
 
 def told(error: BaseException | None) -> str:
-    """An error in the words of the table."""
+    """An error as the table shows it."""
     if error is None:
         return "its result"
     if hasattr(error, "result"):
@@ -162,14 +162,14 @@ def told(error: BaseException | None) -> str:
 
 
 def images_are(directory: Path) -> str:
-    """Whether they are taken for a whole set."""
+    """Whether they are accepted as a complete set."""
     if not list(directory.glob("*.img")):
         return "none"
     return "whole" if holds_dump(str(directory)) else "not whole, and refused"
 
 
 def left(error: BaseException | None) -> str:
-    """What an error says is left behind, and what is left without being said."""
+    """The leftovers that an error lists, and those that it does not list."""
     things = list(error.left_behind) if isinstance(error, CriuError) else []
     things = ["CRIU's code in its memory" if CODE in thing else thing for thing in things]
     if workers():

@@ -1,6 +1,6 @@
-"""What tests of faults have found: the rows of the tables of docs/reliability.md.
+"""The results of the fault tests: the rows of the tables of docs/reliability.md.
 
-A test that has seen a cell appends it here. The run prints the tables at its end; with
+Each test appends its cells here. The run prints the tables at its end; with
 ``PYCRIU_NATIVE_FAULT_ROWS`` it also keeps its rows in that file, as JSON, and ``reliability.py``
 makes the page from the files of all runs: this machine's, and those of guests with other kernels.
 """
@@ -24,13 +24,13 @@ ROWS = "PYCRIU_NATIVE_FAULT_ROWS"
 
 @dataclass(frozen=True)
 class Cell:
-    """What becomes of one fault."""
+    """The outcome of one fault."""
 
     verb: str
     what: str
     when: str
     gets: str
-    """What the caller gets."""
+    """The error or result that the caller gets."""
     process: str
     images: str
     left: str = "nothing"
@@ -48,7 +48,7 @@ class Instant:
 
 @dataclass(frozen=True)
 class Late:
-    """One deadline, or cancel, and how long the process stood still after it."""
+    """One deadline or cancel, and the time for which the process was stopped after it."""
 
     verb: str
     when: str
@@ -59,7 +59,7 @@ class Late:
 
 @dataclass(frozen=True)
 class Count:
-    """What there was after so many calls."""
+    """The resources in use after a number of calls."""
 
     calls: int
     resident: int
@@ -71,7 +71,7 @@ class Count:
 
 @dataclass
 class Run:
-    """What the tests of one run have found."""
+    """The results of one run."""
 
     facts: dict[str, str] = field(default_factory=dict)
     """Date, kernel, releases, and the load on so many processors; of a run that is kept."""
@@ -80,9 +80,9 @@ class Run:
     lates: list[Late] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
     soaked: dict[str, int] = field(default_factory=dict)
-    """How many calls of each kind the counts are of."""
+    """The number of calls of each kind that the counts cover."""
     notes: list[str] = field(default_factory=list)
-    """What else the page is to say, such as the seed."""
+    """More facts for the page, such as the seed."""
 
     def __bool__(self) -> bool:
         return any(getattr(self, one.name) for one in fields(self) if one.name != "facts")
@@ -108,7 +108,7 @@ def fault_table(run: Run) -> list[str]:
 
 
 def instant_table(run: Run) -> list[str]:
-    """How often each outcome was seen, by the phase that was hit."""
+    """The number of each outcome, by phase."""
     keys = list(dict.fromkeys((i.verb, i.what, i.phase) for i in run.instants))
     rows = []
     for key in keys:
@@ -120,7 +120,7 @@ def instant_table(run: Run) -> list[str]:
 
 
 def late_table(run: Run) -> list[str]:
-    """The deadlines; of those in the same place, the longest time."""
+    """The deadlines; for equal places the longest time."""
     keys = list(
         dict.fromkeys((late.verb, late.when, late.gets, late.process) for late in run.lates)
     )
@@ -133,7 +133,7 @@ def late_table(run: Run) -> list[str]:
 
 
 def count_table(run: Run) -> list[str]:
-    """What was counted during many calls."""
+    """The resources counted during many calls."""
     head = ["calls", "resident memory in KiB", "descriptors", "children", "threads"]
     rows = [
         (f"{c.calls:,}", f"{c.resident // 1024:,}", *map(str, astuple(c)[2:])) for c in run.counts
@@ -148,11 +148,11 @@ TABLES = {
     "deadlines and cancels": ("lates", late_table),
     "many calls": ("counts", count_table),
 }
-"""By title: the rows, and what makes a table of them."""
+"""By title: the rows and the function that makes their table."""
 
 
 def report() -> list[str]:
-    """What the run prints."""
+    """The lines that the run prints."""
     message = []
     for title, (rows, make) in TABLES.items():
         if getattr(THIS, rows):
@@ -161,7 +161,7 @@ def report() -> list[str]:
 
 
 def keep() -> None:
-    """Write the rows to the file that was asked for, if one was."""
+    """Write the rows to the file in ``PYCRIU_NATIVE_FAULT_ROWS``, if it is set."""
     path = os.environ.get(ROWS)
     if not path or not THIS:
         return
@@ -177,7 +177,7 @@ def keep() -> None:
 
 
 def load(path: Path) -> Run:
-    """The rows of a run that were kept."""
+    """Read the rows of an earlier run."""
     result: dict[str, Any] = json.loads(path.read_text())
     kinds = {"cells": Cell, "instants": Instant, "lates": Late, "counts": Count}
     for name, kind in kinds.items():

@@ -1,8 +1,7 @@
 """Make docs/reliability.md: ``python -m tests.integration.faults.reliability PAGE ROWS...``.
 
-``ROWS`` are files that runs of the tests of faults have kept (``matrix.py``); those of this machine
-come first. What no run has measured stands in ``reliability.md.in``, and what other tests prove in
-``proved.txt``.
+``ROWS`` are files written by runs of the fault tests (``matrix.py``), this machine's first. The
+text is in ``reliability.md.in``, and the cells that other tests prove are in ``proved.txt``.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def _together(runs: Sequence[Run]) -> list[Run]:
-    """One run for each CRIU and kernel."""
+    """Merge the runs of each CRIU and kernel."""
     result: dict[str, Run] = {}
     for run in runs:
         if _name(run) not in result:

@@ -1,8 +1,8 @@
 """Become the first process of a container; run in new namespaces by ``containers.py``.
 
-``python box.py SPEC`` with SPEC as JSON: ``root`` is the container's root (a mount point),
-``mounts`` a list of [source, place, type, flags, data] in it, ``keep`` descriptors, and
-``command`` what runs in the end. Nothing else that is outside stays open or mounted.
+``python container_init.py SPEC`` with SPEC as JSON: ``root`` is the container's root (a mount
+point), ``mounts`` a list of [source, place, type, flags, data] in it, ``keep`` descriptors, and
+``command`` what runs in the end. No other descriptor or mount of the outside remains.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def mount(source: str, place: str, kind: str | None, flags: int, data: str | None) -> None:
-    """mount(2); a read-only bind takes two of them."""
+    """mount(2); a read-only bind needs two calls."""
     _call(
         "mount",
         source,
@@ -44,7 +44,7 @@ def main() -> None:
     """Mount, enter, close, run."""
     spec = json.loads(sys.argv[1])
     root = spec["root"]
-    os.setsid()  # a session of somebody outside could not be dumped
+    os.setsid()  # a session with its leader outside cannot be dumped
     for source, place, kind, flags, data in spec["mounts"]:
         mount(source, root + place, kind, flags, data)
     os.chdir(root)

@@ -1,9 +1,9 @@
-"""The destination of a migration, as a program on a host of its own.
+"""The destination of a migration: a program on a host of its own.
 
-``python -m tests.integration.programs.destination JSON`` calls ``migrate_in`` and says on its
-standard output, one JSON value a line, where it listens, each notification, and the result or the
-error with what was left behind. It then lives until its standard input ends, since its pid
-namespace is that of the restored process too. In JSON are ``opts``, ``listen`` (address and port),
+``python -m tests.integration.programs.destination JSON`` calls ``migrate_in`` and reports on
+standard output, one JSON value a line, its address, each notification, and the result or the error
+with what was left behind. It then runs until its standard input ends, since its pid namespace is
+also that of the restored process. In JSON are ``opts``, ``listen`` (address and port),
 and, for tests that break things, ``die_at``, the notification at which it is killed, ``wait_at``,
 at which it waits for a line, ``raise_at``, at which its hook refuses, ``hide``, a directory that is
 empty there, and ``program``, the ``criu`` to use.
@@ -33,12 +33,12 @@ from pycriu_native import (
 
 
 def say(**what: Any) -> None:
-    """Tell the test something."""
+    """Report one value to the test."""
     print(json.dumps(what), flush=True)
 
 
 def left_behind(before: set[str]) -> dict[str, Any]:
-    """What there is that was not there before: processes, descriptors, temporary files."""
+    """New processes, descriptors and temporary files since the start."""
     descriptors = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -56,7 +56,7 @@ def left_behind(before: set[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Be the first process of the namespace, and have a child take one process in."""
+    """Run as the first process of the namespace; a child receives the migration."""
     given = json.loads(sys.argv[1])
     if "hide" in given:
         subprocess.run(["mount", "-t", "tmpfs", "hidden", given["hide"]], check=True)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def arrive(given: dict[str, Any]) -> None:
-    """Take one process in."""
+    """Receive one process."""
     tempfile.tempdir = given["temporary"]
     before = set(os.listdir(tempfile.gettempdir()))
 

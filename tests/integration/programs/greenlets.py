@@ -1,4 +1,4 @@
-"""A program whose standard library gevent or eventlet replaces: each verb, then its signal mask.
+"""Runs each verb under gevent's or eventlet's patches, then checks the signal mask.
 
 Usage: ``greenlets.py {gevent,eventlet} {before,after} FAMILY DIRECTORY``; prints ``fine``.
 """
@@ -81,7 +81,7 @@ def dump_and_restore() -> None:
 
 
 def refused() -> None:
-    """A hook refuses: the process runs on."""
+    """A hook refuses; the process continues."""
     pid = _target()
 
     def refuse(told: object) -> None:
@@ -98,9 +98,9 @@ def refused() -> None:
 
 
 def interrupted() -> None:
-    """Ctrl-C in a hook's call is raised when the dump has been undone."""
+    """Ctrl-C during a hook is raised after the dump is undone."""
     pid = _target()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever was inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the process inherited
     try:
         criu.dump(pid, _options(), on_notify=lambda _: os.kill(os.getpid(), signal.SIGINT))
     except KeyboardInterrupt:
@@ -117,14 +117,14 @@ def warm_workers() -> None:
 
 
 def batch() -> None:
-    """Several at once."""
+    """Several dumps in parallel."""
     pids = [_target() for _ in range(4)]
     finished = criu.dump_many(pids, lambda _: _options(leave_running=True))
     assert [each.error for each in finished] == [None] * 4
 
 
 def page_server() -> None:
-    """A child that takes the pages of a dump."""
+    """A child that receives the pages of a dump."""
     opts = _options(page_server=criu.PageServer("127.0.0.1", 0))
     with criu.page_server_child(opts) as server:
         address = criu.PageServer("127.0.0.1", server.result.port)
@@ -148,14 +148,14 @@ def asynchronous() -> None:
 
 
 def judged() -> None:
-    """What is asked ahead."""
+    """The checks before a call."""
     pid = _target()
     assert criu.preflight(pid).verdict
     assert str(criu.doctor())
 
 
 def cooperative() -> None:
-    """A call in the hub's own thread pool lets the other greenlets go on."""
+    """A call in the hub's thread pool does not block other greenlets."""
     ticks: list[int] = []
 
     def tick(sleep: Callable[[float], object]) -> None:

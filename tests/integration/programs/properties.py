@@ -1,6 +1,6 @@
-"""A process that sets properties of its own, and writes what they are whenever it is asked.
+"""A process that sets properties of itself and writes their values on request.
 
-Numbers are of ``linux/prctl.h``, ``asm/unistd_64.h`` and ``asm-generic/mman-common.h``.
+Numbers are from ``linux/prctl.h``, ``asm/unistd_64.h`` and ``asm-generic/mman-common.h``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _landlock() -> int:
     try:
         return int(libc.syscall(446, ruleset, 0))
     finally:
-        os.close(ruleset)  # CRIU cannot save it
+        os.close(ruleset)  # CRIU cannot dump it
 
 
 def _may_write() -> bool:
@@ -76,7 +76,7 @@ def _may_write() -> bool:
 
 
 def look() -> dict[str, Any]:
-    """Each property, read in the process itself."""
+    """The value of each property, read in the process."""
     mode = ctypes.c_int(-1)
     libc.syscall(239, ctypes.byref(mode), None, 0, None, 0)
     flags = _flags()

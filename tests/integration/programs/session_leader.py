@@ -1,10 +1,10 @@
-"""Lead a session on the terminal that is standard input, and be the parent of one job there.
+"""Leads a session on the terminal at standard input, with one job as its child.
 
-Run in a new session as ``python leader.py run COMMAND...``, or as ``python leader.py restore
-OPTIONS STDIN`` to have the job come out of images: OPTIONS are those of ``restore`` as JSON,
-STDIN is the path of what CRIU gets as standard input. Then it waits for the job, as a login
-shell would. It tells on standard error, one line of JSON each, that the job is there and
-with what status it ended.
+Run in a new session as ``python session_leader.py run COMMAND...``, or as ``python
+session_leader.py restore OPTIONS STDIN`` to restore the job from images: OPTIONS are those of
+``restore`` as JSON, STDIN is the path of CRIU's standard input. Then it waits for the job, as a
+login shell does. It reports the start of the job and its exit status on standard error, one line
+of JSON each.
 
 A process of its own does this because a terminal is the controlling one of one session
 only, and because CRIU's worker must be in that session and must not lead it.
@@ -22,7 +22,7 @@ import termios
 
 
 def tell(**what: object) -> None:
-    """Write one line for the test."""
+    """Write one line of JSON for the test."""
     os.write(2, (json.dumps(what) + "\n").encode())
 
 
@@ -32,7 +32,7 @@ def run(*command: str) -> int:
 
 
 def restore(options: str, stdin: str) -> int:
-    """Bring the job back."""
+    """Restore the job."""
     from pycriu_native import CriuOpts, Worker, restore_child
 
     terminal = os.open(stdin, os.O_RDWR)  # both ways: it becomes the job's input and output
@@ -44,7 +44,7 @@ def restore(options: str, stdin: str) -> int:
 
 
 def main() -> None:
-    """Lead, wait, tell."""
+    """Start or restore the job, wait for it, report its status."""
     assert os.getsid(0) == os.getpid(), "start this in a session of its own"
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

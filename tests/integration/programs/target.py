@@ -1,8 +1,8 @@
-"""A process to checkpoint, which can be asked what it has inside.
+"""A process to checkpoint, which answers questions about its state.
 
 Run as ``python target.py DIRECTORY``: it executes DIRECTORY/scenario.py, which calls
-``serve`` with the questions that it answers. Questions and answers are files of DIRECTORY,
-so that nothing but plain files connects it with the test.
+``serve`` with the questions that it answers. Questions and answers are files in DIRECTORY,
+so that only plain files connect it with the test.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ ticks = 0
 
 
 def put(name: str, text: str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file atomically."""
     partial = HERE / (name + ".partial")
     partial.write_text(text)
     partial.rename(HERE / name)
 
 
 def serve(**answers: Callable[..., object]) -> None:
-    """Answer questions for ever; ``ticks`` is always among them, and grows."""
+    """Answer questions for ever. ``ticks``, which grows, and ``pid`` are always available."""
     global ticks
     answers["ticks"] = lambda: ticks
     answers["pid"] = os.getpid

@@ -1,8 +1,8 @@
-"""Being another user, with a capability or none: run by the tests as a program of its own.
+"""Runs a script as another user, with at most one capability.
 
-``python user.py UID CAPABILITY SCRIPT ARGUMENTS`` becomes that user with the one capability (its
-number; -1: none), for itself and all that it runs, and then calls the function ``main`` of SCRIPT,
-a file of Python. All is imported before that: the interpreter may be in a directory of root's.
+``python user.py UID CAPABILITY SCRIPT ARGUMENTS`` becomes that user with one capability (its
+number; -1: none), for itself and its children, and then calls the function ``main`` of SCRIPT,
+a Python file. All imports come before: the interpreter may be in a directory that only root reads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _call(status: int) -> None:
 
 
 def become(uid: int, capability: int) -> None:
-    """No other user, group or capability is left, in any set."""
+    """Drop every other user, group and capability, in every set."""
     os.setgroups([])
     _call(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
     os.setresgid(uid, uid, uid)
@@ -36,7 +36,7 @@ def become(uid: int, capability: int) -> None:
     _call(libc.capset(struct.pack("Ii", VERSION_3, 0), sets))
     if capability >= 0:
         _call(libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0))
-    _call(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # so that /proc/self is ours again
+    _call(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))  # so that /proc/self belongs to this user
 
 
 if __name__ == "__main__":

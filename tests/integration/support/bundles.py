@@ -1,11 +1,11 @@
-"""Containers of runc and crun: an OCI bundle with a counter in it, and the runtime to run it.
+"""OCI bundles with a counter, and the runtimes (runc, crun) that run them as containers.
 
-The root file system is busybox and nothing else. The container counts in the shell's memory;
+The root file system has only busybox. The container counts in the shell's memory;
 each number goes to standard output, to standard error and to a file in a bound directory. Both
-streams are pipes of the test's, so what they said before and after tells whether a number was
-lost or said twice. Beside the bound directory there is another one bound inside it and a single
-file bound read-only; the root is read-only, the runtime's own paths are masked, the cgroup has a
-limit, the host name is the container's own.
+streams are pipes of the test, so their content before and after shows whether a number was lost or
+printed twice. There are also a directory bound inside the bound directory and a single file bound
+read-only; the root is read-only, the runtime's own paths are masked, the cgroup has a limit, the
+host name is the container's own.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ mkdir -p "$1" && echo $$ > "$1/cgroup.procs" && umount "$2" && shift 2 && exec "
 """Run a program that must not see a cgroup v2 hierarchy, in a cgroup of that hierarchy."""
 
 V2 = Path("/sys/fs/cgroup/cgroup.controllers")
-"""There where cgroup v2 is all that there is."""
+"""The mount point of cgroup v2 on a machine without v1."""
 
 LIMIT = "57"
-"""Processes that the container may have."""
+"""The container's limit of processes."""
 
 
 @dataclass
 class Streams:
-    """Two pipes for a container's standard output and error, of which we hold both ends."""
+    """Two pipes for a container's standard output and error; the test holds both ends."""
 
     ours: list[int] = field(default_factory=list)
     theirs: list[int] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Streams:
     @classmethod
     @contextlib.contextmanager
     def opened(cls) -> Iterator[Streams]:
-        """Make the pipes, and close what is left of them."""
+        """Make the pipes, and close them at the end."""
         streams = cls()
         for _ in range(2):
             reader, writer = os.pipe()
@@ -83,12 +83,12 @@ class Streams:
                 os.close(reader)
 
     def give(self) -> None:
-        """Close the container's ends: who has them now is the container alone."""
+        """Close the container's ends here, so that only the container has them."""
         while self.theirs:
             os.close(self.theirs.pop())
 
     def read(self) -> list[str]:
-        """All that was said so far, on each of the two."""
+        """The output so far, of each of the two."""
         for index, reader in enumerate(self.ours):
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(reader, 65536):
@@ -96,7 +96,7 @@ class Streams:
         return self.said
 
     def numbers(self) -> list[list[int]]:
-        """The numbers that were said, on each of the two."""
+        """The numbers printed so far, of each of the two."""
         return [[int(line) for line in text.splitlines()] for text in self.read()]
 
 
@@ -107,7 +107,7 @@ class Runtime:
     name: str
     program: str
     state: Path | None
-    """Its --root; None: its own default."""
+    """Its --root; None: its default."""
     environment: Mapping[str, str]
 
     def words(self, *arguments: str) -> list[str]:
@@ -116,7 +116,7 @@ class Runtime:
         return [self.program, *root, *arguments]
 
     def __call__(self, *arguments: str, cwd: Path | None = None) -> str:
-        """Run it to its end; it must succeed. What it says."""
+        """Run it to its end and return its output; it must succeed."""
         done = subprocess.run(
             self.words(*arguments),
             stdin=subprocess.DEVNULL,
@@ -131,7 +131,7 @@ class Runtime:
         return done.stdout
 
     def start(self, container: str, *arguments: str, streams: Streams) -> None:
-        """Run something that leaves a container with these streams running."""
+        """Run a command that leaves a container running with these streams."""
         out, err = streams.theirs
         words = self.words(*arguments, container)
         done = subprocess.run(
@@ -147,7 +147,7 @@ class Runtime:
         assert done.returncode == 0, f"{words}: {streams.read()}"
 
     def _aside(self, container: str) -> Sequence[str]:
-        """What keeps crun from refusing a machine with cgroup v1 and v2: it gets to see v1 only."""
+        """A prefix that hides cgroup v2 from crun, which refuses a machine with v1 and v2."""
         v2 = Path("/sys/fs/cgroup/unified")
         if self.name != "crun" or not os.path.ismount(v2):
             return ()
@@ -156,7 +156,7 @@ class Runtime:
 
 
 def _program(name: str) -> str:
-    """The runtime's program: the system's, else one that was put beside a libcriu for the tests."""
+    """The runtime's program: the system's, else one installed beside a libcriu for the tests."""
     system = shutil.which(name)
     candidates = [
         *([system] if system else []),
@@ -176,7 +176,7 @@ def _program(name: str) -> str:
 def runtime(name: str, directory: Path) -> Runtime:
     """The runtime, or the test is skipped with the reason.
 
-    It gets the ``criu`` and the libcriu that we use ourselves, whatever the system has.
+    It uses the same ``criu`` and libcriu as this library, not the system's.
     """
     if shutil.which("busybox") is None:
         pytest.skip("no busybox is installed")
@@ -200,21 +200,21 @@ def runtime(name: str, directory: Path) -> Runtime:
 
 @dataclass
 class Counting:
-    """A container with the counter, to be run by a runtime and looked at from outside."""
+    """A container with the counter, run by a runtime and observed from outside."""
 
     id: str
     bundle: Path
     runtime: Runtime
     before: Streams
-    """Its standard streams from its start on."""
+    """Its standard streams at its start."""
     after: Streams
-    """Those that it gets when it is restored."""
+    """Its standard streams after a restore."""
     pid: int = 0
-    """The first process, by the host's number; kept up to date by the test."""
+    """The host's pid of the first process; the test updates it."""
 
     @property
     def config(self) -> dict[str, Any]:
-        """What is in ``config.json``."""
+        """The content of ``config.json``."""
         result: dict[str, Any] = json.loads((self.bundle / "config.json").read_text())
         return result
 
@@ -223,7 +223,7 @@ class Counting:
         (self.bundle / "config.json").write_text(json.dumps(value, indent=1))
 
     def run(self, *options: str) -> dict[str, object]:
-        """Have it run by the runtime; what it looks like then."""
+        """Run it with the runtime; returns its state as seen from outside."""
         words = ("run", "--detach", "--bundle", str(self.bundle), *options)
         self.runtime.start(self.id, *words, streams=self.before)
         self._learn_pid()
@@ -231,27 +231,27 @@ class Counting:
         return self.look()
 
     def checkpoint(self, images: Path) -> int:
-        """Have the runtime checkpoint it; how far it got."""
+        """Checkpoint it with the runtime; returns its last number."""
         self.runtime("checkpoint", "--image-path", str(images), self.id)
         assert not is_alive(self.pid)
         return self.count
 
     def restored_by_runtime(self, images: Path) -> None:
-        """Have the runtime restore it, once it has forgotten the one that was dumped."""
+        """Restore it with the runtime, after the dumped container is deleted there."""
         self.runtime("delete", self.id)
         where = ("--image-path", str(images), "--bundle", str(self.bundle))
         self.runtime.start(self.id, "restore", "--detach", *where, streams=self.after)
         self._learn_pid()
 
     def prepare_cgroup(self) -> None:
-        """Make the cgroup that the runtime has removed, where CRIU could not set its limit: v2."""
+        """Make the cgroup that the runtime has removed, where CRIU cannot set its limit (v2)."""
         if V2.exists():
             cgroup = V2.parent / self.id
             cgroup.mkdir(exist_ok=True)
             (cgroup / "pids.max").write_text(LIMIT)
 
     def restored_here(self, pid: int) -> None:
-        """We have restored it, with this pid."""
+        """Record a restore by this library, with this pid."""
         self.pid = pid
         self.after.give()
 
@@ -260,7 +260,7 @@ class Counting:
 
     @property
     def count(self) -> int:
-        """How far it is, by the bound directory."""
+        """Its last number, from the bound directory."""
         file = self.bundle / "data" / "count"
         return int(file.read_text()) if file.exists() else 0
 
@@ -269,7 +269,7 @@ class Counting:
         eventually(lambda: self.count > number, f"{self.id} counting past {number}")
 
     def went_on_from(self, number: int, *later: Streams) -> bool:
-        """Whether it counts on, and no number was lost or said twice, on either stream."""
+        """Whether it continues, and no number was lost or printed twice on either stream."""
         self.counts_past(number + 5)
         lives = [streams.numbers() for streams in (self.before, self.after, *later)]
         for index in range(2):
@@ -284,11 +284,11 @@ class Counting:
         return is_alive(self.pid)
 
     def inside(self, path: str) -> Path:
-        """A path of the container's, for us."""
+        """The host's path of a path in the container."""
         return Path(f"/proc/{self.pid}/root{path}")
 
     def enter(self, *words: str) -> str:
-        """What a program of the host says in the container's network and uts namespaces."""
+        """The output of a host's program in the container's network and uts namespaces."""
         return subprocess.run(
             ["nsenter", f"--target={self.pid}", "--net", "--uts", *words],
             check=True,
@@ -297,7 +297,7 @@ class Counting:
         ).stdout
 
     def mounts(self) -> dict[str, tuple[str, bool]]:
-        """Its mounts: which part of its file system, and whether it is read-only, by place."""
+        """Its mounts by mount point: the part of the file system, and whether it is read-only."""
         result = {}
         for line in Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines():
             words = line.split()
@@ -305,11 +305,11 @@ class Counting:
         return result
 
     def look(self) -> dict[str, object]:
-        """What it must have before and after, as seen from outside."""
+        """Its state as seen from outside, which must be equal before and after."""
         masked = self.config["linux"]["maskedPaths"]
         mounts = self.mounts()
         hidden = [path for path in mounts if path in masked]
-        # Before 4.2 CRIU restores the root writable, whatever it was.
+        # Before 4.2 CRIU always restores the root writable.
         untold = [*masked, *([] if releases.has("4.2") else ["/"])]
         return {
             "hostname": self.enter("hostname").strip(),
@@ -320,7 +320,7 @@ class Counting:
             "limit": self._limit(),
             "places": sorted(mounts),
             "read-only": sorted(p for p, (_, ro) in mounts.items() if ro and p not in untold),
-            # The place of a root may change; what of a cgroup hierarchy is seen may not.
+            # The path of a root may change; the visible part of a cgroup hierarchy may not.
             "cgroup mounts": {p: root for p, (root, _) in mounts.items() if "/cgroup/" in p},
             "masked": {path: self._is_masked(path) for path in hidden},
             "bound file": self.inside("/etc/motd").read_text(),
@@ -330,7 +330,7 @@ class Counting:
 
     def _shares(self, namespace: str) -> bool:
         ours, theirs = (os.stat(f"/proc/{who}/ns/{namespace}") for who in ("self", self.pid))
-        # CRIU restores into a time namespace, and there is no saying "none" to it.
+        # CRIU restores into a time namespace; no option prevents that.
         return not namespace.startswith("time") and ours.st_ino == theirs.st_ino
 
     def _limit(self) -> str:
@@ -349,7 +349,7 @@ class Counting:
         return stat.S_ISCHR(seen.stat().st_mode) and seen.stat().st_rdev == os.makedev(1, 3)
 
     def remove(self) -> None:
-        """End it, have the runtime forget it, and remove its cgroups."""
+        """End it, delete it in the runtime, and remove its cgroups."""
         if self.pid:
             kill(self.pid)
         subprocess.run(
@@ -375,7 +375,7 @@ def _make_root(root: Path) -> None:
 
 @contextlib.contextmanager
 def counting(directory: Path, by: Runtime) -> Iterator[Counting]:
-    """A container that the runtime can run: nothing of it is left at the end."""
+    """A container for the runtime, removed completely at the end."""
     bundle = directory / "bundle"
     _make_root(bundle / "rootfs")
     for place in ("data", "inner"):

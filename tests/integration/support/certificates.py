@@ -1,4 +1,4 @@
-"""Certificates that tests make for themselves with the ``openssl`` command."""
+"""Certificates for tests, made with the ``openssl`` command."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Authority:
-    """Somebody who signs certificates, and whom one may trust or not."""
+    """A certificate authority."""
 
     directory: Path
 
     @classmethod
     def make(cls, directory: Path) -> Authority:
-        """A new one; its certificate is ``ca.pem``."""
+        """Make an authority; its certificate is ``ca.pem``."""
         if shutil.which("openssl") is None:
             pytest.skip("no openssl command is installed")
         directory.mkdir(parents=True)
@@ -56,7 +56,7 @@ class Authority:
         return self.directory / "ca.pem"
 
     def sign(self, name: str, address: str) -> Certificate:
-        """A new certificate for whoever is at this address."""
+        """Make a certificate for this address."""
         made = Certificate(self.directory / f"{name}.pem", self.directory / f"{name}.key")
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
         out = ("-keyout", made.key, "-out", f"{name}.csr", "-subj", f"/CN={name}")
@@ -68,7 +68,7 @@ class Authority:
         return made
 
     def revocations(self, *revoked: Certificate) -> Path:
-        """The list of the certificates that it has revoked, with these among them."""
+        """Revoke certificates; returns the revocation list."""
         config = ("-config", "ca.conf")
         for certificate in revoked:
             _openssl("ca", *config, "-revoke", certificate.file, cwd=self.directory)

@@ -1,4 +1,4 @@
-"""Control groups of this machine: which hierarchies there are, and making groups in them.
+"""The machine's cgroup hierarchies, and cgroups made in them.
 
 A hierarchy of version 1 has a mount and controllers of its own; version 2 has one mount for
 all, and CRIU calls it by the empty name. A machine may have either, or both.
@@ -24,7 +24,7 @@ _numbers = itertools.count()
 Make = Callable[["Hierarchy"], Path]
 
 FREEZERS = {"freezer": ("freezer.state", "FROZEN", "THAWED"), "": ("cgroup.freeze", "1", "0")}
-"""How a cgroup of each version is frozen and thawed: the file, and what is written to it."""
+"""How a cgroup of each version is frozen and thawed: the file and its values."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Hierarchy:
     """One tree of cgroups."""
 
     controller: str
-    """As in the second field of /proc/PID/cgroup: empty for version 2."""
+    """The second field of /proc/PID/cgroup: empty for version 2."""
     mount: Path
 
     def path_of(self, pid: int) -> str:
@@ -64,7 +64,7 @@ def find(controller: str) -> Hierarchy | None:
 def required(controller: str, *, properties: bool = False) -> Hierarchy:
     """The hierarchy, or the test is skipped with the reason.
 
-    ``properties``: the test has CRIU restore some.
+    ``properties``: whether CRIU restores properties in the test.
     """
     result = find(controller)
     if result is None:
@@ -81,12 +81,12 @@ def enter(cgroup: Path, pid: int) -> None:
 
 
 def read(cgroup: Path, name: str) -> str:
-    """A property."""
+    """Read a property."""
     return (cgroup / name).read_text().strip()
 
 
 def remove(cgroup: Path) -> None:
-    """Remove a cgroup and all below it; what was in it may still be ending."""
+    """Remove a cgroup and all below it, once its processes have ended."""
 
     def gone() -> bool:
         with contextlib.suppress(FileNotFoundError, OSError):
@@ -98,7 +98,7 @@ def remove(cgroup: Path) -> None:
 
 
 def maker() -> Iterator[Make]:
-    """Make names of cgroups, with the cgroups; all are removed at the end, whoever made them."""
+    """Make cgroups; at the end all are removed, including those that others made below them."""
     made: list[Path] = []
 
     def make(hierarchy: Hierarchy) -> Path:

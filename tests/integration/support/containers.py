@@ -1,10 +1,10 @@
-"""Containers small enough to see through: own pid, mount, net, ipc and uts namespaces.
+"""Small containers with pid, mount, net, ipc and uts namespaces of their own.
 
 The root is a directory with nothing but mount points and a few devices: the host's system
 directories and the interpreter are bound in read-only, /box is bound to the test's own
-directory, /proc and /dev/pts are the container's own. Each bind is a mount from outside: a
-dump has to name it, and a restore to say what it is there (``given_on_dump``,
-``given_on_restore``); so all of the fields about namespaces have something to do.
+directory, /proc and /dev/pts are the container's own. Each bind is an external mount: a
+dump names it, and a restore maps it (``given_on_dump``, ``given_on_restore``). So every option
+about namespaces has an effect.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Container(Target):
     root: Path = Path()
     """Its root on the host, which is a mount point while the container is in use."""
     binds: dict[str, Path] = field(default_factory=dict)
-    """Where in it what of the host is mounted."""
+    """The host's directories that are mounted in it, by place."""
 
     @property
     def given_on_dump(self) -> list[str]:
-        """The binds as keys of ``external`` that give each a name."""
+        """The values of ``external`` for a dump, which name each bind."""
         return [f"mnt[{place}]:{_key(place)}" for place in self.binds]
 
     @property
     def given_on_restore(self) -> list[str]:
-        """The same for a restore, which give each name its source."""
+        """The values of ``external`` for a restore, which map each name to its source."""
         return [f"mnt[{_key(place)}]:{source}" for place, source in self.binds.items()]
 
     def run(self, *command: str) -> str:
-        """What a program of the host says in the container's network namespace."""
+        """The output of a host's program in the container's network namespace."""
         words = ["nsenter", f"--target={self.pid}", "--net", *command]
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
     def ip(self, *words: str) -> Any:
-        """What ``ip`` says in the container's network namespace."""
+        """The JSON output of ``ip`` in the container's network namespace."""
         message = self.run("ip", "-json", *words)
         return json.loads(message) if message else None
 
@@ -67,7 +67,7 @@ class Container(Target):
         return {words[4]: words[words.index("-") + 1] for words in fields}
 
     def end(self) -> None:
-        """Kill it, and any other that a test has restored into the same root."""
+        """Kill it, and any container that a test restored into the same root."""
         super().end()
         for pid in self._inhabitants():
             kill(pid)
@@ -86,7 +86,7 @@ def _key(place: str) -> str:
 
 
 def _system() -> Iterator[str]:
-    """What of the host a program needs, without what is below another one of these."""
+    """The host's directories that a program needs, without those inside another one."""
     result: list[str] = []
     for place in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc", sys.base_prefix, sys.prefix):
         inside = any(Path(place).is_relative_to(other) for other in result)
@@ -110,7 +110,7 @@ def _make_root(root: Path, binds: Mapping[str, Path], places: Sequence[str]) -> 
 
 @contextlib.contextmanager
 def mount_point(where: Path) -> Iterator[Path]:
-    """Make a directory a mount point of its own while the context lasts, as ``root`` wants it."""
+    """Make a directory a mount point while the context lasts, as ``root`` requires."""
     where.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "--bind", "--make-private", where, where], check=True)
     try:
@@ -132,9 +132,9 @@ def container(
 ) -> Iterator[Container]:
     """Start a container; ``scenario`` is as in ``processes.start``, and /box is its HERE.
 
-    ``binds`` are more directories of the host, by the place they get; ``mounts`` more file
+    ``binds`` are more directories of the host, by mount point; ``mounts`` more file
     systems, by place and with their type, or type and source; ``propagation`` is that of
-    ``unshare``; ``keep`` are descriptors of ours that it gets, under the same numbers.
+    ``unshare``; ``keep`` are descriptors of this process that it inherits under the same numbers.
     """
     work = directory / "work"
     work.mkdir(parents=True)

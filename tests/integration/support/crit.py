@@ -1,4 +1,4 @@
-"""Debian's ``crit``, to hold our decoding against: found, and run in a process of its own.
+"""Debian's ``crit``, the reference for decoded images, run in a process of its own.
 
 Its package (python3-pycriu) is looked for beside each CRIU that ``tools/install-criu`` has
 unpacked, and on the system. It prints all images of some directories as one JSON object.
@@ -39,14 +39,14 @@ json.dump(found, sys.stdout)
 
 
 def packages() -> list[Path]:
-    """Where crit is, the newest first."""
+    """The directories of crit's package, the newest first."""
     given = os.environ.get("CRIT_PACKAGES")
     places = [given] if given else PLACES
     return [Path(place) for place in places if _works(place)]
 
 
 def _works(place: str) -> bool:
-    """Whether it is there, and goes with this protobuf: that of Debian 12 does not."""
+    """Whether it exists and works with the installed protobuf: Debian 12's does not."""
     if not os.path.exists(os.path.join(place, "pycriu/images/images.py")):
         return False
     words = [sys.executable, "-c", "import pycriu.images"]
@@ -55,7 +55,7 @@ def _works(place: str) -> bool:
 
 
 def required() -> Path:
-    """Where crit is, or the test is skipped with the reason."""
+    """The directory of crit's package, or the test is skipped with the reason."""
     result = packages()
     if not result:
         pytest.skip("no crit: tools/install-criu --unpack python3-pycriu gets it")
@@ -63,7 +63,7 @@ def required() -> Path:
 
 
 def load(place: Path, paths: list[Path]) -> dict[str, Any]:
-    """What crit makes of each image, and under "" the seconds that it took."""
+    """Each image as crit decodes it, and under "" the seconds that it took."""
     done = subprocess.run(
         [sys.executable, "-c", _LOAD, str(place), *map(str, paths)],
         capture_output=True,
@@ -76,7 +76,7 @@ def load(place: Path, paths: list[Path]) -> dict[str, Any]:
 
 
 def compress(place: Path, directory: Path) -> bool:
-    """Have crit compress the memory of a set, if it is one that can (4.3)."""
+    """Compress the memory of a set with crit, if it supports that (4.3)."""
     words = [sys.executable, "-m", "crit", "compress", "--in-place", str(directory)]
     done = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(place)}

@@ -1,8 +1,8 @@
-"""Calls that are made to fail, the way users meet it, and what the errors must tell of them.
+"""Cases of calls that fail as users meet them, and what their errors must contain.
 
 A case is a function that builds a :class:`Site`: a process in a certain state, options, a change
-of the machine. Its decorator holds what is learnt from the failure. The call must then succeed
-once the cure that the error names has been applied: so the advice is not only there, it is right.
+of the machine. Its decorator has the error's expected content. After the cure that the error names
+is applied the call must succeed, which proves the advice.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..conftest import Spawn
 from .processes import PATIENCE, TARGET, Target, eventually, kill
 
 OLDER = {release: f"/opt/pycriu-native-{release}/bin/criu" for release in ("3.17", "4.1")}
-"""Programs that are too old for newer kernels."""
+"""Releases that are too old for newer kernels."""
 
 CONNECTED = """
     import socket
@@ -45,7 +45,7 @@ LISTENS = """
 
 @dataclass
 class Site:
-    """Where a case is built: what it starts, what it opens, and the call that will fail."""
+    """The environment of a case: its processes, its open objects, and the call that will fail."""
 
     spawn: Spawn
     directory: Path
@@ -53,12 +53,12 @@ class Site:
     held: ExitStack
     """Closed after the case."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Of the call."""
+    """The call's options."""
     via: Worker = field(default_factory=Worker)
     cure: Mapping[str, Any] | Callable[[], object] | None = None
-    """Options to change, or something to do, after which the call succeeds."""
+    """Options to change, or a function to call, after which the call succeeds."""
     survives: bool = True
-    """Whether there is a process that must run on after a failed dump."""
+    """Whether a process must continue after a failed dump."""
 
     def __post_init__(self) -> None:
         self.options["images_directory"] = self.images
@@ -68,14 +68,14 @@ class Site:
         return CriuOpts(**self.options)
 
     def dumped(self, scenario: str = "serve()", **options: Any) -> Target:
-        """A process that has been dumped with these options, and is gone."""
+        """A process that was dumped with these options and has ended."""
         target = self.spawn(scenario)
         dump(target.pid, CriuOpts(images_directory=self.images, **options))
         target.reap()
         return target
 
     def apply_cure(self) -> None:
-        """Do what the error recommends."""
+        """Apply the cure."""
         if callable(self.cure):
             self.cure()
         elif self.cure is not None:
@@ -87,7 +87,7 @@ Build = Callable[[Site], Target | int]
 
 @dataclass(frozen=True)
 class Case:
-    """A failure, and what is learnt from it."""
+    """A failure and the expected content of its error."""
 
     build: Build
     error: type[CriuError]
@@ -95,11 +95,11 @@ class Case:
     cure: str
     options: tuple[str, ...]
     since: str = "3.17"
-    """The release from which CRIU fails so: before, it does not, or for another reason."""
+    """The first release of CRIU that fails so; older ones succeed or fail for another reason."""
 
 
 class Collection(list[Case]):
-    """Cases, each added by a decorator: words of the cause and the cure, and the first options."""
+    """Cases, each added by a decorator with texts of cause and cure, and the first options."""
 
     def __call__(
         self,
@@ -126,9 +126,9 @@ signal.pause()
 
 
 def job(at: Site, stdin: int = subprocess.DEVNULL) -> Target:
-    """A job of a shell, which outlives it, and whose session is one that the tests' is not.
+    """A job that outlives its shell, in a session other than the tests'.
 
-    Ours may have a leader whom no pid names, in a container that the tests were put into.
+    The tests' session may have a leader without a pid here, if they run in a container.
     """
     directory = at.directory / "job"
     directory.mkdir()
@@ -148,9 +148,9 @@ def job(at: Site, stdin: int = subprocess.DEVNULL) -> Target:
 
 
 def wrapped(at: Site, *words: str) -> Worker:
-    """A CRIU that is run by another program, such as one that takes capabilities away.
+    """A CRIU run by another program, for example one that drops capabilities.
 
-    As another user it can leave a cache of kernel features that root would not believe.
+    As another user it can leave a cache of kernel features that root does not trust.
     """
     at.held.callback(_remove_cache_of_others)
     script = at.directory / "criu"
@@ -166,7 +166,7 @@ def _remove_cache_of_others() -> None:
 
 
 def older(at: Site, release: str) -> Worker:
-    """A worker of another release, which is put back by the cure."""
+    """A worker of another release; the cure is the default worker."""
     if not os.path.exists(OLDER[release]):
         pytest.skip(f"there is no CRIU {release} here")
     at.cure = lambda: setattr(at, "via", Worker())
@@ -179,7 +179,7 @@ def ids(case: Case) -> str:
 
 
 def told(case: Case, error: CriuError) -> None:
-    """The error says what this case should teach."""
+    """Check that the error has the case's expected content."""
     shown = f"{type(error).__name__}: {error}"
     assert type(error) is case.error, shown
     assert error.cause is not None, shown
@@ -189,7 +189,7 @@ def told(case: Case, error: CriuError) -> None:
     assert error.options[: len(case.options)] == case.options
     if not case.options:
         assert not set(error.options) - {"external_unix_connections", "images_dir"}
-    assert error.lines or error.code is None  # then CRIU was not asked
+    assert error.lines or error.code is None  # then no request was sent
     assert str(error).startswith(f"{error.verb} ")
     assert "CRIU says" not in str(error)
     if error.log:

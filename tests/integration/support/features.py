@@ -1,4 +1,4 @@
-"""What this kernel and CRIU can do, and the marks of tests that need it."""
+"""Features of this kernel and CRIU, and marks of tests that need them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import large_pipes
 
 
 def _found() -> Features:
-    """Nothing, where there is no CRIU to ask."""
+    """The features, or none where CRIU does not work."""
     if os.geteuid() == 0:
         try:
             return pycriu_native.feature_check()
@@ -32,4 +32,4 @@ _why_no_lazy_pages = large_pipes.why_not()
 if not FEATURES.lazy_pages:
     _why_no_lazy_pages = "this kernel has no userfaultfd for CRIU"
 needs_lazy_pages = pytest.mark.skipif(bool(_why_no_lazy_pages), reason=_why_no_lazy_pages)
-"""The test also gets pipes of the size that it takes (``conftest.py``)."""
+"""The test also gets pipes of the size that CRIU needs (``conftest.py``)."""

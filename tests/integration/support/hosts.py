@@ -1,4 +1,4 @@
-"""Other hosts: network namespaces that are joined by veth pairs."""
+"""Hosts for tests: network namespaces joined by veth pairs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _numbers = itertools.count()
 
 
 def run(*command: str) -> str:
-    """What a command says; it must succeed."""
+    """Run a command and return its output; it must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
@@ -29,13 +29,13 @@ def run(*command: str) -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """A network namespace with a name, or with an empty one the namespace that we are in."""
+    """A named network namespace; the empty name is the caller's namespace."""
 
     name: str
 
     @property
     def prefix(self) -> list[str]:
-        """What goes before a command that is to run there."""
+        """The prefix of a command that runs there."""
         return ["ip", "netns", "exec", self.name] if self.name else []
 
     @property
@@ -44,14 +44,14 @@ class Host:
         return f"/run/netns/{self.name}" if self.name else "/proc/self/ns/net"
 
     def run(self, *command: str) -> str:
-        """What a command says there; it must succeed."""
+        """Run a command there and return its output; it must succeed."""
         return run(*self.prefix, *command)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Be on this host, with the calling thread and all that it starts meanwhile.
+        """Move the calling thread, and all that it starts meanwhile, to this host.
 
-        ``ip netns exec`` brings a mount namespace as well, which would have to be dumped too.
+        ``ip netns exec`` also makes a mount namespace, which a dump would have to include.
         """
         with open("/proc/thread-self/ns/net") as ours, open(self.path) as theirs:
             _move_to(theirs)
@@ -68,18 +68,18 @@ def _move_to(namespace: TextIO) -> None:
 
 OURS = Host("")
 NAMES = "/run/netns"
-"""Where ip keeps the names of network namespaces."""
+"""The directory of ip's named network namespaces."""
 
 
 def _end_all_in(name: str) -> None:
-    """End what still runs in a namespace: it would outlive its name."""
+    """End the processes in a namespace, which would outlive its name."""
     for pid in map(int, run("ip", "netns", "pids", name).split()):
         kill(pid)
 
 
 @contextlib.contextmanager
 def host() -> Iterator[Host]:
-    """A host of its own, with nothing but a loopback; all that runs on it ends with it."""
+    """A new host with only a loopback; its processes end with the context."""
     if shutil.which("ip") is None:
         pytest.skip("no ip command (iproute2) is installed")
     made = Host(f"pn{RUN}-{next(_numbers)}")
@@ -92,12 +92,12 @@ def host() -> Iterator[Host]:
         _end_all_in(made.name)
         run("ip", "netns", "del", made.name)
         if not was_mounted and not os.listdir(NAMES):
-            run("umount", NAMES)  # ip has made it a mount for the first name
+            run("umount", NAMES)  # ip has made it a mount point for the first name
 
 
 @contextlib.contextmanager
 def cable(one: Host, other: Host) -> Iterator[tuple[str, str]]:
-    """Join two hosts by a veth pair; the addresses of its ends, in a network of their own."""
+    """Join two hosts by a veth pair; returns the addresses of its ends, in a new network."""
     number = (os.getpid() * 8 + next(_numbers)) % 2**15
     base = f"198.{18 + number // 2**14}.{number // 64 % 256}."
     ends = [

@@ -1,9 +1,9 @@
 """Pipes of the size that CRIU needs to serve pages without CAP_SYS_RESOURCE: fs.pipe-max-size.
 
-The setting is the machine's, and other runs of these tests may need it at the same time. Whoever
-needs it holds a shared lock meanwhile, and a run that has raised it sets it back under an exclusive
-one. What is locked is the user namespace, the same file for all who can write the setting, whatever
-their other namespaces are.
+The setting is the machine's, and several runs may need it at the same time. A run holds a shared
+lock while it needs the setting, and restores a raised setting under an exclusive lock. The lock is
+on the file of the user namespace, which is the same for all processes that can write the setting,
+in whatever other namespaces they are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ NEEDED = 2**22
 CAP_SYS_RESOURCE = 24
 
 _before: str | None = None
-"""The setting that this run has found and raised."""
+"""The original value of the setting, if this run has raised it."""
 
 
 def why_not() -> str:
-    """Why there can be no such pipes here, or an empty string."""
+    """The reason why such pipes are impossible here, or an empty string."""
     status = Path("/proc/self/status").read_text()
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     size = SETTING.read_text()
@@ -47,7 +47,7 @@ def _locked(how: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def allowed() -> Iterator[None]:
-    """They can be made while the context lasts."""
+    """Allow such pipes while the context lasts."""
     global _before
     with _locked(fcntl.LOCK_SH):
         result = SETTING.read_text()
@@ -58,7 +58,7 @@ def allowed() -> Iterator[None]:
 
 
 def restore_setting() -> None:
-    """Set back what this run has raised, when nobody needs it."""
+    """Restore the setting if this run has raised it and no run needs it."""
     if _before is not None:
         with _locked(fcntl.LOCK_EX):
             SETTING.write_text(_before)

@@ -1,4 +1,4 @@
-"""What a test could leave behind, as a snapshot to compare."""
+"""Snapshots of everything that a test could leave behind."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def _descriptors() -> frozenset[str]:
         try:
             result.append(f"{entry} -> {os.readlink(f'/proc/self/fd/{entry}')}")
         except FileNotFoundError:
-            continue  # the one that lists this directory
+            continue  # the descriptor that lists this directory
     return frozenset(result)
 
 
 def _mounts() -> frozenset[str]:
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     result = frozenset(" ".join(line.split()[3:5]) for line in lines)
-    # The first `ip netns add` of a machine's life makes this one, and leaves it.
+    # The first `ip netns add` after boot makes this one and keeps it.
     return frozenset(mount for mount in result if not mount.endswith(" /run/netns"))
 
 
 RUN = os.urandom(3).hex()
-"""In the names of all that this run makes where other programs can see it: theirs come and go."""
+"""Part of the name of every object that other programs can see, to tell it from theirs."""
 
 
 def _cgroups() -> frozenset[str]:
@@ -44,12 +44,12 @@ def _names(directory: str) -> frozenset[str]:
 
 
 def links() -> frozenset[str]:
-    """The network links of our network namespace."""
+    """The links of this network namespace."""
     return frozenset(name for _, name in socket.if_nameindex())
 
 
 def _locks() -> frozenset[str]:
-    """CRIU's network locks in our network namespace."""
+    """CRIU's network locks in this network namespace."""
     try:
         listing = ["nft", "list", "tables"]
         message = subprocess.run(listing, capture_output=True, text=True, check=False)
@@ -63,7 +63,7 @@ SETS = ("children", "descriptors", "mounts", "cgroups", "namespaces", "links", "
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is there now."""
+    """The objects that exist at one time."""
 
     children: frozenset[int]
     descriptors: frozenset[str]
@@ -76,7 +76,7 @@ class Snapshot:
 
     @classmethod
     def take(cls) -> Snapshot:
-        """Look around."""
+        """Take a snapshot."""
         return cls(
             children=frozenset(children()),
             descriptors=_descriptors(),
@@ -89,7 +89,7 @@ class Snapshot:
         )
 
     def grown_since(self, before: Snapshot) -> dict[str, object]:
-        """What is there that was not there before."""
+        """The objects that are not in an earlier snapshot."""
         grown: dict[str, object] = {}
         for name in SETS:
             more = getattr(self, name) - getattr(before, name)

@@ -1,4 +1,4 @@
-"""A source and a destination for migrations: hosts of their own, and a process to move."""
+"""Source and destination of migrations: hosts of their own and a process to migrate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCE_TREE = Path(__file__).parents[3]
 
 @dataclass
 class Destination:
-    """``arrive.py`` on another host: network, pid and mount namespaces of its own."""
+    """``destination.py`` on another host: network, pid and mount namespaces of its own."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -34,7 +34,7 @@ class Destination:
     heard: list[dict[str, Any]] = field(default_factory=list)
 
     def next(self) -> dict[str, Any]:
-        """The next thing that it says."""
+        """Its next report."""
         assert self.process.stdout is not None
         poll = select.poll()
         poll.register(self.process.stdout, select.POLLIN)
@@ -46,7 +46,7 @@ class Destination:
         return message
 
     def until(self, *names: str) -> dict[str, Any]:
-        """What it says that has one of these names."""
+        """Its first report with one of these keys."""
         while True:
             message = self.next()
             if any(name in message for name in names):
@@ -54,17 +54,17 @@ class Destination:
 
     @property
     def place(self) -> tuple[str, int]:
-        """Where it listens."""
+        """Its address and port."""
         return self.address, next(message["port"] for message in self.heard if "port" in message)
 
     @property
     def init(self) -> int:
-        """Its first process, which is the pid namespace's, by our number."""
+        """The pid, in the caller's namespace, of the first process of its pid namespace."""
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return int(path.read_text())
 
     def pids(self) -> dict[int, str]:
-        """The processes in its pid namespace that are no zombies: our number, command."""
+        """The processes in its pid namespace that are no zombies: pid for the caller, command."""
         expected = os.readlink(f"/proc/{self.process.pid}/ns/pid_for_children")
         result = {}
         for entry in Path("/proc").glob("[0-9]*"):
@@ -74,21 +74,21 @@ class Destination:
         return result
 
     def go_on(self) -> None:
-        """It waits no longer."""
+        """End its wait."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
 
     def is_clean(self) -> bool:
-        """Whether nothing runs there but itself and its parent, and its files are gone."""
+        """Whether only it and its parent run there, and its files are removed."""
         ours = {self.init, *self._children(self.init)}
         return set(self.pids()) <= ours and not os.listdir(self.temporary)
 
     def _children(self, pid: int) -> list[int]:
-        """Who of its children is ``arrive.py``, not a process that was restored or its guard."""
+        """Its children that run ``destination.py``: no restored process and no watchdog."""
         result = []
         for one in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 if (
                     b"tests.integration.programs.destination"
                     in Path(f"/proc/{one}/cmdline").read_bytes()
@@ -98,11 +98,11 @@ class Destination:
 
     @property
     def pid(self) -> int:
-        """The process that calls ``migrate_in``, by our number."""
+        """The caller's pid of the process that runs ``migrate_in``."""
         return self._children(self.init)[0]
 
     def inside(self, pid: int) -> int:
-        """Our number of a process that has this one there."""
+        """The caller's pid of a process with this pid there."""
         for one in self.pids():
             with contextlib.suppress(OSError):
                 text = Path(f"/proc/{one}/status").read_text()
@@ -115,7 +115,7 @@ class Destination:
 def destination(
     there: Host, address: str, directory: Path, opts: dict[str, Any] | None = None, **given: Any
 ) -> Iterator[Destination]:
-    """Start one; it listens when this is entered."""
+    """Start a destination; it listens when the context is entered."""
     temporary = directory / "there"
     temporary.mkdir()
     response = {"opts": opts or {}, "listen": address, "temporary": str(temporary), **given}
@@ -157,7 +157,7 @@ def destination(
 
 @contextlib.contextmanager
 def shaped(address: str, rate: str) -> Iterator[None]:
-    """What we send to an address passes at this rate only, so that pages take their time."""
+    """Limit the rate of data to an address, so that pages take time."""
     words = run("ip", "-o", "route", "get", address).split()
     device = words[words.index("dev") + 1]
     shape = ["rate", rate, "burst", "256kb", "latency", "400ms"]
@@ -169,7 +169,7 @@ def shaped(address: str, rate: str) -> Iterator[None]:
 
 
 class Leaving:
-    """A ``migrate_out`` on a thread of its own."""
+    """A ``migrate_out`` in a thread of its own."""
 
     def __init__(self, target: Target, there: Destination, **given: Any) -> None:
         self.error: BaseException | None = None
@@ -186,23 +186,23 @@ class Leaving:
 
     @property
     def under_way(self) -> bool:
-        """Whether it is not over yet."""
+        """Whether it still runs."""
         return self._thread.is_alive()
 
     def join(self) -> BaseException | None:
-        """Its error, once it is over."""
+        """Wait for its end and return its error."""
         self._thread.join()
         return self.error
 
 
 def far_pid() -> None:
-    """Have the next process get a pid that is free in a young pid namespace as well."""
+    """Give the next process a pid that is also free in a new pid namespace."""
     Path("/proc/sys/kernel/ns_last_pid").write_text("20000")
 
 
 @contextlib.contextmanager
 def reaped(target: Target) -> Iterator[None]:
-    """Reap the target as soon as it is gone, as a parent that does its duty."""
+    """Reap the target as soon as it ends, as a parent has to."""
     thread = threading.Thread(target=target.process.wait)
     thread.start()
     yield

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def tmpfs(where: Path, size: str = "16m") -> Iterator[Path]:
-    """A file system of its own, mounted while the context lasts."""
+    """A tmpfs, mounted while the context lasts."""
     where.mkdir(parents=True, exist_ok=True)
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", where], check=True
@@ -22,10 +22,10 @@ def tmpfs(where: Path, size: str = "16m") -> Iterator[Path]:
 
 
 def make_read_only(where: Path) -> None:
-    """From now on nothing can be written to this mounted file system."""
+    """Make a mounted file system read-only."""
     subprocess.run(["mount", "-o", "remount,ro", where], check=True)
 
 
 def make_writable(where: Path) -> None:
-    """It takes changes again."""
+    """Make it writable again."""
     subprocess.run(["mount", "-o", "remount,rw", where], check=True)

@@ -1,7 +1,7 @@
-"""What programs ported from C need: they call libcriu's own functions through ``lib``.
+"""Support for programs ported from C, which call libcriu's functions through ``lib``.
 
-Each runs in a process of its own: libcriu forks its caller, keeps statics, and hooks and the
-global options are one set for a process.
+Each runs in a process of its own: libcriu forks its caller, has static state, and has one set of
+hooks and global options for each process.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def words(program: str, *arguments: object) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """What it needs to find this module."""
+    """The environment in which it finds this module."""
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(program: str, *arguments: object) -> list[Any]:
-    """Run a program, which ends with ``tell``; what it told."""
+    """Run a program that ends with ``tell``, and return its report."""
     ended = subprocess.run(
         words(program, *arguments),
         stdin=subprocess.DEVNULL,
@@ -54,12 +54,12 @@ def run(program: str, *arguments: object) -> list[Any]:
 
 
 def tell(*values: object) -> None:
-    """Tell the test."""
+    """Send a report to the test."""
     print(json.dumps(values))
 
 
 def begin(images: str | None = None, pid: int | str | None = None, log: str | None = None) -> None:
-    """The global options anew, and what every call needs."""
+    """Initialize the global options, with what every call needs."""
     assert lib.criu_init_opts() == 0
     assert lib.criu_set_service_binary(os.fsencode(Worker().name())) == 0
     if images is not None:
@@ -72,9 +72,9 @@ def begin(images: str | None = None, pid: int | str | None = None, log: str | No
 
 
 def scripted(*answers: str) -> tuple[int, Any]:
-    """A descriptor for ``criu_set_service_fd`` whose CRIU has answered already, in hexadecimal.
+    """A descriptor for ``criu_set_service_fd`` with prepared responses, given in hexadecimal.
 
-    And what returns the types of the requests that it was sent.
+    The second value returns the types of the received requests.
     """
     import socket
 
@@ -89,7 +89,7 @@ def scripted(*answers: str) -> tuple[int, Any]:
             try:
                 message = ours.recv(65536)
             except ConnectionResetError:
-                continue  # an answer was not read; the requests still are here
+                continue  # a response was not read; the requests are still there
             except BlockingIOError:
                 return result
             if not message:

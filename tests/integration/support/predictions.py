@@ -1,6 +1,6 @@
-"""How often preflight was right: what it said of a situation, and what CRIU then did.
+"""Compares preflight's predictions with what CRIU then did.
 
-Test modules enter their situations here; ``test_preflight.py`` looks at the share at the end.
+Test modules record situations here; ``test_preflight.py`` checks the share of correct predictions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .failing_calls import Site
 
 @dataclass(frozen=True)
 class Situation:
-    """A situation, what was said of it, and what CRIU did."""
+    """A situation, its prediction, and CRIU's result."""
 
     said: Verdict
     did: Verdict
@@ -26,16 +26,16 @@ class Situation:
 
 
 ledger: dict[str, Situation] = {}
-"""All situations of this run of the tests, by name."""
+"""All situations of this test run, by name."""
 
 MISSED = {
     "udp_that_is_corked": "only the process itself can see that a socket holds back data",
 }
-"""Situations that preflight cannot tell, and why: docs/preflight.md has the same list."""
+"""Situations that preflight cannot predict, and why: docs/preflight.md has the same list."""
 
 
 def enter(name: str, said: Verdict, did: Verdict) -> None:
-    """Remember a situation; it must be right, or among those that cannot be."""
+    """Record a situation; the prediction must be right or listed as impossible."""
     ledger[name] = Situation(said, did)
     if name in MISSED:
         assert said is not did, f"{name} is foretold by now: take it out of MISSED"
@@ -44,17 +44,17 @@ def enter(name: str, said: Verdict, did: Verdict) -> None:
 
 
 def compare(name: str, foretold: Preflight, site: Site) -> None:
-    """Enter a situation whose dump has failed; whether it works with preflight's options."""
+    """Record a situation whose dump has failed, and whether preflight's options cure it."""
     did = Verdict.FAILS
     if foretold.verdict is Verdict.NEEDS_OPTIONS and works(foretold.pid, foretold.opts, site.via):
         did = Verdict.NEEDS_OPTIONS
     elif isinstance(site.cure, Mapping) and not set(site.cure) & set(site.options):
-        did = Verdict.NEEDS_OPTIONS  # an option does cure it
+        did = Verdict.NEEDS_OPTIONS  # an option cures it
     enter(name, foretold.verdict, did)
 
 
 def works(pid: int, opts: CriuOpts, via: Worker | None = None) -> bool:
-    """Whether CRIU dumps the process with these options; it runs on."""
+    """Whether CRIU dumps the process with these options; the process continues."""
     try:
         dump(pid, replace(opts, leave_running=True), via=via)
     except CriuError:

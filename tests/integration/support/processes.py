@@ -1,4 +1,4 @@
-"""Starting processes to checkpoint, asking them, and ending them by pid."""
+"""Processes to checkpoint: starts them, sends them questions, ends them by pid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 TARGET = Path(__file__).parents[1] / "programs" / "target.py"
 PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
-"""Seconds after which something that should come does not come: generous, decides no test."""
+"""Seconds after which a wait fails: generous, so that load decides no test."""
 
 _numbers = itertools.count()
 
@@ -50,7 +50,7 @@ def is_alive(pid: int) -> bool:
 
 
 def kill(pid: int) -> None:
-    """End a process, whoever's child it is, and wait until it is gone."""
+    """Kill a process, child or not, and wait for its end."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
@@ -61,25 +61,25 @@ def kill(pid: int) -> None:
 def adopt_orphans(yes: bool) -> None:
     """Become the parent of processes that lose theirs (PR_SET_CHILD_SUBREAPER), or stop that.
 
-    A restored process is nobody's child, and so becomes ours; a machine whose init reaps
-    slowly need not be waited for.
+    A restored process is an orphan and so becomes a child of this process; tests need not wait
+    for an init that reaps slowly.
     """
     if ctypes.CDLL(None, use_errno=True).prctl(36, int(yes), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
 
 
 _not_ours_to_reap: set[int] = set()
-"""The children that there were before the test: what the run needs for longer lives on."""
+"""The children from before the test, which the run still needs."""
 
 
 def remember_children() -> None:
-    """From here on, ``reap_all`` means the children that come."""
+    """Exclude the present children from ``reap_all``."""
     _not_ours_to_reap.clear()
     _not_ours_to_reap.update(children())
 
 
 def children() -> set[int]:
-    """Our children, zombies included."""
+    """The children of this process, zombies included."""
     result: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -88,7 +88,7 @@ def children() -> set[int]:
 
 
 def reap_all() -> None:
-    """Wait for the end of the children that have come in this test, and collect them."""
+    """Wait for the end of the children started in this test, and reap them."""
     while remaining := children() - _not_ours_to_reap:
         for pid in remaining:
             with contextlib.suppress(ChildProcessError):
@@ -105,7 +105,7 @@ class Target:
     tree: list[int] = field(default_factory=list)
 
     def put(self, question: str, *arguments: object) -> Path:
-        """Ask, and do not wait: the file that the answer will be."""
+        """Send a question without waiting; returns the file that will hold the answer."""
         number = next(_numbers)
         partial = self.directory / "question.partial"
         partial.write_text(json.dumps([number, question, *arguments]))
@@ -113,7 +113,7 @@ class Target:
         return self.directory / f"answer-{number}"
 
     def ask(self, question: str, *arguments: object) -> Any:
-        """What the process answers; it must run."""
+        """Send a question and return the answer; the process must run."""
         answer = self.put(question, *arguments)
         eventually(answer.exists, f"an answer of {self.pid} to {question!r}")
         good, value = json.loads(answer.read_text())
@@ -122,11 +122,11 @@ class Target:
         return value
 
     def reap(self) -> int:
-        """Collect it after its end (a dump, for one), as its parent must."""
+        """Reap it after its end, for example after a dump; returns its status."""
         return self.process.wait(PATIENCE)
 
     def until_free(self) -> None:
-        """Wait until its pid is free: what a failed restore made is a zombie until it is reaped."""
+        """Wait until its pid is free: a failed restore leaves a zombie until it is reaped."""
         eventually(lambda: not state(self.pid), f"the end of what was to be {self.pid}")
 
     def runs_on(self) -> bool:

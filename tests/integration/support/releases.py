@@ -1,7 +1,7 @@
-"""What an older CRIU cannot do: tests of it are skipped there, with the reason.
+"""Skips tests of features that the installed CRIU is too old for, with the reason.
 
 Where the library itself refuses, no mark is needed: a test that ends in its refusal
-("needs CRIU 3.18") is skipped with those words, if this CRIU or libcriu is older than that.
+("needs CRIU 3.18") is skipped with that message, if this CRIU or libcriu is older.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def has(release: str) -> bool:
 
 
 def required(release: str, what: str) -> None:
-    """Skip the test where CRIU is older than the release that brought this."""
+    """Skip the test where CRIU is older than this release."""
     if not has(release):
         pytest.skip(f"CRIU {_here('CRIU')} does not have what came with {release}: {what}")
 
 
 def refused_for_age(error: UnsupportedError) -> str:
-    """What this CRIU is too old for, in the library's words; empty if it is for nothing."""
+    """The library's message if this CRIU is too old, else an empty string."""
     result = []
     for problem in error.problems:
         needed = re.match(r"needs (CRIU|libcriu) ([\d.]+);", problem.rule)

@@ -1,8 +1,7 @@
-"""Another machine, as far as a process can tell: a restore beside the running original.
+"""A restore beside the running original, in namespaces that stand for another machine.
 
-A process comes back under its own pid. Where that pid is taken, a pid namespace of its own has
-it free; a mount namespace of its own then lets the copy find its own files under the names
-that the original uses.
+A process is restored under its pid. Where that pid is in use, a new pid namespace has it free;
+a new mount namespace has the copy's files under the paths of the original.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _FIRST = textwrap.dedent("""
 
 @contextlib.contextmanager
 def elsewhere(original: Target, copy: Path, **options: Any) -> Iterator[Target]:
-    """The process of these images, in new pid and mount namespaces that end with the context.
+    """Restore the images in new pid and mount namespaces, which end with the context.
 
     It runs on ``copy``, a copy of the original's directory; ``options`` are the restore's.
     """
@@ -57,7 +56,7 @@ def elsewhere(original: Target, copy: Path, **options: Any) -> Iterator[Target]:
         yield Target(original.pid, copy, process)
     finally:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        # With its first process a pid namespace loses all others.
+        # When its first process ends, the kernel kills all others of a pid namespace.
         for pid in children.read_text().split() if children.exists() else []:
             kill(int(pid))
         process.wait()

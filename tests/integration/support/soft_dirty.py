@@ -1,9 +1,9 @@
-"""A process that keeps changing its memory, for tests of pre-copy."""
+"""A process that changes its memory continuously, for tests of pre-copy."""
 
 from __future__ import annotations
 
 PAGES, BUSY = 4096, 64
-"""All pages of ``WRITER``, and those that it keeps writing."""
+"""The number of pages of ``WRITER``, and of those that it writes."""
 
 WRITER = f"""
     import hashlib, mmap, os, struct, threading
@@ -45,4 +45,4 @@ WRITER = f"""
     threading.Thread(target=keep_writing, daemon=True).start()
     serve(touch=touch, wrong=wrong, writes=writes)
 """
-"""A process with a pattern in each page that it can check, which keeps writing some of them."""
+"""A process with a pattern in each page, which writes some pages and can check all."""

@@ -1,4 +1,4 @@
-"""A TCP connection in mid-stream, which tells of every byte that is lost or doubled."""
+"""A TCP connection with data in flight that detects each lost or duplicated byte."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ CLIENT = """
 
 @dataclass
 class Stream:
-    """A connection in mid-stream: both ends send, both have stopped reading for now."""
+    """A connection with data in flight: both ends send and have stopped reading."""
 
     server: Target
     client: Target
     home: Host
-    """Where the server is, and CRIU while it saves one connection at a time."""
+    """The host of the server, and of CRIU when it dumps one connection at a time."""
 
     def goes_on(self) -> None:
-        """Both read to the end, and what each has sent is what the other has got."""
+        """Both read to the end; each received exactly what the other sent."""
         self.client.ask("let")
         self.server.ask("let")
         ends = self.client, self.server
@@ -114,7 +114,7 @@ class Stream:
 
 
 def queues_are_full(end: Target) -> None:
-    """Wait until more than a megabyte waits to be sent, and half of one to be read."""
+    """Wait until more than 1 MB is queued for sending, and 0.5 MB for reading."""
 
     def full() -> bool:
         status = end.ask("status")
@@ -124,7 +124,7 @@ def queues_are_full(end: Target) -> None:
 
 
 def start_stream(hosts: tuple[Host, Host, str], spawn: Spawn) -> Stream:
-    """A stream between two hosts with more than a megabyte in the queues of either direction.
+    """A stream between two hosts with more than 1 MB queued in each direction.
 
     ``hosts``: the server's, the client's, and the server's address.
     """
@@ -140,7 +140,7 @@ def start_stream(hosts: tuple[Host, Host, str], spawn: Spawn) -> Stream:
 
 
 def locks(home: Host) -> tuple[bool, bool]:
-    """Whether CRIU has locked something on a host with nftables, and with iptables."""
+    """Whether CRIU's locks exist on a host, in nftables and in iptables."""
     tables = home.run("nft", "list", "ruleset")
     return "inet CRIU-" in tables, "table ip filter" in tables and "drop" in tables.lower()
 

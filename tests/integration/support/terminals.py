@@ -1,7 +1,7 @@
 """Terminals whose master end the test holds, and sessions on them.
 
 A :class:`Terminal` is what a terminal emulator or an SSH server is: it types, and reads what
-is shown. A :class:`Session` is what a login shell is (``leader.py``): its job's parent, and
+is shown. A :class:`Session` is what a login shell is (``session_leader.py``): its job's parent, and
 the owner of the controlling terminal.
 """
 
@@ -27,12 +27,12 @@ LEADER = Path(__file__).parents[1] / "programs" / "session_leader.py"
 
 
 class Terminal:
-    """The master end of a pty, from the side of the person who types."""
+    """The master end of a pty, as a terminal emulator uses it."""
 
     def __init__(self, master: int) -> None:
         self.master = master
         self.shown = ""
-        """All that it has shown since something was typed."""
+        """The output since the last input."""
 
     def type(self, text: str) -> None:
         """Press keys."""
@@ -57,7 +57,7 @@ class Terminal:
 
 
 class Session:
-    """A session that ``leader.py`` leads on a terminal."""
+    """A session on a terminal, led by ``session_leader.py``."""
 
     def __init__(self, terminal: Terminal, slave: int, process: subprocess.Popen[bytes]) -> None:
         self.terminal = terminal
@@ -65,11 +65,11 @@ class Session:
         self.tty = os.ttyname(slave)
         """The path of the terminal."""
         self.job = 0
-        """The pid of the leader's job, once the leader has told it."""
+        """The pid of the leader's job, once the leader has reported it."""
         self._process = process
 
     def told(self) -> dict[str, Any]:
-        """What the leader tells next: ``pid``; ``status``; or ``error`` and ``message``."""
+        """The leader's next report: ``pid``; ``status``; or ``error`` and ``message``."""
         assert self._process.stderr is not None
         told: dict[str, Any] = json.loads(self._process.stderr.readline())
         self.job = told.get("pid", self.job)

@@ -1,4 +1,4 @@
-"""The CRIU workers of our calls, as a test finds them to do them harm."""
+"""Finds the CRIU workers of this process, so that a test can kill or stop them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from .processes import children
 
 
 def workers() -> list[int]:
-    """Our children that are CRIU and take requests."""
+    """The children that are CRIU workers."""
     result = []
     for pid in children():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # It begins as "criu swrk", and gives itself a title like "criu: dump --rpc".
+            # Its title is "criu swrk" at first and then, for example, "criu: dump --rpc".
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"\0swrk\0" in words or b" --rpc" in words:
                 result.append(pid)
@@ -21,6 +21,6 @@ def workers() -> list[int]:
 
 
 def the_worker() -> int:
-    """The one that there is."""
+    """The only worker."""
     [worker] = workers()
     return worker

@@ -1,4 +1,4 @@
-"""Processes with a bit of everything, and the images of them: what tests of images look at."""
+"""Images of processes with many kinds of objects, for tests that read images."""
 
 from __future__ import annotations
 
@@ -170,18 +170,18 @@ INSIDE = """
 
 @dataclass
 class Zoo:
-    """Images of the menagerie, and what it told of itself."""
+    """Images of the process, and its own report of its state."""
 
     images: Path
     pid: int
     facts: dict[str, Any]
     changed: Path
-    """The images of the same process, after it had changed this and that."""
+    """Later images of the same process, with changes."""
     home: Path
 
 
 def menagerie(directory: Path) -> Zoo:
-    """Start it, dump it, have it change, dump it again, end it."""
+    """Start the process, dump it, change it, dump it again, end it."""
     target = start(directory / "target", MENAGERIE)
     try:
         facts = target.ask("facts")
@@ -202,7 +202,7 @@ def menagerie(directory: Path) -> Zoo:
 
 @contextmanager
 def contained(directory: Path) -> Iterator[tuple[Path, int]]:
-    """Images of a container, and where its segment was."""
+    """Images of a container, and the address of its segment."""
     with container(directory / "box", INSIDE, mounts={"/scratch": "tmpfs"}) as box:
         at = box.ask("at")
         opts = CriuOpts(

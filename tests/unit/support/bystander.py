@@ -1,4 +1,4 @@
-"""A process that tests name: a dump refuses the ancestors of its caller."""
+"""A process whose pid tests pass to a dump: a dump refuses the caller's ancestors and pid 1."""
 
 from __future__ import annotations
 
@@ -21,4 +21,4 @@ def _end() -> None:
 atexit.register(_end)
 
 PID = _process.pid
-"""Its pid."""
+"""Pid of the process, which sleeps until the tests end."""

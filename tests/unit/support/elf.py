@@ -1,4 +1,4 @@
-"""The dynamic symbols of a shared library, read from the file itself: the judge of ``lib``."""
+"""The dynamic symbols of a shared library, read from its file: the reference for ``lib``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def exported_functions(path: Path) -> set[str]:
 
 
 def interface(path: Path) -> set[str]:
-    """libcriu's own functions among them: not those of protobuf-c, which have a double bar."""
+    """libcriu's own functions: those of protobuf-c have a double underscore."""
     return {
         name for name in exported_functions(path) if name.startswith("criu_") and "__" not in name
     }

@@ -1,8 +1,8 @@
-"""What a request must say, worked out from the options by hand: no code of the table's kinds.
+"""The expected request of options, computed without the code of the table's kinds.
 
-``test_table.py`` holds the table's wire names against ``rpc.proto``; the values' forms are
-written out here once more, so that a mistake in ``options/value_types.py`` or ``options/values.py``
-shows.
+``test_table.py`` compares the table's wire names with ``rpc.proto``. The encoding of values is
+implemented here a second time, to find mistakes in ``options/value_types.py`` and
+``options/values.py``.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ LOG = {
     Verb.CPUINFO_CHECK: "cpuinfo-check.log",
     Verb.CHECK: "check.log",
 }
-"""Each verb's log, unless the options name one."""
+"""The default log file of each verb."""
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
-"""The verbs that ask for notifications."""
+"""The verbs that request notifications."""
 
 
 def message(
     opts: CriuOpts, verb: Verb, pid: int | None = None, *, sibling: bool = False
 ) -> dict[str, WireValue]:
-    """The ``criu_opts`` message; a directory given by path is left as that path."""
+    """The ``criu_opts`` message; a directory given by path stays a path."""
     result: dict[str, WireValue] = {"images_dir_fd": -1}
     for row, value in opts.items():
         if row.wire is None or value == ():
@@ -64,7 +64,7 @@ def message(
     if opts.log_file is None and not opts.log_to_stderr:
         result["log_file"] = LOG[verb]
     if verb in HEARD and not (verb in (Verb.DUMP, Verb.PRE_DUMP) and pid is None):
-        result["notify_scripts"] = True  # who dumps itself is frozen and cannot answer
+        result["notify_scripts"] = True  # the caller is frozen and cannot run a hook
     if pid is not None:
         result["pid"] = pid
     if sibling:
@@ -75,7 +75,7 @@ def message(
 
 
 def serves_lazily(opts: CriuOpts, verb: Verb) -> bool:
-    """Whether the address to serve on goes into a configuration file as well."""
+    """Whether the address of the page server goes into a configuration file too."""
     return verb is Verb.DUMP and bool(opts.lazy_pages) and opts.page_server is not None
 
 

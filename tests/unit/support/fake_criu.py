@@ -1,11 +1,11 @@
-"""A program that stands for ``criu``: started as ``PROGRAM swrk FD``, it plays a script.
+"""A replacement of ``criu``: started as ``PROGRAM swrk FD``, it runs a script.
 
 The script is ``PROGRAM.json``, a list of steps: ``["send", HEX]``, ``["send-with-fd", HEX]``,
 ``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["stop"]``,
 ``["touch", PATH]``, ``["sleep", SECONDS]``, ``["fork-and-hold"]``,
 ``["fork-and-finish", PATH]``, ``["fork-and-stop", PATH]``, ``["wait-for-child"]``.
-What it receives goes to ``PROGRAM.heard``, one line of hexadecimals each. Standard library only:
-it runs without the environment of the tests.
+Received messages go to ``PROGRAM.heard``, one hexadecimal line each. The program uses only the
+standard library, because it runs without the environment of the tests.
 """
 
 import array
@@ -21,7 +21,7 @@ LARGEST = 8 * 2**20
 
 
 def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
-    """Do what the script says."""
+    """Run the script."""
     for step, *arguments in steps:
         match step:
             case "send":
@@ -49,12 +49,12 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
             case "stop":
                 os.kill(os.getpid(), signal.SIGSTOP)
             case "fork-and-hold":
-                # A child in our process group that keeps the socket open when we are gone.
+                # A child in this process group that keeps the socket open after its parent's end.
                 if os.fork() == 0:
                     while True:
                         time.sleep(60)
             case "fork-and-finish" | "fork-and-stop":
-                # A child that does the work, as that of a pre-dump does.
+                # A child that does the work, as in a pre-dump.
                 if os.fork() == 0:
                     if step == "fork-and-stop":
                         os.kill(os.getpid(), signal.SIGSTOP)
@@ -66,7 +66,7 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
 
 
 if __name__ == "__main__":
-    # A call that is broken off limits the files of its worker, if that ignores SIGXFSZ.
+    # An interrupted call sets the worker's file size limit if the worker ignores SIGXFSZ.
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     with open(sys.argv[0] + ".json") as script:

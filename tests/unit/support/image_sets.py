@@ -1,4 +1,4 @@
-"""Image sets made by hand, without a CRIU: small, and with just what a test is about."""
+"""Small image sets, written without CRIU, with only the content that a test needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARENT, LAZY, PRESENT = 1, 2, 4
 
 
 def write(directory: Path, name: str, magic: str, *entries: Mapping[str, Any]) -> None:
-    """One image file."""
+    """Write one image file."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / name).write_bytes(encode({"magic": magic, "entries": [*map(dict, entries)]}))
 
@@ -30,7 +30,7 @@ def image_set(
     size: int = 16,
     old: bool = False,
 ) -> Path:
-    """A process with one anonymous mapping of so many pages.
+    """Write the images of a process with one anonymous mapping.
 
     ``runs`` are page number, count and flags; ``old`` writes them as CRIU before 4.2 did.
     """
@@ -88,5 +88,5 @@ def image_set(
 
 
 def page(letter: str) -> bytes:
-    """A page full of it."""
+    """A page filled with one character."""
     return letter.encode() * PAGE

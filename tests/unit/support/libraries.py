@@ -1,15 +1,15 @@
-"""The releases of libcriu on this machine that the one built extension is tried with.
+"""The installed releases of libcriu with which the tests run the one built extension.
 
-A library is loaded once in a process, so each gets a process of its own (``peer.py``), which
-``LD_LIBRARY_PATH`` sends to it. Looked for, in this order:
+A process loads one library only, so each has a process of its own (``peer.py``), selected by
+``LD_LIBRARY_PATH``. The places, in this order:
 
 * the prefixes that ``PYCRIU_NATIVE_LIBCRIUS`` names, separated by colons,
-* the default prefix of ``tools/install-criu`` and what lies beside it
+* the default prefix of ``tools/install-criu`` and the prefixes beside it
   (``/opt/pycriu-native``, ``/opt/pycriu-native-*``),
 * the library that the extension finds by itself.
 
-A prefix holds ``lib/libcriu.so.2`` and ``include/criu/rpc.proto``. The first one of a release
-is taken; a release that is not here is skipped, and the run says so.
+A prefix holds ``lib/libcriu.so.2`` and ``include/criu/rpc.proto``. The first prefix of a release
+is used; tests of a release that is not installed are skipped with a reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 WANTED = {"3.17": "bookworm", "4.1": "trixie", "4.2": "forky", "4.3": "experimental"}
-"""The releases that must work, and the Debian suite that has each."""
+"""The supported releases, each with the Debian suite that has it."""
 
 _ASK = """
 from pycriu_native._native.ffi import LIBCRIU_VERSION
@@ -37,13 +37,13 @@ print(LIBCRIU_VERSION, maps[0])
 
 @dataclass(frozen=True)
 class Library:
-    """A libcriu, and what its release calls its wire format."""
+    """A libcriu and the ``rpc.proto`` of its release."""
 
     version: str
     path: Path
     """The ``libcriu.so.2`` that a process with ``environment`` loads."""
     include: Path
-    """Where ``criu/criu.h`` and ``criu/rpc.proto`` of this release are."""
+    """The include directory with ``criu/criu.h`` and ``criu/rpc.proto`` of this release."""
     environment: dict[str, str]
 
     @property
@@ -53,7 +53,7 @@ class Library:
 
 
 def environment(library_dir: Path | None = None) -> dict[str, str]:
-    """The environment of a Python that loads the libcriu of a directory."""
+    """The environment in which Python loads the libcriu of a directory."""
     found = {**os.environ, "PYTHONPATH": str(ROOT)}
     if library_dir is not None:
         found["LD_LIBRARY_PATH"] = str(library_dir)
@@ -71,7 +71,7 @@ def _look(library_dir: Path | None) -> Library | None:
     for include in (prefix / "include", prefix / "root/usr/include", Path("/usr/include")):
         if (include / "criu/rpc.proto").exists():
             return Library(version, Path(path).resolve(), include, chosen)
-    return None  # a library whose wire format is not installed cannot be judged
+    return None  # a library without its rpc.proto has no reference
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def _lack(release: str) -> str:
 
 
 def parameters() -> list[object]:
-    """Each wanted release and each found one as a parameter; what is not here is skipped."""
+    """Each supported and each installed release as a parameter; a missing one is skipped."""
     here = found()
     absent = [
         pytest.param(None, id=release, marks=pytest.mark.skip(reason=_lack(release)))
@@ -107,11 +107,11 @@ def parameters() -> list[object]:
 
 
 NEWEST = "4.3"
-"""The release that the table is whole for."""
+"""The release whose options the table lists completely."""
 
 
 def newest() -> Library:
-    """That release; the test is skipped where it is not."""
+    """That release; the test is skipped where it is not installed."""
     if NEWEST not in found():
         pytest.skip(_lack(NEWEST))
     return found()[NEWEST]

@@ -1,4 +1,4 @@
-"""What the runs of a page map are by protobuf's own reading: what ours in C is held against."""
+"""The runs of a page map, decoded by protobuf: the reference for the decoder in C."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Blocks = tuple[int, list[int]]
 
 
 def frame(payload: bytes) -> bytes:
-    """As it stands in an image."""
+    """A message in the framing of an image file."""
     return struct.pack("<I", len(payload)) + payload
 
 
 def by_protobuf(data: bytes) -> tuple[list[tuple[Run, Blocks | None]], int, bool]:
-    """The runs, the bytes that they took, and whether what comes next is bad."""
+    """The runs, their size in bytes, and whether the data after them is invalid."""
     result: list[tuple[Run, Blocks | None]] = []
     at = last = offset = 0
     while len(data) - at >= 4:
@@ -84,7 +84,7 @@ def _run(entry: Any, offset: int) -> tuple[Run | None, Blocks | None, int]:
 
 
 def check(data: bytes) -> Runs:
-    """Hold ours against protobuf's."""
+    """Compare the decoder in C with protobuf's."""
     expected, taken, bad = by_protobuf(data)
     runs = Runs()
     at, why = runs.take(data)
@@ -99,7 +99,7 @@ def check(data: bytes) -> Runs:
 
 
 def counted(runs: Runs, start: int, end: int) -> tuple[int, int, int]:
-    """The bytes in a range, one run after the other."""
+    """The bytes in a range, counted run by run."""
     sums = [0, 0, 0]
     for _, run in runs.between(start, end):
         sort = 0 if run[2] & PRESENT else 1 if run[2] & PARENT else 2 if run[2] & LAZY else None

@@ -1,7 +1,7 @@
-"""A Python process that has one libcriu loaded, and does as it is asked over a pipe.
+"""A Python process with one libcriu loaded, which runs functions on request over a pipe.
 
-Here: what the process can be asked (the functions), and ``Peer``, which starts it and asks.
-Questions, answers and exceptions are pickled.
+This file has the functions and ``Peer``, which starts the process and sends the requests.
+Requests, results and exceptions are pickled.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ from pycriu_native.testing import ScriptedCriu, directories_of, write_images
 
 from .libraries import ROOT, Library
 
-# ---- what is asked ----
+# ---- the functions ----
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What became of options in a handle of libcriu's."""
+    """The options as a libcriu handle encodes them."""
 
     request: bytes
-    """What would be sent."""
+    """The request that would be sent."""
     read: dict[str, WireValue]
-    """The options' message, read back through libcriu's descriptors."""
+    """The options' message, decoded with libcriu's descriptors."""
     directories: dict[str, str]
-    """Which directory each ``*_dir_fd`` of the request is."""
+    """The directory behind each ``*_dir_fd`` of the request."""
     keep: list[int]
     """Descriptors that CRIU inherits."""
 
@@ -60,10 +60,10 @@ def filled(
     shuffle: int = 0,
     turns: int = 1,
 ) -> Filled:
-    """Put options into a handle, unchecked, and make a request of it.
+    """Set options on a handle without checks, and encode a request.
 
-    ``shuffle``: in another order than the table's, which this number chooses. ``turns``: so many
-    times, and the last is what is returned; all but the first can build on the one before.
+    ``shuffle`` selects an order other than the table's. ``turns`` is the number of repetitions; the
+    last result is returned; all but the first can reuse the previous one.
     """
     asked = _in_another_order(opts, shuffle) if shuffle else opts
     for _ in range(turns - 1):
@@ -80,14 +80,14 @@ def filled(
 
 
 class _Memory(ctypes.Structure):
-    """What malloc says of itself (glibc's mallinfo2)."""
+    """The statistics of malloc (glibc's mallinfo2)."""
 
     _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
     _fields_: ClassVar = [(name, ctypes.c_size_t) for name in _names.split()]
 
 
 def leaked(opts: CriuOpts, verb: Verb, pid: int, times: int) -> int:
-    """Bytes of malloc's memory that so many handles have not given back."""
+    """Bytes of malloc's memory that this number of handles has not freed."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = _Memory
     taken = []
@@ -96,12 +96,12 @@ def leaked(opts: CriuOpts, verb: Verb, pid: int, times: int) -> int:
             filled(opts, verb, pid)
         gc.collect()
         taken.append(int(mallinfo2().uordblks))
-    # A leak is in every round; Python's own caches fill in some.
+    # A leak appears in every round; Python's caches grow in some rounds only.
     return min(after - before for before, after in itertools.pairwise(taken))
 
 
 def _in_another_order(opts: CriuOpts, shuffle: int) -> CriuOpts:
-    """The same options, which nobody has applied yet, and whose fields come otherwise."""
+    """An unused copy of the options with another order of fields."""
     again = replace(opts)
     items = list(again.items())
     random.Random(shuffle).shuffle(items)
@@ -111,7 +111,7 @@ def _in_another_order(opts: CriuOpts, shuffle: int) -> CriuOpts:
 
 @dataclass(frozen=True)
 class Called:
-    """What a whole call sent, and what came of it."""
+    """The request and the outcome of one call."""
 
     request: bytes
     directories: dict[str, str]
@@ -119,7 +119,7 @@ class Called:
 
 
 def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
-    """A call from end to end, checks included."""
+    """Run a complete call, checks included."""
     via = ScriptedCriu()
     directory = opts.images_directory
     if directory is not None:
@@ -131,7 +131,7 @@ def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
 
 
 def _furnish(directory: Any, verb: Verb) -> None:
-    """Images for a restore to find, and none for the others to abort_serving."""
+    """Write images for a restore; other verbs get an empty directory."""
     path = Path(directory if isinstance(directory, str) else f"/proc/self/fd/{directory}")
     for image in path.glob("*.img"):
         image.unlink()
@@ -140,17 +140,17 @@ def _furnish(directory: Any, verb: Verb) -> None:
 
 
 def _agree(notification: Notification) -> None:
-    """A hook, which some options need."""
+    """A hook that accepts everything, for options that need one."""
 
 
 def checked(opts: CriuOpts, verb: Verb, pid: int | None) -> None:
-    """The checks of a call alone."""
+    """Run only the checks of a call."""
     via = ScriptedCriu()
     requirements.check(Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree))
 
 
 def supported(opts: CriuOpts, program: str = "99.0") -> None:
-    """Refuse what the loaded libcriu, or a CRIU of the release ``program``, does not know."""
+    """Refuse options that the loaded libcriu, or a CRIU of the release ``program``, lacks."""
     result = list(requirements._by_library(opts))
     result += requirements._by_program(opts, ScriptedCriu(program))
     if result:
@@ -158,22 +158,22 @@ def supported(opts: CriuOpts, program: str = "99.0") -> None:
 
 
 def interface() -> tuple[dict[str, bool], list[str], list[str]]:
-    """What ``lib`` says: every function and whether it is there, what it misses, its names."""
+    """The functions of ``lib`` with their presence, its missing functions, its names."""
     return {name: lib.has(name) for name in functions()}, lib.missing(), dir(lib)
 
 
 def function(name: str) -> bool:
-    """Look a function up in ``lib``, and tell whether it can be called."""
+    """Look up a function in ``lib``; returns whether it can be called."""
     return callable(getattr(lib, name))
 
 
 def since(name: str) -> str:
-    """The release that brought a function."""
+    """The first release with a function."""
     return lib.since(name)
 
 
 def ported_c() -> tuple[int, dict[str, WireValue]]:
-    """A few lines as a C program has them, with the functions of ``lib`` alone."""
+    """The calls of a short C program, made only with functions of ``lib``."""
     handle = ffi.new("criu_opts **")
     status = lib.criu_local_init_opts(handle)
     lib.criu_local_set_leave_running(handle[0], True)
@@ -185,11 +185,11 @@ def ported_c() -> tuple[int, dict[str, WireValue]]:
     return status, message
 
 
-# ---- asking ----
+# ---- the process ----
 
 
 class Peer:
-    """The process that has a library loaded; ``ask`` runs one of the functions above in it."""
+    """The process with one library loaded; ``ask`` runs one of the functions above in it."""
 
     def __init__(self, library: Library, descriptors: Sequence[int] = ()) -> None:
         self.library = library
@@ -203,7 +203,7 @@ class Peer:
         )
 
     def ask(self, function: Any, *arguments: object, **named: object) -> Any:
-        """What the function returns there, or raise what it raises there."""
+        """Return the function's result, or raise its exception."""
         _put(self._process.stdin, (function.__name__, arguments, named))
         good, answer = _take(self._process.stdout)
         if not good:
@@ -211,7 +211,7 @@ class Peer:
         return answer
 
     def close(self) -> None:
-        """Let it end by itself, as its input does."""
+        """Close the process's input, at whose end it exits, and wait."""
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             stream.close()
@@ -232,11 +232,11 @@ def _take(stream: Any) -> Any:
 
 
 def _serve() -> None:
-    # What is sent does not depend on how large this machine's pipes may be.
+    # The request does not depend on this machine's maximum pipe size.
     requirements.PIPE_MAX_SIZE = os.devnull
     questions = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing that prints can disturb the answers
+    os.dup2(2, 1)  # printed text cannot get into the results
     with questions, answers:
         while True:
             try:
@@ -251,7 +251,7 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name, so that what it sends is unpickled as what the tests import.
+    # Imported by its own name, so that results unpickle as the classes that the tests import.
     from tests.unit.support import peer
 
     peer._serve()

@@ -1,8 +1,7 @@
-"""Google's protobuf runtime as an independent judge of what was sent.
+"""Google's protobuf runtime as an independent reference for sent messages.
 
-``protoc`` compiles the ``rpc.proto`` that a release installs; nothing of pycriu_native or
-libcriu takes part. Text is read as bytes, which on the wire is the same, because a path need
-not be UTF-8.
+``protoc`` compiles the ``rpc.proto`` of a release; neither pycriu_native nor libcriu is used.
+Strings are decoded as bytes, which have the same encoding, because a path need not be UTF-8.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .libraries import Library
 
 
 def compile_proto(proto: Path) -> descriptor_pb2.FileDescriptorProto:
-    """What protoc makes of a file."""
+    """The descriptors that protoc compiles from a file."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "set"
         command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{proto.parent}"]
@@ -37,7 +36,7 @@ def compile_proto(proto: Path) -> descriptor_pb2.FileDescriptorProto:
 
 
 class Judge:
-    """One release's wire format."""
+    """The wire format of one release."""
 
     def __init__(self, proto: Path) -> None:
         file = compile_proto(proto)
@@ -63,13 +62,13 @@ class Judge:
         return {name: value.number for name, value in result.values_by_name.items()}
 
     def decode(self, data: bytes, message: str = "criu_req") -> dict[str, WireValue]:
-        """Everything that is set in a message; a field that the release lacks is an error."""
+        """All fields set in a message; a field unknown to the release is an error."""
         result = self._new(self._pool.FindMessageTypeByName(message))
         result.ParseFromString(data)
         return _mapping(result)
 
     def encode(self, fields: dict[str, Any], message: str = "criu_req") -> bytes:
-        """The bytes of a message, in the order of the fields' numbers, as protobuf-c writes it."""
+        """The bytes of a message, ordered by field number as protobuf-c does."""
         made = self._new(self._pool.FindMessageTypeByName(message))
         _fill(made, fields)
         return made.SerializeToString(deterministic=True)

@@ -1,4 +1,4 @@
-"""Statistics images as CRIU writes them, for pictures of what this kernel cannot do."""
+"""Statistics images in CRIU's format, for plots of features that this kernel lacks."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Hypothesis strategies, derived from the table: a new option gets its own by its kind.
+"""Hypothesis strategies derived from the table: a new option gets one by its kind.
 
-``any_opts()``: all that ``CriuOpts`` can hold, sense or not, with the values at the limits.
-``criu_opts(verb)``: options that the verb accepts: what belongs to it, with what it needs, and
-without contradictions. Where a value must have a form that its kind does not tell, or must name
-something that exists, ``FORMS`` has it.
+``any_opts()``: everything that ``CriuOpts`` can hold, valid or not, with values at the limits.
+``criu_opts(verb)``: options that the verb accepts: those that apply, with their requirements and
+without contradictions. ``FORMS`` has the values that need a form that their kind does not define,
+or that must name something that exists.
 """
 
 from __future__ import annotations
@@ -114,24 +114,24 @@ plugin_options = st.lists(
 
 
 def values_of(row: Row) -> SearchStrategy[Any]:
-    """Everything that an option can hold, and that libcriu takes."""
-    # Of all setters only this one looks at its text (4.3).
+    """All values of an option that libcriu accepts."""
+    # Only this setter validates its text (4.3).
     return plugin_options if row.name == "plugin_options" else values(row.kind)
 
 
 def values(kind: kinds.Kind) -> SearchStrategy[Any]:
-    """Everything that an option of this kind can hold. ``KeyError``: a kind without a strategy."""
+    """All values of options of this kind. ``KeyError``: a kind without a strategy."""
     return _KINDS[type(kind)](kind)
 
 
 def fields() -> dict[str, SearchStrategy[Any]]:
-    """Each field of ``CriuOpts`` with all that it can hold."""
+    """Each field of ``CriuOpts`` with all its values."""
     return {name: values_of(row) for name, row in BY_FIELD.items()}
 
 
 @st.composite
 def any_opts(draw: st.DrawFn) -> CriuOpts:
-    """Options of any fields, whether they make sense or not."""
+    """Options with any fields, valid or not."""
     return CriuOpts(**draw(st.fixed_dictionaries({}, optional=fields())))
 
 
@@ -139,7 +139,7 @@ def any_opts(draw: st.DrawFn) -> CriuOpts:
 
 
 class World:
-    """Things that exist, which some options must name. Closed by ``close``."""
+    """Objects that some options must name. ``close`` closes them."""
 
     def __init__(self, directory: Path) -> None:
         self.images = directory / "images"
@@ -153,7 +153,7 @@ class World:
         self.datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.directory_fd = os.open(self.images, os.O_RDONLY | os.O_DIRECTORY)
         self.descriptors = (self.writable, self.datagrams.fileno(), self.directory_fd)
-        """To be open in the process that makes the call, too."""
+        """Descriptors that must also be open in the process that makes the call."""
 
     def close(self) -> None:
         os.close(self.writable)
@@ -162,7 +162,7 @@ class World:
 
     @functools.cached_property
     def forms(self) -> dict[str, SearchStrategy[Any]]:
-        """The values of the fields whose kind does not tell all."""
+        """The values of fields whose kind does not define them completely."""
         fds = st.just(self.writable)
         return {
             "images_directory": st.sampled_from([str(self.images), self.directory_fd]),
@@ -223,7 +223,7 @@ COMPANIONS: dict[str, tuple[str, ...]] = {
         ("tls", "page_server"),
     ),
 }
-"""What an option says nothing without; flags among them are True."""
+"""The options that an option requires; required flags are True."""
 
 
 SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
@@ -231,13 +231,13 @@ SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
 
 
 def rows_for(verb: Verb) -> list[Row]:
-    """The rows that mean something to a verb."""
+    """The rows that apply to a verb."""
     return [row for row in TABLE if row.field is not None and row.on & VERB_MASK[verb]]
 
 
 @st.composite
 def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None) -> CriuOpts:
-    """Options that the verb accepts; ``must`` is among them, unset only if it is an empty list."""
+    """Options that the verb accepts; ``must`` is set, except when its value is an empty list."""
     forms = world.forms
     names = [row.name for row in rows_for(verb)]
     chosen: dict[str, Any] = {}
@@ -258,7 +258,7 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
         if name is not None:
             add(name)
     for name in draw(st.lists(st.sampled_from(names), unique=True, max_size=25)):
-        if name != "images_dir":  # a worker of ours takes it only on trust
+        if name != "images_dir":  # a worker of ours accepts it only with allow_untrusted
             add(name)
     keep = {must, *needed, *COMPANIONS.get(must or "", ())}
     if "images_dir" not in chosen:
@@ -267,7 +267,7 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
 
 
 def _without_contradictions(chosen: dict[str, Any], keep: set[str | None], verb: Verb) -> CriuOpts:
-    """Options without one side of each contradiction, but with what is to be kept."""
+    """Options without one side of each contradiction; the fields to keep stay."""
     keep = {*keep, "images_dir" if "images_dir" in chosen else "images_directory"}
     while True:
         opts = CriuOpts(**chosen)
