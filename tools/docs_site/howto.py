@@ -1,7 +1,7 @@
 """The how-to pages: one for each field, from the tests in which a real process needs it.
 
-The table in ``docs/scenarios.md`` has the test files of each field. A page has the field's docstring,
-its names, the docstring of the test file, and the source of the tests that use the field.
+The table in ``docs/scenarios.md`` has the test files of each field. A page has the field's
+docstring, its names, the docstring of the test file, and the source of the tests that use it.
 """
 
 from __future__ import annotations

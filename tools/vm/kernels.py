@@ -1,8 +1,8 @@
 """Which field was seen working with which CRIU on which kernel: two tables.
 
-Made from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the test
-files of each field; this module writes its other columns. ``docs/kernels.md`` has the other tests
-and the reason for each skipped test.
+Made from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the
+test files of each field; this module writes its other columns. ``docs/kernels.md`` has the other
+tests and the reason for each skipped test.
 """
 
 from __future__ import annotations
