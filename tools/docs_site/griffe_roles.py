@@ -16,3 +16,7 @@ class Roles(griffe.Extension):
         """Rewrite the docstring of one object."""
         if obj.docstring:
             obj.docstring.value = markdown(obj.docstring.value)
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Rewrite the docstring of the package itself, which ``on_object`` leaves out."""
+        self.on_object(obj=pkg)
