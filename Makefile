@@ -254,7 +254,8 @@ docs: $(VENV)/.docs ## the documentation as a site, into build/site
 	# With --quiet it would not count warnings, and --strict would mean nothing.
 	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
 		{ cat build/docs.log >&2; exit 1; }
-	echo "open build/site/index.html"
+	echo "serve it, and open http://localhost:8000/ (search does not work over file://):"
+	echo "    python3 -m http.server --bind 127.0.0.1 --directory build/site"
 
 .PHONY: build
 build: $(VENV)/.installed ## the virtual environment with the library in it

@@ -34,13 +34,15 @@ def test_the_first_lines_run(tmp_path: Path) -> None:
 
 
 def test_the_other_lines_are_python() -> None:
-    """What needs a container or a hook of the reader's compiles; the options are accepted."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    """The blocks of README.md, calls.md and tasks.md compile; the options are accepted."""
+    pages = [README, *(README.with_name("docs") / page for page in ("calls.md", "tasks.md"))]
+    text = "\n".join(page.read_text() for page in pages)
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     names = {"CriuOpts": CriuOpts}
     made = [
         eval(block, names)
         for block in blocks
-        if compile(block, "README.md", "exec") and block.startswith("CriuOpts(")
+        if compile(block, "page", "exec") and block.startswith("CriuOpts(")
     ]
     assert [opts.veth_pairs[0].outside for opts in made] == ["veth0"]
 

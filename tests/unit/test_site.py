@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts
-from tools.docs_site import failures, howto, site
+from tools.docs_site import api, failures, howto, site
 from tools.docs_site.sources import ROOT, SiteError, meanings, options
 
 
@@ -75,3 +75,31 @@ def test_the_contents_name_every_page() -> None:
     message = json.dumps(site.configuration(made)["nav"])
     assert all(f'"{name}"' in message for name in made)
     assert (ROOT / "docs/tutorial.md").is_file()
+
+
+def test_the_reference_covers_the_public_modules() -> None:
+    """Each module that its package documents has a page, and the index links it."""
+    made = api.pages()
+    for module in (
+        "pycriu_native",
+        *(f"pycriu_native.{name}" for name in ("aio", "images", "oci")),
+    ):
+        assert f"::: {module}\n" in made[api.name(module)]
+        assert f"]({module}.md)" in made["api/index.md"]
+
+
+def test_a_module_of_the_reference_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build stops, and names the module."""
+    monkeypatch.setitem(api.MODULES, "pycriu_native.none", "nothing")
+    with pytest.raises(SiteError, match=r"pycriu_native\.none, which does not exist"):
+        api.pages()
+
+
+def test_the_index_has_whole_sentences() -> None:
+    """A colon or an abbreviation does not end one; each ends with a full stop."""
+    assert howto.first_sentence("A path: `a.b`, or\nnone (e.g. x. Y). Next.") == (
+        "A path: `a.b`, or none (e.g. x. Y)."
+    )
+    assert howto.first_sentence("Mount points to leave out") == "Mount points to leave out."
+    for meaning in meanings().values():
+        assert howto.first_sentence(meaning).endswith(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.vm.kernels import README, Run, page, readme
+from tools.vm.kernels import SCENARIOS, Run, page, scenarios
 
 LAZY = "tests/integration/test_lazy.py::test_"
 VETH = "tests/integration/test_veth.py::test_"
@@ -36,8 +36,8 @@ def test_the_page() -> None:
     assert "[test_tcp.py](../tests/integration/test_tcp.py) | not run | not run |" in message
     assert message.endswith(f"\n1. {why}\n")
 
-    again = readme(readme(README.read_text(), [old]), [old, new])
+    again = scenarios(scenarios(SCENARIOS.read_text(), [old]), [old, new])
     assert "| field | scenario | CRIU 3.17.1, kernel 6.1.0 | CRIU 4.1.1, kernel" in again
-    assert "[test_veth.py](tests/integration/test_veth.py) | **1 of 1 failed** | yes |" in again
-    assert again.replace("\n", "").startswith(README.read_text()[:200].replace("\n", ""))
-    assert again.endswith(README.read_text()[-200:])
+    assert "[test_veth.py](../tests/integration/test_veth.py) | **1 of 1 failed** | yes |" in again
+    assert again.replace("\n", "").startswith(SCENARIOS.read_text()[:200].replace("\n", ""))
+    assert again.endswith(SCENARIOS.read_text()[-200:])

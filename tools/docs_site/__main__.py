@@ -1,4 +1,4 @@
-"""Write the pages: ``python -m docs_site DIRECTORY``."""
+"""Write the pages: ``python -m tools.docs_site DIRECTORY``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sources import SiteError
 def main() -> None:
     """Write them, or say what is broken."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m docs_site DIRECTORY")
+        sys.exit("usage: python -m tools.docs_site DIRECTORY")
     try:
         write(Path(sys.argv[1]))
     except SiteError as error:

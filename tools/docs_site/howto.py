@@ -1,8 +1,7 @@
 """The how-to pages: one for each field, from the tests in which a real process needs it.
 
-README.md's table of scenarios says which file shows which field. A page has the field's meaning
-(its docstring), its names, the story of the file, and the tests that use it, with their source:
-what the page claims is what the tests show.
+The table in ``docs/scenarios.md`` has the test files of each field. A page has the field's
+docstring, its names, the docstring of the test file, and the source of the tests that use it.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from functools import cache
 from . import failures
 from .sources import ROOT, Module, Option, SiteError, Test, exported, meanings, module, options
 
+PAGE = "docs/scenarios.md"
 MARK = "<!-- scenarios -->"
 
 HEAD = """\
-# How to: every field
+# How-tos by field
 
-Each page says what the field means, by which names others know it, and shows it with a real
-process. It is made from the field's docstring and from the tests, and so says what they show.
+Each page has the meaning of the field, its names in other interfaces, and tests that use it on a
+real process. [How-tos by task](../tasks.md) start from what you want to do.
 
-| field | what it means | shown by |
+| field | meaning | tests |
 |---|---|---|
 """
 
@@ -41,25 +41,25 @@ class Scenario:
 
 @cache
 def scenarios() -> tuple[Scenario, ...]:
-    """The table of scenarios in README.md."""
-    readme = (ROOT / "README.md").read_text()
-    if readme.count(MARK) < 1:
-        raise SiteError(f"README.md has no {MARK}")
-    below = readme.partition(MARK)[2].lstrip()
+    """The table in ``docs/scenarios.md``."""
+    text = (ROOT / PAGE).read_text()
+    if MARK not in text:
+        raise SiteError(f"{PAGE} has no {MARK}")
+    below = text.partition(MARK)[2].lstrip()
     rows = below.partition("\n\n")[0].splitlines()[2:]
     result = []
     for row in rows:
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        files = tuple(re.findall(r"\]\(([^)]+)\)", cells[1])) if len(cells) > 1 else ()
+        files = tuple(re.findall(r"\]\(\.\./([^)]+)\)", cells[1])) if len(cells) > 1 else ()
         if not files:
-            raise SiteError(f"README.md: {row!r} is no row of scenarios")
+            raise SiteError(f"{PAGE}: {row!r} is not a row of scenarios")
         names = tuple(re.findall(r"`(\w+)`", cells[0]))
         for name in names:
             if name not in options() and name not in exported():
-                raise SiteError(f"README.md: {name!r} in the scenarios is no option and no call")
+                raise SiteError(f"{PAGE}: {name!r} is neither an option nor a call")
         result.append(Scenario(title=cells[0], names=names, files=files))
     if not result:
-        raise SiteError(f"README.md has no table below {MARK}")
+        raise SiteError(f"{PAGE} has no table below {MARK}")
     return tuple(result)
 
 
@@ -124,12 +124,22 @@ def page(name: str) -> str:
     return "\n".join(parts)
 
 
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring, up to the full stop, with parentheses whole."""
+    words = " ".join(text.partition("\n\n")[0].split())
+    for match in re.finditer(r"\.(?=\s+[^a-z]|$)", words):
+        sentence = words[: match.end()]
+        if sentence.count("(") == sentence.count(")") and sentence.count("`") % 2 == 0:
+            return sentence
+    return words.rstrip(":") + ("" if words.endswith(".") else ".")
+
+
 def index() -> str:
     """The list of all pages, and the scenarios that are about no one field."""
     lines = []
     for name in subjects():
         meaning = meanings()[name] if name in options() else exported()[name]
-        first = re.split(r"(?<=[.:;])\s", " ".join(meaning.split()))[0].replace("|", "\\|")
+        first = first_sentence(meaning).replace("|", "\\|")
         files = [path for one in scenarios() if name in one.names for path in one.files]
         shown = ", ".join(f"[{path.rpartition('/')[2]}](../source/{path}.md)" for path in files)
         lines.append(f"| [`{name}`]({name}.md) | {first} | {shown} |")

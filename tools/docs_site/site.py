@@ -12,13 +12,15 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from . import failures, howto
+from . import api, failures, howto
 from .sources import ROOT, SiteError
 
 CONTENTS: dict[str, tuple[str, ...]] = {
-    "Guides": ("migration.md", "preflight.md", "not_restored.md", "images.md", "coming-from.md"),
-    "Reference": ("cli.md", "options.md", "errors.md"),
+    "Guides": ("calls.md", "migration.md", "preflight.md", "images.md", "coming-from.md"),
+    "Reference": ("cli.md", "options.md", "exceptions.md", "errors.md", "scenarios.md"),
     "Background": (
+        "requirements.md",
+        "not_restored.md",
         "design.md",
         "kernels.md",
         "reliability.md",
@@ -27,8 +29,11 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "CHANGELOG.md",
     ),
 }
-"""The chapters, beside the start page, the tutorial and the how-to pages. A page in ``docs/`` that
-is not named here goes to the last one."""
+"""The chapters, beside the start page, the tutorial, the API reference and the how-tos. A page in
+``docs/`` that is not named here goes to the last one."""
+
+FIRST = ("index.md", "tutorial.md", "tasks.md")
+"""The pages above the chapters."""
 
 STYLE = "style.css"
 
@@ -86,9 +91,10 @@ def pages() -> dict[str, str]:
     }
     made["errors.md"] = failures.page()
     made["howto/index.md"] = howto.index()
+    made.update(api.pages())
     made.update({f"howto/{name}.md": howto.page(name) for name in howto.subjects()})
     made.update({f"source/{path}.md": source(path) for path in sorted(needed)})
-    expected = ("tutorial.md", *(name for chapter in CONTENTS.values() for name in chapter))
+    expected = (*FIRST, *(name for chapter in CONTENTS.values() for name in chapter))
     broken += [f"there is no page {name}" for name in expected if name not in made]
     if broken:
         raise SiteError("\n".join(broken))
@@ -96,9 +102,9 @@ def pages() -> dict[str, str]:
 
 
 def configuration(made: dict[str, str]) -> dict[str, Any]:
-    """What mkdocs is told: names are relative to the directory of the configuration."""
+    """The settings of mkdocs. Names are relative to the directory of the configuration."""
     named = {name for chapter in CONTENTS.values() for name in chapter}
-    more = sorted({n for n in made if "/" not in n} - named - {"index.md", "tutorial.md"})
+    more = sorted({n for n in made if "/" not in n} - named - set(FIRST))
     chapters: list[dict[str, Any]] = [{title: list(names)} for title, names in CONTENTS.items()]
     chapters[-1]["Background"] += more
     fields = [f"howto/{name}.md" for name in howto.subjects()]
@@ -111,9 +117,11 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
         "nav": [
             {"Start": "index.md"},
             {"Tutorial": "tutorial.md"},
+            {"How-tos by task": "tasks.md"},
             *chapters,
+            {"API reference": ["api/index.md", *map(api.name, api.MODULES)]},
             # Last: there are ninety of them, and all else would be below.
-            {"How to": ["howto/index.md", *fields]},
+            {"How-tos by field": ["howto/index.md", *fields]},
         ],
         "extra_css": [STYLE],
         "not_in_nav": "/source/\n",
@@ -134,7 +142,7 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
             {"pymdownx.highlight": {"pygments_style": "default", "noclasses": True}},
             "pymdownx.superfences",
         ],
-        "plugins": ["search"],
+        "plugins": ["search", api.plugin()],
     }
 
 

@@ -1,8 +1,8 @@
 """Which field was seen working with which CRIU on which kernel: two tables.
 
-Made from what the tests came to (``outcomes.py``). The README's table of scenarios says which
-files of tests show which field; here it gets its other columns. ``docs/kernels.md`` has the rest
-of the tests, and every reason why one was skipped.
+Made from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the
+test files of each field; this module writes its other columns. ``docs/kernels.md`` has the other
+tests and the reason for each skipped test.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "integration"
 PAGE = ROOT / "docs" / "kernels.md"
-README = ROOT / "README.md"
+SCENARIOS = ROOT / "docs" / "scenarios.md"
 MARK = "<!-- scenarios -->\n\n"
 
 HEAD = """# Kernels and releases
@@ -78,7 +78,7 @@ def write(places: Sequence[Path]) -> None:
     runs = [run for run in result if run]
     if runs:
         PAGE.write_text(page(runs))
-        README.write_text(readme(README.read_text(), runs))
+        SCENARIOS.write_text(scenarios(SCENARIOS.read_text(), runs))
 
 
 def tests(place: Path) -> dict[str, tuple[str, str]]:
@@ -95,14 +95,14 @@ def _run(place: Path) -> Run | None:
     return Run({**parts[-1], "tests": tests(place)}) if parts else None
 
 
-def readme(text: str, runs: Sequence[Run]) -> str:
-    """The README with a column for each run in its table of scenarios."""
+def scenarios(text: str, runs: Sequence[Run]) -> str:
+    """The page of scenarios with a column for each run in its table."""
     before, _, behind = text.partition(MARK)
     behind = behind[behind.index("\n\n") :]
     columns = " | ".join(run.title for run in runs)
     lines = [f"| field | scenario | {columns} |", "|---" * (2 + len(runs)) + "|"]
-    for row in _scenarios(text):
-        files = ", ".join(f"[{name}](tests/integration/{name})" for name in row.files)
+    for row in _rows(text):
+        files = ", ".join(f"[{name}](../tests/integration/{name})" for name in row.files)
         cells = " | ".join(_share(run.of_files(row.files)) for run in runs)
         lines.append(f"| {row.what} | {files} | {cells} |")
     return before + MARK + "\n".join(lines) + behind
@@ -111,7 +111,7 @@ def readme(text: str, runs: Sequence[Run]) -> str:
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
     reasons = Reasons()
-    fields = _scenarios(README.read_text())
+    fields = _rows(SCENARIOS.read_text())
     shown = {name for row in fields for name in row.files}
     others = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
     rest = [Row(_story(name), (name,)) for name in others if name not in shown]
@@ -163,8 +163,8 @@ def _share(outcomes: list[tuple[str, str]]) -> str:
     return f"{counts['passed']} of {len(outcomes)}" if counts["skipped"] else "yes"
 
 
-def _scenarios(text: str) -> list[Row]:
-    """The README's fields, each with its files of tests."""
+def _rows(text: str) -> list[Row]:
+    """The fields of the page of scenarios, each with its test files."""
     table = text.partition(MARK)[2].partition("\n\n")[0]
     return [
         Row(what, tuple(re.findall(r"tests/integration/((?:faults/)?test_\w+\.py)", files)))
