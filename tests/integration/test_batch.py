@@ -197,12 +197,23 @@ def test_stopping_in_the_middle() -> None:
 
 
 def test_a_cancelled_job() -> None:
-    """An executor that gives up a job makes an error of it."""
-    with ThreadPoolExecutor(1) as executor:
-        jobs = run_many(
-            [lambda: executor.shutdown(wait=False, cancel_futures=True), os.getpid],
-            executor=executor,
-        )
+    """A job that the executor cancels has an error."""
+    submitted = threading.Semaphore(0)
+
+    class Observed(ThreadPoolExecutor):
+        def submit(self, *arguments: Any, **options: Any) -> Future[Any]:
+            future = super().submit(*arguments, **options)
+            submitted.release()
+            return future
+
+    with Observed(1) as executor:
+
+        def shut_down() -> None:
+            for _ in range(2):  # else the second could be refused instead
+                submitted.acquire()
+            executor.shutdown(wait=False, cancel_futures=True)
+
+        jobs = run_many([shut_down, os.getpid], executor=executor)
         first, second = sorted(jobs, key=lambda each: each.index)
     assert first.error is None
     assert type(second.error).__name__ == "CancelledError"
