@@ -135,8 +135,8 @@ class Workspace:
                 os.mkdir(self.path, 0o700)
 
     @property
-    def told(self) -> str:
-        """What a result says of it."""
+    def kept_path(self) -> str:
+        """The path as a result names it: empty for a temporary directory."""
         return "" if self.temporary else self.path
 
     def remove(self) -> None:

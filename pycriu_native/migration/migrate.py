@@ -114,28 +114,28 @@ def migrate_out(
             on_pages=(lambda data: None) if relay is None else relay.put,
         )
         owned.callback(channel.close)
-        warden = owned.enter_context(Watchdog())
-        room = Workspace(opts)
-        owned.callback(_tidy, room)
-        departure = Source(
+        watchdog = owned.enter_context(Watchdog())
+        workspace = Workspace(opts)
+        owned.callback(_remove_temporary, workspace)
+        source = Source(
             target,
             opts,
             mode=mode,
-            room=room,
+            workspace=workspace,
             channel=channel,
             relay=relay,
-            warden=warden,
+            watchdog=watchdog,
             phases=phases,
             via=via,
             on_notify=on_notify,
             should_continue=should_continue,
         )
         try:
-            with telling(on_progress, departure.measure):
-                return departure.run()
+            with telling(on_progress, source.measure):
+                return source.run()
         except BaseException as error:
             channel.part("failed", str(error))
-            room.remove()
+            workspace.remove()
             _say_where(error, phases, f"migration of pid {number} failed", "the source runs on")
             raise
 
@@ -174,44 +174,44 @@ def migrate_in(
         raise OptionError(problems, verb="migrate_in")
     until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
-        warden = owned.enter_context(Watchdog())
-        room = Workspace(opts)
-        owned.callback(_tidy, room)
-        warden.set_cleanup(remove=[room.path])
+        watchdog = owned.enter_context(Watchdog())
+        workspace = Workspace(opts)
+        owned.callback(_remove_temporary, workspace)
+        watchdog.set_cleanup(remove=[workspace.path])
         phases = Phases()
-        arrival = Destination(
+        destination = Destination(
             opts,
-            room=room,
-            warden=warden,
+            workspace=workspace,
+            watchdog=watchdog,
             phases=phases,
             peer_timeout=peer_timeout,
             via=via,
             on_notify=on_notify,
         )
-        owned.callback(arrival.close)
+        owned.callback(destination.close)
         try:
-            _checked_restore(opts, room, via)
+            _checked_restore(opts, workspace, via)
             phases.enter("listen")
             sock = endpoint.accept(listen, opts, until, insecure)
-            channel = arrival.channel = Channel(
+            channel = destination.channel = Channel(
                 sock,
                 peer_timeout=peer_timeout,
                 until=until,
-                on_pages=arrival.put_pages,
-                on_end=arrival.give_up,
+                on_pages=destination.put_pages,
+                on_end=destination.fail,
             )
         except BaseException:
-            room.remove()
+            workspace.remove()
             raise
         owned.callback(channel.close)
         try:
-            with telling(on_progress, arrival.measure):
-                result = arrival.run()
+            with telling(on_progress, destination.measure):
+                result = destination.run()
         except MigrationInDoubtError:
             raise
         except BaseException as error:
-            arrival.close()
-            room.remove()
+            destination.close()
+            workspace.remove()
             channel.part("failed", str(error) or type(error).__name__)
             _say_where(error, phases, "taking a process in failed", "nothing is left here")
             raise
@@ -264,15 +264,15 @@ def _checked_dump(
     verbs.dump_request(target, opts, via, None, None)
 
 
-def _checked_restore(opts: CriuOpts, room: Workspace, via: Worker) -> None:
+def _checked_restore(opts: CriuOpts, workspace: Workspace, via: Worker) -> None:
     """Refuse what the restore would be refused for."""
-    opts = for_criu(opts, images_directory=room.path)
+    opts = for_criu(opts, images_directory=workspace.path)
     verbs.restore_request(opts, via, lambda notification: None, None)
 
 
-def _tidy(room: Workspace) -> None:
-    if room.temporary:
-        room.remove()
+def _remove_temporary(workspace: Workspace) -> None:
+    if workspace.temporary:
+        workspace.remove()
 
 
 def _say_where(error: BaseException, phases: Phases, what: str, tail: str) -> None:
