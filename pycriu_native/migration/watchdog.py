@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from .._support.closing import Closing
 from .._support.lazy import socket
-from .._support.unpatched import Lock, original
-from .._transport.connection import socket_pair
+from .._support.unpatched import Lock
+from .._transport.connection import above_stdio, socket_pair
+from .._transport.process import ChildProcess
+from .._transport.spawn import spawn
 from . import watchdog_process
 
 END_TIMEOUT = 10.0
@@ -27,20 +30,21 @@ class Watchdog(Closing):
         self._cleanup: dict[str, Any] = {}
         self._lock = Lock()
         with theirs:
-            command = [sys.executable or "python3", "-I", "-S", watchdog_process.__file__]
+            program = sys.executable or shutil.which("python3") or "/usr/bin/python3"
+            stderr_text = above_stdio(os.memfd_create("watchdog-stderr", os.MFD_CLOEXEC))
             try:
-                self._process: subprocess.Popen[bytes] = original("subprocess", "Popen")(
-                    [*command, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    cwd="/",
+                pid, pidfd = spawn(
+                    [program, "-I", "-S", watchdog_process.__file__, str(theirs.fileno())],
+                    env=os.environ,
+                    stdin=-1,
+                    output=stderr_text,
+                    keep=[theirs.fileno()],
                 )
             except BaseException:
+                os.close(stderr_text)
                 self._socket.close()
                 raise
+            self._process = ChildProcess(pid, pidfd, stderr_text)
 
     def set_cleanup(self, fds: Sequence[int] = (), **cleanup: Any) -> None:
         """Change what is undone when this process dies; the watchdog keeps copies of ``fds``."""
@@ -60,11 +64,7 @@ class Watchdog(Closing):
             with contextlib.suppress(OSError):
                 self._socket.sendall(b'{"release": true}', socket.MSG_NOSIGNAL)
             self._socket.close()
-        try:
-            self._process.wait(END_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.wait(END_TIMEOUT)
 
 
 def identity_of(pid: int) -> list[list[Any]]:

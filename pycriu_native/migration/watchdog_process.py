@@ -109,6 +109,7 @@ def undo(cleanup: dict[str, Any], server: int) -> None:
 
 def main() -> None:
     """Receive cleanups until the release, or until the parent's end of the connection closes."""
+    os.chdir("/")
     parent = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
