@@ -253,7 +253,7 @@ def test_silence_and_its_end() -> None:
     """A peer that says nothing is lost; one that only gives signs of life is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
-    with theirs, pytest.raises(PeerLostError, match=r"nothing was received from the peer for 0\.4 s"):
+    with theirs, pytest.raises(PeerLostError, match=r"nothing was received .* for 0\.4 s"):
         mute.expect("go")
     mute.close()
     remaining, right = (
