@@ -1,8 +1,8 @@
-"""Images that never touch a disk: a dump into a stream, a restore out of one.
+"""Dump into a stream and restore from one, without images on a disk.
 
-CRIU can hand each image file to a process beside it, through a pipe (``stream``). That process
-is usually ``criu-image-streamer``; here it is a thread of ours. What it writes is one stream, for
-a file, a socket or a program that compresses or encrypts::
+CRIU can pass each image file to another process through a pipe (``stream``). That process is
+usually ``criu-image-streamer``; here it is a thread. It writes one stream, to a file, a socket or
+a program that compresses or encrypts::
 
     with open("ckpt.stream", "wb") as stream:
         dump_stream(4242, CriuOpts(), stream)
@@ -10,7 +10,7 @@ a file, a socket or a program that compresses or encrypts::
     with open("ckpt.stream", "rb") as stream:
         restore_stream(CriuOpts(), stream)
 
-A restore asks for the files in an order of its own, so all of them are in memory by then. The
+A restore requests the files in its own order, so all of them are in memory by then. The
 socket's protocol is that of CRIU's ``criu/img-streamer.c``; over RPC it works since 4.3.
 """
 
@@ -45,13 +45,13 @@ from ..results import DumpResult, RestoreResult
 __all__ = ["dump_stream", "restore_stream"]
 
 MAGIC = b"pycriu_native images 1\n"
-"""What a stream begins with."""
+"""The first bytes of a stream."""
 
 CAPTURE, SERVE = "streamer-capture.sock", "streamer-serve.sock"
-"""The names under which CRIU looks for the socket."""
+"""The names of the socket that CRIU connects to."""
 
 FRAME = struct.Struct("<II")
-"""A frame of a stream: a file's number, and how many bytes of it follow. Those of file 0 are
+"""A frame of a stream: a file's number, and how many of its bytes follow. Those of file 0 are
 names: each opens the file of the next number. An empty frame of file 0 ends the stream."""
 
 CHUNK = 1 << 20
@@ -116,7 +116,7 @@ def restore_stream(
 
 
 class _Beside:
-    """The directory in which CRIU finds our socket, and the options that lead it there."""
+    """The directory with the socket for CRIU, and the options that name it."""
 
     def __init__(self, opts: CriuOpts, name: str) -> None:
         problems = [
@@ -141,12 +141,12 @@ class _Beside:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def log(self, path: str | None) -> str | None:
-        """The log, if it outlives the call."""
+        """The log, if it is kept after the call."""
         return path if self._kept else None
 
 
 class _Streamer:
-    """A thread that CRIU talks to about its images, one message and one pipe a file."""
+    """A thread that exchanges images with CRIU: one message and one pipe for each file."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -162,7 +162,9 @@ class _Streamer:
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up if CRIU never came
+            self._listener.shutdown(
+                socket.SHUT_RDWR
+            )  # ends the wait for a CRIU that did not connect
         self._thread.join()
         self._ready.close()
         if self.failure is not None:
@@ -189,7 +191,7 @@ class _Streamer:
         finally:
             for key in self._ready.get_map().values():
                 if key.fileobj is not criu:
-                    os.close(key.fd)  # CRIU hears of it by a broken pipe
+                    os.close(key.fd)  # CRIU gets EPIPE
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
@@ -202,7 +204,7 @@ class _Streamer:
             self._open(criu, name)
 
     def _add(self, criu: socket.socket, events: int, data: object) -> None:
-        """Take the pipe that CRIU sends."""
+        """Receive the pipe that CRIU sends."""
         fd = _descriptor(criu)
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
@@ -240,7 +242,7 @@ class _Capture(_Streamer):
         self._add(criu, selectors.EVENT_READ, self._files)
 
     def abort(self) -> None:
-        """Read no more: CRIU's next write to a pipe fails. From any thread."""
+        """Stop reading: CRIU's next write to a pipe fails. May be called from any thread."""
         self._aborted = True
 
     def _move(self, key: selectors.SelectorKey) -> None:
@@ -252,7 +254,7 @@ class _Capture(_Streamer):
             self._drop(key.fd)
 
     def complete(self) -> None:
-        """Wait until all files are written, and end the stream. Raises why it could not be."""
+        """Wait until all files are written, and end the stream. Raises the cause of a failure."""
         with self._changed:
             self._changed.wait_for(lambda: self._over or len(self._ready.get_map()) == 1)
         if self.failure is not None:
@@ -262,12 +264,12 @@ class _Capture(_Streamer):
 
 
 class Images(Closing):
-    """A whole stream in memory: where in it the bytes of each file are."""
+    """A complete stream in memory, with the positions of the bytes of each file."""
 
     def __init__(self, source: BinaryIO) -> None:
         self.fd = os.memfd_create("images", os.MFD_CLOEXEC)
         self.files: dict[str, list[tuple[int, int]]] = {}
-        """By name: the pieces of a file, each with its offset and size."""
+        """The pieces of each file by its name: offset and size."""
         try:
             self._read(source)
         except BaseException:
@@ -275,14 +277,14 @@ class Images(Closing):
             raise
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _read(self, source: BinaryIO) -> None:
         if source.read(len(MAGIC)) != MAGIC:
-            raise ImagesError("this is no stream of images")
+            raise ImagesError("this is not a stream of images")
         numbers: list[list[tuple[int, int]]] = []
         end = 0
         while True:
@@ -310,13 +312,13 @@ class Images(Closing):
 
 @dataclass
 class _Reading:
-    """How far CRIU is with one file."""
+    """The remaining pieces of one file."""
 
     left: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _Serve(_Streamer):
-    """Gives CRIU the files that it asks for."""
+    """Sends CRIU the files that it requests."""
 
     def __init__(self, listener: socket.socket, images: Images) -> None:
         super().__init__(listener)
@@ -349,7 +351,7 @@ class _Serve(_Streamer):
 
 
 def _request(criu: socket.socket) -> str | None:
-    """The name of the file that CRIU opens next; None: no more will come."""
+    """The name of the file that CRIU opens next; None after the last one."""
     head = criu.recv(4, socket.MSG_WAITALL)
     if len(head) < 4:
         return None
@@ -358,7 +360,7 @@ def _request(criu: socket.socket) -> str | None:
     # Field 1, a text: the tag, its length in one byte or two, the text.
     text = body[2:] if len(body) < 130 else body[3:]
     if len(body) != size or body[:1] != b"\x0a" or not text:
-        raise ImagesError(f"CRIU asked the image streamer for something odd: {body!r}")
+        raise ImagesError(f"CRIU sent the image streamer an invalid request: {body!r}")
     return os.fsdecode(text)
 
 
@@ -367,7 +369,7 @@ def _reply(exists: bool) -> bytes:
 
 
 def _descriptor(criu: socket.socket) -> int:
-    """The pipe that comes with one byte."""
+    """The pipe that arrives with one byte."""
     _, ancillary, _, _ = criu.recvmsg(1, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -1,4 +1,4 @@
-"""What all commands have in common: help that teaches, shared options, one way out.
+"""Base of all commands: help, shared options, and the exit code of every ending.
 
 A command's function gets a :class:`Call` and its own parameters, and returns an exit code.
 """
@@ -47,12 +47,12 @@ class Call:
 
     out: Output
     opts: CriuOpts
-    """What the options of CRIU come to; empty for commands without."""
+    """The options of CRIU; empty for commands without them."""
     given: Via | None
-    """How CRIU is reached, where it was said."""
+    """How CRIU is reached, if the command line sets it."""
     deadline: float | None
     hook: Hook | None
-    """What runs the action scripts."""
+    """The hook that runs the action scripts."""
 
     @property
     def via(self) -> Via:
@@ -108,13 +108,13 @@ class Command(click.Command):
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words."""
+        """Parse the command line."""
         return super().parse_args(
             ctx, option_parameters.normalized(args) if self.has_fields else args
         )
 
     def invoke(self, ctx: click.Context) -> Exit | int:
-        """Do it; every ending is told, and has an exit code."""
+        """Run the command. Every ending is reported, and has an exit code."""
         own = {p.name: ctx.params[p.name] for p in self.params if p.name and _is_own(p)}
         shared = {name: own.pop(name, None) for name in SHARED}
         out = Output(
@@ -169,7 +169,7 @@ class Command(click.Command):
         return Call(out, opts, via, shared["deadline"], hook)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What it does, examples, exit codes; then the options, which are many."""
+        """Description, examples, exit codes; then the options, which are many."""
         formatter.width = (
             min(formatter.width + 20, HELP_WIDTH) if ctx.terminal_width else HELP_WIDTH
         )
@@ -201,7 +201,7 @@ def _section(
 
 
 def _is_criu(param: click.Parameter) -> bool:
-    return isinstance(param, option_parameters.FieldOption | option_parameters._ServerOption)
+    return isinstance(param, option_parameters.FieldOption | option_parameters.ServerOption)
 
 
 def _is_own(param: click.Parameter) -> bool:
@@ -210,7 +210,7 @@ def _is_own(param: click.Parameter) -> bool:
 
 @dataclass(frozen=True)
 class Given:
-    """What the caller of :func:`pycriu_native.cli.run.run` has set for every command."""
+    """Settings of the caller of :func:`pycriu_native.cli.run.run`, for every command."""
 
     via: Via | None = None
 
@@ -257,7 +257,7 @@ def reach_options() -> list[click.Parameter]:
             ["--service"],
             type=click.Path(dir_okay=False),
             metavar="SOCKET",
-            help=f"Ask a running criu service (usually {DEFAULT_SERVICE}) instead.",
+            help=f"Use a running criu service (usually {DEFAULT_SERVICE}) instead.",
         ),
         click.Option(
             ["--allow-untrusted"],
@@ -268,7 +268,7 @@ def reach_options() -> list[click.Parameter]:
             ["--deadline"],
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
-            help="Have CRIU undo its work after so long. (--timeout bounds freezing only.)",
+            help="Time limit, after which CRIU undoes its work. (--timeout bounds freezing only.)",
         ),
     ]
 
@@ -329,7 +329,7 @@ def include_caller_option() -> click.Option:
 
 
 def one_pid(pid: int | None, tree: int | None) -> int:
-    """The process that was named, once."""
+    """The process, which must be named exactly once."""
     if (pid is None) == (tree is None):
         raise click.UsageError(
             "Missing argument 'PID'." if pid is None else "PID and --tree: one is accepted."
@@ -339,7 +339,7 @@ def one_pid(pid: int | None, tree: int | None) -> int:
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around an import that needs an extra: its absence is told with the cure."""
+    """Around an import that needs an extra: reports a missing package, with its cure."""
     try:
         yield
     except ImportError as error:

@@ -183,11 +183,11 @@ def _server_options(verb: On) -> Iterator[click.Option]:
     if verb is not On.PAGE_SERVER:
         way = "Take memory pages from" if verb is On.LAZY_PAGES else "Send memory pages to"
         help = f"{way} the page server at --address and --port"
-        yield _ServerOption(["--page-server"], is_flag=True, default=None, help=help)
-    yield _ServerOption(["--address"], metavar="HOST", help=f"Address {whose}")
-    yield _ServerOption(["--port"], metavar="NUMBER", help=f"Port {whose}")
-    yield _ServerOption(["--ps-socket"], metavar="FD", help="Connected socket to use instead")
-    yield _ServerOption(
+        yield ServerOption(["--page-server"], is_flag=True, default=None, help=help)
+    yield ServerOption(["--address"], metavar="HOST", help=f"Address {whose}")
+    yield ServerOption(["--port"], metavar="NUMBER", help=f"Port {whose}")
+    yield ServerOption(["--ps-socket"], metavar="FD", help="Connected socket to use instead")
+    yield ServerOption(
         [CLEAR_TEXT],
         is_flag=True,
         default=None,
@@ -196,7 +196,7 @@ def _server_options(verb: On) -> Iterator[click.Option]:
     )
 
 
-class _ServerOption(click.Option):
+class ServerOption(click.Option):
     """One of the options that together say where pages go."""
 
     often = True
@@ -252,7 +252,7 @@ def read(
     more: dict[str, Any] = {}
     """Of the page server, what the criu program has no words for."""
     for param in ctx.command.params:
-        if not isinstance(param, FieldOption | _ServerOption) or param.name is None:
+        if not isinstance(param, FieldOption | ServerOption) or param.name is None:
             continue
         source = ctx.get_parameter_source(param.name)
         if source is click.core.ParameterSource.COMMANDLINE:

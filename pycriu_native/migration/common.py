@@ -1,4 +1,4 @@
-"""What both sides of a migration have: the mode, the options that they set, the result."""
+"""The mode, the options and the result of a migration, for both sides."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from ..results import DumpStatistics, RestoreStatistics, Version
 from .endpoint import TLS_FIELDS
 
 MARGIN = 2.0
-"""Seconds that the destination gets to end its copy once it has noticed that the source is lost."""
+"""Seconds for the destination to end its copy, from when it finds that the source is lost."""
 
 LONGEST_SILENCE = 3600.0
-"""Seconds of ``peer_timeout`` that are accepted, from a peer too: a frozen process may wait for
-them."""
+"""Largest ``peer_timeout`` in seconds, also of a peer: a frozen process may have to wait for it."""
 
 SET_BY_US = (
     "parent_image",
@@ -35,26 +34,26 @@ SET_BY_US = (
     "stream",
     "exec_cmd",
 )
-"""Options that a migration sets itself, or that make no sense in one."""
+"""Options that a migration sets itself, or that have no meaning in one."""
 
 
 class MigrationMode(StrEnum):
-    """When the memory goes: before, while or after the process changes hosts."""
+    """When the memory is sent: before, while or after the process changes hosts."""
 
     STOP_AND_COPY = "stop-and-copy"
-    """Freeze, send everything, run there. Simple; stands still for as long as it all takes."""
+    """Freeze, send everything, run there. Simple; the process is frozen the whole time."""
     PRE_COPY = "pre-copy"
     """Send the memory in rounds while the process runs, then freeze and send what has changed
-    last. Needs soft-dirty tracking at the source."""
+    since. Needs soft-dirty tracking at the source."""
     POST_COPY = "post-copy"
-    """Freeze, send all but the memory, run there; pages follow when they are touched, and in the
-    background. Stands still for the shortest time; the destination needs userfaultfd."""
+    """Freeze, send all but the memory, run there; pages follow when they are accessed, and in the
+    background. Shortest downtime; the destination needs userfaultfd."""
     PRE_COPY_THEN_POST_COPY = "pre-copy-then-post-copy"
-    """Rounds first, then post-copy of what they have left. Needs both."""
+    """Rounds first, then post-copy of the remaining pages. Needs both."""
 
     @property
     def rounds(self) -> bool:
-        """Whether memory goes in rounds first."""
+        """Whether memory is sent in rounds first."""
         return self in (MigrationMode.PRE_COPY, MigrationMode.PRE_COPY_THEN_POST_COPY)
 
     @property
@@ -65,37 +64,37 @@ class MigrationMode(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MigrationResult:
-    """A migration that is complete, as the side that returns it knows it."""
+    """Result of a complete migration, as known to the side that returns it."""
 
     pid: int
-    """The root process at the destination, by its number there."""
+    """Pid of the root process at the destination."""
     mode: MigrationMode
     images: str
-    """The images directory; empty where it was a temporary one, which is gone."""
+    """The images directory; empty for a temporary one, which is removed."""
     image_bytes: int
-    """Bytes of images that went over, of all rounds."""
+    """Bytes of images that were sent, of all rounds."""
     page_bytes: int
     """Bytes of the page connection: pages that followed after the switch-over, with headers."""
     downtime: float
-    """Seconds from CRIU's first move against the process (before it freezes it) until the
-    destination's word that it runs there had come back: by the source's clock."""
+    """Seconds from the start of the final dump (before CRIU freezes the process) until the source
+    received that the process runs at the destination; by the source's clock."""
     duration: float
-    """Seconds of the whole call, waiting for the other side included."""
+    """Seconds of the whole call, including waits for the other side."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, in order."""
     dump: DumpStatistics | None = None
-    """CRIU's own numbers of the final dump; None at the destination."""
+    """CRIU's statistics of the final dump; None at the destination."""
     restore: RestoreStatistics | None = None
-    """CRIU's own numbers of the restore; None where the report did not come."""
+    """CRIU's statistics of the restore; None if the report did not arrive."""
 
     @property
     def bytes(self) -> int:
-        """All bytes of the process that went over."""
+        """All bytes of the process that were sent."""
         return self.image_bytes + self.page_bytes
 
 
 class Phases:
-    """A clock that says how long each phase took."""
+    """Durations of the phases."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -103,7 +102,7 @@ class Phases:
         self.began = self._since = time.monotonic()
 
     def enter(self, name: str) -> None:
-        """The phase is over, and another one begins."""
+        """End the current phase, and begin another."""
         now = time.monotonic()
         if self.name:
             self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self._since
@@ -111,7 +110,7 @@ class Phases:
         self.name = name
 
     def finish(self) -> None:
-        """The last phase is over."""
+        """End the last phase."""
         self.enter("done")
 
     @property
@@ -121,7 +120,7 @@ class Phases:
 
 
 class Workspace:
-    """The directory that images go to: the caller's, or a temporary one."""
+    """The directory for images: the caller's, or a temporary one."""
 
     def __init__(self, opts: CriuOpts) -> None:
         self.temporary = opts.images_directory is None
@@ -135,12 +134,12 @@ class Workspace:
                 os.mkdir(self.path, 0o700)
 
     @property
-    def told(self) -> str:
-        """What a result says of it."""
+    def kept_path(self) -> str:
+        """The path as a result names it: empty for a temporary directory."""
         return "" if self.temporary else self.path
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Remove everything that the migration made."""
         if self.temporary or self._made:
             shutil.rmtree(self.path, ignore_errors=True)
             return
@@ -149,15 +148,15 @@ class Workspace:
 
 
 def problems_with(opts: CriuOpts) -> Iterator[Problem]:
-    """What a migration cannot be given, on either side."""
+    """Problems of the options of either side."""
     for name in SET_BY_US:
         if getattr(opts, name) is not None:
-            yield Problem(name, getattr(opts, name), "is not accepted: a migration sees to it")
+            yield Problem(name, getattr(opts, name), "is not accepted: a migration sets it")
     directory = opts.images_directory
     if directory is not None:
         if not isinstance(directory, str):
             yield Problem(
-                "images_directory", directory, "a path is accepted: directories are made in it"
+                "images_directory", directory, "a path is accepted: directories are created in it"
             )
         elif os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
             yield Problem(
@@ -165,9 +164,9 @@ def problems_with(opts: CriuOpts) -> Iterator[Problem]:
             )
 
 
-def seconds(told: Mapping[str, object], name: str, most: float = LONGEST_SILENCE) -> float:
-    """A time that the peer told; ``PeerLostError`` for what is none, or none to wait for."""
-    value = told.get(name)
+def seconds(message: Mapping[str, object], name: str, most: float = LONGEST_SILENCE) -> float:
+    """Seconds in a message of the peer; ``PeerLostError`` if it is not a number in range."""
+    value = message.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
         raise PeerLostError(f"the peer sent {name}={str(value)[:80]!r}")
     return float(value)
@@ -179,5 +178,5 @@ def has_wide_counts(version: Version) -> bool:
 
 
 def for_criu(opts: CriuOpts, **changes: Any) -> CriuOpts:
-    """The caller's options as CRIU gets them: the certificates are for our own connection."""
+    """The caller's options for CRIU: the certificates are for the control connection only."""
     return replace(opts, **{**dict.fromkeys(TLS_FIELDS), **changes})

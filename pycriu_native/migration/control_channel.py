@@ -1,13 +1,13 @@
-"""The control connection of a migration: frames of our own over one socket, watched.
+"""The control connection of a migration: frames over one socket, with a watch on the peer.
 
-A frame is a kind (one byte), a length (four bytes, big-endian) and so many bytes: a message
-(JSON), a piece of an image file, a piece of the page connection, or a sign of life. Both sides
-begin with ``MAGIC``, so that nothing else is taken for a peer. All lengths are bounded.
+A frame is a kind (one byte), a length (four bytes, big-endian) and that many bytes: a message
+(JSON), a piece of an image file, a piece of the page connection, or a keepalive. Both sides send
+``MAGIC`` first, so that no other protocol is accepted. All lengths are bounded.
 
-One thread reads; one sends a sign of life every quarter of ``peer_timeout`` and looks at the clock.
-When nothing was heard for ``peer_timeout`` seconds, the connection ends, the peer breaks the
-protocol, the channel is lost: everybody who waits on it gets the reason. ``on_end`` is called
-then, and when the peer says that it gave up; more than once, and on any thread.
+One thread reads; another sends a keepalive every quarter of ``peer_timeout`` and checks the clock.
+The channel is lost when nothing was received for ``peer_timeout`` seconds, when the connection
+ends, or when the peer breaks the protocol; every wait on it then raises the reason. ``on_end`` is
+called then, and when the peer gives up; possibly more than once, and on any thread.
 
 Synchronization: ``send`` and ``tell`` may be called from any thread, ``expect`` from one.
 """
@@ -17,37 +17,37 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import queue
 import select
-import socket
 import ssl
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
 from .._support import unpatched
 from .._support.closing import Closing
-from .._support.unpatched import Event, Lock, Thread, get_ident
+from .._support.lazy import socket
+from .._support.unpatched import Condition, Event, Lock, Thread, get_ident
 from ..errors import CriuError, DeadlineError, MigrationError, PeerLostError
 from .deadline import LOOK, MigrationDeadline
 
 MAGIC = b"pycriu-native migration 1\n"
-"""What each side says first; the number is the protocol's."""
+"""The first bytes of each side; the number is the version of the protocol."""
 
 HEADER = struct.Struct(">BI")
 LARGEST_MESSAGE = 64 * 1024
 LARGEST_PIECE = 2**20
 WAITING_FRAMES = 16
-"""Frames that were read and wait to be taken; then the reader waits too."""
+"""Frames that are read ahead; the reader then waits."""
 
-UNTIL_ARRIVED = 5.0
-"""Seconds in which the peer closes the connection after it was told that all is over."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds to wait for the peer to close the connection, after the last message to it."""
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """Kind of a frame."""
 
     MESSAGE = 1
     PIECE = 2
@@ -67,7 +67,7 @@ Frame = tuple[Kind, bytes | bytearray | Message]
 
 
 class Channel(Closing):
-    """One end of the connection. Takes the socket over, and closes it."""
+    """One end of the connection. Owns the socket, and closes it."""
 
     def __init__(
         self,
@@ -80,23 +80,24 @@ class Channel(Closing):
     ) -> None:
         self._sock = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
-        self._silence = peer_timeout
+        self._peer_timeout = peer_timeout
         self._until = until
         self._on_pages = on_pages
         self._on_end = on_end
         self.lost: CriuError | None = None
-        """Why nothing more will come; None while the peer is there."""
+        """Why the channel is lost; None while it is not."""
         self.refused: MigrationError | None = None
-        """The peer has said that it gave up; that may be read before all that came before it."""
-        self._frames: queue.Queue[Frame | None] = queue.Queue(WAITING_FRAMES)
+        """The peer gave up; set before the frames that it sent earlier are taken."""
+        self._frames: deque[Frame] = deque()
+        self._frames_changed = Condition()
         self._sending = Lock()
-        self._touching = Lock()  # an SSL object is not for two threads at a time
+        self._touching = Lock()  # an SSL object may be used by one thread at a time
         self._losing = Lock()
         self._over = Event()
-        self._heard = time.monotonic()
+        self._received_at = time.monotonic()
         self._reading = True
         sock.setblocking(False)
-        with contextlib.suppress(OSError):  # a caller's socket may be of another family
+        with contextlib.suppress(OSError):  # the caller's socket may not be TCP
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._threads = [
             Thread(target=body, name=f"migration {name}", daemon=True)
@@ -128,26 +129,26 @@ class Channel(Closing):
             if self.lost is not None:
                 raise self.lost
             try:
-                with self._hands():
+                with self._exclusive():
                     remaining = remaining[self._sock.send(remaining) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
                 self._poll(select.POLLOUT, 0.2)
                 try:
                     self._until.check()
                 except DeadlineError as error:
-                    raise self.lose(error) from None  # half a frame is out: no more can follow
+                    raise self.lose(error) from None  # half a frame was sent: no other can follow
             except ssl.SSLWantReadError:
                 self._poll(select.POLLIN, 0.2)
             except (OSError, ValueError) as error:
-                raise self.lose(PeerLostError(f"the connection broke: {error}")) from None
+                raise self.lose(PeerLostError(f"the connection failed: {error}")) from None
 
     # ---- waiting ----
 
     def expect(self, *words: str, within: float = math.inf) -> Message:
-        """Wait for one of these messages, so many seconds.
+        """Wait for one of these messages, for at most ``within`` seconds.
 
-        The peer's ``failed`` raises ``MigrationError`` unless it is among them; so does
-        anything else that comes, and a channel that is lost raises its reason.
+        The peer's ``failed`` raises ``MigrationError`` unless it is among them, any other frame
+        ``PeerLostError``. A lost channel raises its reason.
         """
         kind, body = self._take(time.monotonic() + within)
         if kind is not Kind.MESSAGE or not isinstance(body, dict):
@@ -156,7 +157,7 @@ class Channel(Closing):
             return body
         if body["word"] == "failed":
             raise _refusal(body)
-        raise self.lose(PeerLostError(f"the peer said {body['word']!r} in place of {words}"))
+        raise self.lose(PeerLostError(f"the peer sent {body['word']!r} in place of {words}"))
 
     def expect_piece(self) -> bytes | bytearray:
         """Wait for a piece of a file."""
@@ -169,43 +170,44 @@ class Channel(Closing):
         raise self.lose(PeerLostError(f"the peer sent {kind.name} in place of a piece of a file"))
 
     def check_deadline(self) -> None:
-        """Raise ``DeadlineError`` once the deadline has passed; the channel is not lost by that."""
+        """Raise ``DeadlineError`` if the deadline has passed; the channel stays usable."""
         self._until.check()
 
     def _take(self, until: float = math.inf) -> Frame:
         while True:
-            try:
-                frame = self._frames.get(timeout=LOOK)
-                break
-            except queue.Empty:
-                self.check_deadline()
-                if time.monotonic() > until:
-                    raise self.lose(PeerLostError("the peer says nothing any more")) from None
-        if frame is None:
-            self._frames.put(None)
-            assert self.lost is not None
-            raise self.lost
-        return frame
+            with self._frames_changed:
+                if not self._frames and self.lost is None:
+                    self._frames_changed.wait(LOOK)
+                if self._frames:
+                    self._frames_changed.notify_all()
+                    return self._frames.popleft()
+                if self.lost is not None:
+                    raise self.lost
+            self.check_deadline()
+            if time.monotonic() > until:
+                raise self.lose(PeerLostError("the peer sends nothing any more"))
 
     # ---- the end ----
 
     def part(self, word: str = "", why: str = "") -> None:
-        """Say a last thing if it can be said, and let all that was said arrive before the end.
+        """Send a last message if possible, wait until everything has arrived, and close.
 
-        A peer that has said its own last thing waits for our end, and is not waited for.
+        There is no wait for a peer that gave up: it waits for this end to close.
         """
         with contextlib.suppress(CriuError):
             if word:
                 self.tell(word, why=why[: LARGEST_MESSAGE // 8])
-        until = time.monotonic() + UNTIL_ARRIVED
+        until = time.monotonic() + CLOSE_TIMEOUT
         while self.lost is None and self.refused is None and time.monotonic() < until:
-            # Who closes with data unread resets the connection, and loses what was said.
-            with contextlib.suppress(queue.Empty):
-                self._frames.get(timeout=0.05)
+            # A close with unread data resets the connection, and the last message is lost.
+            with self._frames_changed:
+                self._frames.clear()
+                self._frames_changed.notify_all()
+                self._frames_changed.wait(0.05)
         self.close()
 
     def lose(self, reason: CriuError) -> CriuError:
-        """Nothing more will come; the first reason stays, and is returned."""
+        """Mark the channel as lost. The first reason is kept, and returned."""
         with self._losing:
             if self.lost is not None:
                 return self.lost
@@ -213,21 +215,13 @@ class Channel(Closing):
         self._over.set()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        self._wake()
+        with self._frames_changed:
+            self._frames_changed.notify_all()
         self._on_end()
         return reason
 
-    def _wake(self) -> None:
-        while True:
-            try:
-                self._frames.put_nowait(None)
-                return
-            except queue.Full:
-                with contextlib.suppress(queue.Empty):
-                    self._frames.get_nowait()  # nobody may act on what came before
-
     def close(self) -> None:
-        """End the connection. A second time does nothing."""
+        """Close the connection. A second call does nothing."""
         self._on_end = lambda: None
         self.lose(PeerLostError("the connection is closed"))
         for thread in self._threads:
@@ -238,13 +232,13 @@ class Channel(Closing):
     # ---- the threads ----
 
     def _watch(self) -> None:
-        while not self._over.wait(self._silence / 4):
+        while not self._over.wait(self._peer_timeout / 4):
             now = time.monotonic()
-            if self._reading and now - self._heard > self._silence:
-                why = f"nothing was heard of the peer for {self._silence:g} s"
+            if self._reading and now - self._received_at > self._peer_timeout:
+                why = f"nothing was received from the peer for {self._peer_timeout:g} s"
                 self.lose(PeerLostError(why))
             elif self._sending.acquire(blocking=False):
-                self._sending.release()  # who sends something else is heard as well
+                self._sending.release()  # any other frame is a keepalive too
                 with contextlib.suppress(CriuError):
                     self.send(Kind.ALIVE, b"")
 
@@ -267,18 +261,21 @@ class Channel(Closing):
                         self.refused = _refusal(message)
                         self._on_end()
                     self._keep((kind, message))
-                self._heard = time.monotonic()
+                self._received_at = time.monotonic()
                 self._reading = True
         except CriuError as error:
             self.lose(error)
         except Exception as error:
-            self.lose(PeerLostError(f"the connection broke: {error}"))
+            self.lose(PeerLostError(f"the connection failed: {error}"))
 
     def _keep(self, frame: Frame) -> None:
-        while self.lost is None:
-            with contextlib.suppress(queue.Full):
-                self._frames.put(frame, timeout=0.2)
-                return
+        with self._frames_changed:
+            self._frames_changed.wait_for(
+                lambda: len(self._frames) < WAITING_FRAMES or self.lost is not None
+            )
+            if self.lost is None:
+                self._frames.append(frame)
+                self._frames_changed.notify_all()
 
     def _get(self, size: int) -> bytearray:
         data = bytearray(size)
@@ -287,7 +284,7 @@ class Channel(Closing):
             if self.lost is not None:
                 raise self.lost
             try:
-                with self._hands():
+                with self._exclusive():
                     count = self._sock.recv_into(view)
             except (BlockingIOError, ssl.SSLWantReadError):
                 self._poll(select.POLLIN, 1.0)
@@ -297,11 +294,11 @@ class Channel(Closing):
                 continue
             if not count:
                 raise PeerLostError("the peer closed the connection")
-            self._heard = time.monotonic()
+            self._received_at = time.monotonic()
             view = view[count:]
         return data
 
-    def _hands(self) -> contextlib.AbstractContextManager[Any]:
+    def _exclusive(self) -> contextlib.AbstractContextManager[Any]:
         return self._touching if self._tls else contextlib.nullcontext()
 
     def _poll(self, what: int, seconds: float) -> None:
@@ -311,38 +308,38 @@ class Channel(Closing):
 
 
 def greet(sock: socket.socket) -> None:
-    """Say what we are, and hear that the other side is the same; ``PeerLostError`` if not.
+    """Exchange ``MAGIC`` with the peer; ``PeerLostError`` if it sends anything else.
 
-    The socket has a timeout, which is for all of it.
+    The timeout of the socket bounds the whole exchange.
     """
-    heard = b""
+    received = b""
     until = time.monotonic() + (sock.gettimeout() or math.inf)
     try:
         sock.sendall(MAGIC)
-        while len(heard) < len(MAGIC):
+        while len(received) < len(MAGIC):
             if time.monotonic() > until:
                 raise TimeoutError("timed out")
-            more = sock.recv(len(MAGIC) - len(heard))
+            more = sock.recv(len(MAGIC) - len(received))
             if not more:
-                raise PeerLostError("the peer closed the connection before it said what it is")
-            heard += more
+                raise PeerLostError("the peer closed the connection before it sent its greeting")
+            received += more
     except OSError as error:
         if isinstance(error, CriuError):
             raise
-        raise PeerLostError(f"the peer did not say what it is: {error}") from None
-    if heard != MAGIC:
-        raise PeerLostError(f"the peer speaks another protocol: it began with {heard!r}")
+        raise PeerLostError(f"the peer did not send its greeting: {error}") from None
+    if received != MAGIC:
+        raise PeerLostError(f"the peer uses another protocol: its first bytes are {received!r}")
 
 
 def _refusal(body: Message) -> MigrationError:
-    return MigrationError(str(body.get("why", "it does not say why")), by_peer=True)
+    return MigrationError(str(body.get("why", "no reason given")), by_peer=True)
 
 
 def _message(data: bytearray) -> Message:
     try:
         body = json.loads(bytes(data))
     except ValueError:
-        raise PeerLostError("the peer sent a message that is none") from None
+        raise PeerLostError("the peer sent an invalid message") from None
     if not isinstance(body, dict) or not isinstance(body.get("word"), str):
-        raise PeerLostError("the peer sent a message without a word")
+        raise PeerLostError("the peer sent a message without its name")
     return body

@@ -1,4 +1,4 @@
-"""Until when a migration may last: a deadline, which who cancels it brings forward to now."""
+"""The deadline of a migration; a cancellation brings it forward to now."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from ..errors import DeadlineError
 
 LOOK = 0.25
-"""Seconds between two looks at it, where one waits for something else."""
+"""Seconds between two checks of it, during a wait for something else."""
 
 
 class MigrationDeadline:
-    """The end of the time that there is. ``cancel`` may be called from any thread."""
+    """A deadline. ``cancel`` may be called from any thread."""
 
     def __init__(self, seconds: float | None = None) -> None:
         self._at = None if seconds is None else time.monotonic() + seconds
         self._cancelled = False
 
     def cancel(self, reason: BaseException | None = None) -> None:
-        """The time is over. Why, is for who cancels to say."""
+        """Let the deadline pass now. ``reason`` is not used."""
         self._cancelled = True
 
     def left(self, most: float | None = None) -> float | None:
-        """Seconds that are left, at most so many; never 0, which would be no time at all."""
+        """Remaining seconds, at most ``most``; never 0: a socket timeout of 0 does not wait."""
         if self._at is None:
             return most
         left = max(0.01, self._at - time.monotonic())
@@ -33,7 +33,7 @@ class MigrationDeadline:
         return self._at is not None and time.monotonic() > self._at
 
     def check(self) -> None:
-        """Raise ``DeadlineError`` once if the time is over: what is said after it is about that."""
+        """Raise ``DeadlineError`` once if the deadline has passed; later messages report that."""
         if self._cancelled:
             self._cancelled, self._at = False, None
             raise DeadlineError("the migration was cancelled", verb="migrate")

@@ -1,10 +1,11 @@
-"""The destination's side of a migration: take the images, restore, and say the last word.
+"""The destination's side of a migration: receive the images, restore, send the final message.
 
 The restore is held in CRIU's ``post-restore`` notification: everything is in place, nothing
-runs, and a refusal ends all of it. The source is told so, and only its word lets it run. Until
-the destination's own last word (that it runs; for post-copy, that all memory has come) its copy
-is on trial: whatever happens ends it. Only between that word and the source's answer is there
-a doubt that cannot be taken away: then the copy is stopped, not ended, and the caller is told.
+runs, and a refusal ends it. The destination then sends ``prepared``, and runs the copy only after
+the source's ``go``. A failure before the final message (``running``; for post-copy ``complete``,
+once all memory has arrived) ends the copy. A source that is lost between that message and its
+answer ``done`` may have given its process up or not: the copy is stopped then, and the caller gets
+``MigrationInDoubtError``. The states are in ``restored_copy.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ..errors import CriuError, MigrationError, MigrationInDoubtError, PeerLostE
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
 from ..results import RestoreStatistics
-from . import image_transfer, watchdog_process
+from . import image_transfer
 from .common import (
     MigrationMode,
     MigrationResult,
@@ -38,90 +39,86 @@ from .common import (
 )
 from .control_channel import Channel
 from .page_relay import PageRelay
-from .watchdog import Watchdog, guarded
+from .restored_copy import RestoredCopy
+from .watchdog import Watchdog, identity_of
 
 LOOK = 0.05
-"""Seconds between two looks at the connection while the daemon is waited for."""
+"""Seconds between two checks of the connection, during a wait for the daemon."""
 
 USERFAULT = "anon_inode:[userfaultfd]"
 
 
 class Destination:
-    """A process on its way in."""
+    """A process that comes to this host."""
 
     def __init__(
         self,
         opts: CriuOpts,
         *,
-        room: Workspace,
-        warden: Watchdog,
+        workspace: Workspace,
+        watchdog: Watchdog,
         phases: Phases,
         peer_timeout: float,
         via: Worker,
         on_notify: Hook | None,
     ) -> None:
         self._opts = opts
-        self._room = room
-        self._watchdog = warden
-        self._silence = peer_timeout
+        self._workspace = workspace
+        self._watchdog = watchdog
+        self._peer_timeout = peer_timeout
         self._via = via
         self._on_notify = on_notify
         self.phases = phases
         self.channel: Channel
         self.image_bytes = 0
-        self._to_come = 0
-        self._to_feed = 0
+        self._announced = 0
+        self._lazy_bytes = 0
         self.mode = MigrationMode.STOP_AND_COPY
         self.relay: PageRelay | None = None
         self._daemon: LazyPages | None = None
         self._held: list[int] = []
-        """Copies of the daemon's userfaultfds: memory is never filled with zeros for its end."""
-        self._pid = 0
-        self._start = ""
-        self._last_word_said = False
+        """Copies of the daemon's userfaultfds: its end then fills no memory with zeros."""
+        self._copy = RestoredCopy(watchdog)
         self._downtime = 0.0
 
     def measure(self) -> tuple[str, int, int | None]:
-        """Phase, bytes done, bytes to do."""
+        """Phase, bytes done, total bytes if known."""
         phase = self.phases.name
         if phase == "images":
-            return phase, self.image_bytes, self._to_come
+            return phase, self.image_bytes, self._announced
         if phase == "pages" and self.relay is not None:
             # The connection carries more than pages.
-            return phase, self.relay.moved, max(self.relay.moved, self._to_feed)
+            return phase, self.relay.moved, max(self.relay.moved, self._lazy_bytes)
         return phase, 0, None
 
     def put_pages(self, data: bytes | bytearray) -> None:
-        """What the source's CRIU says to the daemon."""
+        """Pass data of the source's CRIU on to the lazy-pages daemon."""
         if self.relay is not None:
             self.relay.put(data)
 
-    def give_up(self) -> None:
-        """Nothing more will come: end what could keep a restore from failing."""
+    def fail(self) -> None:
+        """The source is lost or gave up: end what could keep the restore from failing."""
         if self.relay is not None:
             self.relay.finish()
-        if self._pid and not self._last_word_said:
-            watchdog_process.end_tree(self._pid, self._start)
-
-    # ---- the caller's thread ----
+        self._copy.end_unless_final()
 
     def run(self) -> MigrationResult:
-        """Take a process in. Whoever calls this closes the channel and the rest."""
+        """Receive a process and run it. The caller closes the channel, and this object."""
         self._greet()
         number = self._receive()
         self.phases.enter("restore")
         work: Any = self._opts.work_directory
         if work is None:
-            work = os.path.join(self._room.path, "work")
+            work = os.path.join(self._workspace.path, "work")
             os.mkdir(work, 0o700)
         opts = for_criu(
             self._opts,
-            images_directory=os.path.join(self._room.path, str(number)),
+            images_directory=os.path.join(self._workspace.path, str(number)),
             work_directory=work,
             lazy_pages=True if self.mode.lazy else None,
         )
         if self.mode.lazy:
-            self._to_feed = lazy_bytes(os.path.join(self._room.path, str(number)))
+            self._lazy_bytes = lazy_bytes(os.path.join(self._workspace.path, str(number)))
             self._start_daemon(opts)
         try:
             restored = verbs.restore(opts, via=self._via, on_notify=self._hook)
@@ -129,20 +126,20 @@ class Destination:
                 self.phases.enter("pages")
                 while not self._has_all(LOOK):
                     pass
-                self._say_last("complete")
+                self._send_final("complete")
             self.phases.enter("answer")
             message = self.channel.expect("done")
-            with contextlib.suppress(PeerLostError):  # the word counts, whatever comes with it
+            with contextlib.suppress(PeerLostError):  # the message counts, whatever its content
                 self._downtime = seconds(message, "downtime", math.inf)
         except BaseException as error:
             self._undo(error)
-        self._watchdog.set_cleanup(end=[], stop=[])
+        self._copy.own()
         self._report(restored.statistics)
         self.phases.finish()
         return MigrationResult(
             pid=restored.pid,
             mode=self.mode,
-            images=self._room.told,
+            images=self._workspace.kept_path,
             image_bytes=self.image_bytes,
             page_bytes=0 if self.relay is None else self.relay.moved,
             downtime=self._downtime,
@@ -157,7 +154,9 @@ class Destination:
         try:
             self.mode = MigrationMode(hello.get("mode", ""))
         except ValueError:
-            raise MigrationError(f"the source asks for the mode {hello.get('mode')!r}") from None
+            raise MigrationError(
+                f"the source requests the unknown mode {hello.get('mode')!r}"
+            ) from None
         version = requirements.program_version(self._via)
         if self.mode.lazy:
             if not requirements.program_features(self._via).lazy_pages:
@@ -165,9 +164,9 @@ class Destination:
             if hello.get("wide") is not has_wide_counts(version):
                 raise MigrationError(
                     f"CRIU {hello.get('criu')} at the source and {version} at the destination "
-                    "cannot exchange pages: their form changed with CRIU 4.2"
+                    "cannot exchange pages: the page format changed in CRIU 4.2"
                 )
-        self.channel.tell("hello", peer_timeout=self._silence, criu=str(version))
+        self.channel.tell("hello", peer_timeout=self._peer_timeout, criu=str(version))
 
     def _receive(self) -> int:
         self.phases.enter("images")
@@ -176,11 +175,13 @@ class Destination:
             message = self.channel.expect("images", "restore")
             if message["word"] == "restore":
                 if not number or message.get("lazy") is not self.mode.lazy:
-                    raise MigrationError("the source asks for a restore of nothing that it sent")
+                    raise MigrationError(
+                        "the source requests a restore of images that it did not send"
+                    )
                 return number
-            self._to_come = self.image_bytes + image_transfer.number(message, "bytes")
+            self._announced = self.image_bytes + image_transfer.number(message, "bytes")
             number = image_transfer.receive(
-                self.channel, self._room.path, message, number, self._count
+                self.channel, self._workspace.path, message, number, self._count
             )
 
     def _count(self, size: int) -> None:
@@ -198,7 +199,7 @@ class Destination:
             via=self._via,
         )
         relay.theirs.close()
-        self._watchdog.set_cleanup(daemon=guarded(self._daemon.pid))
+        self._watchdog.set_cleanup(daemon=identity_of(self._daemon.pid))
         relay.start(self.channel)
 
     def _hook(self, notification: Notification) -> None:
@@ -211,61 +212,56 @@ class Destination:
             if self.mode.lazy:
                 self.channel.tell("running")
             else:
-                self._say_last("running")
+                self._send_final("running")
 
     def _hold(self, pid: int) -> None:
         if self._daemon is not None:
             self._held = descriptors_of(self._daemon.pid, USERFAULT)
-        self._start = watchdog_process.start_of(pid)
-        self._pid = pid
-        self._watchdog.set_cleanup(self._held, end=guarded(pid))
+        self._copy.prepare(pid, self._held)
         if self._daemon is not None and self._has_all(0):
-            raise MigrationError("the lazy-pages daemon ended before its time")
+            raise MigrationError("the lazy-pages daemon ended before the process ran")
         self.channel.tell("prepared", pid=pid)
         self.channel.expect("go")
 
-    def _look(self) -> None:
-        """Raise if the source is lost, or has given up, or the time is over."""
+    def _check(self) -> None:
+        """Raise if the source is lost or gave up, or the deadline has passed."""
         for reason in (self.channel.refused, self.channel.lost):
             if reason is not None:
                 raise reason
         self.channel.check_deadline()
 
     def _has_all(self, seconds: float) -> bool:
-        """Whether the daemon has ended well; an end that is not well is raised."""
+        """Whether the daemon has succeeded. Raises if it failed."""
         assert self._daemon is not None
         try:
             status = self._daemon.wait(seconds)
         except TimeoutError:
-            self._look()
+            self._check()
             return False
         if status:
-            self._look()  # it ends when its source does
+            self._check()  # it ends when its source does
             raise MigrationError(f"the lazy-pages daemon ended with {status}")
         return True
 
-    def _say_last(self, word: str) -> None:
-        """Say the word after which the source gives the process up, if it hears it."""
+    def _send_final(self, word: str) -> None:
+        """Send the message on which the source gives its process up."""
         if self.channel.lost is not None:
             raise self.channel.lost
-        self._last_word_said = True
-        self._watchdog.set_cleanup(stop=guarded(self._pid), end=[])
+        self._copy.finalize()
         self.channel.tell(word)
 
     def _undo(self, error: BaseException) -> None:
-        """End the copy; or stop it, where the source may have given the process up."""
-        if self._last_word_said and self.channel.refused is None:
-            watchdog_process.stop_tree(self._pid, self._start)
+        """End the copy, or stop it where the source may have given the process up."""
+        if self._copy.undo(refused=self.channel.refused is not None):
+            pid = self._copy.pid
             raise MigrationInDoubtError(
-                f"the process runs as pid {self._pid}, and the source was lost before it said "
-                f"that it had given the process up ({error}); it is stopped now. Where the "
-                f"source's call returned, go on with: kill -CONT {self._pid}; where it raised, "
-                f"the process runs on there, and this one is to be ended: kill -KILL {self._pid}",
-                pid=self._pid,
+                f"the process runs as pid {pid}, and the connection to the source was lost before "
+                f"the source confirmed that it gave the process up ({error}); it is stopped now. "
+                f"If the source's call returned, resume it here: kill -CONT {pid}; if it raised, "
+                f"the process runs on there, and this one must be ended: kill -KILL {pid}",
+                pid=pid,
                 phase=self.phases.name,
             ) from error
-        if self._pid:
-            watchdog_process.end_tree(self._pid, self._start)
         raise error
 
     def _report(self, statistics: RestoreStatistics | None) -> None:
@@ -274,7 +270,7 @@ class Destination:
             self.channel.tell("report", restore=message)
 
     def close(self) -> None:
-        """Give the daemon, the relay and the copies of descriptors back."""
+        """Release the daemon, the relay and the copies of descriptors."""
         if self._daemon is not None:
             self._daemon.close()
         for fd in self._held:

@@ -1,21 +1,25 @@
-"""Reaching the other side of a migration: addresses, TLS, and what is allowed without it.
+"""Connections between the two sides of a migration: addresses, TLS, and what needs it.
 
-The images and the pages are the memory of a process, and the destination writes and runs them
-as root. So beyond this machine TLS is required, with certificates on both sides, unless the
-caller says ``insecure=True`` in so many letters. On this machine's loopback, where every user can
-connect, the other side must be root or the caller itself then.
+The images and the pages are the memory of a process, and the destination writes and runs them as
+root. So beyond this machine TLS is required, with certificates on both sides, unless the caller
+sets ``insecure=True``. On loopback, where every user can connect, the other end must belong to
+root or to the caller.
+
+Under gevent and eventlet a function of the ``socket`` module makes sockets of theirs, so
+connections are made of the unpatched class alone. Their TLS sockets are used as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
-import socket
+import os
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .._calls import logs
+from .._support.lazy import socket
 from ..errors import MigrationError, OptionError, PeerLostError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
@@ -23,18 +27,21 @@ from .control_channel import greet
 from .deadline import LOOK, MigrationDeadline
 from .loopback_peer import foreign_owner
 
-Place = str | tuple[str, int] | socket.socket
-"""``"host:port"``, ``(host, port)``, or a socket of the caller's."""
+if TYPE_CHECKING:
+    Place = str | tuple[str, int] | socket.socket
+else:
+    Place = Any
+"""``"host:port"``, ``(host, port)``, or a socket that the caller owns."""
 
 HANDSHAKE = 10.0
-"""Seconds in which a peer says what it is."""
+"""Seconds for the greeting of a peer."""
 
 TLS_FIELDS = ("tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key")
 
 
 def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> Iterator[Problem]:
-    """What is wrong with an address, and with the certificates."""
-    if not isinstance(place, socket.socket):
+    """Problems of an address and of the certificates."""
+    if not _is_socket(place):
         try:
             host, port = _host_and_port(place)
         except (ValueError, TypeError):
@@ -60,14 +67,14 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
 def _exposed(name: str, place: object) -> Problem:
     rule = (
         "leaves this machine without encryption: set tls=True with tls_cacert, tls_cert and "
-        "tls_key, or say insecure=True (the memory of the process can then be read on the way, "
-        "and whoever reaches the destination can have it run anything as root)"
+        "tls_key, or set insecure=True (the memory of the process can then be read on the way, "
+        "and everyone who reaches the destination can run any program there as root)"
     )
     return Problem(name, place, rule)
 
 
-def _host_and_port(place: str | tuple[str, int]) -> tuple[str, int]:
-    server = PageServer._from_text(place) if isinstance(place, str) else PageServer(*place)
+def _host_and_port(place: Place) -> tuple[str, int]:
+    server = PageServer.parse(place)
     if server.address is None or server.port is None:
         raise ValueError("host and port are required")
     return server.address, server.port
@@ -95,15 +102,15 @@ def _stays_here(sock: socket.socket) -> bool:
 def connect(
     place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: bool
 ) -> socket.socket:
-    """A connection to the destination, ready for a channel."""
-    ours = not isinstance(place, socket.socket)
-    if isinstance(place, socket.socket):
-        sock = place.dup()
+    """Connect to the destination; the connection is ready for a channel."""
+    ours = not _is_socket(place)
+    if _is_socket(place):
+        sock = _duplicate(place)
         name = str(sock.getpeername()[0]) if sock.family != socket.AF_UNIX else ""
     else:
         name, port = _host_and_port(place)
         try:
-            sock = socket.create_connection((name, port), until.left(HANDSHAKE))
+            sock = _connection(name, port, until.left(HANDSHAKE))
         except OSError as error:
             raise PeerLostError(
                 f"no connection to the destination {name}:{port}: {error}; the source runs on",
@@ -124,14 +131,15 @@ def connect(
 
 
 def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: bool) -> socket.socket:
-    """A connection from a source, ready for a channel; others are turned away."""
-    if isinstance(place, socket.socket) and not _listens(place):
-        return _welcome(place.dup(), opts, until)
+    """Accept a connection from a source, ready for a channel; others are closed."""
+    if _is_socket(place) and not _listens(place):
+        return _welcome(_duplicate(place), opts, until)
     with _listener(place) as listener:
         while True:
             listener.settimeout(until.left(LOOK))
             try:
                 sock, name = listener.accept()
+                sock = socket.socket(fileno=sock.detach())
             except TimeoutError:
                 if until.is_over():
                     why = "no source came before the deadline"
@@ -144,20 +152,59 @@ def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: boo
                 logs.warn("migration: turned %s away: %s", name, error)
 
 
+def _is_socket(place: Place) -> TypeGuard[socket.socket]:
+    return hasattr(place, "getsockopt")  # those of gevent and eventlet have a class of their own
+
+
+def _duplicate(sock: socket.socket) -> socket.socket:
+    result = socket.socket(fileno=os.dup(sock.fileno()))
+    result.setblocking(True)  # those of gevent and eventlet do not block
+    return result
+
+
+def _connection(host: str, port: int, timeout: float | None) -> socket.socket:
+    failure = OSError("the name has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return sock
+    raise failure
+
+
+def _server(host: str, port: int, family: int) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        listener.listen(4)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 def _listens(sock: socket.socket) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 @contextlib.contextmanager
 def _listener(place: Place) -> Iterator[socket.socket]:
-    if isinstance(place, socket.socket):
-        with place.dup() as listener:
+    if _is_socket(place):
+        with _duplicate(place) as listener:
             yield listener
         return
     host, port = _host_and_port(place)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=4)
+        listener = _server(host, port, family)
     except OSError as error:
         raise MigrationError(
             f"the destination cannot listen on {host}:{port}: {error}", phase="listen"
@@ -183,14 +230,14 @@ def _welcome(
 
 
 def _refuse_foreign_owners(sock: socket.socket) -> None:
-    """Without TLS, who has spoken to us must be root or ourselves: asked once it has spoken, since
-    a connection that waits to be accepted is nobody's yet.
+    """Without TLS the other end must belong to root or the caller. To be called after the greeting:
+    a connection that is not accepted yet has no owner.
     """
     who = foreign_owner(sock)
     if who is not None:
         raise PeerLostError(
             f"the other end of the connection belongs to {who}, and every user of this machine "
-            "can connect to loopback: set tls=True, or say insecure=True",
+            "can connect to loopback: set tls=True, or insecure=True",
             phase="connect",
         )
 

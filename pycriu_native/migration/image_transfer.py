@@ -1,8 +1,7 @@
 """Image directories over the control connection of a migration.
 
-Each directory has a number, from 1; one that builds on another builds on the one before. The
-receiver makes every path itself: from the sender it takes a file's plain name and size only,
-and refuses what is not one.
+Directories are numbered from 1; each can be the parent of the next. The receiver builds every path
+itself: it takes only a plain file name and a size from the sender, and refuses anything else.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from ..errors import MigrationError, PeerLostError
 from .control_channel import LARGEST_PIECE, Channel, Kind
 
 MOST_FILES = 100_000
-"""Files in one directory that are taken."""
+"""Largest number of files in one directory."""
 
 MOST_ROUNDS = 1000
 
 _STAYS = re.compile(r".*\.log|stats-.*|.*\.pid|.*\.socket|parent|\..*")
-"""What is not sent: logs, statistics, the link to the parent."""
+"""Names that are not sent: logs, statistics, the link to the parent."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+:=@%-]{0,199}")
-"""What is taken for a file's name."""
+"""Names that are accepted."""
 
 Count = Callable[[int], None]
-"""Told of each number of bytes that have moved."""
+"""Called with each number of bytes transferred."""
 
 
 def size_of(directory: str) -> int:
@@ -66,13 +65,15 @@ def _entries(directory: str) -> list[os.DirEntry[str]]:
         )
 
 
-def receive(channel: Channel, root: str, told: dict[str, object], last: int, count: Count) -> int:
-    """Take a directory that was announced by ``told`` into ``root``; its number.
+def receive(
+    channel: Channel, root: str, message: dict[str, object], last: int, count: Count
+) -> int:
+    """Receive a directory that ``message`` announced, into ``root``. Returns its number.
 
-    ``last`` is the number of the one before. Raises ``PeerLostError`` for what no peer of ours
-    sends, and ``MigrationError`` where there is no room.
+    ``last`` is the number of the previous one. Raises ``PeerLostError`` for an invalid message,
+    and ``MigrationError`` if there is not enough space.
     """
-    this, files, total = (number(told, name) for name in ("number", "files", "bytes"))
+    this, files, total = (number(message, name) for name in ("number", "files", "bytes"))
     if this != last + 1 or this > MOST_ROUNDS or files > MOST_FILES:
         raise PeerLostError(f"the peer announced images number {this} of {files} files")
     room = os.statvfs(root)
@@ -118,15 +119,15 @@ def _receive_file(channel: Channel, where: int, name: str, left: int, count: Cou
 
 
 def checked_name(name: object) -> str:
-    """A file's name as it may be used; ``PeerLostError`` for any other."""
+    """Return a valid file name; ``PeerLostError`` for any other."""
     if not isinstance(name, str) or not _NAME.fullmatch(name) or _STAYS.fullmatch(name):
         raise PeerLostError(f"the peer sent a file with the name {str(name)[:80]!r}")
     return name
 
 
-def number(told: dict[str, object], name: str) -> int:
-    """A number that the peer sent; ``PeerLostError`` for what is none."""
-    value = told.get(name)
+def number(message: dict[str, object], name: str) -> int:
+    """A number in a message of the peer; ``PeerLostError`` if it is not one."""
+    value = message.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
         raise PeerLostError(f"the peer sent {name}={str(value)[:80]!r}")
     return value

@@ -1,8 +1,8 @@
-"""Whose the other end of a TCP connection is, when that is on this machine.
+"""Owner of the other end of a TCP connection over loopback.
 
-TCP tells nobody's name, as a unix socket does. But over loopback both ends are sockets of one
-network namespace, and the kernel lists whose each is (``/proc/net/tcp``). One that was closed is
-listed as root's: only an established one says anything.
+TCP has no peer credentials as unix sockets have. But over loopback both ends are sockets of one
+network namespace, and the kernel lists the owner of each (``/proc/net/tcp``). A closed socket is
+listed as root's, so only established ones are considered.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from .._system import trusted_path
 
 ESTABLISHED = "01"
 MAPPED = bytes(10) + b"\xff\xff"
-"""What stands before an address of IPv4 where a socket of IPv6 has it."""
+"""Prefix of an IPv4 address on an IPv6 socket."""
 
 
 def foreign_owner(sock: socket.socket) -> str | None:
-    """Who the other end belongs to, in words, if that is on loopback and neither root nor us."""
+    """Describe the owner of the other end if it is on loopback and neither root nor the caller."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     here = sock.getsockname()
     if not ipaddress.ip_address(_packed(here[0])).is_loopback:
         return None
     owner = None
-    with contextlib.suppress(OSError):  # it is gone
+    with contextlib.suppress(OSError):  # the peer has disconnected
         owner = _owner(sock.getpeername(), here)
     if owner is None:
-        return "nobody that can be found"
-    # Who became root by sudo could do it as root, too.
-    return None if owner in (0, os.geteuid(), trusted_path._trusted()) else f"user {owner}"
+        return "an unknown user"
+    # A user who became root by sudo has the same rights as root.
+    return None if owner in (0, os.geteuid(), trusted_path.trusted_user()) else f"user {owner}"
 
 
 def _owner(own: tuple[object, ...], other: tuple[object, ...]) -> int | None:
-    """Whose the established socket with these two addresses is."""
+    """Uid of the owner of the established socket with these two addresses."""
     for name, shown in (("tcp", _shown), ("tcp6", _shown6)):
         expected = [shown(own), shown(other), ESTABLISHED]
         with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{name}") as table:
@@ -49,13 +49,13 @@ def _owner(own: tuple[object, ...], other: tuple[object, ...]) -> int | None:
 
 
 def _packed(address: object) -> bytes:
-    """The bytes of an address; of IPv4, also where a socket of IPv6 has it."""
+    """The bytes of an address; IPv4 addresses on IPv6 sockets as IPv4."""
     packed = ipaddress.ip_address(str(address).partition("%")[0]).packed
     return packed.removeprefix(MAPPED)
 
 
 def _shown(address: tuple[object, ...]) -> str:
-    """An address as the kernel lists it: in words of the machine."""
+    """An address as the kernel lists it: 32-bit words in host byte order."""
     return _in_words(_packed(address[0]), address[1])
 
 

@@ -8,19 +8,16 @@ then at the source::
 
     migrate_out(4242, CriuOpts(), to="10.0.0.2:7000", mode=MigrationMode.POST_COPY, ...)
 
-The names say which way the process goes, seen from where one stands: the same options object may
-serve both sides, and "dump" and "restore" stay the words for one host.
-
-One TCP connection carries everything: images, pages, who said what, signs of life. Nothing of
-CRIU's listens on the network. With ``tls`` in the options both sides show certificates
+One TCP connection carries everything: images, pages, messages, keepalives. CRIU does not listen on
+the network. With ``tls`` in the options both sides show certificates
 (``tls_cacert``, ``tls_cert``, ``tls_key``, and ``tls_cacrl``, ``tls_no_cn_verify`` as CRIU
 understands them); without it only loopback and unix sockets are accepted, unless the caller
 says ``insecure=True``.
 
-The rule by which never two of the process run, and none is lost: **the destination's last word
-decides**. It is "it runs" for stop-and-copy and pre-copy, and "all memory has come" for
-post-copy. The source gives the process up when it has heard it, and lets it run on if it
-cannot come any more. docs/migration.md tells what that means when hosts die or networks go.
+Exactly one copy of the process survives, because **the destination's final message decides**: "it
+runs" for stop-and-copy and pre-copy, "all memory has arrived" for post-copy. The source gives the
+process up when it receives that message, and resumes it when the message can no longer come.
+docs/migration.md describes failures of hosts and networks.
 """
 
 from __future__ import annotations
@@ -56,7 +53,7 @@ from .watchdog import Watchdog
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
 
 SILENCE = 10.0
-"""Seconds without a sign of life after which the other side counts as lost."""
+"""Seconds without a keepalive after which the other side counts as lost."""
 
 
 def migrate_out(
@@ -73,11 +70,11 @@ def migrate_out(
     deadline: float | None = None,
     peer_timeout: float = SILENCE,
 ) -> MigrationResult:
-    """Move a process and all its descendants to where :func:`migrate_in` waits.
+    """Move a process and its descendants to the host where :func:`migrate_in` waits.
 
-    ``opts`` are those of a dump; what a migration sets itself is refused. Without an
+    ``opts`` are those of a dump; options that a migration sets itself are refused. Without an
     ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
-    connected socket, which stays the caller's. ``should_continue`` decides after each round of
+    connected socket, which the caller still owns. ``should_continue`` decides after each round of
     pre-copy whether there is another (:class:`~pycriu_native.ShrinkingRounds` by default).
     ``deadline`` is in seconds, for the whole. ``peer_timeout`` is how long the destination may say
     nothing, in seconds, before it counts as lost. ``on_progress`` is told of each phase, on a
@@ -114,28 +111,28 @@ def migrate_out(
             on_pages=(lambda data: None) if relay is None else relay.put,
         )
         owned.callback(channel.close)
-        warden = owned.enter_context(Watchdog())
-        room = Workspace(opts)
-        owned.callback(_tidy, room)
-        departure = Source(
+        watchdog = owned.enter_context(Watchdog())
+        workspace = Workspace(opts)
+        owned.callback(_remove_temporary, workspace)
+        source = Source(
             target,
             opts,
             mode=mode,
-            room=room,
+            workspace=workspace,
             channel=channel,
             relay=relay,
-            warden=warden,
+            watchdog=watchdog,
             phases=phases,
             via=via,
             on_notify=on_notify,
             should_continue=should_continue,
         )
         try:
-            with telling(on_progress, departure.measure):
-                return departure.run()
+            with telling(on_progress, source.measure):
+                return source.run()
         except BaseException as error:
             channel.part("failed", str(error))
-            room.remove()
+            workspace.remove()
             _say_where(error, phases, f"migration of pid {number} failed", "the source runs on")
             raise
 
@@ -151,9 +148,9 @@ def migrate_in(
     deadline: float | None = None,
     peer_timeout: float = SILENCE,
 ) -> MigrationResult:
-    """Wait for one process that :func:`migrate_out` sends, and run it here.
+    """Wait for one process that :func:`migrate_out` sends, and run it on this host.
 
-    ``opts`` are those of a restore; what a migration sets itself is refused. Without an
+    ``opts`` are those of a restore; options that a migration sets itself are refused. Without an
     ``images_directory`` a temporary one is used; one that is named is kept when all went well.
     ``listen`` is ``"host:port"``, ``(host, port)``, a listening socket or a connected one; sockets
     stay the caller's. The rest is as in :func:`migrate_out`. Returns when the source has given
@@ -174,44 +171,44 @@ def migrate_in(
         raise OptionError(problems, verb="migrate_in")
     until, on_notify = _until(deadline, on_notify)
     with ExitStack() as owned:
-        warden = owned.enter_context(Watchdog())
-        room = Workspace(opts)
-        owned.callback(_tidy, room)
-        warden.set_cleanup(remove=[room.path])
+        watchdog = owned.enter_context(Watchdog())
+        workspace = Workspace(opts)
+        owned.callback(_remove_temporary, workspace)
+        watchdog.set_cleanup(remove=[workspace.path])
         phases = Phases()
-        arrival = Destination(
+        destination = Destination(
             opts,
-            room=room,
-            warden=warden,
+            workspace=workspace,
+            watchdog=watchdog,
             phases=phases,
             peer_timeout=peer_timeout,
             via=via,
             on_notify=on_notify,
         )
-        owned.callback(arrival.close)
+        owned.callback(destination.close)
         try:
-            _checked_restore(opts, room, via)
+            _checked_restore(opts, workspace, via)
             phases.enter("listen")
             sock = endpoint.accept(listen, opts, until, insecure)
-            channel = arrival.channel = Channel(
+            channel = destination.channel = Channel(
                 sock,
                 peer_timeout=peer_timeout,
                 until=until,
-                on_pages=arrival.put_pages,
-                on_end=arrival.give_up,
+                on_pages=destination.put_pages,
+                on_end=destination.fail,
             )
         except BaseException:
-            room.remove()
+            workspace.remove()
             raise
         owned.callback(channel.close)
         try:
-            with telling(on_progress, arrival.measure):
-                result = arrival.run()
+            with telling(on_progress, destination.measure):
+                result = destination.run()
         except MigrationInDoubtError:
             raise
         except BaseException as error:
-            arrival.close()
-            room.remove()
+            destination.close()
+            workspace.remove()
             channel.part("failed", str(error) or type(error).__name__)
             _say_where(error, phases, "taking a process in failed", "nothing is left here")
             raise
@@ -228,7 +225,7 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
 
 
 def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDeadline, Hook | None]:
-    """Until when; and the hook, which asyncio's task runs where that waits for us."""
+    """The deadline, and the hook: under asyncio the waiting task runs it."""
     until, keeper = MigrationDeadline(deadline), KEEPER.get()
     return until, on_notify if keeper is None else keeper.take_over(until.cancel, on_notify)
 
@@ -253,7 +250,7 @@ def _range(least: float, most: float) -> str:
 def _checked_dump(
     target: Target, opts: CriuOpts, mode: MigrationMode, via: Worker, relay: PageRelay | None
 ) -> None:
-    """Refuse what the dump at the end would be refused for."""
+    """Raise now what the final dump would raise for its options."""
     nowhere = os.path.join(tempfile.gettempdir(), f"pycriu-native-{uuid.uuid4()}")
     opts = for_criu(opts, images_directory=nowhere)
     if mode.rounds:
@@ -264,19 +261,19 @@ def _checked_dump(
     verbs.dump_request(target, opts, via, None, None)
 
 
-def _checked_restore(opts: CriuOpts, room: Workspace, via: Worker) -> None:
-    """Refuse what the restore would be refused for."""
-    opts = for_criu(opts, images_directory=room.path)
+def _checked_restore(opts: CriuOpts, workspace: Workspace, via: Worker) -> None:
+    """Raise now what the restore would raise for its options."""
+    opts = for_criu(opts, images_directory=workspace.path)
     verbs.restore_request(opts, via, lambda notification: None, None)
 
 
-def _tidy(room: Workspace) -> None:
-    if room.temporary:
-        room.remove()
+def _remove_temporary(workspace: Workspace) -> None:
+    if workspace.temporary:
+        workspace.remove()
 
 
 def _say_where(error: BaseException, phases: Phases, what: str, tail: str) -> None:
-    """Add what was being done, and how it stands now."""
+    """Add the phase, and the state of the process, to an error."""
     if isinstance(error, MigrationError):
         whose = "the other side gave up: " if error.by_peer else ""
         error.phase = error.phase or phases.name

@@ -1,10 +1,10 @@
-"""Between a CRIU that serves or fetches lazy pages and the control connection.
+"""Relay between a CRIU that serves or fetches lazy pages and the control connection.
 
-CRIU gets one end of a socketpair in place of a network connection. So nothing of it listens,
-pages are encrypted with everything else, and its words at the end do not get through: a
-lazy-pages daemon says that it is done when it fails as well, and a CRIU that serves pages gives
-the process up when the connection merely ends (both seen in its source, and with 4.2.1). What
-ends the serving is said by us: its end of file to give the process up, nonsense to let it run on.
+CRIU gets one end of a socketpair in place of a network connection. So CRIU does not listen, pages
+are encrypted with everything else, and CRIU's closing messages do not reach the other side: a
+lazy-pages daemon sends "close" also when it fails, and a CRIU that serves pages kills the process
+when the connection merely ends (both seen in its source, and with 4.2.1). This side decides how
+serving ends: end of file kills the process, an invalid command resumes it.
 """
 
 from __future__ import annotations
@@ -22,61 +22,61 @@ from .._support.unpatched import Event, Thread
 from .._transport.connection import above_stdio
 from ..errors import CriuError
 from .control_channel import LARGEST_PIECE, Channel, Kind
-from .watchdog_process import SPOIL
+from .watchdog_process import INVALID_COMMAND
 
 CLOSE = struct.pack("=I", 0x1023)
 FORCE_CLOSE = struct.pack("=I", 0x1024)
-"""What a client of a page server says at its end (``criu/page-xfer.c``); all else in it is 0."""
+"""Last command of a page server's client (``criu/page-xfer.c``); its other fields are 0."""
 
 DONE = struct.pack("=i", 0)
-"""What the server answers."""
+"""The server's answer to it."""
 
-ROOM = 4 * 2**20
-"""Bytes asked for each buffer of the socketpair."""
+BUFFER_SIZE = 4 * 2**20
+"""Bytes requested for each buffer of the socketpair."""
 
 
 class PageRelay(Closing):
     """One end of the page connection."""
 
     def __init__(self, *, serves: bool) -> None:
-        """``serves``: the CRIU at our end is the one that has the pages."""
+        """``serves``: the CRIU at this end has the pages."""
         self._serves = serves
         ours, theirs = socket.socketpair()
         self.ours = socket.socket(fileno=above_stdio(ours.detach()))
         self.theirs = socket.socket(fileno=above_stdio(theirs.detach()))
-        """CRIU's end; to be closed here once CRIU has it."""
+        """CRIU's end; the caller closes it once CRIU has it."""
         for end in (self.ours, self.theirs):
             end.setblocking(True)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
-        self.asked = Event()
-        """The other side has sent something."""
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_SIZE)
+        self.requested = Event()
+        """Set when the other side has sent something."""
         self.moved = 0
-        """Bytes of pages and of what is said about them, in their direction."""
+        """Bytes of the pages and their headers, in the direction of the pages."""
         self._channel: Channel | None = None
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread: Any = None
 
     def start(self, channel: Channel) -> None:
-        """Begin to pass on what our CRIU says."""
+        """Start to pass on what the CRIU at this end sends."""
         self._channel = channel
         self._thread = Thread(target=self._pump, name="migration pages", daemon=True)
         self._thread.start()
 
     def put(self, data: bytes | bytearray) -> None:
-        """Give our CRIU what the other one says. A CRIU that is gone needs nothing more."""
-        self.asked.set()
+        """Pass data of the other CRIU to the one at this end; ignored if that has ended."""
+        self.requested.set()
         if not self._serves:
             self.moved += len(data)
         with contextlib.suppress(OSError):
             self.ours.sendall(data)
 
     def abort_serving(self) -> None:
-        """Have the CRIU that serves let the process run on."""
+        """Make the CRIU that serves resume the process."""
         with contextlib.suppress(OSError):
-            self.ours.sendall(SPOIL)
+            self.ours.sendall(INVALID_COMMAND)
 
     def finish(self) -> None:
-        """End the connection: a CRIU that serves gives the process up, one that fetches fails."""
+        """End the connection: a CRIU that serves kills the process, one that fetches fails."""
         with contextlib.suppress(OSError):
             self.ours.shutdown(socket.SHUT_WR)
 
@@ -91,7 +91,7 @@ class PageRelay(Closing):
             try:
                 size = self.ours.recv_into(buffer, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return  # it was the other descriptor
+                return  # the other descriptor is ready
             except OSError:
                 return
             if not size:
@@ -101,14 +101,14 @@ class PageRelay(Closing):
                 self.moved += size
             else:
                 data = self._without_end(data)
-            # What cannot be passed on any more is read all the same: who waits for room to
-            # write would not listen.
+            # Data is read even if it cannot be passed on: a CRIU that is blocked in a write
+            # reads no command.
             with contextlib.suppress(CriuError):
                 if data:
                     self._channel.send(Kind.PAGES, data)
 
     def _without_end(self, data: memoryview) -> memoryview:
-        """What a daemon asks, without its last word, which is answered here."""
+        """Remove and answer the "close" command at the end of a daemon's data."""
         for size in (32, 24):  # since 4.2, and before
             last = bytes(data[-size:])
             if len(last) == size and last[:4] in (CLOSE, FORCE_CLOSE) and not any(last[4:]):
@@ -118,7 +118,7 @@ class PageRelay(Closing):
         return data
 
     def close(self) -> None:
-        """Give both ends back. Twice does nothing."""
+        """Close both ends. A second call does nothing."""
         if self.ours.fileno() < 0:
             return
         os.eventfd_write(self._closing, 1)

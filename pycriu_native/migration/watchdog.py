@@ -1,74 +1,72 @@
-"""Our end of the guard process (``watchdog_process.py``): told what to undo, released in the
-end.
-"""
+"""The parent's side of the watchdog process (``watchdog_process.py``)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import subprocess
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from .._support.closing import Closing
+from .._support.lazy import socket
 from .._support.unpatched import Lock
-from .._transport.connection import socket_pair
+from .._transport.connection import above_stdio, socket_pair
+from .._transport.process import ChildProcess
+from .._transport.spawn import spawn
 from . import watchdog_process
 
-UNTIL_ENDED = 10.0
-"""Seconds that the guard gets to end after its release."""
+END_TIMEOUT = 10.0
+"""Seconds to wait for the end of the released process."""
 
 
 class Watchdog(Closing):
-    """A guard of our own. Synchronization: may be told things from any thread."""
+    """A watchdog process. Synchronization: methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self._line, theirs = socket_pair()
-        self._duty: dict[str, Any] = {}
+        self._socket, theirs = socket_pair()
+        self._cleanup: dict[str, Any] = {}
         self._lock = Lock()
         with theirs:
-            words = [sys.executable or "python3", "-I", "-S", watchdog_process.__file__]
+            program = sys.executable or shutil.which("python3") or "/usr/bin/python3"
+            stderr_text = above_stdio(os.memfd_create("watchdog-stderr", os.MFD_CLOEXEC))
             try:
-                self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                    [*words, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    cwd="/",
+                pid, pidfd = spawn(
+                    [program, "-I", "-S", watchdog_process.__file__, str(theirs.fileno())],
+                    env=os.environ,
+                    stdin=-1,
+                    output=stderr_text,
+                    keep=[theirs.fileno()],
                 )
             except BaseException:
-                self._line.close()
+                os.close(stderr_text)
+                self._socket.close()
                 raise
+            self._process = ChildProcess(pid, pidfd, stderr_text)
 
-    def set_cleanup(self, fds: Sequence[int] = (), **duty: Any) -> None:
-        """Change what is to be undone; ``fds`` the guard keeps copies of."""
+    def set_cleanup(self, fds: Sequence[int] = (), **cleanup: Any) -> None:
+        """Change what is undone when this process dies; the watchdog keeps copies of ``fds``."""
         with self._lock:
-            self._duty |= duty
+            self._cleanup |= cleanup
             message = json.dumps(
-                self._duty | ({"spoiler": True} if "abort_serving" in duty else {})
+                self._cleanup | ({"has_server": True} if "abort_serving" in cleanup else {})
             )
             with contextlib.suppress(BrokenPipeError):
-                socket.send_fds(self._line, [message.encode()], list(fds))
+                socket.send_fds(self._socket, [message.encode()], list(fds))
 
     def close(self) -> None:
-        """There is nothing more to undo. Twice does nothing."""
+        """Release the watchdog: it undoes nothing. A second call does nothing."""
         with self._lock:
-            if self._line.fileno() < 0:
+            if self._socket.fileno() < 0:
                 return
             with contextlib.suppress(OSError):
-                self._line.sendall(b'{"release": true}', socket.MSG_NOSIGNAL)
-            self._line.close()
-        try:
-            self._process.wait(UNTIL_ENDED)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+                self._socket.sendall(b'{"release": true}', socket.MSG_NOSIGNAL)
+            self._socket.close()
+        self._process.wait(END_TIMEOUT)
 
 
-def guarded(pid: int) -> list[list[Any]]:
-    """How the guard is told of a process: by pid and start."""
+def identity_of(pid: int) -> list[list[Any]]:
+    """A process in a cleanup: its pid and start time."""
     return [[pid, watchdog_process.start_of(pid)]]

@@ -1,12 +1,13 @@
-"""The guard of a migration: a process that undoes it when the one that migrates is killed.
+"""The watchdog process of a migration: it undoes the migration when its parent is killed.
 
-Whoever migrates tells its guard what there is to undo, as it comes and goes; when the
-connection to it ends without a release, the guard undoes it: ends (or stops) the restored
-processes, ends the lazy-pages daemon, removes the images, has a CRIU that serves pages let the
-process run on. It also holds copies of the userfaultfds: when the daemon that had them ends, the
-kernel would fill the missing pages with zeros, and the process would go on with wrong memory.
+The parent sends what has to be undone, and sends it anew after each change. When the connection
+ends without a release, the watchdog undoes it: it ends or stops the restored processes, ends the
+lazy-pages daemon, removes the images, and makes a CRIU that serves pages resume the process. It
+also holds copies of the userfaultfds: without them the kernel would fill missing pages with zeros
+at the daemon's end, and the process would continue with wrong memory.
 
-Run as a program by its path, it needs the standard library only, and imports little.
+It runs as a program by its path, with the standard library only and few imports; so it has a
+reader of ``/proc`` of its own.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-UNTIL_DEAD = 10.0
-"""Seconds in which killed processes are looked at again."""
+DEATH_TIMEOUT = 10.0
+"""Seconds to wait for the death of killed processes."""
 
-SPOIL = b"\xff" * 32
-"""No command of a page server's: CRIU gives up serving, and the process runs on."""
+INVALID_COMMAND = b"\xff" * 32
+"""Not a command of the page protocol: CRIU stops serving, and resumes the process."""
 
-LARGEST_TOLD = 64 * 1024
+LARGEST_MESSAGE = 64 * 1024
 FDS = 64
 
 
 def start_of(pid: int) -> str:
-    """When a process began, in the kernel's ticks: with the pid, a name that is never reused."""
+    """Start time of a process in clock ticks: pid and start time identify it. Empty if it ended."""
     try:
         with open(f"/proc/{pid}/stat", errors="surrogateescape") as file:
             return file.read().rpartition(")")[2].split()[19]
@@ -41,7 +42,7 @@ def start_of(pid: int) -> str:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it."""
+    """A process and its descendants."""
     result = [pid]
     for parent in result:
         with contextlib.suppress(OSError):
@@ -66,19 +67,19 @@ def _signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def stop_tree(pid: int, start: str) -> None:
-    """Stop a process and all below it; twice, for what was forked meanwhile."""
+    """Stop a process and its descendants; twice, for those that were forked meanwhile."""
     if start_of(pid) == start:
         _signal_all(tree(pid), signal.SIGSTOP)
         _signal_all(tree(pid), signal.SIGSTOP)
 
 
 def end_tree(pid: int, start: str) -> bool:
-    """Kill a process and all below it, and wait until they are dead; whether they are."""
+    """Kill a process and its descendants, and wait for their death. Returns whether they died."""
     if not start or start_of(pid) != start:
         return True
     _signal_all(tree(pid), signal.SIGSTOP)
     remaining = tree(pid)
-    until = time.monotonic() + UNTIL_DEAD
+    until = time.monotonic() + DEATH_TIMEOUT
     while remaining and time.monotonic() < until:
         _signal_all(remaining, signal.SIGKILL)
         remaining = [one for one in remaining if _state(one) not in ("", "Z", "X")]
@@ -87,42 +88,43 @@ def end_tree(pid: int, start: str) -> bool:
     return not remaining
 
 
-def undo(duty: dict[str, Any], abort_serving: int) -> None:
-    """Do what is to be done when the one that migrates is gone."""
-    for pid, start in duty.get("end", ()):
+def undo(cleanup: dict[str, Any], server: int) -> None:
+    """Undo the migration. ``server`` is the page connection of a CRIU that serves, or -1."""
+    for pid, start in cleanup.get("end", ()):
         end_tree(pid, start)
-    for pid, start in duty.get("stop", ()):
+    for pid, start in cleanup.get("stop", ()):
         stop_tree(pid, start)
-    if duty.get("abort_serving") is not None and abort_serving >= 0:
-        time.sleep(duty["abort_serving"])
-        with contextlib.suppress(OSError), socket.socket(fileno=abort_serving) as line:
-            line.sendall(SPOIL)
-            while line.recv(2**20):
-                pass  # a CRIU that waits for room to write would not read it
-    if duty.get("remove"):
+    if cleanup.get("abort_serving") is not None and server >= 0:
+        time.sleep(cleanup["abort_serving"])
+        with contextlib.suppress(OSError), socket.socket(fileno=server) as pages:
+            pages.sendall(INVALID_COMMAND)
+            while pages.recv(2**20):
+                pass  # a CRIU that is blocked in a write would not read the command
+    if cleanup.get("remove"):
         import shutil
 
-        for directory in duty["remove"]:
+        for directory in cleanup["remove"]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
 def main() -> None:
-    """Listen until the release, or until the other end is gone."""
-    line = socket.socket(fileno=int(sys.argv[1]))
+    """Receive cleanups until the release, or until the parent's end of the connection closes."""
+    os.chdir("/")
+    parent = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    duty: dict[str, Any] = {}
-    abort_serving = -1
+    cleanup: dict[str, Any] = {}
+    server = -1
     while True:
-        message, fds, _, _ = socket.recv_fds(line, LARGEST_TOLD, FDS)
+        message, fds, _, _ = socket.recv_fds(parent, LARGEST_MESSAGE, FDS)
         if not message:
-            undo(duty, abort_serving)
+            undo(cleanup, server)
             return
-        duty = json.loads(message)
-        if duty.get("release"):
+        cleanup = json.loads(message)
+        if cleanup.get("release"):
             return
-        if duty.get("spoiler"):
-            abort_serving = fds[0]
+        if cleanup.get("has_server"):
+            server = fds[0]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .support.features import needs_lazy_pages
+
 PROGRAM = Path(__file__).parents[0] / "programs" / "greenlets.py"
 FAMILIES = (
     "dump_and_restore",
@@ -20,6 +22,8 @@ FAMILIES = (
     "asynchronous",
     "judged",
     "cooperative",
+    pytest.param("lazy_pages", marks=needs_lazy_pages),
+    pytest.param("migrate", marks=needs_lazy_pages),
 )
 
 

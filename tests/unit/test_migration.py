@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -28,12 +29,15 @@ from pycriu_native import (
     MigrationMode,
     PeerLostError,
 )
-from pycriu_native.migration import image_transfer
-from pycriu_native.migration import source as _departure_module
+from pycriu_native.migration import image_transfer, watchdog_process
+from pycriu_native.migration import source as source_module
 from pycriu_native.migration.common import Phases, Workspace
 from pycriu_native.migration.control_channel import HEADER, MAGIC, Channel, Kind, greet
 from pycriu_native.migration.deadline import MigrationDeadline
+from pycriu_native.migration.handover import Handover, State
 from pycriu_native.migration.page_relay import FORCE_CLOSE, PageRelay
+from pycriu_native.migration.restored_copy import RestoredCopy
+from pycriu_native.migration.restored_copy import State as CopyState
 from pycriu_native.migration.source import Source
 from pycriu_native.results import DumpResult
 from pycriu_native.testing import ScriptedCriu
@@ -249,7 +253,7 @@ def test_silence_and_its_end() -> None:
     """A peer that says nothing is lost; one that only gives signs of life is not."""
     ours, theirs = socket.socketpair()
     mute = Channel(ours, peer_timeout=0.4, until=MigrationDeadline(), on_pages=lambda data: None)
-    with theirs, pytest.raises(PeerLostError, match=r"nothing was heard of the peer for 0\.4 s"):
+    with theirs, pytest.raises(PeerLostError, match=r"nothing was received .* for 0\.4 s"):
         mute.expect("go")
     mute.close()
     remaining, right = (
@@ -355,15 +359,15 @@ def test_errors_pickle() -> None:
 # ---- what a destination says of itself ----
 
 
-def _departure(channel: Channel, room: Workspace) -> Source:
+def _source(channel: Channel, workspace: Workspace) -> Source:
     return Source(
         os.getpid(),
         CriuOpts(),
         mode=MigrationMode.STOP_AND_COPY,
-        room=room,
+        workspace=workspace,
         channel=channel,
         relay=None,
-        warden=cast(Any, None),
+        watchdog=cast(Any, None),
         phases=Phases(),
         via=ScriptedCriu(),
         on_notify=None,
@@ -380,33 +384,142 @@ def test_a_silence_that_nobody_waits_for(
     """The frozen process would wait for so long when the destination cannot be asked any more."""
     channel, peer = ends
     peer.tell("hello", peer_timeout=peer_timeout)
-    departure = _departure(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
+    source = _source(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
     with pytest.raises(PeerLostError, match="the peer sent peer_timeout="):
-        departure.run()
+        source.run()
 
 
 @pytest.mark.parametrize("told", [{}, {"pid": "x"}, {"pid": -1}, {"pid": 1.5}], ids=repr)
-def test_a_pid_that_is_none(
-    ends: tuple[Channel, Peer], tmp_path: Path, told: dict[str, Any]
-) -> None:
+def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) -> None:
     """Refused in our words, before the destination is told to go ahead."""
     channel, peer = ends
     peer.tell("prepared", **told)
-    departure = _departure(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
+    handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
     with pytest.raises(PeerLostError, match="the peer sent pid="):
-        departure._until_it_runs()
-    assert not departure._went
+        handover.go()
+    assert handover.state is State.HERE
 
 
 def test_a_report_that_never_comes(
     ends: tuple[Channel, Peer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All is done by then: a destination that lives, and says no more, holds nobody up."""
-    monkeypatch.setattr(_departure_module, "UNTIL_REPORTED", 0.1)
-    departure = _departure(ends[0], Workspace(CriuOpts(images_directory=tmp_path / "images")))
+    monkeypatch.setattr(source_module, "REPORT_TIMEOUT", 0.1)
+    source = _source(ends[0], Workspace(CriuOpts(images_directory=tmp_path / "images")))
     began = time.monotonic()
-    result = departure._result(
+    result = source._result(
         DumpResult(pid=1, images="", log=None, statistics=None, duration=0, pid_free=True)
     )
     assert time.monotonic() - began < 10
     assert result.restore is None
+
+
+# ---- the states of a process that migrates ----
+
+
+def _handover(channel: Channel, state: State) -> Handover:
+    handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
+    handover.state = state
+    return handover
+
+
+def _transition(handover: Handover, name: str) -> None:
+    if name == "keep":
+        handover.keep(MigrationError("no", by_peer=True))
+    else:
+        getattr(handover, name)()
+
+
+HANDOVERS = {
+    ("go", State.HERE): (State.UNDECIDED, ["go"]),
+    ("give_up", State.UNDECIDED): (State.GIVEN_UP, ["done"]),
+    ("keep", State.HERE): (State.KEPT, []),
+    ("keep", State.UNDECIDED): (State.KEPT, []),
+    ("keep", State.GIVEN_UP): (State.KEPT, []),
+    ("keep", State.KEPT): (State.KEPT, []),
+    ("join", State.GIVEN_UP): (State.GIVEN_UP, []),
+}
+"""State after a transition, and messages sent; every other pair is refused."""
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("name", ["go", "give_up", "keep", "join"])
+def test_transitions_of_the_source(
+    ends: tuple[Channel, Peer], monkeypatch: pytest.MonkeyPatch, name: str, state: State
+) -> None:
+    """Each is possible in its states only, and sends its message."""
+    channel, peer = ends
+    sent: list[str] = []
+    monkeypatch.setattr(channel, "tell", lambda word, **_: sent.append(word))
+    peer.tell("prepared", pid=7)
+    peer.tell("running")
+    handover = _handover(channel, state)
+    if (name, state) not in HANDOVERS:
+        with pytest.raises(AssertionError, match=f"the handover is {state.value}"):
+            _transition(handover, name)
+        assert (handover.state, sent) == (state, [])
+        return
+    _transition(handover, name)
+    assert (handover.state, sent) == HANDOVERS[name, state]
+
+
+@pytest.mark.parametrize("state", [State.UNDECIDED, State.GIVEN_UP])
+def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer], state: State) -> None:
+    """A failure after ``go`` is sent to the destination, whose refusal ends the wait."""
+    channel, peer = ends
+    peer.tell("running")
+    peer.tell("failed", why="as requested")
+    handover = _handover(channel, state)
+    handover.peer_timeout = 3600
+    handover.keep(PeerLostError("no"))
+    assert handover.state is State.KEPT
+    assert b"the source gave up" in peer.sock.recv(4096)
+
+
+COPIES = {
+    ("prepare", CopyState.ABSENT): CopyState.PREPARED,
+    ("finalize", CopyState.PREPARED): CopyState.UNCONFIRMED,
+    ("own", CopyState.UNCONFIRMED): CopyState.OWNED,
+}
+
+
+@pytest.mark.parametrize("state", CopyState)
+@pytest.mark.parametrize("name", ["prepare", "finalize", "own"])
+def test_transitions_of_the_destination(name: str, state: CopyState) -> None:
+    """Each is possible in one state only, and sends the watchdog its cleanup."""
+    cleanups: list[dict[str, Any]] = []
+    watchdog = SimpleNamespace(set_cleanup=lambda *_, **cleanup: cleanups.append(cleanup))
+    copy = RestoredCopy(cast(Any, watchdog))
+    copy.state = state
+    arguments = (os.getpid(), []) if name == "prepare" else ()
+    if (name, state) not in COPIES:
+        with pytest.raises(AssertionError, match=f"the copy is {state.value}"):
+            getattr(copy, name)(*arguments)
+        assert (copy.state, cleanups) == (state, [])
+        return
+    getattr(copy, name)(*arguments)
+    assert copy.state is COPIES[name, state]
+    assert len(cleanups) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "refused", "effect"),
+    [
+        (CopyState.ABSENT, False, "none"),
+        (CopyState.PREPARED, False, "ended"),
+        (CopyState.PREPARED, True, "ended"),
+        (CopyState.UNCONFIRMED, False, "stopped"),
+        (CopyState.UNCONFIRMED, True, "ended"),
+    ],
+)
+def test_what_a_failure_does_to_the_copy(
+    monkeypatch: pytest.MonkeyPatch, state: CopyState, refused: bool, effect: str
+) -> None:
+    """A copy is stopped, not ended, only where the source may have given its process up."""
+    effects: list[str] = []
+    for name, result in (("end_tree", "ended"), ("stop_tree", "stopped")):
+        monkeypatch.setattr(watchdog_process, name, lambda *_, e=result: effects.append(e))
+    copy = RestoredCopy(cast(Any, None))
+    copy.state = state
+    assert copy.undo(refused=refused) is (effect == "stopped")
+    assert effects == ([] if effect == "none" else [effect])

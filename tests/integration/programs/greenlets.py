@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,52 @@ def cooperative() -> None:
         tpool.execute(criu.dump, pid, opts)
     started.pop().wait()
     assert ticks
+
+
+def lazy_pages() -> None:
+    """A restore whose memory a daemon provides."""
+    opts = _dumped()
+    with criu.LazyPages(opts) as daemon:
+        pid = criu.restore(replace(opts, lazy_pages=True)).pid
+        assert daemon.wait(60) == 0
+    _end(pid)
+
+
+def migrate() -> None:
+    """To a patched destination in a pid namespace of its own, in two modes."""
+    for mode in ("stop-and-copy", "post-copy"):
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command += ["--propagation", "private", sys.executable, __file__]
+        destination = subprocess.Popen(
+            [*command, PATCHER, WHEN, "receive", DIRECTORY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert destination.stdin is not None
+        assert destination.stdout is not None
+        try:
+            port = int(destination.stdout.readline())
+            pid = _target()
+            result = criu.migrate_out(
+                pid, CriuOpts(), to=("127.0.0.1", port), mode=mode, deadline=60
+            )
+            assert result.pid == pid
+            started.pop().wait()
+            destination.stdin.close()
+            assert destination.stdout.readlines() == [b"fine\n"]
+            assert destination.wait() == 0
+        finally:
+            destination.kill()
+            destination.wait()
+
+
+def receive() -> None:
+    """The destination of ``migrate``, which listens on a patched socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        result = criu.migrate_in(CriuOpts(), listen=listener, deadline=60)
+    sys.stdin.read()
+    _end(result.pid)
 
 
 def _mask() -> str:
