@@ -491,7 +491,7 @@ def test_transitions_of_the_destination(name: str, state: CopyState) -> None:
     watchdog = SimpleNamespace(set_cleanup=lambda *_, **cleanup: cleanups.append(cleanup))
     copy = RestoredCopy(cast(Any, watchdog))
     copy.state = state
-    arguments = (os.getpid(), []) if name == "prepare" else ()
+    arguments: tuple[Any, ...] = (os.getpid(), []) if name == "prepare" else ()
     if (name, state) not in COPIES:
         with pytest.raises(AssertionError, match=f"the copy is {state.value}"):
             getattr(copy, name)(*arguments)
