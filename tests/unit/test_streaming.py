@@ -34,7 +34,7 @@ def test_a_whole_one() -> None:
 def test_cut_short() -> None:
     """Wherever it ends too early."""
     for size in range(len(WHOLE)):
-        with pytest.raises(ImagesError, match=r"cut short|no stream"):
+        with pytest.raises(ImagesError, match=r"cut short|not a stream"):
             Images(io.BytesIO(WHOLE[:size]))
 
 
