@@ -68,12 +68,12 @@ if TYPE_CHECKING:
     from . import lib
     from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
+    from ._calls.preload import preload
     from ._calls.progress import OnProgress, Progress
     from ._integrity.manifest import seal, verify
     from ._native.ffi import ffi
     from ._pages.lazy_pages import LazyPages
     from ._pages.page_server import PageServerChild, page_server, page_server_child
-    from ._support.preload import preload
     from ._transport.feature_cache import (
         CacheState,
         FeatureCache,
@@ -237,7 +237,7 @@ _LATER = {
     "page_server": "_pages.page_server",
     "page_server_child": "_pages.page_server",
     "preflight": "diagnostics.preflight",
-    "preload": "_support.preload",
+    "preload": "_calls.preload",
     "restore_many": "_calls.batch",
     "run_many": "_calls.batch",
     "seal": "_integrity.manifest",

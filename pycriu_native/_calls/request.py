@@ -10,18 +10,12 @@ from .._support.frozen_dataclass import dataclass, replace
 from .._system.process_tree import is_above
 from .._transport.base import Via
 from .._transport.connection import Connection
-from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
+from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 from ..results import DumpStatistics, RestoreStatistics
 from .exchange import Hook
-
-SAVING = SpawnOptions(private=True, steady=True, limited=True)
-"""Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""
-
-RESTORING = SpawnOptions(limited=True)
-"""What a restore creates has the mode that it had."""
 
 
 @dataclass(frozen=True, kw_only=True)

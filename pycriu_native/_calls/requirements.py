@@ -51,12 +51,12 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     option_rules.check(request.opts, request.verb, request.pid)
-    refused = [*_by_caller(request), *_by_trust(request), *_by_images(request)]
+    refused = [*by_caller(request), *by_trust(request), *by_images(request)]
     _refuse(OptionError, refused, request)
-    problems = [*_by_position(request), *_by_limits(request), *_by_library(request.opts)]
+    problems = [*by_position(request), *by_limits(request), *by_library(request.opts)]
     if request.via.identity() is not None:
-        problems += _by_program(request.opts, request.via)
-        problems += _by_kernel(request.opts, request.verb, request.via)
+        problems += by_program(request.opts, request.via)
+        problems += by_kernel(request.opts, request.verb, request.via)
     _refuse(UnsupportedError, problems, request)
 
 
@@ -66,7 +66,7 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
         raise kind(result, verb=str(request.verb), pid=request.pid)
 
 
-def _by_caller(request: Request) -> Iterator[Problem]:
+def by_caller(request: Request) -> Iterator[Problem]:
     """A tree that contains the caller, who would be gone with it, unknowingly."""
     pid = request.pid
     if pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
@@ -99,7 +99,7 @@ def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:
     )
 
 
-def _by_trust(request: Request) -> Iterator[Problem]:
+def by_trust(request: Request) -> Iterator[Problem]:
     """What another user of this machine could change: directories, and files that steer CRIU."""
     via = request.via
     if via.allow_untrusted:
@@ -142,7 +142,7 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
             return  # other checks say that it is missing
 
 
-def _by_images(request: Request) -> Iterator[Problem]:
+def by_images(request: Request) -> Iterator[Problem]:
     """Images of an earlier dump, whose pages a page server would overwrite."""
     directory = request.opts.images_directory
     if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
@@ -153,7 +153,7 @@ def _by_images(request: Request) -> Iterator[Problem]:
             yield Problem("images_directory", directory, f"{rule}: give another directory")
 
 
-def _by_position(request: Request) -> Iterator[Problem]:
+def by_position(request: Request) -> Iterator[Problem]:
     if request.inside:
         rule = "not in a dump of a tree that the caller is in: it is frozen and cannot answer"
         for name in ("on_notify", "deadline"):
@@ -176,7 +176,7 @@ def _by_position(request: Request) -> Iterator[Problem]:
     yield from request.via.refuses(inherits=inherits, sibling=request.sibling)
 
 
-def _by_limits(request: Request) -> Iterator[Problem]:
+def by_limits(request: Request) -> Iterator[Problem]:
     """A lazy dump reads pages through a pipe that the kernel must let it make large enough.
 
     CRIU ignores that it cannot (``criu/page-pipe.c``, ``pipe_read_dest_init``), and later fails
@@ -222,14 +222,14 @@ def _find_young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
             yield row, value, since
 
 
-def _by_library(opts: CriuOpts) -> Iterator[Problem]:
+def by_library(opts: CriuOpts) -> Iterator[Problem]:
     for row, value, since in _young(opts):
         too_old = since != row.since and release(LIBCRIU_VERSION) < release(since)
         if row.wire is not None and (too_old or not knows(row.wire)):
             yield Problem(row.name, value, f"needs libcriu {since}; {LIBCRIU_VERSION} is loaded")
 
 
-def _by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
+def by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     # An older program skips a field that it does not know, without a word.
     young = _young(opts)
     if not young:
@@ -240,7 +240,7 @@ def _by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
             yield Problem(row.name, value, f"needs CRIU {since}; {via.name()} is {result}")
 
 
-def _by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
+def by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
     needed = {
         field: name
         for field, name in _FEATURES_NEEDED.items()

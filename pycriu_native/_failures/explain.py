@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-from typing import cast
+from typing import Protocol, cast
 
-from .._calls.request import Outcome
 from .._support.frozen_dataclass import replace
 from .._system.process_tree import holders, name_of, stat_of, status_of
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
-from ..options.values import PageServer
+from ..options.values import PageServer, WireValue
 from .log_excerpt import LogMark, diagnose, error_lines, stderr_lines
 
 EBADRQC = 56
@@ -25,11 +24,35 @@ _SUMS_UP = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, stat
 """Lines that say that something failed, and not what."""
 
 
+class FailedCall(Protocol):
+    """The part of the outcome of a call that an explanation needs."""
+
+    @property
+    def result(self) -> int:
+        """The return value of libcriu's function."""
+
+    @property
+    def answer(self) -> dict[str, WireValue]:
+        """CRIU's response; empty if there was none."""
+
+    @property
+    def images(self) -> str:
+        """The images directory, or an empty string."""
+
+    @property
+    def log(self) -> str | None:
+        """The log that the call has written."""
+
+    @property
+    def stderr_text(self) -> str:
+        """What CRIU wrote to its standard output and error."""
+
+
 def explain_failure(
     verb: Verb,
     pid: int | None,
     opts: CriuOpts,
-    outcome: Outcome,
+    outcome: FailedCall,
     mark: LogMark | None,
     line: Connection,
     lost: CriuError | None = None,

@@ -21,7 +21,6 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from .._calls.request import RESTORING, SAVING
 from .._native.ffi import native
 from .._support.closing import Closing
 from .._support.light_typing import Any, ClassVar
@@ -29,7 +28,7 @@ from .._support.unpatched import Condition, Thread, get_ident, sleep
 from ..errors import CriuError, Problem
 from .connection import Connection
 from .process import ChildProcess
-from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
+from .spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from .worker import PATIENCE, Worker, WorkerConnection
 from .worker_factory import WorkerFactory, WorkerFingerprint, fingerprint
 

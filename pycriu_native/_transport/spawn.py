@@ -32,6 +32,12 @@ class SpawnOptions:
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
 
+SAVING = SpawnOptions(private=True, steady=True, limited=True)
+"""Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""
+
+RESTORING = SpawnOptions(limited=True)
+"""What a restore creates has the mode that it had."""
+
 
 def spawn(
     words: Sequence[str],

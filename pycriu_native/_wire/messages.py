@@ -16,7 +16,7 @@ from .._support.light_typing import Any, cast
 from ..errors import CriuError, Problem, UnsupportedError
 from ..options.table import Row
 from ..options.value_types import Shape
-from ..options.values import WireValue, _Item
+from ..options.values import StructuredValue, WireValue
 
 REQUEST_TYPES = {
     "empty": 0,
@@ -165,7 +165,7 @@ def _call_setter(opts: Any, setter: str, row: Row, value: WireValue) -> None:
 def _setter_arguments(row: Row, item: WireValue) -> tuple[Any, ...]:
     if not isinstance(item, dict):
         return (_argument(item),)
-    cls: type[_Item] | None = getattr(getattr(row.kind, "item", row.kind), "cls", None)
+    cls: type[StructuredValue] | None = getattr(getattr(row.kind, "item", row.kind), "cls", None)
     names = cls.SETTER if cls else tuple(item)
     return tuple(_argument(item.get(name)) for name in names)
 

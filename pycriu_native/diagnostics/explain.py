@@ -149,16 +149,16 @@ def _broken_rules(request: Request) -> Iterator[Problem]:
         option_rules.check(request.opts, request.verb, request.pid)
     except OptionError as refused:
         yield from refused.problems
-    yield from requirements._by_trust(request)
-    yield from requirements._by_images(request)
-    yield from requirements._by_position(request)
+    yield from requirements.by_trust(request)
+    yield from requirements.by_images(request)
+    yield from requirements.by_position(request)
 
 
 def _lacking(request: Request) -> Iterator[Problem]:
-    yield from requirements._by_library(request.opts)
+    yield from requirements.by_library(request.opts)
     try:
         if request.via.identity() is not None:
-            yield from requirements._by_program(request.opts, request.via)
+            yield from requirements.by_program(request.opts, request.via)
     except CriuError as error:
         yield Problem("via", request.via, str(error))
 

@@ -13,7 +13,7 @@ from enum import Enum, IntEnum
 
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import Any, Protocol
-from .values import HasFileno, WireValue, _Item, checked_text, descriptor_number
+from .values import HasFileno, StructuredValue, WireValue, checked_text, descriptor_number
 
 
 class Shape(Enum):
@@ -197,7 +197,9 @@ class ListOf:
     shape: Shape = Shape.EACH
 
     def parse(self, value: object) -> tuple[object, ...]:
-        if isinstance(value, str | bytes | os.PathLike | HasFileno | int | Mapping | _Item):
+        if isinstance(
+            value, str | bytes | os.PathLike | HasFileno | int | Mapping | StructuredValue
+        ):
             value = (value,)
         elif not isinstance(value, Iterable):
             raise ValueError("a list is accepted")
@@ -247,16 +249,16 @@ class Command(ListOf):
 class Item:
     """A structured value: one of the classes of ``values.py``."""
 
-    cls: type[_Item]
+    cls: type[StructuredValue]
     shape: Shape = Shape.VALUE
 
-    def parse(self, value: object) -> _Item:
+    def parse(self, value: object) -> StructuredValue:
         return self.cls.parse(value)
 
-    def wire(self, value: _Item) -> WireValue:
+    def wire(self, value: StructuredValue) -> WireValue:
         return value.wire()
 
-    def plain(self, value: _Item) -> object:
+    def plain(self, value: StructuredValue) -> object:
         return {
             k: FileDescriptor().plain(v) if isinstance(v, HasFileno) else v
             for k, v in value.to_plain().items()

@@ -80,7 +80,7 @@ def checked_text(value: object, what: str = "text", *, empty: bool = False) -> s
     return value
 
 
-class _Item:
+class StructuredValue:
     """What the value classes share: parsing, by position, mapping or text."""
 
     __slots__ = ()
@@ -129,7 +129,7 @@ class _Item:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def _keep_text(item: _Item, field: str, what: str, *, empty: bool = False) -> None:
+def _keep_text(item: StructuredValue, field: str, what: str, *, empty: bool = False) -> None:
     """Check one field of a new item, and bring bytes and paths into the form of the others."""
     value = getattr(item, field)
     if isinstance(value, os.PathLike):
@@ -145,7 +145,7 @@ def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class VethPair(_Item):
+class VethPair(StructuredValue):
     """A veth pair of a container with its own network namespace (runc's ``VethPairName``).
 
     CRIU now prefers ``external=["veth[eth0]:veth0"]``, which says the same.
@@ -175,7 +175,7 @@ class VethPair(_Item):
 
 
 @dataclass(frozen=True, slots=True)
-class PageServer(_Item):
+class PageServer(StructuredValue):
     """Where memory pages go instead of the images directory (runc's ``CriuPageServerInfo``)."""
 
     address: str | None = None
@@ -230,7 +230,7 @@ class PageServer(_Item):
 
 
 @dataclass(frozen=True, slots=True)
-class ExtMount(_Item):
+class ExtMount(StructuredValue):
     """A mount that comes from outside; CRIU now prefers ``external=["mnt[key]:value"]``."""
 
     key: str
@@ -257,7 +257,7 @@ class ExtMount(_Item):
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupRoot(_Item):
+class CgroupRoot(StructuredValue):
     """Where a controller's tree is put on restore (``--cgroup-root``)."""
 
     path: str
@@ -287,7 +287,7 @@ class CgroupRoot(_Item):
 
 
 @dataclass(frozen=True, slots=True)
-class JoinNamespace(_Item):
+class JoinNamespace(StructuredValue):
     """An existing namespace that the restored tree joins instead of one of its own."""
 
     kind: str
@@ -322,7 +322,7 @@ class JoinNamespace(_Item):
 
 
 @dataclass(frozen=True, slots=True)
-class InheritFd(_Item):
+class InheritFd(StructuredValue):
     """A descriptor of ours that takes the place of one in the images (``--inherit-fd``)."""
 
     fd: Descriptor

@@ -28,10 +28,10 @@ from pycriu_native import (
     restore_child,
     version,
 )
-from pycriu_native._calls.request import SAVING
 from pycriu_native._transport.forkserver import ForkServer, _seeds
 from pycriu_native._transport.inherited_state import inherited_state
 from pycriu_native._transport.program import find_program
+from pycriu_native._transport.spawn import SAVING
 from pycriu_native._transport.worker import WorkerConnection
 
 from .conftest import Spawn

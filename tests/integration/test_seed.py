@@ -22,13 +22,12 @@ from pycriu_native import (
     run_many,
     version,
 )
-from pycriu_native._calls.request import SAVING
 from pycriu_native._transport import forkserver as module
 from pycriu_native._transport.connection import Connection
 from pycriu_native._transport.forkserver import ForkServer, ForkServerUnavailableError
 from pycriu_native._transport.forkserver_cache import ForkServerCache
 from pycriu_native._transport.program import find_program
-from pycriu_native._transport.spawn import SpawnOptions
+from pycriu_native._transport.spawn import SAVING, SpawnOptions
 from pycriu_native._transport.worker import WorkerConnection, connect_worker
 
 from .conftest import Spawn

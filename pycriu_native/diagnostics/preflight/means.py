@@ -57,9 +57,9 @@ def _program(context: Context) -> Iterator[Finding]:
         result = requirements.program_version(context.via)
         _ask_whether_it_works(context)
         problems = [
-            *requirements._by_library(context.opts),
-            *requirements._by_program(context.opts, context.via),
-            *requirements._by_kernel(context.opts, Verb.DUMP, context.via),
+            *requirements.by_library(context.opts),
+            *requirements.by_program(context.opts, context.via),
+            *requirements.by_kernel(context.opts, Verb.DUMP, context.via),
         ]
     except CriuError as error:
         yield stops(

@@ -151,8 +151,8 @@ def checked(opts: CriuOpts, verb: Verb, pid: int | None) -> None:
 
 def supported(opts: CriuOpts, program: str = "99.0") -> None:
     """Refuse options that the loaded libcriu, or a CRIU of the release ``program``, lacks."""
-    result = list(requirements._by_library(opts))
-    result += requirements._by_program(opts, ScriptedCriu(program))
+    result = list(requirements.by_library(opts))
+    result += requirements.by_program(opts, ScriptedCriu(program))
     if result:
         raise UnsupportedError(result)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from .light_typing import Any
+from .._support.light_typing import Any
 
 NOT_LOADED = ("__main__", "_native", "cli", "images", "plots")
 """Modules of the package: the extras, the program, and the extension, which is loaded already."""
