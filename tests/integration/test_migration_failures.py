@@ -273,7 +273,7 @@ def test_the_network_goes(
 
     there = arrive(arguments=BRIEF, wait_at="pre-resume" if when == "go" else None)
     if when == "images":
-        with pytest.raises(PeerLostError, match="nothing was heard"):
+        with pytest.raises(PeerLostError, match="nothing was received"):
             migrate_out(
                 traveller.pid, CriuOpts(), to=there.place, mode=mode, on_notify=hook, **BRIEF
             )
