@@ -386,7 +386,7 @@ def test_workers_grow_from_a_seed(pool: WorkerPool) -> None:
     line = pool._stock.idle[0].line
     stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
     assert int(stat[1]) == os.getpid()
-    assert int(stat[2]) == line.pid
+    eventually(lambda: os.getpgid(line.pid) == line.pid, "a process group of its own")
     held = Path(f"/proc/{line.pid}/fd")
     sockets = [os.readlink(fd) for fd in held.iterdir() if "socket" in os.readlink(fd)]
     assert len(sockets) == 1

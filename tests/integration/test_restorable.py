@@ -91,9 +91,7 @@ def probe(prefix: list[str], images: Path, program: str, **options: Any) -> dict
     ("capability", "finding"),
     [("sys_time", "rights"), ("net_admin", "rights"), ("sys_chroot", "rights")],
 )
-def test_a_capability_that_a_restore_needs(
-    capability: str, finding: str, images: Path, orphans: None
-) -> None:
+def test_a_capability_that_a_restore_needs(capability: str, finding: str, images: Path) -> None:
     """Preflight, the check of images and the error agree; unprivileged=True cures it."""
     prefix = ["setpriv", "--bounding-set", f"-{capability}"]
     result = probe(prefix, images, SLEEPS, unprivileged=True)
@@ -118,7 +116,7 @@ def test_the_bounding_set(images: Path) -> None:
 
 
 @needs_setpriv
-def test_descriptors_near_the_limit(images: Path, orphans: None) -> None:
+def test_descriptors_near_the_limit(images: Path) -> None:
     """A restore by a caller with a higher limit, as the cure says, works."""
     prefix = ["prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set", "-sys_resource"]
     result = probe(prefix, images, MANY)
@@ -132,7 +130,7 @@ def test_descriptors_near_the_limit(images: Path, orphans: None) -> None:
 
 @needs_setpriv
 @pytest.mark.parametrize(("highest", "verdict"), [(993, "no restore"), (992, "works")])
-def test_where_the_limit_is(highest: int, verdict: str, images: Path, orphans: None) -> None:
+def test_where_the_limit_is(highest: int, verdict: str, images: Path) -> None:
     """The rule is CRIU's to the descriptor: 992, 16 of CRIU's own and 16 to spare are 1024."""
     prefix = ["prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set", "-sys_resource"]
     program = f"import os\nos.dup2(os.open('/dev/null', 0), {highest})\n{SLEEPS}"
@@ -163,7 +161,7 @@ def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None
     assert "CAP_MKNOD" not in "\n".join(map(str, check_images(images)))
 
 
-def test_a_soft_limit_of_file_sizes(images: Path, orphans: None) -> None:
+def test_a_soft_limit_of_file_sizes(images: Path) -> None:
     """The worker raises it to the hard one: images larger than the soft limit are written."""
     program = f"data = b'x' * 8_000_000\n{SLEEPS}"
     result = probe(["prlimit", "--fsize=1000000:"], images, program)
@@ -201,7 +199,7 @@ SESSION = """
 """A process whose child, a zombie, led a session in which a process outside of the tree lives."""
 
 
-def test_a_number_that_is_a_session(spawn: Spawn, images: Path, orphans: None) -> None:
+def test_a_number_that_is_a_session(spawn: Spawn, images: Path) -> None:
     """Who holds it is named before the dump, by the check and by the error; then it works."""
     target = spawn(SESSION)
     opts = CriuOpts(images_directory=images)
