@@ -191,7 +191,6 @@ def test_the_graph_is_drawn() -> None:
     assert {name for name in lazy if name.endswith(("_preflight", "preflight"))}
 
 
-@pytest.mark.xfail(reason="groups of files still import each other")
 def test_no_cycle_between_files() -> None:
     """No file imports one that imports it, directly or through others."""
     assert not cycles(), listed([", ".join(group) for group in cycles()])
@@ -208,7 +207,6 @@ def test_no_import_against_the_order() -> None:
     assert not result, listed(result)
 
 
-@pytest.mark.xfail(reason="some private names are still used by other files")
 def test_no_private_name_of_another_file() -> None:
     """A name with a leading underscore is used by its own file only."""
     result = sorted(private_names())
