@@ -30,7 +30,12 @@ while os.path.exists(f"/proc/{orphan}") and time.monotonic() < until:
 print(json.dumps({
     "pid": os.getpid(),
     "links": [name for _, name in socket.if_nameindex()],
-    "ignored": [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")],
+    # libc keeps signals 32 and 33 for itself: no program can change what it has inherited of them.
+    "ignored": [
+        int(line.split()[1], 16) & ~(0b11 << 31)
+        for line in status.splitlines()
+        if line.startswith("SigIgn")
+    ],
     "blocked": [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")],
     "umask": [line.split()[1] for line in status.splitlines() if line.startswith("Umask")],
     "orphan": os.path.exists(f"/proc/{orphan}"),
@@ -70,7 +75,7 @@ CLEAN = {"blocked": ["0" * 16], "umask": ["0022"], "orphan": False}
 def test_a_machine_of_its_own() -> None:
     """Its own process ids and links; no signal is ignored or blocked, and the status comes back."""
     result = _look()
-    assert result == {"pid": 2, "links": ["lo"], "ignored": ["0" * 16]} | CLEAN
+    assert result == {"pid": 2, "links": ["lo"], "ignored": [0]} | CLEAN
 
 
 @pytest.mark.skipif(not isolation.possible(), reason="no namespaces can be made here")
