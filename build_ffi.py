@@ -36,7 +36,7 @@ SOURCES = (
     "inherited_state.c",
     "trusted_path.c",
     "fields.c",
-    "image_reader.c",
+    "image_scan.c",
     "pagemap.c",
     "abi_check.c",
 )

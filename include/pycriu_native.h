@@ -212,17 +212,6 @@ struct pn_value {
 /* The next fields that are numbers or bytes; 0: there are no more; -EINVAL: it is no message. */
 int pn_read_fields(const uint8_t *data, size_t length, size_t *at, struct pn_value *out, size_t room);
 
-/* ---- images.c: the small files of an images directory ---- */
-
-struct pn_image {
-	size_t name, data; /* where they begin in the buffer; the name ends where the data begins */
-	int64_t length;    /* of the data; -1: it was not read */
-};
-
-/* The names of a directory, and what is in the images that hold no pages: how many names there are.
- * -ENOBUFS: more than there is room for. */
-int pn_read_images(int directory, char *buffer, size_t size, struct pn_image *images, size_t room);
-
 /* ---- pagemap.c: the runs of a page map, out of the bytes of its image ---- */
 
 enum pn_page_flag { PN_PARENT = 1, PN_LAZY = 2, PN_PRESENT = 4, PN_ALIGNED = 8 };
@@ -249,9 +238,9 @@ enum pn_runs_problem {
 struct pn_runs {
 	/* in */
 	uint64_t page;         /* bytes of one */
-	uint64_t *columns;     /* one after the other, each with room for so many runs */
+	uint64_t *columns;     /* one after the other, each with room for so many runs; or NULL */
 	size_t room;
-	uint32_t *sizes;       /* of compressed blocks */
+	uint32_t *sizes;       /* of compressed blocks; or NULL */
 	size_t sizes_room;
 	uint64_t sizes_before; /* in earlier readings */
 	/* in and out: zeros before the first reading */
@@ -271,3 +260,34 @@ size_t pn_read_runs(struct pn_runs *runs, const uint8_t *data, size_t length);
 /* The bytes of each sort in ranges of addresses: PN_SORTS numbers for each range. */
 void pn_count_between(const uint64_t *const columns[], size_t count, const uint64_t *from,
 		      const uint64_t *to, size_t ranges, uint64_t *out);
+
+/* ---- image_scan.c: one image, read from its beginning to its end ---- */
+
+/* What follows each message of an image. */
+enum pn_trailer {
+	PN_NOTHING,
+	PN_LENGTH,     /* as many bytes as field 2 has */
+	PN_QUEUES,     /* two queues */
+	PN_PAIRS,      /* keys and values */
+	PN_SEGMENT,
+	PN_SEMAPHORES,
+	PN_GHOST,      /* contents of a file, or chunks of it */
+	PN_MESSAGES,   /* of a queue, each a message with its text */
+	PN_RUNS        /* the entries of a page map, after one other message */
+};
+
+enum pn_scan_problem { PN_CUT_SHORT = -10000, PN_OTHER_KIND };
+
+/*
+ * Read a regular file that begins with this magic and holds messages: how many numbers its rows
+ * have, also where there is room for fewer; or a problem, or a negative errno (-EINVAL: no regular
+ * file). A row is the size of what follows the message, then the columns.
+ *
+ * A column is the numbers of the fields that lead to it, a 0, and the value where it is unset; a 0
+ * ends them. Its value is a number, or the first 8 bytes of a string, the first the lowest. There
+ * is a row for each message, or, with a path in `each`, for each field at that path; one where
+ * there is none. The entries of a page map come into `runs`, which has its problem.
+ */
+int64_t pn_scan_image(int directory, const char *name, const uint8_t *magic, size_t n_magic, int trailer,
+		      const uint8_t *columns, const uint8_t *each, uint64_t *out, size_t room,
+		      struct pn_runs *runs);

@@ -12,6 +12,7 @@
 
 #include "libcriu_types.h"
 #include "fields.h"
+#include "pagemap.h"
 #include "pycriu_native.h"
 
 enum { LARGEST_BLOCK = 4 << 20 }; /* bytes of memory */
@@ -29,9 +30,11 @@ struct entry {
 
 static bool add_size(struct pn_runs *runs, struct entry *entry, uint32_t size)
 {
-	if (runs->n_sizes + entry->n_sizes == runs->sizes_room)
+	if (runs->sizes && runs->n_sizes + entry->n_sizes == runs->sizes_room)
 		return false;
-	runs->sizes[runs->n_sizes + entry->n_sizes++] = size;
+	if (runs->sizes)
+		runs->sizes[runs->n_sizes + entry->n_sizes] = size;
+	entry->n_sizes++;
 	entry->stored += size;
 	if (size > entry->largest)
 		entry->largest = size;
@@ -118,7 +121,6 @@ static int sort_of(uint64_t flags)
 static int add_run(struct pn_runs *runs, struct entry *entry)
 {
 	uint64_t pages = entry->pages ? entry->pages : entry->compat;
-	uint64_t *row = runs->columns + runs->count;
 	uint64_t flags = entry->flags, size, offset = runs->offset, here = offset;
 	size_t room = runs->room;
 
@@ -152,20 +154,33 @@ static int add_run(struct pn_runs *runs, struct entry *entry)
 	bool packed = entry->compressed && flags & PN_PRESENT;
 	int sort = sort_of(flags);
 
-	row[PN_START * room] = entry->start;
-	row[PN_END * room] = runs->last = entry->start + size;
-	row[PN_FLAGS * room] = flags;
-	row[PN_OFFSET * room] = here;
-	row[PN_BLOCK * room] = packed ? (uint64_t)entry->per_block * runs->page : 0;
-	row[PN_SIZES * room] = runs->sizes_before + runs->n_sizes;
-	for (int each = 0; each < PN_SORTS; each++)
-		row[(PN_BELOW + each) * room] = runs->below[each];
+	runs->last = entry->start + size;
+	if (runs->columns) {
+		uint64_t *row = runs->columns + runs->count;
+
+		row[PN_START * room] = entry->start;
+		row[PN_END * room] = runs->last;
+		row[PN_FLAGS * room] = flags;
+		row[PN_OFFSET * room] = here;
+		row[PN_BLOCK * room] = packed ? (uint64_t)entry->per_block * runs->page : 0;
+		row[PN_SIZES * room] = runs->sizes_before + runs->n_sizes;
+		for (int each = 0; each < PN_SORTS; each++)
+			row[(PN_BELOW + each) * room] = runs->below[each];
+	}
 	if (sort >= 0)
 		runs->below[sort] += size;
 	runs->offset = offset;
 	runs->n_sizes += packed ? entry->n_sizes : 0;
 	runs->count++;
 	return PN_GOOD;
+}
+
+int pn_add_entry(struct pn_runs *runs, struct bytes message)
+{
+	struct entry entry = { 0 };
+
+	runs->problem = read_entry(runs, &entry, message) ? add_run(runs, &entry) : PN_MALFORMED;
+	return runs->problem;
 }
 
 size_t pn_read_runs(struct pn_runs *runs, const uint8_t *data, size_t length)
@@ -175,18 +190,13 @@ size_t pn_read_runs(struct pn_runs *runs, const uint8_t *data, size_t length)
 	runs->count = runs->n_sizes = 0;
 	runs->problem = PN_GOOD;
 	while (length - at >= 4) {
-		struct entry entry = { 0 };
 		const uint8_t *message = data + at + 4;
 		uint32_t size = data[at] | data[at + 1] << 8 | data[at + 2] << 16 |
 				(uint32_t)data[at + 3] << 24;
 
 		if (size > length - at - 4 || runs->count == runs->room)
 			break;
-		if (!read_entry(runs, &entry, (struct bytes){ message, message + size }))
-			runs->problem = PN_MALFORMED;
-		else
-			runs->problem = add_run(runs, &entry);
-		if (runs->problem)
+		if (pn_add_entry(runs, (struct bytes){ message, message + size }))
 			break;
 		at += 4 + (size_t)size;
 	}

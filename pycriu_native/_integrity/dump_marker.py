@@ -27,7 +27,8 @@ from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
 from . import completeness
-from .completeness import ImageFiles, Problem, is_pre_dump
+from .completeness import is_pre_dump
+from .image_files import ImageFiles, Problem
 
 UNFINISHED = "pycriu-native.unfinished"
 """The name of the mark. A dump under way holds a lock on it."""

@@ -59,7 +59,7 @@ class Runs:
             column.frombytes(read[begin : begin + size])
         self._sizes.frombytes(ffi.buffer(sizes)[: state.n_sizes * 4])
         state.columns = state.sizes = ffi.NULL
-        return taken, _WHY[state.problem]
+        return taken, WHY[state.problem]
 
     @property
     def size(self) -> int:
@@ -109,7 +109,7 @@ class Runs:
         return list(zip(flat, flat, flat, strict=True))
 
 
-_WHY = {
+WHY = {
     native.PN_GOOD: None,
     native.PN_MALFORMED: "",
     native.PN_MISPLACED: "its pages cannot come here",

@@ -12,7 +12,8 @@ from typing import Any
 
 from .._integrity import dump_marker
 from .._integrity import statistics as statistics_module
-from .._integrity.completeness import ImageFiles, is_pre_dump, kind_of
+from .._integrity.completeness import is_pre_dump
+from .._integrity.image_files import ImageFiles, kind_of
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics

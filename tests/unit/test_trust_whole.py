@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, ImagesError, restore
-from pycriu_native._integrity import completeness, dump_marker
+from pycriu_native._integrity import dump_marker
 from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, DumpMarker
 from pycriu_native._pages.page_server import page_server
 from pycriu_native._wire.protobuf import image_of, message
@@ -68,13 +68,6 @@ def _opened(directory: Path) -> Iterator[int]:
 def _check(directory: Path, lazy: bool = False) -> None:
     with _opened(directory) as fd:
         dump_marker.check(fd, CriuOpts(lazy_pages=lazy or None))
-
-
-@pytest.fixture(params=["in one go", "one by one"], autouse=True)
-def _reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small sets are read in one go, others file by file: it makes no difference."""
-    if request.param == "one by one":
-        monkeypatch.setattr(completeness, "SMALL", 1)
 
 
 # ---- what a set must hold ----
@@ -136,6 +129,42 @@ def test_a_file_that_is_something_else(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"garbage " * 20)
     with pytest.raises(ImagesError, match=f"{name} is damaged"):
         _check(tmp_path)
+
+
+def test_images_larger_than_one_read(tmp_path: Path) -> None:
+    """Messages across the border of two reads, and longer than one, are read as others are."""
+    long = message((1, 1), (2, 2), (3, message((6, b"/" * 100_000))))
+    many = [message((1, 1), (2, number)) for number in range(3, 20_000)]
+    opened = [message((1, number), (2, number), (3, 1), (4, 0)) for number in range(2, 20_000)]
+    content = {
+        **SET,
+        "files.img": image_of("FILES", message((1, 1), (2, 1)), long, *many),
+        "fdinfo-1.img": image_of("FDINFO", *opened),
+    }
+    _check(_write(tmp_path, content))
+    content["files.img"] = image_of("FILES", message((1, 1), (2, 1)), long, *many[:-1])
+    with pytest.raises(ImagesError, match="no file 0x4e1f, which other images refer to"):
+        _check(_write(tmp_path, content))
+
+
+@pytest.mark.parametrize("held", [[2], []])
+def test_a_table_without_descriptors(tmp_path: Path, held: list[int]) -> None:
+    """It has no image. A table is missing if a file remains that no other table has."""
+    opened = [message((1, each), (2, each), (3, 1), (4, 0)) for each in held]
+    content = {
+        **SET,
+        "pstree.img": SET["pstree.img"]
+        + image_of("PSTREE", message((1, 50), (2, PID), (3, PID), (4, PID), (5, 50)))[8:],
+        "fdinfo-1.img": image_of("FDINFO", *opened),
+        **{name.replace("42", "50"): SET[name] for name in SET if name.endswith("-42.img")},
+    }
+    content["ids-50.img"] = image_of("IDS", message((1, 2), (2, 7), (3, 1), (4, 1)))
+    _write(tmp_path, content)
+    if held:
+        _check(tmp_path)
+    else:
+        with pytest.raises(ImagesError, match=r"there is no fdinfo-7\.img"):
+            _check(tmp_path)
 
 
 def test_messages_that_are_garbage(tmp_path: Path) -> None:

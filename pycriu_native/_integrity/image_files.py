@@ -1,0 +1,301 @@
+"""The files of an image set: their names, and the fields of their messages that a check needs.
+
+Each image is read once, in C (``native/image_scan.c``), which also finds out whether it is an image
+of its kind and reaches to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+
+from .._native.ffi import ffi, memory, native
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import TYPE_CHECKING
+from .._system.regular_file import open_regular
+from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
+
+if TYPE_CHECKING:
+    from .pagemap import Runs
+
+WINDOW = 2**20
+"""Bytes of a file without messages that are read at once."""
+
+ROOM = 2**12
+"""Numbers that most images have fewer of."""
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+COPY_AGAIN = "copy the images again from where they were made, or give another images_directory"
+
+Row = tuple[int, ...]
+"""Bytes of data behind a message, then the columns of its kind."""
+
+_COMMON, _SERVICE, _INVENTORY = (n.to_bytes(4, "little") for n in (COMMON, SERVICE, INVENTORY))
+_TRAILERS = {
+    "bytes": native.PN_LENGTH,
+    "length": native.PN_LENGTH,
+    "queues": native.PN_QUEUES,
+    "pairs": native.PN_PAIRS,
+    "segment": native.PN_SEGMENT,
+    "semaphores": native.PN_SEMAPHORES,
+    "ghost": native.PN_GHOST,
+    "messages": native.PN_MESSAGES,
+    "pagemap": native.PN_RUNS,
+}
+
+# Columns by kind: the numbers of the fields that lead to one (images/*.proto). With a "*" at its
+# end, a path is that of a repeated field, each of which has a row.
+_COLUMNS: dict[str, tuple[str, ...]] = {
+    "INVENTORY": ("1", "3.6", "3.7", "3.8", "3.9", "3.10", "3.12", "5", "10", "13", "8"),
+    "PSTREE": ("5*", "1", "5"),
+    "FILES": (
+        *("1", "2", "3.2", "3.8", "4.2", "4.5", "4.8", "17.2", "17.3", "18.2", "18.3"),
+        *("19.2", "19.6", "20.5"),
+    ),
+    "CORE": (
+        "3.1",
+        "3.9",
+        "5.11",
+        "5.12",
+        "5.16",
+        "4.2",
+        "4.6",
+        "4.7",
+        "4.8",
+        "4.9",
+        "4.10",
+        "4.12",
+    ),
+    "IDS": ("2", "6", "7", "8", "9", "10", "12"),
+    "FDINFO": ("1",),
+    "FS": ("1", "2"),
+    "MM": ("14*", "12", "14.7", "14.4"),
+    "SECCOMP": ("1*", "1"),
+    "REMAP_FPATH": ("1", "2", "3=1"),
+    "GHOST_FILE": ("3", "9"),
+    "PIPES_DATA": ("1",),
+    "FIFO_DATA": ("1",),
+    "TTY_INFO": ("1",),
+    "MEMFD_INODE": ("7", "4", "5"),
+    "SK_QUEUES": ("4.2*", "4.2"),
+    "IPCNS_SHM": ("3", "1.7"),
+    "NETNS": ("8",),
+    "MNTS": ("1", "2", "3", "7", "12", "13", "18", "16"),
+    "PAGEMAP": ("1",),
+}
+
+
+class _Format:
+    """How an image of a kind begins, and what is read of it."""
+
+    def __init__(self, name: str, magic: int, trailer: str) -> None:
+        word = magic.to_bytes(4, "little")
+        first = _SERVICE if name in ("STATS", "IRMAP_CACHE") else _COMMON
+        self.magic = word if name == "INVENTORY" else first + word
+        self.trailer = _TRAILERS.get(trailer, native.PN_NOTHING)
+        columns = each = b""
+        self.width = 1
+        for path in _COLUMNS.get(name, ()):
+            numbers, _, unset = path.rstrip("*").partition("=")
+            encoded = bytes(map(int, numbers.split(".")))
+            if path.endswith("*"):
+                each = encoded
+            else:
+                columns += encoded + bytes((0, int(unset or 0)))
+                self.width += 1
+        self.columns, self.each = columns + b"\0", each + b"\0"
+
+
+_MAGIC = {magic.to_bytes(4, "little"): name for name, magic, *_ in FORMATS}
+
+
+@functools.cache
+def _format(kind: str) -> _Format:
+    for name, magic, *rest in FORMATS:
+        if name == kind:
+            return _Format(name, magic, rest[1] if len(rest) > 1 else "")
+    raise KeyError(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that a set lacks."""
+
+    cause: str
+    cure: str = "give the images_directory of a dump that was complete"
+    options: tuple[str, ...] = ("images_directory",)
+    served: bool = False
+    """A page server can have what is missing, as that of a lazy dump does."""
+
+
+class DamagedError(Exception):
+    """An image cannot be read to its end; the argument is a ``Problem``."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.cause)
+        self.problem = problem
+
+
+def short(name: str) -> DamagedError:
+    """The error for a file that was cut off."""
+    return DamagedError(Problem(f"{name} is shorter than it was made", COPY_AGAIN))
+
+
+@dataclass(frozen=True, slots=True)
+class PageMap:
+    """What a page map has in sum."""
+
+    pages: str
+    """Name of the file that holds its pages."""
+    size: int
+    """Bytes that this file must have."""
+    in_parent: int
+    """Bytes of memory that a parent has."""
+    lazy: int
+    """Bytes of memory that a lazy dump did not write."""
+    empty: bool
+    """Whether it has no entry."""
+
+
+class ImageFiles:
+    """The files of a directory, by name."""
+
+    def __init__(self, directory: int) -> None:
+        self.directory = directory
+        self.names = set(os.listdir(directory))
+        self._rows: dict[str, list[Row]] = {}
+
+    def missing(self, name: str) -> Iterator[Problem]:
+        """A problem, if there is no such file."""
+        if name not in self.names:
+            yield Problem(
+                f"the images directory holds no images, or not all of them: there is no {name}"
+            )
+
+    def rows(self, name: str) -> list[Row]:
+        """The columns of an image; none without the image.
+
+        ``DamagedError`` for an image that is of another kind, or cut short.
+        """
+        rows = self._rows.get(name)
+        if rows is None:
+            rows = self._rows[name] = self._scan(name, ffi.NULL) if name in self.names else []
+        return rows
+
+    def first(self, name: str) -> Row | None:
+        """The columns of an image's first message; None without one."""
+        rows = self.rows(name)
+        return rows[0] if rows else None
+
+    def page_map(self, name: str) -> PageMap:
+        """The sums of a page map. ``DamagedError``."""
+        runs = ffi.new("struct pn_runs *", {"page": _PAGE})
+        rows = self._scan(name, runs)
+        if runs.problem:
+            from .pagemap import WHY  # good sets do without
+
+            why = WHY[runs.problem] or "this is no page map"
+            raise DamagedError(Problem(f"{name} is damaged: {why}"))
+        if not rows:
+            raise short(name)
+        _, in_parent, lazy = runs.below
+        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy, not runs.count)
+
+    def runs(self, name: str) -> Runs:
+        """The runs of a page map that ``page_map`` takes."""
+        from .pagemap import Runs  # few sets have parents
+
+        runs, rest = Runs(), b"".join(self.pieces(name))
+        start = 12 + int.from_bytes(rest[8:12], "little")
+        runs.take(rest[start:])
+        return runs
+
+    def _scan(self, name: str, runs: object) -> list[Row]:
+        kind = kind_of(name)
+        assert kind is not None
+        format = _format(kind)
+        room = ROOM
+        while True:
+            out = memory("uint64_t[]", room)
+            count = native.pn_scan_image(
+                self.directory,
+                os.fsencode(name),
+                format.magic,
+                len(format.magic),
+                format.trailer,
+                format.columns,
+                format.each,
+                out,
+                room,
+                runs,
+            )
+            if count <= room:
+                break
+            room = count
+        if count < 0:
+            raise self._damaged(name, kind, count)
+        flat = iter(ffi.unpack(out, count) if count else ())
+        return list(zip(*[flat] * format.width, strict=True))
+
+    def _damaged(self, name: str, kind: str, why: int) -> DamagedError:
+        if why != native.PN_OTHER_KIND:
+            with self._opened(name):
+                return short(name)
+        other = kind_at(self.head(name))
+        what = f"it is an image of {other}" if other else "it does not begin as an image of CRIU's"
+        return DamagedError(Problem(f"{name} is damaged: {what}, not of {kind}"))
+
+    def size(self, name: str) -> int:
+        """Bytes of a regular file."""
+        with self._opened(name) as fd:
+            return os.fstat(fd).st_size
+
+    def head(self, name: str) -> bytes:
+        """The first bytes of a file."""
+        with self._opened(name) as fd:
+            return os.pread(fd, 8, 0)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """A file from its beginning, in pieces."""
+        with self._opened(name) as fd:
+            at = 0
+            while piece := os.pread(fd, WINDOW, at):
+                yield piece
+                at += len(piece)
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        try:
+            fd = open_regular(name, dir_fd=self.directory)
+        except OSError as error:
+            raise DamagedError(
+                Problem(f"{name} is damaged: it cannot be read as a file: {error.strerror}")
+            ) from None
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def kind_at(begin: bytes) -> str | None:
+    """The kind of image that begins with these bytes."""
+    return "INVENTORY" if begin[:4] == _INVENTORY else _MAGIC.get(begin[4:8])
+
+
+@functools.lru_cache(512)
+def kind_of(name: str) -> str | None:
+    """The kind of image that a name stands for; None for files of another format."""
+    stem, _, ending = name.partition(".")
+    if ending != "img":
+        return None
+    if stem in PATTERNS:
+        return PATTERNS[stem]
+    kind, _, tail = stem.rpartition("-")
+    base = 16 if kind in ("ghost-file", "tcp-stream") else 10
+    with contextlib.suppress(ValueError):
+        int(tail, base)
+        return PATTERNS.get(kind + "-")
+    return None
