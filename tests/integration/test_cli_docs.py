@@ -66,7 +66,7 @@ def shapes(lines: list[str], *, loose: bool) -> set[str]:
     for line in lines:
         line = re.sub(r"/[^ ':]*/(bin|sbin)/criu", "CRIU", line)
         line = re.sub(r"/[^ ':]*/(?=(?:ckpt|later|lazy|local|pages|web|copy)\b)", "/", line)
-        line = re.sub(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,}\b", "#", line)
+        line = re.sub(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{5,}-[0-9a-f]{5,}\b|\b[0-9a-f]{8,}\b", "#", line)
         line = re.sub(r"\d+(\.\d+)*( ?(us|ms|s|B|KiB|MiB)\b)?", "#", line)
         line = re.sub(r"#(-#)?( #(-#)?)+|#-#", "#", " ".join(line.split()))
         result.add(" ".join(line.split()[:2]) if loose else line)
