@@ -422,7 +422,8 @@ class _Set:
         if not ids:
             yield from files.missing(f"ids-{pid}.img")
         for kind in (_IDS_NET, _IDS_IPC, _IDS_UTS, _IDS_MNT, _IDS_USER, _IDS_TIME):
-            if kind in ids and number(ids, kind) != number(self.host, kind):
+            own = kind == _IDS_TIME  # the clocks of the host's are saved as well
+            if kind in ids and (own or number(ids, kind) != number(self.host, kind)):
                 spaces[kind, number(ids, kind)] = None
         table = f"fdinfo-{number(ids, _IDS_FILES)}.img"
         if ids and table not in files.names:

@@ -20,7 +20,7 @@ from pycriu_native.images import inspect, render_summary, render_tree
 from .support.zoo import contained, menagerie
 
 NOT_DERIVABLE = re.compile(
-    r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|timens-0|cgroup)\.img"
+    r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|cgroup)\.img"
     r"|(rule|route6|ip6?tables|nftables|netns-ct|netns-exp|ipcns-msg|ipcns-sem|pidns)-\d+\.img"
 )
 """CRIU writes these only where there is something to write, and no other image refers to them."""
