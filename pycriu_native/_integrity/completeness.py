@@ -376,6 +376,8 @@ class _Set:
                     _check_netlink(name, b"".join(self.files.pieces(name)))
                 elif name.endswith(".tar.gz.img"):
                     _check_gzip(name, self.files.pieces(name))
+                elif end := _LAST_LINE.get(name.partition("-")[0]):
+                    _check_rules(name, b"".join(self.files.pieces(name)), end)
         except DamagedError as damaged:
             self.files.names.discard(name)  # told once
             yield damaged.problem
@@ -606,6 +608,17 @@ def _check_netlink(name: str, data: bytes) -> None:
     while at + 4 <= len(data):
         at += max(_rounded(int.from_bytes(data[at : at + 4], "little"), 4), 4)
     if at != len(data):
+        raise short(name)
+
+
+_LAST_LINE = {"nftables": b"}", "iptables": b"COMMIT", "ip6tables": b"COMMIT"}
+"""What the texts of ``nft list ruleset`` and ``iptables-save`` end with, comments aside."""
+
+
+def _check_rules(name: str, data: bytes, end: bytes) -> None:
+    """Firewall rules reach to their last line; without rules there is no text."""
+    lines = [line for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+    if lines and lines[-1].rstrip() != end:
         raise short(name)
 
 
