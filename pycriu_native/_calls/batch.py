@@ -16,16 +16,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import queue
 import re
 import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from .._integrity.restore_claim import claimed
-from .._system.process_identity import Pidfd, ProcessIdentity, Target, number_of
+from .._system.process_identity import Pidfd, ProcessIdentity, Target, is_pid, number_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
 from .._transport.forkserver_cache import ForkServerCache
@@ -110,7 +110,7 @@ def _look_up(target: Target) -> ProcessIdentity | None:
         return target
     if isinstance(target, Pidfd):
         return target.process()
-    if isinstance(target, bool) or not isinstance(target, int) or target < 1:
+    if not is_pid(target):
         return None
     return ProcessIdentity.of(target)
 
@@ -218,7 +218,8 @@ def _run(
 
 
 def _on(executor: Executor, todo: Sequence[Job[R]]) -> Generator[JobOutcome[R], None, None]:
-    over: SimpleQueue[tuple[int, Future[R]]] = SimpleQueue()
+    # Looked up now: gevent may have replaced it since the import, as the threads that fill it.
+    over: queue.SimpleQueue[tuple[int, Future[R]]] = queue.SimpleQueue()
     futures: list[Future[R]] = []
     try:
         for index, job in enumerate(todo):
@@ -265,7 +266,7 @@ class _Turn:
     """A semaphore that takes no Python to wait for."""
 
     def __init__(self, turns: int) -> None:
-        self._free: SimpleQueue[None] = SimpleQueue()
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(turns):
             self._free.put(None)
 

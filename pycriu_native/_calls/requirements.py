@@ -17,7 +17,7 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
-from .._system.process_tree import frozen_cgroup
+from .._system.process_tree import frozen_cgroup, is_in_cgroup
 from .._transport.base import Via
 from .._wire.messages import knows
 from ..enums import Verb
@@ -69,7 +69,11 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
 def by_caller(request: Request) -> Iterator[Problem]:
     """A tree that contains the caller, who would be gone with it, unknowingly."""
     pid = request.pid
-    if pid is None or request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
+    if request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
+        return
+    if why := caller_frozen(request.opts):
+        yield Problem("freeze_cgroup", request.opts.freeze_cgroup, why)
+    if pid is None:
         return
     if request.via.ours and os.readlink("/proc/self") != str(os.getpid()):
         rule = (
@@ -79,6 +83,21 @@ def by_caller(request: Request) -> Iterator[Problem]:
         yield Problem("pid", pid, rule)
     elif request.inside and (why := caller_inside(pid, request.verb, request.include_caller)):
         yield Problem("pid", pid, why)
+
+
+def caller_frozen(opts: CriuOpts) -> str | None:
+    """Why this freezer cgroup cannot be frozen, and the cure; None: it can be.
+
+    CRIU freezes all of it and then waits for answers of the caller. A worker is in the caller's
+    cgroup, so it stops as well.
+    """
+    cgroup = opts.freeze_cgroup
+    if cgroup is None or not is_in_cgroup(os.getpid(), os.fsdecode(cgroup)):
+        return None
+    return (
+        f"the caller, pid {os.getpid()}, is in this cgroup, and would be frozen with it for ever: "
+        "call from a process outside of the cgroup"
+    )
 
 
 def caller_inside(pid: int, verb: Verb, include_caller: bool) -> str | None:

@@ -17,6 +17,7 @@ from .._integrity.dump_marker import DEEPEST, unfinished
 from .._support.kernel_text import read_lines
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
+from .._system.process_identity import is_pid
 from ..enums import Verb
 from ..errors import OptionError, Problem
 from ..options.applicability import foreign_options
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Rule = Callable[[CriuOpts, Verb], Iterator[Problem]]
 
 
-ONE_PROCESS = "the number of a process, 1 or more, a Pidfd or a ProcessIdentity is accepted"
+ONE_PROCESS = "the number of a process, 1 to 2147483647, a Pidfd or a ProcessIdentity is accepted"
 
 
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
@@ -38,7 +39,7 @@ def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     problems = found(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
     if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
         problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
-    if pid is not None and (isinstance(pid, bool) or not isinstance(pid, int) or pid < 1):
+    if pid is not None and not is_pid(pid):
         problems.insert(0, Problem("pid", pid, ONE_PROCESS))
     if problems:
         raise OptionError(problems, verb=str(verb), pid=pid)

@@ -154,6 +154,8 @@ class _Set:
             _check_netlink(name, first + b"".join(pieces))
         elif name.endswith(".tar.gz.img"):
             _check_gzip(name, chain((first,), pieces))
+        elif end := _LAST_LINE.get(name.partition("-")[0]):
+            _check_rules(name, first + b"".join(pieces), end)
 
     def _dump(self) -> Iterator[Problem]:
         yield from self.files.missing("pstree.img")
@@ -205,7 +207,8 @@ class _Set:
         elif f"fdinfo-{table}.img" not in files.names:
             absent.add(f"fdinfo-{table}.img")
         for kind, space in enumerate(namespaces):
-            if space not in (0, self.host[kind]):
+            clocks = kind == _TIME  # those of the host are saved as well
+            if space and (clocks or space != self.host[kind]):
                 spaces[kind, space] = None
         used.update(file for _, file in files.rows(f"fdinfo-{table}.img"))
         for _, working_directory, root in files.rows(f"fs-{pid}.img"):
@@ -359,6 +362,17 @@ def _check_netlink(name: str, data: bytes) -> None:
         length = int.from_bytes(data[at : at + 4], "little")
         at += max(-(-length // 4) * 4, 4)
     if at != len(data):
+        raise short(name)
+
+
+_LAST_LINE = {"nftables": b"}", "iptables": b"COMMIT", "ip6tables": b"COMMIT"}
+"""What the texts of ``nft list ruleset`` and ``iptables-save`` end with, comments aside."""
+
+
+def _check_rules(name: str, data: bytes, end: bytes) -> None:
+    """Firewall rules reach to their last line; without rules there is no text."""
+    lines = [line for line in data.splitlines() if line.strip() and not line.startswith(b"#")]
+    if lines and lines[-1].rstrip() != end:
         raise short(name)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from .._integrity.statistics import message_fields
 from .._support.light_typing import cast
+from .._support.unpatched import sleep
 from ..enums import CgroupMode
 from ..options.criu_opts import CriuOpts
 from ..options.values import CgroupRoot
@@ -57,7 +58,7 @@ def remove_cgroups(paths: Iterable[str]) -> Iterator[str]:
                 pass
             except OSError as error:
                 if time.monotonic() < until:
-                    time.sleep(0.01)
+                    sleep(0.01)
                     continue
                 yield f"the cgroup {path} ({error.strerror})"
             break

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from .._integrity.statistics import message_fields
+from .._support import unpatched
 from .._system.process_tree import read_small, status_of
 
 TASK_CORE, COMM = 3, 6
@@ -108,7 +109,7 @@ def _reap(pid: int, until: float, *, kill: bool) -> None:
         if kill:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        poll = select.poll()
+        poll = unpatched.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll(max(0.0, until - time.monotonic()) * 1000)
         with contextlib.suppress(ChildProcessError):

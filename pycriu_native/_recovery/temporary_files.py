@@ -12,8 +12,9 @@ import contextlib
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Iterator
+
+from .._support.unpatched import sleep
 
 TEMPORARY = re.compile(
     r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
@@ -40,7 +41,7 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
     if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
         result.append(KERNEL_FEATURES)
     if result:
-        time.sleep(IN_USE)
+        sleep(IN_USE)
         result = list(filter(os.path.lexists, result))
     if result and (others := _other_criu()):
         yield from (f"{path}, unless CRIU with pid {others[0]} uses it" for path in result)

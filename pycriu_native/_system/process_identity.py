@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 
+from .._support import unpatched
 from .._support.frozen_dataclass import dataclass
 from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
 from ..options.values import Descriptor, descriptor_number
@@ -81,7 +82,7 @@ class Pidfd:
         fd = descriptor_number(self.fd)
         pid = self._pid(fd, verb)
         result = ProcessIdentity.of(pid)
-        poll = select.poll()
+        poll = unpatched.poll()
         poll.register(fd, select.POLLIN)
         # Still running: the start that was read is that of this process.
         if poll.poll(0) or result.start_time is None:
@@ -117,11 +118,16 @@ Target = int | Pidfd | ProcessIdentity
 """What a verb accepts as the process to dump."""
 
 
+def is_pid(value: object) -> bool:
+    """Whether a value can be a pid: a whole number that is above 0 and fits ``pid_t``."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
 def identified(target: Target, verb: str = "dump") -> Target:
     """The identity behind a target; a pid that no process has stays a number."""
     if isinstance(target, Pidfd):
         return target.process(verb)
-    if isinstance(target, int) and not isinstance(target, bool) and target > 0:
+    if isinstance(target, int) and is_pid(target):
         result = ProcessIdentity.of(target)
         return target if result.start_time is None else result
     return target
@@ -145,7 +151,7 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
         target.check(verb)
     if isinstance(target, ProcessIdentity):
         return target.pid, target.start_time
-    if isinstance(target, bool) or not isinstance(target, int) or target < 1:
+    if not is_pid(target):
         return target, None
     result = stat_of(target)
     return target, None if result is None else result[2]

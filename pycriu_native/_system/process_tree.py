@@ -28,6 +28,18 @@ def frozen_cgroup(pid: int) -> str | None:
         return None  # gone
 
 
+def is_in_cgroup(pid: int, directory: str) -> bool:
+    """Whether a process is in the cgroup of this directory, or in one below it."""
+    try:
+        if str(pid) in read_lines(f"{directory}/cgroup.procs"):
+            return True
+        with os.scandir(directory) as entries:
+            below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return False  # it is no cgroup
+    return any(is_in_cgroup(pid, path) for path in below)
+
+
 LISTENING = "0A"
 """TCP_LISTEN, as /proc/net/tcp prints it."""
 

@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 
 from .._calls.exchange import Hook, Notification
 from .._support.kernel_text import escaped, read_text
+from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
 from .._transport.worker import Worker
 from ..enums import Verb
@@ -285,9 +286,10 @@ class Pid(option_parameters.ParamType):
         """A number above 0."""
         if isinstance(value, int):
             return value
-        if not str(value).isascii() or not str(value).isdigit() or int(value) < 1:
+        text = str(value)
+        if not text.isascii() or not text.isdigit() or not is_pid(int(text[:20])):
             self.fail(f"{value!r} is no pid: the number of a process is accepted", param, ctx)
-        return int(value)
+        return int(text)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -26,6 +26,9 @@ that of a paused container: without it the dump cannot stop what stands still al
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -313,6 +316,63 @@ def test_freeze_cgroup(make_cgroup: Make, spawn: Spawn, images: Path, controller
     target.end()
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()
+
+
+CALLER_INSIDE = """
+import os, sys
+from pycriu_native import CriuOpts, OptionError, dump, preflight
+with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+opts = CriuOpts(images_directory=sys.argv[3], freeze_cgroup=sys.argv[2], leave_running=True)
+for pid in int(sys.argv[4]), None:
+    try:
+        dump(pid, opts)
+    except OptionError as error:
+        assert error.options == ("freeze_cgroup",)
+(result,) = [each for each in preflight(int(sys.argv[4]), opts).stops if each.path == sys.argv[2]]
+print(result.id)
+"""
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["in it", "below it"])
+@pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])
+def test_freeze_cgroup_of_the_caller(
+    make_cgroup: Make, spawn: Spawn, images: Path, controller: str, nested: bool
+) -> None:
+    """It is refused: CRIU and the caller would stop for ever, and the process with them."""
+    hierarchy = cgroups.required(controller)
+    cgroup = make_cgroup(hierarchy)
+    own = cgroup / "below" if nested else cgroup
+    own.mkdir(exist_ok=True)
+    target = spawn()
+    enter(cgroup, target.pid)
+    places = (str(place) for place in (own, cgroup, images))
+    words = [sys.executable, "-c", CALLER_INSIDE, *places, str(target.pid)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as caller:
+        try:
+            output, _ = caller.communicate(timeout=30)
+        finally:
+            _end_all_but(cgroup, target.pid, controller)
+    if nested:
+        remove(own)
+    assert (caller.returncode, output) == (0, "caller-frozen\n")
+    assert target.runs_on()
+    assert not images.exists()
+
+
+def _end_all_but(cgroup: Path, pid: int, controller: str) -> None:
+    """End what hangs in the cgroup: a CRIU that works freezes it again."""
+    name, _, thawed = FREEZERS[controller]
+
+    def is_over() -> bool:
+        (cgroup / name).write_text(thawed)
+        files = cgroup.rglob("cgroup.procs")
+        members = {int(each) for file in files for each in file.read_text().split()}
+        for member in members - {pid}:
+            os.kill(member, signal.SIGKILL)
+        return members <= {pid}
+
+    eventually(is_over, "the end of the caller")
 
 
 @pytest.mark.parametrize("controller", FREEZERS, ids=["v1", "v2"])

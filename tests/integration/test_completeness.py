@@ -20,7 +20,7 @@ from pycriu_native.images import inspect, render_summary, render_tree
 from .support.zoo import contained, menagerie
 
 NOT_DERIVABLE = re.compile(
-    r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|timens-0|cgroup)\.img"
+    r".*\.log|stats-dump|(filelocks|sk-queues|tty-data|seccomp|cgroup)\.img"
     r"|(rule|route6|ip6?tables|nftables|netns-ct|netns-exp|ipcns-msg|ipcns-sem|pidns|fdinfo)-\d+\.img"
 )
 """CRIU writes these only where there is something to write, and no other image refers to them."""
@@ -79,7 +79,7 @@ def test_a_file_that_is_missing(original: Path, images: Path) -> None:
 
 
 def test_a_file_that_is_cut_short(original: Path, images: Path) -> None:
-    """In its header, in the middle, one byte and one page short."""
+    """In its header, in the middle, one byte and one page short; rules are text and may be none."""
     for name in _names(original):
         data = (original / name).read_bytes()
         for size in {0, 3, len(data) // 2, len(data) - 1, len(data) - 4096} & {*range(len(data))}:
@@ -87,7 +87,8 @@ def test_a_file_that_is_cut_short(original: Path, images: Path) -> None:
             (images / name).write_bytes(data[:size])
             verdicts = _restorable(images), _complete(images)
             text = name.startswith(("nftables-", "iptables-", "ip6tables-"))
-            assert verdicts == (False, False) or text, (name, size)
+            unnoticed = text and size in (0, len(data) - 1)  # no rules; no newline at the end
+            assert verdicts == (False, False) or unnoticed, (name, size)
         (images / name).unlink()
         os.link(original / name, images / name)
 

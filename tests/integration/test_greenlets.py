@@ -15,6 +15,8 @@ PROGRAM = Path(__file__).parents[0] / "programs" / "greenlets.py"
 FAMILIES = (
     "dump_and_restore",
     "refused",
+    "failed_child",
+    "by_pidfd",
     "interrupted",
     "warm_workers",
     "batch",

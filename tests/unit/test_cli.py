@@ -407,6 +407,8 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         (["dump", "1", "-t", "2", "-D", "d"], "one is accepted"),
         (["dump", "x", "-D", "d"], "is no pid"),
         (["dump", "0", "-D", "d"], "is no pid"),
+        (["dump", "2147483648", "-D", "d"], "is no pid"),
+        (["preflight", "-t", "9" * 5000], "is no pid"),
         (["dump", "1", "--weak-sysctls"], "--weak-sysctls"),
         (["restore", "-D", "d", "true"], "--exec-cmd"),
         (["restore", "-D", "d", "--exec-cmd"], "--exec-cmd"),

@@ -222,7 +222,7 @@ def test_only_for_makes_any_options_fit(world: World) -> None:
     fits()
 
 
-@pytest.mark.parametrize("pid", [0, -1, True, "1", 1.0])
+@pytest.mark.parametrize("pid", [0, -1, True, "1", 1.0, 2**31])
 def test_a_pid_that_is_none(pid: Any) -> None:
     """0 would be taken for a self-dump."""
     assert "pid" in refusal(DUMP, {"images_directory": HERE}, pid).options

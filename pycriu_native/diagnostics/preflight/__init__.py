@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
-from ..._system.process_identity import Target, located
+from ..._system.process_identity import Target, is_pid, located
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ..._transport.worker import Worker
@@ -71,7 +71,7 @@ def preflight(
     check, once for each program. Needs root or CAP_SYS_PTRACE to see processes of others.
     """
     pid, _ = located(pid, "preflight")
-    if isinstance(pid, bool) or not isinstance(pid, int) or pid <= 0:
+    if not is_pid(pid):
         raise OptionError([Problem("pid", pid, ONE_PROCESS)])
     opts = opts or CriuOpts()
     means.check_options(opts, pid)

@@ -121,6 +121,9 @@ def _freezer(opts: CriuOpts) -> Iterator[Finding]:
             path=path,
             failure="freezer-missing",
         )
+    if why := requirements.caller_frozen(opts):
+        message, _, cure = why.partition(": ")
+        yield stops("caller-frozen", message, path=path, cure=cure)
 
 
 def _server(opts: CriuOpts) -> Iterator[Finding]:

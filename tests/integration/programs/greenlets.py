@@ -39,6 +39,7 @@ import pycriu_native as criu  # noqa: E402
 from pycriu_native import CriuOpts  # noqa: E402
 
 if WHEN == "after":
+    criu.preload()  # what modules take from others when they are loaded is not replaced
     _replace()
 
 started: list[subprocess.Popen[bytes]] = []
@@ -97,6 +98,32 @@ def refused() -> None:
     else:
         raise AssertionError("not refused")
     assert started[-1].poll() is None
+
+
+def failed_child() -> None:
+    """A child that a failed restore made is reaped; the next restore finds its pid free."""
+    opts = _dumped()
+
+    def refuse(told: criu.Notification) -> None:
+        if told.action is criu.Notify.POST_RESTORE:
+            raise RuntimeError("refused")
+
+    try:
+        criu.restore_child(opts, on_notify=refuse)
+    except RuntimeError:
+        child = criu.restore_child(opts)
+    else:
+        raise AssertionError("not refused")
+    _end(child.pid)
+    assert child.wait(30) == -signal.SIGKILL
+
+
+def by_pidfd() -> None:
+    """The process is named by a pidfd."""
+    fd = os.pidfd_open(_target())
+    criu.dump(criu.Pidfd(fd), _options())
+    os.close(fd)
+    started.pop().wait()
 
 
 def interrupted() -> None:

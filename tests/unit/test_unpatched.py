@@ -1,0 +1,51 @@
+"""Threads and waits are those of the interpreter, also where gevent or eventlet replaced them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pycriu_native
+
+REPLACED = {
+    "select": {"epoll", "poll", "select"},
+    "time": {"sleep"},
+    "threading": {"Condition", "Event", "Lock", "RLock", "Semaphore", "Thread"},
+    "queue": {"Queue", "SimpleQueue"},
+}
+"""What a patcher replaces, or removes (``select.poll`` under eventlet)."""
+
+OWN_PROGRAMS = ("_support/unpatched.py", "cli/run.py", "migration/watchdog_process.py")
+"""The module that has the originals, and what nothing is imported into."""
+
+FOR_TESTS = ("testing.py",)
+"""Its peer runs on threads of the test's own kind."""
+
+WITH_AN_EXECUTOR = {"_calls/batch.py": {"SimpleQueue"}}
+"""A queue that an executor of ``concurrent.futures`` fills is of the same kind as its threads."""
+
+
+def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and name of each use."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.attr in REPLACED.get(node.value.id, ()):
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for name in node.names:
+                if name.name in REPLACED.get(str(node.module), ()):
+                    yield node.lineno, f"{name.name} of {node.module}"
+
+
+def test_nothing_that_can_be_replaced_is_used() -> None:
+    """``_support/unpatched.py`` has what takes its place."""
+    package = Path(pycriu_native.__file__).parent
+    result = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if name not in (*OWN_PROGRAMS, *FOR_TESTS):
+            allowed = WITH_AN_EXECUTOR.get(name, set())
+            found = uses(ast.parse(path.read_text()))
+            result += [f"{name}:{line}: {use}" for line, use in found if use not in allowed]
+    assert not result
