@@ -8,6 +8,7 @@ from typing import Any
 
 from ..._calls import requirements
 from ..._failures.log_excerpt import known
+from ..._rollback.option import Rollback
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ...errors import CriuError
@@ -25,6 +26,8 @@ class Context:
     opts: CriuOpts
     via: Via
     mounts: MountTable
+    rollback: Rollback | None = None
+    """Which files the dump is to save."""
     include_caller: bool = False
     """Whether the dump is to take a tree that contains the caller."""
 
