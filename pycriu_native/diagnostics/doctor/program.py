@@ -56,6 +56,7 @@ def look(via: Via) -> Iterator[Finding]:
     )
     yield _fits_library(result)
     yield _fits_kernel(result)
+    yield from _fits_processor(result)
     yield _check(via)
     yield _cache(start, via)
     yield from _configuration(via)
@@ -99,6 +100,19 @@ def _fits_kernel(found: Version) -> Finding:
                 cure=f"install CRIU {needed} or later",
             )
     return finding(severity=Severity.GOOD, message=f"Linux {release}")
+
+
+def _fits_processor(found: Version) -> Iterator[Finding]:
+    if message := requirements.pointer_authentication(found):
+        yield Finding(
+            id="fit-processor",
+            group="criu",
+            subject="CRIU and the processor",
+            severity=Severity.STOPS,
+            message=message,
+            costs="dumps work, but no restore does",
+            cure="install CRIU 4.2 or later",
+        )
 
 
 def _check(via: Via) -> Finding:
