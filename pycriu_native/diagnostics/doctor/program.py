@@ -58,6 +58,7 @@ def look(via: Via) -> Iterator[Finding]:
     yield from libraries(via)
     yield _fits_library(result)
     yield _fits_kernel(result)
+    yield from _fits_processor(result)
     yield _check(via)
     yield _cache(start, via)
     yield from _configuration(via)
@@ -130,6 +131,19 @@ def _kernels(found: Version) -> str:
         if found < needed:
             return f"CRIU {found} works on kernels before {since[0]}.{since[1]}"
     return f"no kernel is known that CRIU {found} is too old for"
+
+
+def _fits_processor(found: Version) -> Iterator[Finding]:
+    if message := requirements.pointer_authentication(found):
+        yield Finding(
+            id="fit-processor",
+            group="criu",
+            subject="CRIU and the processor",
+            severity=Severity.STOPS,
+            message=message,
+            costs="dumps work, but no restore does",
+            cure="install CRIU 4.2 or later",
+        )
 
 
 def _check(via: Via) -> Finding:

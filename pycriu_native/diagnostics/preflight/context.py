@@ -73,9 +73,10 @@ def needs(
     )
 
 
-def no_restore(id: str, message: str, *, failure: str, **more: Any) -> Finding:
+def no_restore(id: str, message: str, *, failure: str | None = None, **more: Any) -> Finding:
     """A finding that makes a restore here fail. Default of ``cure``: that of the failure."""
-    more.setdefault("cure", known(failure).cure)
+    if failure is not None:
+        more.setdefault("cure", known(failure).cure)
     return Finding(id=id, severity=Severity.NO_RESTORE, message=message, failure=failure, **more)
 
 
