@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import stat
 
@@ -30,23 +29,6 @@ def state(pid: int) -> str:
         return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
     except OSError:
         return ""
-
-
-def cpu_flags() -> frozenset[str]:
-    for line in lines("/proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):  # x86, Arm
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def authenticates_pointers() -> bool:
-    """Whether the processor is an Arm with pointer authentication, which the kernel uses."""
-    return bool({"paca", "pacg"} & cpu_flags())
-
-
-def can_track_memory() -> bool:
-    """Whether Linux has soft-dirty tracking for this architecture (HAVE_ARCH_SOFT_DIRTY)."""
-    return os.uname().machine.startswith(("x86", "i386", "i686", "s390", "ppc64"))
 
 
 def type_of(mode: int) -> str:

@@ -32,8 +32,6 @@ from .._system.elf import build_id
 from .._system.host import (
     ANY,
     abstract_names,
-    authenticates_pointers,
-    cpu_flags,
     is_ours,
     lines,
     listening,
@@ -42,6 +40,7 @@ from .._system.host import (
     type_of,
 )
 from .._system.process_tree import holders, name_of
+from .._system.processor import authenticates_pointers, cpu_flags
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..._calls import requirements
-from ..._system.host import can_track_memory
+from ..._system.processor import can_track_memory
 from ..._transport.base import Via
 from ..._transport.connection import above_stdio
 from ..._transport.process import ChildProcess
