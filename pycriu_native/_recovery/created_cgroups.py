@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 
 from .._integrity.statistics import message_fields
 from .._support.light_typing import cast
+from .._system.mountinfo import cgroup_hierarchies
 from ..enums import CgroupMode
 from ..options.criu_opts import CriuOpts
 from ..options.values import CgroupRoot
@@ -30,16 +31,12 @@ def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
     result = [each for each in _controllers(images) if each[1]]
     if not result:
         return ()
-    from .._system.mounts import (
-        mounts_of,  # most processes are in the root cgroup, or restored in theirs
-    )
-
-    mounts = [mount for mount in mounts_of("self") if mount.kind.startswith("cgroup")]
+    mounts = list(cgroup_hierarchies())
     missing: list[str] = []
     for names, trees in result:
         kind, controllers = ("cgroup", set(names)) if any(names) else ("cgroup2", set())
         for mount in mounts:
-            if mount.kind == kind and mount.root == "/" and mount.options >= controllers:
+            if mount.kind == kind and mount.options >= controllers:
                 paths = _paths(trees, _new_root(names, opts))
                 missing += [f"{mount.place}/{level}" for path in paths for level in _levels(path)]
                 break

@@ -15,6 +15,8 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 
+from .._system.mountinfo import mounts_of
+
 TEMPORARY = re.compile(
     r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
     r"|crtools-(?:proc|sys|put-root))\.[A-Za-z0-9]{6}"
@@ -96,7 +98,7 @@ def _other_criu() -> list[int]:
 
 def _unmount(path: str) -> None:
     """Unmount what CRIU has mounted there; nothing else can be, in a directory of its own."""
-    from .._system.mounts import detach, mounts_of
+    from .._system.mounts import detach  # failed calls alone need it
 
     for mount in reversed(list(mounts_of("self"))):
         if mount.place == path or mount.place.startswith(path + "/"):

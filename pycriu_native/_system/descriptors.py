@@ -6,6 +6,19 @@ import contextlib
 import os
 
 from .._native.ffi import native
+from .._support.kernel_text import read_lines
+
+
+def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
+    """The lines of a descriptor's fdinfo by their first word, which several lines can share.
+
+    Raises ``OSError``.
+    """
+    result: dict[str, list[str]] = {}
+    for line in read_lines(f"/proc/{pid}/fdinfo/{fd}"):
+        word, *rest = line.split(None, 1)
+        result.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+    return result
 
 
 def descriptors_of(pid: int, kind: str) -> list[int]:

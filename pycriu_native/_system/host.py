@@ -31,6 +31,11 @@ def state(pid: int) -> str:
         return ""
 
 
+def boot_time() -> float:
+    """When the system was started, in seconds since 1970; 0 if it cannot be read."""
+    return next((float(each[6:]) for each in lines("/proc/stat") if each.startswith("btime ")), 0.0)
+
+
 def cpu_flags() -> frozenset[str]:
     for line in lines("/proc/cpuinfo"):
         if line.startswith("flags"):

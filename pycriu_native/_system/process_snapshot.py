@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .._support.kernel_text import read_lines, read_text
+from .descriptors import descriptor_info
 from .process_tree import process_tree, status_of
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -172,10 +173,10 @@ class Process:
                 seen = os.stat(path)
             except OSError:
                 continue
-            info: dict[str, list[str]] = {}
-            for line in lines_of(f"/proc/{self.pid}/fdinfo/{number}"):
-                word, *rest = line.split(None, 1)
-                info.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+            try:
+                info = descriptor_info(self.pid, number)
+            except OSError:
+                info = {}
             result.append(Descriptor(self.pid, number, link(path), seen, info))
         return result
 

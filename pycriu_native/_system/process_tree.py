@@ -11,23 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from .._support.kernel_text import escaped, read_lines, read_text
 from .._support.unpatched import sleep
 
-
-def frozen_cgroup(pid: int) -> str | None:
-    """The frozen cgroup (v2) that a process is in; None if it is in none."""
-    try:
-        lines = read_lines(f"/proc/{pid}/cgroup")
-        name = next((line[3:] for line in lines if line.startswith("0::")), None)
-        if name in (None, "/"):
-            return None  # the root has no events, and cannot be frozen
-        mounts = read_lines("/proc/self/mountinfo")
-        mount = next((line.split(" ")[4] for line in mounts if " - cgroup2 " in line), None)
-        if mount is None:
-            return None
-        return mount + name if "frozen 1" in read_text(f"{mount}{name}/cgroup.events") else None
-    except OSError:
-        return None  # gone
-
-
 LISTENING = "0A"
 """TCP_LISTEN, as /proc/net/tcp prints it."""
 

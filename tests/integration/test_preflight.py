@@ -36,7 +36,7 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._failures.log_excerpt import failures
-from pycriu_native.diagnostics.preflight.mounts import parse
+from pycriu_native._system.mountinfo import parse
 from pycriu_native.diagnostics.preflight.sockets import _address
 
 from .conftest import Spawn
@@ -583,8 +583,8 @@ def test_addresses_of_the_kernel(words: str, address: str) -> None:
 
 def test_lines_of_mountinfo() -> None:
     """Escapes, several marks, and blanks in the name of the file system's source."""
-    line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw\n"
-    [mount] = parse(line, "mnt:[1]")
+    line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw"
+    mount = parse(line, "mnt:[1]")
     assert (mount.number, mount.parent, mount.device) == (36, 35, "98:0")
     assert (mount.root, mount.place, mount.kind) == ("/m t1", "/mnt\t2", "ext3")
     assert (mount.shared, mount.master) == (1, 7)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._native.ffi import LIBCRIU_VERSION
-from ..._support.kernel_text import read_lines
+from ..._system.host import boot_time
+from ..._system.mountinfo import filesystem_of
 from ..._transport.base import Via
 from ..._transport.worker import worker_of
 from ...errors import CriuError
@@ -162,7 +163,7 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
         with open(CACHE, "rb") as file:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
-        if _is_tmpfs(TMPFS_OF):
+        if filesystem_of(TMPFS_OF) == "tmpfs":
             return said(DoctorSeverity.INFO, "is absent", "the next call makes it")
         return said(
             DoctorSeverity.INFO,
@@ -173,7 +174,7 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
         )
     except OSError as error:
         return said(DoctorSeverity.INFO, f"cannot be read ({error.strerror})")
-    if result.st_mtime < _started():
+    if result.st_mtime < boot_time():
         return said(
             DoctorSeverity.WARNING,
             "is stale: it is older than this start of the system",
@@ -190,18 +191,6 @@ def _cache(asked: float, via: Via) -> DoctorFinding:
     if result.st_mtime >= asked - 1:
         return said(DoctorSeverity.GOOD, "is kept, and was made just now")
     return said(DoctorSeverity.GOOD, "is kept")
-
-
-def _is_tmpfs(path: str) -> bool:
-    mounts = [line.split(" ") for line in read_lines("/proc/self/mountinfo")]
-    kinds = [words[words.index("-") + 1] for words in mounts if words[4] == path]
-    return kinds[-1:] == ["tmpfs"]
-
-
-def _started() -> float:
-    """When the system was started, in seconds since 1970."""
-    with open("/proc/stat") as file:
-        return next(float(line.split()[1]) for line in file if line.startswith("btime"))
 
 
 def _configuration(via: Via) -> Iterator[DoctorFinding]:

@@ -7,7 +7,8 @@ import resource
 import shutil
 from collections.abc import Iterator
 
-from ..._system.process_snapshot import lines_of, link, read
+from ..._system.mountinfo import mounts_of
+from ..._system.process_snapshot import link, read
 from ..._system.process_tree import status_of
 from ..._transport.base import Via
 from ..._transport.program import SEARCH_PATH
@@ -76,9 +77,9 @@ def _tools(path: str) -> Iterator[DoctorFinding]:
 
 
 def _cgroups() -> DoctorFinding:
-    result = [line.split(" ") for line in lines_of("/proc/self/mountinfo")]
-    old = [words[4] for words in result if words[words.index("-") + 1] == "cgroup"]
-    new = [words[4] for words in result if words[words.index("-") + 1] == "cgroup2"]
+    mounts = list(mounts_of("self"))
+    old = [mount.place for mount in mounts if mount.kind == "cgroup"]
+    new = [mount.place for mount in mounts if mount.kind == "cgroup2"]
     form = "hybrid (1 and 2)" if old and new else "version 2" if new else "version 1"
     about = {"id": "cgroups", "group": "system", "title": "cgroups"}
     if not old and not new:

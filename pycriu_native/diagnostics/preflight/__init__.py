@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
+from ..._system.mount_table import MountTable
 from ..._system.process_identity import Target, located
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
@@ -89,7 +90,7 @@ def preflight(
         tree=tree,
         opts=opts,
         via=via or Worker(),
-        mounts=mounts.MountTable(tree),
+        mounts=MountTable(tree),
         include_caller=include_caller,
     )
     result = ordered(_findings(context))

@@ -7,18 +7,14 @@ process is in that one. Only namespaces that are not CRIU's are checked (``criu/
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import Process, Tree, link, read
+from ..._system.mount_table import is_below
+from ..._system.mountinfo import Mount, mounts_of
+from .context import Context, needs, stops
 from .values import Finding
-
-if TYPE_CHECKING:
-    from .context import Context
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -28,134 +24,8 @@ REBUILT = frozenset(_REBUILT.split())
 """File systems that CRIU 4.2 knows; of ``fuse`` only that it must be external."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of mountinfo."""
-
-    number: int
-    parent: int
-    device: str
-    """``major:minor``."""
-    root: str
-    """What of the file system is mounted."""
-    place: str
-    """Where, in its own namespace."""
-    shared: int
-    """Its peer group; 0 for none."""
-    master: int
-    """The peer group that it gets its changes from; 0 for none."""
-    kind: str
-    """The type of the file system."""
-    namespace: str
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is the root of its file system."""
-        return self.root == "/"
-
-    @property
-    def key(self) -> str:
-        """How ``external`` calls it."""
-        return f"mnt[{self.place}]"
-
-
-def parse(text: str, namespace: str) -> list[Mount]:
-    """The lines of a mountinfo."""
-    result = []
-    for line in filter(None, text.split("\n")):
-        before, _, after = line.partition(" - ")
-        number, parent, device, root, place, _, *marks = before.split(" ")
-        groups = dict(mark.split(":") for mark in marks if ":" in mark)
-        result.append(
-            Mount(
-                number=int(number),
-                parent=int(parent),
-                device=device,
-                root=_unescaped(root),
-                place=_unescaped(place),
-                shared=int(groups.get("shared", 0)),
-                master=int(groups.get("master", 0)),
-                kind=after.split(" ")[0],
-                namespace=namespace,
-            )
-        )
-    return result
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
-
-
-class MountTable:
-    """The mounts that CRIU looks at, and a process through which each namespace can be seen."""
-
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self.owners = dict(tree.in_namespaces("mnt"))
-        if not tree.has_own("mnt"):
-            self.owners[tree.ours.namespaces["mnt"]] = tree.ours
-
-    @cached_property
-    def all(self) -> list[Mount]:
-        """Every mount of every namespace."""
-        return [
-            mount
-            for namespace, process in self.owners.items()
-            for mount in parse(read(f"/proc/{self._whole(process)}/mountinfo"), namespace)
-        ]
-
-    def _whole(self, process: Process) -> int:
-        """A process of the same namespace that is in no chroot, if there is one."""
-        others = (p for p in self.tree.alive if p.namespaces["mnt"] == process.namespaces["mnt"])
-        for other in (process, *others):
-            if link(f"/proc/{other.pid}/root") == "/":
-                return other.pid
-        return process.pid
-
-    @cached_property
-    def by_number(self) -> dict[int, Mount]:
-        """Mounts by their number, which is unique on the machine."""
-        return {mount.number: mount for mount in self.all}
-
-    def base(self, mount: Mount) -> str:
-        """A path that leads to the root of the mount's namespace."""
-        return f"/proc/{self._whole(self.owners[mount.namespace])}/root"
-
-    def covered(self, mount: Mount) -> bool:
-        """Whether another mount lies over it."""
-        at = mount
-        while at.parent in self.by_number and at.parent != at.number:
-            for other in self._below(at.parent):
-                if other is not at and _is_below(at.place, other.place):
-                    return True
-            at = self.by_number[at.parent]
-        return any(other.place == mount.place for other in self._below(mount.number))
-
-    @cached_property
-    def _children(self) -> dict[int, list[Mount]]:
-        result: dict[int, list[Mount]] = {}
-        for mount in self.all:
-            if mount.parent != mount.number:
-                result.setdefault(mount.parent, []).append(mount)
-        return result
-
-    def _below(self, number: int) -> list[Mount]:
-        return self._children.get(number, [])
-
-    @cached_property
-    def checked(self) -> bool:
-        """Whether CRIU checks them: there is a namespace that is not its own."""
-        return set(self.owners) != {self.tree.ours.namespaces["mnt"]}
-
-
-def _is_below(path: str, above: str) -> bool:
-    return path == above or path.startswith(above.rstrip("/") + "/")
-
-
 def look(context: Context) -> Iterator[Finding]:
     """What of the mounts CRIU cannot save by itself."""
-    from .context import needs, stops
-
     table = context.mounts
     if not table.checked:
         return
@@ -172,7 +42,7 @@ def look(context: Context) -> Iterator[Finding]:
             return
     outside = {m for m in table.all if m.namespace == root_of and _is_external(context, m)}
     if context.opts.auto_ext_mnt:
-        ours = parse(read("/proc/self/mountinfo"), context.tree.ours.namespaces["mnt"])
+        ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
         outside |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
     top = tops.get(root_of)
     skipped = {str(place) for place in context.opts.skip_mnts or ()}
@@ -242,7 +112,7 @@ def _cure(context: Context, mount: Mount) -> str:
 
 def _same(mount: Mount, other: Mount) -> bool:
     """Whether a mount shows a part of what another shows."""
-    return mount.device == other.device and _is_below(mount.root, other.root)
+    return mount.device == other.device and is_below(mount.root, other.root)
 
 
 def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:

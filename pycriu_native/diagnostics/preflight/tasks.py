@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
+from ..._system.cgroups import frozen_cgroup
 from ..._system.process_snapshot import Process, libc, lines_of, link, read
-from ..._system.process_tree import frozen_cgroup
 from ...enums import Verb
 from .context import Context, needs, note, stops
 from .values import Finding
@@ -99,7 +99,7 @@ def _nothing_to_dump(root: Process) -> Iterator[Finding]:
 
 
 def _frozen(context: Context) -> Iterator[Finding]:
-    cgroup = frozen_cgroup(context.tree.root.pid) or _frozen_of_version_1(context.tree.root.pid)
+    cgroup = frozen_cgroup(context.tree.root.pid, of_v1=True)
     if cgroup is not None and context.opts.freeze_cgroup is None:
         yield needs(
             context,
@@ -109,18 +109,6 @@ def _frozen(context: Context) -> Iterator[Finding]:
             sets={"freeze_cgroup": cgroup},
             pid=context.tree.root.pid,
         )
-
-
-def _frozen_of_version_1(pid: int) -> str | None:
-    for line in lines_of(f"/proc/{pid}/cgroup"):
-        _, controllers, name = line.split(":", 2)
-        if "freezer" in controllers.split(","):
-            for mount in lines_of("/proc/self/mountinfo"):
-                if " - cgroup " in mount and "freezer" in mount.rpartition(" ")[2].split(","):
-                    place = mount.split(" ")[4] + name.rstrip("/")
-                    if read(place + "/freezer.state").strip() in ("FROZEN", "FREEZING"):
-                        return place
-    return None
 
 
 def _stoppable(process: Process) -> Iterator[Finding]:

@@ -1,0 +1,76 @@
+"""The mounts of a process tree: which of them lie over others, and where they can be seen."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cached_property
+
+from .mountinfo import Mount, mounts_of
+from .process_snapshot import Process, Tree, link
+
+
+class MountTable:
+    """The mounts that CRIU looks at, and a process through which each namespace can be seen."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.owners = dict(tree.in_namespaces("mnt"))
+        if not tree.has_own("mnt"):
+            self.owners[tree.ours.namespaces["mnt"]] = tree.ours
+
+    @cached_property
+    def all(self) -> list[Mount]:
+        """Every mount of every namespace."""
+        result: list[Mount] = []
+        for namespace, process in self.owners.items():
+            with contextlib.suppress(OSError):
+                result += mounts_of(self._whole(process), namespace)
+        return result
+
+    def _whole(self, process: Process) -> int:
+        """A process of the same namespace that is in no chroot, if there is one."""
+        others = (p for p in self.tree.alive if p.namespaces["mnt"] == process.namespaces["mnt"])
+        for other in (process, *others):
+            if link(f"/proc/{other.pid}/root") == "/":
+                return other.pid
+        return process.pid
+
+    @cached_property
+    def by_number(self) -> dict[int, Mount]:
+        """Mounts by their number, which is unique on the machine."""
+        return {mount.number: mount for mount in self.all}
+
+    def base(self, mount: Mount) -> str:
+        """A path that leads to the root of the mount's namespace."""
+        return f"/proc/{self._whole(self.owners[mount.namespace])}/root"
+
+    def covered(self, mount: Mount) -> bool:
+        """Whether another mount lies over it."""
+        at = mount
+        while at.parent in self.by_number and at.parent != at.number:
+            for other in self._below(at.parent):
+                if other is not at and is_below(at.place, other.place):
+                    return True
+            at = self.by_number[at.parent]
+        return any(other.place == mount.place for other in self._below(mount.number))
+
+    @cached_property
+    def _children(self) -> dict[int, list[Mount]]:
+        result: dict[int, list[Mount]] = {}
+        for mount in self.all:
+            if mount.parent != mount.number:
+                result.setdefault(mount.parent, []).append(mount)
+        return result
+
+    def _below(self, number: int) -> list[Mount]:
+        return self._children.get(number, [])
+
+    @cached_property
+    def checked(self) -> bool:
+        """Whether CRIU checks them: there is a namespace that is not its own."""
+        return set(self.owners) != {self.tree.ours.namespaces["mnt"]}
+
+
+def is_below(path: str, above: str) -> bool:
+    """Whether a path is a directory or below it; both have one form."""
+    return path == above or path.startswith(above.rstrip("/") + "/")
