@@ -17,7 +17,8 @@ import signal
 
 from .._support.lazy import socket
 from .._system.descriptors import descriptors_of
-from .._system.process_tree import half_restored, process_tree, status_of
+from .._system.process import status_of
+from .._system.process_tree import half_restored, process_tree
 
 XFSZ = 1 << (signal.SIGXFSZ - 1)
 """SIGXFSZ in a set of signals, as /proc/PID/status prints them."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 
 from .._integrity.statistics import message_fields
-from .._system.process_tree import read_small, status_of
+from .._system.process import children_of, read_small, stat_of, status_of
 
 TASK_CORE, COMM = 3, 6
 """Fields of ``core-PID.img`` (CRIU's ``images/core.proto``)."""
@@ -51,28 +51,14 @@ def _made(expected: Mapping[int, str], worker: int, program: str, since: float) 
     a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped process.
     """
     first = int(since * os.sysconf("SC_CLK_TCK"))
-    for pid in _children():
-        name, fields = _stat(pid)
-        if pid == worker or not fields or int(fields[1]) != os.getpid() or int(fields[19]) < first:
+    for pid in children_of(os.getpid()):
+        stat = stat_of(pid)
+        if pid == worker or stat is None or stat.parent != os.getpid() or stat.start < first:
             continue
         number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
-        known = number in expected and name in (program, expected[number])
-        if known or int(fields[2]) == worker:
+        known = number in expected and stat.name in (program, expected[number])
+        if known or stat.group == worker:
             yield pid
-
-
-def _children() -> Iterator[int]:
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            yield from map(int, read_small(f"/proc/self/task/{task}/children").split())
-
-
-def _stat(pid: int) -> tuple[str, list[bytes]]:
-    """A process's name and the fields of /proc/PID/stat from its state on; none if it is gone."""
-    with contextlib.suppress(OSError):
-        head, _, tail = read_small(f"/proc/{pid}/stat").rpartition(b")")
-        return os.fsdecode(head.partition(b"(")[2]), tail.split()
-    return "", []
 
 
 def _names_in(images: str) -> dict[int, str]:

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from .._native.ffi import native
 from .._support.lazy import socket
-from .._system.process_tree import read_small
+from .._system.process import read_small
 from .._transport.process import ChildProcess
 from .._transport.program import SEARCH_PATH
 from .._transport.spawn import spawn

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .._system.process_tree import process_tree, stat_of
+from .._system.process import is_running
+from .._system.process_tree import process_tree
 from .._system.tcp_connections import connections_of, end_repair, reusing
 from ..enums import NetworkLock, Notify
 from ..options.criu_opts import CriuOpts, StrPath
@@ -68,7 +69,7 @@ class Recovery:
         self._tree = [pid]
         self.frozen: list[int] | None = None
         """The processes, from when they stood still; None: nobody has said so."""
-        self._was_there = _is_there(pid)
+        self._was_there = is_running(pid)
         self._saved = False
         self._written = False
         self._may_lock = False
@@ -127,7 +128,7 @@ class Recovery:
         remaining += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
         tree = process_tree(self._pid)
         connections = self._connections | connections_of(tree)
-        ended = tuple(pid for pid in self._tree if not _is_there(pid))
+        ended = tuple(pid for pid in self._tree if not is_running(pid))
         if not (self._was_there or self._saved):
             ended = ()  # not by this call
         if ended and self._saved:
@@ -171,11 +172,6 @@ class Recovery:
             network_lock.delete_chain()
         elif self._chain_before:
             yield "the chain CRIU of iptables, which was there before"
-
-
-def _is_there(pid: int) -> bool:
-    result = stat_of(pid)
-    return result is not None and result[0] not in ("Z", "X")
 
 
 class _Freezer:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from .._system.mountinfo import mounts_of
+from .._system.process import all_pids, comm_of
 
 TEMPORARY = re.compile(
     r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
@@ -88,12 +89,7 @@ def _is_since(path: str, since: float, kind: int) -> bool:
 
 def _other_criu() -> list[int]:
     """CRIU that run now, this call's has ended."""
-    result = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/comm", "rb") as file:
-            if file.read().strip() == b"criu":
-                result.append(int(name))
-    return result
+    return [pid for pid in all_pids() if comm_of(pid) == "criu"]
 
 
 def _unmount(path: str) -> None:

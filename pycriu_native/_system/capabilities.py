@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .process_tree import status_of
+from .process import status_of
 
 CAP_SETPCAP, CAP_SYS_RESOURCE = 8, 24
 NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}

@@ -6,7 +6,7 @@ import errno
 import socket
 import stat
 
-from .._support.kernel_text import read_lines, read_text
+from .._support.kernel_text import read_lines
 
 ANY = ("0.0.0.0", "::")
 
@@ -21,14 +21,6 @@ def lines(path: str) -> list[str]:
 def number(path: str) -> int:
     result = lines(path)
     return int(result[0]) if result and result[0].isdigit() else 0
-
-
-def state(pid: int) -> str:
-    """The state letter of a process or thread; empty where the id is free."""
-    try:
-        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
 
 
 def boot_time() -> float:

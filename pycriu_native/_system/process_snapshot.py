@@ -15,7 +15,8 @@ from functools import cached_property
 
 from .._support.kernel_text import read_lines, read_text
 from .descriptors import descriptor_info
-from .process_tree import process_tree, status_of
+from .process import ProcessStat, stat_of, status_of, threads_of
+from .process_tree import process_tree
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
@@ -124,27 +125,34 @@ class Process:
         return status_of(self.pid)
 
     @cached_property
-    def fields(self) -> list[str]:
-        """/proc/PID/stat after the name: state, parent, group, session, terminal, ..."""
-        return read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()
+    def stat(self) -> ProcessStat | None:
+        """/proc/PID/stat."""
+        return stat_of(self.pid)
 
     @property
     def state(self) -> str:
         """The state's letter; empty where there is no such process."""
-        return self.fields[0] if self.fields else ""
+        return "" if self.stat is None else self.stat.state
+
+    @property
+    def group(self) -> int:
+        """The process group; 0 if there is no such process."""
+        return 0 if self.stat is None else self.stat.group
+
+    @property
+    def session(self) -> int:
+        """The session; 0 if there is no such process."""
+        return 0 if self.stat is None else self.stat.session
 
     @property
     def terminal(self) -> int:
         """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
-        return int(self.fields[4]) if self.fields else 0
+        return 0 if self.stat is None else self.stat.terminal
 
     @cached_property
     def threads(self) -> list[int]:
         """The numbers of its threads."""
-        try:
-            return sorted(map(int, os.listdir(f"/proc/{self.pid}/task")))
-        except OSError:
-            return []
+        return threads_of(self.pid)
 
     def inner(self, name: str) -> int:
         """``NSpid`` or ``NSsid`` as seen in the innermost pid namespace."""

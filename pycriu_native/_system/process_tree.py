@@ -8,8 +8,8 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterable
 
-from .._support.kernel_text import escaped, read_lines, read_text
 from .._support.unpatched import sleep
+from .process import all_pids, children_of, is_running, stat_of, status_of
 
 LISTENING = "0A"
 """TCP_LISTEN, as /proc/net/tcp prints it."""
@@ -19,15 +19,7 @@ def process_tree(pid: int) -> list[int]:
     """The pids of a process and of all below it; those that end meanwhile may be missing."""
     result = [pid]
     for parent in result:
-        try:
-            tasks = os.listdir(f"/proc/{parent}/task")
-        except OSError:
-            continue
-        for task in tasks:
-            try:
-                result += map(int, read_small(f"/proc/{parent}/task/{task}/children").split())
-            except OSError:
-                continue
+        result += children_of(parent)
     return result
 
 
@@ -37,11 +29,11 @@ def is_above(pid: int, below: int) -> bool:
     """
     leader = int(status_of(pid).get("Tgid", 0))
     root, result = stat_of(leader), stat_of(below)
-    if root is None or result is None or root[2] > result[2]:
+    if root is None or result is None or root.start > result.start:
         return False  # whatever is above a process is older than it
     while below not in (0, leader):
         result = stat_of(below)
-        below = 0 if result is None else result[1]
+        below = 0 if result is None else result.parent
     return below == leader
 
 
@@ -75,61 +67,18 @@ def _find_listener(port: int) -> int | None:
     return None
 
 
-def stat_of(pid: int) -> tuple[str, int, int] | None:
-    """State letter and parent of a process, and its start, in clock ticks of CLOCK_BOOTTIME; None
-    where there is none.
-    """
-    try:
-        fields = read_small(f"/proc/{pid}/stat", once=True).rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return fields[0].decode(), int(fields[1]), int(fields[19])
-
-
-def name_of(pid: int) -> str:
-    """What a process calls itself, for a message."""
-    try:
-        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
-    except OSError:
-        return "gone by now"
-
-
 def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
     """The numbers of sessions and process groups: a process in each, and which of both it is.
 
     The kernel gives such a number to no new process. ``but``: processes that do not count.
     """
     result: dict[int, tuple[int, str]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in but:
-            with contextlib.suppress(OSError):
-                fields = read_small(f"/proc/{name}/stat", once=True).rpartition(b")")[2].split()
-                result.setdefault(int(fields[2]), (int(name), "process group"))
-                result[int(fields[3])] = int(name), "session"
+    for pid in all_pids():
+        stat = None if pid in but else stat_of(pid)
+        if stat is not None:
+            result.setdefault(stat.group, (pid, "process group"))
+            result[stat.session] = pid, "session"
     return result
-
-
-def read_small(path: str, *, once: bool = False) -> bytes:
-    """A small file, or what one read gives of it: Python's file objects take their time."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = b""
-        while more := os.read(fd, 4096):
-            text += more
-            if once:
-                break
-        return text
-    finally:
-        os.close(fd)
-
-
-def status_of(pid: int) -> dict[str, str]:
-    """What /proc/PID/status says of a process or thread; nothing where there is none."""
-    try:
-        pairs = [line.partition(":") for line in read_lines(f"/proc/{pid}/status")]
-    except (FileNotFoundError, ProcessLookupError):
-        return {}
-    return {name: value.strip() for name, _, value in pairs if name}
 
 
 def half_restored(images: str, since: float) -> list[int]:
@@ -152,7 +101,7 @@ def half_restored(images: str, since: float) -> list[int]:
         if status_of(int(pid)).get("Tgid") != pid:
             continue  # there is none, or the number is a thread's
         stat = stat_of(int(pid))
-        if stat is not None and stat[2] >= int(since * ticks):
+        if stat is not None and stat.start >= int(since * ticks):
             result.append(int(pid))
     return result
 
@@ -175,7 +124,7 @@ def wait_until_gone(
             result = stat_of(pid)
             if result is None:
                 continue
-            if result[1] == os.getpid():
+            if result.parent == os.getpid():
                 ours = True
             else:
                 still.append(pid)
@@ -197,6 +146,6 @@ def end_processes(pids: Iterable[int], seconds: float, *, kill: bool) -> None:
             for pid in remaining:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        remaining = [pid for pid in remaining if (stat_of(pid) or "Z")[0] not in ("Z", "X")]
+        remaining = [pid for pid in remaining if is_running(pid)]
         if remaining:
             sleep(0.001)

@@ -37,10 +37,10 @@ from .._system.host import (
     lines,
     listening,
     number,
-    state,
     type_of,
 )
-from .._system.process_tree import holders, name_of
+from .._system.process import name_of, stat_of
+from .._system.process_tree import holders
 from ..errors import CriuError
 from .build import inspect
 from .model import (
@@ -268,7 +268,8 @@ class _Check:
         held = holders()
         for process in self.images.processes:
             for tid in dict.fromkeys((process.pid, *(each.tid for each in process.threads))):
-                now = state(tid)
+                stat = stat_of(tid)
+                now = "" if stat is None else stat.state
                 subject = f"pid {tid}"
                 if highest and tid >= highest:
                     yield _error(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ..._system.process import status_of
 from ..._system.process_snapshot import read
-from ..._system.process_tree import status_of
 from .values import DoctorFinding, DoctorSeverity
 
 ONLY = "a restore works with unprivileged=True only"

@@ -16,7 +16,8 @@ from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
 from ..._system.cgroups import frozen_cgroup
-from ..._system.process_snapshot import Process, libc, lines_of, link, read
+from ..._system.process import children_of, stat_of, status_of
+from ..._system.process_snapshot import Process, libc, link, read
 from ...enums import Verb
 from .context import Context, needs, note, stops
 from .values import Finding
@@ -116,8 +117,7 @@ def _stoppable(process: Process) -> Iterator[Finding]:
     tracers = {
         tracer: thread
         for thread in process.threads
-        if (tracer := _line(f"/proc/{process.pid}/task/{thread}/status", "TracerPid"))
-        not in ("", "0")
+        if (tracer := status_of(process.pid, thread).get("TracerPid")) not in ("", "0")
     }
     for tracer in tracers:
         yield stops(
@@ -164,7 +164,7 @@ def _hangs(process: Process) -> Iterator[Finding]:
             return
         sleep(0.01)
     if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
-        _kcmp(process.pid, int(child), 1) for child in _children(process)
+        _kcmp(process.pid, child, 1) for child in children_of(process.pid)
     ):
         yield stops(
             "vfork",
@@ -185,23 +185,8 @@ def _hangs(process: Process) -> Iterator[Finding]:
 
 
 def _thread_state(process: Process, thread: int) -> str:
-    text = read(f"/proc/{process.pid}/task/{thread}/stat")
-    return text.rpartition(")")[2].strip()[:1]
-
-
-def _children(process: Process) -> list[str]:
-    return [
-        child
-        for thread in process.threads
-        for child in read(f"/proc/{process.pid}/task/{thread}/children").split()
-    ]
-
-
-def _line(path: str, name: str) -> str:
-    for line in lines_of(path):
-        if line.startswith(name + ":"):
-            return line.partition(":")[2].strip()
-    return ""
+    stat = stat_of(process.pid, thread)
+    return "" if stat is None else stat.state
 
 
 def _limits(process: Process) -> Iterator[Finding]:
@@ -275,7 +260,7 @@ def _kcmp(one: int, other: int, kind: int) -> bool:
 
 
 def _shares(context: Context, process: Process) -> Iterator[Finding]:
-    parent = int(process.fields[1]) if process.fields else 0
+    parent = process.stat.parent if process.stat else 0
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():
