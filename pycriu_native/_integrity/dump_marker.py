@@ -21,8 +21,8 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from .._system.descriptors import above_stdio
 from .._system.regular_file import open_regular
-from .._transport.connection import above_stdio
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts

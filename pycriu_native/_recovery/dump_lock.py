@@ -7,9 +7,9 @@ import socket
 from collections.abc import Iterator
 
 from .._integrity.statistics import message_fields
+from .._system.tcp_connections import Ends
 from . import network_lock
 from .created_names import fields_of, messages, number_in, run_of_dump
-from .network_lock import Ends
 
 
 def lock_of_dump(images: int) -> Iterator[str]:

@@ -25,11 +25,11 @@ import re
 import shlex
 import struct
 from collections.abc import Collection, Iterable, Iterator
-from typing import NamedTuple
 
 from .._native.ffi import native
 from .._support.lazy import socket
 from .._system.process import read_small
+from .._system.tcp_connections import Ends
 from .._transport.process import ChildProcess
 from .._transport.program import SEARCH_PATH
 from .._transport.spawn import spawn
@@ -56,22 +56,6 @@ PATIENCE = 10.0
 _RUN_ID = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\0")
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{4}){2}-[0-9a-f]{12}")
 UUID_LENGTH = 36
-
-
-class Ends(NamedTuple):
-    """A TCP connection: address and port here, address and port there."""
-
-    host: str
-    port: int
-    far_host: str
-    far_port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port} - {self.far_host}:{self.far_port}"
-
-    def turned(self) -> Ends:
-        """The same, seen from the other end."""
-        return Ends(self.far_host, self.far_port, self.host, self.port)
 
 
 # ---- whose lock ----

@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 from .._system.process import is_running
 from .._system.process_tree import process_tree
-from .._system.tcp_connections import connections_of, end_repair, reusing
+from .._system.tcp_connections import Ends, connections_of, end_repair, reusing
 from ..enums import NetworkLock, Notify
 from ..options.criu_opts import CriuOpts, StrPath
 from . import network_lock
 from .link_remaps import DumpLinks
-from .network_lock import Ends
 from .parasite import left_in
 from .temporary_files import CLOCK_LAG, remove_temporary
 

@@ -11,9 +11,6 @@ from collections.abc import Callable, Collection, Iterable
 from .._support.unpatched import sleep
 from .process import all_pids, children_of, is_running, stat_of, status_of
 
-LISTENING = "0A"
-"""TCP_LISTEN, as /proc/net/tcp prints it."""
-
 
 def process_tree(pid: int) -> list[int]:
     """The pids of a process and of all below it; those that end meanwhile may be missing."""
@@ -35,36 +32,6 @@ def is_above(pid: int, below: int) -> bool:
         result = stat_of(below)
         below = 0 if result is None else result.parent
     return below == leader
-
-
-def listener_on(port: int, seconds: float) -> int | None:
-    """The pid of the process that listens on a TCP port of our network namespace.
-
-    It may be forking just now: it is looked for again for so many seconds.
-    """
-    until = time.monotonic() + seconds
-    while True:
-        result = _find_listener(port)
-        if result is not None or time.monotonic() > until:
-            return result
-        sleep(0.005)
-
-
-def _find_listener(port: int) -> int | None:
-    inodes = set()
-    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
-        with contextlib.suppress(FileNotFoundError), open(table) as file:
-            for line in file.readlines()[1:]:
-                _, local, _, state, *_, inode = line.split()[:10]
-                if state == LISTENING and int(local.rpartition(":")[2], 16) == port:
-                    inodes.add(f"socket:[{inode}]")
-    import glob  # it is wanted here only, and takes long to import
-
-    for link in glob.iglob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # closed meanwhile
-            if os.readlink(link) in inodes:
-                return int(link.split("/")[2])
-    return None
 
 
 def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:

@@ -24,7 +24,7 @@ import stat
 
 from .._native.ffi import ffi, native
 from .._support.light_typing import Any
-from .._transport.connection import above_stdio
+from .._system.descriptors import above_stdio
 
 
 class UntrustedError(PermissionError):
@@ -45,7 +45,7 @@ def check(path: str) -> None:
 
 def is_plain(path: str) -> bool:
     """Whether a quick look is enough: nobody else could change it, and no link is on the way."""
-    return bool(native.pn_trust_simple_path(_encoded(path), _trusted()))
+    return bool(native.pn_trust_simple_path(_encoded(path), trusted_uid()))
 
 
 def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...]) -> bool:
@@ -55,7 +55,9 @@ def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...
     everything = _words(directories + paths)
     count = len(everything.words)
     return bool(
-        native.pn_trust_all(everything.array, len(directories), count, ending.encode(), _trusted())
+        native.pn_trust_all(
+            everything.array, len(directories), count, ending.encode(), trusted_uid()
+        )
     )
 
 
@@ -73,7 +75,7 @@ _words = functools.lru_cache(16)(_Words)
 def check_descriptor(fd: int) -> None:
     """The same of an open directory: who opened it knows how it came there."""
     refusal = ffi.new("struct pn_refusal *")
-    status = native.pn_trust_descriptor(fd, _trusted(), refusal)
+    status = native.pn_trust_descriptor(fd, trusted_uid(), refusal)
     if status:
         raise _error(status, refusal)
 
@@ -100,7 +102,7 @@ def _walk(path: str, *, follow: bool, make: bool = False) -> int:
     """A descriptor (O_PATH, above 2) of what the path leads to."""
     flags = native.PN_FOLLOW * follow | native.PN_MAKE * make
     refusal = ffi.new("struct pn_refusal *")
-    result = native.pn_trust_path(_encoded(path), flags, _trusted(), refusal)
+    result = native.pn_trust_path(_encoded(path), flags, trusted_uid(), refusal)
     if result < 0:
         raise _error(result, refusal)
     return above_stdio(result)
@@ -112,7 +114,7 @@ def _encoded(path: str) -> bytes:
     return os.fsencode(path)
 
 
-def _trusted() -> int:
+def trusted_uid() -> int:
     """Beside root: the caller, or where it is root by sudo, the user who could do all that."""
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""

@@ -29,16 +29,8 @@ from .._system.capabilities import (
     permitted,
 )
 from .._system.elf import build_id
-from .._system.host import (
-    ANY,
-    abstract_names,
-    cpu_flags,
-    is_ours,
-    lines,
-    listening,
-    number,
-    type_of,
-)
+from .._system.host import cpu_flags, lines, number, type_of
+from .._system.inet_sockets import ANY, abstract_names, is_ours, listening
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders
 from ..errors import CriuError

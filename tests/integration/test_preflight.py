@@ -36,8 +36,8 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._failures.log_excerpt import failures
+from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
-from pycriu_native.diagnostics.preflight.sockets import _address
 
 from .conftest import Spawn
 from .support import releases
@@ -571,14 +571,14 @@ def test_the_worst_comes_first(spawn: Spawn) -> None:
 @pytest.mark.parametrize(
     ("words", "address"),
     [
-        ("0100007F:0016", "127.0.0.1:22"),
-        ("00000000000000000000000001000000:1F90", "[::1]:8080"),
-        ("B80D0120000000000000000001000000:0050", "[2001:db8::1]:80"),
+        ("0100007F:0016", ("127.0.0.1", 22)),
+        ("00000000000000000000000001000000:1F90", ("::1", 8080)),
+        ("B80D0120000000000000000001000000:0050", ("2001:db8::1", 80)),
     ],
 )
-def test_addresses_of_the_kernel(words: str, address: str) -> None:
+def test_addresses_of_the_kernel(words: str, address: tuple[str, int]) -> None:
     """An address of /proc/net/tcp is read in the processor's order."""
-    assert _address(words) == address
+    assert address_of(words) == address
 
 
 def test_lines_of_mountinfo() -> None:

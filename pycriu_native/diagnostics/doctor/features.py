@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ..._calls import requirements
+from ..._system.descriptors import above_stdio
 from ..._transport.base import Via
-from ..._transport.connection import above_stdio
 from ..._transport.process import ChildProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
