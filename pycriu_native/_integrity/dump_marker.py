@@ -35,6 +35,8 @@ UNFINISHED = "pycriu-native.unfinished"
 CLAIM = "pycriu-native.restore-"
 """How the claim files of restore jobs begin: ``restore_claim.py``."""
 
+LINKS = "pycriu-native.links"
+"""The directory among the images for the links of ``link_remap`` (``_recovery/link_remaps.py``)."""
 EARLIER = "pycriu-native.earlier"
 """Where the images of an earlier dump to the same directory are while a new one is under way."""
 

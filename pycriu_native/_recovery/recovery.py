@@ -24,6 +24,7 @@ from ..options.criu_opts import CriuOpts, StrPath
 from . import network_lock
 from .link_remaps import DumpLinks
 from .parasite import left_in
+from .run_id import run_id
 from .temporary_files import CLOCK_LAG, remove_temporary
 
 
@@ -109,7 +110,7 @@ class Recovery:
 
     def _run_of(self, worker: int) -> str | None:
         """What CRIU calls its table, in front of which ``CRIU-`` comes."""
-        run = network_lock.run_id(worker)
+        run = run_id(worker)
         if run is not None:
             return run
         with network_lock.in_network_of(self._pid):  # before 4.1 the table has the pid's name
