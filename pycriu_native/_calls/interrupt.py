@@ -15,10 +15,11 @@ import contextlib
 import os
 import signal
 
+from .._recovery.half_restored import half_restored
 from .._support.lazy import socket
 from .._system.descriptors import descriptors_of, sockets_of
 from .._system.process import status_of
-from .._system.process_tree import half_restored, process_tree
+from .._system.process_tree import process_tree
 
 XFSZ = 1 << (signal.SIGXFSZ - 1)
 """SIGXFSZ in a set of signals, as /proc/PID/status prints them."""

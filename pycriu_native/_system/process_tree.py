@@ -1,19 +1,17 @@
-"""Processes in /proc: a tree of them, and waiting for its end."""
+"""A tree of processes: its pids, its ancestors, and the end of it."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable
 
 from .._support.unpatched import sleep
-from .process import all_pids, children_of, is_running, stat_of, status_of
+from .process import all_pids, children_of, stat_of, status_of
 
 
 def process_tree(pid: int) -> list[int]:
-    """The pids of a process and of all below it; those that end meanwhile may be missing."""
+    """The pids of a process and its descendants; those that end meanwhile may be missing."""
     result = [pid]
     for parent in result:
         result += children_of(parent)
@@ -27,7 +25,7 @@ def is_above(pid: int, below: int) -> bool:
     leader = int(status_of(pid).get("Tgid", 0))
     root, result = stat_of(leader), stat_of(below)
     if root is None or result is None or root.start > result.start:
-        return False  # whatever is above a process is older than it
+        return False  # an ancestor is older
     while below not in (0, leader):
         result = stat_of(below)
         below = 0 if result is None else result.parent
@@ -35,9 +33,9 @@ def is_above(pid: int, below: int) -> bool:
 
 
 def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
-    """The numbers of sessions and process groups: a process in each, and which of both it is.
+    """The numbers of sessions and process groups: a process in each, and the kind of number.
 
-    The kernel gives such a number to no new process. ``but``: processes that do not count.
+    No new process can get such a number. Processes in ``but`` are left out.
     """
     result: dict[int, tuple[int, str]] = {}
     for pid in all_pids():
@@ -48,38 +46,13 @@ def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
     return result
 
 
-def half_restored(images: str, since: float) -> list[int]:
-    """The processes that a lost CRIU has begun to make from images, and told nobody of.
-
-    They have left its process group, and have another parent by now. A process has a pid of the
-    images, which was free for CRIU to take, and is younger than the call: ``since`` is its
-    beginning, in seconds of CLOCK_BOOTTIME. (Of a pid namespace of its own, CRIU tells.)
-    """
-    result = []
-    ticks = os.sysconf("SC_CLK_TCK")
-    try:
-        names = os.listdir(images)
-    except OSError:
-        return []
-    for name in names:
-        pid = name.removeprefix("core-").removesuffix(".img")
-        if f"core-{pid}.img" != name or not pid.isascii() or not pid.isdigit():
-            continue
-        if status_of(int(pid)).get("Tgid") != pid:
-            continue  # there is none, or the number is a thread's
-        stat = stat_of(int(pid))
-        if stat is not None and stat.start >= int(since * ticks):
-            result.append(int(pid))
-    return result
-
-
 def wait_until_gone(
     pids: Iterable[int], seconds: float, is_hurried: Callable[[], bool] = lambda: False
 ) -> bool:
     """Wait until no process has any of these pids; False if one stays.
 
-    ``is_hurried`` is asked whether to wait no longer. A zombie child of ours is not waited for:
-    only the caller can reap it.
+    ``seconds`` is the limit; the wait ends early when ``is_hurried`` returns true. A zombie child
+    of the caller is not waited for, since only the caller can reap it.
     """
     until = time.monotonic() + seconds
     pause = 0.0005
@@ -102,17 +75,3 @@ def wait_until_gone(
             sleep(pause)
             pause = min(pause * 2, 0.05)
     return not ours
-
-
-def end_processes(pids: Iterable[int], seconds: float, *, kill: bool) -> None:
-    """Wait for the end of half-restored processes; ``kill``: CRIU did not live to kill them."""
-    until = time.monotonic() + seconds
-    remaining = list(pids)
-    while remaining and time.monotonic() < until:
-        if kill:
-            for pid in remaining:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        remaining = [pid for pid in remaining if is_running(pid)]
-        if remaining:
-            sleep(0.001)
