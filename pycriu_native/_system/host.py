@@ -1,4 +1,4 @@
-"""What this host is and has, as far as ``/proc`` and a socket tell."""
+"""Properties of this host, from ``/proc``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .._support.kernel_text import read_lines
 
 
 def lines(path: str) -> list[str]:
+    """The lines of a file; none if it cannot be read."""
     try:
         return read_lines(path)
     except OSError:
@@ -15,6 +16,7 @@ def lines(path: str) -> list[str]:
 
 
 def number(path: str) -> int:
+    """The number in a file; 0 if there is none."""
     result = lines(path)
     return int(result[0]) if result and result[0].isdigit() else 0
 
@@ -25,6 +27,7 @@ def boot_time() -> float:
 
 
 def cpu_flags() -> frozenset[str]:
+    """The flags of the first processor in ``/proc/cpuinfo``."""
     for line in lines("/proc/cpuinfo"):
         if line.startswith("flags"):
             return frozenset(line.partition(":")[2].split())
@@ -32,6 +35,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def type_of(mode: int) -> str:
+    """The type of a file, for a message, from its ``st_mode``."""
     kinds = {
         stat.S_IFREG: "a file",
         stat.S_IFDIR: "a directory",

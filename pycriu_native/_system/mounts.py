@@ -13,13 +13,13 @@ MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 
 MOST_LINKS = 40
-"""Symbolic links that the kernel follows in one path."""
+"""The number of symbolic links that the kernel follows in one path."""
 
 
 def inside(base: str, path: str) -> str:
-    """Where a path leads for who has ``base`` as the root.
+    """A path resolved with ``base`` as the root directory.
 
-    Symbolic links do not lead out of it, and what does not exist is taken as it is.
+    Symbolic links do not lead out of it; components that do not exist are kept.
     """
     todo = path.split("/")[::-1]
     result, links = "", 0
@@ -46,7 +46,7 @@ def inside(base: str, path: str) -> str:
 
 @contextlib.contextmanager
 def mount_point(directory: str) -> Iterator[str]:
-    """The directory, once more, as a mount point whose parent nothing is mounted over."""
+    """A temporary bind mount of a directory, whose parent mount is not covered by others."""
     place = tempfile.mkdtemp(prefix="pycriu-native-root-")
     try:
         _mount(directory, place, MS_BIND | MS_REC)
@@ -60,7 +60,7 @@ def mount_point(directory: str) -> Iterator[str]:
 
 
 def detach(place: str) -> None:
-    """Unmount what is mounted at a place, also while it is in use."""
+    """Unmount a mount point, even if it is in use (MNT_DETACH)."""
     _check(_libc.umount2(os.fsencode(place), MNT_DETACH), f"umount of {place}")
 
 

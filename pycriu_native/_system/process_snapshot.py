@@ -1,7 +1,6 @@
-"""What /proc says of a process tree: read once, and remembered.
+"""A process tree, each of whose properties is read from /proc once and kept.
 
-Processes run on while they are read. What ends meanwhile is left out: each reader returns
-nothing for what is gone.
+The processes run meanwhile. Readers return an empty value for a process that has ended.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def link(path: str) -> str:
-    """Where a link of /proc leads; empty where it cannot be read."""
+    """The target of a link of /proc; empty if it cannot be read."""
     try:
         return os.readlink(path)
     except OSError:
@@ -52,14 +51,14 @@ class Descriptor:
     pid: int
     number: int
     link: str
-    """What /proc calls it."""
+    """The target of its link in /proc."""
     stat: os.stat_result
     info: dict[str, list[str]] = field(compare=False, hash=False)
-    """The lines of its fdinfo by their first word; several lines may begin alike."""
+    """The lines of its fdinfo by their first word, which several lines can share."""
 
     @property
     def path(self) -> str:
-        """Where it is looked at."""
+        """Its path in /proc."""
         return f"/proc/{self.pid}/fd/{self.number}"
 
     def value(self, name: str) -> str:
@@ -87,7 +86,7 @@ class Descriptor:
 
     @property
     def device(self) -> tuple[int, int]:
-        """Numbers of the device that it is; (0, 0) for what is none."""
+        """Major and minor number of the device; (0, 0) for other files."""
         return os.major(self.stat.st_rdev), os.minor(self.stat.st_rdev)
 
 
@@ -160,16 +159,16 @@ class Process:
 
     @cached_property
     def namespaces(self) -> dict[str, str]:
-        """Each kind of namespace, and which one it is."""
+        """The namespace of each kind, as its link in /proc."""
         return {kind: self.namespace(kind) for kind in NAMESPACES}
 
     def namespace(self, kind: str) -> str:
-        """Which namespace of a kind this is; empty where the kernel has none, or for a zombie."""
+        """The namespace of a kind; empty for a zombie or a kernel without this kind."""
         return link(f"/proc/{self.pid}/ns/{kind}")
 
     @cached_property
     def descriptors(self) -> list[Descriptor]:
-        """What it has open."""
+        """Its open descriptors."""
         try:
             numbers = sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
         except OSError:
@@ -190,7 +189,7 @@ class Process:
 
     @cached_property
     def mappings(self) -> list[Mapping]:
-        """Its memory."""
+        """The mappings of its memory."""
         result = []
         for line in lines_of(f"/proc/{self.pid}/maps"):
             words = line.split(None, 5)
@@ -200,7 +199,7 @@ class Process:
 
 
 class Tree:
-    """The process that is to be dumped and all below it, and what CRIU's place is."""
+    """The process to dump, its descendants, and the calling process."""
 
     def __init__(self, pid: int) -> None:
         self.root = Process(pid)
@@ -208,7 +207,7 @@ class Tree:
         if self.root.state not in ("", "Z", "X"):
             self.processes += [Process(below) for below in process_tree(pid)[1:]]
         self.ours = Process(os.getpid())
-        """The worker shares our namespaces."""
+        """The calling process, whose namespaces the worker shares."""
 
     @cached_property
     def pids(self) -> frozenset[int]:
@@ -216,15 +215,15 @@ class Tree:
 
     @cached_property
     def alive(self) -> list[Process]:
-        """Those that are no zombies."""
+        """The processes that are no zombies."""
         return [process for process in self.processes if process.state not in ("", "Z", "X")]
 
     def has_own(self, kind: str) -> bool:
-        """Whether the tree has a namespace that CRIU is not in."""
+        """Whether the namespace of the root process differs from CRIU's."""
         return self.root.namespaces[kind] != self.ours.namespaces[kind]
 
     def descriptors(self) -> Iterator[Descriptor]:
-        """What all processes have open."""
+        """The open descriptors of all processes."""
         for process in self.alive:
             yield from process.descriptors
 

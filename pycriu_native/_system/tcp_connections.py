@@ -1,9 +1,9 @@
-"""The TCP connections of processes, and the repair mode in which a killed CRIU leaves them.
+"""The TCP connections of processes, and the end of the repair mode that a killed CRIU leaves.
 
-CRIU reads a connection's state in a mode in which the socket neither sends nor answers
-(TCP_REPAIR). The mode is the socket's, so it outlives CRIU; but any descriptor of the socket can
-end it, and ``pidfd_getfd`` gets us one. Ending it clears SO_REUSEADDR (net/ipv4/tcp.c of Linux),
-which is why that is looked up before.
+CRIU reads the state of a connection in a mode in which the socket sends nothing (TCP_REPAIR). The
+mode is a property of the socket and stays when CRIU is killed. It can be ended through any
+descriptor of the socket, such as a copy by ``pidfd_getfd``. Ending it clears SO_REUSEADDR
+(net/ipv4/tcp.c of Linux), which is therefore read before.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Ends(NamedTuple):
 
 
 def connections_of(pids: Iterable[int]) -> dict[int, Ends]:
-    """The TCP connections that these processes have open, each by its socket's inode."""
+    """The open TCP connections of these processes, by the inode of the socket."""
     known: dict[str, dict[int, Ends]] = {}
     result: dict[int, Ends] = {}
     for pid in pids:
@@ -79,7 +79,7 @@ def reusing(pids: Iterable[int]) -> set[int]:
 
 
 def end_repair(pids: Iterable[int], reuse: set[int]) -> set[int]:
-    """Have all connections go on that were left in repair mode; the inodes of those that cannot."""
+    """End the repair mode of all connections; returns the inodes of those where it fails."""
     failed = set()
     for inode, sock in _borrowed(pids):
         try:
@@ -92,7 +92,7 @@ def end_repair(pids: Iterable[int], reuse: set[int]) -> set[int]:
 
 
 def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
-    """Each connection, once, over a descriptor of our own that lives until the next."""
+    """Each connection once, by a copy of its descriptor that is closed before the next."""
     pids = list(pids)
     standing = connections_of(pids)
     seen: set[int] = set()
