@@ -3,10 +3,10 @@
 CRIU runs as root, or with an equivalent capability, and opens files by name in the images
 directory, following links. A user who can write or replace a directory of the path can change what
 root writes and runs. Each component of a path is opened relative to the one before, without
-following links, and checked by its descriptor, which is then used. Every component must belong to root or to the
-caller (also to the user who ran sudo), and no other user may have write access. A sticky directory
-such as /tmp is accepted if the entry in it belongs to one of these. A symbolic link inside the path
-is as trusted as its directory; a link as images directory is refused.
+following links, and checked by its descriptor, which is then used. Every component must belong to
+root or to the caller (also to the user who ran sudo), and no other user may have write access. A
+sticky directory such as /tmp is accepted if the entry in it belongs to one of these. A symbolic
+link inside the path is as trusted as its directory; a link as images directory is refused.
 
 The walk itself is ``native/trusted_path.c``.
 
