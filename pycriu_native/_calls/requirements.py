@@ -17,7 +17,7 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
-from .._system.process_tree import frozen_cgroup, is_in_cgroup
+from .._system.cgroups import frozen_cgroup, is_in_cgroup
 from .._transport.base import Via
 from .._wire.messages import knows
 from ..enums import Verb

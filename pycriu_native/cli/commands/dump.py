@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ... import CriuOpts, DumpItersResult, DumpResult, Round, ShrinkingRounds, dump, dump_iters
-from ..._system.process_tree import stat_of
+from ..._system.process import comm_of, stat_of
 from ...archive.streaming import dump_stream
 from ...enums import Verb
 from ...errors import OptionError, Problem
@@ -40,7 +40,7 @@ def _dump(
     include_caller: bool,
 ) -> Exit:
     pid = command.one_pid(pid, tree)
-    name = command.name_of(pid)
+    name = comm_of(pid)
     if include_caller and (rounds is not None or through is not None):
         raise click.UsageError("--include-caller is not accepted with --rounds or --to.")
     if through is not None:
@@ -77,7 +77,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     pid = command.one_pid(pid, tree)
-    name = command.name_of(pid)
+    name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
@@ -179,8 +179,8 @@ def _hint(call: Call, result: DumpResult) -> None:
     if result.pid_free or runs_on:
         return
     seen = stat_of(result.pid)
-    if seen is not None and seen[0] == "Z":
-        parent = f"pid {seen[1]} ({safe(command.name_of(seen[1]))})"
+    if seen is not None and seen.state == "Z":
+        parent = f"pid {seen.parent} ({safe(comm_of(seen.parent))})"
         call.out.hint(
             f"pid {result.pid} stays taken until its parent, {parent}, has reaped it; a restore "
             "before that fails"

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
+from ..._system.mount_table import MountTable
 from ..._system.process_identity import Target, is_pid, located
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
@@ -36,7 +37,6 @@ from . import (
     terminals,
 )
 from .context import Context
-from .mount_table import MountTable
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
