@@ -36,6 +36,9 @@ UNFINISHED = "pycriu-native.unfinished"
 CLAIM = "pycriu-native.restore-"
 """How the claim files of restore jobs begin: ``restore_claim.py``."""
 
+SAVED_FILES = "pycriu-native.file"
+"""How the names of the files begin that a dump with ``files="rollback"`` has saved."""
+
 EARLIER = "pycriu-native.earlier"
 """Where the images of an earlier dump to the same directory are while a new one is under way."""
 
@@ -165,7 +168,7 @@ def _lock(fd: int) -> bool:
 
 def _of_dump(name: str) -> bool:
     """Whether a file is an image of a dump; ``cpuinfo.img`` is that of another verb."""
-    if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
+    if name.startswith(SAVED_FILES) or (name.startswith("tmpfs-") and name.endswith(".tar.gz")):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
 

@@ -31,13 +31,6 @@ def state(pid: int) -> str:
         return ""
 
 
-def cpu_flags() -> frozenset[str]:
-    for line in lines("/proc/cpuinfo"):
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
 def type_of(mode: int) -> str:
     kinds = {
         stat.S_IFREG: "a file",

@@ -33,6 +33,8 @@ MOST_LINKS = 40
 class Mount:
     """A line of /proc/PID/mountinfo."""
 
+    number: int
+    """The mount's number, as in fdinfo."""
     root: str
     """What of the file system is mounted."""
     place: str
@@ -47,9 +49,10 @@ def mounts_of(pid: int | str) -> Iterator[Mount]:
     """The mounts that a process sees, by their places in its own root."""
     for line in read_lines(f"/proc/{pid}/mountinfo"):
         before, _, after = line.partition(" - ")
-        root, place = before.split(" ")[3:5]
+        number, _, _, root, place = before.split(" ")[:5]
         kind, _, options = after.split(" ", 2)
         yield Mount(
+            number=int(number),
             root=_unescaped(root),
             place=_unescaped(place),
             kind=kind,

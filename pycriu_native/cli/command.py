@@ -19,6 +19,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .._calls.exchange import Hook, Notification
+from .._rollback.option import Files, Rollback
 from .._support.kernel_text import escaped, read_text
 from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
@@ -328,6 +329,29 @@ def include_caller_option() -> click.Option:
         help="Dump a tree that contains this command, such as that of its own shell, and end with "
         "it. Without it, such a tree is refused.",
     )
+
+
+def files_option(what: str) -> click.Option:
+    """``--files``; ``what`` it does, for the help."""
+    return click.Option(["--files"], type=click.Choice(["rollback"]), help=what)
+
+
+def also_option() -> click.Option:
+    """``--also``: more files for ``--files``."""
+    return click.Option(
+        ["--also"],
+        multiple=True,
+        metavar="PATTERN",
+        help="With --files: save the files that match, too, such as a log that the process opens "
+        "for each line. Absolute.",
+    )
+
+
+def rollback(files: str | None, also: tuple[str, ...]) -> Files:
+    """What these two options say."""
+    if also and files is None:
+        raise click.UsageError("--also is accepted with --files only.")
+    return None if files is None else Rollback(also=also)
 
 
 def one_pid(pid: int | None, tree: int | None) -> int:

@@ -35,6 +35,7 @@ ORDER = (
     "_checks",
     "_recovery",
     "_failures",
+    "_rollback",
     "_integrity",
     "_transport",
     "_wire",

@@ -25,7 +25,7 @@ from ...options.values import PageServer
 from ...results import Version
 from ..config_effects import configuration_files
 from . import sockets
-from .context import Context, note, stops
+from .context import Context, no_restore, note, stops
 from .sockets import INTERNET, kinds
 
 LISTENING = "0A"
@@ -68,6 +68,10 @@ def _program(context: Context) -> Iterator[Finding]:
         return
     for problem in problems:
         yield stops("option", str(problem), cure=f"leave {problem.field} unset")
+    if problem_of_processor := requirements.pointer_authentication(result):
+        yield no_restore(
+            "pointer-authentication", problem_of_processor, cure="install CRIU 4.2 or later"
+        )
     if result < Version(major=4, minor=2) and kernel() >= (6, 16):
         internet = sorted(kinds(context) & set(INTERNET))
         if internet:

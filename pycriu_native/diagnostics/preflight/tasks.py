@@ -7,7 +7,6 @@ Sources: ``criu/seize.c`` (stop), ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 from collections.abc import Iterator
@@ -15,16 +14,15 @@ from collections.abc import Iterator
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
-from ..._system.process_snapshot import Process, libc, lines_of, link, read
+from ..._system.process_snapshot import Process, lines_of, link, read
 from ..._system.process_tree import frozen_cgroup
+from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
 from ...enums import Verb
 from ...findings import Finding
 from .context import Context, needs, note, stops
 
-NS_GET_USERNS = 0xB701
-SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
-KCMP = {1: "memory", 3: "its directory and root", 4: "signal handlers"}
-"""Resources that only threads of one process may share: kcmp(2) type and name."""
+KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
+"""Resources that only threads of one process may share, and their names."""
 EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have of its own."""
 
@@ -176,7 +174,7 @@ def _hangs(process: Process) -> Iterator[Finding]:
             return
         sleep(0.01)
     if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
-        _kcmp(process.pid, int(child), 1) for child in _children(process)
+        kcmp(process.pid, int(child), KCMP_VM) for child in _children(process)
     ):
         yield stops(
             "vfork",
@@ -282,16 +280,12 @@ def _session(context: Context, process: Process) -> Iterator[Finding]:
         )
 
 
-def _kcmp(one: int, other: int, kind: int) -> bool:
-    return bool(libc.syscall(SYS_KCMP, one, other, kind, 0, 0) == 0)
-
-
 def _shares(context: Context, process: Process) -> Iterator[Finding]:
     parent = int(process.fields[1]) if process.fields else 0
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():
-        if _kcmp(parent, process.pid, kind):
+        if kcmp(parent, process.pid, kind):
             yield stops(
                 "shared-by-processes",
                 f"it shares {words} with its parent, process {parent}, which CRIU can save of "
@@ -357,7 +351,7 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
 def _owner(process: Process, kind: str) -> str | None:
     """The user namespace that owns a namespace; None if the kernel refuses the request."""
     with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
-        number = fcntl.ioctl(file, NS_GET_USERNS)
+        number = namespace_owner(file.fileno())
         try:
             return link(f"/proc/self/fd/{number}")
         finally:
