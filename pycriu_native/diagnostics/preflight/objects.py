@@ -10,19 +10,17 @@ import ctypes
 import errno
 import os
 import stat
-import struct
 from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._system.process_snapshot import Descriptor, libc
+from ..._system.system_calls import kcmp_epoll
 from ...findings import Finding
 from .context import Context, needs, note, stops
 from .files import is_plain_device
-from .tasks import SYS_KCMP
 from .terminals import is_terminal
 
-KCMP_EPOLL_TFD = 7
 SAVED = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
 """Types of ``anon_inode:`` that CRIU saves; some only under the conditions checked below."""
 GPUS = {195: "NVIDIA", 226: "a GPU (DRM)"}
@@ -140,12 +138,11 @@ def _epoll(context: Context, fd: Descriptor) -> Iterator[Finding]:
 def _is_watched(fd: Descriptor, number: int, as_number: int) -> bool:
     """Whether a descriptor is the file that an epoll has under this number, by kcmp(2)."""
     for nth in range(8):  # a number can be there more than once, after it was closed
-        slot = struct.pack("=III", fd.number, as_number, nth)
-        same = libc.syscall(SYS_KCMP, fd.pid, fd.pid, KCMP_EPOLL_TFD, number, slot)
-        if same == 0:
-            return True
-        if same < 0:
-            return ctypes.get_errno() not in (errno.ENOENT, errno.EBADF)
+        try:
+            if kcmp_epoll(fd.pid, number, fd.number, as_number, nth):
+                return True
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.EBADF)
     return False
 
 
