@@ -21,11 +21,12 @@ from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
 from .._integrity.dump_record import write_record
 from .._native.ffi import native
+from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol, cast
 from .._support.unpatched import Event, Thread
 from .._system.process_identity import check_start
-from .._system.process_tree import end_processes, half_restored, wait_until_gone
+from .._system.process_tree import wait_until_gone
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions

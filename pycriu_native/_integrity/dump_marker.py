@@ -21,8 +21,8 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from .._system.descriptors import above_stdio
 from .._system.regular_file import open_regular
-from .._transport.connection import above_stdio
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
@@ -40,6 +40,8 @@ CLAIM = "pycriu-native.restore-"
 SAVED_FILES = "pycriu-native.file"
 """How the names of the files begin that a dump with ``files="rollback"`` has saved."""
 
+LINKS = "pycriu-native.links"
+"""The directory among the images for the links of ``link_remap`` (``_recovery/link_remaps.py``)."""
 EARLIER = "pycriu-native.earlier"
 """Where the images of an earlier dump to the same directory are while a new one is under way."""
 

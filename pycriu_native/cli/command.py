@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from .._calls.exchange import Hook, Notification
 from .._rollback.option import Files, Rollback
-from .._support.kernel_text import escaped, read_text
+from .._system.process import comm_of
 from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
 from .._transport.worker import Worker
@@ -297,18 +297,10 @@ class Pid(option_parameters.ParamType):
     ) -> list[CompletionItem]:
         """The processes of this machine, with their names."""
         return [
-            CompletionItem(pid, help=name_of(int(pid)))
+            CompletionItem(pid, help=comm_of(int(pid)))
             for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
             if pid.startswith(incomplete)
         ]
-
-
-def name_of(pid: int) -> str:
-    """The name of a process; empty where there is none."""
-    try:
-        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
-    except OSError:
-        return ""
 
 
 def pid_params() -> list[click.Parameter]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
 from ..._rollback.option import Files, rollback_of
+from ..._system.mount_table import MountTable
 from ..._system.process_identity import Target, is_pid, located
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
@@ -38,7 +39,6 @@ from . import (
     written,
 )
 from .context import Context
-from .mount_table import MountTable
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [

@@ -9,13 +9,13 @@ from typing import Any
 from ..._calls import requirements
 from ..._failures.log_excerpt import known
 from ..._rollback.option import Rollback
+from ..._system.mount_table import MountTable
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ...errors import CriuError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
-from .mount_table import MountTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
