@@ -43,6 +43,15 @@ def link(path: str) -> str:
         return ""
 
 
+def _info(pid: int, number: int) -> dict[str, list[str]]:
+    """The lines of a descriptor's fdinfo; none where it is closed."""
+    result: dict[str, list[str]] = {}
+    for line in lines_of(f"/proc/{pid}/fdinfo/{number}"):
+        word, *rest = line.split(None, 1)
+        result.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """An open descriptor of a process."""
@@ -59,6 +68,10 @@ class Descriptor:
     def path(self) -> str:
         """Where it is looked at."""
         return f"/proc/{self.pid}/fd/{self.number}"
+
+    def read_again(self) -> dict[str, list[str]]:
+        """``info`` as it is by now."""
+        return _info(self.pid, self.number)
 
     def value(self, name: str) -> str:
         """A line of its fdinfo; empty where there is none."""
@@ -172,10 +185,7 @@ class Process:
                 seen = os.stat(path)
             except OSError:
                 continue
-            info: dict[str, list[str]] = {}
-            for line in lines_of(f"/proc/{self.pid}/fdinfo/{number}"):
-                word, *rest = line.split(None, 1)
-                info.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+            info = _info(self.pid, number)
             result.append(Descriptor(self.pid, number, link(path), seen, info))
         return result
 

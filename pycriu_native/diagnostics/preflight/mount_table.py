@@ -28,6 +28,8 @@ class Mount:
     kind: str
     """The type of the file system."""
     namespace: str
+    options: str
+    """Options of the file system, joined with commas."""
 
     @property
     def whole(self) -> bool:
@@ -58,6 +60,7 @@ def parse(text: str, namespace: str) -> list[Mount]:
                 master=int(groups.get("master", 0)),
                 kind=after.split(" ")[0],
                 namespace=namespace,
+                options=after.rpartition(" ")[2],
             )
         )
     return result
@@ -106,6 +109,12 @@ class MountTable:
     def by_number(self) -> dict[int, Mount]:
         """Mounts by their number, which is unique on the machine."""
         return {mount.number: mount for mount in self.all}
+
+    @cached_property
+    def autofs_pipes(self) -> frozenset[int]:
+        """Pipes over which the kernel requests automatic mounts; they are packet pipes."""
+        options = (mount.options for mount in self.all if mount.kind == "autofs")
+        return frozenset(int(n) for text in options for n in re.findall(r"pipe_ino=(\d+)", text))
 
     def base(self, mount: Mount) -> str:
         """A path that leads to the root of the mount's namespace."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import Descriptor, Process, read
+from ..._system.descriptors import copied
+from ..._system.process_snapshot import Descriptor, Process, link, read
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
@@ -36,6 +38,11 @@ OTHERS = ("NETLINK", "PACKET")
 NO_PROTOCOL = ("MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "SMC", "SMC6", "DCCP", "DCCPv6")
 """Internet protocols that CRIU refuses by name; it refuses all others as a family."""
 
+DATAGRAMS = ("UDP", "UDPv6", "UDP-Lite", "UDPLITEv6")
+UDP_CORK = 1
+"""``linux/udp.h``."""
+SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
+"""``linux/netlink.h``."""
 ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 3, 6, 7, 10
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
@@ -46,10 +53,7 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 def look(context: Context) -> Iterator[Finding]:
     """Findings on the sockets of the tree."""
     result = list(_sockets(context))
-    tables = {
-        which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
-    }
-    tables.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
+    tables = _tables(context)
     ours = {fd.stat.st_ino for fd, _ in result}
     for fd, kind in result:
         about = {"pid": fd.pid, "fd": fd.number}
@@ -58,7 +62,7 @@ def look(context: Context) -> Iterator[Finding]:
         elif kind in INTERNET:
             yield from _internet(context, fd, kind, tables)
         elif kind == "NETLINK":
-            yield from _netlink(fd, tables)
+            yield from _netlink(fd)
         elif kind in NO_PROTOCOL:
             yield stops(
                 "protocol",
@@ -74,6 +78,15 @@ def look(context: Context) -> Iterator[Finding]:
                 **about,
             )
     yield from _links(context)
+
+
+def _tables(context: Context) -> dict[str, Tables]:
+    """The sockets of each network namespace of the tree, and of the caller's."""
+    result = {
+        which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
+    }
+    result.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
+    return result
 
 
 def _sockets(context: Context) -> Iterator[tuple[Descriptor, str]]:
@@ -115,15 +128,22 @@ class Tables:
         """The columns of a socket in /proc/PID/net."""
         if table not in self._read:
             lines = read(f"/proc/{self.process.pid}/net/{table}").splitlines()
-            column = -1 if table == "netlink" else 9
             rows = [line.split() for line in lines[1:]]
-            self._read[table] = {int(row[column]): row for row in rows if len(row) > 9}
+            self._read[table] = {int(row[9]): row for row in rows if len(row) > 9}
         return self._read[table].get(inode)
 
 
 def _internet(
     context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]
 ) -> Iterator[Finding]:
+    if kind in DATAGRAMS and _is_corked(fd):
+        yield stops(
+            "udp-cork",
+            "a UDP socket holds back what the program sends (UDP_CORK)",
+            pid=fd.pid,
+            fd=fd.number,
+            failure="udp-cork",
+        )
     for table in tables.values():
         row = table.row(INTERNET[kind], fd.stat.st_ino)
         if row is not None:
@@ -172,6 +192,39 @@ def _internet(
         )
 
 
+@contextlib.contextmanager
+def _socket_of(fd: Descriptor) -> Iterator[socket.socket]:
+    """A copy of another process's socket. Raises ``OSError``."""
+    with copied(fd.pid, fd.number) as number, socket.socket(fileno=os.dup(number)) as sock:
+        yield sock
+
+
+def _is_corked(fd: Descriptor) -> bool:
+    with contextlib.suppress(OSError), _socket_of(fd) as sock:
+        return bool(sock.getsockopt(socket.IPPROTO_UDP, UDP_CORK))
+    return False
+
+
+def queued(context: Context) -> int:
+    """Bytes in the queues of the sockets that a dump with these options saves."""
+    tables = _tables(context)
+    total = 0
+    for fd, kind in _sockets(context):
+        inode = fd.stat.st_ino
+        if kind in UNIX:
+            table = next((t.unix for t in tables.values() if inode in t.unix), {})
+            if inode in table and not table[inode].listens:
+                sent = sum(other.unsent for other in table.values() if other.peer == inode)
+                is_first_only = table[inode].type == socket.SOCK_DGRAM
+                total += max(table[inode].unread, sent if is_first_only else 0)
+        elif kind.startswith("TCP") and not context.opts.tcp_close:
+            rows = (table.row(INTERNET[kind], inode) for table in tables.values())
+            row = next(filter(None, rows), None)
+            if row is not None and int(row[3], 16) not in (LISTEN, CLOSE, TIME_WAIT):
+                total += sum(int(queue, 16) for queue in row[4].split(":"))
+    return total
+
+
 def _address(words: str) -> str:
     """An address of /proc/net/tcp: 32-bit words in the byte order of the processor."""
     address, _, port = words.partition(":")
@@ -183,16 +236,33 @@ def _address(words: str) -> str:
     return f"[{socket.inet_ntop(socket.AF_INET6, data)}]:{int(port, 16)}"
 
 
-def _netlink(fd: Descriptor, tables: dict[str, Tables]) -> Iterator[Finding]:
-    for table in tables.values():
-        row = table.row("netlink", fd.stat.st_ino)
-        if row is not None and int(row[4]):
+def _netlink(fd: Descriptor) -> Iterator[Finding]:
+    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    with contextlib.suppress(OSError), _socket_of(fd) as sock:
+        port = sock.getsockname()[0]
+        groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)
+        is_readable = bool(select.select([sock], [], [], 0)[0])
+        if is_readable:
             yield stops(
                 "netlink-unread",
-                f"a netlink socket has {row[4]} bytes that the program has not read",
-                pid=fd.pid,
-                fd=fd.number,
+                "a netlink socket has messages that the program has not read",
                 failure="netlink-unread",
+                **about,
+            )
+        words = -(-len(groups) // 8) * 2  # the kernel reports whole longs; CRIU drops a last 0
+        if words > 2 or any(groups[4:]):
+            yield stops(
+                "netlink-groups",
+                "a netlink socket has multicast groups above 32",
+                failure="netlink-groups",
+                **about,
+            )
+        elif groups and not port:
+            yield stops(
+                "netlink-groups",
+                "a netlink socket has multicast groups and is not bound",
+                failure="netlink-groups",
+                **about,
             )
 
 
@@ -206,7 +276,7 @@ def _unix(
     about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": f"socket:[{inode}]"}
     table = next((table for table in tables.values() if inode in table.unix), None)
     if table is None:
-        if any(table.unix for table in tables.values()) and os.path.exists(fd.path):
+        if any(table.unix for table in tables.values()) and link(fd.path) == fd.link:
             yield stops(
                 "socket-of-another-network",
                 "a unix socket belongs to a network namespace in which no process of the tree is",
@@ -321,22 +391,22 @@ def _links(context: Context) -> Iterator[Finding]:
         number = which.partition("[")[2].rstrip("]")
         if which == context.tree.ours.namespaces["net"] or context.external(f"net[{number}]"):
             continue
-        for link in links(process):
+        for device in links(process):
             if (
-                link.type == LOOPBACK
-                or link.kind in KNOWN_LINKS
-                or link.name in FALLBACK_LINKS
-                or context.external(f"macvlan[{link.name}]")
+                device.type == LOOPBACK
+                or device.kind in KNOWN_LINKS
+                or device.name in FALLBACK_LINKS
+                or context.external(f"macvlan[{device.name}]")
             ):
                 continue
             yield needs(
                 context,
                 "network-device",
                 f"its network namespace has a device of a kind that CRIU cannot rebuild "
-                f"({link.kind or 'hardware'})",
+                f"({device.kind or 'hardware'})",
                 known("link-type").cure,
                 sets={"empty_ns": 0x40000000},
                 failure="link-type",
                 pid=process.pid,
-                path=link.name,
+                path=device.name,
             )

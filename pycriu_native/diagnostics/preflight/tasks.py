@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
-from ..._system.process_snapshot import Process, libc, lines_of, link, read
+from ..._system.process_snapshot import Process, lines_of, link, read
 from ..._system.process_tree import frozen_cgroup
 from ...enums import Verb
 from ...findings import Finding
 from .context import Context, needs, note, stops
+from .kcmp import kcmp
 
 NS_GET_USERNS = 0xB701
-SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
 KCMP = {1: "memory", 3: "its directory and root", 4: "signal handlers"}
 """Resources that only threads of one process may share: kcmp(2) type and name."""
 EVEN_NESTED = ("mnt", "net")
@@ -45,6 +45,7 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _limits(process)
         yield from _word_size(process)
         yield from _shares(context, process)
+        yield from _time_of_children(process)
         if process is not root:
             yield from _nested(context, process)
     yield from _pid_namespace(context)
@@ -176,7 +177,7 @@ def _hangs(process: Process) -> Iterator[Finding]:
             return
         sleep(0.01)
     if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
-        _kcmp(process.pid, int(child), 1) for child in _children(process)
+        kcmp(process.pid, int(child), 1) == 0 for child in _children(process)
     ):
         yield stops(
             "vfork",
@@ -282,16 +283,12 @@ def _session(context: Context, process: Process) -> Iterator[Finding]:
         )
 
 
-def _kcmp(one: int, other: int, kind: int) -> bool:
-    return bool(libc.syscall(SYS_KCMP, one, other, kind, 0, 0) == 0)
-
-
 def _shares(context: Context, process: Process) -> Iterator[Finding]:
     parent = int(process.fields[1]) if process.fields else 0
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():
-        if _kcmp(parent, process.pid, kind):
+        if kcmp(parent, process.pid, kind) == 0:
             yield stops(
                 "shared-by-processes",
                 f"it shares {words} with its parent, process {parent}, which CRIU can save of "
@@ -313,6 +310,9 @@ def _nested(context: Context, process: Process) -> Iterator[Finding]:
             pid=process.pid,
             failure="nested-ns",
         )
+
+
+def _time_of_children(process: Process) -> Iterator[Finding]:
     own = process.namespaces["time"]
     later = process.namespace("time_for_children")
     if later and later != own:
