@@ -94,6 +94,10 @@ int pn_fork_worker(int seed, const struct pn_ends *ends, int milliseconds); /* t
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
+/* kcmp: 0 for the same resource, 1 to 3 for others; a negative errno. */
+int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);
+int pn_io_priority(int pid);	     /* ioprio_get of a thread; a negative errno */
+int pn_namespace_owner(int fd);	     /* NS_GET_USERNS: a descriptor; a negative errno */
 /* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);

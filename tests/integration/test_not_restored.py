@@ -17,6 +17,7 @@ from pycriu_native import CriuOpts, dump, preflight, restore_child
 from pycriu_native.diagnostics.preflight.attributes import ATTRIBUTES
 
 from .support.processes import eventually
+from .support.system_calls import NUMBERS
 
 PROGRAM = Path(__file__).parents[0] / "programs" / "properties.py"
 
@@ -37,7 +38,7 @@ def process(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     (tmp_path / "out").touch()
     (tmp_path / "denied").touch()
     started = subprocess.Popen(
-        [sys.executable, PROGRAM, tmp_path],
+        [sys.executable, PROGRAM, tmp_path, json.dumps(NUMBERS)],
         stdin=null, stdout=null, stderr=null, start_new_session=True,
     )  # fmt: skip
     yield started

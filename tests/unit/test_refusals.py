@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pycriu_native
 from pycriu_native import (
     CriuOpts,
     NoSuchProcessError,
@@ -284,3 +286,15 @@ def test_a_parent_of_another_process(tmp_path: Path) -> None:
     option_rules.check(replace(opts, page_server="127.0.0.1:27"), DUMP, os.getpid())
     (tmp_path / "1" / f"pagemap-{os.getpid()}.img").touch()
     option_rules.check(opts, DUMP, os.getpid())
+
+
+@pytest.mark.parametrize("verb", [pycriu_native.cpuinfo_dump, pycriu_native.cpuinfo_check])
+def test_processors_that_criu_does_not_describe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: Callable[[CriuOpts], object]
+) -> None:
+    """The error names the architecture; nothing is written."""
+    arm = os.uname_result(("Linux", "host", "6.12", "#1", "aarch64"))
+    monkeypatch.setattr(os, "uname", lambda: arm)
+    with pytest.raises(UnsupportedError, match=r"aarch64.*x86_64, s390x, ppc64le"):
+        verb(CriuOpts(images_directory=tmp_path))
+    assert not any(tmp_path.iterdir())

@@ -10,11 +10,13 @@ their descriptors (``pidfd_getfd``). Each part of a process has a module with th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
+from ..._rollback.option import Files, rollback_of
+from ..._system.mount_table import MountTable
 from ..._system.process_identity import Target, is_pid, located
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
@@ -35,9 +37,9 @@ from . import (
     sockets,
     tasks,
     terminals,
+    written,
 )
 from .context import Context
-from .mount_table import MountTable
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
@@ -49,7 +51,18 @@ __all__ = [
     "preflight",
 ]
 
-LOOKS = (mounts, files, objects, epolls, sockets, terminals, memory, attributes, restorable)
+LOOKS = (
+    mounts,
+    files,
+    objects,
+    epolls,
+    sockets,
+    terminals,
+    memory,
+    attributes,
+    restorable,
+    written,
+)
 OBSTACLES = (Severity.STOPS, Severity.NEEDS_OPTION, Severity.NO_RESTORE)
 """Severities of findings that decide the verdict."""
 
@@ -60,13 +73,14 @@ def preflight(
     *,
     include_caller: bool = False,
     via: Via | None = None,
+    files: Files = None,
 ) -> Preflight:
     """Check a dump of this process and its descendants. The processes keep running.
 
     ``opts`` are the options of the dump: what they cure is not an obstacle, and what they break is
     one. The images directory may be unset.
-    ``include_caller`` and ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces
-    are those of the caller, as in a worker.
+    ``include_caller``, ``via`` and ``files`` as for :func:`~pycriu_native.dump`; capabilities and
+    namespaces are those of the caller, as in a worker.
 
     The result is valid for the moment of the check: a process that changes later can still fail.
     ``docs/preflight.md`` lists what is not visible from outside. Raises ``OptionError`` for
@@ -78,7 +92,21 @@ def preflight(
         raise OptionError([Problem("pid", pid, ONE_PROCESS)])
     opts = opts or CriuOpts()
     means.check_options(opts, pid)
-    context, result = _confirmed(pid, opts, via or Worker(), include_caller)
+    via = via or Worker()
+    rollback = rollback_of(files, "preflight")
+
+    def context_of_now() -> Context:
+        tree = Tree(pid)
+        return Context(
+            tree=tree,
+            opts=opts,
+            via=via,
+            mounts=MountTable(tree),
+            include_caller=include_caller,
+            rollback=rollback,
+        )
+
+    context, result = _confirmed(context_of_now)
     tree = context.tree
     there = bool(tree.alive)
     expected = size.expected(context) if there else ImageSize()
@@ -100,9 +128,7 @@ READINGS = 6
 """How often a tree that changes all the time is read for one result."""
 
 
-def _confirmed(
-    pid: int, opts: CriuOpts, via: Via, include_caller: bool
-) -> tuple[Context, tuple[Finding, ...]]:
+def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Finding, ...]]:
     """Findings of the last reading, without obstacles that were in one of the readings only.
 
     A process runs while it is read, so what was read first can contradict what was read last. An
@@ -111,10 +137,7 @@ def _confirmed(
     """
     earlier: tuple[Finding, ...] | None = None
     for _ in range(READINGS):
-        tree = Tree(pid)
-        context = Context(
-            tree=tree, opts=opts, via=via, mounts=MountTable(tree), include_caller=include_caller
-        )
+        context = context_of_now()
         result = ordered(_findings(context))
         obstacles = tuple(finding for finding in result if finding.severity in OBSTACLES)
         if earlier is not None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..._calls import requirements
 from ..._failures.log_excerpt import known
+from ..._rollback.option import Rollback
+from ..._system.mount_table import MountTable
 from ..._system.process_snapshot import Process, Tree
 from ..._system.process_tree import is_above
 from ..._transport.base import Via
@@ -16,7 +18,6 @@ from ...errors import CriuError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
-from .mount_table import MountTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +28,8 @@ class Context:
     opts: CriuOpts
     via: Via
     mounts: MountTable
+    rollback: Rollback | None = None
+    """Which files the dump is to save."""
     include_caller: bool = False
     """Whether the dump is to take a tree that contains the caller."""
 
@@ -41,7 +44,7 @@ class Context:
         """
         below: dict[int, list[Process]] = {}
         for process in self.tree.alive:
-            below.setdefault(int(process.fields[1]), []).append(process)
+            below.setdefault(process.parent, []).append(process)
         rest, result = [self.tree.root], []
         while rest:
             result.append(rest.pop())
@@ -105,9 +108,10 @@ def needs(
     )
 
 
-def no_restore(id: str, message: str, *, failure: str, **more: Any) -> Finding:
+def no_restore(id: str, message: str, *, failure: str | None = None, **more: Any) -> Finding:
     """A finding that makes a restore here fail. Default of ``cure``: that of the failure."""
-    more.setdefault("cure", known(failure).cure)
+    if failure is not None:
+        more.setdefault("cure", known(failure).cure)
     return Finding(id=id, severity=Severity.NO_RESTORE, message=message, failure=failure, **more)
 
 

@@ -8,20 +8,15 @@ number alone is ambiguous.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterator
 
 from ..._system.process_snapshot import Descriptor, Process
+from ..._system.system_calls import is_same_file, kcmp_epoll
 from ...findings import Finding
 from .context import Context, stops
-from .kcmp import EPOLL_TFD, is_same_file, kcmp
-
-CLOSED = (errno.EBADF, errno.ESRCH)
-"""Errors of kcmp(2) for a descriptor that is not open."""
 
 
 def look(context: Context) -> Iterator[Finding]:
@@ -42,15 +37,14 @@ def _epoll(processes: list[Process], epoll: Descriptor) -> Iterator[Finding]:
         values = dict(word.split(":", 1) for word in words if ":" in word)
         if "ino" not in values:
             return  # a kernel before 4.14
-        number = int(words[0])
-        slot = struct.pack("=III", epoll.number, number, before[number])
-        before[number] += 1  # the number of a closed descriptor can be there again
+        watched = int(words[0])
         file = int(values["ino"], 16), int(values["sdev"], 16)
-        found = _is_found(processes, epoll, number, slot, file)
+        found = _is_found(processes, epoll, watched, before[watched], file)
+        before[watched] += 1  # the number of a closed descriptor can be there again
         if not found and line in epoll.read_again().get("tfd", ()):
             yield stops(
                 "epoll-of-a-closed-file",
-                f"an epoll watches descriptor {number}, which the process has closed while "
+                f"an epoll watches descriptor {watched}, which the process has closed while "
                 "another holds it open",
                 pid=epoll.pid,
                 fd=epoll.number,
@@ -59,29 +53,25 @@ def _epoll(processes: list[Process], epoll: Descriptor) -> Iterator[Finding]:
 
 
 def _is_found(
-    processes: list[Process],
-    epoll: Descriptor,
-    number: int,
-    slot: bytes,
-    file: tuple[int, int],
+    processes: list[Process], epoll: Descriptor, watched: int, nth: int, file: tuple[int, int]
 ) -> bool:
     """Whether CRIU finds a file of an epoll with the epoll's own process."""
-    if _is_watched(epoll, epoll.pid, number, slot) is not False:
+    if _is_watched(epoll, epoll.pid, watched, watched, nth):
         return True
     for process in processes:
         for fd in process.descriptors:
             is_alike = (fd.stat.st_ino, _kernel_device(fd)) == file
-            if is_alike and _is_watched(epoll, process.pid, fd.number, slot) is not False:
+            if is_alike and _is_watched(epoll, process.pid, fd.number, watched, nth):
                 return process.pid == epoll.pid
     return False
 
 
-def _is_watched(epoll: Descriptor, pid: int, number: int, slot: bytes) -> bool | None:
-    """Whether a descriptor is the file of a slot of an epoll; None if kcmp(2) does not tell."""
-    result = kcmp(pid, epoll.pid, EPOLL_TFD, number, slot)
-    if result >= 0:
-        return result == 0
-    return False if ctypes.get_errno() in CLOSED else None
+def _is_watched(epoll: Descriptor, pid: int, number: int, watched: int, nth: int) -> bool:
+    """Whether a descriptor is a file of an epoll; True if kcmp(2) cannot tell."""
+    try:
+        return kcmp_epoll(pid, number, epoll.pid, epoll.number, watched, nth)
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.ESRCH)  # it is closed
 
 
 def _kernel_device(fd: Descriptor) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from ..._system.process_snapshot import Mapping, Process, lines_of, read
-from . import files, sockets
+from . import files, sockets, written
 from .context import Context
 from .values import ImageSize
 
@@ -40,6 +40,7 @@ def expected(context: Context) -> ImageSize:
         deleted_files=files.ghosts(context),
         queues=files.queued(context) + sockets.queued(context),
         file_systems=_file_systems(context),
+        written_files=written.size(context),
         rest=rest + FIXED,
     )
 

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
 from ..._system.descriptors import copied
-from ..._system.process_snapshot import Descriptor, Process, read
+from ..._system.process import all_pids, stat_of
+from ..._system.process_snapshot import Descriptor, Process
+from ..._system.system_calls import is_same_file
 from ...findings import Finding
 from .context import Context, needs, stops
-from .kcmp import is_same_file
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
@@ -96,7 +97,7 @@ def _current(context: Context) -> Iterator[Finding]:
             elif fd.device == CURRENT and not any(is_same_file(fd, o) for _, o in opened):
                 opened.append((process, fd))
     for process, fd in opened:
-        session = int(process.fields[3]) if process.terminal else 0
+        session = process.session if process.terminal else 0
         first = next((holder for holder, ids in pairs if ids == (session, session)), None)
         if first is not process:
             yield needs(
@@ -120,7 +121,7 @@ def _session_and_group(process: Process, fd: Descriptor) -> tuple[int, int]:
     """Session and foreground process group of a terminal, as its holder reads them; 0 for none."""
     if fd.device != MASTER:
         is_its_own = _is(process.terminal, fd.stat.st_rdev)
-        return (int(process.fields[3]), int(process.fields[5])) if is_its_own else (0, 0)
+        return (process.session, process.foreground) if is_its_own else (0, 0)
     result = [0, 0]
     with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
         for nth, request in enumerate((TIOCGSID, termios.TIOCGPGRP)):
@@ -167,7 +168,7 @@ def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
         leaders = _sessions_on(device)
     else:
         leaders = {
-            int(process.fields[3])
+            process.session
             for process in context.tree.alive
             if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
         }
@@ -194,8 +195,8 @@ def _is(packed: int, device: int) -> bool:
 def _sessions_on(device: int) -> set[int]:
     """The sessions whose terminal a device is."""
     result = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        fields = read(f"/proc/{name}/stat").rpartition(")")[2].split()
-        if fields and _is(int(fields[4]), device):
-            result.add(int(fields[3]))
+    for pid in all_pids():
+        stat = stat_of(pid)
+        if stat is not None and _is(stat.terminal, device):
+            result.add(stat.session)
     return result
