@@ -37,6 +37,7 @@ from . import (
     sockets,
     tasks,
     terminals,
+    unix_names,
     written,
 )
 from .context import Context
@@ -57,6 +58,7 @@ LOOKS = (
     objects,
     epolls,
     sockets,
+    unix_names,
     terminals,
     memory,
     attributes,

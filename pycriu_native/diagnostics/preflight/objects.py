@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._system.descriptors import copied
 from ..._system.process_snapshot import Descriptor, libc
 from ...findings import Finding
-from .context import Context, needs, note, stops
+from .context import Context, lost, needs, note, stops
 from .files import is_plain_device
 from .terminals import is_terminal
 
@@ -137,6 +141,24 @@ class _Handle(ctypes.Structure):
 
 
 def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
+    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+        answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
+        if size := int.from_bytes(answer, sys.byteorder):
+            yield lost(
+                "events",
+                f"{size} bytes of events that it has not read are dropped",
+                cure="have the program look at what it watches again after the restore",
+                **about,
+            )
+    for line in fd.info.get("fanotify", ()):
+        if line.startswith("sdev:"):
+            yield lost(
+                "watch-of-a-file-system",
+                "CRIU does not save a fanotify mark of a whole file system",
+                cure="have the program mark it again after the restore",
+                **about,
+            )
     for line in [*fd.info.get("inotify", ()), *fd.info.get("fanotify", ())]:
         values = dict(word.split(":", 1) for word in line.split() if ":" in word)
         if "f_handle" in values:

@@ -53,7 +53,7 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 
 def look(context: Context) -> Iterator[Finding]:
     """Findings on the sockets of the tree."""
-    result = list(_sockets(context))
+    result = list(sockets_of(context))
     tables = _tables(context)
     ours = {fd.stat.st_ino for fd, _ in result}
     for fd, kind in result:
@@ -90,7 +90,8 @@ def _tables(context: Context) -> dict[str, Tables]:
     return result
 
 
-def _sockets(context: Context) -> Iterator[tuple[Descriptor, str]]:
+def sockets_of(context: Context) -> Iterator[tuple[Descriptor, str]]:
+    """Each socket of the tree once, and the kernel's name of its protocol."""
     seen = set()
     for fd in context.tree.descriptors():
         if fd.is_socket and fd.stat.st_ino not in seen:
@@ -107,7 +108,7 @@ def kind_of(fd: Descriptor) -> str:
 
 def kinds(context: Context) -> set[str]:
     """The kinds of all sockets in the tree."""
-    return {kind for _, kind in _sockets(context)}
+    return {kind for _, kind in sockets_of(context)}
 
 
 class Tables:
@@ -194,14 +195,14 @@ def _internet(
 
 
 @contextlib.contextmanager
-def _socket_of(fd: Descriptor) -> Iterator[socket.socket]:
+def copied_socket(fd: Descriptor) -> Iterator[socket.socket]:
     """A copy of another process's socket. Raises ``OSError``."""
     with copied(fd.pid, fd.number) as number, socket.socket(fileno=os.dup(number)) as sock:
         yield sock
 
 
 def _is_corked(fd: Descriptor) -> bool:
-    with contextlib.suppress(OSError), _socket_of(fd) as sock:
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
         return bool(sock.getsockopt(socket.IPPROTO_UDP, UDP_CORK))
     return False
 
@@ -210,7 +211,7 @@ def queued(context: Context) -> int:
     """Bytes in the queues of the sockets that a dump with these options saves."""
     tables = _tables(context)
     total = 0
-    for fd, kind in _sockets(context):
+    for fd, kind in sockets_of(context):
         inode = fd.stat.st_ino
         if kind in UNIX:
             table = next((t.unix for t in tables.values() if inode in t.unix), {})
@@ -233,7 +234,7 @@ def _shown_address(address: tuple[str, int]) -> str:
 
 def _netlink(fd: Descriptor) -> Iterator[Finding]:
     about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
-    with contextlib.suppress(OSError), _socket_of(fd) as sock:
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
         port = sock.getsockname()[0]
         groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)
         is_readable = bool(select.select([sock], [], [], 0)[0])
