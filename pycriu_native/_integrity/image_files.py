@@ -246,7 +246,7 @@ class ImageFiles:
                 break
             room = count
         if count == -errno.ENOMEM:
-            raise MemoryError
+            raise MemoryError(f"no memory for a message of {name}")
         if count < 0:
             raise self._damaged(name, kind, count)
         flat = iter(ffi.unpack(out, count) if count else ())

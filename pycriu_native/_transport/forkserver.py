@@ -13,7 +13,7 @@ import os
 import signal
 import stat
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
 from .._support.lazy import socket
@@ -31,6 +31,12 @@ UNTIL_LOADED = 2.0
 
 UNTIL_FORKED = 5000
 """Milliseconds that it may take to fork a worker."""
+
+UNTIL_READ = 600_000
+"""Milliseconds that it gets to read a template."""
+
+MOST_INHERITED: int = native.PN_MOST_INHERITED
+"""Descriptors that a worker can inherit."""
 
 NO_INPUT = -1
 """The workers read /dev/null: they would keep the caller's standard input open."""
@@ -81,17 +87,32 @@ class ForkServer:
         """The pid of the fork server."""
         return self._connection.pid
 
-    def fork_worker(self, ends: Any) -> tuple[int, int]:
+    def load_template(self, table: int, pages: Sequence[int], size: int) -> None:
+        """Read a template into memory, which the workers then inherit.
+
+        ``table`` is the descriptor of its table (``native/forkserver.h``), of ``size`` bytes;
+        ``pages`` those of the files that it names. Once for each fork server. Raises ``OSError``:
+        ENODATA for a file that is too short, ENOMEM; the fork server is closed then.
+        """
+        with self._fork_lock:
+            fd, fds = self._connection.sock.fileno(), [table, *pages]
+            status = native.pn_load_template(fd, fds, len(fds), size, UNTIL_READ)
+            if status:
+                self._end()
+                raise OSError(-status, os.strerror(-status))
+
+    def fork_worker(self, ends: Any, keep: Sequence[int] = ()) -> tuple[int, int]:
         """Fork a worker with these ends (``struct pn_ends``). Returns its pid and a pidfd.
 
-        ``ForkServerUnavailableError`` if the fork server has ended; it is closed then. May be
-        called from any thread.
+        ``keep`` are descriptors that it inherits under the same numbers, at most
+        ``MOST_INHERITED``. ``ForkServerUnavailableError`` if the fork server has ended; it is
+        closed then. May be called from any thread.
         """
         with self._fork_lock:
             fd = self._connection.sock.fileno()
             if fd < 0:
                 raise ForkServerUnavailableError
-            pid = native.pn_fork_worker(fd, ends, UNTIL_FORKED)
+            pid = native.pn_fork_worker(fd, ends, list(keep), len(keep), UNTIL_FORKED)
             if pid < 0:
                 self._end()
                 raise ForkServerUnavailableError

@@ -90,7 +90,7 @@ class Command(click.Command):
         self.title = title or name
         self.function = function
         self.examples = examples
-        self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.INTERRUPTED, *exits})
+        self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.OUTPUT, Exit.INTERRUPTED, *exits})
         self.verb = verb
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
@@ -131,8 +131,6 @@ class Command(click.Command):
             return out.failed(error, exit_of(error))
         except click.ClickException as error:
             return out.failed(error, Exit.REFUSED)
-        except BrokenPipeError:
-            raise
         except OSError as error:
             message = CriuError(
                 f"{error.filename or self.title}: {error.strerror}", verb=self.title
