@@ -21,6 +21,7 @@ if sysconfig.get_config_var("Py_GIL_DISABLED"):
 SEED = Extension(
     "pycriu_native._native.forkserver",
     ["native/forkserver.c"],
+    depends=["native/forkserver.h"],
     # Not a module of Python's: CRIU's loader gets it, together with CRIU's C library.
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fno-stack-protector"],
     extra_link_args=["-nostdlib"],

@@ -30,6 +30,7 @@ from ._calls.verbs import (
     restore_child,
     version,
 )
+from ._rollback.option import Rollback
 from ._support.lazy import fetch
 from ._support.light_typing import TYPE_CHECKING, Any
 from ._system.process_identity import Pidfd, ProcessIdentity
@@ -161,6 +162,7 @@ __all__ = [
     "RestoreJob",
     "RestoreResult",
     "RestoreStatistics",
+    "Rollback",
     "Round",
     "Service",
     "Severity",
