@@ -11,6 +11,12 @@
 
 from __future__ import annotations
 
+try:
+    from ._native import ffi as _extension  # noqa: F401
+except ImportError as error:
+    # Its cure is enough: the traceback would show the modules on the way to the extension.
+    raise ImportError(str(error)) from None
+
 from ._calls.exchange import Notification
 from ._calls.verbs import (
     check,

@@ -19,12 +19,14 @@ from .._integrity import dump_marker
 from .._integrity import statistics as statistics_module
 from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
+from .._integrity.dump_record import write_record
 from .._native.ffi import native
+from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol, cast
 from .._support.unpatched import Event, Thread
 from .._system.process_identity import check_start
-from .._system.process_tree import end_processes, half_restored, wait_until_gone
+from .._system.process_tree import wait_until_gone
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
@@ -275,6 +277,8 @@ class Call:
                         _save_files(request, directories.images, exchange.tree, check_wanted)
                     if request.opts.link_remap and request.opts.leave_running:
                         kept.extend(_keep_links(directories.images, request.pid))
+                    if unfinished is not None:
+                        write_record(directories.images)
                 if unfinished is not None:
                     unfinished.finish()
 

@@ -17,7 +17,9 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
-from .._system.process_tree import frozen_cgroup, is_in_cgroup, process_tree
+from .._system.cgroups import frozen_cgroup, is_in_cgroup
+from .._system.process_tree import process_tree
+from .._system.processor import authenticates_pointers, can_track_memory
 from .._transport.base import Via
 from .._wire.messages import knows
 from ..enums import Verb
@@ -37,7 +39,9 @@ _FEATURES_NEEDED = {
 """Fields that need a feature of the kernel, by its name in ``Features``."""
 
 _WHAT_IT_IS = {
-    "mem_track": "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)",
+    "mem_track": "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)"
+    if can_track_memory()
+    else f"tracking of changed memory (soft-dirty), as all of Linux does on {os.uname().machine}",
     "lazy_pages": "userfaultfd (CONFIG_USERFAULTFD, vm.unprivileged_userfaultfd)",
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
@@ -316,6 +320,19 @@ def program_version(via: Via) -> Version:
     if identity not in _versions:
         _versions[identity] = ask_version(via)
     return _versions[identity]
+
+
+def pointer_authentication(program: Version) -> str | None:
+    """What is wrong with this CRIU on this processor; None if nothing is.
+
+    Seen with Debian's CRIU 4.1.1 for arm64 under QEMU; 4.2.1 restores there.
+    """
+    if program < Version(major=4, minor=2) and authenticates_pointers():
+        return (
+            f"CRIU {program} hangs in a restore on an Arm processor with pointer authentication "
+            "(PAC)"
+        )
+    return None
 
 
 def ask_version(via: Via, deadline: float | None = None) -> Version:

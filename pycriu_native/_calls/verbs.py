@@ -37,6 +37,7 @@ from .._system.process_identity import Target, located
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import Verb
+from ..errors import Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import On
 from ..results import (
@@ -69,6 +70,9 @@ __all__ = [
     "restore_child",
     "version",
 ]
+
+_CPUINFO_ON = ("x86_64", "s390x", "ppc64le")
+"""Architectures, as uname(2) names them."""
 
 Result = TypeVar("Result")
 
@@ -320,8 +324,9 @@ def cpuinfo_dump(
     """Write what this processor can do into the images directory, as ``cpuinfo.img``.
 
     For :func:`cpuinfo_check` on another host, before anything is moved there. x86-64, s390x and
-    ppc64le only: elsewhere CRIU refuses. Needs CRIU 3.17.
+    ppc64le only: ``UnsupportedError`` elsewhere. Needs CRIU 3.17.
     """
+    _require_cpuinfo()
     return _cpuinfo(_checked(Verb.CPUINFO_DUMP, opts, None, via, None, deadline))
 
 
@@ -332,7 +337,15 @@ def cpuinfo_check(
 
     ``cpu_cap`` says what must fit. Raises ``CriuError`` where it does not. Needs CRIU 3.17.
     """
+    _require_cpuinfo()
     return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, None, via, None, deadline))
+
+
+def _require_cpuinfo() -> None:
+    machine = os.uname().machine
+    if machine not in _CPUINFO_ON:
+        rule = f"CRIU describes processors on {', '.join(_CPUINFO_ON)} only (criu/arch/*/cpu.c)"
+        raise UnsupportedError([Problem("machine", machine, rule)])
 
 
 def _cpuinfo(request: Request) -> CpuinfoResult:
