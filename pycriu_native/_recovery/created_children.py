@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 
 from .._integrity.statistics import message_fields
 from .._support import unpatched
-from .._system.process_tree import read_small, status_of
+from .._system.process_tree import children_of, read_small, status_of
 
 TASK_CORE, COMM = 3, 6
 """Fields of ``core-PID.img`` (CRIU's ``images/core.proto``)."""
@@ -52,7 +52,7 @@ def _made(expected: Mapping[int, str], worker: int, program: str, since: float) 
     a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped process.
     """
     first = int(since * os.sysconf("SC_CLK_TCK"))
-    for pid in _children():
+    for pid in children_of(os.getpid()):
         name, fields = _stat(pid)
         if pid == worker or not fields or int(fields[1]) != os.getpid() or int(fields[19]) < first:
             continue
@@ -60,12 +60,6 @@ def _made(expected: Mapping[int, str], worker: int, program: str, since: float) 
         known = number in expected and name in (program, expected[number])
         if known or int(fields[2]) == worker:
             yield pid
-
-
-def _children() -> Iterator[int]:
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            yield from map(int, read_small(f"/proc/self/task/{task}/children").split())
 
 
 def _stat(pid: int) -> tuple[str, list[bytes]]:

@@ -48,15 +48,20 @@ def process_tree(pid: int) -> list[int]:
     """The pids of a process and of all below it; those that end meanwhile may be missing."""
     result = [pid]
     for parent in result:
-        try:
-            tasks = os.listdir(f"/proc/{parent}/task")
-        except OSError:
-            continue
-        for task in tasks:
-            try:
-                result += map(int, read_small(f"/proc/{parent}/task/{task}/children").split())
-            except OSError:
-                continue
+        result += children_of(parent)
+    return result
+
+
+def children_of(pid: int) -> list[int]:
+    """The pids of a process's children, zombies included."""
+    result: list[int] = []
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return result
+    for task in tasks:
+        with contextlib.suppress(OSError):  # the thread has ended
+            result += map(int, read_small(f"/proc/{pid}/task/{task}/children").split())
     return result
 
 

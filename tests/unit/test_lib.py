@@ -213,7 +213,7 @@ def test_an_import_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
         assert b"libcriu.so.2\0" in needs
         extension.write_bytes(needs.replace(b"libcriu.so.2\0", b"libcriu.so.9\0"))
     run = subprocess.run(
-        [sys.executable, "-c", "import pycriu_native"],
+        [sys.executable, "-c", "from pycriu_native import dump"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,
