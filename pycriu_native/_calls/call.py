@@ -19,6 +19,7 @@ from .._integrity import dump_marker
 from .._integrity import statistics as statistics_module
 from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
+from .._integrity.dump_record import write_record
 from .._native.ffi import native
 from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
@@ -276,6 +277,8 @@ class Call:
                         _save_files(request, directories.images, exchange.tree, check_wanted)
                     if request.opts.link_remap and request.opts.leave_running:
                         kept.extend(_keep_links(directories.images, request.pid))
+                    if unfinished is not None:
+                        write_record(directories.images)
                 if unfinished is not None:
                     unfinished.finish()
 

@@ -80,3 +80,22 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
     finally:
         os.close(pidfd)
     return result
+
+
+@contextlib.contextmanager
+def copied(pid: int, number: int) -> Iterator[int]:
+    """A copy of one descriptor of another process, which shares its open file; closed at the end.
+
+    Raises ``OSError``: the descriptor or the process is gone, or the caller may not trace it.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        fd = native.pn_fd_of(pidfd, number)
+    finally:
+        os.close(pidfd)
+    if fd < 0:
+        raise OSError(-fd, "pidfd_getfd")
+    try:
+        yield fd
+    finally:
+        os.close(fd)

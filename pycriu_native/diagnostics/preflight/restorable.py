@@ -94,6 +94,8 @@ def _numbers(context: Context) -> Iterator[Finding]:
         numbers = {process.pid, *process.threads, process.group, process.session} - kept - {0}
         for number in sorted(numbers & held.keys()):
             holder, kind = held[number]
+            if not context.is_outside(holder):
+                continue
             yield no_restore(
                 "number-held",
                 f"{number} is also the {kind} of pid {holder}, which is outside of the tree: no "

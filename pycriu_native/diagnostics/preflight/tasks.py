@@ -44,6 +44,7 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _limits(process)
         yield from _word_size(process)
         yield from _shares(context, process)
+        yield from _time_of_children(process)
         if process is not root:
             yield from _nested(context, process)
     yield from _pid_namespace(context)
@@ -280,6 +281,9 @@ def _nested(context: Context, process: Process) -> Iterator[Finding]:
             pid=process.pid,
             failure="nested-ns",
         )
+
+
+def _time_of_children(process: Process) -> Iterator[Finding]:
     own = process.namespaces["time"]
     later = process.namespace("time_for_children")
     if later and later != own:
