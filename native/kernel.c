@@ -4,10 +4,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/nsfs.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -55,6 +57,28 @@ int pn_unnamed_directory(void)
 	error = errno;
 	close(context);
 	return directory < 0 ? -error : directory;
+}
+
+int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index)
+{
+	long order = syscall(SYS_kcmp, pid, other, type, index, other_index);
+
+	return order < 0 ? -errno : (int)order;
+}
+
+int pn_io_priority(int pid)
+{
+	long priority = syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, pid);
+
+	return priority < 0 ? -errno : (int)priority;
+}
+
+/* The number of this ioctl depends on the architecture. */
+int pn_namespace_owner(int fd)
+{
+	int owner = ioctl(fd, NS_GET_USERNS);
+
+	return owner < 0 ? -errno : owner;
 }
 
 uint64_t pn_block_signals(void)

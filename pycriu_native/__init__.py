@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ._native.ffi import ffi
     from ._pages.lazy_pages import LazyPages
     from ._pages.page_server import PageServerChild, page_server, page_server_child
+    from ._rollback.option import Rollback
     from ._system.process_identity import Pidfd, ProcessIdentity
     from ._transport.base import Service, Socket
     from ._transport.feature_cache import (
@@ -155,6 +156,7 @@ __all__ = [
     "RestoreJob",
     "RestoreResult",
     "RestoreStatistics",
+    "Rollback",
     "Round",
     "Service",
     "Severity",
@@ -260,6 +262,7 @@ _LATER = {
     "RestoreJob": "_calls.batch",
     "RestoreResult": "results",
     "RestoreStatistics": "results",
+    "Rollback": "_rollback.option",
     "Round": "_calls.iterative_dump",
     "Service": "_transport.base",
     "Severity": "findings",
@@ -314,6 +317,12 @@ _MODULES = (
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return __import__(f"{__name__}.{name}", fromlist=[name])
+    if name in _LATER:
+        try:
+            from ._native import ffi as _extension  # noqa: F401
+        except ImportError as error:
+            # Its cure is enough: the traceback would show the modules on the way to the extension.
+            raise ImportError(str(error)) from None
     return fetch(globals(), _LATER, name)
 
 

@@ -21,8 +21,8 @@ __all__ = [
     "Version",
 ]
 
-PAGE = 4096
-"""Bytes of a page in CRIU's page counts on the architectures that are tested (x86-64)."""
+PAGE = os.sysconf("SC_PAGE_SIZE")
+"""Bytes of a page in CRIU's page counts: this host's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,9 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
-from .._system.process_tree import frozen_cgroup, is_in_cgroup
+from .._system.cgroups import frozen_cgroup, is_in_cgroup
+from .._system.process_tree import process_tree
+from .._system.processor import authenticates_pointers, can_track_memory
 from .._transport.base import Via
 from .._wire.messages import knows
 from ..enums import Verb
@@ -37,7 +39,9 @@ _FEATURES_NEEDED = {
 """Fields that need a feature of the kernel, by its name in ``Features``."""
 
 _WHAT_IT_IS = {
-    "mem_track": "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)",
+    "mem_track": "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)"
+    if can_track_memory()
+    else f"tracking of changed memory (soft-dirty), as all of Linux does on {os.uname().machine}",
     "lazy_pages": "userfaultfd (CONFIG_USERFAULTFD, vm.unprivileged_userfaultfd)",
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
@@ -51,7 +55,12 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     option_rules.check(request.opts, request.verb, request.pid)
-    refused = [*by_caller(request), *by_trust(request), *by_images(request)]
+    refused = [
+        *by_caller(request),
+        *by_trust(request),
+        *by_images(request),
+        *by_files(request),
+    ]
     _refuse(OptionError, refused, request)
     problems = [*by_position(request), *by_limits(request), *by_library(request.opts)]
     if request.via.identity() is not None:
@@ -83,6 +92,35 @@ def by_caller(request: Request) -> Iterator[Problem]:
         yield Problem("pid", pid, rule)
     elif request.inside and (why := caller_inside(pid, request.verb, request.include_caller)):
         yield Problem("pid", pid, why)
+
+
+def by_files(request: Request) -> Iterator[Problem]:
+    """What keeps the files of the tree from being saved or put back."""
+    if request.rollback is None:
+        return
+    opts = request.opts
+    why = ""
+    if request.verb is Verb.PRE_DUMP:
+        why = "a pre-dump saves memory only: give it to the dump"
+    elif request.inside:
+        why = "the caller is in the tree, and would be frozen when the files are to be saved"
+    elif opts.stream:
+        why = "images in a stream have no directory for the files"
+    elif opts.images_directory is None:
+        why = "the files are in images_directory: give it"
+    elif opts.root is not None:
+        why = (
+            "the files of a tree with a mount namespace of its own are not supported (root is set)"
+        )
+    if why:
+        yield Problem("files", "rollback", why)
+    elif request.verb is Verb.DUMP and request.pid is not None:
+        from .._rollback.written_files import written_files  # few calls need it
+
+        try:
+            written_files(process_tree(request.pid))
+        except OptionError as error:
+            yield from error.problems
 
 
 def caller_frozen(opts: CriuOpts) -> str | None:
@@ -282,6 +320,19 @@ def program_version(via: Via) -> Version:
     if identity not in _versions:
         _versions[identity] = ask_version(via)
     return _versions[identity]
+
+
+def pointer_authentication(program: Version) -> str | None:
+    """What is wrong with this CRIU on this processor; None if nothing is.
+
+    Seen with Debian's CRIU 4.1.1 for arm64 under QEMU; 4.2.1 restores there.
+    """
+    if program < Version(major=4, minor=2) and authenticates_pointers():
+        return (
+            f"CRIU {program} hangs in a restore on an Arm processor with pointer authentication "
+            "(PAC)"
+        )
+    return None
 
 
 def ask_version(via: Via, deadline: float | None = None) -> Version:

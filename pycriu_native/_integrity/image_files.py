@@ -7,6 +7,7 @@ of its kind and reaches to its end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
+from .page_size import HOST_PAGE, page_size
 
 if TYPE_CHECKING:
     from .pagemap import Runs
@@ -25,8 +27,6 @@ WINDOW = 2**20
 
 ROOM = 2**12
 """Numbers that most images have fewer of."""
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 COPY_AGAIN = "copy the images again from where they were made, or give another images_directory"
 
@@ -73,6 +73,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "FDINFO": ("1",),
     "FS": ("1", "2"),
     "MM": ("14*", "12", "14.7", "14.4"),
+    "MM auxv": ("13*", "13"),
     "SECCOMP": ("1*", "1"),
     "REMAP_FPATH": ("1", "2", "3=1"),
     "GHOST_FILE": ("3", "9"),
@@ -91,14 +92,14 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 class _Format:
     """How an image of a kind begins, and what is read of it."""
 
-    def __init__(self, name: str, magic: int, trailer: str) -> None:
+    def __init__(self, name: str, magic: int, trailer: str, paths: tuple[str, ...]) -> None:
         word = magic.to_bytes(4, "little")
         first = _SERVICE if name in ("STATS", "IRMAP_CACHE") else _COMMON
         self.magic = word if name == "INVENTORY" else first + word
         self.trailer = _TRAILERS.get(trailer, native.PN_NOTHING)
         columns = each = b""
         self.width = 1
-        for path in _COLUMNS.get(name, ()):
+        for path in paths:
             numbers, _, unset = path.rstrip("*").partition("=")
             encoded = bytes(map(int, numbers.split(".")))
             if path.endswith("*"):
@@ -113,10 +114,10 @@ _MAGIC = {magic.to_bytes(4, "little"): name for name, magic, *_ in FORMATS}
 
 
 @functools.cache
-def _format(kind: str) -> _Format:
+def _format(kind: str, columns: str) -> _Format:
     for name, magic, *rest in FORMATS:
         if name == kind:
-            return _Format(name, magic, rest[1] if len(rest) > 1 else "")
+            return _Format(name, magic, rest[1] if len(rest) > 1 else "", _COLUMNS.get(columns, ()))
     raise KeyError(kind)
 
 
@@ -185,6 +186,15 @@ class ImageFiles:
             rows = self._rows[name] = self._scan(name, ffi.NULL) if name in self.names else []
         return rows
 
+    @functools.cached_property
+    def page(self) -> int:
+        """Bytes of a page in these images."""
+        name = next((each for each in self.names if kind_of(each) == "MM"), None)
+        with contextlib.suppress(DamagedError):  # the check of that image reports it
+            if name is not None:
+                return page_size([row[1] for row in self._scan(name, ffi.NULL, "MM auxv")])
+        return HOST_PAGE
+
     def first(self, name: str) -> Row | None:
         """The columns of an image's first message; None without one."""
         rows = self.rows(name)
@@ -192,7 +202,7 @@ class ImageFiles:
 
     def page_map(self, name: str) -> PageMap:
         """The sums of a page map. ``DamagedError``."""
-        runs = ffi.new("struct pn_runs *", {"page": _PAGE})
+        runs = ffi.new("struct pn_runs *", {"page": self.page})
         rows = self._scan(name, runs)
         if runs.problem:
             from .pagemap import WHY  # good sets do without
@@ -208,15 +218,15 @@ class ImageFiles:
         """The runs of a page map that ``page_map`` takes."""
         from .pagemap import Runs  # few sets have parents
 
-        runs, rest = Runs(), b"".join(self.pieces(name))
+        runs, rest = Runs(self.page), b"".join(self.pieces(name))
         start = 12 + int.from_bytes(rest[8:12], "little")
         runs.take(rest[start:])
         return runs
 
-    def _scan(self, name: str, runs: object) -> list[Row]:
+    def _scan(self, name: str, runs: object, columns: str = "") -> list[Row]:
         kind = kind_of(name)
         assert kind is not None
-        format = _format(kind)
+        format = _format(kind, columns or kind)
         room = ROOM
         while True:
             out = memory("uint64_t[]", room)
@@ -235,6 +245,8 @@ class ImageFiles:
             if count <= room:
                 break
             room = count
+        if count == -errno.ENOMEM:
+            raise MemoryError(f"no memory for a message of {name}")
         if count < 0:
             raise self._damaged(name, kind, count)
         flat = iter(ffi.unpack(out, count) if count else ())

@@ -7,14 +7,12 @@ that an inspection took.
 from __future__ import annotations
 
 import bisect
-import mmap
 from array import array
 from collections.abc import Iterator, Sequence
 
 from .._native.ffi import ffi, native
+from .page_size import HOST_PAGE
 
-PAGE = mmap.PAGESIZE
-"""Bytes. The images do not tell the page size; it is taken to be that of this host."""
 IN_PARENT, LAZY, PRESENT = native.PN_PARENT, native.PN_LAZY, native.PN_PRESENT
 
 Run = tuple[int, int, int, int]
@@ -34,10 +32,10 @@ _TOTALS = (native.PN_STORED, native.PN_IN_PARENT, native.PN_LAZILY)
 class Runs:
     """The runs, in ascending order. Once filled it may be read from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: int = HOST_PAGE) -> None:
         self._columns = [array("Q") for _ in _COLUMNS]
         self._sizes = array("I")
-        self._state = ffi.new("struct pn_runs *", {"page": PAGE})
+        self._state = ffi.new("struct pn_runs *", {"page": page})
         self._pointers: tuple[object, list[object]] | None = None
 
     def __len__(self) -> int:

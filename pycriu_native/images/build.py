@@ -14,6 +14,7 @@ from .._integrity import dump_marker
 from .._integrity import statistics as statistics_module
 from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
+from .._integrity.page_size import HOST_PAGE, page_size
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
@@ -139,6 +140,7 @@ class _Builder:
         self.names = self.sizes.keys()
         self.problems = self._problems()
         self.shared: dict[int, Layers] = {}
+        self.page = HOST_PAGE
         self.children: dict[int, list[int]] = {}
         self.files = Files(self.entries, self.ghost_size)
         self.sets: dict[int, dict[str, str]] = {}
@@ -328,6 +330,7 @@ class _Builder:
             architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
             # What CRIU lists as the threads of a zombie are numbers that it never set.
             threads=tuple(self._threads(entry, core, task)) if known else (),
+            pointer_authentication=core is not None and core.ti_aarch64.HasField("pac_keys"),
             credentials=self._credentials(thread),
             cgroups=self.sets.get(cgroup, {}) if cgroup is not None else {},
             limits=self._limits(task.rlimits) if task else {},
@@ -364,13 +367,15 @@ class _Builder:
 
     def _memory(self, pid: int, mm: Any) -> dict[str, Any]:
         name = f"pagemap-{pid}.img"
-        layers = Layers(self.layers, name)
+        self.page = page_size(mm.mm_saved_auxv)
+        layers = Layers(self.layers, name, self.page)
         starts, ends = [each.start for each in mm.vmas], [each.end for each in mm.vmas]
         counts = layers.counts(starts, ends)
         command, environment = self._strings(layers, mm)
         return {
             "mappings": tuple(map(self._mapping, mm.vmas, starts, ends, counts)),
             "pagemap": pid,
+            "page_size": self.page,
             "executable": self._path_of(mm.exe_file_id),
             "command": command,
             "environment": environment,
@@ -446,7 +451,7 @@ class _Builder:
     def _shared_counts(self, shared: int, start: int, end: int, offset: int) -> Counts:
         name = f"pagemap-shmem-{shared}.img"
         if shared not in self.shared:
-            self.shared[shared] = Layers(self.layers, name)
+            self.shared[shared] = Layers(self.layers, name, self.page)
         last = min(offset + max(end - start, 0), 2**64 - 1)
         return self.shared[shared].counts([offset], [last])[0]
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import service_fds
 from .._failures.log_excerpt import known
+from .._integrity.page_size import HOST_PAGE
 from .._system.capabilities import (
     CAP_SETPCAP,
     CAPABILITIES,
@@ -28,18 +29,11 @@ from .._system.capabilities import (
     permitted,
 )
 from .._system.elf import build_id
-from .._system.host import (
-    ANY,
-    abstract_names,
-    cpu_flags,
-    is_ours,
-    lines,
-    listening,
-    number,
-    state,
-    type_of,
-)
-from .._system.process_tree import holders, name_of
+from .._system.host import lines, number, type_of
+from .._system.inet_sockets import ANY, abstract_names, is_ours, listening
+from .._system.process import name_of, stat_of
+from .._system.process_tree import holders
+from .._system.processor import authenticates_pointers, cpu_flags
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect
@@ -176,6 +170,8 @@ class _Check:
             yield _error(
                 "criu", f"the images are compressed, and this is CRIU {here}", "CRIU 4.3 or later"
             )
+        if message := requirements.pointer_authentication(here):
+            yield _error("criu", message, "CRIU 4.2 or later")
         made = self.images.criu or self.images.criu_at_least
         if made and _version(made).number > here.number:
             yield _warning(
@@ -195,8 +191,18 @@ class _Check:
         machine = platform.machine()
         expected = self.images.architecture
         if expected and machine not in _MACHINES.get(expected, (machine,)):
-            yield _error("processor", f"the images are for {expected}, this host is {machine}", "")
+            yield _error(
+                "processor",
+                f"the images are for {expected}, this host is {machine}",
+                f"a host with {expected} processors",
+            )
             return
+        for page in sorted({each.page_size for each in self.images.processes} - {0, HOST_PAGE}):
+            yield _error(
+                "processor",
+                f"the images have pages of {page} bytes, this host has pages of {HOST_PAGE}",
+                f"a host whose kernel has pages of {page} bytes (getconf PAGESIZE)",
+            )
         if os.path.exists(os.path.join(self.images.directory, "cpuinfo.img")):
             yield from self._cpuinfo()
         used = 0
@@ -211,6 +217,16 @@ class _Check:
                     f"it lacks {name}, which the processes use",
                     "another host",
                 )
+        if (
+            flags
+            and any(each.pointer_authentication for each in self.images.processes)
+            and not (authenticates_pointers())
+        ):
+            yield _error(
+                "processor",
+                "it lacks pointer authentication (PAC), whose keys the images have",
+                "another host",
+            )
 
     def _cpuinfo(self) -> Iterator[Finding]:
         from .._calls.verbs import cpuinfo_check
@@ -242,7 +258,8 @@ class _Check:
         held = holders()
         for process in self.images.processes:
             for tid in dict.fromkeys((process.pid, *(each.tid for each in process.threads))):
-                now = state(tid)
+                stat = stat_of(tid)
+                now = "" if stat is None else stat.state
                 if highest and tid >= highest:
                     yield _error(
                         tid,

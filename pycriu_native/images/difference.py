@@ -12,7 +12,6 @@ from .build import inspect
 from .memory import Memory
 from .memory_mapping import MemoryMapping, Value, VmaKind
 from .model import File, ImageSet, Process
-from .pages import PAGE
 
 __all__ = [
     "Change",
@@ -24,7 +23,6 @@ __all__ = [
     "diff",
 ]
 
-_ZEROS = bytes(PAGE)
 _COMPARED = (
     "parent", "group", "session", "name", "state", "exit_code", "command", "executable", "cwd",
     "root", "umask", "credentials", "timers", "cgroups", "limits", "pending_signals",
@@ -72,7 +70,7 @@ class MappingChange(Value):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageChange(Value):
-    """Number of pages of a mapping that differ, in pages of ``_pages.PAGE`` bytes."""
+    """Number of pages of a mapping that differ, in pages of ``Process.page_size``."""
 
     start: int
     end: int
@@ -100,6 +98,8 @@ class ProcessChange(Value):
     threads_gone: tuple[int, ...]
     descriptors: tuple[DescriptorChange, ...]
     mappings: tuple[MappingChange, ...]
+    page_size: int
+    """Bytes of a page; 0 without memory."""
     pages: tuple[PageChange, ...]
     """Changes of each mapping with pages in a set; empty if memory is not compared."""
 
@@ -219,6 +219,7 @@ def _process(
         threads_gone=tuple(sorted(tids[0] - tids[1])),
         descriptors=tuple(_descriptors(old, before, new, after)),
         mappings=tuple(_mappings(before.mappings, after.mappings)),
+        page_size=after.page_size,
         pages=tuple(_pages(before, after)) if memory else (),
     )
 
@@ -307,6 +308,7 @@ _Piece = tuple[int, bytes | None, int, MemoryMapping]
 
 def _pages(before: Process, after: Process) -> Iterator[PageChange]:
     tallies: dict[int, _Tally] = {}
+    page = after.page_size
     result: Mapping[int, _Tally] = tallies
     if before.pagemap is None or after.pagemap is None:
         return
@@ -315,11 +317,11 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
         owner = here[0].at(start) or mapping
         tally = tallies.setdefault(owner.start, _Tally(owner))
         if was is not None and now is not None:
-            _compare(tally, was[1], now[1], was[2])
+            _compare(tally, page, was[1], now[1], was[2])
         elif now is not None:
-            _one_sided(tally, "added", now, here[1].at(start))
+            _one_sided(tally, page, "added", now, here[1].at(start))
         elif was is not None:
-            _one_sided(tally, "gone", was, here[0].at(start))
+            _one_sided(tally, page, "gone", was, here[0].at(start))
     for tally in result.values():
         yield PageChange(
             start=tally.mapping.start,
@@ -348,30 +350,33 @@ class _Place:
         return self._mappings[index]
 
 
-def _compare(tally: _Tally, was: bytes | None, now: bytes | None, size: int) -> None:
-    pages = -(-size // PAGE)
+def _compare(tally: _Tally, page: int, was: bytes | None, now: bytes | None, size: int) -> None:
+    pages = -(-size // page)
     if was is None or now is None:
         tally.unknown += pages
     elif was == now:
         tally.same += pages
     else:
-        for at in range(0, size, PAGE):
-            if was[at : at + PAGE] == now[at : at + PAGE]:
+        for at in range(0, size, page):
+            if was[at : at + page] == now[at : at + page]:
                 tally.same += 1
             else:
                 tally.changed += 1
 
 
-def _one_sided(tally: _Tally, name: str, piece: _Piece, other: MemoryMapping | None) -> None:
+def _one_sided(
+    tally: _Tally, page: int, name: str, piece: _Piece, other: MemoryMapping | None
+) -> None:
     """Pages of one set only. Zeros equal untouched memory of the other set."""
     _, data, size, _ = piece
-    pages = -(-size // PAGE)
+    pages = -(-size // page)
     if data is None:
         tally.unknown += pages
         return
     zeros = 0
     if other is not None and other.reads_as_zeros:
-        zeros = sum(data[at : at + PAGE] == _ZEROS for at in range(0, size, PAGE))
+        blank = bytes(page)
+        zeros = sum(data[at : at + page] == blank for at in range(0, size, page))
     tally.same += zeros
     setattr(tally, name, getattr(tally, name) + pages - zeros)
 

@@ -38,12 +38,18 @@ class Memory:
     """
 
     def __init__(
-        self, pid: int, mappings: Sequence[MemoryMapping], source: Sequence[str], pagemap: int
+        self,
+        pid: int,
+        mappings: Sequence[MemoryMapping],
+        source: Sequence[str],
+        pagemap: int,
+        page: int,
     ) -> None:
         self.pid = pid
         self.mappings = tuple(mappings)
         self._source = source
         self._pagemap = pagemap
+        self._page = page
         self._layers: dict[str, Layers] = {}
 
     def __repr__(self) -> str:
@@ -143,7 +149,7 @@ class Memory:
 
     def _of(self, name: str) -> Layers:
         if name not in self._layers:
-            self._layers[name] = Layers(self._source, name)
+            self._layers[name] = Layers(self._source, name, self._page)
         return self._layers[name]
 
     def _hole(self, mapping: MemoryMapping, at: int, size: int) -> bytes:

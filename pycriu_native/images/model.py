@@ -333,6 +333,10 @@ class Process(Value):
     files_table: int | None = None
     """Processes with the same number share their descriptors (CLONE_FILES)."""
     pagemap: int | None = None
+    pointer_authentication: bool = False
+    """Whether its images have keys of an Arm processor's pointer authentication (PAC)."""
+    page_size: int = 0
+    """Bytes of a page where it was dumped; 0 without memory."""
     source: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """The directories that its memory is read from: the images, then their parents."""
 
@@ -341,7 +345,7 @@ class Process(Value):
         """The memory, to read and to search."""
         if self.pagemap is None:
             raise ImagesError(f"process {self.pid} ({self.state}) has no memory in these images")
-        return Memory(self.pid, self.mappings, self.source, self.pagemap)
+        return Memory(self.pid, self.mappings, self.source, self.pagemap, self.page_size)
 
     @property
     def memory_by_kind(self) -> dict[str, dict[str, int]]:

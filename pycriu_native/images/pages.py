@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from .._integrity.pagemap import IN_PARENT, PAGE, PRESENT, Counts, Run, Runs
+from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
 from ..errors import ImagesError
 from .reader import ImageFile, damaged, expect, open_file
 
-__all__ = ["CHUNK", "PAGE", "Counts", "Layers", "PageMap", "load_map"]
+__all__ = ["CHUNK", "Counts", "Layers", "PageMap", "load_map"]
 
 CHUNK = 2**20
 """Bytes of one read."""
@@ -23,12 +23,12 @@ CHUNK = 2**20
 class PageMap:
     """One pagemap, and the file that it points into."""
 
-    def __init__(self, name: str, directory: str, pages_id: int) -> None:
+    def __init__(self, name: str, directory: str, pages_id: int, page: int) -> None:
         self.name = name
         """``pagemap-4242.img``."""
         self.directory = directory
         self.pages_id = pages_id
-        self.runs = Runs()
+        self.runs = Runs(page)
 
     @property
     def pages(self) -> str:
@@ -41,14 +41,17 @@ class PageMap:
         return f"pages-{self.pages_id}.img"
 
 
-def load_map(directory: str, name: str) -> PageMap:
-    """Read a pagemap. Raises ``ImagesError`` if it is missing or invalid."""
+def load_map(directory: str, name: str, page: int) -> PageMap:
+    """Read a pagemap of pages of ``page`` bytes.
+
+    Raises ``ImagesError`` if it is missing or invalid.
+    """
     path = f"{directory}/{name}"
     with expect(path, "PAGEMAP") as file:
         if file.start == file.size:
             raise damaged(path, file.start, "there is no pagemap_head")
         head, at = file.parse(file.start, "pagemap_head")
-        result = PageMap(name, directory, head.pages_id)
+        result = PageMap(name, directory, head.pages_id, page)
         while at < file.size:
             window = file.window(at, "pagemap_entry")
             taken, why = result.runs.take(window)
@@ -68,8 +71,9 @@ def _refuse(file: ImageFile, at: int, why: str) -> None:
 class Layers:
     """The pagemaps of one memory, the newest first; each refers to the next for parent pages."""
 
-    def __init__(self, directories: Sequence[str], name: str) -> None:
+    def __init__(self, directories: Sequence[str], name: str, page: int) -> None:
         self.name = name
+        self._page = page
         self._directories = directories
         self._maps: list[PageMap | None] = []
 
@@ -78,7 +82,7 @@ class Layers:
         while len(self._maps) <= depth < len(self._directories):
             directory = self._directories[len(self._maps)]
             exists = os.path.lexists(os.path.join(directory, self.name))
-            self._maps.append(load_map(directory, self.name) if exists else None)
+            self._maps.append(load_map(directory, self.name, self._page) if exists else None)
         return self._maps[depth] if depth < len(self._maps) else None
 
     def counts(self, starts: Sequence[int], ends: Sequence[int]) -> list[Counts]:

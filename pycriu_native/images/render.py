@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from .._support.kernel_text import escaped as safe
 from .difference import Difference, ProcessChange
 from .model import File, ImageSet, Process
-from .pages import PAGE
 
 __all__ = [
     "render_diff",
@@ -197,7 +196,11 @@ def render_diff(found: Difference) -> str:
         lines.append(f"{each.name} changed")
     for process in found.processes:
         lines += _changed(process)
-    size = PAGE * (found.pages_changed + found.pages_added)
+    size = sum(
+        process.page_size * (each.changed + each.added)
+        for process in found.processes
+        for each in process.pages
+    )
     lines.append(
         f"memory: {found.pages_changed} pages changed, {found.pages_added} added, "
         f"{found.pages_gone} gone, {found.pages_same} the same; {human(size)} differ"

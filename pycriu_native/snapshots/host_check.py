@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from .._calls.verbs import version
 from .._support.kernel_text import read_text
-from .._system.host import cpu_flags
 from .._system.process_snapshot import Tree
+from .._system.processor import cpu_flags
 from .._transport.base import Via
 from ..errors import Problem
 from ..results import Version

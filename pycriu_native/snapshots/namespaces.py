@@ -13,8 +13,8 @@ from pathlib import Path
 from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import socket
+from .._system.process import children_of
 from .._system.process_snapshot import link
-from .._system.process_tree import children_of
 from .._transport.spawn import spawn
 from ..errors import CriuError
 

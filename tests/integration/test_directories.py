@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -96,7 +97,10 @@ def test_images_in_one_log_and_statistics_in_the_other(
         assert set(os.listdir(work)) == {"dump.log", "stats-dump"}
         assert (result.images, result.log) == (str(images), str(work / "dump.log"))
         assert result.statistics is not None
-        assert result.statistics.pages_written * 4096 == (images / "pages-1.img").stat().st_size
+        assert (
+            result.statistics.pages_written * mmap.PAGESIZE
+            == (images / "pages-1.img").stat().st_size
+        )
 
         target.reap()
         restored = restore(opts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,7 @@ from .support.soft_dirty import BUSY, PAGES, WRITER
 
 pytestmark = needs_soft_dirty
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 
 
 def test_a_callback_decides(spawn: Spawn, images: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_everything_in_a_process_comes_back(spawn: Spawn, images: Path) -> None:
     assert result.images == str(images)
     assert result.log == str(images / "dump.log")
     assert result.statistics is not None
-    assert result.statistics.pages_written * 4096 > 4 * 2**20
+    assert result.statistics.pages_written * mmap.PAGESIZE > 4 * 2**20
     assert result.statistics.frozen_time > 0
 
     restored = restore(CriuOpts(images_directory=images))

@@ -69,6 +69,7 @@ from .support.failing_calls import (
 from .support.mounts import make_read_only, tmpfs
 from .support.predictions import compare
 from .support.processes import TARGET, Target, eventually, kill, reap_all, state
+from .support.system_calls import NUMBERS
 
 PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
 
@@ -83,6 +84,7 @@ OPENS = """
         result = libc.syscall(*arguments)
         if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
+    N = {numbers}
     thing = {thing}
 """
 CLOSES = """
@@ -98,7 +100,7 @@ CLOSES = """
 @functools.cache
 def why_not(thing: str) -> str:
     """Why this machine does not let anybody open this, or nothing."""
-    program = textwrap.dedent(OPENS.format(thing=thing))
+    program = textwrap.dedent(OPENS.format(thing=thing, numbers=NUMBERS))
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if told.returncode == 0:
         return ""
@@ -111,7 +113,7 @@ def has_open(at: Site, thing: str) -> Target:
     """A process that has this open; the cure is to have it closed."""
     if reason := why_not(thing):
         pytest.skip(f"{thing}: {reason}")
-    target = at.spawn(OPENS.format(thing=thing) + CLOSES)
+    target = at.spawn(OPENS.format(thing=thing, numbers=NUMBERS) + CLOSES)
     at.cure = lambda: target.ask("close")
     return target
 
@@ -235,7 +237,7 @@ def file_on_something_unmounted(at: Site) -> Target:
     return target
 
 
-RING = "syscall(425, 4, ctypes.create_string_buffer(120))"
+RING = "syscall(N['io_uring_setup'], 4, ctypes.create_string_buffer(120))"
 
 
 @dump_fails("uses io_uring", "UV_USE_IO_URING=0")
@@ -248,11 +250,12 @@ def io_uring_that_is_mapped(at: Site) -> Target:
     """CRIU looks at mappings before descriptors, and prints a consequence with an option."""
     if reason := why_not(RING):
         pytest.skip(f"io_uring: {reason}")
-    target = at.spawn("""
+    target = at.spawn(f"""
         import ctypes, mmap, os
-        ring = ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer(120))
+        parameters = ctypes.create_string_buffer(120)
+        ring = ctypes.CDLL(None).syscall({NUMBERS["io_uring_setup"]}, 4, parameters)
         assert ring >= 0
-        memory = mmap.mmap(ring, 4096)
+        memory = mmap.mmap(ring, mmap.PAGESIZE)
         def close():
             memory.close()
             os.close(ring)
@@ -264,12 +267,14 @@ def io_uring_that_is_mapped(at: Site) -> Target:
 
 @dump_fails("object of the kernel", "no option saves it")
 def userfaultfd(at: Site) -> Target:
-    return has_open(at, "syscall(323, 1)")
+    return has_open(at, "syscall(N['userfaultfd'], 1)")
 
 
 @dump_fails("object of the kernel", "close it before the dump")
 def perf_event(at: Site) -> Target:
-    return has_open(at, "syscall(298, struct.pack('IIQ', 1, 112, 0) + bytes(96), 0, -1, -1, 0)")
+    return has_open(
+        at, "syscall(N['perf_event_open'], struct.pack('IIQ', 1, 112, 0) + bytes(96), 0, -1, -1, 0)"
+    )
 
 
 @dump_fails("has a device open", "have the program close it")
@@ -406,11 +411,11 @@ def zombie(at: Site) -> int:
 
 @dump_fails("the main thread of process", "have the main thread wait")
 def main_thread_that_ended(at: Site) -> Target:
-    target = at.spawn("""
+    target = at.spawn(f"""
         import ctypes, threading
         threading.Thread(target=serve).start()
         while not (HERE / "ready").exists(): pass
-        ctypes.CDLL(None).syscall(60, 0)
+        ctypes.CDLL(None).syscall({NUMBERS["exit"]}, 0)
     """)
     eventually(lambda: state(target.pid) == "Z", "the end of the main thread")
     return target
@@ -653,7 +658,7 @@ def udp_that_is_corked(at: Site) -> Target:
 
 @dump_fails("pidfd of a thread", "closed before the dump")
 def pidfd_of_a_thread(at: Site) -> Target:
-    return has_open(at, "syscall(434, os.getpid(), os.O_EXCL)")
+    return has_open(at, "syscall(N['pidfd_open'], os.getpid(), os.O_EXCL)")
 
 
 @dump_fails("masters of several terminals", "have the terminals closed", "external")

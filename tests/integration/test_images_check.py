@@ -22,6 +22,7 @@ from pycriu_native.images import check_images, decode, encode
 
 from .conftest import Spawn
 from .support.containers import container
+from .support.features import needs_cpuinfo
 from .support.processes import Target, reap_all
 
 Undo = Callable[[], object]
@@ -331,6 +332,7 @@ def test_locks_come_back_only_if_asked_for(spawn: Spawn, images: Path) -> None:
     assert str(finding).startswith("1 file locks: ")
 
 
+@needs_cpuinfo
 def test_the_processor(spawn: Spawn, images: Path) -> None:
     """``cpuinfo.img``, where there is one, is compared by CRIU."""
     target = spawn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import socket
@@ -367,7 +368,7 @@ def test_memory_goes_in_rounds_first(
         assert result.page_bytes < 8 * 2**20
     else:
         assert result.dump is not None
-        assert result.dump.pages_written * 4096 < 8 * 2**20
+        assert result.dump.pages_written * mmap.PAGESIZE < 8 * 2**20
 
 
 @pytest.mark.parametrize("whose", ["source", "destination"])

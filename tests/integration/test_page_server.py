@@ -16,6 +16,7 @@ error is a ``WorkerDiedError``. With a socket handed over, CRIU up to 4.2 does n
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import socket
@@ -128,7 +129,7 @@ def test_pages_land_on_another_host(
     target.reap()
     assert server.finish() == 0
     assert result.statistics is not None
-    assert result.statistics.pages_written * 4096 == _pages(server.directory) > MEMORY
+    assert result.statistics.pages_written * mmap.PAGESIZE == _pages(server.directory) > MEMORY
     assert {"pages", "pagemap"} <= _names(server.directory)
     assert not {"pages", "pagemap"} & _names(images)
     assert {"core", "mm", "pstree", "inventory"} <= _names(images)

@@ -20,6 +20,7 @@ from pycriu_native import (
 )
 
 from .conftest import Spawn
+from .support.features import needs_cpuinfo
 from .support.processes import eventually, is_alive
 
 LOOPBACK = "127.0.0.1"
@@ -96,6 +97,7 @@ def test_only_the_address_asked_for(tmp_path: Path) -> None:
         assert listening == [f"0100007F:{server.result.port:04X}"]
 
 
+@needs_cpuinfo
 def test_cpuinfo(images: Path) -> None:
     """What this processor can do is written, and fits this processor."""
     opts = CriuOpts(images_directory=images)

@@ -38,6 +38,7 @@ from .conftest import Spawn
 from .support import cgroups
 from .support.hosts import host
 from .support.processes import children, eventually, is_alive
+from .support.system_calls import NUMBERS
 
 REPO = Path(__file__).parents[2]
 
@@ -231,7 +232,7 @@ CHANGES = {
     "bounding set": "ctypes.CDLL(None).prctl(24, 25, 0, 0, 0)",
     "pid namespace": "os_unshare(0x20000000)",
     "personality": "ctypes.CDLL(None).personality(0x0040000)",
-    "io priority": "ctypes.CDLL(None).syscall(251, 1, 0, (2 << 13) | 6)",
+    "io priority": f"ctypes.CDLL(None).syscall({NUMBERS['ioprio_set']}, 1, 0, (2 << 13) | 6)",
     "scheduling": "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
 }
 """What a process does once and for all; ``os_unshare`` is unshare(2)."""

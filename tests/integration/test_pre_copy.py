@@ -9,6 +9,7 @@ The process writes some of its memory all the time, and can check all of it.
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from .support.soft_dirty import BUSY, PAGES, WRITER
 
 pytestmark = needs_soft_dirty
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 OTHERS = 500
 """Pages that can change beside those that a test asks for: the busy ones and Python's own."""
 

@@ -9,6 +9,7 @@ Google's protobuf, and against what the process really has in memory.
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import re
 import socket
 import struct
@@ -26,7 +27,7 @@ from pycriu_native._transport.program import find_program
 from .conftest import Spawn
 from .support.processes import Target, kill
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 PRIVATE, SHARED = 6 * 2**20, 2 * 2**20
 
 WITH_MEMORY = f"""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import ImagesError
-from pycriu_native.images import diff, inspect
+from pycriu_native.findings import Severity
+from pycriu_native.images import check_images, diff, inspect
 
 from .support.image_sets import LAZY, PAGE, PARENT, PRESENT, START, image_set, page
 
@@ -97,3 +98,20 @@ def test_differences_page_by_page(tmp_path: Path) -> None:
     assert result.pages_same == 3
     (change,) = result.processes
     assert (change.pages[0].start, change.pages[0].changed) == (START, 1)
+
+
+def test_pages_of_another_host(tmp_path: Path) -> None:
+    """The images tell their page size, whatever it is here."""
+    size = 4 * PAGE
+    data = b"a" * size + b"b" * size
+    images = image_set(tmp_path, [(0, 1, PRESENT), (2, 1, PRESENT)], data, page_size=size)
+    result = inspect(images)
+    [process] = result.processes
+    assert (process.page_size, result.problems) == (size, ())
+    assert process.memory.read(START + size - 1, 2) == b"a\0"
+    assert process.memory.read(START + 2 * size - 1, 2) == b"\0b"
+    (images / "pages-1.img").write_bytes(data[:-1])
+    assert not inspect(images).complete
+    [finding] = [each for each in check_images(result) if "pages of" in each.message]
+    assert finding.severity is Severity.STOPS
+    assert f"have pages of {size} bytes" in finding.message

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycriu_native import ImagesError
-from pycriu_native._integrity.pagemap import PAGE, Runs
+from pycriu_native._integrity.page_size import HOST_PAGE as PAGE
+from pycriu_native._integrity.pagemap import Runs
 from pycriu_native.images import inspect
 from pycriu_native.images.pages import load_map
 from pycriu_native.images.reader import WINDOW
@@ -113,7 +114,7 @@ def test_what_is_refused(message_: bytes, tmp_path: Path) -> None:
     begin = len(path.read_bytes()) + len(frame(good)) + 4
     path.write_bytes(path.read_bytes() + frame(good) + frame(message_))
     with pytest.raises(ImagesError, match=f"pagemap-10.img, offset {begin}: "):
-        load_map(str(tmp_path), "pagemap-10.img")
+        load_map(str(tmp_path), "pagemap-10.img", PAGE)
 
 
 def _runs_of(count: int) -> bytes:
@@ -131,7 +132,7 @@ def test_entries_across_windows(tmp_path: Path) -> None:
     data = _runs_of(40_000)
     assert len(data) > 2 * WINDOW
     path.write_bytes(path.read_bytes() + data)
-    runs = load_map(str(tmp_path), "pagemap-10.img").runs
+    runs = load_map(str(tmp_path), "pagemap-10.img", PAGE).runs
     assert len(runs) == 40_000
     assert runs.size == 40_000 * PAGE
     assert [run for _, run in runs.between(0, 2**63)] == [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pycriu_native
 from pycriu_native import (
     CriuOpts,
     NoSuchProcessError,
     OptionError,
+    Problem,
     ProgramNotFoundError,
     UnsupportedError,
     Worker,
@@ -205,8 +208,12 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
 @given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
 def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
     """Rules are asked only where the options that they are about are set."""
-    every = [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
-    assert option_rules.found(option_rules._RULES, opts, verb) == every
+
+    def every() -> list[Problem]:
+        return [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
+
+    before, result = every(), option_rules.found(option_rules._RULES, opts, verb)
+    assert result == before or result == every()  # a descriptor can be closed meanwhile
 
 
 def test_only_for_makes_any_options_fit(world: World) -> None:
@@ -284,3 +291,15 @@ def test_a_parent_of_another_process(tmp_path: Path) -> None:
     option_rules.check(replace(opts, page_server="127.0.0.1:27"), DUMP, os.getpid())
     (tmp_path / "1" / f"pagemap-{os.getpid()}.img").touch()
     option_rules.check(opts, DUMP, os.getpid())
+
+
+@pytest.mark.parametrize("verb", [pycriu_native.cpuinfo_dump, pycriu_native.cpuinfo_check])
+def test_processors_that_criu_does_not_describe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: Callable[[CriuOpts], object]
+) -> None:
+    """The error names the architecture; nothing is written."""
+    arm = os.uname_result(("Linux", "host", "6.12", "#1", "aarch64"))
+    monkeypatch.setattr(os, "uname", lambda: arm)
+    with pytest.raises(UnsupportedError, match=r"aarch64.*x86_64, s390x, ppc64le"):
+        verb(CriuOpts(images_directory=tmp_path))
+    assert not any(tmp_path.iterdir())

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..._calls import requirements
+from ..._system.descriptors import above_stdio
+from ..._system.processor import can_track_memory
 from ..._transport.base import Via
-from ..._transport.connection import above_stdio
 from ..._transport.process import ChildProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of
@@ -50,7 +51,9 @@ FEATURES = {
     "mem_dirty_track": Feature(
         "tracking of changed memory (soft-dirty)",
         "pre_dump, dump_iters and track_mem do not work",
-        "a kernel with CONFIG_MEM_SOFT_DIRTY",
+        "a kernel with CONFIG_MEM_SOFT_DIRTY"
+        if can_track_memory()
+        else f"nothing: Linux has no soft-dirty tracking on {os.uname().machine}",
     ),
     "uffd": Feature(
         "userfaultfd",

@@ -5,19 +5,13 @@ Seen with CRIU 4.2.1 on Linux 6.18; ``docs/not_restored.md`` has all of them.
 
 from __future__ import annotations
 
-import ctypes
-import platform
+import contextlib
 from collections.abc import Callable, Iterator
 
 from ..._system.process_snapshot import Process, read
+from ..._system.system_calls import io_priority
 from ...findings import Finding
 from .context import Context, lost
-
-_IOPRIO_GET = {"x86_64": 252, "aarch64": 31}
-"""``ioprio_get`` (``asm/unistd.h``)."""
-_IOPRIO_WHO_PROCESS = 1
-
-_libc = ctypes.CDLL(None)
 
 
 def _file(name: str) -> Callable[[Process], str]:
@@ -25,9 +19,10 @@ def _file(name: str) -> Callable[[Process], str]:
 
 
 def _io_priority(process: Process) -> str:
-    number = _IOPRIO_GET.get(platform.machine())
-    result = -1 if number is None else _libc.syscall(number, _IOPRIO_WHO_PROCESS, process.pid)
-    return "" if result < 0 else f"class {result >> 13}, level {result & 0x1FFF}"
+    with contextlib.suppress(OSError):
+        kind, level = io_priority(process.pid)
+        return f"class {kind}, level {level}"
+    return ""
 
 
 ATTRIBUTES: dict[str, tuple[str, Callable[[Process], str]]] = {

@@ -7,7 +7,6 @@ Sources: ``criu/seize.c`` (stop), ``criu/namespaces.c`` and ``criu/kcmp-ids.c`` 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 from collections.abc import Iterator
@@ -15,16 +14,16 @@ from collections.abc import Iterator
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
-from ..._system.process_snapshot import Process, libc, lines_of, link, read
-from ..._system.process_tree import frozen_cgroup
+from ..._system.cgroups import frozen_cgroup
+from ..._system.process import children_of, stat_of, status_of
+from ..._system.process_snapshot import Process, link, read
+from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
 from ...enums import Verb
 from ...findings import Finding
 from .context import Context, needs, note, stops
 
-NS_GET_USERNS = 0xB701
-SYS_KCMP = 312 if os.uname().machine == "x86_64" else 272
-KCMP = {1: "memory", 3: "its directory and root", 4: "signal handlers"}
-"""Resources that only threads of one process may share: kcmp(2) type and name."""
+KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
+"""Resources that only threads of one process may share, and their names."""
 EVEN_NESTED = ("mnt", "net")
 """Kinds of namespaces that a process below the root may have of its own."""
 
@@ -45,6 +44,7 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _limits(process)
         yield from _word_size(process)
         yield from _shares(context, process)
+        yield from _time_of_children(process)
         if process is not root:
             yield from _nested(context, process)
     yield from _pid_namespace(context)
@@ -99,7 +99,7 @@ def _nothing_to_dump(root: Process) -> Iterator[Finding]:
 
 
 def _frozen(context: Context) -> Iterator[Finding]:
-    cgroup = frozen_cgroup(context.tree.root.pid) or _frozen_of_version_1(context.tree.root.pid)
+    cgroup = frozen_cgroup(context.tree.root.pid, of_v1=True)
     if cgroup is not None and context.opts.freeze_cgroup is None:
         yield needs(
             context,
@@ -111,25 +111,12 @@ def _frozen(context: Context) -> Iterator[Finding]:
         )
 
 
-def _frozen_of_version_1(pid: int) -> str | None:
-    for line in lines_of(f"/proc/{pid}/cgroup"):
-        _, controllers, name = line.split(":", 2)
-        if "freezer" in controllers.split(","):
-            for mount in lines_of("/proc/self/mountinfo"):
-                if " - cgroup " in mount and "freezer" in mount.rpartition(" ")[2].split(","):
-                    place = mount.split(" ")[4] + name.rstrip("/")
-                    if read(place + "/freezer.state").strip() in ("FROZEN", "FREEZING"):
-                        return place
-    return None
-
-
 def _stoppable(process: Process) -> Iterator[Finding]:
     """Findings that prevent CRIU from stopping a process."""
     tracers = {
         tracer: thread
         for thread in process.threads
-        if (tracer := _line(f"/proc/{process.pid}/task/{thread}/status", "TracerPid"))
-        not in ("", "0")
+        if (tracer := status_of(process.pid, thread).get("TracerPid")) not in ("", "0")
     }
     for tracer in tracers:
         yield stops(
@@ -176,7 +163,7 @@ def _hangs(process: Process) -> Iterator[Finding]:
             return
         sleep(0.01)
     if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
-        _kcmp(process.pid, int(child), 1) for child in _children(process)
+        kcmp(process.pid, child, KCMP_VM) for child in children_of(process.pid)
     ):
         yield stops(
             "vfork",
@@ -197,23 +184,8 @@ def _hangs(process: Process) -> Iterator[Finding]:
 
 
 def _thread_state(process: Process, thread: int) -> str:
-    text = read(f"/proc/{process.pid}/task/{thread}/stat")
-    return text.rpartition(")")[2].strip()[:1]
-
-
-def _children(process: Process) -> list[str]:
-    return [
-        child
-        for thread in process.threads
-        for child in read(f"/proc/{process.pid}/task/{thread}/children").split()
-    ]
-
-
-def _line(path: str, name: str) -> str:
-    for line in lines_of(path):
-        if line.startswith(name + ":"):
-            return line.partition(":")[2].strip()
-    return ""
+    stat = stat_of(process.pid, thread)
+    return "" if stat is None else stat.state
 
 
 def _limits(process: Process) -> Iterator[Finding]:
@@ -282,16 +254,12 @@ def _session(context: Context, process: Process) -> Iterator[Finding]:
         )
 
 
-def _kcmp(one: int, other: int, kind: int) -> bool:
-    return bool(libc.syscall(SYS_KCMP, one, other, kind, 0, 0) == 0)
-
-
 def _shares(context: Context, process: Process) -> Iterator[Finding]:
-    parent = int(process.fields[1]) if process.fields else 0
+    parent = process.stat.parent if process.stat else 0
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():
-        if _kcmp(parent, process.pid, kind):
+        if kcmp(parent, process.pid, kind):
             yield stops(
                 "shared-by-processes",
                 f"it shares {words} with its parent, process {parent}, which CRIU can save of "
@@ -313,6 +281,9 @@ def _nested(context: Context, process: Process) -> Iterator[Finding]:
             pid=process.pid,
             failure="nested-ns",
         )
+
+
+def _time_of_children(process: Process) -> Iterator[Finding]:
     own = process.namespaces["time"]
     later = process.namespace("time_for_children")
     if later and later != own:
@@ -357,7 +328,7 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
 def _owner(process: Process, kind: str) -> str | None:
     """The user namespace that owns a namespace; None if the kernel refuses the request."""
     with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
-        number = fcntl.ioctl(file, NS_GET_USERNS)
+        number = namespace_owner(file.fileno())
         try:
             return link(f"/proc/self/fd/{number}")
         finally:

@@ -48,7 +48,7 @@ def main() -> None:
     for source, place, kind, flags, data in spec["mounts"]:
         mount(source, root + place, kind, flags, data)
     os.chdir(root)
-    libc.syscall(155, b".", b".")  # pivot_root: the old root is now under the new one
+    _call("pivot_root", ".", ".")  # the old root is now under the new one
     _call("umount2", ".", MNT_DETACH)
     os.chdir("/")
     null = os.open("/dev/null", os.O_RDWR)

@@ -1,6 +1,6 @@
 """A process that sets properties of itself and writes their values on request.
 
-Numbers are from ``linux/prctl.h``, ``asm/unistd_64.h`` and ``asm-generic/mman-common.h``.
+Other numbers are from ``linux/prctl.h`` and ``asm-generic/mman-common.h``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 DIRECTORY = Path(sys.argv[1])
+NUMBERS: dict[str, int] = json.loads(sys.argv[2])
+"""Of system calls."""
 out = (DIRECTORY / "out").open("r+")
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -58,11 +60,11 @@ def _status(*names: str) -> list[str]:
 
 def _landlock() -> int:
     handled = struct.pack("Q", 2)  # writing to files
-    ruleset = libc.syscall(444, handled, len(handled), 0)
+    ruleset = libc.syscall(NUMBERS["landlock_create_ruleset"], handled, len(handled), 0)
     if ruleset < 0:
         return -1
     try:
-        return int(libc.syscall(446, ruleset, 0))
+        return int(libc.syscall(NUMBERS["landlock_restrict_self"], ruleset, 0))
     finally:
         os.close(ruleset)  # CRIU cannot dump it
 
@@ -78,7 +80,7 @@ def _may_write() -> bool:
 def look() -> dict[str, Any]:
     """The value of each property, read in the process."""
     mode = ctypes.c_int(-1)
-    libc.syscall(239, ctypes.byref(mode), None, 0, None, 0)
+    libc.syscall(NUMBERS["get_mempolicy"], ctypes.byref(mode), None, 0, None, 0)
     flags = _flags()
     umask = os.umask(0)
     os.umask(umask)
@@ -88,8 +90,8 @@ def look() -> dict[str, Any]:
         "child_subreaper": _read_int(37),
         "coredump_filter": Path("/proc/self/coredump_filter").read_text(),
         "dumpable": _prctl(3),
-        "io_priority": libc.syscall(252, 1, 0),
-        "keys": libc.syscall(249, b"user", b"pycriu-native", None, 0) > 0,
+        "io_priority": libc.syscall(NUMBERS["ioprio_get"], 1, 0),
+        "keys": libc.syscall(NUMBERS["request_key"], b"user", b"pycriu-native", None, 0) > 0,
         "landlock": _may_write(),
         "madvise": {name: flags[name] for name in ADVICE},
         "mce_kill": _prctl(34),
@@ -125,14 +127,16 @@ os.sched_setaffinity(0, {min(processors)})
 libc.personality(0x0040000)  # ADDR_NO_RANDOMIZE
 tried = {
     "child_subreaper": _prctl(36, 1),
-    "io_priority": libc.syscall(251, 1, 0, 2 << 13 | 6),
-    "keys": libc.syscall(248, b"user", b"pycriu-native", b"v", 1, -2),
+    "io_priority": libc.syscall(NUMBERS["ioprio_set"], 1, 0, 2 << 13 | 6),
+    "keys": libc.syscall(NUMBERS["add_key"], b"user", b"pycriu-native", b"v", 1, -2),
     "mce_kill": _prctl(33, 1, 1),
-    "mempolicy": libc.syscall(238, 3, struct.pack("Q", 1), 64),
+    "mempolicy": libc.syscall(NUMBERS["set_mempolicy"], 3, struct.pack("Q", 1), 64),
     "merge_memory": _prctl(67, 1),
     "no_new_privs": _prctl(38, 1),
     "pdeathsig": _prctl(1, 17),  # SIGCHLD, which does nothing
-    "sealed": libc.syscall(462, ctypes.c_void_p(areas["sealed"]), ctypes.c_size_t(SIZE), 0),
+    "sealed": libc.syscall(
+        NUMBERS["mseal"], ctypes.c_void_p(areas["sealed"]), ctypes.c_size_t(SIZE), 0
+    ),
     "securebits": _prctl(28, 1 << 2 | 1 << 6),
     "thp_disable": _prctl(41, 1),
     "timer_slack": _prctl(29, 123456),

@@ -33,3 +33,8 @@ if not FEATURES.lazy_pages:
     _why_no_lazy_pages = "this kernel has no userfaultfd for CRIU"
 needs_lazy_pages = pytest.mark.skipif(bool(_why_no_lazy_pages), reason=_why_no_lazy_pages)
 """The test also gets pipes of the size that CRIU needs (``conftest.py``)."""
+
+needs_cpuinfo = pytest.mark.skipif(
+    os.uname().machine not in ("x86_64", "s390x", "ppc64le"),
+    reason=f"CRIU does not describe {os.uname().machine} processors",
+)

@@ -29,10 +29,12 @@ def image_set(
     pid: int = 10,
     size: int = 16,
     old: bool = False,
+    page_size: int = PAGE,
 ) -> Path:
     """Write the images of a process with one anonymous mapping.
 
     ``runs`` are page number, count and flags; ``old`` writes them as CRIU before 4.2 did.
+    ``page_size`` is that of the host of the dump.
     """
     write(directory, "inventory.img", "INVENTORY", {"img_version": 2})
     write(
@@ -60,10 +62,11 @@ def image_set(
         "start_code end_code start_data end_data start_stack start_brk brk arg_start arg_end "
         "env_start env_end"
     )
-    memory = {f"mm_{name}": 0 for name in names.split()} | {"exe_file_id": 1}
+    memory: dict[str, Any] = {f"mm_{name}": 0 for name in names.split()}
+    memory |= {"exe_file_id": 1, "mm_saved_auxv": [33, 0x7FFF0000, 6, page_size, 0, 0]}
     vma = {
         "start": START,
-        "end": START + size * PAGE,
+        "end": START + size * page_size,
         "pgoff": 0,
         "shmid": 0,
         "prot": 3,
@@ -74,7 +77,7 @@ def image_set(
     write(directory, f"mm-{pid}.img", "MM", {**memory, "vmas": [vma]})
     entries = []
     for page, count, flags in runs:
-        entry: dict[str, Any] = {"vaddr": START + page * PAGE}
+        entry: dict[str, Any] = {"vaddr": START + page * page_size}
         if old:
             entry["compat_nr_pages"] = count
             if flags == PARENT:

@@ -9,7 +9,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from pycriu_native._integrity.pagemap import PAGE, Run, Runs
+from pycriu_native._integrity.page_size import HOST_PAGE as PAGE
+from pycriu_native._integrity.pagemap import Run, Runs
 from pycriu_native.images.schema import message
 
 PARENT, LAZY, PRESENT, ALIGNED = 1, 2, 4, 8

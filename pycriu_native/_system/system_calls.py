@@ -1,0 +1,50 @@
+"""System calls that Python has no function for, with the numbers of the headers (``kernel.c``)."""
+
+from __future__ import annotations
+
+import os
+
+from .._native.ffi import ffi, native
+from .process_snapshot import Descriptor
+
+KCMP_FILE, KCMP_VM, KCMP_FS, KCMP_SIGHAND, KCMP_EPOLL_TFD = 0, 1, 3, 4, 7
+"""Types of resources of ``kcmp`` (``linux/kcmp.h``)."""
+
+
+def kcmp(pid: int, other: int, type: int) -> bool:
+    """Whether two threads share a resource; False where the kernel refuses the request."""
+    return bool(native.pn_kcmp(pid, other, type, 0, 0) == 0)
+
+
+def is_same_file(one: Descriptor, other: Descriptor) -> bool:
+    """Whether two descriptors are one open file; False where the kernel refuses the request."""
+    numbers = one.number, other.number
+    return bool(native.pn_kcmp(one.pid, other.pid, KCMP_FILE, *numbers) == 0)
+
+
+def kcmp_epoll(pid: int, fd: int, of: int, epoll: int, watched: int, nth: int) -> bool:
+    """Whether a descriptor of ``pid`` is the file that an epoll of ``of`` watches under a number.
+
+    ``nth`` counts the files under that number from 0. ``OSError``: ENOENT if there are not so many,
+    EBADF if a descriptor is closed.
+    """
+    slot = ffi.new("uint32_t[3]", [epoll, watched, nth])  # struct kcmp_epoll_slot
+    place = int(ffi.cast("uintptr_t", slot))
+    return _result(native.pn_kcmp(pid, of, KCMP_EPOLL_TFD, fd, place)) == 0
+
+
+def io_priority(pid: int) -> tuple[int, int]:
+    """Class and level of a thread's I/O priority. ``OSError``."""
+    priority = _result(native.pn_io_priority(pid))
+    return priority >> 13, priority & 0x1FFF
+
+
+def namespace_owner(fd: int) -> int:
+    """A new descriptor of the user namespace that owns a namespace. ``OSError``."""
+    return _result(native.pn_namespace_owner(fd))
+
+
+def _result(value: int) -> int:
+    if value < 0:
+        raise OSError(-value, os.strerror(-value))
+    return value
