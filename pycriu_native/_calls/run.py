@@ -196,6 +196,7 @@ class Run:
         request = self._request
         if connection.pid and request.verb is Verb.RESTORE:
             images, _ = _paths(directories, request, None)
+            images = request.with_pids_here(images)
             tree += end_restored(connection.pid, images, self._since, tree)
         elif connection.pid and request.verb in (Verb.DUMP, Verb.PRE_DUMP):
             fail_writes(connection.pid, request.pid)
@@ -209,7 +210,8 @@ class Run:
         is_restore = self._request.verb is Verb.RESTORE
         if is_restore:
             if killed:
-                outcome.tree.extend(half_restored(outcome.images, self._since))
+                images = self._request.with_pids_here(outcome.images)
+                outcome.tree.extend(half_restored(images, self._since))
             end_processes(outcome.tree, UNTIL_DEAD, kill=killed)
         if outcome.line.pid:
             from .._recovery.created_children import reap_made  # a call that succeeds does without
