@@ -27,7 +27,7 @@ from .worker import start_worker
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
 UNTIL_LOADED = 2.0
-"""Seconds that a seed gets for its first word."""
+"""Seconds that a fork server gets for its first word, where a worker can be started without it."""
 
 UNTIL_GROWN = 5000
 """Milliseconds that it gets for a worker."""
@@ -48,7 +48,10 @@ _OF_ONE_WORD = frozenset(" :$")
 
 
 class ForkServerUnavailableError(Exception):
-    """This program grows no workers here, or not any more: each is to be started on its own."""
+    """This program forks no workers here, or not any more: each is to be started on its own.
+
+    Its text is the reason.
+    """
 
 
 class ForkServer:
@@ -58,18 +61,26 @@ class ForkServer:
     who uses them must know that nothing has changed since (``inherited_state.py``).
     """
 
-    def __init__(self, program: str, env: Mapping[str, str], spawn_options: SpawnOptions) -> None:
-        """``spawn_options`` is that of the workers. ``ForkServerUnavailableError``,
+    def __init__(
+        self,
+        program: str,
+        env: Mapping[str, str],
+        spawn_options: SpawnOptions,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """``spawn_options`` are those of the workers; ``patience`` is the time in seconds that it
+        gets to start, ``UNTIL_LOADED`` unless given. ``ForkServerUnavailableError``,
         ``ProgramError``, ``OSError``.
         """
-        if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
-            raise ForkServerUnavailableError
+        if reason := _why_not(program, env):
+            raise ForkServerUnavailableError(reason)
         preloading = {**env, PRELOAD: IMAGE}
         self._asking = Lock()
         with _starting:
             self._line = start_worker(program, preloading, NO_INPUT, spawn_options=spawn_options)
             _seeds.add(self)
-        self._line.sock.settimeout(UNTIL_LOADED)
+        self._line.sock.settimeout(UNTIL_LOADED if patience is None else patience)
         try:
             is_there = bool(self._line.sock.recv(16))  # another program waits for a request
         except OSError:
@@ -77,12 +88,17 @@ class ForkServer:
         if not is_there:
             self._end()
             _barren.add(on_disk(program))
-            raise ForkServerUnavailableError
+            raise ForkServerUnavailableError(_NOT_LOADED.format(program))
 
     @property
     def pid(self) -> int:
         """The process that waits to be asked."""
         return self._line.pid
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers may be forked: not after :meth:`close`, nor once one has failed."""
+        return self._line.sock.fileno() >= 0
 
     def load_template(self, table: int, pages: Sequence[int], size: int) -> None:
         """Read a template into memory, which the workers then inherit.
@@ -108,11 +124,11 @@ class ForkServer:
         with self._asking:
             line = self._line.sock.fileno()
             if line < 0:
-                raise ForkServerUnavailableError
+                raise ForkServerUnavailableError("the fork server has ended")
             pid = native.pn_fork_worker(line, ends, list(keep), len(keep), UNTIL_GROWN)
             if pid < 0:
                 self._end()
-                raise ForkServerUnavailableError
+                raise ForkServerUnavailableError(f"it forks no worker: {os.strerror(-pid)}")
         try:
             return pid, os.pidfd_open(pid)
         except OSError as error:
@@ -163,17 +179,30 @@ _barren: set[tuple[object, ...]] = set()
 """Programs that had no word to say: each wait for one is long."""
 
 
-def _can_be_preloaded(program: str) -> bool:
-    """Whether the loader takes our image, as far as that can be told ahead."""
-    if not os.path.exists(IMAGE) or not _OF_ONE_WORD.isdisjoint(IMAGE):
-        return False
-    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID) or on_disk(program) in _barren:
-        return False
-    try:
+_NOT_LOADED = (
+    "{} does not load a preloaded library: it is static, or a script that clears LD_PRELOAD"
+)
+
+
+def _why_not(program: str, env: Mapping[str, str]) -> str:
+    """Why the loader takes no library of ours, as far as that can be told ahead; or nothing."""
+    if PRELOAD in env:
+        return f"{PRELOAD} is set for the worker"
+    if not os.path.exists(IMAGE):
+        return f"{IMAGE} is missing"
+    if not _OF_ONE_WORD.isdisjoint(IMAGE):
+        return f"the path {IMAGE!r} has a space, a colon or a $, which {PRELOAD} cannot name"
+    rights = "and the loader preloads nothing into a program with more rights than its user"
+    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return f"{program} is setuid or setgid, {rights}"
+    if on_disk(program) in _barren:
+        return _NOT_LOADED.format(program)
+    with contextlib.suppress(OSError):
         os.getxattr(program, "security.capability")
-    except OSError:
-        return True
-    return False  # the loader preloads nothing into a program that has more rights than its user
+        return f"{program} has file capabilities, {rights}"
+    if not _same_pids():
+        return "processes that are started here have pids of another namespace"
+    return ""
 
 
 def _same_pids() -> bool:

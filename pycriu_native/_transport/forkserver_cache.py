@@ -30,8 +30,12 @@ class ForkServerCache(Closing):
     def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Connection:
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         # A Worker alone is known to do no more than to start one.
-        alone = type(via) is Worker and via.stdin is None and not spawn_options.outside
-        if alone and len(keep) <= MOST_INHERITED:
+        if (
+            type(via) is Worker
+            and via.stdin is None
+            and len(keep) <= MOST_INHERITED
+            and not spawn_options.outside
+        ):
             seed = self._fork_server(via, spawn_options)
             if seed is not None:
                 with contextlib.suppress(ForkServerUnavailableError):

@@ -29,13 +29,17 @@ def fingerprint(worker: Worker) -> WorkerFingerprint | None:
 
 
 def start_fork_server(
-    worker: Worker, spawn_options: SpawnOptions, like: WorkerFingerprint
+    worker: Worker,
+    spawn_options: SpawnOptions,
+    like: WorkerFingerprint,
+    *,
+    patience: float | None = None,
 ) -> ForkServer | None:
     """A seed whose workers are like that; None: what they would be like has changed meanwhile.
 
     Raises ``ForkServerUnavailableError``, and what starting a worker raises.
     """
-    seed = ForkServer(worker.name(), worker.env, spawn_options)
+    seed = ForkServer(worker.name(), worker.env, spawn_options, patience=patience)
     if fingerprint(worker) == like:
         return seed
     seed.close()
