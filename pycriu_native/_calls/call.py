@@ -19,12 +19,14 @@ from .._integrity import dump_marker
 from .._integrity import statistics as statistics_module
 from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
+from .._integrity.dump_record import write_record
 from .._native.ffi import native
+from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol, cast
 from .._support.unpatched import Event, Thread
 from .._system.process_identity import check_start
-from .._system.process_tree import end_processes, half_restored, wait_until_gone
+from .._system.process_tree import wait_until_gone
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
@@ -275,6 +277,8 @@ class Call:
                         _save_files(request, directories.images, exchange.tree, check_wanted)
                     if request.opts.link_remap and request.opts.leave_running:
                         kept.extend(_keep_links(directories.images, request.pid))
+                    if unfinished is not None:
+                        write_record(directories.images)
                 if unfinished is not None:
                     unfinished.finish()
 
@@ -283,6 +287,7 @@ class Call:
 
                 if line.pid and request.verb is Verb.RESTORE:
                     images, _ = _paths(directories, request, None)
+                    images = request.with_pids_here(images)
                     tree += end_restored(line.pid, images, self._since, tree)
                 elif line.pid and request.verb in (Verb.DUMP, Verb.PRE_DUMP):
                     fail_writes(line.pid, request.pid)
@@ -385,7 +390,7 @@ class Call:
         request = self._request
         if request.verb is Verb.RESTORE:
             if lost is not None:
-                exchange.tree += half_restored(outcome.images, self._since)
+                exchange.tree += half_restored(request.with_pids_here(outcome.images), self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
         if outcome.line.pid:
             from .._recovery.created_children import reap_made  # a call that succeeds does without

@@ -17,7 +17,8 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
-from .._system.process_tree import frozen_cgroup, is_in_cgroup, process_tree
+from .._system.cgroups import frozen_cgroup, is_in_cgroup
+from .._system.process_tree import process_tree
 from .._system.processor import authenticates_pointers, can_track_memory
 from .._transport.base import Via
 from .._wire.messages import knows

@@ -8,7 +8,8 @@ import signal
 from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
-from .._system.process_tree import holders, name_of, stat_of, status_of
+from .._system.process import name_of, stat_of, status_of
+from .._system.process_tree import holders
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
@@ -155,6 +156,17 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
         return _who_has_the_pid(found, int(match[1]), images)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(found, int(match[1]))
+    if match := re.search(r"Can't open (\d+): No such file or directory", line):
+        if pid is not None and int(match[1]) != pid and status_of(pid):
+            return replace(
+                found,
+                kind=CriuError,
+                cause=f"thread or process {match[1]} of the tree ended while CRIU was reading it",
+                cure="call it again; freeze_cgroup, with the cgroup of the process, has nothing "
+                "start or end meanwhile",
+                options=("freeze_cgroup",),
+            )
+        return found
     if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
         # CRIU stops with a BUG.
         cause = f"{pid} is the number of a thread of process {leader}"
@@ -174,8 +186,8 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
             cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
             cure = f"end pid {pid} and others of that {kind}, or restore in a pid namespace"
         return replace(found, cause=cause, cure=cure)
-    state, parent, _ = seen
-    if state != "Z":
+    parent = seen.parent
+    if seen.state != "Z":
         process = int(status_of(taken).get("Tgid", taken))
         what = f"a thread of pid {process}" if process != taken else "a running process"
         running = replace(

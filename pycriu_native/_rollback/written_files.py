@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .._support.kernel_text import escaped
-from .._system.mounts import Mount, mounts_of
+from .._system.mountinfo import Mount, mounts_of
 from .._system.process_snapshot import Process, lines_of
 from ..errors import OptionError, Problem
 

@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem
 
 from .._calls.exchange import Hook, Notification
 from .._rollback.option import Files, Rollback
-from .._support.kernel_text import escaped, read_text
+from .._system.process import comm_of
 from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
 from .._transport.worker import Worker
@@ -90,7 +90,7 @@ class Command(click.Command):
         self.title = title or name
         self.function = function
         self.examples = examples
-        self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.INTERRUPTED, *exits})
+        self.exits = sorted({Exit.DONE, Exit.REFUSED, Exit.OUTPUT, Exit.INTERRUPTED, *exits})
         self.verb = verb
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
@@ -131,8 +131,6 @@ class Command(click.Command):
             return out.failed(error, exit_of(error))
         except click.ClickException as error:
             return out.failed(error, Exit.REFUSED)
-        except BrokenPipeError:
-            raise
         except OSError as error:
             message = CriuError(
                 f"{error.filename or self.title}: {error.strerror}", verb=self.title
@@ -297,18 +295,10 @@ class Pid(option_parameters.ParamType):
     ) -> list[CompletionItem]:
         """The processes of this machine, with their names."""
         return [
-            CompletionItem(pid, help=name_of(int(pid)))
+            CompletionItem(pid, help=comm_of(int(pid)))
             for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
             if pid.startswith(incomplete)
         ]
-
-
-def name_of(pid: int) -> str:
-    """The name of a process; empty where there is none."""
-    try:
-        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
-    except OSError:
-        return ""
 
 
 def pid_params() -> list[click.Parameter]:

@@ -278,6 +278,12 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
         "dump": ([PID, "-D", there], 0),
         "pre-dump": ([PID, "-D", there], 0),
         "restore": (["-D", str(whole)], 0),
+        "run": (["--dir", there, "--every", "x", "--", "true"], Exit.REFUSED),
+        "job status": ([there], Exit.IMAGES),
+        "job list": ([there], Exit.IMAGES),
+        "job checkpoint": ([there], Exit.IMAGES),
+        "job stop": ([there], Exit.IMAGES),
+        "job log": ([there], Exit.IMAGES),
         "migrate out": (["999999", "--to", "10.0.0.2:1"], Exit.REFUSED),
         "migrate in": (["--listen", "10.0.0.2:1"], Exit.REFUSED),
         "page-server": (["-D", there, "--address", "::1", "--port", "1", "-d"], 0),
@@ -599,15 +605,50 @@ def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
     assert message.stderr.count("pip install 'pycriu-native[") == 1
 
 
-def test_a_pipe_that_closes() -> None:
-    """When the reader closes the pipe, no traceback is printed."""
-    message = subprocess.run(
-        ["bash", "-c", '"$0" -m pycriu_native options | head -1; echo ${PIPESTATUS[0]}',
-         sys.executable],
-        capture_output=True, text=True, check=True,
+def shell(command: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run bash; ``"$@"`` in the command is the program with its words."""
+    return subprocess.run(
+        ["bash", "-c", command, "bash", sys.executable, "-m", "pycriu_native", *words],
+        capture_output=True, text=True, check=True, cwd=ROOT, **more,
     )  # fmt: skip
-    assert message.stderr == ""
-    assert message.stdout.splitlines()[-1] in ("0", "141")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "options",
+        "options --json",
+        "--help",
+        "dump --help",
+        "--version",
+        "explain dump 1 -D ckpt",
+        "completion bash",
+    ],
+)
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ('"$@" >/dev/full', "No space left on device; the command itself worked"),
+        ('"$@" >&-', "Bad file descriptor; the command itself worked"),
+        ('exec 3> >(:); wait $!; "$@" >&3', ""),
+        ('"$@" <&- >&- 2>&-', ""),
+    ],
+    ids=["full disk", "closed", "closed pipe", "all closed"],
+)
+def test_output_that_cannot_be_written(words: str, how: str, reason: str) -> None:
+    """A command that worked ends with a code of its own and without a traceback."""
+    message = shell(f"{how}; echo $?", *words.split())
+    assert message.stdout == f"{Exit.OUTPUT:d}\n"
+    assert message.stderr == (
+        f"pycriu-native: standard output cannot be written: {reason}\n" if reason else ""
+    )
+
+
+@pytest.mark.parametrize("how", [">/dev/full 2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["dump 999999999 -D ckpt", "dump 999999999 -D ckpt --json"])
+def test_an_error_that_cannot_be_written(words: str, how: str) -> None:
+    """The exit code of a failure stays."""
+    assert shell(f'"$@" {how}; echo $?', *words.split()).stdout == f"{Exit.NO_PROCESS:d}\n"
 
 
 @pytest.mark.parametrize(("name", "coloured"), [("SOME", True), ("NO_COLOR", False)])

@@ -10,7 +10,7 @@ import click
 
 from ... import CriuOpts, DumpItersResult, DumpResult, Round, ShrinkingRounds, dump, dump_iters
 from ..._rollback.option import Files
-from ..._system.process_tree import stat_of
+from ..._system.process import comm_of, stat_of
 from ...archive.streaming import dump_stream
 from ...enums import Verb
 from ...errors import OptionError, Problem
@@ -43,7 +43,7 @@ def _dump(
     also: tuple[str, ...],
 ) -> Exit:
     pid = command.one_pid(pid, tree)
-    name = command.name_of(pid)
+    name = comm_of(pid)
     rollback = command.rollback(files, also)
     if rollback is not None and (rounds is not None or through is not None):
         raise click.UsageError("--files is not accepted with --rounds or --to.")
@@ -83,7 +83,7 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     pid = command.one_pid(pid, tree)
-    name = command.name_of(pid)
+    name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
@@ -188,8 +188,8 @@ def _hint(call: Call, result: DumpResult) -> None:
     if result.pid_free or runs_on:
         return
     seen = stat_of(result.pid)
-    if seen is not None and seen[0] == "Z":
-        parent = f"pid {seen[1]} ({safe(command.name_of(seen[1]))})"
+    if seen is not None and seen.state == "Z":
+        parent = f"pid {seen.parent} ({safe(comm_of(seen.parent))})"
         call.out.hint(
             f"pid {result.pid} stays taken until its parent, {parent}, has reaped it; a restore "
             "before that fails"

@@ -11,7 +11,8 @@ from functools import partial
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._native.ffi import LIBCRIU_VERSION
-from ..._support.kernel_text import read_lines
+from ..._system.host import boot_time
+from ..._system.mountinfo import filesystem_of
 from ..._transport.base import Via
 from ..._transport.program import COMPANION, companion, locate
 from ..._transport.worker import worker_of
@@ -184,7 +185,7 @@ def _cache(start: float, via: Via) -> Finding:
         with open(CACHE, "rb") as file:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
-        if _is_tmpfs(TMPFS_OF):
+        if filesystem_of(TMPFS_OF) == "tmpfs":
             return finding_of(Severity.NOTE, "is absent", "the next call creates it")
         return finding_of(
             Severity.NOTE,
@@ -195,7 +196,7 @@ def _cache(start: float, via: Via) -> Finding:
         )
     except OSError as error:
         return finding_of(Severity.NOTE, f"cannot be read ({error.strerror})")
-    if result.st_mtime < _started():
+    if result.st_mtime < boot_time():
         return finding_of(
             Severity.WARNING,
             "is stale: it is older than this start of the system",
@@ -212,18 +213,6 @@ def _cache(start: float, via: Via) -> Finding:
     if result.st_mtime >= start - 1:
         return finding_of(Severity.GOOD, "exists, and was created by this check")
     return finding_of(Severity.GOOD, "exists")
-
-
-def _is_tmpfs(path: str) -> bool:
-    mounts = [line.split(" ") for line in read_lines("/proc/self/mountinfo")]
-    kinds = [words[words.index("-") + 1] for words in mounts if words[4] == path]
-    return kinds[-1:] == ["tmpfs"]
-
-
-def _started() -> float:
-    """When the system was started, in seconds since 1970."""
-    with open("/proc/stat") as file:
-        return next(float(line.split()[1]) for line in file if line.startswith("btime"))
 
 
 def _configuration(via: Via) -> Iterator[Finding]:

@@ -8,13 +8,19 @@ into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_fil
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import Descriptor, Process, lines_of, link
+from ..._system.descriptors import copied, descriptor_info, links_of
+from ..._system.process import all_pids
+from ..._system.process_snapshot import Descriptor, Process, link
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 
@@ -76,6 +82,25 @@ def all_used(context: Context) -> Iterator[Used]:
             yield from _opened(process, path, "mapped")
 
 
+@cache
+def _memory_device() -> int:
+    number = os.memfd_create("device")
+    try:
+        return os.fstat(number).st_dev
+    finally:
+        os.close(number)
+
+
+def is_memory(fd: Descriptor) -> bool:
+    """Whether a descriptor is memory without a name, which CRIU saves like a memfd.
+
+    It can be that of a shared mapping, opened through ``/proc/PID/map_files``.
+    """
+    return fd.link.startswith("/memfd:") or (
+        stat.S_ISREG(fd.stat.st_mode) and fd.stat.st_dev == _memory_device()
+    )
+
+
 def _is_memory(name: str) -> bool:
     """Descriptors that are not files, though their link looks like a path."""
     return name.startswith(("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]"))
@@ -83,7 +108,7 @@ def _is_memory(name: str) -> bool:
 
 def _has_a_place(fd: Descriptor) -> bool:
     mode = fd.stat.st_mode
-    if not fd.link.startswith("/") or fd.link.startswith("/memfd:"):
+    if not fd.link.startswith("/") or is_memory(fd):
         return False
     if stat.S_ISCHR(mode):
         return is_plain_device(fd.device)
@@ -100,11 +125,7 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            mount = next(
-                line.split()[1]
-                for line in lines_of(f"/proc/self/fdinfo/{number}")
-                if line.startswith("mnt_id")
-            )
+            mount = descriptor_info("self", number)["mnt_id"][0]
             yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))
         finally:
             os.close(number)
@@ -141,6 +162,8 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     try:
         result = os.stat(context.mounts.base(mount) + used.path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
+        if _has_changed(used):
+            return
         yield needs(
             context,
             "name-gone",
@@ -153,7 +176,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         return
     except OSError:
         return
-    if (result.st_dev, result.st_ino) == used.identity:
+    if (result.st_dev, result.st_ino) == used.identity or _has_changed(used):
         return
     if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
         yield needs(
@@ -173,6 +196,17 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         cure="bring back the file that was opened",
         **about,
     )
+
+
+def _has_changed(used: Used) -> bool:
+    """Whether the descriptor has been closed, or its file deleted, since it was read."""
+    if used.fd is None:
+        return False
+    try:
+        result = os.stat(f"/proc/{used.pid}/fd/{used.fd}")
+    except OSError:
+        return True
+    return (result.st_dev, result.st_ino) != used.identity or result.st_nlink == 0
 
 
 def _called(used: Used) -> str:
@@ -245,7 +279,7 @@ def _pipes(context: Context) -> Iterator[Finding]:
         if not fd.is_pipe:
             continue
         inode = fd.stat.st_ino
-        if fd.flags & os.O_DIRECT and fd.flags & os.O_ACCMODE == os.O_WRONLY:
+        if fd.flags & os.O_DIRECT and inode not in context.mounts.autofs_pipes:
             yield stops(
                 "packet-pipe",
                 "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
@@ -272,18 +306,25 @@ def _pipes(context: Context) -> Iterator[Finding]:
         )
 
 
+def queued(context: Context) -> int:
+    """Bytes in the pipes and FIFOs of the tree."""
+    sizes: dict[tuple[int, int], int] = {}
+    for fd in context.tree.descriptors():
+        identity = fd.stat.st_dev, fd.stat.st_ino
+        if stat.S_ISFIFO(fd.stat.st_mode) and identity not in sizes:
+            with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+                answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
+                sizes[identity] = int.from_bytes(answer, sys.byteorder)
+    return sum(sizes.values())
+
+
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:
     """Which of these pipes a process outside of the tree has open."""
     expected = {f"pipe:[{inode}]": inode for inode in inodes}
     result: set[int] = set()
     if not expected:
         return result
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in context.tree.pids:
-            continue
-        with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{name}/fd"):
-                target = link(f"/proc/{name}/fd/{number}")
-                if target in expected:
-                    result.add(expected[target])
+    for pid in all_pids():
+        if pid not in context.tree.pids:
+            result |= {expected[target] for _, target in links_of(pid) if target in expected}
     return result

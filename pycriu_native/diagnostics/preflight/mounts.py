@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import read
+from ..._system.mount_table import is_below
+from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
 from .context import Context, needs, stops
-from .mount_table import Mount, is_below, parse
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -65,8 +65,8 @@ class _Mounts:
         self.groups = {mount.shared for mount in table.all if mount.shared}
         self.given = {m for m in table.all if m.namespace == root and _is_external(context, m)}
         """Mounts that an option makes external."""
-        if context.opts.auto_ext_mnt:
-            ours = parse(read("/proc/self/mountinfo"), context.tree.ours.namespaces["mnt"])
+        if "auto_ext_mnt" in context.finds_external_mounts:
+            ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
             self.given |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
 
     def checked(self) -> Iterator[Mount]:
@@ -135,7 +135,7 @@ class _Mounts:
 
 def _sets(context: Context, mount: Mount) -> dict[str, Any]:
     """The options that make a mount external."""
-    if context.opts.auto_ext_mnt and (mount.shared or mount.master):
+    if "auto_ext_mnt" in context.finds_external_mounts and (mount.shared or mount.master):
         result = {"ext_sharing": mount.shared, "ext_masters": mount.master}
         return {name: True for name, group in result.items() if group}
     return {"external": (f"{mount.key}:{mount.place}",)}
@@ -155,11 +155,12 @@ def _is_part(mount: Mount, other: Mount) -> bool:
 def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:
     """Whether ``auto_ext_mnt`` matches the mount with one of CRIU's own namespace."""
     alike = [other for other in ours if _is_part(mount, other)]
-    if not alike or (mount.shared and not context.opts.ext_sharing):
+    found = context.finds_external_mounts
+    if not alike or (mount.shared and "ext_sharing" not in found):
         return False
     best = max(alike, key=lambda other: len(other.root))
     return not mount.master or bool(
-        context.opts.ext_masters and mount.master in (best.shared, best.master)
+        "ext_masters" in found and mount.master in (best.shared, best.master)
     )
 
 

@@ -66,6 +66,8 @@ class ImageSize:
     """Memory that is shared and in no file, counted once."""
     deleted_files: int = 0
     """Files that are open or mapped but have no name, and are within ``ghost_limit``."""
+    queues: int = 0
+    """Data in pipes, unix sockets and TCP connections that nobody has read."""
     file_systems: int = 0
     """Contents of tmpfs mounts of the tree's own mount namespace, before compression."""
     written_files: int = 0
