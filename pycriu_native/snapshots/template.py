@@ -176,7 +176,7 @@ def prepare(
 
     What is not changed is hard-linked, or copied where that is impossible; the images of the dump
     stay as they are, and may be removed. Restore the new set with
-    :class:`~pycriu_native.snapshots.shared_template.SharedTemplate`.
+    :class:`~pycriu_native.snapshots.SharedTemplate`.
 
     Args:
         images_directory: the images of a dump.

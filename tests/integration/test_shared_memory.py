@@ -11,17 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from pycriu_native import CriuError, ImagesError, ProgramError, Worker
+from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker
 from pycriu_native._transport.program import find_program
 from pycriu_native.images import decode, encode
-from pycriu_native.snapshots.shared_template import SharedTemplate
-from pycriu_native.snapshots.template import MARK, NAME, prepare
+from pycriu_native.snapshots import SharedTemplate, Snapshot, prepare
+from pycriu_native.snapshots.template import MARK, NAME
 
 from .support.copies import Saved, copy, mappings_of, memory_of, save
-from .support.processes import children, eventually, is_alive
+from .support.processes import PATIENCE, children, eventually, is_alive
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -233,7 +234,7 @@ def test_without_the_template(python: Saved, tmp_path: Path) -> None:
     before = children()
     with SharedTemplate(tmp_path / "other") as other:
         for via in (Worker(), other):
-            with pytest.raises(CriuError, match="Unable to map ANON_VMA"):
+            with pytest.raises(ImagesError, match="share memory with a template"):
                 copy(python, tmp_path / "shared", via).__enter__()
             assert children() - {other.pid} == before
         with copy(python, tmp_path / "other", other) as each:
@@ -335,3 +336,35 @@ def test_the_images_of_the_dump_may_go(
     shutil.rmtree(python.images)
     with copy(python, via.directory, via) as each:
         assert each.ask("hash_all()") == expected
+
+
+# ---- snapshots ----
+
+
+def test_a_snapshot_that_shares(tmp_path: Path) -> None:
+    """Its copies run at the same time, in namespaces of their own, on one template."""
+    program = [sys.executable, str(PROGRAMS / "guest_server.py"), "saved"]
+    env = {**os.environ, "PYTHONPATH": str(PROGRAMS.parents[2])}
+    snapshot = Snapshot.take(program, tmp_path / "server", env=env)
+    size = snapshot.size()
+    with snapshot.share() as template, contextlib.ExitStack() as stack:
+        assert snapshot.size() < size * 1.5
+        copies = []
+        for number in range(4):
+            copies.append(
+                stack.enter_context(
+                    snapshot.start([str(number)], stdin=PIPE, stdout=PIPE, text=True, via=template)
+                )
+            )
+        for number, each in enumerate(copies):
+            answer, _ = each.communicate('["identity"]\n', timeout=PATIENCE)
+            assert json.loads(answer)[1]["arguments"] == [str(number)]
+            assert each.returncode == 0
+        other = Snapshot.take(program, tmp_path / "other", env=env)
+        with pytest.raises(OptionError, match="of another snapshot"):
+            other.start(via=template)
+    with snapshot.share() as again:
+        assert again.directory == template.directory
+    assert not list(snapshot.directory.glob("*.partial"))
+    snapshot.remove()
+    assert not snapshot.directory.exists()
