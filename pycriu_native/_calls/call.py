@@ -26,7 +26,7 @@ from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol, cast
 from .._support.unpatched import Event, Thread
 from .._system.process_identity import check_start
-from .._system.process_tree import wait_until_gone
+from .._system.process_tree import wait_until_gone, wait_until_stopped
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
@@ -53,6 +53,10 @@ STDIN = 0
 
 UNTIL_REAPED = 5.0
 """Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
+
+UNTIL_STOPPED = 5.0
+"""Seconds that the processes of a restore with ``leave_stopped`` get to stop: CRIU sends the signal
+and does not wait."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
@@ -370,6 +374,8 @@ class Call:
                 raise failure
             if request.verb in (Verb.DUMP, Verb.RESTORE):
                 logs.advise()
+            if request.verb is Verb.RESTORE and request.opts.leave_stopped:
+                wait_until_stopped(outcome.tree, UNTIL_STOPPED)
             return replace(outcome, pid_free=self._wait_until_gone(outcome.tree))
 
     def _check_identity(self) -> None:
