@@ -95,6 +95,7 @@ if TYPE_CHECKING:
         Preflight,
         PreflightError,
         PreflightWarning,
+        RestoreNeed,
         Verdict,
         preflight,
     )
@@ -160,6 +161,7 @@ __all__ = [
     "ProtocolError",
     "RestoreClaimedError",
     "RestoreJob",
+    "RestoreNeed",
     "RestoreResult",
     "RestoreStatistics",
     "Rollback",
@@ -226,6 +228,7 @@ _LATER = {
     "Preflight": "diagnostics.preflight",
     "PreflightError": "diagnostics.preflight",
     "PreflightWarning": "diagnostics.preflight",
+    "RestoreNeed": "diagnostics.preflight",
     "Progress": "_calls.progress",
     "RestoreJob": "_calls.batch",
     "Round": "_calls.iterative_dump",

@@ -320,10 +320,13 @@ EPOLL = """
     reader, writer = os.pipe()
     epoll = select.epoll()
     epoll.register(reader)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     child = os.fork()
     if not child:
         {child}
+        os.kill(os.getppid(), signal.SIGUSR1)
         signal.pause()
+    signal.sigwait([signal.SIGUSR1])
     {parent}
     serve()
 """
@@ -501,10 +504,13 @@ plainly(
     "the_terminal_of_a_session_below",
     """
     import os, pty, signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     child, master = pty.fork()
     if not child:
         os.open("/dev/tty", os.O_RDWR)
+        os.kill(os.getppid(), signal.SIGUSR1)
         signal.pause()
+    signal.sigwait([signal.SIGUSR1])
     serve()
 """,
     NEEDS,
