@@ -1,6 +1,6 @@
 """The console script ``pycriu-native``, outside of the package: it also runs without libcriu.
 
-``import pycriu_native`` fails then. A command ends with the cure instead of a traceback, and
+``from pycriu_native import dump`` fails then. A command ends with the cure instead of a traceback, and
 ``doctor`` reports it as a finding.
 """
 
@@ -18,6 +18,7 @@ NO = 11
 def main() -> None:
     """Run ``pycriu_native.cli``, or say why it cannot be imported."""
     try:
+        from pycriu_native import ffi  # noqa: F401  (the extension)
         from pycriu_native.cli import main
     except ImportError as error:
         sys.exit(without_library(sys.argv[1:], str(error)))

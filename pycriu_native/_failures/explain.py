@@ -156,6 +156,17 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
         return _who_has_the_pid(found, int(match[1]), images)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(found, int(match[1]))
+    if match := re.search(r"Can't open (\d+): No such file or directory", line):
+        if pid is not None and int(match[1]) != pid and status_of(pid):
+            return replace(
+                found,
+                kind=CriuError,
+                cause=f"thread or process {match[1]} of the tree ended while CRIU was reading it",
+                cure="call it again; freeze_cgroup, with the cgroup of the process, has nothing "
+                "start or end meanwhile",
+                options=("freeze_cgroup",),
+            )
+        return found
     if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
         # CRIU stops with a BUG.
         cause = f"{pid} is the number of a thread of process {leader}"

@@ -80,7 +80,7 @@ def test_the_process_tree(zoo: Zoo, found: ImageSet, root: Process) -> None:
 
 def test_the_process_itself(root: Process) -> None:
     """Limits, timers, signals, credentials."""
-    assert root.limits["core"] == (1000, 2000)
+    assert root.limits["sigpending"] == (1000, 2000)
     kinds = {each.kind: each for each in root.timers}
     assert 4900 < kinds["real"].value <= 5000
     assert kinds["real"].interval == 60
