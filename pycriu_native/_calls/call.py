@@ -287,6 +287,7 @@ class Call:
 
                 if line.pid and request.verb is Verb.RESTORE:
                     images, _ = _paths(directories, request, None)
+                    images = request.with_pids_here(images)
                     tree += end_restored(line.pid, images, self._since, tree)
                 elif line.pid and request.verb in (Verb.DUMP, Verb.PRE_DUMP):
                     fail_writes(line.pid, request.pid)
@@ -389,7 +390,7 @@ class Call:
         request = self._request
         if request.verb is Verb.RESTORE:
             if lost is not None:
-                exchange.tree += half_restored(outcome.images, self._since)
+                exchange.tree += half_restored(request.with_pids_here(outcome.images), self._since)
             end_processes(exchange.tree, UNTIL_DEAD, kill=lost is not None)
         if outcome.line.pid:
             from .._recovery.created_children import reap_made  # a call that succeeds does without
