@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import pty
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +134,36 @@ def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
     assert os.readlink(f"/proc/{child}/fd/3") == os.ttyname(slave)
     os.close(master)
     os.close(slave)
+
+
+def test_a_message_queue(spawn: Spawn, images: Path) -> None:
+    """CRIU cannot save it; with external, as the cure says, the caller gives another one."""
+    rt = ctypes.CDLL("librt.so.1", use_errno=True)
+    name = f"/pycriu-native-{os.getpid()}".encode()
+    queue = rt.mq_open(name, os.O_RDWR | os.O_CREAT, 0o600, None)
+    if queue < 0:
+        pytest.skip(f"no message queue can be made here: {os.strerror(ctypes.get_errno())}")
+    try:
+        target = spawn(f"""
+            import ctypes
+            rt = ctypes.CDLL("librt.so.1")
+            queue = rt.mq_open({name!r}, 2)
+            serve(send=lambda: rt.mq_send(queue, b"restored", 8, 0))
+        """)
+        [finding] = preflight(target.pid).stops
+        assert finding.id == "message-queue"
+        [key] = re.findall(r'external=\["(.*?)"\]', finding.cure)
+        result = preflight(target.pid, CriuOpts(images_directory=images, external=[key]))
+        dump(target.pid, result.opts)
+        target.reap()
+        restore(result.for_restore({key: queue}))
+        assert target.ask("send") == 0
+        message = ctypes.create_string_buffer(8192)
+        assert rt.mq_receive(queue, message, len(message), None) == 8
+        assert message.value == b"restored"
+    finally:
+        os.close(queue)
+        rt.mq_unlink(name)
 
 
 def test_as_text_and_as_data(spawn: Spawn, images: Path) -> None:
