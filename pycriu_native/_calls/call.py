@@ -51,9 +51,6 @@ if TYPE_CHECKING:
 
 STDIN = 0
 
-UNTIL_REAPED = 5.0
-"""Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
-
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore get to die: CRIU kills them, and answers."""
 
@@ -370,7 +367,9 @@ class Call:
                 raise failure
             if request.verb in (Verb.DUMP, Verb.RESTORE):
                 logs.advise()
-            return replace(outcome, pid_free=self._wait_until_gone(outcome.tree))
+            since = time.monotonic()
+            free = self._wait_until_gone(outcome.tree)
+            return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
 
     def _check_identity(self) -> None:
         """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
@@ -435,7 +434,7 @@ class Call:
             return False
         if request.opts.leave_running or request.opts.leave_stopped:
             return False
-        return wait_until_gone(tree, UNTIL_REAPED, lambda: self._cancelled is not None)
+        return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled is not None)
 
     def _hook(self) -> Hook | None:
         return None if self._request.on_notify is None else self._ask
