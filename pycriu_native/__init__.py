@@ -32,7 +32,7 @@ from ._calls.verbs import (
 )
 from ._rollback.option import Rollback
 from ._support.lazy import fetch
-from ._support.light_typing import TYPE_CHECKING, Any
+from ._support.light_typing import TYPE_CHECKING
 from ._system.process_identity import Pidfd, ProcessIdentity
 from ._transport.base import Service, Socket
 from ._transport.worker import Worker
@@ -72,7 +72,14 @@ from .results import (
 )
 
 if TYPE_CHECKING:
-    from . import lib
+    from . import aio as aio
+    from . import archive as archive
+    from . import images as images
+    from . import lib as lib
+    from . import migration as migration
+    from . import oci as oci
+    from . import plots as plots
+    from . import testing as testing
     from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
     from ._calls.preload import preload
@@ -251,17 +258,19 @@ _LATER = {
     "seal": "_integrity.manifest",
     "verify": "_integrity.manifest",
 }
-_MODULES = (
-    "lib",
-    "migration",
-)
+_MODULES = ("aio", "archive", "images", "lib", "migration", "oci", "plots", "testing")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return __import__(f"{__name__}.{name}", fromlist=[name])
-    return fetch(globals(), _LATER, name)
+if not TYPE_CHECKING:  # a checker of types would accept any name
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            return fetch(globals(), _LATER, name)
+        try:
+            return __import__(f"{__name__}.{name}", fromlist=[name])
+        except ImportError as error:  # of an extra; hasattr() and inspect accept no ImportError
+            raise AttributeError(str(error)) from error
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_MODULES, "__version__"])
