@@ -16,7 +16,7 @@ from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
-from ..errors import CriuError, WorkerDiedError
+from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
 from .directory import Checkpoint, JobDirectory, State, boot_id
@@ -34,7 +34,7 @@ FIRST = 0.1
 """When the first checkpoint is taken, as a part of the interval."""
 
 ATTEMPTS = 3
-"""How often a restore is tried during which CRIU is killed."""
+"""How often a restore is tried that fails for another reason than its images."""
 
 MARGIN = 1.25
 """By how much the next checkpoint may take longer than the last ones."""
@@ -119,14 +119,14 @@ class Supervisor:
         return True
 
     def _resume(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint could be restored; again, if CRIU is killed meanwhile."""
+        """Whether a checkpoint could be restored; tried again unless its images are at fault."""
         for _ in range(ATTEMPTS):
             try:
                 self._pid = resume(self._directory, checkpoint)
                 return True
             except (CriuError, OSError, ValueError) as error:
                 self._tell("restore failed", f"checkpoint {checkpoint.number}: {error}")
-                if not isinstance(error, WorkerDiedError):
+                if isinstance(error, ImagesError):
                     break
         return False
 

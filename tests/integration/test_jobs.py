@@ -19,7 +19,7 @@ import pytest
 
 from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
 
-from .support.jobs import RunningJob, check_exact, nothing_runs
+from .support.jobs import OURS, RunningJob, check_exact, nothing_runs
 
 KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
 """Random kills of the test that counts them; ``make test-jobs`` has 1000."""
@@ -144,7 +144,7 @@ def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
         except subprocess.TimeoutExpired:
             kind = job.kill_one(dice)
             killed[kind] = killed.get(kind, 0) + 1
-            if kind in ("criu", "gone"):
+            if kind not in (*OURS, "command"):
                 process.terminate()  # the job runs on
         code = job.wait()
         assert code in (INTERRUPTED, -signal.SIGKILL), (seed, killed, job.messages())

@@ -19,6 +19,8 @@ from .processes import PATIENCE, eventually, is_alive
 
 STEPPER = Path(__file__).parents[1] / "programs" / "stepper.py"
 PAUSE = "0.01"
+OURS = ("command line", "in between", "supervisor")
+"""The processes of a job before its command, the oldest first."""
 
 
 @dataclass
@@ -128,7 +130,7 @@ class RunningJob:
             return "criu"
         if os.fsencode(STEPPER) in words.split(b"\0")[:2]:
             return "command"
-        return ("command line", "in between")[number] if number < 2 else "supervisor"
+        return OURS[number] if number < len(OURS) else "helper"
 
 
 def contents(place: Path) -> dict[str, object]:
