@@ -127,7 +127,7 @@ SANITIZED := build/sanitized
 test-sanitized: test-libraries build ## the unit tests of the C code and the wire, under sanitizers
 	@rm -rf $(SANITIZED)
 	mkdir -p $(SANITIZED)
-	cp -r build_ffi.py setup.py pyproject.toml README.md LICENSE include native pycriu_native tests docs tools $(SANITIZED)
+	cp -r build_ffi.py setup.py pycriu_native_main.py pyproject.toml README.md LICENSE include native pycriu_native tests docs tools $(SANITIZED)
 	rm -f $(SANITIZED)/pycriu_native/_native/*.so
 	set -a
 	. ./.criu

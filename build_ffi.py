@@ -189,7 +189,7 @@ def ffibuilder() -> FFI:
         MODULE,
         preamble(),
         sources=[str(NATIVE / name) for name in SOURCES],
-        depends=[str(NATIVE / name) for name in ("fields.h", "descriptors.h")],
+        depends=[str(NATIVE / name) for name in ("fields.h", "descriptors.h", "forkserver.h")],
         include_dirs=[str(INCLUDE), *criu_includes],
         library_dirs=[library_dir] if library_dir else [],
         libraries=LIBRARIES,

@@ -80,15 +80,20 @@ struct pn_worker {
 
 int pn_spawn(struct pn_worker *worker);
 
-/* ---- worker.c: what it is reached by, and growing it from a seed ---- */
+/* ---- worker.c: what it is reached by, and the requests to a fork server ---- */
 
 struct pn_ends {
 	int ours, theirs; /* of the socket */
 	int output;	  /* a memory file, for its standard output and error */
 };
 
+enum { PN_MOST_INHERITED = 251 }; /* descriptors, by a worker of a fork server */
+
 int pn_make_ends(struct pn_ends *ends); /* on numbers above 2, closed on exec */
-int pn_fork_worker(int seed, const struct pn_ends *ends, int milliseconds); /* the pid of the worker */
+/* The pid of a worker that has `keep` under the same numbers, or a negative errno. */
+int pn_fork_worker(int server, const struct pn_ends *ends, const int *keep, size_t n_keep, int milliseconds);
+/* Have it hold a template: the descriptors of its table, and of the files with its pages. */
+int pn_load_template(int server, const int *fds, size_t n_fds, uint64_t table_size, int milliseconds);
 
 /* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
 

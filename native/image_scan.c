@@ -39,6 +39,7 @@ struct scan {
 	uint8_t *window;
 	size_t room, held;
 	uint64_t start;
+	bool no_memory;
 	/* the rows */
 	struct column columns[MOST_COLUMNS];
 	size_t n_columns;
@@ -58,8 +59,10 @@ static const uint8_t *take(struct scan *scan, uint64_t at, size_t size)
 		if (size > scan->room) {
 			uint8_t *larger = realloc(scan->window, size);
 
-			if (!larger)
+			if (!larger) {
+				scan->no_memory = true;
 				return NULL;
+			}
 			scan->window = larger;
 			scan->room = size;
 		}
@@ -342,6 +345,8 @@ int64_t pn_scan_image(int directory, const char *name, const uint8_t *magic, siz
 	scan.at = n_magic;
 	if (!result)
 		result = scan_messages(&scan, trailer, runs);
+	if (scan.no_memory)
+		result = -ENOMEM;
 	free(scan.window);
 	close(scan.fd);
 	return result ? result : (int64_t)scan.n_out;

@@ -11,6 +11,12 @@
 
 from __future__ import annotations
 
+try:
+    from ._native import ffi as _extension  # noqa: F401
+except ImportError as error:
+    # Its cure is enough: the traceback would show the modules on the way to the extension.
+    raise ImportError(str(error)) from None
+
 from ._calls.exchange import Notification
 from ._calls.verbs import (
     check,
@@ -24,6 +30,7 @@ from ._calls.verbs import (
     restore_child,
     version,
 )
+from ._rollback.option import Rollback
 from ._support.lazy import fetch
 from ._support.light_typing import TYPE_CHECKING, Any
 from ._system.process_identity import Pidfd, ProcessIdentity
@@ -155,6 +162,7 @@ __all__ = [
     "RestoreJob",
     "RestoreResult",
     "RestoreStatistics",
+    "Rollback",
     "Round",
     "Service",
     "Severity",

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from .._integrity.restore_claim import claimed
+from .._rollback.option import Files
 from .._system.process_identity import Pidfd, ProcessIdentity, Target, is_pid, number_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
@@ -67,6 +68,8 @@ class DumpJob:
     via: Via | None = None
     deadline: float | None = None
     """Seconds for this call."""
+    files: Files = None
+    """As for :func:`pycriu_native.dump`."""
     include_caller: bool = False
     """Dump a tree that contains the process that made the job, or that runs it, if only itself."""
     process: ProcessIdentity | None = None
@@ -101,6 +104,7 @@ class DumpJob:
             include_caller=self.include_caller,
             via=self.via,
             deadline=self.deadline,
+            files=self.files,
         )
 
 
@@ -130,6 +134,8 @@ class RestoreJob:
     via: Via | None = None
     deadline: float | None = None
     """Seconds for this call."""
+    files: Files = None
+    """As for :func:`pycriu_native.restore`."""
     fence: bool = True
     """Make the claim file; the images directory must be writable, and the same for all runs."""
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -141,9 +147,11 @@ class RestoreJob:
 
     def __call__(self) -> RestoreResult:
         """Do it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
-        verbs.restore_request(self.opts, self.via, None, self.deadline)  # nothing is touched yet
+        verbs.restore_request(
+            self.opts, self.via, None, self.deadline, files=self.files
+        )  # nothing is touched yet
         with claimed(self.opts, self.token) if self.fence else contextlib.nullcontext():
-            return verbs.restore(self.opts, via=self.via, deadline=self.deadline)
+            return verbs.restore(self.opts, via=self.via, deadline=self.deadline, files=self.files)
 
 
 R_co = TypeVar("R_co", covariant=True)

@@ -20,11 +20,12 @@ from .._integrity import statistics as statistics_module
 from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
 from .._native.ffi import native
+from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol, cast
 from .._support.unpatched import Event, Thread
 from .._system.process_identity import check_start
-from .._system.process_tree import end_processes, half_restored, wait_until_gone
+from .._system.process_tree import wait_until_gone
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .._recovery.failed_restore import RestoreUndo
     from .._recovery.link_remaps import KeptLink
     from .._recovery.recovery import Recovery, RecoveryResult
+    from .._rollback.put_back import RollBack
 
 STDIN = 0
 
@@ -223,6 +225,14 @@ class Call:
         started = time.monotonic()
         self._since = time.clock_gettime(time.CLOCK_BOOTTIME)
         deadline = None if request.deadline is None else started + request.deadline
+
+        def check_wanted() -> None:
+            if self._cancelled is not None:
+                raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
+            if deadline is not None and time.monotonic() > deadline:
+                message = f"{request.verb}: the deadline of {request.deadline:g} s passed"
+                raise DeadlineError(message, verb=str(request.verb), pid=request.pid)
+
         with ExitStack() as owned:
             directories = Directories(
                 request.opts, request.verb, owned, allow_untrusted=request.via.allow_untrusted
@@ -244,6 +254,7 @@ class Call:
             rescue = _rescue_for(request)
             if rescue is not None:
                 owned.callback(rescue.close)
+            rolled_back = _roll_back(request, directories, owned, check_wanted)
             undo = _undo_for(request, directories, owned)
             turn = owned.enter_context(ExitStack())
             if self._in_turn is not None:
@@ -261,6 +272,8 @@ class Call:
                 if is_dump and directories.images is not None:
                     dump_marker.check_written(directories.images, request.pid)
                     rearm(directories.images)
+                    if request.rollback is not None:
+                        _save_files(request, directories.images, exchange.tree, check_wanted)
                     if request.opts.link_remap and request.opts.leave_running:
                         kept.extend(_keep_links(directories.images, request.pid))
                 if unfinished is not None:
@@ -333,12 +346,16 @@ class Call:
                 unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
                 if rescue is not None and (lost is not None or unsure):
                     _tell(failure, rescue.after())
-                if undo is not None:
-                    _name_left(failure, undo.undo(killed=lost is not None))
+                left = () if undo is None else undo.undo(killed=lost is not None)
+                if rolled_back is not None:
+                    left += rolled_back.give_back()
+                _name_left(failure, left)
                 if unfinished is not None and lost is None:
                     unfinished.undo()
-            elif undo is not None:
-                undo.succeeded()
+            else:
+                for ended in (undo, rolled_back):
+                    if ended is not None:
+                        ended.succeeded()
             logs.tell(
                 request.verb,
                 request.pid,
@@ -490,6 +507,30 @@ def _undo_for(request: Request, directories: Directories, owned: ExitStack) -> R
         return None  # the caller has changed its root or its user since: see preload()
     owned.callback(undo.close)
     return undo
+
+
+def _save_files(
+    request: Request, images: int, tree: Sequence[int], check: Callable[[], object]
+) -> None:
+    """Save what the frozen tree writes."""
+    from .._rollback.saved_files import save  # few dumps need it
+
+    assert request.rollback is not None
+    save(images, tree, request.rollback.patterns, check)
+
+
+def _roll_back(
+    request: Request, directories: Directories, owned: ExitStack, check: Callable[[], object]
+) -> RollBack | None:
+    """Put the files back that the dump of these images has saved."""
+    if request.rollback is None or request.verb is not Verb.RESTORE or directories.images is None:
+        return None
+    from .._rollback.put_back import RollBack  # few restores need it
+
+    rolled_back = RollBack(directories.images)
+    owned.callback(rolled_back.close)
+    rolled_back.put_back(check)
+    return rolled_back
 
 
 def _keep_links(images: int, pid: int | None) -> list[KeptLink]:

@@ -15,9 +15,11 @@ import contextlib
 import os
 import signal
 
+from .._recovery.half_restored import half_restored
 from .._support.lazy import socket
-from .._system.descriptors import descriptors_of
-from .._system.process_tree import half_restored, process_tree, status_of
+from .._system.descriptors import descriptors_of, sockets_of
+from .._system.process import status_of
+from .._system.process_tree import process_tree
 
 XFSZ = 1 << (signal.SIGXFSZ - 1)
 """SIGXFSZ in a set of signals, as /proc/PID/status prints them."""
@@ -66,15 +68,7 @@ def _limit(pid: int) -> None:
 
 def _sockets(pids: list[int]) -> set[int]:
     """The inodes of the sockets that processes hold."""
-    result = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    kind, _, inode = os.readlink(f"/proc/{pid}/fd/{name}").partition(":[")
-                    if kind == "socket":
-                        result.add(int(inode[:-1]))
-    return result
+    return {inode for pid in pids for inode in sockets_of(pid)}
 
 
 def _disconnect(pid: int, spared: set[int]) -> None:

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 
+from .._rollback.option import Rollback
 from .._support.frozen_dataclass import dataclass, replace
 from .._system.process_tree import is_above
 from .._transport.base import Via
@@ -36,6 +37,8 @@ class Request:
     no such process, or it is the caller itself."""
     include_caller: bool = False
     """Dump a tree although the caller is in it."""
+    rollback: Rollback | None = None
+    """Save the files that the tree writes, or put them back."""
     keep_line: bool = False
     """Leave the line open for the next request."""
     abort: Callable[[], object] | None = None

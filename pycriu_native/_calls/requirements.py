@@ -17,8 +17,9 @@ from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
-from .._system.host import authenticates_pointers, can_track_memory
-from .._system.process_tree import frozen_cgroup, is_in_cgroup
+from .._system.cgroups import frozen_cgroup, is_in_cgroup
+from .._system.process_tree import process_tree
+from .._system.processor import authenticates_pointers, can_track_memory
 from .._transport.base import Via
 from .._wire.messages import knows
 from ..enums import Verb
@@ -54,7 +55,12 @@ _features: dict[tuple[object, ...] | None, Features] = {}
 def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     option_rules.check(request.opts, request.verb, request.pid)
-    refused = [*by_caller(request), *by_trust(request), *by_images(request)]
+    refused = [
+        *by_caller(request),
+        *by_trust(request),
+        *by_images(request),
+        *by_files(request),
+    ]
     _refuse(OptionError, refused, request)
     problems = [*by_position(request), *by_limits(request), *by_library(request.opts)]
     if request.via.identity() is not None:
@@ -86,6 +92,35 @@ def by_caller(request: Request) -> Iterator[Problem]:
         yield Problem("pid", pid, rule)
     elif request.inside and (why := caller_inside(pid, request.verb, request.include_caller)):
         yield Problem("pid", pid, why)
+
+
+def by_files(request: Request) -> Iterator[Problem]:
+    """What keeps the files of the tree from being saved or put back."""
+    if request.rollback is None:
+        return
+    opts = request.opts
+    why = ""
+    if request.verb is Verb.PRE_DUMP:
+        why = "a pre-dump saves memory only: give it to the dump"
+    elif request.inside:
+        why = "the caller is in the tree, and would be frozen when the files are to be saved"
+    elif opts.stream:
+        why = "images in a stream have no directory for the files"
+    elif opts.images_directory is None:
+        why = "the files are in images_directory: give it"
+    elif opts.root is not None:
+        why = (
+            "the files of a tree with a mount namespace of its own are not supported (root is set)"
+        )
+    if why:
+        yield Problem("files", "rollback", why)
+    elif request.verb is Verb.DUMP and request.pid is not None:
+        from .._rollback.written_files import written_files  # few calls need it
+
+        try:
+            written_files(process_tree(request.pid))
+        except OptionError as error:
+            yield from error.problems
 
 
 def caller_frozen(opts: CriuOpts) -> str | None:

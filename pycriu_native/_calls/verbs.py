@@ -30,6 +30,7 @@ import os
 
 from .._failures.log_excerpt import is_benign
 from .._native.ffi import LIBCRIU_VERSION
+from .._rollback.option import Files, rollback_of
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Any, TypeVar
 from .._system.process_identity import Target, located
@@ -83,6 +84,7 @@ def dump(
     include_caller: bool = False,
     via: Via | None = None,
     on_notify: Hook | None = None,
+    files: Files = None,
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> DumpResult:
@@ -104,10 +106,18 @@ def dump(
     CRIU begins and again when the tree is frozen; another one than at the start of the call runs
     on, and ``ProcessMismatchError`` is raised.
 
+    ``files="rollback"`` (or a :class:`~pycriu_native.Rollback`) saves the files that the processes
+    have open for writing into the images directory while they are frozen, by reflinks where the
+    file system can: a restore with the same argument puts them back. CRIU itself saves only the
+    names of files, so a file that changes after the dump does not fit the memory any more, and
+    one that grew makes the restore fail.
+
     Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
     raises. Needs CRIU 3.17.
     """
-    request = dump_request(pid, opts, via, on_notify, deadline, include_caller=include_caller)
+    request = dump_request(
+        pid, opts, via, on_notify, deadline, include_caller=include_caller, files=files
+    )
     call = Call(request)
     with _observed(on_progress, call):
         return dump_result(request, call.wait())
@@ -121,6 +131,7 @@ def dump_request(
     deadline: float | None,
     *,
     include_caller: bool = False,
+    files: Files = None,
 ) -> Request:
     """What :func:`dump` asks for, checked."""
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
@@ -130,7 +141,15 @@ def dump_request(
     elif pid == os.getpid() and (include_caller or isinstance(target, int)):
         pid = start = None
     return _checked(
-        verb, opts, pid, via, on_notify, deadline, start=start, include_caller=include_caller
+        verb,
+        opts,
+        pid,
+        via,
+        on_notify,
+        deadline,
+        start=start,
+        include_caller=include_caller,
+        files=files,
     )
 
 
@@ -201,6 +220,7 @@ def restore(
     *,
     via: Via | None = None,
     on_notify: Hook | None = None,
+    files: Files = None,
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> RestoreResult:
@@ -209,8 +229,12 @@ def restore(
     The restored processes belong to the system's reaper, not to the caller. Raises
     ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
     any verb raises. Needs CRIU 3.17.
+
+    ``files="rollback"`` puts the files back that a dump with this argument has saved, before
+    CRIU starts; if the restore fails, they are given back as they were. ``ImagesError`` where one
+    cannot be put back, or none were saved; nothing is changed then.
     """
-    request = restore_request(opts, via, on_notify, deadline)
+    request = restore_request(opts, via, on_notify, deadline, files=files)
     call = Call(request)
     with _observed(on_progress, call):
         return restore_result(request, call.wait())
@@ -221,6 +245,7 @@ def restore_child(
     *,
     via: Via | None = None,
     on_notify: Hook | None = None,
+    files: Files = None,
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> RestoreResult:
@@ -229,7 +254,7 @@ def restore_child(
     Only a parent learns the exit status: ``os.waitpid(result.pid, 0)``, which the caller must
     call some day. Raises as :func:`restore`. Needs CRIU 3.17, and a worker of our own.
     """
-    request = restore_request(opts, via, on_notify, deadline, sibling=True)
+    request = restore_request(opts, via, on_notify, deadline, sibling=True, files=files)
     call = Call(request)
     with _observed(on_progress, call):
         return restore_result(request, call.wait())
@@ -242,9 +267,12 @@ def restore_request(
     deadline: float | None,
     *,
     sibling: bool = False,
+    files: Files = None,
 ) -> Request:
     """What :func:`restore` or :func:`restore_child` asks for, checked."""
-    return _checked(Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=sibling)
+    return _checked(
+        Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=sibling, files=files
+    )
 
 
 def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
@@ -362,6 +390,7 @@ def _checked(
     sibling: bool = False,
     start: int | None = None,
     include_caller: bool = False,
+    files: Files = None,
 ) -> Request:
     request = Request(
         verb=verb,
@@ -373,6 +402,7 @@ def _checked(
         sibling=sibling,
         start_time=start,
         include_caller=include_caller,
+        rollback=rollback_of(files, str(verb)),
     )
     requirements.check(request)
     return request

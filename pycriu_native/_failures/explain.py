@@ -8,7 +8,8 @@ import signal
 from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
-from .._system.process_tree import holders, name_of, stat_of, status_of
+from .._system.process import name_of, stat_of, status_of
+from .._system.process_tree import holders
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
@@ -174,8 +175,8 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
             cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
             cure = f"end pid {pid} and others of that {kind}, or restore in a pid namespace"
         return replace(found, cause=cause, cure=cure)
-    state, parent, _ = seen
-    if state != "Z":
+    parent = seen.parent
+    if seen.state != "Z":
         process = int(status_of(taken).get("Tgid", taken))
         what = f"a thread of pid {process}" if process != taken else "a running process"
         running = replace(

@@ -21,8 +21,8 @@ import fcntl
 import os
 from collections.abc import Iterator
 
+from .._system.descriptors import above_stdio
 from .._system.regular_file import open_regular
-from .._transport.connection import above_stdio
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
@@ -36,6 +36,11 @@ UNFINISHED = "pycriu-native.unfinished"
 CLAIM = "pycriu-native.restore-"
 """How the claim files of restore jobs begin: ``restore_claim.py``."""
 
+SAVED_FILES = "pycriu-native.file"
+"""How the names of the files begin that a dump with ``files="rollback"`` has saved."""
+
+LINKS = "pycriu-native.links"
+"""The directory among the images for the links of ``link_remap`` (``_recovery/link_remaps.py``)."""
 EARLIER = "pycriu-native.earlier"
 """Where the images of an earlier dump to the same directory are while a new one is under way."""
 
@@ -165,7 +170,7 @@ def _lock(fd: int) -> bool:
 
 def _of_dump(name: str) -> bool:
     """Whether a file is an image of a dump; ``cpuinfo.img`` is that of another verb."""
-    if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
+    if name.startswith(SAVED_FILES) or (name.startswith("tmpfs-") and name.endswith(".tar.gz")):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
 

@@ -7,6 +7,7 @@ of its kind and reaches to its end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Iterator
@@ -244,6 +245,8 @@ class ImageFiles:
             if count <= room:
                 break
             room = count
+        if count == -errno.ENOMEM:
+            raise MemoryError(f"no memory for a message of {name}")
         if count < 0:
             raise self._damaged(name, kind, count)
         flat = iter(ffi.unpack(out, count) if count else ())

@@ -28,11 +28,10 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from .._recovery.created_names import LINKS
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
-from .dump_marker import CLAIM, DEEPEST, EARLIER, UNFINISHED, where
+from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED, where
 
 __all__ = ["MANIFEST", "seal", "verify"]
 

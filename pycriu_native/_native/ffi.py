@@ -8,11 +8,8 @@ from .._support.light_typing import Any
 
 _HINT = """\
 pycriu_native's extension module does not load: {reason}
-It needs libcriu.so.2 and libprotobuf-c.so.1 at run time:
-  Debian 13, Ubuntu:  apt-get install libcriu2
-  Debian 12:          apt-get install criu
-  Fedora:             dnf install criu-libs
-  from a checkout:    make build"""
+Install libcriu: apt-get install libcriu2 (Debian 12: criu), dnf install criu-libs; or install \
+pycriu-native from its wheel, which contains libcriu."""
 
 _ISOLATED = """\
 pycriu_native does not work in an isolated subinterpreter: {reason}
@@ -23,7 +20,7 @@ try:
     from .extension import lib
 except ImportError as error:
     hint = _ISOLATED if "subinterpreter" in str(error) else _HINT
-    raise ImportError(hint.format(reason=error)) from error
+    raise ImportError(hint.format(reason=error)) from None
 
 native: Any = lib
 """cffi's own library object: every function, missing ones as NULL. Use ``pycriu_native.lib``

@@ -26,7 +26,7 @@ from .._support import unpatched
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
-from .._transport.connection import above_stdio
+from .._system.descriptors import above_stdio
 from .._transport.process import ChildProcess
 from .._transport.program import find_program
 from .._transport.spawn import spawn

@@ -22,7 +22,7 @@ from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
-from .._system.process_tree import listener_on
+from .._system.inet_sockets import listener_on
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.worker import Worker

@@ -1,6 +1,6 @@
-"""Cgroups that a restore makes, found before it begins and removed when it has failed.
+"""Finds the cgroups that a restore will make, and removes them if it fails.
 
-CRIU makes what is missing of the directories in ``cgroup.img`` (``criu/cgroup.c`` of 4.2,
+CRIU makes the missing directories of those in ``cgroup.img`` (``criu/cgroup.c`` of 4.2,
 ``prepare_cgroup_dirs``), and leaves them when it fails.
 """
 
@@ -14,33 +14,30 @@ from collections.abc import Iterable, Iterator
 from .._integrity.statistics import message_fields
 from .._support.light_typing import cast
 from .._support.unpatched import sleep
+from .._system.mountinfo import cgroup_hierarchies
 from ..enums import CgroupMode
 from ..options.criu_opts import CriuOpts
 from ..options.values import CgroupRoot
 from .created_names import messages
 
 EMPTYING = 2.0
-"""Seconds that a cgroup gets to be left by processes that have been killed."""
+"""Seconds to wait until killed processes have left a cgroup."""
 
 
 def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
-    """The directories that CRIU would make, the outer ones first."""
+    """The directories that CRIU would make, outer ones first."""
     mode = opts.manage_cgroups_mode
     if mode == CgroupMode.IGNORE or (mode is None and opts.manage_cgroups is False):
         return ()
     result = [each for each in _controllers(images) if each[1]]
     if not result:
         return ()
-    from .._system.mounts import (
-        mounts_of,  # most processes are in the root cgroup, or restored in theirs
-    )
-
-    mounts = [mount for mount in mounts_of("self") if mount.kind.startswith("cgroup")]
+    mounts = list(cgroup_hierarchies())
     missing: list[str] = []
     for names, trees in result:
         kind, controllers = ("cgroup", set(names)) if any(names) else ("cgroup2", set())
         for mount in mounts:
-            if mount.kind == kind and mount.root == "/" and mount.options >= controllers:
+            if mount.kind == kind and mount.options >= controllers:
                 paths = _paths(trees, _new_root(names, opts))
                 missing += [f"{mount.place}/{level}" for path in paths for level in _levels(path)]
                 break
@@ -48,7 +45,7 @@ def missing_cgroups(images: int, opts: CriuOpts) -> tuple[str, ...]:
 
 
 def remove_cgroups(paths: Iterable[str]) -> Iterator[str]:
-    """Remove those that are there now, and yield those that cannot be removed."""
+    """Remove the cgroups that exist; yields a message for each that cannot be removed."""
     until = time.monotonic() + EMPTYING
     for path in reversed(list(paths)):
         while True:
@@ -82,7 +79,7 @@ def _name(tree: bytes) -> str:
 
 
 def _new_root(names: list[str], opts: CriuOpts) -> str | None:
-    """What takes the place of a tree's own name."""
+    """The path that replaces the name of a tree; None keeps it."""
     roots = [root for root in opts.cg_roots or () if isinstance(root, CgroupRoot)]
     return next((root.path for root in roots if root.controller in (None, *names)), None)
 

@@ -1,8 +1,8 @@
-"""Children of the caller that a failed call made: nobody but the caller could reap them.
+"""Reaps the children of the caller that a failed call made; only the caller can reap them.
 
 ``restore_child`` makes the restored root a child of the caller, and a caller that is a subreaper
-(prctl(2), ``PR_SET_CHILD_SUBREAPER``) becomes the parent of whatever a dead CRIU leaves. A zombie
-that stays keeps its pid, so that the next restore fails.
+(prctl(2), ``PR_SET_CHILD_SUBREAPER``) becomes the parent of the processes that a killed CRIU
+leaves. A zombie keeps its pid, so that the next restore fails.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 
 from .._integrity.statistics import message_fields
 from .._support import unpatched
-from .._system.process_tree import read_small, status_of
+from .._system.process import children_of, read_small, stat_of, status_of
+from .half_restored import pids_in
 
 TASK_CORE, COMM = 3, 6
 """Fields of ``core-PID.img`` (CRIU's ``images/core.proto``)."""
@@ -30,15 +31,15 @@ def reap_made(
 ) -> None:
     """Reap the children of the caller that a failed call made, waiting ``seconds`` for their end.
 
-    ``kill`` ends them first: the CRIU that would have is gone. ``worker`` is the pid that CRIU had,
-    ``since`` the beginning of the call in seconds of CLOCK_BOOTTIME; ``images`` is empty for a call
-    that restores nothing. A child that somebody else has made is not touched.
+    ``kill`` sends SIGKILL first, since CRIU was killed before it could. ``worker`` is the pid that
+    CRIU had, ``since`` the beginning of the call in seconds of CLOCK_BOOTTIME; ``images`` is empty
+    for a call that restores nothing. Other children of the caller are not touched.
     """
-    expected = {} if not images else _names_in(images)
+    expected = {pid: _name_in(f"{images}/core-{pid}.img") for pid in pids_in(images)}
     program = os.path.basename(program)[:COMM_LENGTH]
     until = time.monotonic() + seconds
     tried: set[int] = set()
-    # The end of one can make its own children those of a subreaper.
+    # The children of a process that ends become those of a subreaper.
     while made := [pid for pid in _made(expected, worker, program, since) if pid not in tried]:
         for pid in made:
             _reap(pid, until, kill=kill)
@@ -46,49 +47,24 @@ def reap_made(
 
 
 def _made(expected: Mapping[int, str], worker: int, program: str, since: float) -> Iterator[int]:
-    """Children younger than the call that are CRIU's, or what CRIU was turning them into.
+    """Children younger than the call that are CRIU's or that CRIU was restoring.
 
     CRIU's children begin in the process group that the worker leads. Those that have left it have
     a pid of the images, in their own pid namespace, and the name of CRIU or of the dumped process.
     """
     first = int(since * os.sysconf("SC_CLK_TCK"))
-    for pid in _children():
-        name, fields = _stat(pid)
-        if pid == worker or not fields or int(fields[1]) != os.getpid() or int(fields[19]) < first:
+    for pid in children_of(os.getpid()):
+        stat = stat_of(pid)
+        if pid == worker or stat is None or stat.parent != os.getpid() or stat.start < first:
             continue
         number = int(status_of(pid).get("NSpid", str(pid)).split()[-1])
-        known = number in expected and name in (program, expected[number])
-        if known or int(fields[2]) == worker:
+        known = number in expected and stat.name in (program, expected[number])
+        if known or stat.group == worker:
             yield pid
 
 
-def _children() -> Iterator[int]:
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):  # the thread has ended
-            yield from map(int, read_small(f"/proc/self/task/{task}/children").split())
-
-
-def _stat(pid: int) -> tuple[str, list[bytes]]:
-    """A process's name and the fields of /proc/PID/stat from its state on; none if it is gone."""
-    with contextlib.suppress(OSError):
-        head, _, tail = read_small(f"/proc/{pid}/stat").rpartition(b")")
-        return os.fsdecode(head.partition(b"(")[2]), tail.split()
-    return "", []
-
-
-def _names_in(images: str) -> dict[int, str]:
-    """The pids in the images, as the processes see them, and the names of the processes."""
-    result = {}
-    with contextlib.suppress(OSError):
-        for file in os.listdir(images):
-            number = file.removeprefix("core-").removesuffix(".img")
-            if file == f"core-{number}.img" and number.isascii() and number.isdigit():
-                result[int(number)] = _name_in(f"{images}/{file}")
-    return result
-
-
 def _name_in(core: str) -> str:
-    """The process's name in a core image; nothing where it cannot be read."""
+    """The process's name in a core image; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         data = read_small(core)
         message = data[12 : 12 + int.from_bytes(data[8:12], "little")]
@@ -104,7 +80,7 @@ def _reap(pid: int, until: float, *, kill: bool) -> None:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
-        return  # reaped by somebody else, as SIGCHLD's handler of the caller may do
+        return  # reaped meanwhile, for example by the caller's handler of SIGCHLD
     try:
         if kill:
             with contextlib.suppress(OSError):

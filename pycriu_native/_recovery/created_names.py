@@ -23,9 +23,6 @@ from .._integrity.statistics import message_fields
 from .._support.frozen_dataclass import dataclass
 from ..options.criu_opts import CriuOpts
 
-LINKS = "pycriu-native.links"
-"""The directory among the images where a restore keeps links of ``link_remap``."""
-
 LARGEST = 16 * 2**20
 """Bytes of an image that are read."""
 

@@ -1,4 +1,4 @@
-"""The lock that a dump has put on the network, which stays until a restore of its images."""
+"""The network lock of a dump, which stays until a restore of its images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import socket
 from collections.abc import Iterator
 
 from .._integrity.statistics import message_fields
+from .._system.tcp_connections import Ends
 from . import network_lock
 from .created_names import fields_of, messages, number_in, run_of_dump
-from .network_lock import Ends
 
 
 def lock_of_dump(images: int) -> Iterator[str]:
-    """The lock that the dump has put on the network, if it is here: the next restore needs it."""
+    """A message about the dump's network lock, if it exists: the next restore needs it."""
     until = "which the dump made and a restore that succeeds removes"
     with contextlib.suppress(OSError):
         run = run_of_dump(images)
@@ -44,7 +44,7 @@ def _ends(entry: bytes) -> Ends | None:
     words: dict[int, list[int]] = {11: [], 12: []}
     for field, value in message_fields(entry):
         if field in words:
-            # Packed or not: libprotobuf-c writes them apart unless the schema says otherwise.
+            # Not packed: libprotobuf-c writes each value apart unless the schema has packed=true.
             words[field] += [value] if isinstance(value, int) else []
     hosts = [_address(number_in(fields, 3), words[field]) for field in (11, 12)]
     if None in hosts:

@@ -1,13 +1,12 @@
-"""What a restore that failed leaves in the file system, removed; what it consumed, put back.
+"""Undoes the changes of a failed restore to the file system.
 
-CRIU removes the names that it makes (``created_names.py``) when it comes to the end of a restore,
-or fails by itself. One that was killed leaves them, and then the next restore finds them in its
-way; one that fails while it opens a deleted file leaves that file's name. :class:`RestoreUndo`
-looks before CRIU starts, and when the restore has failed, and its processes have ended, it removes
-what came in between. Nothing that was there before is removed, and nothing while another restore of
-the same images is under way.
+CRIU removes the names that it makes (``created_names.py``) when a restore ends or fails. A CRIU
+that is killed leaves them, and the next restore fails because they exist; one that fails
+while it opens a deleted file leaves the name of that file. :class:`RestoreUndo` reads the state
+before CRIU starts. When the restore has failed and its processes have ended, it removes the names
+that are new. It removes nothing while another restore of the same images runs.
 
-What CRIU consumes of ``link_remap`` is put back too (``link_remaps.py``).
+The links of ``link_remap`` that CRIU removes are made again (``link_remaps.py``).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ RESTORING = "another restore of the same images may be using it"
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A name that CRIU may make, and how it is known that it did."""
+    """A name that CRIU may make, and the file that it would have."""
 
     name: Name
     ghost: Ghost | None = None
@@ -41,10 +40,10 @@ class _Made:
 
 
 class RestoreUndo:
-    """What is known of one restore before it begins, and its undoing."""
+    """The state of the file system before a restore, and the undo of its changes."""
 
     def __init__(self, images: int, work: int, opts: CriuOpts) -> None:
-        """``work`` is where CRIU runs; both stay the caller's, open until :meth:`close`."""
+        """``images`` and ``work`` (CRIU's directory) are the caller's, open until :meth:`close`."""
         self._images = images
         self._work = work
         self._opts = opts
@@ -67,7 +66,7 @@ class RestoreUndo:
             raise
 
     def close(self) -> None:
-        """Give back what it owns."""
+        """Close its descriptors."""
         self._tree.close()
         if self._lock is not None:
             with contextlib.suppress(OSError):
@@ -76,7 +75,7 @@ class RestoreUndo:
             self._lock = None
 
     def _claim(self) -> bool:
-        """Whether no other call restores these images; others see this one from here on."""
+        """Lock the images; False if another call restores them."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             self._lock = os.open(f"/proc/self/fd/{self._images}", flags)
@@ -127,16 +126,16 @@ class RestoreUndo:
     # ---- afterwards ----
 
     def succeeded(self) -> None:
-        """The restore is done: keep what the next one needs."""
+        """Keep the links that the next restore needs, after a success."""
         for link in self._links:
             link.detach()
 
     def undo(self, *, killed: bool) -> tuple[str, ...]:
-        """Undo what a failed restore did, once its processes have ended; what is left of it.
+        """Undo a failed restore whose processes have ended; returns messages about what remains.
 
-        ``killed``: CRIU had no chance to undo it.
+        ``killed``: CRIU was killed, so that it has undone nothing.
         """
-        from .dump_lock import lock_of_dump  # a restore that succeeds has no need of it
+        from .dump_lock import lock_of_dump  # needed after a failure only
 
         remaining = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
         for name, parked in self._sockets:

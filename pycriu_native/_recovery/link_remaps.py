@@ -14,8 +14,9 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 
+from .._integrity.dump_marker import LINKS
 from .._system.paths_below import Name, Tree
-from .created_names import LINKS, LinkRemap, identity, made_names
+from .created_names import LinkRemap, identity, made_names
 
 KEPT = ".kept"
 """Behind the name of such a link: another one to the same file, while a restore is under way."""

@@ -1,13 +1,13 @@
-"""What a CRIU that was killed leaves in the memory of the process that it was dumping.
+"""Reports the code of a killed CRIU in the memory of the process that it was dumping.
 
-CRIU works from within: it has the process map a memory file of the name CRIUMFD, with code that
-tells what only the process itself can. A dump ends with CRIU having it unmapped, by the process.
-The code itself, when CRIU is gone, returns to where the process was interrupted, and stays mapped.
+CRIU makes the process map a memory file of the name CRIUMFD. Its code runs in the process and reads
+what is only visible there. At the end of a dump the process unmaps it. If CRIU is killed, the code
+returns to where the process was interrupted and stays mapped.
 
-It is named, not removed. Only the process can unmap it (Linux has no such call for another's
-memory), so somebody would have to stop it and run system calls in its place once more: that is
-what costs a process its life when it is cut short. Cutting off the memory file from outside
-(``/proc/PID/map_files``) gives back its pages, but kills a thread that is still in the code.
+It is reported, not removed. Only the process can unmap it (Linux has no such call for the memory of
+another process), so it would have to be stopped and made to run system calls, which can end it if
+interrupted. Truncating the memory file (``/proc/PID/map_files``) frees its pages, but kills a
+thread that is still in the code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = "/memfd:CRIUMFD (deleted)"
 
 
 def left_in(pids: Iterable[int]) -> Iterator[str]:
-    """What of CRIU's is mapped in these processes, in words; what an earlier CRIU left too."""
+    """A message for each process that has CRIU's code mapped, also of an earlier CRIU."""
     for pid in pids:
         size = 0
         with contextlib.suppress(OSError):
@@ -31,6 +31,6 @@ def left_in(pids: Iterable[int]) -> Iterator[str]:
                     size += int(end, 16) - int(begin, 16)
         if size:
             yield (
-                f"CRIU's code in the memory of pid {pid} (memfd:CRIUMFD, {size // 1024} KiB), in "
-                "nobody's way until the process ends or executes another program"
+                f"CRIU's code in the memory of pid {pid} (memfd:CRIUMFD, {size // 1024} KiB) "
+                "stays, without effect, until the process ends or executes another program"
             )

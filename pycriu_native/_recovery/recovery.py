@@ -1,11 +1,9 @@
-"""What a dump owes its process when CRIU is gone before it could undo its work.
+"""Recovery of a process after its CRIU was killed during a dump.
 
-The kernel lets go of what a dead CRIU had stopped: the process runs on by itself, and the code
-that CRIU had put into it returns to where it was interrupted. Left behind are the lock on the
-network (``network_lock.py``), connections in repair mode (``_system/tcp_connections.py``), a cgroup
-that CRIU had frozen or thawed, and that code's memory (``parasite.py``). :class:`Recovery` looks
-before, in the notifications while CRIU lives, and puts right afterwards. It runs on the call's own
-thread.
+The kernel resumes the processes that a killed CRIU had stopped. What remains is the network lock
+(``network_lock.py``), connections in repair mode (``_system/tcp_connections.py``), a cgroup that
+CRIU had frozen or thawed, and CRIU's code in their memory (``parasite.py``). :class:`Recovery`
+reads the state in notifications, while CRIU runs, and restores it afterwards, on the call's thread.
 """
 
 from __future__ import annotations
@@ -16,29 +14,30 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .._system.process_tree import process_tree, stat_of
-from .._system.tcp_connections import connections_of, end_repair, reusing
+from .._system.process import is_running
+from .._system.process_tree import process_tree
+from .._system.tcp_connections import Ends, connections_of, end_repair, reusing
 from ..enums import NetworkLock, Notify
 from ..options.criu_opts import CriuOpts, StrPath
 from . import network_lock
 from .link_remaps import DumpLinks
-from .network_lock import Ends
 from .parasite import left_in
+from .run_id import run_id
 from .temporary_files import CLOCK_LAG, remove_temporary
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecoveryResult:
-    """What became of the process, and what could not be put right."""
+    """The state of the processes after recovery, and what could not be recovered."""
 
     ended: tuple[int, ...] = ()
-    """Those of the processes to be dumped that are not there any more."""
+    """The pids of processes to dump that have ended."""
     saved: bool = False
     """Whether CRIU had written all images by then."""
     lost_connections: tuple[str, ...] = ()
-    """Its TCP connections that are over or do not work, as ``address:port - address:port``."""
+    """TCP connections that have ended or do not work, as ``address:port - address:port``."""
     left_behind: tuple[str, ...] = ()
-    """What stays of CRIU's on this host: to be removed by hand, where the words do not say more."""
+    """What remains of CRIU on this host, to be removed by hand if the text has no other cure."""
 
     def __str__(self) -> str:
         message = []
@@ -53,7 +52,7 @@ class RecoveryResult:
 
 
 class Recovery:
-    """What is known of one dump, for the case that CRIU does not come back from it."""
+    """The state of one dump, for recovery after CRIU is killed."""
 
     def __init__(self, pid: int, opts: CriuOpts) -> None:
         self._pid = pid
@@ -67,8 +66,8 @@ class Recovery:
         self._connections: dict[int, Ends] = {}
         self._tree = [pid]
         self.frozen: list[int] | None = None
-        """The processes, from when they stood still; None: nobody has said so."""
-        self._was_there = _is_there(pid)
+        """The pids of the frozen processes; None before CRIU reports that it has frozen them."""
+        self._was_there = is_running(pid)
         self._saved = False
         self._written = False
         self._may_lock = False
@@ -76,12 +75,12 @@ class Recovery:
         self._chain_before: bool | None = None  # None: no namespace was locked as a whole
 
     def close(self) -> None:
-        """Give back what it owns."""
+        """Close its descriptors."""
         if self._links is not None:
             self._links.close()
 
     def look(self, action: Notify | str, worker: int) -> None:
-        """Remember what cannot be found out later; CRIU waits for the notification's answer."""
+        """Read what is not readable later; CRIU waits for the response to the notification."""
         if action is Notify.POST_DUMP:
             self._written = True
         with contextlib.suppress(OSError):
@@ -89,13 +88,13 @@ class Recovery:
                 self._looked = True
                 if self._links is not None:
                     self._links.look(process_tree(self._pid))
-                # Only its own worker is known; and nothing is locked without the first word.
+                # 0: the worker is not ours. CRIU locks nothing before its first notification.
                 self._run = self._run_of(worker) if worker else None
             if action is Notify.NETWORK_LOCK and not self._by_table:
                 with network_lock.in_network_of(self._pid):
                     self._chain_before = network_lock.has_chain()
-            # At query-ext-files, which CRIU before 3.19 does not know, it stands still; at both,
-            # no connection has been touched.
+            # The tree is frozen at query-ext-files (CRIU 3.19). At both, CRIU has not changed a
+            # connection.
             established = self._opts.tcp_established
             if action is Notify.QUERY_EXT_FILES or (established and action is Notify.PRE_DUMP):
                 self._tree = process_tree(self._pid)
@@ -108,26 +107,26 @@ class Recovery:
                     self._reuse = reusing(self._tree)
 
     def _run_of(self, worker: int) -> str | None:
-        """What CRIU calls its table, in front of which ``CRIU-`` comes."""
-        run = network_lock.run_id(worker)
+        """The name of CRIU's table, without the prefix ``CRIU-``."""
+        run = run_id(worker)
         if run is not None:
             return run
         with network_lock.in_network_of(self._pid):  # before 4.1 the table has the pid's name
             return None if network_lock.has_table(str(self._pid)) else str(self._pid)
 
     def agreed(self, action: Notify | str) -> None:
-        """A notification was agreed to, and CRIU was there to hear it."""
+        """Record that CRIU has received a positive response to a notification."""
         self._may_lock = True
         if action is Notify.POST_DUMP:
             self._saved = True
 
     def after(self) -> RecoveryResult:
-        """Put right what can be; CRIU has ended."""
+        """Recover what is possible, after CRIU has ended."""
         remaining = list(self._freezer.put_back())
         remaining += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
         tree = process_tree(self._pid)
         connections = self._connections | connections_of(tree)
-        ended = tuple(pid for pid in self._tree if not _is_there(pid))
+        ended = tuple(pid for pid in self._tree if not is_running(pid))
         if not (self._was_there or self._saved):
             ended = ()  # not by this call
         if ended and self._saved:
@@ -154,7 +153,7 @@ class Recovery:
         )
 
     def _namespaces(self) -> Iterator[contextlib.AbstractContextManager[object]]:
-        """Where CRIU may have locked: where it ran, which is where we are, and at the process's."""
+        """The namespaces that CRIU may have locked: the caller's and that of the tree."""
         yield contextlib.nullcontext()
         with contextlib.suppress(OSError):
             if not os.path.samefile("/proc/thread-self/ns/net", f"/proc/{self._pid}/ns/net"):
@@ -173,13 +172,8 @@ class Recovery:
             yield "the chain CRIU of iptables, which was there before"
 
 
-def _is_there(pid: int) -> bool:
-    result = stat_of(pid)
-    return result is not None and result[0] not in ("Z", "X")
-
-
 class _Freezer:
-    """A cgroup that CRIU freezes while it stops the tree; it is to be as it was."""
+    """A cgroup that CRIU freezes while it stops the tree, and its state before."""
 
     _FILES = (("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED"))
 

@@ -1,9 +1,8 @@
-"""Temporary directories and mounts that a CRIU that was killed leaves.
+"""Removes the temporary directories and mounts of a killed CRIU.
 
 CRIU makes directories with mkdtemp(3) (``criu/mount.c``, ``cgroup.c``, ``net.c``, ``kerndat.c``,
-``cr-restore.c`` of 4.2) and mounts what it needs on them. Their names do not say whose they are:
-what came since the call began, is empty, and stays, is removed if no other CRIU is seen to run that
-could use it.
+``cr-restore.c`` of 4.2) and mounts what it needs on them. Their names do not identify a run:
+those that are newer than the call, empty, and remain, are removed if no other CRIU runs.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import stat
 from collections.abc import Iterable, Iterator
 
 from .._support.unpatched import sleep
+from .._system.mountinfo import mounts_of
+from .._system.process import all_pids, comm_of
 
 TEMPORARY = re.compile(
     r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
@@ -22,11 +23,11 @@ TEMPORARY = re.compile(
 )
 
 CLOCK_LAG = 0.1
-"""Seconds: the kernel's clock for files lags behind."""
+"""Seconds by which the timestamps of files can be late."""
 
 IN_USE = 0.2
-"""Seconds that a directory gets to go by itself: a CRIU in another pid namespace is not seen, and
-needs most of them for milliseconds."""
+"""Seconds to wait before a removal: a CRIU in another pid namespace is not visible, and uses most
+of the directories for milliseconds."""
 
 KERNEL_FEATURES = "/run/criu.kdat.tmp"
 """CRIU's cache of kernel features while it is written. While it stays, no CRIU writes a cache."""
@@ -35,7 +36,7 @@ KERNEL_FEATURES = "/run/criu.kdat.tmp"
 def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> Iterator[str]:
     """Remove what a CRIU has made since a time in /tmp, / and these directories.
 
-    What is left is yielded. ``killed``: CRIU had no chance to remove its own.
+    Yields a message for each that remains. ``killed``: CRIU was killed.
     """
     result = list(_made_since(since, ("/tmp", "/", *places)))
     if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
@@ -86,18 +87,13 @@ def _is_since(path: str, since: float, kind: int) -> bool:
 
 
 def _other_criu() -> list[int]:
-    """CRIU that run now, this call's has ended."""
-    result = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{name}/comm", "rb") as file:
-            if file.read().strip() == b"criu":
-                result.append(int(name))
-    return result
+    """The pids of running CRIU; that of this call has ended."""
+    return [pid for pid in all_pids() if comm_of(pid) == "criu"]
 
 
 def _unmount(path: str) -> None:
-    """Unmount what CRIU has mounted there; nothing else can be, in a directory of its own."""
-    from .._system.mounts import detach, mounts_of
+    """Unmount everything at or below CRIU's own directory."""
+    from .._system.mounts import detach  # failed calls alone need it
 
     for mount in reversed(list(mounts_of("self"))):
         if mount.place == path or mount.place.startswith(path + "/"):

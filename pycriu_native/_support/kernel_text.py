@@ -1,7 +1,7 @@
-"""Text of the kernel's, which is bytes: read without loss, printed with escapes.
+"""Reads text from the kernel without loss, and escapes it for output.
 
-Names of processes, files and cgroups can hold any byte, and the kernel cuts the name of a process
-after 15 bytes, in the middle of a letter too. Imports nothing of this package.
+Names of processes, files and cgroups can contain any byte. The kernel cuts the name of a process
+after 15 bytes, which can be inside a character. This module imports nothing of this package.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 
 _FIRST_BYTE, _LAST_BYTE = 0xDC80, 0xDCFF
-"""What ``surrogateescape`` makes of bytes that are not UTF-8."""
+"""Range of the characters that ``surrogateescape`` returns for bytes that are not UTF-8."""
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """A file of the kernel's; bytes that are not UTF-8 are as ``os.fsdecode`` has them.
+    """The text of a file; bytes that are not UTF-8 are decoded as by ``os.fsdecode``.
 
     Raises ``OSError``.
     """
@@ -22,9 +22,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of such a file, without their ends; raises ``OSError``.
+    """The lines of a file, without their newlines; raises ``OSError``.
 
-    ``str.splitlines`` would end a line within a name too, at U+0085 and others.
+    ``str.splitlines`` also ends lines at U+0085 and others, which can be part of a name.
     """
     lines = read_text(path).split("\n")
     return lines if lines[-1] else lines[:-1]
@@ -40,9 +40,9 @@ def encodable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text in one line, with escapes for all that is not printable.
+    """The text in one line, with escapes for all characters that are not printable.
 
-    A terminal acts on some of it, and the names are those of foreign processes.
+    The text can contain control sequences of a terminal, since other users choose the names.
     """
     if text.isprintable():
         return text

@@ -1,15 +1,15 @@
-"""Capabilities: their names, and which of them the calling process has (``linux/capability.h``)."""
+"""Names of capabilities, and those of the calling process (``linux/capability.h``)."""
 
 from __future__ import annotations
 
 import os
 
-from .process_tree import status_of
+from .process import status_of
 
 CAP_SETPCAP, CAP_SYS_RESOURCE = 8, 24
 NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}
-"""CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, which a dump does without, and what CRIU's
-failure is called in ``known_failures.json``. With ``unprivileged`` it does without them."""
+"""CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, and the id of CRIU's failure without each in
+``known_failures.json``. Neither a dump nor a restore with ``unprivileged`` needs them."""
 # fmt: off
 CAPABILITIES = (
     "chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid",
@@ -31,13 +31,13 @@ def has_capability(number: int) -> bool:
 
 
 def permitted() -> list[str]:
-    """The names of the capabilities that the calling process is permitted, as images have them."""
+    """The permitted capabilities of the calling process, named as in images."""
     held = int(status_of(os.getpid()).get("CapPrm", "0"), 16)
     return [f"cap_{name}" for bit, name in enumerate(CAPABILITIES) if held >> bit & 1]
 
 
 def lacking_for_restore() -> list[tuple[str, str]]:
-    """What the caller lacks of ``NEEDED_BY_RESTORE``: names and failures."""
+    """Name and failure of each capability of ``NEEDED_BY_RESTORE`` that the caller lacks."""
     return [
         (f"CAP_{CAPABILITIES[bit].upper()}", failure)
         for bit, failure in NEEDED_BY_RESTORE.items()
@@ -45,7 +45,7 @@ def lacking_for_restore() -> list[tuple[str, str]]:
     ]
 
 
-def not_permitted(wanted: int) -> list[str]:
-    """The names of the capabilities of a set that the calling process is not permitted."""
-    lacking = wanted & ~int(status_of(os.getpid()).get("CapPrm", "0"), 16)
+def not_permitted(capabilities: int) -> list[str]:
+    """The names in a set of capabilities that the calling process is not permitted."""
+    lacking = capabilities & ~int(status_of(os.getpid()).get("CapPrm", "0"), 16)
     return [f"CAP_{name.upper()}" for bit, name in enumerate(CAPABILITIES) if lacking >> bit & 1]

@@ -1,23 +1,75 @@
-"""Copies of another process's descriptors (``pidfd_getfd``, kernel 5.6)."""
+"""Open descriptors of processes, in ``/proc/PID/fd`` and ``/proc/PID/fdinfo`` (proc(5))."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 
 from .._native.ffi import native
+from .._support.kernel_text import read_lines
+
+
+def above_stdio(fd: int) -> int:
+    """The same file on a descriptor above 2; a descriptor of 0 to 2 is closed.
+
+    If the caller has closed one of 0 to 2, the next file that is opened gets its number. libcriu
+    prints to 2, and the standard descriptors of a worker replace all three.
+    """
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
+    """The numbers and links of a process's descriptors; none if it has ended or is not readable."""
+    with contextlib.suppress(OSError):
+        for number in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
+            with contextlib.suppress(OSError):  # closed meanwhile
+                yield number, os.readlink(f"/proc/{pid}/fd/{number}")
+
+
+def sockets_of(pid: int) -> dict[int, int]:
+    """A descriptor of each socket that a process has open, by inode."""
+    return {
+        int(link.removeprefix("socket:[")[:-1]): fd
+        for fd, link in links_of(pid)
+        if link.startswith("socket:[")
+    }
+
+
+def path_of(fd: int) -> str:
+    """The path through which the calling process opens the file of a descriptor again."""
+    return f"/proc/self/fd/{fd}"
+
+
+def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
+    """The lines of a descriptor's fdinfo by their first word, which several lines can share.
+
+    Raises ``OSError``.
+    """
+    result: dict[str, list[str]] = {}
+    for line in read_lines(f"/proc/{pid}/fdinfo/{fd}"):
+        word, *rest = line.split(None, 1)
+        result.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+    return result
 
 
 def descriptors_of(pid: int, kind: str) -> list[int]:
-    """Copies of another process's descriptors whose file begins so: ``socket:``, for one."""
+    """Copies of the descriptors whose link begins with ``kind``, such as ``socket:``.
+
+    They are made by ``pidfd_getfd`` (kernel 5.6). Raises ``OSError``.
+    """
     result: list[int] = []
     pidfd = os.pidfd_open(pid)
     try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):
-                if not os.readlink(f"/proc/{pid}/fd/{name}").startswith(kind):
-                    continue
-                fd = native.pn_fd_of(pidfd, int(name))
+        for number, link in links_of(pid):
+            if link.startswith(kind):
+                fd = native.pn_fd_of(pidfd, number)
                 if fd < 0:
                     raise OSError(-fd, "pidfd_getfd")
                 result.append(fd)

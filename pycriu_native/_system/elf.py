@@ -1,4 +1,4 @@
-"""The build id of an ELF file, which CRIU compares before it maps the file again."""
+"""The build id of an ELF file; CRIU compares it before it maps the file again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BUILD_ID = 3  # NT_GNU_BUILD_ID
 
 
 def build_id(path: str) -> str | None:
-    """In hexadecimal; None for a file that has none, is no ELF file or cannot be read."""
+    """The build id in hexadecimal; None without one, for other files and unreadable ones."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:

@@ -1,18 +1,14 @@
-"""What this host is and has, as far as ``/proc`` and a socket tell."""
+"""Properties of this host, from ``/proc``."""
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
 import stat
 
-from .._support.kernel_text import read_lines, read_text
-
-ANY = ("0.0.0.0", "::")
+from .._support.kernel_text import read_lines
 
 
 def lines(path: str) -> list[str]:
+    """The lines of a file; none if it cannot be read."""
     try:
         return read_lines(path)
     except OSError:
@@ -20,36 +16,18 @@ def lines(path: str) -> list[str]:
 
 
 def number(path: str) -> int:
+    """The number in a file; 0 if there is none."""
     result = lines(path)
     return int(result[0]) if result and result[0].isdigit() else 0
 
 
-def state(pid: int) -> str:
-    """The state letter of a process or thread; empty where the id is free."""
-    try:
-        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
-
-
-def cpu_flags() -> frozenset[str]:
-    for line in lines("/proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):  # x86, Arm
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def authenticates_pointers() -> bool:
-    """Whether the processor is an Arm with pointer authentication, which the kernel uses."""
-    return bool({"paca", "pacg"} & cpu_flags())
-
-
-def can_track_memory() -> bool:
-    """Whether Linux has soft-dirty tracking for this architecture (HAVE_ARCH_SOFT_DIRTY)."""
-    return os.uname().machine.startswith(("x86", "i386", "i686", "s390", "ppc64"))
+def boot_time() -> float:
+    """When the system was started, in seconds since 1970; 0 if it cannot be read."""
+    return next((float(each[6:]) for each in lines("/proc/stat") if each.startswith("btime ")), 0.0)
 
 
 def type_of(mode: int) -> str:
+    """The type of a file, for a message, from its ``st_mode``."""
     kinds = {
         stat.S_IFREG: "a file",
         stat.S_IFDIR: "a directory",
@@ -59,36 +37,3 @@ def type_of(mode: int) -> str:
         stat.S_IFSOCK: "a socket",
     }
     return kinds.get(stat.S_IFMT(mode), "something else")
-
-
-def is_ours(family: str, address: str) -> bool:
-    """Whether a socket can have this address here; a port is not taken for it."""
-    kind = socket.AF_INET6 if family == "INET6" else socket.AF_INET
-    try:
-        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-            probe.bind((address, 0))
-    except OSError as error:
-        return error.errno != errno.EADDRNOTAVAIL
-    return True
-
-
-def listening() -> dict[tuple[str, int], set[str]]:
-    """Ports that are listened to, and on which addresses."""
-    result: dict[tuple[str, int], set[str]] = {}
-    for family, name in (("INET", "tcp"), ("INET6", "tcp6")):
-        for line in lines(f"/proc/net/{name}")[1:]:
-            words = line.split()
-            if len(words) > 3 and words[3] == "0A":
-                address, _, port = words[1].partition(":")
-                data = bytes.fromhex(address)
-                data = b"".join(data[at : at + 4][::-1] for at in range(0, len(data), 4))
-                kind = socket.AF_INET6 if family == "INET6" else socket.AF_INET
-                text = socket.inet_ntop(kind, data)
-                result.setdefault((family, int(port, 16)), set()).add(text)
-    return result
-
-
-def abstract_names() -> frozenset[str]:
-    return frozenset(
-        words[7] for line in lines("/proc/net/unix") if len(words := line.split(None, 7)) == 8
-    )

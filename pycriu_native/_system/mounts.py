@@ -1,4 +1,4 @@
-"""Mounts: those of this host and of its processes, those in CRIU's images, and making one."""
+"""Making and removing a mount, and following a path below another root."""
 
 from __future__ import annotations
 
@@ -6,128 +6,20 @@ import contextlib
 import ctypes
 import errno
 import os
-import re
-import struct
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-from .._integrity.statistics import message_fields
-from .._support.kernel_text import read_lines
-from ..errors import ImagesError
-from .regular_file import open_regular
 
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 
-COMMON_MAGIC, MOUNTS_MAGIC = 0x54564319, 0x55563928
-CGROUP_V1 = 12
-"""How a mounts image numbers the file system ``cgroup``."""
-
 MOST_LINKS = 40
-"""Symbolic links that the kernel follows in one path."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mount:
-    """A line of /proc/PID/mountinfo."""
-
-    root: str
-    """What of the file system is mounted."""
-    place: str
-    """Where."""
-    kind: str
-    """The type of the file system."""
-    options: frozenset[str]
-    """The file system's own options; of cgroup v1, the controllers are among them."""
-
-
-def mounts_of(pid: int | str) -> Iterator[Mount]:
-    """The mounts that a process sees, by their places in its own root."""
-    for line in read_lines(f"/proc/{pid}/mountinfo"):
-        before, _, after = line.partition(" - ")
-        root, place = before.split(" ")[3:5]
-        kind, _, options = after.split(" ", 2)
-        yield Mount(
-            root=_unescaped(root),
-            place=_unescaped(place),
-            kind=kind,
-            options=frozenset(options.split(",")),
-        )
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
-
-
-def hierarchy(kind: str, controllers: str = "") -> str | None:
-    """Where this host has a whole cgroup hierarchy, of v1 (``cgroup``) or v2 (``cgroup2``)."""
-    expected = set(filter(None, controllers.split(",")))
-    for mount in mounts_of("self"):
-        if mount.kind == kind and mount.root == "/" and mount.options >= expected:
-            return mount.place
-    return None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SavedMount:
-    """A mount in CRIU's images (``mnt.proto``)."""
-
-    kind: int
-    """The type of the file system, by CRIU's number."""
-    number: int
-    parent: int
-    """Which mount it is mounted on."""
-    root: str
-    place: str
-    options: str
-    key: str
-    """Under which it is given from outside; empty for what is saved."""
-
-
-def saved_mounts(images: str) -> list[SavedMount]:
-    """The mounts in the images, inner ones first. Raises ``ImagesError``."""
-    result: list[SavedMount] = []
-    names = sorted(Path(images).glob("mountpoints-*.img"))
-    if not names:
-        raise ImagesError(f"{images} has no mounts: it holds no images of a container")
-    for name in names:
-        try:
-            with open(open_regular(name), "rb") as file:
-                result += _read(file.read())
-        except (OSError, struct.error, ValueError, KeyError) as error:
-            raise ImagesError(f"{name} cannot be read: {error!r}") from None
-    return result
-
-
-def _read(data: bytes) -> Iterator[SavedMount]:
-    """Two magic numbers, then each message after its length."""
-    if struct.unpack_from("<II", data) != (COMMON_MAGIC, MOUNTS_MAGIC):
-        raise ValueError("other magic numbers")
-    at = 8
-    while at < len(data):
-        (size,) = struct.unpack_from("<I", data, at)
-        at += 4
-        fields = dict(message_fields(data[at : at + size]))
-        at += size
-        text = {n: os.fsdecode(v) for n, v in fields.items() if isinstance(v, bytes)}
-        number = {n: v for n, v in fields.items() if isinstance(v, int)}
-        yield SavedMount(
-            kind=number[1],
-            number=number[2],
-            parent=number[4],
-            root=text[6],
-            place=text[7],
-            options=text[9],
-            key=text.get(18, ""),
-        )
+"""The number of symbolic links that the kernel follows in one path."""
 
 
 def inside(base: str, path: str) -> str:
-    """Where a path leads for who has ``base`` as the root.
+    """A path resolved with ``base`` as the root directory.
 
-    Symbolic links do not lead out of it, and what does not exist is taken as it is.
+    Symbolic links do not lead out of it; components that do not exist are kept.
     """
     todo = path.split("/")[::-1]
     result, links = "", 0
@@ -154,7 +46,7 @@ def inside(base: str, path: str) -> str:
 
 @contextlib.contextmanager
 def mount_point(directory: str) -> Iterator[str]:
-    """The directory, once more, as a mount point whose parent nothing is mounted over."""
+    """A temporary bind mount of a directory, whose parent mount is not covered by others."""
     place = tempfile.mkdtemp(prefix="pycriu-native-root-")
     try:
         _mount(directory, place, MS_BIND | MS_REC)
@@ -168,7 +60,7 @@ def mount_point(directory: str) -> Iterator[str]:
 
 
 def detach(place: str) -> None:
-    """Unmount what is mounted at a place, also while it is in use."""
+    """Unmount a mount point, even if it is in use (MNT_DETACH)."""
     _check(_libc.umount2(os.fsencode(place), MNT_DETACH), f"umount of {place}")
 
 

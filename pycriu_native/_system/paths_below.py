@@ -1,6 +1,6 @@
-"""Names that may not exist yet, looked at from a directory that is held open.
+"""Names below open directories, for files that may not exist yet.
 
-Who swaps a directory on the way for a link meanwhile does not lead a removal elsewhere.
+If a directory of the path is replaced by a link meanwhile, no file elsewhere is removed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from collections.abc import Iterator
 
 
 class Name:
-    """A name below an open directory that may not exist yet, and what was there before."""
+    """A name below an open directory, and the state of the file when the object was made."""
 
     def __init__(self, at: int, parts: tuple[str, ...], path: str, kind: int | None) -> None:
         self.at, self.parts, self.path = at, parts, path
         self.kind = kind
-        """The file's type; None: any."""
+        """The expected type of the file; None for any."""
         self.before = self.look()
 
     def look(self) -> os.stat_result | None:
+        """The state of the file now; None if there is none."""
         with contextlib.suppress(OSError), self.directory() as at:
             return os.stat(self.parts[-1], dir_fd=at, follow_symlinks=False)
         return None
 
     @contextlib.contextmanager
     def directory(self) -> Iterator[int]:
-        """The directory that it is in; directories made since are entered, links are not."""
+        """The open directory of the file. Links are not followed."""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         with contextlib.ExitStack() as opened:
             at = self.at
@@ -37,7 +38,7 @@ class Name:
             yield at
 
     def made(self) -> os.stat_result | None:
-        """What is there and was not before, if it has the type that CRIU would make."""
+        """The file if it is new and has the expected type."""
         result = None if self.before is not None else self.look()
         if result is not None and self.kind not in (None, stat.S_IFMT(result.st_mode)):
             return None
@@ -64,7 +65,7 @@ class Name:
 
 
 class Tree:
-    """Names below a root, each looked at by a descriptor of the nearest directory that exists."""
+    """Names below a root, each relative to a descriptor of its nearest existing directory."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -77,7 +78,7 @@ class Tree:
         self._open.clear()
 
     def names(self, path: str, kind: int | None) -> Iterator[Name]:
-        """This name; if its directory does not exist also the one in the nearest that does."""
+        """The name; if its directory does not exist, also its last part in the nearest one."""
         at, base, parts = self.nearest(path)
         if at is None:
             return
@@ -86,7 +87,7 @@ class Tree:
             yield Name(at, parts[-1:], f"{base.rstrip('/')}/{parts[-1]}", kind)
 
     def directories(self, path: str) -> Iterator[Name]:
-        """The directories above a name that do not exist."""
+        """The missing directories above a name."""
         at, base, parts = self.nearest(path)
         for count in range(1, len(parts)):
             if at is not None:
@@ -94,6 +95,7 @@ class Tree:
                 yield Name(at, parts[:count], above, stat.S_IFDIR)
 
     def nearest(self, path: str) -> tuple[int | None, str, tuple[str, ...]]:
+        """The nearest existing directory: descriptor, path, and the parts below it."""
         directory, name = os.path.split(path)
         parts: tuple[str, ...] = (name,)
         while True:
@@ -117,6 +119,6 @@ class Tree:
         root = self._root.rstrip("/")
         if not root or not path.startswith(root + "/"):
             return path
-        from .mounts import inside  # restores of containers alone need it
+        from .mounts import inside  # needed for containers only
 
         return root + inside(root, path.removeprefix(root))

@@ -10,7 +10,7 @@ from .._support import unpatched
 from .._support.frozen_dataclass import dataclass
 from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
 from ..options.values import Descriptor, descriptor_number
-from .process_tree import read_small, stat_of
+from .process import read_small, stat_of
 
 __all__ = ["Pidfd", "ProcessIdentity", "Target"]
 
@@ -39,7 +39,7 @@ class ProcessIdentity:
         result = stat_of(pid)
         return cls(
             pid,
-            None if result is None else result[2],
+            None if result is None else result.start,
             os.stat("/proc/self/ns/pid").st_ino,
             read_small("/proc/sys/kernel/random/boot_id").decode().strip(),
         )
@@ -154,7 +154,7 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
     if not is_pid(target):
         return target, None
     result = stat_of(target)
-    return target, None if result is None else result[2]
+    return target, None if result is None else result.start
 
 
 def check_start(pid: int, start_time: int, verb: str) -> None:
@@ -162,11 +162,11 @@ def check_start(pid: int, start_time: int, verb: str) -> None:
     result = stat_of(pid)
     if result is None:
         raise _mismatch(verb, pid, "the process has ended")
-    if result[2] != start_time:
+    if result.start != start_time:
         raise _mismatch(
             verb,
             pid,
-            f"the pid is another process's by now (start time {result[2]}, not {start_time})",
+            f"the pid is another process's by now (start time {result.start}, not {start_time})",
         )
 
 

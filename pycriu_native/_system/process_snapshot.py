@@ -1,7 +1,6 @@
-"""What /proc says of a process tree: read once, and remembered.
+"""A process tree, each of whose properties is read from /proc once and kept.
 
-Processes run on while they are read. What ends meanwhile is left out: each reader returns
-nothing for what is gone.
+The processes run meanwhile. Readers return an empty value for a process that has ended.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .._support.kernel_text import read_lines, read_text
-from .process_tree import process_tree, status_of
+from .descriptors import descriptor_info
+from .process import ProcessStat, stat_of, status_of, threads_of
+from .process_tree import process_tree
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
@@ -36,7 +37,7 @@ def lines_of(path: str) -> list[str]:
 
 
 def link(path: str) -> str:
-    """Where a link of /proc leads; empty where it cannot be read."""
+    """The target of a link of /proc; empty if it cannot be read."""
     try:
         return os.readlink(path)
     except OSError:
@@ -50,14 +51,14 @@ class Descriptor:
     pid: int
     number: int
     link: str
-    """What /proc calls it."""
+    """The target of its link in /proc."""
     stat: os.stat_result
     info: dict[str, list[str]] = field(compare=False, hash=False)
-    """The lines of its fdinfo by their first word; several lines may begin alike."""
+    """The lines of its fdinfo by their first word, which several lines can share."""
 
     @property
     def path(self) -> str:
-        """Where it is looked at."""
+        """Its path in /proc."""
         return f"/proc/{self.pid}/fd/{self.number}"
 
     def value(self, name: str) -> str:
@@ -85,7 +86,7 @@ class Descriptor:
 
     @property
     def device(self) -> tuple[int, int]:
-        """Numbers of the device that it is; (0, 0) for what is none."""
+        """Major and minor number of the device; (0, 0) for other files."""
         return os.major(self.stat.st_rdev), os.minor(self.stat.st_rdev)
 
 
@@ -123,27 +124,34 @@ class Process:
         return status_of(self.pid)
 
     @cached_property
-    def fields(self) -> list[str]:
-        """/proc/PID/stat after the name: state, parent, group, session, terminal, ..."""
-        return read(f"/proc/{self.pid}/stat").rpartition(")")[2].split()
+    def stat(self) -> ProcessStat | None:
+        """/proc/PID/stat."""
+        return stat_of(self.pid)
 
     @property
     def state(self) -> str:
         """The state's letter; empty where there is no such process."""
-        return self.fields[0] if self.fields else ""
+        return "" if self.stat is None else self.stat.state
+
+    @property
+    def group(self) -> int:
+        """The process group; 0 if there is no such process."""
+        return 0 if self.stat is None else self.stat.group
+
+    @property
+    def session(self) -> int:
+        """The session; 0 if there is no such process."""
+        return 0 if self.stat is None else self.stat.session
 
     @property
     def terminal(self) -> int:
         """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
-        return int(self.fields[4]) if self.fields else 0
+        return 0 if self.stat is None else self.stat.terminal
 
     @cached_property
     def threads(self) -> list[int]:
         """The numbers of its threads."""
-        try:
-            return sorted(map(int, os.listdir(f"/proc/{self.pid}/task")))
-        except OSError:
-            return []
+        return threads_of(self.pid)
 
     def inner(self, name: str) -> int:
         """``NSpid`` or ``NSsid`` as seen in the innermost pid namespace."""
@@ -151,16 +159,16 @@ class Process:
 
     @cached_property
     def namespaces(self) -> dict[str, str]:
-        """Each kind of namespace, and which one it is."""
+        """The namespace of each kind, as its link in /proc."""
         return {kind: self.namespace(kind) for kind in NAMESPACES}
 
     def namespace(self, kind: str) -> str:
-        """Which namespace of a kind this is; empty where the kernel has none, or for a zombie."""
+        """The namespace of a kind; empty for a zombie or a kernel without this kind."""
         return link(f"/proc/{self.pid}/ns/{kind}")
 
     @cached_property
     def descriptors(self) -> list[Descriptor]:
-        """What it has open."""
+        """Its open descriptors."""
         try:
             numbers = sorted(map(int, os.listdir(f"/proc/{self.pid}/fd")))
         except OSError:
@@ -172,16 +180,16 @@ class Process:
                 seen = os.stat(path)
             except OSError:
                 continue
-            info: dict[str, list[str]] = {}
-            for line in lines_of(f"/proc/{self.pid}/fdinfo/{number}"):
-                word, *rest = line.split(None, 1)
-                info.setdefault(word.rstrip(":"), []).append(rest[0] if rest else "")
+            try:
+                info = descriptor_info(self.pid, number)
+            except OSError:
+                info = {}
             result.append(Descriptor(self.pid, number, link(path), seen, info))
         return result
 
     @cached_property
     def mappings(self) -> list[Mapping]:
-        """Its memory."""
+        """The mappings of its memory."""
         result = []
         for line in lines_of(f"/proc/{self.pid}/maps"):
             words = line.split(None, 5)
@@ -191,7 +199,7 @@ class Process:
 
 
 class Tree:
-    """The process that is to be dumped and all below it, and what CRIU's place is."""
+    """The process to dump, its descendants, and the calling process."""
 
     def __init__(self, pid: int) -> None:
         self.root = Process(pid)
@@ -199,7 +207,7 @@ class Tree:
         if self.root.state not in ("", "Z", "X"):
             self.processes += [Process(below) for below in process_tree(pid)[1:]]
         self.ours = Process(os.getpid())
-        """The worker shares our namespaces."""
+        """The calling process, whose namespaces the worker shares."""
 
     @cached_property
     def pids(self) -> frozenset[int]:
@@ -207,15 +215,15 @@ class Tree:
 
     @cached_property
     def alive(self) -> list[Process]:
-        """Those that are no zombies."""
+        """The processes that are no zombies."""
         return [process for process in self.processes if process.state not in ("", "Z", "X")]
 
     def has_own(self, kind: str) -> bool:
-        """Whether the tree has a namespace that CRIU is not in."""
+        """Whether the namespace of the root process differs from CRIU's."""
         return self.root.namespaces[kind] != self.ours.namespaces[kind]
 
     def descriptors(self) -> Iterator[Descriptor]:
-        """What all processes have open."""
+        """The open descriptors of all processes."""
         for process in self.alive:
             yield from process.descriptors
 

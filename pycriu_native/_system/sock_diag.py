@@ -1,8 +1,8 @@
-"""sock_diag: what the kernel says of the unix sockets of a network namespace.
+"""The unix sockets and network devices of a network namespace, by netlink (sock_diag(7)).
 
-``/proc/PID/net/unix`` does not tell who is connected to whom; the netlink interface that CRIU
-asks (``criu/sockets.c``: ``collect_sockets``) does. A namespace that is not ours is asked from
-a thread that enters it and ends there.
+``/proc/PID/net/unix`` does not contain the peer of a socket. CRIU uses the same interface
+(``criu/sockets.c``: ``collect_sockets``). For another namespace, the request is sent by a thread
+that enters it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class UnixSocket:
-    """A unix socket, as sock_diag knows it."""
+    """A unix socket."""
 
     inode: int
     type: int
@@ -71,13 +71,13 @@ class Link:
 def unix_sockets(process: Process) -> dict[int, UnixSocket]:
     """The unix sockets of a process's network namespace by inode; nothing where we may not ask."""
     request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, SHOW, 0, 0)
-    answers = _asked(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
+    answers = _request(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
     return {result.inode: result for result in map(_unix_socket, answers or ())}
 
 
 def links(process: Process) -> list[Link]:
     """The devices of a process's network namespace; nothing where we may not ask."""
-    answers = _asked(process, NETLINK_ROUTE, RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
+    answers = _request(process, NETLINK_ROUTE, RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
     return [_link(answer) for answer in answers or ()]
 
 
@@ -119,12 +119,12 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (size + 3) & ~3
 
 
-def _asked(process: Process, family: int, kind: int, request: bytes) -> list[bytes] | None:
+def _request(process: Process, family: int, kind: int, request: bytes) -> list[bytes] | None:
     return in_network_of(process, lambda: _dump(family, kind, request))
 
 
 def _dump(family: int, kind: int, request: bytes) -> list[bytes]:
-    """All answers to a question for everything."""
+    """All responses to a dump request."""
     result: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family) as line:
         head = struct.pack("=IHHII", 16 + len(request), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
@@ -141,7 +141,7 @@ def _dump(family: int, kind: int, request: bytes) -> list[bytes]:
 
 
 def in_network_of(process: Process, ask: Callable[[], Answer]) -> Answer | None:
-    """Ask from inside of a process's network namespace; None where that cannot be entered."""
+    """Call a function in a process's network namespace; None if it cannot be entered."""
     answers: list[Answer] = []
 
     def there() -> None:

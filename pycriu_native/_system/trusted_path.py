@@ -1,18 +1,16 @@
 """Whether another user of this machine could change what a path leads to.
 
-CRIU runs as root, or with a capability that is as good, and opens files by name in the images
-directory, following links. So who can write a directory on the way there, or swap one, has a
-say in what root writes and runs. A path is walked one component at a time, each opened in the
-one before it without following links, and looked at by its descriptor: what is handed on is
-what was looked at. Every component must belong to root or to the caller (also to the one who
-became root by sudo), and be writable by nobody else. A sticky directory such as /tmp may be on
-the way: there only the owner of an entry can swap it, and the entry must be ours. A symbolic link
-on the way is as good as the directory that it lies in; one at the end is refused where an images
-directory is asked for.
+CRIU runs as root, or with an equivalent capability, and opens files by name in the images
+directory, following links. A user who can write or replace a directory of the path can change what
+root writes and runs. Each component of a path is opened relative to the one before, without
+following links, and checked by its descriptor, which is then used. Every component must belong to
+root or to the caller (also to the user who ran sudo), and no other user may have write access. A
+sticky directory such as /tmp is accepted if the entry in it belongs to one of these. A symbolic
+link inside the path is as trusted as its directory; a link as images directory is refused.
 
 The walk itself is ``native/trusted_path.c``.
 
-An access control list that lets others write shows in the group's bits, as its mask does.
+The mask of an access control list is part of the mode: it is in the bits of the group.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ import stat
 
 from .._native.ffi import ffi, native
 from .._support.light_typing import Any
-from .._transport.connection import above_stdio
+from .._system.descriptors import above_stdio
 
 
 class UntrustedError(PermissionError):
-    """Who could change what a path leads to, in words (``strerror``)."""
+    """Another user could change the file of a path; ``strerror`` is the reason."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EPERM, reason)
@@ -37,32 +35,32 @@ class UntrustedError(PermissionError):
 def check(path: str) -> None:
     """Raise ``UntrustedError`` if others could change the file or directory; links are followed.
 
-    ``OSError`` where it cannot be opened; what is missing under trusted directories is as
-    trusted as they are.
+    Raises ``OSError`` if it cannot be opened. A missing file is as trusted as its directory.
     """
     os.close(_walk(path, follow=True))
 
 
 def is_plain(path: str) -> bool:
-    """Whether a quick look is enough: nobody else could change it, and no link is on the way."""
-    return bool(native.pn_trust_simple_path(_encoded(path), trusted_user()))
+    """Whether no other user could change the file and the path has no link. Fast."""
+    return bool(native.pn_trust_simple_path(_encoded(path), trusted_uid()))
 
 
 def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...]) -> bool:
-    """Whether :func:`check` would take all of them, and each file in the directories whose name
-    ends so: in one go, for what each call looks at.
+    """Whether :func:`check` accepts these, and each file with this ending in the directories.
+
+    It is one call into C, for the paths that each call checks.
     """
     everything = _words(directories + paths)
     count = len(everything.words)
     return bool(
         native.pn_trust_all(
-            everything.array, len(directories), count, ending.encode(), trusted_user()
+            everything.array, len(directories), count, ending.encode(), trusted_uid()
         )
     )
 
 
 class _Words:
-    """Paths as C sees them, with the memory that they point to."""
+    """Paths as an array of C strings, and their memory."""
 
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.words = [ffi.new("char[]", _encoded(path)) for path in paths]
@@ -73,16 +71,17 @@ _words = functools.lru_cache(16)(_Words)
 
 
 def check_descriptor(fd: int) -> None:
-    """The same of an open directory: who opened it knows how it came there."""
+    """Raise ``UntrustedError`` if others could change an open directory; without its path."""
     refusal = ffi.new("struct pn_refusal *")
-    status = native.pn_trust_descriptor(fd, trusted_user(), refusal)
+    status = native.pn_trust_descriptor(fd, trusted_uid(), refusal)
     if status:
         raise _error(status, refusal)
 
 
 def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
-    """Open a directory that only root and the caller can change, and no link; ``make`` a missing
-    one, with mode 0700. ``allow_untrusted``: any that there is.
+    """Open a directory that is no link and that only root and the caller can change.
+
+    ``make`` makes a missing one, with mode 0700; ``allow_untrusted`` accepts any directory.
 
     Raises ``UntrustedError`` and ``OSError``.
     """
@@ -99,10 +98,10 @@ def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
 
 
 def _walk(path: str, *, follow: bool, make: bool = False) -> int:
-    """A descriptor (O_PATH, above 2) of what the path leads to."""
+    """A descriptor (O_PATH, above 2) of the file of a path."""
     flags = native.PN_FOLLOW * follow | native.PN_MAKE * make
     refusal = ffi.new("struct pn_refusal *")
-    result = native.pn_trust_path(_encoded(path), flags, trusted_user(), refusal)
+    result = native.pn_trust_path(_encoded(path), flags, trusted_uid(), refusal)
     if result < 0:
         raise _error(result, refusal)
     return above_stdio(result)
@@ -114,8 +113,8 @@ def _encoded(path: str) -> bytes:
     return os.fsencode(path)
 
 
-def trusted_user() -> int:
-    """Beside root: the caller, or where it is root by sudo, the user who could do all that."""
+def trusted_uid() -> int:
+    """The trusted user besides root: the caller, or under sudo the user who ran it."""
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""
     return int(by) if by.isdecimal() else own

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 
 from .._support.lazy import socket
+from .._system.descriptors import above_stdio
 
 SEND_BUFFER = 64 * 2**20
 """Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
@@ -18,20 +17,6 @@ def widen(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
     except PermissionError:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-
-
-def above_stdio(fd: int) -> int:
-    """The same file on a number above 2.
-
-    Where the caller has closed one of 0 to 2, what is opened next gets its number: libcriu
-    prints to 2, and a worker's own standard descriptors take the place of all three.
-    """
-    if fd > 2:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from .._support.frozen_dataclass import dataclass
-from .._support.kernel_text import read_lines
+from .._system.host import boot_time
+from .._system.mountinfo import filesystem_of
 from ..errors import CriuError, PermissionDeniedError, ProgramError
 from .spawn import FIXED_ENVIRONMENT
 from .worker import Worker
@@ -94,7 +95,7 @@ def feature_cache() -> FeatureCache:
         with open(path, "rb") as file:
             magic = int.from_bytes(file.read(4), "little")
     except FileNotFoundError:
-        kind = _filesystem(RUN)
+        kind = filesystem_of(RUN)
         if kind == "tmpfs":
             return _without_file(found)
         return found(
@@ -108,7 +109,7 @@ def feature_cache() -> FeatureCache:
         return found(CacheState.IMPOSSIBLE, error.strerror or "it cannot be read", "run as root")
     if magic != MAGIC:
         return found(CacheState.STALE, "this is no cache of CRIU's", f"remove {path}")
-    if made.st_mtime < _started():
+    if made.st_mtime < boot_time():
         return found(CacheState.STALE, "it is older than the running kernel", f"remove {path}")
     where = os.path.realpath(path)
     return found(CacheState.KEPT, "it is kept" + (f", in {where}" if where != path else ""))
@@ -129,11 +130,11 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
     of util-linux.
     """
     found = feature_cache()
-    if found.state is not CacheState.IMPOSSIBLE or _filesystem(RUN) in (None, "tmpfs"):
+    if found.state is not CacheState.IMPOSSIBLE or filesystem_of(RUN) in (None, "tmpfs"):
         return found
     if os.geteuid() != 0:
         raise PermissionDeniedError("CRIU's feature cache in /run is root's: run as root")
-    kind = _filesystem(SHARED_MEMORY)
+    kind = filesystem_of(SHARED_MEMORY)
     if kind != "tmpfs":
         raise CriuError(f"{SHARED_MEMORY} is {kind or 'not there'}, and the cache needs a tmpfs")
     made = os.path.join(SHARED_MEMORY, NAME)
@@ -212,31 +213,3 @@ def _without_file(found: Callable[..., FeatureCache]) -> FeatureCache:
             CacheState.IMPOSSIBLE, f"{RUN} is not to be written", "run as root, or remount it"
         )
     return found(CacheState.ABSENT, "the next call writes it")
-
-
-def _filesystem(directory: str) -> str | None:
-    """The kind of file system that a directory is on; None where there is none."""
-    try:
-        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        with open(f"/proc/self/fdinfo/{fd}") as file:
-            mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
-        for line in read_lines("/proc/self/mountinfo"):
-            if line.split(None, 1)[0] == mount:
-                return line.partition(" - ")[2].split()[0]
-    except (OSError, StopIteration):
-        pass
-    finally:
-        os.close(fd)
-    return "an unknown file system"
-
-
-def _started() -> float:
-    """When this kernel was started, in seconds since 1970."""
-    try:
-        with open("/proc/stat") as file:
-            return next(float(line.split()[1]) for line in file if line.startswith("btime "))
-    except (OSError, StopIteration):
-        return 0.0

@@ -1,9 +1,9 @@
-"""A CRIU that has been loaded and grows workers: the Python side of ``native/forkserver.c``.
+"""A CRIU that has been loaded and forks workers: the Python side of ``native/forkserver.c``.
 
 Most of what starting a worker costs is the loader's work: CRIU and some twenty libraries are
 mapped and bound, three to four times what the worker needs until it waits for its request. A
-seed has that behind it. What it grows is forked before CRIU's ``main()`` and is a child of ours, so
-nothing of CRIU's own is shared: no configuration, no run id, no descriptor.
+fork server has that behind it. Its workers are forked before CRIU's ``main()`` and are children of
+this process, so nothing of CRIU's own is shared: no configuration, no run id, no descriptor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import stat
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
 from .._support.lazy import socket
@@ -31,6 +31,12 @@ UNTIL_LOADED = 2.0
 
 UNTIL_GROWN = 5000
 """Milliseconds that it gets for a worker."""
+
+UNTIL_READ = 600_000
+"""Milliseconds that it gets to read a template."""
+
+MOST_INHERITED: int = native.PN_MOST_INHERITED
+"""Descriptors that a worker can inherit."""
 
 NO_INPUT = -1
 """What grows reads /dev/null: ours would be kept open by it."""
@@ -78,17 +84,32 @@ class ForkServer:
         """The process that waits to be asked."""
         return self._line.pid
 
-    def fork_worker(self, ends: Any) -> tuple[int, int]:
+    def load_template(self, table: int, pages: Sequence[int], size: int) -> None:
+        """Read a template into memory, which the workers then inherit.
+
+        ``table`` is the descriptor of its table (``native/forkserver.h``), of ``size`` bytes;
+        ``pages`` those of the files that it names. Once for each fork server. Raises ``OSError``:
+        ENODATA for a file that is too short, ENOMEM; the fork server is closed then.
+        """
+        with self._asking:
+            line, fds = self._line.sock.fileno(), [table, *pages]
+            status = native.pn_load_template(line, fds, len(fds), size, UNTIL_READ)
+            if status:
+                self._end()
+                raise OSError(-status, os.strerror(-status))
+
+    def fork_worker(self, ends: Any, keep: Sequence[int] = ()) -> tuple[int, int]:
         """A worker with these ends (``struct pn_ends``): its pid and a pidfd.
 
-        ``ForkServerUnavailableError`` once there can be none; the seed is closed then. Any thread
-        may ask.
+        ``keep`` are descriptors that it inherits under the same numbers, at most
+        ``MOST_INHERITED``. ``ForkServerUnavailableError`` once there can be none; the fork server
+        is closed then. Any thread may call this.
         """
         with self._asking:
             line = self._line.sock.fileno()
             if line < 0:
                 raise ForkServerUnavailableError
-            pid = native.pn_fork_worker(line, ends, UNTIL_GROWN)
+            pid = native.pn_fork_worker(line, ends, list(keep), len(keep), UNTIL_GROWN)
             if pid < 0:
                 self._end()
                 raise ForkServerUnavailableError

@@ -14,7 +14,7 @@ from .._support.unpatched import Lock
 from ..errors import CriuError
 from .base import Via
 from .connection import Connection
-from .forkserver import ForkServer, ForkServerUnavailableError
+from .forkserver import MOST_INHERITED, ForkServer, ForkServerUnavailableError
 from .spawn import SpawnOptions
 from .worker import Worker, connect_worker
 from .worker_factory import fingerprint, start_fork_server
@@ -30,11 +30,16 @@ class ForkServerCache(Closing):
     def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Connection:
         """What ``via.connect`` gives; from a seed where that makes no difference."""
         # A Worker alone is known to do no more than to start one.
-        if type(via) is Worker and via.stdin is None and not keep and not spawn_options.outside:
+        if (
+            type(via) is Worker
+            and via.stdin is None
+            and not spawn_options.outside
+            and len(keep) <= MOST_INHERITED
+        ):
             seed = self._fork_server(via, spawn_options)
             if seed is not None:
                 with contextlib.suppress(ForkServerUnavailableError):
-                    return connect_worker(via.name(), seed.fork_worker)
+                    return connect_worker(via.name(), lambda ends: seed.fork_worker(ends, keep))
         return via.connect(keep, spawn_options)
 
     def _fork_server(self, worker: Worker, spawn_options: SpawnOptions) -> ForkServer | None:

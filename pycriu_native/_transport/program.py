@@ -2,47 +2,101 @@
 
 from __future__ import annotations
 
+import enum
+import functools
 import os
 import stat
 
 from .._native.ffi import BUILT_PROGRAM
+from .._support.light_typing import Any
 from .._system import trusted_path
 from ..errors import PermissionDeniedError, ProgramNotFoundError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are looked for, and the PATH of a worker: the caller's own could name others."""
 
-HOW_TO_INSTALL = "install it (Debian: apt-get install criu; from a checkout: tools/install-criu)"
+HOW_TO_INSTALL = (
+    "install it (pip install 'pycriu-native[criu]'; Debian: apt-get install criu, or "
+    "pycriu-native install-criu)"
+)
+
+VARIABLE = "CRIU_PROGRAM"
+"""The variable of the environment that names a program, at run time."""
+COMPANION = "pycriu-native-criu"
+"""The package that carries a program (extra ``[criu]``)."""
+INSTALLED = "/opt/pycriu-native/bin/criu"
+"""The program that ``pycriu-native install-criu`` installs where the system's is too old."""
+
+
+class Source(enum.StrEnum):
+    """What named a program, in the order in which they are looked at."""
+
+    ARGUMENT = "named by the caller"
+    VARIABLE = "named by the environment variable CRIU_PROGRAM"
+    BUILD = "recorded when the library was built"
+    COMPANION = "of the package pycriu-native-criu"
+    INSTALLED = "installed by pycriu-native install-criu"
+    SEARCH_PATH = "found on the search path"
 
 
 def find_program(
     given: str | os.PathLike[str] | None = None, *, allow_untrusted: bool = False
 ) -> str:
-    """The absolute path of ``criu``: the one given, else the one recorded at build, else the
-    system's.
+    """The absolute path of ``criu``: see :func:`locate`, which tells what named it, too.
 
     Raises ``ProgramNotFoundError`` where there is none, ``PermissionDeniedError`` where it is
     no program, or, unless ``allow_untrusted``, one that another user could change or swap: it is
     started by this path, on which nobody else can put another.
     """
+    return _checked(locate(given)[0], allow_untrusted)
+
+
+def locate(given: str | os.PathLike[str] | None = None) -> tuple[str, Source]:
+    """The absolute path of ``criu``, unchecked, and what named it.
+
+    The order: ``given``; ``CRIU_PROGRAM`` in the environment; the program that was recorded at
+    build; that of the package pycriu-native-criu; that of ``pycriu-native install-criu``; the
+    system's, in ``SEARCH_PATH``. The first two are used even if they do not exist; a recorded
+    program that is gone is passed over.
+
+    Raises ``ProgramNotFoundError`` if nothing names a program.
+    """
     if given is not None:
-        path = os.fspath(given)
-        if os.sep not in path:
-            path = _on_search_path(path) or path
-        return _checked(os.path.abspath(path) if os.sep in path else path, allow_untrusted)
+        return _absolute(os.fspath(given)), Source.ARGUMENT
+    if named := os.environ.get(VARIABLE):
+        return _absolute(named), Source.VARIABLE
     if BUILT_PROGRAM and os.path.exists(BUILT_PROGRAM):
-        return _checked(BUILT_PROGRAM, allow_untrusted)
-    result = _on_search_path("criu")
-    if result is None:
-        looked = ", ".join([*([BUILT_PROGRAM] if BUILT_PROGRAM else []), *SEARCH_PATH.split(":")])
-        raise ProgramNotFoundError(f"there is no criu program in {looked}; {HOW_TO_INSTALL}")
-    return _checked(result, allow_untrusted)
+        return BUILT_PROGRAM, Source.BUILD
+    if package := companion():
+        return package.program(), Source.COMPANION
+    if os.path.exists(INSTALLED):
+        return INSTALLED, Source.INSTALLED
+    if result := _on_search_path("criu"):
+        return result, Source.SEARCH_PATH
+    looked = ", ".join([*filter(None, (BUILT_PROGRAM, INSTALLED)), *SEARCH_PATH.split(":")])
+    raise ProgramNotFoundError(f"there is no criu program in {looked}; {HOW_TO_INSTALL}")
+
+
+@functools.cache
+def companion() -> Any:
+    """The module of the package pycriu-native-criu, or None if it is not installed."""
+    try:
+        import pycriu_native_criu
+    except ModuleNotFoundError:
+        return None
+    return pycriu_native_criu
 
 
 def on_disk(path: str) -> tuple[object, ...]:
     """Which file a program is, as it is now."""
     result = os.stat(path)
     return path, result.st_dev, result.st_ino, result.st_mtime_ns
+
+
+def _absolute(name: str) -> str:
+    """A path as it is, made absolute; a name without a slash is looked for."""
+    path = name if os.sep in name else _on_search_path(name) or name
+    return os.path.abspath(path) if os.sep in path else path
 
 
 def _on_search_path(name: str) -> str | None:
@@ -68,6 +122,7 @@ def _checked(path: str, allow_untrusted: bool) -> str:
         except trusted_path.UntrustedError as reason:
             raise PermissionDeniedError(
                 f"the criu program {path!r} is not run, because another user could change it: "
-                f"{reason.strerror}; Worker(allow_untrusted=True) runs it all the same"
+                f"{reason.strerror}; take that permission away (chmod go-w), or "
+                "Worker(allow_untrusted=True) runs it all the same"
             ) from None
     return path

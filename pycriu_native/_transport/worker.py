@@ -89,7 +89,8 @@ class Worker:
     """
 
     program: str | os.PathLike[str] | None = None
-    """The ``criu`` to run; None: the one recorded at build, else the system's."""
+    """The ``criu`` to run; None: that of ``CRIU_PROGRAM`` in the environment, else the one
+    recorded at build, of the package pycriu-native-criu, or of the system, in this order."""
     stdin: Descriptor | None = None
     """Its standard input, which ``shell_job`` needs to be the terminal, open for reading and
     writing; None: the caller's."""

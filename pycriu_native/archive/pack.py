@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from .._recovery.created_names import LINKS
+from .._integrity.dump_marker import LINKS
 from ..errors import CriuError, ImagesError
 from .codecs import Compression, Peek, bad_argument, compressed, decompressed, decrypted, encrypted
 from .tar import CHUNK, Content, members

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("diagnose", "what this machine can checkpoint, and what cures the rest"),
     "preflight": ("diagnose", "what a dump of a process would meet, before it is frozen"),
     "check": ("machine", "whether CRIU can work on this kernel"),
+    "install-criu": ("install_criu", "install a CRIU that works on this kernel"),
     "keep-cache": ("machine", "have CRIU keep what it knows of the kernel"),
     "dump": ("dump", "save a process and all below it"),
     "pre-dump": ("dump", "save the memory of a process that runs on"),

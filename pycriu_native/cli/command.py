@@ -19,7 +19,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from .._calls.exchange import Hook, Notification
-from .._support.kernel_text import escaped, read_text
+from .._rollback.option import Files, Rollback
+from .._system.process import comm_of
 from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
 from .._transport.worker import Worker
@@ -296,18 +297,10 @@ class Pid(option_parameters.ParamType):
     ) -> list[CompletionItem]:
         """The processes of this machine, with their names."""
         return [
-            CompletionItem(pid, help=name_of(int(pid)))
+            CompletionItem(pid, help=comm_of(int(pid)))
             for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
             if pid.startswith(incomplete)
         ]
-
-
-def name_of(pid: int) -> str:
-    """The name of a process; empty where there is none."""
-    try:
-        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
-    except OSError:
-        return ""
 
 
 def pid_params() -> list[click.Parameter]:
@@ -328,6 +321,29 @@ def include_caller_option() -> click.Option:
         help="Dump a tree that contains this command, such as that of its own shell, and end with "
         "it. Without it, such a tree is refused.",
     )
+
+
+def files_option(what: str) -> click.Option:
+    """``--files``; ``what`` it does, for the help."""
+    return click.Option(["--files"], type=click.Choice(["rollback"]), help=what)
+
+
+def also_option() -> click.Option:
+    """``--also``: more files for ``--files``."""
+    return click.Option(
+        ["--also"],
+        multiple=True,
+        metavar="PATTERN",
+        help="With --files: save the files that match, too, such as a log that the process opens "
+        "for each line. Absolute.",
+    )
+
+
+def rollback(files: str | None, also: tuple[str, ...]) -> Files:
+    """What these two options say."""
+    if also and files is None:
+        raise click.UsageError("--also is accepted with --files only.")
+    return None if files is None else Rollback(also=also)
 
 
 def one_pid(pid: int | None, tree: int | None) -> int:

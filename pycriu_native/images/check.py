@@ -29,19 +29,11 @@ from .._system.capabilities import (
     permitted,
 )
 from .._system.elf import build_id
-from .._system.host import (
-    ANY,
-    abstract_names,
-    authenticates_pointers,
-    cpu_flags,
-    is_ours,
-    lines,
-    listening,
-    number,
-    state,
-    type_of,
-)
-from .._system.process_tree import holders, name_of
+from .._system.host import lines, number, type_of
+from .._system.inet_sockets import ANY, abstract_names, is_ours, listening
+from .._system.process import name_of, stat_of
+from .._system.process_tree import holders
+from .._system.processor import authenticates_pointers, cpu_flags
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect
@@ -266,7 +258,8 @@ class _Check:
         held = holders()
         for process in self.images.processes:
             for tid in dict.fromkeys((process.pid, *(each.tid for each in process.threads))):
-                now = state(tid)
+                stat = stat_of(tid)
+                now = "" if stat is None else stat.state
                 if highest and tid >= highest:
                     yield _error(
                         tid,

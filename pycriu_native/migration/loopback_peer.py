@@ -11,13 +11,9 @@ import contextlib
 import ipaddress
 import os
 import socket
-import sys
 
-from .._system import trusted_path
-
-ESTABLISHED = "01"
-MAPPED = bytes(10) + b"\xff\xff"
-"""Prefix of an IPv4 address on an IPv6 socket."""
+from .._system.inet_sockets import ESTABLISHED, tcp_sockets, unmapped
+from .._system.trusted_path import trusted_uid
 
 
 def foreign_owner(sock: socket.socket) -> str | None:
@@ -25,7 +21,7 @@ def foreign_owner(sock: socket.socket) -> str | None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return None
     here = sock.getsockname()
-    if not ipaddress.ip_address(_packed(here[0])).is_loopback:
+    if not ipaddress.ip_address(_plain(here)[0]).is_loopback:
         return None
     owner = None
     with contextlib.suppress(OSError):  # the peer has disconnected
@@ -33,37 +29,18 @@ def foreign_owner(sock: socket.socket) -> str | None:
     if owner is None:
         return "an unknown user"
     # A user who became root by sudo has the same rights as root.
-    return None if owner in (0, os.geteuid(), trusted_path.trusted_user()) else f"user {owner}"
+    return None if owner in (0, os.geteuid(), trusted_uid()) else f"user {owner}"
 
 
 def _owner(own: tuple[object, ...], other: tuple[object, ...]) -> int | None:
     """Uid of the owner of the established socket with these two addresses."""
-    for name, shown in (("tcp", _shown), ("tcp6", _shown6)):
-        expected = [shown(own), shown(other), ESTABLISHED]
-        with contextlib.suppress(OSError), open(f"/proc/thread-self/net/{name}") as table:
-            for line in table:
-                words = line.split()
-                if words[1:4] == expected:
-                    return int(words[7])
+    expected = (_plain(own), _plain(other))
+    for sock in tcp_sockets("thread-self"):
+        if sock.state == ESTABLISHED and expected == (_plain(sock.local), _plain(sock.remote)):
+            return sock.uid
     return None
 
 
-def _packed(address: object) -> bytes:
-    """The bytes of an address; IPv4 addresses on IPv6 sockets as IPv4."""
-    packed = ipaddress.ip_address(str(address).partition("%")[0]).packed
-    return packed.removeprefix(MAPPED)
-
-
-def _shown(address: tuple[object, ...]) -> str:
-    """An address as the kernel lists it: 32-bit words in host byte order."""
-    return _in_words(_packed(address[0]), address[1])
-
-
-def _shown6(address: tuple[object, ...]) -> str:
-    packed = _packed(address[0])
-    return _in_words(packed if len(packed) == 16 else MAPPED + packed, address[1])
-
-
-def _in_words(packed: bytes, port: object) -> str:
-    words = (packed[at : at + 4] for at in range(0, len(packed), 4))
-    return "".join(f"{int.from_bytes(word, sys.byteorder):08X}" for word in words) + f":{port:04X}"
+def _plain(address: tuple[object, ...]) -> tuple[str, object]:
+    """Address and port, without a scope; a mapped IPv4 address in its own notation."""
+    return unmapped(str(address[0]).partition("%")[0]), address[1]

@@ -19,7 +19,7 @@ from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.light_typing import Any
 from .._support.unpatched import Event, Thread
-from .._transport.connection import above_stdio
+from .._system.descriptors import above_stdio
 from ..errors import CriuError
 from .control_channel import LARGEST_PIECE, Channel, Kind
 from .watchdog_process import INVALID_COMMAND

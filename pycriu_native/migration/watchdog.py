@@ -13,7 +13,8 @@ from typing import Any
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Lock
-from .._transport.connection import above_stdio, socket_pair
+from .._system.descriptors import above_stdio
+from .._transport.connection import socket_pair
 from .._transport.process import ChildProcess
 from .._transport.spawn import spawn
 from . import watchdog_process

@@ -36,16 +36,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from .._support.kernel_text import read_lines, read_text
-from .._system.mounts import (
-    CGROUP_V1,
-    SavedMount,
-    hierarchy,
-    inside,
-    mount_point,
-    mounts_of,
-    saved_mounts,
-)
+from .._integrity.saved_mounts import CGROUP_V1, SavedMount, saved_mounts
+from .._system.cgroups import cgroups_of
+from .._system.mountinfo import hierarchy, mounts_of
+from .._system.mounts import inside, mount_point
+from .._system.process import stat_of
 from ..enums import CgroupMode
 from ..errors import ImagesError, NoSuchProcessError
 from ..options.criu_opts import CriuOpts
@@ -402,10 +397,7 @@ def _read_descriptors(images: str) -> list[str]:
 
 def _freezer(pid: int) -> str | None:
     """The cgroup to freeze a container with; never the root, which has everybody in it."""
-    cgroups: dict[str, str] = {}
-    for line in read_lines(f"/proc/{pid}/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        cgroups.update(dict.fromkeys(controllers.split(","), path))
+    cgroups = cgroups_of(pid)
     for controller, kind in (("freezer", "cgroup"), ("", "cgroup2")):
         path = cgroups.get(controller, "/")
         mounted = hierarchy(kind, controller)
@@ -416,11 +408,8 @@ def _freezer(pid: int) -> str | None:
 
 def _start_time(pid: int) -> int | None:
     """When a process started, in ticks since boot; None when it does not run."""
-    try:
-        fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    stat = stat_of(pid)
+    return None if stat is None or stat.has_ended else stat.start
 
 
 # ---- options ----

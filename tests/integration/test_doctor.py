@@ -28,6 +28,7 @@ from pycriu_native import (
     libcriu_version,
     version,
 )
+from pycriu_native._system.host import boot_time
 from pycriu_native.diagnostics.doctor import features, program, rights, system
 
 from .support.failing_calls import OLDER
@@ -286,7 +287,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, path: Path, tmpfs: str = "/run") -> F
     """What is said of a cache at this place."""
     monkeypatch.setattr(program, "CACHE", str(path))
     monkeypatch.setattr(program, "TMPFS_OF", tmpfs)
-    return program._cache(program._started() + 1, Worker())
+    return program._cache(boot_time() + 1, Worker())
 
 
 def test_the_cache_of_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

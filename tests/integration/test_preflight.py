@@ -36,8 +36,8 @@ from pycriu_native import (
     restore,
 )
 from pycriu_native._failures.log_excerpt import failures
-from pycriu_native.diagnostics.preflight.mount_table import parse
-from pycriu_native.diagnostics.preflight.sockets import _address
+from pycriu_native._system.inet_sockets import address_of
+from pycriu_native._system.mountinfo import parse
 
 from .conftest import Spawn
 from .support import releases
@@ -571,20 +571,20 @@ def test_the_worst_comes_first(spawn: Spawn) -> None:
 @pytest.mark.parametrize(
     ("words", "address"),
     [
-        ("0100007F:0016", "127.0.0.1:22"),
-        ("00000000000000000000000001000000:1F90", "[::1]:8080"),
-        ("B80D0120000000000000000001000000:0050", "[2001:db8::1]:80"),
+        ("0100007F:0016", ("127.0.0.1", 22)),
+        ("00000000000000000000000001000000:1F90", ("::1", 8080)),
+        ("B80D0120000000000000000001000000:0050", ("2001:db8::1", 80)),
     ],
 )
-def test_addresses_of_the_kernel(words: str, address: str) -> None:
+def test_addresses_of_the_kernel(words: str, address: tuple[str, int]) -> None:
     """An address of /proc/net/tcp is read in the processor's order."""
-    assert _address(words) == address
+    assert address_of(words) == address
 
 
 def test_lines_of_mountinfo() -> None:
     """Escapes, several marks, and blanks in the name of the file system's source."""
-    line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw\n"
-    [mount] = parse(line, "mnt:[1]")
+    line = "36 35 98:0 /m\\040t1 /mnt\\0112 rw shared:1 master:7 unbindable - ext3 /dev/root rw"
+    mount = parse(line, "mnt:[1]")
     assert (mount.number, mount.parent, mount.device) == (36, 35, "98:0")
     assert (mount.root, mount.place, mount.kind) == ("/m t1", "/mnt\t2", "ext3")
     assert (mount.shared, mount.master) == (1, 7)

@@ -27,8 +27,9 @@ from pycriu_native import (
     dump,
 )
 from pycriu_native._calls import exchange
-from pycriu_native._recovery import network_lock as network_lock_module
-from pycriu_native._recovery.network_lock import run_id
+from pycriu_native._recovery import recovery as recovery_module
+from pycriu_native._recovery import run_id as run_id_module
+from pycriu_native._recovery.run_id import run_id
 
 from .conftest import Spawn
 from .faults.faults import CODE, code_in
@@ -276,7 +277,12 @@ def test_the_freezer_is_as_before(
 # ---- whose lock it is ----
 
 
-def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_id(
+    spawn: Spawn,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """What is read from CRIU's memory is what CRIU writes into its log.
 
     The second CRIU is another process: where to look is known by then, and what is there differs.
@@ -290,14 +296,22 @@ def test_the_run_id(spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch)
         result.append(run_id(pid))
         return result[-1]
 
-    monkeypatch.setattr(network_lock_module, "run_id", look)
+    monkeypatch.setattr(recovery_module, "run_id", look)
     opts = CriuOpts(images_directory=images, leave_running=True, log_level=4)
-    network_lock_module._places.clear()
+    run_id_module._offsets.clear()
     with WorkerPool(2) as warm:
         assert warm.wait_until_ready(20)
         for via in (None, None, warm, warm, None):
             dump(target.pid, opts, via=via)
             assert f"CRIU run id = {result[-1]}\n" in (images / "dump.log").read_text()
     assert len(set(result)) == len(result) == 5
-    assert len(network_lock_module._places) == 1
+    assert len(run_id_module._offsets) == 1
     assert run_id(target.pid) is None  # no CRIU
+    assert not caplog.records
+    monkeypatch.setattr(run_id_module, "_warned", set())
+    monkeypatch.setattr(run_id_module, "_text_at", lambda *_: None)
+    for _ in range(2):
+        dump(target.pid, opts)
+    assert result[-2:] == [None, None]
+    expected = ["WARNING"] if releases.has("4.1") else []  # before, the table's name has the pid
+    assert [record.levelname for record in caplog.records] == expected

@@ -203,10 +203,13 @@ def test_a_number_that_is_a_session(spawn: Spawn, images: Path) -> None:
     """Who holds it is named before the dump, by the check and by the error; then it works."""
     target = spawn(SESSION)
     opts = CriuOpts(images_directory=images)
-    [leader] = eventually(
-        lambda: [pid for pid in target.descendants() if pid != target.pid], "the leader"
-    )
-    eventually(lambda: Path(f"/proc/{leader}/stat").read_text().split()[2] == "Z", "its end")
+
+    def leader_alone() -> int | None:
+        """The leader, once it has ended and its child is no descendant."""
+        [leader, *others] = [pid for pid in target.descendants() if pid != target.pid] or [0]
+        return leader if not others and state(leader) == "Z" else None
+
+    eventually(leader_alone, "the end of the leader")
     before = preflight(target.pid, opts)
     [finding] = before.no_restore
     holder = int(finding.message.partition("session of pid ")[2].partition(",")[0])

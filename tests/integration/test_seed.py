@@ -115,7 +115,6 @@ def test_other_ways_are_left_alone() -> None:
             bed.connect(_Another(), (), SAVING)
         with open(os.devnull) as null:
             bed.connect(Worker(stdin=null), (), SAVING).wait()
-        bed.connect(Worker(), (0,), SAVING).wait()
         assert not bed._seeds
         bed.connect(Worker(), (), SAVING).wait()
         assert len(bed._seeds) == 1
@@ -123,6 +122,29 @@ def test_other_ways_are_left_alone() -> None:
             warm.close()
             with pytest.raises(ValueError, match="closed"):
                 bed.connect(warm, (), SAVING)
+
+
+def test_a_worker_inherits_descriptors(seed: ForkServer) -> None:
+    """Under the numbers that they have here, whichever the fork server itself has there."""
+    own = {int(number) for number in os.listdir(f"/proc/{seed.pid}/fd")}
+    numbers = sorted((own | set(range(3, 60))) - {0, 1, 2})
+    is_open = {int(each) for each in os.listdir("/proc/self/fd")}
+    with open("/dev/zero") as zero, contextlib.ExitStack() as stack:
+        for number in set(numbers) - is_open - {zero.fileno()}:
+            stack.callback(os.close, os.dup2(zero.fileno(), number))
+        expected = [os.readlink(f"/proc/self/fd/{number}") for number in numbers]
+        worker = connect_worker(find_program(), lambda ends: seed.fork_worker(ends, numbers))
+
+        def found() -> list[str]:
+            here = f"/proc/{worker.pid}/fd"
+            held = set(os.listdir(here))
+            return [os.readlink(f"{here}/{each}") for each in numbers if str(each) in held]
+
+        eventually(lambda: found() == expected, "its descriptors")
+        # CRIU has waited for a request on its own socket: that one was closed.
+        worker.wait()
+        assert "Can't recv request: Connection reset by peer" in worker.final_stderr
+    assert {int(number) for number in os.listdir(f"/proc/{seed.pid}/fd")} == own
 
 
 def test_a_worker_that_cannot_be_watched(seed: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,13 +265,13 @@ def test_one_that_was_killed_in_a_batch(
     made: list[int] = []
     grow = ForkServer.fork_worker
 
-    def grow_once(self: ForkServer, ends: Any) -> tuple[int, int]:
+    def grow_once(self: ForkServer, ends: Any, keep: Sequence[int]) -> tuple[int, int]:
         if self.pid in made:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             eventually(lambda: not is_alive(self.pid), "its end")
         made.append(self.pid)
-        return grow(self, ends)
+        return grow(self, ends, keep)
 
     monkeypatch.setattr(ForkServer, "fork_worker", grow_once)
     numbers = iter(range(100))

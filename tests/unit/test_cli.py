@@ -282,6 +282,7 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
         "migrate in": (["--listen", "10.0.0.2:1"], Exit.REFUSED),
         "page-server": (["-D", there, "--address", "::1", "--port", "1", "-d"], 0),
         "lazy-pages": (["-D", there, "--criu", "/none"], Exit.NO_CRIU),
+        "install-criu": (["--uninstall", "--prefix", f"{there}/none"], 0),
         "keep-cache": ([], Exit.REFUSED),
         "cpuinfo-dump": (["-D", there], 0),
         "cpuinfo-check": (["-D", there], 0),

@@ -5,16 +5,20 @@ One build loads any release. The judge of what a library has is its own symbol t
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import build_ffi
-from pycriu_native import UnsupportedError
+from pycriu_native import Finding, Severity, UnsupportedError
+from pycriu_native.cli.exit_codes import Exit
+from pycriu_native.cli.json_form import SCHEMA
 from pycriu_native.options.table import release
 
 from .support import elf
@@ -204,22 +208,60 @@ def any_library() -> Library:
     return next(iter(here.values()))
 
 
-def test_an_import_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
-    """The extension without its library: an ImportError with the commands that install it."""
-    package = tmp_path / "pycriu_native"
-    shutil.copytree(ROOT / "pycriu_native", package, ignore=None)
-    for extension in package.glob("_native/extension*.so"):
+@pytest.fixture
+def without_libcriu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python with the library, whose extension needs a libcriu that does not exist."""
+    shutil.copytree(ROOT / "pycriu_native", tmp_path / "pycriu_native")
+    shutil.copy(ROOT / "pycriu_native_main.py", tmp_path)
+    for extension in tmp_path.glob("pycriu_native/_native/extension*.so"):
         needs = extension.read_bytes()
         assert b"libcriu.so.2\0" in needs
         extension.write_bytes(needs.replace(b"libcriu.so.2\0", b"libcriu.so.9\0"))
-    run = subprocess.run(
-        [sys.executable, "-c", "import pycriu_native"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_an_import_without_libcriu_says_what_to_install(
+    without_libcriu: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """The extension without its library: one ImportError with the commands that install it."""
+    run = without_libcriu("-c", "import pycriu_native")
     assert run.returncode == 1
     assert "ImportError: pycriu_native's extension module does not load: libcriu.so.9" in run.stderr
     assert "apt-get install libcriu2" in run.stderr
+    assert run.stderr.count("Traceback") == 1
+    assert len(run.stderr.splitlines()) <= 9
+
+
+def test_the_command_line_without_libcriu(
+    without_libcriu: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """A command ends with the cure and no traceback; doctor reports it, in the shape of others."""
+    run = without_libcriu("-m", "pycriu_native_main", "dump", "1")
+    assert run.returncode == Exit.NO_CRIU
+    assert "libcriu.so.9" in run.stderr
+    assert "cure    Install libcriu: apt-get install libcriu2" in run.stderr
+    assert "Traceback" not in run.stderr
+
+    run = without_libcriu("-m", "pycriu_native_main", "doctor")
+    assert run.returncode == Exit.NO
+    assert "stops    libcriu: " in run.stdout
+    assert "this machine cannot checkpoint" in run.stdout
+
+    run = without_libcriu("-m", "pycriu_native_main", "doctor", "--json")
+    result = json.loads(run.stdout)
+    (finding,) = result["result"]["findings"]
+    assert result["exit_code"] == run.returncode == Exit.NO
+    assert result["schema"] == SCHEMA
+    assert finding["severity"] == Severity.STOPS
+    assert set(finding) == set(Finding(id="", severity=Severity.STOPS, message="").to_dict())

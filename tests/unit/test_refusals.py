@@ -22,6 +22,7 @@ from pycriu_native import (
     CriuOpts,
     NoSuchProcessError,
     OptionError,
+    Problem,
     ProgramNotFoundError,
     UnsupportedError,
     Worker,
@@ -207,8 +208,12 @@ def test_nothing_that_the_table_allows_for_a_verb_is_foreign(
 @given(opts=any_opts(), verb=st.sampled_from(sorted(VERB_MASK, key=str)))
 def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb) -> None:
     """Rules are asked only where the options that they are about are set."""
-    every = [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
-    assert option_rules.found(option_rules._RULES, opts, verb) == every
+
+    def every() -> list[Problem]:
+        return [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
+
+    before, result = every(), option_rules.found(option_rules._RULES, opts, verb)
+    assert result == before or result == every()  # a descriptor can be closed meanwhile
 
 
 def test_only_for_makes_any_options_fit(world: World) -> None:

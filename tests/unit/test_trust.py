@@ -172,7 +172,7 @@ def test_who_is_behind_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_UID", "7")
     for own, trusted in ((0, 7), (1000, 1000)):
         monkeypatch.setattr(os, "geteuid", lambda own=own: own)
-        assert trusted_path.trusted_user() == trusted
+        assert trusted_path.trusted_uid() == trusted
 
 
 # ---- a call ----

@@ -19,6 +19,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
     "Guides": ("calls.md", "migration.md", "preflight.md", "images.md", "coming-from.md"),
     "Reference": ("cli.md", "options.md", "exceptions.md", "errors.md", "scenarios.md"),
     "Background": (
+        "install.md",
         "requirements.md",
         "not_restored.md",
         "design.md",

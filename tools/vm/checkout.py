@@ -17,6 +17,7 @@ PARTS = (
         "include",
         "native",
         "pycriu_native",
+        "pycriu_native_main.py",
         "tools",
     ),
     *("benchmarks", "tests"),

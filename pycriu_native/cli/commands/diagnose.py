@@ -46,9 +46,17 @@ def _doctor_text(result: Doctor, everything: bool) -> Text:
     return text
 
 
-def _preflight(call: Call, pid: int | None, tree: int | None, include_caller: bool) -> Exit:
+def _preflight(
+    call: Call,
+    pid: int | None,
+    tree: int | None,
+    include_caller: bool,
+    files: str | None,
+    also: tuple[str, ...],
+) -> Exit:
     pid = command.one_pid(pid, tree)
-    result = preflight(pid, call.opts, include_caller=include_caller, via=call.via)
+    rollback = command.rollback(files, also)
+    result = preflight(pid, call.opts, include_caller=include_caller, via=call.via, files=rollback)
     works = result.verdict is Verdict.WORKS
     lost = result.verdict is Verdict.NO_RESTORE and not result.opts.leave_running
     words = None if lost or result.verdict is Verdict.FAILS else command_line(result)
@@ -112,6 +120,13 @@ COMMANDS = {
             "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",
         ],
         exits=(Exit.NO, Exit.NO_CRIU),
-        params=[*command.pid_params(), command.include_caller_option()],
+        params=[
+            *command.pid_params(),
+            command.include_caller_option(),
+            command.files_option(
+                "rollback reports the files that 'dump --files rollback' would save, and how."
+            ),
+            command.also_option(),
+        ],
     ),
 }

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ... import CriuOpts, DumpItersResult, DumpResult, Round, ShrinkingRounds, dump, dump_iters
-from ..._system.process_tree import stat_of
+from ..._rollback.option import Files
+from ..._system.process import comm_of, stat_of
 from ...archive.streaming import dump_stream
 from ...enums import Verb
 from ...errors import OptionError, Problem
@@ -38,9 +39,14 @@ def _dump(
     rounds: int | None,
     through: str | None,
     include_caller: bool,
+    files: str | None,
+    also: tuple[str, ...],
 ) -> Exit:
     pid = command.one_pid(pid, tree)
-    name = command.name_of(pid)
+    name = comm_of(pid)
+    rollback = command.rollback(files, also)
+    if rollback is not None and (rounds is not None or through is not None):
+        raise click.UsageError("--files is not accepted with --rounds or --to.")
     if include_caller and (rounds is not None or through is not None):
         raise click.UsageError("--include-caller is not accepted with --rounds or --to.")
     if through is not None:
@@ -49,7 +55,7 @@ def _dump(
         return _into_stream(call, pid, name, through)
     if rounds is not None:
         return _in_rounds(call, pid, name, rounds)
-    result = _saved(call, pid, call.opts, include_caller=include_caller)
+    result = _saved(call, pid, call.opts, include_caller=include_caller, files=rollback)
     done = call.out.result(shape(result), text(result, name, "dumped"))
     _hint(call, result)
     return done
@@ -77,12 +83,14 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     pid = command.one_pid(pid, tree)
-    name = command.name_of(pid)
+    name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
 
-def _saved(call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False) -> DumpResult:
+def _saved(
+    call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False, files: Files = None
+) -> DumpResult:
     with progress.shown(call.out) as on_progress:
         return dump(
             pid,
@@ -92,6 +100,7 @@ def _saved(call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False
             on_notify=call.hook,
             on_progress=on_progress,
             deadline=call.deadline,
+            files=files,
         )
 
 
@@ -179,8 +188,8 @@ def _hint(call: Call, result: DumpResult) -> None:
     if result.pid_free or runs_on:
         return
     seen = stat_of(result.pid)
-    if seen is not None and seen[0] == "Z":
-        parent = f"pid {seen[1]} ({safe(command.name_of(seen[1]))})"
+    if seen is not None and seen.state == "Z":
+        parent = f"pid {seen.parent} ({safe(comm_of(seen.parent))})"
         call.out.hint(
             f"pid {result.pid} stays taken until its parent, {parent}, has reaped it; a restore "
             "before that fails"
@@ -216,6 +225,11 @@ COMMANDS = {
                 "soft-dirty tracking.",
             ),
             streams.option("--to", "Write the images as one stream,"),
+            command.files_option(
+                "Save the files that the processes have open for writing with the images: rollback "
+                "has 'restore --files rollback' put them back."
+            ),
+            command.also_option(),
             command.include_caller_option(),
             command.script_option(),
         ],

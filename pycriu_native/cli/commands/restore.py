@@ -27,14 +27,15 @@ def _restore(
     restore_detached: bool,
     pidfile: str | None,
     through: str | None,
+    files: str | None,
 ) -> int:
     if bool(command) != exec_cmd:
         raise click.UsageError("--exec-cmd and a command behind '--' come together.")
     if wait and (restore_detached or exec_cmd):
         raise click.UsageError("--wait is not accepted with --restore-detached or --exec-cmd.")
     if through is not None:
-        if wait or exec_cmd:
-            raise click.UsageError("--from is not accepted with --wait or --exec-cmd.")
+        if wait or exec_cmd or files:
+            raise click.UsageError("--from is not accepted with --wait, --exec-cmd or --files.")
         return _out_of_stream(call, through, pidfile)
     verb = restore_child if wait else restore
     with progress.shown(call.out) as on_progress:
@@ -44,6 +45,7 @@ def _restore(
             on_notify=call.hook,
             on_progress=on_progress,
             deadline=call.deadline,
+            files=files,
         )
     command_module.write_pidfile(pidfile, result.pid)
     if wait:
@@ -152,6 +154,10 @@ COMMANDS = {
             ),
             click.Option(
                 ["-d", "--restore-detached"], is_flag=True, help="The default here, as criu has it."
+            ),
+            command_module.files_option(
+                "rollback puts the files back that 'dump --files rollback' has saved; they are "
+                "given back as they were if the restore fails."
             ),
             streams.option("--from", "Read the images out of a stream that 'dump --to' wrote,"),
             command_module.pidfile_option("the root process"),

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..._calls import requirements
-from ..._system.host import can_track_memory
+from ..._system.descriptors import above_stdio
+from ..._system.processor import can_track_memory
 from ..._transport.base import Via
-from ..._transport.connection import above_stdio
 from ..._transport.process import ChildProcess
 from ..._transport.spawn import spawn
 from ..._transport.worker import Worker, worker_of

@@ -11,8 +11,10 @@ from functools import partial
 from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._native.ffi import LIBCRIU_VERSION
-from ..._support.kernel_text import read_lines
+from ..._system.host import boot_time
+from ..._system.mountinfo import filesystem_of
 from ..._transport.base import Via
+from ..._transport.program import COMPANION, companion, locate
 from ..._transport.worker import worker_of
 from ...errors import CriuError
 from ...findings import Finding, Severity
@@ -26,7 +28,7 @@ CACHE_MAGIC = 0x57023458
 TMPFS_OF = "/run"
 NEEDED = (((6, 16), Version(major=4, minor=2)), ((6, 13), Version(major=4, minor=1)))
 """Releases of the kernel, and the CRIU that each needs: sockets since 6.16, the vdso since 6.13."""
-INSTALL = "apt-get install criu, or tools/install-criu of a checkout"
+INSTALL = "pip install 'pycriu-native[criu]', apt-get install criu, or pycriu-native install-criu"
 
 
 def look(via: Via) -> Iterator[Finding]:
@@ -52,8 +54,9 @@ def look(via: Via) -> Iterator[Finding]:
         group="criu",
         subject="CRIU",
         severity=Severity.GOOD,
-        message=f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}",
+        message=f"{result}{f' ({result.git})' if result.git else ''}, {via.name()}{_source(via)}",
     )
+    yield from libraries(via)
     yield _fits_library(result)
     yield _fits_kernel(result)
     yield from _fits_processor(result)
@@ -69,6 +72,27 @@ def _libcriu() -> Finding:
         subject="libcriu",
         severity=Severity.GOOD,
         message=LIBCRIU_VERSION,
+    )
+
+
+def _source(via: Via) -> str:
+    """What named the program of a worker, to follow its path."""
+    worker = worker_of(via)
+    return f" ({locate(worker.program)[1]})" if worker else ""
+
+
+def libraries(via: Via) -> Iterator[Finding]:
+    """The libraries in the program of pycriu-native-criu. Those of others are the system's."""
+    worker, package = worker_of(via), companion()
+    if worker is None or package is None or locate(worker.program)[0] != package.program():
+        return
+    yield Finding(
+        id="libraries",
+        group="criu",
+        subject="libraries of CRIU",
+        severity=Severity.GOOD,
+        message=", ".join(f"{name} {release}" for name, release in package.libraries().items())
+        + f": security updates of these come with {COMPANION}",
     )
 
 
@@ -99,7 +123,15 @@ def _fits_kernel(found: Version) -> Finding:
                 "sockets cannot be dumped",
                 cure=f"install CRIU {needed} or later",
             )
-    return finding(severity=Severity.GOOD, message=f"Linux {release}")
+    return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(found)}")
+
+
+def _kernels(found: Version) -> str:
+    """The kernels that this release works on, as far as they are known."""
+    for since, needed in reversed(NEEDED):
+        if found < needed:
+            return f"CRIU {found} works on kernels before {since[0]}.{since[1]}"
+    return f"no kernel is known that CRIU {found} is too old for"
 
 
 def _fits_processor(found: Version) -> Iterator[Finding]:
@@ -153,7 +185,7 @@ def _cache(start: float, via: Via) -> Finding:
         with open(CACHE, "rb") as file:
             magic = struct.unpack("=I", file.read(4).ljust(4, b"\0"))[0]
     except FileNotFoundError:
-        if _is_tmpfs(TMPFS_OF):
+        if filesystem_of(TMPFS_OF) == "tmpfs":
             return finding_of(Severity.NOTE, "is absent", "the next call creates it")
         return finding_of(
             Severity.NOTE,
@@ -164,7 +196,7 @@ def _cache(start: float, via: Via) -> Finding:
         )
     except OSError as error:
         return finding_of(Severity.NOTE, f"cannot be read ({error.strerror})")
-    if result.st_mtime < _started():
+    if result.st_mtime < boot_time():
         return finding_of(
             Severity.WARNING,
             "is stale: it is older than this start of the system",
@@ -181,18 +213,6 @@ def _cache(start: float, via: Via) -> Finding:
     if result.st_mtime >= start - 1:
         return finding_of(Severity.GOOD, "exists, and was created by this check")
     return finding_of(Severity.GOOD, "exists")
-
-
-def _is_tmpfs(path: str) -> bool:
-    mounts = [line.split(" ") for line in read_lines("/proc/self/mountinfo")]
-    kinds = [words[words.index("-") + 1] for words in mounts if words[4] == path]
-    return kinds[-1:] == ["tmpfs"]
-
-
-def _started() -> float:
-    """When the system was started, in seconds since 1970."""
-    with open("/proc/stat") as file:
-        return next(float(line.split()[1]) for line in file if line.startswith("btime"))
 
 
 def _configuration(via: Via) -> Iterator[Finding]:

@@ -8,8 +8,9 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 
-from ..._system.process_snapshot import lines_of, link, read
-from ..._system.process_tree import status_of
+from ..._system.mountinfo import mounts_of
+from ..._system.process import status_of
+from ..._system.process_snapshot import link, read
 from ..._transport.base import Via
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
@@ -73,9 +74,9 @@ def _tools(path: str) -> Iterator[Finding]:
 
 
 def _cgroups() -> Finding:
-    result = [line.split(" ") for line in lines_of("/proc/self/mountinfo")]
-    old = [words[4] for words in result if words[words.index("-") + 1] == "cgroup"]
-    new = [words[4] for words in result if words[words.index("-") + 1] == "cgroup2"]
+    mounts = list(mounts_of("self"))
+    old = [mount.place for mount in mounts if mount.kind == "cgroup"]
+    new = [mount.place for mount in mounts if mount.kind == "cgroup2"]
     form = "hybrid (1 and 2)" if old and new else "version 2" if new else "version 1"
     finding = partial(Finding, id="cgroups", group="system", subject="cgroups")
     if not old and not new:

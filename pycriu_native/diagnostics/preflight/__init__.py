@@ -15,6 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..._checks.option_rules import ONE_PROCESS
+from ..._rollback.option import Files, rollback_of
+from ..._system.mount_table import MountTable
 from ..._system.process_identity import Target, is_pid, located
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
@@ -34,9 +36,9 @@ from . import (
     sockets,
     tasks,
     terminals,
+    written,
 )
 from .context import Context
-from .mount_table import MountTable
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
@@ -48,7 +50,7 @@ __all__ = [
     "preflight",
 ]
 
-LOOKS = (mounts, files, objects, sockets, terminals, memory, attributes, restorable)
+LOOKS = (mounts, files, objects, sockets, terminals, memory, attributes, restorable, written)
 
 
 def preflight(
@@ -57,13 +59,14 @@ def preflight(
     *,
     include_caller: bool = False,
     via: Via | None = None,
+    files: Files = None,
 ) -> Preflight:
     """Check a dump of this process and its descendants. The processes keep running.
 
     ``opts`` are the options of the dump: what they cure is not an obstacle, and what they break is
     one. The images directory may be unset.
-    ``include_caller`` and ``via`` as for :func:`~pycriu_native.dump`; capabilities and namespaces
-    are those of the caller, as in a worker.
+    ``include_caller``, ``via`` and ``files`` as for :func:`~pycriu_native.dump`; capabilities and
+    namespaces are those of the caller, as in a worker.
 
     The result is valid for the moment of the check: a process that changes later can still fail.
     ``docs/preflight.md`` lists what is not visible from outside. Raises ``OptionError`` for
@@ -82,6 +85,7 @@ def preflight(
         via=via or Worker(),
         mounts=MountTable(tree),
         include_caller=include_caller,
+        rollback=rollback_of(files, "preflight"),
     )
     result = ordered(_findings(context))
     there = bool(tree.alive)

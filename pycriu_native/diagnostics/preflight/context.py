@@ -8,13 +8,14 @@ from typing import Any
 
 from ..._calls import requirements
 from ..._failures.log_excerpt import known
+from ..._rollback.option import Rollback
+from ..._system.mount_table import MountTable
 from ..._system.process_snapshot import Tree
 from ..._transport.base import Via
 from ...errors import CriuError
 from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
-from .mount_table import MountTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,8 @@ class Context:
     opts: CriuOpts
     via: Via
     mounts: MountTable
+    rollback: Rollback | None = None
+    """Which files the dump is to save."""
     include_caller: bool = False
     """Whether the dump is to take a tree that contains the caller."""
 

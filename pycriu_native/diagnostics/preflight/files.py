@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import Descriptor, Process, lines_of, link
+from ..._system.descriptors import descriptor_info, links_of
+from ..._system.process import all_pids
+from ..._system.process_snapshot import Descriptor, Process, link
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 
@@ -100,11 +102,7 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
     with contextlib.suppress(OSError):
         number = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            mount = next(
-                line.split()[1]
-                for line in lines_of(f"/proc/self/fdinfo/{number}")
-                if line.startswith("mnt_id")
-            )
+            mount = descriptor_info("self", number)["mnt_id"][0]
             yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))
         finally:
             os.close(number)
@@ -278,12 +276,7 @@ def _held_outside(context: Context, inodes: set[int]) -> set[int]:
     result: set[int] = set()
     if not expected:
         return result
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) in context.tree.pids:
-            continue
-        with contextlib.suppress(OSError):
-            for number in os.listdir(f"/proc/{name}/fd"):
-                target = link(f"/proc/{name}/fd/{number}")
-                if target in expected:
-                    result.add(expected[target])
+    for pid in all_pids():
+        if pid not in context.tree.pids:
+            result |= {expected[target] for _, target in links_of(pid) if target in expected}
     return result

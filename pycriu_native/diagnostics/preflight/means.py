@@ -14,6 +14,7 @@ from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
 from ..._failures.log_excerpt import known
+from ..._system.inet_sockets import listening
 from ..._system.process_snapshot import read
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
@@ -27,8 +28,6 @@ from ..config_effects import configuration_files
 from . import sockets
 from .context import Context, no_restore, note, stops
 from .sockets import INTERNET, kinds
-
-LISTENING = "0A"
 
 
 def check_options(opts: CriuOpts, pid: int) -> None:
@@ -147,7 +146,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
         )
         return
     if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in message):
-        if server.port not in _listening():
+        if not any(port == server.port for _, port in listening()):
             yield stops(
                 "page-server",
                 "no page server listens there",
@@ -158,16 +157,6 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
     yield note(
         "page-server", "whether the page server answers is seen by the dump only", path=about
     )
-
-
-def _listening() -> set[int]:
-    """The TCP ports with a listener in the caller's network namespace."""
-    rows = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in read(f"/proc/self/net/{table}").splitlines()[1:]
-    ]
-    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
 
 
 def _configuration(context: Context) -> Iterator[Finding]:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import read
+from ..._system.mount_table import is_below
+from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
 from .context import Context, needs, stops
-from .mount_table import Mount, is_below, parse
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -66,7 +66,7 @@ class _Mounts:
         self.given = {m for m in table.all if m.namespace == root and _is_external(context, m)}
         """Mounts that an option makes external."""
         if context.opts.auto_ext_mnt:
-            ours = parse(read("/proc/self/mountinfo"), context.tree.ours.namespaces["mnt"])
+            ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
             self.given |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
 
     def checked(self) -> Iterator[Mount]:

@@ -89,9 +89,9 @@ def _numbers(context: Context) -> Iterator[Finding]:
         return
     held = holders(context.tree.pids)
     root = context.tree.root
-    kept = {int(field) for field in root.fields[2:4]} - {root.pid}  # shell_job has others
+    kept = {root.group, root.session} - {root.pid}  # shell_job has others
     for process in context.tree.processes:
-        numbers = {process.pid, *process.threads, *map(int, process.fields[2:4])} - kept
+        numbers = {process.pid, *process.threads, process.group, process.session} - kept - {0}
         for number in sorted(numbers & held.keys()):
             holder, kind = held[number]
             yield no_restore(

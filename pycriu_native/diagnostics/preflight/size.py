@@ -9,7 +9,7 @@ import contextlib
 import os
 
 from ..._system.process_snapshot import Process, lines_of
-from . import files
+from . import files, written
 from .context import Context
 from .values import ImageSize
 
@@ -37,6 +37,7 @@ def expected(context: Context) -> ImageSize:
         shared_memory=sum(shared.values()),
         deleted_files=files.ghosts(context),
         file_systems=_file_systems(context),
+        written_files=written.size(context),
         rest=rest + FIXED,
     )
 

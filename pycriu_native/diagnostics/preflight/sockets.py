@@ -10,10 +10,12 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import Descriptor, Process, read
+from ..._system.inet_sockets import InetSocket, inet_sockets, netlink_unread
+from ..._system.process_snapshot import Descriptor, Process
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
@@ -101,7 +103,7 @@ class Tables:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self._read: dict[str, dict[int, list[str]]] = {}
+        self._read: dict[str, dict[int, InetSocket]] = {}
         self._unix: dict[int, UnixSocket] | None = None
 
     @property
@@ -111,27 +113,33 @@ class Tables:
             self._unix = unix_sockets(self.process)
         return self._unix
 
-    def row(self, table: str, inode: int) -> list[str] | None:
-        """The columns of a socket in /proc/PID/net."""
+    def inet(self, table: str, inode: int) -> InetSocket | None:
+        """An internet socket, by the name of its table in /proc/PID/net."""
         if table not in self._read:
-            lines = read(f"/proc/{self.process.pid}/net/{table}").splitlines()
-            column = -1 if table == "netlink" else 9
-            rows = [line.split() for line in lines[1:]]
-            self._read[table] = {int(row[column]): row for row in rows if len(row) > 9}
+            self._read[table] = {}
+            with contextlib.suppress(OSError):
+                found = inet_sockets(self.process.pid, table)
+                self._read[table] = {sock.inode: sock for sock in found}
         return self._read[table].get(inode)
+
+    @cached_property
+    def netlink_unread(self) -> dict[int, int]:
+        """Bytes that each netlink socket has not read."""
+        with contextlib.suppress(OSError):
+            return netlink_unread(self.process.pid)
+        return {}
 
 
 def _internet(
     context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]
 ) -> Iterator[Finding]:
     for table in tables.values():
-        row = table.row(INTERNET[kind], fd.stat.st_ino)
-        if row is not None:
+        sock = table.inet(INTERNET[kind], fd.stat.st_ino)
+        if sock is not None:
             break
     else:
         return  # neither bound nor connected
-    state = int(row[3], 16)
-    unread = int(row[4].partition(":")[2], 16)
+    state, unread = sock.state, sock.unread
     about = {"pid": fd.pid, "fd": fd.number}
     if not kind.startswith("TCP"):
         if unread:
@@ -150,11 +158,11 @@ def _internet(
                 known("tcp-in-flight").cure,
                 sets={"tcp_skip_in_flight": True},
                 failure="tcp-in-flight",
-                path=_address(row[1]),
+                path=_shown_address(sock.local),
                 **about,
             )
     elif state not in (CLOSE, TIME_WAIT):
-        to = f"{_address(row[1])} to {_address(row[2])}"
+        to = f"{_shown_address(sock.local)} to {_shown_address(sock.remote)}"
         if context.opts.tcp_close:
             yield lost(
                 "tcp-closed", f"the TCP connection from {to} is dropped (tcp_close)", **about
@@ -172,24 +180,17 @@ def _internet(
         )
 
 
-def _address(words: str) -> str:
-    """An address of /proc/net/tcp: 32-bit words in the byte order of the processor."""
-    address, _, port = words.partition(":")
-    data = b"".join(
-        int(address[at : at + 8], 16).to_bytes(4, "little") for at in range(0, len(address), 8)
-    )
-    if len(data) == 4:
-        return f"{socket.inet_ntop(socket.AF_INET, data)}:{int(port, 16)}"
-    return f"[{socket.inet_ntop(socket.AF_INET6, data)}]:{int(port, 16)}"
+def _shown_address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _netlink(fd: Descriptor, tables: dict[str, Tables]) -> Iterator[Finding]:
     for table in tables.values():
-        row = table.row("netlink", fd.stat.st_ino)
-        if row is not None and int(row[4]):
+        if unread := table.netlink_unread.get(fd.stat.st_ino):
             yield stops(
                 "netlink-unread",
-                f"a netlink socket has {row[4]} bytes that the program has not read",
+                f"a netlink socket has {unread} bytes that the program has not read",
                 pid=fd.pid,
                 fd=fd.number,
                 failure="netlink-unread",

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
-from ..._system.process_snapshot import Process, lines_of, link, read
-from ..._system.process_tree import frozen_cgroup
+from ..._system.cgroups import frozen_cgroup
+from ..._system.process import children_of, stat_of, status_of
+from ..._system.process_snapshot import Process, link, read
 from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
 from ...enums import Verb
 from ...findings import Finding
@@ -97,7 +98,7 @@ def _nothing_to_dump(root: Process) -> Iterator[Finding]:
 
 
 def _frozen(context: Context) -> Iterator[Finding]:
-    cgroup = frozen_cgroup(context.tree.root.pid) or _frozen_of_version_1(context.tree.root.pid)
+    cgroup = frozen_cgroup(context.tree.root.pid, of_v1=True)
     if cgroup is not None and context.opts.freeze_cgroup is None:
         yield needs(
             context,
@@ -109,25 +110,12 @@ def _frozen(context: Context) -> Iterator[Finding]:
         )
 
 
-def _frozen_of_version_1(pid: int) -> str | None:
-    for line in lines_of(f"/proc/{pid}/cgroup"):
-        _, controllers, name = line.split(":", 2)
-        if "freezer" in controllers.split(","):
-            for mount in lines_of("/proc/self/mountinfo"):
-                if " - cgroup " in mount and "freezer" in mount.rpartition(" ")[2].split(","):
-                    place = mount.split(" ")[4] + name.rstrip("/")
-                    if read(place + "/freezer.state").strip() in ("FROZEN", "FREEZING"):
-                        return place
-    return None
-
-
 def _stoppable(process: Process) -> Iterator[Finding]:
     """Findings that prevent CRIU from stopping a process."""
     tracers = {
         tracer: thread
         for thread in process.threads
-        if (tracer := _line(f"/proc/{process.pid}/task/{thread}/status", "TracerPid"))
-        not in ("", "0")
+        if (tracer := status_of(process.pid, thread).get("TracerPid")) not in ("", "0")
     }
     for tracer in tracers:
         yield stops(
@@ -174,7 +162,7 @@ def _hangs(process: Process) -> Iterator[Finding]:
             return
         sleep(0.01)
     if any("vfork" in read(f"/proc/{process.pid}/task/{t}/wchan") for t in stuck) or any(
-        kcmp(process.pid, int(child), KCMP_VM) for child in _children(process)
+        kcmp(process.pid, child, KCMP_VM) for child in children_of(process.pid)
     ):
         yield stops(
             "vfork",
@@ -195,23 +183,8 @@ def _hangs(process: Process) -> Iterator[Finding]:
 
 
 def _thread_state(process: Process, thread: int) -> str:
-    text = read(f"/proc/{process.pid}/task/{thread}/stat")
-    return text.rpartition(")")[2].strip()[:1]
-
-
-def _children(process: Process) -> list[str]:
-    return [
-        child
-        for thread in process.threads
-        for child in read(f"/proc/{process.pid}/task/{thread}/children").split()
-    ]
-
-
-def _line(path: str, name: str) -> str:
-    for line in lines_of(path):
-        if line.startswith(name + ":"):
-            return line.partition(":")[2].strip()
-    return ""
+    stat = stat_of(process.pid, thread)
+    return "" if stat is None else stat.state
 
 
 def _limits(process: Process) -> Iterator[Finding]:
@@ -281,7 +254,7 @@ def _session(context: Context, process: Process) -> Iterator[Finding]:
 
 
 def _shares(context: Context, process: Process) -> Iterator[Finding]:
-    parent = int(process.fields[1]) if process.fields else 0
+    parent = process.stat.parent if process.stat else 0
     if process is context.tree.root or parent not in context.tree.pids:
         return
     for kind, words in KCMP.items():

@@ -10,7 +10,8 @@ import stat
 from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
-from ..._system.process_snapshot import Descriptor, read
+from ..._system.process import all_pids, stat_of
+from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from .context import Context, needs, stops
 
@@ -92,7 +93,7 @@ def _dangling(context: Context, fd: Descriptor) -> Iterator[Finding]:
         leaders = _sessions_on(device)
     else:
         leaders = {
-            int(process.fields[3])
+            process.session
             for process in context.tree.alive
             if process.pid == fd.pid and _is(process.terminal, fd.stat.st_rdev)
         }
@@ -119,8 +120,8 @@ def _is(packed: int, device: int) -> bool:
 def _sessions_on(device: int) -> set[int]:
     """The sessions whose terminal a device is."""
     result = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        fields = read(f"/proc/{name}/stat").rpartition(")")[2].split()
-        if fields and _is(int(fields[4]), device):
-            result.add(int(fields[3]))
+    for pid in all_pids():
+        stat = stat_of(pid)
+        if stat is not None and _is(stat.terminal, device):
+            result.add(stat.session)
     return result

@@ -68,6 +68,9 @@ class ImageSize:
     """Files that are open or mapped but have no name, and are within ``ghost_limit``."""
     file_systems: int = 0
     """Contents of tmpfs mounts of the tree's own mount namespace, before compression."""
+    written_files: int = 0
+    """Copies of the files that are open for writing, with ``files="rollback"``; without those that
+    are reflinks or saved by their length."""
     rest: int = 0
     """Everything else: about 8 KiB and some for each process, thread and descriptor."""
 

@@ -107,7 +107,7 @@ def session(*arguments: object) -> Iterator[Session]:
         start_new_session=True,
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(pycriu_native.__file__).parents[2]),
+            "PYTHONPATH": str(Path(pycriu_native.__file__).parents[1]),
             "TERM": "dumb",  # no escape sequences between the words
         },
     )

@@ -2,69 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import contextlib
 from functools import cached_property
 
-from ..._system.process_snapshot import Process, Tree, link, read
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """A line of mountinfo."""
-
-    number: int
-    parent: int
-    device: str
-    """``major:minor``."""
-    root: str
-    """Directory of the file system that is mounted."""
-    place: str
-    """Mount point, in its own namespace."""
-    shared: int
-    """Its peer group; 0 for none."""
-    master: int
-    """The peer group that it is a slave of; 0 for none."""
-    kind: str
-    """The type of the file system."""
-    namespace: str
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is the root of its file system."""
-        return self.root == "/"
-
-    @property
-    def key(self) -> str:
-        """Its key in ``external``."""
-        return f"mnt[{self.place}]"
-
-
-def parse(text: str, namespace: str) -> list[Mount]:
-    """The lines of a mountinfo."""
-    result = []
-    for line in filter(None, text.split("\n")):
-        before, _, after = line.partition(" - ")
-        number, parent, device, root, place, _, *marks = before.split(" ")
-        groups = dict(mark.split(":") for mark in marks if ":" in mark)
-        result.append(
-            Mount(
-                number=int(number),
-                parent=int(parent),
-                device=device,
-                root=_unescaped(root),
-                place=_unescaped(place),
-                shared=int(groups.get("shared", 0)),
-                master=int(groups.get("master", 0)),
-                kind=after.split(" ")[0],
-                namespace=namespace,
-            )
-        )
-    return result
-
-
-def _unescaped(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
+from .mountinfo import Mount, mounts_of
+from .process_snapshot import Process, Tree, link
 
 
 class MountTable:
@@ -79,11 +21,11 @@ class MountTable:
     @cached_property
     def all(self) -> list[Mount]:
         """Every mount of every namespace."""
-        return [
-            mount
-            for namespace, process in self.owners.items()
-            for mount in parse(read(f"/proc/{self._visible_process(process)}/mountinfo"), namespace)
-        ]
+        result: list[Mount] = []
+        for namespace, process in self.owners.items():
+            with contextlib.suppress(OSError):
+                result += mounts_of(self._visible_process(process), namespace)
+        return result
 
     def _visible_process(self, process: Process) -> int:
         """The pid of a process of the same namespace that is in no chroot, if there is one."""
@@ -139,4 +81,5 @@ class MountTable:
 
 
 def is_below(path: str, above: str) -> bool:
+    """Whether a path is a directory or below it; both have one form."""
     return path == above or path.startswith(above.rstrip("/") + "/")

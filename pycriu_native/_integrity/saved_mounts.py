@@ -1,0 +1,71 @@
+"""The mounts in CRIU's images (``mountpoints-*.img``, CRIU's ``images/mnt.proto``)."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._system.regular_file import open_regular
+from ..errors import ImagesError
+from .statistics import message_fields
+
+COMMON_MAGIC, MOUNTS_MAGIC = 0x54564319, 0x55563928
+CGROUP_V1 = 12
+"""The number of the file system ``cgroup`` in the images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedMount:
+    """A mount in CRIU's images (``mnt.proto``)."""
+
+    kind: int
+    """The type of the file system, by CRIU's number."""
+    number: int
+    parent: int
+    """Which mount it is mounted on."""
+    root: str
+    place: str
+    options: str
+    key: str
+    """Under which it is given from outside; empty for what is saved."""
+
+
+def saved_mounts(images: str) -> list[SavedMount]:
+    """The mounts in the images, inner ones first. Raises ``ImagesError``."""
+    result: list[SavedMount] = []
+    names = sorted(Path(images).glob("mountpoints-*.img"))
+    if not names:
+        raise ImagesError(f"{images} has no mounts: it holds no images of a container")
+    for name in names:
+        try:
+            with open(open_regular(name), "rb") as file:
+                result += _read(file.read())
+        except (OSError, struct.error, ValueError, KeyError) as error:
+            raise ImagesError(f"{name} cannot be read: {error!r}") from None
+    return result
+
+
+def _read(data: bytes) -> Iterator[SavedMount]:
+    """Two magic numbers, then each message after its length."""
+    if struct.unpack_from("<II", data) != (COMMON_MAGIC, MOUNTS_MAGIC):
+        raise ValueError("other magic numbers")
+    at = 8
+    while at < len(data):
+        (size,) = struct.unpack_from("<I", data, at)
+        at += 4
+        fields = dict(message_fields(data[at : at + size]))
+        at += size
+        text = {n: os.fsdecode(v) for n, v in fields.items() if isinstance(v, bytes)}
+        number = {n: v for n, v in fields.items() if isinstance(v, int)}
+        yield SavedMount(
+            kind=number[1],
+            number=number[2],
+            parent=number[4],
+            root=text[6],
+            place=text[7],
+            options=text[9],
+            key=text.get(18, ""),
+        )

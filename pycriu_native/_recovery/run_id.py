@@ -1,0 +1,128 @@
+"""The run id of a running CRIU, read from its memory.
+
+CRIU makes a UUID when it starts (3.19 and later) and names its nftables table after it (4.1 and
+later), but puts it in no notification. Its data segment contains the text twice: in CRIU and in
+its library compel. The run id of the dump that this one builds on is there once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from .._system.process import read_small
+
+UUID_LENGTH = 36
+
+_END = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\0")
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{4}){2}-[0-9a-f]{12}")
+
+_offsets: dict[tuple[int, ...], tuple[int, ...]] = {}
+"""The offsets of the run id in the data of each program, the same in all of its processes."""
+
+_last_addresses: tuple[int, ...] = ()
+"""The addresses of the last run id, which are those of the next one from the same fork server."""
+
+_warned: set[str] = set()
+"""The programs that a warning was logged for."""
+
+
+def run_id(pid: int) -> str | None:
+    """The run id of a running CRIU; None where it is not found.
+
+    One warning is logged for each program whose table needs it (CRIU 4.1 and later).
+    """
+    global _last_addresses
+    try:
+        program = os.readlink(f"/proc/{pid}/exe")
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            result = _text_at(memory, _last_addresses)
+            if result is None:
+                addresses = tuple(_addresses(pid, program, memory))
+                result = _text_at(memory, addresses)
+                _last_addresses = addresses  # in one step: other threads read it
+            if result is None and _names_its_table(pid):
+                _warn(program, "its memory does not contain it twice")
+        finally:
+            os.close(memory)
+    except OSError as error:
+        _warn(f"CRIU with pid {pid}", str(error))
+        return None
+    return result
+
+
+def _names_its_table(pid: int) -> bool:
+    """Whether this CRIU names its table after the run id, which it then also puts in its images."""
+    with open(f"/proc/{pid}/exe", "rb") as program:
+        return b"dump_criu_run_id" in program.read()
+
+
+def _warn(program: str, cause: str) -> None:
+    if program in _warned:
+        return
+    _warned.add(program)
+    import logging  # slow to import
+
+    logging.getLogger("pycriu_native").warning(
+        "the run id of %s was not found (%s): if CRIU is killed during a dump, its nftables table "
+        "CRIU-<run id> is not removed",
+        program,
+        cause,
+    )
+
+
+def _addresses(pid: int, program: str, memory: int) -> Iterator[int]:
+    """The addresses of the run id in a CRIU."""
+    file = os.stat(f"/proc/{pid}/exe")
+    # One read is enough: the program comes before its libraries.
+    maps = os.fsdecode(read_small(f"/proc/{pid}/maps", once=True))
+    data = list(_data_of(program, maps.splitlines()))
+    key = (file.st_dev, file.st_ino, file.st_mtime_ns)
+    if not _offsets.get(key):
+        everything = b"".join(os.pread(memory, end - start, start) for start, end in data)
+        _offsets[key] = tuple(_offsets_in(everything))
+    for offset in _offsets[key]:
+        for start, end in data:
+            if offset < end - start:
+                yield start + offset
+                break
+            offset -= end - start
+
+
+def _text_at(memory: int, addresses: tuple[int, ...]) -> str | None:
+    """The UUID at all of these addresses; None if they differ or have none."""
+    result = set()
+    with contextlib.suppress(OSError):  # an address is not mapped
+        result = {os.pread(memory, UUID_LENGTH, address) for address in addresses}
+    if len(result) != 1:
+        return None
+    text = result.pop()
+    return text.decode() if _UUID.fullmatch(text) else None
+
+
+def _offsets_in(data: bytes) -> list[int]:
+    """The offsets of the only UUID that the data contains more than once."""
+    result: dict[bytes, list[int]] = {}
+    for match in _END.finditer(data):
+        start = match.end() - 1 - UUID_LENGTH
+        text = data[max(0, start) : match.end() - 1]
+        if _UUID.fullmatch(text):
+            result.setdefault(text, []).append(start)
+    repeated = [offsets for offsets in result.values() if len(offsets) > 1]
+    return repeated[0] if len(repeated) == 1 else []
+
+
+def _data_of(program: str, lines: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """Start and end of a program's data: its writable mappings and the anonymous ones after."""
+    is_own = False
+    for line in lines:
+        where, access, _, _, _, *path = line.split(None, 5)
+        was_own, is_own = is_own, path == [program] or (is_own and not path)
+        if was_own and not is_own:
+            return
+        if is_own and "w" in access:
+            start, _, end = where.partition("-")
+            yield int(start, 16), int(end, 16)

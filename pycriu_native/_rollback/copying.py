@@ -1,0 +1,80 @@
+"""Copy the content of a file: by a reflink where the file system can, else without its holes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+
+FICLONE = 0x40049409
+"""``_IOW(0x94, 9, int)`` of linux/fs.h."""
+
+CHUNK = 16 * 2**20
+"""Bytes that are copied between two calls of ``check``."""
+
+_ELSEWHERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+"""What copy_file_range(2) reports where the two file systems cannot do it together."""
+
+
+def reflink(source: int, target: int) -> bool:
+    """Have an empty file share the blocks of another one; False where that is not supported."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        return False
+    return True
+
+
+def copy(
+    source: int, target: int, check: Callable[[], object], *, start: int = 0, at: int = 0
+) -> None:
+    """Copy from ``start`` to the end of a file, to ``at`` in an empty one; holes stay holes.
+
+    ``check`` is called after each part and may raise.
+    """
+    size = os.fstat(source).st_size
+    if start == at == 0 and reflink(source, target):
+        return
+    os.ftruncate(target, max(0, size - start) + at)
+    for begin, end in _data(source, start, size):
+        position = begin
+        while position < end:
+            copied = _part(
+                source, target, min(CHUNK, end - position), position, position - start + at
+            )
+            if copied == 0:
+                break  # it was cut meanwhile
+            position += copied
+            check()
+
+
+def _data(source: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes."""
+    position = start
+    while position < size:
+        try:
+            begin = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole until the end
+            yield position, size  # a file system without holes
+            return
+        end = os.lseek(source, begin, os.SEEK_HOLE)
+        yield begin, min(end, size)
+        position = end
+
+
+def _part(source: int, target: int, count: int, begin: int, at: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, begin, at)
+    except OSError as error:
+        if error.errno not in _ELSEWHERE:
+            raise
+    data = os.pread(source, min(count, 2**20), begin)
+    done = 0
+    while done < len(data):
+        done += os.pwrite(target, data[done:], at + done)
+    return len(data)

@@ -1,0 +1,55 @@
+"""The argument ``files`` of dumps and restores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from .._support.frozen_dataclass import dataclass
+from ..errors import OptionError, Problem
+
+ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """Save the files that the processes write with the dump, and put them back with the restore.
+
+    ``files="rollback"`` is ``files=Rollback()``. Saved are the regular files that the tree has open
+    for writing or mapped so, with the journals of SQLite that belong to them, at the moment of
+    the dump. Deleted files are saved by CRIU itself.
+    """
+
+    also: Iterable[str | os.PathLike[str]] = ()
+    """Absolute paths or glob patterns (``**`` is not special) of more files: those that the
+    processes open, write and close again. Files that match at the restore and did not exist at
+    the dump are removed. Read by dumps."""
+
+    def __post_init__(self) -> None:
+        given = (self.also,) if isinstance(self.also, str | os.PathLike) else self.also
+        also = tuple(os.fspath(each) for each in given)
+        for each in also:
+            if not isinstance(each, str) or not each.startswith("/") or "\0" in each:
+                raise OptionError(
+                    [Problem("also", each, "an absolute path or pattern is accepted")]
+                )
+        object.__setattr__(self, "also", also)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """``also`` as text."""
+        return tuple(os.fspath(each) for each in self.also)
+
+
+Files = str | Rollback | None
+"""What ``files`` may be: None leaves all files as they are."""
+
+
+def rollback_of(files: Files, verb: str) -> Rollback | None:
+    """The argument, checked. ``OptionError``."""
+    if files is None or isinstance(files, Rollback):
+        return files
+    if files != ROLLBACK:
+        rule = f'None, "{ROLLBACK}" or a Rollback is accepted'
+        raise OptionError([Problem("files", files, rule)], verb=verb)
+    return Rollback()

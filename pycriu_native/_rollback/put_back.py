@@ -1,0 +1,254 @@
+"""Put the files of a set back to the state of its dump, and give back what was there before.
+
+A file is changed in place: its other names, and those that have it open, keep it. What it held
+before is kept beside it, under a name of its own, until the restore has ended. Everything is
+checked and kept before the first file is changed.
+
+A restore that is killed leaves the files in the state of the dump, or in the middle; another
+restore of the set puts that right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+
+from .._integrity.dump_marker import where
+from .._system.regular_file import open_regular
+from ..errors import CriuError, ImagesError
+from .copying import copy
+from .saved_files import INDEX, Index, SavedFile, checksum, read
+
+BEFORE = ".pycriu-native-before-"
+"""How the names begin under which the content of before is kept, beside each file."""
+
+_OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_MADE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _File:
+    """One file: kept, changed, and given back or left."""
+
+    def __init__(self, path: str, entry: SavedFile | None) -> None:
+        """``entry`` is None for a file that did not exist at the dump."""
+        self.path = path
+        self._entry = entry
+        name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+        self._before = os.path.join(os.path.dirname(path), BEFORE + name)
+        self._seen: os.stat_result | None = None
+        self._moved = False
+        self._kept = False
+        self._changed = False
+        self._start = 0
+        """Where the kept content begins: of a file that is cut off, only its end is kept."""
+
+    def keep(self, images: int, check: Callable[[], object]) -> None:
+        """Check that it can be put back, and keep what is there. ``OSError``, ``CriuError``."""
+        with contextlib.suppress(FileNotFoundError):
+            self._seen = os.stat(self.path, follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._before)  # of a restore that was killed
+        entry, seen = self._entry, self._seen
+        if entry is None:
+            self._moved = True
+            return
+        if seen is None:
+            self._check_new(entry)
+            return
+        if stat.S_ISDIR(seen.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        same = (seen.st_dev, seen.st_ino) == (entry.device, entry.inode)
+        if not stat.S_ISREG(seen.st_mode) or (seen.st_nlink > 1 and not same):
+            self._check_new(entry)
+            self._moved = True
+            return
+        fd = os.open(self.path, _OPENED)
+        try:
+            if entry.saved is None:
+                if os.fstat(fd).st_size < entry.size or checksum(fd, entry.size) != entry.tail:
+                    raise _refused(
+                        self.path,
+                        f"it was only appended to, so its length of {entry.size} bytes was saved, "
+                        "and what was before that has changed since",
+                    )
+                self._start = entry.size
+            else:
+                os.close(open_regular(entry.saved, dir_fd=images))
+            kept = os.open(self._before, _MADE, 0o600)
+            self._kept = True
+            try:
+                copy(fd, kept, check, start=self._start)
+            finally:
+                os.close(kept)
+        finally:
+            os.close(fd)
+
+    def _check_new(self, entry: SavedFile) -> None:
+        """A file that is to be made anew."""
+        if entry.saved is None:
+            raise _refused(
+                self.path,
+                f"it was only appended to, so its length of {entry.size} bytes was saved, and it "
+                "is no longer there",
+            )
+        if entry.links > 1:
+            raise _refused(
+                self.path,
+                f"it had {entry.links} names at the dump, and this one no longer leads to it",
+            )
+
+    def change(self, images: int, check: Callable[[], object]) -> None:
+        """Put it back."""
+        entry = self._entry
+        if self._moved:
+            os.rename(self.path, self._before)
+            self._kept = True
+        if entry is None:
+            return
+        self._changed = True
+        new = self._seen is None or self._moved
+        fd = os.open(self.path, _MADE if new else _OPENED, 0o600)
+        try:
+            _set_owner(fd, entry.uid, entry.gid, entry.mode)
+            if entry.saved is None:
+                os.ftruncate(fd, entry.size)
+            else:
+                source = open_regular(entry.saved, dir_fd=images)
+                try:
+                    if os.fstat(source).st_size != entry.size:
+                        raise _refused(self.path, f"its copy {entry.saved} is not whole")
+                    os.ftruncate(fd, 0)
+                    copy(source, fd, check)
+                finally:
+                    os.close(source)
+            os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(fd)
+
+    def give_back(self) -> None:
+        """Have it as it was before. ``OSError``."""
+        seen = self._seen
+        if self._changed and (seen is None or self._moved):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+        if self._moved and self._kept:
+            os.rename(self._before, self.path)
+        elif self._changed and self._kept and seen is not None:
+            fd = os.open(self.path, _OPENED)
+            try:
+                kept = open_regular(self._before)
+                try:
+                    if not self._start:
+                        os.ftruncate(fd, 0)
+                    copy(kept, fd, lambda: None, at=self._start)
+                finally:
+                    os.close(kept)
+                _set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
+                os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+            finally:
+                os.close(fd)
+            os.unlink(self._before)
+        elif self._kept:
+            os.unlink(self._before)
+        self._kept = self._changed = False
+
+    def forget(self) -> None:
+        """What was there before is not needed any more."""
+        if self._kept:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._before)
+
+
+def _set_owner(fd: int, uid: int, gid: int, mode: int) -> None:
+    now = os.fstat(fd)
+    if (now.st_uid, now.st_gid) != (uid, gid):
+        os.fchown(fd, uid, gid)
+    if now.st_mode & 0o7777 != mode:
+        os.fchmod(fd, mode)
+
+
+def _refused(path: str, why: str) -> ImagesError:
+    cause = f"{path} cannot be put back: {why}"
+    cure = 'bring the file back as it was, or restore without files="rollback"'
+    return ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
+
+
+class RollBack:
+    """The files of one restore. ``succeeded`` or ``give_back`` ends it."""
+
+    def __init__(self, images: int) -> None:
+        """``images`` stays the caller's. Raises ``ImagesError``; nothing is touched."""
+        self._images = images
+        self._index = read(images)
+        self._files: list[_File] = []
+        self._lock = open_regular(INDEX, dir_fd=images)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ImagesError(
+                f"restore from {where(images)} failed: another restore of these images is under "
+                "way, which changes the same files",
+                verb="restore",
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+
+    def put_back(self, check: Callable[[], object]) -> None:
+        """Put all files back; if one cannot be, all are as before."""
+        try:
+            self._files = _files(self._index)
+            for step in (_File.keep, _File.change):
+                for file in self._files:
+                    try:
+                        step(file, self._images, check)
+                    except CriuError:
+                        raise
+                    except OSError as error:
+                        raise _refused(file.path, error.strerror or str(error)) from None
+        except BaseException as error:
+            for text in self.give_back():
+                error.add_note(f"left behind: {text}")
+            raise
+
+    def give_back(self) -> tuple[str, ...]:
+        """Have all files as before; in words, which could not be."""
+        remaining = []
+        for file in self._files:
+            try:
+                file.give_back()
+            except OSError as error:
+                remaining.append(f"{file.path}, as the dump has it ({error.strerror})")
+        self._files = []
+        return tuple(remaining)
+
+    def succeeded(self) -> None:
+        """The restored processes run."""
+        for file in self._files:
+            file.forget()
+        self._files = []
+
+    def close(self) -> None:
+        """Give back what it owns, and the files if that was not decided."""
+        self.give_back()
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+        os.close(self._lock)
+
+
+def _files(index: Index) -> list[_File]:
+    result = [_File(each.path, each) for each in index.files]
+    known = {each.path for each in index.files}
+    for pattern in index.patterns:
+        for path in glob.iglob(pattern, include_hidden=True):
+            if path in known or os.path.isdir(path) or os.path.basename(path).startswith(BEFORE):
+                continue
+            known.add(path)
+            result.append(_File(path, None))
+    return result

@@ -1,0 +1,157 @@
+"""The files that a dump saves beside its images, and the index of them.
+
+They are in the images directory: ``pycriu-native.files``, a JSON object, and one
+``pycriu-native.file-N`` for each file, by a reflink where both are on one file system that can do
+that, else by a copy without the holes. ``seal``, ``verify`` and archives take them as part of the
+set. Of a large file that is only appended to, the length is saved, with a checksum of what is
+before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .._integrity.dump_marker import SAVED_FILES, where
+from .._system.regular_file import open_regular
+from ..errors import ImagesError
+from .copying import copy, reflink
+from .written_files import WrittenFile, patterns_for, written_files
+
+INDEX = SAVED_FILES + "s"
+FORMAT = 1
+LARGEST_INDEX = 64 * 2**20
+
+COPIED_APPENDS = 4 * 2**20
+"""Bytes up to which a file that is only appended to is copied all the same: it is there then even
+if it is deleted, renamed or cut off afterwards."""
+
+TAIL = 64 * 2**10
+"""Bytes before the end of such a file that its checksum is of."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedFile:
+    """One file, as it was when the tree stood still."""
+
+    path: str
+    saved: str | None
+    """Its copy in the images directory; None: only the length was saved."""
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    links: int
+    device: int
+    inode: int
+    tail: str | None = None
+    """SHA-256 of the last bytes, where only the length was saved."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Index:
+    """All files of a set."""
+
+    files: tuple[SavedFile, ...]
+    patterns: tuple[str, ...]
+    """Of files that belong to them: one that is not in ``files`` did not exist."""
+
+
+def save(
+    images: int, pids: Iterable[int], also: tuple[str, ...], check: Callable[[], object]
+) -> None:
+    """Save the files of a frozen tree. Raises ``OptionError``, ``ImagesError``, and what ``check``
+    raises; it is called between parts of a copy.
+    """
+    files = written_files(pids, also)
+    entries = [_save(images, number, each, check) for number, each in enumerate(files)]
+    named = (pattern for each in files if each.pid for pattern in patterns_for(each.path))
+    body = {
+        "format": FORMAT,
+        "files": [asdict(each) for each in entries],
+        "patterns": [*named, *also],
+    }
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(INDEX, flags, 0o600, dir_fd=images), "w") as file:
+        json.dump(body, file, indent=1)
+        file.write("\n")
+
+
+def _save(images: int, number: int, file: WrittenFile, check: Callable[[], object]) -> SavedFile:
+    name = f"{SAVED_FILES}-{number}"
+    seen = file.stat
+    source = -1
+    try:
+        source = os.open(file.opened, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = os.open(name, flags, 0o600, dir_fd=images)
+        try:
+            tail = None
+            seen = os.fstat(source)
+            if file.appended and seen.st_size > COPIED_APPENDS and not reflink(source, target):
+                tail = checksum(source, seen.st_size)
+                os.unlink(name, dir_fd=images)
+            elif not (file.appended and seen.st_size > COPIED_APPENDS):
+                copy(source, target, check)
+        finally:
+            os.close(target)
+    except OSError as error:
+        raise ImagesError(
+            f'files="rollback": {file.path} cannot be saved in {where(images)}: {error.strerror}',
+            verb="dump",
+            errno=error.errno,
+            options=["images_directory"],
+        ) from None
+    finally:
+        if source >= 0:
+            os.close(source)
+    return SavedFile(
+        path=file.path,
+        saved=None if tail else name,
+        size=seen.st_size,
+        mode=seen.st_mode & 0o7777,
+        uid=seen.st_uid,
+        gid=seen.st_gid,
+        mtime_ns=seen.st_mtime_ns,
+        links=seen.st_nlink,
+        device=seen.st_dev,
+        inode=seen.st_ino,
+        tail=tail,
+    )
+
+
+def checksum(fd: int, end: int) -> str:
+    """The SHA-256 of the bytes before an offset."""
+    begin = max(0, end - TAIL)
+    return hashlib.sha256(os.pread(fd, end - begin, begin)).hexdigest()
+
+
+def read(images: int) -> Index:
+    """The index of a set. ``ImagesError`` where there is none, or it cannot be read."""
+    place = f"{where(images)}/{INDEX}"
+    try:
+        with open(open_regular(INDEX, dir_fd=images), "rb") as file:
+            body: Any = json.loads(file.read(LARGEST_INDEX))
+        if body["format"] != FORMAT:
+            raise ValueError(f"format {body['format']!r}")
+        files = tuple(SavedFile(**entry) for entry in body["files"])
+        for each in files:
+            if each.saved is not None and not _is_copy(each.saved):
+                raise ValueError(f"{each.saved!r}")
+        return Index(files=files, patterns=tuple(map(str, body["patterns"])))
+    except FileNotFoundError:
+        cause = f"the images hold no saved files: there is no {place}"
+        cure = 'dump with files="rollback", or restore without it'
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        cause = f"{place} cannot be read: {error}"
+        cure = "bring the whole directory again from where it was made"
+    raise ImagesError(f"restore failed: {cause}; {cure}", verb="restore", cause=cause, cure=cure)
+
+
+def _is_copy(name: str) -> bool:
+    return name.removeprefix(SAVED_FILES + "-").isdecimal() and name.startswith(SAVED_FILES)

@@ -1,0 +1,200 @@
+"""The regular files that a process tree can change: open for writing, or mapped so."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from .._support.kernel_text import escaped
+from .._system.mountinfo import Mount, mounts_of
+from .._system.process_snapshot import Process, lines_of
+from ..errors import OptionError, Problem
+
+INTERFACES = frozenset(
+    (
+        *("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf"),
+        *("configfs", "mqueue", "selinuxfs", "pstore", "efivarfs", "binfmt_misc", "fusectl"),
+        *("rpc_pipefs", "nsfs"),
+    )
+)
+"""File systems whose files are interfaces of the kernel: their content is no state of a process."""
+
+COMPANIONS = ("-journal", "-wal", "-shm")
+"""What SQLite appends to the name of a database: a journal that is left of a later time would be
+played back into the database of the checkpoint (sqlite.org, "Hot Rollback Journals")."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenFile:
+    """A file that is to be saved."""
+
+    path: str
+    """Its name in the caller's mount namespace."""
+    opened: str
+    """The name by which it is opened for reading: that of /proc, or ``path``."""
+    stat: os.stat_result
+    appended: bool
+    """Whether all that have it open for writing append to it (O_APPEND), and none has it mapped."""
+    pid: int
+    """A process that has it open; 0 for a file that is named by the caller."""
+    kind: str
+    """The type of its file system; empty if unknown."""
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.stat.st_dev, self.stat.st_ino
+
+
+def written_files(pids: Iterable[int], also: Iterable[str] = ()) -> list[WrittenFile]:
+    """The files, each once. ``also``: absolute glob patterns of more of them.
+
+    Deleted files are left out: they are saved by CRIU. Raises ``OptionError`` that names every file
+    that cannot be saved.
+    """
+    mounts = {mount.number: mount for mount in mounts_of("self")}
+    found: dict[tuple[int, int], WrittenFile] = {}
+    problems: list[Problem] = []
+    ours = Process(os.getpid()).namespace("mnt")
+    for pid in pids:
+        process = Process(pid)
+        for use in _uses(process, mounts):
+            known = found.get(use.identity)
+            if known is not None:
+                if known.appended and not use.appended:
+                    found[use.identity] = use
+                continue
+            found[use.identity] = use
+            elsewhere = process.namespace("mnt") != ours
+            why = "is in another mount namespace than the caller" if elsewhere else _refusal(use)
+            if why and not _has_changed(use):
+                problems.append(_problem(use.path, f"which pid {pid} can write, {why}"))
+    if problems:
+        raise OptionError(problems, verb="dump")
+    named = [name for use in found.values() for name in patterns_for(use.path)]
+    for pattern in (*named, *also):
+        for path in glob.iglob(pattern, include_hidden=True):
+            with contextlib.suppress(FileNotFoundError):
+                seen = os.stat(path, follow_symlinks=False)
+                if stat.S_ISREG(seen.st_mode) and (seen.st_dev, seen.st_ino) not in found:
+                    use = WrittenFile(
+                        path=path, opened=path, stat=seen, appended=False, pid=0, kind=""
+                    )
+                    found[use.identity] = use
+    return list(found.values())
+
+
+def patterns_for(path: str) -> list[str]:
+    """Glob patterns of files that belong to a file."""
+    return [glob.escape(path) + ending for ending in COMPANIONS]
+
+
+def _problem(path: str, why: str) -> Problem:
+    return Problem("files", "rollback", f"{escaped(path)}, {why}")
+
+
+def _refusal(use: WrittenFile) -> str:
+    """Why a file cannot be saved; empty if it can."""
+    try:
+        there = os.stat(use.path, follow_symlinks=False)
+    except OSError as error:
+        there, why = None, error.strerror
+    if there is None:
+        return f"has other names than the one by which it was opened ({why})"
+    if (there.st_dev, there.st_ino) != use.identity:
+        return "has lost its name to another file"
+    if use.kind == "hugetlbfs":
+        return "is in huge pages, which cannot be written back"
+    try:
+        os.close(os.open(use.opened, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return ""
+
+
+def _has_changed(use: WrittenFile) -> bool:
+    """Whether a process that runs has closed the file meanwhile, or it has another name by now."""
+    try:
+        seen = os.stat(use.opened)
+        name = os.readlink(use.opened) if use.opened != use.path else use.path
+    except OSError:
+        return True
+    return (seen.st_dev, seen.st_ino) != use.identity or name != use.path
+
+
+def _uses(process: Process, mounts: dict[int, Mount]) -> Iterator[WrittenFile]:
+    for fd in process.descriptors:
+        if fd.flags & os.O_PATH or fd.flags & os.O_ACCMODE == os.O_RDONLY:
+            continue
+        yield from _use(
+            process.pid, fd.link, fd.path, fd.stat, bool(fd.flags & os.O_APPEND), mounts, fd.mount
+        )
+    for name, link in _mapped(process):
+        with contextlib.suppress(OSError):
+            with _looked_at(link, name) as number:
+                mount = next(
+                    int(line.split()[1])
+                    for line in lines_of(f"/proc/self/fdinfo/{number}")
+                    if line.startswith("mnt_id")
+                )
+                seen = os.fstat(number)
+            usable = link if os.access(link, os.R_OK) else name
+            yield from _use(process.pid, name, usable, seen, False, mounts, mount)
+
+
+@contextlib.contextmanager
+def _looked_at(link: str, name: str) -> Iterator[int]:
+    """A mapped file. /proc/PID/map_files needs a capability in the first user namespace."""
+    try:
+        number = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    except PermissionError:
+        number = os.open(name, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _mapped(process: Process) -> Iterator[tuple[str, str]]:
+    """Name and link of each mapping that changes its file, now or after an mprotect(2)."""
+    shared = [each for each in process.mappings if each.shared and each.inode]
+    sure = [each for each in shared if "w" in each.rights]
+    if len(sure) < len(shared):
+        writable = _may_write(process.pid)
+        sure += [each for each in shared if each not in sure and each.range in writable]
+    for each in sure:
+        if each.name.startswith("/"):
+            yield each.name, each.link
+
+
+def _may_write(pid: int) -> set[str]:
+    """The ranges of the mappings that may become writable (``mw``, proc_pid_smaps(5))."""
+    result, current = set(), ""
+    for line in lines_of(f"/proc/{pid}/smaps"):
+        word, _, rest = line.partition(" ")
+        if line.startswith("VmFlags:"):
+            if "mw" in rest.split():
+                result.add(current)
+        elif not word.endswith(":"):
+            current = word
+    return result
+
+
+def _use(
+    pid: int,
+    path: str,
+    opened: str,
+    seen: os.stat_result,
+    appended: bool,
+    mounts: dict[int, Mount],
+    number: int,
+) -> Iterator[WrittenFile]:
+    mount = mounts.get(number)
+    kind = "" if mount is None else mount.kind
+    if stat.S_ISREG(seen.st_mode) and seen.st_nlink and kind not in INTERFACES:
+        yield WrittenFile(
+            path=path, opened=opened, stat=seen, appended=appended, pid=pid, kind=kind
+        )

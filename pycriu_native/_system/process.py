@@ -1,0 +1,118 @@
+"""One process or thread in ``/proc`` (proc(5))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from .._support.frozen_dataclass import dataclass
+from .._support.kernel_text import escaped, read_lines, read_text
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """Fields of ``/proc/PID/stat``."""
+
+    name: str
+    """At most 15 bytes, as ``os.fsdecode`` returns them."""
+    state: str
+    """One letter, such as R, S, D, T, Z."""
+    parent: int
+    group: int
+    session: int
+    terminal: int
+    """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
+    start: int
+    """Clock ticks of CLOCK_BOOTTIME."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is a zombie or about to be removed."""
+        return self.state in ("Z", "X")
+
+
+def stat_of(pid: int, thread: int | None = None) -> ProcessStat | None:
+    """The stat of a process, or of one of its threads; None where there is none.
+
+    ``pid`` can be the number of a thread too.
+    """
+    part = "" if thread is None else f"/task/{thread}"
+    try:
+        text = read_small(f"/proc/{pid}{part}/stat", once=True)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    head, _, tail = text.rpartition(b")")
+    fields = tail.split()
+    return ProcessStat(
+        os.fsdecode(head.partition(b"(")[2]),
+        fields[0].decode(),
+        int(fields[1]),
+        int(fields[2]),
+        int(fields[3]),
+        int(fields[4]),
+        int(fields[19]),
+    )
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process with this pid that is no zombie."""
+    stat = stat_of(pid)
+    return stat is not None and not stat.has_ended
+
+
+def status_of(pid: int, thread: int | None = None) -> dict[str, str]:
+    """The fields of ``/proc/PID/status`` of a process or thread; empty where there is none."""
+    part = "" if thread is None else f"/task/{thread}"
+    try:
+        pairs = [line.partition(":") for line in read_lines(f"/proc/{pid}{part}/status")]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    return {name: value.strip() for name, _, value in pairs if name}
+
+
+def comm_of(pid: int) -> str:
+    """The name of a process, for a message; empty where there is none."""
+    try:
+        return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
+    except OSError:
+        return ""
+
+
+def name_of(pid: int) -> str:
+    """The name of a process, for a message, or a phrase where it has ended."""
+    return comm_of(pid) or "a process that has ended"
+
+
+def threads_of(pid: int) -> list[int]:
+    """The numbers of the threads of a process; empty where there is none."""
+    try:
+        return sorted(map(int, os.listdir(f"/proc/{pid}/task")))
+    except OSError:
+        return []
+
+
+def children_of(pid: int) -> Iterator[int]:
+    """The pids of the children of a process."""
+    for thread in threads_of(pid):
+        with contextlib.suppress(OSError):  # the thread has ended
+            yield from map(int, read_small(f"/proc/{pid}/task/{thread}/children").split())
+
+
+def all_pids() -> Iterator[int]:
+    """The pids of all processes in the caller's pid namespace."""
+    return map(int, filter(str.isdigit, os.listdir("/proc")))
+
+
+def read_small(path: str, *, once: bool = False) -> bytes:
+    """The contents of a small file, or the result of one read. Faster than a file object."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = b""
+        while more := os.read(fd, 4096):
+            text += more
+            if once:
+                break
+        return text
+    finally:
+        os.close(fd)

@@ -1,0 +1,28 @@
+"""What this processor, and Linux for its architecture, can do."""
+
+from __future__ import annotations
+
+import os
+
+from .._support.kernel_text import read_lines
+
+
+def cpu_flags() -> frozenset[str]:
+    """The names of ``/proc/cpuinfo``, such as ``avx`` or ``paca``; none if they cannot be read."""
+    try:
+        for line in read_lines("/proc/cpuinfo"):
+            if line.startswith(("flags", "Features")):  # x86, Arm
+                return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def authenticates_pointers() -> bool:
+    """Whether the processor is an Arm with pointer authentication, which the kernel uses."""
+    return bool({"paca", "pacg"} & cpu_flags())
+
+
+def can_track_memory() -> bool:
+    """Whether Linux has soft-dirty tracking for this architecture (HAVE_ARCH_SOFT_DIRTY)."""
+    return os.uname().machine.startswith(("x86", "i386", "i686", "s390", "ppc64"))

@@ -1,0 +1,103 @@
+"""``install-criu``: a CRIU that works on the running kernel, of Debian's packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import click
+
+from ...errors import CriuError, Problem, UnsupportedError
+from ..command import Call, Command
+from ..exit_codes import Exit
+
+SCRIPT = Path(__file__).parents[1] / "install-criu"
+UNABLE = 3
+"""Its exit status where CRIU is installed, and cannot checkpoint on this machine."""
+
+
+def _install(
+    call: Call, prefix: str | None, suite: str | None, dry_run: bool, uninstall: bool
+) -> Exit:
+    bash = shutil.which("bash")
+    if bash is None:
+        raise UnsupportedError([Problem("bash", None, "install-criu needs the program bash")])
+    words = [bash, str(SCRIPT)]
+    words += ["--prefix", prefix] if prefix else []
+    words += ["--suite", suite] if suite else []
+    words += ["--dry-run"] if dry_run else []
+    words += ["--uninstall"] if uninstall else []
+    captured = subprocess.PIPE if call.out.as_json else None
+    with tempfile.TemporaryDirectory() as directory:
+        record = os.path.join(directory, "record")
+        run = subprocess.run(
+            [*words, "--record", record],
+            stdout=subprocess.DEVNULL if call.out.quiet and not captured else captured,
+            stderr=captured,
+            text=True,
+            check=False,
+        )
+        result = _read(record)
+    if run.returncode not in (0, UNABLE):
+        # Without --json its messages are on standard error already.
+        reason = (run.stderr or "").strip() or f"it ended with status {run.returncode}"
+        raise CriuError(reason, verb="install-criu")
+    code = Exit.NO if run.returncode else Exit.DONE
+    if not call.out.as_json:
+        return code
+    return call.out.result(
+        {**result, "output": (run.stdout + run.stderr).splitlines()}, "", code=code
+    )
+
+
+def _read(record: str) -> dict[str, str | None]:
+    """What was chosen: None where nothing was."""
+    values: dict[str, str | None] = dict.fromkeys(("program", "version", "libdir"))
+    if os.path.exists(record):
+        for line in Path(record).read_text().splitlines():
+            key, _, value = line.partition("=")
+            if (name := key.removeprefix("CRIU_").lower()) in values:
+                values[name] = value
+    return values
+
+
+COMMANDS = {
+    "install-criu": Command(
+        "install-criu",
+        function=_install,
+        help="Find or install a CRIU that works on the running kernel, from Debian's packages.\n\n"
+        "It takes the CRIU that is there, else the packages of the system, else a newer build of "
+        "Debian with its libraries in a directory of its own, where the library finds it. It "
+        "needs root, and Debian or Ubuntu; on another system it prints the command that installs "
+        "CRIU there. The exit status is 11 if CRIU is installed, but this machine cannot "
+        "checkpoint; what is missing is printed.",
+        examples=[
+            "pycriu-native install-criu --dry-run",
+            "pycriu-native install-criu",
+            "pycriu-native install-criu --suite forky",
+            "pycriu-native install-criu --uninstall",
+        ],
+        exits=(Exit.FAILED, Exit.UNSUPPORTED, Exit.NO),
+        params=[
+            click.Option(
+                ["--prefix"],
+                type=click.Path(file_okay=False),
+                metavar="DIR",
+                help="The directory of its own (default: /opt/pycriu-native). In another one, "
+                "CRIU_PROGRAM=DIR/bin/criu names the program.",
+            ),
+            click.Option(
+                ["--suite"],
+                metavar="NAME",
+                help="Install the CRIU of this Debian suite into it, whatever else is there.",
+            ),
+            click.Option(["--dry-run"], is_flag=True, help="Print what would be done."),
+            click.Option(
+                ["--uninstall"], is_flag=True, help="Remove what an earlier run has put there."
+            ),
+        ],
+    ),
+}

@@ -1,0 +1,88 @@
+"""Files that the tree writes: what ``files="rollback"`` saves of each, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ..._rollback.saved_files import COPIED_APPENDS
+from ..._rollback.written_files import WrittenFile, written_files
+from ..._support.kernel_text import escaped
+from ...errors import OptionError
+from ...findings import Finding
+from .context import Context, note, stops
+from .values import in_units
+
+WITH_REFLINKS = frozenset(("btrfs", "xfs", "bcachefs", "ocfs2", "zfs", "nfs4", "cifs", "overlay"))
+"""File systems of which some can share blocks between files (ioctl_ficlone(2))."""
+
+
+def look(context: Context) -> Iterator[Finding]:
+    """A note on each file that is saved, and what stops the dump."""
+    try:
+        files = saved(context)
+    except OptionError as error:
+        for problem in error.problems:
+            yield stops(
+                "file-not-saved",
+                f'files="rollback" cannot save {problem.rule}',
+                cure='close it, or dump without files="rollback" and keep the file as it is',
+            )
+        return
+    device = _device_of_images(context)
+    for file in files:
+        on = f" on {file.kind}" if file.kind else ""
+        yield note(
+            "saved-file",
+            f"{in_units(file.stat.st_size)}{on} are saved by {_how(file, device)}",
+            pid=file.pid or None,
+            path=escaped(file.path),
+        )
+
+
+def size(context: Context) -> int:
+    """Bytes that are copied."""
+    device = _device_of_images(context)
+    try:
+        return sum(
+            file.stat.st_blocks * 512
+            for file in saved(context)
+            if not _by_length(file) and not _by_reflink(file, device)
+        )
+    except OptionError:
+        return 0
+
+
+def saved(context: Context) -> list[WrittenFile]:
+    """The files; ``OptionError`` names those that cannot be saved."""
+    if context.rollback is None:
+        return []
+    pids = [process.pid for process in context.tree.alive]
+    return written_files(pids, context.rollback.patterns)
+
+
+def _how(file: WrittenFile, device: int | None) -> str:
+    if _by_reflink(file, device):
+        return "a reflink, if this file system has them, else by a copy"
+    if _by_length(file):
+        return "their number: it is only appended to"
+    return "a copy, while the processes are frozen"
+
+
+def _by_length(file: WrittenFile) -> bool:
+    return file.appended and file.stat.st_size > COPIED_APPENDS
+
+
+def _by_reflink(file: WrittenFile, device: int | None) -> bool:
+    return file.kind in WITH_REFLINKS and file.stat.st_dev == device
+
+
+def _device_of_images(context: Context) -> int | None:
+    """The device of the images directory, or of the directory that it will be made in."""
+    place = context.opts.images_directory
+    if not isinstance(place, str):
+        return None
+    path = os.path.abspath(place)
+    while path != "/" and not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.stat(path).st_dev

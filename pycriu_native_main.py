@@ -1,0 +1,57 @@
+"""The console script ``pycriu-native``, outside of the package: it also runs without libcriu.
+
+``import pycriu_native`` fails then. A command ends with the cure instead of a traceback, and
+``doctor`` reports it as a finding.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+NO_CRIU = 8
+"""The exit code of commands (``pycriu_native.cli.exit_codes.Exit.NO_CRIU``)."""
+NO = 11
+"""The exit code of doctor (``Exit.NO``)."""
+
+
+def main() -> None:
+    """Run ``pycriu_native.cli``, or say why it cannot be imported."""
+    try:
+        from pycriu_native.cli import main
+    except ImportError as error:
+        sys.exit(without_library(sys.argv[1:], str(error)))
+    main()
+
+
+def without_library(words: list[str], reason: str) -> int:
+    """Print why the library cannot be imported; returns the exit code."""
+    message, _, cure = reason.partition("\n")
+    if words[:1] != ["doctor"]:
+        sys.stderr.write(f"pycriu-native: {message}\n  cure    {cure}\n")
+        return NO_CRIU
+    finding: dict[str, object] = {
+        "id": "libcriu",
+        "group": "criu",
+        "severity": "stops",
+        "subject": "libcriu",
+        "message": message,
+        "costs": "nothing works, and nothing else can be checked",
+        "cure": cure,
+        **dict.fromkeys(("pid", "fd", "path", "failure")),
+        "options": [],
+        "sets": {},
+    }
+    if "--json" in words:
+        result = {"via": "no libcriu", "severity": "stops", "findings": [finding]}
+        head = {"schema": 1, "command": "doctor", "ok": True}
+        print(json.dumps({**head, "result": result, "exit_code": NO}))
+    else:
+        print(f"CRIU:\n    stops    libcriu: {message}")
+        print(f"        costs: {finding['costs']}\n        cure: {cure}")
+        print("this machine cannot checkpoint (no libcriu)")
+    return NO
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Which criu program is taken: the order, and what names it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import PermissionDeniedError, ProgramNotFoundError, Worker
+from pycriu_native._transport import program
+from pycriu_native._transport.program import Source, find_program, locate
+from pycriu_native.diagnostics.doctor import program as doctor
+
+COMPANION = "pycriu_native_criu"
+
+
+def make_program(path: Path) -> str:
+    """Create an executable file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def forget_companion() -> Iterator[None]:
+    """Each test looks for the package anew."""
+    sys.modules.pop(COMPANION, None)
+    program.companion.cache_clear()
+    yield
+    sys.modules.pop(COMPANION, None)
+    program.companion.cache_clear()
+
+
+def hide_companion() -> None:
+    """Make its import fail, until the end of the test."""
+    sys.modules[COMPANION] = None  # type: ignore[assignment]
+    program.companion.cache_clear()
+
+
+@pytest.fixture
+def everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget_companion: None
+) -> dict[Source, str]:
+    """One program for each place."""
+    made = {source: make_program(tmp_path / source.name.lower() / "criu") for source in Source}
+    package = tmp_path / "site" / "pycriu_native_criu.py"
+    package.parent.mkdir()
+    package.write_text(
+        textwrap.dedent(f"""
+            def program():
+                return {made[Source.COMPANION]!r}
+
+            def libraries():
+                return {{"gnutls": "3.8.13", "nettle": "3.10.2"}}
+            """)
+    )
+    monkeypatch.setenv("CRIU_PROGRAM", made[Source.VARIABLE])
+    monkeypatch.setattr(program, "BUILT_PROGRAM", made[Source.BUILD])
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.setattr(program, "INSTALLED", made[Source.INSTALLED])
+    monkeypatch.setattr(program, "SEARCH_PATH", os.path.dirname(made[Source.SEARCH_PATH]))
+    return made
+
+
+def test_the_order(everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Argument, environment, build, companion package, install-criu, search path; then none."""
+    remove: dict[Source, Callable[[], object]] = {
+        Source.ARGUMENT: lambda: None,
+        Source.VARIABLE: lambda: monkeypatch.setenv("CRIU_PROGRAM", ""),
+        Source.BUILD: lambda: os.unlink(everywhere[Source.BUILD]),
+        Source.COMPANION: hide_companion,
+        Source.INSTALLED: lambda: os.unlink(everywhere[Source.INSTALLED]),
+        Source.SEARCH_PATH: lambda: os.unlink(everywhere[Source.SEARCH_PATH]),
+    }
+    for source in Source:
+        given = everywhere[source] if source is Source.ARGUMENT else None
+        assert locate(given) == (everywhere[source], source)
+        assert find_program(given) == Worker(program=given).name() == everywhere[source]
+        remove[source]()
+    with pytest.raises(ProgramNotFoundError, match=r"pip install 'pycriu-native\[criu\]'"):
+        locate()
+
+
+def test_a_variable_that_names_no_program(
+    everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is an error, not a reason to take another; a plain name is looked for."""
+    monkeypatch.setenv("CRIU_PROGRAM", str(tmp_path / "none"))
+    with pytest.raises(ProgramNotFoundError, match="none"):
+        find_program()
+    monkeypatch.setenv("CRIU_PROGRAM", "criu")
+    assert locate() == (everywhere[Source.SEARCH_PATH], Source.VARIABLE)
+
+
+@pytest.mark.parametrize("source", [Source.VARIABLE, Source.COMPANION])
+def test_each_is_checked(
+    everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch, source: Source
+) -> None:
+    """A program that others could change is refused wherever it comes from, with the cure."""
+    if source is Source.COMPANION:
+        monkeypatch.delenv("CRIU_PROGRAM")
+        monkeypatch.setattr(program, "BUILT_PROGRAM", "")
+    os.chmod(everywhere[source], 0o777)
+    with pytest.raises(PermissionDeniedError, match="chmod go-w"):
+        find_program()
+
+
+def test_doctor_names_the_libraries_of_the_companion(
+    everywhere: dict[Source, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in its program, with their versions; of another program there is nothing to name."""
+    assert list(doctor.libraries(Worker())) == []
+    monkeypatch.delenv("CRIU_PROGRAM")
+    monkeypatch.setattr(program, "BUILT_PROGRAM", "")
+    (finding,) = doctor.libraries(Worker())
+    assert finding.message.startswith("gnutls 3.8.13, nettle 3.10.2")
+
+
+def test_without_the_companion(forget_companion: None) -> None:
+    """It is optional."""
+    hide_companion()
+    assert program.companion() is None
