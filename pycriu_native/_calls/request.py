@@ -15,7 +15,7 @@ from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
-from ..options.values import WireValue, descriptor_number
+from ..options.values import InheritFd, WireValue
 from ..results import DumpStatistics, RestoreStatistics
 from .exchange import Hook
 
@@ -57,7 +57,7 @@ class Request:
 
         Those pids say nothing about the processes of this namespace.
         """
-        given = [descriptor_number(each.fd) for each in self.opts.inherit_fds or ()]
+        given = [InheritFd.parse(each).wire()["fd"] for each in self.opts.inherit_fds or ()]
         other = any(link(f"/proc/self/fd/{fd}").startswith("pid:[") for fd in given)
         return "" if other else images
 

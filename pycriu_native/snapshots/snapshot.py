@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Pr
 from ..options.criu_opts import CriuOpts
 from . import cgroup as cgroup_module
 from . import host_check, streams
+from .aio_process import Starting
 from .parked import ParkedProgram, default_output
 from .process import Process, reap_unowned
 from .record import NAME, Record
@@ -184,6 +186,19 @@ class Snapshot:
         )
         with _in_use(self.directory):
             return start_copy(str(self.directory), self.record, self._next_number(), request)
+
+    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+        """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
+
+        ``async with snapshot.start_async(...) as process``, or ``await``: a
+        :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
+        started, or in the block, leaves nothing of it.
+        """
+        for name in ("text", "encoding", "errors", "bufsize"):
+            if options.get(name) not in (None, False, -1):
+                rule = "streams of asyncio are binary"
+                raise OptionError([Problem(name, options[name], rule)], verb="start")
+        return Starting(functools.partial(self.start, args, **options))
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """What keeps the snapshot from starting on this machine.
