@@ -23,8 +23,7 @@ from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
-from . import cgroup as cgroup_module
-from . import host_check, streams
+from . import host_check, start_worker, streams
 from .aio_process import Starting
 from .parked import ParkedProgram, default_output
 from .process import Process, reap_unowned
@@ -430,7 +429,7 @@ def _place_problems(
     if isinstance(network, str | os.PathLike) and not os.path.exists(network):
         rule = "True, False, None or the path of a network namespace is accepted"
         yield Problem("network", network, rule)
-    if cgroup is not None and (wrong := cgroup_module.problem(cgroup)):
+    if cgroup is not None and (wrong := start_worker.problem(cgroup)):
         yield wrong
 
 
