@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Preflight,
         PreflightError,
         PreflightWarning,
+        RestoreNeed,
         Verdict,
         preflight,
     )
@@ -154,6 +155,7 @@ __all__ = [
     "ProtocolError",
     "RestoreClaimedError",
     "RestoreJob",
+    "RestoreNeed",
     "RestoreResult",
     "RestoreStatistics",
     "Rollback",
@@ -260,6 +262,7 @@ _LATER = {
     "ProtocolError": "errors",
     "RestoreClaimedError": "errors",
     "RestoreJob": "_calls.batch",
+    "RestoreNeed": "diagnostics.preflight",
     "RestoreResult": "results",
     "RestoreStatistics": "results",
     "Rollback": "_rollback.option",
