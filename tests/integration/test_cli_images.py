@@ -31,10 +31,8 @@ def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path
 
 def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -> None:
     """Memory as digits and in a file, by kind and permissions; a search with an expression."""
-    scenario = CONNECTED.replace(
-        "serve()", "secret = ''.join(['token', '=']) + '12ab' * 8\n    serve()"
-    )
-    target = spawn(scenario)
+    secret = "secret = ''.join(['token', '=']) + '12ab' * 8\n    serve()"
+    target = spawn(CONNECTED.replace("serve()", secret))
     dump(target.pid, CriuOpts(images_directory=images, tcp_established=True))
     target.reap()
     search = ("inspect", images, "--search", "token=[12ab]{32}", "--regex")
