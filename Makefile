@@ -196,6 +196,14 @@ reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliab
 reliability-page: build ## docs/reliability.md from what the last runs have found
 	@$(RELIABILITY_PAGE)
 
+# Random kills of a job that is resumed after each.
+KILLS ?= 1000
+.PHONY: test-jobs
+test-jobs: build ## a job that is killed at 1,000 random instants must end exactly; an hour
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) $(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
+		tests/integration/test_jobs.py -k random
+
 .PHONY: soak
 soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow
 	@$(AS_ROOT)

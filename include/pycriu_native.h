@@ -73,6 +73,7 @@ struct pn_worker {
 	int private_files; /* what it creates is for its own user only */
 	int steady;        /* HUP, INT, QUIT and TERM are blocked */
 	int limited;       /* XFSZ is ignored: beyond a file size limit, write() fails */
+	int namespaces;    /* CLONE_NEW* flags of the namespaces that it gets; not with outside */
 	/* out */
 	int pid;
 	int pidfd;
@@ -103,6 +104,8 @@ int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's d
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);
 int pn_io_priority(int pid);	     /* ioprio_get of a thread; a negative errno */
 int pn_namespace_owner(int fd);	     /* NS_GET_USERNS: a descriptor; a negative errno */
+/* A directory in memory without a name, which is gone when its descriptor is closed. Linux 5.2. */
+int pn_unnamed_directory(void);
 /* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);

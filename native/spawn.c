@@ -177,7 +177,8 @@ int pn_spawn(struct pn_worker *worker)
 	if (worker->outside) {
 		start_outside(&spawning, stacks);
 	} else {
-		worker->pid = start(become_worker, &spawning, stacks, SIGCHLD);
+		worker->pid = start(become_worker, &spawning, stacks,
+				    SIGCHLD | worker->namespaces);
 		if (worker->pid < 0)
 			spawning.error = errno;
 	}

@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 from .._rollback.option import Rollback
 from .._support.frozen_dataclass import dataclass, replace
+from .._support.light_typing import cast
+from .._system.descriptors import link_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
-from ..options.values import WireValue
+from ..options.values import InheritFd, WireValue, descriptor_number
 from ..results import DumpStatistics, RestoreStatistics
 from .exchange import Hook
 
@@ -55,6 +57,15 @@ class Request:
         if self.verb not in (Verb.DUMP, Verb.PRE_DUMP):
             return False
         return self.pid is None or is_above(self.pid, os.getpid())
+
+    def with_pids_here(self, images: str) -> str:
+        """The images whose pids are of this pid namespace; empty for another one (``inherit_fds``).
+
+        Those pids say nothing about the processes of this namespace.
+        """
+        given = [cast(InheritFd, each).fd for each in self.opts.inherit_fds or ()]
+        other = any(link_of("self", descriptor_number(fd)).startswith("pid:[") for fd in given)
+        return "" if other else images
 
     @property
     def spawn_options(self) -> SpawnOptions:

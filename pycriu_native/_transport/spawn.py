@@ -47,11 +47,13 @@ def spawn(
     output: int,
     keep: Sequence[int],
     spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
+    namespaces: int = 0,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor.
+    gets under the same numbers, and no other descriptor. ``namespaces`` are the ``CLONE_NEW*``
+    flags of the namespaces that it gets.
     Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
@@ -75,6 +77,7 @@ def spawn(
     worker.private_files = spawn_options.private
     worker.steady = spawn_options.steady
     worker.limited = spawn_options.limited
+    worker.namespaces = namespaces
     status = native.pn_spawn(worker)
     if status:
         code = -status

@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dump": ("dump", "save a process and all below it"),
     "pre-dump": ("dump", "save the memory of a process that runs on"),
     "restore": ("restore", "bring back what was dumped"),
+    "run": ("job", "run a command that is checkpointed at intervals, or resume it"),
+    "job": ("job", "look at a job of run, take a checkpoint of it, stop it"),
     "migrate": ("migrate", "move a process to another machine"),
     "page-server": ("serve_pages", "take memory pages from a dump on another host"),
     "lazy-pages": ("serve_pages", "feed memory to processes that run already"),

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, dump
+from pycriu_native import CriuError, CriuOpts, Severity, dump
+from pycriu_native.images import check_images
 
 from .support.processes import PATIENCE, eventually, is_alive, reap_all
 from .support.terminals import Session, session
@@ -60,6 +61,8 @@ def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_p
     ).pid_free
     assert shell.told() == {"status": -9}
     before = ticks.read_text()
+    findings = check_images(images, CriuOpts(shell_job=True))  # the old terminal is not needed
+    assert [each for each in findings if each.severity is Severity.STOPS] == []
 
     with session(*_restoring(images)) as new:
         assert new.told() == {"pid": shell.job}

@@ -257,7 +257,7 @@ def test_an_import_without_libcriu_says_what_to_install(
     without_libcriu: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     """The extension without its library: one ImportError with the commands that install it."""
-    run = without_libcriu("-c", "import pycriu_native")
+    run = without_libcriu("-c", "from pycriu_native import dump")
     assert run.returncode == 1
     assert "ImportError: pycriu_native's extension module does not load: libcriu.so.9" in run.stderr
     assert "apt-get install libcriu2" in run.stderr
