@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from .._native.ffi import LIBCRIU_VERSION
+from .command import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("diagnose", "what this machine can checkpoint, and what cures the rest"),
@@ -46,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Each command with its module and what it is in a line."""
 
 
-class App(click.Group):
+class App(Group):
     """``pycriu-native``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
