@@ -1,10 +1,12 @@
-"""Build of the compiled modules; everything else is in pyproject.toml."""
+"""Build of the compiled modules and programs; everything else is in pyproject.toml."""
 
+from __future__ import annotations
+
+import os
 import platform
 import sys
 import sysconfig
-
-from setuptools import Extension, setup
+from pathlib import Path
 
 # Neither has the stable ABI that the extension uses, and pip's metadata cannot name them: a wheel
 # does not match them, so pip builds from source, and here is where that ends.
@@ -18,7 +20,36 @@ if sysconfig.get_config_var("Py_GIL_DISABLED"):
         "free-threaded build: use python3 instead of python3t"
     )
 
-SEED = Extension(
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+
+class Program(Extension):
+    """A program that the package runs, with the name that a module would have."""
+
+
+class BuildExtensions(build_ext):
+    """Also builds programs, which are linked as such and have no suffix."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The file of a module or program."""
+        if isinstance(self.ext_map.get(fullname), Program):
+            return os.path.join(*fullname.split("."))
+        return str(super().get_ext_filename(fullname))  # type: ignore[no-untyped-call]
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one."""
+        if not isinstance(ext, Program):
+            super().build_extension(ext)
+            return
+        objects = self.compiler.compile(
+            ext.sources, output_dir=self.build_temp, extra_postargs=ext.extra_compile_args
+        )
+        program = Path(self.get_ext_fullpath(ext.name))
+        self.compiler.link_executable(objects, program.name, output_dir=str(program.parent))
+
+
+FORK_SERVER = Extension(
     "pycriu_native._native.forkserver",
     ["native/forkserver.c"],
     depends=["native/forkserver.h"],
@@ -27,10 +58,21 @@ SEED = Extension(
     extra_link_args=["-nostdlib"],
     py_limited_api=True,
 )
+NAMESPACE_INIT = Program(
+    "pycriu_native._native.namespace_init",
+    ["native/namespace_init.c"],
+    extra_compile_args=["-std=gnu11", "-Wall", "-Wextra"],
+    py_limited_api=True,
+)
 
 setup(
     cffi_modules=["build_ffi.py:ffibuilder"],
-    ext_modules=[SEED],
+    ext_modules=[FORK_SERVER, NAMESPACE_INIT],
+    cmdclass={"build_ext": BuildExtensions},
     # The extension uses the stable ABI: one wheel for Python 3.11 and later.
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={
+        "bdist_wheel": {"py_limited_api": "cp311"},
+        # A path, and not an import hook, which checkers of types do not follow.
+        "editable_wheel": {"mode": "compat"},
+    },
 )

@@ -73,6 +73,8 @@ struct pn_worker {
 	int private_files; /* what it creates is for its own user only */
 	int steady;        /* HUP, INT, QUIT and TERM are blocked */
 	int limited;       /* XFSZ is ignored: beyond a file size limit, write() fails */
+	int bound;         /* killed when the thread that starts it has ended */
+	int namespaces;    /* CLONE_NEW* flags of the namespaces that it gets; not with outside */
 	/* out */
 	int pid;
 	int pidfd;
@@ -103,6 +105,8 @@ int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's d
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);
 int pn_io_priority(int pid);	     /* ioprio_get of a thread; a negative errno */
 int pn_namespace_owner(int fd);	     /* NS_GET_USERNS: a descriptor; a negative errno */
+/* A directory in memory without a name, which is gone when its descriptor is closed. Linux 5.2. */
+int pn_unnamed_directory(void);
 /* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);
@@ -199,6 +203,7 @@ enum pn_walking {
 
 /* A descriptor (O_PATH) of what the path leads to, if only root and the user ``own`` can change
  * it; -EPERM with ``why`` set: see the refusal. */
+void pn_trust_unmapped_root(unsigned uid);
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);

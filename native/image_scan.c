@@ -331,8 +331,8 @@ int64_t pn_scan_image(int directory, const char *name, const uint8_t *magic, siz
 	scan.room = scan.size < WINDOW ? scan.size + 1 : WINDOW;
 	scan.window = malloc(scan.room);
 	if (!result && !scan.window)
-		result = -ENOMEM;
-	if (!result) {
+		scan.no_memory = true;
+	if (!result && scan.window) {
 		length = scan.size < n_magic ? scan.size : n_magic;
 		begin = take(&scan, 0, length);
 		if (!begin)
@@ -343,7 +343,7 @@ int64_t pn_scan_image(int directory, const char *name, const uint8_t *magic, siz
 			result = PN_CUT_SHORT;
 	}
 	scan.at = n_magic;
-	if (!result)
+	if (!result && scan.window)
 		result = scan_messages(&scan, trailer, runs);
 	if (scan.no_memory)
 		result = -ENOMEM;

@@ -19,6 +19,16 @@
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
+#ifndef SYS_fsopen
+#define SYS_fsopen 430
+#define SYS_fsconfig 431
+#define SYS_fsmount 432
+#endif
+
+/* <linux/mount.h>, which older C libraries' headers contradict. */
+#define FS_CLOEXEC    1 /* FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC */
+#define CONFIG_STRING 1 /* FSCONFIG_SET_STRING */
+#define CONFIG_CREATE 6 /* FSCONFIG_CMD_CREATE */
 
 /* The calling thread alone. */
 int pn_enter_network(int fd)
@@ -54,6 +64,21 @@ int pn_namespace_owner(int fd)
 	int owner = ioctl(fd, NS_GET_USERNS);
 
 	return owner < 0 ? -errno : owner;
+}
+
+int pn_unnamed_directory(void)
+{
+	int context = (int)syscall(SYS_fsopen, "tmpfs", FS_CLOEXEC);
+	int directory = -1, error;
+
+	if (context < 0)
+		return -errno;
+	if (!syscall(SYS_fsconfig, context, CONFIG_STRING, "mode", "0700", 0) &&
+	    !syscall(SYS_fsconfig, context, CONFIG_CREATE, NULL, NULL, 0))
+		directory = (int)syscall(SYS_fsmount, context, FS_CLOEXEC, 0);
+	error = errno;
+	close(context);
+	return directory < 0 ? -error : directory;
 }
 
 uint64_t pn_block_signals(void)

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -24,10 +25,15 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
 #define STACK_SIZE     (64 * 1024)
 #define LAST_SIGNAL    64
 #define SIGNAL_SET_SIZE 8 /* of the kernel's sigset_t */
 #define CLOEXEC_RANGE  4 /* CLOSE_RANGE_CLOEXEC, which older C libraries do not name */
+#define WAIT_BY_PIDFD  3 /* P_PIDFD, which older C libraries do not name */
 #define HIGHEST_FD     65536
 
 /* What runs in the child leaves by exec or _exit, never by return: an address sanitizer would
@@ -112,6 +118,8 @@ IN_CHILD int become_worker(void *argument)
 		setsid();
 	else
 		setpgid(0, 0);
+	if (worker->bound)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker);
@@ -172,7 +180,8 @@ int pn_spawn(struct pn_worker *worker)
 	if (worker->outside) {
 		start_outside(&spawning, stacks);
 	} else {
-		worker->pid = start(become_worker, &spawning, stacks, SIGCHLD);
+		worker->pid = start(become_worker, &spawning, stacks,
+				    SIGCHLD | worker->namespaces);
 		if (worker->pid < 0)
 			spawning.error = errno;
 	}
@@ -182,7 +191,7 @@ int pn_spawn(struct pn_worker *worker)
 	if (!spawning.error)
 		return 0;
 	if (worker->pidfd >= 0) {
-		waitid(P_PIDFD, worker->pidfd, NULL, WEXITED);
+		waitid(WAIT_BY_PIDFD, worker->pidfd, NULL, WEXITED);
 		close(worker->pidfd);
 		worker->pidfd = -1;
 	}

@@ -11,76 +11,48 @@
 
 from __future__ import annotations
 
-try:
-    from ._native import ffi as _extension  # noqa: F401
-except ImportError as error:
-    # Its cure is enough: the traceback would show the modules on the way to the extension.
-    raise ImportError(str(error)) from None
-
-from ._calls.exchange import Notification
-from ._calls.verbs import (
-    check,
-    cpuinfo_check,
-    cpuinfo_dump,
-    dump,
-    feature_check,
-    libcriu_version,
-    pre_dump,
-    restore,
-    restore_child,
-    version,
-)
-from ._rollback.option import Rollback
 from ._support.lazy import fetch
-from ._support.light_typing import TYPE_CHECKING, Any
-from ._system.process_identity import Pidfd, ProcessIdentity
-from ._transport.base import Service, Socket
-from ._transport.worker import Worker
-from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
-from .errors import (
-    CriuError,
-    DeadlineError,
-    ImagesError,
-    MigrationError,
-    MigrationInDoubtError,
-    NoSuchProcessError,
-    OptionError,
-    PeerLostError,
-    PermissionDeniedError,
-    PidInUseError,
-    Problem,
-    ProcessMismatchError,
-    ProgramError,
-    ProgramNotFoundError,
-    ProtocolError,
-    RestoreClaimedError,
-    UnsupportedError,
-    WorkerDiedError,
-)
-from .options.criu_opts import CriuOpts
-from .options.values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
-from .results import (
-    CheckResult,
-    CpuinfoResult,
-    DumpResult,
-    DumpStatistics,
-    Features,
-    PageServerResult,
-    RestoreResult,
-    RestoreStatistics,
-    Version,
-)
+from ._support.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import lib
+    from . import aio as aio
+    from . import archive as archive
+    from . import enums as enums
+    from . import errors as errors
+    from . import images as images
+    from . import jobs as jobs
+    from . import lib as lib
+    from . import migration as migration
+    from . import oci as oci
+    from . import options as options
+    from . import plots as plots
+    from . import results as results
+    from . import snapshots as snapshots
+    from . import testing as testing
     from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
+    from ._calls.exchange import Notification
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
     from ._calls.preload import preload
     from ._calls.progress import OnProgress, Progress
+    from ._calls.verbs import (
+        check,
+        cpuinfo_check,
+        cpuinfo_dump,
+        dump,
+        feature_check,
+        libcriu_version,
+        pre_dump,
+        restore,
+        restore_child,
+        version,
+    )
     from ._integrity.manifest import seal, verify
     from ._native.ffi import ffi
     from ._pages.lazy_pages import LazyPages
     from ._pages.page_server import PageServerChild, page_server, page_server_child
+    from ._rollback.option import Rollback
+    from ._system.process_identity import Pidfd, ProcessIdentity
+    from ._transport.base import Service, Socket
     from ._transport.feature_cache import (
         CacheState,
         FeatureCache,
@@ -88,6 +60,7 @@ if TYPE_CHECKING:
         keep_feature_cache,
     )
     from ._transport.pool import WorkerPool
+    from ._transport.worker import Worker
     from .diagnostics.doctor import Doctor, doctor
     from .diagnostics.explain import Explanation, explain
     from .diagnostics.preflight import (
@@ -95,11 +68,46 @@ if TYPE_CHECKING:
         Preflight,
         PreflightError,
         PreflightWarning,
+        RestoreNeed,
         Verdict,
         preflight,
     )
+    from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
+    from .errors import (
+        CriuError,
+        DeadlineError,
+        ImagesError,
+        MigrationError,
+        MigrationInDoubtError,
+        NoSuchProcessError,
+        OptionError,
+        PeerLostError,
+        PermissionDeniedError,
+        PidInUseError,
+        Problem,
+        ProcessMismatchError,
+        ProgramError,
+        ProgramNotFoundError,
+        ProtocolError,
+        RestoreClaimedError,
+        UnsupportedError,
+        WorkerDiedError,
+    )
     from .findings import Finding, Severity
     from .migration.migrate import MigrationMode, MigrationResult, migrate_in, migrate_out
+    from .options.criu_opts import CriuOpts
+    from .options.values import CgroupRoot, ExtMount, InheritFd, JoinNamespace, PageServer, VethPair
+    from .results import (
+        CheckResult,
+        CpuinfoResult,
+        DumpResult,
+        DumpStatistics,
+        Features,
+        PageServerResult,
+        RestoreResult,
+        RestoreStatistics,
+        Version,
+    )
 
 __version__ = "0.1.0"
 
@@ -160,6 +168,7 @@ __all__ = [
     "ProtocolError",
     "RestoreClaimedError",
     "RestoreJob",
+    "RestoreNeed",
     "RestoreResult",
     "RestoreStatistics",
     "Rollback",
@@ -207,61 +216,144 @@ __all__ = [
 ]
 
 
-# What few programs use is imported when it is asked for: it would take most of the time.
+# Each name is imported on first use: pycriu_native.guest works without the extension, and what few
+# programs use would take most of the time.
 _LATER = {
     "CacheState": "_transport.feature_cache",
+    "CgroupMode": "enums",
+    "CgroupRoot": "options.values",
+    "CheckResult": "results",
+    "CompressMode": "enums",
+    "CpuinfoResult": "results",
+    "CriuError": "errors",
+    "CriuOpts": "options.criu_opts",
+    "DeadlineError": "errors",
     "Doctor": "diagnostics.doctor",
     "DumpItersResult": "_calls.iterative_dump",
     "DumpJob": "_calls.batch",
+    "DumpResult": "results",
+    "DumpStatistics": "results",
     "Explanation": "diagnostics.explain",
+    "ExtMount": "options.values",
     "FeatureCache": "_transport.feature_cache",
+    "Features": "results",
     "Finding": "findings",
-    "JobOutcome": "_calls.batch",
+    "ImageIOMode": "enums",
     "ImageSize": "diagnostics.preflight",
+    "ImagesError": "errors",
+    "InheritFd": "options.values",
+    "JobOutcome": "_calls.batch",
+    "JoinNamespace": "options.values",
     "LazyPages": "_pages.lazy_pages",
+    "MigrationError": "errors",
+    "MigrationInDoubtError": "errors",
     "MigrationMode": "migration.migrate",
     "MigrationResult": "migration.migrate",
+    "NetworkLock": "enums",
+    "NoSuchProcessError": "errors",
+    "Notification": "_calls.exchange",
+    "Notify": "enums",
     "OnProgress": "_calls.progress",
+    "OptionError": "errors",
+    "PageServer": "options.values",
     "PageServerChild": "_pages.page_server",
+    "PageServerResult": "results",
+    "PeerLostError": "errors",
+    "PermissionDeniedError": "errors",
+    "PidInUseError": "errors",
+    "Pidfd": "_system.process_identity",
+    "PreDumpMode": "enums",
     "Preflight": "diagnostics.preflight",
     "PreflightError": "diagnostics.preflight",
     "PreflightWarning": "diagnostics.preflight",
+    "Problem": "errors",
+    "ProcessIdentity": "_system.process_identity",
+    "ProcessMismatchError": "errors",
+    "ProgramError": "errors",
+    "ProgramNotFoundError": "errors",
     "Progress": "_calls.progress",
+    "ProtocolError": "errors",
+    "RestoreClaimedError": "errors",
     "RestoreJob": "_calls.batch",
+    "RestoreNeed": "diagnostics.preflight",
+    "RestoreResult": "results",
+    "RestoreStatistics": "results",
+    "Rollback": "_rollback.option",
     "Round": "_calls.iterative_dump",
+    "Service": "_transport.base",
     "Severity": "findings",
     "ShrinkingRounds": "_calls.iterative_dump",
+    "Socket": "_transport.base",
+    "UnsupportedError": "errors",
+    "Verb": "enums",
     "Verdict": "diagnostics.preflight",
+    "Version": "results",
+    "VethPair": "options.values",
+    "Worker": "_transport.worker",
+    "WorkerDiedError": "errors",
     "WorkerPool": "_transport.pool",
+    "check": "_calls.verbs",
+    "cpuinfo_check": "_calls.verbs",
+    "cpuinfo_dump": "_calls.verbs",
     "doctor": "diagnostics.doctor",
+    "dump": "_calls.verbs",
     "dump_iters": "_calls.iterative_dump",
     "dump_many": "_calls.batch",
     "explain": "diagnostics.explain",
     "feature_cache": "_transport.feature_cache",
-    "keep_feature_cache": "_transport.feature_cache",
+    "feature_check": "_calls.verbs",
     "ffi": "_native.ffi",
+    "keep_feature_cache": "_transport.feature_cache",
+    "libcriu_version": "_calls.verbs",
     "migrate_in": "migration.migrate",
     "migrate_out": "migration.migrate",
     "page_server": "_pages.page_server",
     "page_server_child": "_pages.page_server",
+    "pre_dump": "_calls.verbs",
     "preflight": "diagnostics.preflight",
     "preload": "_calls.preload",
+    "restore": "_calls.verbs",
+    "restore_child": "_calls.verbs",
     "restore_many": "_calls.batch",
     "run_many": "_calls.batch",
     "seal": "_integrity.manifest",
     "verify": "_integrity.manifest",
+    "version": "_calls.verbs",
 }
 _MODULES = (
+    "aio",
+    "archive",
+    "enums",
+    "errors",
+    "images",
+    "jobs",
     "lib",
     "migration",
+    "oci",
+    "options",
+    "plots",
+    "results",
+    "snapshots",
+    "testing",
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return __import__(f"{__name__}.{name}", fromlist=[name])
-    return fetch(globals(), _LATER, name)
+if not TYPE_CHECKING:  # a checker of types would accept any name
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            try:
+                return __import__(f"{__name__}.{name}", fromlist=[name])
+            except ImportError as error:  # of an extra; hasattr() and inspect accept no ImportError
+                raise AttributeError(str(error)) from error
+        if name in _LATER:
+            try:
+                from ._native import ffi  # noqa: F401
+            except ImportError as error:
+                # Its cure is enough: the traceback would show the modules on the way to it.
+                raise ImportError(str(error)) from None
+        return fetch(globals(), _LATER, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_MODULES, "__version__"])

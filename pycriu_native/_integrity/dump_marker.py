@@ -7,7 +7,7 @@ under way, a mark of ours lies among its images. It goes when CRIU says ``post-d
 when all is written and nothing killed yet; else with CRIU's answer. Of a dump that CRIU has
 undone the images go, and the mark with them. A dump that ends in any other way, be it that both
 CRIU and we are killed, leaves the mark. Sets that others have made carry none, and are judged by
-what they hold.
+what they hold. A dump that is whole gets a record of its images (``dump_record.py``).
 
 CRIU syncs nothing to disk. What a power failure takes from a set only a manifest can tell
 (``manifest.py``).
@@ -26,8 +26,9 @@ from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
-from . import completeness
+from . import completeness, dump_record
 from .completeness import is_pre_dump
+from .dump_record import RECORD
 from .image_files import ImageFiles, Problem
 
 UNFINISHED = "pycriu-native.unfinished"
@@ -170,7 +171,9 @@ def _lock(fd: int) -> bool:
 
 def _of_dump(name: str) -> bool:
     """Whether a file is an image of a dump; ``cpuinfo.img`` is that of another verb."""
-    if name.startswith(SAVED_FILES) or (name.startswith("tmpfs-") and name.endswith(".tar.gz")):
+    if name.startswith((RECORD, SAVED_FILES)):
+        return True
+    if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
         return True
     return name.endswith(".img") and name != "cpuinfo.img"
 
@@ -298,7 +301,9 @@ def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Proble
         parents: list[ImageFiles] = []
         broken = list(_parents(directory, parents, opened))
         yield from broken
+        names = set(files.names)
         yield from completeness.problems(files, parents, broken=bool(broken))
+        yield from dump_record.problems(files, names)
 
 
 def _mark_in(directory: int, names: set[str]) -> Problem | None:

@@ -56,7 +56,7 @@ def seal(directory: StrPath | Descriptor) -> str:
     Raises ``ImagesError`` where a dump is under way or did not finish, ``OSError`` where a file
     cannot be read or the manifest not be written. Needs no CRIU.
     """
-    with _opened(directory) as at:
+    with opened_directory(directory) as at:
         if UNFINISHED in os.listdir(at):
             raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
         entries = {name: _entry(at, name, sync=True) for name in _names(at)}
@@ -81,7 +81,7 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
     longer, or was changed; or where there is no manifest, or it is another one than the digest's.
     Without a digest, accidents are found, but not whoever has changed the manifest as well.
     """
-    with _opened(directory) as at:
+    with opened_directory(directory) as at:
         expected = _manifest(at, digest)
         result = set(_names(at))
         flaws = [f"{name} was added" for name in result - expected.keys()]
@@ -97,7 +97,8 @@ def verify(directory: StrPath | Descriptor, digest: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _opened(directory: StrPath | Descriptor) -> Iterator[int]:
+def opened_directory(directory: StrPath | Descriptor) -> Iterator[int]:
+    """A descriptor of a directory, closed at the end. ``OSError``."""
     if isinstance(directory, str | os.PathLike):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     else:

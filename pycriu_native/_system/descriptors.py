@@ -33,6 +33,13 @@ def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
                 yield number, os.readlink(f"/proc/{pid}/fd/{number}")
 
 
+def link_of(pid: int | str, fd: int) -> str:
+    """The link of a descriptor; empty if it is not open or not readable."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    return ""
+
+
 def sockets_of(pid: int) -> dict[int, int]:
     """A descriptor of each socket that a process has open, by inode."""
     return {
@@ -80,3 +87,22 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
     finally:
         os.close(pidfd)
     return result
+
+
+@contextlib.contextmanager
+def copied(pid: int, number: int) -> Iterator[int]:
+    """A copy of one descriptor of another process, which shares its open file; closed at the end.
+
+    Raises ``OSError``: the descriptor or the process is gone, or the caller may not trace it.
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        fd = native.pn_fd_of(pidfd, number)
+    finally:
+        os.close(pidfd)
+    if fd < 0:
+        raise OSError(-fd, "pidfd_getfd")
+    try:
+        yield fd
+    finally:
+        os.close(fd)

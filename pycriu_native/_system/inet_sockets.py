@@ -30,6 +30,8 @@ class InetSocket:
     """Address and port, in hexadecimal words of this machine's byte order."""
     remote_words: str
     state: int
+    unsent: int
+    """Bytes that the other end has not confirmed."""
     unread: int
     """Bytes in the receive queue; of a listening socket, connections not yet accepted."""
     uid: int
@@ -56,8 +58,10 @@ def inet_sockets(pid: int | str, *tables: str) -> Iterator[InetSocket]:
         with contextlib.suppress(FileNotFoundError):
             for line in read_lines(f"/proc/{pid}/net/{table}")[1:]:
                 _, local, remote, state, queues, _, _, uid, _, inode = line.split()[:10]
-                unread = int(queues.partition(":")[2], 16)
-                yield InetSocket(local, remote, int(state, 16), unread, int(uid), int(inode))
+                unsent, unread = (int(size, 16) for size in queues.split(":"))
+                yield InetSocket(
+                    local, remote, int(state, 16), unsent, unread, int(uid), int(inode)
+                )
 
 
 def tcp_sockets(pid: int | str = "self") -> Iterator[InetSocket]:
@@ -119,12 +123,6 @@ def listener_on(port: int, seconds: float) -> int | None:
         if time.monotonic() > until:
             return None
         sleep(0.005)
-
-
-def netlink_unread(pid: int) -> dict[int, int]:
-    """Bytes in the receive queue of each netlink socket, by inode. Raises ``OSError``."""
-    rows = (line.split() for line in read_lines(f"/proc/{pid}/net/netlink")[1:])
-    return {int(row[9]): int(row[4]) for row in rows}
 
 
 def abstract_names() -> frozenset[str]:

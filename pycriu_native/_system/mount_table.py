@@ -49,6 +49,13 @@ class MountTable:
         """Mounts by their number, which is unique on the machine."""
         return {mount.number: mount for mount in self.all}
 
+    @cached_property
+    def autofs_pipes(self) -> frozenset[int]:
+        """Pipes over which the kernel requests automatic mounts; they are packet pipes."""
+        options = (mount.options for mount in self.all if mount.kind == "autofs")
+        pairs = (option.partition("=") for each in options for option in each)
+        return frozenset(int(value) for name, _, value in pairs if name == "pipe_ino")
+
     def base(self, mount: Mount) -> str:
         """A path that leads to the root of the mount's namespace."""
         return f"/proc/{self._visible_process(self.owners[mount.namespace])}/root"

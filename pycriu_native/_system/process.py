@@ -23,6 +23,8 @@ class ProcessStat:
     session: int
     terminal: int
     """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
+    foreground: int
+    """The process group in the foreground of that terminal; -1 for none."""
     start: int
     """Clock ticks of CLOCK_BOOTTIME."""
 
@@ -51,6 +53,7 @@ def stat_of(pid: int, thread: int | None = None) -> ProcessStat | None:
         int(fields[2]),
         int(fields[3]),
         int(fields[4]),
+        int(fields[5]),
         int(fields[19]),
     )
 

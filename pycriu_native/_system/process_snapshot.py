@@ -44,6 +44,14 @@ def link(path: str) -> str:
         return ""
 
 
+def _info(pid: int, number: int) -> dict[str, list[str]]:
+    """The lines of a descriptor's fdinfo; none where it is closed."""
+    try:
+        return descriptor_info(pid, number)
+    except OSError:
+        return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """An open descriptor of a process."""
@@ -60,6 +68,10 @@ class Descriptor:
     def path(self) -> str:
         """Its path in /proc."""
         return f"/proc/{self.pid}/fd/{self.number}"
+
+    def read_again(self) -> dict[str, list[str]]:
+        """``info`` as it is by now."""
+        return _info(self.pid, self.number)
 
     def value(self, name: str) -> str:
         """A line of its fdinfo; empty where there is none."""
@@ -148,6 +160,16 @@ class Process:
         """The device number of the controlling terminal, as the kernel packs it; 0 for none."""
         return 0 if self.stat is None else self.stat.terminal
 
+    @property
+    def foreground(self) -> int:
+        """The foreground process group of that terminal; 0 for none."""
+        return 0 if self.stat is None else max(self.stat.foreground, 0)
+
+    @property
+    def parent(self) -> int:
+        """The pid of its parent; 0 if there is no such process."""
+        return 0 if self.stat is None else self.stat.parent
+
     @cached_property
     def threads(self) -> list[int]:
         """The numbers of its threads."""
@@ -180,10 +202,7 @@ class Process:
                 seen = os.stat(path)
             except OSError:
                 continue
-            try:
-                info = descriptor_info(self.pid, number)
-            except OSError:
-                info = {}
+            info = _info(self.pid, number)
             result.append(Descriptor(self.pid, number, link(path), seen, info))
         return result
 

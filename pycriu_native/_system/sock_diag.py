@@ -46,6 +46,8 @@ class UnixSocket:
     """The inode of the other end; 0 for none."""
     waiting: tuple[int, ...]
     """The other ends of connections that were not yet accepted; 0 for one that was closed."""
+    unread: int
+    """Bytes that its owner has not read; of a datagram socket those of the first datagram."""
     unsent: int
     """Bytes in the queue to the other end."""
     shut_down: int
@@ -93,6 +95,7 @@ def _unix_socket(data: bytes) -> UnixSocket:
         name=parts.get(NAME, b""),
         peer=int.from_bytes(parts.get(PEER, b""), "little"),
         waiting=struct.unpack(f"={len(icons) // 4}I", icons),
+        unread=struct.unpack("=II", queues)[0],
         unsent=struct.unpack("=II", queues)[1],
         shut_down=parts.get(SHUTDOWN, b"\0")[0],
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from .._native.ffi import ffi, native
+from .process_snapshot import Descriptor
 
-KCMP_VM, KCMP_FS, KCMP_SIGHAND, KCMP_EPOLL_TFD = 1, 3, 4, 7
+KCMP_FILE, KCMP_VM, KCMP_FS, KCMP_SIGHAND, KCMP_EPOLL_TFD = 0, 1, 3, 4, 7
 """Types of resources of ``kcmp`` (``linux/kcmp.h``)."""
 
 
@@ -15,14 +16,21 @@ def kcmp(pid: int, other: int, type: int) -> bool:
     return bool(native.pn_kcmp(pid, other, type, 0, 0) == 0)
 
 
-def kcmp_epoll(pid: int, fd: int, epoll: int, watched: int, nth: int) -> bool:
-    """Whether a descriptor is the file that an epoll watches under a number.
+def is_same_file(one: Descriptor, other: Descriptor) -> bool:
+    """Whether two descriptors are one open file; False where the kernel refuses the request."""
+    numbers = one.number, other.number
+    return bool(native.pn_kcmp(one.pid, other.pid, KCMP_FILE, *numbers) == 0)
 
-    ``nth`` counts the files under that number from 0. ``OSError``: ENOENT if there are not so many.
+
+def kcmp_epoll(pid: int, fd: int, of: int, epoll: int, watched: int, nth: int) -> bool:
+    """Whether a descriptor of ``pid`` is the file that an epoll of ``of`` watches under a number.
+
+    ``nth`` counts the files under that number from 0. ``OSError``: ENOENT if there are not so many,
+    EBADF if a descriptor is closed.
     """
     slot = ffi.new("uint32_t[3]", [epoll, watched, nth])  # struct kcmp_epoll_slot
     place = int(ffi.cast("uintptr_t", slot))
-    return _result(native.pn_kcmp(pid, pid, KCMP_EPOLL_TFD, fd, place)) == 0
+    return _result(native.pn_kcmp(pid, of, KCMP_EPOLL_TFD, fd, place)) == 0
 
 
 def io_priority(pid: int) -> tuple[int, int]:

@@ -29,6 +29,9 @@ class SpawnOptions:
     limited: bool = False
     """A write beyond its file size limit fails, and does not end it: SIGXFSZ is ignored."""
 
+    bound: bool = False
+    """It is killed when the thread that starts it, and so at the latest its process, has ended."""
+
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
 
@@ -47,11 +50,13 @@ def spawn(
     output: int,
     keep: Sequence[int],
     spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
+    namespaces: int = 0,
 ) -> tuple[int, int]:
     """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
 
     ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor.
+    gets under the same numbers, and no other descriptor. ``namespaces`` are the ``CLONE_NEW*``
+    flags of the namespaces that it gets.
     Raises ``ProgramError``.
     """
     argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
@@ -75,6 +80,8 @@ def spawn(
     worker.private_files = spawn_options.private
     worker.steady = spawn_options.steady
     worker.limited = spawn_options.limited
+    worker.bound = spawn_options.bound
+    worker.namespaces = namespaces
     status = native.pn_spawn(worker)
     if status:
         code = -status

@@ -35,6 +35,7 @@ class Exit(IntEnum):
     DEADLINE = 10, "the deadline passed, and CRIU has undone what it had begun"
     NO = 11, "the command worked, and its answer is no"
     IN_DOUBT = 12, "a migration whose end is unknown; the message says what to do"
+    OUTPUT = 13, "the command worked, and its output cannot be written"
     BUG = 70, "a defect of pycriu-native"
     INTERRUPTED = 130, "interrupted by Ctrl-C, and CRIU has undone what it had begun"
 

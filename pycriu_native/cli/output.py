@@ -1,18 +1,20 @@
-"""Where things are said: results on standard output, everything else on standard error.
+"""Where a command's output goes: results to standard output, everything else to standard error.
 
-To people as text; with ``--json`` as JSON Lines on standard output, of which the last line is the
+As text for people; with ``--json`` as JSON Lines on standard output, of which the last line is the
 result or the error, and lines with ``event`` may come before it. Standard error then stays empty
-but for what ``--verbose`` asks for.
+but for the output of ``--verbose``. A stream that cannot be written is no error here
+(``standard_streams``).
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from typing import Any, TextIO
 
-from rich.console import Console
-from rich.text import Text
+import click
 
 from .._support.kernel_text import encodable
 from . import errors, json_form
@@ -20,7 +22,7 @@ from .exit_codes import Exit
 
 
 class Output:
-    """What one command says."""
+    """The output of one command."""
 
     def __init__(
         self,
@@ -34,23 +36,21 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
-        self.console = _console(sys.stdout)
-        self.errors = _console(sys.stderr)
 
     @property
     def bar(self) -> bool:
         """Whether a progress bar is wanted and can be drawn."""
-        return self.errors.is_terminal and not (self.quiet or self.as_json)
+        return sys.stderr.isatty() and not (self.quiet or self.as_json)
 
     @property
     def width(self) -> int:
         """Columns for a line: the terminal's, else as many as it takes."""
-        return self.console.width if self.console.is_terminal else sys.maxsize
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
     @property
     def hints(self) -> bool:
-        """Whether somebody reads what is said beside the result."""
-        return not (self.quiet or self.as_json) and (self.console.is_terminal or self.verbose)
+        """Whether somebody reads what is written beside the result."""
+        return not (self.quiet or self.as_json) and (sys.stdout.isatty() or self.verbose)
 
     def result(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
         """The result: ``text`` for people, whose first line is the headline."""
@@ -60,17 +60,18 @@ class Output:
             )
         elif not self.quiet:
             headline, newline, rest = text.partition("\n")
-            self._print(self.console, Text(headline, style="bold"))
-            if newline:
-                self._print(self.console, Text(rest))
+            self._print(sys.stdout, styled(headline, bold=True) + newline + rest)
         return code
 
-    def answer(self, result: Any, text: str | Text, *, code: Exit = Exit.DONE) -> Exit:
-        """A result that was all that was asked for; with ``--quiet`` the exit code is it."""
+    def answer(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
+        """A result that was all that was asked for; with ``--quiet`` the exit code is it.
+
+        ``text`` can have styles (:func:`styled`).
+        """
         if self.as_json:
             return self.result(result, "", code=code)
         if not self.quiet:
-            self._print(self.console, text if isinstance(text, Text) else Text(text))
+            self._print(sys.stdout, text)
         return code
 
     def event(self, event: str, result: Any, text: str) -> None:
@@ -81,17 +82,17 @@ class Output:
                 | json_form.plain(result)
             )
         elif not self.quiet:
-            self._print(self.console, Text(text))
+            self._print(sys.stdout, text)
 
     def hint(self, text: str) -> None:
-        """What may help, for people who look on."""
+        """Advice, if :attr:`hints`."""
         if self.hints:
-            self._print(self.errors, Text(text, style="yellow"))
+            self._print(sys.stderr, styled(text, fg="yellow"))
 
     def progress(self, text: str) -> None:
-        """A line of progress, where it was asked for and no bar shows it."""
+        """A line of progress, with ``--verbose`` and where no bar shows it."""
         if self.verbose and not self.bar:
-            self._print(self.errors, Text(text))
+            self._print(sys.stderr, text)
 
     def failed(self, error: BaseException, code: Exit | int) -> int:
         """An error: on standard error, or as JSON on standard output."""
@@ -99,12 +100,9 @@ class Output:
             self._json({"ok": False, "error": errors.to_dict(error)}, code)
         else:
             for label, text in errors.lines(error, self.command):
-                line = Text()
-                line.append(
-                    "pycriu-native: " if not label else "  - " if label == "-" else f"  {label:<8}",
-                    style="bold red",
-                )
-                self._print(self.errors, line.append(text))
+                head = "pycriu-native: " if not label else "  - " if label == "-" else ""
+                head = head or f"  {label:<8}"
+                self._print(sys.stderr, styled(head, fg="red", bold=True) + text)
         return code
 
     def _json(self, body: dict[str, Any], code: Exit | int) -> None:
@@ -115,10 +113,16 @@ class Output:
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
-    def _print(self, console: Console, text: Text) -> None:
-        text.plain = encodable(text.plain)
-        console.print(text, soft_wrap=True)
+    def _print(self, stream: TextIO, text: str) -> None:
+        text = encodable(text) + "\n"
+        stream.write(text if _coloured(stream) else click.unstyle(text))
+        stream.flush()
 
 
-def _console(stream: TextIO) -> Console:
-    return Console(file=stream, highlight=False, markup=False, emoji=False)
+def styled(text: str, **style: Any) -> str:
+    """Text with the colours of ``click.style``, which are removed where none are shown."""
+    return click.style(text, **style)
+
+
+def _coloured(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -6,14 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-)
-
 from .._calls.progress import OnProgress
 from .._calls.progress import Progress as State
 from .output import Output
@@ -24,7 +16,7 @@ from .text import left, size
 def shown(out: Output) -> Iterator[OnProgress | None]:
     """What to give a verb as ``on_progress``, while the context lasts."""
     if out.bar:
-        bar = _Bar(out)
+        bar = _Bar()
         try:
             yield bar
         finally:
@@ -55,18 +47,9 @@ def amount(state: State) -> str:
 class _Bar:
     """A bar that is drawn from the second look on: short work shows none."""
 
-    def __init__(self, out: Output) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}"),
-            TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[left]}"),
-            console=out.errors,
-            transient=True,
-        )
-        self._task: TaskID | None = None
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
         self._looks = 0
 
     def __call__(self, state: State) -> None:
@@ -80,6 +63,7 @@ class _Bar:
             "left": f"{left(state.left)} left" if state.left else "",
         }
         if self._task is None:
+            self._progress = _columns()
             self._progress.start()
             self._task = self._progress.add_task(state.phase, total=total, **response)
         self._progress.update(
@@ -90,3 +74,20 @@ class _Bar:
         """Take it away."""
         if self._task is not None:
             self._progress.stop()
+
+
+def _columns() -> Any:
+    """rich's bar; it takes longer to load than a short call to run."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[left]}"),
+        console=Console(stderr=True, highlight=False, markup=False, emoji=False),
+        transient=True,
+    )

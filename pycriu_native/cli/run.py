@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import signal
 import sys
 import threading
@@ -25,16 +23,11 @@ PROGRAM = "pycriu-native"
 
 def run(words: Sequence[str], *, via: Via | None = None) -> int:
     """Run a command line, without the program; ``via`` is how CRIU is reached by default."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # Names of processes and files are not limited to the terminal's encoding.
-            stream.reconfigure(errors="backslashreplace")
     try:
         with _signals():
             done = app.main(
                 list(words), prog_name=PROGRAM, standalone_mode=False, obj=Given(via=via)
             )
-            sys.stdout.flush()
             return int(done or 0)
     except click.ClickException as error:
         command = getattr(getattr(error, "ctx", None), "info_name", None) or PROGRAM
@@ -42,11 +35,6 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
         return int(out.failed(error, Exit.REFUSED))
     except (click.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read has gone. Python would complain when it flushes at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
     except Exception as error:
         if "--json" in words:
             Output(PROGRAM, as_json=True).failed(error, Exit.BUG)

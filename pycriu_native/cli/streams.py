@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import click
 
 from .command import Call
+from .standard_streams import STDIN, STDOUT
 
 STANDARD = "-"
 
@@ -24,14 +24,19 @@ class _Synced(io.BufferedWriter):
         os.fsync(self.fileno())
 
 
+def standard(mode: Literal["rb", "wb"]) -> BinaryIO:
+    """Standard input or output for images. A write that fails raises, unlike ``sys.stdout``'s."""
+    return open(STDIN if mode == "rb" else STDOUT, mode, closefd=False)
+
+
 @contextlib.contextmanager
 def written(call: Call, name: str) -> Iterator[BinaryIO]:
     """A stream to write: a new file, which goes again if it does not become whole."""
     if name == STANDARD:
         if call.out.as_json:
             raise click.UsageError("--json and a stream on standard output: one is accepted.")
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        with standard("wb") as stream:
+            yield stream
         return
     # Memory of others is in it; and what is there already stays.
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -48,7 +53,8 @@ def written(call: Call, name: str) -> Iterator[BinaryIO]:
 def read(name: str) -> Iterator[BinaryIO]:
     """A stream to read."""
     if name == STANDARD:
-        yield sys.stdin.buffer
+        with standard("rb") as file:
+            yield file
     else:
         with open(name, "rb") as file:
             yield file

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import pycriu_native
+from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.plots import read_timeline
 
 from .conftest import Spawn
@@ -45,7 +46,8 @@ def run(*words: object, code: int = 0, **more: Any) -> subprocess.CompletedProce
     """Run the program; it must end with this code."""
     message = subprocess.run(
         [*PROGRAM, *map(str, words)],
-        capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **more,
+        capture_output=True, text=True, check=False, timeout=60,
+        **{"stdin": subprocess.DEVNULL, **more},
     )  # fmt: skip
     assert message.returncode == code, message.stdout + message.stderr
     return message
@@ -109,6 +111,21 @@ def test_dump_and_restore(spawn: Spawn, images: Path) -> None:
     assert again["statistics"]["frozen_time"] > 0
     assert again["image_bytes"] == sum(path.stat().st_size for path in images.glob("*.img"))
     assert abs(again["image_bytes"] - size) < size // 2
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("how", [">/dev/full", ">&-", "<&- >&- 2>&-", "--json >/dev/full"])
+def test_a_dump_whose_output_cannot_be_written(how: str, spawn: Spawn, images: Path) -> None:
+    """The exit code is that for lost output; the dump is whole, and restores."""
+    target = spawn("serve()")
+    words = [*PROGRAM, "dump", str(target.pid), "-D", str(images)]
+    message = subprocess.run(
+        ["sh", "-c", f'"$@" {how}', "sh", *words], capture_output=True, text=True, check=False
+    )
+    target.reap()
+    assert message.returncode == Exit.OUTPUT, message.stderr
+    assert "2>&-" in how or message.stderr.count("the command itself worked") == 1
+    run("restore", "-D", images)
     assert target.runs_on()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from pycriu_native import (
 from pycriu_native._failures.log_excerpt import failures
 from pycriu_native._system.inet_sockets import address_of
 from pycriu_native._system.mountinfo import parse
+from pycriu_native.diagnostics.preflight.context import stops
 
 from .conftest import Spawn
 from .support import releases
@@ -105,6 +107,21 @@ def names_and_ipc_of_its_own(at: Site) -> Target:
     return at.spawn(prefix=["unshare", "--uts", "--ipc"])
 
 
+@situation(Verdict.FAILS)
+def a_user_namespace_without_user_0(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--user", "--map-user=1000"])
+
+
+@situation(Verdict.FAILS)
+def a_user_namespace_without_group_0(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--user", "--map-user=0", "--map-group=5"])
+
+
+@situation()
+def a_user_namespace_with_both(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--user", "--map-root-user"])
+
+
 @situation()
 def a_network_of_its_own(at: Site) -> Target:
     blue = at.held.enter_context(host())
@@ -116,6 +133,13 @@ def a_network_of_its_own(at: Site) -> Target:
 def children_of_another_time(at: Site) -> Target:
     """``unshare`` itself stays where it was."""
     return at.spawn(prefix=["unshare", "--time", "--fork", "--kill-child"])
+
+
+plainly(
+    "children_that_are_to_have_another_time",
+    "import ctypes\nassert ctypes.CDLL(None).unshare(0x80) == 0\nserve()",
+    Verdict.FAILS,
+)
 
 
 @situation(NEEDS)
@@ -174,6 +198,12 @@ def a_container_whose_mounts_are_named(at: Site) -> Target:
 @situation()
 def a_container_whose_mounts_are_found(at: Site) -> Target:
     at.options["auto_ext_mnt"] = True
+    return at.held.enter_context(container(at.directory / "box"))
+
+
+@situation()
+def a_container_whose_mounts_are_found_by_an_external(at: Site) -> Target:
+    at.options["external"] = ["mnt[]"]
     return at.held.enter_context(container(at.directory / "box"))
 
 
@@ -300,6 +330,61 @@ plainly(
     serve()
 """,
 )
+EPOLL = """
+    import os, select, signal
+    reader, writer = os.pipe()
+    epoll = select.epoll()
+    epoll.register(reader)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    child = os.fork()
+    if not child:
+        {child}
+        os.kill(os.getppid(), signal.SIGUSR1)
+        signal.pause()
+    signal.sigwait([signal.SIGUSR1])
+    {parent}
+    serve()
+"""
+plainly("an_epoll_whose_file_the_child_closed", EPOLL.format(child="os.close(reader)", parent=""))
+plainly(
+    "an_epoll_whose_file_the_parent_closed",
+    EPOLL.format(child="", parent="os.close(reader)"),
+    Verdict.FAILS,
+)
+plainly(
+    "an_epoll_that_only_the_child_has",
+    EPOLL.format(child="", parent="os.close(reader); epoll.close()"),
+)
+plainly(
+    "an_epoll_of_a_file_saved_with_the_parent",
+    EPOLL.format(child="os.dup(reader); os.close(reader)", parent="epoll.close()"),
+    Verdict.FAILS,
+)
+plainly(
+    "an_epoll_with_one_number_many_times",
+    """
+    import os, select
+    epoll = select.epoll()
+    pipes = [os.pipe() for _ in range(12)]
+    for reader, _ in pipes:
+        os.dup2(reader, 99)
+        epoll.register(99)
+        os.close(99)
+    serve()
+""",
+)
+plainly(
+    "shared_memory_opened_as_a_file",
+    """
+    import mmap, os
+    memory = mmap.mmap(-1, 4096)
+    line = next(line for line in open("/proc/self/maps") if "/dev/zero" in line)
+    start, end = (int(number, 16) for number in line.split()[0].split("-"))
+    fd = os.open(f"/proc/self/map_files/{start:x}-{end:x}", os.O_RDWR)
+    memory.close()
+    serve()
+""",
+)
 plainly(
     "shared_memory",
     "import mmap\nm = mmap.mmap(-1, 1 << 20)\nm[:] = bytes(range(256)) * 4096\nserve()",
@@ -366,6 +451,26 @@ plainly(
     serve()
 """,
 )
+NETLINK = """
+    import socket
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+    {bind}
+    s.setsockopt(270, 1, {group})
+    serve()
+"""
+plainly("a_netlink_group", NETLINK.format(bind="s.bind((0, 0))", group=5))
+plainly("a_netlink_group_above_32", NETLINK.format(bind="s.bind((0, 0))", group=35), Verdict.FAILS)
+plainly("a_netlink_group_of_an_unbound_socket", NETLINK.format(bind="", group=5), Verdict.FAILS)
+plainly(
+    "udp_that_holds_back",
+    """
+    import socket
+    s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    s.setsockopt(socket.IPPROTO_UDP, 1, 1)
+    serve()
+""",
+    Verdict.FAILS,
+)
 plainly("a_tcp_connection_that_is_kept", CONNECTED, tcp_established=True)
 plainly("a_tcp_connection_that_is_dropped", CONNECTED, tcp_close=True)
 plainly("a_tcp_connection", CONNECTED, NEEDS)
@@ -398,6 +503,83 @@ def a_stream_to_outside(at: Site) -> Target:
 @situation()
 def a_terminal_inside(at: Site) -> Target:
     return at.spawn("import os\nmaster, slave = os.openpty()\nserve()")
+
+
+TERMINAL = """
+    import fcntl, os, pty, signal, termios
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 1)
+    {rest}
+    serve()
+"""
+plainly("a_terminal_that_hung_up", TERMINAL.format(rest="os.close(master)"))
+plainly("the_terminal_of_its_session", TERMINAL.format(rest='os.open("/dev/tty", os.O_RDWR)'))
+plainly(
+    "the_terminal_of_a_session_below",
+    """
+    import os, pty, signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    child, master = pty.fork()
+    if not child:
+        os.open("/dev/tty", os.O_RDWR)
+        os.kill(os.getppid(), signal.SIGUSR1)
+        signal.pause()
+    signal.sigwait([signal.SIGUSR1])
+    serve()
+""",
+    NEEDS,
+)
+plainly(
+    "the_terminal_of_its_session_in_another_group",
+    TERMINAL.format(
+        rest="""os.open("/dev/tty", os.O_RDWR)
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        signal.pause()
+    while os.getpgid(child) != child: pass
+    os.tcsetpgrp(slave, child)"""
+    ),
+    NEEDS,
+)
+
+
+def _in_a_cgroup(at: Site) -> Target:
+    from .support.leftovers import RUN
+
+    line = Path("/proc/self/cgroup").read_text().splitlines()[0]
+    number, names, _ = line.split(":", 2)
+    place = Path("/sys/fs/cgroup", names.removeprefix("name=") or ".")
+    if not (place / "cgroup.procs").exists():
+        pytest.skip(f"the cgroups of hierarchy {number} are not at {place}")
+    cgroup = place / f"pycriu-native-{RUN}-preflight"
+    target = at.spawn()
+    cgroup.mkdir()
+
+    def remove() -> None:
+        target.end()
+        target.reap()
+        eventually(lambda: not (cgroup / "cgroup.procs").read_text(), "an empty cgroup")
+        cgroup.rmdir()
+
+    at.held.callback(remove)
+    (cgroup / "cgroup.procs").write_text(str(target.pid))
+    at.survives = False
+    return target
+
+
+@situation(Verdict.FAILS)
+def a_cgroup_yard_that_is_not_there(at: Site) -> Target:
+    at.options["cg_yard"] = at.directory / "yard"
+    return _in_a_cgroup(at)
+
+
+@situation()
+def a_cgroup_yard_that_is_not_needed(at: Site) -> Target:
+    """CRIU saves no cgroups of a process that is in CRIU's own."""
+    at.options["cg_yard"] = at.directory / "yard"
+    return at.spawn()
 
 
 # ---- the tests ----
@@ -438,6 +620,17 @@ def test_a_situation(name: str, site: Site) -> None:
         assert target.runs_on()
 
 
+FULL = """
+    import contextlib, socket
+    {pair}
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+    b.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    a.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True: a.send(bytes(60_000))
+    serve()
+"""
+"""A socket whose queues are full."""
 SIZES = {
     "small": "serve()",
     "memory": "memory = bytes(range(256)) * 200_000\nserve()",
@@ -446,6 +639,14 @@ SIZES = {
     "for _ in range(3):\n  if os.fork() == 0:\n    while True: time.sleep(1)\nserve()",
     "deleted": 'import os\nf = open(HERE / "f", "wb", buffering=0)\nf.write(b"1" * (20 << 20))\n'
     'os.unlink(HERE / "f")\nserve()',
+    "pipe": "import fcntl, os\nr, w = os.pipe()\nfcntl.fcntl(w, 1031, 1 << 20)\n"
+    "os.write(w, bytes(1 << 20))\nserve()",
+    "unix": FULL.format(pair="a, b = socket.socketpair()"),
+    "datagrams": FULL.format(pair="a, b = socket.socketpair(type=socket.SOCK_DGRAM)"),
+    "tcp": FULL.format(
+        pair="s = socket.create_server(('127.0.0.1', 0)); "
+        "a = socket.create_connection(s.getsockname()); b, _ = s.accept()"
+    ),
 }
 
 
@@ -453,13 +654,145 @@ SIZES = {
 def test_the_size_to_expect(name: str, site: Site, spawn: Spawn) -> None:
     """The images are as large as was told, give or take a fifth and 300 KB."""
     target = spawn(SIZES[name])
-    site.options["ghost_limit"] = 64 << 20
+    site.options |= {"ghost_limit": 64 << 20, "tcp_established": True}
     message = preflight(target.pid, site.opts).size.total
     dump(target.pid, site.opts)
     reap_all()
     took = sum(file.stat().st_blocks * 512 for file in site.images.iterdir())
     print(f"{name}: told {message}, took {took}")
     assert abs(message - took) < took / 5 + 300_000
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """Eight huge pages."""
+    number = Path("/proc/sys/vm/nr_hugepages")
+    before = number.read_text()
+    try:
+        number.write_text(str(int(before) + 8))
+    except OSError as error:
+        pytest.skip(f"huge pages cannot be reserved here: {error}")
+    yield
+    number.write_text(before)
+
+
+HUGE = """
+    import mmap, os, time
+    memory = mmap.mmap(-1, {size}, flags={kind} | 0x40020)
+    memory[:] = bytes([1]) * {size}
+    if os.fork() == 0:
+        while True: time.sleep(1)
+    serve()
+"""
+
+
+@pytest.mark.usefixtures("huge_pages")
+@pytest.mark.parametrize("kind", [1, 2], ids=["shared", "private"])
+def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
+    """Huge pages are in the size to expect; those that processes share once."""
+    size = 2 * int(re.findall(r"Hugepagesize: *(\d+)", Path("/proc/meminfo").read_text())[0]) << 10
+    target = spawn(HUGE.format(size=size, kind=kind))
+    message = preflight(target.pid, site.opts).size.total
+    try:
+        dump(target.pid, site.opts)
+    except CriuError as error:
+        pytest.skip(f"CRIU does not save huge pages here: {error}")
+    reap_all()
+    took = sum(file.stat().st_blocks * 512 for file in site.images.iterdir())
+    assert abs(message - took) < took / 5
+
+
+def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
+    """A mount namespace that is a copy of the host's has the host's tmpfs mounts."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
+    try:
+        target = spawn(prefix=["unshare", "--mount", "--propagation", "private"])
+        notes = {finding.path: finding for finding in preflight(target.pid).findings}
+        assert notes[str(place)].id == "tmpfs-of-the-host"
+        assert "skip_mnts" in notes[str(place)].cure
+        opts = CriuOpts(external=[f"mnt[{place}]:shared"])
+        assert str(place) not in {finding.path for finding in preflight(target.pid, opts).findings}
+    finally:
+        target.end()
+        subprocess.run(["umount", place], check=True)
+
+
+CHANGES = """
+    import os, select, socket, subprocess, time
+
+    def forever(step):
+        if not os.fork():
+            while True: step()
+
+    def files():
+        (HERE / "new").write_text("new")
+        os.rename(HERE / "new", HERE / "old")
+        with open(HERE / "old"): pass
+
+    def processes():
+        child = subprocess.Popen(["true"])
+        pidfd = os.pidfd_open(child.pid)
+        child.wait()
+        os.close(pidfd)
+
+    def epolls():
+        pair = os.pipe()
+        with select.epoll() as epoll:
+            for fd in pair: epoll.register(fd)
+            time.sleep(0.0005)
+        for fd in pair: os.close(fd)
+
+    def sockets():
+        child = os.fork()
+        if not child:
+            pair = socket.socketpair()
+            time.sleep(0.01)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    for step in (files, processes, epolls, sockets): forever(step)
+    serve()
+"""
+
+
+def test_a_tree_that_changes_all_the_time(spawn: Spawn) -> None:
+    """Each reading is of another moment, and all of them give the same verdict."""
+    target = spawn(CHANGES)
+    findings = [preflight(target.pid) for _ in range(25)]
+    assert {finding for each in findings for finding in (*each.stops, *each.needs)} == set()
+    assert {each.verdict for each in findings} == {Verdict.WORKS}
+
+
+@pytest.mark.parametrize(
+    ("readings", "verdict", "count"),
+    [
+        ([[]], Verdict.WORKS, 1),
+        ([[1]] * 2, Verdict.FAILS, 2),
+        ([[1], []], Verdict.WORKS, 2),
+        ([[1, 2], [1]], Verdict.FAILS, 2),
+        ([[n] for n in range(6)], Verdict.FAILS, 6),
+        ([[1], [2], []], Verdict.WORKS, 3),
+    ],
+    ids=["none", "lasting", "passing", "one of two", "another each time", "another twice"],
+)
+def test_an_obstacle_is_confirmed(
+    readings: list[list[int]],
+    verdict: Verdict,
+    count: int,
+    spawn: Spawn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the same one in the next reading, or by one of its kind in all six."""
+    import pycriu_native.diagnostics.preflight as module
+
+    left = iter(readings)
+    monkeypatch.setattr(
+        module, "_findings", lambda context: (stops("kind", str(n)) for n in next(left))
+    )
+    assert preflight(spawn().pid).verdict is verdict
+    assert len(list(left)) == len(readings) - count
 
 
 def test_options_for_a_process(site: Site) -> None:

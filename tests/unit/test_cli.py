@@ -96,6 +96,25 @@ def test_help_teaches(name: str) -> None:
     assert max(map(len, message.out.split("Examples:")[0].splitlines())) <= 100
 
 
+@pytest.mark.parametrize("words", ["", "migrate"])
+def test_no_arguments(words: str) -> None:
+    """A group of commands shows its help on standard output."""
+    message = tell(*words.split())
+    assert message == tell(*words.split(), "--help")
+    assert (message.code, message.err) == (0, "")
+
+
+def test_help_of_many_options() -> None:
+    """It fits two screens, and has the way to all of them."""
+    message = tell("dump", "--help").out
+    assert len(message.splitlines()) <= 96
+    assert message.rstrip().endswith("pycriu-native dump --help-all")
+    everything = tell("dump", "--help-all").out
+    for flag in ("--lsm-profile", "--irmap-scan-path"):
+        assert flag not in message
+        assert flag in everything
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_are_read(name: str) -> None:
     """Every option in an example is an option of the command."""
@@ -140,7 +159,7 @@ def test_every_option_of_the_table(verb: Verb) -> None:
 
 def test_what_help_says_of_an_option() -> None:
     """Help has the first sentence of the option's docstring, its default and its CRIU release."""
-    shown = " ".join(tell("dump", "--help").out.split())
+    shown = " ".join(tell("dump", "--help-all").out.split())
     assert "Largest deleted but open file that is kept in the images, in bytes; " in shown
     assert "[default: 1048576]" in shown
     assert "Leave the process stopped after the dump or the restore [since CRIU 3.19]" in shown
@@ -278,6 +297,17 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
         "dump": ([PID, "-D", there], 0),
         "pre-dump": ([PID, "-D", there], 0),
         "restore": (["-D", str(whole)], 0),
+        "run": (["--dir", there, "--every", "x", "--", "true"], Exit.REFUSED),
+        "job status": ([there], Exit.IMAGES),
+        "job list": ([there], Exit.IMAGES),
+        "job checkpoint": ([there], Exit.IMAGES),
+        "job stop": ([there], Exit.IMAGES),
+        "job log": ([there], Exit.IMAGES),
+        "snapshot": ([there], Exit.REFUSED),
+        "start": ([f"{there}/none"], Exit.IMAGES),
+        "snapshots list": ([there], 0),
+        "snapshots inspect": ([f"{there}/none"], Exit.IMAGES),
+        "snapshots remove": ([f"{there}/none"], Exit.IMAGES),
         "migrate out": (["999999", "--to", "10.0.0.2:1"], Exit.REFUSED),
         "migrate in": (["--listen", "10.0.0.2:1"], Exit.REFUSED),
         "page-server": (["-D", there, "--address", "::1", "--port", "1", "-d"], 0),
@@ -599,15 +629,50 @@ def test_another_missing_extra(missing: str, words: Sequence[str]) -> None:
     assert message.stderr.count("pip install 'pycriu-native[") == 1
 
 
-def test_a_pipe_that_closes() -> None:
-    """When the reader closes the pipe, no traceback is printed."""
-    message = subprocess.run(
-        ["bash", "-c", '"$0" -m pycriu_native options | head -1; echo ${PIPESTATUS[0]}',
-         sys.executable],
-        capture_output=True, text=True, check=True,
+def shell(command: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run bash; ``"$@"`` in the command is the program with its words."""
+    return subprocess.run(
+        ["bash", "-c", command, "bash", sys.executable, "-m", "pycriu_native", *words],
+        capture_output=True, text=True, check=True, cwd=ROOT, **more,
     )  # fmt: skip
-    assert message.stderr == ""
-    assert message.stdout.splitlines()[-1] in ("0", "141")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "options",
+        "options --json",
+        "--help",
+        "dump --help",
+        "--version",
+        "explain dump 1 -D ckpt",
+        "completion bash",
+    ],
+)
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ('"$@" >/dev/full', "No space left on device; the command itself worked"),
+        ('"$@" >&-', "Bad file descriptor; the command itself worked"),
+        ('exec 3> >(:); wait $!; "$@" >&3', ""),
+        ('"$@" <&- >&- 2>&-', ""),
+    ],
+    ids=["full disk", "closed", "closed pipe", "all closed"],
+)
+def test_output_that_cannot_be_written(words: str, how: str, reason: str) -> None:
+    """A command that worked ends with a code of its own and without a traceback."""
+    message = shell(f"{how}; echo $?", *words.split())
+    assert message.stdout == f"{Exit.OUTPUT:d}\n"
+    assert message.stderr == (
+        f"pycriu-native: standard output cannot be written: {reason}\n" if reason else ""
+    )
+
+
+@pytest.mark.parametrize("how", [">/dev/full 2>&1", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["dump 999999999 -D ckpt", "dump 999999999 -D ckpt --json"])
+def test_an_error_that_cannot_be_written(words: str, how: str) -> None:
+    """The exit code of a failure stays."""
+    assert shell(f'"$@" {how}; echo $?', *words.split()).stdout == f"{Exit.NO_PROCESS:d}\n"
 
 
 @pytest.mark.parametrize(("name", "coloured"), [("SOME", True), ("NO_COLOR", False)])
@@ -665,6 +730,12 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
             assert not python.search(message), message
     assert errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
         "--external tty[rdev:dev] or --inherit-fd fd[fd]:socket:[7]"
+    )
+    assert errors.in_flags('inherit_fds=[(fd, "pipe:[1]"), (7, "pipe:[2]")]: both') == (
+        "--inherit-fd fd[fd]:pipe:[1] --inherit-fd fd[7]:pipe:[2]: both"
+    )
+    assert errors.in_flags('external=["mnt[]", "mnt[/a]:b"], config_file="x"') == (
+        "--external mnt[] --external mnt[/a]:b, --criu-config=x"
     )
     assert errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
         "--join-ns kind:file, --veth-pair eth0=NAME"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 
 import pytest
-from rich.console import Console
 
 from pycriu_native._calls.progress import Progress
 from pycriu_native.cli import progress
@@ -21,21 +21,30 @@ def state(done: int, total: int | None = 100 * MIB, rate: float = 0.0) -> Progre
     return Progress(phase="dump", done=done, total=total, rate=rate, left=remaining)
 
 
+class Stream(io.StringIO):
+    """A standard error that is a terminal, or is none."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
 def output(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, **how: bool) -> Output:
-    """What a command would say things with, on a terminal or into a pipe."""
+    """The output of a command, on a terminal or into a pipe."""
     monkeypatch.delenv("NO_COLOR", raising=False)
-    out = Output("dump", **how)
-    out.errors = Console(
-        file=io.StringIO(), force_terminal=terminal, width=100, color_system="standard"
-    )
-    return out
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stderr", Stream(terminal))
+    return Output("dump", **how)
 
 
-def said(out: Output) -> str:
+def written() -> str:
     """All that went to standard error."""
-    file = out.errors.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue()
+    assert isinstance(sys.stderr, Stream)
+    return sys.stderr.getvalue()
 
 
 def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,12 +55,12 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         message(state(0))
         message(state(25 * MIB, rate=25 * MIB))
         message(state(50 * MIB, rate=25 * MIB))
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said(out))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written())
     assert "dump" in text
     assert "50.0 MiB of 100.0 MiB" in text
     assert "25.0 MiB/s" in text
     assert "2 s left" in text
-    assert said(out).endswith("\x1b[2K")  # the line is cleared
+    assert written().endswith("\x1b[2K")  # the line is cleared
 
 
 def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +69,7 @@ def test_short_work_shows_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with progress.shown(out) as message:
         assert message is not None
         message(state(0))
-    assert said(out) == ""
+    assert written() == ""
 
 
 @pytest.mark.parametrize("how", [{"quiet": True}, {"as_json": True}])
@@ -81,7 +90,7 @@ def test_quiet_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
         assert message is not None
         message(state(25 * MIB, rate=25 * MIB))
         message(state(7 * MIB, total=None))
-    assert said(out).splitlines() == [
+    assert written().splitlines() == [
         "dump: 25.0 MiB of 100.0 MiB, 25.0 MiB/s, 3 s left",
         "dump: 7.0 MiB",
     ]

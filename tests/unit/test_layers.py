@@ -48,6 +48,7 @@ ORDER = (
     "errors",
     "enums",
     "_support",
+    "guest",
 )
 """Packages and files of the top level, from the top down. One may import those below it."""
 

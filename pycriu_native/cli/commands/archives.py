@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import sys
 from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal
 
 import click
 
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
-from .. import command
+from .. import command, streams
 from ..command import Call, Command
 from ..exit_codes import Exit
 from ..text import safe, size
@@ -27,16 +27,15 @@ def _pack(
     compress: str,
     encrypt_to: tuple[str, ...],
 ) -> Exit:
-    with command.extra("archive"):
+    with command.extra("archive"), _stream(archive, "wb") as target:
         total = pack(
             directory,
-            _stream(archive, sys.stdout),
+            target,
             inside=inside,
             compress=compress,  # type: ignore[arg-type]
             encrypt_to=encrypt_to,
         )
     if archive == "-":
-        sys.stdout.buffer.flush()
         call.out.hint(f"packed {size(total)}")
         return Exit.DONE
     written = os.stat(archive).st_size
@@ -53,17 +52,18 @@ def _unpack(
     identity: tuple[str, ...],
     limit: int | None,
 ) -> Exit:
-    with command.extra("archive"):
+    with command.extra("archive"), _stream(archive, "rb") as source:
         keys = [key for path in identity for key in _keys(path)]
-        total = unpack(
-            _stream(archive, sys.stdin), directory, inside=inside, decrypt_with=keys, limit=limit
-        )
+        total = unpack(source, directory, inside=inside, decrypt_with=keys, limit=limit)
     body = {"archive": archive, "directory": directory, "bytes": total}
     return call.out.result(body, safe(f"unpacked {size(total)} into {directory}"))
 
 
-def _stream(name: str, standard: object) -> str | BinaryIO:
-    return cast(BinaryIO, standard.buffer) if name == "-" else name  # type: ignore[attr-defined]
+def _stream(
+    name: str, mode: Literal["rb", "wb"]
+) -> contextlib.AbstractContextManager[str | BinaryIO]:
+    """A standard stream for ``-``, else the name."""
+    return streams.standard(mode) if name == streams.STANDARD else contextlib.nullcontext(name)
 
 
 def _keys(path: str) -> Iterator[str]:

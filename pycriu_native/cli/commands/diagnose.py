@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from typing import Any
 
 import click
-from rich.text import Text
 
 from ... import CriuOpts, Doctor, Preflight, Severity, Verdict, doctor, preflight
 from ...diagnostics.doctor.values import HEADINGS
@@ -16,13 +16,14 @@ from .. import command, json_form
 from ..command import Call, Command
 from ..errors import in_flags
 from ..exit_codes import Exit
+from ..output import styled
 from ..text import safe
 
-_STYLES = {
-    Severity.GOOD: "green",
-    Severity.NOTE: "cyan",
-    Severity.WARNING: "yellow",
-    Severity.STOPS: "bold red",
+_STYLES: dict[str, dict[str, Any]] = {
+    Severity.GOOD: {"fg": "green"},
+    Severity.NOTE: {"fg": "cyan"},
+    Severity.WARNING: {"fg": "yellow"},
+    Severity.STOPS: {"fg": "red", "bold": True},
 }
 
 
@@ -32,18 +33,24 @@ def _doctor(call: Call, everything: bool) -> Exit:
     return call.out.answer(result, _doctor_text(result, everything), code=code)
 
 
-def _doctor_text(result: Doctor, everything: bool) -> Text:
+def _doctor_text(result: Doctor, everything: bool) -> str:
     """The warnings and failures, or all findings."""
     bad = (Severity.WARNING, Severity.STOPS)
     shown = [each for each in result.findings if everything or each.severity in bad]
-    text = Text("".join(f"{in_flags(safe(line))}\n" for line in lines(shown, HEADINGS, "group")))
-    text.highlight_regex(r"(?m)^\S.*:$", style="bold")
-    for severity, style in _STYLES.items():
-        text.highlight_regex(rf"(?m)^    {severity} ", style=style)
-    text.append(result.summary, style=_STYLES[result.severity])
+    text = [_coloured(in_flags(safe(line))) for line in lines(shown, HEADINGS, "group")]
+    text.append(styled(result.summary, **_STYLES[result.severity]))
     if remaining := len(result.findings) - len(shown):
-        text.append(f"; {remaining} other checks passed (--all shows them)")
-    return text
+        text[-1] += f"; {remaining} other checks passed (--all shows them)"
+    return "\n".join(text)
+
+
+def _coloured(line: str) -> str:
+    """A heading in bold; the severity of a finding in its colour."""
+    if not line.startswith(" "):
+        return styled(line, bold=True)
+    word = line.split()[0]
+    style = _STYLES.get(word)
+    return line.replace(word, styled(word, **style), 1) if style else line
 
 
 def _preflight(

@@ -1,16 +1,16 @@
 """preflight: what would stop a dump, and which options it needs, before anything is frozen.
 
-It reads /proc and sock_diag(7), and opens nothing of the process's own. Each part of a process
-has a module with the rules of CRIU: ``tasks``, ``files``, ``objects``,
-``sockets``, ``terminals``, ``memory``, ``mounts``; ``restorable`` looks at what this caller lacks
-for a restore, ``means`` at CRIU and the options,
+It reads /proc and sock_diag(7), and the state of some sockets, pipes and terminals by copies of
+their descriptors (``pidfd_getfd``). Each part of a process has a module with the rules of CRIU:
+``tasks``, ``files``, ``objects``, ``epolls``, ``sockets``, ``terminals``, ``memory``, ``mounts``;
+``restorable`` looks at what this caller lacks for a restore, ``means`` at CRIU and the options,
 ``size`` at how much it will be. The facts are from CRIU 4.2's source and seen with 4.2.1;
 ``tests/integration/test_preflight.py`` measures how often the verdict is what CRIU then does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from ...findings import Finding, Severity, ordered
 from ...options.criu_opts import CriuOpts
 from . import (
     attributes,
+    epolls,
     files,
     means,
     memory,
@@ -36,9 +37,11 @@ from . import (
     sockets,
     tasks,
     terminals,
+    unix_names,
     written,
 )
 from .context import Context
+from .restore_needs import RestoreNeed, needs_of, options_of
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
@@ -46,11 +49,26 @@ __all__ = [
     "Preflight",
     "PreflightError",
     "PreflightWarning",
+    "RestoreNeed",
     "Verdict",
     "preflight",
 ]
 
-LOOKS = (mounts, files, objects, sockets, terminals, memory, attributes, restorable, written)
+LOOKS = (
+    mounts,
+    files,
+    objects,
+    epolls,
+    sockets,
+    unix_names,
+    terminals,
+    memory,
+    attributes,
+    restorable,
+    written,
+)
+OBSTACLES = (Severity.STOPS, Severity.NEEDS_OPTION, Severity.NO_RESTORE)
+"""Severities of findings that decide the verdict."""
 
 
 def preflight(
@@ -78,30 +96,70 @@ def preflight(
         raise OptionError([Problem("pid", pid, ONE_PROCESS)])
     opts = opts or CriuOpts()
     means.check_options(opts, pid)
-    tree = Tree(pid)
-    context = Context(
-        tree=tree,
-        opts=opts,
-        via=via or Worker(),
-        mounts=MountTable(tree),
-        include_caller=include_caller,
-        rollback=rollback_of(files, "preflight"),
-    )
-    result = ordered(_findings(context))
+    via = via or Worker()
+    rollback = rollback_of(files, "preflight")
+
+    def context_of_now() -> Context:
+        tree = Tree(pid)
+        return Context(
+            tree=tree,
+            opts=opts,
+            via=via,
+            mounts=MountTable(tree),
+            include_caller=include_caller,
+            rollback=rollback,
+        )
+
+    context, result = _confirmed(context_of_now)
+    tree = context.tree
     there = bool(tree.alive)
     expected = size.expected(context) if there else ImageSize()
     if there:
         largest = size.largest_image(context)
         also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
         result = ordered(iter((*result, *also)))
+    for_dump = _with(opts, result)
     return Preflight(
         pid=pid,
         pids=tuple(process.pid for process in tree.processes),
         findings=result,
         given=opts,
-        opts=_with(opts, result),
+        opts=for_dump,
+        restore_opts=options_of(for_dump),
+        restore_needs=needs_of(context, for_dump, result),
         size=expected,
     )
+
+
+READINGS = 6
+"""How often a tree that changes all the time is read for one result."""
+
+
+def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Finding, ...]]:
+    """Findings of the last reading, without obstacles that were in one of the readings only.
+
+    A process runs while it is read, so what was read first can contradict what was read last. An
+    obstacle is confirmed by an equal one of the next reading, or by one of its kind in each of
+    ``READINGS``: a process that ends soon can be followed by another with the same obstacle.
+    """
+    earlier: tuple[Finding, ...] | None = None
+    for _ in range(READINGS):
+        context = context_of_now()
+        result = ordered(_findings(context))
+        obstacles = tuple(finding for finding in result if finding.severity in OBSTACLES)
+        if earlier is not None:
+            kinds = {finding.id for finding in earlier}
+            alike = tuple(finding for finding in obstacles if finding.id in kinds)
+            equal = tuple(finding for finding in alike if finding in earlier)
+            is_stable = {finding.id for finding in equal} == {finding.id for finding in alike}
+            obstacles = equal if is_stable else alike
+            if is_stable:
+                break
+        if not obstacles:
+            break
+        earlier = obstacles
+    kept = tuple(f for f in result if f.severity not in OBSTACLES or f in obstacles)
+    return context, kept
 
 
 def _findings(context: Context) -> Iterator[Finding]:

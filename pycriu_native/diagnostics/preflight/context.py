@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from ..._calls import requirements
 from ..._failures.log_excerpt import known
 from ..._rollback.option import Rollback
 from ..._system.mount_table import MountTable
-from ..._system.process_snapshot import Tree
+from ..._system.process_snapshot import Process, Tree
+from ..._system.process_tree import is_above
 from ..._transport.base import Via
 from ...errors import CriuError
 from ...findings import Finding, Severity
@@ -34,6 +36,39 @@ class Context:
     def external(self, key: str) -> bool:
         """Whether ``external`` has an entry for a key, such as ``unix[4711]``."""
         return any(external_key(item) == key for item in self.opts.external or ())
+
+    def in_order_of_dump(self) -> list[Process]:
+        """The processes with each before its children, and these before the next of its siblings.
+
+        What processes share is saved with the first of them.
+        """
+        below: dict[int, list[Process]] = {}
+        for process in self.tree.alive:
+            below.setdefault(process.parent, []).append(process)
+        rest, result = [self.tree.root], []
+        while rest:
+            result.append(rest.pop())
+            rest += reversed(below.get(result[-1].pid, []))
+        return result
+
+    @property
+    def finds_external_mounts(self) -> frozenset[str]:
+        """The options in force that find external mounts: ``external="mnt[]:m"`` sets two."""
+        names = ("auto_ext_mnt", "ext_masters", "ext_sharing")
+        result = {name for name in names if getattr(self.opts, name)}
+        for item in self.opts.external or ():
+            if item.startswith("mnt[]"):
+                more = {":m": "ext_masters", ":s": "ext_sharing"}.get(item[5:7])
+                result |= {"auto_ext_mnt", more} if more else {"auto_ext_mnt"}
+        return frozenset(result)
+
+    def is_outside(self, pid: int) -> bool:
+        """Whether a process exists outside of the tree: the tree can have started more since."""
+        return (
+            pid not in self.tree.pids
+            and os.path.exists(f"/proc/{pid}")
+            and not is_above(self.tree.root.pid, pid)
+        )
 
     def is_older_than(self, release: str) -> bool:
         """Whether the ``criu`` program is older; False if its release is unknown."""

@@ -8,20 +8,27 @@ into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_fil
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from ..._failures.log_excerpt import known
-from ..._system.descriptors import descriptor_info, links_of
+from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
-from ..._system.process_snapshot import Descriptor, Process, link
+from ..._system.process_snapshot import Descriptor, Process, libc, link
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
+MQUEUE = 0x19800202
+"""``f_type`` of the file system of message queues (``ipc/mqueue.c``)."""
 DELETED = " (deleted)"
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
 
@@ -78,6 +85,25 @@ def all_used(context: Context) -> Iterator[Used]:
             yield from _opened(process, path, "mapped")
 
 
+@cache
+def _memory_device() -> int:
+    number = os.memfd_create("device")
+    try:
+        return os.fstat(number).st_dev
+    finally:
+        os.close(number)
+
+
+def is_memory(fd: Descriptor) -> bool:
+    """Whether a descriptor is memory without a name, which CRIU saves like a memfd.
+
+    It can be that of a shared mapping, opened through ``/proc/PID/map_files``.
+    """
+    return fd.link.startswith("/memfd:") or (
+        stat.S_ISREG(fd.stat.st_mode) and fd.stat.st_dev == _memory_device()
+    )
+
+
 def _is_memory(name: str) -> bool:
     """Descriptors that are not files, though their link looks like a path."""
     return name.startswith(("/memfd:", "/SYSV", "/dev/zero", "/anon_hugepage", "/[aio]"))
@@ -85,7 +111,7 @@ def _is_memory(name: str) -> bool:
 
 def _has_a_place(fd: Descriptor) -> bool:
     mode = fd.stat.st_mode
-    if not fd.link.startswith("/") or fd.link.startswith("/memfd:"):
+    if not fd.link.startswith("/") or is_memory(fd):
         return False
     if stat.S_ISCHR(mode):
         return is_plain_device(fd.device)
@@ -115,6 +141,17 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     if context.external(key):
         return
     mount = context.mounts.by_number.get(used.mount)
+    if mount is None and used.fd is not None and _is_message_queue(used):
+        yield stops(
+            "message-queue",
+            "it has a POSIX message queue open, which CRIU cannot save",
+            failure="fd-mount",
+            cure="have the program close it before the dump; or save its descriptor with "
+            f'external=["{key}"], and give one of mq_open on the restore: '
+            f'inherit_fds=[(fd, "{key}")]',
+            **about,
+        )
+        return
     if mount is None:
         yield stops(
             "no-mount",
@@ -139,6 +176,8 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     try:
         result = os.stat(context.mounts.base(mount) + used.path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
+        if _has_changed(used):
+            return
         yield needs(
             context,
             "name-gone",
@@ -151,7 +190,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         return
     except OSError:
         return
-    if (result.st_dev, result.st_ino) == used.identity:
+    if (result.st_dev, result.st_ino) == used.identity or _has_changed(used):
         return
     if stat.S_ISCHR(used.stat.st_mode) and result.st_rdev == used.stat.st_rdev:
         yield needs(
@@ -171,6 +210,24 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         cure="bring back the file that was opened",
         **about,
     )
+
+
+def _is_message_queue(used: Used) -> bool:
+    """Whether a file is on the file system of POSIX message queues (statfs(2))."""
+    result = ctypes.create_string_buffer(256)
+    path = os.fsencode(f"/proc/{used.pid}/fd/{used.fd}")
+    return libc.statfs(path, result) == 0 and ctypes.c_long.from_buffer(result).value == MQUEUE
+
+
+def _has_changed(used: Used) -> bool:
+    """Whether the descriptor has been closed, or its file deleted, since it was read."""
+    if used.fd is None:
+        return False
+    try:
+        result = os.stat(f"/proc/{used.pid}/fd/{used.fd}")
+    except OSError:
+        return True
+    return (result.st_dev, result.st_ino) != used.identity or result.st_nlink == 0
 
 
 def _called(used: Used) -> str:
@@ -243,7 +300,7 @@ def _pipes(context: Context) -> Iterator[Finding]:
         if not fd.is_pipe:
             continue
         inode = fd.stat.st_ino
-        if fd.flags & os.O_DIRECT and fd.flags & os.O_ACCMODE == os.O_WRONLY:
+        if fd.flags & os.O_DIRECT and inode not in context.mounts.autofs_pipes:
             yield stops(
                 "packet-pipe",
                 "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
@@ -268,6 +325,18 @@ def _pipes(context: Context) -> Iterator[Finding]:
             path=fd.link,
             cure=f'give it another one on restore: inherit_fds=[(fd, "{fd.link}")]',
         )
+
+
+def queued(context: Context) -> int:
+    """Bytes in the pipes and FIFOs of the tree."""
+    sizes: dict[tuple[int, int], int] = {}
+    for fd in context.tree.descriptors():
+        identity = fd.stat.st_dev, fd.stat.st_ino
+        if stat.S_ISFIFO(fd.stat.st_mode) and identity not in sizes:
+            with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+                answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
+                sizes[identity] = int.from_bytes(answer, sys.byteorder)
+    return sum(sizes.values())
 
 
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:

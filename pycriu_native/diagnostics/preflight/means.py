@@ -15,10 +15,10 @@ from ..._calls.verbs import check
 from ..._checks import option_rules
 from ..._failures.log_excerpt import known
 from ..._system.inet_sockets import listening
-from ..._system.process_snapshot import read
+from ..._system.process_snapshot import lines_of, read
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
-from ...enums import NetworkLock, Verb
+from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...findings import Finding
 from ...options.criu_opts import CriuOpts
@@ -45,6 +45,7 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _configuration(context)
     yield from _security(context.opts)
     yield from _network_lock(context)
+    yield from _cgroup_yard(context)
     yield from _cgroup_properties(context.opts)
 
 
@@ -201,6 +202,30 @@ def _network_lock(context: Context) -> Iterator[Finding]:
 
 
 _CGROUP_LINE = re.compile(r'\s*(- )?\s*"[^"]*":(\s*|\s*"[^"]*"\s*|\s*\[\s*("[^"]*"\s*,?\s*)*\]\s*)')
+
+
+def _cgroup_yard(context: Context) -> Iterator[Finding]:
+    """Whether ``cg_yard`` has a directory for each hierarchy (``criu/cgroup.c``).
+
+    CRIU saves no cgroups if all processes are in its own.
+    """
+    opts = context.opts
+    are_ignored = opts.manage_cgroups_mode == CgroupMode.IGNORE or opts.manage_cgroups is False
+    if opts.cg_yard is None or are_ignored:
+        return
+    ours = lines_of("/proc/self/cgroup")
+    theirs = (lines_of(f"/proc/{process.pid}/cgroup") for process in context.tree.alive)
+    for line in next((lines for lines in theirs if lines != ours), ()):
+        name = line.split(":", 2)[1].removeprefix("name=") or "unified"
+        path = os.path.join(os.fsdecode(opts.cg_yard), name)
+        if not os.path.isdir(path):
+            yield stops(
+                "cgroup-yard",
+                "cg_yard lacks a directory with the cgroups of a hierarchy",
+                path=path,
+                failure="cg-yard",
+            )
+            return
 
 
 def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from ..._failures.log_excerpt import known
 from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
-from .context import Context, needs, stops
+from .context import Context, needs, note, stops
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -34,6 +34,16 @@ def look(context: Context) -> Iterator[Finding]:
     mounts = _Mounts(context)
     for mount in mounts.checked():
         # The first finding of a mount explains it: the later checks depend on the earlier.
+        if mounts.is_tmpfs_of_the_host(mount):
+            yield note(
+                "tmpfs-of-the-host",
+                "it is a tmpfs of the host too: the dump copies it, and fails if a file in it "
+                "changes meanwhile",
+                pid=context.mounts.owners[mount.namespace].pid,
+                path=mount.place,
+                failure="tmpfs-content",
+                cure=known("tmpfs-content").cure,
+            )
         finding = mounts.unreachable_sharing(mount)
         if finding is None and not mounts.has_source(mount):
             finding = mounts.unsupported(mount) or mounts.from_outside(mount)
@@ -65,8 +75,10 @@ class _Mounts:
         self.groups = {mount.shared for mount in table.all if mount.shared}
         self.given = {m for m in table.all if m.namespace == root and _is_external(context, m)}
         """Mounts that an option makes external."""
-        if context.opts.auto_ext_mnt:
-            ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
+        ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
+        self.ours = {mount.device for mount in ours}
+        """Devices of the mounts that the caller sees."""
+        if "auto_ext_mnt" in context.finds_external_mounts:
             self.given |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
 
     def checked(self) -> Iterator[Mount]:
@@ -77,6 +89,10 @@ class _Mounts:
         for mount in self.table.all:
             if mount.namespace != foreign and mount.place not in skipped:
                 yield mount
+
+    def is_tmpfs_of_the_host(self, mount: Mount) -> bool:
+        """Whether others than the tree can write to a tmpfs whose contents are saved."""
+        return mount.kind == "tmpfs" and mount.device in self.ours and not self.is_given(mount)
 
     def is_given(self, mount: Mount) -> bool:
         """Whether the mount is external, or shows a part of an external one."""
@@ -135,7 +151,7 @@ class _Mounts:
 
 def _sets(context: Context, mount: Mount) -> dict[str, Any]:
     """The options that make a mount external."""
-    if context.opts.auto_ext_mnt and (mount.shared or mount.master):
+    if "auto_ext_mnt" in context.finds_external_mounts and (mount.shared or mount.master):
         result = {"ext_sharing": mount.shared, "ext_masters": mount.master}
         return {name: True for name, group in result.items() if group}
     return {"external": (f"{mount.key}:{mount.place}",)}
@@ -155,11 +171,12 @@ def _is_part(mount: Mount, other: Mount) -> bool:
 def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:
     """Whether ``auto_ext_mnt`` matches the mount with one of CRIU's own namespace."""
     alike = [other for other in ours if _is_part(mount, other)]
-    if not alike or (mount.shared and not context.opts.ext_sharing):
+    found = context.finds_external_mounts
+    if not alike or (mount.shared and "ext_sharing" not in found):
         return False
     best = max(alike, key=lambda other: len(other.root))
     return not mount.master or bool(
-        context.opts.ext_masters and mount.master in (best.shared, best.master)
+        "ext_masters" in found and mount.master in (best.shared, best.master)
     )
 
 

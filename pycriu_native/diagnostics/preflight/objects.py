@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
+import fcntl
 import os
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._system.descriptors import copied
 from ..._system.process_snapshot import Descriptor, libc
-from ..._system.system_calls import kcmp_epoll
 from ...findings import Finding
-from .context import Context, needs, note, stops
+from .context import Context, lost, needs, note, stops
 from .files import is_plain_device
 from .terminals import is_terminal
 
@@ -71,8 +73,6 @@ def _anonymous(context: Context, fd: Descriptor) -> Iterator[Finding]:
         )
     elif name == "[pidfd]":
         yield from _pidfd(context, fd)
-    elif name == "[eventpoll]":
-        yield from _epoll(context, fd)
     elif name in ("inotify", "[fanotify]"):
         yield from _watches(context, fd)
     elif name not in SAVED and name != "bpf-map":
@@ -94,7 +94,7 @@ def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
             pid=fd.pid,
             fd=fd.number,
         )
-    elif of > 0 and of not in context.tree.pids:
+    elif of > 0 and context.is_outside(of):
         yield stops(
             "pidfd-outside",
             f"it holds a pidfd of process {of} outside of the tree",
@@ -110,44 +110,6 @@ def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
             fd=fd.number,
             cure="have it closed before the dump",
         )
-
-
-def _epoll(context: Context, fd: Descriptor) -> Iterator[Finding]:
-    """The files of an epoll must be open in the same process. Its numbers alone are ambiguous."""
-    process = next(process for process in context.tree.alive if process.pid == fd.pid)
-    for line in fd.info.get("tfd", ()):
-        words = line.replace(": ", ":").split()
-        values = dict(word.split(":", 1) for word in words if ":" in word)
-        if "ino" not in values:
-            return
-        file = int(values["ino"], 16), int(values["sdev"], 16)
-        alike = [
-            o.number for o in process.descriptors if (o.stat.st_ino, _kernel_device(o)) == file
-        ]
-        if not any(_is_watched(fd, number, int(words[0])) for number in alike):
-            yield stops(
-                "epoll-of-a-closed-file",
-                f"an epoll watches descriptor {words[0]}, which the process has closed while "
-                "another holds it open",
-                pid=fd.pid,
-                fd=fd.number,
-                cure="take it out of the epoll (EPOLL_CTL_DEL) before it is closed",
-            )
-
-
-def _is_watched(fd: Descriptor, number: int, as_number: int) -> bool:
-    """Whether a descriptor is the file that an epoll has under this number, by kcmp(2)."""
-    for nth in range(8):  # a number can be there more than once, after it was closed
-        try:
-            if kcmp_epoll(fd.pid, number, fd.number, as_number, nth):
-                return True
-        except OSError as error:
-            return error.errno not in (errno.ENOENT, errno.EBADF)
-    return False
-
-
-def _kernel_device(fd: Descriptor) -> int:
-    return os.major(fd.stat.st_dev) << 20 | os.minor(fd.stat.st_dev)
 
 
 def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
@@ -179,6 +141,24 @@ class _Handle(ctypes.Structure):
 
 
 def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
+    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+        answer = fcntl.ioctl(number, termios.FIONREAD, bytes(4))
+        if size := int.from_bytes(answer, sys.byteorder):
+            yield lost(
+                "events",
+                f"{size} bytes of events that it has not read are dropped",
+                cure="have the program look at what it watches again after the restore",
+                **about,
+            )
+    for line in fd.info.get("fanotify", ()):
+        if line.startswith("sdev:"):
+            yield lost(
+                "watch-of-a-file-system",
+                "CRIU does not save a fanotify mark of a whole file system",
+                cure="have the program mark it again after the restore",
+                **about,
+            )
     for line in [*fd.info.get("inotify", ()), *fd.info.get("fanotify", ())]:
         values = dict(word.split(":", 1) for word in line.split() if ":" in word)
         if "f_handle" in values:

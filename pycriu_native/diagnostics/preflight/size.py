@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Iterator
 
-from ..._system.process_snapshot import Process, lines_of
-from . import files, written
+from ..._system.process_snapshot import Mapping, Process, lines_of, read
+from . import files, sockets, written
 from .context import Context
 from .values import ImageSize
 
@@ -36,6 +38,7 @@ def expected(context: Context) -> ImageSize:
         memory=0 if context.opts.page_server is not None or context.opts.lazy_pages else memory,
         shared_memory=sum(shared.values()),
         deleted_files=files.ghosts(context),
+        queues=files.queued(context) + sockets.queued(context),
         file_systems=_file_systems(context),
         written_files=written.size(context),
         rest=rest + FIXED,
@@ -54,9 +57,28 @@ def _private(process: Process) -> int:
     for line in lines_of(f"/proc/{process.pid}/smaps_rollup"):
         name, _, value = line.partition(":")
         if name in ("Anonymous", "Swap"):
-            number, unit = value.split()
-            total += int(number) * UNIT[unit]
-    return total
+            total += _bytes(value)
+    return total + sum(size for mapping, size in _huge(process) if not mapping.shared)
+
+
+def _bytes(value: str) -> int:
+    number, unit = value.split()
+    return int(number) * UNIT[unit]
+
+
+def _huge(process: Process) -> Iterator[tuple[Mapping, int]]:
+    """Mappings of huge pages, and their bytes: ``Anonymous`` is without them."""
+    if not re.search(r"_Hugetlb: *[1-9]", read(f"/proc/{process.pid}/smaps_rollup")):
+        return  # smaps takes long to read
+    by_range = {mapping.range: mapping for mapping in process.mappings}
+    mapping = None
+    for line in lines_of(f"/proc/{process.pid}/smaps"):
+        name, _, value = line.partition(":")
+        if name in ("Shared_Hugetlb", "Private_Hugetlb"):
+            if mapping is not None and (size := _bytes(value)):
+                yield mapping, size
+        elif " " in name:
+            mapping = by_range.get(line.split(None, 1)[0])
 
 
 def _shared(process: Process) -> dict[tuple[int, int], int]:
@@ -67,8 +89,11 @@ def _shared(process: Process) -> dict[tuple[int, int], int]:
             with contextlib.suppress(OSError):
                 seen = os.stat(mapping.link)
                 result[seen.st_dev, seen.st_ino] = seen.st_blocks * 512
+    for mapping, size in _huge(process):
+        if mapping.shared:
+            result[os.stat(mapping.link).st_dev, mapping.inode] = size
     for fd in process.descriptors:
-        if fd.link.startswith("/memfd:"):
+        if files.is_memory(fd):
             result[fd.stat.st_dev, fd.stat.st_ino] = fd.stat.st_blocks * 512
     return result
 

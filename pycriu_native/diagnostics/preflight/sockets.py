@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.inet_sockets import InetSocket, inet_sockets, netlink_unread
-from ..._system.process_snapshot import Descriptor, Process
+from ..._system.descriptors import copied
+from ..._system.inet_sockets import InetSocket, inet_sockets
+from ..._system.process_snapshot import Descriptor, Process, link
 from ..._system.sock_diag import UnixSocket, links, unix_sockets
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
@@ -38,6 +39,11 @@ OTHERS = ("NETLINK", "PACKET")
 NO_PROTOCOL = ("MPTCP", "MPTCPv6", "SCTP", "SCTPv6", "SMC", "SMC6", "DCCP", "DCCPv6")
 """Internet protocols that CRIU refuses by name; it refuses all others as a family."""
 
+DATAGRAMS = ("UDP", "UDPv6", "UDP-Lite", "UDPLITEv6")
+UDP_CORK = 1
+"""``linux/udp.h``."""
+SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
+"""``linux/netlink.h``."""
 ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 3, 6, 7, 10
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
@@ -47,11 +53,8 @@ FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
 
 def look(context: Context) -> Iterator[Finding]:
     """Findings on the sockets of the tree."""
-    result = list(_sockets(context))
-    tables = {
-        which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
-    }
-    tables.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
+    result = list(sockets_of(context))
+    tables = _tables(context)
     ours = {fd.stat.st_ino for fd, _ in result}
     for fd, kind in result:
         about = {"pid": fd.pid, "fd": fd.number}
@@ -60,7 +63,7 @@ def look(context: Context) -> Iterator[Finding]:
         elif kind in INTERNET:
             yield from _internet(context, fd, kind, tables)
         elif kind == "NETLINK":
-            yield from _netlink(fd, tables)
+            yield from _netlink(fd)
         elif kind in NO_PROTOCOL:
             yield stops(
                 "protocol",
@@ -78,7 +81,17 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _links(context)
 
 
-def _sockets(context: Context) -> Iterator[tuple[Descriptor, str]]:
+def _tables(context: Context) -> dict[str, Tables]:
+    """The sockets of each network namespace of the tree, and of the caller's."""
+    result = {
+        which: Tables(process) for which, process in context.tree.in_namespaces("net").items()
+    }
+    result.setdefault(context.tree.ours.namespaces["net"], Tables(context.tree.ours))
+    return result
+
+
+def sockets_of(context: Context) -> Iterator[tuple[Descriptor, str]]:
+    """Each socket of the tree once, and the kernel's name of its protocol."""
     seen = set()
     for fd in context.tree.descriptors():
         if fd.is_socket and fd.stat.st_ino not in seen:
@@ -95,7 +108,7 @@ def kind_of(fd: Descriptor) -> str:
 
 def kinds(context: Context) -> set[str]:
     """The kinds of all sockets in the tree."""
-    return {kind for _, kind in _sockets(context)}
+    return {kind for _, kind in sockets_of(context)}
 
 
 class Tables:
@@ -122,17 +135,18 @@ class Tables:
                 self._read[table] = {sock.inode: sock for sock in found}
         return self._read[table].get(inode)
 
-    @cached_property
-    def netlink_unread(self) -> dict[int, int]:
-        """Bytes that each netlink socket has not read."""
-        with contextlib.suppress(OSError):
-            return netlink_unread(self.process.pid)
-        return {}
-
 
 def _internet(
     context: Context, fd: Descriptor, kind: str, tables: dict[str, Tables]
 ) -> Iterator[Finding]:
+    if kind in DATAGRAMS and _is_corked(fd):
+        yield stops(
+            "udp-cork",
+            "a UDP socket holds back what the program sends (UDP_CORK)",
+            pid=fd.pid,
+            fd=fd.number,
+            failure="udp-cork",
+        )
     for table in tables.values():
         sock = table.inet(INTERNET[kind], fd.stat.st_ino)
         if sock is not None:
@@ -180,20 +194,71 @@ def _internet(
         )
 
 
+@contextlib.contextmanager
+def copied_socket(fd: Descriptor) -> Iterator[socket.socket]:
+    """A copy of another process's socket. Raises ``OSError``."""
+    with copied(fd.pid, fd.number) as number, socket.socket(fileno=os.dup(number)) as sock:
+        yield sock
+
+
+def _is_corked(fd: Descriptor) -> bool:
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
+        return bool(sock.getsockopt(socket.IPPROTO_UDP, UDP_CORK))
+    return False
+
+
+def queued(context: Context) -> int:
+    """Bytes in the queues of the sockets that a dump with these options saves."""
+    tables = _tables(context)
+    total = 0
+    for fd, kind in sockets_of(context):
+        inode = fd.stat.st_ino
+        if kind in UNIX:
+            table = next((t.unix for t in tables.values() if inode in t.unix), {})
+            if inode in table and not table[inode].listens:
+                sent = sum(other.unsent for other in table.values() if other.peer == inode)
+                is_first_only = table[inode].type == socket.SOCK_DGRAM
+                total += max(table[inode].unread, sent if is_first_only else 0)
+        elif kind.startswith("TCP") and not context.opts.tcp_close:
+            found = (table.inet(INTERNET[kind], inode) for table in tables.values())
+            tcp = next(filter(None, found), None)
+            if tcp is not None and tcp.state not in (LISTEN, CLOSE, TIME_WAIT):
+                total += tcp.unsent + tcp.unread
+    return total
+
+
 def _shown_address(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _netlink(fd: Descriptor, tables: dict[str, Tables]) -> Iterator[Finding]:
-    for table in tables.values():
-        if unread := table.netlink_unread.get(fd.stat.st_ino):
+def _netlink(fd: Descriptor) -> Iterator[Finding]:
+    about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
+    with contextlib.suppress(OSError), copied_socket(fd) as sock:
+        port = sock.getsockname()[0]
+        groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)
+        is_readable = bool(select.select([sock], [], [], 0)[0])
+        if is_readable:
             yield stops(
                 "netlink-unread",
-                f"a netlink socket has {unread} bytes that the program has not read",
-                pid=fd.pid,
-                fd=fd.number,
+                "a netlink socket has messages that the program has not read",
                 failure="netlink-unread",
+                **about,
+            )
+        words = -(-len(groups) // 8) * 2  # the kernel reports whole longs; CRIU drops a last 0
+        if words > 2 or any(groups[4:]):
+            yield stops(
+                "netlink-groups",
+                "a netlink socket has multicast groups above 32",
+                failure="netlink-groups",
+                **about,
+            )
+        elif groups and not port:
+            yield stops(
+                "netlink-groups",
+                "a netlink socket has multicast groups and is not bound",
+                failure="netlink-groups",
+                **about,
             )
 
 
@@ -207,7 +272,7 @@ def _unix(
     about: dict[str, Any] = {"pid": fd.pid, "fd": fd.number, "path": f"socket:[{inode}]"}
     table = next((table for table in tables.values() if inode in table.unix), None)
     if table is None:
-        if any(table.unix for table in tables.values()) and os.path.exists(fd.path):
+        if any(table.unix for table in tables.values()) and link(fd.path) == fd.link:
             yield stops(
                 "socket-of-another-network",
                 "a unix socket belongs to a network namespace in which no process of the tree is",
@@ -322,22 +387,22 @@ def _links(context: Context) -> Iterator[Finding]:
         number = which.partition("[")[2].rstrip("]")
         if which == context.tree.ours.namespaces["net"] or context.external(f"net[{number}]"):
             continue
-        for link in links(process):
+        for device in links(process):
             if (
-                link.type == LOOPBACK
-                or link.kind in KNOWN_LINKS
-                or link.name in FALLBACK_LINKS
-                or context.external(f"macvlan[{link.name}]")
+                device.type == LOOPBACK
+                or device.kind in KNOWN_LINKS
+                or device.name in FALLBACK_LINKS
+                or context.external(f"macvlan[{device.name}]")
             ):
                 continue
             yield needs(
                 context,
                 "network-device",
                 f"its network namespace has a device of a kind that CRIU cannot rebuild "
-                f"({link.kind or 'hardware'})",
+                f"({device.kind or 'hardware'})",
                 known("link-type").cure,
                 sets={"empty_ns": 0x40000000},
                 failure="link-type",
                 pid=process.pid,
-                path=link.name,
+                path=device.name,
             )

@@ -5,19 +5,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import os
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 
 from ..._failures.log_excerpt import known
+from ..._system.descriptors import copied
 from ..._system.process import all_pids, stat_of
-from ..._system.process_snapshot import Descriptor
+from ..._system.process_snapshot import Descriptor, Process
+from ..._system.system_calls import is_same_file
 from ...findings import Finding
 from .context import Context, needs, stops
 
 MASTER = (5, 2)
 SLAVES = range(136, 144)
-CONSOLES = ((5, 0), (5, 1))
+CURRENT = (5, 0)
+"""/dev/tty: the terminal of the session of the process that opened it."""
+CONSOLES = (CURRENT, (5, 1))
+TIOCGSID = 0x5429
+"""``asm-generic/ioctls.h``; the ``termios`` module lacks it."""
 SERIAL = (188, 204)
 VIRTUAL = 4
 
@@ -47,6 +58,8 @@ def look(context: Context) -> Iterator[Finding]:
         if not stat.S_ISCHR(fd.stat.st_mode) or context.external(_key(fd)):
             continue
         major, minor = fd.device
+        if major in SLAVES and _is_hung_up(fd):
+            continue
         if (major, minor) == MASTER:
             masters.setdefault(int(fd.value("tty-index") or "-1"), fd)
         elif major in SLAVES:
@@ -65,6 +78,68 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _half(context, alone[0])
     for fd in (*masters.values(), *slaves.values()):
         yield from _dangling(context, fd)
+    yield from _current(context)
+
+
+def _current(context: Context) -> Iterator[Finding]:
+    """/dev/tty: the first terminal of its session must be saved with the same process.
+
+    ``criu/tty.c``: ``tty_verify_ctty``.
+    """
+    opened: list[tuple[Process, Descriptor]] = []
+    pairs: list[tuple[Process, tuple[int, int]]] = []
+    for process in context.in_order_of_dump():
+        for fd in process.descriptors:
+            if not stat.S_ISCHR(fd.stat.st_mode) or context.external(_key(fd)):
+                continue
+            if fd.device == MASTER or fd.device[0] in SLAVES:
+                pairs.append((process, _session_and_group(process, fd)))
+            elif fd.device == CURRENT and not any(is_same_file(fd, o) for _, o in opened):
+                opened.append((process, fd))
+    for process, fd in opened:
+        session = process.session if process.terminal else 0
+        first = next((holder for holder, ids in pairs if ids == (session, session)), None)
+        if first is not process:
+            yield needs(
+                context,
+                "terminal-of-the-session",
+                "it has /dev/tty open, and no other descriptor of its session's terminal"
+                if first is None
+                else "it has /dev/tty open, whose terminal is saved with another process, "
+                f"{first.pid}",
+                f'external=["{_key(fd)}"] on the dump, and another terminal on the restore: '
+                f'inherit_fds=[(fd, "{_key(fd)}")]; or have /dev/tty closed before the dump',
+                sets={"external": (_key(fd),)},
+                failure="ctty",
+                pid=process.pid,
+                fd=fd.number,
+                path=fd.link,
+            )
+
+
+def _session_and_group(process: Process, fd: Descriptor) -> tuple[int, int]:
+    """Session and foreground process group of a terminal, as its holder reads them; 0 for none."""
+    if fd.device != MASTER:
+        is_its_own = _is(process.terminal, fd.stat.st_rdev)
+        return (process.session, process.foreground) if is_its_own else (0, 0)
+    result = [0, 0]
+    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+        for nth, request in enumerate((TIOCGSID, termios.TIOCGPGRP)):
+            with contextlib.suppress(OSError):
+                answer = fcntl.ioctl(number, request, bytes(4))
+                result[nth] = int.from_bytes(answer, sys.byteorder)
+    return result[0], result[1]
+
+
+def _is_hung_up(fd: Descriptor) -> bool:
+    """Whether the master of a terminal is closed: CRIU saves that end alone."""
+    with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
+        try:
+            fcntl.ioctl(number, termios.TIOCGPGRP, bytes(4))
+        except OSError as error:
+            return error.errno == errno.EIO
+        return False
+    return fd.link.endswith(" (deleted)")
 
 
 def _half(context: Context, fd: Descriptor) -> Iterator[Finding]:

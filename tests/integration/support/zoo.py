@@ -87,7 +87,7 @@ MENAGERIE = """
     # The process itself.
     libc.prctl(15, b"menagerie")
     os.umask(0o027)
-    resource.setrlimit(resource.RLIMIT_CORE, (1000, 2000))
+    resource.setrlimit(resource.RLIMIT_SIGPENDING, (1000, 2000))
     signal.setitimer(signal.ITIMER_REAL, 5000, 60)
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])

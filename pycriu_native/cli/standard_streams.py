@@ -1,0 +1,86 @@
+"""Standard streams of the program: output that cannot be written never ends a command.
+
+A dump that worked has worked although its report cannot be written to a full disk, a closed pipe
+or a closed descriptor. So writes to standard output and error always succeed here; the first error
+of each is kept, and decides the exit code at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+class _Sink(io.FileIO):
+    """A descriptor that keeps its first error, and accepts and drops what is written after it."""
+
+    def __init__(self, fd: int, error: OSError | None) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self.error = error
+
+    def write(self, data: Any, /) -> int:
+        if self.error is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.error = error
+        return memoryview(data).nbytes
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[Callable[[], OSError | None]]:
+    """Replace the streams meanwhile; yields the function that flushes standard output and returns
+    the error of writing to it.
+
+    A closed descriptor becomes /dev/null: no file that the command opens gets its number.
+    """
+    closed = [fd for fd in (STDIN, STDOUT, STDERR) if not _is_open(fd)]
+    for fd in closed:
+        # In ascending order, so each open returns the number that is missing.
+        os.set_inheritable(os.open(os.devnull, os.O_WRONLY if fd == STDIN else os.O_RDONLY), True)
+    before = sys.stdin, sys.stdout, sys.stderr
+    out, err = (_Sink(fd, _bad(fd) if fd in closed else None) for fd in (STDOUT, STDERR))
+    if STDIN in closed:
+        sys.stdin = open(STDIN, closefd=False)
+    sys.stdout = _text(out, before[1], line_buffering=out.isatty())
+    sys.stderr = _text(err, before[2], line_buffering=True)
+
+    def error() -> OSError | None:
+        sys.stdout.flush()
+        return out.error
+
+    try:
+        yield error
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdin, sys.stdout, sys.stderr = before
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _bad(fd: int) -> OSError:
+    return OSError(errno.EBADF, os.strerror(errno.EBADF), fd)
+
+
+def _text(sink: _Sink, like: TextIO | None, *, line_buffering: bool) -> TextIO:
+    return io.TextIOWrapper(
+        io.BufferedWriter(sink),
+        encoding=like.encoding if like is not None else "utf-8",
+        # Names of processes and files are not limited to the terminal's encoding.
+        errors="backslashreplace",
+        line_buffering=line_buffering,
+    )

@@ -1,0 +1,33 @@
+"""Snapshots: a program that has loaded everything is saved once, and started many times.
+
+The program calls :func:`pycriu_native.guest.wait` when it has loaded what is slow to load::
+
+    from pycriu_native.snapshots import Snapshot
+
+    snapshot = Snapshot.take([sys.executable, "app.py"], "app.snapshot")
+    with snapshot.start(["--n", "3"], stdin=PIPE, stdout=PIPE, text=True) as process:
+        out, _ = process.communicate(request, timeout=5)
+
+Each copy has pid and mount namespaces of its own, and is a child of the process that starts it.
+"""
+
+from __future__ import annotations
+
+from .aio_process import AsyncProcess
+from .process import Process
+from .record import Host, MappedFile, Record
+from .shared_template import SharedTemplate
+from .snapshot import Snapshot, list_snapshots
+from .template import prepare
+
+__all__ = [
+    "AsyncProcess",
+    "Host",
+    "MappedFile",
+    "Process",
+    "Record",
+    "SharedTemplate",
+    "Snapshot",
+    "list_snapshots",
+    "prepare",
+]

@@ -1,0 +1,104 @@
+"""Whether a snapshot can start on this machine: processor, kernel, mapped files, CRIU."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+
+from .._calls.verbs import version
+from .._support.kernel_text import read_text
+from .._system.process_snapshot import Tree
+from .._system.processor import cpu_flags
+from .._transport.base import Via
+from ..errors import Problem
+from ..results import Version
+from .record import Host, MappedFile, Record
+
+_versions: dict[tuple[object, ...], Version] = {}
+"""The release of each program that was asked."""
+
+
+def criu_version(via: Via) -> Version:
+    """The release of the CRIU that ``via`` reaches, asked once for each program."""
+    identity = via.identity()
+    if identity is None:
+        return version(via=via)
+    if identity not in _versions:
+        _versions[identity] = version(via=via)
+    return _versions[identity]
+
+
+def this_host() -> Host:
+    """The machine that this runs on."""
+    try:
+        machine_id = read_text("/etc/machine-id").strip()
+    except OSError:
+        machine_id = ""
+    system = os.uname()
+    return Host(
+        machine_id=machine_id,
+        architecture=platform.machine(),
+        kernel=system.release,
+        cpu_flags=tuple(sorted(cpu_flags())),
+    )
+
+
+def mapped_files(tree: Tree) -> tuple[MappedFile, ...]:
+    """The files that the processes of a tree have mapped, as they are now.
+
+    A file that has no name any more is not among them: CRIU saves it or refuses the dump.
+    """
+    result = {}
+    for process in tree.alive:
+        for mapping in process.mappings:
+            name = mapping.name
+            if name.startswith("/") and name not in result and mapping.inode:
+                try:
+                    found = os.stat(name)
+                except OSError:
+                    continue
+                if found.st_ino == mapping.inode:
+                    result[name] = MappedFile(
+                        path=name, size=found.st_size, mtime_ns=found.st_mtime_ns
+                    )
+    return tuple(result.values())
+
+
+def problems(record: Record, criu: Version) -> Iterator[Problem]:
+    """What keeps a snapshot from starting here, with the CRIU of this release."""
+    here = this_host()
+    there = record.host
+    if here.architecture != there.architecture:
+        rule = f"a snapshot of an {there.architecture} machine starts on {there.architecture} only"
+        yield Problem("host", here.architecture, rule)
+    elif lacking := set(there.cpu_flags) - set(here.cpu_flags):
+        rule = "the program may use what the processor of the snapshot had, and this one lacks"
+        yield Problem("processor", " ".join(sorted(lacking)), rule)
+    if _numbers(here.kernel) < _numbers(there.kernel):
+        yield Problem("kernel", here.kernel, f"{there.kernel} or later is accepted")
+    if criu < Version.parse(record.criu):
+        yield Problem("criu", str(criu), f"{record.criu} or later is accepted")
+    same_files = bool(here.machine_id) and here.machine_id == there.machine_id
+    for file in record.files:
+        yield from _file_problems(file, times=same_files)
+
+
+def _file_problems(file: MappedFile, *, times: bool) -> Iterator[Problem]:
+    """``times``: compare the time of the last change, which copies of a file need not share."""
+    try:
+        found = os.stat(file.path)
+    except OSError as error:
+        yield Problem("files", file.path, f"the program has mapped it; {error.strerror}")
+        return
+    if found.st_size != file.size:
+        rule = f"the program has mapped it with {file.size} bytes; it has {found.st_size} now"
+        yield Problem("files", file.path, rule)
+    elif times and found.st_mtime_ns != file.mtime_ns:
+        yield Problem("files", file.path, "the program has mapped it, and it has changed since")
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """The first two numbers of a kernel's release."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])

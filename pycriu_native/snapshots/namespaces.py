@@ -1,0 +1,133 @@
+"""The namespaces of one started copy, and the process that keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import struct
+import time
+from pathlib import Path
+
+from .._support import unpatched
+from .._support.closing import Closing
+from .._support.lazy import socket
+from .._system.process import children_of
+from .._system.process_snapshot import link
+from .._transport.spawn import spawn
+from ..errors import CriuError
+
+PROGRAM = Path(__file__).parent.parent / "_native" / "namespace_init"
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x20000000, 0x40000000
+
+INT = struct.Struct("i")
+
+PATIENCE = 10.0
+"""Seconds that the end of a namespace's processes may take after they were killed."""
+
+
+class Namespaces(Closing):
+    """New pid and mount namespaces, and others as asked, kept by their first process.
+
+    All of it, with each process in it, is gone once this is closed, once this process has ended,
+    or once the process named to :meth:`expect` has ended.
+    """
+
+    def __init__(self, *, network: bool = False, hostname: str | None = None) -> None:
+        """Make them. Raises ``CriuError``, ``ProgramError``."""
+        flags = CLONE_NEWPID | CLONE_NEWNS
+        flags |= CLONE_NEWNET if network else 0
+        flags |= 0 if hostname is None else CLONE_NEWUTS
+        self._control, theirs = socket.socketpair()
+        self._pidfd = -1
+        caller = os.pidfd_open(os.getpid())
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        words = [str(PROGRAM), str(caller), *(["--network"] if network else [])]
+        words += [] if hostname is None else ["--hostname", hostname]
+        try:
+            self.pid, self._pidfd = spawn(
+                words, env={}, stdin=theirs.fileno(), output=null, keep=[caller], namespaces=flags
+            )
+            theirs.close()
+            answer = self._control.recv(INT.size)
+            code = INT.unpack(answer)[0] if answer else None
+            if code != 0:
+                reason = "its first process ended" if code is None else os.strerror(code)
+                raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(caller)
+            os.close(null)
+
+    def file(self, kind: str) -> str:
+        """The path of one of them: ``pid``, ``mnt``, ``net`` or ``uts``."""
+        return f"/proc/{self.pid}/ns/{kind}"
+
+    def open(self, kind: str) -> int:
+        """A descriptor of one of them; the caller closes it."""
+        return os.open(self.file(kind), os.O_RDONLY | os.O_CLOEXEC)
+
+    def expect(self, pid: int) -> None:
+        """End them together with the process that will have this pid inside."""
+        self._tell(pid)
+
+    def is_made(self) -> None:
+        """That process has been there: end them if it is there no more."""
+        self._tell(0)
+
+    def _tell(self, number: int) -> None:
+        with contextlib.suppress(OSError):  # they have ended
+            self._control.sendall(INT.pack(number))
+
+    def wait_for_end(self, cancelled: int) -> bool:
+        """Wait until their end begins; False once the descriptor ``cancelled`` is readable.
+
+        The first process closes its socket when it ends. Its pidfd becomes readable later, when all
+        other processes are reaped.
+        """
+        poll = unpatched.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(cancelled, select.POLLIN)
+        return cancelled not in {fd for fd, _ in poll.poll()}
+
+    def has_ended(self, timeout: float = 0.0) -> bool:
+        """Whether all of their processes have ended and are reaped, waiting so many seconds."""
+        if self._pidfd < 0:
+            return True
+        poll = unpatched.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+
+    def end(self) -> None:
+        """Kill all of their processes, and do not wait."""
+        self._control.close()
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill all of their processes, and reap those that are children of this one."""
+        if self._pidfd < 0:
+            self._control.close()
+            return
+        inside = link(self.file("pid"))
+        self.end()
+        until = time.monotonic() + PATIENCE
+        # The first process ends after all others are reaped, by whoever their parents are.
+        while not self.has_ended(0.002) and time.monotonic() < until:
+            self._reap(inside)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+        os.close(self._pidfd)
+        self._pidfd = -1
+
+    def _reap(self, inside: str) -> None:
+        for pid in children_of(os.getpid()):
+            if pid != self.pid and inside and link(f"/proc/{pid}/ns/pid") == inside:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)

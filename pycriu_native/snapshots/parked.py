@@ -1,0 +1,140 @@
+"""A program that is started to be saved, and waits at the point of its choice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from .. import guest
+from .._support.closing import Closing
+from ..errors import CriuError, DeadlineError
+
+GUEST = 3
+"""The place of the guest's socket, behind the standard streams."""
+
+TAIL = 16384
+"""Bytes of a program's output that an error shows."""
+
+
+class ParkedProgram(Closing):
+    """A program whose streams are sockets of ours, until it is parked and saved.
+
+    For a socket, a restore takes any descriptor as it is. A pipe's it opens anew, without the
+    position of a file, and never a socket (CRIU's ``criu/pipes.c``, ``criu/sk-unix.c``). What the
+    program writes is passed on to a descriptor. Closing this kills it, if it still runs.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        output: int,
+    ) -> None:
+        """Start it. Raises ``OSError`` as ``subprocess.Popen`` does."""
+        self._sockets, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
+        self.socket = self._sockets[GUEST]
+        self.inodes = tuple(os.fstat(each.fileno()).st_ino for each in theirs)
+        """Of the program's ends: standard input, output, error, and the guest's."""
+        self.guest_fd = theirs[GUEST].fileno()
+        self._tail = bytearray()
+        self._output = output
+        self._name = os.fsdecode(argv[0])
+        environment = dict(os.environ if env is None else env)
+        environment[guest.VARIABLE] = str(self.guest_fd)
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=theirs[0],
+                stdout=theirs[1],
+                stderr=theirs[2],
+                pass_fds=[self.guest_fd],
+                start_new_session=True,
+                env=environment,
+                cwd=cwd,
+            )
+        except BaseException:
+            for each in self._sockets:
+                each.close()
+            raise
+        finally:
+            for each in theirs:
+                each.close()
+        self._readers = [
+            threading.Thread(target=self._pass_on, args=(stream,), daemon=True)
+            for stream in self._sockets[1:GUEST]
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _pass_on(self, stream: socket.socket) -> None:
+        while data := stream.recv(65536):
+            self._tail += data
+            del self._tail[:-TAIL]
+            with contextlib.suppress(OSError):
+                os.write(self._output, data)
+
+    def wait_until_parked(self, until: float | None) -> None:
+        """Return once it has called ``guest.wait()``.
+
+        Raises ``CriuError`` if it ends before, ``DeadlineError`` at ``until`` (time.monotonic()).
+        """
+        line = b""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        while line != guest.READY:
+            remaining = None if until is None else max(0.0, until - time.monotonic()) * 1000
+            if not poll.poll(remaining):
+                raise DeadlineError(self._message("has not called guest.wait() in time"))
+            data = self.socket.recv(len(guest.READY) - len(line))
+            line += data
+            if not data:
+                self._ended()
+            if not guest.READY.startswith(line):
+                raise CriuError(self._message(f"wrote {line!r} and not {guest.READY!r}"))
+
+    def _ended(self) -> None:
+        try:
+            status = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            raise CriuError(
+                self._message(f"has closed the descriptor of {guest.VARIABLE}")
+            ) from None
+        for reader in self._readers:
+            reader.join(5)
+        raise CriuError(self._message(f"ended with status {status} before it called guest.wait()"))
+
+    def _message(self, what: str) -> str:
+        shown = self._tail.decode(errors="replace").strip()
+        return f"the program {self._name} {what}" + (
+            f"; its last output:\n{shown}" if shown else ""
+        )
+
+    def close(self) -> None:
+        """Kill it if it runs, and reap it."""
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+        for each in self._sockets[:GUEST]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # a process that it has left may hold the other end
+        for reader in self._readers:
+            reader.join()
+        for each in self._sockets[:GUEST]:
+            each.close()
+
+
+def default_output() -> int:
+    """The descriptor that a program's output goes to before it is saved: standard error."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # none, closed, or an object without a file
+        return 2

@@ -1,0 +1,103 @@
+"""What a snapshot's directory holds beside the images: ``snapshot.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import ImagesError
+
+NAME = "snapshot.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedFile:
+    """A file that the processes have mapped: a start needs it as it was."""
+
+    path: str
+    size: int
+    """In bytes."""
+    mtime_ns: int
+    """Time of the last change, in nanoseconds since the epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """The machine that a snapshot was taken on."""
+
+    machine_id: str
+    """/etc/machine-id; empty where there is none."""
+    architecture: str
+    kernel: str
+    """The kernel's release."""
+    cpu_flags: tuple[str, ...]
+    """What the processor can do, as /proc/cpuinfo names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a start needs to know of a snapshot."""
+
+    created: str
+    """When it was taken: ISO 8601, UTC."""
+    command: tuple[str, ...]
+    """The command line of the root process."""
+    pid: int
+    """The root process's pid inside its pid namespace; each copy has the same."""
+    processes: int
+    """How many processes were saved."""
+    guest_key: str | None
+    """The key of the socket that a copy's start is sent by (``inherit_fds``); None: the program
+    does not use :mod:`pycriu_native.guest` or its protocol."""
+    guest_fd: int | None
+    """Its number in the root process."""
+    stream_keys: tuple[str | None, str | None, str | None]
+    """The keys of standard input, output and error; None: it stays what it was. Anything can take
+    the place of a socket, and what can be opened anew that of a pipe."""
+    criu: str
+    """The release of CRIU that took it."""
+    host: Host
+    files: tuple[MappedFile, ...] = field(repr=False)
+
+    def write(self, directory: str | os.PathLike[str]) -> None:
+        """Write it into a snapshot's directory: whole, or not at all."""
+        path = os.path.join(directory, NAME)
+        partial = path + ".partial"
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            json.dump({"format": FORMAT, **asdict(self)}, file, indent=1)
+        os.rename(partial, path)
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> Record:
+        """The record in a directory. ``ImagesError`` where there is none, or no sound one."""
+        path = os.path.join(directory, NAME)
+        try:
+            with open(path) as file:
+                values = json.load(file)
+            return cls._from(values)
+        except FileNotFoundError:
+            message = f"{os.fspath(directory)} holds no whole snapshot: there is no {path}"
+        except OSError as error:
+            message = f"{path} cannot be read: {error.strerror}"
+        except (ValueError, TypeError, KeyError) as error:
+            message = f"{path} is no record of a snapshot: {error}"
+        raise ImagesError(message)
+
+    @classmethod
+    def _from(cls, values: Any) -> Record:
+        if not isinstance(values, Mapping):
+            raise ValueError("a JSON object is accepted")
+        fields = dict(values)
+        if (found := fields.pop("format")) != FORMAT:
+            raise ValueError(f"format {found!r}; this release reads format {FORMAT}")
+        host = dict(fields.pop("host"))
+        host["cpu_flags"] = tuple(host["cpu_flags"])
+        files = tuple(MappedFile(**each) for each in fields.pop("files"))
+        fields["command"] = tuple(fields["command"])
+        first, second, third = fields.pop("stream_keys")
+        return cls(host=Host(**host), files=files, stream_keys=(first, second, third), **fields)

@@ -1,0 +1,488 @@
+"""A program that was saved once and is started many times."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import guest
+from .._calls.verbs import dump
+from .._support.frozen_dataclass import replace
+from .._system.process_snapshot import Process as SeenProcess
+from .._system.process_snapshot import Tree
+from .._transport.base import Via
+from .._transport.worker import Worker
+from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from . import host_check, start_worker, streams
+from .aio_process import Starting
+from .parked import ParkedProgram, default_output
+from .process import Process, reap_unowned
+from .record import NAME, Record
+from .restore import PID_NAMESPACE, StartRequest, reached_by_worker, start_copy
+from .shared_template import SharedTemplate
+from .streams import Stream, TextMode, refuse
+from .template import prepare
+
+StrPath = str | os.PathLike[str]
+Program = Sequence[StrPath] | int | subprocess.Popen[Any]
+
+COUNTER = "starts"
+"""The file in a snapshot's directory with the number of the last start."""
+
+SHARED = "shared"
+"""The directory in a snapshot's with the images of :meth:`Snapshot.share`."""
+
+HOSTNAME_LENGTH = 64
+
+
+class Snapshot:
+    """A snapshot in a directory of its own, with mode 0700.
+
+    The images in it hold the memory of the program, its secrets included.
+
+    Synchronization: may be used on any number of threads, and by any number of processes, at the
+    same time.
+    """
+
+    def __init__(self, directory: StrPath) -> None:
+        """Open a snapshot. ``ImagesError`` where the directory holds no whole one."""
+        self.directory = Path(directory).absolute()
+        self.record = Record.read(self.directory)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.directory)!r})"
+
+    @classmethod
+    def take(
+        cls,
+        program: Program,
+        directory: StrPath,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: StrPath | None = None,
+        output: int | None = None,
+        without_guest: bool = False,
+        leave_running: bool = False,
+        opts: CriuOpts | None = None,
+        via: Via | None = None,
+        deadline: float | None = None,
+    ) -> Snapshot:
+        """Save a program into a new directory.
+
+        Args:
+            program: a command, which is started and saved where it calls
+                :func:`pycriu_native.guest.wait`; or a running process, by its pid or ``Popen``.
+            directory: must not exist, or be empty. It is removed if this fails.
+            env: the command's environment; None: that of this process.
+            cwd: the command's working directory.
+            output: the descriptor that gets what the command writes before it is saved; None: the
+                standard error of this process.
+            without_guest: accept a running process that does not use the guest's protocol: each
+                copy goes on where the process was, with its environment, arguments, working
+                directory and the same random numbers.
+            leave_running: the program goes on after the snapshot (it is killed otherwise).
+            opts: more options for the dump, such as ``file_locks``.
+            via: how CRIU is reached; None: a worker.
+            deadline: seconds for the whole call.
+
+        Raises:
+            OptionError: an argument that is not accepted; nothing was touched.
+            CriuError: the program ended before it was parked, or CRIU could not save it. A running
+                process runs on.
+            DeadlineError: the deadline passed.
+        """
+        base = opts or CriuOpts()
+        refuse(list(_take_problems(program, directory, env, cwd, without_guest, base)), "take")
+        until = None if deadline is None else time.monotonic() + deadline
+        saving = _Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
+        if isinstance(program, int):
+            saving.save_process(program, None)
+        elif isinstance(program, Process):
+            saving.save_copy(program)
+        elif isinstance(program, subprocess.Popen):
+            saving.save_process(program.pid, program)
+        else:
+            chosen = default_output() if output is None else output
+            saving.save_command(program, env, cwd, chosen)
+        return cls(directory)
+
+    def start(
+        self,
+        args: Sequence[str] | None = None,
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        env: Mapping[str, str] | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        cwd: StrPath | None = None,
+        hostname: str | None = None,
+        network: bool | StrPath | None = None,
+        cgroup: StrPath | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        check: bool = True,
+        opts: CriuOpts | None = None,
+        via: Via | None = None,
+        deadline: float | None = None,
+    ) -> Process[Any]:
+        """Start one copy, in pid and mount namespaces of its own, as a child of this process.
+
+        Args:
+            args: the arguments behind the program's name; None: those of the snapshot.
+            stdin, stdout, stderr: as for ``subprocess.Popen``. A stream that was no pipe when the
+                program was saved stays what it was.
+            env: the environment; None: that of the snapshot.
+            extra_env: variables that are added to it.
+            cwd: the working directory; None: that of the snapshot.
+            hostname: the copy's host name, in a UTS namespace of its own; None: the host's.
+            network: True: a network namespace of its own with the loopback interface up; a path
+                (``/run/netns/blue``): that one; None or False: the one of this process.
+            cgroup: the directory of the cgroup that the copy is started in; None: that of this
+                process.
+            text, encoding, errors, bufsize: as for ``subprocess.Popen``.
+            check: refuse a machine where the snapshot may not work, by :meth:`problems`.
+            opts: more options for the restore, such as ``tcp_close``.
+            via: how CRIU is reached: a worker or a pool of workers; None: a worker. With what
+                :meth:`share` returns, copies share the memory of the snapshot.
+            deadline: seconds until the copy runs.
+
+        Raises:
+            OptionError: an argument that is not accepted, or a machine that does not fit.
+            ImagesError: the snapshot was removed.
+            CriuError: CRIU could not start it. Nothing is left of the copy.
+        """
+        reap_unowned()
+        chosen = via or Worker()
+        mode = TextMode.chosen(text, encoding, errors, bufsize)
+        given = (stdin, stdout, stderr)
+        wrong = [*self._start_problems(args, env, extra_env, cwd)]
+        wrong += streams.check(given, self.record.stream_keys)
+        wrong += _place_problems(hostname, network, cgroup)
+        wrong += [each for each in (reached_by_worker(chosen),) if each]
+        images = self.directory
+        if isinstance(chosen, SharedTemplate):
+            images = chosen.directory
+            if images != self.directory / SHARED:
+                wrong.append(Problem("via", str(images), "it is of another snapshot"))
+        refuse(wrong, "start")
+        if check:
+            refuse(self.problems(via=chosen), "start")
+        request = StartRequest(
+            args=None if args is None else tuple(args),
+            streams=given,
+            mode=mode,
+            env=env,
+            extra_env=extra_env,
+            cwd=None if cwd is None else os.fspath(cwd),
+            hostname=hostname,
+            network=network if network is None or isinstance(network, bool) else os.fspath(network),
+            cgroup=None if cgroup is None else os.fspath(cgroup),
+            opts=opts or CriuOpts(),
+            via=chosen,
+            deadline=deadline,
+        )
+        with _in_use(self.directory):
+            return start_copy(str(images), self.record, self._next_number(), request)
+
+    def share(self, *, worker: Worker | None = None) -> SharedTemplate:
+        """Have copies share the memory of the snapshot, copy-on-write.
+
+        ::
+
+            with snapshot.share() as template:
+                process = snapshot.start(via=template)
+
+        The first call rewrites the images into a subdirectory; each call starts a process that
+        holds the memory, until the result is closed. See :class:`SharedTemplate` for what that
+        means for memory limits, and for what it raises.
+        """
+        target = self.directory / SHARED
+        with _in_use(self.directory):
+            if not target.exists():
+                own = self.directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"
+                prepare(self.directory, own)
+                try:
+                    own.rename(target)
+                except OSError:  # another process or thread was first
+                    shutil.rmtree(own)
+            return SharedTemplate(target, worker=worker)
+
+    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+        """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
+
+        ``async with snapshot.start_async(...) as process``, or ``await``: a
+        :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
+        started, or in the block, leaves nothing of it.
+        """
+        for name in ("text", "encoding", "errors", "bufsize"):
+            if options.get(name) not in (None, False, -1):
+                rule = "streams of asyncio are binary"
+                raise OptionError([Problem(name, options[name], rule)], verb="start")
+        return Starting(functools.partial(self.start, args, **options))
+
+    def problems(self, *, via: Via | None = None) -> list[Problem]:
+        """What keeps the snapshot from starting on this machine.
+
+        Compared are the architecture, the processor's features, the kernel's release, the release
+        of CRIU, and the files that the program has mapped (size, and on the machine of the
+        snapshot the time of the last change).
+        """
+        return list(host_check.problems(self.record, host_check.criu_version(via or Worker())))
+
+    def remove(self) -> None:
+        """Remove the snapshot with its directory; copies that run go on.
+
+        ``CriuError`` while a copy is being started.
+        """
+        with _in_use(self.directory, exclusively=True):
+            os.unlink(self.directory / NAME)
+            shutil.rmtree(self.directory)
+
+    def size(self) -> int:
+        """Bytes of the files in its directory; hard links to one file count once."""
+        sizes = {}
+        for folder, _, names in os.walk(self.directory):
+            for name in names:
+                found = os.lstat(os.path.join(folder, name))
+                sizes[found.st_dev, found.st_ino] = found.st_size
+        return sum(sizes.values())
+
+    def _start_problems(
+        self,
+        args: Sequence[str] | None,
+        env: Mapping[str, str] | None,
+        extra_env: Mapping[str, str] | None,
+        cwd: StrPath | None,
+    ) -> Iterator[Problem]:
+        named = {"args": args, "env": env, "extra_env": extra_env, "cwd": cwd}
+        if self.record.guest_key is None:
+            for name, value in named.items():
+                if value is not None:
+                    rule = "the program was saved without_guest, and keeps what it had"
+                    yield Problem(name, value, rule)
+            return
+        if args is not None and (isinstance(args, str | bytes) or not _are_texts(args)):
+            yield Problem("args", args, "a sequence of str without NUL characters is accepted")
+        for name, variables in (("env", env), ("extra_env", extra_env)):
+            if variables is not None:
+                yield from _environment_problems(name, variables)
+        if cwd is not None and not (os.path.isabs(cwd) and os.path.isdir(cwd)):
+            yield Problem("cwd", os.fspath(cwd), "the absolute path of a directory is accepted")
+
+    def _next_number(self) -> int:
+        """The next number, which no other start of this snapshot gets."""
+        fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            number = int(os.pread(fd, 32, 0) or b"0") + 1
+            os.pwrite(fd, b"%d" % number, 0)
+            return number
+        finally:
+            os.close(fd)
+
+
+def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
+    """The snapshots whose directories are in a directory, by name."""
+    result = []
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+        if entry.is_dir() and os.path.exists(os.path.join(entry.path, NAME)):
+            result.append(Snapshot(entry.path))
+    return result
+
+
+class _Saving:
+    """One ``Snapshot.take`` under way."""
+
+    def __init__(
+        self, directory: Path, opts: CriuOpts, via: Via, until: float | None, leave_running: bool
+    ) -> None:
+        self.directory = directory
+        self.opts = opts
+        self.via = via
+        self.until = until
+        self.leave_running = leave_running
+
+    def save_command(
+        self,
+        argv: Sequence[StrPath],
+        env: Mapping[str, str] | None,
+        cwd: StrPath | None,
+        output: int,
+    ) -> None:
+        with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
+            program.wait_until_parked(self.until)
+            self._save(program.process.pid, program.guest_fd, program.inodes)
+
+    def save_copy(self, copy: Process[Any]) -> None:
+        raise OptionError(
+            [Problem("program", copy, "a snapshot of a started copy is not supported")],
+            verb="take",
+        )
+
+    def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
+        self._save(pid, None, ())
+        if owner is not None and not self.leave_running:
+            owner.wait()
+
+    def _save(self, pid: int, guest_fd: int | None, inodes: Sequence[int]) -> None:
+        """``inodes``: of the sockets whose other ends are ours."""
+        seen = SeenProcess(pid)
+        if seen.state in ("", "Z", "X"):
+            raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
+        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        external = [
+            *(self.opts.external or ()),
+            f"pid[{namespace}]:{PID_NAMESPACE}",
+            *(f"unix[{inode}]" for inode in inodes),
+        ]
+        # A shell that reads from the guest's socket has its standard input elsewhere meanwhile.
+        keys: list[str | None] = [f"socket:[{inode}]" for inode in inodes]
+        if not keys:
+            links = {each.number: each.link for each in seen.descriptors if each.is_pipe}
+            keys = [links.get(number) for number in (0, 1, 2)] + [None]
+        stdin, stdout, stderr, guest_key = keys
+        tree = Tree(pid)
+        record = Record(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=_command_of(pid),
+            pid=seen.inner("NSpid"),
+            processes=len(tree.alive),
+            guest_key=guest_key,
+            guest_fd=guest_fd,
+            stream_keys=(stdin, stdout, stderr),
+            criu=str(host_check.criu_version(self.via)),
+            host=host_check.this_host(),
+            files=host_check.mapped_files(tree),
+        )
+        created = not self.directory.exists()
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.chmod(0o700)
+            dump(
+                pid,
+                replace(
+                    self.opts,
+                    images_directory=str(self.directory),
+                    external=external,
+                    leave_running=self.leave_running or None,
+                ),
+                via=self.via,
+                deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
+            )
+            record.write(self.directory)
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            if not created:
+                self.directory.mkdir(mode=0o700)
+            raise
+
+
+def _command_of(pid: int) -> tuple[str, ...]:
+    data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
+
+
+def _are_texts(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) and "\0" not in value for value in values)
+
+
+def _environment_problems(name: str, variables: object) -> Iterator[Problem]:
+    rule = "a mapping of names to str, without NUL characters and without = in a name, is accepted"
+    if not isinstance(variables, Mapping):
+        yield Problem(name, variables, rule)
+        return
+    for key, value in variables.items():
+        if not _are_texts([key, value]) or not key or "=" in key:
+            yield Problem(name, {key: value}, rule)
+
+
+def _take_problems(
+    program: object,
+    directory: StrPath,
+    env: object,
+    cwd: StrPath | None,
+    without_guest: bool,
+    opts: CriuOpts,
+) -> Iterator[Problem]:
+    path = Path(directory)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        yield Problem("directory", str(path), "a new or empty directory is accepted")
+    elif not path.absolute().parent.is_dir():
+        yield Problem("directory", str(path), "its parent directory does not exist")
+    for name in ("images_directory", "images_dir", "leave_running", "pre_dump"):
+        if getattr(opts, name) is not None:
+            yield Problem("opts", {name: getattr(opts, name)}, "take sets this option itself")
+    if isinstance(program, Process):
+        return
+    if isinstance(program, bool) or not isinstance(program, int | subprocess.Popen | Sequence):
+        yield Problem("program", program, "a command, a pid or a Popen is accepted")
+    elif isinstance(program, int | subprocess.Popen):
+        if not without_guest:
+            rule = (
+                "a running process goes on in each copy where it was, with the same environment, "
+                "arguments and random numbers; without_guest=True accepts that"
+            )
+            yield Problem("program", program, rule)
+        for name, value in (("env", env), ("cwd", cwd)):
+            if value is not None:
+                yield Problem(name, value, "accepted with a command only")
+    else:
+        if isinstance(program, str | bytes) or not program:
+            rule = "a command is accepted as a sequence of str or paths that is not empty"
+            yield Problem("program", program, rule)
+        if without_guest:
+            rule = f"a command is saved where it calls {guest.__name__}.wait(); start it, and "
+            yield Problem("without_guest", without_guest, rule + "give its pid")
+        if env is not None:
+            yield from _environment_problems("env", env)
+        if cwd is not None and not os.path.isdir(cwd):
+            yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
+
+
+def _place_problems(
+    hostname: object, network: bool | StrPath | None, cgroup: StrPath | None
+) -> Iterator[Problem]:
+    if hostname is not None and not (
+        isinstance(hostname, str)
+        and "\0" not in hostname
+        and 0 < len(os.fsencode(hostname)) <= HOSTNAME_LENGTH
+    ):
+        yield Problem("hostname", hostname, f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted")
+    if isinstance(network, str | os.PathLike) and not os.path.exists(network):
+        rule = "True, False, None or the path of a network namespace is accepted"
+        yield Problem("network", network, rule)
+    if cgroup is not None and (wrong := start_worker.problem(cgroup)):
+        yield wrong
+
+
+@contextmanager
+def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
+    """Hold a lock: starts share it, a removal excludes them."""
+    try:
+        fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImagesError(f"{directory} holds no snapshot any more: {error.strerror}") from None
+    try:
+        kind = fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "a copy is being started" if exclusively else "it is being removed"
+            raise CriuError(f"the snapshot {directory} is in use: {what}") from None
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,165 @@
+"""Standard streams of a copy: what ``subprocess`` accepts, as descriptors."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import IO, Any
+
+from ..errors import OptionError, Problem
+from ..options.values import Descriptor
+
+NAMES = ("stdin", "stdout", "stderr")
+
+Stream = Descriptor | None
+"""``subprocess.PIPE``, ``DEVNULL``, ``STDOUT`` (for stderr), a descriptor, a file object; None: the
+stream of this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMode:
+    """How the pipes of a process are opened, by the arguments that ``subprocess.Popen`` takes."""
+
+    text: bool
+    encoding: str | None = None
+    errors: str | None = None
+    bufsize: int = -1
+
+    @classmethod
+    def chosen(
+        cls, text: bool | None, encoding: str | None, errors: str | None, bufsize: int
+    ) -> TextMode:
+        """As ``subprocess.Popen`` chooses."""
+        return cls(
+            text=bool(text or encoding or errors),
+            encoding=encoding,
+            errors=errors,
+            bufsize=bufsize,
+        )
+
+    def opened(self, fd: int | None, mode: str) -> IO[Any] | None:
+        """A file object of a descriptor, which it owns."""
+        if fd is None:
+            return None
+        if not self.text:
+            return open(fd, mode + "b", self.bufsize)
+        bufsize = -1 if self.bufsize == 1 else self.bufsize
+        raw = open(fd, mode + "b", bufsize)
+        lines = self.bufsize == 1 and mode == "w"
+        return io.TextIOWrapper(
+            raw,
+            encoding=self.encoding or io.text_encoding(None),
+            errors=self.errors,
+            write_through=mode == "w",
+            line_buffering=lines,
+        )
+
+
+@dataclass(kw_only=True)
+class ParentEnds:
+    """This process's ends of pipes; None where a stream is no pipe of ours."""
+
+    stdin: int | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """The descriptors that a copy gets, and the ends that stay here."""
+
+    child: tuple[int, int, int]
+    """Three different ones: CRIU takes each for one key only."""
+    parent: ParentEnds
+
+    @classmethod
+    def made(cls, given: Sequence[Stream], ours: ExitStack, theirs: ExitStack) -> Streams:
+        """From the arguments stdin, stdout and stderr.
+
+        ``theirs`` closes what is for the copy, ``ours`` the ends that stay here. Raises
+        ``OptionError`` for what is no stream.
+        """
+        parent = ParentEnds()
+        child: list[int] = []
+        for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
+            if value == subprocess.PIPE:
+                reader, writer = os.pipe()
+                kept, passed = (writer, reader) if index == 0 else (reader, writer)
+                ours.callback(os.close, kept)
+                theirs.callback(os.close, passed)
+                setattr(parent, name, kept)
+                child.append(passed)
+            else:
+                fd = child[1] if value == subprocess.STDOUT else _descriptor(index, value, theirs)
+                if fd in child:
+                    fd = os.dup(fd)
+                    theirs.callback(os.close, fd)
+                child.append(fd)
+        return cls(child=(child[0], child[1], child[2]), parent=parent)
+
+
+def check(given: Sequence[Stream], keys: Sequence[str | None]) -> list[Problem]:
+    """What is wrong with the arguments stdin, stdout and stderr; ``keys`` as in ``Record``."""
+    result = []
+    for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
+        rule = ""
+        if isinstance(value, int) and value < 0:
+            accepted = [subprocess.PIPE, subprocess.DEVNULL]
+            accepted += [subprocess.STDOUT] if name == "stderr" else []
+            if value not in accepted:
+                rule = "PIPE, DEVNULL, a descriptor or a file object is accepted"
+        elif value is not None:
+            try:
+                os.fstat(value if isinstance(value, int) else value.fileno())
+            except (AttributeError, OSError, ValueError):
+                rule = "PIPE, DEVNULL, a descriptor or a file object that is open is accepted"
+        key = keys[index]
+        if not rule and value is not None and key is None:
+            rule = "this stream of the program was no pipe when it was saved, and stays what it was"
+        elif not rule and key is not None and key.startswith("pipe:"):
+            rule = _not_for_pipe(index if value is None else value)
+        if rule:
+            result.append(Problem(name, value, rule))
+    if keys[1] is not None and keys[1] == keys[2] and given[2] not in (None, subprocess.STDOUT):
+        rule = "standard output and error were one pipe when the program was saved; give stdout"
+        result.append(Problem("stderr", given[2], rule))
+    return result
+
+
+def _not_for_pipe(value: Stream) -> str:
+    """Why CRIU cannot put this in the place of a pipe, or nothing."""
+    assert value is not None
+    number = value if isinstance(value, int) else value.fileno()
+    try:
+        kind = os.fstat(number).st_mode if number >= 0 else 0
+    except OSError:
+        return ""  # closed: /dev/null
+    if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
+        rule = "the program was saved with a pipe, and CRIU opens what takes its place anew: "
+        return rule + "no file or socket is accepted"
+    return ""
+
+
+def refuse(problems: Sequence[Problem], verb: str) -> None:
+    """Raise ``OptionError`` if there are any."""
+    if problems:
+        raise OptionError(problems, verb=verb)
+
+
+def _descriptor(index: int, value: Stream, theirs: ExitStack) -> int:
+    if value is None:
+        try:
+            os.fstat(index)
+            return index
+        except OSError:
+            value = subprocess.DEVNULL
+    if value == subprocess.DEVNULL:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        theirs.callback(os.close, null)
+        return null
+    return value if isinstance(value, int) else value.fileno()

@@ -1,0 +1,584 @@
+"""Snapshots: taken of a parked program, started many times, each copy a child of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, TimeoutExpired
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, DeadlineError, ImagesError, OptionError, WorkerPool
+from pycriu_native.snapshots import Process, Snapshot, list_snapshots
+
+from .conftest import Spawn
+from .support import cgroups
+from .support.processes import PATIENCE, children, eventually, is_alive
+
+REPO = Path(__file__).parents[2]
+PROGRAM = Path(__file__).parent / "programs" / "guest_server.py"
+COMMAND = [sys.executable, str(PROGRAM)]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "SNAPSHOT_TEST": "saved"}
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
+    """A snapshot of guest_server.py, which tests only start."""
+    directory = tmp_path_factory.mktemp("snapshots") / "server"
+    yield Snapshot.take([*COMMAND, "saved"], directory, env=ENVIRONMENT)
+    assert sorted(path.name for path in directory.glob("*.partial")) == []
+
+
+def started(snapshot: Snapshot, *args: str, **options: Any) -> Process[str]:
+    """A copy with text pipes for input and output."""
+    options = {"stdin": PIPE, "stdout": PIPE, "text": True, **options}
+    return snapshot.start(args or None, **options)
+
+
+def ask(process: Process[str], *question: Any) -> Any:
+    """Send a question to a copy, and return the number of the start and the answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(question) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
+
+
+def identity(process: Process[str]) -> Any:
+    """What a copy knows of itself."""
+    return ask(process, "identity")[1]
+
+
+# ---- what a copy is ----
+
+
+def test_a_copy_is_told(snapshot: Snapshot, tmp_path: Path) -> None:
+    """Arguments, environment, working directory and number; it is a child of ours."""
+    variables = {"SNAPSHOT_TEST": "given"}
+    with started(snapshot, "a", "b c", env=variables, cwd=tmp_path) as process:
+        number, seen = ask(process, "identity")
+        assert number == process.number
+        assert seen["arguments"] == ["a", "b c"]
+        assert (seen["variable"], seen["directory"]) == ("given", str(tmp_path))
+        assert process.pid in children()
+        assert isinstance(process, subprocess.Popen)
+    assert process.returncode == 0
+
+
+def test_what_is_not_given_stays(snapshot: Snapshot) -> None:
+    """Arguments, environment and working directory of the snapshot; variables can be added."""
+    with started(snapshot) as process:
+        seen = identity(process)
+    assert (seen["arguments"], seen["variable"]) == (["saved"], "saved")
+    assert seen["directory"] == os.getcwd()
+    with started(snapshot, extra_env={"SNAPSHOT_TEST": "more"}) as process:
+        assert identity(process)["variable"] == "more"
+
+
+def test_many_at_once(snapshot: Snapshot) -> None:
+    """Copies live at the same time, each with its own processes, /proc, numbers and randomness."""
+    copies: list[Process[str]] = []
+    threads = [threading.Thread(target=lambda: copies.append(started(snapshot))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    copies += [started(snapshot) for _ in range(2)]
+    try:
+        seen = [identity(copy) for copy in copies]
+        for each in seen:
+            assert each["pid"] == snapshot.record.pid
+            assert each["processes"] == [1, snapshot.record.pid]
+            assert each["parent"] == 0
+        assert len({copy.number for copy in copies}) == len(copies)
+        drawn = [ask(copy, "random")[1] for copy in copies]
+        for values in zip(*drawn, strict=True):
+            assert len(set(values)) == len(copies)
+    finally:
+        for copy in copies:
+            copy.kill()
+            copy.communicate()
+    assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_exit_statuses(snapshot: Snapshot, pooled: bool) -> None:
+    """Of an exit, a signal to itself, one of ours, and a handler's."""
+    with WorkerPool(1) as pool:
+        via = pool if pooled else None
+        for question, status in (
+            (["exit", 42], 42),
+            (["kill", signal.SIGTERM], -signal.SIGTERM),
+        ):
+            with started(snapshot, via=via) as process:
+                out, _ = process.communicate(json.dumps(question) + "\n", timeout=PATIENCE)
+            assert (out, process.returncode) == ("", status)
+        with started(snapshot, via=via) as process:
+            identity(process)
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(PATIENCE) == 31
+        with started(snapshot, via=via) as process:
+            process.terminate()
+            assert process.wait(PATIENCE) == -signal.SIGTERM
+            process.terminate()  # nothing happens
+
+
+def test_timeouts(snapshot: Snapshot) -> None:
+    """wait and communicate raise TimeoutExpired, and lose nothing."""
+    with started(snapshot) as process:
+        with pytest.raises(TimeoutExpired):
+            process.wait(0.01)
+        assert process.poll() is None
+        question = json.dumps(["sleep", 0.5]) + "\n" + json.dumps(["random"]) + "\n"
+        with pytest.raises(TimeoutExpired):
+            process.communicate(question, timeout=0.05)
+        out, errors = process.communicate(timeout=PATIENCE)
+        assert [json.loads(line)[0] for line in out.splitlines()] == [process.number] * 2
+        assert errors is None
+        assert process.poll() == 0
+
+
+def test_a_lot_of_data(snapshot: Snapshot) -> None:
+    """communicate neither blocks nor cuts: more than pipes hold, in both directions."""
+    text = "x" * 300_000
+    questions = "".join(json.dumps(["errors", text]) + "\n" for _ in range(3))
+    with started(snapshot, stderr=PIPE) as process:
+        out, errors = process.communicate(questions, timeout=PATIENCE)
+    assert errors == (text + "\n") * 3
+    assert len(out.splitlines()) == 3
+
+
+def test_bytes(snapshot: Snapshot) -> None:
+    """Without text=True the streams are binary."""
+    with snapshot.start(stdin=PIPE, stdout=PIPE) as process:
+        out, errors = process.communicate(b'["exit", 3]\n', timeout=PATIENCE)
+    assert (out, errors, process.returncode) == (b"", None, 3)
+
+
+# ---- its streams ----
+
+
+def test_files_and_null(snapshot: Snapshot, tmp_path: Path) -> None:
+    """A stream may be a file, /dev/null or the other output."""
+    (tmp_path / "in").write_text(json.dumps(["errors", "said"]) + "\n")
+    with (
+        open(tmp_path / "in") as given,
+        open(tmp_path / "out", "w") as out,
+        snapshot.start(stdin=given, stdout=out, stderr=STDOUT) as process,
+    ):
+        assert process.wait(PATIENCE) == 0
+    assert (tmp_path / "out").read_text() == f"said\n[{process.number}, null]\n"
+    with snapshot.start(stdin=DEVNULL, stdout=PIPE) as process:
+        assert process.communicate(timeout=PATIENCE) == (b"", None)
+
+
+def test_a_socket(snapshot: Snapshot) -> None:
+    """A stream may be a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, snapshot.start(stdin=theirs, stdout=theirs.fileno()) as process:
+        theirs.close()
+        ours.sendall(b'["exit", 5]\n')
+        assert process.wait(PATIENCE) == 5
+
+
+def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without arguments they are ours."""
+    with snapshot.start(stdin=PIPE, text=True) as process:
+        process.communicate(json.dumps(["errors", "said"]) + "\n", timeout=PATIENCE)
+    assert capfd.readouterr() == (f"[{process.number}, null]\n", "said\n")
+
+
+# ---- its place ----
+
+
+def test_host_name(snapshot: Snapshot) -> None:
+    """Only in the copy."""
+    before = socket.gethostname()
+    with started(snapshot, hostname="copy-1") as process:
+        assert identity(process)["hostname"] == "copy-1"
+    assert socket.gethostname() == before
+
+
+def test_network(snapshot: Snapshot) -> None:
+    """A network namespace of its own has the loopback interface, up; or it is a given one."""
+    with started(snapshot, network=True) as process:
+        assert identity(process)["links"] == ["lo"]
+        assert ask(process, "loopback")[1] is True
+        with started(snapshot, network=f"/proc/{process.pid}/ns/net") as other:
+            assert os.stat(f"/proc/{other.pid}/ns/net") == os.stat(f"/proc/{process.pid}/ns/net")
+    with started(snapshot) as process:
+        assert os.stat(f"/proc/{process.pid}/ns/net") == os.stat("/proc/self/ns/net")
+
+
+# ---- its end ----
+
+
+def test_the_end_of_a_copy_ends_what_it_has_started(snapshot: Snapshot) -> None:
+    """Its orphans too, and its namespaces."""
+    with started(snapshot) as process:
+        orphan = ask(process, "orphan")[1]
+        inside = f"/proc/{process.pid}/root/proc/{orphan}/stat"
+        assert "sleep" in Path(inside).read_text()
+        namespace = os.readlink(f"/proc/{process.pid}/ns/pid")
+    assert process.returncode == 0
+    assert not in_namespace(namespace)
+
+
+def in_namespace(namespace: str) -> list[int]:
+    """The processes of a pid namespace."""
+    result = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.readlink(f"/proc/{name}/ns/pid") == namespace:
+                result.append(int(name))
+        except OSError:
+            continue
+    return result
+
+
+def test_a_copy_without_owner(snapshot: Snapshot) -> None:
+    """It goes on when its Process is dropped, as with subprocess; the next start reaps it."""
+    process = started(snapshot)
+    pid = process.pid
+    assert process.stdin is not None
+    assert process.stdout is not None
+    streams = process.stdin, process.stdout
+    with pytest.warns(ResourceWarning, match="still running"):
+        del process
+    assert is_alive(pid)
+    for stream in streams:
+        stream.close()
+    eventually(lambda: not is_alive(pid), "its end")
+    started(snapshot).communicate(timeout=PATIENCE)
+    eventually(lambda: started(snapshot).communicate() and pid not in children(), "its reaping")
+
+
+OWNER = """
+import os, sys
+from subprocess import PIPE
+from pycriu_native.snapshots import Snapshot
+snapshot = Snapshot(sys.argv[1])
+copies = [snapshot.start(stdin=PIPE, stdout=PIPE) for _ in range(2)]
+if os.fork() == 0:  # holds all descriptors, and outlives this process
+    sys.stdin.read()
+    os._exit(0)
+print(*(copy.pid for copy in copies), os.readlink(f"/proc/{copies[0].pid}/ns/pid"), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_end_of_the_caller(snapshot: Snapshot) -> None:
+    """Killed, it takes its copies along, though a fork of it has its descriptors."""
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(snapshot.directory)],
+        stdin=reader,
+        stdout=PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    ) as owner:
+        os.close(reader)
+        assert owner.stdout is not None
+        *pids, namespace = owner.stdout.readline().split()
+        assert all(is_alive(int(pid)) for pid in pids)
+        owner.kill()
+        owner.wait()
+        eventually(lambda: not any(is_alive(int(pid)) for pid in pids), "the copies' end")
+        eventually(lambda: not in_namespace(namespace), "the namespace's end")
+        os.close(writer)
+
+
+def test_the_end_of_the_first_process(snapshot: Snapshot) -> None:
+    """The copy of a killed namespace init ends by SIGKILL."""
+    with started(snapshot) as process:
+        namespace = os.readlink(f"/proc/{process.pid}/ns/pid")
+        (init,) = set(in_namespace(namespace)) - {process.pid}
+        os.kill(init, signal.SIGKILL)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A new cgroup of whichever version there is."""
+    hierarchy = cgroups.find("") or cgroups.required("pids")
+    for make in cgroups.maker():
+        yield make(hierarchy)
+
+
+def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
+    """The copy is in it, and what it starts; the caller stays where it is."""
+    before = Path("/proc/self/cgroup").read_text()
+    with started(snapshot, cgroup=cgroup) as process:
+        orphan = ask(process, "orphan")[1]
+        pids = (cgroup / "cgroup.procs").read_text().split()
+        assert str(process.pid) in pids
+        assert len(pids) == 2, orphan
+    assert (cgroup / "cgroup.procs").read_text() == ""
+    assert Path("/proc/self/cgroup").read_text() == before
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("args", "text"),
+        ("args", ["a\0b"]),
+        ("args", [1]),
+        ("env", {"a=b": "c"}),
+        ("env", {"a": 1}),
+        ("env", ["a=b"]),
+        ("extra_env", {"": "x"}),
+        ("cwd", "relative"),
+        ("cwd", "/nowhere"),
+        ("stdin", STDOUT),
+        ("stdout", -7),
+        ("stdout", "file"),
+        ("stderr", 999_999),
+        ("hostname", ""),
+        ("hostname", "x" * 65),
+        ("network", "/nowhere"),
+        ("cgroup", "/tmp"),
+        ("cgroup", "relative"),
+    ],
+)
+def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
+    """Each is named, with what is accepted, and nothing is started."""
+    before = children()
+    with pytest.raises(OptionError) as caught:
+        snapshot.start(**{field: value})
+    assert [problem.field for problem in caught.value.problems] == [field]
+    assert children() == before
+
+
+def test_too_large_arguments(snapshot: Snapshot) -> None:
+    """A large environment is sent whole; beyond what a socket holds it is refused."""
+    with started(snapshot, extra_env={"SNAPSHOT_TEST": "x" * 500_000}) as process:
+        assert len(identity(process)["variable"]) == 500_000
+    with pytest.raises(OptionError, match="too large"):
+        started(snapshot, extra_env={"SNAPSHOT_TEST": "x" * 100_000_000})
+
+
+def test_a_failed_start_leaves_nothing(snapshot: Snapshot) -> None:
+    """CRIU refuses: no process, namespace or descriptor is left, and the snapshot is as before."""
+    with pytest.raises(CriuError):
+        snapshot.start(opts=CriuOpts(lsm_profile="apparmor:none-such"))
+    with pytest.raises(DeadlineError):
+        snapshot.start(deadline=0.001)
+    with started(snapshot) as process:
+        identity(process)
+
+
+def test_bad_programs(tmp_path: Path) -> None:
+    """Nothing is made."""
+    directory = tmp_path / "snapshot"
+    programs: list[Any] = [[], "text", True, 1.5]
+    for program in programs:
+        with pytest.raises(OptionError, match="program="):
+            Snapshot.take(program, directory)
+    with pytest.raises(OptionError, match="without_guest=True accepts that"):
+        Snapshot.take(os.getpid(), directory)
+    with pytest.raises(FileNotFoundError):
+        Snapshot.take(["/nowhere/program"], directory)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(OptionError, match="new or empty"):
+        Snapshot.take(COMMAND, tmp_path / "full")
+    with pytest.raises(OptionError, match="parent directory"):
+        Snapshot.take(COMMAND, tmp_path / "none" / "snapshot")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("print('why'); raise SystemExit(3)", r"status 3 .*(?s:.)why"),
+        ("import os; os.write(int(os.environ['PYCRIU_NATIVE_GUEST_FD']), b'no')", "wrote b'no'"),
+        ("import os; os.close(int(os.environ['PYCRIU_NATIVE_GUEST_FD'])); input()", "has closed"),
+    ],
+)
+def test_a_program_that_does_not_park(tmp_path: Path, code: str, message: str) -> None:
+    """The error shows how it ended and what it printed; nothing is left."""
+    with pytest.raises(CriuError, match=message):
+        Snapshot.take([sys.executable, "-c", code], tmp_path / "snapshot")
+    with pytest.raises(DeadlineError, match="has not called"):
+        Snapshot.take(["sleep", "1000"], tmp_path / "snapshot", deadline=0.2)
+    assert not (tmp_path / "snapshot").exists()
+
+
+def test_a_dump_that_fails(tmp_path: Path) -> None:
+    """The program's connection keeps CRIU from saving it: no directory is left."""
+    code = (
+        "import socket\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "one = socket.create_connection(server.getsockname())\n"
+        "two, _ = server.accept()\n"
+        "from pycriu_native import guest\n"
+        "guest.wait()\n"
+    )
+    command = [sys.executable, "-c", code]
+    with pytest.raises(CriuError, match="tcp_established"):
+        Snapshot.take(command, tmp_path / "snapshot", env=ENVIRONMENT)
+    assert not (tmp_path / "snapshot").exists()
+    opts = CriuOpts(tcp_close=True)
+    snapshot = Snapshot.take(command, tmp_path / "snapshot", env=ENVIRONMENT, opts=opts)
+    with snapshot.start(opts=opts) as process:
+        assert process.wait(PATIENCE) == 0
+
+
+# ---- running processes ----
+
+
+def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
+    """It is gone after the snapshot, or goes on with leave_running; copies go on where it was."""
+    target = spawn(start_new_session=True)
+    kept = Snapshot.take(target.pid, tmp_path / "kept", without_guest=True, leave_running=True)
+    assert target.runs_on()
+    Snapshot.take(target.process, tmp_path / "snapshot", without_guest=True)
+    assert target.process.returncode == -signal.SIGKILL
+    with kept.start() as process:
+        assert target.runs_on()
+        process.kill()
+    with pytest.raises(OptionError, match="without_guest, and keeps") as caught:
+        kept.start(["a"], env={}, cwd="/")
+    assert len(caught.value.problems) == 3
+    with pytest.raises(OptionError, match="was no pipe"):
+        kept.start(stdin=PIPE)
+
+
+def test_a_tree_of_processes(tmp_path: Path) -> None:
+    """All processes of a snapshot are started, and end with the first one."""
+    code = (
+        "import subprocess, sys\n"
+        "from pycriu_native import guest\n"
+        "child = subprocess.Popen(['sleep', '1000'], stdin=-3, stdout=-3, stderr=-3)\n"
+        "guest.wait()\n"
+        "print(child.pid, child.poll(), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    snapshot = Snapshot.take([sys.executable, "-c", code], tmp_path / "tree", env=ENVIRONMENT)
+    assert snapshot.record.processes == 2
+    with started(snapshot) as process:
+        namespace = os.readlink(f"/proc/{process.pid}/ns/pid")
+        assert process.stdout is not None
+        assert process.stdout.readline().split()[1] == "None"
+        assert len(in_namespace(namespace)) == 3
+    assert process.returncode == 0
+    assert not in_namespace(namespace)
+
+
+# ---- other languages ----
+
+SHELL = """
+echo ready >&$PYCRIU_NATIVE_GUEST_FD
+IFS= read -r line <&$PYCRIU_NATIVE_GUEST_FD
+echo "copy: $line"
+"""
+
+C_PROGRAM = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int main(void)
+{
+	int guest = atoi(getenv("PYCRIU_NATIVE_GUEST_FD"));
+	char line[65536];
+	size_t length = 0;
+	ssize_t part;
+
+	write(guest, "ready\n", 6);
+	do {
+		part = read(guest, line + length, sizeof(line) - 1 - length);
+		if (part <= 0)
+			return 1;
+		length += part;
+	} while (line[length - 1] != '\n');
+	line[length] = 0;
+	printf("copy: %s", line);
+	return 4;
+}
+"""
+
+
+def check_protocol(command: list[str], directory: Path, status: int) -> None:
+    """A program of another language gets its line in each copy."""
+    snapshot = Snapshot.take(command, directory)
+    seeds = set()
+    for number in (1, 2):
+        with snapshot.start(["x"], extra_env={"A": "1"}, stdout=PIPE, text=True) as process:
+            out, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == status
+        line = json.loads(out.removeprefix("copy: "))
+        seeds.add(line.pop("seed"))
+        assert line == {
+            "number": number,
+            "arguments": ["x"],
+            "environment": None,
+            "variables": {"A": "1"},
+            "directory": None,
+        }
+    assert len(seeds) == 2
+
+
+def test_a_shell_script(tmp_path: Path) -> None:
+    """Two lines are enough to park."""
+    check_protocol(["bash", "-c", SHELL], tmp_path / "shell", 0)
+
+
+def test_a_c_program(tmp_path: Path) -> None:
+    """The same in C."""
+    (tmp_path / "program.c").write_text(C_PROGRAM)
+    program = str(tmp_path / "program")
+    subprocess.run(["cc", "-w", "-o", program, str(tmp_path / "program.c")], check=True)
+    check_protocol([program], tmp_path / "c", 4)
+
+
+# ---- the directory ----
+
+
+def test_the_directory(snapshot: Snapshot) -> None:
+    """It is for its owner only, and knows what it holds."""
+    assert stat.S_IMODE(snapshot.directory.stat().st_mode) == 0o700
+    for path in snapshot.directory.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    assert list(snapshot.record.command) == [*COMMAND, "saved"]
+    assert snapshot.size() > 1_000_000
+    assert {each.path for each in snapshot.record.files} >= {os.path.realpath(sys.executable)}
+    again = Snapshot(snapshot.directory)
+    assert again.record == snapshot.record
+    assert [each.directory for each in list_snapshots(snapshot.directory.parent)] == [
+        snapshot.directory
+    ]
+
+
+def test_remove(tmp_path: Path) -> None:
+    """The directory is gone, and a copy that runs goes on; a start says what is missing."""
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    with started(snapshot) as process:
+        snapshot.remove()
+        assert not snapshot.directory.exists()
+        identity(process)
+        with pytest.raises(ImagesError, match="holds no snapshot any more"):
+            snapshot.start()
+    with pytest.raises(ImagesError, match="holds no whole snapshot"):
+        Snapshot(tmp_path / "snapshot")
+
+
+def test_records_that_are_none(tmp_path: Path) -> None:
+    """Each is refused with its path."""
+    for text in ("", "[]", "{}", '{"format": 99}', '{"format": 1, "host": 3}'):
+        (tmp_path / "snapshot.json").write_text(text)
+        with pytest.raises(ImagesError, match=r"snapshot\.json is no record"):
+            Snapshot(tmp_path)

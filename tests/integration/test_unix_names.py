@@ -1,0 +1,101 @@
+"""Unix sockets whose file was renamed, linked or removed after bind(2)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuError, CriuOpts, PreflightError, Verdict, dump, preflight, restore
+
+from .conftest import Spawn
+
+SERVER = """
+    import os, socket
+    os.chdir(HERE)
+    os.mkdir("x")
+    os.symlink(".", "link")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind({name})
+    server.listen()
+    {then}
+    serve()
+"""
+RENAMED = 'os.rename("new", "final")'
+REFUSED = {
+    "renamed": ('"new"', RENAMED),
+    "dots": ('"x/../new"', ""),
+}
+GOOD = {
+    "absolute": ('str(HERE / "new")', ""),
+    "dots": ('str(HERE / "x" / ".." / "new")', ""),
+    "link": ('str(HERE / "link" / "new")', ""),
+    "relative": ('"./new"', ""),
+    "removed": ('str(HERE / "new")', 'os.unlink("new")'),
+    "abstract": ('"\\0" + str(HERE)', ""),
+}
+
+
+def _connects(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def test_a_listener_that_was_renamed(spawn: Spawn, images: Path) -> None:
+    """Clients do not reach it after a restore, and do when the file is renamed again."""
+    target = spawn(SERVER.format(name='str(HERE / "new")', then=RENAMED))
+    new, final = target.directory / "new", target.directory / "final"
+    [finding] = preflight(target.pid).lost
+    assert finding.id == "unix-renamed"
+    assert finding.path == str(new)
+    assert str(final) in finding.message
+    assert "rename the file again" in finding.cure
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    assert not _connects(final)
+    os.rename(new, final)
+    assert _connects(final)
+
+
+def test_a_listener_that_has_another_link(spawn: Spawn) -> None:
+    """The name that is left is not bound again."""
+    target = spawn(
+        SERVER.format(name='str(HERE / "new")', then='os.link("new", "final"); os.unlink("new")')
+    )
+    assert [finding.id for finding in preflight(target.pid).lost] == ["unix-renamed"]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_relative_name_that_is_not_found(case: str, spawn: Spawn, images: Path) -> None:
+    """CRIU cannot cut the name from the path of the file; preflight has the same cause and cure."""
+    name, then = REFUSED[case]
+    target = spawn(SERVER.format(name=name, then=then))
+    foretold = preflight(target.pid)
+    assert [finding.id for finding in foretold.stops] == ["unix-relative"]
+    with pytest.raises(PreflightError, match="absolute path"):
+        foretold.require()
+    with pytest.raises(CriuError, match="relative name") as caught:
+        dump(target.pid, CriuOpts(images_directory=images))
+    assert caught.value.cure == foretold.stops[0].cure
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_a_name_that_leads_to_the_socket(case: str, spawn: Spawn, images: Path) -> None:
+    """However the path is written, or if the socket had no name before either."""
+    name, then = GOOD[case]
+    target = spawn(SERVER.format(name=name, then=then))
+    foretold = preflight(target.pid)
+    assert foretold.verdict is Verdict.WORKS
+    assert foretold.lost == ()
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    restore(CriuOpts(images_directory=images))
+    assert target.runs_on()

@@ -1,0 +1,273 @@
+"""pycriu_native.guest: what a program needs to be saved parked, without CRIU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native import guest
+
+REPO = Path(__file__).parents[2]
+START: dict[str, Any] = {
+    "number": 1,
+    "arguments": None,
+    "environment": None,
+    "variables": None,
+    "directory": None,
+    "seed": "0" * 64,
+}
+
+
+class Parked:
+    """A program that runs ``code`` with the guest's socket; the test is who takes the snapshot."""
+
+    def __init__(self, code: str, directory: Path, *words: str) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(60)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code, *words],
+                env={**os.environ, guest.VARIABLE: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                cwd=directory,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+
+    def ready(self) -> bytes:
+        """What it writes when it is parked."""
+        return self.socket.recv(100)
+
+    def start(self, **values: Any) -> None:
+        """Send what a copy is sent."""
+        self.socket.sendall(json.dumps({**START, **values}).encode() + b"\n")
+
+    def output(self) -> str:
+        """All that it has printed."""
+        out, errors = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, errors
+        return out
+
+    def close(self) -> None:
+        """End it."""
+        self.socket.close()
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """A directory with a copy of guest.py and nothing else."""
+    shutil.copy(guest.__file__, tmp_path)
+    return tmp_path
+
+
+def run(code: str, directory: Path) -> str:
+    """The output of a program that is not parked."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={name: value for name, value in os.environ.items() if name != guest.VARIABLE},
+    )
+    return done.stdout
+
+
+def test_the_package_is_not_loaded_further() -> None:
+    """Importing it from the package loads neither the extension nor cffi."""
+    code = "import sys, pycriu_native.guest; print(*sys.modules)"
+    loaded = set(run(code, REPO).split())
+    assert not {name for name in loaded if "cffi" in name or "extension" in name}
+    ours = {name for name in loaded if name.startswith("pycriu_native")}
+    assert ours <= {
+        "pycriu_native",
+        "pycriu_native._support",
+        "pycriu_native._support.lazy",
+        "pycriu_native._support.light_typing",
+        "pycriu_native._support.unpatched",
+        "pycriu_native.guest",
+    }
+
+
+def test_without_a_snapshot_the_program_goes_on(alone: Path) -> None:
+    """wait() returns None at once."""
+    assert run("import guest; print(guest.wait())", alone) == "None\n"
+
+
+def test_one_file_is_enough(alone: Path) -> None:
+    """It parks, and returns once with arguments, environment, directory and number set."""
+    (alone / "below").mkdir()
+    code = (
+        "import guest, os, sys\n"
+        "start = guest.wait()\n"
+        "print(start.number, sys.argv[1:])\n"
+        "print(os.environ.get('A'), os.environ.get('HOME'), os.getcwd())\n"
+    )
+    parked = Parked(code, alone, "old")
+    try:
+        assert parked.ready() == guest.READY
+        parked.start(
+            number=3,
+            arguments=["x", "y"],
+            environment={"A": "1"},
+            directory=str(alone / "below"),
+        )
+        assert parked.output() == f"3 ['x', 'y']\n1 None {alone / 'below'}\n"
+    finally:
+        parked.close()
+
+
+def test_what_is_null_stays(alone: Path) -> None:
+    """Arguments, environment and directory; variables are added."""
+    code = (
+        "import guest, os, sys\n"
+        "guest.wait()\n"
+        "print(sys.argv[1:], 'PATH' in os.environ, os.environ.get('B'), os.getcwd())\n"
+    )
+    parked = Parked(code, alone, "old")
+    try:
+        parked.ready()
+        parked.start(variables={"B": "2"})
+        assert parked.output() == f"['old'] True 2 {alone}\n"
+    finally:
+        parked.close()
+
+
+def test_the_variable_is_not_inherited(alone: Path) -> None:
+    """Programs that the parked one runs have neither the variable nor the descriptor."""
+    code = (
+        "import guest, os, subprocess, sys\n"
+        "fd = os.environ[guest.VARIABLE]\n"
+        "guest.wait()\n"
+        "print(guest.VARIABLE in os.environ)\n"
+        "sys.stdout.flush()\n"
+        "done = subprocess.run(['test', '-e', '/proc/self/fd/' + fd], close_fds=False)\n"
+        "print(done.returncode)\n"
+    )
+    parked = Parked(code, alone)
+    try:
+        parked.ready()
+        parked.start()
+        assert parked.output() == "False\n1\n"
+    finally:
+        parked.close()
+
+
+def test_hooks_in_order(alone: Path) -> None:
+    """Those before the snapshot before it is parked, those after with the start, all in order."""
+    code = (
+        "import guest\n"
+        "guest.before_snapshot(lambda: print('one'))\n"
+        "@guest.before_snapshot\n"
+        "def two(): print('two')\n"
+        "guest.after_start(lambda start: print('three', start.number))\n"
+        "guest.after_start(lambda start: print('four'))\n"
+        "guest.wait()\n"
+        "print('five')\n"
+        "guest.wait()\n"
+    )
+    parked = Parked(code, alone)
+    try:
+        assert parked.ready() == guest.READY
+        assert parked.process.stdout is not None
+        assert [parked.process.stdout.readline() for _ in range(2)] == ["one\n", "two\n"]
+        parked.start(number=9)
+        assert parked.ready() == guest.READY
+        parked.start(number=0)
+        assert parked.output() == "three 9\nfour\nfive\none\ntwo\nthree 0\nfour\n"
+    finally:
+        parked.close()
+
+
+def test_garbage_is_collected_and_frozen(alone: Path) -> None:
+    """By default; not with collect=False."""
+    code = (
+        "import gc, guest\n"
+        "guest.wait(collect=False)\nprint(gc.get_freeze_count())\n"
+        "guest.wait()\nprint(gc.get_freeze_count() > 1000)\n"
+    )
+    parked = Parked(code, alone)
+    try:
+        parked.ready()
+        parked.start()
+        assert parked.ready() == guest.READY
+        parked.start()
+        first, second = parked.output().split()
+        assert (int(first) < 1000, second) == (True, "True")
+    finally:
+        parked.close()
+
+
+@pytest.mark.parametrize(
+    "generator",
+    [
+        "import random; random.seed(1); show = random.random",
+        "numpy = __import__('numpy'); numpy.random.seed(1); show = numpy.random.random",
+    ],
+    ids=["random", "numpy"],
+)
+def test_generators_are_seeded_anew(alone: Path, generator: str) -> None:
+    """Two starts give different numbers; the original, with number 0, goes on with its own."""
+    if "numpy" in generator:
+        pytest.importorskip("numpy")
+    code = f"import guest\n{generator}\nstart = guest.wait()\nprint(show())\n"
+    results = []
+    for number in (1, 2, 0, 0):
+        parked = Parked(code, alone)
+        try:
+            parked.ready()
+            parked.start(number=number)
+            results.append(parked.output())
+        finally:
+            parked.close()
+    assert len(set(results)) == 3
+    assert results[2] == results[3]
+
+
+def test_openssl_is_given_new_bytes(alone: Path) -> None:
+    """ssl.RAND_add is called with bytes that differ, if ssl is loaded."""
+    code = (
+        "import guest, ssl\n"
+        "ssl.RAND_add = lambda data, entropy: print(data.hex(), entropy)\n"
+        "guest.wait()\n"
+    )
+    results = set()
+    for _ in range(2):
+        parked = Parked(code, alone)
+        try:
+            parked.ready()
+            parked.start()
+            data, entropy = parked.output().split()
+            assert len(data) == 128
+            assert float(entropy) == 64
+            results.add(data)
+        finally:
+            parked.close()
+    assert len(results) == 2
+
+
+@pytest.mark.parametrize("parked_first", [True, False])
+def test_the_end_of_who_takes_the_snapshot(alone: Path, parked_first: bool) -> None:
+    """The program ends with a message, and does not go on as if it were a copy."""
+    code = "import guest, sys\nsys.stdin.read()\nguest.wait()\nprint('on')\n"
+    parked = Parked(code if not parked_first else code.replace("sys.stdin.read()", ""), alone)
+    try:
+        if parked_first:
+            parked.ready()
+        parked.socket.close()
+        out, errors = parked.process.communicate(timeout=60)
+        assert (parked.process.returncode, out) == (1, "")
+        assert "has ended or given up" in errors
+    finally:
+        parked.close()
