@@ -42,12 +42,12 @@ SMOKE = (
 SMOKE_LIMIT = 1200
 SMOKE_GUEST_ARM64 = "trixie-arm64"
 SMOKE_ARM64 = (
-    "tests/integration/test_dump_restore.py",
-    "tests/integration/test_seed.py",
+    "tests/integration/test_dump_restore.py::test_everything_in_a_process_comes_back",
+    "tests/integration/test_dump_restore.py::test_a_pid_that_is_taken",
+    "tests/integration/test_forkserver.py",
     "tests/integration/test_self_dump.py",
     "tests/integration/test_stats.py",
     "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
-    "tests/integration/test_tutorial.py",
     "tests/unit/test_images_memory.py",
     "tests/unit/test_pagemap.py",
 )
