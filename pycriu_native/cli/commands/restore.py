@@ -75,8 +75,8 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
 def _in_foreground(pid: int) -> None:
     """Make the job's process group the terminal's foreground one if ours is, as a shell does.
 
-    The job can have stopped already, since it read from the terminal. SIGWINCH has programs draw the
-    screen again; others ignore it.
+    The job can have stopped already, since it read from the terminal. At SIGWINCH programs draw
+    the screen again; others ignore it.
     """
     with contextlib.suppress(OSError):  # it has ended; there is no terminal
         group = os.getpgid(pid)
