@@ -1,7 +1,7 @@
 """The console script ``pycriu-native``, outside of the package: it also runs without libcriu.
 
-``from pycriu_native import dump`` fails then. A command ends with the cure instead of a traceback, and
-``doctor`` reports it as a finding.
+No name of ``pycriu_native`` can be imported then. A command ends with the cure instead of a
+traceback, and ``doctor`` reports it as a finding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO = 11
 def main() -> None:
     """Run ``pycriu_native.cli``, or say why it cannot be imported."""
     try:
-        from pycriu_native import ffi  # noqa: F401  (the extension)
+        import pycriu_native.lib  # noqa: F401  (the package alone does not load libcriu)
         from pycriu_native.cli import main
     except ImportError as error:
         sys.exit(without_library(sys.argv[1:], str(error)))

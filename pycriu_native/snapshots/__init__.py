@@ -15,6 +15,17 @@ from __future__ import annotations
 
 from .process import Process
 from .record import Host, MappedFile, Record
+from .shared_template import SharedTemplate
 from .snapshot import Snapshot, list_snapshots
+from .template import prepare
 
-__all__ = ["Host", "MappedFile", "Process", "Record", "Snapshot", "list_snapshots"]
+__all__ = [
+    "Host",
+    "MappedFile",
+    "Process",
+    "Record",
+    "SharedTemplate",
+    "Snapshot",
+    "list_snapshots",
+    "prepare",
+]

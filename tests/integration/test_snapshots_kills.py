@@ -1,0 +1,140 @@
+"""Each part of a started copy is killed at random instants: nothing of it is left.
+
+``make snapshot-kills`` kills a thousand times; the number is in ``PYCRIU_NATIVE_SNAPSHOT_KILLS``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native.snapshots import Snapshot
+
+from .support import cgroups
+from .support.processes import PATIENCE, children, eventually, kill, reap_all, state
+from .test_snapshots import COMMAND, ENVIRONMENT, PROGRAM
+
+KILLS = int(os.environ.get("PYCRIU_NATIVE_SNAPSHOT_KILLS", "12"))
+OWNER = PROGRAM.with_name("snapshot_owner.py")
+PARTS = ("criu", "namespace_init", "copy", "caller")
+
+
+def names_of_children(pid: int) -> dict[int, str]:
+    """The children of the owner by pid: ``criu``, ``namespace_init`` or ``copy``."""
+    result = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            for child in (task / "children").read_text().split():
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+                result[int(child)] = name if name in PARTS else "copy"
+        except OSError:
+            continue
+    return result
+
+
+class Owner:
+    """A process that starts one copy after another."""
+
+    def __init__(self, snapshot: Snapshot, cgroup: Path, scratch: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(OWNER), str(snapshot.directory), str(cgroup)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**ENVIRONMENT, "TMPDIR": str(scratch)},
+            text=True,
+        )
+
+    def outcome(self) -> str:
+        """How its next copy has ended."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the owner ended with {self.process.wait(PATIENCE)}"
+        return line.strip()
+
+    def strike(self, part: str) -> bool:
+        """Kill a part, if it is there at this instant."""
+        for pid, name in names_of_children(self.process.pid).items():
+            if name == part and state(pid) not in ("", "Z"):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    return False
+                return True
+        return False
+
+    def end(self) -> int:
+        """Let it end after its present copy."""
+        self.process.communicate("x", timeout=PATIENCE)
+        return self.process.returncode
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A new cgroup of whichever version there is."""
+    hierarchy = cgroups.find("") or cgroups.required("pids")
+    for make in cgroups.maker():
+        yield make(hierarchy)
+
+
+@pytest.mark.timeout(60 + KILLS * 20)
+def test_parts_killed_at_random(
+    cgroup: Path, orphans: None, tmp_path: Path, record_property: pytest.RecordProperty
+) -> None:
+    """The worker, the first process, the copy and the caller: no process, file or mount is left.
+
+    All orphans become children of this process, and the cgroup has all processes of the copies.
+    """
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    files = sorted(path.name for path in snapshot.directory.iterdir())
+    before = children()
+    counts = dict.fromkeys(PARTS, 0)
+    owner = Owner(snapshot, cgroup, scratch)
+    try:
+        assert owner.outcome() == "ok"
+        for number in range(KILLS):
+            part = PARTS[number % len(PARTS)]
+            time.sleep(random.random() * 0.2)
+            if part == "caller":
+                kill(owner.process.pid)
+                owner.process.communicate()
+                eventually(lambda: settled(before), "the end of all that the caller had started")
+                assert (cgroup / "cgroup.procs").read_text() == ""
+                owner = Owner(snapshot, cgroup, scratch)
+                assert owner.outcome() == "ok"
+                counts[part] += 1
+            else:
+                counts[part] += bool(eventually(functools.partial(owner.strike, part), part))
+        while owner.outcome() != "ok":
+            pass
+        assert owner.end() == 0
+        eventually(lambda: settled(before), "the end of all copies")
+    finally:
+        kill(owner.process.pid)
+        owner.process.communicate()
+        reap_all()
+    record_property("measured", counts)
+    assert (cgroup / "cgroup.procs").read_text() == ""
+    assert list(scratch.iterdir()) == []
+    assert sorted(path.name for path in snapshot.directory.iterdir() if path.name != "starts") == (
+        files
+    )
+
+
+def settled(before: set[int]) -> bool:
+    """Whether no child is left but those from before; zombies are reaped."""
+    remaining = children() - before
+    for pid in remaining:
+        if state(pid) == "Z":
+            os.waitpid(pid, 0)
+    return not remaining

@@ -1,0 +1,147 @@
+"""Snapshots, without CRIU: records, checks of the machine, arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pycriu_native import CriuOpts, OptionError, Verb, Version, Worker
+from pycriu_native._calls.request import Request
+from pycriu_native._system.process_snapshot import Tree
+from pycriu_native.snapshots import Host, MappedFile, Record, host_check
+from pycriu_native.snapshots.streams import check
+
+CRIU = Version.parse("4.2.1")
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    """A record that fits this machine, of a program that has mapped one file."""
+    file = tmp_path / "library.so"
+    file.write_text("library")
+    return Record(
+        created="2026-01-01T00:00:00+00:00",
+        command=("program", "a"),
+        pid=7,
+        processes=1,
+        guest_key="socket:[1]",
+        guest_fd=3,
+        stream_keys=("socket:[2]", None, "pipe:[4]"),
+        criu=str(CRIU),
+        host=host_check.this_host(),
+        files=(MappedFile(path=str(file), size=7, mtime_ns=file.stat().st_mtime_ns),),
+    )
+
+
+def test_records(record: Record, tmp_path: Path) -> None:
+    """They come back as they were, and only their owner can read them."""
+    record.write(tmp_path)
+    assert Record.read(tmp_path) == record
+    assert (tmp_path / "snapshot.json").stat().st_mode & 0o777 == 0o600
+
+
+def fields(record: Record, criu: Version = CRIU) -> list[str]:
+    """The subjects of the problems that a record has here."""
+    return [problem.field for problem in host_check.problems(record, criu)]
+
+
+def on(record: Record, **values: object) -> Record:
+    """The record of a snapshot that another machine took."""
+    return dataclasses.replace(record, host=dataclasses.replace(record.host, **values))
+
+
+def test_this_machine(record: Record) -> None:
+    """A snapshot fits the machine that it was taken on."""
+    assert fields(record) == []
+
+
+def test_another_processor(record: Record) -> None:
+    """Another architecture, and a processor that lacks something; one that has more will do."""
+    assert fields(on(record, architecture="vax")) == ["host"]
+    flags = record.host.cpu_flags
+    assert fields(on(record, cpu_flags=(*flags, "future"))) == ["processor"]
+    assert fields(on(record, cpu_flags=flags[1:])) == []
+
+
+def test_another_kernel_and_criu(record: Record) -> None:
+    """Older ones are refused, newer ones are not."""
+    assert fields(on(record, kernel="99.1.2-later")) == ["kernel"]
+    assert fields(on(record, kernel="3.10.0")) == []
+    assert fields(record, Version.parse("4.2")) == ["criu"]
+    assert fields(record, Version.parse("4.3")) == []
+
+
+def test_mapped_files(record: Record) -> None:
+    """Gone, of another size, or changed; the time counts on the machine of the snapshot only."""
+    file = Path(record.files[0].path)
+    os.utime(file, ns=(0, 0))
+    if record.host.machine_id:
+        assert fields(record) == ["files"]
+    assert fields(on(record, machine_id="another")) == []
+    file.write_text("another library")
+    assert fields(on(record, machine_id="another")) == ["files"]
+    file.unlink()
+    assert fields(on(record, machine_id="another")) == ["files"]
+
+
+def test_the_mapped_files_of_a_process() -> None:
+    """The interpreter and its libraries, as they are."""
+    files = {each.path: each for each in host_check.mapped_files(Tree(os.getpid()))}
+    program = os.path.realpath(sys.executable)
+    assert files[program].size == os.stat(program).st_size
+    assert len(files) > 3
+
+
+@pytest.mark.parametrize(
+    ("stdout", "key", "accepted"),
+    [
+        (-1, None, False),
+        (None, None, True),
+        (-1, "pipe:[1]", True),
+        (-3, "pipe:[1]", True),
+        ("file", "pipe:[1]", False),
+        ("file", "socket:[1]", True),
+        (-2, "socket:[1]", False),
+        (10**6, "socket:[1]", False),
+    ],
+)
+def test_streams(tmp_path: Path, stdout: object, key: str | None, accepted: bool) -> None:
+    """A stream needs a key; what CRIU opens anew cannot be a file."""
+    with open(tmp_path / "file", "w") as file:
+        value = file if stdout == "file" else stdout
+        problems = check((None, value, None), ("socket:[0]", key, "socket:[2]"))  # type: ignore[arg-type]
+    assert [problem.field for problem in problems] == ([] if accepted else ["stdout"])
+
+
+def test_pids_of_another_namespace() -> None:
+    """The pids in the images say nothing about this namespace if a restore enters another one."""
+    fd = os.open("/proc/self/ns/pid", os.O_RDONLY)
+    try:
+        given = Request(
+            verb=Verb.RESTORE, opts=CriuOpts(inherit_fds=[(fd, "key"), (0, "x")]), via=Worker()
+        )
+        assert given.with_pids_here("images") == ""
+    finally:
+        os.close(fd)
+    plain = Request(verb=Verb.RESTORE, opts=CriuOpts(inherit_fds=[(0, "x")]), via=Worker())
+    assert plain.with_pids_here("images") == "images"
+
+
+def test_nothing_is_offered_twice() -> None:
+    """An option that take sets itself is refused by name."""
+    from pycriu_native.snapshots import Snapshot
+
+    with pytest.raises(OptionError, match="take sets this option itself"):
+        Snapshot.take(["true"], "/tmp/none", opts=CriuOpts(images_directory="elsewhere"))
+
+
+def test_the_host_is_known() -> None:
+    """Each field has a value, but for the machine's id, which containers lack."""
+    host = host_check.this_host()
+    assert isinstance(host, Host)
+    assert host.architecture
+    assert host.kernel
