@@ -66,7 +66,6 @@ class Ways:
         self.environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         self.snapshot = Snapshot.take(self.command, directory, env=self.environment)
         self.pool = owned.enter_context(WorkerPool(1))
-        self.forking = multiprocessing.get_context("forkserver")
         words = [sys.executable, "-c", FORKING.format(imports=list(imports))]
         self.forking = owned.enter_context(
             subprocess.Popen(words, stdin=PIPE, stdout=PIPE, bufsize=0)
