@@ -15,6 +15,10 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 CRIU_PREFIX ?=
 ARGS ?=
+# The Debian suites of make test-wheels.
+SUITES ?= bookworm trixie forky
+# What the files of a release are dated with.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 VENV := .venv
 
 # What the extension module is made from.
@@ -91,19 +95,35 @@ sys.exit(sys.version_info < (3, 11) or not os.path.exists(sysconfig.get_path("in
 endef
 export PYTHON_IS_FIT
 
+# Prints errors, and no warnings: those are of pip's own configuration.
+PIP_INSTALL = $(VENV)/bin/pip install -qq --disable-pip-version-check --no-input
+
+# The requirements of an extra in pyproject.toml, and of those that it names.
+define REQUIREMENTS
+import re, sys, tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+def requirements(name):
+    for each in extras[name]:
+        own = re.fullmatch(r"pycriu-native\[(.*)\]", each)
+        yield from [deep for inner in own[1].split(",") for deep in requirements(inner)] if own else [each]
+print(*requirements(sys.argv[1]), sep="\n")
+endef
+export REQUIREMENTS
+
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: CRIU_MUST_RUN := yes
-demo: build ## dump and restore a live process, step by step
+demo: $(VENV)/.installed ## dump and restore a live process, step by step (two minutes at first)
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python examples/demo.py
 
 .PHONY: test
-test: test-tools test-libraries build ## the tests; what this machine cannot do is skipped, and listed
+test: test-tools test-libraries build ## the tests (20 minutes); what this machine cannot do is skipped, and listed
 	@$(AS_ROOT)
+	echo "running the tests: about 20 minutes on two processors"
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
 
 .PHONY: test-unit
@@ -128,7 +148,7 @@ test-sanitized: test-libraries build ## the unit tests of the C code and the wir
 	set -a
 	. ./.criu
 	python=$$PWD/$(VENV)/bin/python
-	$$python -c 'import setuptools' 2>/dev/null || $(VENV)/bin/pip install --quiet setuptools
+	$$python -c 'import setuptools' 2>/dev/null || $(PIP_INSTALL) setuptools
 	cd $(SANITIZED)
 	PYCRIU_NATIVE_SANITIZE=address,undefined $$python setup.py -q build_ext --inplace
 	# The compiler's checks of declarations and the other releases need no sanitizer.
@@ -176,6 +196,14 @@ reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliab
 reliability-page: build ## docs/reliability.md from what the last runs have found
 	@$(RELIABILITY_PAGE)
 
+# Random kills of a job that is resumed after each.
+KILLS ?= 1000
+.PHONY: test-jobs
+test-jobs: build ## a job that is killed at 1,000 random instants must end exactly; an hour
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) $(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
+		tests/integration/test_jobs.py -k random
+
 .PHONY: soak
 soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow
 	@$(AS_ROOT)
@@ -204,7 +232,7 @@ fuzz: build ## coverage-guided fuzzing of all that reads bytes from outside
 	@$(AS_ROOT)
 	$(VENV)/bin/python -c 'import atheris' 2>/dev/null || {
 		echo "installing the fuzz packages into $(VENV)"
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input 'atheris>=3'
+		$(PIP_INSTALL) 'atheris>=3'
 	}
 	mkdir -p build/fuzz
 	as_root $(VENV)/bin/python -m tests.fuzz.real build/fuzz/real || echo "going on without it" >&2
@@ -217,15 +245,30 @@ fuzz: build ## coverage-guided fuzzing of all that reads bytes from outside
 	done
 
 .PHONY: dist
-dist: build $(VENV)/.lint ## a source archive, and from it a wheel for Python 3.11 and later
+dist: build $(VENV)/.extra-lint ## a source archive, and from it a wheel for Python 3.11 and later
 	@set -a
 	. ./.criu
-	rm -rf dist
+	rm -f dist/*.tar.gz dist/*.whl
 	$(VENV)/bin/python -m build --outdir dist . >/dev/null
 	ls dist/*.tar.gz dist/*-cp311-abi3-*.whl
 
+# Compiled in a Debian 11 root, so that they run with glibc 2.28 and later.
+.PHONY: wheels
+wheels: $(VENV)/.extra-release ## the wheels with libcriu and with criu, into dist/wheels (half an hour at first)
+	@$(AS_ROOT)
+	as_root env PYTHON=$(VENV)/bin/python SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) tools/wheels/build dist/wheels
+
+.PHONY: test-wheels
+test-wheels: ## the wheels of make wheels in fresh Debian roots without a compiler, for each Python there
+	@tools/wheels/test dist/wheels $(SUITES)
+
+.PHONY: release
+release: $(VENV)/.extra-release ## all that is uploaded, into dist/release: built twice, compared, checked
+	@$(AS_ROOT)
+	as_root env PYTHON=$(VENV)/bin/python SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) tools/wheels/release dist/release
+
 .PHONY: lint
-lint: build $(VENV)/.lint ## ruff and strict mypy
+lint: build $(VENV)/.extra-lint ## ruff and strict mypy
 	@failed=0
 	$(VENV)/bin/ruff check || failed=1
 	$(VENV)/bin/ruff format --check || failed=1
@@ -250,12 +293,12 @@ bench: build ## measure; ARGS=--quick takes three minutes, the whole about fifte
 		$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 .PHONY: bench-page
-bench-page: $(VENV)/.bench ## docs/performance.md from what the last make bench has measured
+bench-page: $(VENV)/.extra-bench ## docs/performance.md from what the last make bench has measured
 	@$(VENV)/bin/python -m benchmarks.page
 
 # Needs nothing built: pages are read out of the sources. A broken link or a missing page fails.
 .PHONY: docs
-docs: $(VENV)/.docs ## the documentation as a site, into build/site
+docs: $(VENV)/.extra-docs ## the documentation as a site, into build/site
 	@$(VENV)/bin/python -m tools.docs_site build
 	# With --quiet it would not count warnings, and --strict would mean nothing.
 	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
@@ -264,7 +307,7 @@ docs: $(VENV)/.docs ## the documentation as a site, into build/site
 	echo "    python3 -m http.server --bind 127.0.0.1 --directory build/site"
 
 .PHONY: build
-build: $(VENV)/.installed ## the virtual environment with the library in it
+build: $(VENV)/.installed $(VENV)/.extra-test ## the virtual environment with the library and the test packages
 
 # What a root printed is in build/fresh; shown are its steps, what was skipped and why, and failures.
 FRESH := build/fresh
@@ -372,27 +415,14 @@ $(VENV)/.made: | build-tools
 	touch $@
 
 $(VENV)/.installed: $(BUILD_INPUTS) .criu | $(VENV)/.made
-	@echo "building the library and installing it with its test packages into $(VENV)"
+	@echo "building the library and installing it into $(VENV) (a minute)"
 	set -a
 	. ./.criu
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -e '.[test]'
+	$(PIP_INSTALL) -e .
 	touch $@
 
-$(VENV)/.bench: pyproject.toml | $(VENV)/.made
-	@echo "installing the packages that draw plots into $(VENV)"
-	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' |
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
-	touch $@
-
-$(VENV)/.docs: pyproject.toml | $(VENV)/.made
-	@echo "installing the packages that make the site into $(VENV)"
-	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' |
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
-	touch $@
-
-# The tools alone: installing the extra by its name would build the library again.
-$(VENV)/.lint: pyproject.toml | $(VENV)/.made
-	@echo "installing the lint packages into $(VENV)"
-	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["lint"], sep="\n")' |
-		$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-input -r /dev/stdin
+# The packages of an extra alone: installing it by its name would build the library again.
+$(VENV)/.extra-%: pyproject.toml | $(VENV)/.made
+	@echo "installing the $* packages into $(VENV)"
+	$(VENV)/bin/python -c "$$REQUIREMENTS" $* | $(PIP_INSTALL) -r /dev/stdin
 	touch $@

@@ -8,9 +8,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
-
 # Neither has the stable ABI that the extension uses, and pip's metadata cannot name them: a wheel
 # does not match them, so pip builds from source, and here is where that ends.
 if platform.python_implementation() != "CPython":
@@ -22,6 +19,9 @@ if sysconfig.get_config_var("Py_GIL_DISABLED"):
         "pycriu_native needs a CPython with the global interpreter lock, and this is a "
         "free-threaded build: use python3 instead of python3t"
     )
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 
 class Program(Extension):
@@ -70,5 +70,9 @@ setup(
     ext_modules=[FORK_SERVER, NAMESPACE_INIT],
     cmdclass={"build_ext": BuildExtensions},
     # The extension uses the stable ABI: one wheel for Python 3.11 and later.
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={
+        "bdist_wheel": {"py_limited_api": "cp311"},
+        # A path, and not an import hook, which checkers of types do not follow.
+        "editable_wheel": {"mode": "compat"},
+    },
 )

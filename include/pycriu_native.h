@@ -101,12 +101,12 @@ int pn_load_template(int server, const int *fds, size_t n_fds, uint64_t table_si
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
-/* A directory in memory without a name, which is gone when its descriptor is closed. Linux 5.2. */
-int pn_unnamed_directory(void);
 /* kcmp: 0 for the same resource, 1 to 3 for others; a negative errno. */
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);
 int pn_io_priority(int pid);	     /* ioprio_get of a thread; a negative errno */
 int pn_namespace_owner(int fd);	     /* NS_GET_USERNS: a descriptor; a negative errno */
+/* A directory in memory without a name, which is gone when its descriptor is closed. Linux 5.2. */
+int pn_unnamed_directory(void);
 /* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);

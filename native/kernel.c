@@ -44,21 +44,6 @@ int pn_fd_of(int pidfd, int fd)
 	return copy < 0 ? -errno : copy;
 }
 
-int pn_unnamed_directory(void)
-{
-	int context = (int)syscall(SYS_fsopen, "tmpfs", FS_CLOEXEC);
-	int directory = -1, error;
-
-	if (context < 0)
-		return -errno;
-	if (!syscall(SYS_fsconfig, context, CONFIG_STRING, "mode", "0700", 0) &&
-	    !syscall(SYS_fsconfig, context, CONFIG_CREATE, NULL, NULL, 0))
-		directory = (int)syscall(SYS_fsmount, context, FS_CLOEXEC, 0);
-	error = errno;
-	close(context);
-	return directory < 0 ? -error : directory;
-}
-
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index)
 {
 	long order = syscall(SYS_kcmp, pid, other, type, index, other_index);
@@ -79,6 +64,21 @@ int pn_namespace_owner(int fd)
 	int owner = ioctl(fd, NS_GET_USERNS);
 
 	return owner < 0 ? -errno : owner;
+}
+
+int pn_unnamed_directory(void)
+{
+	int context = (int)syscall(SYS_fsopen, "tmpfs", FS_CLOEXEC);
+	int directory = -1, error;
+
+	if (context < 0)
+		return -errno;
+	if (!syscall(SYS_fsconfig, context, CONFIG_STRING, "mode", "0700", 0) &&
+	    !syscall(SYS_fsconfig, context, CONFIG_CREATE, NULL, NULL, 0))
+		directory = (int)syscall(SYS_fsmount, context, FS_CLOEXEC, 0);
+	error = errno;
+	close(context);
+	return directory < 0 ? -error : directory;
 }
 
 uint64_t pn_block_signals(void)

@@ -25,10 +25,15 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
 #define STACK_SIZE     (64 * 1024)
 #define LAST_SIGNAL    64
 #define SIGNAL_SET_SIZE 8 /* of the kernel's sigset_t */
 #define CLOEXEC_RANGE  4 /* CLOSE_RANGE_CLOEXEC, which older C libraries do not name */
+#define WAIT_BY_PIDFD  3 /* P_PIDFD, which older C libraries do not name */
 #define HIGHEST_FD     65536
 
 /* What runs in the child leaves by exec or _exit, never by return: an address sanitizer would
@@ -186,7 +191,7 @@ int pn_spawn(struct pn_worker *worker)
 	if (!spawning.error)
 		return 0;
 	if (worker->pidfd >= 0) {
-		waitid(P_PIDFD, worker->pidfd, NULL, WEXITED);
+		waitid(WAIT_BY_PIDFD, worker->pidfd, NULL, WEXITED);
 		close(worker->pidfd);
 		worker->pidfd = -1;
 	}

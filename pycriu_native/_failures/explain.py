@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
 from .._system.process import name_of, stat_of, status_of
-from .._system.process_tree import holders
+from .._system.process_tree import holders, is_above
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
@@ -75,6 +75,8 @@ def explain_failure(
         result = _unsaid(opts, result, lines)
     result = _look_closer(result, pid, outcome.images)
     cause, cure = result.cause, result.cure
+    if verb is Verb.CHECK and cure is None:
+        cure = "the kernel, a sandbox or the rights of the caller lack this: doctor() tells more"
     proof = result.line or next(iter(lines), "")
 
     what = (
@@ -156,6 +158,17 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
         return _who_has_the_pid(found, int(match[1]), images)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(found, int(match[1]))
+    if match := re.search(r"Can't open (\d+): No such file or directory", line):
+        if pid is not None and int(match[1]) != pid and status_of(pid):
+            return replace(
+                found,
+                kind=CriuError,
+                cause=f"thread or process {match[1]} of the tree ended while CRIU was reading it",
+                cure="call it again; freeze_cgroup, with the cgroup of the process, has nothing "
+                "start or end meanwhile",
+                options=("freeze_cgroup",),
+            )
+        return found
     if pid is not None and (leader := int(status_of(pid).get("Tgid", pid))) != pid:
         # CRIU stops with a BUG.
         cause = f"{pid} is the number of a thread of process {leader}"
@@ -179,9 +192,10 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
     if seen.state != "Z":
         process = int(status_of(taken).get("Tgid", taken))
         what = f"a thread of pid {process}" if process != taken else "a running process"
-        running = replace(
-            found, cause=f"pid {taken} is taken by {what}, which is {name_of(process)}"
-        )
+        cause = f"pid {taken} is taken by {what}, which is {name_of(process)}"
+        if is_above(os.getpid(), process):
+            cause += " and was started by this process"
+        running = replace(found, cause=cause)
         if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
             return running
         # CRIU makes a process with the number of a leader that was not dumped.

@@ -1,4 +1,20 @@
-"""The open connection to a CRIU that every way of reaching one comes down to."""
+"""The connection to a CRIU process: one socket, and the ways to end its use.
+
+Every way of reaching CRIU returns a :class:`Connection`. ``WorkerConnection`` in ``worker.py``
+also owns the process.
+
+===============  ========  ================================  ===========================
+method           socket    process                           set afterwards
+===============  ========  ================================  ===========================
+``close``        closed    stays owned                       nothing
+``wait``         closed    reaped; killed after a timeout    ``status``, ``final_stderr``
+``close_async``  closed    reaped later, by the pool         ``final_stderr``
+``detach``       closed    runs on, is not reaped            ``final_stderr``
+===============  ========  ================================  ===========================
+
+``close`` may precede each of the other three. The first of those three decides what happens to the
+process; all later calls do nothing. ``kill`` aborts the work; one of the three must follow it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +24,12 @@ from .._support.lazy import socket
 from .._system.descriptors import above_stdio
 
 SEND_BUFFER = 64 * 2**20
-"""Bytes asked for the socket: a request larger than its buffer (about 208 KiB) would fail."""
+"""Size of the socket's send buffer in bytes: a request larger than the default (about 208 KiB)
+fails."""
 
 
 def widen(sock: socket.socket) -> None:
-    """Make room for large requests: beyond the system's limit where we may."""
+    """Enlarge the send buffer for large requests, beyond the system's limit where permitted."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, 32, SEND_BUFFER)  # SO_SNDBUFFORCE
     except PermissionError:
@@ -20,7 +37,7 @@ def widen(sock: socket.socket) -> None:
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a connection as CRIU wants it, on numbers above 2."""
+    """A connected pair of sockets of the type that CRIU uses, on numbers above 2."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with contextlib.ExitStack() as undo:
         undo.enter_context(ours)
@@ -34,54 +51,57 @@ def _above_stdio(sock: socket.socket) -> socket.socket:
     if sock.fileno() > 2 and type(sock) is socket.socket:
         return sock
     sock = socket.socket(fileno=above_stdio(sock.detach()))
-    sock.setblocking(True)  # those of gevent and eventlet do not
+    sock.setblocking(True)  # sockets of gevent and eventlet are non-blocking
     return sock
 
 
 class Connection:
-    """A connection to a CRIU process that is not ours: the socket, owned.
+    """A connection to a CRIU process that the caller or a service has started.
 
-    A worker of our own is more than that: ``WorkerConnection`` in ``worker.py``.
+    It owns the socket only, so that ``wait``, ``close_async`` and ``detach`` all do what ``close``
+    does.
     """
 
     pid = 0
-    """The process, where it is ours to end."""
+    """The process, if this connection started it; else 0."""
     pidfd = -1
-    """A descriptor that becomes readable when it ends; -1: only the socket tells."""
+    """A pidfd of that process; -1: there is none, or the process is not owned any more."""
 
     def __init__(self, sock: socket.socket, *, program: str) -> None:
         self.sock = sock
         self.program = program
-        """What to call it in messages."""
+        """The process's name in messages."""
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
         self.final_stderr = ""
-        """What it had written to its standard output and error when it ended."""
+        """Its standard output and error up to the end of the connection."""
 
     def has_ended(self, timeout: float = 0.0) -> bool:
-        """Whether the process has ended, waiting for at most this many seconds."""
+        """Whether the process has ended; waits for at most ``timeout`` seconds."""
         return False
 
     def kill(self) -> None:
-        """End what can be ended: here the conversation."""
+        """Abort the work: kill the process, or shut the socket down if the process is not ours."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def wake(self) -> None:
-        """Have the process go on if somebody has stopped it: it cannot undo its work otherwise."""
+        """Continue the process if it was stopped by a signal: it could not undo its work."""
 
     def close(self) -> None:
-        """Close our end, which tells CRIU that there is nothing more to do."""
+        """Close the socket. CRIU ends when it sees that."""
         self.sock.close()
 
     def wait(self) -> None:
-        """Give back all that is ours."""
+        """Close, wait until the process has ended, and reap it."""
         self.close()
 
     def close_async(self) -> None:
-        """:meth:`reap`, where nobody cares when the process ends: that may be waited for later."""
-        self.wait()
+        """Close, and leave waiting and reaping to the pool; without a pool as :meth:`wait`."""
+        self.close()
 
     def detach(self) -> None:
-        """Close what is ours, and leave the process alone: with ``exec_cmd`` it has a new life."""
+        """Close, and give the process up: with ``exec_cmd`` it is the restored program by then,
+        and in a forked child it is the parent's.
+        """
         self.close()

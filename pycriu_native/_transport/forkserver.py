@@ -1,9 +1,9 @@
-"""A CRIU that has been loaded and forks workers: the Python side of ``native/forkserver.c``.
+"""ForkServer: a loaded ``criu`` that forks workers; the Python side of ``native/forkserver.c``.
 
-Most of what starting a worker costs is the loader's work: CRIU and some twenty libraries are
-mapped and bound, three to four times what the worker needs until it waits for its request. A
-fork server has that behind it. Its workers are forked before CRIU's ``main()`` and are children of
-this process, so nothing of CRIU's own is shared: no configuration, no run id, no descriptor.
+Most of the cost of starting a worker is the loader's: it maps and binds CRIU and some twenty
+libraries, which takes three to four times as long as the rest of the start. The fork server does
+that once. It forks each worker before CRIU's ``main()``, as a child of the caller, so that workers
+share no state of CRIU: no configuration, no run id, no descriptor.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .worker import start_worker
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
 UNTIL_LOADED = 2.0
-"""Seconds that a seed gets for its first word."""
+"""Seconds within which a fork server must send its first message, unless told otherwise."""
 
-UNTIL_GROWN = 5000
-"""Milliseconds that it gets for a worker."""
+UNTIL_FORKED = 5000
+"""Milliseconds that it may take to fork a worker."""
 
 UNTIL_READ = 600_000
 """Milliseconds that it gets to read a template."""
@@ -39,50 +39,69 @@ MOST_INHERITED: int = native.PN_MOST_INHERITED
 """Descriptors that a worker can inherit."""
 
 NO_INPUT = -1
-"""What grows reads /dev/null: ours would be kept open by it."""
+"""The workers read /dev/null: they would keep the caller's standard input open."""
 
 PRELOAD = "LD_PRELOAD"
 
-_OF_ONE_WORD = frozenset(" :$")
-"""What the loader takes for the end of a path, or for more than it is."""
+_SPECIAL_TO_LOADER = frozenset(" :$")
+"""Characters that separate or expand paths in LD_PRELOAD."""
 
 
 class ForkServerUnavailableError(Exception):
-    """This program grows no workers here, or not any more: each is to be started on its own."""
+    """This program cannot be a fork server here, or has ended: start each worker on its own.
+
+    Its text is the reason.
+    """
 
 
 class ForkServer:
-    """A ``criu`` that grows workers; owned.
+    """A ``criu`` process that forks workers; owned.
 
-    Everything but CRIU's own state they take over from it as it was when the seed was started:
-    who uses them must know that nothing has changed since (``inherited_state.py``).
+    The workers inherit the state that the fork server had at its start: use them only while that
+    state has not changed for the caller (``inherited_state.py``).
     """
 
-    def __init__(self, program: str, env: Mapping[str, str], spawn_options: SpawnOptions) -> None:
-        """``spawn_options`` is that of the workers. ``ForkServerUnavailableError``,
-        ``ProgramError``, ``OSError``.
+    def __init__(
+        self,
+        program: str,
+        env: Mapping[str, str],
+        spawn_options: SpawnOptions,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """``spawn_options`` are those of the workers; ``patience`` in seconds is the time until
+        the first message, None: ``UNTIL_LOADED``.
+
+        Raises ``ForkServerUnavailableError``, ``ProgramError``, ``OSError``.
         """
-        if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
-            raise ForkServerUnavailableError
+        if reason := _why_not(program, env):
+            raise ForkServerUnavailableError(reason)
         preloading = {**env, PRELOAD: IMAGE}
-        self._asking = Lock()
+        self._fork_lock = Lock()
         with _starting:
-            self._line = start_worker(program, preloading, NO_INPUT, spawn_options=spawn_options)
-            _seeds.add(self)
-        self._line.sock.settimeout(UNTIL_LOADED)
+            self._connection = start_worker(
+                program, preloading, NO_INPUT, spawn_options=spawn_options
+            )
+            _servers.add(self)
+        self._connection.sock.settimeout(UNTIL_LOADED if patience is None else patience)
         try:
-            is_there = bool(self._line.sock.recv(16))  # another program waits for a request
+            ready = bool(self._connection.sock.recv(16))  # another program waits for a request
         except OSError:
-            is_there = False
-        if not is_there:
+            ready = False
+        if not ready:
             self._end()
-            _barren.add(on_disk(program))
-            raise ForkServerUnavailableError
+            _unable.add(on_disk(program))
+            raise ForkServerUnavailableError(_NOT_LOADED.format(program))
 
     @property
     def pid(self) -> int:
-        """The process that waits to be asked."""
-        return self._line.pid
+        """The pid of the fork server."""
+        return self._connection.pid
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers can be forked: not after :meth:`close`, nor once one has failed."""
+        return self._connection.sock.fileno() >= 0
 
     def load_template(self, table: int, pages: Sequence[int], size: int) -> None:
         """Read a template into memory, which the workers then inherit.
@@ -91,32 +110,32 @@ class ForkServer:
         ``pages`` those of the files that it names. Once for each fork server. Raises ``OSError``:
         ENODATA for a file that is too short, ENOMEM; the fork server is closed then.
         """
-        with self._asking:
-            line, fds = self._line.sock.fileno(), [table, *pages]
-            status = native.pn_load_template(line, fds, len(fds), size, UNTIL_READ)
+        with self._fork_lock:
+            fd, fds = self._connection.sock.fileno(), [table, *pages]
+            status = native.pn_load_template(fd, fds, len(fds), size, UNTIL_READ)
             if status:
                 self._end()
                 raise OSError(-status, os.strerror(-status))
 
     def fork_worker(self, ends: Any, keep: Sequence[int] = ()) -> tuple[int, int]:
-        """A worker with these ends (``struct pn_ends``): its pid and a pidfd.
+        """Fork a worker with these ends (``struct pn_ends``). Returns its pid and a pidfd.
 
         ``keep`` are descriptors that it inherits under the same numbers, at most
-        ``MOST_INHERITED``. ``ForkServerUnavailableError`` once there can be none; the fork server
-        is closed then. Any thread may call this.
+        ``MOST_INHERITED``. ``ForkServerUnavailableError`` if the fork server has ended; it is
+        closed then. May be called from any thread.
         """
-        with self._asking:
-            line = self._line.sock.fileno()
-            if line < 0:
-                raise ForkServerUnavailableError
-            pid = native.pn_fork_worker(line, ends, list(keep), len(keep), UNTIL_GROWN)
+        with self._fork_lock:
+            fd = self._connection.sock.fileno()
+            if fd < 0:
+                raise ForkServerUnavailableError("the fork server has ended")
+            pid = native.pn_fork_worker(fd, ends, list(keep), len(keep), UNTIL_FORKED)
             if pid < 0:
                 self._end()
-                raise ForkServerUnavailableError
+                raise ForkServerUnavailableError(f"it forks no worker: {os.strerror(-pid)}")
         try:
             return pid, os.pidfd_open(pid)
         except OSError as error:
-            # It is our child, so that the number is no other's.
+            # It is an unreaped child of this process: the number is not reused.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
@@ -126,30 +145,30 @@ class ForkServer:
             ) from None
 
     def _end(self) -> None:
-        """End one that does not do as it is told: what it was asked for it must not do later."""
-        self._line.kill()
+        """Kill a fork server that did not respond: it must not fork the worker later."""
+        self._connection.kill()
         self.close()
 
     def close(self) -> None:
-        """End it; what it has grown stays. A second time does nothing."""
+        """End it; its workers stay. May be called again."""
         with contextlib.suppress(OSError):
-            self._line.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
-        self._line.wake()
-        self._line.wait()  # not killed at once: what was grown just now is in its group still
+            self._connection.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
+        self._connection.wake()
+        self._connection.wait()  # not killed: a new worker may be in its process group still
 
     def forget(self) -> None:
-        """In a forked child, whose parent has it."""
-        self._line.detach()
+        """In a forked child: close the copy of the parent's socket."""
+        self._connection.detach()
 
 
-_seeds: weakref.WeakSet[ForkServer] = weakref.WeakSet()
+_servers: weakref.WeakSet[ForkServer] = weakref.WeakSet()
 _starting = Lock()
-"""Held until a new one is among them: what a child that is forked then inherits, it knows."""
+"""Held until a new fork server is in ``_servers``: a child forked meanwhile would not find it."""
 
 
 def _after_fork_in_child() -> None:
-    for seed in list(_seeds):
-        seed.forget()
+    for server in list(_servers):
+        server.forget()
     _starting.release()
 
 
@@ -159,25 +178,38 @@ os.register_at_fork(
     after_in_child=_after_fork_in_child,
 )
 
-_barren: set[tuple[object, ...]] = set()
-"""Programs that had no word to say: each wait for one is long."""
+_unable: set[tuple[object, ...]] = set()
+"""Programs that sent no first message: waiting for it again would take UNTIL_LOADED."""
 
 
-def _can_be_preloaded(program: str) -> bool:
-    """Whether the loader takes our image, as far as that can be told ahead."""
-    if not os.path.exists(IMAGE) or not _OF_ONE_WORD.isdisjoint(IMAGE):
-        return False
-    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID) or on_disk(program) in _barren:
-        return False
-    try:
+_NOT_LOADED = (
+    "{} does not load a preloaded library: it is static, or a script that clears LD_PRELOAD"
+)
+
+
+def _why_not(program: str, env: Mapping[str, str]) -> str:
+    """Why the loader would not preload IMAGE, as far as that can be checked; or nothing."""
+    if PRELOAD in env:
+        return f"{PRELOAD} is set for the worker"
+    if not os.path.exists(IMAGE):
+        return f"{IMAGE} is missing"
+    if not _SPECIAL_TO_LOADER.isdisjoint(IMAGE):
+        return f"the path {IMAGE!r} has a space, a colon or a $, which {PRELOAD} cannot name"
+    ignored = f"and the loader ignores {PRELOAD} for programs with more rights than their user"
+    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return f"{program} is setuid or setgid, {ignored}"
+    if on_disk(program) in _unable:
+        return _NOT_LOADED.format(program)
+    with contextlib.suppress(OSError):
         os.getxattr(program, "security.capability")
-    except OSError:
-        return True
-    return False  # the loader preloads nothing into a program that has more rights than its user
+        return f"{program} has file capabilities, {ignored}"
+    if not _same_pids():
+        return "processes that are started here have pids of another namespace"
+    return ""
 
 
 def _same_pids() -> bool:
-    """Whether what we start has pids of our namespace: a seed tells them as it sees them."""
+    """Whether children get pids of this namespace: the fork server sends them as it sees them."""
     with contextlib.suppress(OSError):
         ours = os.stat("/proc/self/ns/pid")
         return os.path.samestat(ours, os.stat("/proc/thread-self/ns/pid_for_children"))

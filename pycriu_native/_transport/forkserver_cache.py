@@ -1,7 +1,6 @@
-"""Workers for the calls of a batch, grown from seeds that last as long as it does.
+"""ForkServerCache: the fork servers of a batch of calls.
 
-Which seed a worker comes from, what the worker would be like decides (``fingerprint``): calls from
-one thread, or from threads alike, share one.
+Calls whose workers would have the same ``fingerprint`` share a fork server, from any thread.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from .worker_factory import fingerprint, start_fork_server
 
 
 class ForkServerCache(Closing):
-    """A seed for each kind of worker that was asked for. Owned. Any thread may ask."""
+    """A fork server for each kind of worker. Owned. May be used from any thread."""
 
     def __init__(self) -> None:
-        self._sowing = Lock()
-        self._seeds: dict[object, ForkServer | None] = {}
+        self._lock = Lock()
+        self._servers: dict[object, ForkServer | None] = {}
 
     def connect(self, via: Via, keep: Sequence[int], spawn_options: SpawnOptions) -> Connection:
-        """What ``via.connect`` gives; from a seed where that makes no difference."""
-        # A Worker alone is known to do no more than to start one.
+        """Connect as ``via.connect`` does, with a forked worker where that makes no difference."""
+        # Other classes, subclasses included, may do more than to start a worker.
         if (
             type(via) is Worker
             and via.stdin is None
             and not spawn_options.outside
             and len(keep) <= MOST_INHERITED
         ):
-            seed = self._fork_server(via, spawn_options)
-            if seed is not None:
+            server = self._fork_server(via, spawn_options)
+            if server is not None:
                 with contextlib.suppress(ForkServerUnavailableError):
-                    return connect_worker(via.name(), lambda ends: seed.fork_worker(ends, keep))
+                    return connect_worker(via.name(), lambda ends: server.fork_worker(ends, keep))
         return via.connect(keep, spawn_options)
 
     def _fork_server(self, worker: Worker, spawn_options: SpawnOptions) -> ForkServer | None:
@@ -47,17 +46,16 @@ class ForkServerCache(Closing):
         if like is None:
             return None
         kind = (like, tuple(worker.env.items()), spawn_options)
-        with self._sowing:
-            if kind not in self._seeds:
-                self._seeds[kind] = None
-                with contextlib.suppress(
-                    ForkServerUnavailableError, CriuError, OSError
-                ):  # via.connect will tell
-                    self._seeds[kind] = start_fork_server(worker, spawn_options, like)
-            return self._seeds[kind]
+        with self._lock:
+            if kind not in self._servers:
+                self._servers[kind] = None
+                # via.connect raises what is wrong.
+                with contextlib.suppress(ForkServerUnavailableError, CriuError, OSError):
+                    self._servers[kind] = start_fork_server(worker, spawn_options, like)
+            return self._servers[kind]
 
     def close(self) -> None:
-        """End the seeds; the workers stay."""
-        for seed in self._seeds.values():
-            if seed is not None:
-                seed.close()
+        """End the fork servers; the workers stay."""
+        for server in self._servers.values():
+            if server is not None:
+                server.close()

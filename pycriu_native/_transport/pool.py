@@ -1,15 +1,15 @@
-"""Workers that are started ahead of the calls that use them.
+"""WorkerPool: workers that are started before the calls that use them.
 
-Starting ``criu`` takes some milliseconds, most of them the loader's. ``WorkerPool`` has it loaded
-once (``forkserver.py``), keeps a few workers that wait for a request, and forks the next ones while
-calls are busy with other things::
+Starting ``criu`` takes some milliseconds, most of them in the loader. ``WorkerPool`` loads it
+once (``forkserver.py``), keeps a few workers that wait for a request, and forks the next ones in
+the background::
 
-    with WorkerPool(2) as warm:
+    with WorkerPool(2) as pool:
         for pid, opts in jobs:
-            dump(pid, opts, via=warm)
+            dump(pid, opts, via=pool)
 
-A warm worker is used for a call only if a fresh one would be no different: the one rule is
-``WorkerPool.connect``. It ends when its socket does, so it does not outlive us, however we end.
+A call uses a ready worker only if a fresh one would be no different (``WorkerPool.connect``). A
+worker ends when its socket is closed, so it does not outlive the caller, however that ends.
 """
 
 from __future__ import annotations
@@ -38,85 +38,85 @@ LARGEST_POOL = 1024
 
 DURING_A_CALL = 0.05
 AFTER_A_CALL = 0.002
-"""Seconds for which no worker is started after one was taken, and after one was given back: the
-start would take the processor, and Python's lock, from the call that goes on."""
+"""Seconds without a new worker after one was taken, and after one was retired: starting one would
+take processor time and Python's lock from the call in progress."""
 
 PAUSE = 1.0
-"""Seconds between tries while workers cannot be started."""
+"""Seconds between attempts while workers cannot be started."""
 
 
 class _Idle:
-    """A worker that waits, and what it has taken over from the thread that started it."""
+    """A ready worker and its fingerprint."""
 
-    def __init__(self, line: WorkerConnection, born: WorkerFingerprint) -> None:
-        self.line = line
-        self.born = born
+    def __init__(self, connection: WorkerConnection, fingerprint: WorkerFingerprint) -> None:
+        self.connection = connection
+        self.fingerprint = fingerprint
 
 
 class _Stock:
-    """Idle workers of one kind, and the thread that starts them; it outlives no ``WorkerPool``."""
+    """The ready workers of one kind, and the thread that starts them. Owned by a ``WorkerPool``."""
 
     def __init__(self, size: int, worker: Worker, spawn_options: SpawnOptions) -> None:
         self.size = size
         self.worker = worker
         self.spawn_options = spawn_options
         self.idle: deque[_Idle] = deque()
-        self.turn = Condition()
+        self.changed = Condition()
         self.closed = False
         self.thread: Any = None
         self.retired: deque[ChildProcess] = deque()
-        """Workers that have served their call, and are to be reaped."""
+        """Workers whose call is over, to be reaped."""
         self.not_before = 0.0
-        """No worker is started before this time: the call that took one would wait for it."""
+        """Monotonic time before which no worker is started, in favour of the call in progress."""
         self.missed: WorkerFingerprint | None = None
-        """Where the last call came from that found no worker of its surroundings."""
+        """The fingerprint that the last call needed, if no ready worker had it."""
 
     def take(self) -> WorkerConnection | None:
-        """A worker that is no different from one that would be started now; None: there is none."""
+        """A ready worker that is no different from a fresh one; None if there is none."""
         if not self.idle:
-            with self.turn:
+            with self.changed:
                 with contextlib.suppress(RuntimeError):
                     self._run()
-                self.turn.notify_all()
+                self.changed.notify_all()
             return None
         here = fingerprint(self.worker)
         dropped: list[_Idle] = []
         try:
-            with self.turn:
+            with self.changed:
                 with contextlib.suppress(RuntimeError):  # no thread can be started just now
                     self._run()
                 while self.idle:
                     result = self.idle[0]
-                    if result.born != here:
+                    if result.fingerprint != here:
                         self._miss(here, dropped)
                         return None
                     self.idle.popleft()
                     self.missed = None
-                    if not result.line.has_ended():
+                    if not result.connection.has_ended():
                         self.not_before = time.monotonic() + DURING_A_CALL
-                        result.line.later = self.retire
-                        return result.line
+                        result.connection.retire = self.retire
+                        return result.connection
                     dropped.append(result)
-                self.turn.notify_all()
+                self.changed.notify_all()
                 return None
         finally:
             for exited in dropped:
-                exited.line.wait()
+                exited.connection.wait()
 
     def _miss(self, here: WorkerFingerprint | None, dropped: list[_Idle]) -> None:
-        """Move to the surroundings of this thread, if two calls in a row come from there."""
+        """Restart the thread from here, if the last two calls needed this same fingerprint."""
         if here is not None and here == self.missed:
             dropped.extend(self.idle)
             self.idle.clear()
-            # What a thread starts has the thread's surroundings: the next ones are born here.
+            # Workers inherit the state of the thread that starts them, and that of its creator.
             self.thread = None
             with contextlib.suppress(RuntimeError):
                 self._run()
-            self.turn.notify_all()
+            self.changed.notify_all()
         self.missed = here
 
     def _run(self) -> None:
-        """Have a thread that starts workers."""
+        """Start the thread, if it does not run."""
         if self.thread is None and not self.closed:
             me: list[Any] = []  # the body may begin before its thread is known
             thread = Thread(_refill, "criu warm workers", (self, me), daemon=True)
@@ -129,17 +129,17 @@ class _Stock:
                 raise
 
     def retire(self, process: ChildProcess) -> None:
-        """Have the thread reap a worker that has served its call, and start the next one."""
-        with self.turn:
+        """Let the thread reap a worker whose call is over, and start the next one."""
+        with self.changed:
             if self.thread is not None:
                 self.retired.append(process)
                 self.not_before = time.monotonic() + AFTER_A_CALL
-                self.turn.notify_all()
+                self.changed.notify_all()
                 return
         process.wait(PATIENCE)  # the pool was closed meanwhile
 
     def reap_retired(self) -> None:
-        """Wait for the end of those that have served: a moment each."""
+        """Reap the retired workers; each ends within a moment."""
         while self.retired:
             try:
                 process = self.retired.popleft()
@@ -148,59 +148,59 @@ class _Stock:
             process.wait(PATIENCE)
 
     def close(self) -> None:
-        """End the thread, and the workers that wait."""
-        with self.turn:
+        """End the thread and the ready workers."""
+        with self.changed:
             self.closed = True
             thread, self.thread = self.thread, None
             remaining = list(self.idle)
             self.idle.clear()
-            self.turn.notify_all()
+            self.changed.notify_all()
         for idle in remaining:
-            idle.line.close()  # all of them end at the same time
+            idle.connection.close()  # all of them end at the same time
         for idle in remaining:
-            idle.line.wait()
+            idle.connection.wait()
         if thread is not None and thread.ident != get_ident():
             thread.join()
         self.reap_retired()
 
     def forget(self) -> None:
-        """In a forked child: the workers are the parent's, and so is the thread."""
-        self.turn = Condition()
+        """In a forked child: drop the workers and the thread, which are the parent's."""
+        self.changed = Condition()
         self.thread = None
         for idle in self.idle:
-            idle.line.detach()  # as long as we held the socket too they would not see its end
+            idle.connection.detach()  # a copy of the socket here would keep them running
         self.idle.clear()
         while self.retired:
             self.retired.popleft().close()
 
 
 def _refill(stock: _Stock, thread: list[Any]) -> None:
-    """Keep as many workers as were asked for; the body of the stock's thread."""
+    """Keep ``stock.size`` workers ready; the body of the stock's thread."""
     me = thread[0]
-    # A signal that this thread took would not interrupt the one that waits for it.
+    # A signal delivered to this thread would not interrupt the thread that waits for it.
     native.pn_block_signals()
-    with WorkerFactory(stock.worker, stock.spawn_options) as nursery:
+    with WorkerFactory(stock.worker, stock.spawn_options) as factory:
         while True:
-            with stock.turn:
+            with stock.changed:
                 while stock.thread is me and not stock.retired and len(stock.idle) >= stock.size:
-                    stock.turn.wait()
+                    stock.changed.wait()
                 while stock.thread is me and (remaining := stock.not_before - time.monotonic()) > 0:
-                    stock.turn.wait(remaining)
+                    stock.changed.wait(remaining)
                 if stock.thread is not me:
                     return
             stock.reap_retired()
             if len(stock.idle) >= stock.size:
                 continue
             try:
-                made = nursery.start()
-            except (CriuError, OSError, MemoryError):  # a call will tell
-                with stock.turn:
+                made = factory.start()
+            except (CriuError, OSError, MemoryError):  # a call will raise it
+                with stock.changed:
                     if stock.thread is me:
-                        stock.turn.wait(PAUSE)
+                        stock.changed.wait(PAUSE)
                 continue
             if made is None:
                 continue
-            with stock.turn:
+            with stock.changed:
                 if stock.thread is me:
                     stock.idle.append(_Idle(*made))
                     continue
@@ -212,12 +212,12 @@ _stocks: weakref.WeakSet[_Stock] = weakref.WeakSet()
 
 def _before_fork() -> None:
     for stock in list(_stocks):
-        stock.turn.acquire()
+        stock.changed.acquire()
 
 
 def _after_fork_in_parent() -> None:
     for stock in list(_stocks):
-        stock.turn.release()
+        stock.changed.release()
 
 
 def _after_fork_in_child() -> None:
@@ -238,34 +238,35 @@ def _close(*stocks: _Stock) -> None:
 
 
 class WorkerPool(Closing):
-    """``size`` workers kept ready, each for one call; used as ``via``, like a :class:`Worker`.
+    """``size`` workers kept ready, each for one call; passed as ``via``, like a :class:`Worker`.
 
-    From the first restore on there are as many for restores: what a dump creates is for its own
-    user only, which a restore could not do.
+    From the first restore on, it also keeps ``size`` workers for restores: files that a dump
+    creates are for its own user only, and a restore needs another umask.
 
-    They are processes ``criu swrk``, children of this one, idle on a socket. A call takes one
-    and it is replaced in the background, so calls beyond ``size`` at the same moment start their
-    own. One more such process is their seed: CRIU is loaded once, in there, and each worker is
-    forked from it before CRIU's ``main()`` begins, at a quarter of the cost. (Programs that
-    cannot be preloaded into, such as one with file capabilities, are started each on its own.)
+    The workers are ``criu swrk`` processes, children of this one, that wait on a socket. A call
+    takes one, and the pool replaces it in the background; calls beyond ``size`` at the same time
+    start their own. One more such process is the fork server: it loads CRIU once, and forks each
+    worker before CRIU's ``main()`` begins, at a quarter of the cost. (A program that LD_PRELOAD
+    does not work with, such as one with file capabilities, is started for each worker instead.)
 
-    A fresh worker is started, without a word, where a warm one would be different:
+    The call starts a fresh worker where a ready one would be different:
 
-    * the call hands over descriptors, or standard input: ``inherit_fds``, ``PageServer(fd=...)``,
+    * the call passes descriptors or standard input: ``inherit_fds``, ``PageServer(fd=...)``,
       ``shell_job``, ``exec_cmd``;
-    * the caller dumps itself, or a tree that it is in;
-    * this thread's namespaces, root, directory, user, groups, capabilities, security label,
-      system call filter, cgroup, OOM score, rlimits, umask, priority, processors, session or
-      terminal, the ``criu`` program or CRIU's configuration files are others than when the warm
-      ones were started. After two such calls from the same surroundings the pool moves there.
+    * the caller dumps itself, or a tree that contains it;
+    * since the ready workers were started, one of these has changed for the calling thread:
+      namespaces, root, directory, user, groups, capabilities, security label, system call filter,
+      cgroup, OOM score, rlimits, umask, priority, processors, session, terminal, the ``criu``
+      program or CRIU's configuration files. After two such calls with the same state the pool
+      replaces its workers by ones with that state.
 
     ``program``, ``env`` and ``allow_untrusted`` are those of :class:`Worker`. Owned: use it in a
-    ``with`` statement, or close it, which ends the idle workers. When the process ends in any
-    other way, SIGKILL included, their sockets close and they end by themselves. Who waits for
-    any child at all (``os.wait()``) waits for them too.
+    ``with`` statement, or close it, which ends the ready workers. If this process ends without
+    that, SIGKILL included, the workers' sockets close and the workers end. ``os.wait()`` also
+    returns for these children.
 
-    Synchronization: calls on any number of threads may share it. In a forked child it starts
-    with workers of the child's own.
+    Synchronization: calls on any number of threads may share it. A forked child starts workers of
+    its own.
     """
 
     ours: ClassVar[bool] = True
@@ -283,28 +284,28 @@ class WorkerPool(Closing):
         self._worker = Worker(
             program=program, env={} if env is None else dict(env), allow_untrusted=allow_untrusted
         )
-        self._worker.identity()  # there is such a program
+        self._worker.identity()  # raises if there is no such program
         self._stock = _Stock(size, self._worker, SAVING)
         self._restoring = _Stock(size, self._worker, RESTORING)
-        """Those for restores, from the first one on."""
+        """Workers for restores, from the first restore on."""
         self._finish = weakref.finalize(self, _close, self._stock, self._restoring)
         _stocks.update((self._stock, self._restoring))
-        with self._stock.turn:
+        with self._stock.changed:
             self._stock._run()
 
     @property
     def worker(self) -> Worker:
-        """What one of them is like."""
+        """The :class:`Worker` that the pool starts."""
         return self._worker
 
     @property
     def allow_untrusted(self) -> bool:
-        """Whether to use what other users could change: see :class:`Worker`."""
+        """Whether files that other users could change are accepted: see :class:`Worker`."""
         return self._worker.allow_untrusted
 
     @property
     def env(self) -> Mapping[str, str]:
-        """What is added to the workers' environment."""
+        """Variables added to the workers' environment."""
         return self._worker.env
 
     def __repr__(self) -> str:
@@ -313,11 +314,11 @@ class WorkerPool(Closing):
 
     @property
     def idle(self) -> int:
-        """How many workers are ready now."""
+        """The number of workers that are ready now."""
         return len(self._stock.idle)
 
     def wait_until_ready(self, timeout: float | None = None) -> bool:
-        """Wait, for ``timeout`` seconds at most, until all are ready; whether they are."""
+        """Wait until all workers are ready, for at most ``timeout`` seconds; whether they are."""
         until = None if timeout is None else time.monotonic() + timeout
         while self.idle < self._stock.size and not self._stock.closed:
             if until is not None and time.monotonic() > until:
@@ -326,32 +327,32 @@ class WorkerPool(Closing):
         return not self._stock.closed
 
     def identity(self) -> tuple[object, ...]:
-        """Which program this is, as it is on disk now."""
+        """The program's path, device, inode and modification time."""
         return self._worker.identity()
 
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages: the program's path."""
         return self._worker.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """A worker of our own can do everything."""
+        """No problems: a worker supports every request."""
         return self._worker.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """A warm worker where that makes no difference, else a fresh one.
+        """A ready worker where that makes no difference, else a fresh one.
 
-        ``ValueError`` once it is closed; else raises as :meth:`Worker.connect`.
+        ``ValueError`` if the pool is closed; else raises as :meth:`Worker.connect`.
         """
         if self._stock.closed:
-            raise ValueError("these warm workers are closed")
+            raise ValueError("this pool of workers is closed")
         stock = next(
             (s for s in (self._stock, self._restoring) if s.spawn_options == spawn_options), None
         )
-        warm = None if keep or stock is None else stock.take()
-        return self._worker.connect(keep, spawn_options) if warm is None else warm
+        ready = None if keep or stock is None else stock.take()
+        return self._worker.connect(keep, spawn_options) if ready is None else ready
 
     def close(self) -> None:
-        """End the workers that wait; calls under way keep theirs. A second time does nothing."""
+        """End the ready workers; calls in progress keep theirs. May be called again."""
         self._finish()

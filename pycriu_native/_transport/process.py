@@ -1,4 +1,4 @@
-"""A ``criu`` process of our own: watched by its pidfd, ended, and reaped."""
+"""ChildProcess: a ``criu`` child process, watched by its pidfd, ended, and reaped."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import signal
 
 from .._support.unpatched import poll
 
-LARGEST_CHATTER = 256 * 1024
+LARGEST_STDERR = 256 * 1024
 """Bytes of a process's standard error that are kept."""
 
 
 class ChildProcess:
-    """A process that leads a group of its own, and the file that it writes its errors to.
+    """A process that leads its own process group, and the file with its standard error.
 
-    ``pidfd`` is -1 for a process that is not ours to watch: a self-dump must hold no pidfd of
-    its worker, which CRIU could not save.
+    ``pidfd`` is -1 in a self-dump: the dumped process must hold no pidfd of its worker, since CRIU
+    could not save that.
     """
 
-    def __init__(self, pid: int, pidfd: int, stderr_text: int) -> None:
+    def __init__(self, pid: int, pidfd: int, stderr_fd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
         self.final_stderr = ""
-        """What it had written to its standard output and error when it was closed."""
-        self._chatter = stderr_text
+        """Its standard output and error up to ``close``."""
+        self._stderr = stderr_fd
 
     @property
     def closed(self) -> bool:
-        """Whether everything was given back."""
-        return self._chatter < 0
+        """Whether ``close`` was called."""
+        return self._stderr < 0
 
     def has_ended(self, timeout: float | None = 0.0) -> bool:
-        """Whether it has ended, waiting for at most this many seconds; None: for ever."""
+        """Whether it has ended; waits for at most ``timeout`` seconds, None: without a limit."""
         if self.pidfd < 0:
             return not os.path.exists(f"/proc/{self.pid}")
         readable = poll()
@@ -43,27 +43,28 @@ class ChildProcess:
         return bool(readable.poll(None if timeout is None else timeout * 1000))
 
     def send_signal(self, number: int) -> None:
-        """Signal it, if it is there to be signalled."""
+        """Send it a signal, unless it has ended or cannot be watched."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
 
     def wake(self) -> None:
-        """Have it go on if somebody has stopped it.
+        """Continue it if it was stopped by a signal.
 
-        It alone: CRIU has children stop themselves, waits for that, and would wait for ever.
+        The children are left stopped: during a restore CRIU lets them stop themselves, and waits
+        for that without a limit.
         """
         self.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it and all that it has forked and not moved to a session of its own."""
+        """Kill it and its descendants, except those in a session of their own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            # The group's number stays taken while it is unreaped: it cannot be another's.
+            # The group's number is not reused while its leader is not reaped.
             os.killpg(self.pid, signal.SIGKILL)
         self.send_signal(signal.SIGKILL)
 
     def wait(self, patience: float) -> None:
-        """Wait for its end, and close; it is killed if that takes longer than ``patience``."""
+        """Wait for its end, reap it, and close; after ``patience`` seconds it is killed."""
         if self.closed:
             return
         if self.pidfd >= 0:
@@ -73,24 +74,26 @@ class ChildProcess:
             self._collect()
         self.close()
 
-    def words(self) -> str:
-        """What it has written to its standard output and error by now."""
-        size = min(os.fstat(self._chatter).st_size, LARGEST_CHATTER)
-        return os.pread(self._chatter, size, 0).decode(errors="replace")
+    def stderr_text(self) -> str:
+        """Its standard output and error so far."""
+        if self.closed:
+            return self.final_stderr
+        size = min(os.fstat(self._stderr).st_size, LARGEST_STDERR)
+        return os.pread(self._stderr, size, 0).decode(errors="replace")
 
     def close(self) -> None:
-        """Give back what is ours, and leave the process alone."""
+        """Close the descriptors; the process is neither ended nor reaped."""
         if self.closed:
             return
-        self.final_stderr = self.words()
-        os.close(self._chatter)
-        self._chatter = -1
+        self.final_stderr = self.stderr_text()
+        os.close(self._stderr)
+        self._stderr = -1
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
 
     def _collect(self) -> None:
-        # ECHILD: it is not our child (self-dump), or the embedder reaps all children itself.
+        # ECHILD: it is not our child (self-dump), or the embedding program reaps all children.
         with contextlib.suppress(ChildProcessError):
             result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
             if result is not None:

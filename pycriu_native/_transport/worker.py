@@ -1,4 +1,4 @@
-"""A CRIU worker of our own, started for one request: the default way to reach CRIU."""
+"""Worker: a ``criu swrk`` process started for one call, the default way to reach CRIU."""
 
 from __future__ import annotations
 
@@ -17,110 +17,102 @@ from .program import find_program, on_disk
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions, spawn
 
 PATIENCE = 10.0
-"""Seconds that a worker gets to end by itself once it has answered."""
+"""Seconds that a worker may take to end after its response, before it is killed."""
 
 
 class WorkerConnection(Connection):
-    """A connection to a worker of our own, and that process, owned."""
+    """A connection that also owns its process, until ``wait``, ``close_async`` or ``detach``."""
 
     def __init__(self, sock: socket.socket, process: ChildProcess, program: str) -> None:
         super().__init__(sock, program=program)
-        self.later: Callable[[ChildProcess], None] | None = None
-        """Who is told when the process is done with, and reaps it if it was released."""
-        self._released = False
         self.pid = process.pid
         self.pidfd = process.pidfd
-        self._process = process
+        self.retire: Callable[[ChildProcess], None] | None = None
+        """Receives the process at the end of the connection, and reaps it if that is not done."""
+        self._process: ChildProcess | None = process
+        """None once the process is not owned any more."""
 
     def has_ended(self, timeout: float = 0.0) -> bool:
-        return self._process.has_ended(timeout)
+        return self._process is None or self._process.has_ended(timeout)
 
     def kill(self) -> None:
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def wake(self) -> None:
-        self._process.wake()
+        if self._process is not None:
+            self._process.wake()
 
     def wait(self) -> None:
-        """Wait for the worker's end; it is killed if it takes longer than PATIENCE."""
-        if self._released:
-            return
         self.close()
-        self._process.wait(PATIENCE)
-        self._remember()
-        self._hand_over()
+        if self._process is not None:
+            self._process.wait(PATIENCE)
+            self._give_up(self._process)
 
     def close_async(self) -> None:
-        if self.later is None:
+        if self.retire is None:
             self.wait()
             return
         self.close()
-        self.final_stderr = self._process.words()
-        self.pidfd = -1
-        self._released = True
-        self._hand_over()
+        if self._process is not None:
+            self._give_up(self._process)
 
     def detach(self) -> None:
         self.close()
-        self._process.close()
-        self._remember()
-        self._hand_over()
+        if self._process is not None:
+            self._process.close()
+            self._give_up(self._process)
 
-    def _hand_over(self) -> None:
-        later, self.later = self.later, None
-        if later is not None:
-            later(self._process)
-
-    def _remember(self) -> None:
-        self.status = self._process.status
-        self.final_stderr = self._process.final_stderr
-        self.pidfd = -1
+    def _give_up(self, process: ChildProcess) -> None:
+        self._process, self.pidfd = None, -1
+        self.status, self.final_stderr = process.status, process.stderr_text()
+        if self.retire is not None:
+            self.retire(process)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
-    """A ``criu swrk`` process of our own, for one call: the default way to reach CRIU.
+    """A ``criu swrk`` process, started for each call and reaped at its end: the default ``via``.
 
-    It is started without copying the caller's memory, in a process group of its own, with
-    default signal dispositions, a fixed environment, and no descriptor that CRIU does not need.
-    No signal is blocked, but for a dump: what a service manager sends to all processes of a
-    service that it stops (SIGTERM, SIGHUP, SIGINT, SIGQUIT) would kill CRIU in the middle, and
-    that can cost the process its life. It is reaped when the call ends.
+    It starts without a copy of the caller's memory, in a process group of its own, with default
+    signal dispositions, a fixed environment, and no descriptor that CRIU does not need. A dump
+    blocks the signals that a service manager sends to all processes of a service when it stops
+    it (SIGTERM, SIGHUP, SIGINT, SIGQUIT): they would kill CRIU in the middle of the dump, and the
+    dumped process could die with it. Other calls block no signal.
     """
 
     program: str | os.PathLike[str] | None = None
     """The ``criu`` to run; None: that of ``CRIU_PROGRAM`` in the environment, else the one
     recorded at build, of the package pycriu-native-criu, or of the system, in this order."""
     stdin: Descriptor | None = None
-    """Its standard input, which ``shell_job`` needs to be the terminal, open for reading and
-    writing; None: the caller's."""
+    """Standard input of CRIU. ``shell_job`` needs the terminal here, open for reading and
+    writing. None: the caller's."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """Added to the environment, which is otherwise PATH and HOME=/."""
+    """Variables added to the environment, which otherwise holds PATH and ``HOME=/``."""
     allow_untrusted: bool = False
-    """Use a program, directories and configuration files that other users of this machine could
-    change or swap, and directories that are symbolic links. Default: refuse them."""
+    """Accept a program, directories and configuration files that other users of this machine could
+    change or replace, and directories that are symbolic links. Default: refuse them."""
 
     ours: ClassVar[bool] = True
 
     def identity(self) -> tuple[object, ...]:
-        """Which program this is, as it is on disk now."""
+        """The program's path, device, inode and modification time."""
         return on_disk(find_program(self.program, allow_untrusted=self.allow_untrusted))
 
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages: the program's path."""
         return find_program(self.program, allow_untrusted=self.allow_untrusted)
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """A worker of our own can do everything."""
+        """No problems: a worker supports every request."""
         return iter(())
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Start the worker.
+        """Start the worker. ``keep``: descriptors above 2, inherited under the same numbers.
 
-        ``keep`` are descriptors above 2 that it gets under the same numbers. Raises
-        ``ProgramNotFoundError``, ``ProgramError``.
+        Raises ``ProgramNotFoundError``, ``PermissionDeniedError``, ``ProgramError``.
         """
         program = find_program(self.program, allow_untrusted=self.allow_untrusted)
         return start_worker(program, self.env, self._input(), keep, spawn_options)
@@ -137,7 +129,7 @@ class Worker:
 
 
 def worker_of(via: object) -> Worker | None:
-    """The worker that ``via`` starts, if it starts one of ours."""
+    """The :class:`Worker` that ``via`` is or starts; None for other ways."""
     result = via if isinstance(via, Worker) else getattr(via, "worker", None)
     return result if isinstance(result, Worker) else None
 
@@ -149,7 +141,7 @@ def start_worker(
     keep: Sequence[int] = (),
     spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
 ) -> WorkerConnection:
-    """Start ``program`` as a worker; ``stdin`` -1 is /dev/null. Raises ``ProgramError``."""
+    """Start ``program`` as a worker; ``stdin`` -1: /dev/null. Raises ``ProgramError``."""
 
     def start(ends: Any) -> tuple[int, int]:
         pid, pidfd = spawn(
@@ -169,7 +161,10 @@ def start_worker(
 
 
 def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> WorkerConnection:
-    """A worker that ``start`` makes, out of a ``struct pn_ends``; it returns pid and pidfd."""
+    """Connect to the worker that ``start`` starts.
+
+    ``start`` receives a ``struct pn_ends``, and returns pid and pidfd.
+    """
     ends = ffi.new("struct pn_ends *")
     status = native.pn_make_ends(ends)
     if status:

@@ -1,7 +1,7 @@
-"""Where warm workers come from: started by one thread, all alike, and known to be.
+"""WorkerFactory: starts the workers of a pool, with a fingerprint of the state they inherited.
 
-A program that can be made a seed (``forkserver.py``) is loaded once; the others are started each on
-its own.
+It uses a fork server where the program supports that (``forkserver.py``); else it starts each
+worker on its own.
 """
 
 from __future__ import annotations
@@ -16,78 +16,87 @@ from .spawn import SpawnOptions
 from .worker import Worker, WorkerConnection, connect_worker, start_worker
 
 WorkerFingerprint = tuple[object, ...]
-"""What a worker is like: its program, and what it has taken over from the thread that starts it."""
+"""The program of a worker, and the state inherited from the thread that starts it."""
 
 
 def fingerprint(worker: Worker) -> WorkerFingerprint | None:
-    """What a worker that is started now, by this thread, would be like; None: nobody knows."""
+    """The fingerprint of a worker started now by this thread; None if /proc does not show it."""
     result = inherited_state(worker.env)
     if result is None:
         return None
-    # Who else could change the program, each call has looked at, and so has who starts one.
+    # Each call and each start has checked already whether other users could change the program.
     return on_disk(find_program(worker.program, allow_untrusted=True)), result
 
 
 def start_fork_server(
-    worker: Worker, spawn_options: SpawnOptions, like: WorkerFingerprint
+    worker: Worker,
+    spawn_options: SpawnOptions,
+    like: WorkerFingerprint,
+    *,
+    patience: float | None = None,
 ) -> ForkServer | None:
-    """A seed whose workers are like that; None: what they would be like has changed meanwhile.
+    """Start a fork server. Returns None if the fingerprint is not ``like`` any more.
 
     Raises ``ForkServerUnavailableError``, and what starting a worker raises.
     """
-    seed = ForkServer(worker.name(), worker.env, spawn_options)
+    server = ForkServer(worker.name(), worker.env, spawn_options, patience=patience)
     if fingerprint(worker) == like:
-        return seed
-    seed.close()
+        return server
+    server.close()
     return None
 
 
 class WorkerFactory(Closing):
-    """Starts workers, on one thread. Owned."""
+    """Starts workers, all on the same thread. Owned."""
 
     def __init__(self, worker: Worker, spawn_options: SpawnOptions) -> None:
         self._worker = worker
-        self._manner = spawn_options
+        self._spawn_options = spawn_options
         self._fork_server: ForkServer | None = None
         self._unavailable = False
         self._known: WorkerFingerprint | None = None
-        """What the seed is like, or the last worker that was started without one."""
+        """The fingerprint of the fork server, or of the last worker started without one."""
 
     def start(self) -> tuple[WorkerConnection, WorkerFingerprint] | None:
-        """One more worker, and what it is like; None: that has just changed, ask again.
+        """Start a worker. Returns None if the inherited state changed meanwhile; retry.
 
-        Raises what starting a worker raises, and ``OSError`` where nobody knows what it is like.
+        Raises what starting a worker raises, and ``OSError`` if /proc does not show the state.
         """
         program = self._worker.name()
         if self._fork_server is None and not self._unavailable:
             self._known = self._fingerprint()
             try:
-                self._fork_server = start_fork_server(self._worker, self._manner, self._known)
+                self._fork_server = start_fork_server(
+                    self._worker, self._spawn_options, self._known
+                )
             except ForkServerUnavailableError:
                 self._unavailable = True
         if self._fork_server is not None and self._known is not None:
             try:
                 return connect_worker(program, self._fork_server.fork_worker), self._known
             except ForkServerUnavailableError:
-                self._fork_server = self._known = (
-                    None  # it was killed, perhaps: this once without it
-                )
+                # It may have been killed: start this worker without it, the next with a new one.
+                self._fork_server = self._known = None
         before = self._known or self._fingerprint()
-        line = start_worker(program, self._worker.env, NO_INPUT, spawn_options=self._manner)
-        # If it is as before now, it was so meanwhile.
+        connection = start_worker(
+            program, self._worker.env, NO_INPUT, spawn_options=self._spawn_options
+        )
+        # The same state before and after the start is the state that the worker inherited.
         self._known = fingerprint(self._worker)
         if self._known == before:
-            return line, before
-        line.wait()
+            return connection, before
+        connection.wait()
         return None
 
     def _fingerprint(self) -> WorkerFingerprint:
         result = fingerprint(self._worker)
         if result is None:
-            raise FileNotFoundError(errno.ENOENT, "what workers take over cannot be told", "/proc")
+            raise FileNotFoundError(
+                errno.ENOENT, "the state that workers inherit is not shown", "/proc"
+            )
         return result
 
     def close(self) -> None:
-        """End the seed; the workers stay."""
+        """End the fork server; the workers stay."""
         if self._fork_server is not None:
             self._fork_server.close()

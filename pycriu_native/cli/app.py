@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "snapshot": ("snapshot", "save a program that has loaded, to start it many times"),
     "start": ("snapshot", "start a copy of a snapshot"),
     "snapshots": ("snapshot", "list, inspect and remove snapshots"),
+    "run": ("job", "run a command that is checkpointed at intervals, or resume it"),
+    "job": ("job", "look at a job of run, take a checkpoint of it, stop it"),
     "migrate": ("migrate", "move a process to another machine"),
     "page-server": ("serve_pages", "take memory pages from a dump on another host"),
     "lazy-pages": ("serve_pages", "feed memory to processes that run already"),

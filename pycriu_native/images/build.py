@@ -561,13 +561,13 @@ class _Builder:
                     key: os.fsdecode(getattr(each, key)) for key in ("source", "root", "options")
                 }
                 outside = each.HasField("ext_key") or each.ext_mount
-                type_ = _enum("fstype", each.fstype).lower()
+                type_ = _enum("fstype", each.fstype).lower().replace("overlayfs", "overlay")
                 result.append(
                     Mount(
                         id=each.mnt_id,
                         parent=each.parent_mnt_id,
                         namespace=space.id,
-                        point="/" + os.fsdecode(each.mountpoint).lstrip("./"),
+                        point="/" + os.fsdecode(each.mountpoint).removeprefix(".").lstrip("/"),
                         type=os.fsdecode(each.fsname) or type_,
                         external=os.fsdecode(each.ext_key) if outside else None,
                         **text,

@@ -28,7 +28,7 @@ from pycriu_native import (
     restore_child,
     version,
 )
-from pycriu_native._transport.forkserver import ForkServer, _seeds
+from pycriu_native._transport.forkserver import ForkServer, _servers
 from pycriu_native._transport.inherited_state import inherited_state
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import SAVING
@@ -46,7 +46,7 @@ REPO = Path(__file__).parents[2]
 def taken(pool: WorkerPool) -> bool:
     """Whether a call from here would get a warm worker; it is ended again."""
     assert pool.wait_until_ready(20)
-    ready = {idle.line.pid for idle in pool._stock.idle}
+    ready = {idle.connection.pid for idle in pool._stock.idle}
     line = pool.connect(spawn_options=SAVING)
     assert isinstance(line, WorkerConnection)
     try:
@@ -70,14 +70,14 @@ def test_dumps_and_restores(spawn: Spawn, images: Path) -> None:
     opts = CriuOpts(images_directory=images)
     with WorkerPool(2) as pool:
         assert pool.wait_until_ready(20)
-        first = {idle.line.pid for idle in pool._stock.idle}
+        first = {idle.connection.pid for idle in pool._stock.idle}
         dump(target.pid, opts, via=pool)
         target.reap()
         restored = restore_child(opts, via=pool)
         assert restored.pid == target.pid
         assert target.runs_on()
         assert pool.wait_until_ready(20)
-        second = {idle.line.pid for idle in pool._stock.idle}
+        second = {idle.connection.pid for idle in pool._stock.idle}
         assert len(first & second) == 1  # the dump has taken one, the restore one of its own
     assert children() == before  # the target and its copy have one number
     os.kill(restored.pid, signal.SIGKILL)
@@ -92,7 +92,7 @@ def test_a_call_gets_one(pool: WorkerPool) -> None:
 
 def test_what_goes_past_it(pool: WorkerPool) -> None:
     """Calls that hand over descriptors or standard input, and self-dumps, get a fresh worker."""
-    ready = {idle.line.pid for idle in pool._stock.idle}
+    ready = {idle.connection.pid for idle in pool._stock.idle}
     with open(os.devnull) as null:
         outside = replace(SAVING, outside=True)
         for keep, spawn_options in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
@@ -100,7 +100,7 @@ def test_what_goes_past_it(pool: WorkerPool) -> None:
             assert isinstance(line, WorkerConnection)
             assert line.pid not in ready
             line.wait()
-    assert {idle.line.pid for idle in pool._stock.idle} == ready
+    assert {idle.connection.pid for idle in pool._stock.idle} == ready
 
 
 def _in_thread(body: Callable[[], None]) -> None:
@@ -216,7 +216,9 @@ def test_the_pool_moves(pool: WorkerPool) -> None:
         assert not taken(pool)
         assert not taken(pool)
         assert taken(pool)
-        link = os.readlink(f"/proc/{pool._stock.idle[0].line.pid}/ns/net") if pool.idle else None
+        link = (
+            os.readlink(f"/proc/{pool._stock.idle[0].connection.pid}/ns/net") if pool.idle else None
+        )
         assert link in (None, os.readlink("/proc/thread-self/ns/net"))
     assert not taken(pool)
 
@@ -282,7 +284,7 @@ def test_another_program(tmp_path: Path) -> None:
 
 def test_a_waiting_worker_that_died(pool: WorkerPool) -> None:
     """It is not handed out."""
-    pid = pool._stock.idle[0].line.pid
+    pid = pool._stock.idle[0].connection.pid
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_alive(pid), "the worker's end")
     assert version(via=pool) == version()
@@ -317,7 +319,7 @@ def test_more_calls_than_workers(spawn: Spawn, tmp_path: Path) -> None:
 
 def test_a_fork(pool: WorkerPool) -> None:
     """A forked child has workers of its own; ours end with us though the child lives on."""
-    ours = pool._stock.idle[0].line.pid
+    ours = pool._stock.idle[0].connection.pid
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -325,7 +327,7 @@ def test_a_fork(pool: WorkerPool) -> None:
             assert pool.idle == 0
             assert version(via=pool).major >= 3
             assert pool.wait_until_ready(20)
-            assert ours not in {idle.line.pid for idle in pool._stock.idle}
+            assert ours not in {idle.connection.pid for idle in pool._stock.idle}
             assert version(via=pool).major >= 3
             pool.close()
             status = 0
@@ -342,13 +344,13 @@ def _is_gone(pid: int) -> bool:
 HOLDER = """
 import os, signal, sys, time
 from pycriu_native import WorkerPool
-from pycriu_native._transport.forkserver import _seeds
+from pycriu_native._transport.forkserver import _servers
 pool = WorkerPool(2)
 assert pool.wait_until_ready(20)
-[seed] = _seeds
+[server] = _servers
 if not os.fork():
     time.sleep(600)  # it holds no socket of the workers
-print(seed.pid, *[idle.line.pid for idle in pool._stock.idle], flush=True)
+print(server.pid, *[idle.connection.pid for idle in pool._stock.idle], flush=True)
 time.sleep(600)
 """
 
@@ -374,30 +376,30 @@ def test_they_die_with_us() -> None:
         holder.stdout.close()
 
 
-def seed_of(pool: WorkerPool) -> ForkServer:
+def fork_server_of(pool: WorkerPool) -> ForkServer:
     """The process that its workers come from."""
     assert pool.idle
-    [seed] = [each for each in _seeds if each._line.sock.fileno() >= 0]
-    return seed
+    [server] = [each for each in _servers if each._connection.sock.fileno() >= 0]
+    return server
 
 
-def test_workers_grow_from_a_seed(pool: WorkerPool) -> None:
-    """They are children of ours, each in a group of its own, and hold nothing of the seed's."""
-    seed = seed_of(pool)
-    line = pool._stock.idle[0].line
+def test_workers_are_forked_from_a_server(pool: WorkerPool) -> None:
+    """They are children of ours, each in a group of its own, and hold nothing of the server's."""
+    server = fork_server_of(pool)
+    line = pool._stock.idle[0].connection
     stat = Path(f"/proc/{line.pid}/stat").read_text().rpartition(")")[2].split()
     assert int(stat[1]) == os.getpid()
     eventually(lambda: os.getpgid(line.pid) == line.pid, "a process group of its own")
     held = Path(f"/proc/{line.pid}/fd")
     sockets = [os.readlink(fd) for fd in held.iterdir() if "socket" in os.readlink(fd)]
     assert len(sockets) == 1
-    assert sockets[0] not in [os.readlink(fd) for fd in Path(f"/proc/{seed.pid}/fd").iterdir()]
+    assert sockets[0] not in [os.readlink(fd) for fd in Path(f"/proc/{server.pid}/fd").iterdir()]
     number = Path(f"/proc/{line.pid}/cmdline").read_text().split("\0")[2]
     assert {fd.name for fd in held.iterdir()} == {"0", "1", "2", number}
 
 
 def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
-    """The environment of CRIU's own children is that of a worker without a seed."""
+    """The environment of CRIU's own children is that of a worker without a fork server."""
     response = tmp_path / "said"
     script = tmp_path / "script"
     script.write_text(f"#!/bin/sh\nenv >> {response}\n")
@@ -417,19 +419,19 @@ def test_what_criu_runs_is_not_preloaded(spawn: Spawn, tmp_path: Path) -> None:
 
     with WorkerPool(1, env=env) as pool:
         assert pool.wait_until_ready(20)
-        seed_of(pool)
+        fork_server_of(pool)
         assert told(pool) == told(Worker(env=env))
     assert target.runs_on()
 
 
-def test_a_seed_that_died(pool: WorkerPool) -> None:
+def test_a_fork_server_that_died(pool: WorkerPool) -> None:
     """Another takes its place, and no call notices."""
-    first = seed_of(pool).pid
+    first = fork_server_of(pool).pid
     os.kill(first, signal.SIGKILL)
     for _ in range(4):
         assert version(via=pool) == version()
         assert pool.wait_until_ready(20)
-    assert seed_of(pool).pid != first
+    assert fork_server_of(pool).pid != first
 
 
 @pytest.mark.parametrize("what", ["preloaded by others", "preloads nothing"])
@@ -458,7 +460,7 @@ def test_ends_with_its_owner() -> None:
     threads = threading.active_count()
     pool = WorkerPool(2)
     assert pool.wait_until_ready(20)
-    assert len(children() - before) == 3  # with the seed
+    assert len(children() - before) == 3  # with the fork server
     del pool
     gc.collect()
     eventually(lambda: not children() - before, "the workers' end")
@@ -486,7 +488,7 @@ def test_idle_workers_cost_nothing(pool: WorkerPool) -> None:
     """They wait without running: not one switch of context in a while."""
 
     def switches() -> str:
-        status = Path(f"/proc/{pool._stock.idle[0].line.pid}/status").read_text()
+        status = Path(f"/proc/{pool._stock.idle[0].connection.pid}/status").read_text()
         return status[status.index("voluntary_ctxt_switches") :]
 
     def asleep() -> bool:

@@ -10,6 +10,7 @@ import inspect
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import pytest
 
@@ -34,9 +35,12 @@ from pycriu_native import (
     RestoreClaimedError,
     UnsupportedError,
     WorkerDiedError,
+    dump,
     errors,
     restore,
 )
+from pycriu_native.testing import Failure, ScriptedCriu
+from tests.unit.support.bystander import PID
 
 BUILTINS: dict[type[CriuError], type[Exception]] = {
     CriuError: Exception,
@@ -171,3 +175,14 @@ def test_from_another_process() -> None:
             job.result()
     assert caught.value.options == ("images_directory",)
     assert caught.value.problems[0].value == "/nothing/here"
+
+
+@pytest.mark.parametrize(("ended", "kind"), [(0, NoSuchProcessError), (1, CriuError)])
+def test_which_process_ended(ended: int, kind: type[CriuError], tmp_path: Path) -> None:
+    """A thread or child that ends while CRIU reads the tree is not the process of the call."""
+    log = f"Error (criu/util.c:412): Can't open {PID + ended}: No such file or directory\n"
+    criu = ScriptedCriu(failures={"dump": Failure(errno=3, log=log)})
+    with pytest.raises(CriuError) as caught:
+        dump(PID, CriuOpts(images_directory=tmp_path), via=criu)
+    assert type(caught.value) is kind
+    assert ("freeze_cgroup" in caught.value.options) is bool(ended)

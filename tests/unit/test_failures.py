@@ -168,19 +168,11 @@ def test_the_table_is_read_on_the_first_failure_only() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_file_has_a_line_for_each_entry() -> None:
-    """So that a change of one entry is a change of one line."""
-    text = (
-        resources.files("pycriu_native._failures")
-        .joinpath("known_failures.json")
-        .read_text("utf-8")
-    )
-    lines = text.splitlines()
-    assert lines[0] == "["
-    assert lines[-1] == "]"
-    assert [json.loads(line.rstrip(","))["id"] for line in lines[1:-1]] == [
-        failure.id for failure in failures()
-    ]
+def test_the_file_has_a_line_for_each_key() -> None:
+    """So that a changed key is a changed line: ``python -m json.tool`` writes the file so."""
+    file = resources.files("pycriu_native._failures").joinpath("known_failures.json")
+    text = file.read_text("utf-8")
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
 
 
 def test_a_package_that_cannot_be_read_any_more(monkeypatch: pytest.MonkeyPatch) -> None:

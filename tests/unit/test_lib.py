@@ -208,6 +208,28 @@ def any_library() -> Library:
     return next(iter(here.values()))
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("platform.python_implementation = lambda: 'PyPy'", "this is PyPy"),
+        ("sysconfig.get_config_var = {'Py_GIL_DISABLED': 1}.get", "free-threaded build"),
+    ],
+)
+def test_a_python_without_the_stable_abi(change: str, name: str) -> None:
+    """The build ends at once and names the interpreter; pip has no wheel for it."""
+    code = (
+        "import platform, runpy, sys, sysconfig, unittest.mock\n"
+        "sys.modules['setuptools'] = unittest.mock.Mock()  # which Python 3.12 does not bring\n"
+        f"{change}\nrunpy.run_path('setup.py')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert name in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 @pytest.fixture
 def without_libcriu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python with the library, whose extension needs a libcriu that does not exist."""

@@ -31,9 +31,10 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
     name = mapping.name
     about = {"pid": process.pid, "path": name}
     if name == "anon_inode:[io_uring]":
-        yield stops(
-            "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
-        )
+        if not any(fd.link == name for fd in process.descriptors):  # reported with the descriptor
+            yield stops(
+                "io-uring", "it uses io_uring, which CRIU cannot save", failure="io-uring", **about
+            )
     elif name.startswith("anon_inode:"):
         yield stops(
             "kernel-memory",

@@ -1,4 +1,4 @@
-"""A seed: workers grow from it, and nothing of it stays, whatever happens to it."""
+"""A fork server: its workers, and the end of it, whatever happens to it."""
 
 from __future__ import annotations
 
@@ -36,29 +36,29 @@ from .support.processes import children, eventually, is_alive
 
 
 @pytest.fixture
-def seed() -> Iterator[ForkServer]:
+def server() -> Iterator[ForkServer]:
     """One that is ready."""
     made = ForkServer(find_program(), {}, SAVING)
     yield made
     made.close()
 
 
-def grown(seed: ForkServer) -> WorkerConnection:
+def fork_worker(server: ForkServer) -> WorkerConnection:
     """A worker."""
-    return connect_worker(find_program(), seed.fork_worker)
+    return connect_worker(find_program(), server.fork_worker)
 
 
-def test_a_copy_of_its_socket_holds_nobody_up(seed: ForkServer) -> None:
-    """A process that somebody has forked may hold one: the seed ends all the same, by itself."""
-    copy = os.dup(seed._line.sock.fileno())
-    seed.close()
+def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
+    """A process that somebody has forked may hold one: the server ends all the same, by itself."""
+    copy = os.dup(server._connection.sock.fileno())
+    server.close()
     os.close(copy)
-    assert seed._line.status == 0
+    assert server._connection.status == 0
     with pytest.raises(ForkServerUnavailableError):
-        grown(seed)
+        fork_worker(server)
 
 
-def test_it_stays_the_parents(seed: ForkServer) -> None:
+def test_it_stays_the_parents(server: ForkServer) -> None:
     """A forked child has no hold on it, and the parent's end ends it."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -68,12 +68,12 @@ def test_it_stays_the_parents(seed: ForkServer) -> None:
             os.read(reading, 1)
         finally:
             os._exit(0)
-    ours = os.readlink(f"/proc/self/fd/{seed._line.sock.fileno()}")
+    ours = os.readlink(f"/proc/self/fd/{server._connection.sock.fileno()}")
     eventually(lambda: ours not in _held(pid), "the child's letting go")
     os.close(writing)
     os.close(reading)
     os.waitpid(pid, 0)
-    grown(seed).wait()
+    fork_worker(server).wait()
 
 
 def _held(pid: int) -> list[str]:
@@ -84,21 +84,21 @@ def _held(pid: int) -> list[str]:
     return result
 
 
-def test_one_that_does_not_answer(seed: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_does_not_answer(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ended, and with it the worker that it would have made later."""
-    monkeypatch.setattr(module, "UNTIL_GROWN", 200)
+    monkeypatch.setattr(module, "UNTIL_FORKED", 200)
     before = children()
-    os.kill(seed.pid, signal.SIGSTOP)
+    os.kill(server.pid, signal.SIGSTOP)
     with pytest.raises(ForkServerUnavailableError):
-        grown(seed)
-    assert children() == before - {seed.pid}
+        fork_worker(server)
+    assert children() == before - {server.pid}
 
 
-def test_one_that_was_stopped_ends(seed: ForkServer) -> None:
+def test_one_that_was_stopped_ends(server: ForkServer) -> None:
     """By itself: it is set going."""
-    os.kill(seed.pid, signal.SIGSTOP)
-    seed.close()
-    assert seed._line.status == 0
+    os.kill(server.pid, signal.SIGSTOP)
+    server.close()
+    assert server._connection.status == 0
 
 
 class _Another(Worker):
@@ -110,30 +110,30 @@ class _Another(Worker):
 
 def test_other_ways_are_left_alone() -> None:
     """What a batch cannot know, it does not replace; nor what has an input of its own."""
-    with ForkServerCache() as bed:
+    with ForkServerCache() as cache:
         with pytest.raises(NotImplementedError):
-            bed.connect(_Another(), (), SAVING)
+            cache.connect(_Another(), (), SAVING)
         with open(os.devnull) as null:
-            bed.connect(Worker(stdin=null), (), SAVING).wait()
-        assert not bed._seeds
-        bed.connect(Worker(), (), SAVING).wait()
-        assert len(bed._seeds) == 1
+            cache.connect(Worker(stdin=null), (), SAVING).wait()
+        assert not cache._servers
+        cache.connect(Worker(), (), SAVING).wait()
+        assert len(cache._servers) == 1
         with WorkerPool(1) as warm:
             warm.close()
             with pytest.raises(ValueError, match="closed"):
-                bed.connect(warm, (), SAVING)
+                cache.connect(warm, (), SAVING)
 
 
-def test_a_worker_inherits_descriptors(seed: ForkServer) -> None:
+def test_a_worker_inherits_descriptors(server: ForkServer) -> None:
     """Under the numbers that they have here, whichever the fork server itself has there."""
-    own = {int(number) for number in os.listdir(f"/proc/{seed.pid}/fd")}
+    own = {int(number) for number in os.listdir(f"/proc/{server.pid}/fd")}
     numbers = sorted((own | set(range(3, 60))) - {0, 1, 2})
     is_open = {int(each) for each in os.listdir("/proc/self/fd")}
     with open("/dev/zero") as zero, contextlib.ExitStack() as stack:
         for number in set(numbers) - is_open - {zero.fileno()}:
             stack.callback(os.close, os.dup2(zero.fileno(), number))
         expected = [os.readlink(f"/proc/self/fd/{number}") for number in numbers]
-        worker = connect_worker(find_program(), lambda ends: seed.fork_worker(ends, numbers))
+        worker = connect_worker(find_program(), lambda ends: server.fork_worker(ends, numbers))
 
         def found() -> list[str]:
             here = f"/proc/{worker.pid}/fd"
@@ -144,10 +144,12 @@ def test_a_worker_inherits_descriptors(seed: ForkServer) -> None:
         # CRIU has waited for a request on its own socket: that one was closed.
         worker.wait()
         assert "Can't recv request: Connection reset by peer" in worker.final_stderr
-    assert {int(number) for number in os.listdir(f"/proc/{seed.pid}/fd")} == own
+    assert {int(number) for number in os.listdir(f"/proc/{server.pid}/fd")} == own
 
 
-def test_a_worker_that_cannot_be_watched(seed: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_watched(
+    server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is ended and reaped: nobody would know of it."""
 
     def fail(pid: int, flags: int = 0) -> int:
@@ -157,9 +159,9 @@ def test_a_worker_that_cannot_be_watched(seed: ForkServer, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         patched.setattr(os, "pidfd_open", fail)
         with pytest.raises(ProgramError, match="Too many open files"):
-            grown(seed)
+            fork_worker(server)
     assert children() == before
-    grown(seed).wait()
+    fork_worker(server).wait()
 
 
 def test_a_program_without_a_word_is_asked_once(
@@ -167,19 +169,21 @@ def test_a_program_without_a_word_is_asked_once(
 ) -> None:
     """The wait for its first word is long."""
     monkeypatch.setattr(module, "UNTIL_LOADED", 0.2)
-    monkeypatch.setattr(module, "_barren", set())
+    monkeypatch.setattr(module, "_unable", set())
     script = tmp_path / "criu"
     script.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {find_program()} "$@"\n')
     script.chmod(0o755)
     with pytest.raises(ForkServerUnavailableError):
         ForkServer(str(script), {}, SAVING)
-    assert len(module._barren) == 1
+    assert len(module._unable) == 1
     monkeypatch.setattr(module, "start_worker", None)  # it is not even started
     with pytest.raises(ForkServerUnavailableError):
         ForkServer(str(script), {}, SAVING)
 
 
-@pytest.mark.parametrize("path", ["/a b/seed.so", "/a:b/seed.so", "/$LIB/seed.so", "/none.so"])
+@pytest.mark.parametrize(
+    "path", ["/a b/server.so", "/a:b/server.so", "/$LIB/server.so", "/none.so"]
+)
 def test_an_image_that_the_loader_would_misread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
 ) -> None:
@@ -231,7 +235,7 @@ def _worker_place(place: Any) -> str:
 
 
 def test_children_in_another_pid_namespace() -> None:
-    """A seed there would tell the numbers of that namespace, which are others' here."""
+    """A server there would tell the numbers of that namespace, which are others' here."""
 
     def inside() -> str:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -245,7 +249,7 @@ def test_children_in_another_pid_namespace() -> None:
 
 
 def test_a_batch_leaves_nothing(spawn: Spawn, tmp_path: Path) -> None:
-    """Neither its seed nor any worker."""
+    """Neither its server nor any worker."""
     target = spawn()
     before = children()
     done = dump_many(
@@ -263,7 +267,7 @@ def test_one_that_was_killed_in_a_batch(
     """The rest of the workers are started each on its own."""
     target = spawn()
     made: list[int] = []
-    grow = ForkServer.fork_worker
+    fork_worker = ForkServer.fork_worker
 
     def grow_once(self: ForkServer, ends: Any, keep: Sequence[int]) -> tuple[int, int]:
         if self.pid in made:
@@ -271,7 +275,7 @@ def test_one_that_was_killed_in_a_batch(
                 os.kill(self.pid, signal.SIGKILL)
             eventually(lambda: not is_alive(self.pid), "its end")
         made.append(self.pid)
-        return grow(self, ends, keep)
+        return fork_worker(self, ends, keep)
 
     monkeypatch.setattr(ForkServer, "fork_worker", grow_once)
     numbers = iter(range(100))

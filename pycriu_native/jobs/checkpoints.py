@@ -1,0 +1,130 @@
+"""Taking a checkpoint of a job, and restoring the newest good one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+from .._calls.verbs import dump, restore_child
+from .._integrity.manifest import seal, verify
+from .._rollback.option import Rollback
+from .._system.process import name_of, stat_of
+from .._system.process_tree import process_tree
+from ..diagnostics.preflight import PreflightError, preflight
+from ..enums import CgroupMode
+from ..errors import CriuError, ImagesError
+from ..options.criu_opts import CriuOpts
+from .directory import META, Checkpoint, JobDirectory, sync
+
+HELPER = "criu"
+
+
+def take(
+    directory: JobDirectory,
+    pid: int,
+    options: CriuOpts,
+    also: tuple[str, ...],
+    *,
+    last: bool,
+    deadline: float | None,
+) -> Checkpoint:
+    """A complete checkpoint: dumped, sealed, on disk, renamed. ``last``: the command is ended.
+
+    Raises ``CriuError`` and ``OSError``; the command then runs on, unless ``last`` was dumped.
+    """
+    began, now = time.monotonic(), time.time()
+    check_strays(pid)
+    directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
+    new = directory.new
+    shutil.rmtree(new, ignore_errors=True)
+    files = Rollback(also=also)
+    opts = with_defaults(options, new)
+    opts = CriuOpts.from_dict({**opts.to_dict(), "leave_running": None if last else True})
+    looked = preflight(pid, opts, files=files)
+    if looked.stops or looked.no_restore:
+        raise PreflightError(looked)
+    result = dump(pid, looked.opts, files=files, deadline=deadline)
+    statistics = result.statistics
+    made = Checkpoint(
+        number=1 + max((each.number for each in directory.all_checkpoints()), default=0),
+        path="",
+        time=now,
+        duration=time.monotonic() - began,
+        frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
+        bytes=sum(each.stat().st_size for each in os.scandir(new)),
+        options=_restore_options(looked.opts),
+        last_pid=max(_pids(new), default=pid),
+    )
+    (new / META).write_text(json.dumps(asdict(made)) + "\n")
+    seal(new)
+    sync(directory.checkpoints)
+    place = directory.checkpoints / str(made.number)
+    os.rename(new, place)
+    sync(directory.checkpoints)
+    return replace(made, path=str(place))
+
+
+def with_defaults(options: CriuOpts, images: os.PathLike[str]) -> CriuOpts:
+    """The options of a dump of a job: locks are saved, and the cgroup is that of the supervisor."""
+    given = options.to_dict()
+    ignore = {"manage_cgroups_mode": CgroupMode.IGNORE.value, "file_locks": True}
+    return CriuOpts.from_dict({**ignore, **given, "images_directory": os.fspath(images)})
+
+
+def _restore_options(opts: CriuOpts) -> dict[str, object]:
+    kept = opts.only_for("restore").to_dict()
+    kept.pop("images_directory", None)
+    return kept
+
+
+def _pids(images: os.PathLike[str]) -> Iterator[int]:
+    for name in os.listdir(images):
+        stem = name.removeprefix("core-").removesuffix(".img")
+        if stem.isdecimal() and name == f"core-{stem}.img":
+            yield int(stem)
+
+
+def check_strays(pid: int) -> None:
+    """Refuse a checkpoint that lacks processes which the command has started."""
+    inside = {os.getpid(), *process_tree(pid)}
+    strays = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) not in inside:
+            seen = stat_of(int(name))
+            if seen is not None and not seen.has_ended and not is_helper(int(name)):
+                strays.append(f"{name} ({name_of(int(name))})")
+    if strays:
+        raise CriuError(
+            f"the command has started processes that left it and would not be saved: pid "
+            f"{', '.join(strays)}; have them stay its children, without a daemon's double fork",
+            verb="dump",
+            pid=pid,
+        )
+
+
+def is_helper(pid: int) -> bool:
+    """Whether it is a process of the supervisor: in its session, or a worker of CRIU's."""
+    try:
+        return os.getsid(pid) == os.getsid(0) or name_of(pid) == HELPER
+    except ProcessLookupError:
+        return True
+
+
+def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
+    """Restore a checkpoint as a child of this process; the pid of the command.
+
+    Raises ``CriuError`` and ``OSError``; nothing runs, and the files are as before.
+    """
+    if checkpoint.options is None:
+        raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
+    verify(checkpoint.path)
+    opts = CriuOpts.from_dict({**checkpoint.options, "images_directory": checkpoint.path})
+    # CRIU's log goes elsewhere: the set stays as it was sealed.
+    work = directory.path / "restore"
+    work.mkdir(mode=0o700, exist_ok=True)
+    opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": str(work)})
+    return restore_child(opts, files="rollback").pid

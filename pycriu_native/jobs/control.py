@@ -1,0 +1,65 @@
+"""Requests to the supervisor of a running job, by signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+from .._system.process import stat_of
+from ..errors import CriuError, DeadlineError, NoSuchProcessError
+from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
+from .job import CHECKPOINTING
+
+PAUSE = 0.05
+
+
+def request_checkpoint(directory: JobDirectory, timeout: float) -> Checkpoint:
+    """Have a checkpoint taken now, and wait for it; it is returned.
+
+    Raises ``NoSuchProcessError`` where the job does not run here, ``CriuError`` where the
+    checkpoint failed, ``DeadlineError``.
+    """
+    before = _signalled(directory, CHECKPOINTING)
+    for status in _until(directory, timeout, "checkpoint"):
+        if status.checkpoints > before.checkpoints:
+            return directory.all_checkpoints()[0]
+        if status.failures > before.failures:
+            raise CriuError(f"checkpoint failed: {status.message}", verb="job checkpoint")
+        if status.state is not State.RUNNING:
+            raise CriuError(f"no checkpoint: {status.message}", verb="job checkpoint")
+    raise AssertionError
+
+
+def request_stop(directory: JobDirectory, timeout: float) -> JobStatus:
+    """Have a last checkpoint taken and the job ended; its status then. Raises as above."""
+    _signalled(directory, signal.SIGUSR1)
+    for status in _until(directory, timeout, "stop"):
+        if status.state is not State.RUNNING:
+            directory.wait_until_free(timeout)
+            return status
+    raise AssertionError
+
+
+def _signalled(directory: JobDirectory, number: int) -> JobStatus:
+    """Send a signal to the supervisor, if it runs here; the status of before."""
+    status = directory.status()
+    if status.state is not State.RUNNING or status.supervisor is None:
+        raise NoSuchProcessError(f"the job in {directory.path} does not run: it is {status.state}")
+    seen = stat_of(status.supervisor)
+    if status.boot_id != boot_id() or seen is None or seen.start != status.supervisor_start:
+        raise NoSuchProcessError(
+            f"the job in {directory.path} runs on another host or in another pid namespace "
+            f"({status.host}, pid {status.supervisor} there)"
+        )
+    os.kill(status.supervisor, number)
+    return status
+
+
+def _until(directory: JobDirectory, timeout: float, what: str) -> Iterator[JobStatus]:
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        yield directory.status()
+        time.sleep(PAUSE)
+    raise DeadlineError(f"no {what} within {timeout:g} s", verb=f"job {what}")

@@ -1,0 +1,335 @@
+"""The directory of a job: its checkpoints, its output, and what is known of it.
+
+::
+
+    job.json            the command and its working directory
+    lock                held by the supervisor as long as it, or the command, runs
+    status.json         the state; replaced as a whole
+    events.jsonl        one JSON object for each event, the oldest first
+    metrics.prom        Prometheus' text format; replaced as a whole
+    stdout, stderr      the output of the command
+    start/              the files that ``also`` names, as they were before the first start
+    checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
+    checkpoints/new/    one that is being made, or was not completed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from .._support.kernel_text import read_text
+from .._system.process import stat_of
+from ..errors import ImagesError
+
+INTERRUPTED = 75
+"""Exit code of a job that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+CANNOT_RESTORE = 76
+"""Exit code of a job with checkpoints of which none can be restored here. Nothing was started."""
+BUSY = 77
+"""Exit code where another supervisor runs the job. Nothing was started."""
+
+META = "pycriu-native.job"
+"""In each checkpoint: the options of its restore, and its numbers."""
+
+
+class State(StrEnum):
+    """What a job is doing."""
+
+    NEW = "new"
+    """It was never started."""
+    RUNNING = "running"
+    """Its supervisor runs, and so does the command."""
+    INTERRUPTED = "interrupted"
+    """It does not run, and can be resumed."""
+    CANNOT_RESTORE = "cannot be restored"
+    """It does not run, and the last attempt to resume it has failed."""
+    ENDED = "ended"
+    """The command has ended by itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    number: int
+    path: str
+    time: float
+    """When it was complete, in seconds since 1970."""
+    duration: float
+    """Seconds that it took."""
+    frozen: float
+    """Seconds for which the command stood still."""
+    bytes: int
+    """Its size."""
+    digest: str | None = None
+    """SHA-256 of its manifest."""
+    options: dict[str, Any] | None = None
+    """The options of the restore."""
+    last_pid: int = 0
+    """The highest pid in use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStatus:
+    """What is known of a job."""
+
+    state: State = State.NEW
+    supervisor: int | None = None
+    """The pid of the supervisor in the pid namespace of the one that has started it."""
+    supervisor_start: int | None = None
+    """Its start time in clock ticks, by which it is told from another process of that pid."""
+    boot_id: str | None = None
+    host: str | None = None
+    exit_code: int | None = None
+    """Of the command, when it has ended; negative: the signal that ended it."""
+    started: float | None = None
+    """When the command was started first, in seconds since 1970."""
+    resumed: int = 0
+    """How often it was restored from a checkpoint."""
+    restarted: int = 0
+    """How often it was started from the beginning again."""
+    checkpoints: int = 0
+    """How many were taken."""
+    failures: int = 0
+    """How many failed."""
+    last_success: float | None = None
+    """When the last one was complete, in seconds since 1970."""
+    last_duration: float | None = None
+    last_frozen: float | None = None
+    last_bytes: int | None = None
+    message: str = ""
+    """What happened last, in words."""
+
+
+class JobDirectory:
+    """The files of one job."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.checkpoints = self.path / "checkpoints"
+        self.new = self.checkpoints / "new"
+        self.start = self.path / "start"
+
+    # ---- one supervisor at a time ----
+
+    def lock(self, seconds: float = 0) -> int | None:
+        """A descriptor that holds the lock; None if another one does, after so many seconds.
+
+        It is free before all processes of a supervisor that was killed have ended: its pid stays
+        taken until then.
+        """
+        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._is_ending():
+                    return fd
+            except BlockingIOError:
+                pass
+            if time.monotonic() >= until:
+                os.close(fd)
+                return None
+            time.sleep(0.05)
+
+    def wait_until_free(self, seconds: float) -> None:
+        """Wait until no supervisor runs, but no longer."""
+        fd = self.lock(seconds)
+        if fd is not None:
+            os.close(fd)
+
+    def is_busy(self) -> bool:
+        """Whether a supervisor runs, or processes of one are ending."""
+        return self._is_locked() or self._is_ending()
+
+    def _is_ending(self) -> bool:
+        """Whether the last supervisor on this host is still there."""
+        status = self._last_status()
+        if status.supervisor is None or status.boot_id != boot_id():
+            return False
+        seen = stat_of(status.supervisor)
+        return seen is not None and not seen.has_ended and seen.start == status.supervisor_start
+
+    def _is_locked(self) -> bool:
+        with contextlib.suppress(OSError):
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+        return False
+
+    # ---- what is known ----
+
+    def command(self) -> dict[str, Any] | None:
+        """``job.json``; None for a directory without a job. ``ImagesError``."""
+        try:
+            text = (self.path / "job.json").read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            body = json.loads(text)
+            return {"command": [*map(str, body["command"])], "directory": str(body["directory"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ImagesError(f"{self.path}/job.json cannot be read: {error!r}") from None
+
+    def status(self) -> JobStatus:
+        """The state. One that says "running" while no supervisor does was interrupted."""
+        status = self._last_status()
+        if status.state is State.RUNNING and not self._is_locked():
+            # It may have changed, and been let go, in between.
+            status = self._last_status()
+            if status.state is State.RUNNING:
+                return replace(status, state=State.INTERRUPTED)
+        return status
+
+    def _last_status(self) -> JobStatus:
+        """``status.json`` as the last supervisor has left it. ``ImagesError``."""
+        try:
+            body = json.loads((self.path / "status.json").read_text())
+            return JobStatus(**{**body, "state": State(body["state"])})
+        except FileNotFoundError:
+            return JobStatus()
+        except (ValueError, TypeError, KeyError) as error:
+            raise ImagesError(f"{self.path}/status.json cannot be read: {error!r}") from None
+
+    def keep(self, status: JobStatus) -> None:
+        """Write the status, and the metrics of it."""
+        self.write("status.json", json.dumps(asdict(status), indent=1) + "\n")
+        self.write("metrics.prom", metrics(self, status))
+
+    def write(self, name: str, text: str, *, place: Path | None = None) -> None:
+        """Replace a file as a whole; it is on disk when this returns."""
+        directory = place or self.path
+        partial = directory / f".{name}.partial"
+        with open(partial, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, directory / name)
+        sync(directory)
+
+    def event(self, event: str, **more: object) -> None:
+        """Add an event."""
+        now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": event, **more}) + "\n"
+        fd = os.open(
+            self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            os.write(fd, line.encode())
+        finally:
+            os.close(fd)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The events, the oldest first; a line that was cut off is left out."""
+        with contextlib.suppress(FileNotFoundError), open(self.path / "events.jsonl") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+    # ---- checkpoints ----
+
+    def all_checkpoints(self) -> list[Checkpoint]:
+        """The complete ones, the newest first; also one whose numbers cannot be read."""
+        result = []
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.checkpoints):
+                if name.isdecimal():
+                    result.append(_checkpoint(self.checkpoints / name))
+        return sorted(result, key=lambda each: each.number, reverse=True)
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest ones."""
+        for old in self.all_checkpoints()[keep:]:
+            # It must not be taken for a complete one while it goes.
+            going = self.checkpoints / f"old-{old.number}"
+            os.rename(old.path, going)
+            shutil.rmtree(going, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what a supervisor that was killed has left half way."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.checkpoints):
+                if not name.isdecimal():
+                    shutil.rmtree(self.checkpoints / name, ignore_errors=True)
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    try:
+        body = json.loads((path / META).read_text())
+        return Checkpoint(**{**body, "number": int(path.name), "path": str(path)})
+    except (OSError, ValueError, TypeError):
+        return Checkpoint(
+            number=int(path.name), path=str(path), time=0, duration=0, frozen=0, bytes=0
+        )
+
+
+def boot_id() -> str:
+    """Which boot of which host this is."""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
+
+
+def sync(directory: Path) -> None:
+    """Have the names in a directory on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def metrics(directory: JobDirectory, status: JobStatus) -> str:
+    """The metrics, in Prometheus' text format."""
+    label = str(directory.path).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    rows = (
+        ("running", "gauge", "Whether the command runs.", int(status.state is State.RUNNING)),
+        ("checkpoints_total", "counter", "Checkpoints that were taken.", status.checkpoints),
+        ("checkpoint_failures_total", "counter", "Checkpoints that failed.", status.failures),
+        ("resumes_total", "counter", "Restores from a checkpoint.", status.resumed),
+        ("restarts_total", "counter", "Starts from the beginning again.", status.restarted),
+        (
+            "last_checkpoint_timestamp_seconds",
+            "gauge",
+            "When the last checkpoint was complete.",
+            status.last_success,
+        ),
+        (
+            "last_checkpoint_duration_seconds",
+            "gauge",
+            "Seconds that the last checkpoint took.",
+            status.last_duration,
+        ),
+        (
+            "last_checkpoint_frozen_seconds",
+            "gauge",
+            "Seconds for which the command stood still.",
+            status.last_frozen,
+        ),
+        (
+            "last_checkpoint_bytes",
+            "gauge",
+            "Size of the last checkpoint.",
+            status.last_bytes,
+        ),
+    )
+    lines = []
+    for name, kind, text, value in rows:
+        if value is not None:
+            full = f"pycriu_native_job_{name}"
+            lines += [f"# HELP {full} {text}", f"# TYPE {full} {kind}"]
+            lines.append(f'{full}{{directory="{label}"}} {value}')
+    return "\n".join(lines) + "\n"

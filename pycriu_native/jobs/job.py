@@ -1,0 +1,238 @@
+"""A job: a value that is run, here or by any executor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._rollback.option import Rollback
+from ..errors import CriuError, ImagesError, OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that take a last checkpoint and end the supervisor."""
+CHECKPOINTING = signal.SIGUSR2
+"""The signal that takes a checkpoint now."""
+
+FAILED = 1
+"""Exit code of a supervisor that could not begin; the status has the reason."""
+
+UNTIL_FREE = 5.0
+"""Seconds until the processes of a supervisor that was killed have ended, and its lock is free."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobResult:
+    """How a run of a job ended."""
+
+    state: State
+    """``ENDED``, ``INTERRUPTED``, ``CANNOT_RESTORE``; ``RUNNING`` if another supervisor has it."""
+    exit_code: int
+    """That of the command (128 and the number of a signal that ended it); else ``INTERRUPTED``,
+    ``CANNOT_RESTORE`` or ``BUSY``."""
+    message: str
+    """Why, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A command that is checkpointed into a directory, and resumed from there.
+
+    A value, which pickles: any executor can run it. The directory must be the same one for every
+    run, and local or on a file system that has flock(2) between the hosts that may run it.
+    """
+
+    directory: str | os.PathLike[str]
+    """Where the job is kept; it is made if it is missing, and belongs to the job alone."""
+    command: Sequence[str | os.PathLike[str]]
+    """The program and its arguments."""
+    every: float = 600.0
+    """Seconds between two checkpoints; the first is taken after a tenth of it."""
+    keep: int = 3
+    """How many checkpoints are kept."""
+    also: Iterable[str | os.PathLike[str]] = ()
+    """Files that the command opens, writes and closes again, as in
+    :class:`~pycriu_native.Rollback`. Those that it holds open need not be named."""
+    grace: float = 30.0
+    """Seconds that a last checkpoint may take after a signal, or a notice that tells no time."""
+    notice: str | None = None
+    """Command of a shell, or URL, that tells of an interruption to come. It is tried every 5
+    seconds; exit status 0 or the HTTP status 200 is a notice, and its text may tell the time."""
+    options: CriuOpts | None = None
+    """More options of the dumps. What they need besides is found out for each."""
+    cwd: str | os.PathLike[str] | None = None
+    """Working directory of the command; default: that of the caller."""
+    interrupted_code: int = INTERRUPTED
+    """Exit code of an interrupted job."""
+    or_start_over: bool = False
+    """Start from the beginning if there are checkpoints and none can be restored."""
+    unprivileged: bool | None = None
+    """Run in a user namespace, without root. Default: if the caller is not root."""
+
+    def __post_init__(self) -> None:
+        problems = []
+
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)
+
+        put("directory", os.path.abspath(os.fspath(self.directory)))
+        if isinstance(self.command, str | bytes | os.PathLike) or not self.command:
+            rule = "a sequence of the program and its arguments is accepted"
+            problems.append(Problem("command", self.command, rule))
+        else:
+            put("command", tuple(os.fspath(each) for each in self.command))
+        put("also", Rollback(also=self.also).patterns)
+        put("cwd", None if self.cwd is None else os.path.abspath(os.fspath(self.cwd)))
+        for name, least in (("every", 0.1), ("grace", 0.0), ("keep", 1)):
+            value = getattr(self, name)
+            whole = name == "keep"
+            kinds = int if whole else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+                what = "a whole number" if whole else "a number of seconds"
+                problems.append(Problem(name, value, f"{what}, {least:g} or more, is accepted"))
+        code = self.interrupted_code
+        if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
+            problems.append(Problem("interrupted_code", code, "a number of 1 to 255 is accepted"))
+        elif code in (CANNOT_RESTORE, BUSY):
+            problems.append(
+                Problem("interrupted_code", code, "this number has another meaning already")
+            )
+        if problems:
+            raise OptionError(problems, verb="run")
+
+    def run(self) -> JobResult:
+        """Start the command, or resume it; return when it has ended or was interrupted.
+
+        SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
+        this is the main thread. The end of this process is that of the command, too.
+
+        Raises ``OptionError`` where the directory belongs to another command, ``ImagesError``
+        where it cannot be used.
+        """
+        directory = self._directory()
+        lock = directory.lock(UNTIL_FREE)
+        if lock is None:
+            message = f"another supervisor runs the job in {directory.path}"
+            return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
+        try:
+            ended = directory.status().state is State.ENDED
+            code = 0 if ended else self._supervised(lock)
+        finally:
+            os.close(lock)
+        directory.wait_until_free(UNTIL_FREE)
+        status = directory.status()
+        if code == FAILED:
+            raise CriuError(f"{directory.path}: {status.message}", verb="run")
+        if code and status.state is not State.ENDED:
+            message = f"the supervisor was killed ({code}); the job can be run again"
+            return JobResult(
+                state=State.INTERRUPTED, exit_code=self.interrupted_code, message=message
+            )
+        return _result(directory, self.interrupted_code)
+
+    __call__ = run
+
+    def _directory(self) -> JobDirectory:
+        """The directory, which is this job's."""
+        directory = JobDirectory(self.directory)
+        try:
+            os.makedirs(directory.path, mode=0o700, exist_ok=True)
+            known = directory.command()
+            if known is None:
+                others = os.listdir(directory.path)
+                if others and others != ["lock"]:
+                    rule = "it holds other files than a job's; name a new or an empty directory"
+                    raise OptionError([Problem("directory", self.directory, rule)], verb="run")
+                ours = {"command": [*self.command], "directory": str(self.cwd or os.getcwd())}
+                directory.write("job.json", json.dumps(ours) + "\n")
+                known = directory.command()
+        except OSError as error:
+            if isinstance(error, CriuError):
+                raise
+            raise ImagesError(
+                f"{directory.path} cannot be used: {error.strerror}", errno=error.errno
+            ) from None
+        assert known is not None
+        if known["command"] != [*self.command]:
+            rule = f"{directory.path} is the directory of another command: {known['command']}"
+            raise OptionError([Problem("command", self.command, rule)], verb="run")
+        return directory
+
+    def _supervised(self, lock: int) -> int:
+        """Run the supervisor; its exit code."""
+        alive, ours = os.pipe()  # its end tells the supervisor of ours
+        try:
+            spec = {**self._spec(), "lock": lock, "alive": alive}
+            words = [sys.executable, "-P", "-m", "pycriu_native.jobs.namespaces", json.dumps(spec)]
+            process = subprocess.Popen(
+                words,
+                pass_fds=(lock, alive),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
+        finally:
+            os.close(alive)
+        try:
+            with _passed_on(process):
+                return process.wait()
+        finally:
+            os.close(ours)
+            process.wait()
+
+    def _spec(self) -> dict[str, Any]:
+        """The job for its supervisor, as plain data."""
+        return {
+            "directory": self.directory,
+            "every": self.every,
+            "keep": self.keep,
+            "also": [os.fspath(each) for each in self.also],
+            "grace": self.grace,
+            "notice": self.notice,
+            "options": {} if self.options is None else self.options.to_dict(),
+            "or_start_over": self.or_start_over,
+            "unprivileged": os.geteuid() != 0 if self.unprivileged is None else self.unprivileged,
+        }
+
+
+def _result(directory: JobDirectory, interrupted: int) -> JobResult:
+    status = directory.status()
+    code = interrupted
+    if status.state is State.CANNOT_RESTORE:
+        code = CANNOT_RESTORE
+    elif status.state is State.ENDED:
+        assert status.exit_code is not None
+        code = status.exit_code if status.exit_code >= 0 else 128 - status.exit_code
+    return JobResult(state=status.state, exit_code=code, message=status.message)
+
+
+@contextlib.contextmanager
+def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Signals that this process gets go to the supervisor, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in (*STOPPING, CHECKPOINTING)
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

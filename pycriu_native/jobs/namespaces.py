@@ -1,0 +1,91 @@
+"""The supervisor's process: the first one of a pid and a mount namespace of its own.
+
+All that the job starts ends with it, and it ends with the process that runs the job. A process
+in between stays outside: it passes signals on, and its exit code is the supervisor's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from collections import deque
+from typing import Any
+
+from .._system.new_namespaces import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    end_with_parent,
+    map_to_root,
+    mount_proc,
+    unshare,
+)
+from .._system.process import stat_of
+from .directory import JobDirectory
+from .job import CHECKPOINTING, FAILED, STOPPING
+
+
+def main(spec: dict[str, Any]) -> int:
+    """Make the namespaces and run the supervisor in them."""
+    end_with_parent()
+    if _is_alone(spec["alive"]):
+        return FAILED
+    stopped: deque[int] = deque()
+    for number in (*STOPPING, CHECKPOINTING):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    directory = JobDirectory(spec["directory"])
+    try:
+        user, group = os.geteuid(), os.getegid()
+        if spec["unprivileged"]:
+            unshare(CLONE_NEWUSER)
+            map_to_root(user, group)
+        unshare(CLONE_NEWPID | CLONE_NEWNS)
+    except OSError as error:
+        return _failed(directory, f"no namespace can be made for the job: {error.strerror}")
+    pid = os.fork()
+    if pid == 0:
+        end_with_parent()
+        return _first(spec, directory, stopped)
+    for number in (*STOPPING, CHECKPOINTING):
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+    for early in stopped:
+        os.kill(pid, early)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -> int:
+    """The first process of the pid namespace; ``signals`` are those that have come so far."""
+    outside = int(os.readlink("/proc/self"))  # still that of the namespace outside
+    seen = stat_of(outside)
+    if _is_alone(spec["alive"]):
+        return FAILED
+    try:
+        mount_proc()
+    except OSError as error:
+        return _failed(directory, f"no /proc can be mounted for the job: {error.strerror}")
+    from .supervisor import Supervisor
+
+    start = 0 if seen is None else seen.start
+    return Supervisor(spec, directory, signals, outside, start).run()
+
+
+def _is_alone(alive: int) -> bool:
+    """Whether the process that runs the job has ended."""
+    return bool(select.select([alive], [], [], 0)[0])
+
+
+def _failed(directory: JobDirectory, message: str) -> int:
+    from dataclasses import replace
+
+    directory.keep(replace(directory.status(), message=message))
+    directory.event("failed", message=message)
+    return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

@@ -1,0 +1,346 @@
+"""Jobs that survive: interrupted in every way, each comes to the end that it would have had."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from pycriu_native.jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, State
+
+from .support.jobs import RunningJob, check_exact, nothing_runs
+
+KILLS = int(os.environ.get("PYCRIU_NATIVE_JOB_KILLS", "6"))
+"""Random kills of the test that counts them; ``make test-jobs`` has 1000."""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[RunningJob]:
+    """A job that was not started yet."""
+    made = RunningJob(tmp_path / "place")
+    yield made
+    made.end()
+    assert nothing_runs(made)
+
+
+def _pn(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pycriu_native", *words], capture_output=True, text=True, check=False
+    )
+
+
+def _events(job: RunningJob) -> list[str]:
+    return [each["event"] for each in job.directory.events()]
+
+
+def test_uninterrupted(job: RunningJob, tmp_path: Path) -> None:
+    """The exit code is the command's, and its output is complete; a second run does nothing."""
+    job.steps = 100
+    job.start()
+    assert job.wait() == 0, job.messages()
+    check_exact(job, tmp_path / "reference")
+    before = (job.directory.path / "events.jsonl").read_text()
+    job.start()
+    assert job.wait() == 0
+    assert (job.directory.path / "events.jsonl").read_text() == before
+    assert job.directory.status().state is State.ENDED
+
+
+def test_the_exit_code_of_the_command(tmp_path: Path) -> None:
+    """It is passed on, and so is the signal of a crash; a command that is missing is an error."""
+    assert Job(tmp_path / "a", ["sh", "-c", "exit 7"]).run().exit_code == 7
+    crash = Job(tmp_path / "b", ["sh", "-c", "kill -SEGV $$"]).run()
+    assert (crash.state, crash.exit_code) == (State.ENDED, 128 + signal.SIGSEGV)
+    done = _pn("run", "--dir", str(tmp_path / "c"), "--", "/nowhere/program")
+    assert done.returncode == 1
+    assert "/nowhere/program" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_signals(job: RunningJob, tmp_path: Path, number: signal.Signals) -> None:
+    """A last checkpoint is taken, the exit code says so, and the next run goes on from there."""
+    process = job.start("--every", "1h")
+    job.until(lambda: _steps(job) > 10, "some steps")
+    process.send_signal(number)
+    assert job.wait() == INTERRUPTED
+    assert nothing_runs(job)
+    assert job.directory.status().checkpoints == 1
+    assert "started over" not in _events(job)
+    job.start("--every", "1h")
+    job.until(lambda: job.directory.status().resumed == 1, "its resumption")
+    assert job.finish() == 0
+    assert check_exact(job, tmp_path / "reference") > 10
+
+
+def _steps(job: RunningJob) -> int:
+    try:
+        return (job.directory.path / "stdout").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.parametrize("kind", ["command line", "in between", "supervisor", "command"])
+def test_killed(job: RunningJob, tmp_path: Path, kind: str) -> None:
+    """Whoever is killed, all of the job ends with it, and it is resumed from its checkpoint."""
+    job.start()
+    job.until(lambda: job.has_checkpoints(2), "two checkpoints")
+    kinds: dict[str, int] = {}
+    for number, pid in enumerate(job.processes()):
+        kinds.setdefault(job.kind(number, pid), pid)
+    os.kill(kinds[kind], signal.SIGKILL)
+    code = job.wait()
+    assert code == (-signal.SIGKILL if kind == "command line" else INTERRUPTED), job.messages()
+    assert nothing_runs(job)
+    assert job.directory.status().state is State.INTERRUPTED
+    assert job.finish() == 0
+    assert "resumed" in _events(job)
+    check_exact(job, tmp_path / "reference")
+
+
+def test_before_the_first_checkpoint(job: RunningJob, tmp_path: Path) -> None:
+    """It is started from the beginning, which an event says, with its files as they were."""
+    out = job.place / "out"
+    out.mkdir()
+    (out / "opened-each-time").write_text("from before\n")
+    job.start("--every", "1h")
+    job.until(lambda: _steps(job) > 5, "some steps")
+    os.kill(job.processes()[-1], signal.SIGKILL)
+    assert job.wait() == INTERRUPTED
+    job.start("--every", "1h")
+    job.until(lambda: "started over" in _events(job) and _steps(job) > 5, "its start")
+    assert job.finish() == 0
+    text = (out / "opened-each-time").read_text()
+    assert text.startswith("from before\n0 ")
+    (out / "opened-each-time").write_text(text.removeprefix("from before\n"))
+    check_exact(job, tmp_path / "reference")
+
+
+def test_killed_at_random_instants(job: RunningJob, tmp_path: Path) -> None:
+    """Any process of it at any instant, CRIU's as well: it is resumed, and the end is exact."""
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    killed: dict[str, int] = {}
+    for _ in range(KILLS):
+        process = job.start()
+        if dice.random() < 0.7:
+            number = job.directory.status().checkpoints + 1
+            job.until(functools.partial(job.has_checkpoints, number), "a checkpoint")
+        at_work = dice.random() < 0.4
+        if at_work:
+            job.until(job.criu, "CRIU at work")
+        try:
+            process.wait(dice.uniform(0, 0.05 if at_work else 1.5))
+        except subprocess.TimeoutExpired:
+            kind = job.kill_one(dice)
+            killed[kind] = killed.get(kind, 0) + 1
+            if kind in ("criu", "gone"):
+                process.terminate()  # the job runs on
+        code = job.wait()
+        assert code in (INTERRUPTED, -signal.SIGKILL), (seed, killed, job.messages())
+        assert nothing_runs(job), seed
+    assert job.finish() == 0, (seed, killed, job.messages())
+    steps = check_exact(job, tmp_path / "reference")
+    print(f"{sum(killed.values())} kills, {killed}, {steps} steps")
+
+
+def test_none_can_be_restored(job: RunningJob, tmp_path: Path) -> None:
+    """Nothing is started, and no checkpoint goes; starting over is a decision of the user."""
+    job.start()
+    job.until(lambda: job.has_checkpoints(2), "two checkpoints")
+    job.end()
+    for checkpoint in job.directory.all_checkpoints():
+        pages = next(Path(checkpoint.path).glob("pages-*.img"))
+        data = bytearray(pages.read_bytes())
+        data[len(data) // 2] ^= 1
+        pages.write_bytes(data)
+    before = sorted(os.listdir(job.directory.checkpoints))
+    job.start()
+    assert job.wait() == CANNOT_RESTORE
+    assert "was changed" in job.messages()
+    assert sorted(os.listdir(job.directory.checkpoints)) == before
+    assert job.directory.status().state is State.CANNOT_RESTORE
+    (job.place / "finish").touch()
+    job.start("--or-start-over")
+    assert job.wait() == 0
+    assert "started over" in _events(job)
+
+
+def test_the_newest_is_damaged(job: RunningJob, tmp_path: Path) -> None:
+    """The one before it is restored, and an event says why."""
+    job.start()
+    job.until(lambda: job.has_checkpoints(3), "three checkpoints")
+    job.end()
+    newest, before, *_ = job.directory.all_checkpoints()
+    next(Path(newest.path).glob("core-*.img")).unlink()
+    assert job.finish() == 0
+    told = [each for each in job.directory.events() if each["event"] == "restore failed"]
+    assert [f"checkpoint {newest.number}: " in each["message"] for each in told] == [True]
+    resumed = [each for each in job.directory.events() if each["event"] == "resumed"]
+    assert resumed[0]["number"] == before.number
+    check_exact(job, tmp_path / "reference")
+
+
+def test_two_supervisors(job: RunningJob) -> None:
+    """The second one starts nothing, and its exit code says why."""
+    first = job.start()
+    job.until(lambda: job.has_checkpoints(1), "a checkpoint")
+    job.start()
+    second = job.process
+    assert second is not None
+    assert second.wait(60) == BUSY
+    job.process = first
+    assert first.poll() is None
+
+
+def test_control(job: RunningJob) -> None:
+    """status, list, checkpoint, stop and log, for people and as JSON; metrics and events."""
+    path = str(job.directory.path)
+    assert _pn("job", "status", path).returncode == 6
+    process = job.start("--every", "1h", "--keep", "2")
+    job.until(lambda: _steps(job) > 0, "its first step")
+    for number in (1, 2, 3):
+        done = _pn("job", "checkpoint", path, "--json")
+        assert json.loads(done.stdout)["result"]["number"] == number
+    listed = json.loads(_pn("job", "list", path, "--json").stdout)["result"]
+    assert [each["number"] for each in listed["checkpoints"]] == [3, 2]
+    status = json.loads(_pn("job", "status", path, "--json").stdout)["result"]
+    assert (status["state"], status["checkpoints"], status["kept"]) == ("running", 3, 2)
+    assert (
+        "pycriu_native_job_checkpoints_total" in (job.directory.path / "metrics.prom").read_text()
+    )
+    assert "0 " in _pn("job", "log", path).stdout
+    assert _pn("job", "stop", path).returncode == 0
+    assert process.wait(60) == INTERRUPTED
+    assert "interrupted" in _pn("job", "status", path).stdout
+    assert _pn("job", "stop", path).returncode == 4
+    assert [each for each in _events(job) if each != "stopping"] == [
+        *("started", "checkpoint", "checkpoint", "checkpoint", "checkpoint", "interrupted"),
+    ]
+
+
+class _Metadata(BaseHTTPRequestHandler):
+    """A cloud's metadata: 404 until there is a notice."""
+
+    notice: str | None = None
+
+    def do_GET(self) -> None:
+        text = type(self).notice
+        self.send_response(404 if text is None else 200)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["command", "url"])
+def test_notices(job: RunningJob, how: str) -> None:
+    """A notice of a command or a URL takes a last checkpoint, as a signal does."""
+    flag = job.place / "preempted"
+    with HTTPServer(("127.0.0.1", 0), _Metadata) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            _Metadata.notice = None
+            port = server.server_port
+            source = f"test -e {flag}" if how == "command" else f"http://127.0.0.1:{port}/action"
+            job.start("--every", "1h", "--notice", source)
+            job.until(lambda: _steps(job) > 0, "its first step")
+            flag.touch()
+            _Metadata.notice = "TRUE"
+            assert job.wait() == INTERRUPTED
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "notice" in _events(job)
+    assert job.directory.status().checkpoints == 1
+
+
+def test_no_time_for_a_last_checkpoint(job: RunningJob, tmp_path: Path) -> None:
+    """Where the last ones took longer than the time that is left, none is begun."""
+    process = job.start("--grace", "0.001")
+    job.until(lambda: job.has_checkpoints(1), "a checkpoint")
+    count = job.directory.status().checkpoints
+    process.terminate()
+    assert job.wait() == INTERRUPTED
+    assert "no time" in _events(job)
+    assert "grace is short" in _events(job)
+    assert job.directory.status().checkpoints <= count + 1
+    assert job.finish() == 0
+    check_exact(job, tmp_path / "reference")
+
+
+def test_a_daemon_that_leaves(tmp_path: Path) -> None:
+    """A process that has left the tree would be lost: such a checkpoint fails and says so."""
+    script = "(setsid sleep 1000 &) ; sleep 2"
+    result = Job(tmp_path / "job", ["sh", "-c", script], every=3).run()
+    assert result.exit_code == 0
+    events = (tmp_path / "job" / "events.jsonl").read_text()
+    assert "(sleep); have them stay its children" in events
+    assert '"event": "checkpoint"' not in events
+
+
+EXECUTOR = """
+import pickle, sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from multiprocessing import get_context
+
+if __name__ == "__main__":
+    job = pickle.loads(bytes.fromhex(sys.argv[1]))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        print([executor.submit(job).result().exit_code for _ in range(2)])
+"""
+
+
+def test_on_an_executor(tmp_path: Path) -> None:
+    """A job pickles, and any executor runs it; run twice, it is done once."""
+    log = tmp_path / "log"
+    job = Job(tmp_path / "job", ["sh", "-c", f"echo once >> {log}; exit 3"])
+    assert pickle.loads(pickle.dumps(job)) == job
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTOR, pickle.dumps(job).hex()],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert done.stdout == b"[3, 3]\n"
+    assert log.read_text() == "once\n"
+
+
+REFUSED: dict[str, Callable[[Path], Job]] = {
+    "every=0": lambda path: Job(path, ["true"], every=0),
+    "keep=0": lambda path: Job(path, ["true"], keep=0),
+    "command=": lambda path: Job(path, "true"),
+    "interrupted_code=76": lambda path: Job(path, ["true"], interrupted_code=76),
+    "also='log'": lambda path: Job(path, ["true"], also=["log"]),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_values_that_are_refused(tmp_path: Path, what: str) -> None:
+    """The error names the field and the value, and nothing is made."""
+    with pytest.raises(ValueError, match=what):
+        REFUSED[what](tmp_path / "job")
+    assert not (tmp_path / "job").exists()
+
+
+def test_directories_that_are_refused(tmp_path: Path) -> None:
+    """The directory of another command, and one that holds other things."""
+    Job(tmp_path / "job", ["true"]).run()
+    with pytest.raises(ValueError, match="is the directory of another command"):
+        Job(tmp_path / "job", ["false"]).run()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "data").touch()
+    with pytest.raises(ValueError, match="it holds other files than a job's"):
+        Job(tmp_path / "other", ["true"]).run()

@@ -1,0 +1,130 @@
+"""Each way to end a connection leaves its socket and its process in the documented state."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from pycriu_native._transport.connection import Connection
+from pycriu_native._transport.process import ChildProcess
+from pycriu_native._transport.worker import WorkerConnection
+
+UNTIL_SOCKET_CLOSES = "import sys; print('ready', flush=True); sys.stdin.read(); sys.exit(3)"
+"""A program in the place of CRIU: it ends when its standard input, a socket, is closed."""
+
+ENDS = ["wait", "close_async", "detach"]
+
+
+@pytest.fixture
+def connection() -> Iterator[WorkerConnection]:
+    """One to a process that has written ``ready``."""
+    ours, theirs = socket.socketpair()
+    stderr = os.memfd_create("stderr")
+    child = subprocess.Popen(
+        [sys.executable, "-c", UNTIL_SOCKET_CLOSES],
+        stdin=theirs.fileno(),
+        stdout=stderr,
+        start_new_session=True,
+    )
+    theirs.close()
+    while not os.fstat(stderr).st_size:
+        assert child.poll() is None
+    process = ChildProcess(child.pid, os.pidfd_open(child.pid), stderr)
+    result = WorkerConnection(ours, process, "a program")
+    yield result
+    result.wait()
+    process.wait(1)
+    child.wait()
+
+
+def exists(pid: int) -> bool:
+    """Whether the pid is taken, by a zombie too."""
+    return os.path.exists(f"/proc/{pid}")
+
+
+def test_close_keeps_the_process(connection: WorkerConnection) -> None:
+    """``close`` closes the socket only: the process ends, and ``wait`` still reaps it."""
+    connection.close()
+    assert connection.sock.fileno() == -1
+    assert connection.status is None
+    assert connection.has_ended(10)
+    assert exists(connection.pid)
+    connection.wait()
+    assert connection.status == 3
+    assert not exists(connection.pid)
+
+
+def test_wait_reaps(connection: WorkerConnection) -> None:
+    """``wait`` sets the status and the output, and leaves no process."""
+    connection.wait()
+    assert (connection.status, connection.final_stderr) == (3, "ready\n")
+    assert not exists(connection.pid)
+    assert connection.pidfd == -1
+
+
+def test_wait_after_kill(connection: WorkerConnection) -> None:
+    """A killed process has its signal as status."""
+    connection.kill()
+    connection.wait()
+    assert connection.status == -9
+
+
+def test_close_async_leaves_the_reaping(connection: WorkerConnection) -> None:
+    """``close_async`` returns before the process is reaped, and passes it to ``retire``."""
+    retired: list[ChildProcess] = []
+    connection.retire = retired.append
+    connection.close_async()
+    assert (connection.status, connection.final_stderr) == (None, "ready\n")
+    [process] = retired
+    assert not process.closed
+    assert exists(connection.pid)
+    process.wait(10)
+    assert process.status == 3
+    assert not exists(connection.pid)
+
+
+def test_close_async_without_a_pool_waits(connection: WorkerConnection) -> None:
+    """There is no other owner who could reap the process."""
+    connection.close_async()
+    assert connection.status == 3
+
+
+def test_detach_gives_the_process_up(connection: WorkerConnection) -> None:
+    """``detach`` does not reap it, and a later ``kill`` does not end it."""
+    copy = connection.sock.dup()  # keeps the process running
+    connection.detach()
+    assert (connection.status, connection.final_stderr) == (None, "ready\n")
+    connection.kill()
+    pid, _ = os.waitpid(connection.pid, os.WNOHANG)
+    assert pid == 0
+    copy.close()
+
+
+@pytest.mark.parametrize("first", ENDS)
+@pytest.mark.parametrize("second", ["close", *ENDS])
+def test_the_first_decides(connection: WorkerConnection, first: str, second: str) -> None:
+    """A later call changes nothing, and passes the process on no second time."""
+    retired: list[ChildProcess] = []
+    connection.retire = retired.append
+    getattr(connection, first)()
+    before = connection.status, connection.final_stderr, list(retired)
+    getattr(connection, second)()
+    assert (connection.status, connection.final_stderr, retired) == before
+    assert len(retired) == 1
+
+
+@pytest.mark.parametrize("end", ["close", *ENDS])
+def test_without_a_process_each_closes(end: str) -> None:
+    """A connection to a service owns its socket only."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        connection = Connection(ours, program="a service")
+        getattr(connection, end)()
+        getattr(connection, end)()
+        assert connection.sock.fileno() == -1
+        assert theirs.recv(1) == b""
