@@ -186,7 +186,8 @@ LIBRARY = """
 
 CASES = {
     "a pid is taken by the process itself": Case(
-        "serve()", lambda target, images: target.end, "pid {pid}", "taken by",
+        "serve()", lambda target, images: target.end, "pid {pid}",
+        "which this process has started",
         saving={"leave_running": True}, reap=False,
     ),
     "a pid is a zombie": Case(
