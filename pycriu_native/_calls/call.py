@@ -15,12 +15,15 @@ from contextvars import ContextVar
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import Protocol
-from .._support.unpatched import Event, Thread
+from .._support.unpatched import Event, Lock, Thread
 from ..errors import CriuError
 from .exchange import Exchange, Hook, Notification
 from .hook_invocation import HookInvocation
 from .request import Outcome, Request
 from .run import Connect, Run
+
+MOST_INTERRUPTIONS = 100
+"""Interruptions of an interruption, after which something else must be wrong."""
 
 
 class CallRunner(Protocol):
@@ -56,6 +59,10 @@ class Call:
         self._turn = Event()
         self.wake: Callable[[], None] = self._turn.set
         """Called, on the call's thread, when there is a question or the end."""
+        self._begins = Lock()
+        """Is acquired once: by the call's thread, which then works, or by the caller, which was
+        interrupted before that. ``Thread.start`` can be interrupted when the thread runs already.
+        """
         self._thread = Thread(target=self._body, name=f"criu {request.verb}")
 
     # ---- the caller's thread ----
@@ -83,10 +90,19 @@ class Call:
                         question.run()
                 break
             except BaseException as interruption:
-                if self._thread.ident is None:
-                    raise  # nothing has begun
-                self.cancel(interruption)
+                if self._begins.acquire(blocking=False):
+                    raise  # nothing has begun, and nothing will
+                self._cancel_surely(interruption)
         return self.conclude()
+
+    def _cancel_surely(self, reason: BaseException) -> None:
+        """:meth:`cancel`, also if a signal's handler raises in it."""
+        for _ in range(MOST_INTERRUPTIONS):
+            try:
+                return self.cancel(reason)
+            except BaseException as further:
+                reason = further
+        raise reason
 
     def start(self) -> None:
         """Begin; a second time does nothing."""
@@ -162,6 +178,8 @@ class Call:
 
     def _body(self) -> None:
         native.pn_block_signals()  # Python's own function takes half a millisecond
+        if not self._begins.acquire(blocking=False):
+            return
         try:
             self._outcome = self._run()
         except BaseException as error:

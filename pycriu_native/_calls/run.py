@@ -15,7 +15,7 @@ from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import cast
 from .._system.process_identity import check_start
-from .._system.process_tree import wait_until_gone
+from .._system.process_tree import wait_until_gone, wait_until_stopped
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
@@ -35,8 +35,9 @@ from .safeguards import Safeguards
 
 STDIN = 0
 
-UNTIL_REAPED = 5.0
-"""Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
+UNTIL_STOPPED = 5.0
+"""Seconds that the processes of a restore with ``leave_stopped`` get to stop: CRIU sends the signal
+and does not wait."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore may take to end after CRIU has killed them."""
@@ -129,7 +130,11 @@ class Run:
                 self._log(outcome)
                 if request.verb in (Verb.DUMP, Verb.RESTORE):
                     logs.advise()
-                return replace(outcome, pid_free=self._wait_until_gone(outcome.tree))
+                if request.verb is Verb.RESTORE and request.opts.leave_stopped:
+                    wait_until_stopped(outcome.tree, UNTIL_STOPPED)
+                since = time.monotonic()
+                free = self._wait_until_gone(outcome.tree)
+                return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
             self._end_processes(outcome, killed=lost is not None)
             failure = failure_of(request, outcome, mark, exchange, lost)
             safeguards.failed(failure, killed=lost is not None)
@@ -234,7 +239,7 @@ class Run:
             return False
         if request.opts.leave_running or request.opts.leave_stopped:
             return False
-        return wait_until_gone(tree, UNTIL_REAPED, lambda: self._cancelled() is not None)
+        return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled() is not None)
 
     def _log(self, outcome: Outcome, failure: BaseException | None = None) -> None:
         what = None if failure is None else str(failure) or type(failure).__name__
