@@ -443,7 +443,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         (["dump", "1", "--weak-sysctls"], "--weak-sysctls"),
         (["restore", "-D", "d", "true"], "--exec-cmd"),
         (["restore", "-D", "d", "--exec-cmd"], "--exec-cmd"),
-        (["restore", "-D", "d", "--wait", "-d"], "--wait"),
+        (["restore", "-D", "d", "--wait", "--exec-cmd", "--", "true"], "--wait"),
         (["dump", "1", "-D", "d", "--deadline", "0"], "--deadline"),
         (["options", "nothing-like-it"], "nothing-like-it"),
         (["plot", "timeline", ".", "x.gif"], ".png or .svg"),
