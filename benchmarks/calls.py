@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pycriu_native import CriuOpts, Worker, WorkerPool, dump, version
-from pycriu_native._calls import call, exchange, requirements, verbs
+from pycriu_native._calls import exchange, requirements, run, verbs
 from pycriu_native._transport import worker
 from pycriu_native._transport.program import find_program
 from pycriu_native._wire import libcriu_request
@@ -225,12 +225,12 @@ def _nothing(target: Target, directory: Path, times: int) -> list[Row]:
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
     ("options are checked", requirements, "check"),
-    ("libcriu's options are filled", call, "fill"),
+    ("libcriu's options are filled", run, "fill"),
     ("a worker is got", worker.Worker, "connect"),
     ("the conversation", exchange.Exchange, "run"),
     ("libcriu reads the answer", libcriu_request.LibcriuCall, "finish"),
-    ("the worker ends and is reaped", worker.WorkerConnection, "reap"),
-    ("statistics are read", call, "_statistics"),
+    ("the worker ends and is reaped", worker.WorkerConnection, "wait"),
+    ("statistics are read", run, "statistics_of"),
 )
 
 

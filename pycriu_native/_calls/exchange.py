@@ -99,12 +99,12 @@ class Exchange:
         deadline: float | None = None,
         pid: int | None = None,
         rescue: Recovery | None = None,
-        when_written: Callable[[], object] | None = None,
+        when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
     ) -> None:
-        """``when_written`` is called when a dump has written all, before the hook hears of it, and
-        while CRIU can still undo it: what it raises has it do that. ``break_off`` has CRIU notice
-        before its next notification that the call is to be undone; it is given ``tree``.
+        """``when_written`` is called with ``tree`` when a dump has written all, before the hook and
+        while CRIU can still undo it: an error in it makes CRIU do that. ``break_off`` is called
+        with ``tree`` when the call is to be undone: it makes CRIU's work fail at once.
         """
         self.line = line
         self.verb = verb
@@ -314,7 +314,7 @@ class Exchange:
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
         if self._when_written is not None:
             try:
-                self._when_written()
+                self._when_written(self.tree)
             except (OSError, CriuError) as error:
                 self._stop(error)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from contextlib import ExitStack
 
 from .._support.light_typing import cast
 from .._system import trusted_path
+from .._system.host import lack_of
 from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import ImagesError
@@ -59,7 +61,9 @@ class Directories:
             )
         except OSError as error:
             raise ImagesError(
-                f"{field}={directory!r} cannot be used: {error.strerror}", errno=error.errno or 0
+                f"{field}={directory!r} cannot be used: "
+                + (lack_of(directory) if error.errno == errno.ENOENT else str(error.strerror)),
+                errno=error.errno or 0,
             ) from None
         self._owned.callback(os.close, fd)
         return fd

@@ -8,16 +8,20 @@ from collections.abc import Callable
 
 from .._rollback.option import Rollback
 from .._support.frozen_dataclass import dataclass, replace
-from .._system.process_snapshot import link
+from .._support.light_typing import cast
+from .._system.descriptors import link_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
-from ..options.values import WireValue, descriptor_number
+from ..options.values import InheritFd, WireValue, descriptor_number
 from ..results import DumpStatistics, RestoreStatistics
 from .exchange import Hook
+
+REAP_TIMEOUT = 0.5
+"""Default of ``dump``: a parent that waits for its children reaps them within milliseconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class Request:
     no such process, or it is the caller itself."""
     include_caller: bool = False
     """Dump a tree although the caller is in it."""
+    reap_timeout: float = REAP_TIMEOUT
+    """Seconds that a dump waits for parents to reap the processes that were dumped."""
     rollback: Rollback | None = None
     """Save the files that the tree writes, or put them back."""
     keep_line: bool = False
@@ -57,8 +63,8 @@ class Request:
 
         Those pids say nothing about the processes of this namespace.
         """
-        given = [descriptor_number(each.fd) for each in self.opts.inherit_fds or ()]
-        other = any(link(f"/proc/self/fd/{fd}").startswith("pid:[") for fd in given)
+        given = [cast(InheritFd, each).fd for each in self.opts.inherit_fds or ()]
+        other = any(link_of("self", descriptor_number(fd)).startswith("pid:[") for fd in given)
         return "" if other else images
 
     @property
@@ -100,6 +106,8 @@ class Outcome:
     """What asked for the call to be undone when it was too late for that."""
     pid_free: bool = False
     """Whether the processes that were dumped have left their pids."""
+    reap_wait: float = 0.0
+    """Seconds, after that, of waiting for their parents to reap them."""
 
 
 def log_name(request: Request) -> str:

@@ -17,6 +17,7 @@ from .._integrity.dump_marker import DEEPEST, unfinished
 from .._support.kernel_text import read_lines
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
+from .._system.host import lack_of
 from .._system.process_identity import is_pid
 from ..enums import Verb
 from ..errors import OptionError, Problem
@@ -80,11 +81,14 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             if directory is None or (missing_is_fine and not os.path.lexists(directory)):
                 continue
             if not os.path.isdir(directory):
-                yield Problem(field, directory, "an existing directory is accepted")
+                yield Problem(field, directory, f"{lack_of(directory)}: {_EXISTING}")
         elif problems := list(_open_descriptor(field, directory)):
             yield from problems
         elif not stat.S_ISDIR(os.fstat(descriptor_number(directory)).st_mode):
             yield Problem(field, directory, "an open directory is accepted")
+
+
+_EXISTING = "an existing directory is accepted"
 
 
 def _open_descriptor(field: str, value: int | HasFileno) -> Iterator[Problem]:
@@ -135,9 +139,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if base is None or where is None:
         return
     if not os.path.isdir(where):
-        yield Problem(
-            "parent_image", parent, f"an existing directory is accepted, seen from {base}"
-        )
+        yield Problem("parent_image", parent, f"{lack_of(where)}: {_EXISTING}, seen from {base}")
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save everything, with a line in its log; a page server's has none.
         yield Problem(

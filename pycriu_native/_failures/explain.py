@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
 from .._system.process import name_of, stat_of, status_of
-from .._system.process_tree import holders
+from .._system.process_tree import holders, is_above
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
@@ -75,6 +75,8 @@ def explain_failure(
         result = _unsaid(opts, result, lines)
     result = _look_closer(result, pid, outcome.images)
     cause, cure = result.cause, result.cure
+    if verb is Verb.CHECK and cure is None:
+        cure = "the kernel, a sandbox or the rights of the caller lack this: doctor() tells more"
     proof = result.line or next(iter(lines), "")
 
     what = (
@@ -190,9 +192,10 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
     if seen.state != "Z":
         process = int(status_of(taken).get("Tgid", taken))
         what = f"a thread of pid {process}" if process != taken else "a running process"
-        running = replace(
-            found, cause=f"pid {taken} is taken by {what}, which is {name_of(process)}"
-        )
+        cause = f"pid {taken} is taken by {what}, which is {name_of(process)}"
+        if is_above(os.getpid(), process):
+            cause += " and was started by this process"
+        running = replace(found, cause=cause)
         if not images or os.path.exists(os.path.join(images, f"core-{taken}.img")):
             return running
         # CRIU makes a process with the number of a leader that was not dumped.

@@ -33,6 +33,13 @@ def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
                 yield number, os.readlink(f"/proc/{pid}/fd/{number}")
 
 
+def link_of(pid: int | str, fd: int) -> str:
+    """The link of a descriptor; empty if it is not open or not readable."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    return ""
+
+
 def sockets_of(pid: int) -> dict[int, int]:
     """A descriptor of each socket that a process has open, by inode."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 from .._support.kernel_text import read_lines
@@ -35,5 +36,18 @@ def type_of(mode: int) -> str:
         stat.S_IFBLK: "a block device",
         stat.S_IFIFO: "a named pipe",
         stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a symbolic link",
     }
     return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def lack_of(directory: str) -> str:
+    """Why a path is no directory that exists; names the first part that is missing."""
+    if os.path.lexists(directory):
+        return "it is no directory"
+    above = os.path.dirname(os.path.abspath(directory))
+    if os.path.isdir(above):
+        return "it does not exist"
+    while not os.path.lexists(os.path.dirname(above)):
+        above = os.path.dirname(above)
+    return f"{above} {'is no directory' if os.path.lexists(above) else 'does not exist'}"

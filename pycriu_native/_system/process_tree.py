@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 
 from .._support.unpatched import sleep
-from .process import all_pids, children_of, stat_of, status_of
+from .process import all_pids, children_of, stat_of, status_of, threads_of
 
 
 def process_tree(pid: int) -> list[int]:
@@ -44,6 +44,21 @@ def holders(but: Collection[int] = ()) -> dict[int, tuple[int, str]]:
             result.setdefault(stat.group, (pid, "process group"))
             result[stat.session] = pid, "session"
     return result
+
+
+def wait_until_stopped(pids: Iterable[int], seconds: float) -> None:
+    """Wait until all threads of these processes are stopped or have ended, ``seconds`` at most."""
+    until = time.monotonic() + seconds
+    pause = 0.0005
+    for pid in pids:
+        while not all(map(_is_still, threads_of(pid))) and time.monotonic() < until:
+            sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+
+def _is_still(tid: int) -> bool:
+    stat = stat_of(tid)
+    return stat is None or stat.state in "TtZX"
 
 
 def wait_until_gone(

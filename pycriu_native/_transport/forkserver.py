@@ -27,7 +27,7 @@ from .worker import start_worker
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
 UNTIL_LOADED = 2.0
-"""Seconds within which a fork server must send its first message."""
+"""Seconds within which a fork server must send its first message, unless told otherwise."""
 
 UNTIL_FORKED = 5000
 """Milliseconds that it may take to fork a worker."""
@@ -48,7 +48,10 @@ _SPECIAL_TO_LOADER = frozenset(" :$")
 
 
 class ForkServerUnavailableError(Exception):
-    """This program cannot be a fork server here, or has ended: start each worker on its own."""
+    """This program cannot be a fork server here, or has ended: start each worker on its own.
+
+    Its text is the reason.
+    """
 
 
 class ForkServer:
@@ -58,13 +61,21 @@ class ForkServer:
     state has not changed for the caller (``inherited_state.py``).
     """
 
-    def __init__(self, program: str, env: Mapping[str, str], spawn_options: SpawnOptions) -> None:
-        """``spawn_options`` are those of the workers.
+    def __init__(
+        self,
+        program: str,
+        env: Mapping[str, str],
+        spawn_options: SpawnOptions,
+        *,
+        patience: float | None = None,
+    ) -> None:
+        """``spawn_options`` are those of the workers; ``patience`` in seconds is the time until
+        the first message, None: ``UNTIL_LOADED``.
 
         Raises ``ForkServerUnavailableError``, ``ProgramError``, ``OSError``.
         """
-        if PRELOAD in env or not _can_be_preloaded(program) or not _same_pids():
-            raise ForkServerUnavailableError
+        if reason := _why_not(program, env):
+            raise ForkServerUnavailableError(reason)
         preloading = {**env, PRELOAD: IMAGE}
         self._fork_lock = Lock()
         with _starting:
@@ -72,7 +83,7 @@ class ForkServer:
                 program, preloading, NO_INPUT, spawn_options=spawn_options
             )
             _servers.add(self)
-        self._connection.sock.settimeout(UNTIL_LOADED)
+        self._connection.sock.settimeout(UNTIL_LOADED if patience is None else patience)
         try:
             ready = bool(self._connection.sock.recv(16))  # another program waits for a request
         except OSError:
@@ -80,12 +91,17 @@ class ForkServer:
         if not ready:
             self._end()
             _unable.add(on_disk(program))
-            raise ForkServerUnavailableError
+            raise ForkServerUnavailableError(_NOT_LOADED.format(program))
 
     @property
     def pid(self) -> int:
         """The pid of the fork server."""
         return self._connection.pid
+
+    @property
+    def is_open(self) -> bool:
+        """Whether workers can be forked: not after :meth:`close`, nor once one has failed."""
+        return self._connection.sock.fileno() >= 0
 
     def load_template(self, table: int, pages: Sequence[int], size: int) -> None:
         """Read a template into memory, which the workers then inherit.
@@ -111,11 +127,11 @@ class ForkServer:
         with self._fork_lock:
             fd = self._connection.sock.fileno()
             if fd < 0:
-                raise ForkServerUnavailableError
+                raise ForkServerUnavailableError("the fork server has ended")
             pid = native.pn_fork_worker(fd, ends, list(keep), len(keep), UNTIL_FORKED)
             if pid < 0:
                 self._end()
-                raise ForkServerUnavailableError
+                raise ForkServerUnavailableError(f"it forks no worker: {os.strerror(-pid)}")
         try:
             return pid, os.pidfd_open(pid)
         except OSError as error:
@@ -166,17 +182,30 @@ _unable: set[tuple[object, ...]] = set()
 """Programs that sent no first message: waiting for it again would take UNTIL_LOADED."""
 
 
-def _can_be_preloaded(program: str) -> bool:
-    """Whether the loader would preload IMAGE into the program, as far as that can be checked."""
-    if not os.path.exists(IMAGE) or not _SPECIAL_TO_LOADER.isdisjoint(IMAGE):
-        return False
-    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID) or on_disk(program) in _unable:
-        return False
-    try:
+_NOT_LOADED = (
+    "{} does not load a preloaded library: it is static, or a script that clears LD_PRELOAD"
+)
+
+
+def _why_not(program: str, env: Mapping[str, str]) -> str:
+    """Why the loader would not preload IMAGE, as far as that can be checked; or nothing."""
+    if PRELOAD in env:
+        return f"{PRELOAD} is set for the worker"
+    if not os.path.exists(IMAGE):
+        return f"{IMAGE} is missing"
+    if not _SPECIAL_TO_LOADER.isdisjoint(IMAGE):
+        return f"the path {IMAGE!r} has a space, a colon or a $, which {PRELOAD} cannot name"
+    ignored = f"and the loader ignores {PRELOAD} for programs with more rights than their user"
+    if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
+        return f"{program} is setuid or setgid, {ignored}"
+    if on_disk(program) in _unable:
+        return _NOT_LOADED.format(program)
+    with contextlib.suppress(OSError):
         os.getxattr(program, "security.capability")
-    except OSError:
-        return True
-    return False  # the loader ignores LD_PRELOAD for programs with more rights than their user
+        return f"{program} has file capabilities, {ignored}"
+    if not _same_pids():
+        return "processes that are started here have pids of another namespace"
+    return ""
 
 
 def _same_pids() -> bool:

@@ -29,13 +29,17 @@ def fingerprint(worker: Worker) -> WorkerFingerprint | None:
 
 
 def start_fork_server(
-    worker: Worker, spawn_options: SpawnOptions, like: WorkerFingerprint
+    worker: Worker,
+    spawn_options: SpawnOptions,
+    like: WorkerFingerprint,
+    *,
+    patience: float | None = None,
 ) -> ForkServer | None:
     """Start a fork server. Returns None if the fingerprint is not ``like`` any more.
 
     Raises ``ForkServerUnavailableError``, and what starting a worker raises.
     """
-    server = ForkServer(worker.name(), worker.env, spawn_options)
+    server = ForkServer(worker.name(), worker.env, spawn_options, patience=patience)
     if fingerprint(worker) == like:
         return server
     server.close()

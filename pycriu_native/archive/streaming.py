@@ -21,10 +21,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import selectors
 import shutil
 import struct
 import tempfile
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, Self
 
@@ -54,6 +56,22 @@ FRAME = struct.Struct("<II")
 """A frame of a stream: a file's number, and how many of its bytes follow. Those of file 0 are
 names: each opens the file of the next number. An empty frame of file 0 ends the stream."""
 
+BY_SIZE = "nftables-"
+"""How the images begin whose size CRIU reads from the file, which is 0 for a pipe: it would restore
+none of the rules, without an error (``criu/net.c``, ``do_restore_nftables``, 4.3). Other images are
+read to their end, or state their sizes."""
+
+LOCK = re.compile(
+    rb"^table \S+ CRIU-[^\n]*\n.*?^\}|^\tchain CRIU \{.*?^\t\}|^[^\n]* jump CRIU$", re.M | re.S
+)
+"""CRIU's lock of the network, by nftables and by iptables-nft, which only connections need."""
+
+NO_RULE = re.compile(
+    rb"(table ip6? filter \{|chain (INPUT|OUTPUT|FORWARD) \{|\}"
+    rb"|type filter hook \w+ priority \w+; policy accept;)?"
+)
+"""Lines that iptables-nft makes for its own rules."""
+
 CHUNK = 1 << 20
 LARGEST_NAME = 255
 
@@ -71,7 +89,8 @@ def dump_stream(
 
     ``to`` is left open. ``opts`` have no images directory, for there is none; CRIU's log is kept
     if they have a ``work_directory``. What ``to.write`` raises undoes the dump, and is raised.
-    A stream that is cut short cannot be taken for a whole one.
+    A stream that is cut short cannot be taken for a whole one. A dump of a network namespace with
+    rules of nftables is refused with ``ImagesError``: CRIU restores none of them from a stream.
 
     Raises as ``dump``. Needs CRIU 4.3 and its libcriu.
     """
@@ -107,7 +126,8 @@ def restore_stream(
 
     All of ``source`` is read into memory, and checked for its end, before CRIU is started.
 
-    Raises as ``restore``, and ``ImagesError`` for what is no stream, or not all of one. Needs
+    Raises as ``restore``, and ``ImagesError`` for what is no stream, not all of one, or one with
+    rules of nftables, which CRIU would leave out. Needs
     CRIU 4.3 and its libcriu.
     """
     with _Beside(opts, SERVE) as beside, Images(source) as images, _Serve(beside.listener, images):
@@ -229,6 +249,8 @@ class _Capture(_Streamer):
         super().__init__(listener)
         self._to = to
         self._files = 0
+        self._names: list[str] = []
+        self._by_size: dict[int, bytes] = {}
         self._aborted = False
 
     def __enter__(self) -> Self:
@@ -239,6 +261,9 @@ class _Capture(_Streamer):
         encoded = os.fsencode(name)
         self._to.write(FRAME.pack(0, len(encoded)) + encoded)
         self._files += 1
+        self._names.append(name)
+        if name.startswith(BY_SIZE):
+            self._by_size[self._files] = b""
         self._add(criu, selectors.EVENT_READ, self._files)
 
     def abort(self) -> None:
@@ -247,6 +272,8 @@ class _Capture(_Streamer):
 
     def _move(self, key: selectors.SelectorKey) -> None:
         data = b"" if self._aborted else os.read(key.fd, CHUNK)
+        if key.data in self._by_size:
+            self._by_size[key.data] += data
         if data:
             self._to.write(FRAME.pack(key.data, len(data)))
             self._to.write(data)
@@ -259,6 +286,7 @@ class _Capture(_Streamer):
             self._changed.wait_for(lambda: self._over or len(self._ready.get_map()) == 1)
         if self.failure is not None:
             raise self.failure
+        _check_rules("dump_stream", self._names, self._by_size.values())
         self._to.write(FRAME.pack(0, 0))
         self._to.flush()
 
@@ -290,7 +318,7 @@ class Images(Closing):
         while True:
             number, size = FRAME.unpack(_exactly(source, FRAME.size))
             if number == 0 and size == 0:
-                return
+                break
             if number == 0:
                 name = os.fsdecode(_exactly(source, min(size, LARGEST_NAME + 1)))
                 if len(name) > LARGEST_NAME or "/" in name or name in self.files:
@@ -308,6 +336,12 @@ class Images(Closing):
                 os.write(self.fd, data)
                 end += len(data)
                 size -= len(data)
+        rules = [
+            b"".join(os.pread(self.fd, size, offset) for offset, size in pieces)
+            for name, pieces in self.files.items()
+            if name.startswith(BY_SIZE)
+        ]
+        _check_rules("restore_stream", self.files, rules)
 
 
 @dataclass
@@ -345,6 +379,20 @@ class _Serve(_Streamer):
             return
         if moved < size:
             remaining.append((offset + moved, size - moved))
+
+
+def _check_rules(verb: str, names: Iterable[str], rules: Collection[bytes]) -> None:
+    """Raise ``ImagesError`` for rules that a restore from a stream needs, and would not have."""
+    others = (LOCK.sub(b"", text) for text in rules)
+    if not all(NO_RULE.fullmatch(line.strip()) for text in others for line in text.splitlines()):
+        what = "rules of nftables"
+    elif any(rules) and any(name.startswith("tcp-stream-") for name in names):
+        what = "TCP connections, locked by nftables"
+    else:
+        return
+    cause = f"the network namespace has {what}, which CRIU does not restore from a stream"
+    cure = "dump into a directory, which pack() makes one stream"
+    raise ImagesError(f"{verb}: {cause}; {cure}", verb=verb, cause=cause, cure=cure)
 
 
 # ---- CRIU's messages: a length of four bytes, and a protobuf message of one field ----

@@ -176,6 +176,7 @@ class Files:
             backlog=found.backlog,
             queued=self._queued.get(found.id, 0),
             external=bool(found.uflags & _USK_EXTERN),
+            deleted=found.deleted,
             namespace=found.ns_id if found.HasField("ns_id") else None,
         )
 
@@ -192,7 +193,10 @@ class Files:
             session=session,
             group=info.pgrp if info else 0,
             path=file.path if isinstance(file, RegularFile) else None,
-            inherited=bool(session) and session not in self.sessions,
+            # One that was hung up has no attributes, and gets a new master.
+            inherited=bool(session)
+            and session not in self.sessions
+            and (info is None or info.HasField("termios")),
         )
 
     def shared_of(self, file: int) -> int | None:

@@ -164,6 +164,8 @@ class UnixSocket(File):
     """Bytes of messages in it."""
     external: bool = False
     """Whether it belongs to another process that the dumped ones are connected to."""
+    deleted: bool = False
+    """Whether its name was removed: a restore makes it, with its directories, and removes it."""
     namespace: int | None = None
 
     @property

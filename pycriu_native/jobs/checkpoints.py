@@ -12,7 +12,8 @@ from dataclasses import asdict, replace
 from .._calls.verbs import dump, restore_child
 from .._integrity.manifest import seal, verify
 from .._rollback.option import Rollback
-from .._system.process_tree import name_of, process_tree, stat_of
+from .._system.process import name_of, stat_of
+from .._system.process_tree import process_tree
 from ..diagnostics.preflight import PreflightError, preflight
 from ..enums import CgroupMode
 from ..errors import CriuError, ImagesError
@@ -94,7 +95,7 @@ def check_strays(pid: int) -> None:
     for name in os.listdir("/proc"):
         if name.isdecimal() and int(name) not in inside:
             seen = stat_of(int(name))
-            if seen is not None and seen[0] not in ("Z", "X") and not is_helper(int(name)):
+            if seen is not None and not seen.has_ended and not is_helper(int(name)):
                 strays.append(f"{name} ({name_of(int(name))})")
     if strays:
         raise CriuError(

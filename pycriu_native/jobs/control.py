@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 
-from .._system.process_tree import stat_of
+from .._system.process import stat_of
 from ..errors import CriuError, DeadlineError, NoSuchProcessError
 from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
 from .job import CHECKPOINTING
@@ -48,7 +48,7 @@ def _signalled(directory: JobDirectory, number: int) -> JobStatus:
     if status.state is not State.RUNNING or status.supervisor is None:
         raise NoSuchProcessError(f"the job in {directory.path} does not run: it is {status.state}")
     seen = stat_of(status.supervisor)
-    if status.boot_id != boot_id() or seen is None or seen[2] != status.supervisor_start:
+    if status.boot_id != boot_id() or seen is None or seen.start != status.supervisor_start:
         raise NoSuchProcessError(
             f"the job in {directory.path} runs on another host or in another pid namespace "
             f"({status.host}, pid {status.supervisor} there)"

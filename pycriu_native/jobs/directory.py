@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.kernel_text import read_text
-from .._system.process_tree import stat_of
+from .._system.process import stat_of
 from ..errors import ImagesError
 
 INTERRUPTED = 75
@@ -159,7 +159,7 @@ class JobDirectory:
         if status.supervisor is None or status.boot_id != boot_id():
             return False
         seen = stat_of(status.supervisor)
-        return seen is not None and seen[0] not in "ZX" and seen[2] == status.supervisor_start
+        return seen is not None and not seen.has_ended and seen.start == status.supervisor_start
 
     def _is_locked(self) -> bool:
         with contextlib.suppress(OSError):

@@ -23,7 +23,7 @@ from .._system.new_namespaces import (
     mount_proc,
     unshare,
 )
-from .._system.process_tree import stat_of
+from .._system.process import stat_of
 from .directory import JobDirectory
 from .job import CHECKPOINTING, FAILED, STOPPING
 
@@ -70,7 +70,7 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -
         return _failed(directory, f"no /proc can be mounted for the job: {error.strerror}")
     from .supervisor import Supervisor
 
-    start = 0 if seen is None else seen[2]
+    start = 0 if seen is None else seen.start
     return Supervisor(spec, directory, signals, outside, start).run()
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
-from .._system.process_tree import process_tree, stat_of
+from .._system.process import stat_of
+from .._system.process_tree import process_tree
 from ..errors import CriuError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
@@ -245,7 +246,7 @@ class Supervisor:
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
-            if seen is None or seen[0] == "Z":
+            if seen is None or seen.has_ended:
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
                 return False  # it has come to its end meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
@@ -298,7 +299,7 @@ class Supervisor:
         """The exit code of the command, if it has ended. Its orphans are reaped, too."""
         for pid in process_tree(os.getpid())[1:]:
             seen = stat_of(pid)
-            if seen is None or seen[0] != "Z" or seen[1] != os.getpid():
+            if seen is None or not seen.has_ended or seen.parent != os.getpid():
                 continue
             if pid != self._pid and is_helper(pid):
                 continue  # it is waited for where it was started

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,19 +24,24 @@ from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
-from . import cgroup as cgroup_module
-from . import host_check, streams
+from . import host_check, start_worker, streams
+from .aio_process import Starting
 from .parked import ParkedProgram, default_output
 from .process import Process, reap_unowned
 from .record import NAME, Record
 from .restore import PID_NAMESPACE, StartRequest, reached_by_worker, start_copy
+from .shared_template import SharedTemplate
 from .streams import Stream, TextMode, refuse
+from .template import prepare
 
 StrPath = str | os.PathLike[str]
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
 
 COUNTER = "starts"
 """The file in a snapshot's directory with the number of the last start."""
+
+SHARED = "shared"
+"""The directory in a snapshot's with the images of :meth:`Snapshot.share`."""
 
 HOSTNAME_LENGTH = 64
 
@@ -149,7 +156,8 @@ class Snapshot:
             text, encoding, errors, bufsize: as for ``subprocess.Popen``.
             check: refuse a machine where the snapshot may not work, by :meth:`problems`.
             opts: more options for the restore, such as ``tcp_close``.
-            via: how CRIU is reached: a worker or a pool of workers; None: a worker.
+            via: how CRIU is reached: a worker or a pool of workers; None: a worker. With what
+                :meth:`share` returns, copies share the memory of the snapshot.
             deadline: seconds until the copy runs.
 
         Raises:
@@ -165,6 +173,11 @@ class Snapshot:
         wrong += streams.check(given, self.record.stream_keys)
         wrong += _place_problems(hostname, network, cgroup)
         wrong += [each for each in (reached_by_worker(chosen),) if each]
+        images = self.directory
+        if isinstance(chosen, SharedTemplate):
+            images = chosen.directory
+            if images != self.directory / SHARED:
+                wrong.append(Problem("via", str(images), "it is of another snapshot"))
         refuse(wrong, "start")
         if check:
             refuse(self.problems(via=chosen), "start")
@@ -183,7 +196,43 @@ class Snapshot:
             deadline=deadline,
         )
         with _in_use(self.directory):
-            return start_copy(str(self.directory), self.record, self._next_number(), request)
+            return start_copy(str(images), self.record, self._next_number(), request)
+
+    def share(self, *, worker: Worker | None = None) -> SharedTemplate:
+        """Have copies share the memory of the snapshot, copy-on-write.
+
+        ::
+
+            with snapshot.share() as template:
+                process = snapshot.start(via=template)
+
+        The first call rewrites the images into a subdirectory; each call starts a process that
+        holds the memory, until the result is closed. See :class:`SharedTemplate` for what that
+        means for memory limits, and for what it raises.
+        """
+        target = self.directory / SHARED
+        with _in_use(self.directory):
+            if not target.exists():
+                own = self.directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"
+                prepare(self.directory, own)
+                try:
+                    own.rename(target)
+                except OSError:  # another process or thread was first
+                    shutil.rmtree(own)
+            return SharedTemplate(target, worker=worker)
+
+    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+        """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
+
+        ``async with snapshot.start_async(...) as process``, or ``await``: a
+        :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
+        started, or in the block, leaves nothing of it.
+        """
+        for name in ("text", "encoding", "errors", "bufsize"):
+            if options.get(name) not in (None, False, -1):
+                rule = "streams of asyncio are binary"
+                raise OptionError([Problem(name, options[name], rule)], verb="start")
+        return Starting(functools.partial(self.start, args, **options))
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """What keeps the snapshot from starting on this machine.
@@ -204,12 +253,13 @@ class Snapshot:
             shutil.rmtree(self.directory)
 
     def size(self) -> int:
-        """Bytes of the files in its directory."""
-        return sum(
-            os.lstat(os.path.join(folder, name)).st_size
-            for folder, _, names in os.walk(self.directory)
-            for name in names
-        )
+        """Bytes of the files in its directory; hard links to one file count once."""
+        sizes = {}
+        for folder, _, names in os.walk(self.directory):
+            for name in names:
+                found = os.lstat(os.path.join(folder, name))
+                sizes[found.st_dev, found.st_ino] = found.st_size
+        return sum(sizes.values())
 
     def _start_problems(
         self,
@@ -415,7 +465,7 @@ def _place_problems(
     if isinstance(network, str | os.PathLike) and not os.path.exists(network):
         rule = "True, False, None or the path of a network namespace is accepted"
         yield Problem("network", network, rule)
-    if cgroup is not None and (wrong := cgroup_module.problem(cgroup)):
+    if cgroup is not None and (wrong := start_worker.problem(cgroup)):
         yield wrong
 
 

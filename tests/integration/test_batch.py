@@ -36,6 +36,7 @@ from pycriu_native import (
     run_many,
 )
 from pycriu_native._calls import call as call_module
+from pycriu_native._calls import run as run_module
 
 from .conftest import Spawn
 from .support.processes import Target
@@ -253,7 +254,7 @@ def test_no_more_at_work_than_asked_for(
     """The next are made ready meanwhile, but only so many have their CRIU work."""
     at_work: list[int] = []
     most: list[int] = []
-    converse = call_module._converse
+    converse = run_module.converse
 
     def counted(*arguments: Any) -> Any:
         at_work.append(0)
@@ -263,7 +264,7 @@ def test_no_more_at_work_than_asked_for(
         finally:
             at_work.pop()
 
-    monkeypatch.setattr(call_module, "_converse", counted)
+    monkeypatch.setattr(run_module, "converse", counted)
     targets = many(spawn, 5)
     for parallel in (1, 2):
         most.clear()

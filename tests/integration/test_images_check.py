@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, Finding, Severity, cpuinfo_dump, dump, restore
-from pycriu_native.images import check_images, decode, encode
+from pycriu_native.images import check_images, decode, encode, inspect
 
 from .conftest import Spawn
+from .support.cgroups import find
 from .support.containers import container
 from .support.features import needs_cpuinfo
-from .support.processes import Target, reap_all
+from .support.processes import Target, eventually, reap_all
 
 Undo = Callable[[], object]
 HOLDS_FILE = """
@@ -193,6 +194,10 @@ CASES = {
     ),
     "a file is gone": Case(HOLDS_FILE, _removed("held"), "{here}/held", "does not exist"),
     "a file has grown": Case(HOLDS_FILE, _grown, "{here}/held", "has 10 bytes, and had 9"),
+    "a file that is appended to has grown": Case(
+        HOLDS_FILE.replace('file =', 'log = open(HERE / "held", "ab"); file ='), _grown,
+        "{here}/held", "has 10 bytes, and had 9",
+    ),
     "a file has another mode": Case(HOLDS_FILE, _mode, "{here}/held", "has the mode"),
     "the mode may be another": Case(
         HOLDS_FILE, lambda target, images: (_mode(target, images), None)[1], "{here}/held",
@@ -238,6 +243,90 @@ CASES = {
 def _errors(images: Path, **options: Any) -> list[Finding]:
     result = check_images(images, CriuOpts(images_directory=images, **options))
     return [each for each in result if each.severity is Severity.STOPS]
+
+
+FINE = {
+    "no descriptors": """
+        import time
+        (HERE / "ready").touch()
+        os.closerange(0, 1000)
+        while True: time.sleep(0.01)
+    """,
+    "a pseudo terminal with both ends": """
+        kept = os.openpty()
+        serve()
+    """,
+    "an IPv6 address that is not here": """
+        import socket
+        server = socket.socket(socket.AF_INET6)
+        server.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND
+        server.bind(("fd00::77", 7777)); server.listen()
+        serve()
+    """,
+    "a deleted socket whose directory is gone": IN_A_DIRECTORY.format(
+        what='server = socket.socket(socket.AF_UNIX); server.bind(str(HERE / "deep/socket"));'
+        ' server.listen(); os.unlink(HERE / "deep/socket"); (HERE / "deep").rmdir()'
+    ),
+    "a symbolic link itself": """
+        (HERE / "link").symlink_to("nowhere")
+        link = os.open(HERE / "link", os.O_PATH | os.O_NOFOLLOW)
+        serve()
+    """,
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+@pytest.mark.usefixtures("orphans")
+def test_what_is_no_obstacle(name: str, spawn: Spawn, images: Path) -> None:
+    """A restore that works has no error."""
+    target = spawn("import os\n" + textwrap.dedent(FINE[name]))
+    eventually(lambda: "serve()" in FINE[name] or _has_no_descriptor(target.pid), "its closing")
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    assert _errors(images) == []
+    assert restore(CriuOpts(images_directory=images)).pid == target.pid
+
+
+def _has_no_descriptor(pid: int) -> bool:
+    return not os.listdir(f"/proc/{pid}/fd")
+
+
+@pytest.mark.skipif(find("") is None, reason="no cgroup hierarchy of version 2 can be written to")
+def test_modes_of_cgroups(spawn: Spawn, images: Path) -> None:
+    """One refuses directories that are there, the others those that are not."""
+    hierarchy = find("")
+    assert hierarchy is not None
+    group = hierarchy.mount / f"pycriu-native-modes-{os.getpid()}"
+    group.mkdir()
+    try:
+        target = spawn()
+        (group / "cgroup.procs").write_text(str(target.pid))
+        dump(target.pid, CriuOpts(images_directory=images, manage_cgroups_mode="soft"))
+        target.reap()
+
+        def errors(mode: str) -> list[str]:
+            result = _errors(images, manage_cgroups_mode=mode)  # others have cgroups too
+            return [each.message for each in result if group.name in str(each.subject)]
+
+        assert ["exists" in each for each in errors("strict")] == [True]
+        assert errors("none") == errors("props") == errors("soft") == []
+        with pytest.raises(CriuError):
+            restore(CriuOpts(images_directory=images, manage_cgroups_mode="strict"))
+        group.rmdir()
+        for mode in ("none", "props"):
+            assert ["does not exist" in each for each in errors(mode)] == [True]
+            with pytest.raises(CriuError):
+                restore(CriuOpts(images_directory=images, manage_cgroups_mode=mode))
+            assert not group.exists()
+        assert errors("strict") == []
+        restore(CriuOpts(images_directory=images, manage_cgroups_mode="soft"))
+        target.end()
+    finally:
+        eventually(
+            lambda: not group.exists() or not (group / "cgroup.procs").read_text(), "its end"
+        )
+        if group.exists():
+            group.rmdir()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -375,9 +464,10 @@ def test_a_taken_pid_is_free_in_a_namespace(spawn: Spawn, images: Path) -> None:
 
 def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
     """Each mount from outside is named, by the key to give it under; then nothing is left."""
-    with container(tmp_path / "box", "serve()", mounts={"/scratch": "tmpfs"}) as box:
+    with container(tmp_path / "box", "serve()", mounts={"/.scratch": "tmpfs"}) as box:
         dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
         box.reap()
+        assert {"/", "/.scratch", "/proc"} <= {each.point for each in inspect(images).mounts}
         missing = {
             each.message.split("'")[1] for each in _errors(images) if "external" in each.options
         }

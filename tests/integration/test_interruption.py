@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -396,3 +396,48 @@ def test_ctrl_c_at_random_instants(orphans: None, spawn: Spawn, images: Path) ->
             target.end()
             restore(opts)
         assert target.runs_on()
+
+
+class _InterruptedStart:
+    """A thread whose ``start`` is interrupted, before or after what it runs has begun."""
+
+    def __init__(self, target: Callable[[], object], *, begun: bool) -> None:
+        self.ident: int | None = None
+        self._thread = threading.Thread(target=target)
+        self._begun = begun
+        self.is_alive, self.join = self._thread.is_alive, self._thread.join
+
+    def start(self) -> None:
+        if self._begun:
+            self._thread.start()
+            self._thread.join(0.05)
+            self.ident = self._thread.ident
+        raise KeyboardInterrupt
+
+    def go_on(self) -> None:
+        """What was interrupted begins all the same."""
+        self._thread.start()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before it begins", "once it has begun"])
+def test_ctrl_c_while_the_thread_of_a_call_starts(
+    spawn: Spawn, images: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Nothing is done after the exception, also if the thread starts only then."""
+    made = []
+
+    def thread(target: Callable[[], object], **_: object) -> _InterruptedStart:
+        made.append(_InterruptedStart(target, begun=begun))
+        return made[0]
+
+    monkeypatch.setattr("pycriu_native._calls.call.Thread", thread)
+    target = spawn()
+    opts = CriuOpts(images_directory=images)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        dump(target.pid, opts, on_notify=lambda notification: time.sleep(0.2))
+    if not begun:
+        made[0].go_on()
+    assert not hasattr(caught.value, "result")
+    assert not (images / "inventory.img").exists()
+    assert _runs_untraced(target.pid)

@@ -213,7 +213,7 @@ def test_control(job: RunningJob) -> None:
         done = _pn("job", "checkpoint", path, "--json")
         assert json.loads(done.stdout)["result"]["number"] == number
     listed = json.loads(_pn("job", "list", path, "--json").stdout)["result"]
-    assert [each["number"] for each in listed] == [3, 2]
+    assert [each["number"] for each in listed["checkpoints"]] == [3, 2]
     status = json.loads(_pn("job", "status", path, "--json").stdout)["result"]
     assert (status["state"], status["checkpoints"], status["kept"]) == ("running", 3, 2)
     assert (

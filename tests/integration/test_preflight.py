@@ -107,6 +107,21 @@ def names_and_ipc_of_its_own(at: Site) -> Target:
     return at.spawn(prefix=["unshare", "--uts", "--ipc"])
 
 
+@situation(Verdict.FAILS)
+def a_user_namespace_without_user_0(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--user", "--map-user=1000"])
+
+
+@situation(Verdict.FAILS)
+def a_user_namespace_without_group_0(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--user", "--map-user=0", "--map-group=5"])
+
+
+@situation()
+def a_user_namespace_with_both(at: Site) -> Target:
+    return at.spawn(prefix=["unshare", "--user", "--map-root-user"])
+
+
 @situation()
 def a_network_of_its_own(at: Site) -> Target:
     blue = at.held.enter_context(host())
@@ -320,10 +335,13 @@ EPOLL = """
     reader, writer = os.pipe()
     epoll = select.epoll()
     epoll.register(reader)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     child = os.fork()
     if not child:
         {child}
+        os.kill(os.getppid(), signal.SIGUSR1)
         signal.pause()
+    signal.sigwait([signal.SIGUSR1])
     {parent}
     serve()
 """
@@ -501,10 +519,13 @@ plainly(
     "the_terminal_of_a_session_below",
     """
     import os, pty, signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     child, master = pty.fork()
     if not child:
         os.open("/dev/tty", os.O_RDWR)
+        os.kill(os.getppid(), signal.SIGUSR1)
         signal.pause()
+    signal.sigwait([signal.SIGUSR1])
     serve()
 """,
     NEEDS,
@@ -679,6 +700,23 @@ def test_the_size_of_huge_pages(kind: int, site: Site, spawn: Spawn) -> None:
     reap_all()
     took = sum(file.stat().st_blocks * 512 for file in site.images.iterdir())
     assert abs(message - took) < took / 5
+
+
+def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
+    """A mount namespace that is a copy of the host's has the host's tmpfs mounts."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "shared", place], check=True)
+    try:
+        target = spawn(prefix=["unshare", "--mount", "--propagation", "private"])
+        notes = {finding.path: finding for finding in preflight(target.pid).findings}
+        assert notes[str(place)].id == "tmpfs-of-the-host"
+        assert "skip_mnts" in notes[str(place)].cure
+        opts = CriuOpts(external=[f"mnt[{place}]:shared"])
+        assert str(place) not in {finding.path for finding in preflight(target.pid, opts).findings}
+    finally:
+        target.end()
+        subprocess.run(["umount", place], check=True)
 
 
 CHANGES = """

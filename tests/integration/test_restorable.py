@@ -141,6 +141,21 @@ def test_where_the_limit_is(highest: int, verdict: str, images: Path) -> None:
         kill(int(next(images.glob("core-*.img")).name[5:-4]))
 
 
+@pytest.mark.parametrize(("option", "limit"), [("as", "RLIMIT_AS"), ("data", "RLIMIT_DATA")])
+def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: Path) -> None:
+    """CRIU makes the memory under the caller's limit; a caller without it restores."""
+    program = (
+        f"import resource; resource.setrlimit(resource.{limit}, (-1, -1))\n"
+        f"memory = bytes(range(256)) * 1_200_000\n{SLEEPS}"
+    )
+    result = probe(["prlimit", f"--{option}={250 << 20}:unlimited"], images, program)
+    assert "memory-limit" in result["ids"]
+    assert limit in result["required"]
+    assert "ulimit" in result["restore"]
+    enter(f"restore_under_{limit}", Verdict(result["verdict"]), Verdict.NO_RESTORE)
+    kill(restore(CriuOpts(images_directory=images)).pid)
+
+
 def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None:
     """Images of a process that had more than the caller are refused by the check."""
     target = spawn()

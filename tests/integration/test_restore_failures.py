@@ -283,7 +283,7 @@ def path_of_a_socket_that_is_taken(at: Site) -> Target:
     return target
 
 
-@restore_fails("connected to one outside", "inherit_fds=", "external_unix_connections")
+@restore_fails("connected to one outside", "inherit_fds=", "inherit_fds")
 def unix_connection_that_is_not_given(at: Site) -> Target:
     ours, theirs = socket.socketpair()
     inode = os.fstat(theirs.fileno()).st_ino

@@ -63,7 +63,8 @@ def test_a_restore_may_leave_the_process_stopped(spawn: Spawn, images: Path) -> 
     target = _dumped(spawn, images)
     opts = CriuOpts(images_directory=images, leave_stopped=True)
     restore(opts)
-    eventually(lambda: state(target.pid) == "T", "the stop")
+    threads = os.listdir(f"/proc/{target.pid}/task")
+    assert {state(int(tid)) for tid in threads} == {"T"}
     os.kill(target.pid, signal.SIGCONT)
     assert target.runs_on()
     assert state(target.pid) != "T"

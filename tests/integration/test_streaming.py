@@ -8,6 +8,7 @@ calls, whatever the rest of the tests run with.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,25 @@ def test_a_stream_that_breaks(newest: Library, spawn: Spawn, room: int) -> None:
     assert b"no room" in call(newest, "breaks", target.pid, room=room)
     assert target.runs_on()
     assert target.ask("digest") == digest
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed")
+def test_rules_of_nftables(newest: Library, spawn: Spawn, orphans: None) -> None:
+    """A restore from the stream would lose them: the dump is refused, and the process runs on."""
+    target = spawn(prefix=["unshare", "--net"])
+    enter = ["nsenter", f"--target={target.pid}", "--net"]
+    rules = (
+        "add table inet t; add chain inet t c { type filter hook input priority 0; policy drop; }"
+    )
+    subprocess.run([*enter, "nft", rules], check=True)
+    with pytest.raises(AssertionError, match="has rules of nftables"):
+        call(newest, "dump", target.pid)
+    assert target.runs_on()
+    subprocess.run([*enter, "nft", "flush", "ruleset"], check=True)
+    stream = call(newest, "dump", target.pid)
+    reap_all()
+    assert int(call(newest, "restore", 0, stream)) == target.pid
+    assert target.runs_on()
 
 
 def command(library: Library, *words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -232,7 +232,7 @@ def test_a_connection_given_to_the_restore(
     assert end.recv(100) == b""
     with pytest.raises(CriuError, match=r"inherit_fds=\[\(fd, .socket:\[inode\]") as caught:
         restore(opts)
-    assert caught.value.options == ("external_unix_connections", "inherit_fds")
+    assert caught.value.options == ("inherit_fds", "external_unix_connections")
     client.until_free()
     ours, its = socket.socketpair()
     with ours:

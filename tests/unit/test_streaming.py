@@ -54,6 +54,29 @@ def test_what_criu_does_not_write(data: bytes) -> None:
         Images(io.BytesIO(data))
 
 
+def test_rules_that_a_restore_would_lose() -> None:
+    """A stream with rules of nftables is refused; one with CRIU's lock of the network is not."""
+    lock = b"table inet CRIU-7 {\n\tchain input {\n\t}\n}\n"
+    chains = b"".join(
+        b"\tchain %s {\n\t\ttype filter hook input priority filter; policy accept;\n"
+        b"\t\tcounter packets 0 bytes 0 jump CRIU\n\t}\n" % name
+        for name in (b"INPUT", b"OUTPUT")
+    )
+    by_iptables = (
+        b"table ip6 filter {\n\tchain CRIU {\n\t\tcounter packets 0 bytes 0 drop\n\t}\n%s}\n"
+        % chains
+    )
+    for text in (lock, by_iptables, lock + by_iptables):
+        with Images(io.BytesIO(stream((0, b"nftables-9.img"), (1, text)))):
+            pass
+    rules = stream((0, b"nftables-9.img"), (1, lock), (1, b"table inet t {\n}\n"))
+    connected = stream((0, b"nftables-9.img"), (1, lock), (0, b"tcp-stream-7.img"))
+    dropping = by_iptables.replace(b"policy accept", b"policy drop")
+    for data in (rules, connected, stream((0, b"nftables-9.img"), (1, dropping))):
+        with pytest.raises(ImagesError, match=r"nftables.*pack\(\)"):
+            Images(io.BytesIO(data))
+
+
 @pytest.mark.parametrize(
     ("opts", "field"),
     [

@@ -132,7 +132,9 @@ def _list(call: Call, directory: str) -> Exit:
         for each in checkpoints
     ]
     body = [{k: v for k, v in asdict(each).items() if k != "options"} for each in checkpoints]
-    return call.out.answer(body, "\n".join(columns(rows)) if checkpoints else "no checkpoints")
+    return call.out.answer(
+        {"checkpoints": body}, "\n".join(columns(rows)) if checkpoints else "no checkpoints"
+    )
 
 
 def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
@@ -153,6 +155,9 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
     path = job.path / ("events.jsonl" if events else "stderr" if stderr else "stdout")
     if not path.exists():
         raise CriuError(f"{path} does not exist: the job was not started yet")
+    if call.out.as_json:
+        text = path.read_bytes().decode(errors="replace")
+        return call.out.result({"path": str(path), "text": text}, "")
     with open(path, "rb") as file:
         while True:
             running = job.status().state is State.RUNNING
@@ -262,7 +267,7 @@ COMMANDS = {
         examples=[
             "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",
             "pycriu-native run --dir job2 --also '/data/log*' -- ./simulate --steps 1000000",
-            "pycriu-native run --dir job3 --notice 'test -e /run/preempted' -- make",
+            "pycriu-native run --dir job3 --notice http://10.0.0.1/preempted -- make",
         ],
         exits=(Exit.FAILED, Exit.IMAGES),
         params=[

@@ -41,6 +41,7 @@ from . import (
     written,
 )
 from .context import Context
+from .restore_needs import RestoreNeed, needs_of, options_of
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Preflight",
     "PreflightError",
     "PreflightWarning",
+    "RestoreNeed",
     "Verdict",
     "preflight",
 ]
@@ -116,12 +118,15 @@ def preflight(
         largest = size.largest_image(context)
         also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
         result = ordered(iter((*result, *also)))
+    for_dump = _with(opts, result)
     return Preflight(
         pid=pid,
         pids=tuple(process.pid for process in tree.processes),
         findings=result,
         given=opts,
-        opts=_with(opts, result),
+        opts=for_dump,
+        restore_opts=options_of(for_dump),
+        restore_needs=needs_of(context, for_dump, result),
         size=expected,
     )
 

@@ -8,6 +8,7 @@ into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_fil
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import stat
@@ -20,12 +21,14 @@ from functools import cache
 from ..._failures.log_excerpt import known
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
-from ..._system.process_snapshot import Descriptor, Process, link
+from ..._system.process_snapshot import Descriptor, Process, libc, link
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 
 DEFAULT_GHOST_LIMIT = 1 << 20
 """CRIU's default, in bytes."""
+MQUEUE = 0x19800202
+"""``f_type`` of the file system of message queues (``ipc/mqueue.c``)."""
 DELETED = " (deleted)"
 LOCKS = ("POSIX", "FLOCK", "OFDLCK", "LEASE")
 
@@ -138,6 +141,17 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     if context.external(key):
         return
     mount = context.mounts.by_number.get(used.mount)
+    if mount is None and used.fd is not None and _is_message_queue(used):
+        yield stops(
+            "message-queue",
+            "it has a POSIX message queue open, which CRIU cannot save",
+            failure="fd-mount",
+            cure="have the program close it before the dump; or save its descriptor with "
+            f'external=["{key}"], and give one of mq_open on the restore: '
+            f'inherit_fds=[(fd, "{key}")]',
+            **about,
+        )
+        return
     if mount is None:
         yield stops(
             "no-mount",
@@ -196,6 +210,13 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         cure="bring back the file that was opened",
         **about,
     )
+
+
+def _is_message_queue(used: Used) -> bool:
+    """Whether a file is on the file system of POSIX message queues (statfs(2))."""
+    result = ctypes.create_string_buffer(256)
+    path = os.fsencode(f"/proc/{used.pid}/fd/{used.fd}")
+    return libc.statfs(path, result) == 0 and ctypes.c_long.from_buffer(result).value == MQUEUE
 
 
 def _has_changed(used: Used) -> bool:

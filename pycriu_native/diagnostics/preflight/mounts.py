@@ -14,7 +14,7 @@ from ..._failures.log_excerpt import known
 from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
-from .context import Context, needs, stops
+from .context import Context, needs, note, stops
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -34,6 +34,16 @@ def look(context: Context) -> Iterator[Finding]:
     mounts = _Mounts(context)
     for mount in mounts.checked():
         # The first finding of a mount explains it: the later checks depend on the earlier.
+        if mounts.is_tmpfs_of_the_host(mount):
+            yield note(
+                "tmpfs-of-the-host",
+                "it is a tmpfs of the host too: the dump copies it, and fails if a file in it "
+                "changes meanwhile",
+                pid=context.mounts.owners[mount.namespace].pid,
+                path=mount.place,
+                failure="tmpfs-content",
+                cure=known("tmpfs-content").cure,
+            )
         finding = mounts.unreachable_sharing(mount)
         if finding is None and not mounts.has_source(mount):
             finding = mounts.unsupported(mount) or mounts.from_outside(mount)
@@ -65,8 +75,10 @@ class _Mounts:
         self.groups = {mount.shared for mount in table.all if mount.shared}
         self.given = {m for m in table.all if m.namespace == root and _is_external(context, m)}
         """Mounts that an option makes external."""
+        ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
+        self.ours = {mount.device for mount in ours}
+        """Devices of the mounts that the caller sees."""
         if "auto_ext_mnt" in context.finds_external_mounts:
-            ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
             self.given |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
 
     def checked(self) -> Iterator[Mount]:
@@ -77,6 +89,10 @@ class _Mounts:
         for mount in self.table.all:
             if mount.namespace != foreign and mount.place not in skipped:
                 yield mount
+
+    def is_tmpfs_of_the_host(self, mount: Mount) -> bool:
+        """Whether others than the tree can write to a tmpfs whose contents are saved."""
+        return mount.kind == "tmpfs" and mount.device in self.ours and not self.is_given(mount)
 
     def is_given(self, mount: Mount) -> bool:
         """Whether the mount is external, or shows a part of an external one."""

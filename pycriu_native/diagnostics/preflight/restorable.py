@@ -5,6 +5,7 @@ A restore elsewhere, or by a caller with more rights, can still work.
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 
 from ..._checks import service_fds
@@ -20,11 +21,15 @@ from ..._system.process_tree import holders
 from ...findings import Finding
 from .context import Context, no_restore
 
+CRIU_ITSELF = 16 << 20
+"""About the memory that CRIU needs besides that of the process that it makes, in bytes."""
+
 
 def look(context: Context) -> Iterator[Finding]:
     """Findings that make a restore by this caller fail."""
     if context.via.ours:
         yield from _descriptors(context)
+        yield from _memory(context)
         yield from _rights(context)
         yield from _capabilities(context)
     yield from _numbers(context)
@@ -43,6 +48,24 @@ def _descriptors(context: Context) -> Iterator[Finding]:
                 fd=highest,
                 failure="service-fds",
             )
+
+
+def _memory(context: Context) -> Iterator[Finding]:
+    """CRIU has the caller's limits while it makes the memory of a process."""
+    for name, kind, field in (
+        ("RLIMIT_AS", resource.RLIMIT_AS, "VmSize"),
+        ("RLIMIT_DATA", resource.RLIMIT_DATA, "VmData"),
+    ):
+        limit = resource.getrlimit(kind)[0]
+        for process in context.tree.alive if limit != resource.RLIM_INFINITY else ():
+            size = int(process.status.get(field, "0").split()[0]) * 1024
+            if size + CRIU_ITSELF > limit:
+                yield no_restore(
+                    "memory-limit",
+                    f"it has {size} bytes of memory, and {name} of the caller is {limit}",
+                    pid=process.pid,
+                    failure="address-space",
+                )
 
 
 def _rights(context: Context) -> Iterator[Finding]:

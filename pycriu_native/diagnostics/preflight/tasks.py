@@ -16,7 +16,7 @@ from ..._failures.log_excerpt import known
 from ..._support.unpatched import sleep
 from ..._system.cgroups import frozen_cgroup
 from ..._system.process import children_of, stat_of, status_of
-from ..._system.process_snapshot import Process, link, read
+from ..._system.process_snapshot import Process, lines_of, link, read
 from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
 from ...enums import Verb
 from ...findings import Finding
@@ -315,6 +315,15 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
     if not context.tree.has_own("user"):
         return
     root = context.tree.root
+    for file, what in (("uid_map", "user"), ("gid_map", "group")):
+        ranges = [line.split() for line in lines_of(f"/proc/{root.pid}/{file}")]
+        if not any(first == "0" for first, _, _ in ranges):
+            yield stops(
+                "user-namespace-without-root",
+                f"its user namespace has no {what} 0, which CRIU becomes to enter it",
+                pid=root.pid,
+                failure="userns-no-root",
+            )
     for kind in ("net", "uts", "time", "ipc", "mnt"):
         if context.tree.has_own(kind) and _owner(root, kind) not in (None, root.namespaces["user"]):
             yield stops(

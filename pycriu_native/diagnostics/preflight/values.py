@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -13,12 +13,14 @@ from ..._support.kernel_text import encodable
 from ...errors import CriuError, NoSuchProcessError
 from ...findings import Finding, Severity, lines, plain_options
 from ...options.criu_opts import CriuOpts
+from .restore_needs import RestoreNeed, filled
 
 __all__ = [
     "ImageSize",
     "Preflight",
     "PreflightError",
     "PreflightWarning",
+    "RestoreNeed",
     "Verdict",
 ]
 
@@ -102,7 +104,11 @@ class Preflight:
     given: CriuOpts
     """The options that were given."""
     opts: CriuOpts
-    """These, and the options that the findings set."""
+    """These, and the options that the findings set: the options of the dump."""
+    restore_opts: CriuOpts
+    """The options of a restore of that dump, without what ``restore_needs`` names."""
+    restore_needs: tuple[RestoreNeed, ...]
+    """What the caller of that restore gives besides; see ``for_restore``."""
     size: ImageSize
     """The expected size of the images."""
 
@@ -141,11 +147,12 @@ class Preflight:
     def require(self) -> CriuOpts:
         """Return ``opts``, with which the process can be dumped.
 
-        The added options keep as much state as possible. ``only_for("restore")`` of the result
-        gives the options for the restore.
+        The added options keep as much state as possible. ``for_restore`` returns those for the
+        restore.
 
         Emits a ``PreflightWarning`` for each thing that a restored process will lack, such as a
-        pipe to a process outside of the tree. Raises ``PreflightError``, which lists every
+        pipe to a process outside of the tree, and for each thing that the restore cannot do without
+        (``restore_needs``). Raises ``PreflightError``, which lists every
         obstacle with its cure, also if a restore here would fail and ``leave_running`` is not set
         (the process would be lost), and ``NoSuchProcessError``.
         """
@@ -162,7 +169,21 @@ class Preflight:
             raise PreflightError(self)
         for finding in (*self.no_restore, *self.lost):
             warnings.warn(f"process {self.pid}: {finding}", PreflightWarning, stacklevel=2)
+        for need in self.restore_needs:
+            if need.required:
+                warnings.warn(
+                    f"process {self.pid}: the restore needs {need}", PreflightWarning, stacklevel=2
+                )
         return self.opts
+
+    def for_restore(self, given: Mapping[str, Any] | None = None) -> CriuOpts:
+        """The options of the restore, with what its caller gives for ``restore_needs``.
+
+        ``given`` has a descriptor or a path for the key of each need, such as
+        ``{"socket:[4711]": connection, "mnt[/data]": "/srv/data", "root": "/"}``. ``OptionError``
+        names each required key that is missing, and each key that is no need.
+        """
+        return filled(self.restore_opts, self.restore_needs, given or {})
 
     def changes(self) -> dict[str, Any]:
         """The options that ``opts`` adds to those given."""
@@ -178,6 +199,8 @@ class Preflight:
             "pids": list(self.pids),
             "verdict": str(self.verdict),
             "options": plain_options(self.changes().items()),
+            "restore_options": self.restore_opts.to_dict(),
+            "restore_needs": [need.to_dict() for need in self.restore_needs],
             "findings": [result.to_dict() for result in self.findings],
             "size": self.size.to_dict(),
         }
@@ -193,6 +216,9 @@ class Preflight:
             for name, value in self.changes().items():
                 yield encodable(f"    {name}={value!r}")
         yield from lines(self.findings, HEADINGS)
+        if self.restore_needs and self.verdict is not Verdict.FAILS:
+            yield "the restore needs:"
+            yield from (encodable(f"    {need}") for need in self.restore_needs)
         if self.size.total:
             yield f"images: about {in_units(self.size.total)}"
 

@@ -1,0 +1,334 @@
+"""The steps of one call, on its own thread: prepare, start the worker, converse, end."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+
+from .._failures.log_excerpt import LogMark
+from .._integrity import dump_marker
+from .._integrity import statistics as statistics_module
+from .._recovery.half_restored import end_processes, half_restored
+from .._support.frozen_dataclass import replace
+from .._support.light_typing import cast
+from .._system.process_identity import check_start
+from .._system.process_tree import wait_until_gone, wait_until_stopped
+from .._system.regular_file import check_writable
+from .._transport.connection import Connection
+from .._transport.spawn import SpawnOptions
+from .._wire.direct_request import DirectCall
+from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
+from .._wire.messages import Handle
+from ..enums import Verb
+from ..errors import CriuError, DeadlineError, ImagesError, ProtocolError, WorkerDiedError
+from ..options.values import WireValue
+from ..results import DumpStatistics, RestoreStatistics
+from . import logs
+from .exchange import Exchange, Hook
+from .failure import failure_of
+from .prepare import Directories, fill
+from .request import Outcome, Request, log_name
+from .safeguards import Safeguards
+
+STDIN = 0
+
+UNTIL_STOPPED = 5.0
+"""Seconds that the processes of a restore with ``leave_stopped`` get to stop: CRIU sends the signal
+and does not wait."""
+
+UNTIL_DEAD = 5.0
+"""Seconds that the processes of a failed restore may take to end after CRIU has killed them."""
+
+Connect = Callable[[Sequence[int], SpawnOptions], Connection]
+"""``Via.connect``."""
+
+
+class Run:
+    """One call, from its request to its outcome."""
+
+    def __init__(
+        self,
+        request: Request,
+        connect: Connect,
+        *,
+        hook: Hook | None,
+        turn: AbstractContextManager[object] | None,
+        cancelled: Callable[[], BaseException | None],
+        on_exchange: Callable[[Exchange], None],
+    ) -> None:
+        """``turn`` is held while CRIU works; ``cancelled`` returns why the call is to be undone.
+        From ``on_exchange`` on, a cancel goes to the exchange.
+        """
+        self._request = request
+        self._connect = connect
+        self._hook = hook
+        self._turn = turn
+        self._cancelled = cancelled
+        self._on_exchange = on_exchange
+        self._started = time.monotonic()
+        self._since = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._deadline = None if request.deadline is None else self._started + request.deadline
+
+    def run(self) -> Outcome:
+        """Take all steps. Raises what the call raises, when everything is undone."""
+        request = self._request
+        with ExitStack() as owned:
+            directories = Directories(
+                request.opts, request.verb, owned, allow_untrusted=request.via.allow_untrusted
+            )
+            _check_outputs(request, directories)
+            safeguards = Safeguards(request, directories, owned, self._check_wanted)
+            safeguards.mark()
+            handle = owned.enter_context(Handle())
+            keep = fill(handle, request, directories, owned)
+            log = directories.log
+            mark = None if log is None else LogMark.take(log, log_name(request))
+            if request.opts.shell_job or request.opts.exec_cmd is not None:
+                keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
+
+            connection = self._connect(keep, request.spawn_options)
+            ending = owned.enter_context(ExitStack())
+            ending.callback(connection.wait)
+            safeguards.start()
+
+            with self._its_turn():
+                exchange = self._exchange(connection, directories, safeguards)
+                owned.callback(exchange.close)
+                self._on_exchange(exchange)
+                self._check_identity()
+                result, answer, lost = converse(request, handle, exchange)
+            succeeded = result >= 0
+            if succeeded:
+                if request.verb is Verb.PRE_DUMP:
+                    self._check_identity()  # its notifications come before the tree is frozen
+                safeguards.finish()
+            if succeeded and request.keep_line:
+                ending.pop_all()
+            else:
+                _end(connection, request, succeeded=succeeded)
+
+            images, log_path = _paths(directories, request, mark)
+            outcome = Outcome(
+                result=result,
+                answer=answer,
+                duration=time.monotonic() - self._started,
+                images=images,
+                log=log_path,
+                statistics=statistics_of(request, log) if succeeded else None,
+                stderr_text=connection.final_stderr,
+                line=connection,
+                tree=exchange.tree,
+                interrupted_by=exchange.stopped_by,
+            )
+            if logs.wanted():
+                logs.pass_on((mark.text() if mark else "") + outcome.stderr_text)
+            if succeeded:
+                safeguards.succeeded()
+                self._log(outcome)
+                if request.verb in (Verb.DUMP, Verb.RESTORE):
+                    logs.advise()
+                if request.verb is Verb.RESTORE and request.opts.leave_stopped:
+                    wait_until_stopped(outcome.tree, UNTIL_STOPPED)
+                since = time.monotonic()
+                free = self._wait_until_gone(outcome.tree)
+                return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
+            self._end_processes(outcome, killed=lost is not None)
+            failure = failure_of(request, outcome, mark, exchange, lost)
+            safeguards.failed(failure, killed=lost is not None)
+            self._log(outcome, failure)
+            raise failure
+
+    # ---- before ----
+
+    def _check_wanted(self) -> None:
+        """Raise if the call is cancelled or late before CRIU takes part in it."""
+        request = self._request
+        if self._cancelled() is not None:
+            raise CriuError("interrupted", verb=str(request.verb), pid=request.pid)
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            message = f"{request.verb}: the deadline of {request.deadline:g} s passed"
+            raise DeadlineError(message, verb=str(request.verb), pid=request.pid)
+
+    def _check_identity(self) -> None:
+        """Raise ``ProcessMismatchError`` if the pid is another process's since the call began."""
+        request = self._request
+        if request.pid is not None and request.start_time is not None:
+            check_start(request.pid, request.start_time, str(request.verb))
+
+    @contextmanager
+    def _its_turn(self) -> Iterator[None]:
+        """Hold the turn, if the call has one. Waiting for it is no time of the call."""
+        if self._turn is None:
+            yield
+            return
+        ready = time.monotonic()
+        with self._turn:
+            waited = time.monotonic() - ready
+            self._started += waited
+            if self._deadline is not None:
+                self._deadline += waited
+            yield
+
+    # ---- while CRIU works ----
+
+    def _exchange(
+        self, connection: Connection, directories: Directories, safeguards: Safeguards
+    ) -> Exchange:
+        request = self._request
+
+        def when_written(tree: list[int]) -> None:
+            self._check_identity()  # the tree is frozen: no other process can get the pid now
+            safeguards.written(tree)
+
+        return Exchange(
+            connection,
+            request.verb,
+            self._hook,
+            self._deadline,
+            request.pid,
+            safeguards.recovery,
+            when_written,
+            partial(self._break_off, connection, directories),
+        )
+
+    def _break_off(self, connection: Connection, directories: Directories, tree: list[int]) -> None:
+        """Make CRIU's work fail before its next notification."""
+        from .interrupt import end_restored, fail_writes  # few calls are interrupted
+
+        request = self._request
+        if connection.pid and request.verb is Verb.RESTORE:
+            images, _ = _paths(directories, request, None)
+            images = request.with_pids_here(images)
+            tree += end_restored(connection.pid, images, self._since, tree)
+        elif connection.pid and request.verb in (Verb.DUMP, Verb.PRE_DUMP):
+            fail_writes(connection.pid, request.pid)
+        if request.abort is not None:
+            request.abort()
+
+    # ---- after ----
+
+    def _end_processes(self, outcome: Outcome, *, killed: bool) -> None:
+        """End and reap the processes of a failed call, so that their pids are free again."""
+        is_restore = self._request.verb is Verb.RESTORE
+        if is_restore:
+            if killed:
+                images = self._request.with_pids_here(outcome.images)
+                outcome.tree.extend(half_restored(images, self._since))
+            end_processes(outcome.tree, UNTIL_DEAD, kill=killed)
+        if outcome.line.pid:
+            from .._recovery.created_children import reap_made  # a call that succeeds does without
+
+            reap_made(
+                outcome.images if is_restore else "",
+                outcome.line.pid,
+                outcome.line.program,
+                self._since,
+                UNTIL_DEAD,
+                kill=killed,
+            )
+        if is_restore:
+            wait_until_gone(outcome.tree, UNTIL_DEAD)
+
+    def _wait_until_gone(self, tree: list[int]) -> bool:
+        """Whether the dumped processes have left their pids. No signal interrupts this thread."""
+        request = self._request
+        if request.verb is not Verb.DUMP or request.pid is None:
+            return False
+        if request.opts.leave_running or request.opts.leave_stopped:
+            return False
+        return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled() is not None)
+
+    def _log(self, outcome: Outcome, failure: BaseException | None = None) -> None:
+        what = None if failure is None else str(failure) or type(failure).__name__
+        request = self._request
+        logs.tell(request.verb, request.pid, outcome.images, outcome.duration, what)
+
+
+def _check_outputs(request: Request, directories: Directories) -> None:
+    """Refuse what CRIU would open for writing and block on: a FIFO in the place of a file."""
+    if directories.log is None:
+        return
+    for name in (log_name(request), "stats-dump", "stats-restore"):
+        try:
+            check_writable(directories.log, name)
+        except OSError as error:
+            path = f"{dump_marker.where(directories.log)}/{name}"
+            raise ImagesError(
+                f"{path} is {error.strerror}, and CRIU writes to it",
+                verb=str(request.verb),
+                errno=error.errno,
+                cause=f"{path} is {error.strerror}",
+                cure="remove it",
+                options=("work_directory", "log_file"),
+            ) from None
+
+
+def converse(
+    request: Request, handle: Handle, exchange: Exchange
+) -> tuple[int, dict[str, WireValue], CriuError | None]:
+    """Send the request: the verb's result, CRIU's response, and how CRIU was lost, if it was."""
+    verb = request.verb
+    call: LibcriuCall | DirectCall
+    if verb in LIBCRIU_VERBS:
+        call = LibcriuCall(verb, handle)
+    else:
+        call = DirectCall(verb, handle, keep_open=request.keep_line)
+    try:
+        answer, data = exchange.run(call.request())
+    except (WorkerDiedError, ProtocolError) as lost:
+        return -1, {}, lost
+    result = call.finish(data)
+    if result < 0 and answer["success"]:
+        result = _result_of(answer)  # libcriu ran out of memory after CRIU's work
+    return result, answer, None
+
+
+def _result_of(answer: dict[str, WireValue]) -> int:
+    """What libcriu's function returns for a response of success."""
+    for part, value in (("restore", "pid"), ("dump", "restored")):
+        body = answer.get(part)
+        if isinstance(body, dict):
+            return int(cast(int, body.get(value, 0)))
+    return 0
+
+
+def _end(connection: Connection, request: Request, *, succeeded: bool) -> None:
+    """End the connection; CRIU ends by itself, or has become another program."""
+    if succeeded and request.opts.exec_cmd is not None:
+        connection.detach()
+    elif succeeded and request.verb is not Verb.RESTORE:
+        connection.close_async()
+    else:
+        if request.verb is Verb.PRE_DUMP:
+            connection.kill()  # a killed child of it may have left processes in its group
+        connection.wait()  # until CRIU has ended, it is the parent of what it has restored
+
+
+def statistics_of(
+    request: Request, directory: int | None
+) -> DumpStatistics | RestoreStatistics | None:
+    """CRIU's statistics of a call that succeeded, where it writes any."""
+    verb = request.verb
+    if directory is None:
+        return None
+    if verb is Verb.DUMP and request.opts.lazy_pages:
+        return None  # CRIU counts anew when it serves pages, and then writes wrong numbers
+    if verb in (Verb.DUMP, Verb.PRE_DUMP):
+        return statistics_module.read_dump(directory)
+    return statistics_module.read_restore(directory) if verb is Verb.RESTORE else None
+
+
+def _paths(
+    directories: Directories, request: Request, mark: LogMark | None
+) -> tuple[str, str | None]:
+    """The path of the images directory, for messages, and of the log that the call has written."""
+    images = str(request.opts.images_dir or "")
+    if directories.images is not None:
+        images = dump_marker.where(directories.images)
+    if mark is None or not mark.written():
+        return images, None
+    same = mark.directory == directories.images
+    return images, os.path.join(images if same else dump_marker.where(mark.directory), mark.name)

@@ -1,0 +1,162 @@
+"""What makes a failed call leave everything as it was: marks, files, links, connections.
+
+CRIU undoes most of its own work. The parts here undo the rest, and everything where CRIU was
+killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from .._integrity import dump_marker
+from .._integrity.due_timers import rearm
+from .._integrity.dump_marker import DumpMarker
+from .._integrity.dump_record import write_record
+from .._support.light_typing import TYPE_CHECKING
+from ..enums import Verb
+from ..errors import CriuError
+from .prepare import Directories
+from .request import Request
+
+if TYPE_CHECKING:
+    from .._recovery.failed_restore import RestoreUndo
+    from .._recovery.link_remaps import KeptLink
+    from .._recovery.recovery import Recovery, RecoveryResult
+    from .._rollback.put_back import RollBack
+
+
+class Safeguards:
+    """The safeguards of one call. Each part is None in a call that does not need it.
+
+    A call runs the methods in the order in which they stand here: ``mark``, ``start``, then, while
+    CRIU works on a dump, ``written``. After CRIU's response it runs ``finish`` and ``succeeded``,
+    or ``failed``.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        directories: Directories,
+        owned: ExitStack,
+        check: Callable[[], object],
+    ) -> None:
+        """``check`` raises if the call is cancelled or late."""
+        self._request = request
+        self._images = directories.images
+        self._work = directories.log
+        self._owned = owned
+        self._check = check
+        self._marker: DumpMarker | None = None
+        self.recovery: Recovery | None = None
+        """Of a dump, if CRIU is killed; :class:`Exchange` keeps it up to date."""
+        self._restore: RestoreUndo | None = None
+        self._files: RollBack | None = None
+        self._links: Sequence[KeptLink] = ()
+
+    def mark(self) -> None:
+        """Mark the images of a dump as incomplete, and refuse to restore incomplete images.
+
+        A dump of a tree that the caller is in has no mark: no process is left to remove it.
+        """
+        request = self._request
+        if self._images is None or request.opts.stream:
+            return
+        if request.verb is Verb.RESTORE:
+            dump_marker.check(self._images, request.opts)
+        if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
+            try:
+                self._marker = DumpMarker(self._images)
+            except CriuError:
+                raise
+            except OSError:
+                return  # the directory is not writable: CRIU reports why
+            self._owned.callback(self._marker.close)
+
+    def start(self) -> None:
+        """Read, and put back from the images, what the call will change. The worker waits."""
+        request = self._request
+        if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.pid is not None:
+            try:
+                from .._recovery.recovery import Recovery  # only dumps need it
+            except (ImportError, OSError):
+                pass  # the caller has changed its root or its user since: see preload()
+            else:
+                self.recovery = Recovery(request.pid, request.opts)
+                self._owned.callback(self.recovery.close)
+        if request.verb is not Verb.RESTORE or self._images is None:
+            return
+        if request.rollback is not None:
+            from .._rollback.put_back import RollBack  # few restores need it
+
+            self._files = RollBack(self._images)
+            self._owned.callback(self._files.close)
+            self._files.put_back(self._check)
+        # The names in a stream are not known before.
+        if self._work is not None and not request.opts.stream:
+            with contextlib.suppress(ImportError, OSError):  # as above
+                from .._recovery.failed_restore import RestoreUndo  # only restores need it
+
+                self._restore = RestoreUndo(self._images, self._work, request.opts)
+                self._owned.callback(self._restore.close)
+
+    def written(self, tree: Sequence[int]) -> None:
+        """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
+        request, images = self._request, self._images
+        if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
+            dump_marker.check_written(images, request.pid)
+            rearm(images)
+            if request.rollback is not None:
+                from .._rollback.saved_files import save  # few dumps need it
+
+                save(images, tree, request.rollback.patterns, self._check)
+            if request.opts.link_remap and request.opts.leave_running:
+                # CRIU removes its links from a process that runs on; its images need them.
+                from .._recovery.link_remaps import keep_links  # few dumps need it
+
+                self._links = keep_links(images, f"/proc/{request.pid}/root")
+            if self._marker is not None:
+                write_record(images)
+        self.finish()
+
+    def finish(self) -> None:
+        """Remove the mark: the images are complete. May be called again."""
+        if self._marker is not None:
+            self._marker.finish()
+
+    def succeeded(self) -> None:
+        """Keep what the call has changed."""
+        for part in (self._restore, self._files):
+            if part is not None:
+                part.succeeded()
+
+    def failed(self, failure: BaseException, *, killed: bool) -> None:
+        """Undo what CRIU did not, and add to the error what remains. ``killed``: CRIU was."""
+        request = self._request
+        for link in self._links:
+            link.forget()
+        # CRIU unlocks before it serves pages: of a lazy dump that is undone after that, it leaves
+        # the lock and the connections as they are (seen with 4.2.1). A pre-dump is made by a child
+        # of the worker, whose response does not tell how that ended.
+        unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
+        if self.recovery is not None and (killed or unsure):
+            _add_recovery(failure, self.recovery.after())
+        remaining = () if self._restore is None else self._restore.undo(killed=killed)
+        if self._files is not None:
+            remaining += self._files.give_back()
+        if remaining and isinstance(failure, CriuError):
+            failure.left_behind = remaining
+        for thing in remaining:
+            failure.add_note(f"left behind: {thing}")
+        if self._marker is not None and not killed:
+            self._marker.undo()
+
+
+def _add_recovery(failure: BaseException, result: RecoveryResult) -> None:
+    """Add to an error what a CRIU that was killed has cost the process."""
+    if isinstance(failure, CriuError):
+        failure.lost_connections = result.lost_connections
+        failure.left_behind = result.left_behind
+    if text := str(result):
+        failure.add_note(text)

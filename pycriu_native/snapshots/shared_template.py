@@ -1,0 +1,211 @@
+"""A way to reach CRIU whose restores share the memory of a template."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from .._support.closing import Closing
+from .._support.unpatched import Lock
+from .._transport.connection import Connection
+from .._transport.forkserver import MOST_INHERITED, ForkServer, ForkServerUnavailableError
+from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
+from .._transport.worker import Worker, connect_worker
+from .._transport.worker_factory import fingerprint, start_fork_server
+from ..errors import ImagesError, OptionError, Problem, ProgramError
+from .template import NAME, Template, checksum
+
+PATIENCE = 30.0
+"""Seconds that CRIU gets to be loaded."""
+
+
+class SharedTemplate(Closing):
+    """Workers that share the memory of one set with a template (:func:`.template.prepare`).
+
+    ::
+
+        prepare("app.images", "app.shared")
+        with SharedTemplate("app.shared") as via:
+            for _ in range(16):
+                restore_child(CriuOpts(images_directory="app.shared", …), via=via)
+
+    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages
+    where the kernel has them (Linux 6.1). That takes about half a second, once. Each restore gets a
+    worker that is forked from it. The memory of a copy is private, anonymous memory in every
+    respect, and copied page by page when it is written to: by the copy, as after a fork().
+
+    - The template belongs to the fork server: the memory cgroup that it was started in is charged
+      for it, once. A copy's cgroup is charged for the page tables, and for each page that it writes
+      to. With vm.overcommit_memory=2 each copy and the fork server count in full, but for mappings
+      that the program made with MAP_NORESERVE, which count there, too.
+    - If the fork server ends or is killed, or this object is closed, copies run on: the memory is
+      theirs as well. The next restore starts another one, which reads the template again. It is
+      also started anew when what a worker takes over from the caller (user, namespaces, cgroup,
+      limits) has changed.
+    - Whatever else than a restore is done with it gets an ordinary worker.
+    - Adjoining mappings of a copy that the kernel would have made one stay two, as in CRIU's own
+      restores of images with a parent.
+
+    ``ProgramError`` where CRIU cannot be preloaded: a static program, one that is setuid or has
+    file capabilities, a pid namespace that is not the caller's.
+
+    Synchronization: any number of threads may use it. A forked child starts its own fork server.
+    """
+
+    ours: ClassVar[bool] = True
+
+    def __init__(self, directory: str | os.PathLike[str], *, worker: Worker | None = None) -> None:
+        """Open the template, and start the fork server.
+
+        Args:
+            directory: a set that ``prepare`` has made.
+            worker: which CRIU; None: the default.
+
+        Raises:
+            ImagesError: the template is missing, cut short or changed; nothing was started.
+            ProgramError: CRIU cannot be started, or not be preloaded.
+        """
+        self.worker = Worker() if worker is None else worker
+        if self.worker.stdin is not None:
+            raise OptionError([Problem("worker", self.worker, "one without stdin is accepted")])
+        self.directory = Path(directory).absolute()
+        self._lock = Lock()
+        self._server: ForkServer | None = None
+        self._like: object = None
+        self._closed = False
+        self._current()
+
+    @property
+    def allow_untrusted(self) -> bool:
+        """As the worker's."""
+        return self.worker.allow_untrusted
+
+    @property
+    def pid(self) -> int:
+        """The pid of the fork server."""
+        return 0 if self._server is None else self._server.pid
+
+    def identity(self) -> tuple[object, ...] | None:
+        """As the worker's."""
+        return self.worker.identity()
+
+    def name(self) -> str:
+        """As the worker's."""
+        return self.worker.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """Nothing."""
+        return iter(())
+
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Connection:
+        """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
+        if spawn_options != RESTORING:
+            return self.worker.connect(keep, spawn_options)
+        if len(keep) > MOST_INHERITED:
+            rule = f"at most {MOST_INHERITED} descriptors can be inherited with a template"
+            raise OptionError([Problem("inherit_fds", len(keep), rule)])
+        try:
+            return self._fork(keep)
+        except ForkServerUnavailableError:
+            pass  # it was killed
+        try:
+            return self._fork(keep)
+        except ForkServerUnavailableError as error:
+            raise ProgramError(f"memory cannot be shared: {error}") from None
+
+    def _fork(self, keep: Sequence[int]) -> Connection:
+        server = self._current()
+        return connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
+
+    def _current(self) -> ForkServer:
+        """A fork server that runs, and whose workers are as one that is started now."""
+        like = fingerprint(self.worker)
+        if like is None:
+            raise ProgramError("memory cannot be shared: /proc does not show what workers inherit")
+        with self._lock:
+            if self._closed:
+                raise ValueError("the SharedTemplate is closed")
+            if self._server is not None and self._server.is_open and self._like == like:
+                return self._server
+            self._end()
+            try:
+                self._server = start_fork_server(self.worker, RESTORING, like, patience=PATIENCE)
+            except ForkServerUnavailableError as error:
+                raise ProgramError(f"memory cannot be shared: {error}") from None
+            if self._server is None:
+                raise ProgramError(
+                    "memory cannot be shared: another thread has changed what workers inherit"
+                )
+            try:
+                load(self.directory, self._server)
+            except BaseException:
+                self._end()
+                raise
+            self._like = like
+            return self._server
+
+    def _end(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def close(self) -> None:
+        """End the fork server; copies run on. A second time does nothing."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+
+def load(directory: Path, server: ForkServer) -> None:
+    """Have a fork server read the template of a set, and compare the pages' checksums meanwhile.
+
+    ``ImagesError`` where something is missing, too short or changed.
+    """
+    template = Template.read(directory)
+    opened: list[int] = []
+    try:
+        for file in template.files:
+            opened.append(_open(directory / file.name))
+            size = os.fstat(opened[-1]).st_size
+            if size != file.size:
+                raise ImagesError(
+                    f"{directory / file.name} has {size} bytes; {NAME} names {file.size}"
+                )
+        table = template.table()
+        memory = os.memfd_create("criu-template", os.MFD_CLOEXEC)
+        opened.append(memory)
+        os.write(memory, table)
+        sums: list[int] = []
+
+        def read_all() -> None:
+            for fd, file in zip(opened, template.files, strict=False):
+                sums.append(checksum(fd, file.size))
+
+        reader = threading.Thread(target=read_all)
+        reader.start()
+        try:
+            server.load_template(memory, opened[:-1], len(table))
+        except OSError as error:
+            raise ImagesError(
+                f"the template of {directory} cannot be read: {error.strerror}", errno=error.errno
+            ) from None
+        finally:
+            reader.join()
+        for file, found in zip(template.files, sums, strict=True):
+            if found != file.crc32:
+                raise ImagesError(f"{directory / file.name} has changed since it was prepared")
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise ImagesError(f"{path} cannot be opened: {error.strerror}", errno=error.errno) from None

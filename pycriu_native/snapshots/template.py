@@ -1,0 +1,466 @@
+"""Images whose large memory is a template, which all restored copies share, copy-on-write.
+
+:func:`prepare` makes such a set from the images of a dump. In it each large private anonymous
+mapping has no pages, and its offset is a place in the template: ``SharedTemplate`` holds the
+template in the memory of a fork server, whose workers inherit it and move each part to where CRIU
+maps the mapping (``native/forkserver.c``). CRIU itself is unmodified.
+
+- CRIU maps a mapping in its own process, before the restorer runs, only if it is in a set with a
+  parent, or is MAP_GROWSDOWN with a mapping right below it (``premap_priv_vmas`` in
+  ``criu/mem.c``). So each mapping gets that flag in the images, which the moved memory does not
+  have; and where nothing is right below it, an entry of no length and no kind, which CRIU maps
+  nowhere.
+- The marked offset is no multiple of a page. A CRIU that maps such a mapping anywhere else, or
+  without the library, gets EINVAL from the kernel, and the restore fails before anything runs.
+- CRIU looks for memory that a process shares with its parent where both have one executable
+  (``prepare_cow_vmas``), and would take the place of a template's mapping for it. So each process
+  has an entry of its own for its executable.
+
+The pages of the template stay in the pages file of the dump, to which the new set has a hard link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import struct
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .._integrity.dump_marker import UNFINISHED
+from .._integrity.page_size import HOST_PAGE, page_size
+from .._integrity.pagemap import PRESENT, Run
+from ..errors import ImagesError
+from ..images.formats import BY_NAME
+from ..images.pages import PageMap, load_map
+from ..images.reader import expect
+from ..images.schema import message
+
+NAME = "template.json"
+"""The file of a prepared set that describes its template."""
+
+SMALLEST = 64 * 1024
+"""Bytes of stored memory from which on a mapping is shared: moving one takes some microseconds,
+and reading a page from the images one."""
+
+MOST_FILES = 250
+"""Processes whose memory is shared: as many descriptors as go to a fork server at once."""
+
+VERSION = 1
+
+MARK = 1 << 62
+PLACE = 0xFFFFFFFFF000
+"""The bits of a marked offset that are the place in the template."""
+
+_MM = re.compile(r"mm-(\d+)\.img")
+_PAGES = re.compile(r"pages-(\d+)\.img")
+
+# Linux's and CRIU's (criu/include/image.h) numbers.
+_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x02, 0x20, 0x100
+_MAP_LOCKED, _MAP_NORESERVE, _MAP_HUGETLB = 0x2000, 0x4000, 0x40000
+_REGULAR, _HEAP, _ANON_PRIVATE = 1 << 0, 1 << 5, 1 << 9
+_ALLOWED = _REGULAR | _HEAP | _ANON_PRIVATE
+
+_WORD = struct.Struct("<I")
+_TABLE = struct.Struct("4Q")
+CHUNK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PagesFile:
+    """A file with pages of the template."""
+
+    name: str
+    size: int
+    crc32: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Template:
+    """The description of a template: its regions, each behind the one before, and their pages."""
+
+    tag: int
+    """The bits of a marked offset that are no place: a number of its own for each template."""
+    size: int
+    """Bytes of memory that it takes up, with the holes in it."""
+    stored: int
+    """Bytes that its pages have."""
+    files: tuple[PagesFile, ...]
+    regions: tuple[tuple[int, bool], ...]
+    """Length in bytes of each mapping, and whether it is mapped with MAP_NORESERVE."""
+    extents: tuple[tuple[int, int, int, int], ...]
+    """Place, length, number of the file, offset in it; ascending by place."""
+
+    @classmethod
+    def read(cls, directory: str | os.PathLike[str]) -> Self:
+        """The template of a prepared set. Raises ``ImagesError``."""
+        path = Path(directory) / NAME
+        try:
+            data = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ImagesError(
+                f"{directory} is no set with a template: {NAME}: {error.strerror}",
+                errno=error.errno or 0,
+            ) from None
+        except ValueError as error:
+            raise ImagesError(f"{path} is damaged: {error}") from None
+        try:
+            if data["version"] != VERSION:
+                raise ImagesError(f"{path} has version {data['version']!r}; {VERSION} is accepted")
+            result = cls(
+                tag=data["tag"],
+                size=data["size"],
+                stored=data["stored"],
+                files=tuple(PagesFile(**each) for each in data["files"]),
+                regions=tuple((length, bool(flag)) for length, flag in data["regions"]),
+                extents=tuple((at, size, file, begin) for at, size, file, begin in data["extents"]),
+            )
+            result._check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImagesError(f"{path} is damaged: {error!r}") from None
+        return result
+
+    def _check(self) -> None:
+        """``ValueError`` for numbers that do not fit together."""
+        lengths = [length for length, _ in self.regions]
+        if not all(length > 0 and length % HOST_PAGE == 0 for length in lengths):
+            raise ValueError("regions")
+        if sum(lengths) != self.size or self.tag & PLACE or self.size > PLACE:
+            raise ValueError("size")
+        last = 0
+        for place, length, file, begin in self.extents:
+            if place < last or length <= 0 or place + length > self.size or begin < 0:
+                raise ValueError("extents")
+            if begin + length > self.files[range(len(self.files))[file]].size:
+                raise ValueError("files")
+            last = place + length
+
+    def write(self, directory: Path) -> None:
+        """Describe it in a file of a set."""
+        data = {
+            "version": VERSION,
+            "tag": self.tag,
+            "size": self.size,
+            "stored": self.stored,
+            "files": [
+                {"name": each.name, "size": each.size, "crc32": each.crc32} for each in self.files
+            ],
+            "regions": self.regions,
+            "extents": self.extents,
+        }
+        (directory / NAME).write_text(json.dumps(data))
+
+    def table(self) -> bytes:
+        """What a fork server needs of it: ``struct pn_template`` of ``native/forkserver.h``."""
+        flags = ((length, _MAP_NORESERVE * noreserve) for length, noreserve in self.regions)
+        head = _TABLE.pack(self.tag, self.size, len(self.regions), len(self.extents))
+        numbers = [number for rows in (flags, self.extents) for row in rows for number in row]
+        return head + array("Q", numbers).tobytes()
+
+
+def prepare(
+    images_directory: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    *,
+    smallest: int = SMALLEST,
+) -> Template:
+    """Make a set with a template from the images of a dump, in a new directory.
+
+    What is not changed is hard-linked, or copied where that is impossible; the images of the dump
+    stay as they are, and may be removed. Restore the new set with
+    :class:`~pycriu_native.snapshots.SharedTemplate`.
+
+    Args:
+        images_directory: the images of a dump.
+        directory: must not exist, or be empty; it gets mode 0700. It is removed if this fails.
+        smallest: bytes of stored memory from which on a mapping is shared.
+
+    Raises:
+        ImagesError: the images are not complete; they have memory in a parent, of a lazy dump,
+            compressed, or of another page size; none of their mappings is large enough; the
+            directory is not empty. Nothing is left in it.
+    """
+    source, target = Path(images_directory), Path(directory)
+    if (source / UNFINISHED).exists():
+        raise ImagesError(f"{source} holds images of a dump that has not ended")
+    created = not target.exists()
+    try:
+        target.mkdir(mode=0o700, exist_ok=True)
+        if any(target.iterdir()):
+            raise FileExistsError(17, "it is not empty", str(target))
+        target.chmod(0o700)
+    except OSError as error:
+        raise ImagesError(
+            f"{target} cannot be made: {error.strerror}", errno=error.errno or 0
+        ) from None
+    try:
+        return _Preparation(source, target, smallest).run()
+    except BaseException as error:
+        for each in target.iterdir():
+            each.unlink()
+        if created:
+            target.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, ImagesError):
+            raise ImagesError(
+                f"{target} cannot be written: {error.strerror}", errno=error.errno or 0
+            ) from None
+        raise
+
+
+class _Preparation:
+    """One ``prepare`` under way."""
+
+    def __init__(self, source: Path, target: Path, smallest: int) -> None:
+        self.source = source
+        self.target = target
+        self.smallest = max(smallest, HOST_PAGE)
+        self.tag = MARK | secrets.randbits(14) << 48 | secrets.randbits(11) << 1 | 1
+        self.size = 0
+        self.files: list[PagesFile] = []
+        self.regions: list[tuple[int, bool]] = []
+        self.extents: list[tuple[int, int, int, int]] = []
+        self.changed: set[str] = set()
+        self.executables: dict[int, list[tuple[str, Any]]] = {}
+        """The processes of each executable: file name and message of their ``mm`` image."""
+
+    def run(self) -> Template:
+        names = sorted(
+            entry.name
+            for entry in os.scandir(self.source)
+            if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False)
+        )
+        for name in names:
+            if found := _MM.fullmatch(name):
+                self._process(name, f"pagemap-{found[1]}.img")
+        if not self.regions:
+            raise ImagesError(
+                f"{self.source}: no private anonymous mapping has {self.smallest} bytes of memory "
+                "or more in the images: there is nothing to share"
+            )
+        self._separate_executables()
+        for name in names:
+            if name not in self.changed:
+                link_or_copy(self.source / name, self.target / name)
+        template = Template(
+            tag=self.tag,
+            size=self.size,
+            stored=sum(length for _, length, _, _ in self.extents),
+            files=tuple(self.files),
+            regions=tuple(self.regions),
+            extents=tuple(self.extents),
+        )
+        template.write(self.target)
+        return template
+
+    def _process(self, name: str, pagemap: str) -> None:
+        with expect(str(self.source / name), "MM") as file:
+            mm = file.only()
+        self.executables.setdefault(mm.exe_file_id, []).append((name, mm))
+        if len(self.files) == MOST_FILES:
+            return
+        if (page := page_size(mm.mm_saved_auxv)) != HOST_PAGE:
+            raise ImagesError(
+                f"{self.source / name}: memory in pages of {page} bytes cannot be shared on a "
+                f"machine with pages of {HOST_PAGE}"
+            )
+        page_map = load_map(str(self.source), pagemap, page)
+        runs = [run for _, run in page_map.runs.between(0, 2**64)]
+        self._refuse(page_map, runs)
+        chosen = self._choose(mm.vmas, page_map)
+        if not chosen:
+            return
+        pages = f"template-{page_map.pages_id}.pages"
+        link_or_copy(self.source / page_map.pages_name, self.target / pages)
+        self.files.append(_describe(self.target / pages))
+        for vma in chosen:
+            self._add(vma, page_map)
+        remaining = list(outside(runs, [(vma.start, vma.end) for vma in chosen]))
+        self._write_pages(page_map, remaining)
+        mark(mm.vmas, chosen)
+        self._write(name, "MM", [mm])
+
+    def _refuse(self, page_map: PageMap, runs: Sequence[Run]) -> None:
+        where = f"{self.source}/{page_map.name}"
+        if page_map.runs.total[1]:
+            raise ImagesError(f"{where}: pages are in a parent's images; dump without parent_image")
+        if not all(run[2] & PRESENT for run in runs):
+            raise ImagesError(f"{where}: pages are not in the images; dump without lazy_pages")
+        if any(page_map.runs.blocks(number) for number in range(len(runs))):
+            raise ImagesError(f"{where}: the pages are compressed; dump without compress")
+        size = os.stat(page_map.pages).st_size if runs else 0
+        if size < page_map.runs.size:
+            raise ImagesError(f"{page_map.pages} is {page_map.runs.size - size} bytes too short")
+
+    def _choose(self, vmas: Iterable[Any], page_map: PageMap) -> list[Any]:
+        eligible = [vma for vma in vmas if is_eligible(vma)]
+        starts, ends = ([getattr(vma, end) for vma in eligible] for end in ("start", "end"))
+        counts = page_map.runs.count(starts, ends)
+        pairs = zip(eligible, counts, strict=True)
+        chosen = [vma for vma, (stored, _, _) in pairs if stored >= self.smallest]
+        stored = sum(
+            count
+            for count, _, _ in page_map.runs.count(
+                [vma.start for vma in chosen], [vma.end for vma in chosen]
+            )
+        )
+        # CRIU reads the first entry of a page map before it looks whether there is one.
+        return chosen[:-1] if stored == page_map.runs.total[0] else chosen
+
+    def _add(self, vma: Any, page_map: PageMap) -> None:
+        """A region of the template."""
+        for _, (start, end, _, offset) in page_map.runs.between(vma.start, vma.end):
+            first, last = max(start, vma.start), min(end, vma.end)
+            extent = (
+                self.size + first - vma.start,
+                last - first,
+                len(self.files) - 1,
+                offset + first - start,
+            )
+            self.extents.append(extent)
+        vma.pgoff = self.tag | self.size
+        self.regions.append((vma.end - vma.start, bool(vma.flags & _MAP_NORESERVE)))
+        self.size += vma.end - vma.start
+
+    def _write_pages(self, page_map: PageMap, remaining: Sequence[tuple[int, int, int]]) -> None:
+        entries = [message("pagemap_head")(pages_id=page_map.pages_id)]
+        self.changed.add(page_map.pages_name)
+        with (
+            open(page_map.pages, "rb", buffering=0) as source,
+            open(self.target / page_map.pages_name, "xb", buffering=0) as target,
+        ):
+            for start, end, offset in remaining:
+                copy(source.fileno(), target.fileno(), offset, end - start)
+                count = (end - start) // HOST_PAGE
+                entries.append(
+                    message("pagemap_entry")(
+                        vaddr=start, compat_nr_pages=count, nr_pages=count, flags=PRESENT
+                    )
+                )
+        self._write(page_map.name, "PAGEMAP", entries)
+
+    def _separate_executables(self) -> None:
+        """Give each process an entry of its own for its executable, in ``files.img``."""
+        if all(len(processes) == 1 for processes in self.executables.values()):
+            return
+        name = "files.img"
+        with expect(str(self.source / name), "FILES") as file:
+            kind = file.format.message
+            entries = [file.read(at, data, kind) for at, data in file.frames(file.start)]
+        last = max(entry.id for entry in entries)
+        by_id = {entry.id: entry for entry in entries if entry.HasField("reg")}
+        for number, processes in self.executables.items():
+            for mm_name, mm in processes[1:]:
+                last += 1
+                added = message(kind)()
+                added.CopyFrom(by_id[number])
+                added.id = added.reg.id = mm.exe_file_id = last
+                entries.append(added)
+                (self.target / mm_name).unlink(missing_ok=True)
+                self._write(mm_name, "MM", [mm])
+        self._write(name, "FILES", entries)
+
+    def _write(self, name: str, kind: str, entries: Iterable[Any]) -> None:
+        self.changed.add(name)
+        image = BY_NAME[kind]
+        assert image.head is not None
+        with open(self.target / name, "xb") as file:
+            file.write(_WORD.pack(image.head) + _WORD.pack(image.magic))
+            for entry in entries:
+                data = entry.SerializeToString()
+                file.write(_WORD.pack(len(data)) + data)
+
+
+def is_eligible(vma: Any) -> bool:
+    """Whether a mapping is private anonymous memory that can be moved to its place."""
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS
+    others = _MAP_GROWSDOWN | _MAP_LOCKED | _MAP_HUGETLB
+    return (
+        vma.status & _REGULAR
+        and vma.status & _ANON_PRIVATE
+        and not vma.status & ~_ALLOWED
+        and vma.flags & (flags | others) == flags
+    )
+
+
+def mark(vmas: Any, chosen: Sequence[Any]) -> None:
+    """Have CRIU map the chosen mappings of a process early."""
+    starts = {vma.start for vma in chosen}
+    result: list[Any] = []
+    end = None
+    for vma in vmas:
+        if vma.start in starts and vma.pgoff & MARK:
+            vma.flags |= _MAP_GROWSDOWN
+            if end != vma.start:
+                below = {"start": vma.start, "end": vma.start, "fd": -1}
+                numbers = dict.fromkeys(("pgoff", "shmid", "prot", "flags", "status"), 0)
+                result.append(type(vma)(**below, **numbers))
+        end = vma.end
+        result.append(vma)
+    copies = [type(vma).FromString(vma.SerializeToString()) for vma in result]
+    del vmas[:]
+    vmas.extend(copies)
+
+
+def outside(
+    runs: Iterable[Run], ranges: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int, int]]:
+    """Start, end and offset of what is in the runs and not in the ranges; both ascend."""
+    waiting = iter(ranges)
+    first, last = next(waiting, (2**64, 2**64))
+    for start, end, _, offset in runs:
+        at = start
+        while at < end:
+            while last <= at:
+                first, last = next(waiting, (2**64, 2**64))
+            if first > at:
+                until = min(first, end)
+                yield at, until, offset + at - start
+                at = until
+            else:
+                at = min(last, end)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
+
+
+def copy(source: int, target: int, offset: int, size: int) -> None:
+    """Append bytes of one file to another."""
+    while size:
+        done = os.sendfile(target, source, offset, size)
+        if not done:
+            raise ImagesError("a pages file was cut short while it was read")
+        offset, size = offset + done, size - done
+
+
+def checksum(fd: int, size: int) -> int:
+    """The CRC-32 of a file's first bytes; -1 if it is shorter."""
+    result, at = 0, 0
+    buffer = memoryview(bytearray(CHUNK))
+    while at < size:
+        done = os.preadv(fd, [buffer[: size - at]], at)
+        if not done:
+            return -1
+        result = zlib.crc32(buffer[:done], result)
+        at += done
+    return result
+
+
+def _describe(path: Path) -> PagesFile:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with contextlib.ExitStack() as owned:
+        owned.callback(os.close, fd)
+        size = os.fstat(fd).st_size
+        return PagesFile(name=path.name, size=size, crc32=checksum(fd, size))

@@ -1,0 +1,410 @@
+"""Copies of one saved program share its memory, and each has all of its own all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+
+from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker
+from pycriu_native._transport.program import find_program
+from pycriu_native.images import decode, encode
+from pycriu_native.snapshots import SharedTemplate, Snapshot, prepare
+from pycriu_native.snapshots.template import MARK, NAME
+
+from .support.copies import Saved, copy, mappings_of, memory_of, save
+from .support.processes import PATIENCE, children, eventually, is_alive
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+ALLOCATORS = {
+    "glibc": ("", {}),
+    "jemalloc": ("libjemalloc.so.2", {}),
+    "jemalloc-decay": ("libjemalloc.so.2", {"MALLOC_CONF": "dirty_decay_ms:0,muzzy_decay_ms:0"}),
+    "mimalloc": ("libmimalloc.so.2", {}),
+    "tcmalloc": ("libtcmalloc_minimal.so.4", {}),
+}
+"""The library of each allocator (Debian: libjemalloc2, libmimalloc2.0, libtcmalloc-minimal4)."""
+
+PYTHON = """
+import hashlib, os, sys, threading, time
+try:
+    import numpy
+except ImportError:
+    numpy = None
+blocks = [bytes([number % 256]) * (number % 9000) for number in range(6000)]
+large = bytearray(os.urandom(4096)) * 2000
+table = None if numpy is None else numpy.arange(2_000_000, dtype="u8")
+def hash_all(text=""):
+    found = hashlib.blake2b(b"".join(blocks) + large)
+    if table is not None:
+        found.update(table.data)
+    return found.hexdigest()
+children = []
+def family():
+    for number in range(2):
+        pid = os.fork()
+        if not pid:
+            large[number] ^= 255
+            extra = bytearray([number + 1]) * 3_000_000
+            if not number and not os.fork():
+                large[-1] ^= 255
+            while True:
+                time.sleep(1000)
+        children.append(pid)
+def churn():
+    global large, blocks, table
+    for number in range(20):
+        large.extend(bytes(500_000))
+        blocks = [each + b"x" for each in blocks]
+        if table is not None:
+            table = numpy.concatenate([table, table[:100_000]]) * 2 // 2
+            table.resize(table.size + 50_000)
+    return str(len(large) == 4096 * 2000 + 10_000_000 and not any(large[-10_000_000:]))
+for _ in range(2):
+    threading.Thread(target=time.sleep, args=[100000], daemon=True).start()
+if "family" in sys.argv:
+    family()
+print("ready", flush=True)
+for line in sys.stdin:
+    print(eval(line), flush=True)
+"""
+
+
+def _library(name: str) -> str:
+    """Its path; skips where it is not installed."""
+    for directory in ("/usr/lib", "/usr/lib64", f"/usr/lib/{os.uname().machine}-linux-gnu"):
+        if (path := Path(directory, name)).exists():
+            return str(path)
+    pytest.skip(f"{name} is not installed")
+
+
+@pytest.fixture(scope="module")
+def churning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program memory_churn.c, compiled."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    result = tmp_path_factory.mktemp("program") / "memory_churn"
+    source = PROGRAMS / "memory_churn.c"
+    subprocess.run([compiler, "-O1", "-pthread", "-o", result, source], check=True)
+    return result
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Saved:
+    """A saved Python with threads, and numpy where that is installed."""
+    return save([sys.executable, "-c", PYTHON], tmp_path / "images")
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[Callable[[Saved], SharedTemplate]]:
+    """Prepares images, and opens the template."""
+    with contextlib.ExitStack() as stack:
+
+        def make(saved: Saved) -> SharedTemplate:
+            prepare(saved.images, tmp_path / "shared")
+            return stack.enter_context(SharedTemplate(tmp_path / "shared"))
+
+        yield make
+
+
+# ---- the memory of copies ----
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_memory_of_each_kind(
+    churning: Path, tmp_path: Path, shared: Callable[[Saved], SharedTemplate], allocator: str
+) -> None:
+    """It is as after a plain restore, and behaves as memory of its own, in two copies at once."""
+    name, variables = ALLOCATORS[allocator]
+    env = {**variables, "LD_PRELOAD": _library(name)} if name else variables
+    saved = save([str(churning)], tmp_path / "images", env=env)
+    via = shared(saved)
+    with (
+        copy(saved, via.directory, via) as first,
+        copy(saved, via.directory, via) as second,
+    ):
+        assert first.ask("check") == "ok"
+        assert first.ask("churn") == "ok"
+        assert first.ask("refill") == "ok"
+        assert first.ask("churn") == "ok"
+        assert second.ask("check") == "ok"
+        assert first.ask("mappings") == "ok"
+        assert second.ask("mappings") == "ok"
+        assert second.ask("refill") == "ok"
+        assert second.ask("churn") == "ok"
+    with copy(saved, via.directory, via) as third:
+        assert third.ask("check") == "ok"
+
+
+def test_every_byte(
+    churning: Path, tmp_path: Path, shared: Callable[[Saved], SharedTemplate]
+) -> None:
+    """The mappings, their protection and contents are those of a plain restore."""
+    saved = save([str(churning)], tmp_path / "images")
+    _compare(saved, shared(saved))
+
+
+def test_every_byte_of_several_processes(
+    tmp_path: Path, shared: Callable[[Saved], SharedTemplate]
+) -> None:
+    """Each has its own, although they have been forked from each other."""
+    saved = save([sys.executable, "-c", PYTHON, "family"], tmp_path / "images")
+    assert len(list(saved.images.glob("mm-*.img"))) == 4
+    _compare(saved, shared(saved))
+
+
+def _compare(saved: Saved, via: SharedTemplate) -> None:
+    with copy(saved) as plain:
+        expected = [(mappings_of(pid), memory_of(pid)) for pid in plain.tree()]
+    with copy(saved, via.directory, via) as ours:
+        for pid, (mappings, memory) in zip(ours.tree(), expected, strict=True):
+            assert mappings_of(pid) == mappings
+            assert not memory_of(pid) ^ memory
+
+
+def test_python(python: Saved, shared: Callable[[Saved], SharedTemplate]) -> None:
+    """Its objects grow, and those of another copy do not change; both hold little of their own."""
+    via = shared(python)
+    with copy(python) as plain:
+        expected = plain.ask("hash_all()")
+    with (
+        copy(python, via.directory, via) as first,
+        copy(python, via.directory, via) as second,
+    ):
+        own = _private(first.pid)
+        assert own < 4 * 2**20 < _stored(via.directory)
+        assert first.ask("churn()") == "True"
+        assert second.ask("hash_all()") == expected
+        assert first.ask("hash_all()") != expected
+    with copy(python, via.directory, via) as third:
+        assert third.ask("hash_all()") == expected
+
+
+def _private(pid: int) -> int:
+    """Bytes of anonymous memory that a process has for itself."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    numbers = {words[0]: int(words[1]) for words in map(str.split, lines[1:])}
+    return 1024 * numbers["Private_Dirty:"]
+
+
+def _stored(directory: Path) -> int:
+    stored: int = json.loads((directory / NAME).read_text())["stored"]
+    return stored
+
+
+def _tool(name: str) -> str:
+    """The path of a program; skips where it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def test_node(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
+    """V8's heap, with forced collections; its code is in mappings that are not writable."""
+    program = [_tool("node"), "--expose-gc", str(PROGRAMS / "memory_churn.js")]
+    _check_runtime(save(program, tmp_path / "images"), shared)
+
+
+@pytest.mark.parametrize("collector", ["G1", "Serial", "Parallel", "Shenandoah"])
+def test_java(tmp_path: Path, shared: Callable[[Saved], SharedTemplate], collector: str) -> None:
+    """The heap of each collector. (That of ZGC is a memfd, which is not shared.)"""
+    subprocess.run([_tool("javac"), "-d", tmp_path, PROGRAMS / "MemoryChurn.java"], check=True)
+    options = [f"-XX:+Use{collector}GC", "-Xmx256m", "-XX:-UsePerfData"]
+    java = [_tool("java"), *options]
+    if subprocess.run([*java, "-version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"this java has no {collector} collector")
+    program = [*java, "-cp", str(tmp_path), "MemoryChurn"]
+    _check_runtime(save(program, tmp_path / "images"), shared)
+
+
+def _check_runtime(saved: Saved, shared: Callable[[Saved], SharedTemplate]) -> None:
+    via = shared(saved)
+    with copy(saved) as plain:
+        expected = plain.ask("check")
+    with (
+        copy(saved, via.directory, via) as first,
+        copy(saved, via.directory, via) as second,
+    ):
+        assert first.ask("churn") == "same"
+        assert second.ask("check") == expected
+        assert second.ask("churn") == "same"
+        assert first.ask("check") == expected
+
+
+# ---- the fork server ----
+
+
+def test_copies_outlive_the_fork_server(
+    python: Saved, shared: Callable[[Saved], SharedTemplate]
+) -> None:
+    """Killed or closed, it takes nothing along; the next start gets another one."""
+    via = shared(python)
+    with copy(python, via.directory, via) as first:
+        expected = first.ask("hash_all()")
+        killed = via.pid
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: not is_alive(killed), "its end")
+        assert first.ask("hash_all()") == expected
+        with copy(python, via.directory, via) as second:
+            assert via.pid != killed
+            assert second.ask("hash_all()") == expected
+        via.close()
+        assert not children() - {first.pid}
+        assert first.ask("hash_all()") == expected
+        with pytest.raises(ValueError, match="closed"):
+            copy(python, via.directory, via).__enter__()
+
+
+def test_without_the_template(python: Saved, tmp_path: Path) -> None:
+    """CRIU alone, or with another template, refuses the images before anything runs."""
+    prepare(python.images, tmp_path / "shared")
+    prepare(python.images, tmp_path / "other")
+    before = children()
+    with SharedTemplate(tmp_path / "other") as other:
+        for via in (Worker(), other):
+            with pytest.raises(ImagesError, match="share memory with a template"):
+                copy(python, tmp_path / "shared", via).__enter__()
+            assert children() - {other.pid} == before
+        with copy(python, tmp_path / "other", other) as each:
+            assert each.ask("1 + 1") == "2"
+
+
+def test_a_mapping_that_is_mapped_late(python: Saved, tmp_path: Path) -> None:
+    """The kernel refuses a marked mapping that CRIU does not map in its own process."""
+    prepare(python.images, tmp_path / "shared")
+    (path,) = (tmp_path / "shared").glob("mm-*.img")
+    image = decode(path)
+    for vma in image["entries"][0]["vmas"]:
+        if vma["pgoff"] & MARK:
+            vma["flags"] &= ~0x100  # MAP_GROWSDOWN
+    path.write_bytes(encode(image))
+    with SharedTemplate(tmp_path / "shared") as via, pytest.raises(CriuError) as caught:
+        copy(python, tmp_path / "shared", via).__enter__()
+    assert "Can't restore" in str(caught.value)
+
+
+def test_a_template_that_is_not_whole(python: Saved, tmp_path: Path) -> None:
+    """It is refused before a worker starts."""
+    directory = tmp_path / "shared"
+    before = children()
+
+    def refused(why: str) -> None:
+        with pytest.raises(ImagesError, match=why):
+            SharedTemplate(directory)
+        assert children() == before
+
+    refused("is no set with a template")
+    prepare(python.images, directory)
+    (pages,) = directory.glob("*.pages")
+    whole = pages.read_bytes()
+    pages.unlink()
+    refused("cannot be opened")
+    pages.write_bytes(whole[:-4096])
+    refused("bytes")
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    pages.write_bytes(changed)
+    refused("has changed")
+    pages.write_bytes(whole)
+    SharedTemplate(directory).close()
+    description = (directory / NAME).read_text()
+    (directory / NAME).write_text(description[:-10])
+    refused("is damaged")
+    (directory / NAME).write_text(description.replace('"size": ', '"size": 1', 1))
+    refused("is damaged")
+
+
+def test_where_criu_cannot_be_preloaded(
+    python: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error tells why."""
+    prepare(python.images, tmp_path / "shared")
+    program = tmp_path / "criu"
+    shutil.copy(find_program(), program)
+    program.chmod(0o4755)
+    with pytest.raises(ProgramError, match="is setuid or setgid"):
+        SharedTemplate(tmp_path / "shared", worker=Worker(program=program, allow_untrusted=True))
+    worker = Worker(env={"LD_PRELOAD": "/none"})
+    with pytest.raises(ProgramError, match="LD_PRELOAD is set"):
+        SharedTemplate(tmp_path / "shared", worker=worker)
+
+
+# ---- prepare ----
+
+
+def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
+    """Nothing is left of the attempt."""
+    target = tmp_path / "shared"
+
+    def refused(why: str, smallest: int = 65536) -> None:
+        with pytest.raises(ImagesError, match=why):
+            prepare(python.images, target, smallest=smallest)
+        assert not target.exists()
+
+    refused("nothing to share", smallest=2**40)
+    (pages,) = python.images.glob("pages-*.img")
+    os.truncate(pages, pages.stat().st_size - 4096)
+    refused("too short")
+    pages.unlink()
+    refused("No such file")
+    target.mkdir()
+    (target / "file").touch()
+    with pytest.raises(ImagesError, match="it is not empty"):
+        prepare(python.images, target)
+    assert [each.name for each in target.iterdir()] == ["file"]
+
+
+def test_the_images_of_the_dump_may_go(
+    python: Saved, shared: Callable[[Saved], SharedTemplate]
+) -> None:
+    """The prepared set has what it needs."""
+    via = shared(python)
+    with copy(python) as plain:
+        expected = plain.ask("hash_all()")
+    shutil.rmtree(python.images)
+    with copy(python, via.directory, via) as each:
+        assert each.ask("hash_all()") == expected
+
+
+# ---- snapshots ----
+
+
+def test_a_snapshot_that_shares(tmp_path: Path) -> None:
+    """Its copies run at the same time, in namespaces of their own, on one template."""
+    program = [sys.executable, str(PROGRAMS / "guest_server.py"), "saved"]
+    env = {**os.environ, "PYTHONPATH": str(PROGRAMS.parents[2])}
+    snapshot = Snapshot.take(program, tmp_path / "server", env=env)
+    size = snapshot.size()
+    with snapshot.share() as template, contextlib.ExitStack() as stack:
+        assert snapshot.size() < size * 1.5
+        copies = []
+        for number in range(4):
+            copies.append(
+                stack.enter_context(
+                    snapshot.start([str(number)], stdin=PIPE, stdout=PIPE, text=True, via=template)
+                )
+            )
+        for number, each in enumerate(copies):
+            answer, _ = each.communicate('["identity"]\n', timeout=PATIENCE)
+            assert json.loads(answer)[1]["arguments"] == [str(number)]
+            assert each.returncode == 0
+        other = Snapshot.take(program, tmp_path / "other", env=env)
+        with pytest.raises(OptionError, match="of another snapshot"):
+            other.start(via=template)
+    with snapshot.share() as again:
+        assert again.directory == template.directory
+    assert not list(snapshot.directory.glob("*.partial"))
+    snapshot.remove()
+    assert not snapshot.directory.exists()
