@@ -210,6 +210,12 @@ soak: build ## 10,000 calls: memory, descriptors, children and threads must not 
 	as_root env PYCRIU_NATIVE_SOAK=10000 PYCRIU_NATIVE_FAULT_ROWS=$(RELIABILITY)/soak.json \
 		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_soak.py
 
+.PHONY: snapshot-kills
+snapshot-kills: build ## kill each part of started copies a thousand times; nothing may be left
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_SNAPSHOT_KILLS=1000 \
+		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_snapshots_kills.py
+
 .PHONY: valgrind
 valgrind: build ## a thousand calls under valgrind
 	@$(INSTALL_PACKAGES)
@@ -337,7 +343,8 @@ demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkp
 
 .PHONY: clean
 clean: ## remove what was built here (tools/install-criu --uninstall removes CRIU)
-	@rm -rf build dist ./*.egg-info .criu pycriu_native/_native/*.so $(VENV) \
+	@rm -rf build dist ./*.egg-info .criu pycriu_native/_native/*.so \
+		pycriu_native/_native/namespace_init $(VENV) \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -70,5 +70,9 @@ setup(
     ext_modules=[FORK_SERVER, NAMESPACE_INIT],
     cmdclass={"build_ext": BuildExtensions},
     # The extension uses the stable ABI: one wheel for Python 3.11 and later.
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={
+        "bdist_wheel": {"py_limited_api": "cp311"},
+        # A path, and not an import hook, which checkers of types do not follow.
+        "editable_wheel": {"mode": "compat"},
+    },
 )

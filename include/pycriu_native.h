@@ -73,6 +73,7 @@ struct pn_worker {
 	int private_files; /* what it creates is for its own user only */
 	int steady;        /* HUP, INT, QUIT and TERM are blocked */
 	int limited;       /* XFSZ is ignored: beyond a file size limit, write() fails */
+	int bound;         /* killed when the thread that starts it has ended */
 	int namespaces;    /* CLONE_NEW* flags of the namespaces that it gets; not with outside */
 	/* out */
 	int pid;
@@ -202,6 +203,7 @@ enum pn_walking {
 
 /* A descriptor (O_PATH) of what the path leads to, if only root and the user ``own`` can change
  * it; -EPERM with ``why`` set: see the refusal. */
+void pn_trust_unmapped_root(unsigned uid);
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);

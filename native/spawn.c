@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -117,6 +118,8 @@ IN_CHILD int become_worker(void *argument)
 		setsid();
 	else
 		setpgid(0, 0);
+	if (worker->bound)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker);

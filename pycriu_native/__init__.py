@@ -12,10 +12,23 @@
 from __future__ import annotations
 
 from ._support.lazy import fetch
-from ._support.light_typing import TYPE_CHECKING, Any
+from ._support.light_typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import lib
+    from . import aio as aio
+    from . import archive as archive
+    from . import enums as enums
+    from . import errors as errors
+    from . import images as images
+    from . import jobs as jobs
+    from . import lib as lib
+    from . import migration as migration
+    from . import oci as oci
+    from . import options as options
+    from . import plots as plots
+    from . import results as results
+    from . import snapshots as snapshots
+    from . import testing as testing
     from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
     from ._calls.exchange import Notification
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
@@ -308,26 +321,39 @@ _LATER = {
     "version": "_calls.verbs",
 }
 _MODULES = (
+    "aio",
+    "archive",
     "enums",
     "errors",
+    "images",
+    "jobs",
     "lib",
     "migration",
+    "oci",
     "options",
+    "plots",
     "results",
+    "snapshots",
+    "testing",
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return __import__(f"{__name__}.{name}", fromlist=[name])
-    if name in _LATER:
-        try:
-            from ._native import ffi  # noqa: F401
-        except ImportError as error:
-            # Its cure is enough: the traceback would show the modules on the way to the extension.
-            raise ImportError(str(error)) from None
-    return fetch(globals(), _LATER, name)
+if not TYPE_CHECKING:  # a checker of types would accept any name
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            try:
+                return __import__(f"{__name__}.{name}", fromlist=[name])
+            except ImportError as error:  # of an extra; hasattr() and inspect accept no ImportError
+                raise AttributeError(str(error)) from error
+        if name in _LATER:
+            try:
+                from ._native import ffi  # noqa: F401
+            except ImportError as error:
+                # Its cure is enough: the traceback would show the modules on the way to it.
+                raise ImportError(str(error)) from None
+        return fetch(globals(), _LATER, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_MODULES, "__version__"])

@@ -92,6 +92,8 @@ class DumpResult:
     pid_free: bool
     """Whether the pid is free again. False after ``leave_running``, and where the parent has
     not reaped the process in time: a restore then finds its pid taken."""
+    reap_wait: float = 0.0
+    """Seconds after ``duration`` of waiting for the parent to reap it (``reap_timeout``)."""
     restored: bool = False
     """Self-dump only: True in the restored copy, False in the original that runs on."""
 

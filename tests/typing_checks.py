@@ -316,6 +316,14 @@ def errors() -> None:
     print(exited, taken, late, wrong)
 
 
+def names() -> None:
+    """Modules are attributes, with their types; a name that there is not is an error."""
+    assert_type(pycriu_native.images.inspect("ckpt"), pycriu_native.images.ImageSet)
+    pycriu_native.oci.Bundle.load("bundle")
+    pycriu_native.nonsense  # type: ignore[attr-defined]  # noqa: B018
+    pycriu_native.images.nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
 # ---- the low level: C, so anything goes ----
 
 

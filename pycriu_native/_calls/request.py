@@ -20,6 +20,9 @@ from ..options.values import InheritFd, WireValue, descriptor_number
 from ..results import DumpStatistics, RestoreStatistics
 from .exchange import Hook
 
+REAP_TIMEOUT = 0.5
+"""Default of ``dump``: a parent that waits for its children reaps them within milliseconds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -39,6 +42,8 @@ class Request:
     no such process, or it is the caller itself."""
     include_caller: bool = False
     """Dump a tree although the caller is in it."""
+    reap_timeout: float = REAP_TIMEOUT
+    """Seconds that a dump waits for parents to reap the processes that were dumped."""
     rollback: Rollback | None = None
     """Save the files that the tree writes, or put them back."""
     keep_line: bool = False
@@ -101,6 +106,8 @@ class Outcome:
     """What asked for the call to be undone when it was too late for that."""
     pid_free: bool = False
     """Whether the processes that were dumped have left their pids."""
+    reap_wait: float = 0.0
+    """Seconds, after that, of waiting for their parents to reap them."""
 
 
 def log_name(request: Request) -> str:

@@ -35,9 +35,6 @@ from .safeguards import Safeguards
 
 STDIN = 0
 
-UNTIL_REAPED = 5.0
-"""Seconds that ``dump`` waits for the dumped processes to be reaped by their parents."""
-
 UNTIL_STOPPED = 5.0
 """Seconds that the processes of a restore with ``leave_stopped`` get to stop: CRIU sends the signal
 and does not wait."""
@@ -135,7 +132,9 @@ class Run:
                     logs.advise()
                 if request.verb is Verb.RESTORE and request.opts.leave_stopped:
                     wait_until_stopped(outcome.tree, UNTIL_STOPPED)
-                return replace(outcome, pid_free=self._wait_until_gone(outcome.tree))
+                since = time.monotonic()
+                free = self._wait_until_gone(outcome.tree)
+                return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
             self._end_processes(outcome, killed=lost is not None)
             failure = failure_of(request, outcome, mark, exchange, lost)
             safeguards.failed(failure, killed=lost is not None)
@@ -240,7 +239,7 @@ class Run:
             return False
         if request.opts.leave_running or request.opts.leave_stopped:
             return False
-        return wait_until_gone(tree, UNTIL_REAPED, lambda: self._cancelled() is not None)
+        return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled() is not None)
 
     def _log(self, outcome: Outcome, failure: BaseException | None = None) -> None:
         what = None if failure is None else str(failure) or type(failure).__name__

@@ -37,7 +37,7 @@ from .._system.process_identity import Target, located
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import Verb
-from ..errors import Problem, UnsupportedError
+from ..errors import OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import On
 from ..results import (
@@ -53,7 +53,7 @@ from ..results import (
 from . import requirements
 from .call import Call
 from .exchange import Hook
-from .request import Outcome, Request
+from .request import REAP_TIMEOUT, Outcome, Request
 
 if TYPE_CHECKING:
     from .progress import OnProgress
@@ -86,13 +86,15 @@ def dump(
     on_notify: Hook | None = None,
     files: Files = None,
     deadline: float | None = None,
+    reap_timeout: float = REAP_TIMEOUT,
     on_progress: OnProgress | None = None,
 ) -> DumpResult:
     """Save a process and all its descendants into the images directory.
 
     The process is gone when this returns, unless ``leave_running`` or ``leave_stopped`` is
-    set; a zombie of somebody else's is waited for up to 5 seconds, one of the caller's own
-    must be reaped by the caller (``DumpResult.gone`` tells). With ``pre_dump`` set this is
+    set. Its pid is free once its parent has reaped it: another process is given
+    ``reap_timeout`` seconds for that, the caller's own children must be reaped by the caller
+    (``DumpResult.pid_free`` tells). With ``pre_dump`` set this is
     :func:`pre_dump`.
 
     ``pid=None`` is a self-dump: the calling process saves itself. The call then returns once in
@@ -116,7 +118,14 @@ def dump(
     raises. Needs CRIU 3.17.
     """
     request = dump_request(
-        pid, opts, via, on_notify, deadline, include_caller=include_caller, files=files
+        pid,
+        opts,
+        via,
+        on_notify,
+        deadline,
+        include_caller=include_caller,
+        files=files,
+        reap_timeout=reap_timeout,
     )
     call = Call(request)
     with _observed(on_progress, call):
@@ -132,6 +141,7 @@ def dump_request(
     *,
     include_caller: bool = False,
     files: Files = None,
+    reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:
     """What :func:`dump` asks for, checked."""
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
@@ -150,6 +160,7 @@ def dump_request(
         start=start,
         include_caller=include_caller,
         files=files,
+        reap_timeout=reap_timeout,
     )
 
 
@@ -166,6 +177,7 @@ def dump_result(request: Request, outcome: Outcome) -> DumpResult:
         statistics=statistics,
         restored=outcome.result == 1,
         pid_free=outcome.pid_free,
+        reap_wait=outcome.reap_wait,
     )
     return _finish(request, outcome, result)
 
@@ -391,7 +403,11 @@ def _checked(
     start: int | None = None,
     include_caller: bool = False,
     files: Files = None,
+    reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:
+    if not reap_timeout >= 0:
+        rule = "a number of seconds from 0 is accepted"
+        raise OptionError([Problem("reap_timeout", reap_timeout, rule)])
     request = Request(
         verb=verb,
         opts=opts,
@@ -402,6 +418,7 @@ def _checked(
         sibling=sibling,
         start_time=start,
         include_caller=include_caller,
+        reap_timeout=reap_timeout,
         rollback=rollback_of(files, str(verb)),
     )
     requirements.check(request)

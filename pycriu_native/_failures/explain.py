@@ -75,6 +75,8 @@ def explain_failure(
         result = _unsaid(opts, result, lines)
     result = _look_closer(result, pid, outcome.images)
     cause, cure = result.cause, result.cure
+    if verb is Verb.CHECK and cure is None:
+        cure = "the kernel, a sandbox or the rights of the caller lack this: doctor() tells more"
     proof = result.line or next(iter(lines), "")
 
     what = (

@@ -29,6 +29,9 @@ class SpawnOptions:
     limited: bool = False
     """A write beyond its file size limit fails, and does not end it: SIGXFSZ is ignored."""
 
+    bound: bool = False
+    """It is killed when the thread that starts it, and so at the latest its process, has ended."""
+
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
 
@@ -77,6 +80,7 @@ def spawn(
     worker.private_files = spawn_options.private
     worker.steady = spawn_options.steady
     worker.limited = spawn_options.limited
+    worker.bound = spawn_options.bound
     worker.namespaces = namespaces
     status = native.pn_spawn(worker)
     if status:

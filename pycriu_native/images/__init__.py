@@ -14,7 +14,7 @@ except ImportError as error:
     ) from error
 
 from .._support.lazy import fetch
-from .._support.light_typing import TYPE_CHECKING, Any
+from .._support.light_typing import TYPE_CHECKING
 from .build import inspect
 from .memory import Found, Memory
 from .model import (
@@ -131,9 +131,11 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    return fetch(globals(), _LATER, name)
+if not TYPE_CHECKING:  # a checker of types would accept any name
+
+    def __getattr__(name: str) -> object:
+        return fetch(globals(), _LATER, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -73,6 +73,11 @@ class Process(subprocess.Popen[AnyStr]):
         self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.stdout, "r"))
         self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.stderr, "r"))
 
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of it, which it owns until it is reaped; readable once it has ended."""
+        return self._child.pidfd
+
     # ---- its end ----
 
     def poll(self) -> int | None:

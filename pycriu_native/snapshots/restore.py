@@ -21,10 +21,10 @@ from .._support.frozen_dataclass import replace
 from .._transport.base import Via
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
-from .cgroup import WorkerInCgroup
 from .namespaces import Namespaces
 from .process import Process
 from .record import Record
+from .start_worker import StartWorker
 from .streams import Stream, Streams, TextMode
 
 PID_NAMESPACE = "pycriu-native-pid"
@@ -124,11 +124,10 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
             inherit_fds=[*(request.opts.inherit_fds or ()), *inherited],
             join_ns=[*(request.opts.join_ns or ()), *_joined(namespaces, request)],
         )
-        via = request.via
-        if request.cgroup is not None:
-            via = WorkerInCgroup(via, request.cgroup)
-        result = restore_child(opts, via=via, deadline=request.deadline)
-        namespaces.watch(record.pid)
+        namespaces.expect(record.pid)
+        with StartWorker(request.via, request.cgroup, namespaces) as via:
+            result = restore_child(opts, via=via, deadline=request.deadline)
+        namespaces.is_made()
         child = RestoredChild(result.pid, namespaces)
         kept.pop_all()
     return Process(

@@ -16,6 +16,7 @@ from pycriu_native import NoSuchProcessError, dump, restore
 from pycriu_native.oci import Bundle, Container
 
 from .support.bundles import Counting, Runtime, counting, runtime
+from .support.processes import PATIENCE
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_what_is_dumped_here_crun_restores(box: Counting, images: Path) -> None:
     container = Container.from_runtime(box.id, "crun")
     assert container.pid == box.pid
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images)).pid_free
+    assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
     stopped_at = box.count
 
     box.restored_by_runtime(images)
@@ -69,7 +70,7 @@ def test_dumped_and_restored_here(box: Counting, images: Path) -> None:
     seen = box.run()
     container = Container.from_runtime(box.id, "crun")
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images)).pid_free
+    assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
     stopped_at = box.count
     with Bundle.load(box.bundle).restoring(images, stdio=(None, *box.after.theirs)) as opts:
         box.restored_here(restore(opts).pid)

@@ -31,6 +31,7 @@ from pycriu_native import (
 from pycriu_native._system.host import boot_time
 from pycriu_native.diagnostics.doctor import features, program, rights, system
 
+from .conftest import Spawn
 from .support.failing_calls import OLDER
 
 ROOT = Path(__file__).parents[2]
@@ -338,3 +339,56 @@ def test_it_is_loaded_when_it_is_asked_for() -> None:
         "assert any('diagnostics.doctor' in name for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+READ_ONLY = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
+
+
+def doctor_in(*words: str, setup: str = "true") -> dict[str, dict[str, Any]]:
+    """The findings, and ``""`` with the whole, of a process that these words start."""
+    code = "import json, pycriu_native; print(json.dumps(pycriu_native.doctor().to_dict()))"
+    message = subprocess.run(
+        [*words, "sh", "-ec", f'{setup}; exec "$@"', "sh", sys.executable, "-c", code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if message.returncode:
+        pytest.skip(f"{words[0]}: {message.stderr.splitlines()[-1]}")
+    result = json.loads(message.stdout)
+    return {"": result, **{finding["id"]: finding for finding in result["findings"]}}
+
+
+def test_sysctls_that_are_read_only(spawn: Spawn, images: Path) -> None:
+    """CRIU's check does not accept a read-only /proc/sys, and calls do."""
+    own = ("unshare", "--mount", "--propagation=private")
+    result = doctor_in(*own, setup=READ_ONLY)
+    assert result[""]["severity"] == "warning"
+    assert "mount -o remount,rw /proc/sys" in result["check"]["cure"]
+    assert result["feature:uffd"]
+    target = spawn("serve()")
+    code = (
+        "import pycriu_native as criu, sys\n"
+        "opts = criu.CriuOpts(images_directory=sys.argv[2], leave_running=True)\n"
+        "criu.dump(int(sys.argv[1]), opts)"
+    )
+    words = [sys.executable, "-c", code, str(target.pid), str(images)]
+    subprocess.run([*own, "sh", "-ec", f'{READ_ONLY}; exec "$@"', "sh", *words], check=True)
+    assert target.runs_on()
+
+
+def test_without_rights() -> None:
+    """One cause, and its cure; what CRIU cannot test is not called lacking."""
+    result = doctor_in("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    bad = {name: each for name, each in result.items() if each["severity"] in ("warning", "stops")}
+    assert {"check", "capability:CAP_SYS_ADMIN"} <= set(bad)
+    assert not [name for name in bad if name.startswith("feature")]
+    assert not [name for name in bad if name.startswith("capability")][1:]
+    assert "not known" in result["features"]["message"]
+    assert "not known" in result["map-files"]["message"]
+
+
+def test_in_a_user_namespace() -> None:
+    """What the option ``unprivileged`` makes possible is possible."""
+    result = doctor_in("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+    assert result["check"]["options"] == ["unprivileged"]
+    assert result[""]["severity"] == "warning"
+    assert result["map-files"]["severity"] == "warning"

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuOpts, ImagesError, NoSuchProcessError, PidInUseError, dump, restore
+from pycriu_native import (
+    CriuOpts,
+    ImagesError,
+    NoSuchProcessError,
+    OptionError,
+    PidInUseError,
+    dump,
+    restore,
+)
 
 from .conftest import Spawn
-from .support.processes import eventually, is_alive, reap_all
+from .support.processes import PATIENCE, eventually, is_alive, reap_all
 
 RICH = """
     import hashlib, os, signal, threading, time
@@ -110,6 +118,26 @@ def test_gone_tells_whether_the_pid_is_free(spawn: Spawn, images: Path) -> None:
     assert restore(CriuOpts(images_directory=images)).pid == target.pid
 
 
+def test_a_parent_that_does_not_reap(spawn: Spawn, images: Path) -> None:
+    """The wait for another process's zombie is an argument, and the result has its length."""
+    parent = spawn("""
+        import os
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            import time; time.sleep(1e6)
+        serve()
+        """)
+    [child] = [pid for pid in parent.descendants() if pid != parent.pid]
+    opts = CriuOpts(images_directory=images, leave_running=False)
+    result = dump(child, opts, reap_timeout=0.2)
+    assert not result.pid_free
+    assert result.reap_wait >= 0.2
+    os.kill(parent.pid, signal.SIGKILL)
+    with pytest.raises(OptionError, match="reap_timeout"):
+        dump(child, opts, reap_timeout=-1)
+
+
 def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: Path) -> None:
     """The system's reaper is waited for: the pid of a process that is no child of ours is free."""
     target = spawn()
@@ -117,7 +145,7 @@ def test_a_restored_process_that_is_dumped_again_is_gone(spawn: Spawn, images: P
     dump(target.pid, opts)
     target.reap()
     restore(opts)
-    assert dump(target.pid, opts).pid_free
+    assert dump(target.pid, opts, reap_timeout=PATIENCE).pid_free
     assert not os.path.exists(f"/proc/{target.pid}")
     restore(opts)
     assert target.runs_on()

@@ -37,7 +37,7 @@ from pycriu_native.oci import Bundle, Container
 from .support.bundles import Counting, Runtime, Streams, counting, runtime
 from .support.containers import mount_point
 from .support.hosts import host
-from .support.processes import eventually, kill
+from .support.processes import PATIENCE, eventually, kill
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def dumped(box: Counting, images: Path, **more: Any) -> int:
     """Dump it so that it can be restored with its streams; how far it got."""
     container = asked(box)
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images, **more)).pid_free
+    assert dump(container.pid, container.dump_opts(images, **more), reap_timeout=PATIENCE).pid_free
     return box.count
 
 
@@ -83,7 +83,7 @@ def test_what_is_dumped_here_runc_restores(box: Counting, images: Path) -> None:
     container = asked(box)
     assert container.pid == box.pid
     container.write_descriptors(images)
-    assert dump(container.pid, container.dump_opts(images)).pid_free
+    assert dump(container.pid, container.dump_opts(images), reap_timeout=PATIENCE).pid_free
     stopped_at = box.count
 
     box.restored_by_runtime(images)

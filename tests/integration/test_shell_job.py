@@ -19,7 +19,7 @@ import pytest
 from pycriu_native import CriuError, CriuOpts, Severity, dump
 from pycriu_native.images import check_images
 
-from .support.processes import eventually, is_alive, reap_all
+from .support.processes import PATIENCE, eventually, is_alive, reap_all
 from .support.terminals import Session, session
 
 BASH = ("run", "bash", "--norc", "--noprofile", "-i")
@@ -56,7 +56,9 @@ def _restoring(images: Path, stdin: str = "/proc/self/fd/0", **options: object) 
 def test_a_shell_goes_on_at_another_terminal(shell: Session, images: Path, tmp_path: Path) -> None:
     """The shell answers on the new terminal, with its variable, its job and job control."""
     ticks = tmp_path / "ticks"
-    assert dump(shell.job, CriuOpts(images_directory=images, shell_job=True)).pid_free
+    assert dump(
+        shell.job, CriuOpts(images_directory=images, shell_job=True), reap_timeout=PATIENCE
+    ).pid_free
     assert shell.told() == {"status": -9}
     before = ticks.read_text()
     findings = check_images(images, CriuOpts(shell_job=True))  # the old terminal is not needed

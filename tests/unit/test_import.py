@@ -247,3 +247,29 @@ def test_nothing_is_imported_after_preload(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2, done.stdout
     assert "see pycriu_native.preload" not in done.stdout
+
+
+def test_modules_are_attributes() -> None:
+    """Without an import of their own; ``dir`` lists the public names, and these exist."""
+    code = (
+        "import pycriu_native\n"
+        "pycriu_native.oci.Bundle, pycriu_native.lib.has, pycriu_native.testing.ScriptedCriu\n"
+        "names = [name for name in dir(pycriu_native) if name != '__version__']\n"
+        "print([name for name in names if name.startswith('_') or name in ('Any', 'fetch')])\n"
+        "print([name for name in names if not hasattr(pycriu_native, name)])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n[]\n"
+
+
+def test_a_module_whose_extra_is_missing() -> None:
+    """It is an attribute that there is not, which says why."""
+    code = (
+        "import sys; sys.modules['google.protobuf'] = None\n"
+        "import pycriu_native\n"
+        "assert not hasattr(pycriu_native, 'images')\n"
+        "try: pycriu_native.images\n"
+        "except AttributeError as error: print(error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pycriu-native[images]" in ended.stdout

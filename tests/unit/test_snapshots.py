@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def fields(record: Record, criu: Version = CRIU) -> list[str]:
     return [problem.field for problem in host_check.problems(record, criu)]
 
 
-def on(record: Record, **values: object) -> Record:
+def on(record: Record, **values: Any) -> Record:
     """The record of a snapshot that another machine took."""
     return dataclasses.replace(record, host=dataclasses.replace(record.host, **values))
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ... import CriuOpts, DumpItersResult, DumpResult, Round, ShrinkingRounds, dump, dump_iters
-from ..._rollback.option import Files
+from ..._calls.request import REAP_TIMEOUT
 from ..._system.process import comm_of, stat_of
 from ...archive.streaming import dump_stream
 from ...enums import Verb
@@ -41,6 +41,7 @@ def _dump(
     include_caller: bool,
     files: str | None,
     also: tuple[str, ...],
+    reap_timeout: float,
 ) -> Exit:
     pid = command.one_pid(pid, tree)
     name = comm_of(pid)
@@ -55,7 +56,14 @@ def _dump(
         return _into_stream(call, pid, name, through)
     if rounds is not None:
         return _in_rounds(call, pid, name, rounds)
-    result = _saved(call, pid, call.opts, include_caller=include_caller, files=rollback)
+    result = _saved(
+        call,
+        pid,
+        call.opts,
+        include_caller=include_caller,
+        files=rollback,
+        reap_timeout=reap_timeout,
+    )
     done = call.out.result(shape(result), text(result, name, "dumped"))
     _hint(call, result)
     return done
@@ -88,19 +96,16 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     return call.out.result(shape(result), text(result, name, "pre-dumped"))
 
 
-def _saved(
-    call: Call, pid: int, opts: CriuOpts, *, include_caller: bool = False, files: Files = None
-) -> DumpResult:
+def _saved(call: Call, pid: int, opts: CriuOpts, **more: Any) -> DumpResult:
     with progress.shown(call.out) as on_progress:
         return dump(
             pid,
             opts,
-            include_caller=include_caller,
             via=call.via,
             on_notify=call.hook,
             on_progress=on_progress,
             deadline=call.deadline,
-            files=files,
+            **more,
         )
 
 
@@ -160,6 +165,8 @@ def text(result: DumpResult, name: str, done: str) -> str:
     if result.statistics is not None:
         rows += _numbers(result.statistics)
     rows.append(("whole call", time(result.duration)))
+    if result.reap_wait >= 0.01:
+        rows.append(("reaping", f"{time(result.reap_wait)} of waiting for its parent"))
     if result.log:
         rows.append(("log", safe(result.log)))
     return "\n".join([headline, *columns(rows, indent=2)])
@@ -231,6 +238,14 @@ COMMANDS = {
             ),
             command.also_option(),
             command.include_caller_option(),
+            click.Option(
+                ["--reap-timeout"],
+                type=click.FloatRange(min=0),
+                default=REAP_TIMEOUT,
+                show_default=True,
+                metavar="SECONDS",
+                help="Time that the parent of PID has to reap it, which frees its pid.",
+            ),
             command.script_option(),
         ],
     ),

@@ -20,6 +20,9 @@ __all__ = ["Doctor", "doctor"]
 def doctor(via: Via | None = None) -> Doctor:
     """Check everything that decides whether this machine can checkpoint.
 
+    A caller without rights gets what ``unprivileged=True`` makes possible. What
+    CRIU cannot test because of a cause that is named first is not known, and not called lacking.
+
     ``via`` as for the verbs. A worker runs ``criu check`` for each feature of CRIU 4.2:
     about 45 processes in about a second. A service answers for three features. A socket serves
     one request only, so it gets none. The rights are those of the caller, which a worker shares.
@@ -29,9 +32,13 @@ def doctor(via: Via | None = None) -> Doctor:
     """
     via = via or Worker()
     findings = list(program.look(via)) if _takes_requests(via) else []
+    checked = next((each for each in findings if each.id == "check"), None)
+    unprivileged = checked is not None and "unprivileged" in checked.options
     if all(each.id != "criu" or each.severity is not Severity.STOPS for each in findings):
-        findings += features.look(via)
-    return Doctor(via=_name(via), findings=(*findings, *rights.look(), *system.look(via)))
+        findings += features.look(via, unprivileged=unprivileged)
+    findings += rights.look()
+    findings += system.look(via, unprivileged=unprivileged)
+    return Doctor(via=_name(via), findings=tuple(findings))
 
 
 def _takes_requests(via: Via) -> bool:

@@ -192,14 +192,27 @@ BY_REQUEST = {"mem_track": "mem_dirty_track", "lazy_pages": "uffd", "pidfd_store
 """Features in a request: the field of ``Features``, and the name on the command line."""
 
 
-def look(via: Via) -> Iterator[Finding]:
-    """One finding for each feature."""
+CONTROL = "mnt_id"
+"""A feature of every kernel that CRIU supports: if its test fails, CRIU could not test anything."""
+
+
+def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
+    """One finding for each feature, or one for all if CRIU cannot test them here."""
     worker = worker_of(via)
     if worker is None:
         yield from _by_request(via)
         return
+    if not _tested(worker, CONTROL, unprivileged):
+        yield Finding(
+            id="features",
+            group="feature",
+            subject="all of them",
+            severity=Severity.NOTE,
+            message="not known: CRIU tests none before its own check works",
+        )
+        return
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        answers = pool.map(lambda name: _tested(worker, name), FEATURES)
+        answers = pool.map(lambda name: _tested(worker, name, unprivileged), FEATURES)
         for name, answer in zip(FEATURES, answers, strict=True):
             if answer is not None:
                 yield _finding(name, answer)
@@ -216,11 +229,12 @@ def _by_request(via: Via) -> Iterator[Finding]:
         yield _finding(name, getattr(result, field))
 
 
-def _tested(via: Worker, name: str) -> bool | None:
+def _tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
     """Whether the kernel has a feature; None if this CRIU cannot test it."""
     stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
     try:
-        words = [via.name(), "check", "--feature", name]
+        mode = ["--unprivileged"] if unprivileged else []
+        words = [via.name(), "check", *mode, "--feature", name]
         pid, pidfd = spawn(words, env=via.env, stdin=-1, output=stderr_text, keep=())
     except CriuError:
         os.close(stderr_text)

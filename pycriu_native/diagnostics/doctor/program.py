@@ -21,6 +21,7 @@ from ...findings import Finding, Severity
 from ...options.criu_opts import CriuOpts
 from ...results import Version
 from ..config_effects import configuration_files
+from .namespaces import in_first
 
 CACHE = "/run/criu.kdat"
 """CRIU's cache of the kernel's features (``criu/kerndat.c``)."""
@@ -147,16 +148,59 @@ def _fits_processor(found: Version) -> Iterator[Finding]:
         )
 
 
+_UNDECISIVE = {
+    "ns_last_pid sysctl is inaccessible": (
+        "nothing on Linux 5.5 and later, but sysctls of namespaces are not restored",
+        "mount -o remount,rw /proc/sys",
+    ),
+    "Can't turn TCP repair mode": (
+        "TCP connections cannot be dumped or restored",
+        "run in the network namespace of a user who has CAP_NET_ADMIN in it (unshare --net)",
+    ),
+}
+"""Failures of CRIU's check after which calls work, with their effect and cure. The check stops at
+the first failure, and calls do not need all that it tests (``criu/cr-check.c``, category 1)."""
+
+
 def _check(via: Via) -> Finding:
-    finding = partial(Finding, id="check", group="criu", subject="CRIU's own check")
+    """CRIU's own check; of a caller without rights, the one for such callers if that is better."""
+    result = _checked(via, unprivileged=False)
+    if result.severity in (Severity.STOPS, Severity.WARNING) and worker_of(via) is not None:
+        limited = _checked(via, unprivileged=True)
+        better = limited.severity is not Severity.STOPS and result.severity is Severity.STOPS
+        if better or not in_first("user"):
+            return limited
+    return result
+
+
+def _checked(via: Via, *, unprivileged: bool) -> Finding:
+    finding = partial(
+        Finding,
+        id="check",
+        group="criu",
+        subject="CRIU's own check",
+        options=("unprivileged",) if unprivileged else (),
+    )
     try:
-        result = check(via=via)
+        result = check(CriuOpts(unprivileged=True) if unprivileged else None, via=via)
     except CriuError as error:
+        cause = error.cause or str(error)
+        for pattern, (costs, cure) in _UNDECISIVE.items():
+            if any(pattern in line for line in error.lines):
+                message = f"with unprivileged=True: {cause}" if unprivileged else cause
+                return finding(severity=Severity.WARNING, message=message, costs=costs, cure=cure)
         return finding(
             severity=Severity.STOPS,
-            message=error.cause or str(error),
+            message=cause,
             costs="CRIU cannot work on this kernel, or not with these rights",
             cure=error.cure or "see the output of criu check -v4",
+        )
+    if unprivileged:
+        return finding(
+            severity=Severity.WARNING,
+            message="passes with unprivileged=True only",
+            costs="calls without it fail, and less can be saved",
+            cure="run as root, or set unprivileged=True",
         )
     value = "; ".join(result.warnings) or "passed"
     severity = Severity.NOTE if result.warnings else Severity.GOOD

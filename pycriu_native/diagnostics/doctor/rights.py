@@ -70,10 +70,16 @@ def _capability(name: str, costs: str, has: set[str]) -> Finding:
     finding = partial(Finding, id=f"capability:{name}", group="rights", subject=name)
     if name in has:
         return finding(severity=Severity.GOOD, message="held")
-    either = name in EITHER and not has & set(EITHER)
-    severity = Severity.STOPS if either or name == "CAP_SYS_PTRACE" else Severity.WARNING
+    neither = not has & set(EITHER)
     if name == "CAP_CHECKPOINT_RESTORE" and "CAP_SYS_ADMIN" in has:
         return finding(severity=Severity.NOTE, message="lacking, and CAP_SYS_ADMIN held instead")
+    if name == EITHER[0] and neither:
+        severity = Severity.STOPS
+        costs = f"without it or {EITHER[1]}, CRIU refuses to run; {costs}"
+    elif neither:
+        severity = Severity.NOTE  # of effect once CRIU runs
+    else:
+        severity = Severity.STOPS if name == "CAP_SYS_PTRACE" else Severity.WARNING
     cure = GIVE.format(short=name.removeprefix("CAP_"))
     return finding(severity=severity, message="lacking", costs=costs, cure=cure)
 

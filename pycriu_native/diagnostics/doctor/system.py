@@ -15,16 +15,15 @@ from ..._transport.base import Via
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
 from ...findings import Finding, Severity
+from .namespaces import in_first
 
 LAZY_PIPE = 4194304
 """Bytes of a pipe that lazy_pages needs."""
-RESOURCE = 24
-FIRST = {"pid": 4026531836, "user": 4026531837}
-"""Inodes of the first namespaces of a system (``PROC_PID_INIT_INO`` and its like)."""
+SYS_ADMIN, RESOURCE, CHECKPOINT_RESTORE = 21, 24, 40
 
 
-def look(via: Via) -> Iterator[Finding]:
-    """Findings on the system."""
+def look(via: Via, *, unprivileged: bool = False) -> Iterator[Finding]:
+    """Findings on the system; ``unprivileged``: what CRIU's option of this name needs."""
     worker = worker_of(via)
     path = SEARCH_PATH if worker is None else worker.env.get("PATH", SEARCH_PATH)
     yield from _network_tools(path)
@@ -33,10 +32,10 @@ def look(via: Via) -> Iterator[Finding]:
     yield _pipe_size()
     yield _last_pid()
     yield from _limits()
-    yield _map_files()
+    yield _map_files(unprivileged)
     yield _io_uring()
     yield _proc()
-    yield _container()
+    yield _container(unprivileged)
 
 
 def _network_tools(path: str) -> Iterator[Finding]:
@@ -87,6 +86,8 @@ def _cgroups() -> Finding:
             cure="mount -t cgroup2 none /sys/fs/cgroup",
         )
     shut = [place for place in (*old, *new) if _is_read_only(place)]
+    if shut and os.geteuid():
+        return finding(severity=Severity.NOTE, message=f"{form}, not writable for this user")
     if shut:
         return finding(
             severity=Severity.WARNING,
@@ -166,17 +167,24 @@ def _limits() -> Iterator[Finding]:
     )
 
 
-def _map_files() -> Finding:
+def _map_files(unprivileged: bool) -> Finding:
     """Mapped files, which CRIU opens through /proc."""
     finding = partial(Finding, id="map-files", group="system", subject="/proc/PID/map_files")
     try:
         first = sorted(os.listdir("/proc/self/map_files"))[0]
         os.stat(f"/proc/self/map_files/{first}")
     except (OSError, IndexError) as error:
+        held = int(status_of(os.getpid()).get("CapEff", "0"), 16)
+        if not held >> SYS_ADMIN & 1 and not held >> CHECKPOINT_RESTORE & 1:
+            message = "not known without CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE"
+            return finding(severity=Severity.NOTE, message=message)
         return finding(
-            severity=Severity.STOPS,
+            severity=Severity.WARNING if unprivileged else Severity.STOPS,
             message=f"cannot be read ({error})",
-            costs="no process can be dumped",
+            costs="processes that map shared memory without a name, or deleted files, cannot be "
+            "dumped"
+            if unprivileged
+            else "no process can be dumped",
             cure="CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE, and a /proc that is not masked",
         )
     return finding(severity=Severity.GOOD, message="can be read")
@@ -207,7 +215,7 @@ def _proc() -> Finding:
     )
 
 
-def _container() -> Finding:
+def _container(unprivileged: bool) -> Finding:
     """Whether the caller is in a container, by the marks of the usual ones."""
     signs = [
         name
@@ -217,11 +225,7 @@ def _container() -> Finding:
     named = dict(
         item.partition("=")[::2] for item in read("/proc/1/environ").split("\0") if "=" in item
     ).get("container", "")
-    own = [
-        kind
-        for kind in ("pid", "user")
-        if link(f"/proc/self/ns/{kind}") != f"{kind}:[{FIRST[kind]}]"
-    ]
+    own = [kind for kind in ("pid", "user") if not in_first(kind)]
     finding = partial(Finding, id="container", group="system", subject="container")
     if not signs and not named and not own:
         return finding(severity=Severity.GOOD, message="none: on the host")
@@ -234,6 +238,8 @@ def _container() -> Finding:
             severity=Severity.WARNING,
             message=f"in a container ({value})",
             costs=f"{costs}, and the rights of the host are lacking",
-            cure="run CRIU on the host",
+            cure="set unprivileged=True; or run CRIU on the host"
+            if unprivileged
+            else "run CRIU on the host",
         )
     return finding(severity=Severity.NOTE, message=f"in a container ({value})", costs=costs)
