@@ -203,6 +203,7 @@ enum pn_walking {
 
 /* A descriptor (O_PATH) of what the path leads to, if only root and the user ``own`` can change
  * it; -EPERM with ``why`` set: see the refusal. */
+void pn_trust_unmapped_root(unsigned uid);
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal);
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal);

@@ -30,8 +30,18 @@ struct walk {
 	size_t next;	       /* where in there */
 	int links;	       /* that have been followed */
 	unsigned own;	       /* who is trusted, beside root */
+	bool follows;	       /* what the path leads to need not be ours */
+	bool shared;	       /* others can make entries in what has been reached */
 	struct pn_refusal *refusal;
 };
+
+/* The number that root has here if it is not mapped into this user namespace; else no user's. */
+static unsigned unmapped_root = (unsigned)-1;
+
+void pn_trust_unmapped_root(unsigned uid)
+{
+	unmapped_root = uid;
+}
 
 static int refuse(struct pn_refusal *refusal, int why, const struct stat *found)
 {
@@ -60,6 +70,23 @@ static int look_at(unsigned own, const struct stat *found, bool on_the_way,
 	if (!(found->st_mode & (S_IWGRP | S_IWOTH)) || (on_the_way && found->st_mode & S_ISVTX))
 		return 0;
 	return refuse(refusal, PN_WRITABLE, found);
+}
+
+/* All users that are not mapped have that number. So it counts for what only root can have made,
+ * and not for entries of directories that others can write, nor for what has to be ours. */
+static unsigned owner_here(const struct walk *walk, const struct stat *found, bool on_the_way)
+{
+	bool is_root = found->st_uid == unmapped_root && !walk->shared && (on_the_way || walk->follows);
+
+	return is_root ? unmapped_root : walk->own;
+}
+
+static int look_here(struct walk *walk, const struct stat *found, bool on_the_way)
+{
+	int status = look_at(owner_here(walk, found, on_the_way), found, on_the_way, walk->refusal);
+
+	walk->shared = found->st_mode & (S_IWGRP | S_IWOTH);
+	return status;
 }
 
 int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal)
@@ -96,6 +123,7 @@ static int step(struct walk *walk, int fd)
 static int start(struct walk *walk, const char *path)
 {
 	strcpy(walk->shown, path[0] == '/' ? "/" : ".");
+	walk->shared = false;
 	return step(walk, open(walk->shown, STEP));
 }
 
@@ -128,7 +156,7 @@ static int follow(struct walk *walk, int link, const struct stat *found, const c
 {
 	char target[PATH_MAX];
 	ssize_t length;
-	int status = look_at_owner(walk->own, found, walk->refusal);
+	int status = look_at_owner(owner_here(walk, found, true), found, walk->refusal);
 
 	if (status)
 		return status;
@@ -145,7 +173,7 @@ static int follow(struct walk *walk, int link, const struct stat *found, const c
 		status = step(walk, openat(walk->at, name, STEP & ~O_NOFOLLOW));
 		if (!status)
 			status = fstat(walk->at, &there) ? -errno : 0;
-		return status ? status : look_at(walk->own, &there, more(walk), walk->refusal);
+		return status ? status : look_here(walk, &there, more(walk));
 	}
 	status = put_ahead(walk, target, (size_t)length);
 	if (status)
@@ -182,7 +210,7 @@ static int enter(struct walk *walk, int flags)
 	if (fstat(below, &found)) {
 		status = -errno;
 	} else if (!S_ISLNK(found.st_mode)) {
-		status = look_at(walk->own, &found, more(walk), walk->refusal);
+		status = look_here(walk, &found, more(walk));
 		return status ? (close(below), status) : step(walk, below);
 	} else if (!more(walk) && !(flags & PN_FOLLOW)) {
 		status = refuse(walk->refusal, PN_LINK, &found);
@@ -196,7 +224,7 @@ static int enter(struct walk *walk, int flags)
 int pn_trust_path(const char *path, int flags, unsigned own,
 		  struct pn_refusal *refusal)
 {
-	struct walk walk = { .at = -1, .own = own, .refusal = refusal };
+	struct walk walk = { .at = -1, .own = own, .follows = flags & PN_FOLLOW, .refusal = refusal };
 	struct stat found;
 	int status;
 
@@ -207,8 +235,7 @@ int pn_trust_path(const char *path, int flags, unsigned own,
 	strcpy(walk.ahead, path);
 	status = start(&walk, path);
 	if (!status)
-		status = fstat(walk.at, &found) ? -errno :
-						  look_at(own, &found, more(&walk), refusal);
+		status = fstat(walk.at, &found) ? -errno : look_here(&walk, &found, more(&walk));
 	while (!status && more(&walk))
 		status = enter(&walk, flags);
 	memcpy(refusal->shown, walk.shown, sizeof(refusal->shown));

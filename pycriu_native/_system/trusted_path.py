@@ -11,6 +11,10 @@ link inside the path is as trusted as its directory; a link as images directory 
 The walk itself is ``native/trusted_path.c``.
 
 The mask of an access control list is part of the mode: it is in the bits of the group.
+
+In a user namespace without root, its files belong to the overflow user, as do those of all users
+who are not mapped. These directories are accepted on the way, and files that only have to be
+trusted, but never in a directory that others can write, and not as the images directory.
 """
 
 from __future__ import annotations
@@ -21,8 +25,12 @@ import os
 import stat
 
 from .._native.ffi import ffi, native
+from .._support.kernel_text import read_lines, read_text
 from .._support.light_typing import Any
 from .._system.descriptors import above_stdio
+
+NO_USER = 2**32 - 1
+"""No user has this number (``INVALID_UID`` of the kernel)."""
 
 
 class UntrustedError(PermissionError):
@@ -42,7 +50,7 @@ def check(path: str) -> None:
 
 def is_plain(path: str) -> bool:
     """Whether no other user could change the file and the path has no link. Fast."""
-    return bool(native.pn_trust_simple_path(_encoded(path), trusted_uid()))
+    return bool(native.pn_trust_simple_path(_encoded(path), _trusted()))
 
 
 def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...]) -> bool:
@@ -53,9 +61,7 @@ def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...
     everything = _words(directories + paths)
     count = len(everything.words)
     return bool(
-        native.pn_trust_all(
-            everything.array, len(directories), count, ending.encode(), trusted_uid()
-        )
+        native.pn_trust_all(everything.array, len(directories), count, ending.encode(), _trusted())
     )
 
 
@@ -73,7 +79,7 @@ _words = functools.lru_cache(16)(_Words)
 def check_descriptor(fd: int) -> None:
     """Raise ``UntrustedError`` if others could change an open directory; without its path."""
     refusal = ffi.new("struct pn_refusal *")
-    status = native.pn_trust_descriptor(fd, trusted_uid(), refusal)
+    status = native.pn_trust_descriptor(fd, _trusted(), refusal)
     if status:
         raise _error(status, refusal)
 
@@ -101,7 +107,7 @@ def _walk(path: str, *, follow: bool, make: bool = False) -> int:
     """A descriptor (O_PATH, above 2) of the file of a path."""
     flags = native.PN_FOLLOW * follow | native.PN_MAKE * make
     refusal = ffi.new("struct pn_refusal *")
-    result = native.pn_trust_path(_encoded(path), flags, trusted_uid(), refusal)
+    result = native.pn_trust_path(_encoded(path), flags, _trusted(), refusal)
     if result < 0:
         raise _error(result, refusal)
     return above_stdio(result)
@@ -118,6 +124,31 @@ def trusted_uid() -> int:
     own = os.geteuid()
     by = os.environ.get("SUDO_UID", "") if own == 0 else ""
     return int(by) if by.isdecimal() else own
+
+
+def _trusted() -> int:
+    """:func:`trusted_uid`, when the C code knows the number of an unmapped root too."""
+    native.pn_trust_unmapped_root(unmapped_root())
+    return trusted_uid()
+
+
+def unmapped_root() -> int:
+    """The number that root's files have in a user namespace without root; else no user's number.
+
+    That is the number of every user who is not mapped (user_namespaces(7)): the owner of ``/``
+    is taken for root, and others cannot be told from it.
+    """
+    owner = os.stat("/").st_uid
+    if owner == 0:
+        return NO_USER
+    try:
+        if owner != int(read_text("/proc/sys/kernel/overflowuid")):
+            return NO_USER
+        ranges = [[*map(int, line.split())] for line in read_lines("/proc/self/uid_map")]
+    except OSError:
+        return NO_USER
+    mapped = any(first <= owner < first + count for first, _, count in ranges)
+    return NO_USER if mapped else owner
 
 
 def _error(status: int, refusal: Any) -> OSError:

@@ -13,6 +13,8 @@ from .context import Context, note, stops
 from .objects import device
 
 ZERO = os.makedev(1, 5)
+WITHOUT_FILE = ("/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
+"""How the kernel names memory that is in no file."""
 
 
 def look(context: Context) -> Iterator[Finding]:
@@ -62,9 +64,36 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
             "it uses asynchronous I/O (io_submit); the dump fails if requests are under way",
             **about,
         )
+    elif _cannot_be_opened(mapping):
+        yield stops(
+            "mapped-file-without-a-name",
+            "it has mapped a file that is deleted, and CRIU has no right to open it "
+            "(/proc/PID/map_files)",
+            failure="mapfile",
+            **about,
+        )
     elif name.startswith("/dev/") and mapping.inode and not name.startswith("/dev/shm/"):
         with contextlib.suppress(OSError):
             seen = os.stat(mapping.link)
             if stat.S_ISCHR(seen.st_mode) and seen.st_rdev != ZERO:
                 numbers = os.major(seen.st_rdev), os.minor(seen.st_rdev)
                 yield device(process.pid, numbers, name)
+
+
+def _cannot_be_opened(mapping: Mapping) -> bool:
+    """Whether it is of a deleted file, and the caller may not follow links to mapped files.
+
+    Those take CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE in the first user namespace.
+    """
+    name = mapping.name
+    if not name.startswith("/") or not name.endswith(" (deleted)") or not mapping.inode:
+        return False
+    if name.startswith(WITHOUT_FILE):
+        return False
+    try:
+        os.close(os.open(mapping.link, os.O_PATH | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,177 @@
+"""An ordinary user in a user namespace: dumps, restores and jobs, and what is trusted there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native._system.trusted_path import NO_USER, unmapped_root
+from pycriu_native.jobs.directory import JobDirectory
+
+from .support.jobs import STEPPER
+from .support.processes import eventually
+
+ROOT = Path(__file__).parents[2]
+USER = 65534
+AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
+BEGIN = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+
+
+@functools.cache
+def _python() -> str:
+    """A Python that an ordinary user can run with this package; skips the test without one."""
+    why = ""
+    for python in (sys.executable, "/usr/bin/python3"):
+        words = [*AS_USER, *NAMESPACE, python, "-c", BEGIN + "import pycriu_native.jobs"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
+        if done.returncode == 0:
+            return python
+        why = done.stderr.strip().rpartition("\n")[2]
+    pytest.skip(f"an ordinary user cannot run this package in a user namespace here: {why}")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory of the user's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chown(name, USER, USER)
+        yield Path(name)
+
+
+def _run(script: str, *words: object, inside: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a script as the user, in a user namespace or not."""
+    prefix = (*AS_USER, *(NAMESPACE if inside else ()))
+    return subprocess.run(
+        [*prefix, _python(), "-c", BEGIN + textwrap.dedent(script), *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+
+
+DUMP = """
+    import os, subprocess, sys
+    from pycriu_native import CriuOpts, dump, restore_child
+    opts = CriuOpts(images_directory=sys.argv[1], unprivileged=True)
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(["sleep", "1000"], stdin=null, stdout=null, stderr=null,
+        start_new_session=True)
+    while os.readlink(f"/proc/{process.pid}/exe") == os.readlink("/proc/self/exe"):
+        pass
+    dump(process.pid, opts)
+    process.wait()
+    result = restore_child(opts)
+    print(os.readlink(f"/proc/{result.pid}/exe"), result.pid == process.pid)
+    os.kill(result.pid, 9)
+    os.waitpid(result.pid, 0)
+"""
+
+
+def test_dump_and_restore(place: Path) -> None:
+    """They work in a user namespace of the user's own, where the real root is not mapped."""
+    done = _run(DUMP, place / "ckpt")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("sleep True\n")
+
+
+def test_directories_that_are_not_trusted(place: Path) -> None:
+    """Root's directories may be on the way; another user's entry in /tmp may not, nor may the
+    images directory itself be somebody else's.
+    """
+    others = place / "others"
+    others.mkdir()
+    os.chown(others, 1234, 1234)
+    done = _run(DUMP, others)
+    assert f"belongs to user {USER}" in done.stderr
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chown(name, 1234, 1234)
+        os.chmod(name, 0o755)
+        inner = Path(name) / "ours"
+        inner.mkdir()
+        os.chown(inner, USER, USER)
+        done = _run(DUMP, inner / "ckpt")
+        assert f"{name} belongs to user {USER}" in done.stderr
+        assert not list(inner.iterdir())
+
+
+SEMAPHORE = """
+    import os, subprocess, sys, time
+    from pycriu_native import CriuError, CriuOpts, dump, preflight
+    null = subprocess.DEVNULL
+    code = "import multiprocessing, os, time; s = multiprocessing.Semaphore(); os.close(1)"
+    process = subprocess.Popen([sys.executable, "-c", code + "; time.sleep(1000)"], stdin=null,
+        stdout=subprocess.PIPE, stderr=null, start_new_session=True)
+    process.stdout.read()
+    opts = CriuOpts(images_directory=sys.argv[1], unprivileged=True)
+    print(*(each.id for each in preflight(process.pid, opts).stops))
+    try:
+        dump(process.pid, opts)
+    except CriuError as error:
+        print(error)
+    process.kill()
+    process.wait()
+"""
+
+
+def test_what_cannot_be_saved(place: Path) -> None:
+    """Preflight names what fails there and not as root: a mapped file that is deleted."""
+    done = _run(SEMAPHORE, place / "ckpt")
+    assert done.returncode == 0, done.stderr
+    found, message = done.stdout.split("\n", 1)
+    assert found == "mapped-file-without-a-name"
+    assert "cannot open a file that the process has mapped" in message
+
+
+def test_no_other_user_is_trusted_here() -> None:
+    """Where root is mapped, no number stands for it but 0."""
+    assert unmapped_root() == NO_USER
+
+
+JOB = """
+    import sys
+    from pycriu_native.jobs import Job
+    where, python, stepper = sys.argv[1:]
+    job = Job(where + "/job", [python, stepper, where, "1000000", "0.01"], every=0.5,
+        also=[where + "/out/*"])
+    sys.exit(job.run().exit_code)
+"""
+
+
+def _has_more(directory: JobDirectory, number: int) -> bool:
+    return directory.status().checkpoints >= number
+
+
+def test_a_job(place: Path) -> None:
+    """It makes its namespace by itself, is killed and interrupted, and comes to its exact end."""
+    directory = JobDirectory(place / "job")
+    words = [*AS_USER, _python(), "-c", BEGIN + textwrap.dedent(JOB), str(place), _python()]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        before = directory.status().checkpoints
+        process = subprocess.Popen([*words, str(STEPPER)], stdin=subprocess.DEVNULL, cwd="/")
+        try:
+            eventually(functools.partial(_has_more, directory, before + 2), "two checkpoints")
+        finally:
+            process.send_signal(number)
+            code = process.wait()
+            eventually(lambda: not directory.is_busy(), "the end of the supervisor")
+        assert code == (75 if number == signal.SIGTERM else -number)
+    (place / "finish").touch()
+    assert subprocess.run([*words, str(STEPPER)], check=False, cwd="/").returncode == 0
+    assert directory.status().resumed == 2
+    steps = (place / "out" / "appended").read_text().splitlines()
+    assert [line.split()[0] for line in steps] == [str(n) for n in range(len(steps))]
+    assert (place / "out" / "written").read_text().splitlines() == steps
+    assert (place / "job" / "stdout").read_text().splitlines() == steps
+    assert len(steps) == int((place / "steps").read_text())
