@@ -99,9 +99,7 @@ class Namespaces(Closing):
         """Whether all of their processes have ended and are reaped, waiting so many seconds."""
         if self._pidfd < 0:
             return True
-        poll = unpatched.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
+        return is_ready(self._pidfd, timeout)
 
     def end(self) -> None:
         """Kill all of their processes, and do not wait."""
@@ -131,3 +129,10 @@ class Namespaces(Closing):
             if pid != self.pid and inside and link(f"/proc/{pid}/ns/pid") == inside:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
+
+
+def is_ready(fd: int, timeout: float) -> bool:
+    """Whether a descriptor is readable, waiting so many seconds."""
+    poll = unpatched.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))

@@ -100,13 +100,12 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         streams = Streams.made(request.streams, kept, passed)
-        guest_socket = None
         inherited: list[tuple[int, str]] = []
         if record.guest_key is not None:
-            guest_socket, theirs = socket.socketpair()
-            kept.enter_context(guest_socket)
+            ours, theirs = socket.socketpair()
+            passed.enter_context(ours)  # what it has sent can be read when it is closed
             passed.enter_context(theirs)
-            _send(guest_socket, start_line(number, request))
+            _send(ours, start_line(number, request))
             inherited.append((theirs.fileno(), record.guest_key))
         for fd, key in zip(streams.child, record.stream_keys, strict=True):
             if key is not None and key not in dict(map(reversed, inherited)):  # type: ignore[arg-type]
@@ -135,7 +134,6 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
         child,
         streams.parent,
         request.mode,
-        guest_socket,
         number,
     )
 

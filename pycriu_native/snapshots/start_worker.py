@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -16,9 +17,11 @@ from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .._transport.worker import Worker, worker_of
 from ..errors import CriuError, Problem
-from .namespaces import Namespaces
+from .namespaces import Namespaces, is_ready
 
 PROCESSES = "cgroup.procs"
+PATIENCE = 10.0
+"""Seconds that CRIU gets to end once the namespaces have ended."""
 
 
 def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
@@ -33,8 +36,9 @@ class StartWorker(Closing):
     """A way to reach CRIU: the worker of ``via``, moved to a cgroup before it gets its request.
 
     CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
-    "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed when the namespaces end, and a worker
-    that is started for the call also when this process ends. Closing this leaves it alone.
+    "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
+    namespaces, and a worker that is started for the call also when this process ends. Closing this
+    leaves it alone.
     """
 
     ours: ClassVar[bool] = True
@@ -44,6 +48,7 @@ class StartWorker(Closing):
         self.cgroup = cgroup
         self.namespaces = namespaces
         self._cancelled, self._cancel = os.pipe()
+        self._bond, self._theirs = socket.socketpair()
         self._guards: list[tuple[Any, int]] = []
 
     def close(self) -> None:
@@ -54,6 +59,8 @@ class StartWorker(Closing):
             thread.join()
             os.close(pidfd)
         os.close(self._cancelled)
+        self._bond.close()
+        self._theirs.close()
 
     @property
     def worker(self) -> Worker | None:
@@ -81,8 +88,8 @@ class StartWorker(Closing):
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
         """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
-        if isinstance(self.via, Worker):  # the call's own thread starts it, and waits for its end
-            spawn_options = replace(spawn_options, bound=True)
+        if isinstance(self.via, Worker):
+            spawn_options = replace(spawn_options, bound_to=self._theirs.fileno())
         connection = self.via.connect(keep, spawn_options)
         try:
             if self.cgroup is not None:
@@ -98,7 +105,10 @@ class StartWorker(Closing):
         return connection
 
     def _guard(self, pidfd: int) -> None:
-        if self.namespaces.wait_for_end(self._cancelled):
+        # A copy may end at once: CRIU then gets the time to say that it was restored.
+        if self.namespaces.wait_for_end(self._cancelled) and not is_ready(
+            self._cancelled, PATIENCE
+        ):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
