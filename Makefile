@@ -32,6 +32,10 @@ TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc cru
 # The programs that make and run guests, each with its Debian package.
 VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs
 
+# The same for guests of another architecture, with a cross compiler.
+ARM64_TOOLS := qemu-system-aarch64:qemu-system-arm qemu-aarch64-static:qemu-user-static \
+	arch-test:arch-test aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu
+
 # The other releases of libcriu that the one build is tried with: release:suite. The crun of
 # Debian 12 knows no CRIU, so Debian 13's comes along; and crit, where the suite has it.
 TEST_LIBRARIES := 3.17:bookworm 4.1:trixie:crun 4.2:forky 4.3:experimental
@@ -210,6 +214,12 @@ soak: build ## 10,000 calls: memory, descriptors, children and threads must not 
 	as_root env PYCRIU_NATIVE_SOAK=10000 PYCRIU_NATIVE_FAULT_ROWS=$(RELIABILITY)/soak.json \
 		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_soak.py
 
+.PHONY: snapshot-kills
+snapshot-kills: build ## kill each part of started copies a thousand times; nothing may be left
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_SNAPSHOT_KILLS=1000 \
+		$(VENV)/bin/python -m pytest -q $(ARGS) tests/integration/test_snapshots_kills.py
+
 .PHONY: valgrind
 valgrind: build ## a thousand calls under valgrind
 	@$(INSTALL_PACKAGES)
@@ -330,6 +340,16 @@ test-vm-smoke: vm-tools build ## pre-copy, and a few tests of the rest, in one g
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite smoke
 
+.PHONY: test-arm64-smoke
+test-arm64-smoke: vm-tools arm64-tools build ## a few tests on arm64, in one guest
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m tools.vm.suite smoke-arm64
+
+.PHONY: test-arm64
+test-arm64: vm-tools arm64-tools build ## tests/integration on arm64: 4K and 16K pages, without and with PAC (hours)
+	@$(AS_ROOT)
+	as_root $(VENV)/bin/python -m tools.vm.suite arm64 -- $(ARGS)
+
 .PHONY: demo-vm
 demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkpoint
 	@$(AS_ROOT)
@@ -337,7 +357,8 @@ demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkp
 
 .PHONY: clean
 clean: ## remove what was built here (tools/install-criu --uninstall removes CRIU)
-	@rm -rf build dist ./*.egg-info .criu pycriu_native/_native/*.so $(VENV) \
+	@rm -rf build dist ./*.egg-info .criu pycriu_native/_native/*.so \
+		pycriu_native/_native/namespace_init $(VENV) \
 		.mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -355,11 +376,13 @@ build-tools:
 		exit 1
 	}
 
-.PHONY: vm-tools
-vm-tools:
+.PHONY: vm-tools arm64-tools
+vm-tools: TOOLS = $(VM_TOOLS)
+arm64-tools: TOOLS = $(ARM64_TOOLS)
+vm-tools arm64-tools:
 	@$(INSTALL_PACKAGES)
 	missing=()
-	for tool in $(VM_TOOLS); do
+	for tool in $(TOOLS); do
 		type -P "$${tool%:*}" >/dev/null || missing+=("$${tool#*:}")
 	done
 	(($${#missing[@]} == 0)) || install_packages "$${missing[@]}"

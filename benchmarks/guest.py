@@ -37,7 +37,10 @@ def measure(quick: bool) -> list[Row]:
     command = ["python3", "-m", "benchmarks.frozen", "--quick", "--json", "/results/frozen.json"]
     with tempfile.TemporaryDirectory(prefix="pycriu-native-bench-") as results:
         built = root.build(GUESTS[GUEST])
-        ended = machine.run(built, command, results=Path(results), limit=LIMIT, memory=MEMORY)
+        guest = GUESTS[GUEST]
+        ended = machine.run(
+            guest, built, command, results=Path(results), limit=LIMIT, memory=MEMORY
+        )
         message = Path(results, "frozen.json")
         if ended.status != 0 or not message.exists():
             why = ended.why or f"it ended with status {ended.status}"

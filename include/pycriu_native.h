@@ -73,6 +73,7 @@ struct pn_worker {
 	int private_files; /* what it creates is for its own user only */
 	int steady;        /* HUP, INT, QUIT and TERM are blocked */
 	int limited;       /* XFSZ is ignored: beyond a file size limit, write() fails */
+	int bound_to;      /* a socket, also in keep, or -1: its group is killed when the peer is closed */
 	int namespaces;    /* CLONE_NEW* flags of the namespaces that it gets; not with outside */
 	/* out */
 	int pid;

@@ -6,8 +6,8 @@
  * It is started as pid 1 of a new pid namespace, in a new mount namespace, by the process that
  * starts the copy. Standard input is a stream socket to that process, CALLER a pidfd of it. It
  * mounts /proc, brings up the loopback interface (--network), sets the host name (--hostname), and
- * writes one int: 0, or the errno of what failed. It then reaps orphans. An int that it reads is
- * the pid of the copy's root process.
+ * writes one int: 0, or the errno of what failed. It then reaps orphans. The first int that it reads
+ * is the pid that the copy's root process will have, the second one says that it has been there.
  *
  * It ends when the socket is closed, when the caller has ended, or when the copy's root process has
  * ended; the kernel then kills all processes of the namespace, and the namespaces are gone.
@@ -30,6 +30,8 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
+
+#define UNTIL_THERE 5 /* milliseconds between two looks for the root process */
 
 enum { CONTROL, CALLER, COPY, ORPHANS, WATCHED };
 
@@ -62,15 +64,29 @@ static int prepare(int argc, char **argv)
 	return 0;
 }
 
-/* A negative descriptor is not watched. */
-static int watch_copy(struct pollfd *copy)
-{
-	int pid;
+/* What is known of the copy's root process. */
+static int expected; /* its pid; 0: not known yet */
+static int made;     /* whether it has been there */
 
-	if (read(STDIN_FILENO, &pid, sizeof(pid)) != sizeof(pid))
+static int hear(void)
+{
+	int number;
+
+	if (read(STDIN_FILENO, &number, sizeof(number)) != sizeof(number))
 		return -1;
-	copy->fd = (int)syscall(SYS_pidfd_open, pid, 0);
-	return copy->fd < 0 ? -1 : 0;
+	made = expected != 0;
+	if (!made)
+		expected = number;
+	return 0;
+}
+
+/* -1: it has ended. A negative descriptor is not watched. */
+static int look_for(struct pollfd *copy)
+{
+	if (!expected || copy->fd >= 0)
+		return 0;
+	copy->fd = (int)syscall(SYS_pidfd_open, expected, 0);
+	return copy->fd < 0 && made ? -1 : 0;
 }
 
 int main(int argc, char **argv)
@@ -94,11 +110,15 @@ int main(int argc, char **argv)
 	if (write(STDIN_FILENO, &status, sizeof(status)) != sizeof(status) || status)
 		return 1;
 	for (;;) {
-		if (poll(watched, WATCHED, -1) < 0 && errno != EINTR)
+		int timeout = expected && watched[COPY].fd < 0 ? UNTIL_THERE : -1;
+
+		if (poll(watched, WATCHED, timeout) < 0 && errno != EINTR)
 			return 1;
 		if (watched[CALLER].revents || watched[COPY].revents)
 			return 0;
-		if (watched[CONTROL].revents && watch_copy(&watched[COPY]))
+		if (watched[CONTROL].revents && hear())
+			return 0;
+		if (look_for(&watched[COPY]))
 			return 0;
 		if (watched[ORPHANS].revents &&
 		    read(watched[ORPHANS].fd, &ended, sizeof(ended)) == sizeof(ended))

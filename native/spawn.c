@@ -117,12 +117,18 @@ IN_CHILD int become_worker(void *argument)
 		setsid();
 	else
 		setpgid(0, 0);
+	/* PR_SET_PDEATHSIG would not reach what the worker has forked. */
+	if (worker->bound_to >= 0 &&
+	    (fcntl(worker->bound_to, F_SETOWN, -getpid()) || fcntl(worker->bound_to, F_SETSIG, SIGKILL) ||
+	     fcntl(worker->bound_to, F_SETFL, O_RDWR | O_ASYNC)))
+		goto failed;
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker);
 	raise_limits();
 	if (!set_descriptors(worker))
 		execve(worker->program, worker->argv, worker->envp);
+failed:
 	spawning->error = errno;
 	_exit(127);
 }

@@ -91,7 +91,8 @@ def wait(*, collect: bool = True) -> Start | None:
 
     ``sys.argv``, ``os.environ`` and the working directory are those of the start then, and the
     generators of random numbers of ``random``, numpy, PyTorch and OpenSSL (``ssl``), as far as
-    they are loaded, are seeded anew. A later call parks the copy for a snapshot of its own.
+    they are loaded, are seeded anew. A copy cannot be saved again: a later call in it raises
+    ``SystemExit``.
 
     Args:
         collect: collect garbage and move all objects to the collector's permanent generation
@@ -102,7 +103,8 @@ def wait(*, collect: bool = True) -> Start | None:
         What the copy is started with; None where no snapshot is taken, and the program just runs.
 
     Raises:
-        SystemExit: the process that takes the snapshot has ended, or has given up.
+        SystemExit: the process that takes the snapshot has ended, or has given up; or this is a
+            copy.
         OSError: the working directory cannot be entered.
     """
     global _descriptor

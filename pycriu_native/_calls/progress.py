@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from .._support.lazy import socket
 from .._support.unpatched import Event, Thread
+from .._system import mappings
 from .._system.descriptors import descriptors_of
 from .._system.process_tree import process_tree
 from .._system.regular_file import open_regular
@@ -44,7 +45,7 @@ INTERRUPTING = "interrupting"
 SMOOTHING = 0.3
 """Weight of the last look in the rate."""
 
-_COUNTED = re.compile(r"^(Anonymous|Swap|Pss_Shmem): +(\d+) kB", re.M)
+_COUNTED = ("Anonymous", "Swap", "Pss_Shmem")
 _PAGES = re.compile(r"pages-.*\.img")
 _PAGEMAPS = re.compile(r"pagemap-(shmem-)?\d+\.img")
 WINDOW = 2**18
@@ -211,11 +212,12 @@ class _Teller:
 
 def memory_of(pids: list[int]) -> int:
     """Bytes of memory of processes that would go into images; shared memory counts once."""
-    kib = 0
+    total = 0
     for pid in pids:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as file:
-            kib += sum(int(number) for _, number in _COUNTED.findall(file.read()))
-    return kib * 1024
+        with contextlib.suppress(OSError):
+            memory = mappings.memory_of(pid)
+            total += sum(memory.get(kind, 0) for kind in _COUNTED)
+    return total
 
 
 def size_of_pages(directory: str, *, parents: bool = True) -> int:

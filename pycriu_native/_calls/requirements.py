@@ -263,14 +263,8 @@ def _pipe_needed(page: int) -> int:
     return 1 << (pages * page - 1).bit_length()
 
 
-def _young(opts: CriuOpts) -> tuple[tuple[Row, Any, str], ...]:
+def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
     """The options that not every supported release has, with the release that brought them."""
-    if opts._remembered.young is None:
-        opts._remembered.young = tuple(_find_young(opts))
-    return opts._remembered.young
-
-
-def _find_young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
     for row, value in opts.items():
         since = row.since
         if isinstance(value, int):
@@ -288,7 +282,7 @@ def by_library(opts: CriuOpts) -> Iterator[Problem]:
 
 def by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     # An older program skips a field that it does not know, without a word.
-    young = _young(opts)
+    young = list(_young(opts))
     if not young:
         return
     result = program_version(via)

@@ -14,10 +14,10 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 
 from .._integrity.dump_marker import DEEPEST, unfinished
-from .._support.kernel_text import read_lines
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._system.host import lack_of
+from .._system.process import status_of
 from .._system.process_identity import is_pid
 from ..enums import Verb
 from ..errors import OptionError, Problem
@@ -205,10 +205,9 @@ def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
     if where is None or opts.page_server is not None:
         return
     try:
-        status = read_lines(f"/proc/{pid}/status")
-        own = next(line.split()[-1] for line in status if line.startswith("NSpid:"))
+        own = status_of(pid)["NSpid"].split()[-1]
         names = os.listdir(where)
-    except (OSError, StopIteration):
+    except (OSError, KeyError):
         return  # it is gone, and the dump says so
     pids = {name[8:-4] for name in names if name.startswith("pagemap-") and name[8:9].isdigit()}
     if pids and own not in pids:

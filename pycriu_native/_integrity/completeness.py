@@ -71,11 +71,12 @@ def is_pre_dump(files: ImageFiles) -> bool:
     images = (name for name in files.names if name.endswith(".img"))
     return (
         inventory is not None
-        and inventory[1] in RESTORABLE
+        and inventory[1] in (*RESTORABLE, _UNSET)  # CRIU sets no version for a pre-dump
         and all(name.partition("-")[0] in _PRE_DUMP for name in images)
     )
 
 
+_UNSET = 0
 _PRE_DUMP = ("inventory.img", "pagemap", "pages", "cpuinfo.img")
 
 
@@ -117,7 +118,7 @@ class _Set:
         if inventory is None:
             raise short("inventory.img")
         _, version, *host, self.cgroup, tcp_close, run_id, _ = inventory
-        if version not in RESTORABLE:
+        if version not in RESTORABLE and not is_pre_dump(self.files):
             return  # the format of an older CRIU, or of a later one
         self.host = tuple(host)
         # CRIU 4.1 and later record whether connections were left out.

@@ -16,30 +16,17 @@ The lock of a dump that succeeded stays until the restore and is not removed.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import itertools
 import os
 import shlex
-import struct
 from collections.abc import Collection, Iterator
 
-from .._native.ffi import native
-from .._support.lazy import socket
+from .._system import nftables
 from .._system.tcp_connections import Ends
 from .._transport.process import ChildProcess
 from .._transport.program import SEARCH_PATH
 from .._transport.spawn import spawn
 from ..errors import ProgramError
-
-NETLINK_NETFILTER = 12
-NFTABLES = 10  # NFNL_SUBSYS_NFTABLES
-BATCH_BEGIN, BATCH_END = 0x10, 0x11
-GET_TABLE, DELETE_TABLE = NFTABLES << 8 | 1, NFTABLES << 8 | 2
-REQUEST, ACK = 1, 4
-NLMSG_ERROR = 2
-TABLE_NAME = 1  # NFTA_TABLE_NAME
-PROTO_INET = 1  # NFPROTO_INET
 
 LONGEST_TABLE = len("CRIU-") + 21
 """Characters of the table's name up to CRIU 4.2: 32 bytes less "inet " and the end."""
@@ -51,84 +38,18 @@ PATIENCE = 10.0
 """Time limit for an iptables program, in seconds."""
 
 
-# ---- where ----
-
-
-@contextlib.contextmanager
-def in_network_of(pid: int) -> Iterator[bool]:
-    """Move this thread into a process's network namespace; False if it is in it already."""
-    with (
-        open("/proc/thread-self/ns/net", "rb") as ours,
-        open(f"/proc/{pid}/ns/net", "rb") as theirs,
-    ):
-        if os.path.sameopenfile(ours.fileno(), theirs.fileno()):
-            yield False
-            return
-        _enter(theirs.fileno())
-        try:
-            yield True
-        finally:
-            _enter(ours.fileno())
-
-
-def _enter(fd: int) -> None:
-    status = native.pn_enter_network(fd)
-    if status:
-        raise OSError(-status, "a network namespace cannot be entered")
-
-
 # ---- nftables ----
 
 
 def delete_table(run: str) -> bool:
     """Remove the table of a run in the current namespace; False if there is none."""
     name = f"CRIU-{run}"
-    return any([_delete(name[:LONGEST_TABLE]), _delete(name)])
+    return any([nftables.delete_table(name[:LONGEST_TABLE]), nftables.delete_table(name)])
 
 
 def has_table(run: str) -> bool:
     """Whether the current namespace has the table of a run."""
-    name = f"CRIU-{run}"
-    return _ask(_message(GET_TABLE, REQUEST, PROTO_INET, 0, _attribute(name)), name)
-
-
-def _message(kind: int, flags: int, family: int, resource: int, body: bytes = b"") -> bytes:
-    head = struct.pack("=BBH", family, 0, socket.htons(resource))
-    return struct.pack("=IHHII", 16 + len(head) + len(body), kind, flags, 1, 0) + head + body
-
-
-def _attribute(name: str) -> bytes:
-    data = name.encode() + b"\0"
-    return struct.pack("=HH", 4 + len(data), TABLE_NAME) + data + bytes(-len(data) % 4)
-
-
-def _delete(name: str) -> bool:
-    batch = (
-        _message(BATCH_BEGIN, REQUEST, 0, NFTABLES)
-        + _message(DELETE_TABLE, REQUEST | ACK, PROTO_INET, 0, _attribute(name))
-        + _message(BATCH_END, REQUEST, 0, NFTABLES)
-    )
-    return _ask(batch, name)
-
-
-def _ask(messages: bytes, name: str) -> bool:
-    """Send a request about a table; False if the table does not exist."""
-    try:
-        line = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-    except OSError as error:
-        if error.errno == errno.EPROTONOSUPPORT:
-            return False  # a kernel without netlink for netfilter
-        raise
-    with line:
-        line.settimeout(PATIENCE)
-        line.send(messages)
-        answer = line.recv(65536)
-    _, kind, _, _, _, code = struct.unpack_from("=IHHIIi", answer)
-    if kind != NLMSG_ERROR or code == 0:
-        return True
-    if -code in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
-        return False  # EINVAL: no nftables in this kernel
-    raise OSError(-code, f"{os.strerror(-code)}: table inet {name}")
+    return nftables.has_table(f"CRIU-{run}")
 
 
 # ---- iptables ----

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 
-from .._support.kernel_text import read_lines
+from .._system.mappings import mappings_of
 
 NAME = "/memfd:CRIUMFD (deleted)"
 
@@ -25,10 +25,7 @@ def left_in(pids: Iterable[int]) -> Iterator[str]:
     for pid in pids:
         size = 0
         with contextlib.suppress(OSError):
-            for line in read_lines(f"/proc/{pid}/maps"):
-                if line.endswith(NAME):
-                    begin, end = line.split(maxsplit=1)[0].split("-")
-                    size += int(end, 16) - int(begin, 16)
+            size = sum(each.size for each in mappings_of(pid) if each.name == NAME)
         if size:
             yield (
                 f"CRIU's code in the memory of pid {pid} (memfd:CRIUMFD, {size // 1024} KiB) "

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .._system.network_namespace import in_network_of
 from .._system.process import is_running
 from .._system.process_tree import process_tree
 from .._system.tcp_connections import Ends, connections_of, end_repair, reusing
@@ -91,7 +92,7 @@ class Recovery:
                 # 0: the worker is not ours. CRIU locks nothing before its first notification.
                 self._run = self._run_of(worker) if worker else None
             if action is Notify.NETWORK_LOCK and not self._by_table:
-                with network_lock.in_network_of(self._pid):
+                with in_network_of(self._pid):
                     self._chain_before = network_lock.has_chain()
             # The tree is frozen at query-ext-files (CRIU 3.19). At both, CRIU has not changed a
             # connection.
@@ -111,7 +112,7 @@ class Recovery:
         run = run_id(worker)
         if run is not None:
             return run
-        with network_lock.in_network_of(self._pid):  # before 4.1 the table has the pid's name
+        with in_network_of(self._pid):  # before 4.1 the table has the pid's name
             return None if network_lock.has_table(str(self._pid)) else str(self._pid)
 
     def agreed(self, action: Notify | str) -> None:
@@ -157,7 +158,7 @@ class Recovery:
         yield contextlib.nullcontext()
         with contextlib.suppress(OSError):
             if not os.path.samefile("/proc/thread-self/ns/net", f"/proc/{self._pid}/ns/net"):
-                yield network_lock.in_network_of(self._pid)
+                yield in_network_of(self._pid)
 
     def _unlock(self, connections: set[Ends]) -> Iterator[str]:
         if self._run is not None:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .._support.kernel_text import escaped
+from .._system.descriptors import descriptor_info
+from .._system.mappings import details_of
 from .._system.mountinfo import Mount, mounts_of
-from .._system.process_snapshot import Process, lines_of
+from .._system.process_snapshot import Process
 from ..errors import OptionError, Problem
 
 INTERFACES = frozenset(
@@ -135,11 +137,7 @@ def _uses(process: Process, mounts: dict[int, Mount]) -> Iterator[WrittenFile]:
     for name, link in _mapped(process):
         with contextlib.suppress(OSError):
             with _looked_at(link, name) as number:
-                mount = next(
-                    int(line.split()[1])
-                    for line in lines_of(f"/proc/self/fdinfo/{number}")
-                    if line.startswith("mnt_id")
-                )
+                mount = int(descriptor_info("self", number)["mnt_id"][0])
                 seen = os.fstat(number)
             usable = link if os.access(link, os.R_OK) else name
             yield from _use(process.pid, name, usable, seen, False, mounts, mount)
@@ -172,15 +170,13 @@ def _mapped(process: Process) -> Iterator[tuple[str, str]]:
 
 def _may_write(pid: int) -> set[str]:
     """The ranges of the mappings that may become writable (``mw``, proc_pid_smaps(5))."""
-    result, current = set(), ""
-    for line in lines_of(f"/proc/{pid}/smaps"):
-        word, _, rest = line.partition(" ")
-        if line.startswith("VmFlags:"):
-            if "mw" in rest.split():
-                result.add(current)
-        elif not word.endswith(":"):
-            current = word
-    return result
+    with contextlib.suppress(OSError):
+        return {
+            range
+            for range, field, value in details_of(pid)
+            if field == "VmFlags" and "mw" in value.split()
+        }
+    return set()
 
 
 def _use(

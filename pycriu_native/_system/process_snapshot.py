@@ -14,6 +14,7 @@ from functools import cached_property
 
 from .._support.kernel_text import read_lines, read_text
 from .descriptors import descriptor_info
+from .mappings import Mapping, mappings_of
 from .process import ProcessStat, stat_of, status_of, threads_of
 from .process_tree import process_tree
 
@@ -102,28 +103,6 @@ class Descriptor:
         return os.major(self.stat.st_rdev), os.minor(self.stat.st_rdev)
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A mapping of a process's memory."""
-
-    pid: int
-    range: str
-    rights: str
-    device: str
-    inode: int
-    name: str
-
-    @property
-    def link(self) -> str:
-        """Where the mapped file can be opened."""
-        start, _, end = self.range.partition("-")
-        return f"/proc/{self.pid}/map_files/{start.lstrip('0') or '0'}-{end.lstrip('0') or '0'}"
-
-    @property
-    def shared(self) -> bool:
-        return self.rights[3] == "s"
-
-
 class Process:
     """One process of the tree."""
 
@@ -209,12 +188,10 @@ class Process:
     @cached_property
     def mappings(self) -> list[Mapping]:
         """The mappings of its memory."""
-        result = []
-        for line in lines_of(f"/proc/{self.pid}/maps"):
-            words = line.split(None, 5)
-            name = words[5] if len(words) > 5 else ""
-            result.append(Mapping(self.pid, words[0], words[1], words[3], int(words[4]), name))
-        return result
+        try:
+            return list(mappings_of(self.pid))
+        except OSError:
+            return []
 
 
 class Tree:

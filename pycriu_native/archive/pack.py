@@ -122,13 +122,8 @@ def unpack(
         raise bad_argument("limit", limit, "a number of bytes is accepted")
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
     try:
-        with ExitStack() as owned, _named_failures():
-            stream = owned.enter_context(_read(source))
-            stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
-            stream = owned.enter_context(decompressed(Peek(stream)))
+        with opened_archive(source, decrypt_with) as stream:
             total = _extract(stream, partial, PurePosixPath(inside), limit)
-            while stream.read(CHUNK):  # what follows the archive may tell that it is damaged
-                pass
         partial.replace(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -276,6 +271,21 @@ def _read(source: Place) -> Iterator[BinaryIO]:
         return
     with open(source, "rb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def opened_archive(source: Place, decrypt_with: Sequence[str] = ()) -> Iterator[BinaryIO]:
+    """The tar archive in a file or stream, decrypted and decompressed; read to its end.
+
+    Raises ``ImagesError`` for a damaged one.
+    """
+    with ExitStack() as owned, _named_failures():
+        stream = owned.enter_context(_read(source))
+        stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
+        stream = owned.enter_context(decompressed(Peek(stream)))
+        yield stream
+        while stream.read(CHUNK):  # what follows the archive may tell that it is damaged
+            pass
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import click
 
 from .. import __version__
 from .._native.ffi import LIBCRIU_VERSION
+from .command import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("diagnose", "what this machine can checkpoint, and what cures the rest"),
@@ -21,6 +22,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("restore", "bring back what was dumped"),
     "run": ("job", "run a command that is checkpointed at intervals, or resume it"),
     "job": ("job", "look at a job of run, take a checkpoint of it, stop it"),
+    "snapshot": ("snapshot", "save a program that has loaded, to start it many times"),
+    "start": ("snapshot", "start a copy of a snapshot"),
+    "snapshots": ("snapshot", "list, inspect and remove snapshots"),
     "migrate": ("migrate", "move a process to another machine"),
     "page-server": ("serve_pages", "take memory pages from a dump on another host"),
     "lazy-pages": ("serve_pages", "feed memory to processes that run already"),
@@ -43,7 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 """Each command with its module and what it is in a line."""
 
 
-class App(click.Group):
+class App(Group):
     """``pycriu-native``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

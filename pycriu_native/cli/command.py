@@ -29,10 +29,12 @@ from ..errors import CriuError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import VERB_MASK, On
 from . import option_parameters
+from .errors import CONFIG
 from .exit_codes import Exit, exit_of
 from .output import Output
 
 HELP_WIDTH = 100
+HELP_ALL = "--help-all"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -67,6 +69,14 @@ class Call:
         return str(self.opts.images_directory or self.opts.images_dir or "")
 
 
+class Group(click.Group):
+    """Commands under one name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without arguments, the help."""
+        return super().parse_args(ctx, args or ["--help"])
+
+
 class Command(click.Command):
     """One subcommand."""
 
@@ -98,6 +108,7 @@ class Command(click.Command):
         made = option_parameters.field_options(mask, without, also) if mask else []
         shared = _config() if mask else []
         shared += reach_options() if mask or reaches else []
+        shared += [_help_all()] if mask else []
         super().__init__(
             name,
             params=[*params, *shared, *_said(), *made],
@@ -184,8 +195,13 @@ class Command(click.Command):
         _section(ctx, formatter, "Options", own)
         fields = [p for p in self.get_params(ctx) if _is_criu(p)]
         often = [p for p in fields if getattr(p, "often", False)]
+        rest = [p for p in fields if p not in often]
         _section(ctx, formatter, "Options of CRIU that are needed often", often)
-        _section(ctx, formatter, "Other options of CRIU", [p for p in fields if p not in often])
+        if ctx.meta.get(HELP_ALL):
+            _section(ctx, formatter, "Other options of CRIU", rest)
+        elif rest:
+            with formatter.section("Other options of CRIU"):
+                formatter.write_text(f"{len(rest)} more: {ctx.command_path} {HELP_ALL}")
 
 
 def _section(
@@ -232,6 +248,24 @@ def _said() -> list[click.Parameter]:
     ]
 
 
+def _help_all() -> click.Parameter:
+    return click.Option(
+        [HELP_ALL],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_all,
+        help="Show this message with all options of CRIU, and exit.",
+    )
+
+
+def _print_all(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value and not ctx.resilient_parsing:
+        ctx.meta[HELP_ALL] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
 def _config() -> list[click.Parameter]:
     return [
         click.Option(
@@ -239,7 +273,7 @@ def _config() -> list[click.Parameter]:
             type=click.Path(dir_okay=False),
             metavar="FILE",
             help="TOML table of options by the names of CriuOpts; the command line wins over it. "
-            f"CRIU's own configuration files: {option_parameters.CONFIG}.",
+            f"CRIU's own configuration files: {CONFIG}.",
         )
     ]
 

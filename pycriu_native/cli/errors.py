@@ -18,6 +18,9 @@ from ..options.table import BY_FIELD
 from . import json_form
 from .text import safe
 
+CONFIG = "--criu-config"
+"""CRIU's ``--config``: that name is the program's own file's here."""
+
 MOST_LINES = 6
 """Lines of CRIU's that are shown; the log has all of them."""
 
@@ -28,11 +31,15 @@ _NAMED = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
 def flag_of(field: str) -> str:
     """The long option of a field; the field itself where it has none."""
     row = BY_FIELD.get(field)
-    return row.flag if row is not None and row.flag else field
+    flag = row.flag if row is not None and row.flag else field
+    return CONFIG if flag == "--config" else flag
 
 
 def field_of(name: str) -> str:
     """The field of a long option; any other name as it is."""
+    if name == "--config":
+        return name
+    name = "--config" if name == CONFIG else name
     return next((row.name for row in ROWS.get(name, ())), name)
 
 
@@ -59,7 +66,10 @@ _ARGUMENTS = {
 }
 """What the library calls things that are no fields, and this program does."""
 
-_LISTED = re.compile(r"\b([a-z_]+)=\[(\(.*?\)|\".*?\")\](?=$|[ ,;.)])")
+_ITEM = r"(?:\([^()]*\)|\"[^\"]*\")"
+_LISTED = re.compile(rf"\b([a-z_]+)=\[({_ITEM}(?:, {_ITEM})*)\]")
+_ITEMS = re.compile(_ITEM)
+_PARTS = re.compile(r"\"[^\"]*\"|[^(), ]+")
 _SPELLED = {"inherit_fds": "fd[{0}]:{1}", "join_ns": "{0}:{1}", "veth_pairs": "{0}={1}"}
 """How two parts of one value are joined."""
 
@@ -76,19 +86,24 @@ def _as_flag(found: re.Match[str]) -> str:
     row = BY_FIELD.get(found[1])
     if row is None or not row.flag:
         return found[0]
+    flag = flag_of(row.name)
     if found[2] == "True":
-        return row.flag
+        return flag
     if found[2] == "False":
-        return "--no-" + row.flag[2:] if row.negates else f"no {row.flag}"
-    return f"{row.flag}={found[2].strip(chr(34) + chr(39))}"
+        return "--no-" + flag[2:] if row.negates else f"no {flag}"
+    return f"{flag}={found[2].strip(chr(34) + chr(39))}"
 
 
 def _as_value(found: re.Match[str]) -> str:
     row = BY_FIELD.get(found[1])
     if row is None or not row.flag:
         return found[0]
-    parts = [part.strip().strip('"') for part in found[2].strip("()").split(",")]
-    return f"{row.flag} {_SPELLED.get(row.name, '{0}').format(*parts)}"
+    values = []
+    for item in _ITEMS.findall(found[2]):
+        parts = [part.strip('"') for part in _PARTS.findall(item)]
+        joined = _SPELLED.get(row.name, ":".join(["{}"] * len(parts))).format(*parts)
+        values.append(f"{flag_of(row.name)} {joined}")
+    return " ".join(values)
 
 
 def to_dict(error: BaseException) -> dict[str, Any]:

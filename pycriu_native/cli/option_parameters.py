@@ -23,7 +23,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.flag_values import CpuNames, Name, Size, Takes, spelling
 from ..options.flags import ROWS, SHORT, FlagParser
 from ..options.table import OLDEST, TABLE, VERB_MASK, On, Row, release
-from .errors import in_flags
+from .errors import CONFIG, in_flags
 from .field_docs import first_sentence
 
 BARE = "\0"
@@ -32,8 +32,8 @@ BARE = "\0"
 CLEAR_TEXT = "--clear-text"
 """A consent to this library, of which criu knows nothing."""
 
-CONFIG = "--criu-config"
-"""CRIU's ``--config``: that name is our own file's here."""
+SELDOM = ("auto_dedup", "empty_ns", "lsm_profile", "skip_in_flight", "status_fd")
+"""Options that container runtimes have, and that people at a shell hardly need."""
 
 _LETTERS = {letter: flag for letter, flag in SHORT.items() if flag != "--config"}
 
@@ -44,7 +44,7 @@ class FieldOption(click.Option):
     def __init__(self, flag: str, rows: Sequence[Row], verb: On) -> None:
         self.flag = flag
         self.rows = list(rows)
-        self.often = any(row.runc for row in rows)
+        self.often = any(row.runc and row.name not in SELDOM for row in rows)
         """Whether container runtimes have it, and so many need it."""
         self.takes = FlagParser().takes(flag)
         name = CONFIG if flag == "--config" else flag
@@ -54,6 +54,15 @@ class FieldOption(click.Option):
         if self.takes is not Takes.NOTHING:
             more = {"multiple": True, "type": _Value(rows), "metavar": _metavar(rows, self.takes)}
         super().__init__([*short, name + negated], help=_help(rows), **more)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """One name for both forms of an option that can be negated."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        name, text = record
+        both = f"{self.flag} / --no-{self.flag[2:]}"
+        return name.replace(both, f"--[no-]{self.flag[2:]}"), text
 
     def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
         """What was said, as CRIU's long options."""

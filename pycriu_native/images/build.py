@@ -231,6 +231,8 @@ class _Builder:
         self._cgroup_sets()
         host = inventory.root_ids if inventory.HasField("root_ids") else None
         processes = tuple(self._process(each) for each in tree)
+        if self.pre_dump:
+            processes = tuple(self._pre_dumped())
         namespaces = self._namespaces(processes, host)
         criu, kernel = self._from_log()
         dump, restored = self._statistics()
@@ -279,9 +281,11 @@ class _Builder:
         except ImagesError as error:
             if error.errno != errno.ENOENT:
                 raise
+            why = "these are no images, or their dump failed"
+            if os.path.exists(self.path("checkpoint/inventory.img")):
+                why = "its directory checkpoint has one, as that of a container has"
             raise ImagesError(
-                f"{self.directory} has no inventory.img: these are no images, or their dump failed",
-                errno=errno.ENOENT,
+                f"{self.directory} has no inventory.img: {why}", errno=errno.ENOENT
             ) from None
 
     def _from_log(self) -> tuple[str | None, str | None]:
@@ -364,6 +368,43 @@ class _Builder:
         if mm is not None:
             known |= self._memory(pid, mm)
         return known
+
+    def _pre_dumped(self) -> Iterator[Process]:
+        """The processes of a pre-dump, of which there is memory only: a mapping for each range."""
+        pids = (name.removeprefix("pagemap-").removesuffix(".img") for name in self.names)
+        for pid in sorted(int(each) for each in pids if each.isdecimal()):
+            layers = Layers(self.layers, f"pagemap-{pid}.img", self.page)
+            top = layers.level(0)
+            ranges: list[list[int]] = []
+            for _, (start, end, _, _) in top.runs.between(0, 2**64) if top is not None else ():
+                if ranges and ranges[-1][1] == start:
+                    ranges[-1][1] = end
+                else:
+                    ranges.append([start, end])
+            counts = layers.counts([each[0] for each in ranges], [each[1] for each in ranges])
+            yield Process(
+                pid=pid,
+                parent=0,
+                group=0,
+                session=0,
+                name="",
+                state="alive",
+                mappings=tuple(
+                    MemoryMapping(
+                        start=start,
+                        end=end,
+                        kind=VmaKind.OTHER,
+                        protection="",
+                        stored=stored,
+                        in_parent=in_parent,
+                        lazy=lazy,
+                    )
+                    for (start, end), (stored, in_parent, lazy) in zip(ranges, counts, strict=True)
+                ),
+                pagemap=pid,
+                page_size=self.page,
+                source=tuple(self.layers),
+            )
 
     def _memory(self, pid: int, mm: Any) -> dict[str, Any]:
         name = f"pagemap-{pid}.img"

@@ -164,7 +164,9 @@ class _Check:
         except CriuError as error:
             yield _error("criu", str(error), "install CRIU, or name it with via=Worker(program)")
             return
-        if self.images.version not in (1, 2, _COMPRESSED_VERSION):
+        if self.images.kind == "pre-dump":
+            pass  # refused as such
+        elif self.images.version not in (1, 2, _COMPRESSED_VERSION):
             yield _error(
                 "criu",
                 f"no release supports images of version {self.images.version}",

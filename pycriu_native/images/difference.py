@@ -206,6 +206,18 @@ def diff(
 def _process(
     old: ImageSet, before: Process, new: ImageSet, after: Process, memory: bool
 ) -> ProcessChange:
+    if old.kind != new.kind:  # of a pre-dump there is memory only
+        return ProcessChange(
+            pid=after.pid,
+            name=after.name or before.name,
+            changes=(),
+            threads_added=(),
+            threads_gone=(),
+            descriptors=(),
+            mappings=(),
+            page_size=after.page_size,
+            pages=tuple(_pages(before, after)) if memory else (),
+        )
     tids = [{each.tid for each in process.threads} for process in (before, after)]
     return ProcessChange(
         pid=after.pid,

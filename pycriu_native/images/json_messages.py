@@ -99,8 +99,11 @@ def from_dict(name: str, described: Any, where: str) -> Any:
         except (TypeError, ValueError, KeyError) as error:
             if isinstance(error, ImagesError):
                 raise
+            hint = ""
+            if isinstance(value, str | list) and row.type not in ("string", "bytes"):
+                hint = "; crit decode --pretty prints text in the place of numbers: leave it out"
             raise ImagesError(
-                f"{where}.{key}={value!r:.60}: {row.type} is needed: {error}"
+                f"{where}.{key}={value!r:.60}: {row.type} is needed: {error}{hint}"
             ) from None
     if not made.IsInitialized():
         lacks = ", ".join(made.FindInitializationErrors())
@@ -135,7 +138,10 @@ def _value(row: Row, value: Any, where: str) -> Any:
         return os.fsencode(value)
     if row.quoted:
         return quopri.decodestring(value)
-    return from_text(value, where) if row.type == "bytes" else value
+    if row.type == "bytes":
+        return from_text(value, where)
+    # crit decode --pretty prints some numbers so.
+    return int(value, 16) if isinstance(value, str) and value.startswith("0x") else value
 
 
 # --- Fields of releases to come -----------------------------------------------------

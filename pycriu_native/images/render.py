@@ -5,10 +5,12 @@ Text from images is the dumped process's own: what a terminal would act on is es
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from .._support.kernel_text import escaped as safe
 from .difference import Difference, ProcessChange
+from .memory_mapping import Value
 from .model import File, ImageSet, Process
 
 __all__ = [
@@ -193,7 +195,8 @@ def render_diff(found: Difference) -> str:
     lines = [f"process {pid} is gone" for pid in found.gone]
     lines += [f"process {pid} is new" for pid in found.added]
     for each in found.changes:
-        lines.append(f"{each.name} changed")
+        for name, before, after in _entries(each.name, each.before, each.after):
+            lines.append(f"{safe(name)}: {safe(str(before))} -> {safe(str(after))}")
     for process in found.processes:
         lines += _changed(process)
     size = sum(
@@ -208,10 +211,36 @@ def render_diff(found: Difference) -> str:
     return "\n".join(lines)
 
 
+def _entries(name: str, before: Any, after: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The parts of a value that changed: keys, fields, and members that were added or removed."""
+    if isinstance(before, Value) and isinstance(after, Value):
+        before, after = before.to_dict(), after.to_dict()
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in [*before, *(key for key in after if key not in before)]:
+            was, now = before.get(key), after.get(key)
+            if was != now:
+                yield from _entries(f"{name}.{key}", was, now)
+    elif _is_table(before) and _is_table(after):
+        yield from ((name, each, None) for each in before if each not in after)
+        yield from ((name, None, each) for each in after if each not in before)
+        if not [each for each in (*before, *after) if (each in before) != (each in after)]:
+            yield name, before, after  # another order, or another number
+    else:
+        yield name, before, after
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value has many members, or members with parts; a pair of limits has not."""
+    if not isinstance(value, tuple | list):
+        return False
+    return not value or len(value) > 4 or isinstance(value[0], Value | Mapping)
+
+
 def _changed(process: ProcessChange) -> Iterator[str]:
     yield f"process {process.pid} ({safe(process.name)})"
     for each in process.changes:
-        yield f"  {each.name}: {safe(str(each.before))} -> {safe(str(each.after))}"
+        for name, before, after in _entries(each.name, each.before, each.after):
+            yield f"  {safe(name)}: {safe(str(before))} -> {safe(str(after))}"
     for tid in process.threads_gone:
         yield f"  thread {tid} is gone"
     for tid in process.threads_added:
@@ -222,8 +251,9 @@ def _changed(process: ProcessChange) -> Iterator[str]:
             yield f"  fd {fd.fd} {state}: {safe(str(what))}"
         else:
             message = ", ".join(
-                f"{one.name} {safe(str(one.before))} -> {safe(str(one.after))}"
+                f"{safe(name)} {safe(str(before))} -> {safe(str(after))}"
                 for one in fd.changes
+                for name, before, after in _entries(one.name, one.before, one.after)
             )
             yield f"  fd {fd.fd} {safe(fd.after)}: {message}"
     for mapping in process.mappings:

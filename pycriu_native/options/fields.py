@@ -34,17 +34,18 @@ _PLACES = {field: place for place, field in enumerate(BY_FIELD)}
 
 
 class Remembered:
-    """What was worked out for a value of options, so that its next call need not."""
+    """Results of a call with these options that save the next call two thirds of its checks.
 
-    __slots__ = ("packed", "sound_for", "young")
+    They depend on the options alone, and are no part of the value: copies begin without them.
+    """
+
+    __slots__ = ("packed", "sound_for")
 
     def __init__(self) -> None:
         self.sound_for: set[Verb] = set()
-        """The verbs whose rules on the options alone they have passed."""
+        """The verbs whose rules the options have passed, without the rules that read files."""
         self.packed: bytes | None = None
-        """What libcriu made of them, but for what a call adds."""
-        self.young: tuple[tuple[Row, Any, str], ...] | None = None
-        """Those that not every supported release has, with the release that brought them."""
+        """The options in libcriu's encoding, without the fields that each call adds."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

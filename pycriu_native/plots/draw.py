@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Place = str | os.PathLike[str]
 
 FORMATS = (".png", ".svg")
+LONGEST_NAME = 14
+"""Characters of a directory's name that are shown."""
+
 MOST = 16
 """Processes that are shown; the rest is summed up."""
 
@@ -193,7 +196,7 @@ def _draw_durations(found: Timeline, to: Place) -> None:
 
 def _draw_rounds(found: Sequence[ImageRound], to: Place) -> None:
     scale, unit = _size_unit(max(each.written + (each.in_parent or 0) for each in found))
-    names = [os.path.basename(each.directory) for each in found]
+    names = [_short(os.path.basename(each.directory)) for each in found]
     timed = [each.frozen for each in found]
     figure = _figure(max(6, 1.6 + 0.8 * len(found)), 5.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
@@ -250,7 +253,9 @@ def _draw_memory(found: ImageSet, to: Place) -> None:
             seen.add((mapping.shared, mapping.offset))
         row = kinds.setdefault(str(mapping.kind), dict.fromkeys(_PLACES, 0))
         for place in _PLACES:
-            row[place] += getattr(mapping, place)
+            # Go and others reserve address space, many times the size of their memory.
+            if place != "zero" or mapping.protection[:3] != "---":
+                row[place] += getattr(mapping, place)
     total = sum(row["stored"] for row in kinds.values())
     kinds = {kind: row for kind, row in kinds.items() if any(row.values())}
     by_size = sorted((p for p in found.processes if p.mappings), key=_stored, reverse=True)
@@ -376,6 +381,11 @@ def _save(figure: Figure, to: Place) -> None:
 
 def _grid_axis(axes: Axes) -> Any:
     return "x" if axes.yaxis_inverted() else "y"
+
+
+def _short(name: str) -> str:
+    """A name that fits below a bar."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 4]}…{name[-3:]}"
 
 
 def _unit(seconds: float) -> tuple[float, str]:

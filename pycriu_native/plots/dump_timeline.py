@@ -20,7 +20,8 @@ __all__ = ["Span", "Timeline", "read_timeline"]
 LOGS = ("dump.log", "pre-dump.log")
 
 _LINE = re.compile(r"^\((\d+\.\d+)\)\s+(.*)$")
-_TASK = re.compile(r"(?:Pre-d|D)umping task \(pid: (\d+) comm: (.*)\)$")
+_TASK = re.compile(r"(?:Pre-d|D)umping task \(pid: (\d+)(?: comm: (.*))?\)$")
+"""CRIU up to 3.17 logs no name."""
 _LARGEST = 256 * 2**20
 """Bytes of a log that are read: those of a dump with ``log_level=4`` have many millions."""
 
@@ -110,7 +111,7 @@ class _Reader:
         self.last = at = float(result[1])
         text = result[2]
         if task := _TASK.match(text):
-            self._tasks.append((at, int(task[1]), task[2]))
+            self._tasks.append((at, int(task[1]), task[2] or "pid"))
             self._mark("tasks", at)
         elif text.startswith("page-pipe: Create page pipe"):
             self._pipe = at

@@ -13,6 +13,7 @@ Each copy has pid and mount namespaces of its own, and is a child of the process
 
 from __future__ import annotations
 
+from .aio_process import AsyncProcess
 from .process import Process
 from .record import Host, MappedFile, Record
 from .shared_template import SharedTemplate
@@ -20,6 +21,7 @@ from .snapshot import Snapshot, list_snapshots
 from .template import prepare
 
 __all__ = [
+    "AsyncProcess",
     "Host",
     "MappedFile",
     "Process",

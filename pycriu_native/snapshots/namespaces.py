@@ -32,7 +32,7 @@ class Namespaces(Closing):
     """New pid and mount namespaces, and others as asked, kept by their first process.
 
     All of it, with each process in it, is gone once this is closed, once this process has ended,
-    or once the process named to :meth:`watch` has ended.
+    or once the process named to :meth:`expect` has ended.
     """
 
     def __init__(self, *, network: bool = False, hostname: str | None = None) -> None:
@@ -72,18 +72,34 @@ class Namespaces(Closing):
         """A descriptor of one of them; the caller closes it."""
         return os.open(self.file(kind), os.O_RDONLY | os.O_CLOEXEC)
 
-    def watch(self, pid: int) -> None:
-        """End them together with the process that has this pid inside."""
+    def expect(self, pid: int) -> None:
+        """End them together with the process that will have this pid inside."""
+        self._tell(pid)
+
+    def is_made(self) -> None:
+        """That process has been there: end them if it is there no more."""
+        self._tell(0)
+
+    def _tell(self, number: int) -> None:
         with contextlib.suppress(OSError):  # they have ended
-            self._control.sendall(INT.pack(pid))
+            self._control.sendall(INT.pack(number))
+
+    def wait_for_end(self, cancelled: int) -> bool:
+        """Wait until their end begins; False once the descriptor ``cancelled`` is readable.
+
+        The first process closes its socket when it ends. Its pidfd becomes readable later, when all
+        other processes are reaped.
+        """
+        poll = unpatched.poll()
+        poll.register(self._control, select.POLLIN)
+        poll.register(cancelled, select.POLLIN)
+        return cancelled not in {fd for fd, _ in poll.poll()}
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether all of their processes have ended and are reaped, waiting so many seconds."""
         if self._pidfd < 0:
             return True
-        poll = unpatched.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
+        return is_ready(self._pidfd, timeout)
 
     def end(self) -> None:
         """Kill all of their processes, and do not wait."""
@@ -113,3 +129,10 @@ class Namespaces(Closing):
             if pid != self.pid and inside and link(f"/proc/{pid}/ns/pid") == inside:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
+
+
+def is_ready(fd: int, timeout: float) -> bool:
+    """Whether a descriptor is readable, waiting so many seconds."""
+    poll = unpatched.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout * 1000))

@@ -8,7 +8,6 @@ import os
 import select
 import selectors
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -52,7 +51,6 @@ class Process(subprocess.Popen[AnyStr]):
         child: Child,
         ends: ParentEnds,
         mode: TextMode,
-        guest_socket: socket.socket | None,
         number: int,
     ) -> None:
         # Popen's own initialiser would start a program. None of its methods is used.
@@ -60,8 +58,6 @@ class Process(subprocess.Popen[AnyStr]):
         self.pid = child.pid
         self.number = number
         """The number of the start."""
-        self.guest_socket = guest_socket
-        """The socket to :mod:`pycriu_native.guest` in the copy, for a snapshot of it."""
         self.returncode: int | None = None
         self.encoding, self.errors = mode.encoding, mode.errors
         self.text_mode = mode.text
@@ -72,6 +68,11 @@ class Process(subprocess.Popen[AnyStr]):
         self.stdin = cast("IO[AnyStr] | None", mode.opened(ends.stdin, "w"))
         self.stdout = cast("IO[AnyStr] | None", mode.opened(ends.stdout, "r"))
         self.stderr = cast("IO[AnyStr] | None", mode.opened(ends.stderr, "r"))
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of it, which it owns until it is reaped; readable once it has ended."""
+        return self._child.pidfd
 
     # ---- its end ----
 
@@ -90,8 +91,6 @@ class Process(subprocess.Popen[AnyStr]):
                     _unowned.remove(self._child)
             elif self._child not in _unowned:
                 _unowned.append(self._child)
-            if self.guest_socket is not None:
-                self.guest_socket.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -254,8 +253,6 @@ class Process(subprocess.Popen[AnyStr]):
         child = getattr(self, "_child", None)
         if child is None or self.returncode is not None:
             return
-        if self.guest_socket is not None:
-            self.guest_socket.close()
         if child.status() is not None and child.close(wait=False):
             return
         _unowned.append(child)

@@ -21,10 +21,10 @@ from .._support.frozen_dataclass import replace
 from .._transport.base import Via
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
-from .cgroup import WorkerInCgroup
 from .namespaces import Namespaces
 from .process import Process
 from .record import Record
+from .start_worker import StartWorker
 from .streams import Stream, Streams, TextMode
 
 PID_NAMESPACE = "pycriu-native-pid"
@@ -100,13 +100,12 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         streams = Streams.made(request.streams, kept, passed)
-        guest_socket = None
         inherited: list[tuple[int, str]] = []
         if record.guest_key is not None:
-            guest_socket, theirs = socket.socketpair()
-            kept.enter_context(guest_socket)
+            ours, theirs = socket.socketpair()
+            passed.enter_context(ours)  # what it has sent can be read when it is closed
             passed.enter_context(theirs)
-            _send(guest_socket, start_line(number, request))
+            _send(ours, start_line(number, request))
             inherited.append((theirs.fileno(), record.guest_key))
         for fd, key in zip(streams.child, record.stream_keys, strict=True):
             if key is not None and key not in dict(map(reversed, inherited)):  # type: ignore[arg-type]
@@ -124,11 +123,10 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
             inherit_fds=[*(request.opts.inherit_fds or ()), *inherited],
             join_ns=[*(request.opts.join_ns or ()), *_joined(namespaces, request)],
         )
-        via = request.via
-        if request.cgroup is not None:
-            via = WorkerInCgroup(via, request.cgroup)
-        result = restore_child(opts, via=via, deadline=request.deadline)
-        namespaces.watch(record.pid)
+        namespaces.expect(record.pid)
+        with StartWorker(request.via, request.cgroup, namespaces) as via:
+            result = restore_child(opts, via=via, deadline=request.deadline)
+        namespaces.is_made()
         child = RestoredChild(result.pid, namespaces)
         kept.pop_all()
     return Process(
@@ -136,7 +134,6 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
         child,
         streams.parent,
         request.mode,
-        guest_socket,
         number,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -191,9 +192,11 @@ def load(directory: Path, server: ForkServer) -> None:
         try:
             server.load_template(memory, opened[:-1], len(table))
         except OSError as error:
-            raise ImagesError(
-                f"the template of {directory} cannot be read: {error.strerror}", errno=error.errno
-            ) from None
+            if error.errno in (errno.ENODATA, errno.EIO):
+                why = f"the template of {directory} cannot be read: {error.strerror}"
+                raise ImagesError(why, errno=error.errno) from None
+            why = f"the fork server cannot hold {template.size} bytes: {error.strerror}"
+            raise ProgramError(f"memory cannot be shared: {why}", errno=error.errno) from None
         finally:
             reader.join()
         for file, found in zip(template.files, sums, strict=True):

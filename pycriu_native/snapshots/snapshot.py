@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -23,8 +24,8 @@ from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
-from . import cgroup as cgroup_module
-from . import host_check, streams
+from . import host_check, start_worker, streams
+from .aio_process import Starting
 from .parked import ParkedProgram, default_output
 from .process import Process, reap_unowned
 from .record import NAME, Record
@@ -219,6 +220,19 @@ class Snapshot:
                 except OSError:  # another process or thread was first
                     shutil.rmtree(own)
             return SharedTemplate(target, worker=worker)
+
+    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+        """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
+
+        ``async with snapshot.start_async(...) as process``, or ``await``: a
+        :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
+        started, or in the block, leaves nothing of it.
+        """
+        for name in ("text", "encoding", "errors", "bufsize"):
+            if options.get(name) not in (None, False, -1):
+                rule = "streams of asyncio are binary"
+                raise OptionError([Problem(name, options[name], rule)], verb="start")
+        return Starting(functools.partial(self.start, args, **options))
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """What keeps the snapshot from starting on this machine.
@@ -451,7 +465,7 @@ def _place_problems(
     if isinstance(network, str | os.PathLike) and not os.path.exists(network):
         rule = "True, False, None or the path of a network namespace is accepted"
         yield Problem("network", network, rule)
-    if cgroup is not None and (wrong := cgroup_module.problem(cgroup)):
+    if cgroup is not None and (wrong := start_worker.problem(cgroup)):
         yield wrong
 
 

@@ -46,7 +46,8 @@ def run(*words: object, code: int = 0, **more: Any) -> subprocess.CompletedProce
     """Run the program; it must end with this code."""
     message = subprocess.run(
         [*PROGRAM, *map(str, words)],
-        capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **more,
+        capture_output=True, text=True, check=False, timeout=60,
+        **{"stdin": subprocess.DEVNULL, **more},
     )  # fmt: skip
     assert message.returncode == code, message.stdout + message.stderr
     return message

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,10 @@ from pycriu_native.images import (
     Terminal,
     UnixSocket,
     VmaKind,
+    check_images,
+    decode,
     diff,
+    encode,
     inspect,
     render_diff,
     render_files,
@@ -240,7 +246,9 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
     assert found.pages_changed >= 1
     assert found.pages_same > 1000
     assert json.loads(json.dumps(found.to_dict()))["pages_changed"] == found.pages_changed
-    assert f"process {zoo.pid} (menagerie)" in render_diff(found)
+    text = render_diff(found)
+    assert f"process {zoo.pid} (menagerie)" in text
+    assert max(map(len, text.splitlines())) < 300
     assert not diff(zoo.images, zoo.images)
     assert not diff(zoo.images, zoo.changed, memory=False).pages_changed
     back = diff(zoo.changed, zoo.images)
@@ -249,6 +257,43 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
         found.pages_gone,
         found.pages_added,
     )
+
+
+def test_a_changed_entry_of_a_table(zoo: Zoo, found: ImageSet, root: Process) -> None:
+    """The entry is printed, and not the whole table."""
+    limits = {**root.limits, "core": (1, 2)}
+    changed = replace(root, limits=limits, timers=root.timers[1:])
+    processes = tuple(changed if each is root else each for each in found.processes)
+    lines = render_diff(diff(found, replace(found, processes=processes))).splitlines()
+    assert f"  limits.core: {root.limits['core']} -> (1, 2)" in lines
+    assert [line.startswith("  timers: Timer(") for line in lines].count(True) == 1
+    assert not any("sigpending" in line for line in lines)
+
+
+def test_a_pre_dump(zoo: Zoo, tmp_path: Path) -> None:
+    """It has memory and no processes' state: memory is searched, compared and drawn."""
+    for name, source in (("1", zoo.images), ("2", zoo.changed)):
+        (tmp_path / name).mkdir()
+        for path in (*source.glob("pagemap-*"), *source.glob("pages-*")):
+            os.link(path, tmp_path / name / path.name)
+        described = decode(source / "inventory.img")
+        described["entries"][0] = {"img_version": 0, "fdinfo_per_id": True}
+        (tmp_path / name / "inventory.img").write_bytes(encode(described))
+    first, second = inspect(tmp_path / "1"), inspect(tmp_path / "2")
+    assert (first.kind, first.complete, first.problems) == ("pre-dump", True, ())
+    process = first.process(zoo.pid)
+    assert zoo.facts["secret"] in process.memory.find(b"the-secret-")
+    assert process.memory.read(zoo.facts["secret"], 11) == b"the-secret-"
+    found = diff(first, second)
+    assert found.pages_changed >= 1
+    assert diff(first, inspect(zoo.images)).pages_changed == 0
+    assert "memory:" in render_diff(found)
+    assert "other" in render_memory(process)
+    messages = [each.message for each in check_images(first)]
+    assert any("a pre-dump has memory only" in each for each in messages)
+    assert not any("version" in each for each in messages)
+    command = [sys.executable, "-m", "pycriu_native", "plot", "memory", first.directory]
+    subprocess.run([*command, tmp_path / "x.svg"], check=True)
 
 
 def test_text_for_people(zoo: Zoo, found: ImageSet, root: Process) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, Finding, Severity, cpuinfo_dump, dump, restore
-from pycriu_native.images import check_images, decode, encode
+from pycriu_native.images import check_images, decode, encode, inspect
 
 from .conftest import Spawn
 from .support.cgroups import find
@@ -186,7 +186,8 @@ LIBRARY = """
 
 CASES = {
     "a pid is taken by the process itself": Case(
-        "serve()", lambda target, images: target.end, "pid {pid}", "taken by",
+        "serve()", lambda target, images: target.end, "pid {pid}",
+        "which this process has started",
         saving={"leave_running": True}, reap=False,
     ),
     "a pid is a zombie": Case(
@@ -464,9 +465,10 @@ def test_a_taken_pid_is_free_in_a_namespace(spawn: Spawn, images: Path) -> None:
 
 def test_a_container_needs_its_mounts(images: Path, tmp_path: Path) -> None:
     """Each mount from outside is named, by the key to give it under; then nothing is left."""
-    with container(tmp_path / "box", "serve()", mounts={"/scratch": "tmpfs"}) as box:
+    with container(tmp_path / "box", "serve()", mounts={"/.scratch": "tmpfs"}) as box:
         dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
         box.reap()
+        assert {"/", "/.scratch", "/proc"} <= {each.point for each in inspect(images).mounts}
         missing = {
             each.message.split("'")[1] for each in _errors(images) if "external" in each.options
         }

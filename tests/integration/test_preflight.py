@@ -287,6 +287,25 @@ plainly("a_pipe_whose_end_is_closed", "import os\np, q = os.pipe()\nos.close(q)\
 
 
 @situation()
+def the_pipe_of_autofs(at: Site) -> Target:
+    """The kernel makes it a packet pipe, and CRIU saves it nevertheless."""
+    if "\tautofs\n" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no autofs")
+    place = at.directory / "auto"
+    place.mkdir()
+    at.held.callback(subprocess.run, ["umount", "--lazy", place], check=True)
+    return at.spawn(f"""
+        import ctypes, os
+        reader, writer = os.pipe()
+        options = f"fd={{writer}},pgrp={{os.getpgid(0)}},minproto=5,maxproto=5"
+        libc = ctypes.CDLL(None, use_errno=True)
+        made = libc.mount(b"auto", {os.fsencode(place)!r}, b"autofs", 0, options.encode())
+        assert made == 0, os.strerror(ctypes.get_errno())
+        serve()
+    """)
+
+
+@situation()
 def a_pipe_to_us(at: Site) -> Target:
     reader, writer = os.pipe()
     at.held.callback(os.close, reader)

@@ -203,6 +203,46 @@ def _stored(directory: Path) -> int:
     return stored
 
 
+def _tool(name: str) -> str:
+    """The path of a program; skips where it is not installed."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def test_node(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
+    """V8's heap, with forced collections; its code is in mappings that are not writable."""
+    program = [_tool("node"), "--expose-gc", str(PROGRAMS / "memory_churn.js")]
+    _check_runtime(save(program, tmp_path / "images"), shared)
+
+
+@pytest.mark.parametrize("collector", ["G1", "Serial", "Parallel", "Shenandoah"])
+def test_java(tmp_path: Path, shared: Callable[[Saved], SharedTemplate], collector: str) -> None:
+    """The heap of each collector. (That of ZGC is a memfd, which is not shared.)"""
+    subprocess.run([_tool("javac"), "-d", tmp_path, PROGRAMS / "MemoryChurn.java"], check=True)
+    options = [f"-XX:+Use{collector}GC", "-Xmx256m", "-XX:-UsePerfData"]
+    java = [_tool("java"), *options]
+    if subprocess.run([*java, "-version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"this java has no {collector} collector")
+    program = [*java, "-cp", str(tmp_path), "MemoryChurn"]
+    _check_runtime(save(program, tmp_path / "images"), shared)
+
+
+def _check_runtime(saved: Saved, shared: Callable[[Saved], SharedTemplate]) -> None:
+    via = shared(saved)
+    with copy(saved) as plain:
+        expected = plain.ask("check")
+    with (
+        copy(saved, via.directory, via) as first,
+        copy(saved, via.directory, via) as second,
+    ):
+        assert first.ask("churn") == "same"
+        assert second.ask("check") == expected
+        assert second.ask("churn") == "same"
+        assert first.ask("check") == expected
+
+
 # ---- the fork server ----
 
 

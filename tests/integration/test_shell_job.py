@@ -11,6 +11,7 @@ it must be open for reading and writing, and the controlling terminal of the cal
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pycriu_native.images import check_images
 
 from .support.processes import PATIENCE, eventually, is_alive, reap_all
 from .support.terminals import Session, session
+from .test_cli import PROGRAM
 
 BASH = ("run", "bash", "--norc", "--noprofile", "-i")
 PROMPT = r"^ready> $"
@@ -121,3 +123,28 @@ def test_a_restore_needs_it_and_a_terminal(
     with session(*_restoring(images)) as new:
         assert new.told() == {"pid": shell.job}
         assert _command(new, "echo $secret", "^(cherry)$")
+
+
+DRAWS = """
+import os, signal, sys
+signal.signal(signal.SIGWINCH, lambda *_: os.write(1, b"drawn again\\n"))
+os.write(1, b"drawn\\n")
+sys.stdin.readline()
+sys.exit(7)
+"""
+
+
+def test_the_command_leaves_the_screen_to_the_job(images: Path) -> None:
+    """``restore --shell-job --wait`` writes no summary, and the job draws its screen again."""
+    with session("run", sys.executable, "-c", DRAWS) as old:
+        old.told()
+        old.terminal.expect("^drawn$")
+        dump(old.job, CriuOpts(images_directory=images, shell_job=True))
+    words = ["restore", "-D", str(images), "--shell-job", "--wait", "--restore-detached"]
+    with session("run", *PROGRAM, *words) as new:
+        new.told()
+        new.terminal.expect("^drawn again$")
+        assert "restored" not in new.terminal.shown
+        new.terminal.type("end\n")
+        assert new.told() == {"status": 7}
+        assert "restored" not in new.terminal.shown

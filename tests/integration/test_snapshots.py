@@ -164,6 +164,17 @@ def test_bytes(snapshot: Snapshot) -> None:
     assert (out, errors, process.returncode) == (b"", None, 3)
 
 
+def test_a_copy_is_not_saved_again(snapshot: Snapshot, tmp_path: Path) -> None:
+    """A second wait() ends it with a message, and take() refuses it by name."""
+    with started(snapshot, stderr=PIPE) as process:
+        with pytest.raises(OptionError, match="a snapshot of a started copy is not supported"):
+            Snapshot.take(process, tmp_path / "again", without_guest=True)
+        out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
+        assert (out, process.returncode) == ("", 1)
+        assert "given up" in errors
+    assert not (tmp_path / "again").exists()
+
+
 # ---- its streams ----
 
 
@@ -543,6 +554,9 @@ def test_a_c_program(tmp_path: Path) -> None:
     program = str(tmp_path / "program")
     subprocess.run(["cc", "-w", "-o", program, str(tmp_path / "program.c")], check=True)
     check_protocol([program], tmp_path / "c", 4)
+    snapshot = Snapshot(tmp_path / "c")
+    for _ in range(20):  # it ends before CRIU has answered
+        assert snapshot.start(stdout=DEVNULL).wait(PATIENCE) == 4
 
 
 # ---- the directory ----

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -87,7 +87,7 @@ def cgroup() -> Iterator[Path]:
 
 @pytest.mark.timeout(60 + KILLS * 20)
 def test_parts_killed_at_random(
-    cgroup: Path, orphans: None, tmp_path: Path, record_property: pytest.RecordProperty
+    cgroup: Path, orphans: None, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """The worker, the first process, the copy and the caller: no process, file or mount is left.
 

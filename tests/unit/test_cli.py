@@ -96,6 +96,25 @@ def test_help_teaches(name: str) -> None:
     assert max(map(len, message.out.split("Examples:")[0].splitlines())) <= 100
 
 
+@pytest.mark.parametrize("words", ["", "migrate"])
+def test_no_arguments(words: str) -> None:
+    """A group of commands shows its help on standard output."""
+    message = tell(*words.split())
+    assert message == tell(*words.split(), "--help")
+    assert (message.code, message.err) == (0, "")
+
+
+def test_help_of_many_options() -> None:
+    """It fits two screens, and has the way to all of them."""
+    message = tell("dump", "--help").out
+    assert len(message.splitlines()) <= 96
+    assert message.rstrip().endswith("pycriu-native dump --help-all")
+    everything = tell("dump", "--help-all").out
+    for flag in ("--lsm-profile", "--irmap-scan-path"):
+        assert flag not in message
+        assert flag in everything
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_are_read(name: str) -> None:
     """Every option in an example is an option of the command."""
@@ -140,7 +159,7 @@ def test_every_option_of_the_table(verb: Verb) -> None:
 
 def test_what_help_says_of_an_option() -> None:
     """Help has the first sentence of the option's docstring, its default and its CRIU release."""
-    shown = " ".join(tell("dump", "--help").out.split())
+    shown = " ".join(tell("dump", "--help-all").out.split())
     assert "Largest deleted but open file that is kept in the images, in bytes; " in shown
     assert "[default: 1048576]" in shown
     assert "Leave the process stopped after the dump or the restore [since CRIU 3.19]" in shown
@@ -284,6 +303,11 @@ def answers(directory: Path) -> dict[str, tuple[list[str], int]]:
         "job checkpoint": ([there], Exit.IMAGES),
         "job stop": ([there], Exit.IMAGES),
         "job log": ([there], Exit.IMAGES),
+        "snapshot": ([there], Exit.REFUSED),
+        "start": ([f"{there}/none"], Exit.IMAGES),
+        "snapshots list": ([there], 0),
+        "snapshots inspect": ([f"{there}/none"], Exit.IMAGES),
+        "snapshots remove": ([f"{there}/none"], Exit.IMAGES),
         "migrate out": (["999999", "--to", "10.0.0.2:1"], Exit.REFUSED),
         "migrate in": (["--listen", "10.0.0.2:1"], Exit.REFUSED),
         "page-server": (["-D", there, "--address", "::1", "--port", "1", "-d"], 0),
@@ -419,7 +443,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         (["dump", "1", "--weak-sysctls"], "--weak-sysctls"),
         (["restore", "-D", "d", "true"], "--exec-cmd"),
         (["restore", "-D", "d", "--exec-cmd"], "--exec-cmd"),
-        (["restore", "-D", "d", "--wait", "-d"], "--wait"),
+        (["restore", "-D", "d", "--wait", "--exec-cmd", "--", "true"], "--wait"),
         (["dump", "1", "-D", "d", "--deadline", "0"], "--deadline"),
         (["options", "nothing-like-it"], "nothing-like-it"),
         (["plot", "timeline", ".", "x.gif"], ".png or .svg"),
@@ -706,6 +730,12 @@ def test_cures_are_told_in_the_words_of_the_command_line(what: str) -> None:
             assert not python.search(message), message
     assert errors.in_flags('external=["tty[rdev:dev]"] or inherit_fds=[(fd, "socket:[7]")]') == (
         "--external tty[rdev:dev] or --inherit-fd fd[fd]:socket:[7]"
+    )
+    assert errors.in_flags('inherit_fds=[(fd, "pipe:[1]"), (7, "pipe:[2]")]: both') == (
+        "--inherit-fd fd[fd]:pipe:[1] --inherit-fd fd[7]:pipe:[2]: both"
+    )
+    assert errors.in_flags('external=["mnt[]", "mnt[/a]:b"], config_file="x"') == (
+        "--external mnt[] --external mnt[/a]:b, --criu-config=x"
     )
     assert errors.in_flags('join_ns=[(kind, file)], veth_pairs=[("eth0", "NAME")]') == (
         "--join-ns kind:file, --veth-pair eth0=NAME"

@@ -211,10 +211,23 @@ def test_what_is_no_image_set(tmp_path: Path) -> None:
         inspect(tmp_path / "nowhere")
     with pytest.raises(ImagesError, match=r"has no inventory\.img: these are no images"):
         inspect(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "inventory.img").touch()
+    with pytest.raises(ImagesError, match="its directory checkpoint has one"):
+        inspect(tmp_path)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(ImagesError, match="Not a directory"):
         inspect(file)
+
+
+def test_hexadecimal_numbers() -> None:
+    """``crit decode --pretty`` prints flags so."""
+    entry = {"id": 1, "flags": 0x8002, "pos": 0, "fown": {}, "name": "/x"}
+    entry["fown"] = {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0}
+    pretty = {**entry, "id": "0x1", "flags": "0x8002"}
+    images = [{"magic": "REG_FILES", "entries": [each]} for each in (entry, pretty)]
+    assert encode(images[0]) == encode(images[1])
 
 
 def test_a_file_that_claims_to_be_huge(tmp_path: Path) -> None:
@@ -241,6 +254,7 @@ def test_a_file_that_claims_to_be_huge(tmp_path: Path) -> None:
             r"PSTREE entries\[0\].pod: pstree_entry has",
         ),
         ({"magic": "PSTREE", "entries": [{"pid": "x"}]}, r"entries\[0\].pid='x': uint32 is needed"),
+        ({"magic": "PSTREE", "entries": [{"pid": "x"}]}, "crit decode --pretty"),
         ({"magic": "PSTREE", "entries": [{"pid": -1}]}, r"entries\[0\].pid=-1"),
         ({"magic": "PSTREE", "entries": [{"pid": 1}]}, "pstree_entry lacks"),
         (

@@ -65,6 +65,24 @@ def test_a_log_is_read(tmp_path: Path) -> None:
     assert result.end == 0.061
 
 
+def test_a_log_of_an_old_criu(tmp_path: Path) -> None:
+    """CRIU up to 3.17 logs no names of processes."""
+    (tmp_path / "dump.log").write_text(re.sub(r" comm: .*\)", ")", LOG))
+    result = plots.read_timeline(tmp_path)
+    assert [(each.pid, each.name) for each in result.processes] == [(7, "pid"), (9, "pid")]
+    plots.timeline(tmp_path, tmp_path / "x.svg")
+    assert "pid 9" in (tmp_path / "x.svg").read_text()
+
+
+def test_a_long_name_of_a_directory(tmp_path: Path) -> None:
+    """It is shortened."""
+    place = tmp_path / ("long" * 50 + "end")
+    place.mkdir()
+    write_dump_statistics(place, pages_written=3, frozen_time=2000)
+    plots.rounds(place, tmp_path / "x.svg")
+    assert "longlonglo…end" in (tmp_path / "x.svg").read_text()
+
+
 def test_a_pre_dump_writes_when_it_has_let_go(tmp_path: Path) -> None:
     """The processes stand still until their memory is taken, not until it is written."""
     (tmp_path / "pre-dump.log").write_text(PRE_DUMP)

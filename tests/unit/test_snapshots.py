@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pycriu_native import CriuOpts, OptionError, Verb, Version, Worker
 from pycriu_native._calls.request import Request
 from pycriu_native._system.process_snapshot import Tree
+from pycriu_native._transport.spawn import SpawnOptions, spawn
 from pycriu_native.snapshots import Host, MappedFile, Record, host_check
 from pycriu_native.snapshots.streams import check
 
@@ -49,7 +53,7 @@ def fields(record: Record, criu: Version = CRIU) -> list[str]:
     return [problem.field for problem in host_check.problems(record, criu)]
 
 
-def on(record: Record, **values: object) -> Record:
+def on(record: Record, **values: Any) -> Record:
     """The record of a snapshot that another machine took."""
     return dataclasses.replace(record, host=dataclasses.replace(record.host, **values))
 
@@ -145,3 +149,28 @@ def test_the_host_is_known() -> None:
     assert isinstance(host, Host)
     assert host.architecture
     assert host.kernel
+
+
+def test_a_worker_that_is_bound() -> None:
+    """It and what it has forked are killed when the other end of its socket is closed."""
+    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
+    pid, pidfd = spawn(
+        ["/bin/sh", "-c", "sleep 1000 & echo; sleep 1000"],
+        env={},
+        stdin=-1,
+        output=writer,
+        keep=[],
+        spawn_options=SpawnOptions(bound_to=theirs.fileno()),
+    )
+    os.close(writer)
+    theirs.close()
+    try:
+        assert os.read(reader, 1) == b"\n"
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        ours.close()
+        assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
+        assert os.read(reader, 1) == b""  # nobody has it any more
+    finally:
+        os.close(reader)
+        os.close(pidfd)

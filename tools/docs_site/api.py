@@ -13,6 +13,8 @@ from .sources import ROOT, SiteError
 MODULES = {
     "pycriu_native": "calls, options, results and exceptions",
     "pycriu_native.aio": "the calls for asyncio",
+    "pycriu_native.snapshots": "programs that are saved once and started many times",
+    "pycriu_native.guest": "parks a program for a snapshot",
     "pycriu_native.images": "reading, comparing and checking image sets",
     "pycriu_native.archive": "image sets as archives",
     "pycriu_native.archive.streaming": "dumps into a stream, restores from a stream",

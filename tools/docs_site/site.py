@@ -16,7 +16,14 @@ from . import api, failures, howto
 from .sources import ROOT, SiteError
 
 CONTENTS: dict[str, tuple[str, ...]] = {
-    "Guides": ("calls.md", "migration.md", "preflight.md", "images.md", "coming-from.md"),
+    "Guides": (
+        "calls.md",
+        "migration.md",
+        "snapshots.md",
+        "preflight.md",
+        "images.md",
+        "coming-from.md",
+    ),
     "Reference": ("cli.md", "options.md", "exceptions.md", "errors.md", "scenarios.md"),
     "Background": (
         "install.md",

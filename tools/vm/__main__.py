@@ -20,7 +20,9 @@ def main() -> int:
     chosen = parser.parse_args()
     results = chosen.results or root.CACHE / "left" / chosen.guest
     built = root.build(GUESTS[chosen.guest])
-    ended = machine.run(built, chosen.command, results=results, limit=chosen.limit)
+    ended = machine.run(
+        GUESTS[chosen.guest], built, chosen.command, results=results, limit=chosen.limit
+    )
     if ended.status is None:
         print(f"the guest {chosen.guest} gave no exit status: {ended.why}", file=sys.stderr)
         return machine.NO_STATUS

@@ -26,9 +26,9 @@ PROGRAM = "build/bench/target"
 """A program that is compiled here: there is no compiler in a guest."""
 
 
-def copy(place: Path) -> None:
-    """Copy it to a new directory."""
-    if not list(ROOT.glob("pycriu_native/_native/*.so")):
+def copy(place: Path, extension: Path | None) -> None:
+    """Copy it to a new directory; with the modules of ``extension`` instead of this machine's."""
+    if extension is None and not list(ROOT.glob("pycriu_native/_native/*.so")):
         sys.exit("the extension is not built: make build")
     place.mkdir(parents=True)
     for part in PARTS:
@@ -36,6 +36,8 @@ def copy(place: Path) -> None:
             shutil.copytree(ROOT / part, place / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / part, place / part)
-    if (ROOT / PROGRAM).exists():
+    if extension is not None:
+        shutil.copytree(extension, place, dirs_exist_ok=True)
+    elif (ROOT / PROGRAM).exists():
         (place / PROGRAM).parent.mkdir(parents=True)
         shutil.copy(ROOT / PROGRAM, place / PROGRAM)  # newer than its source there

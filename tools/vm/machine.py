@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import checkout, disk
+from .guests import Guest
 from .root import Built
 
 RESULTS = 256 * 2**20
@@ -25,6 +26,9 @@ RESULTS = 256 * 2**20
 SPARE = 2**30
 """Bytes that it may write beside the checkout."""
 
+
+PARAMETERS = "quiet loglevel=4 panic=-1 mitigations=off nokaslr"
+"""Of the kernel; guest-init reads the one named output."""
 
 NO_STATUS = 125
 """The exit status of this program for a guest that gave none."""
@@ -41,6 +45,7 @@ class Ended:
 
 
 def run(
+    guest: Guest,
     built: Built,
     command: Sequence[str],
     *,
@@ -56,10 +61,10 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="pycriu-native-vm-") as scratch:
         job, out, console = (Path(scratch, name) for name in ("job", "out", "console"))
-        _make_job(Path(scratch, "tree"), job, command, environment or {})
+        _make_job(built, Path(scratch, "tree"), job, command, environment or {})
         with open(out, "wb") as file:
             file.truncate(RESULTS)
-        words = _qemu(built, job, out, console, memory=memory)
+        words = _qemu(guest, built, job, out, console, memory=memory)
         late = _stream(words, limit)
         _unpack(out, results)
         status = results / "status"
@@ -71,9 +76,9 @@ def run(
 
 
 def _make_job(
-    tree: Path, job: Path, command: Sequence[str], environment: Mapping[str, str]
+    built: Built, tree: Path, job: Path, command: Sequence[str], environment: Mapping[str, str]
 ) -> None:
-    checkout.copy(tree / "checkout")
+    checkout.copy(tree / "checkout", built.extension if built.extension.exists() else None)
     variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines = [
         # On the root's own file system: of a second disk CRIU would want to know what it is.
@@ -88,20 +93,21 @@ def _make_job(
     disk.make(job, tree, spare=SPARE)
 
 
-def _qemu(built: Built, job: Path, out: Path, console: Path, *, memory: int) -> list[str]:
+def _qemu(
+    guest: Guest, built: Built, job: Path, out: Path, console: Path, *, memory: int
+) -> list[str]:
+    machine = guest.machine
+
     def drive(path: Path, snapshot: str) -> list[str]:
         return ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe,snapshot={snapshot}"]
 
     return [
         *("setpriv", "--pdeathsig", "KILL"),
-        # One processor: with two, the kernel stumbles over code that the other has just changed
-        # (int3 in finish_task_switch, seen with QEMU 7.2). A plain one: saving the registers of a
-        # newer one takes a third of the emulator's time.
-        *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", str(memory)),
+        *(*machine.qemu, "-accel", "tcg", "-smp", "1", "-m", str(memory)),
         *("-nodefaults", "-display", "none", "-nic", "none", "-no-reboot"),
         *("-kernel", str(built.kernel), "-initrd", str(built.initrd)),
-        *("-append", "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off nokaslr"),
-        *("-serial", f"file:{console}", "-serial", "stdio"),
+        *("-append", f"console={machine.console} output={machine.output} {PARAMETERS}"),
+        *("-serial", f"file:{console}", *machine.devices),
         *drive(built.root, "on"),
         *drive(job, "on"),
         *drive(out, "off"),

@@ -21,20 +21,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cpio, disk
-from .guests import KERNEL, OMITTED, Guest
+from . import cpio, disk, foreign
+from .guests import OMITTED, Guest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CACHE = ROOT / "build" / "vm"
+KEPT = Path("/var/tmp/pycriu-native-roots")
+"""Where the guests of other architectures are kept beside the checkouts: each takes long."""
 
-DRIVERS = ("virtio_pci", "virtio_blk")
-"""Modules that find the disk with the root; all others are in it."""
+DRIVERS = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+"""Modules that the disk with the root needs; all others are in it."""
 
 SOURCES = (
     "cpio.py",
     "disk.py",
     "fetch-kernel",
+    "foreign.py",
     "guest-init",
     "guests.py",
     "initrd-init",
@@ -56,32 +59,66 @@ class Built:
     root: Path
     kernel: Path
     initrd: Path
+    extension: Path
+    """Compiled modules for its architecture; not there if they are this machine's."""
 
 
 def build(guest: Guest) -> Built:
     """The guest's files, made anew where what they are made from has changed."""
-    place = CACHE / guest.suite
-    built = Built(place / "root.ext4", place / "vmlinuz", place / "initrd")
+    cache = KEPT if guest.is_foreign else CACHE
+    place = cache / guest.name
+    built = Built(
+        place / "root.ext4", place / "vmlinuz", place / "initrd", CACHE / "extension" / guest.name
+    )
+    _make(guest, cache, place)
+    if guest.is_foreign:
+        _build_extension(guest, place, built.extension)
+    return built
+
+
+def _make(guest: Guest, cache: Path, place: Path) -> None:
     key = _key(guest)
     record = place / "key"
     if record.exists() and record.read_text() == key:
-        return built
-    print(f"making the guest {guest.suite} with mmdebstrap", flush=True)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{guest.suite}-", dir=CACHE) as scratch:
+        return
+    print(f"making the guest {guest.name} with mmdebstrap", flush=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{guest.name}-", dir=cache) as scratch:
         tree, made = Path(scratch, "tree"), Path(scratch, "made")
         made.mkdir()
         _install(guest, tree)
-        _install_python_packages(tree)
+        _install_python_packages(guest, tree)
         shutil.copy(HERE / "guest-init", tree / "sbin" / "guest-init")
         [kernel] = (tree / "boot").glob("vmlinuz-*")
         shutil.copy(kernel, made / "vmlinuz")
         _make_initrd(tree, made / "initrd")
         disk.make(made / "root.ext4", tree, spare=SPARE)
+        if guest.is_foreign:
+            _keep_for_builds(guest, tree, made)
         (made / "key").write_text(key)
         shutil.rmtree(place, ignore_errors=True)
         made.rename(place)
-    return built
+
+
+def _keep_for_builds(guest: Guest, tree: Path, made: Path) -> None:
+    """What the extension is compiled against, for later checkouts."""
+    kept = made / "tree/usr"
+    # Links to elsewhere become what they point to.
+    shutil.copytree(tree / "usr/include", kept / "include", ignore_dangling_symlinks=True)
+    libraries = f"lib/{guest.machine.uname}-linux-gnu"
+    shutil.copytree(tree / "usr" / libraries, kept / libraries, symlinks=True)
+    (made / "tree/lib").symlink_to("usr/lib")
+    for loader in (tree / "usr/lib").glob("ld-linux-*"):
+        shutil.copy(loader, kept / "lib", follow_symlinks=False)
+
+
+def _build_extension(guest: Guest, place: Path, extension: Path) -> None:
+    """Newer than its sources, or made anew."""
+    sources = [*(ROOT / "native").iterdir(), *(ROOT / "include").iterdir(), place / "key"]
+    newest = max(source.stat().st_mtime for source in sources)
+    if not extension.exists() or extension.stat().st_mtime < newest:
+        foreign.build_extension(guest, place / "tree", extension)
+        os.utime(extension)
 
 
 def _key(guest: Guest) -> str:
@@ -98,11 +135,15 @@ def _install(guest: Guest, tree: Path) -> None:
         sys.exit("the system's apt sources name no Debian mirror")
     # The way to the mirror: proxies and the like.
     network = [line for line in _told("apt-config", "dump") if re.match(NETWORK, line)]
-    subprocess.run(
-        [
+    foreign_only = [f"--architectures={guest.machine.architecture}"] if guest.is_foreign else []
+    words = foreign.command(
+        guest,
+        *(
             "mmdebstrap",
             "--quiet",
+            "--mode=root",
             "--variant=minbase",
+            *foreign_only,
             f"--include={','.join(guest.packages)}",
             "--aptopt=APT::Install-Recommends false",
             "--dpkgopt=force-unsafe-io",
@@ -112,10 +153,9 @@ def _install(guest: Guest, tree: Path) -> None:
             guest.suite,
             str(tree),
             f"deb {mirrors[0]} {guest.suite} main",
-        ],
-        check=True,
-        env={**os.environ, "KERNEL": KERNEL},
+        ),
     )
+    subprocess.run(words, check=True, cwd=ROOT, env={**os.environ, "KERNEL": guest.kernel})
 
 
 def _told(*command: str) -> list[str]:
@@ -133,7 +173,7 @@ def _requirements() -> list[str]:
     return [*project["dependencies"], *tests, *extras["images"], *extras["cli"]]
 
 
-def _install_python_packages(tree: Path) -> None:
+def _install_python_packages(guest: Guest, tree: Path) -> None:
     """The wheels for the guest's Python, which need not be the one that runs here."""
     python = os.readlink(tree / "usr/bin/python3")
     release = python.removeprefix("python")
@@ -142,14 +182,16 @@ def _install_python_packages(tree: Path) -> None:
         [
             *(sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"),
             *("--no-input", "--no-compile", "--only-binary=:all:", "--python-version", release),
-            *("--platform", "manylinux2014_x86_64", "--platform", "manylinux_2_28_x86_64"),
+            *("--platform", f"manylinux2014_{guest.machine.uname}"),
+            *("--platform", f"manylinux_2_28_{guest.machine.uname}"),
             *("--target", str(place), *_requirements()),
         ],
         check=True,
     )
     # By the guest's own Python, here: under emulation it takes minutes.
     inside = ["python3", "-m", "compileall", "-q", f"/{place.relative_to(tree)}"]
-    subprocess.run(["chroot", str(tree), *inside], check=True, stdout=subprocess.DEVNULL)
+    words = foreign.command(guest, "chroot", str(tree), *inside)
+    subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def _make_initrd(tree: Path, place: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,9 +24,11 @@ from .. import command, json_form
 from ..command import Call, Command
 from ..errors import in_flags
 from ..exit_codes import Exit
+from ..option_parameters import ParamType
 from ..text import columns, safe, size
 
 if TYPE_CHECKING:
+    from ...archive.container_checkpoint import ArchiveContents
     from ...images import ImageSet, Process
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
@@ -43,21 +51,170 @@ def _inspect(
     memory: bool,
     files: bool,
     environment: bool,
+    sockets: bool,
+    mounts: bool,
+    kind: tuple[str, ...],
+    protection: str,
+    read: tuple[int, int] | None,
+    output: str | None,
     search: str | None,
+    regex: bool,
+    context: int,
 ) -> Exit:
     images = _images()
-    result: ImageSet = images.inspect(directory)
-    chosen = result.processes if pid is None else (result.process(pid),)
-    code = Exit.DONE if result.complete else Exit.NO
-    if search is not None:
-        return _search(call, chosen, search)
-    if call.out.as_json:
-        return call.out.result(result if pid is None else chosen[0], "", code=code)
-    parts = [] if memory or files or environment else [_overview(call, images, result, tree, pid)]
-    for process in chosen:
-        if process.state != "zombie":
-            parts += _details(images, result, process, memory, files, environment)
-    return call.out.answer(None, "\n\n".join(parts), code=code)
+    with _set_in(directory) as (place, archive):
+        result: ImageSet = images.inspect(place)
+        chosen = tuple(
+            _with_mappings(each, kind, protection)
+            for each in (result.processes if pid is None else (result.process(pid),))
+        )
+        code = Exit.DONE if result.complete else Exit.NO
+        if search is not None:
+            return _search(call, chosen, _pattern(search, regex), context)
+        if read is not None or output is not None:
+            return _read(call, chosen, read, output)
+        if sockets or mounts:
+            return _alone(call, images, result, chosen, sockets, mounts)
+        if call.out.as_json:
+            body = result if pid is None else chosen[0]
+            if archive is None:
+                return call.out.result(body, "", code=code)
+            return call.out.result({**body.to_dict(), "archive": archive}, "", code=code)
+        own = memory or files or environment
+        parts = [] if own else [_overview(call, images, result, tree, pid)]
+        if archive is not None and not own:
+            parts.insert(0, _of_archive(archive))
+        for process in chosen:
+            if process.state != "zombie":
+                parts += _details(images, result, process, memory, files, environment)
+        return call.out.answer(None, "\n\n".join(parts), code=code)
+
+
+@contextmanager
+def _set_in(place: str) -> Iterator[tuple[str, ArchiveContents | None]]:
+    """The directory of an image set: itself, or where an archive is unpacked meanwhile."""
+    if not os.path.isfile(place):
+        yield place, None
+        return
+    from ...archive.container_checkpoint import archive_contents  # few sets are archives
+    from ...archive.pack import unpack
+
+    with command.extra("archive"), tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
+        archive = archive_contents(place)
+        unpack(place, f"{scratch}/set", inside=archive.inside)
+        yield f"{scratch}/set", archive
+
+
+def _of_archive(archive: ArchiveContents) -> str:
+    """The container of an archive, and the changes of its root file system."""
+    rows = [
+        ("container", archive.name),
+        ("id", archive.id),
+        ("image", archive.image),
+        ("runtime", archive.runtime),
+        ("engine", archive.engine),
+        ("created", archive.created),
+        ("checkpointed", archive.checkpointed),
+        ("archive", f"{size(archive.size)}, images in {archive.inside or 'its top'}"),
+    ]
+    if archive.is_container:
+        total = size(sum(each for _, each in archive.changed))
+        changes = f"{len(archive.changed)} files, {total}; {len(archive.deleted)} deleted"
+        rows.append(("changes of its files", changes))
+    lines = columns((name, safe(value)) for name, value in rows if value)
+    lines += [f"  changed {safe(name)} ({size(bytes_)})" for name, bytes_ in archive.changed]
+    lines += [f"  deleted {safe(name)}" for name in archive.deleted]
+    return "\n".join(lines)
+
+
+def _with_mappings(process: Process, kinds: Sequence[str], protection: str) -> Process:
+    """A process with those of its mappings that were chosen."""
+    if not kinds and not protection:
+        return process
+    chosen = (
+        each
+        for each in process.mappings
+        if (not kinds or str(each.kind) in kinds) and set(protection) <= set(each.protection)
+    )
+    return dataclasses.replace(process, mappings=tuple(chosen))
+
+
+def _pattern(text: str, regex: bool) -> bytes | re.Pattern[bytes]:
+    if not regex:
+        return os.fsencode(text)
+    try:
+        return re.compile(os.fsencode(text))
+    except re.error as error:
+        raise click.BadParameter(f"{text!r} is no regular expression: {error}") from None
+
+
+def _read(
+    call: Call, processes: Sequence[Process], where: tuple[int, int] | None, output: str | None
+) -> Exit:
+    """Memory to a file, or as hexadecimal digits and text."""
+    with_memory = [each for each in processes if each.pagemap is not None]
+    if len(with_memory) != 1:
+        raise click.UsageError("--pid names the process whose memory is read: there are more")
+    memory = with_memory[0].memory
+    if where is not None:
+        pieces = iter([(where[0], memory.read(where[0], where[1] - where[0]))])
+    else:
+        pieces = ((at, data) for at, data, _, _ in memory.pieces() if data is not None)
+    if output is None:
+        data = b"".join(data for _, data in pieces)
+        at = 0 if where is None else where[0]
+        body = {"address": at, "data": data}
+        return call.out.answer(body, "\n".join(_hex_dump(at, data)))
+    from ...archive.pack import written_beside
+
+    total = 0
+    with written_beside(Path(output)) as file:
+        for _, data in pieces:
+            total += file.write(data)
+    return call.out.result(
+        {"file": output, "bytes": total}, safe(f"wrote {size(total)} to {output}")
+    )
+
+
+def _hex_dump(address: int, data: bytes) -> Iterator[str]:
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        text = "".join(chr(each) if 32 <= each < 127 else "." for each in row)
+        yield f"{address + at:016x}  {row.hex(' '):<47}  {text}"
+
+
+def _alone(
+    call: Call,
+    images: ModuleType,
+    result: ImageSet,
+    processes: Sequence[Process],
+    sockets: bool,
+    mounts: bool,
+) -> Exit:
+    """Sockets or mounts on their own."""
+    body: dict[str, list[Any]] = {}
+    parts = []
+    if sockets:
+        by_id = {each.id: each for each in result.files if each.type.endswith("SK")}
+        found = [
+            (process.pid, each.fd, by_id[each.file])
+            for process in processes
+            for each in process.descriptors
+            if each.file in by_id
+        ]
+        body["sockets"] = [{"pid": pid, "fd": fd, **file.to_dict()} for pid, fd, file in found]
+        heads = ("pid", "fd", "socket")
+        parts.append(images.render_table(heads, [(pid, fd, file.label) for pid, fd, file in found]))
+    if mounts:
+        body["mounts"] = [each.to_dict() for each in result.mounts]
+        rows = [
+            (each.point, each.type, each.source, each.options, each.external or "")
+            for each in result.mounts
+        ]
+        parts.append(
+            images.render_table(("mount point", "type", "source", "options", "external"), rows)
+        )
+    return call.out.answer(body, "\n\n".join(parts))
 
 
 def _overview(call: Call, images: ModuleType, found: ImageSet, tree: bool, pid: int | None) -> str:
@@ -95,28 +252,43 @@ def _details(
         yield head + "\n".join(safe(each) for each in process.environment or ())
 
 
-def _search(call: Call, processes: Sequence[Process], text: str) -> Exit:
+def _search(
+    call: Call, processes: Sequence[Process], pattern: bytes | re.Pattern[bytes], context: int
+) -> Exit:
     """Find a text in the memory. The exit status is NO if it is not found."""
     result: list[dict[str, Any]] = []
     for process in processes:
-        if process.pagemap is not None:
-            for each in process.memory.search(os.fsencode(text)):
-                mapping = each.mapping
-                result.append(
-                    {
-                        "pid": process.pid,
-                        "address": each.address,
-                        "kind": str(mapping.kind),
-                        "path": mapping.path,
-                    }
-                )
+        if process.pagemap is None:
+            continue
+        memory = process.memory
+        for each in memory.search(pattern):
+            mapping = each.mapping
+            row = {
+                "pid": process.pid,
+                "address": each.address,
+                "kind": str(mapping.kind),
+                "path": mapping.path,
+            }
+            if context or isinstance(pattern, re.Pattern):
+                start = max(mapping.start, each.address - context)
+                end = min(mapping.end, each.address + len(each.data) + context)
+                try:
+                    row["data"] = memory.read(start, end - start)
+                except ImagesError:  # not all of it is in the images
+                    row["data"] = each.data
+            result.append(row)
     rows = [
-        (str(each["pid"]), f"{each['address']:#x}", each["kind"], safe(each["path"] or ""))
+        (
+            str(each["pid"]),
+            f"{each['address']:#x}",
+            each["kind"],
+            safe(each["path"] or ""),
+            *([safe(os.fsdecode(each["data"]))] if "data" in each else []),
+        )
         for each in result
     ]
-    message = (
-        "\n".join(columns([("pid", "address", "kind", "file"), *rows])) if rows else "not found"
-    )
+    heads = ("pid", "address", "kind", "file", "data")[: len(rows[0]) if rows else 0]
+    message = "\n".join(columns([heads, *rows])) if rows else "not found"
     return call.out.answer(result, message, code=Exit.DONE if result else Exit.NO)
 
 
@@ -130,11 +302,34 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
     return call.out.answer(result, images.render_diff(result), code=code)
 
 
-def _decode(call: Call, image: str) -> Exit:
-    result = _images().decode(image)
-    return call.out.answer(
-        result, json.dumps(json_form.plain(result), indent=2, ensure_ascii=False)
-    )
+def _decode(call: Call, image: str, output: str | None, info: bool) -> Exit:
+    with _image_file(image) as path:
+        result = _images().decode(path, payload=not info)
+    if info:
+        body = {"magic": result["magic"], "entries": len(result["entries"])}
+        return call.out.answer(body, f"{body['magic']}, entries: {body['entries']}")
+    text = json.dumps(json_form.plain(result), indent=2, ensure_ascii=False)
+    if output is None:
+        return call.out.answer(result, text)
+    from ...archive.pack import written_beside
+
+    with written_beside(Path(output)) as file:
+        file.write(text.encode(errors="surrogateescape") + b"\n")
+    body = {"image": image, "file": output}
+    return call.out.result(body, safe(f"wrote {output}"))
+
+
+@contextmanager
+def _image_file(image: str) -> Iterator[str]:
+    """An image that has a name: the standard input is copied to a file."""
+    if image != "-":
+        yield image
+        return
+    with tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
+        path = f"{scratch}/standard-input"
+        with open(path, "wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
@@ -178,6 +373,27 @@ _HEADINGS: dict[str, str] = {
 }
 
 
+class _Range(ParamType):
+    """Addresses, as in /proc/PID/maps."""
+
+    name = "range"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """``START-END`` or ``START+SIZE``, in hexadecimal digits."""
+        result = re.fullmatch(
+            r"(?:0x)?([0-9a-f]{1,16})([-+])(?:0x)?([0-9a-f]{1,16})", value.lower()
+        )
+        if result is None:
+            self.fail(f"{value!r}: START-END or START+SIZE in hexadecimal digits is accepted")
+        start, end = int(result[1], 16), int(result[3], 16)
+        end = start + end if result[2] == "+" else end
+        if end < start:
+            self.fail(f"{value!r} ends before it begins")
+        return start, end
+
+
 def _directory(name: str = "directory") -> click.Argument:
     return click.Argument([name], type=click.Path(file_okay=False))
 
@@ -186,7 +402,7 @@ COMMANDS = {
     "inspect": Command(
         "inspect",
         function=_inspect,
-        help="Show the contents of the images in DIRECTORY.\n\n"
+        help="Show the contents of the images in DIRECTORY, or in an archive of them.\n\n"
         "The CRIU that wrote them, their size, the processes, and missing images; with an option "
         "also memory, files or environment. The exit status is 11 if the set is not complete, or "
         "--search finds nothing. Nothing is restored, and no CRIU is needed.",
@@ -195,18 +411,59 @@ COMMANDS = {
             "pycriu-native inspect ckpt --tree",
             "pycriu-native inspect ckpt --pid 4242 --memory --files",
             "pycriu-native inspect ckpt --search 'BEGIN PRIVATE KEY'",
+            "pycriu-native inspect ckpt --search 'token=[0-9a-f]+' --regex --context 16",
+            "pycriu-native inspect ckpt --pid 4242 --read 7f0000001000+40",
+            "pycriu-native inspect ckpt --pid 4242 --kind heap -o heap.bin",
+            "pycriu-native inspect podman.tar.gz",
             "pycriu-native inspect ckpt --json | jq '.result.processes[].command'",
         ],
         exits=(*EXITS, Exit.NO),
         params=[
-            _directory(),
+            click.Argument(["directory"], type=click.Path()),
             click.Option(["-p", "--pid"], type=command.Pid(), help="This process only."),
             click.Option(["--tree"], is_flag=True, help="Everything, as a tree."),
             click.Option(["--memory"], is_flag=True, help="The mappings of each process."),
             click.Option(["--files"], is_flag=True, help="The descriptors of each process."),
             click.Option(["--environment"], is_flag=True, help="The environment of each process."),
+            click.Option(["--sockets"], is_flag=True, help="The sockets alone."),
+            click.Option(["--mounts"], is_flag=True, help="The mounts alone."),
+            click.Option(
+                ["--kind"],
+                multiple=True,
+                metavar="KIND",
+                help="Memory of mappings of this kind only, as --memory shows it; may be repeated.",
+            ),
+            click.Option(
+                ["--protection"],
+                default="",
+                metavar="LETTERS",
+                help="Memory of mappings with these permissions only, such as 'rw'.",
+            ),
+            click.Option(
+                ["--read"],
+                type=_Range(),
+                metavar="RANGE",
+                help="Bytes of memory as hexadecimal digits and text: START-END or START+SIZE, "
+                "hexadecimal.",
+            ),
+            click.Option(
+                ["-o", "--output"],
+                type=click.Path(dir_okay=False),
+                metavar="FILE",
+                help="Write the bytes of --read, or all memory in the images, to this file.",
+            ),
             click.Option(
                 ["--search"], metavar="TEXT", help="The places in memory where this text is."
+            ),
+            click.Option(
+                ["--regex"], is_flag=True, help="The text of --search is a regular expression."
+            ),
+            click.Option(
+                ["--context"],
+                type=click.IntRange(0, 2**20),
+                default=0,
+                metavar="BYTES",
+                help="Show what is found by --search, with this many bytes around it.",
             ),
         ],
     ),
@@ -229,13 +486,25 @@ COMMANDS = {
     "decode": Command(
         "decode",
         function=_decode,
-        help="Print an image FILE as JSON, in the fields of CRIU's own messages.",
+        help="Print an image FILE as JSON, in the fields of CRIU's own messages.\n\n"
+        "'-' is the standard input.",
         examples=[
             "pycriu-native decode ckpt/core-4242.img",
             "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
         ],
         exits=EXITS,
-        params=[click.Argument(["image"], metavar="FILE", type=click.Path(dir_okay=False))],
+        params=[
+            click.Argument(
+                ["image"], metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)
+            ),
+            click.Option(
+                ["-o", "--output"],
+                type=click.Path(dir_okay=False),
+                metavar="JSON",
+                help="Write to this file.",
+            ),
+            click.Option(["--info"], is_flag=True, help="The kind and the number of entries only."),
+        ],
     ),
     "encode": Command(
         "encode",

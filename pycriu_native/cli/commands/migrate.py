@@ -12,7 +12,7 @@ from ...enums import Verb
 from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
 from .. import command, json_form, progress
-from ..command import Call, Command
+from ..command import Call, Command, Group
 from ..exit_codes import Exit
 from ..text import columns, micro, safe, size, time
 
@@ -108,7 +108,7 @@ def _both() -> list[click.Parameter]:
     ]
 
 
-MIGRATE = click.Group(
+MIGRATE = Group(
     "migrate",
     help="Move a process to another machine: 'migrate in' there, then 'migrate out' here.\n\n"
     "Never two of the process run, and none is lost: until the other side has said that it "

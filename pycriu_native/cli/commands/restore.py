@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from typing import Any
@@ -31,8 +32,8 @@ def _restore(
 ) -> int:
     if bool(command) != exec_cmd:
         raise click.UsageError("--exec-cmd and a command behind '--' come together.")
-    if wait and (restore_detached or exec_cmd):
-        raise click.UsageError("--wait is not accepted with --restore-detached or --exec-cmd.")
+    if wait and exec_cmd:
+        raise click.UsageError("--wait is not accepted with --exec-cmd.")
     if through is not None:
         if wait or exec_cmd or files:
             raise click.UsageError("--from is not accepted with --wait, --exec-cmd or --files.")
@@ -49,8 +50,12 @@ def _restore(
         )
     command_module.write_pidfile(pidfile, result.pid)
     if wait:
-        call.out.event("running", shape(result), text(result))
-        return _until_end(call, result, result.pid)
+        is_job = bool(call.opts.shell_job)
+        if call.out.as_json or not is_job:  # else the screen belongs to the job
+            call.out.event("running", shape(result), text(result))
+        if is_job:
+            _in_foreground(result.pid)
+        return _until_end(call, result, result.pid, is_job=is_job)
     if result.exec_pid is not None:
         call.out.event("running", shape(result), text(result))
         return _until_end(call, result, result.exec_pid)
@@ -67,16 +72,49 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
     return call.out.result(json_form.fields(result) | {"stream": stream}, _told(result, where, []))
 
 
-def _until_end(call: Call, result: RestoreResult, pid: int) -> int:
-    """Wait for a child of ours, whose signals we pass on, and end as it did."""
+def _in_foreground(pid: int) -> None:
+    """Make the job's process group the terminal's foreground one if ours is, as a shell does.
+
+    The job can have stopped already, since it read from the terminal. At SIGWINCH programs draw
+    the screen again; others ignore it.
+    """
+    with contextlib.suppress(OSError):  # it has ended; there is no terminal
+        group = os.getpgid(pid)
+        if os.tcgetpgrp(0) == os.getpgrp():
+            _set_foreground(group)
+        os.killpg(group, signal.SIGCONT)
+        os.killpg(group, signal.SIGWINCH)
+
+
+def _set_foreground(group: int) -> None:
+    previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # the caller may be in the background
+    try:
+        os.tcsetpgrp(0, group)
+    finally:
+        signal.signal(signal.SIGTTOU, previous)
+
+
+def _until_end(call: Call, result: RestoreResult, pid: int, *, is_job: bool = False) -> int:
+    """Wait for a child of ours, whose signals we pass on, and end as it did.
+
+    A job that stops (Ctrl-Z) stops this command too, for the shell that started it.
+    """
     while True:
         try:
-            _, status = os.waitpid(pid, 0)
-            break
+            _, status = os.waitpid(pid, os.WUNTRACED if is_job else 0)
+            if not os.WIFSTOPPED(status):
+                break
+            with contextlib.suppress(OSError):
+                _set_foreground(os.getpgrp())
+            os.kill(os.getpid(), signal.SIGSTOP)
+            _in_foreground(pid)
         except Interrupted as stop:
             os.kill(pid, stop.number)
         except KeyboardInterrupt:
             os.kill(pid, signal.SIGINT)
+    if is_job:
+        with contextlib.suppress(OSError):
+            _set_foreground(os.getpgrp())
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
     if call.out.as_json:
@@ -153,7 +191,9 @@ COMMANDS = {
                 "exit code.",
             ),
             click.Option(
-                ["-d", "--restore-detached"], is_flag=True, help="The default here, as criu has it."
+                ["-d", "--restore-detached"],
+                is_flag=True,
+                help="The default here, as criu has it. --wait waits nevertheless.",
             ),
             command_module.files_option(
                 "rollback puts the files back that 'dump --files rollback' has saved; they are "

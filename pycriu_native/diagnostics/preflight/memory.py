@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..._system.process_snapshot import Mapping, Process
+from ..._system.mappings import Mapping
+from ..._system.process_snapshot import Process
 from ...findings import Finding
 from .context import Context, note, stops
 from .objects import device

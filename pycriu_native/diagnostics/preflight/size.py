@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 
-from ..._system.process_snapshot import Mapping, Process, lines_of, read
+from ..._system.mappings import Mapping, details_of, kib, memory_of
+from ..._system.process_snapshot import Process
 from . import files, sockets, written
 from .context import Context
 from .values import ImageSize
@@ -18,7 +18,6 @@ from .values import ImageSize
 FIXED = 20_000
 """Bytes of the images of any dump, including the log."""
 EACH_PROCESS, EACH_THREAD, EACH_DESCRIPTOR, EACH_MAPPING = 4000, 1500, 60, 60
-UNIT = {"kB": 1024}
 
 
 def expected(context: Context) -> ImageSize:
@@ -53,32 +52,31 @@ def largest_image(context: Context) -> int:
 
 
 def _private(process: Process) -> int:
-    total = 0
-    for line in lines_of(f"/proc/{process.pid}/smaps_rollup"):
-        name, _, value = line.partition(":")
-        if name in ("Anonymous", "Swap"):
-            total += _bytes(value)
-    return total + sum(size for mapping, size in _huge(process) if not mapping.shared)
+    memory = _memory(process)
+    return (
+        memory.get("Anonymous", 0)
+        + memory.get("Swap", 0)
+        + sum(size for mapping, size in _huge(process) if not mapping.shared)
+    )
 
 
-def _bytes(value: str) -> int:
-    number, unit = value.split()
-    return int(number) * UNIT[unit]
+def _memory(process: Process) -> dict[str, int]:
+    with contextlib.suppress(OSError):
+        return memory_of(process.pid)
+    return {}
 
 
 def _huge(process: Process) -> Iterator[tuple[Mapping, int]]:
     """Mappings of huge pages, and their bytes: ``Anonymous`` is without them."""
-    if not re.search(r"_Hugetlb: *[1-9]", read(f"/proc/{process.pid}/smaps_rollup")):
+    kinds = ("Shared_Hugetlb", "Private_Hugetlb")
+    memory = _memory(process)
+    if not any(memory.get(kind) for kind in kinds):
         return  # smaps takes long to read
     by_range = {mapping.range: mapping for mapping in process.mappings}
-    mapping = None
-    for line in lines_of(f"/proc/{process.pid}/smaps"):
-        name, _, value = line.partition(":")
-        if name in ("Shared_Hugetlb", "Private_Hugetlb"):
-            if mapping is not None and (size := _bytes(value)):
-                yield mapping, size
-        elif " " in name:
-            mapping = by_range.get(line.split(None, 1)[0])
+    with contextlib.suppress(OSError):
+        for range, field, value in details_of(process.pid):
+            if field in kinds and range in by_range and (size := kib(value)):
+                yield by_range[range], size
 
 
 def _shared(process: Process) -> dict[tuple[int, int], int]:

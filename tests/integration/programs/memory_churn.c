@@ -185,7 +185,7 @@ static void map_all(void)
 	mprotect(region[READ], REGION, PROT_READ);
 #ifdef __x86_64__
 	memcpy(region[CODE] + 16, "\xb8\x2a\x00\x00\x00\xc3", 6); /* mov $42, %eax; ret */
-	mprotect(region[CODE], REGION, PROT_READ | PROT_EXEC);
+	mprotect(region[CODE], REGION, PROT_READ | PROT_WRITE | PROT_EXEC);
 #endif
 	region[SPARSE] = mmap(NULL, 256 * REGION, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -1,0 +1,72 @@
+"""The mappings of a process's memory, from ``/proc/PID/maps`` and ``smaps`` (proc_pid_maps(5))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .._support.frozen_dataclass import dataclass
+from .._support.kernel_text import read_lines
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A mapping of a process's memory."""
+
+    pid: int
+    range: str
+    rights: str
+    device: str
+    inode: int
+    name: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of address space."""
+        start, _, end = self.range.partition("-")
+        return int(end, 16) - int(start, 16)
+
+    @property
+    def link(self) -> str:
+        """Where the mapped file can be opened."""
+        start, _, end = self.range.partition("-")
+        return f"/proc/{self.pid}/map_files/{start.lstrip('0') or '0'}-{end.lstrip('0') or '0'}"
+
+    @property
+    def shared(self) -> bool:
+        return self.rights[3] == "s"
+
+
+def mappings_of(pid: int) -> Iterator[Mapping]:
+    """The mappings of a process. Raises ``OSError``."""
+    for line in read_lines(f"/proc/{pid}/maps"):
+        words = line.split(None, 5)
+        name = words[5] if len(words) > 5 else ""
+        yield Mapping(pid, words[0], words[1], words[3], int(words[4]), name)
+
+
+def details_of(pid: int) -> Iterator[tuple[str, str, str]]:
+    """Range, field and value of each line of ``smaps``. Slow: the kernel walks the page tables.
+
+    Raises ``OSError``.
+    """
+    current = ""
+    for line in read_lines(f"/proc/{pid}/smaps"):
+        word, _, value = line.partition(" ")
+        if word.endswith(":"):
+            yield current, word[:-1], value.strip()
+        else:
+            current = word
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    """Bytes of a process's memory by kind, such as ``Anonymous`` (``smaps_rollup``).
+
+    Raises ``OSError``.
+    """
+    lines = (line.split() for line in read_lines(f"/proc/{pid}/smaps_rollup")[1:])
+    return {words[0][:-1]: kib(words[1]) for words in lines}
+
+
+def kib(number: str) -> int:
+    """Bytes of a number of KiB, which the kernel prints as ``12 kB``."""
+    return int(number.split()[0]) * 1024

@@ -1,0 +1,286 @@
+"""``snapshot``, ``start``, ``snapshots``: programs that are saved once and started many times."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ...errors import OptionError, Problem
+from ...snapshots import Process, Record, Snapshot, list_snapshots
+from ..command import Call, Command, Interrupted
+from ..exit_codes import Exit
+from ..text import columns, safe, size
+
+EXITS = (
+    Exit.FAILED,
+    Exit.UNSUPPORTED,
+    Exit.NO_PROCESS,
+    Exit.IMAGES,
+    Exit.PERMISSION,
+    Exit.NO_CRIU,
+    Exit.LOST,
+    Exit.DEADLINE,
+)
+
+
+def _snapshot(
+    call: Call,
+    directory: str,
+    command: tuple[str, ...],
+    pid: int | None,
+    without_guest: bool,
+    leave_running: bool,
+) -> int:
+    if bool(command) == (pid is not None):
+        raise click.UsageError("Either a command behind '--' or --pid is accepted.")
+    snapshot = Snapshot.take(
+        list(command) if pid is None else pid,
+        directory,
+        without_guest=without_guest,
+        leave_running=leave_running,
+        via=call.via,
+        deadline=call.deadline,
+    )
+    return call.out.result(shape(snapshot), text(snapshot))
+
+
+def _start(
+    call: Call,
+    directory: str,
+    args: tuple[str, ...],
+    env: tuple[str, ...],
+    cwd: str | None,
+    hostname: str | None,
+    network: bool,
+    cgroup: str | None,
+    check: bool,
+) -> int:
+    snapshot = Snapshot(directory)
+    process = snapshot.start(
+        args or None,
+        extra_env=_variables(env),
+        cwd=cwd,
+        hostname=hostname,
+        network=network,
+        cgroup=cgroup,
+        check=check,
+        via=call.via,
+        deadline=call.deadline,
+    )
+    if call.out.as_json:
+        call.out.event("running", {"pid": process.pid, "number": process.number}, "")
+    code = _until_end(process)
+    if call.out.as_json:
+        call.out.event("ended", {"pid": process.pid, "exit_code": code}, "")
+    return code
+
+
+def _variables(given: tuple[str, ...]) -> dict[str, str] | None:
+    result = {}
+    for each in given:
+        name, found, value = each.partition("=")
+        if not found or not name:
+            raise OptionError([Problem("env", each, "NAME=VALUE is accepted")], verb="start")
+        result[name] = value
+    return result or None
+
+
+def _until_end(process: Process[bytes]) -> int:
+    """Wait for a copy, pass our signals on to it, and end as it did."""
+    while True:
+        try:
+            code = process.wait()
+            return 128 - code if code < 0 else code
+        except Interrupted as stop:
+            process.send_signal(stop.number)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+
+
+def _list(call: Call, directory: str) -> int:
+    found = list_snapshots(directory)
+    body = {"directory": directory, "snapshots": [shape(each) for each in found]}
+    rows = [
+        (os.path.basename(each.directory), f"{size(each.size())}  {_command(each.record)}")
+        for each in found
+    ]
+    lines = columns(rows) or [f"no snapshot in {safe(directory)}"]
+    return call.out.result(body, "\n".join(lines))
+
+
+def _inspect(call: Call, directory: str) -> int:
+    snapshot = Snapshot(directory)
+    found = snapshot.problems(via=call.via)
+    record = snapshot.record
+    rows = [
+        ("taken", f"{record.created} by CRIU {record.criu}"),
+        ("processes", f"{record.processes}; the first has pid {record.pid} in each copy"),
+        ("size", size(snapshot.size())),
+        ("guest", "arguments and environment can be given" if record.guest_key else "none"),
+        ("machine", f"{record.host.architecture}, Linux {safe(record.host.kernel)}"),
+        ("files", f"{len(record.files)} mapped"),
+        *(("problem", safe(str(problem))) for problem in found),
+    ]
+    body = shape(snapshot) | {
+        "host": asdict(record.host),
+        "files": [asdict(file) for file in record.files],
+        "problems": [{"field": p.field, "value": p.value, "rule": p.rule} for p in found],
+    }
+    head = safe(f"{directory}: {_command(record)}")
+    code = Exit.NO if found else Exit.DONE
+    return call.out.result(body, "\n".join([head, *columns(rows, indent=2)]), code=code)
+
+
+def _remove(call: Call, directory: str) -> int:
+    snapshot = Snapshot(directory)
+    freed = snapshot.size()
+    snapshot.remove()
+    body = {"directory": str(snapshot.directory), "bytes": freed}
+    return call.out.result(body, safe(f"removed {directory}: {size(freed)}"))
+
+
+def shape(snapshot: Snapshot) -> dict[str, Any]:
+    """The snapshot for ``--json``."""
+    record = snapshot.record
+    return {
+        "directory": str(snapshot.directory),
+        "bytes": snapshot.size(),
+        "created": record.created,
+        "command": list(record.command),
+        "pid": record.pid,
+        "processes": record.processes,
+        "guest": record.guest_key is not None,
+        "criu": record.criu,
+    }
+
+
+def text(snapshot: Snapshot) -> str:
+    """The snapshot for people."""
+    record = snapshot.record
+    rows = [
+        ("processes", str(record.processes)),
+        ("size", size(snapshot.size())),
+        ("start", safe(f"pycriu-native start {snapshot.directory}")),
+    ]
+    head = safe(f"saved {_command(record)} in {snapshot.directory}")
+    return "\n".join([head, *columns(rows, indent=2)])
+
+
+def _command(record: Record) -> str:
+    return " ".join(record.command)
+
+
+def _directory() -> click.Argument:
+    return click.Argument(["directory"], type=click.Path(file_okay=False))
+
+
+SNAPSHOTS = click.Group(
+    "snapshots",
+    help="List, inspect and remove snapshots.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    commands=[
+        Command(
+            "list",
+            title="snapshots list",
+            function=_list,
+            help="List the snapshots whose directories are in DIRECTORY.",
+            examples=["pycriu-native snapshots list", "pycriu-native snapshots list /srv/warm"],
+            exits=(Exit.IMAGES,),
+            params=[
+                click.Argument(["directory"], type=click.Path(file_okay=False), default="."),
+            ],
+        ),
+        Command(
+            "inspect",
+            title="snapshots inspect",
+            function=_inspect,
+            reaches=True,
+            help="Show what a snapshot holds, and what keeps it from starting on this machine.",
+            examples=["pycriu-native snapshots inspect app.snapshot"],
+            exits=(Exit.IMAGES, Exit.NO, Exit.NO_CRIU),
+            params=[_directory()],
+        ),
+        Command(
+            "remove",
+            title="snapshots remove",
+            function=_remove,
+            help="Remove a snapshot and its directory. Copies that run go on.",
+            examples=["pycriu-native snapshots remove app.snapshot"],
+            exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
+            params=[_directory()],
+        ),
+    ],
+)
+
+COMMANDS = {
+    "snapshot": Command(
+        "snapshot",
+        function=_snapshot,
+        reaches=True,
+        help="Run a command, and save it into DIRECTORY where it calls "
+        "pycriu_native.guest.wait(): 'start' starts it from there, as often as needed.\n\n"
+        "The directory holds the memory of the program, its secrets included, and is for its "
+        "owner only.",
+        examples=[
+            "pycriu-native snapshot app.snapshot -- python3 app.py",
+            "pycriu-native snapshot app.snapshot --pid 4242 --without-guest",
+        ],
+        exits=EXITS,
+        params=[
+            _directory(),
+            click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
+            click.Option(["--pid"], type=int, help="Save this running process instead."),
+            click.Option(
+                ["--without-guest"],
+                is_flag=True,
+                help="Accept a running process that is not parked: each copy has the same "
+                "environment, arguments and random numbers.",
+            ),
+            click.Option(
+                ["--leave-running"], is_flag=True, help="Let the process run on with --pid."
+            ),
+        ],
+    ),
+    "start": Command(
+        "start",
+        function=_start,
+        reaches=True,
+        help="Start a copy of the snapshot in DIRECTORY, wait for it, and end with its exit code "
+        "(128 and the signal's number, if one ended it).\n\n"
+        "It has pid and mount namespaces of its own and the standard streams of this command. "
+        "SIGINT, SIGTERM and SIGHUP are passed on to it. What is behind '--' are its arguments.",
+        examples=[
+            "pycriu-native start app.snapshot -- --n 3",
+            "pycriu-native start app.snapshot --env LANG=C --hostname copy-1 --network",
+        ],
+        exits=EXITS,
+        params=[
+            _directory(),
+            click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
+            click.Option(
+                ["--env"],
+                multiple=True,
+                metavar="NAME=VALUE",
+                help="A variable that is added to the environment; may be repeated.",
+            ),
+            click.Option(["--cwd"], metavar="DIR", help="Its working directory."),
+            click.Option(["--hostname"], metavar="NAME", help="Its own host name."),
+            click.Option(
+                ["--network"],
+                is_flag=True,
+                help="Give it a network namespace of its own, with the loopback interface up.",
+            ),
+            click.Option(["--cgroup"], metavar="DIR", help="The cgroup that it is started in."),
+            click.Option(
+                ["--check/--no-check"],
+                default=True,
+                help="Refuse a machine that differs from that of the snapshot.",
+            ),
+        ],
+    ),
+    "snapshots": SNAPSHOTS,
+}

@@ -1,0 +1,164 @@
+"""Starting copies from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import Callable, Generator
+from types import TracebackType
+from typing import IO, Any
+
+from .process import Process
+
+LIMIT = 2**16
+"""Bytes that a stream reader buffers, as of ``asyncio.create_subprocess_exec``."""
+
+
+class AsyncProcess:
+    """A started copy, with the interface of ``asyncio.subprocess.Process``.
+
+    ``stdin`` is an ``asyncio.StreamWriter``, ``stdout`` and ``stderr`` are ``StreamReader``; None
+    stands for what is no pipe. As a context, it closes the streams and waits for the copy's end.
+    """
+
+    def __init__(self, process: Process[bytes]) -> None:
+        self.process = process
+        """The copy."""
+        self.pid = process.pid
+        self.number = process.number
+        """The number of the start."""
+        self.stdin: asyncio.StreamWriter | None = None
+        self.stdout: asyncio.StreamReader | None = None
+        self.stderr: asyncio.StreamReader | None = None
+        self._readers: list[asyncio.ReadTransport] = []
+        self._ended = asyncio.Event()
+        self._pidfd = process.pidfd
+
+    @classmethod
+    async def connected(cls, process: Process[bytes]) -> AsyncProcess:
+        """Attach the streams of a copy to the running event loop."""
+        self = cls(process)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pidfd, self._has_ended)
+        if process.stdin is not None:
+            protocol = asyncio.StreamReaderProtocol(asyncio.StreamReader())
+            transport, _ = await loop.connect_write_pipe(lambda: protocol, process.stdin)
+            self.stdin = asyncio.StreamWriter(transport, protocol, None, loop)
+        self.stdout = await self._reader(process.stdout)
+        self.stderr = await self._reader(process.stderr)
+        return self
+
+    async def _reader(self, pipe: IO[bytes] | None) -> asyncio.StreamReader | None:
+        if pipe is None:
+            return None
+        reader = asyncio.StreamReader(limit=LIMIT)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(lambda: protocol, pipe)
+        self._readers.append(transport)
+        return reader
+
+    def _has_ended(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        self._ended.set()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status if it has ended, negative for a signal."""
+        return self.process.poll() if self._ended.is_set() else None
+
+    async def wait(self) -> int:
+        """Wait for its end; return the exit status."""
+        await self._ended.wait()
+        return self.process.wait()
+
+    async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
+        """Write ``input``, read both outputs to their end, and wait."""
+        _, out, errors = await asyncio.gather(
+            self._feed(input), self._read(self.stdout), self._read(self.stderr)
+        )
+        await self.wait()
+        return out, errors
+
+    async def _feed(self, data: bytes | None) -> None:
+        if self.stdin is None:
+            return
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.stdin.write(data or b"")
+            await self.stdin.drain()
+        self.stdin.close()
+
+    async def _read(self, stream: asyncio.StreamReader | None) -> bytes | None:
+        return None if stream is None else await stream.read()
+
+    def send_signal(self, signal: int) -> None:
+        """Send a signal to it; nothing happens if it has ended."""
+        self.process.send_signal(signal)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.process.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.process.kill()
+
+    async def aclose(self) -> None:
+        """Close the streams and wait for its end."""
+        for transport in self._readers:
+            transport.close()
+        if self.stdin is not None:
+            self.stdin.close()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                await self.stdin.wait_closed()
+        await self.wait()
+
+
+class Starting:
+    """What ``Snapshot.start_async`` returns: awaited, or used as an asynchronous context."""
+
+    def __init__(self, start: Callable[[], Process[bytes]]) -> None:
+        self._start = start
+        self._process: AsyncProcess | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncProcess]:
+        return self._started().__await__()
+
+    async def _started(self) -> AsyncProcess:
+        """Start on another thread. A start that is cancelled meanwhile leaves nothing."""
+        starting = asyncio.get_running_loop().run_in_executor(None, self._start)
+        try:
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):
+                end(await starting)
+            raise
+        try:
+            return await AsyncProcess.connected(process)
+        except BaseException:
+            end(process)
+            raise
+
+    async def __aenter__(self) -> AsyncProcess:
+        self._process = await self
+        return self._process
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the end; a copy whose task was cancelled is killed."""
+        assert self._process is not None
+        if isinstance(error, asyncio.CancelledError):
+            self._process.kill()
+        await self._process.aclose()
+
+
+def end(process: Process[bytes]) -> None:
+    """Kill a copy that nobody gets, and wait for its end."""
+    process.kill()
+    with contextlib.suppress(subprocess.SubprocessError):
+        process.communicate()

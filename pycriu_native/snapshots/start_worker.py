@@ -1,0 +1,123 @@
+"""The worker that restores one copy: in a cgroup, and never longer there than the copy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from .._support.closing import Closing
+from .._support.frozen_dataclass import replace
+from .._support.unpatched import Thread
+from .._transport.base import Via
+from .._transport.connection import Connection
+from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
+from .._transport.worker import Worker, worker_of
+from ..errors import CriuError, Problem
+from .namespaces import Namespaces, is_ready
+
+PROCESSES = "cgroup.procs"
+PATIENCE = 10.0
+"""Seconds that CRIU gets to end once the namespaces have ended."""
+
+
+def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
+    """What is wrong with the argument ``cgroup``."""
+    path = os.fspath(cgroup)
+    if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, PROCESSES)):
+        return Problem("cgroup", path, "the path of a cgroup's directory is accepted")
+    return None
+
+
+class StartWorker(Closing):
+    """A way to reach CRIU: the worker of ``via``, moved to a cgroup before it gets its request.
+
+    CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
+    "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
+    namespaces, and a worker that is started for the call also when this process ends. Closing this
+    leaves it alone.
+    """
+
+    ours: ClassVar[bool] = True
+
+    def __init__(self, via: Via, cgroup: str | None, namespaces: Namespaces) -> None:
+        self.via = via
+        self.cgroup = cgroup
+        self.namespaces = namespaces
+        self._cancelled, self._cancel = os.pipe()
+        self._bond, self._theirs = socket.socketpair()
+        self._guards: list[tuple[Any, int]] = []
+
+    def close(self) -> None:
+        """End the watch."""
+        os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
+        os.close(self._cancel)
+        for thread, pidfd in self._guards:
+            thread.join()
+            os.close(pidfd)
+        os.close(self._cancelled)
+        self._bond.close()
+        self._theirs.close()
+
+    @property
+    def worker(self) -> Worker | None:
+        """The worker behind it, for the checks of a call."""
+        return worker_of(self.via)
+
+    @property
+    def allow_untrusted(self) -> bool:
+        """As the worker's."""
+        return self.via.allow_untrusted
+
+    def identity(self) -> tuple[object, ...] | None:
+        """As the worker's."""
+        return self.via.identity()
+
+    def name(self) -> str:
+        """As the worker's."""
+        return self.via.name()
+
+    def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
+        """As the worker."""
+        return self.via.refuses(inherits=inherits, sibling=sibling)
+
+    def connect(
+        self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
+    ) -> Connection:
+        """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
+        if isinstance(self.via, Worker):
+            spawn_options = replace(spawn_options, bound_to=self._theirs.fileno())
+        connection = self.via.connect(keep, spawn_options)
+        try:
+            if self.cgroup is not None:
+                _move(connection.pid, self.cgroup)
+            pidfd = os.pidfd_open(connection.pid)
+        except BaseException:
+            connection.kill()
+            connection.wait()
+            raise
+        guard = Thread(target=self._guard, args=(pidfd,), name="criu start", daemon=True)
+        self._guards.append((guard, pidfd))
+        guard.start()
+        return connection
+
+    def _guard(self, pidfd: int) -> None:
+        # A copy may end at once: CRIU then gets the time to say that it was restored.
+        if self.namespaces.wait_for_end(self._cancelled) and not is_ready(
+            self._cancelled, PATIENCE
+        ):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _move(pid: int, cgroup: str) -> None:
+    try:
+        with open(os.path.join(cgroup, PROCESSES), "w") as file:
+            file.write(str(pid))
+    except OSError as error:
+        raise CriuError(
+            f"CRIU cannot be moved to the cgroup {cgroup}: {error.strerror}", errno=error.errno
+        ) from error

@@ -1,0 +1,98 @@
+"""Copies of a snapshot from asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from subprocess import PIPE
+
+import pytest
+
+from pycriu_native import OptionError
+from pycriu_native.snapshots import AsyncProcess, Snapshot
+
+from .support.processes import children, eventually
+from .test_snapshots import COMMAND, ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A snapshot of guest_server.py, which tests only start."""
+    directory = tmp_path_factory.mktemp("snapshots") / "server"
+    return Snapshot.take(COMMAND, directory, env=ENVIRONMENT)
+
+
+async def ask(process: AsyncProcess, *question: object) -> object:
+    """Send a question to a copy; returns the answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    await process.stdin.drain()
+    return json.loads(await process.stdout.readline())[1]
+
+
+def test_many_at_once(snapshot: Snapshot) -> None:
+    """Copies are started together, asked together, and end with their own statuses."""
+
+    async def one(status: int) -> int:
+        async with snapshot.start_async([str(status)], stdin=PIPE, stdout=PIPE) as process:
+            seen = await ask(process, "identity")
+            assert isinstance(seen, dict)
+            assert seen["arguments"] == [str(status)]
+            assert process.returncode is None
+            out, errors = await process.communicate(b'["exit", %d]\n' % status)
+            assert (out, errors) == (b"", None)
+            assert process.returncode == status
+            return await process.wait()
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*map(one, (3, 4, 5)))
+
+    assert asyncio.run(main()) == [3, 4, 5]
+
+
+def test_awaited(snapshot: Snapshot) -> None:
+    """Without a context; signals; a lot of data in both directions."""
+
+    async def main() -> None:
+        process = await snapshot.start_async(stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        text = "x" * 300_000
+        out, errors = await process.communicate(json.dumps(["errors", text]).encode() + b"\n")
+        assert errors == text.encode() + b"\n"
+        assert out == b"[%d, null]\n" % process.number
+        process = await snapshot.start_async(stdin=PIPE)
+        process.terminate()
+        assert await process.wait() == -signal.SIGTERM
+        await process.aclose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.05, 0.3])
+def test_a_cancelled_start_leaves_nothing(snapshot: Snapshot, seconds: float) -> None:
+    """Whenever the task is cancelled."""
+    before = children()
+
+    async def main() -> None:
+        async def one() -> None:
+            async with snapshot.start_async(stdin=PIPE, stdout=PIPE) as process:
+                await process.wait()
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one(), seconds)
+
+    asyncio.run(main())
+    eventually(lambda: children() <= before, "its end")
+
+
+def test_what_is_refused(snapshot: Snapshot) -> None:
+    """Text, and what start refuses."""
+
+    async def main() -> None:
+        with pytest.raises(OptionError, match="binary"):
+            snapshot.start_async(text=True)
+        with pytest.raises(OptionError, match="cwd="):
+            await snapshot.start_async(cwd="relative")
+
+    asyncio.run(main())

@@ -1,0 +1,114 @@
+"""``pycriu-native snapshot``, ``start`` and ``snapshots`` on real programs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native.cli.exit_codes import Exit
+from pycriu_native.snapshots import Snapshot
+
+from .conftest import Spawn
+from .support.processes import eventually
+from .test_snapshots import COMMAND, ENVIRONMENT
+
+pytest.importorskip("click")
+
+CLI = [sys.executable, "-m", "pycriu_native"]
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command line."""
+    options = {"capture_output": True, "text": True, "env": ENVIRONMENT, **options}
+    return subprocess.run([*CLI, *map(str, words)], check=False, **options)
+
+
+def result(done: subprocess.CompletedProcess[str]) -> Any:
+    """The result of a command with --json."""
+    return json.loads(done.stdout.splitlines()[-1])["result"]
+
+
+def test_from_a_snapshot_to_its_removal(tmp_path: Path) -> None:
+    """Each command does what it says, for people and as JSON."""
+    directory = tmp_path / "app.snapshot"
+    done = run("snapshot", directory, "--", *COMMAND, "saved")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("saved ")
+
+    words = ["start", directory, "--env", "SNAPSHOT_TEST=given", "--hostname", "copy-1"]
+    questions = json.dumps(["identity"]) + "\n" + json.dumps(["exit", 9]) + "\n"
+    done = run(*words, "--network", "--cwd", "/", "--", "--n", "3", input=questions)
+    assert (done.returncode, done.stderr) == (9, "")
+    seen = json.loads(done.stdout)[1]
+    assert (seen["arguments"], seen["variable"]) == (["--n", "3"], "given")
+    assert (seen["hostname"], seen["links"], seen["directory"]) == ("copy-1", ["lo"], "/")
+    done = run("start", directory, "--json", input=json.dumps(["kill", 15]) + "\n")
+    assert done.returncode == 128 + signal.SIGTERM
+    running, ended = map(json.loads, done.stdout.splitlines())
+    assert (running["event"], running["number"]) == ("running", 2)
+    assert (ended["event"], ended["exit_code"]) == ("ended", 128 + signal.SIGTERM)
+
+    listed = result(run("snapshots", "list", tmp_path, "--json"))
+    assert [each["directory"] for each in listed["snapshots"]] == [str(directory)]
+    assert "app.snapshot" in run("snapshots", "list", tmp_path).stdout
+    assert "no snapshot" in run("snapshots", "list", directory).stdout
+    inspected = result(run("snapshots", "inspect", directory, "--json"))
+    assert (inspected["problems"], inspected["guest"]) == ([], True)
+    assert inspected["command"] == [*COMMAND, "saved"]
+
+    done = run("snapshots", "remove", directory)
+    assert (done.returncode, directory.exists()) == (0, False)
+    done = run("snapshots", "inspect", directory)
+    assert done.returncode == Exit.IMAGES
+
+
+def test_a_machine_that_does_not_fit(tmp_path: Path) -> None:
+    """Inspect ends with 11 and start with 2, both with what has changed; --no-check starts."""
+    directory = tmp_path / "app.snapshot"
+    assert run("snapshot", directory, "--", *COMMAND).returncode == 0
+    path = directory / "snapshot.json"
+    values = json.loads(path.read_text())
+    values["host"]["kernel"] = "99.0"
+    path.write_text(json.dumps(values))
+    done = run("snapshots", "inspect", directory)
+    assert (done.returncode, "99.0 or later" in done.stdout) == (Exit.NO, True)
+    done = run("start", directory, stdin=subprocess.DEVNULL)
+    assert (done.returncode, "99.0 or later" in done.stderr) == (Exit.REFUSED, True)
+    assert run("start", directory, "--no-check", stdin=subprocess.DEVNULL).returncode == 0
+
+
+def test_signals_are_passed_on(tmp_path: Path) -> None:
+    """SIGTERM of the command ends the copy, and the command as the copy."""
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    with subprocess.Popen(
+        [*CLI, "start", str(snapshot.directory), "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "running"
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
+    """Only with the explicit word."""
+    target = spawn()
+    done = run("snapshot", tmp_path / "s", "--pid", target.pid)
+    assert done.returncode == Exit.REFUSED
+    assert "without_guest" in done.stderr
+    done = run(
+        "snapshot", tmp_path / "s", "--pid", target.pid, "--without-guest", "--leave-running"
+    )
+    assert done.returncode == 0, done.stderr
+    eventually(target.runs_on, "progress")
+    for words in ((), ("--pid", "1", "--", "true")):
+        assert run("snapshot", tmp_path / "t", *words).returncode == Exit.REFUSED

@@ -1,0 +1,66 @@
+"""What SECURITY.md says about snapshots."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+
+import pytest
+
+from pycriu_native import OptionError
+from pycriu_native.snapshots import Snapshot
+
+from .support.processes import PATIENCE
+from .test_snapshots import COMMAND, ENVIRONMENT
+
+NOBODY = 65534
+
+SECRETIVE = """
+import sys
+from pycriu_native import guest
+
+secret = bytearray(64)
+with open(sys.argv[1], "rb", buffering=0) as file:  # no other object ever holds it
+    file.readinto(secret)
+
+@guest.before_snapshot
+def forget():
+    if sys.argv[2] == "forget":
+        secret[:] = bytes(len(secret))
+
+@guest.after_start
+def learn(start):
+    secret[:] = start.variables["SECRET"].encode()
+
+guest.wait()
+print(secret.decode(), flush=True)
+"""
+
+
+def test_a_snapshot_of_another_user(tmp_path: Path) -> None:
+    """A directory that somebody else owns is refused, and nothing is started."""
+    snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
+    os.chown(snapshot.directory, NOBODY, NOBODY)
+    with pytest.raises(OptionError, match="images_directory"):
+        snapshot.start(stdin=DEVNULL)
+    os.chown(snapshot.directory, os.geteuid(), os.getegid())
+    with snapshot.start(stdin=DEVNULL) as process:
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_secret_is_kept_out(tmp_path: Path) -> None:
+    """What a function before the snapshot overwrites is not in the images; each copy gets its own.
+
+    Objects of Python leave traces in freed memory: a secret is read into one that is overwritten.
+    """
+    needle = b"-".join([b"hunter", b"two", b"and", b"more"])
+    (tmp_path / "secret").write_bytes(needle)
+    for word in ("keep", "forget"):
+        command = [sys.executable, "-c", SECRETIVE, str(tmp_path / "secret"), word]
+        snapshot = Snapshot.take(command, tmp_path / word, env=ENVIRONMENT)
+        images = snapshot.directory.iterdir()
+        assert any(needle in path.read_bytes() for path in images) is (word == "keep")
+    with snapshot.start(extra_env={"SECRET": "another"}, stdout=PIPE, text=True) as process:
+        assert process.communicate(timeout=PATIENCE)[0] == "another\n"
