@@ -293,7 +293,7 @@ def the_pipe_of_autofs(at: Site) -> Target:
         pytest.skip("this kernel has no autofs")
     place = at.directory / "auto"
     place.mkdir()
-    at.held.callback(subprocess.run, ["umount", "--lazy", place], check=True)
+    at.held.callback(lambda: subprocess.run(["umount", "--lazy", place], check=True))
     return at.spawn(f"""
         import ctypes, os
         reader, writer = os.pipe()
