@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from pycriu_native.images import encode
 
 PAGE = 4096
+MARCH = {"aarch64": "AARCH64"}.get(os.uname().machine, "X86_64")
+"""This host's architecture, as CRIU names it."""
 START = 0x10000
 ANONYMOUS = 1 | 1 << 9
 """VMA_AREA_REGULAR and VMA_ANON_PRIVATE."""
@@ -57,7 +60,7 @@ def image_set(
         "blk_sigset": 0,
         "comm": "hand-made",
     }
-    write(directory, f"core-{pid}.img", "CORE", {"mtype": "X86_64", "tc": task})
+    write(directory, f"core-{pid}.img", "CORE", {"mtype": MARCH, "tc": task})
     names = (
         "start_code end_code start_data end_data start_stack start_brk brk arg_start arg_end "
         "env_start env_end"
