@@ -49,7 +49,6 @@ SMOKE_ARM64 = (
     "tests/integration/test_stats.py",
     "tests/integration/test_tcp.py::test_not_a_byte_is_lost_or_doubled",
     "tests/unit/test_images_memory.py",
-    "tests/unit/test_pagemap.py",
 )
 LIMIT = 3600
 GRACE = 600
