@@ -403,8 +403,10 @@ def _contradictions(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             "manage_cgroups", False, "not together with manage_cgroups_mode: the mode wins"
         )
     yield from _needs(opts, "unix_sks", "external_unix_connections", "CRIU reads them only then")
-    yield from _needs(opts, "ext_sharing", "auto_ext_mnt", "it does nothing by itself")
-    yield from _needs(opts, "ext_masters", "auto_ext_mnt", "it does nothing by itself")
+    if not any(str(each).startswith("mnt[]") for each in opts.external or ()):
+        why = 'it does nothing by itself; external=["mnt[]"] finds mounts as well'
+        yield from _needs(opts, "ext_sharing", "auto_ext_mnt", why)
+        yield from _needs(opts, "ext_masters", "auto_ext_mnt", why)
     yield from _together(opts, "stream", "parent_image", "a stream has no parent")
     yield from _together(opts, "stream", "auto_dedup", "a stream has nothing to punch")
     if not opts.lazy_pages:

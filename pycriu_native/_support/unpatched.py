@@ -31,6 +31,17 @@ sleep: Callable[[float], None] = original("time", "sleep")
 poll: Callable[[], Any] = original("select", "poll")
 """``select.poll``."""
 
+_POLLIN: int = original("select", "POLLIN")
+
+
+def readable(*fds: int, seconds: float | None = 0.0) -> bool:
+    """Whether one of these descriptors can be read, or is at its end, within ``seconds``."""
+    waiting = poll()
+    for fd in fds:
+        waiting.register(fd, _POLLIN)
+    return bool(waiting.poll(None if seconds is None else max(0.0, seconds) * 1000))
+
+
 _start: Callable[..., int] = original("_thread", "start_new_thread")
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+from .._support.unpatched import sleep
 from .._system.process import stat_of
 from ..errors import CriuError, DeadlineError, NoSuchProcessError
 from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
@@ -61,5 +62,5 @@ def _until(directory: JobDirectory, timeout: float, what: str) -> Iterator[JobSt
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         yield directory.status()
-        time.sleep(PAUSE)
+        sleep(PAUSE)
     raise DeadlineError(f"no {what} within {timeout:g} s", verb=f"job {what}")

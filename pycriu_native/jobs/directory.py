@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.kernel_text import read_text
+from .._support.unpatched import sleep
 from .._system.process import stat_of
 from ..errors import ImagesError
 
@@ -141,7 +142,7 @@ class JobDirectory:
             if time.monotonic() >= until:
                 os.close(fd)
                 return None
-            time.sleep(0.05)
+            sleep(0.05)
 
     def wait_until_free(self, seconds: float) -> None:
         """Wait until no supervisor runs, but no longer."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
 from collections import deque
 from typing import Any
 
+from .._support.unpatched import readable
 from .._system.new_namespaces import (
     CLONE_NEWNS,
     CLONE_NEWPID,
@@ -76,7 +76,7 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -
 
 def _is_alone(alive: int) -> bool:
     """Whether the process that runs the job has ended."""
-    return bool(select.select([alive], [], [], 0)[0])
+    return readable(alive)
 
 
 def _failed(directory: JobDirectory, message: str) -> int:

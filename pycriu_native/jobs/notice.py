@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +19,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any
+
+from .._support.unpatched import Event, Thread
 
 EVERY = 5.0
 """Seconds between two attempts."""
@@ -35,8 +36,8 @@ class NoticeWatch:
     def __init__(self, source: str | None, woken: int) -> None:
         self._source = source
         self._woken = woken
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._over = Event()
+        self._thread: Any = None
         self.text = ""
         self.until: float | None = None
         self.vague = True
@@ -49,7 +50,7 @@ class NoticeWatch:
 
     def __enter__(self) -> NoticeWatch:
         if self._source is not None:
-            self._thread = threading.Thread(target=self._watch, name="notice", daemon=True)
+            self._thread = Thread(target=self._watch, name="notice", daemon=True)
             self._thread.start()
         return self
 

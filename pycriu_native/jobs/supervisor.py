@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
+from .._support.unpatched import readable
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
@@ -218,7 +218,7 @@ class Supervisor:
                 continue
             if self._stop_by is None:
                 pause = max(0.0, min(due - time.monotonic(), 5.0))
-                select.select([wake, self._alive], [], [], pause)
+                readable(wake, self._alive, seconds=pause)
                 with contextlib.suppress(BlockingIOError):
                     os.read(wake, 4096)
 
@@ -348,4 +348,4 @@ def _remove(path: Any) -> None:
 
 
 def _has_ended(alive: int) -> bool:
-    return bool(select.select([alive], [], [], 0)[0])
+    return readable(alive)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 
 from .. import guest
 from .._support.closing import Closing
+from .._support.unpatched import Thread, readable
 from ..errors import CriuError, DeadlineError
 
 GUEST = 3
@@ -69,7 +68,7 @@ class ParkedProgram(Closing):
             for each in theirs:
                 each.close()
         self._readers = [
-            threading.Thread(target=self._pass_on, args=(stream,), daemon=True)
+            Thread(self._pass_on, "output of a parked program", (stream,), daemon=True)
             for stream in self._sockets[1:GUEST]
         ]
         for reader in self._readers:
@@ -88,11 +87,9 @@ class ParkedProgram(Closing):
         Raises ``CriuError`` if it ends before, ``DeadlineError`` at ``until`` (time.monotonic()).
         """
         line = b""
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
         while line != guest.READY:
-            remaining = None if until is None else max(0.0, until - time.monotonic()) * 1000
-            if not poll.poll(remaining):
+            remaining = None if until is None else until - time.monotonic()
+            if not readable(self.socket.fileno(), seconds=remaining):
                 raise DeadlineError(self._message("has not called guest.wait() in time"))
             data = self.socket.recv(len(guest.READY) - len(line))
             line += data

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
+from .._support.unpatched import readable
 from .streams import ParentEnds, TextMode
 
 CHUNK = 65536
@@ -105,9 +106,7 @@ class Process(subprocess.Popen[AnyStr]):
         return result
 
     def _has_ended(self, timeout: float | None) -> bool:
-        poll = select.poll()
-        poll.register(self._child.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(0.0, timeout) * 1000))
+        return readable(self._child.pidfd, seconds=timeout)
 
     def send_signal(self, sig: int) -> None:
         """Send a signal to it; nothing happens if it has ended."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import tempfile
@@ -18,6 +17,7 @@ from .. import guest
 from .._calls.verbs import restore_child
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import readable
 from .._transport.base import Via
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
@@ -68,7 +68,7 @@ class RestoredChild:
                 ended = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
             except ChildProcessError:
                 # Another part of this program has reaped it. subprocess calls that status 0, too.
-                self._status = 0 if _is_readable(self.pidfd) else None
+                self._status = 0 if readable(self.pidfd) else None
                 return self._status
             if ended is not None:
                 exited = ended.si_code == os.CLD_EXITED
@@ -88,12 +88,6 @@ class RestoredChild:
             os.close(self.pidfd)
             self.pidfd = -1
         return self.pidfd < 0
-
-
-def _is_readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def start_copy(images: str, record: Record, number: int, request: StartRequest) -> Process[Any]:

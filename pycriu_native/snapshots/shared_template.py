@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from .._support.closing import Closing
-from .._support.unpatched import Lock
+from .._support.unpatched import Lock, Thread
 from .._transport.connection import Connection
 from .._transport.forkserver import MOST_INHERITED, ForkServer, ForkServerUnavailableError
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
@@ -187,7 +186,7 @@ def load(directory: Path, server: ForkServer) -> None:
             for fd, file in zip(opened, template.files, strict=False):
                 sums.append(checksum(fd, file.size))
 
-        reader = threading.Thread(target=read_all)
+        reader = Thread(read_all, "checksums of a template")
         reader.start()
         try:
             server.load_template(memory, opened[:-1], len(table))

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,12 +131,19 @@ def test_a_restore_that_does_not_know_the_mount(box: Container, images: Path) ->
 # ---- mounts that share with the host ----
 
 
+@pytest.mark.parametrize("found", [{"auto_ext_mnt": True}, {"external": ["mnt[]"]}])
 @pytest.mark.parametrize(
     ("propagation", "mark", "field"),
     [("slave", "master:", "ext_masters"), ("unchanged", "shared:", "ext_sharing")],
 )
 def test_mounts_that_share_with_the_host(
-    tmp_path: Path, data: Path, images: Path, propagation: str, mark: str, field: str
+    tmp_path: Path,
+    data: Path,
+    images: Path,
+    propagation: str,
+    mark: str,
+    field: str,
+    found: dict[str, Any],
 ) -> None:
     """A found mount that is a slave of the host's, or shared with it, needs a word on dump."""
     with mount_point(data):
@@ -144,7 +152,7 @@ def test_mounts_that_share_with_the_host(
             tmp_path / "box", READS, binds={"/data": data}, propagation=propagation
         ) as box:
             assert mark in _sharing(box)
-            plain = CriuOpts(images_directory=images, auto_ext_mnt=True)
+            plain = CriuOpts(images_directory=images, **found)
             with pytest.raises(CriuError, match=f"{field}=True") as caught:
                 dump(box.pid, plain)
             assert field in caught.value.options

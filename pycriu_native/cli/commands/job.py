@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import sys
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 
+from ..._support.unpatched import sleep
 from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
@@ -87,7 +87,7 @@ def _status(call: Call, directory: str, follow: bool) -> Exit:
     while follow and not call.out.as_json and job.status().state is State.RUNNING:
         click.clear()
         call.out.answer({}, _words(job, job.status()))
-        time.sleep(1)
+        sleep(1)
     status = job.status()
     body = asdict(status) | {
         "directory": str(job.path),
@@ -167,7 +167,7 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
             sys.stdout.buffer.flush()
             if not (follow and running):
                 return Exit.DONE
-            time.sleep(0.2)
+            sleep(0.2)
 
 
 def _directory() -> click.Argument:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._support.unpatched import readable
 from ..._system.descriptors import copied
 from ..._system.inet_sockets import InetSocket, inet_sockets
 from ..._system.process_snapshot import Descriptor, Process, link
@@ -237,7 +237,7 @@ def _netlink(fd: Descriptor) -> Iterator[Finding]:
     with contextlib.suppress(OSError), copied_socket(fd) as sock:
         port = sock.getsockname()[0]
         groups = sock.getsockopt(SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, 1024)
-        is_readable = bool(select.select([sock], [], [], 0)[0])
+        is_readable = readable(sock.fileno())
         if is_readable:
             yield stops(
                 "netlink-unread",
