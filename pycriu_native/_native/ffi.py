@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 
 from .._support.light_typing import Any
 
@@ -14,6 +16,13 @@ pycriu-native from its wheel, which contains libcriu."""
 _ISOLATED = """\
 pycriu_native does not work in an isolated subinterpreter: {reason}
 It works in the main interpreter, and in subinterpreters that share its lock."""
+
+if sys.byteorder != "little":
+    # CRIU writes its images in the byte order of the host, and they are read as little-endian.
+    raise ImportError(
+        f"pycriu_native works on little-endian machines only, and this one ({os.uname().machine}) "
+        "is big-endian"
+    )
 
 try:
     from .extension import ffi as ffi

@@ -287,3 +287,11 @@ def test_the_command_line_without_libcriu(
     assert result["schema"] == SCHEMA
     assert finding["severity"] == Severity.STOPS
     assert set(finding) == set(Finding(id="", severity=Severity.STOPS, message="").to_dict())
+
+
+def test_a_big_endian_machine_is_refused() -> None:
+    """By name, before the extension is looked for."""
+    code = "import sys; sys.byteorder = 'big'\nfrom pycriu_native import dump"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert f"({os.uname().machine}) is big-endian" in run.stderr
