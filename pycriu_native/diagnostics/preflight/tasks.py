@@ -116,7 +116,7 @@ def _stoppable(process: Process) -> Iterator[Finding]:
     tracers = {
         tracer: thread
         for thread in process.threads
-        if (tracer := status_of(process.pid, thread).get("TracerPid")) not in ("", "0")
+        if (tracer := status_of(process.pid, thread).get("TracerPid", "0")) not in ("", "0")
     }
     for tracer in tracers:
         yield stops(
