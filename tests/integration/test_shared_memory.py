@@ -261,7 +261,8 @@ def test_copies_outlive_the_fork_server(
             assert via.pid != killed
             assert second.ask("hash_all()") == expected
         via.close()
-        eventually(lambda: not children() - {first.pid}, "the end of the others")
+        others = children() - {first.pid}
+        eventually(lambda: not any(map(is_alive, others)), "the end of the others")
         assert first.ask("hash_all()") == expected
         with pytest.raises(ValueError, match="closed"):
             copy(python, via.directory, via).__enter__()

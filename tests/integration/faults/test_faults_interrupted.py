@@ -117,6 +117,8 @@ def alarm() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+# What a signal's handler raises in a callback of the garbage collector is printed and lost.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", ["a deadline", "Ctrl-C"])
 @pytest.mark.parametrize("name", SIZES)
 def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) -> None:
