@@ -310,6 +310,7 @@ def test_a_program_that_others_can_change(
 
 def test_the_recorded_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the build has recorded is no better than what a caller names."""
+    monkeypatch.delenv("CRIU_PROGRAM", raising=False)
     program = _program(tmp_path / "bin")
     monkeypatch.setattr("pycriu_native._transport.program.BUILT_PROGRAM", str(program))
     assert find_program() == str(program)
