@@ -258,11 +258,12 @@ def test_copies_outlive_the_fork_server(
         eventually(lambda: not is_alive(killed), "its end")
         assert first.ask("hash_all()") == expected
         with copy(python, via.directory, via) as second:
-            assert via.pid != killed
+            server = via.pid
+            assert server != killed
             assert second.ask("hash_all()") == expected
         via.close()
-        others = children() - {first.pid}
-        eventually(lambda: not any(map(is_alive, others)), "the end of the others")
+        ended = (killed, server, second.pid)
+        eventually(lambda: not any(map(is_alive, ended)), "the end of the others")
         assert first.ask("hash_all()") == expected
         with pytest.raises(ValueError, match="closed"):
             copy(python, via.directory, via).__enter__()
