@@ -233,4 +233,3 @@ class Tree:
 
 
 libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long

@@ -31,7 +31,7 @@ from .job import CHECKPOINTING, FAILED, STOPPING
 def main(spec: dict[str, Any]) -> int:
     """Make the namespaces and run the supervisor in them."""
     end_with_parent()
-    if _is_alone(spec["alive"]):
+    if readable(spec["alive"]):  # the process that runs the job has ended
         return FAILED
     stopped: deque[int] = deque()
     for number in (*STOPPING, CHECKPOINTING):
@@ -62,7 +62,7 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -
     """The first process of the pid namespace; ``signals`` are those that have come so far."""
     outside = int(os.readlink("/proc/self"))  # still that of the namespace outside
     seen = stat_of(outside)
-    if _is_alone(spec["alive"]):
+    if readable(spec["alive"]):  # the process that runs the job has ended
         return FAILED
     try:
         mount_proc()
@@ -72,11 +72,6 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -
 
     start = 0 if seen is None else seen.start
     return Supervisor(spec, directory, signals, outside, start).run()
-
-
-def _is_alone(alive: int) -> bool:
-    """Whether the process that runs the job has ended."""
-    return readable(alive)
 
 
 def _failed(directory: JobDirectory, message: str) -> int:

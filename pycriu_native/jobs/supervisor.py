@@ -202,7 +202,7 @@ class Supervisor:
             if ended is not None:
                 self._ended(ended)
                 return 0
-            if _has_ended(self._alive):
+            if readable(self._alive):
                 return 0  # we run for no one
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
@@ -345,7 +345,3 @@ def _remove(path: Any) -> None:
     import shutil
 
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _has_ended(alive: int) -> bool:
-    return readable(alive)
