@@ -1,14 +1,14 @@
 /*
- * libcriu's functions, 3.17 to 4.3, declared by us.
+ * Our declarations of libcriu's functions, 3.17 to 4.3.
  *
- * build_ffi.py reads this file twice: as the cffi declaration and as C, where it
- * makes each function weak, so that one build runs with any libcriu.so.2.
- * Where the system's criu.h exists, native/abi_check.c includes both, and a wrong
- * line here is a compile error. A comment names the release that brought what
- * follows it; without one it is in 3.17.
+ * build_ffi.py uses this file as the cffi declaration and as C, where it makes
+ * each function a weak symbol, so that one build runs with any libcriu.so.2. If
+ * the system has a criu.h, native/abi_check.c includes both, and a declaration
+ * that differs is a compile error. A comment with a release number applies to the
+ * functions after it; those before the first one are in 3.17.
  */
 
-/* Handles, and how CRIU is reached */
+/* Handles, and the connection to CRIU */
 int criu_local_init_opts(criu_opts **opts);
 void criu_local_free_opts(criu_opts *opts);
 void criu_free_service(criu_opts *opts);

@@ -1,7 +1,7 @@
 /*
- * The types that libcriu's functions speak of: opaque handles, enumerations, and
- * the one structure that callers fill in. The numbers are those of libcriu's
- * interface; native/abi_check.c compares them with the system's criu.h.
+ * The types of libcriu's functions: opaque handles, enumerations, and the one
+ * structure that callers fill in. native/abi_check.c compares the values with
+ * the system's criu.h.
  */
 typedef struct criu_opts criu_opts;
 typedef struct criu_notify *criu_notify_arg_t;

@@ -1,13 +1,13 @@
 /*
- * Our declarations of libcriu against the system's own header, in one unit: where the two
- * disagree on a function or a constant, the build stops here. Produces no code.
+ * Compares our declarations of libcriu with the system's header by including both: a different
+ * function or constant is a compile error. Produces no code.
  */
 #ifdef PN_HAVE_CRIU_H
 
 #include <stddef.h>
 #include <criu/criu.h>
 
-/* Older headers lack these two, and our declarations name them. */
+/* Older headers lack these two enums, which our declarations use. */
 enum criu_image_io_mode;
 enum criu_compress_mode;
 

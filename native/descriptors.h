@@ -1,6 +1,6 @@
 /*
- * Descriptors that stay off 0 to 2: where the caller has closed one of these, what is opened next gets
- * its number, to which libcriu prints, and which mean something else to a worker.
+ * Descriptors above 2. If the caller has closed 0, 1 or 2, the next open() returns that number;
+ * libcriu prints to it, and in a worker it is standard input, output or error.
  */
 #ifndef PN_DESCRIPTORS_H
 #define PN_DESCRIPTORS_H
@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* The same file on a number above 2; -1 stays -1. */
+/* Moves the descriptor to a number above 2; -1 stays -1. */
 static inline int above_stdio(int fd)
 {
 	int moved;
@@ -21,14 +21,14 @@ static inline int above_stdio(int fd)
 	return moved;
 }
 
-/* Makes room for large requests: beyond the system's limit where we may. */
-static inline int widen(int sock)
+/* For large requests: beyond the system's limit if the caller has CAP_NET_ADMIN. */
+static inline int enlarge_send_buffer(int sock)
 {
-	const int wide = 64 << 20;
+	const int size = 64 << 20;
 
-	if (!setsockopt(sock, SOL_SOCKET, SO_SNDBUFFORCE, &wide, sizeof(wide)))
+	if (!setsockopt(sock, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size)))
 		return 0;
-	return setsockopt(sock, SOL_SOCKET, SO_SNDBUF, &wide, sizeof(wide));
+	return setsockopt(sock, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 }
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The numbers and byte strings of a message, many at once, for Python.
+ * The numbers and byte strings of a protobuf message, many at once, for Python.
  */
 #include "fields.h"
 
@@ -8,16 +8,16 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
-int pn_read_fields(const uint8_t *data, size_t length, size_t *at, struct pn_value *out, size_t room)
+int pn_read_fields(const uint8_t *data, size_t length, size_t *at, struct pn_value *out, size_t capacity)
 {
 	struct bytes in = { data + *at, data + length };
 	size_t count = 0;
 
-	while (in.at < in.end && count < room) {
+	while (in.at < in.end && count < capacity) {
 		struct field field;
 
 		if (!read_field(&in, &field))
-			return count ? (int)count : -EINVAL; /* once more, and it is told */
+			return count ? (int)count : -EINVAL; /* the next call reports the error */
 		*at = (size_t)(in.at - data);
 		if (field.kind != VARINT && field.kind != BYTES)
 			continue;

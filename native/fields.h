@@ -1,5 +1,5 @@
 /*
- * The fields of a protobuf message, read one after the other out of bytes that may be anybody's.
+ * Reads the fields of a protobuf message one after the other. The bytes are not trusted.
  */
 #ifndef PN_FIELDS_H
 #define PN_FIELDS_H
@@ -21,18 +21,18 @@ struct field {
 	struct bytes inner;
 };
 
-/* Bits beyond the 64th are lost, as with protobuf. */
+/* Bits beyond the 64th are discarded, as in protobuf. */
 static inline bool read_varint(struct bytes *in, uint64_t *value)
 {
-	uint64_t found = 0;
+	uint64_t result = 0;
 
 	for (unsigned shift = 0; shift < 70; shift += 7) {
 		if (in->at == in->end)
 			return false;
 		uint8_t byte = *in->at++;
-		found |= (uint64_t)(byte & 0x7f) << shift;
+		result |= (uint64_t)(byte & 0x7f) << shift;
 		if (byte < 0x80) {
-			*value = found;
+			*value = result;
 			return true;
 		}
 	}

@@ -1,25 +1,25 @@
 /*
- * A CRIU that has been loaded, and forks workers: one for each request.
+ * A fork server: a criu process with its libraries loaded that forks a worker for each request.
  *
- * Loading CRIU and its libraries is most of what starting a worker costs. This is preloaded into
- * a ``criu swrk FD`` whose FD is a socket of ours (_transport/forkserver.py). Its constructor runs
- * once the libraries are loaded, before main(). With each request come a worker's socket, its
- * output, and the descriptors that it inherits. The fork puts these in their places, as a sibling
- * of the fork server (CLONE_PARENT), and returns, so that main() begins: it is a fresh worker in
- * every respect, but for what the loader did. In any other program than a worker, such as a shell
- * script that starts CRIU, nothing happens.
+ * Most of the time to start a worker is the loading of CRIU and its libraries. This library is
+ * preloaded into a ``criu swrk FD`` whose FD is a socket of _transport/forkserver.py. Its constructor
+ * runs after the libraries are loaded and before main(). Each request carries the socket of a worker,
+ * its output, and the descriptors that it inherits. The forked process is a sibling of the fork server
+ * (CLONE_PARENT): it moves these descriptors to their numbers and returns from the constructor, so
+ * that main() runs as in a new worker. In a program that is not ``criu swrk``, such as a shell script
+ * that starts CRIU, the constructor does nothing.
  *
- * A fork server may hold a template: the memory of a dumped program, in anonymous memory of its
- * own (snapshots/template.py). Its workers inherit it, copy-on-write. Where CRIU maps a mapping
- * whose offset is a place in the template, that part of the template is moved there.
+ * A fork server can hold a template: the memory of a dumped program, in private anonymous memory
+ * (snapshots/template.py). Its workers inherit it, copy-on-write. If CRIU maps a file at a marked
+ * offset, the part of the template at that offset is moved to the mapping's address instead.
  *
- * It runs on CRIU's C library, which need not be ours: nothing is taken from that but syscall(),
- * environ, and memcpy(), which compilers call. So it has no errno, and allocates no memory.
+ * It runs with CRIU's C library, which can differ from the one that it is compiled with. It uses only
+ * syscall(), environ, and memcpy(), which compilers insert. It has no errno and allocates no memory.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/mman.h> /* <sys/mman.h> declares mmap64, which some C libraries make a macro */
+#include <linux/mman.h> /* not <sys/mman.h>: it declares mmap64, in some C libraries as a macro */
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -38,7 +38,7 @@
 extern long syscall(long number, ...);
 extern char **environ;
 
-static int begins_with(const char *text, const char *with)
+static int starts_with(const char *text, const char *with)
 {
 	while (*with)
 		if (*text++ != *with++)
@@ -46,23 +46,23 @@ static int begins_with(const char *text, const char *with)
 	return 1;
 }
 
-/* CRIU runs programs, which are not to load this. */
-static void forget_preload(void)
+/* Programs that CRIU starts do not load this library. */
+static void remove_preload(void)
 {
 	char **to = environ;
 
 	for (char **from = environ; *from; from++)
-		if (!begins_with(*from, "LD_PRELOAD="))
+		if (!starts_with(*from, "LD_PRELOAD="))
 			*to++ = *from;
 	*to = NULL;
 }
 
-/* The FD of ``criu swrk FD``; -1: this is another program. */
-static int fd_of_worker(void)
+/* The FD of ``criu swrk FD``; -1 in another program. */
+static int swrk_descriptor(void)
 {
-	char words[4096];
+	char arguments[4096];
 	int file = (int)syscall(SYS_openat, AT_FDCWD, "/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-	long length = file < 0 ? -1 : syscall(SYS_read, file, words, sizeof(words) - 1);
+	long length = file < 0 ? -1 : syscall(SYS_read, file, arguments, sizeof(arguments) - 1);
 	long at = 0;
 	int fd = 0;
 
@@ -70,18 +70,18 @@ static int fd_of_worker(void)
 		syscall(SYS_close, file);
 	if (length < 0)
 		return -1;
-	words[length] = '\0';
-	while (at < length && words[at])
+	arguments[length] = '\0';
+	while (at < length && arguments[at])
 		at++;
-	if (++at >= length || !begins_with(words + at, "swrk") || words[at + 4])
+	if (++at >= length || !starts_with(arguments + at, "swrk") || arguments[at + 4])
 		return -1;
 	at += 5;
-	if (at >= length || !words[at])
+	if (at >= length || !arguments[at])
 		return -1;
-	for (; words[at]; at++) {
-		if (words[at] < '0' || words[at] > '9' || fd > 1 << 20)
+	for (; arguments[at]; at++) {
+		if (arguments[at] < '0' || arguments[at] > '9' || fd > 1 << 20)
 			return -1;
-		fd = fd * 10 + words[at] - '0';
+		fd = fd * 10 + arguments[at] - '0';
 	}
 	return fd;
 }
@@ -94,12 +94,12 @@ struct received {
 	int n_fds;
 };
 
-/* The next request; 0: the other end of the socket is closed, or what came is no request. */
-static int next(int line, struct received *received)
+/* Receives a request; 0: the other end of the socket is closed, or the message is not a request. */
+static int receive_request(int sock, struct received *received)
 {
 	union {
-		struct cmsghdr head;
-		char room[CMSG_SPACE(PN_FORK_FDS * sizeof(int))];
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(PN_FORK_FDS * sizeof(int))];
 	} control;
 	struct iovec into = { &received->request, sizeof(received->request) };
 	struct msghdr message = {
@@ -109,13 +109,13 @@ static int next(int line, struct received *received)
 		.msg_controllen = sizeof(control),
 	};
 
-	if (syscall(SYS_recvmsg, line, &message, MSG_CMSG_CLOEXEC) != sizeof(received->request))
+	if (syscall(SYS_recvmsg, sock, &message, MSG_CMSG_CLOEXEC) != sizeof(received->request))
 		return 0;
-	if (message.msg_controllen < sizeof(control.head) || control.head.cmsg_len < CMSG_LEN(0))
+	if (message.msg_controllen < sizeof(control.header) || control.header.cmsg_len < CMSG_LEN(0))
 		return 0;
-	received->n_fds = (control.head.cmsg_len - CMSG_LEN(0)) / sizeof(int);
+	received->n_fds = (control.header.cmsg_len - CMSG_LEN(0)) / sizeof(int);
 	for (int i = 0; i < received->n_fds; i++)
-		received->fds[i] = ((const int *)CMSG_DATA(&control.head))[i];
+		received->fds[i] = ((const int *)CMSG_DATA(&control.header))[i];
 	return 1;
 }
 
@@ -138,17 +138,17 @@ static long fork_sibling(void)
 #endif
 }
 
-static void put(int fd, int number)
+static void move_descriptor(int fd, int number)
 {
 	if (syscall(SYS_dup3, fd, number, 0) < 0)
 		syscall(SYS_exit_group, 127);
 }
 
-/* Has main() read another number. The words of the command line end before the environment. */
-static void change_fd_of_worker(int fd)
+/* Changes the FD that main() reads: in memory, the last argument, NULL and environ[0] are adjacent. */
+static void set_swrk_descriptor(int fd)
 {
-	static char word[12];
-	char *at = word + sizeof(word) - 1;
+	static char argument[12];
+	char *at = argument + sizeof(argument) - 1;
 
 	do
 		*--at = '0' + fd % 10;
@@ -156,16 +156,16 @@ static void change_fd_of_worker(int fd)
 	environ[-2] = at;
 }
 
-/* Every descriptor to the number that it has in the caller, which another one, or the fork
- * server's own socket, may have here. */
-static void put_inherited(int line, struct received *received)
+/* Moves each descriptor to the number that it has in the caller. Another descriptor, or the fork
+ * server's socket, can have that number here. */
+static void place_inherited(int sock, struct received *received)
 {
-	const int n = received->n_fds - PN_FORK_OWN, *numbers = received->request.numbers;
-	int highest = line, line_is_taken = 0;
+	const int n = received->n_fds - PN_FORK_RESERVED, *numbers = received->request.numbers;
+	int highest = sock, sock_number_is_inherited = 0;
 
 	for (int i = 0; i < n; i++) {
 		highest = numbers[i] > highest ? numbers[i] : highest;
-		line_is_taken |= numbers[i] == line;
+		sock_number_is_inherited |= numbers[i] == sock;
 	}
 	for (int i = 0; i < received->n_fds; i++) {
 		int moved = (int)syscall(SYS_fcntl, received->fds[i], F_DUPFD_CLOEXEC, highest + 1);
@@ -175,39 +175,39 @@ static void put_inherited(int line, struct received *received)
 		syscall(SYS_close, received->fds[i]);
 		received->fds[i] = moved;
 	}
-	if (line_is_taken) {
+	if (sock_number_is_inherited) {
 		int moved = (int)syscall(SYS_fcntl, received->fds[PN_FORK_SOCKET], F_DUPFD, highest + 1);
 
 		if (moved < 0)
 			syscall(SYS_exit_group, 127);
-		change_fd_of_worker(moved);
+		set_swrk_descriptor(moved);
 	}
 	for (int i = 0; i < n; i++)
-		put(received->fds[PN_FORK_OWN + i], numbers[i]);
-	if (!line_is_taken)
-		put(received->fds[PN_FORK_SOCKET], line);
+		move_descriptor(received->fds[PN_FORK_RESERVED + i], numbers[i]);
+	if (!sock_number_is_inherited)
+		move_descriptor(received->fds[PN_FORK_SOCKET], sock);
 }
 
-/* In the worker. A Ctrl-C in the terminal goes to the foreground group, which it must leave. */
-static void take_place(int line, struct received *received)
+/* In the worker. It leaves the foreground process group, which receives a Ctrl-C of the terminal. */
+static void become_worker(int sock, struct received *received)
 {
 	syscall(SYS_setpgid, 0, 0);
-	if (received->n_fds > PN_FORK_OWN)
-		put_inherited(line, received);
+	if (received->n_fds > PN_FORK_RESERVED)
+		place_inherited(sock, received);
 	else
-		put(received->fds[PN_FORK_SOCKET], line);
-	put(received->fds[PN_FORK_OUTPUT], 1);
-	put(received->fds[PN_FORK_OUTPUT], 2);
+		move_descriptor(received->fds[PN_FORK_SOCKET], sock);
+	move_descriptor(received->fds[PN_FORK_OUTPUT], 1);
+	move_descriptor(received->fds[PN_FORK_OUTPUT], 2);
 }
 
 /* ---- the template ---- */
 
 static struct {
 	char *base;
-	struct pn_template head;
+	struct pn_template header;
 } template;
 
-/* As the C library's: -1 is in errno there. Some kernels take the arguments in memory. */
+/* mmap() without errno: FAILED on error. Some architectures pass the arguments in memory. */
 static void *map(void *address, size_t length, int prot, int flags, int fd, int64_t offset)
 {
 #ifdef __s390x__
@@ -222,7 +222,7 @@ static void *map(void *address, size_t length, int prot, int flags, int fd, int6
 #endif
 }
 
-/* Huge pages, for so much of a range as they can hold. Kernels before 6.1 cannot. */
+/* Collapses the aligned part of a range into huge pages; kernels before 6.1 do not support it. */
 static void collapse(uint64_t from, uint64_t to)
 {
 	from = (from + PN_HUGE_PAGE - 1) & ~(PN_HUGE_PAGE - 1);
@@ -233,8 +233,8 @@ static void collapse(uint64_t from, uint64_t to)
 
 static long map_regions(const struct pn_template_region *regions)
 {
-	const uint64_t count = template.head.n_regions;
-	char *at = map(NULL, template.head.size + PN_HUGE_PAGE, PROT_NONE,
+	const uint64_t count = template.header.n_regions;
+	char *at = map(NULL, template.header.size + PN_HUGE_PAGE, PROT_NONE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (at == FAILED)
@@ -245,7 +245,7 @@ static long map_regions(const struct pn_template_region *regions)
 		const uint64_t flags = regions[i].flags;
 		uint64_t length = 0;
 
-		/* One mapping as long as they are alike, for huge pages across their borders. */
+		/* One mapping for adjacent regions with the same flags: huge pages can span them. */
 		for (; i < count && regions[i].flags == flags; i++)
 			length += regions[i].length;
 		if (map(at, length, PROT_READ | PROT_WRITE,
@@ -259,8 +259,8 @@ static long map_regions(const struct pn_template_region *regions)
 static long read_extent(int fd, const struct pn_template_extent *extent)
 {
 	for (uint64_t done = 0; done < extent->length;) {
-		long n = syscall(SYS_pread64, fd, template.base + extent->place + done, extent->length - done,
-				 extent->from + done);
+		long n = syscall(SYS_pread64, fd, template.base + extent->template_offset + done, extent->length - done,
+				 extent->file_offset + done);
 
 		if (n <= 0)
 			return n < 0 ? -EIO : -ENODATA;
@@ -269,10 +269,10 @@ static long read_extent(int fd, const struct pn_template_extent *extent)
 	return 0;
 }
 
-/* 0, or a negative errno. The first descriptor is that of the table, the others of the pages. */
+/* 0, or a negative errno. The first descriptor is the table, the others are the files of the pages. */
 static long load_template(const struct received *received)
 {
-	const struct pn_template *head;
+	const struct pn_template *header;
 	const struct pn_template_region *regions;
 	const struct pn_template_extent *extents;
 	uint64_t from = 0, to = 0;
@@ -282,38 +282,38 @@ static long load_template(const struct received *received)
 		return -ENOSYS;
 	if (template.base || received->n_fds < 2)
 		return -EINVAL;
-	head = map(NULL, received->request.table_size, PROT_READ, MAP_PRIVATE, received->fds[0], 0);
-	if (head == FAILED)
+	header = map(NULL, received->request.table_size, PROT_READ, MAP_PRIVATE, received->fds[0], 0);
+	if (header == FAILED)
 		return -ENOMEM;
-	template.head = *head;
-	regions = (const void *)(head + 1);
-	extents = (const void *)(regions + head->n_regions);
+	template.header = *header;
+	regions = (const void *)(header + 1);
+	extents = (const void *)(regions + header->n_regions);
 	status = map_regions(regions);
-	for (uint64_t i = 0; !status && i < head->n_extents; i++) {
+	for (uint64_t i = 0; !status && i < header->n_extents; i++) {
 		status = read_extent(received->fds[1 + extents[i].file], &extents[i]);
-		if (extents[i].place != to) {
+		if (extents[i].template_offset != to) {
 			collapse(from, to);
-			from = extents[i].place;
+			from = extents[i].template_offset;
 		}
-		to = extents[i].place + extents[i].length;
+		to = extents[i].template_offset + extents[i].length;
 	}
 	collapse(from, to);
-	syscall(SYS_munmap, head, received->request.table_size);
+	syscall(SYS_munmap, header, received->request.table_size);
 	return status;
 }
 
 /*
- * In place of the C library's, for CRIU. A marked offset is none of a page, so that the kernel
- * refuses whatever is not moved from the template: memory is never silently empty.
+ * Replaces the C library's function in CRIU. A marked offset is not page-aligned, so the kernel
+ * refuses a mapping that is not moved from the template: memory is never silently empty.
  */
 void *mmap64(void *address, size_t length, int prot, int flags, int fd, int64_t offset)
 {
-	const uint64_t place = offset & PN_TEMPLATE_PLACE, tag = offset & ~PN_TEMPLATE_PLACE;
+	const uint64_t offset_in_template = offset & PN_TEMPLATE_OFFSET, tag = offset & ~PN_TEMPLATE_OFFSET;
 
-	if (!template.base || tag != template.head.tag || !(flags & MAP_FIXED) ||
-	    place > template.head.size || length > template.head.size - place)
+	if (!template.base || tag != template.header.tag || !(flags & MAP_FIXED) ||
+	    offset_in_template > template.header.size || length > template.header.size - offset_in_template)
 		return map(address, length, prot, flags, fd, offset);
-	if (syscall(SYS_mremap, template.base + place, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
+	if (syscall(SYS_mremap, template.base + offset_in_template, length, length, MREMAP_MAYMOVE | MREMAP_FIXED,
 		    address) < 0)
 		return FAILED;
 	if (prot != (PROT_READ | PROT_WRITE) && syscall(SYS_mprotect, address, length, prot))
@@ -329,28 +329,28 @@ void *mmap(void *address, size_t length, int prot, int flags, int fd, int64_t of
 __attribute__((constructor)) static void serve(void)
 {
 	static struct received received;
-	int line = fd_of_worker();
-	long answer = 0;
+	int sock = swrk_descriptor();
+	long result = 0;
 
-	if (line < 0)
+	if (sock < 0)
 		return;
-	forget_preload();
-	/* First a word that this is a fork server, then the result of each request. */
+	remove_preload();
+	/* The first message says that the fork server is ready; then one is sent for each request. */
 	for (;;) {
-		if (syscall(SYS_sendto, line, &answer, sizeof(answer), MSG_NOSIGNAL, NULL, 0) < 0 ||
-		    !next(line, &received))
+		if (syscall(SYS_sendto, sock, &result, sizeof(result), MSG_NOSIGNAL, NULL, 0) < 0 ||
+		    !receive_request(sock, &received))
 			syscall(SYS_exit_group, 0);
 		if (received.n_fds != received.request.n_fds) {
-			answer = -EMFILE;
+			result = -EMFILE;
 		} else if (received.request.kind == PN_FORK_TEMPLATE) {
-			answer = load_template(&received);
+			result = load_template(&received);
 		} else {
-			answer = fork_sibling();
-			if (answer == 0)
-				take_place(line, &received);
+			result = fork_sibling();
+			if (result == 0)
+				become_worker(sock, &received);
 		}
 		close_all(&received);
-		if (answer == 0 && received.request.kind == PN_FORK_WORKER)
+		if (result == 0 && received.request.kind == PN_FORK_WORKER)
 			return;
 	}
 }

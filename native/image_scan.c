@@ -1,8 +1,8 @@
 /*
- * One image of a set, read once from its beginning to its end: whether each message and the data
- * behind it are there, and the few fields that a check needs, as rows of numbers.
+ * Reads one image of a set once, from its beginning to its end: checks that each message and the data
+ * behind it are complete, and extracts the fields that a check needs as rows of numbers.
  *
- * The bytes may come from anywhere.
+ * The bytes are not trusted.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,10 +20,10 @@
 #include "pycriu_native.h"
 
 enum {
-	WINDOW = 1 << 16,	 /* bytes that are read at once */
-	LONGEST = 1 << 28,	 /* bytes of one message; the largest real ones are a few MiB */
-	DEEPEST = 3,		 /* messages in messages on the way to a field */
-	MOST_COLUMNS = 32,
+	WINDOW_SIZE = 1 << 16,	 /* bytes of one read */
+	MAX_MESSAGE = 1 << 28,	 /* bytes of one message; the largest real ones are a few MiB */
+	MAX_DEPTH = 3,		 /* length of a path of field numbers */
+	MAX_COLUMNS = 32,
 };
 
 struct column {
@@ -35,28 +35,28 @@ struct column {
 struct scan {
 	int fd;
 	uint64_t size, at;
-	/* what is in memory: `held` bytes from `start` on */
+	/* the part in memory: `held` bytes from the offset `start` on */
 	uint8_t *window;
-	size_t room, held;
+	size_t capacity, held;
 	uint64_t start;
 	bool no_memory;
 	/* the rows */
-	struct column columns[MOST_COLUMNS];
+	struct column columns[MAX_COLUMNS];
 	size_t n_columns;
 	const uint8_t *each;
 	size_t each_depth;
-	uint64_t row[1 + MOST_COLUMNS]; /* of the message that is being read */
+	uint64_t row[1 + MAX_COLUMNS]; /* of the current message */
 	uint64_t *out;
-	size_t out_room, n_out;
+	size_t out_capacity, n_out;
 };
 
-/* Bytes of the file; NULL: they are not there, or there is no memory. */
-static const uint8_t *take(struct scan *scan, uint64_t at, size_t size)
+/* Bytes of the file; NULL: the file is too short, or there is no memory. */
+static const uint8_t *bytes_at(struct scan *scan, uint64_t at, size_t size)
 {
 	if (at < scan->start || at + size > scan->start + scan->held) {
-		ssize_t got;
+		ssize_t n_read;
 
-		if (size > scan->room) {
+		if (size > scan->capacity) {
 			uint8_t *larger = realloc(scan->window, size);
 
 			if (!larger) {
@@ -64,11 +64,11 @@ static const uint8_t *take(struct scan *scan, uint64_t at, size_t size)
 				return NULL;
 			}
 			scan->window = larger;
-			scan->room = size;
+			scan->capacity = size;
 		}
-		got = pread(scan->fd, scan->window, scan->room, (off_t)at);
+		n_read = pread(scan->fd, scan->window, scan->capacity, (off_t)at);
 		scan->start = at;
-		scan->held = got < 0 ? 0 : (size_t)got;
+		scan->held = n_read < 0 ? 0 : (size_t)n_read;
 		if (size > scan->held)
 			return NULL;
 	}
@@ -79,15 +79,15 @@ static const uint8_t *take(struct scan *scan, uint64_t at, size_t size)
 static bool next_message(struct scan *scan, struct bytes *message)
 {
 	uint64_t rest = scan->size - scan->at;
-	const uint8_t *head = rest < 4 ? NULL : take(scan, scan->at, 4);
+	const uint8_t *head = rest < 4 ? NULL : bytes_at(scan, scan->at, 4);
 	uint32_t length;
 
 	if (!head)
 		return false;
 	length = head[0] | head[1] << 8 | head[2] << 16 | (uint32_t)head[3] << 24;
-	if (length > LONGEST || length > rest - 4)
+	if (length > MAX_MESSAGE || length > rest - 4)
 		return false;
-	message->at = take(scan, scan->at + 4, length);
+	message->at = bytes_at(scan, scan->at + 4, length);
 	if (!message->at)
 		return false;
 	message->end = message->at + length;
@@ -103,7 +103,7 @@ static bool skip_data(struct scan *scan, uint64_t size)
 	return true;
 }
 
-/* A number, or the first bytes of a string: a text that is not empty is not 0. */
+/* A number, or the first bytes of a string; it is not 0 for a string that is not empty. */
 static uint64_t value_of(const struct field *field)
 {
 	uint64_t value = 0;
@@ -119,7 +119,7 @@ static void emit(struct scan *scan, const uint64_t *row)
 {
 	size_t width = 1 + scan->n_columns;
 
-	if (scan->n_out + width <= scan->out_room)
+	if (scan->n_out + width <= scan->out_capacity)
 		memcpy(scan->out + scan->n_out, row, width * sizeof(*row));
 	scan->n_out += width;
 }
@@ -129,7 +129,7 @@ static bool starts_with(const uint8_t *path, size_t depth, const uint8_t *start,
 	return length <= depth && !memcmp(path, start, length);
 }
 
-/* Put the fields of a message into the row. `path` leads to it. */
+/* Writes the fields of the message at `path` into the row. */
 static void read_columns(struct scan *scan, uint64_t *row, struct bytes in, uint8_t *path, size_t depth)
 {
 	struct field field;
@@ -150,19 +150,19 @@ static void read_columns(struct scan *scan, uint64_t *row, struct bytes in, uint
 			else
 				deeper = true;
 		}
-		if (deeper && field.kind == BYTES && depth + 1 < DEEPEST)
+		if (deeper && field.kind == BYTES && depth + 1 < MAX_DEPTH)
 			read_columns(scan, row, field.inner, path, depth + 1);
 	}
 }
 
-/* One row for each message or number at the scan's path; how many there were. */
+/* Writes a row for each message or number at the scan's path. Returns their number. */
 static size_t read_each(struct scan *scan, struct bytes in, uint8_t *path, size_t depth)
 {
 	struct field field;
 	size_t count = 0;
 
 	while (in.at < in.end && read_field(&in, &field)) {
-		uint64_t row[1 + MOST_COLUMNS];
+		uint64_t row[1 + MAX_COLUMNS];
 
 		if ((field.kind != VARINT && field.kind != BYTES) || field.number != scan->each[depth])
 			continue;
@@ -180,7 +180,7 @@ static size_t read_each(struct scan *scan, struct bytes in, uint8_t *path, size_
 				row[1 + i] = column->depth == scan->each_depth ? value_of(&field) :
 										 column->unset;
 		}
-		if (field.kind == BYTES && depth + 1 < DEEPEST)
+		if (field.kind == BYTES && depth + 1 < MAX_DEPTH)
 			read_columns(scan, row, field.inner, path, depth + 1);
 		emit(scan, row);
 		count++;
@@ -190,7 +190,7 @@ static size_t read_each(struct scan *scan, struct bytes in, uint8_t *path, size_
 
 static void read_message(struct scan *scan, struct bytes message)
 {
-	uint8_t path[DEEPEST];
+	uint8_t path[MAX_DEPTH];
 
 	for (size_t i = 0; i < scan->n_columns; i++)
 		scan->row[1 + i] = scan->columns[i].unset;
@@ -199,7 +199,7 @@ static void read_message(struct scan *scan, struct bytes message)
 		emit(scan, scan->row);
 }
 
-/* A number of a message, as a trailer's size needs it. */
+/* The value of a numeric field, for the size of a trailer; 0 if it is unset. */
 static uint64_t number_of(struct bytes in, uint32_t number)
 {
 	uint64_t value = 0;
@@ -211,61 +211,61 @@ static uint64_t number_of(struct bytes in, uint32_t number)
 	return value;
 }
 
-static uint64_t rounded(uint64_t size, uint64_t unit)
+static uint64_t round_up(uint64_t size, uint64_t unit)
 {
 	return size > UINT64_MAX - unit ? size : (size + unit - 1) / unit * unit;
 }
 
-static uint64_t sum(uint64_t one, uint64_t two)
+static uint64_t saturating_add(uint64_t one, uint64_t two)
 {
 	return one > UINT64_MAX - two ? UINT64_MAX : one + two;
 }
 
-/* Step over what follows a message; false: it is not all there. `behind` gets its size. */
-static bool skip_trailer(struct scan *scan, int trailer, struct bytes message, bool first, uint64_t *behind)
+/* Skips the data behind a message; false: it is incomplete. `trailer_size` receives its size. */
+static bool skip_trailer(struct scan *scan, int trailer, struct bytes message, bool first, uint64_t *trailer_size)
 {
 	struct bytes queued;
 
-	*behind = 0;
+	*trailer_size = 0;
 	switch (trailer) {
 	case PN_LENGTH:
-		*behind = number_of(message, 2);
+		*trailer_size = number_of(message, 2);
 		break;
 	case PN_QUEUES:
-		*behind = sum(number_of(message, 1), number_of(message, 3));
+		*trailer_size = saturating_add(number_of(message, 1), number_of(message, 3));
 		break;
 	case PN_PAIRS:
-		*behind = sum(number_of(message, 2), number_of(message, 3));
+		*trailer_size = saturating_add(number_of(message, 2), number_of(message, 3));
 		break;
 	case PN_SEGMENT:
-		*behind = number_of(message, 3) ? 0 : rounded(number_of(message, 2), 4);
+		*trailer_size = number_of(message, 3) ? 0 : round_up(number_of(message, 2), 4);
 		break;
 	case PN_SEMAPHORES:
-		*behind = rounded(2 * (uint64_t)(uint32_t)number_of(message, 2), 8);
+		*trailer_size = round_up(2 * (uint64_t)(uint32_t)number_of(message, 2), 8);
 		break;
-	case PN_GHOST: /* all of the rest, or chunks, each with its own message */
+	case PN_GHOST: /* the rest of the file, or chunks, each behind a message */
 		if (!first)
-			*behind = number_of(message, 1);
+			*trailer_size = number_of(message, 1);
 		else if (!number_of(message, 9))
-			*behind = scan->size - scan->at;
+			*trailer_size = scan->size - scan->at;
 		break;
 	case PN_MESSAGES: {
 		uint64_t count = number_of(message, 3);
 
 		while (count--)
 			if (!next_message(scan, &queued) ||
-			    !skip_data(scan, rounded(number_of(queued, 2), 8)))
+			    !skip_data(scan, round_up(number_of(queued, 2), 8)))
 				return false;
 		break;
 	}
 	}
-	return skip_data(scan, *behind);
+	return skip_data(scan, *trailer_size);
 }
 
 static int scan_messages(struct scan *scan, int trailer, struct pn_runs *runs)
 {
 	struct bytes message;
-	uint64_t behind;
+	uint64_t trailer_size;
 
 	for (bool first = true; scan->at < scan->size; first = false) {
 		if (!next_message(scan, &message))
@@ -275,16 +275,16 @@ static int scan_messages(struct scan *scan, int trailer, struct pn_runs *runs)
 				return 0; /* runs->problem */
 			continue;
 		}
-		read_message(scan, message); /* with its trailer's size in front, which comes next */
+		read_message(scan, message); /* the first number of its row, the size of the trailer, is set below */
 		size_t row = scan->n_out;
 
-		if (trailer == PN_NOTHING || trailer == PN_RUNS)
+		if (trailer == PN_NO_TRAILER || trailer == PN_RUNS)
 			continue;
-		if (!skip_trailer(scan, trailer, message, first, &behind))
+		if (!skip_trailer(scan, trailer, message, first, &trailer_size))
 			return PN_CUT_SHORT;
 		row -= 1 + scan->n_columns;
-		if (scan->n_out <= scan->out_room)
-			scan->out[row] = behind;
+		if (scan->n_out <= scan->out_capacity)
+			scan->out[row] = trailer_size;
 	}
 	return 0;
 }
@@ -294,26 +294,26 @@ static bool read_paths(struct scan *scan, const uint8_t *columns, const uint8_t 
 	while (*columns) {
 		struct column *column = &scan->columns[scan->n_columns++];
 
-		if (scan->n_columns > MOST_COLUMNS)
+		if (scan->n_columns > MAX_COLUMNS)
 			return false;
 		column->path = columns;
 		column->depth = strlen((const char *)columns);
 		column->unset = columns[column->depth + 1];
 		columns += column->depth + 2;
-		if (column->depth > DEEPEST)
+		if (column->depth > MAX_DEPTH)
 			return false;
 	}
 	scan->each = each;
 	scan->each_depth = strlen((const char *)each);
-	return scan->each_depth <= DEEPEST;
+	return scan->each_depth <= MAX_DEPTH;
 }
 
 int64_t pn_scan_image(int directory, const char *name, const uint8_t *magic, size_t n_magic, int trailer,
-		      const uint8_t *columns, const uint8_t *each, uint64_t *out, size_t room,
+		      const uint8_t *columns, const uint8_t *each, uint64_t *out, size_t capacity,
 		      struct pn_runs *runs)
 {
-	struct scan scan = { .out = out, .out_room = room };
-	const uint8_t *begin;
+	struct scan scan = { .out = out, .out_capacity = capacity };
+	const uint8_t *head;
 	struct stat status;
 	size_t length;
 	int result = 0;
@@ -328,16 +328,16 @@ int64_t pn_scan_image(int directory, const char *name, const uint8_t *magic, siz
 	else if (!S_ISREG(status.st_mode))
 		result = -EINVAL;
 	scan.size = result ? 0 : (uint64_t)status.st_size;
-	scan.room = scan.size < WINDOW ? scan.size + 1 : WINDOW;
-	scan.window = malloc(scan.room);
+	scan.capacity = scan.size < WINDOW_SIZE ? scan.size + 1 : WINDOW_SIZE;
+	scan.window = malloc(scan.capacity);
 	if (!result && !scan.window)
 		scan.no_memory = true;
 	if (!result && scan.window) {
 		length = scan.size < n_magic ? scan.size : n_magic;
-		begin = take(&scan, 0, length);
-		if (!begin)
+		head = bytes_at(&scan, 0, length);
+		if (!head)
 			result = PN_CUT_SHORT;
-		else if (memcmp(begin, magic, length))
+		else if (memcmp(head, magic, length))
 			result = PN_OTHER_KIND;
 		else if (length < n_magic)
 			result = PN_CUT_SHORT;

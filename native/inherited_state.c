@@ -1,9 +1,9 @@
 /*
- * What a process takes over from the one that starts it, as bytes to be compared (_transport/inherited_state.py).
+ * The state that a process inherits from the one that starts it, as bytes to be compared
+ * (_transport/inherited_state.py).
  *
- * In one go: it is asked before each call that takes a warm worker, out of some twenty files of
- * /proc. Each part ends with a zero byte and begins with '+', or with '-' where there is no such
- * thing here.
+ * One call reads some twenty files of /proc: it is made before each use of a worker that was started
+ * ahead. Each part begins with '+', or with '-' if it does not exist here, and ends with a NUL byte.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,18 +22,18 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
-static ssize_t read_whole(int here, const char *path, char *buffer, size_t size)
+static ssize_t read_file(int proc, const char *path, char *buffer, size_t capacity)
 {
-	int fd = openat(here, path, O_RDONLY | O_CLOEXEC);
+	int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
 	ssize_t length;
 
 	if (fd < 0)
 		return -errno;
-	length = read(fd, buffer, size); /* these files are told in one piece where there is room */
+	length = read(fd, buffer, capacity); /* /proc returns these files in one read() if the buffer is large enough */
 	if (length < 0)
 		length = -errno;
 	close(fd);
-	return length == (ssize_t)size ? -ENOBUFS : length;
+	return length == (ssize_t)capacity ? -ENOBUFS : length;
 }
 
 static bool is_one_of(const char *line, size_t length, const char *names)
@@ -44,7 +44,7 @@ static bool is_one_of(const char *line, size_t length, const char *names)
 	return false;
 }
 
-/* Of what was read, the lines that begin with one of these names. */
+/* Keeps the lines that begin with one of these names. */
 static size_t keep_lines(char *text, size_t length, const char *names)
 {
 	char *to = text, *end = text + length;
@@ -60,7 +60,7 @@ static size_t keep_lines(char *text, size_t length, const char *names)
 	return (size_t)(to - text);
 }
 
-/* Of /proc/PID/stat, the fields behind the name whose place has an 'x' in the mask. */
+/* Keeps the fields of /proc/PID/stat behind the name that have an 'x' in the mask. */
 static size_t keep_fields(char *text, size_t length, const char *mask)
 {
 	char *to = text, *end = text + length;
@@ -79,46 +79,46 @@ static size_t keep_fields(char *text, size_t length, const char *mask)
 	return (size_t)(to - text);
 }
 
-/* Which directory it is, and through which mount. */
-static ssize_t tell_place(const char *path, char *buffer, size_t size)
+/* Device, inode and mount of a directory. */
+static ssize_t format_directory(const char *path, char *buffer, size_t capacity)
 {
 	int fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	char fdinfo[64];
-	struct stat found;
-	ssize_t length, more;
+	struct stat status;
+	ssize_t length, n_read;
 
 	if (fd < 0)
 		return -errno;
-	if (fstat(fd, &found)) {
+	if (fstat(fd, &status)) {
 		close(fd);
 		return -EIO;
 	}
-	length = snprintf(buffer, size, "%ju:%ju ", (uintmax_t)found.st_dev, (uintmax_t)found.st_ino);
+	length = snprintf(buffer, capacity, "%ju:%ju ", (uintmax_t)status.st_dev, (uintmax_t)status.st_ino);
 	snprintf(fdinfo, sizeof(fdinfo), "/proc/self/fdinfo/%d", fd);
-	more = read_whole(AT_FDCWD, fdinfo, buffer + length, size - (size_t)length);
+	n_read = read_file(AT_FDCWD, fdinfo, buffer + length, capacity - (size_t)length);
 	close(fd);
-	if (more < 0)
-		return more;
-	more = (ssize_t)keep_lines(buffer + length, (size_t)more, "mnt_id:\0");
-	return more ? length + more : -ENODATA;
+	if (n_read < 0)
+		return n_read;
+	n_read = (ssize_t)keep_lines(buffer + length, (size_t)n_read, "mnt_id:\0");
+	return n_read ? length + n_read : -ENODATA;
 }
 
-/* Which file it is, in which state. */
-static ssize_t tell_stamp(const char *path, char *buffer, size_t size)
+/* Device, inode, size and times of a file. */
+static ssize_t format_file(const char *path, char *buffer, size_t capacity)
 {
-	struct stat found;
+	struct stat status;
 
-	if (stat(path, &found))
+	if (stat(path, &status))
 		return -errno;
-	return snprintf(buffer, size, "%ju:%ju %ju %ju.%ld %ju.%ld", (uintmax_t)found.st_dev,
-			(uintmax_t)found.st_ino, (uintmax_t)found.st_size, (uintmax_t)found.st_mtim.tv_sec,
-			found.st_mtim.tv_nsec, (uintmax_t)found.st_ctim.tv_sec, found.st_ctim.tv_nsec);
+	return snprintf(buffer, capacity, "%ju:%ju %ju %ju.%ld %ju.%ld", (uintmax_t)status.st_dev,
+			(uintmax_t)status.st_ino, (uintmax_t)status.st_size, (uintmax_t)status.st_mtim.tv_sec,
+			status.st_mtim.tv_nsec, (uintmax_t)status.st_ctim.tv_sec, status.st_ctim.tv_nsec);
 }
 
-/* What system calls tell, faster than the files that have it too. */
-static ssize_t tell_state(char *buffer, size_t size)
+/* Values that system calls return faster than files of /proc. */
+static ssize_t format_thread(char *buffer, size_t capacity)
 {
-	int length = snprintf(buffer, size, "%ld %d %d", syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0),
+	int length = snprintf(buffer, capacity, "%ld %d %d", syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0),
 			      personality(0xffffffff), prctl(PR_GET_TIMERSLACK));
 
 	for (int which = 0; which < RLIM_NLIMITS; which++) {
@@ -126,50 +126,50 @@ static ssize_t tell_state(char *buffer, size_t size)
 
 		if (getrlimit(which, &limit))
 			return -errno;
-		if ((size_t)length >= size)
+		if ((size_t)length >= capacity)
 			return -ENOBUFS;
-		length += snprintf(buffer + length, size - (size_t)length, " %llx:%llx",
+		length += snprintf(buffer + length, capacity - (size_t)length, " %llx:%llx",
 				   (unsigned long long)limit.rlim_cur, (unsigned long long)limit.rlim_max);
 	}
-	return (size_t)length < size ? length : -ENOBUFS;
+	return (size_t)length < capacity ? length : -ENOBUFS;
 }
 
-static ssize_t tell(int here, const struct pn_part *part, char *buffer, size_t size)
+static ssize_t format_part(int proc, const struct pn_part *part, char *buffer, size_t capacity)
 {
 	ssize_t length;
 
 	switch (part->kind) {
 	case PN_PART_LINK:
-		length = readlinkat(here, part->path, buffer, size);
+		length = readlinkat(proc, part->path, buffer, capacity);
 		return length < 0 ? -errno : length;
-	case PN_PART_PLACE:
-		return tell_place(part->path, buffer, size);
-	case PN_PART_STAMP:
-		return tell_stamp(part->path, buffer, size);
-	case PN_PART_STATE:
-		return tell_state(buffer, size);
+	case PN_PART_DIRECTORY:
+		return format_directory(part->path, buffer, capacity);
+	case PN_PART_FILE:
+		return format_file(part->path, buffer, capacity);
+	case PN_PART_THREAD:
+		return format_thread(buffer, capacity);
 	}
-	length = read_whole(here, part->path, buffer, size);
+	length = read_file(proc, part->path, buffer, capacity);
 	if (length > 0 && part->kind == PN_PART_LINES)
-		length = (ssize_t)keep_lines(buffer, (size_t)length, part->only);
+		length = (ssize_t)keep_lines(buffer, (size_t)length, part->filter);
 	if (length > 0 && part->kind == PN_PART_FIELDS)
-		length = (ssize_t)keep_fields(buffer, (size_t)length, part->only);
+		length = (ssize_t)keep_fields(buffer, (size_t)length, part->filter);
 	return length;
 }
 
-#define LONGEST_LINE 256 /* of what is printed here */
+#define MAX_LINE 256 /* bytes that are formatted here at once */
 
-static long gather(int here, const struct pn_part *parts, size_t count, char *buffer, size_t size)
+static long format_parts(int proc, const struct pn_part *parts, size_t count, char *buffer, size_t capacity)
 {
 	size_t at = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		ssize_t length;
 
-		if (size - at < LONGEST_LINE)
+		if (capacity - at < MAX_LINE)
 			return -ENOBUFS;
-		length = tell(here, &parts[i], buffer + at + 1, size - at - 2);
-		if (length == -ENOBUFS || (length < 0 && parts[i].needed))
+		length = format_part(proc, &parts[i], buffer + at + 1, capacity - at - 2);
+		if (length == -ENOBUFS || (length < 0 && parts[i].required))
 			return length;
 		buffer[at] = length < 0 ? '-' : '+';
 		at += 1 + (length < 0 ? 0 : (size_t)length);
@@ -178,12 +178,12 @@ static long gather(int here, const struct pn_part *parts, size_t count, char *bu
 	return (long)at;
 }
 
-long pn_read_state(const struct pn_part *parts, size_t count, char *buffer, size_t size)
+long pn_read_inherited_state(const struct pn_part *parts, size_t count, char *buffer, size_t capacity)
 {
-	int here = open("/proc/thread-self", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	long length = here < 0 ? -errno : gather(here, parts, count, buffer, size);
+	int proc = open("/proc/thread-self", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	long length = proc < 0 ? -errno : format_parts(proc, parts, count, buffer, capacity);
 
-	if (here >= 0)
-		close(here);
+	if (proc >= 0)
+		close(proc);
 	return length;
 }

@@ -1,5 +1,5 @@
 /*
- * System calls that Python 3.11 has no function for, or a slow one.
+ * System calls for which Python 3.11 has no function, or a slow one.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,19 +25,18 @@
 #define SYS_fsmount 432
 #endif
 
-/* <linux/mount.h>, which older C libraries' headers contradict. */
+/* From <linux/mount.h>, which conflicts with the headers of older C libraries. */
 #define FS_CLOEXEC    1 /* FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC */
 #define CONFIG_STRING 1 /* FSCONFIG_SET_STRING */
 #define CONFIG_CREATE 6 /* FSCONFIG_CMD_CREATE */
 
-/* The calling thread alone. */
-int pn_enter_network(int fd)
+int pn_enter_network_namespace(int fd)
 {
 	return setns(fd, CLONE_NEWNET) ? -errno : 0;
 }
 
-/* Close-on-exec, as the kernel makes it. */
-int pn_fd_of(int pidfd, int fd)
+/* The kernel makes the copy close-on-exec. */
+int pn_copy_descriptor(int pidfd, int fd)
 {
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 

@@ -1,9 +1,9 @@
 /*
  * libcriu's protobuf messages, by the field names of rpc.proto.
  *
- * The structures differ between releases, so nothing here knows an offset: each comes
- * from the descriptor that the loaded libcriu exports. Memory is malloc's, because that
- * is what libcriu and protobuf-c free it with.
+ * The structures differ between releases, so all offsets are taken from the descriptors that the
+ * loaded libcriu exports. Memory comes from malloc(), because libcriu and protobuf-c free it with
+ * free().
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -43,7 +43,7 @@ static void *new_message(const ProtobufCMessageDescriptor *descriptor)
 	return message;
 }
 
-/* libcriu's handle is opaque; its first member has been the message in every release so far. */
+/* libcriu's handle is opaque. Its first member is the message in all releases from 3.17 to 4.3. */
 void *pn_opts_message(criu_opts *opts)
 {
 	ProtobufCMessage *message = *(ProtobufCMessage **)opts;
@@ -51,8 +51,8 @@ void *pn_opts_message(criu_opts *opts)
 	return message && message->descriptor == &criu_opts__descriptor ? message : NULL;
 }
 
-/* libcriu's own free forgets some fields: it gets an empty message, and the full one is
- * freed by protobuf-c, which forgets none. */
+/* criu_local_free_opts() does not free all fields. It therefore frees an empty message, and
+ * protobuf-c frees the full one. */
 int pn_free_opts(criu_opts *opts)
 {
 	void *used = pn_opts_message(opts);
@@ -86,7 +86,7 @@ void *pn_new(int type)
 
 void *pn_unpack(int type, size_t length, const uint8_t *data)
 {
-	errno = 0; /* which tells bytes that are no message from memory that ran out */
+	errno = 0; /* remains 0 if the bytes are not a message; ENOMEM if memory ran out */
 	return protobuf_c_message_unpack(descriptor_of(type), NULL, length, data);
 }
 
@@ -106,12 +106,12 @@ void pn_free(void *message)
 		protobuf_c_message_free_unpacked(message, NULL);
 }
 
-int pn_knows(int type, const char *field)
+int pn_has_field(int type, const char *field)
 {
 	return protobuf_c_message_descriptor_get_field_by_name(descriptor_of(type), field) != NULL;
 }
 
-/* A library refuses a structure larger than its own: 4.3 added a member. */
+/* A library refuses a structure larger than the one it was built with: 4.3 added a member. */
 size_t pn_features_size(void)
 {
 	bool newest = protobuf_c_message_descriptor_get_field_by_name(&criu_features__descriptor, "mem_compression");
@@ -152,7 +152,7 @@ static const ProtobufCFieldDescriptor *find(const ProtobufCMessage *message, con
 	return protobuf_c_message_descriptor_get_field_by_name(message->descriptor, name);
 }
 
-/* Where the next value of a field goes: its own place, or a new item of its array. */
+/* The memory of the next value of a field: in the structure, or a new item of its array. */
 static void *place_for(ProtobufCMessage *message, const ProtobufCFieldDescriptor *field, size_t width)
 {
 	char *base = (char *)message;

@@ -7,10 +7,10 @@
  * starts the copy. Standard input is a stream socket to that process, CALLER a pidfd of it. It
  * mounts /proc, brings up the loopback interface (--network), sets the host name (--hostname), and
  * writes one int: 0, or the errno of what failed. It then reaps orphans. The first int that it reads
- * is the pid that the copy's root process will have, the second one says that it has been there.
+ * is the future pid of the copy's root process; the second one means that this process was created.
  *
  * It ends when the socket is closed, when the caller has ended, or when the copy's root process has
- * ended; the kernel then kills all processes of the namespace, and the namespaces are gone.
+ * ended; the kernel then kills all processes of the namespace and frees the namespaces.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,24 +31,24 @@
 #define SYS_pidfd_open 434
 #endif
 
-#define UNTIL_THERE 5 /* milliseconds between two looks for the root process */
+#define PID_POLL_MS 5 /* milliseconds between two attempts to open the root process */
 
 enum { CONTROL, CALLER, COPY, ORPHANS, WATCHED };
 
 static int bring_up_loopback(void)
 {
 	struct ifreq interface = { .ifr_name = "lo" };
-	int any = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	int failed = any < 0 || ioctl(any, SIOCGIFFLAGS, &interface);
+	int sock = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int failed = sock < 0 || ioctl(sock, SIOCGIFFLAGS, &interface);
 
 	interface.ifr_flags |= IFF_UP;
-	failed = failed || ioctl(any, SIOCSIFFLAGS, &interface);
-	if (any >= 0)
-		close(any);
+	failed = failed || ioctl(sock, SIOCSIFFLAGS, &interface);
+	if (sock >= 0)
+		close(sock);
 	return failed;
 }
 
-/* Mounts of the host appear and disappear here too, and none from here there. */
+/* Mount events propagate from the host to this namespace, and not back. */
 static int prepare(int argc, char **argv)
 {
 	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) ||
@@ -64,29 +64,29 @@ static int prepare(int argc, char **argv)
 	return 0;
 }
 
-/* What is known of the copy's root process. */
+/* The copy's root process. */
 static int expected; /* its pid; 0: not known yet */
-static int made;     /* whether it has been there */
+static int existed;     /* 1: it was created */
 
-static int hear(void)
+static int read_pid(void)
 {
 	int number;
 
 	if (read(STDIN_FILENO, &number, sizeof(number)) != sizeof(number))
 		return -1;
-	made = expected != 0;
-	if (!made)
+	existed = expected != 0;
+	if (!existed)
 		expected = number;
 	return 0;
 }
 
-/* -1: it has ended. A negative descriptor is not watched. */
-static int look_for(struct pollfd *copy)
+/* Opens the root process once it exists. -1: it has ended. poll() ignores a negative descriptor. */
+static int watch_copy(struct pollfd *copy)
 {
 	if (!expected || copy->fd >= 0)
 		return 0;
 	copy->fd = (int)syscall(SYS_pidfd_open, expected, 0);
-	return copy->fd < 0 && made ? -1 : 0;
+	return copy->fd < 0 && existed ? -1 : 0;
 }
 
 int main(int argc, char **argv)
@@ -110,15 +110,15 @@ int main(int argc, char **argv)
 	if (write(STDIN_FILENO, &status, sizeof(status)) != sizeof(status) || status)
 		return 1;
 	for (;;) {
-		int timeout = expected && watched[COPY].fd < 0 ? UNTIL_THERE : -1;
+		int timeout = expected && watched[COPY].fd < 0 ? PID_POLL_MS : -1;
 
 		if (poll(watched, WATCHED, timeout) < 0 && errno != EINTR)
 			return 1;
 		if (watched[CALLER].revents || watched[COPY].revents)
 			return 0;
-		if (watched[CONTROL].revents && hear())
+		if (watched[CONTROL].revents && read_pid())
 			return 0;
-		if (look_for(&watched[COPY]))
+		if (watch_copy(&watched[COPY]))
 			return 0;
 		if (watched[ORPHANS].revents &&
 		    read(watched[ORPHANS].fd, &ended, sizeof(ended)) == sizeof(ended))

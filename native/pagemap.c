@@ -1,9 +1,9 @@
 /*
- * The runs of a page map, out of the bytes of its image: columns of numbers.
+ * The runs of a page map, read from the bytes of its image into columns of numbers.
  *
- * A large process has hundreds of thousands of runs, each a protobuf message of a dozen bytes.
- * The bytes may come from anywhere. What is taken here is what protobuf takes, but for groups,
- * which CRIU's messages have none of (fields.h); whatever else is refused, and protobuf says why.
+ * A large process has hundreds of thousands of runs, each a protobuf message of a dozen bytes. The
+ * bytes are not trusted. Everything that protobuf accepts is accepted, except groups, which CRIU's
+ * messages do not use (fields.h); protobuf's error message explains a refused one.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -15,7 +15,7 @@
 #include "pagemap.h"
 #include "pycriu_native.h"
 
-enum { LARGEST_BLOCK = 4 << 20 }; /* bytes of memory */
+enum { MAX_BLOCK = 4 << 20 }; /* bytes of memory */
 
 struct entry {
 	bool has_start, has_compat, has_flags, in_parent, compressed;
@@ -30,7 +30,7 @@ struct entry {
 
 static bool add_size(struct pn_runs *runs, struct entry *entry, uint32_t size)
 {
-	if (runs->sizes && runs->n_sizes + entry->n_sizes == runs->sizes_room)
+	if (runs->sizes && runs->n_sizes + entry->n_sizes == runs->sizes_capacity)
 		return false;
 	if (runs->sizes)
 		runs->sizes[runs->n_sizes + entry->n_sizes] = size;
@@ -41,7 +41,7 @@ static bool add_size(struct pn_runs *runs, struct entry *entry, uint32_t size)
 	return true;
 }
 
-/* pagemap_blocks: 1 the size of each block, 2 all of them, 3 pages in a block. */
+/* pagemap_blocks: 1 the size of each block, 2 the sum of these, 3 pages in a block. */
 static bool read_blocks(struct pn_runs *runs, struct entry *entry, struct bytes in)
 {
 	struct field field;
@@ -69,8 +69,8 @@ static bool read_blocks(struct pn_runs *runs, struct entry *entry, struct bytes 
 	return true;
 }
 
-/* pagemap_entry: 1 address, 2 pages (32 bits), 3 whether a parent has them, 4 flags, 5 pages,
- * 6 blocks. As in any message, the last one of a field counts, and parts of blocks add up. */
+/* pagemap_entry: 1 address, 2 pages (32 bits), 3 in a parent, 4 flags, 5 pages,
+ * 6 blocks. As in any message, the last value of a field applies, and the parts of blocks are merged. */
 static bool read_entry(struct pn_runs *runs, struct entry *entry, struct bytes in)
 {
 	struct field field;
@@ -110,25 +110,25 @@ static bool read_entry(struct pn_runs *runs, struct entry *entry, struct bytes i
 	       (!entry->compressed || (entry->has_payload && entry->has_per_block));
 }
 
-/* Where the bytes of a run are: what is stored is not lazy, whatever else it could be. */
-static int sort_of(uint64_t flags)
+/* Where the bytes of a run are. Stored pages are never loaded lazily, even with the lazy flag. */
+static int location_of(uint64_t flags)
 {
 	if (flags & PN_PRESENT)
 		return PN_STORED;
-	return flags & PN_PARENT ? PN_IN_PARENT : flags & PN_LAZY ? PN_LAZILY : -1;
+	return flags & PN_PARENT ? PN_IN_PARENT : flags & PN_LAZY ? PN_LOADED_LAZILY : -1;
 }
 
 static int add_run(struct pn_runs *runs, struct entry *entry)
 {
 	uint64_t pages = entry->pages ? entry->pages : entry->compat;
-	uint64_t flags = entry->flags, size, offset = runs->offset, here = offset;
-	size_t room = runs->room;
+	uint64_t flags = entry->flags, size, offset = runs->offset, stored_at = offset;
+	size_t capacity = runs->capacity;
 
 	if (entry->in_parent)
 		flags |= PN_PARENT;
 	else if (!entry->has_flags)
 		flags = PN_PRESENT;
-	if (entry->start < runs->last || entry->start % runs->page ||
+	if (entry->start < runs->end || entry->start % runs->page ||
 	    pages > (UINT64_MAX - entry->start) / runs->page)
 		return PN_MISPLACED;
 	size = pages * runs->page;
@@ -138,10 +138,10 @@ static int add_run(struct pn_runs *runs, struct entry *entry)
 		if (flags & PN_ALIGNED) {
 			if (offset > UINT64_MAX - runs->page)
 				return PN_MISPLACED;
-			here = offset = (offset + runs->page - 1) / runs->page * runs->page;
+			stored_at = offset = (offset + runs->page - 1) / runs->page * runs->page;
 		}
 		if (entry->compressed) {
-			if (block == 0 || block > LARGEST_BLOCK || entry->largest > block ||
+			if (block == 0 || block > MAX_BLOCK || entry->largest > block ||
 			    entry->n_sizes != size / block + (size % block != 0))
 				return PN_BAD_BLOCKS;
 			stored = entry->stored;
@@ -151,28 +151,28 @@ static int add_run(struct pn_runs *runs, struct entry *entry)
 		offset += stored;
 	}
 
-	bool packed = entry->compressed && flags & PN_PRESENT;
-	int sort = sort_of(flags);
+	bool compressed = entry->compressed && flags & PN_PRESENT;
+	int location = location_of(flags);
 
-	runs->last = entry->start + size;
+	runs->end = entry->start + size;
 	if (runs->columns) {
 		uint64_t *row = runs->columns + runs->count;
 
-		row[PN_START * room] = entry->start;
-		row[PN_END * room] = runs->last;
-		row[PN_FLAGS * room] = flags;
-		row[PN_OFFSET * room] = here;
-		row[PN_BLOCK * room] = packed ? (uint64_t)entry->per_block * runs->page : 0;
-		row[PN_SIZES * room] = runs->sizes_before + runs->n_sizes;
-		for (int each = 0; each < PN_SORTS; each++)
-			row[(PN_BELOW + each) * room] = runs->below[each];
+		row[PN_START * capacity] = entry->start;
+		row[PN_END * capacity] = runs->end;
+		row[PN_FLAGS * capacity] = flags;
+		row[PN_OFFSET * capacity] = stored_at;
+		row[PN_BLOCK * capacity] = compressed ? (uint64_t)entry->per_block * runs->page : 0;
+		row[PN_SIZES * capacity] = runs->sizes_before + runs->n_sizes;
+		for (int each = 0; each < PN_LOCATIONS; each++)
+			row[(PN_CUMULATIVE + each) * capacity] = runs->totals[each];
 	}
-	if (sort >= 0)
-		runs->below[sort] += size;
+	if (location >= 0)
+		runs->totals[location] += size;
 	runs->offset = offset;
-	runs->n_sizes += packed ? entry->n_sizes : 0;
+	runs->n_sizes += compressed ? entry->n_sizes : 0;
 	runs->count++;
-	return PN_GOOD;
+	return PN_VALID;
 }
 
 int pn_add_entry(struct pn_runs *runs, struct bytes message)
@@ -188,13 +188,13 @@ size_t pn_read_runs(struct pn_runs *runs, const uint8_t *data, size_t length)
 	size_t at = 0;
 
 	runs->count = runs->n_sizes = 0;
-	runs->problem = PN_GOOD;
+	runs->problem = PN_VALID;
 	while (length - at >= 4) {
 		const uint8_t *message = data + at + 4;
 		uint32_t size = data[at] | data[at + 1] << 8 | data[at + 2] << 16 |
 				(uint32_t)data[at + 3] << 24;
 
-		if (size > length - at - 4 || runs->count == runs->room)
+		if (size > length - at - 4 || runs->count == runs->capacity)
 			break;
 		if (pn_add_entry(runs, (struct bytes){ message, message + size }))
 			break;
@@ -203,22 +203,22 @@ size_t pn_read_runs(struct pn_runs *runs, const uint8_t *data, size_t length)
 	return at;
 }
 
-/* The bytes of a sort below an address. */
-static uint64_t below(const uint64_t *const columns[], size_t count, int sort, uint64_t address,
+/* The bytes at a location before an address. */
+static uint64_t bytes_before(const uint64_t *const columns[], size_t count, int location, uint64_t address,
 		      size_t run)
 {
-	uint64_t found, end;
+	uint64_t result, end;
 
 	if (count == 0 || columns[PN_START][run] > address)
 		return 0;
-	found = columns[PN_BELOW + sort][run];
+	result = columns[PN_CUMULATIVE + location][run];
 	end = columns[PN_END][run];
-	if (sort_of(columns[PN_FLAGS][run]) == sort)
-		found += (end < address ? end : address) - columns[PN_START][run];
-	return found;
+	if (location_of(columns[PN_FLAGS][run]) == location)
+		result += (end < address ? end : address) - columns[PN_START][run];
+	return result;
 }
 
-/* The last run that begins at the address or before; the first if there is none. */
+/* The last run that begins at the address or before it; the first if there is none. */
 static size_t run_at(const uint64_t *starts, size_t count, uint64_t address)
 {
 	size_t low = 0, high = count;
@@ -234,19 +234,19 @@ static size_t run_at(const uint64_t *starts, size_t count, uint64_t address)
 	return low ? low - 1 : 0;
 }
 
-void pn_count_between(const uint64_t *const columns[], size_t count, const uint64_t *from,
+void pn_count_in_ranges(const uint64_t *const columns[], size_t count, const uint64_t *from,
 		      const uint64_t *to, size_t ranges, uint64_t *out)
 {
-	for (size_t range = 0; range < ranges; range++, out += PN_SORTS) {
+	for (size_t range = 0; range < ranges; range++, out += PN_LOCATIONS) {
 		if (to[range] <= from[range]) {
-			memset(out, 0, PN_SORTS * sizeof(*out));
+			memset(out, 0, PN_LOCATIONS * sizeof(*out));
 			continue;
 		}
 		size_t first = run_at(columns[PN_START], count, from[range]);
 		size_t last = run_at(columns[PN_START], count, to[range]);
 
-		for (int sort = 0; sort < PN_SORTS; sort++)
-			out[sort] = below(columns, count, sort, to[range], last) -
-				    below(columns, count, sort, from[range], first);
+		for (int location = 0; location < PN_LOCATIONS; location++)
+			out[location] = bytes_before(columns, count, location, to[range], last) -
+				    bytes_before(columns, count, location, from[range], first);
 	}
 }

@@ -1,5 +1,5 @@
 /*
- * The entries of a page map, one after the other.
+ * Reads the entries of a page map one after the other.
  */
 #ifndef PN_PAGEMAP_H
 #define PN_PAGEMAP_H
@@ -8,7 +8,7 @@
 
 struct pn_runs;
 
-/* Add the run of an entry to the totals, and to the columns where there are some: runs->problem. */
+/* Adds the run of an entry to the totals, and to the columns if there are any. Returns runs->problem. */
 int pn_add_entry(struct pn_runs *runs, struct bytes message);
 
 #endif

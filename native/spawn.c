@@ -1,11 +1,11 @@
 /*
- * A CRIU worker, started without copying the caller's page tables.
+ * Starts a CRIU worker without copying the caller's page tables.
  *
- * fork() costs in proportion to the embedder's memory; posix_spawn() does not, but gives
- * no pidfd on the C libraries we support, cannot close what it was not told of, and cannot
- * start a process that is nobody's child. So this does what posix_spawn does inside:
- * clone() with CLONE_VM | CLONE_VFORK. The child borrows our memory until it has exec'd:
- * it may only make system calls, and it reports an error by writing to our stack.
+ * The cost of fork() grows with the caller's memory. posix_spawn() avoids that, but returns no pidfd
+ * with the supported C libraries, cannot close all other descriptors, and cannot start a process
+ * that is not a child of the caller. This file therefore calls clone() with CLONE_VM | CLONE_VFORK,
+ * as posix_spawn() does internally. The child shares the caller's memory until execve(): it makes
+ * only system calls, and reports an error by writing to the parent's stack.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,42 +35,42 @@
 #define WAIT_BY_PIDFD  3 /* P_PIDFD, which older C libraries do not name */
 #define HIGHEST_FD     65536
 
-/* What runs in the child leaves by exec or _exit, never by return: an address sanitizer would
- * leave its marks of these frames behind, on memory that is somebody else's by then. */
+/* Functions of the child end in execve() or _exit() and do not return. The address sanitizer would
+ * not remove the marks of their stack frames, and the stack is unmapped and reused afterwards. */
 #define IN_CHILD static __attribute__((no_sanitize_address))
 
 struct spawning {
 	struct pn_worker *worker;
-	char *stack; /* of the worker, when the child is the one in between */
+	char *stack; /* of the worker, if an intermediate process starts it */
 	int error;
 };
 
-/* A Ctrl-C that reached us both before the worker had its own process group is not for it:
- * ignoring a signal drops what is pending. */
+/* A Ctrl-C before the worker has its own process group reaches the worker too. Ignoring a signal
+ * discards a pending one. */
 IN_CHILD void reset_signals(const struct pn_worker *worker)
 {
 	static const int from_terminal[] = { SIGINT, SIGQUIT, SIGTSTP, SIGHUP, SIGTERM };
-	static const int to_end[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM };
-	static const unsigned long by_default[8];
+	static const int terminating[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM };
+	static const unsigned long default_action[8];
 	struct sigaction action = { .sa_handler = SIG_IGN };
 	sigset_t blocked;
 
 	for (size_t i = 0; i < sizeof(from_terminal) / sizeof(*from_terminal); i++)
 		sigaction(from_terminal[i], &action, NULL);
-	/* The system call itself: the C library's function refuses 32 and 33, its own, which a
-	 * careless ancestor can have ignored as well. All zero is SIG_DFL. */
+	/* The system call, because sigaction() refuses the C library's own signals, 32 and 33, which
+	 * an ancestor can have ignored as well. All zero is SIG_DFL. */
 	for (int number = 1; number <= LAST_SIGNAL; number++)
-		syscall(SYS_rt_sigaction, number, by_default, NULL, SIGNAL_SET_SIZE);
-	if (worker->limited)
+		syscall(SYS_rt_sigaction, number, default_action, NULL, SIGNAL_SET_SIZE);
+	if (worker->ignore_sigxfsz)
 		sigaction(SIGXFSZ, &action, NULL);
 	sigemptyset(&blocked);
-	for (size_t i = 0; worker->steady && i < sizeof(to_end) / sizeof(*to_end); i++)
-		sigaddset(&blocked, to_end[i]);
+	for (size_t i = 0; worker->block_signals && i < sizeof(terminating) / sizeof(*terminating); i++)
+		sigaddset(&blocked, terminating[i]);
 	sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
-/* CRIU holds a descriptor for many of the target's at once, and writes images as large as its
- * memory. It raises its own limit of descriptors only where it may raise the hard one too. */
+/* CRIU opens a descriptor for many of the target's at once, and writes images as large as the
+ * target's memory. It raises its RLIMIT_NOFILE only if it may raise the hard limit too. */
 IN_CHILD void raise_limits(void)
 {
 	static const int raised[] = { RLIMIT_NOFILE, RLIMIT_FSIZE };
@@ -110,17 +110,17 @@ IN_CHILD int become_worker(void *argument)
 	struct spawning *spawning = argument;
 	struct pn_worker *worker = spawning->worker;
 
-	/* A Ctrl-C in the terminal goes to the foreground group, which must not be the worker's.
-	 * One that dumps our own session must not be in that either: it would keep its number
-	 * taken after the end of the dumped. */
-	if (worker->outside)
+	/* A Ctrl-C in the terminal is sent to the foreground process group, which must not contain the
+	 * worker. A worker that dumps the caller's session must not be a member of it: the session
+	 * id would stay in use after the end of the dumped processes. */
+	if (worker->detached)
 		setsid();
 	else
 		setpgid(0, 0);
-	/* PR_SET_PDEATHSIG would not reach what the worker has forked. */
-	if (worker->bound_to >= 0 &&
-	    (fcntl(worker->bound_to, F_SETOWN, -getpid()) || fcntl(worker->bound_to, F_SETSIG, SIGKILL) ||
-	     fcntl(worker->bound_to, F_SETFL, O_RDWR | O_ASYNC)))
+	/* PR_SET_PDEATHSIG would not signal the worker's children. */
+	if (worker->lifetime_socket >= 0 &&
+	    (fcntl(worker->lifetime_socket, F_SETOWN, -getpid()) || fcntl(worker->lifetime_socket, F_SETSIG, SIGKILL) ||
+	     fcntl(worker->lifetime_socket, F_SETFL, O_RDWR | O_ASYNC)))
 		goto failed;
 	if (worker->private_files)
 		umask(077);
@@ -139,7 +139,7 @@ IN_CHILD int start(int (*body)(void *), struct spawning *spawning, char *stack, 
 		     &spawning->worker->pidfd);
 }
 
-/* Starts the worker and exits, which makes it a child of the system's reaper. */
+/* Starts the worker and exits, which makes the worker a child of init or of a subreaper. */
 IN_CHILD int start_and_exit(void *argument)
 {
 	struct spawning *spawning = argument;
@@ -150,17 +150,17 @@ IN_CHILD int start_and_exit(void *argument)
 	_exit(0);
 }
 
-static void start_outside(struct spawning *spawning, char *stack)
+static void start_detached(struct spawning *spawning, char *stack)
 {
-	/* No exit signal: neither the embedder's SIGCHLD handler nor its wait() sees this one.
-	 * Shared descriptors: the worker's pidfd is to be ours. */
-	int between = clone(start_and_exit, stack + STACK_SIZE, CLONE_VM | CLONE_VFORK | CLONE_FILES, spawning);
+	/* Without an exit signal: the application's SIGCHLD handler and wait() do not see this child.
+	 * CLONE_FILES: the worker's pidfd becomes a descriptor of the caller. */
+	int intermediate = clone(start_and_exit, stack + STACK_SIZE, CLONE_VM | CLONE_VFORK | CLONE_FILES, spawning);
 
-	if (between < 0) {
+	if (intermediate < 0) {
 		spawning->error = errno;
 		return;
 	}
-	while (waitpid(between, NULL, __WCLONE) < 0 && errno == EINTR)
+	while (waitpid(intermediate, NULL, __WCLONE) < 0 && errno == EINTR)
 		;
 }
 
@@ -177,11 +177,11 @@ int pn_spawn(struct pn_worker *worker)
 	worker->pid = -1;
 	worker->pidfd = -1;
 
-	/* A handler of the embedder's must not run in a child that shares its memory. */
+	/* A signal handler of the application must not run in a child that shares its memory. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	if (worker->outside) {
-		start_outside(&spawning, stacks);
+	if (worker->detached) {
+		start_detached(&spawning, stacks);
 	} else {
 		worker->pid = start(become_worker, &spawning, stacks,
 				    SIGCHLD | worker->namespaces);

@@ -1,7 +1,7 @@
 /*
- * Walking a path one component at a time, each looked at before the next one is opened in it.
+ * Opens a path one component at a time; each component is checked before the next one is opened in it.
  *
- * Why, and what is trusted, _system/trusted_path.py says. This is in C since a call looks at some ten paths.
+ * _system/trusted_path.py documents the reason and the rules. In C, because each call checks some ten paths.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -18,24 +18,24 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
-#define STEP	   (O_PATH | O_NOFOLLOW | O_CLOEXEC)
-#define MOST_LINKS 40 /* the kernel stops there too */
+#define OPEN_FLAGS (O_PATH | O_NOFOLLOW | O_CLOEXEC)
+#define MAX_LINKS  40 /* the kernel's limit */
 
-_Static_assert(sizeof(((struct pn_refusal *)0)->shown) == PATH_MAX, "room for any path");
+_Static_assert(sizeof(((struct pn_refusal *)0)->path) == PATH_MAX, "pn_refusal.path holds PATH_MAX bytes");
 
 struct walk {
-	int at;		       /* what has been reached */
-	char shown[PATH_MAX];  /* its path, for messages */
-	char ahead[PATH_MAX];  /* the components to go, after which a NUL */
-	size_t next;	       /* where in there */
-	int links;	       /* that have been followed */
-	unsigned own;	       /* who is trusted, beside root */
-	bool follows;	       /* what the path leads to need not be ours */
-	bool shared;	       /* others can make entries in what has been reached */
+	int current;		    /* descriptor of the current component */
+	char path[PATH_MAX];	    /* its path, for error messages */
+	char remaining[PATH_MAX];   /* the remaining components, NUL-terminated */
+	size_t next;		    /* offset of the next component in `remaining` */
+	int links;		    /* number of links followed so far */
+	unsigned owner;		    /* the trusted user, besides root */
+	bool follow;		    /* PN_FOLLOW: the last component may belong to an unmapped root */
+	bool writable_by_others;    /* other users can create entries in the current component */
 	struct pn_refusal *refusal;
 };
 
-/* The number that root has here if it is not mapped into this user namespace; else no user's. */
+/* The uid of root's files if root is not mapped into this user namespace; else (uid_t)-1. */
 static unsigned unmapped_root = (unsigned)-1;
 
 void pn_trust_unmapped_root(unsigned uid)
@@ -43,106 +43,107 @@ void pn_trust_unmapped_root(unsigned uid)
 	unmapped_root = uid;
 }
 
-static int refuse(struct pn_refusal *refusal, int why, const struct stat *found)
+static int refuse(struct pn_refusal *refusal, int reason, const struct stat *found)
 {
-	refusal->why = why;
+	refusal->reason = reason;
 	refusal->uid = found->st_uid;
 	refusal->gid = found->st_gid;
 	refusal->mode = found->st_mode & ~S_IFMT;
 	return -EPERM;
 }
 
-static int look_at_owner(unsigned own, const struct stat *found,
-			 struct pn_refusal *refusal)
+static int check_owner(unsigned owner, const struct stat *found, struct pn_refusal *refusal)
 {
-	if (found->st_uid == 0 || found->st_uid == own)
+	if (found->st_uid == 0 || found->st_uid == owner)
 		return 0;
 	return refuse(refusal, PN_OWNER, found);
 }
 
-static int look_at(unsigned own, const struct stat *found, bool on_the_way,
-		   struct pn_refusal *refusal)
+static int check_owner_and_mode(unsigned owner, const struct stat *found, bool is_parent,
+				struct pn_refusal *refusal)
 {
-	int status = look_at_owner(own, found, refusal);
+	int status = check_owner(owner, found, refusal);
 
 	if (status)
 		return status;
-	if (!(found->st_mode & (S_IWGRP | S_IWOTH)) || (on_the_way && found->st_mode & S_ISVTX))
+	if (!(found->st_mode & (S_IWGRP | S_IWOTH)) || (is_parent && found->st_mode & S_ISVTX))
 		return 0;
 	return refuse(refusal, PN_WRITABLE, found);
 }
 
-/* All users that are not mapped have that number. So it counts for what only root can have made,
- * and not for entries of directories that others can write, nor for what has to be ours. */
-static unsigned owner_here(const struct walk *walk, const struct stat *found, bool on_the_way)
+/* All users that are not mapped have that uid. It is therefore trusted only if root alone can have
+ * created the entry: not in a directory that others can write, and not as a last component that has
+ * to belong to the caller. */
+static unsigned trusted_owner(const struct walk *walk, const struct stat *found, bool is_parent)
 {
-	bool is_root = found->st_uid == unmapped_root && !walk->shared && (on_the_way || walk->follows);
+	bool is_root = found->st_uid == unmapped_root && !walk->writable_by_others &&
+		       (is_parent || walk->follow);
 
-	return is_root ? unmapped_root : walk->own;
+	return is_root ? unmapped_root : walk->owner;
 }
 
-static int look_here(struct walk *walk, const struct stat *found, bool on_the_way)
+static int check_component(struct walk *walk, const struct stat *found, bool is_parent)
 {
-	int status = look_at(owner_here(walk, found, on_the_way), found, on_the_way, walk->refusal);
+	int status = check_owner_and_mode(trusted_owner(walk, found, is_parent), found, is_parent, walk->refusal);
 
-	walk->shared = found->st_mode & (S_IWGRP | S_IWOTH);
+	walk->writable_by_others = found->st_mode & (S_IWGRP | S_IWOTH);
 	return status;
 }
 
-int pn_trust_descriptor(int fd, unsigned own, struct pn_refusal *refusal)
+int pn_trust_descriptor(int fd, unsigned owner, struct pn_refusal *refusal)
 {
 	struct stat found;
 
-	refusal->shown[0] = '\0';
-	return fstat(fd, &found) ? -errno : look_at(own, &found, false, refusal);
+	refusal->path[0] = '\0';
+	return fstat(fd, &found) ? -errno : check_owner_and_mode(owner, &found, false, refusal);
 }
 
-/* Where the next component that counts begins; false: there is none. */
-static bool more(struct walk *walk)
+/* Skips slashes and "." components; false: no component remains. */
+static bool has_next(struct walk *walk)
 {
-	const char *ahead = walk->ahead;
+	const char *remaining = walk->remaining;
 	size_t at = walk->next;
 
-	while (ahead[at] == '/' || (ahead[at] == '.' && (ahead[at + 1] == '/' || !ahead[at + 1])))
+	while (remaining[at] == '/' || (remaining[at] == '.' && (remaining[at + 1] == '/' || !remaining[at + 1])))
 		at++;
 	walk->next = at;
-	return ahead[at] != '\0';
+	return remaining[at] != '\0';
 }
 
-/* Go on from another descriptor. */
-static int step(struct walk *walk, int fd)
+/* Continues from another descriptor. */
+static int set_current(struct walk *walk, int fd)
 {
 	if (fd < 0)
 		return -errno;
-	if (walk->at >= 0)
-		close(walk->at);
-	walk->at = fd;
+	if (walk->current >= 0)
+		close(walk->current);
+	walk->current = fd;
 	return 0;
 }
 
 static int start(struct walk *walk, const char *path)
 {
-	strcpy(walk->shown, path[0] == '/' ? "/" : ".");
-	walk->shared = false;
-	return step(walk, open(walk->shown, STEP));
+	strcpy(walk->path, path[0] == '/' ? "/" : ".");
+	walk->writable_by_others = false;
+	return set_current(walk, open(walk->path, OPEN_FLAGS));
 }
 
-/* What a link says comes before what is ahead. */
-static int put_ahead(struct walk *walk, const char *target, size_t length)
+/* Puts the target of a link before the remaining components. */
+static int prepend(struct walk *walk, const char *target, size_t length)
 {
-	size_t left = strlen(walk->ahead + walk->next);
+	size_t remaining_length = strlen(walk->remaining + walk->next);
 
-	if (length + 1 + left >= sizeof(walk->ahead))
+	if (length + 1 + remaining_length >= sizeof(walk->remaining))
 		return -ENAMETOOLONG;
-	memmove(walk->ahead + length + 1, walk->ahead + walk->next, left + 1);
-	memcpy(walk->ahead, target, length);
-	walk->ahead[length] = '/';
+	memmove(walk->remaining + length + 1, walk->remaining + walk->next, remaining_length + 1);
+	memcpy(walk->remaining, target, length);
+	walk->remaining[length] = '/';
 	walk->next = 0;
 	return 0;
 }
 
-/* Whether a link is one of /proc that leads to an object of the kernel's. */
-static bool is_magic(const struct stat *link, const char *target)
+/* Whether a link is a magic link of /proc (proc(5)), such as /proc/PID/fd/N. */
+static bool is_magic_link(const struct stat *link, const char *target)
 {
 	struct stat proc;
 
@@ -151,103 +152,102 @@ static bool is_magic(const struct stat *link, const char *target)
 	return target[0] == '/' || strstr(target, ":[");
 }
 
-static int follow(struct walk *walk, int link, const struct stat *found, const char *name,
-		  size_t above)
+static int follow_link(struct walk *walk, int link, const struct stat *found, const char *name,
+		       size_t parent_length)
 {
 	char target[PATH_MAX];
 	ssize_t length;
-	int status = look_at_owner(owner_here(walk, found, true), found, walk->refusal);
+	int status = check_owner(trusted_owner(walk, found, true), found, walk->refusal);
 
 	if (status)
 		return status;
-	if (++walk->links > MOST_LINKS)
+	if (++walk->links > MAX_LINKS)
 		return -ELOOP;
 	length = readlinkat(link, "", target, sizeof(target) - 1);
 	if (length < 0)
 		return -errno;
 	target[length] = '\0';
-	if (is_magic(found, target)) {
+	if (is_magic_link(found, target)) {
 		struct stat there;
 
-		/* It leads to an open file, whatever its text says. */
-		status = step(walk, openat(walk->at, name, STEP & ~O_NOFOLLOW));
+		/* The kernel opens the file itself and ignores the text of the link. */
+		status = set_current(walk, openat(walk->current, name, OPEN_FLAGS & ~O_NOFOLLOW));
 		if (!status)
-			status = fstat(walk->at, &there) ? -errno : 0;
-		return status ? status : look_here(walk, &there, more(walk));
+			status = fstat(walk->current, &there) ? -errno : 0;
+		return status ? status : check_component(walk, &there, has_next(walk));
 	}
-	status = put_ahead(walk, target, (size_t)length);
+	status = prepend(walk, target, (size_t)length);
 	if (status)
 		return status;
-	walk->shown[above] = '\0';
+	walk->path[parent_length] = '\0';
 	return target[0] == '/' ? start(walk, target) : 0;
 }
 
-/* One component. */
-static int enter(struct walk *walk, int flags)
+/* Opens and checks the next component. */
+static int open_component(struct walk *walk, int flags)
 {
-	size_t above = strlen(walk->shown), length;
-	const char *rest = walk->ahead + walk->next;
+	size_t parent_length = strlen(walk->path), length;
+	const char *next = walk->remaining + walk->next;
 	char name[NAME_MAX + 1];
 	struct stat found;
-	int below, status;
+	int fd, status;
 
-	length = strcspn(rest, "/");
-	if (length > NAME_MAX || above + 1 + length >= sizeof(walk->shown))
+	length = strcspn(next, "/");
+	if (length > NAME_MAX || parent_length + 1 + length >= sizeof(walk->path))
 		return -ENAMETOOLONG;
-	memcpy(name, rest, length);
+	memcpy(name, next, length);
 	name[length] = '\0';
 	walk->next += length;
-	if (above == 0 || walk->shown[above - 1] != '/')
-		strcat(walk->shown, "/");
-	strcat(walk->shown, name);
+	if (parent_length == 0 || walk->path[parent_length - 1] != '/')
+		strcat(walk->path, "/");
+	strcat(walk->path, name);
 
-	/* Whoever made what is there already: it is looked at like any other. */
-	if (flags & PN_MAKE && !more(walk) && mkdirat(walk->at, name, 0700) && errno != EEXIST)
+	/* An existing component is checked like any other. */
+	if (flags & PN_CREATE && !has_next(walk) && mkdirat(walk->current, name, 0700) && errno != EEXIST)
 		return -errno;
-	below = openat(walk->at, name, STEP);
-	if (below < 0)
+	fd = openat(walk->current, name, OPEN_FLAGS);
+	if (fd < 0)
 		return -errno;
-	if (fstat(below, &found)) {
+	if (fstat(fd, &found)) {
 		status = -errno;
 	} else if (!S_ISLNK(found.st_mode)) {
-		status = look_here(walk, &found, more(walk));
-		return status ? (close(below), status) : step(walk, below);
-	} else if (!more(walk) && !(flags & PN_FOLLOW)) {
+		status = check_component(walk, &found, has_next(walk));
+		return status ? (close(fd), status) : set_current(walk, fd);
+	} else if (!has_next(walk) && !(flags & PN_FOLLOW)) {
 		status = refuse(walk->refusal, PN_LINK, &found);
 	} else {
-		status = follow(walk, below, &found, name, above);
+		status = follow_link(walk, fd, &found, name, parent_length);
 	}
-	close(below);
+	close(fd);
 	return status;
 }
 
-int pn_trust_path(const char *path, int flags, unsigned own,
-		  struct pn_refusal *refusal)
+int pn_trust_path(const char *path, int flags, unsigned owner, struct pn_refusal *refusal)
 {
-	struct walk walk = { .at = -1, .own = own, .follows = flags & PN_FOLLOW, .refusal = refusal };
+	struct walk walk = { .current = -1, .owner = owner, .follow = flags & PN_FOLLOW, .refusal = refusal };
 	struct stat found;
 	int status;
 
 	if (!*path)
 		return -ENOENT;
-	if (strlen(path) >= sizeof(walk.ahead))
+	if (strlen(path) >= sizeof(walk.remaining))
 		return -ENAMETOOLONG;
-	strcpy(walk.ahead, path);
+	strcpy(walk.remaining, path);
 	status = start(&walk, path);
 	if (!status)
-		status = fstat(walk.at, &found) ? -errno : look_here(&walk, &found, more(&walk));
-	while (!status && more(&walk))
-		status = enter(&walk, flags);
-	memcpy(refusal->shown, walk.shown, sizeof(refusal->shown));
+		status = fstat(walk.current, &found) ? -errno : check_component(&walk, &found, has_next(&walk));
+	while (!status && has_next(&walk))
+		status = open_component(&walk, flags);
+	memcpy(refusal->path, walk.path, sizeof(refusal->path));
 	if (!status)
-		return walk.at;
-	if (walk.at >= 0)
-		close(walk.at);
+		return walk.current;
+	if (walk.current >= 0)
+		close(walk.current);
 	return status;
 }
 
-/* How much of a path is a directory above it that was looked at. */
-static size_t shared(const char *path, size_t length, const char *known)
+/* The length of the longest directory of a path that has been checked before. */
+static size_t common_directory(const char *path, size_t length, const char *known)
 {
 	size_t found = 0;
 
@@ -257,90 +257,89 @@ static size_t shared(const char *path, size_t length, const char *known)
 	return found;
 }
 
-enum glance { UNSURE, TRUSTED, MISSING };
+enum quick_result { UNDECIDED, TRUSTED, MISSING };
 
-/* Looks at a path by its names, as long as no link is on it: who could put another in the place of
- * one could change the directory that it is in, which has been looked at before. ``known`` is a
- * directory that was looked at so. */
-static enum glance glance_at(const char *path, unsigned own, char known[PATH_MAX])
+/* Checks a path by its names, as long as it has no link: to replace a component, a user must be able
+ * to change its directory, which has been checked before. ``known`` is the last checked directory. */
+static enum quick_result check_by_names(const char *path, unsigned owner, char known[PATH_MAX])
 {
 	struct pn_refusal refusal;
-	char so_far[PATH_MAX];
-	size_t length = strlen(path), seen;
+	char prefix[PATH_MAX];
+	size_t length = strlen(path), known_length;
 
 	while (length > 1 && path[length - 1] == '/')
 		length--;
 	if (path[0] != '/' || length >= PATH_MAX || strstr(path, ".."))
-		return UNSURE;
-	seen = shared(path, length, known);
-	known[seen] = '\0';
-	memcpy(so_far, path, length);
-	for (size_t end = seen + 1; end <= length; end++) {
-		bool on_the_way = end < length;
+		return UNDECIDED;
+	known_length = common_directory(path, length, known);
+	known[known_length] = '\0';
+	memcpy(prefix, path, length);
+	for (size_t end = known_length + 1; end <= length; end++) {
+		bool is_parent = end < length;
 		struct stat found;
 
-		if (end > 1 && on_the_way && path[end] != '/')
+		if (end > 1 && is_parent && path[end] != '/')
 			continue;
-		so_far[end] = '\0';
-		if (lstat(so_far, &found))
+		prefix[end] = '\0';
+		if (lstat(prefix, &found))
 			return MISSING;
-		if (S_ISLNK(found.st_mode) || look_at(own, &found, on_the_way, &refusal))
-			return UNSURE;
-		if (end > 1 && on_the_way)
-			strcpy(known, so_far);
-		so_far[end] = path[end];
+		if (S_ISLNK(found.st_mode) || check_owner_and_mode(owner, &found, is_parent, &refusal))
+			return UNDECIDED;
+		if (end > 1 && is_parent)
+			strcpy(known, prefix);
+		prefix[end] = path[end];
 	}
 	return TRUSTED;
 }
 
-int pn_trust_simple_path(const char *path, unsigned own)
+int pn_trust_simple_path(const char *path, unsigned owner)
 {
 	char known[PATH_MAX] = "";
 
-	return glance_at(path, own, known) == TRUSTED;
+	return check_by_names(path, owner, known) == TRUSTED;
 }
 
-/* What is missing under trusted directories is as trusted as they are. */
-static bool is_trusted(const char *path, unsigned own, char known[PATH_MAX])
+/* A missing file in a trusted directory is trusted. */
+static bool is_trusted(const char *path, unsigned owner, char known[PATH_MAX])
 {
-	struct pn_refusal refusal = { .why = 0 };
+	struct pn_refusal refusal = { .reason = 0 };
 	int found;
 
-	if (glance_at(path, own, known) != UNSURE)
+	if (check_by_names(path, owner, known) != UNDECIDED)
 		return true;
-	found = pn_trust_path(path, PN_FOLLOW, own, &refusal);
+	found = pn_trust_path(path, PN_FOLLOW, owner, &refusal);
 	if (found >= 0)
 		close(found);
-	return !refusal.why;
+	return !refusal.reason;
 }
 
-static bool are_trusted_in(const char *path, const char *ending, unsigned own, char known[PATH_MAX])
+static bool are_files_trusted(const char *path, const char *ending, unsigned owner, char known[PATH_MAX])
 {
 	DIR *directory = opendir(path);
-	bool so_far = true;
+	bool trusted = true;
 
 	if (!directory)
-		return true; /* nobody else reads it either */
-	for (struct dirent *entry; so_far && (entry = readdir(directory));) {
+		return true; /* CRIU cannot read it either */
+	for (struct dirent *entry; trusted && (entry = readdir(directory));) {
 		size_t length = strlen(entry->d_name);
 		char inner[PATH_MAX];
 
 		if (length < strlen(ending) || strcmp(entry->d_name + length - strlen(ending), ending))
 			continue;
-		so_far = snprintf(inner, sizeof(inner), "%s/%s", path, entry->d_name) < PATH_MAX &&
-			 is_trusted(inner, own, known);
+		trusted = snprintf(inner, sizeof(inner), "%s/%s", path, entry->d_name) < PATH_MAX &&
+			  is_trusted(inner, owner, known);
 	}
 	closedir(directory);
-	return so_far;
+	return trusted;
 }
 
-int pn_trust_all(char *const *paths, size_t n_directories, size_t count, const char *ending, unsigned own)
+int pn_trust_all(char *const *paths, size_t n_directories, size_t count, const char *ending, unsigned owner)
 {
 	char known[PATH_MAX] = "";
 
 	for (size_t i = 0; i < count; i++)
-		if (!is_trusted(paths[i], own, known) ||
-		    (i < n_directories && !are_trusted_in(paths[i], ending, own, known)))
+		if (!is_trusted(paths[i], owner, known) ||
+		    (i < n_directories && !are_files_trusted(paths[i], ending, owner, known)))
 			return false;
 	return true;
 }

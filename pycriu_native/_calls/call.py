@@ -118,7 +118,7 @@ class Call:
     @property
     def worker_pid(self) -> int:
         """The worker's pid while it works; 0 before, and where it is not ours."""
-        return 0 if self._exchange is None else self._exchange.line.pid
+        return 0 if self._exchange is None else self._exchange.connection.pid
 
     @property
     def is_undone(self) -> bool:

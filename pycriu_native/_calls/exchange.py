@@ -1,9 +1,9 @@
-"""One request over CRIU's socket, and everything that comes back until its answer.
+"""One request over CRIU's socket, and all messages up to its final response.
 
-libcriu only makes the request and reads the final answer (``_wire/libcriu_request.py``). In
-between, this module is on the line: it hears what libcriu drops (CRIU's own error message, its
-errno for this call and no other), asks the hook, keeps on listening while CRIU undoes a refused
-dump, and notices when the worker dies while a child that it forked still holds the socket.
+libcriu only builds the request and reads the final response (``_wire/libcriu_request.py``). This
+module receives the messages in between. It keeps what libcriu discards (CRIU's error message and
+errno), calls the hook, continues to receive while CRIU undoes a refused dump, and detects the death
+of a worker whose child still has the socket open.
 """
 
 from __future__ import annotations
@@ -33,67 +33,67 @@ from ..options.values import WireValue
 if TYPE_CHECKING:
     from .._recovery.recovery import Recovery
 
-LARGEST_ANSWER = 2**16
-"""Bytes: CRIU's answers are below 2 KiB; anything above this is not CRIU. (A larger buffer would
-be mapped and unmapped for each.)"""
+MAX_RESPONSE = 2**16
+"""Bytes. CRIU's responses are below 2 KiB; a larger message is not from CRIU. (The allocator would
+map and unmap a larger buffer for each call.)"""
 
-LONGEST_WAIT = 2**31 - 1
-"""Milliseconds that poll(2) can wait at once: 24 days."""
+MAX_WAIT = 2**31 - 1
+"""The largest timeout of poll(2) in milliseconds: 24 days."""
 
 GRACE = 10.0
-"""Seconds that CRIU gets to undo its work after a cancel, before its worker is killed."""
-
+"""Seconds for CRIU to undo its work after a cancel, before its worker is killed."""
 
 UNDONE_BY_CRIU = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
-"""Verbs that CRIU has to undo; any other is over when its worker is killed."""
+"""Verbs that CRIU has to undo; for any other it is enough to kill the worker."""
 
-_PROMISED: dict[Verb, str] = {
+_REQUIRED_PART: dict[Verb, str] = {
     Verb.DUMP: "dump",
     Verb.RESTORE: "restore",
     Verb.VERSION: "version",
     Verb.FEATURE_CHECK: "features",
     Verb.PAGE_SERVER: "ps",
 }
-"""What an answer that says yes must hold: libcriu reads it without a look, and would crash."""
+"""The part that a response with ``success`` must have: libcriu does not check it, and would
+crash."""
 
 
-UNHEARD = tuple(action for action in Notify if action is not Notify.POST_DUMP)
-"""What is agreed to without a thought where there is no hook and nothing to rescue. (Notifications
-that tell a pid are not equal to these.)"""
+ACKNOWLEDGED = tuple(action for action in Notify if action is not Notify.POST_DUMP)
+"""Notifications that are acknowledged in C if there is no hook and no recovery. (Notifications with
+a pid differ from these.)"""
 
 _ACTIONS: dict[str, Notify | str] = {action.value: action for action in Notify}
-_YES, _NO = (
-    encode("request", {"type": NOTIFY, "notify_success": agreed}) for agreed in (True, False)
+_ACCEPT, _REFUSE = (
+    encode("request", {"type": NOTIFY, "notify_success": accepted}) for accepted in (True, False)
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """Something that CRIU says while it works; what is frozen then, :class:`Notify` tells."""
+    """A notification of CRIU during a call; :class:`Notify` documents the frozen processes."""
 
     action: Notify | str
-    """Which; a name that this release does not know arrives as it is."""
+    """The action; a name that this release does not know stays a string."""
     verb: Verb
     """The call that it belongs to."""
     pid: int | None = None
-    """The root task's pid: with ``setup-namespaces`` and ``post-restore`` only."""
+    """The root task's pid; only with ``setup-namespaces`` and ``post-restore``."""
     fd: int | None = None
-    """The descriptor that came along (``orphan-pts-master``); it belongs to the hook."""
+    """The descriptor that CRIU passes (``orphan-pts-master``); the hook closes it."""
 
 
 Hook = Callable[[Notification], object]
-"""What ``on_notify`` is: called with each notification; raising refuses it.
+"""``on_notify``: called with each notification; an exception refuses it.
 
-What it returns counts for ``Notify.QUERY_EXT_FILES`` alone: more names for ``external``, or None.
+The return value is used for ``Notify.QUERY_EXT_FILES`` only: more names for ``external``, or None.
 """
 
 
 class Exchange:
-    """The state of one call on the line."""
+    """The state of one call on its connection."""
 
     def __init__(
         self,
-        line: Connection,
+        connection: Connection,
         verb: Verb,
         hook: Hook | None = None,
         deadline: float | None = None,
@@ -102,188 +102,196 @@ class Exchange:
         when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
     ) -> None:
-        """``when_written`` is called with ``tree`` when a dump has written all, before the hook and
-        while CRIU can still undo it: an error in it makes CRIU do that. ``break_off`` is called
-        with ``tree`` when the call is to be undone: it makes CRIU's work fail at once.
+        """``when_written`` is called with ``tree`` after a dump has written all images, before the
+        hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
+        ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
+        once.
         """
-        self.line = line
+        self.connection = connection
         self.verb = verb
         self.pid = pid
         self.tree: list[int] = []
-        """The processes that were dumped, as they stood frozen, or that are being restored."""
+        """The dumped processes at the time that they were frozen, or the processes of a restore."""
         self.stopped_by: BaseException | None = None
-        """Why the call is being undone: what a hook or a signal raised, or the deadline."""
-        self.out_of_time = False
-        """Whether that is the deadline."""
+        """Why the call is being undone: the exception of a hook or a signal, or the deadline."""
+        self.deadline_passed = False
+        """Whether the deadline is the reason."""
         self._recovery = rescue
         self._hook = hook
         self._when_written = when_written
         self._break_off = break_off
-        self._final = False  # whether CRIU does what cannot be undone any more
-        self._is_asked = False  # whether CRIU waits for our answer: a refusal is enough then
+        self._final = False  # whether CRIU can no longer undo the call
+        self._reply_pending = False  # whether CRIU waits for a reply: a refusal is enough then
         self._deadline = deadline  # on the monotonic clock
         self._cancels: deque[BaseException] = deque()
         self._closing = Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._buffer = memory("char[]", LARGEST_ANSWER)
-        self._ear = ffi.new("struct pn_receiver *")
-        ear = self._ear
-        ear.sock, ear.pidfd, ear.wake = line.sock.fileno(), line.pidfd, self._wake
-        ear.buffer, ear.size = self._buffer, LARGEST_ANSWER
+        self._buffer = memory("char[]", MAX_RESPONSE)
+        self._receiver = ffi.new("struct pn_receiver *")
+        receiver = self._receiver
+        receiver.sock, receiver.pidfd, receiver.wake_fd = (
+            connection.sock.fileno(),
+            connection.pidfd,
+            self._wake,
+        )
+        receiver.buffer, receiver.capacity = self._buffer, MAX_RESPONSE
         if hook is None and rescue is None:
-            quiet = _quiet()
-            ear.quiet, ear.n_quiet = quiet.array, len(quiet.array)
-            ear.yes = quiet.yes
+            acknowledged = _acknowledged()
+            receiver.acknowledged, receiver.n_acknowledged = (
+                acknowledged.array,
+                len(acknowledged.array),
+            )
+            receiver.reply = acknowledged.reply
 
     def close(self) -> None:
-        """Give back what the exchange owns; the line is not its own."""
+        """Close what the exchange owns; it does not own the connection."""
         with self._closing:
             os.close(self._wake)
             self._wake = -1
 
     def cancel(self, reason: BaseException) -> None:
-        """Have the call undone, from any thread. Too late once CRIU sent its final answer."""
+        """Cancel the call, from any thread. No effect after CRIU's final response."""
         self._cancels.append(reason)
         with self._closing:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
     def run(self, request: bytes) -> tuple[dict[str, WireValue], bytes]:
-        """Send, listen, and return the final answer, decoded and as it came.
+        """Send the request. Returns the final response, decoded and as bytes.
 
-        Raises ``WorkerDiedError`` and ``ProtocolError``. What a hook raises, and the reason of
-        a cancel, are kept in ``stopped_by`` while CRIU undoes its work.
+        Raises ``WorkerDiedError`` and ``ProtocolError``. The exception of a hook and the reason of
+        a cancel are stored in ``stopped_by`` while CRIU undoes its work.
         """
         self._send(request)
         while True:
             data, fds = self._next()
-            answer = decode_response(data)
-            if answer is None:
-                raise self._nonsense(f"{len(data)} bytes that are no message", fds)
-            if answer["type"] == NOTIFY:
-                self._notify(answer, fds)
+            response = decode_response(data)
+            if response is None:
+                raise self._protocol_error(f"{len(data)} bytes that are not a message", fds)
+            if response["type"] == NOTIFY:
+                self._notify(response, fds)
                 continue
-            flaw = _flaw(self.verb, answer)
-            if flaw:
-                raise self._nonsense(flaw, fds)
+            defect = _defect(self.verb, response)
+            if defect:
+                raise self._protocol_error(defect, fds)
             _close(fds)
-            return answer, data
+            return response, data
 
     def _stop(self, reason: BaseException) -> None:
-        """Begin to undo: CRIU's next notification will be refused."""
+        """Start to undo the call: the next notification of CRIU is refused."""
         if self.stopped_by is None:
             self.stopped_by = reason
             self._deadline = time.monotonic() + GRACE
-            self._ear.n_quiet = 0
-            if self._break_off is not None and not (self._final or self._is_asked):
+            self._receiver.n_acknowledged = 0
+            if self._break_off is not None and not (self._final or self._reply_pending):
                 self._break_off(self.tree)
-            self._wake_criu()
+            self._continue_criu()
             if self.verb not in UNDONE_BY_CRIU:
-                self.line.kill()
+                self.connection.kill()
         elif reason is not self.stopped_by:
             self.stopped_by.add_note(f"while it was undone: {reason!r}")
 
-    def _wake_criu(self) -> None:
-        """Have it go on if somebody has stopped it.
+    def _continue_criu(self) -> None:
+        """Send SIGCONT to CRIU, in case another process has stopped it.
 
-        Its children are left alone, which stop themselves during a restore and are waited for;
-        but a pre-dump is made by a child.
+        Not to its children: during a restore they stop themselves, and CRIU waits for that. A
+        pre-dump is an exception, because a child makes it.
         """
-        self.line.wake()
-        if self.verb is Verb.PRE_DUMP and self.line.pid:
-            for child in process_tree(self.line.pid)[1:]:
+        self.connection.wake()
+        if self.verb is Verb.PRE_DUMP and self.connection.pid:
+            for child in process_tree(self.connection.pid)[1:]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGCONT)
 
     def _send(self, message: bytes) -> None:
         try:
-            self.line.sock.sendall(message, socket.MSG_NOSIGNAL)
+            self.connection.sock.sendall(message, socket.MSG_NOSIGNAL)
         except OSError as error:
             if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):
-                rule = f"they take {len(message)} bytes, more than a socket carries at once here"
+                rule = f"they take {len(message)} bytes, more than one socket message holds here"
                 problem = Problem("options", "all of them", rule)
                 raise OptionError([problem], verb=str(self.verb)) from None
-            raise self._died() from error
+            raise self._worker_died() from error
 
     def _next(self) -> tuple[bytes, list[int]]:
-        """The next message, and the descriptors that came with it."""
-        ear = self._ear
+        """The next message and the descriptors that it carries."""
+        receiver = self._receiver
         ended = False
         while True:
             remaining = -1
             if self._deadline is not None:
                 seconds = max(0.0, self._deadline - time.monotonic())
-                remaining = min(int(seconds * 1000) + 1, LONGEST_WAIT)
-            heard = native.pn_receive(ear, 0 if ended else remaining)
+                remaining = min(int(seconds * 1000) + 1, MAX_WAIT)
+            result = native.pn_receive(receiver, 0 if ended else remaining)
             while self._cancels:
                 self._stop(self._cancels.popleft())
-            if heard == native.PN_HEARD_MESSAGE:
-                return ffi.unpack(ear.buffer, ear.length), self._fds()
-            if heard == native.PN_HEARD_TOO_MUCH:
-                raise self._nonsense("more than a CRIU ever says at once", self._fds())
-            if heard < 0:
-                raise OSError(-heard, os.strerror(-heard))
-            if heard == native.PN_HEARD_END or ended:
-                raise self._died()
-            if heard == native.PN_HEARD_TIMEOUT:
+            if result == native.PN_RECEIVED_MESSAGE:
+                return ffi.unpack(receiver.buffer, receiver.length), self._fds()
+            if result == native.PN_RECEIVED_TRUNCATED:
+                raise self._protocol_error("a message larger than any of CRIU's", self._fds())
+            if result < 0:
+                raise OSError(-result, os.strerror(-result))
+            if result == native.PN_RECEIVED_EOF or ended:
+                raise self._worker_died()
+            if result == native.PN_RECEIVED_TIMEOUT:
                 if self._is_late():
-                    self._out_of_time()
+                    self._deadline_passed()
             else:
-                # A CRIU that ended meanwhile has left its answer in the socket.
-                ended = self.line.has_ended()
+                # If CRIU has ended meanwhile, its response is in the socket.
+                ended = self.connection.has_ended()
 
     def _fds(self) -> list[int]:
-        return ffi.unpack(self._ear.fds, self._ear.n_fds) if self._ear.n_fds else []
+        return ffi.unpack(self._receiver.fds, self._receiver.n_fds) if self._receiver.n_fds else []
 
-    def _nonsense(self, what: str, fds: list[int]) -> ProtocolError:
-        """The error for an answer that no CRIU gives; who gave it is not left running."""
+    def _protocol_error(self, what: str, fds: list[int]) -> ProtocolError:
+        """The error for an invalid response; the worker is killed."""
         _close(fds)
-        self.line.kill()
-        return ProtocolError(f"{self.line.program} answered {self.verb} with {what}")
+        self.connection.kill()
+        return ProtocolError(f"{self.connection.program} responded to {self.verb} with {what}")
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
-    def _out_of_time(self) -> None:
+    def _deadline_passed(self) -> None:
         if self.stopped_by is None:
             of = "" if self.pid is None else f" of pid {self.pid}"
             message = f"{self.verb}{of}: the deadline passed"
-            self.out_of_time = True
+            self.deadline_passed = True
             self._stop(DeadlineError(message, verb=str(self.verb), pid=self.pid))
             return
-        # It was told to stop and did not come back.
+        # The call is being undone, and CRIU has not finished in time.
         if self.verb is Verb.RESTORE:
-            self.tree += process_tree(self.line.pid)[1:]
-        self.line.kill()
+            self.tree += process_tree(self.connection.pid)[1:]
+        self.connection.kill()
         self._deadline = None
 
-    def _died(self) -> WorkerDiedError:
-        """The error for a worker that is gone; whatever it left behind goes too.
+    def _worker_died(self) -> WorkerDiedError:
+        """The error for a worker that has ended; its remaining children are killed.
 
-        One that has only lost its socket is undoing its work, and must not be killed in that;
-        nor must the child that makes a pre-dump, which holds the socket until it has ended.
+        A worker that has only closed its socket is undoing its work, and is not killed during that.
+        Neither is the child that makes a pre-dump; it keeps the socket open until it ends.
         """
         until = time.monotonic() + GRACE
-        self.line.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
+        self.connection.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
         if self.verb is Verb.PRE_DUMP:
-            hung_up = poll()
-            hung_up.register(self.line.sock.fileno(), 0)
-            hung_up.poll(max(0.0, until - time.monotonic()) * 1000)
-        self.line.kill()
-        return WorkerDiedError(f"{self.line.program} ended before it answered")
+            hangup = poll()
+            hangup.register(self.connection.sock.fileno(), 0)
+            hangup.poll(max(0.0, until - time.monotonic()) * 1000)
+        self.connection.kill()
+        return WorkerDiedError(f"{self.connection.program} ended before it responded")
 
-    def _notify(self, answer: dict[str, WireValue], fds: list[int]) -> None:
-        body = cast(dict[str, WireValue], answer.get("notify", {}))
+    def _notify(self, response: dict[str, WireValue], fds: list[int]) -> None:
+        body = cast(dict[str, WireValue], response.get("notify", {}))
         name = cast(str, body.get("script", ""))
         action = _ACTIONS.get(name, name)
         pid = cast("int | None", body.get("pid"))
         if self._recovery is not None:
-            self._recovery.look(action, self.line.pid)
-        self._is_asked = True
+            self._recovery.look(action, self.connection.pid)
+        self._reply_pending = True
         if action is Notify.POST_DUMP:
-            self._written()
+            self._images_written()
         elif self.verb is Verb.RESTORE and pid is not None:
-            # With setup-namespaces there is but the root.
+            # At setup-namespaces only the root process exists.
             self.tree = process_tree(pid) if action is Notify.POST_RESTORE else [pid]
         fd = fds.pop(0) if fds else None
         _close(fds)
@@ -293,22 +301,22 @@ class Exchange:
         elif fd is not None:
             os.close(fd)
         if self.stopped_by is None and self._is_late():
-            self._out_of_time()  # in the hook: CRIU's next word may be there already
-        # The network is unlocked also while a dump is undone; refusing that would keep it locked.
-        agreed = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
-        if agreed and action in (Notify.POST_DUMP, Notify.POST_RESTORE):
+            self._deadline_passed()  # during the hook: CRIU's next message can have arrived already
+        # CRIU also unlocks the network to undo a dump; a refusal would leave it locked.
+        accepted = self.stopped_by is None or action is Notify.NETWORK_UNLOCK
+        if accepted and action in (Notify.POST_DUMP, Notify.POST_RESTORE):
             self._final = True
-        reply = _YES if agreed else _NO
-        if external and agreed:
-            more: WireValue = {"images_dir_fd": -1, "external": [*external]}
-            reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": more})
+        reply = _ACCEPT if accepted else _REFUSE
+        if external and accepted:
+            opts: WireValue = {"images_dir_fd": -1, "external": [*external]}
+            reply = encode("request", {"type": NOTIFY, "notify_success": True, "opts": opts})
         self._send(reply)
-        self._is_asked = False
-        if agreed and self._recovery is not None:
+        self._reply_pending = False
+        if accepted and self._recovery is not None:
             self._recovery.agreed(action)
 
-    def _written(self) -> None:
-        """All images are on the file system, and the dumped still frozen."""
+    def _images_written(self) -> None:
+        """All images are written, and the dumped processes are still frozen."""
         if self.pid is not None:
             frozen = None if self._recovery is None else self._recovery.frozen
             self.tree = process_tree(self.pid) if frozen is None else list(frozen)
@@ -319,7 +327,7 @@ class Exchange:
                 self._stop(error)
 
     def _call_hook(self, hook: Hook, notification: Notification) -> Iterable[str] | None:
-        """Ask the hook; what it adds to ``external`` where CRIU asks for that."""
+        """Call the hook. Returns the names that it adds to ``external`` at ``query-ext-files``."""
         undoing = self.stopped_by is not None
         if undoing and notification.action is not Notify.NETWORK_UNLOCK:
             _close([] if notification.fd is None else [notification.fd])
@@ -333,43 +341,43 @@ class Exchange:
         return None
 
 
-class _Quiet:
-    """Notifications that nothing needs to be done about, as C sees them, and the answer."""
+class _Acknowledged:
+    """The array of notifications that C acknowledges, and the reply."""
 
     def __init__(self) -> None:
-        self._held = [ffi.new("char[]", _said(name)) for name in UNHEARD] + [
-            ffi.new("char[]", _YES)
+        self._held = [ffi.new("char[]", _notification(name)) for name in ACKNOWLEDGED] + [
+            ffi.new("char[]", _ACCEPT)
         ]
         self.array = ffi.new(
-            "struct pn_words[]", [(text, len(text) - 1) for text in self._held[:-1]]
+            "struct pn_bytes[]", [(text, len(text) - 1) for text in self._held[:-1]]
         )
-        self.yes = (self._held[-1], len(_YES))
+        self.reply = (self._held[-1], len(_ACCEPT))
 
 
-_quiet = functools.cache(_Quiet)
+_acknowledged = functools.cache(_Acknowledged)
 
 
-def _said(name: Notify) -> bytes:
-    """A notification that tells no pid, as CRIU sends it."""
+def _notification(name: Notify) -> bytes:
+    """A notification without a pid, as CRIU sends it."""
     notify: WireValue = {"script": name.value}
     return encode("response", {"type": NOTIFY, "success": True, "notify": notify})
 
 
-def _flaw(verb: Verb, answer: dict[str, WireValue]) -> str | None:
-    """Why libcriu must not see this final answer, None if it may."""
-    kind = answer["type"]
+def _defect(verb: Verb, response: dict[str, WireValue]) -> str | None:
+    """Why libcriu must not receive this final response; None if it may."""
+    kind = response["type"]
     if verb is Verb.PAGE_SERVER_CHILD:
-        verb = Verb.PAGE_SERVER  # which is what CRIU answers there
-    if kind == EMPTY and not answer["success"]:
+        verb = Verb.PAGE_SERVER  # the type of CRIU's response
+    if kind == EMPTY and not response["success"]:
         return None  # CRIU could not read the request
     if kind != REQUEST_TYPES[str(verb)]:
-        return f"an answer to another request (type {kind})"
-    promised = _PROMISED.get(verb)
-    if not answer["success"] or promised is None:
+        return f"a response to another request (type {kind})"
+    required = _REQUIRED_PART.get(verb)
+    if not response["success"] or required is None:
         return None
-    body = answer.get(promised)
+    body = response.get(required)
     if not isinstance(body, dict):
-        return f"a success that lacks its {promised!r} part"
+        return f"a success without its {required!r} part"
     if verb is Verb.RESTORE and cast(int, body["pid"]) < 1:
         return f"the pid {body['pid']}"
     return None

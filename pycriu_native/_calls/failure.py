@@ -25,7 +25,7 @@ def failure_of(
             from .._failures.explain import explain_failure  # a call that succeeds does without
 
             return explain_failure(
-                request.verb, request.pid, request.opts, outcome, mark, exchange.line, lost
+                request.verb, request.pid, request.opts, outcome, mark, exchange.connection, lost
             )
         except (ImportError, OSError):
             # The caller has changed its root or its user since: see preload().
@@ -33,7 +33,7 @@ def failure_of(
     how = "undone" if lost is None else "given up"
     of = "" if request.pid is None else f" of pid {request.pid}"
     message = f"{request.verb}{of} {how} after {outcome.duration:.1f} s"
-    if exchange.out_of_time:
+    if exchange.deadline_passed:
         assert isinstance(stop, DeadlineError)
         stop.message = f"{message}: the deadline of {request.deadline:g} s passed"
         stop.args = (stop.message,)

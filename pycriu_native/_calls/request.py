@@ -74,9 +74,9 @@ class Request:
             # A program that takes CRIU's place inherits the signals that CRIU ignores.
             return RESTORING if self.opts.exec_cmd is None else DEFAULT_SPAWN_OPTIONS
         if self.inside:
-            return replace(SAVING, outside=True)
+            return replace(SAVING, detached=True)
         if self.opts.lazy_pages or self.verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):
-            return replace(SAVING, steady=False)  # who serves pages is called off by SIGTERM
+            return replace(SAVING, block_signals=False)  # SIGTERM ends a page server
         return SAVING
 
 

@@ -1,7 +1,7 @@
 """The files of an image set: their names, and the fields of their messages that a check needs.
 
-Each image is read once, in C (``native/image_scan.c``), which also finds out whether it is an image
-of its kind and reaches to its end.
+Each image is read once, in C (``native/image_scan.c``), which also checks that it has the magic of
+its kind and is complete.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from .pagemap import Runs
 
 WINDOW = 2**20
-"""Bytes of a file without messages that are read at once."""
+"""Bytes of one read of a file without messages."""
 
-ROOM = 2**12
-"""Numbers that most images have fewer of."""
+INITIAL_CAPACITY = 2**12
+"""Initial capacity for the numbers of an image; enough for most."""
 
 COPY_AGAIN = "copy the images again from where they were made, or give another images_directory"
 
 Row = tuple[int, ...]
-"""Bytes of data behind a message, then the columns of its kind."""
+"""Size in bytes of the data behind a message, then the columns of its kind."""
 
 _COMMON, _SERVICE, _INVENTORY = (n.to_bytes(4, "little") for n in (COMMON, SERVICE, INVENTORY))
 _TRAILERS = {
@@ -90,13 +90,13 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 class _Format:
-    """How an image of a kind begins, and what is read of it."""
+    """The magic of a kind of image, and the columns that are read from it."""
 
     def __init__(self, name: str, magic: int, trailer: str, paths: tuple[str, ...]) -> None:
         word = magic.to_bytes(4, "little")
         first = _SERVICE if name in ("STATS", "IRMAP_CACHE") else _COMMON
         self.magic = word if name == "INVENTORY" else first + word
-        self.trailer = _TRAILERS.get(trailer, native.PN_NOTHING)
+        self.trailer = _TRAILERS.get(trailer, native.PN_NO_TRAILER)
         columns = each = b""
         self.width = 1
         for path in paths:
@@ -205,13 +205,13 @@ class ImageFiles:
         runs = ffi.new("struct pn_runs *", {"page": self.page})
         rows = self._scan(name, runs)
         if runs.problem:
-            from .pagemap import WHY  # good sets do without
+            from .pagemap import PROBLEMS  # good sets do without
 
-            why = WHY[runs.problem] or "this is no page map"
+            why = PROBLEMS[runs.problem] or "this is no page map"
             raise DamagedError(Problem(f"{name} is damaged: {why}"))
         if not rows:
             raise short(name)
-        _, in_parent, lazy = runs.below
+        _, in_parent, lazy = runs.totals
         return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy, not runs.count)
 
     def runs(self, name: str) -> Runs:
@@ -227,9 +227,9 @@ class ImageFiles:
         kind = kind_of(name)
         assert kind is not None
         format = _format(kind, columns or kind)
-        room = ROOM
+        capacity = INITIAL_CAPACITY
         while True:
-            out = memory("uint64_t[]", room)
+            out = memory("uint64_t[]", capacity)
             count = native.pn_scan_image(
                 self.directory,
                 os.fsencode(name),
@@ -239,12 +239,12 @@ class ImageFiles:
                 format.columns,
                 format.each,
                 out,
-                room,
+                capacity,
                 runs,
             )
-            if count <= room:
+            if count <= capacity:
                 break
-            room = count
+            capacity = count
         if count == -errno.ENOMEM:
             raise MemoryError(f"no memory for a message of {name}")
         if count < 0:

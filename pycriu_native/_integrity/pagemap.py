@@ -1,7 +1,7 @@
 """The runs of a page map: columns of numbers, filled and counted by ``native/pagemap.c``.
 
-A large process has hundreds of thousands of runs, and an object for each took most of the time
-that an inspection took.
+A large process has hundreds of thousands of runs. An object for each would take most of the time of
+an inspection.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Run = tuple[int, int, int, int]
 Counts = tuple[int, int, int]
 """Bytes of memory: stored, in a parent, lazy."""
 
-SMALLEST = 8
-"""Bytes of an entry that has what it must have, its length included."""
+MIN_ENTRY = 8
+"""Bytes of the smallest valid entry, with its length."""
 
-_unset = ffi.new_allocator(should_clear_after_alloc=False)
+_uninitialized = ffi.new_allocator(should_clear_after_alloc=False)
 _COLUMNS = range(native.PN_COLUMNS)
-_TOTALS = (native.PN_STORED, native.PN_IN_PARENT, native.PN_LAZILY)
+_TOTALS = (native.PN_STORED, native.PN_IN_PARENT, native.PN_LOADED_LAZILY)
 
 
 class Runs:
@@ -42,37 +42,41 @@ class Runs:
         return len(self._columns[0])
 
     def take(self, data: bytes) -> tuple[int, str | None]:
-        """Take in the entries of a page map that these bytes begin with, as far as they are whole.
+        """Add the complete entries of a page map at the beginning of these bytes.
 
-        Gives how many bytes these are, and what is wrong with the next: a reason, or an empty one
-        for what is no message of this kind.
+        Returns their size in bytes, and why the next entry is invalid: None if it is not, and an
+        empty string if it is not a ``pagemap_entry``.
         """
-        state, room = self._state, len(data) // SMALLEST + 1
-        columns, sizes = _unset("uint64_t[]", room * len(_COLUMNS)), _unset("uint32_t[]", len(data))
-        state.columns, state.room, state.sizes, state.sizes_room = columns, room, sizes, len(data)
+        state, capacity = self._state, len(data) // MIN_ENTRY + 1
+        columns, sizes = (
+            _uninitialized("uint64_t[]", capacity * len(_COLUMNS)),
+            _uninitialized("uint32_t[]", len(data)),
+        )
+        state.columns, state.capacity = columns, capacity
+        state.sizes, state.sizes_capacity = sizes, len(data)
         state.sizes_before = len(self._sizes)
-        taken: int = native.pn_read_runs(state, data, len(data))
+        read_bytes: int = native.pn_read_runs(state, data, len(data))
         read, size = ffi.buffer(columns), state.count * 8
-        for column, begin in zip(self._columns, range(0, len(read), room * 8), strict=True):
+        for column, begin in zip(self._columns, range(0, len(read), capacity * 8), strict=True):
             column.frombytes(read[begin : begin + size])
         self._sizes.frombytes(ffi.buffer(sizes)[: state.n_sizes * 4])
         state.columns = state.sizes = ffi.NULL
-        return taken, WHY[state.problem]
+        return read_bytes, PROBLEMS[state.problem]
 
     @property
     def size(self) -> int:
-        """Bytes that the pages file must have."""
+        """Required size of the pages file in bytes."""
         size: int = self._state.offset
         return size
 
     @property
     def total(self) -> Counts:
-        """All of the memory."""
-        stored, in_parent, lazy = self._state.below
+        """Of all runs."""
+        stored, in_parent, lazy = self._state.totals
         return stored, in_parent, lazy
 
     def between(self, start: int, end: int) -> Iterator[tuple[int, Run]]:
-        """The runs that touch a range of addresses, each with its number."""
+        """The index and run of each run that overlaps a range of addresses."""
         starts, ends, flags, offsets = self._columns[:4]
         for index in range(max(bisect.bisect_right(starts, start) - 1, 0), len(starts)):
             if starts[index] >= end:
@@ -81,21 +85,21 @@ class Runs:
                 yield index, (starts[index], ends[index], flags[index], offsets[index])
 
     def blocks(self, index: int) -> tuple[int, Sequence[int]] | None:
-        """Of a compressed run: bytes of memory in a block, and the size of each as stored."""
-        whole = self._columns[native.PN_BLOCK][index]
-        if not whole:
+        """For a compressed run: bytes of memory in a block, and the stored size of each block."""
+        block = self._columns[native.PN_BLOCK][index]
+        if not block:
             return None
         start, end = self._columns[native.PN_START][index], self._columns[native.PN_END][index]
         first = self._columns[native.PN_SIZES][index]
-        return whole, self._sizes[first : first - (start - end) // whole]
+        return block, self._sizes[first : first - (start - end) // block]
 
     def count(self, starts: Sequence[int], ends: Sequence[int]) -> list[Counts]:
         """The bytes in each range of addresses."""
         if self._pointers is None:
             held: list[object] = [ffi.from_buffer("uint64_t[]", each) for each in self._columns]
             self._pointers = ffi.new("uint64_t *[]", held), held
-        out = _unset("uint64_t[]", max(len(starts), 1) * len(_TOTALS))
-        native.pn_count_between(
+        out = _uninitialized("uint64_t[]", max(len(starts), 1) * len(_TOTALS))
+        native.pn_count_in_ranges(
             self._pointers[0],
             len(self),
             ffi.from_buffer("uint64_t[]", array("Q", starts)),
@@ -107,9 +111,9 @@ class Runs:
         return list(zip(flat, flat, flat, strict=True))
 
 
-WHY = {
-    native.PN_GOOD: None,
+PROBLEMS = {
+    native.PN_VALID: None,
     native.PN_MALFORMED: "",
-    native.PN_MISPLACED: "its pages cannot come here",
+    native.PN_MISPLACED: "its pages overlap, are not page-aligned or exceed the address space",
     native.PN_BAD_BLOCKS: "its compressed blocks cannot hold its pages",
 }

@@ -76,7 +76,7 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
     try:
         for number, link in links_of(pid):
             if link.startswith(kind):
-                fd = native.pn_fd_of(pidfd, number)
+                fd = native.pn_copy_descriptor(pidfd, number)
                 if fd < 0:
                     raise OSError(-fd, "pidfd_getfd")
                 result.append(fd)
@@ -97,7 +97,7 @@ def copied(pid: int, number: int) -> Iterator[int]:
     """
     pidfd = os.pidfd_open(pid)
     try:
-        fd = native.pn_fd_of(pidfd, number)
+        fd = native.pn_copy_descriptor(pidfd, number)
     finally:
         os.close(pidfd)
     if fd < 0:

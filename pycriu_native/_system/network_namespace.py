@@ -27,6 +27,6 @@ def in_network_of(pid: int) -> Iterator[bool]:
 
 
 def _enter(fd: int) -> None:
-    status = native.pn_enter_network(fd)
+    status = native.pn_enter_network_namespace(fd)
     if status:
         raise OSError(-status, "a network namespace cannot be entered")

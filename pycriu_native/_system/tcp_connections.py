@@ -102,7 +102,7 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
             continue
         with contextlib.suppress(ProcessLookupError), _pidfd(pid) as process:
             for inode, fd in expected.items():
-                copy = -1 if inode in seen else native.pn_fd_of(process, fd)
+                copy = -1 if inode in seen else native.pn_copy_descriptor(process, fd)
                 if copy >= 0:
                     with socket.socket(fileno=copy) as sock:
                         if os.fstat(copy).st_ino == inode:

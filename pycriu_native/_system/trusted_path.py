@@ -58,22 +58,22 @@ def are_trusted(directories: tuple[str, ...], ending: str, paths: tuple[str, ...
 
     It is one call into C, for the paths that each call checks.
     """
-    everything = _words(directories + paths)
-    count = len(everything.words)
+    everything = _path_array(directories + paths)
+    count = len(everything.paths)
     return bool(
         native.pn_trust_all(everything.array, len(directories), count, ending.encode(), _trusted())
     )
 
 
-class _Words:
+class _PathArray:
     """Paths as an array of C strings, and their memory."""
 
     def __init__(self, paths: tuple[str, ...]) -> None:
-        self.words = [ffi.new("char[]", _encoded(path)) for path in paths]
-        self.array = ffi.new("char *[]", self.words)
+        self.paths = [ffi.new("char[]", _encoded(path)) for path in paths]
+        self.array = ffi.new("char *[]", self.paths)
 
 
-_words = functools.lru_cache(16)(_Words)
+_path_array = functools.lru_cache(16)(_PathArray)
 
 
 def check_descriptor(fd: int) -> None:
@@ -105,7 +105,7 @@ def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
 
 def _walk(path: str, *, follow: bool, make: bool = False) -> int:
     """A descriptor (O_PATH, above 2) of the file of a path."""
-    flags = native.PN_FOLLOW * follow | native.PN_MAKE * make
+    flags = native.PN_FOLLOW * follow | native.PN_CREATE * make
     refusal = ffi.new("struct pn_refusal *")
     result = native.pn_trust_path(_encoded(path), flags, _trusted(), refusal)
     if result < 0:
@@ -152,13 +152,13 @@ def unmapped_root() -> int:
 
 
 def _error(status: int, refusal: Any) -> OSError:
-    if not refusal.why:
+    if not refusal.reason:
         return OSError(-status, os.strerror(-status))
-    shown = os.fsdecode(ffi.string(refusal.shown))
-    where = {"": "it", ".": "the current directory"}.get(shown, shown)
-    if refusal.why == native.PN_LINK:
+    component = os.fsdecode(ffi.string(refusal.path))
+    where = {"": "it", ".": "the current directory"}.get(component, component)
+    if refusal.reason == native.PN_LINK:
         return UntrustedError(f"{where} is a symbolic link")
-    if refusal.why == native.PN_OWNER:
+    if refusal.reason == native.PN_OWNER:
         return UntrustedError(f"{where} belongs to user {refusal.uid}")
-    who = "everybody" if refusal.mode & stat.S_IWOTH else f"group {refusal.gid}"
-    return UntrustedError(f"{where} can be written by {who} (mode {refusal.mode:04o})")
+    writer = "everybody" if refusal.mode & stat.S_IWOTH else f"group {refusal.gid}"
+    return UntrustedError(f"{where} can be written by {writer} (mode {refusal.mode:04o})")

@@ -35,7 +35,7 @@ UNTIL_FORKED = 5000
 UNTIL_READ = 600_000
 """Milliseconds that it gets to read a template."""
 
-MOST_INHERITED: int = native.PN_MOST_INHERITED
+MAX_INHERITED: int = native.PN_MAX_INHERITED
 """Descriptors that a worker can inherit."""
 
 NO_INPUT = -1
@@ -117,18 +117,18 @@ class ForkServer:
                 self._end()
                 raise OSError(-status, os.strerror(-status))
 
-    def fork_worker(self, ends: Any, keep: Sequence[int] = ()) -> tuple[int, int]:
-        """Fork a worker with these ends (``struct pn_ends``). Returns its pid and a pidfd.
+    def fork_worker(self, channel: Any, keep: Sequence[int] = ()) -> tuple[int, int]:
+        """Fork a worker with this channel (``struct pn_channel``). Returns its pid and a pidfd.
 
         ``keep`` are descriptors that it inherits under the same numbers, at most
-        ``MOST_INHERITED``. ``ForkServerUnavailableError`` if the fork server has ended; it is
+        ``MAX_INHERITED``. ``ForkServerUnavailableError`` if the fork server has ended; it is
         closed then. May be called from any thread.
         """
         with self._fork_lock:
             fd = self._connection.sock.fileno()
             if fd < 0:
                 raise ForkServerUnavailableError("the fork server has ended")
-            pid = native.pn_fork_worker(fd, ends, list(keep), len(keep), UNTIL_FORKED)
+            pid = native.pn_fork_worker(fd, channel, list(keep), len(keep), UNTIL_FORKED)
             if pid < 0:
                 self._end()
                 raise ForkServerUnavailableError(f"it forks no worker: {os.strerror(-pid)}")

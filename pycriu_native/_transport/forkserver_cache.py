@@ -13,7 +13,7 @@ from .._support.unpatched import Lock
 from ..errors import CriuError
 from .base import Via
 from .connection import Connection
-from .forkserver import MOST_INHERITED, ForkServer, ForkServerUnavailableError
+from .forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
 from .spawn import SpawnOptions
 from .worker import Worker, connect_worker
 from .worker_factory import fingerprint, start_fork_server
@@ -32,8 +32,8 @@ class ForkServerCache(Closing):
         if (
             type(via) is Worker
             and via.stdin is None
-            and not spawn_options.outside
-            and len(keep) <= MOST_INHERITED
+            and not spawn_options.detached
+            and len(keep) <= MAX_INHERITED
         ):
             server = self._fork_server(via, spawn_options)
             if server is not None:

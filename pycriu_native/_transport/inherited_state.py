@@ -1,9 +1,9 @@
-"""What a ``criu`` takes over from the process that starts it, at the time that it starts it.
+"""The state that a ``criu`` process inherits from the process that starts it.
 
-A worker that was started ahead is as good as a fresh one only while nothing of this has
-changed: CRIU works in the namespaces, the root, the cgroup, with the rights and the limits that
-its process was born with, and reads its configuration files as it starts. Linux keeps most of
-this for each thread, so it is asked on the thread that makes the call.
+A worker that was started ahead is equivalent to a new one only while this state is unchanged: CRIU
+runs in the namespaces, root directory and cgroup, and with the rights and limits, that its process
+inherited, and reads its configuration files at its start. Most of this state belongs to a thread,
+so it is read on the thread that makes the call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WHOLE_FILES = (
     "cgroup",
     "oom_score_adj",
 )
-"""Files of /proc that are compared as they are."""
+"""Files of /proc that are compared unchanged."""
 
 STATUS_LINES = (
     b"Umask:",
@@ -60,30 +60,30 @@ and policy. (Field 3 of proc_pid_stat(5) is the first one behind the name, 0 her
 
 GLOBAL_CONFIGURATION = "/etc/criu/default.conf"
 
-USUAL, LARGEST = 2**13, 2**20
-"""Bytes of all these files together; a process in very many groups has more than usual."""
+INITIAL_SIZE, MAX_SIZE = 2**13, 2**20
+"""Sizes in bytes of the buffer for all these files; a process in very many groups needs more."""
 
 
 class _Parts:
-    """The parts as C sees them, with the memory that they point to."""
+    """The array of ``struct pn_part`` and the memory that it points to."""
 
     def __init__(self, configuration: Sequence[str]) -> None:
         self._held: list[Any] = []
         fields = "".join("x" if n in STAT_FIELDS else "-" for n in range(max(STAT_FIELDS) + 1))
         parts = [
             *((native.PN_PART_LINK, f"ns/{name}", b"", False) for name in NAMESPACES),
-            *((native.PN_PART_PLACE, path, b"", True) for path in ("/", ".")),
+            *((native.PN_PART_DIRECTORY, path, b"", True) for path in ("/", ".")),
             (native.PN_PART_FIELDS, "stat", fields.encode(), True),
             (native.PN_PART_LINES, "status", b"\0".join(STATUS_LINES) + b"\0", True),
-            *((native.PN_PART_WHOLE, name, b"", False) for name in WHOLE_FILES),
-            (native.PN_PART_STATE, "", b"", True),
-            *((native.PN_PART_STAMP, path, b"", False) for path in configuration),
+            *((native.PN_PART_CONTENT, name, b"", False) for name in WHOLE_FILES),
+            (native.PN_PART_THREAD, "", b"", True),
+            *((native.PN_PART_FILE, path, b"", False) for path in configuration),
         ]
         self.count = len(parts)
         self.array = ffi.new("struct pn_part[]", self.count)
-        for part, (kind, path, only, needed) in zip(self.array, parts, strict=True):
-            part.kind, part.needed = kind, needed
-            part.path, part.only = self._text(os.fsencode(path)), self._text(only)
+        for part, (kind, path, line_filter, required) in zip(self.array, parts, strict=True):
+            part.kind, part.required = kind, required
+            part.path, part.filter = self._text(os.fsencode(path)), self._text(line_filter)
 
     def _text(self, text: bytes) -> Any:
         self._held.append(ffi.new("char[]", text))
@@ -96,15 +96,15 @@ def _parts(*configuration: str) -> _Parts:
 
 
 def inherited_state(env: Mapping[str, str]) -> bytes | None:
-    """What a worker with this environment would take over from this thread, to be compared.
+    """The state that a worker with this environment would inherit from this thread, to be compared.
 
-    None where /proc cannot tell: then nothing is known to be the same.
+    None if it cannot be read from /proc: then no worker that was started ahead can be used.
     """
     parts = _parts(*_configuration(env))
-    size = USUAL
-    while size <= LARGEST:
+    size = INITIAL_SIZE
+    while size <= MAX_SIZE:
         buffer = memory("char[]", size)
-        length = native.pn_read_state(parts.array, parts.count, buffer, size)
+        length = native.pn_read_inherited_state(parts.array, parts.count, buffer, size)
         if length >= 0:
             return bytes(ffi.buffer(buffer, length))
         if length != -errno.ENOBUFS:
@@ -114,7 +114,7 @@ def inherited_state(env: Mapping[str, str]) -> bytes | None:
 
 
 def _configuration(env: Mapping[str, str]) -> list[str]:
-    """The files that CRIU reads as it starts (``criu/config.c``)."""
+    """The configuration files that CRIU reads at its start (``criu/config.c``)."""
     home = env.get("HOME", "/")
     named = env.get("CRIU_CONFIG_FILE")
     return [

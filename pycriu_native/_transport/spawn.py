@@ -12,39 +12,38 @@ from ..errors import ProgramError
 from .program import SEARCH_PATH
 
 FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
-"""What a worker's environment is, but for what its caller adds. In CRIU's home directory is a
-configuration file, so it is one that root alone can write."""
+"""The environment of each worker, to which the caller adds. CRIU reads a configuration file in its
+home directory, which is therefore a directory that only root can write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpawnOptions:
-    """In which way a worker is started."""
+    """How a worker is started."""
 
-    outside: bool = False
-    """It is to be no child of ours, for a dump of a tree that we are in."""
-    private: bool = False
-    """The files that it creates are for its own user only."""
-    steady: bool = False
-    """Signals that ask it to end (SIGTERM and the like) wait until it has ended by itself."""
-    limited: bool = False
-    """A write beyond its file size limit fails, and does not end it: SIGXFSZ is ignored."""
-
-    bound_to: int = -1
-    """A stream socket that it inherits: its process group is killed when the other end is closed,
-    at the latest with this process."""
+    detached: bool = False
+    """It is not a child of the caller: for the dump of a process tree that contains the caller."""
+    private_files: bool = False
+    """It creates files for its own user only: umask 077."""
+    block_signals: bool = False
+    """SIGTERM, SIGHUP, SIGINT and SIGQUIT are blocked."""
+    ignore_sigxfsz: bool = False
+    """SIGXFSZ is ignored: a write beyond the file size limit fails with EFBIG."""
+    lifetime_socket: int = -1
+    """An inherited stream socket, or -1: the worker's process group is killed when the other end is
+    closed, at the latest when this process ends."""
 
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
 
-SAVING = SpawnOptions(private=True, steady=True, limited=True)
-"""Images hold secrets; and a signal that ends CRIU in a dump can cost the process its life."""
+SAVING = SpawnOptions(private_files=True, block_signals=True, ignore_sigxfsz=True)
+"""For dumps: images hold secrets, and a signal that kills CRIU can end the dumped process too."""
 
-RESTORING = SpawnOptions(limited=True)
-"""What a restore creates has the mode that it had."""
+RESTORING = SpawnOptions(ignore_sigxfsz=True)
+"""For restores: created files get the mode that they had, so the umask is not changed."""
 
 
 def spawn(
-    words: Sequence[str],
+    arguments: Sequence[str],
     *,
     env: Mapping[str, str],
     stdin: int,
@@ -53,22 +52,22 @@ def spawn(
     spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS,
     namespaces: int = 0,
 ) -> tuple[int, int]:
-    """Start ``words[0]``, an absolute path; its pid and a pidfd of it.
+    """Start ``arguments[0]``, an absolute path. Returns its pid and a pidfd.
 
-    ``stdin`` -1 is /dev/null; ``output`` becomes its standard output and error; ``keep`` it
-    gets under the same numbers, and no other descriptor. ``namespaces`` are the ``CLONE_NEW*``
-    flags of the namespaces that it gets.
+    ``stdin`` -1 is /dev/null. ``output`` becomes its standard output and error. It inherits the
+    descriptors in ``keep`` under the same numbers, and no others. ``namespaces`` are the
+    ``CLONE_NEW*`` flags of its new namespaces.
     Raises ``ProgramError``.
     """
-    argv = [ffi.new("char[]", os.fsencode(word)) for word in words]
+    argv = [ffi.new("char[]", os.fsencode(argument)) for argument in arguments]
     environment = {**FIXED_ENVIRONMENT, **env}
     envp = [
         ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
     ]
-    if spawn_options.bound_to >= 0:
-        keep = [*keep, spawn_options.bound_to]
+    if spawn_options.lifetime_socket >= 0:
+        keep = [*keep, spawn_options.lifetime_socket]
     fds = ffi.new("int[]", list(keep))
-    # cffi keeps no reference to what a structure points to: these names do.
+    # A cffi structure does not keep what it points to alive; these variables do.
     argv_array = ffi.new("char *[]", [*argv, ffi.NULL])
     envp_array = ffi.new("char *[]", [*envp, ffi.NULL])
     worker = ffi.new("struct pn_worker *")
@@ -79,17 +78,17 @@ def spawn(
     worker.output = output
     worker.keep = fds
     worker.n_keep = len(keep)
-    worker.outside = spawn_options.outside
-    worker.private_files = spawn_options.private
-    worker.steady = spawn_options.steady
-    worker.limited = spawn_options.limited
-    worker.bound_to = spawn_options.bound_to
+    worker.detached = spawn_options.detached
+    worker.private_files = spawn_options.private_files
+    worker.block_signals = spawn_options.block_signals
+    worker.ignore_sigxfsz = spawn_options.ignore_sigxfsz
+    worker.lifetime_socket = spawn_options.lifetime_socket
     worker.namespaces = namespaces
     status = native.pn_spawn(worker)
     if status:
         code = -status
         raise ProgramError(
-            f"{words[0]} could not be started: {os.strerror(code)}"
+            f"{arguments[0]} could not be started: {os.strerror(code)}"
             + ("; its interpreter or loader is missing" if code == errno.ENOENT else ""),
             errno=code,
         )

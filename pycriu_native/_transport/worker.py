@@ -47,7 +47,7 @@ class WorkerConnection(Connection):
         self.close()
         if self._process is not None:
             self._process.wait(PATIENCE)
-            self._give_up(self._process)
+            self._release(self._process)
 
     def close_async(self) -> None:
         if self.retire is None:
@@ -55,15 +55,15 @@ class WorkerConnection(Connection):
             return
         self.close()
         if self._process is not None:
-            self._give_up(self._process)
+            self._release(self._process)
 
     def detach(self) -> None:
         self.close()
         if self._process is not None:
             self._process.close()
-            self._give_up(self._process)
+            self._release(self._process)
 
-    def _give_up(self, process: ChildProcess) -> None:
+    def _release(self, process: ChildProcess) -> None:
         self._process, self.pidfd = None, -1
         self.status, self.final_stderr = process.status, process.stderr_text()
         if self.retire is not None:
@@ -143,16 +143,16 @@ def start_worker(
 ) -> WorkerConnection:
     """Start ``program`` as a worker; ``stdin`` -1: /dev/null. Raises ``ProgramError``."""
 
-    def start(ends: Any) -> tuple[int, int]:
+    def start(channel: Any) -> tuple[int, int]:
         pid, pidfd = spawn(
-            (program, "swrk", str(ends.theirs)),
+            (program, "swrk", str(channel.remote)),
             env=env,
             stdin=stdin,
-            output=ends.output,
-            keep=[ends.theirs, *keep],
+            output=channel.output,
+            keep=[channel.remote, *keep],
             spawn_options=spawn_options,
         )
-        if not spawn_options.outside:
+        if not spawn_options.detached:
             return pid, pidfd
         os.close(pidfd)
         return pid, -1
@@ -163,19 +163,19 @@ def start_worker(
 def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> WorkerConnection:
     """Connect to the worker that ``start`` starts.
 
-    ``start`` receives a ``struct pn_ends``, and returns pid and pidfd.
+    ``start`` receives a ``struct pn_channel``, and returns pid and pidfd.
     """
-    ends = ffi.new("struct pn_ends *")
-    status = native.pn_make_ends(ends)
+    channel = ffi.new("struct pn_channel *")
+    status = native.pn_open_channel(channel)
     if status:
         raise OSError(-status, os.strerror(-status))
     try:
-        pid, pidfd = start(ends)
+        pid, pidfd = start(channel)
     except BaseException:
-        os.close(ends.ours)
-        os.close(ends.output)
+        os.close(channel.local)
+        os.close(channel.output)
         raise
     finally:
-        os.close(ends.theirs)
-    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, ends.ours)
-    return WorkerConnection(ours, ChildProcess(pid, pidfd, ends.output), program)
+        os.close(channel.remote)
+    local = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel.local)
+    return WorkerConnection(local, ChildProcess(pid, pidfd, channel.output), program)

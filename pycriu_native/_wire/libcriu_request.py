@@ -1,10 +1,10 @@
-"""libcriu's part of a call: it makes the request and turns the final answer into its result.
+"""libcriu's part of a call: it builds the request and converts the final response into a result.
 
-A verb of libcriu's is both at once: it sends the request, waits, and reads the answer. Here it is
-called twice, each time against a socket in which an answer lies already, so that it never waits:
-first with a refusal, to see what it asks for; then, when CRIU has answered
-(``_calls/exchange.py``), with that answer, to see what it makes of it. It prints when it gets no
-answer, or another verb's, and so is given neither.
+A verb of libcriu does both: it sends the request, waits, and reads the response. Here it is called
+twice, each time on a socket that already holds a response, so that it never waits: first with a
+refusal, to obtain its request; then with CRIU's final response (``_calls/exchange.py``), to obtain
+the result. libcriu prints an error if it receives no response or that of another verb, so it is
+called with neither.
 """
 
 from __future__ import annotations
@@ -25,47 +25,47 @@ LIBCRIU_VERBS: dict[Verb, Any] = {
         (Verb.PRE_DUMP, "criu_local_pre_dump"),
         (Verb.RESTORE, "criu_local_restore"),
         (Verb.VERSION, "criu_local_get_version"),
-        (Verb.FEATURE_CHECK, "pn_request_features"),
+        (Verb.FEATURE_CHECK, "pn_feature_check"),
     )
 }
 
 _REFUSAL = encode("response", {"type": REQUEST_TYPES["empty"], "success": False})
 
-_BEYOND_OPTIONS = 256
-"""Bytes that a request adds to its options, at most."""
+_OTHER_FIELDS = 256
+"""Largest size in bytes of the fields of a request other than its options."""
 
 
 class LibcriuCall:
-    """One libcriu verb, and the handle with its options."""
+    """One libcriu verb and the handle with its options."""
 
     def __init__(self, verb: Verb, handle: Handle) -> None:
         self._verb = verb
         self._handle = handle
-        self._size = handle.packed_size() + _BEYOND_OPTIONS
+        self._size = handle.packed_size() + _OTHER_FIELDS
 
     def request(self) -> bytes:
-        """What libcriu asks of CRIU."""
-        _, request = self._speak(_REFUSAL)
+        """The request that libcriu sends."""
+        _, request = self._run_verb(_REFUSAL)
         if not request:
             raise MemoryError(f"libcriu could not make a request of {self._size} bytes")
         return request
 
-    def finish(self, answer: bytes) -> int:
-        """What libcriu's verb returns for this answer."""
-        result, _ = self._speak(answer)
+    def finish(self, response: bytes) -> int:
+        """The return value of libcriu's verb for this response."""
+        result, _ = self._run_verb(response)
         return result
 
-    def _speak(self, answer: bytes) -> tuple[int, bytes]:
-        """What the verb returns for an answer, and what it has sent, if it came so far."""
-        response, given = memory("uint8_t[]", self._size), ffi.from_buffer(answer)
-        talk = ffi.new("struct pn_exchange *")
-        talk.answer, talk.n_answer = given, len(answer)
-        talk.said, talk.size = response, self._size
-        status = native.pn_run_verb(self._handle.pointer, LIBCRIU_VERBS[self._verb], talk)
+    def _run_verb(self, response: bytes) -> tuple[int, bytes]:
+        """The verb's return value, and its request (empty if it sent none)."""
+        request, data = memory("uint8_t[]", self._size), ffi.from_buffer(response)
+        exchange = ffi.new("struct pn_exchange *")
+        exchange.response, exchange.n_response = data, len(response)
+        exchange.request, exchange.request_capacity = request, self._size
+        status = native.pn_run_verb(self._handle.pointer, LIBCRIU_VERBS[self._verb], exchange)
         if status == -errno.E2BIG:
-            rule = f"the options take {self._size} bytes; {talk.room} fit into one request here"
+            rule = f"the options take {self._size} bytes; one request holds {exchange.max_size}"
             problem = Problem("options", "all of them", rule)
             raise OptionError([problem], verb=str(self._verb))
         if status:
             raise OSError(-status, os.strerror(-status))
-        return talk.result, bytes(ffi.buffer(response, talk.n_said))
+        return exchange.result, bytes(ffi.buffer(request, exchange.n_request))

@@ -172,7 +172,7 @@ def _setter_arguments(row: Row, item: WireValue) -> tuple[Any, ...]:
 
 def knows(field: str) -> bool:
     """Whether the loaded libcriu's options have a wire field of this name."""
-    return bool(native.pn_knows(native.PN_OPTS, field.encode()))
+    return bool(native.pn_has_field(native.PN_OPTS, field.encode()))
 
 
 def set_field(message: Any, field: str, value: WireValue) -> None:

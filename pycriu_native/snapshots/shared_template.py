@@ -11,7 +11,7 @@ from typing import ClassVar
 from .._support.closing import Closing
 from .._support.unpatched import Lock, Thread
 from .._transport.connection import Connection
-from .._transport.forkserver import MOST_INHERITED, ForkServer, ForkServerUnavailableError
+from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
 from .._transport.worker import Worker, connect_worker
 from .._transport.worker_factory import fingerprint, start_fork_server
@@ -106,8 +106,8 @@ class SharedTemplate(Closing):
         """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
         if spawn_options != RESTORING:
             return self.worker.connect(keep, spawn_options)
-        if len(keep) > MOST_INHERITED:
-            rule = f"at most {MOST_INHERITED} descriptors can be inherited with a template"
+        if len(keep) > MAX_INHERITED:
+            rule = f"at most {MAX_INHERITED} descriptors can be inherited with a template"
             raise OptionError([Problem("inherit_fds", len(keep), rule)])
         try:
             return self._fork(keep)

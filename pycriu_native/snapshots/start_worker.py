@@ -89,7 +89,7 @@ class StartWorker(Closing):
     ) -> Connection:
         """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
         if isinstance(self.via, Worker):
-            spawn_options = replace(spawn_options, bound_to=self._theirs.fileno())
+            spawn_options = replace(spawn_options, lifetime_socket=self._theirs.fileno())
         connection = self.via.connect(keep, spawn_options)
         try:
             if self.cgroup is not None:

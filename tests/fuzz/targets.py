@@ -95,7 +95,7 @@ def answers(data: bytes) -> None:
         or str(verb) not in REQUEST_TYPES
     ):
         return
-    flaw = exchange._flaw(verb, answer)
+    flaw = exchange._defect(verb, answer)
     if flaw is None and answer["success"] and verb is Verb.RESTORE:
         body = answer["restore"]
         assert isinstance(body, dict)

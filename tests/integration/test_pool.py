@@ -94,7 +94,7 @@ def test_what_goes_past_it(pool: WorkerPool) -> None:
     """Calls that hand over descriptors or standard input, and self-dumps, get a fresh worker."""
     ready = {idle.connection.pid for idle in pool._stock.idle}
     with open(os.devnull) as null:
-        outside = replace(SAVING, outside=True)
+        outside = replace(SAVING, detached=True)
         for keep, spawn_options in (([null.fileno()], SAVING), ([0], SAVING), ([], outside)):
             line = pool.connect(keep, spawn_options)
             assert isinstance(line, WorkerConnection)

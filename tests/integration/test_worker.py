@@ -241,7 +241,7 @@ def spy(tmp_path: Path) -> Callable[..., Spied]:
         _program(program, SPY.format(here=tmp_path))
         via = Worker(program=program, **worker)
         opts = opts or CriuOpts(images_directory=tmp_path / "images")
-        with pytest.raises(WorkerDiedError, match="ended before it answered"):
+        with pytest.raises(WorkerDiedError, match="ended before it responded"):
             dump(_nobody(), opts, via=via)
         return Spied(tmp_path)
 
@@ -323,7 +323,7 @@ def test_its_signals(spy: Callable[..., Spied]) -> None:
         page_server=PageServer("127.0.0.1", 27),
     )
     request = Request(verb=pycriu_native.Verb.DUMP, opts=lazy, pid=_nobody(), via=Worker())
-    assert not request.spawn_options.steady
+    assert not request.spawn_options.block_signals
 
 
 def test_its_group_and_session(spy: Callable[..., Spied]) -> None:
@@ -400,7 +400,7 @@ def test_somebody_else_reaps_our_worker(
     with reaping() as reaped:
         for _ in range(20):
             dump(target.pid, opts)
-            with pytest.raises(WorkerDiedError, match="ended before it answered") as caught:
+            with pytest.raises(WorkerDiedError, match="ended before it responded") as caught:
                 dump(target.pid, opts, via=Worker(program="/bin/false"))
             assert caught.value.status in (1, None)
     assert reaped

@@ -105,14 +105,14 @@ class Play:
             write_images(self.images)
         return restore(CriuOpts(images_directory=self.images), via=self.script(*steps), **more)
 
-    def heard(self) -> list[Any]:
+    def received(self) -> list[Any]:
         """The messages that the program received, the request first."""
-        lines = self.program.with_name(self.program.name + ".heard").read_text().split()
+        lines = self.program.with_name(self.program.name + ".received").read_text().split()
         return [decode_request(bytes.fromhex(line)) for line in lines]
 
     def acknowledged(self) -> list[bool]:
         """The acknowledgement of each notification."""
-        return [message["notify_success"] for message in self.heard()[1:]]
+        return [message["notify_success"] for message in self.received()[1:]]
 
 
 @pytest.fixture
@@ -150,9 +150,11 @@ def test_an_answer_that_fits(play: Play) -> None:
 
 @pytest.mark.parametrize("garbage", [b"\xff" * 20, b"\0", b"GET / HTTP/1.0\r\n\r\n"])
 def test_garbage(play: Play, garbage: bytes) -> None:
-    """Bytes that are no message end the call and the process that sent them."""
+    """Bytes that are not a message end the call and the process that sent them."""
     began = time.monotonic()
-    with pytest.raises(ProtocolError, match=f"{len(garbage)} bytes that are no message") as caught:
+    with pytest.raises(
+        ProtocolError, match=f"{len(garbage)} bytes that are not a message"
+    ) as caught:
         play.dump(["fork-and-hold"], send(garbage), ["wait-for-child"])  # it stays unless killed
     assert time.monotonic() - began < PATIENCE / 2
     _eventually(lambda: not _processes_of(play.program), "the end of what it had forked")
@@ -172,19 +174,19 @@ def test_garbage(play: Play, garbage: bytes) -> None:
 )
 def test_an_answer_to_another_request(play: Play, answer: bytes) -> None:
     """A response of another type is an error."""
-    with pytest.raises(ProtocolError, match="dump with an answer to another request"):
+    with pytest.raises(ProtocolError, match="dump with a response to another request"):
         play.dump(send(answer), ["wait-for-end"])
 
 
 def test_a_success_without_its_details(play: Play) -> None:
     """A success without details is an error; libcriu would dereference a null pointer."""
-    with pytest.raises(ProtocolError, match="a success that lacks its 'dump' part"):
+    with pytest.raises(ProtocolError, match="a success without its 'dump' part"):
         play.dump(send(answer_of("dump")), ["wait-for-end"])
-    with pytest.raises(ProtocolError, match="a success that lacks its 'restore' part"):
+    with pytest.raises(ProtocolError, match="a success without its 'restore' part"):
         play.restore(send(answer_of("restore")), ["wait-for-end"])
-    with pytest.raises(ProtocolError, match="a success that lacks its 'version' part"):
+    with pytest.raises(ProtocolError, match="a success without its 'version' part"):
         version(via=play.script(send(answer_of("version")), ["wait-for-end"]))
-    with pytest.raises(ProtocolError, match="a success that lacks its 'features' part"):
+    with pytest.raises(ProtocolError, match="a success without its 'features' part"):
         feature_check(via=play.script(send(answer_of("feature-check")), ["wait-for-end"]))
 
 
@@ -218,7 +220,7 @@ def test_two_answers(play: Play) -> None:
 
 def test_an_answer_that_is_too_large(play: Play) -> None:
     """A response of 64 KiB is an error; it is neither kept nor truncated and decoded."""
-    with pytest.raises(ProtocolError, match="more than a CRIU ever says"):
+    with pytest.raises(ProtocolError, match="a message larger than any of CRIU's"):
         play.dump(send(no("dump", cr_errmsg="x" * 2**16)), ["wait-for-end"])
 
 
@@ -227,7 +229,7 @@ def test_an_answer_that_is_too_large(play: Play) -> None:
 
 def test_an_end_before_the_answer(play: Play) -> None:
     """The worker exits without a response."""
-    with pytest.raises(WorkerDiedError, match="ended before it answered") as caught:
+    with pytest.raises(WorkerDiedError, match="ended before it responded") as caught:
         play.dump(["exit", "3"])
     assert isinstance(caught.value, ConnectionError)
     assert caught.value.status == 3
@@ -338,20 +340,20 @@ def _eventually(condition: Callable[[], object], what: str) -> None:
 
 def test_notifications_reach_the_hook(play: Play) -> None:
     """The hook gets notifications in order, with the pid if there is one; each is acknowledged."""
-    heard: list[Notification] = []
+    result: list[Notification] = []
     play.dump(
         notify("pre-dump"),
         notify("network-lock"),
         notify("post-dump"),
         notify("setup-namespaces", 55),
         send(GONE),
-        on_notify=heard.append,
+        on_notify=result.append,
     )
-    assert [note.action for note in heard] == [
+    assert [note.action for note in result] == [
         Notify.PRE_DUMP, Notify.NETWORK_LOCK, Notify.POST_DUMP, Notify.SETUP_NAMESPACES,
     ]  # fmt: skip
-    assert [note.pid for note in heard] == [None, None, None, 55]
-    assert {note.verb.value for note in heard} == {"dump"}
+    assert [note.pid for note in result] == [None, None, None, 55]
+    assert {note.verb.value for note in result} == {"dump"}
     assert play.acknowledged() == [True] * 4
 
 
@@ -414,10 +416,10 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
         theirs.send(answer_of("notify", notify={"script": "pre-restore"}))
         if in_time:
             theirs.send(RESTORED)
-        heard = native.pn_receive(exchange._ear, 60_000 if in_time else 0)
+        result = native.pn_receive(exchange._receiver, 60_000 if in_time else 0)
         exchange.close()
-        assert heard == native.PN_HEARD_MESSAGE
-        response = ffi.unpack(exchange._ear.buffer, exchange._ear.length)
+        assert result == native.PN_RECEIVED_MESSAGE
+        response = ffi.unpack(exchange._receiver.buffer, exchange._receiver.length)
         assert (response == RESTORED) == in_time
         if not in_time:
             with pytest.raises(BlockingIOError):
@@ -426,16 +428,16 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
 
 def test_an_unknown_name_reaches_the_hook_as_it_is(play: Play) -> None:
     """A newer CRIU's notification reaches the hook with its name unchanged, whatever its bytes."""
-    heard: list[Notification] = []
+    result: list[Notification] = []
     play.dump(
         notify("of-the-future"),
         notify("\udcff\udcfe"),
         notify(""),
         send(GONE),
-        on_notify=heard.append,
+        on_notify=result.append,
     )
-    assert [note.action for note in heard] == ["of-the-future", "\udcff\udcfe", ""]
-    assert not any(isinstance(note.action, Notify) for note in heard)
+    assert [note.action for note in result] == ["of-the-future", "\udcff\udcfe", ""]
+    assert not any(isinstance(note.action, Notify) for note in result)
 
 
 def test_a_descriptor_belongs_to_the_hook(play: Play) -> None:
@@ -469,10 +471,10 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
     While the dump is undone the hook gets only the network's unlocking, which is
     acknowledged: a refusal would keep the network locked.
     """
-    heard: list[str] = []
+    result: list[str] = []
 
     def hook(note: Notification) -> None:
-        heard.append(note.action)
+        result.append(note.action)
         if note.action == "post-dump":
             raise Refused("not now")
 
@@ -485,7 +487,7 @@ def test_a_hook_that_raises_refuses(play: Play) -> None:
             send(no("dump", cr_errno=125)),
             on_notify=hook,
         )
-    assert heard == ["network-lock", "post-dump", "network-unlock"]
+    assert result == ["network-lock", "post-dump", "network-unlock"]
     assert play.acknowledged() == [True, False, False, True]
 
 

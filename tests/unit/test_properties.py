@@ -273,7 +273,7 @@ def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int
         widen(sock)
         room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     if size + 1000 > room:
-        with pytest.raises(OptionError, match="fit into one request here"):
+        with pytest.raises(OptionError, match="one request holds"):
             peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
         return
     sent: Any = judge.decode(peer.ask(asked.called, opts, Verb.DUMP, NOBODY).request)
@@ -283,7 +283,7 @@ def test_requests_of_megabytes(peer: Peer, judge: Judge, world: World, size: int
 def test_more_than_a_socket_carries(peer: Peer, world: World) -> None:
     """Above 4 MiB the kernel has no room for a message: refused, and nothing was sent."""
     opts = CriuOpts(images_directory=str(world.images), cg_props="x" * (5 * 2**20))
-    with pytest.raises(OptionError, match=r"the options take .* bytes; .* fit into one request"):
+    with pytest.raises(OptionError, match=r"the options take .* bytes; one request holds"):
         peer.ask(asked.called, opts, Verb.DUMP, NOBODY)
 
 

@@ -161,7 +161,7 @@ def test_a_worker_that_is_bound() -> None:
         stdin=-1,
         output=writer,
         keep=[],
-        spawn_options=SpawnOptions(bound_to=theirs.fileno()),
+        spawn_options=SpawnOptions(lifetime_socket=theirs.fileno()),
     )
     os.close(writer)
     theirs.close()

@@ -4,7 +4,7 @@ The script is ``PROGRAM.json``, a list of steps: ``["send", HEX]``, ``["send-wit
 ``["receive"]``, ``["wait-for-end"]``, ``["exit", STATUS]``, ``["kill"]``, ``["stop"]``,
 ``["touch", PATH]``, ``["sleep", SECONDS]``, ``["fork-and-hold"]``,
 ``["fork-and-finish", PATH]``, ``["fork-and-stop", PATH]``, ``["wait-for-child"]``.
-Received messages go to ``PROGRAM.heard``, one hexadecimal line each. The program uses only the
+Received messages go to ``PROGRAM.received``, one hexadecimal line each. The program uses only the
 standard library, because it runs without the environment of the tests.
 """
 
@@ -20,7 +20,7 @@ import time
 LARGEST = 8 * 2**20
 
 
-def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
+def play(steps: list[list[str]], sock: socket.socket, received: str) -> None:
     """Run the script."""
     for step, *arguments in steps:
         match step:
@@ -34,7 +34,7 @@ def play(steps: list[list[str]], sock: socket.socket, heard: str) -> None:
                 data = bytes.fromhex(arguments[0])
                 sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
             case "receive":
-                with open(heard, "a") as log:
+                with open(received, "a") as log:
                     log.write(sock.recv(LARGEST).hex() + "\n")
             case "touch":
                 open(arguments[0], "a").close()
@@ -70,4 +70,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     with open(sys.argv[0] + ".json") as script:
-        play(json.load(script), socket.socket(fileno=int(sys.argv[2])), sys.argv[0] + ".heard")
+        play(json.load(script), socket.socket(fileno=int(sys.argv[2])), sys.argv[0] + ".received")
