@@ -326,6 +326,12 @@ void *mmap(void *address, size_t length, int prot, int flags, int fd, int64_t of
 	__attribute__((alias("mmap64")));
 #endif
 
+static void send_result(int sock, long result)
+{
+	if (syscall(SYS_sendto, sock, &result, sizeof(result), MSG_NOSIGNAL, NULL, 0) < 0)
+		syscall(SYS_exit_group, 0);
+}
+
 __attribute__((constructor)) static void serve(void)
 {
 	static struct received received;
@@ -335,22 +341,22 @@ __attribute__((constructor)) static void serve(void)
 	if (sock < 0)
 		return;
 	remove_preload();
-	/* The first message says that the fork server is ready; then one is sent for each request. */
+	/* The first result says that the fork server is ready. */
 	for (;;) {
-		if (syscall(SYS_sendto, sock, &result, sizeof(result), MSG_NOSIGNAL, NULL, 0) < 0 ||
-		    !receive_request(sock, &received))
+		if (result <= 0)
+			send_result(sock, result);
+		if (!receive_request(sock, &received))
 			syscall(SYS_exit_group, 0);
-		if (received.n_fds != received.request.n_fds) {
+		if (received.n_fds != received.request.n_fds)
 			result = -EMFILE;
-		} else if (received.request.kind == PN_FORK_TEMPLATE) {
+		else if (received.request.kind == PN_FORK_TEMPLATE)
 			result = load_template(&received);
-		} else {
-			result = fork_sibling();
-			if (result == 0)
-				become_worker(sock, &received);
-		}
+		else if ((result = fork_sibling()) == 0)
+			break;
 		close_all(&received);
-		if (result == 0 && received.request.kind == PN_FORK_WORKER)
-			return;
 	}
+	/* The worker sends its own pid: the fork server may have been killed since the fork. */
+	send_result(sock, syscall(SYS_getpid));
+	become_worker(sock, &received);
+	close_all(&received);
 }

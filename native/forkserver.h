@@ -9,7 +9,7 @@
 #define PN_FORK_FDS 253 /* the kernel's limit for one message: SCM_MAX_FD */
 
 enum pn_fork_kind {
-	PN_FORK_WORKER,	  /* result: its pid, or a negative number */
+	PN_FORK_WORKER,	  /* result: its pid, sent by the worker, or a negative errno */
 	PN_FORK_TEMPLATE  /* result: 0, or a negative errno */
 };
 

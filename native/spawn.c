@@ -118,10 +118,13 @@ IN_CHILD int become_worker(void *argument)
 	else
 		setpgid(0, 0);
 	/* PR_SET_PDEATHSIG would not signal the worker's children. */
-	if (worker->lifetime_socket >= 0 &&
-	    (fcntl(worker->lifetime_socket, F_SETOWN, -getpid()) || fcntl(worker->lifetime_socket, F_SETSIG, SIGKILL) ||
-	     fcntl(worker->lifetime_socket, F_SETFL, O_RDWR | O_ASYNC)))
-		goto failed;
+	for (size_t i = 0; i < worker->n_lifetime_sockets; i++) {
+		int sock = worker->lifetime_sockets[i];
+
+		if (fcntl(sock, F_SETOWN, -getpid()) || fcntl(sock, F_SETSIG, SIGKILL) ||
+		    fcntl(sock, F_SETFL, O_RDWR | O_ASYNC))
+			goto failed;
+	}
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker);
