@@ -4,6 +4,7 @@
 #   PYTHON=python3.12     another Python, 3.11 or later
 #   CRIU_PREFIX=DIR       another place for a private CRIU (see tools/install-criu)
 #   ARGS='-k dump -x'     more arguments for pytest
+#   PORT=8080             another port for make docs-serve
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,6 +18,8 @@ CRIU_PREFIX ?=
 ARGS ?=
 # The Debian suites of make test-wheels.
 SUITES ?= bookworm trixie forky
+# The port of make docs-serve.
+PORT ?= 8000
 # What the files of a release are dated with.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
 VENV := .venv
@@ -307,8 +310,12 @@ docs: $(VENV)/.extra-docs ## the documentation as a site, into build/site
 	# With --quiet it would not count warnings, and --strict would mean nothing.
 	$(VENV)/bin/python -m mkdocs build --strict --clean --config-file build/mkdocs.yml >build/docs.log 2>&1 ||
 		{ cat build/docs.log >&2; exit 1; }
-	echo "serve it, and open http://localhost:8000/ (search does not work over file://):"
-	echo "    python3 -m http.server --bind 127.0.0.1 --directory build/site"
+	echo "built build/site; read it with: make docs-serve"
+
+# Browsers do not load a search index over file://.
+.PHONY: docs-serve
+docs-serve: docs ## build the site, and serve it on http://127.0.0.1:8000/ until Ctrl-C
+	@$(VENV)/bin/python -m http.server --bind 127.0.0.1 --directory build/site $(PORT)
 
 .PHONY: build
 build: $(VENV)/.installed $(VENV)/.extra-test ## the virtual environment with the library and the test packages

@@ -44,6 +44,7 @@ FIRST = ("index.md", "tutorial.md", "tasks.md")
 """The pages above the chapters."""
 
 STYLE = "style.css"
+SCRIPT = "file_search.js"
 
 LINK = re.compile(r"(\]\()([^)\s#]*)((?:#[^)\s]*)?\))")
 
@@ -132,6 +133,7 @@ def configuration(made: dict[str, str]) -> dict[str, Any]:
             {"How-tos by field": ["howto/index.md", *fields]},
         ],
         "extra_css": [STYLE],
+        "extra_javascript": [SCRIPT],
         "not_in_nav": "/source/\n",
         "validation": {
             "nav": {"omitted_files": "warn", "not_found": "warn", "absolute_links": "warn"},
@@ -164,5 +166,6 @@ def write(directory: Path) -> None:
         place = old / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text, "utf-8")
-    (old / STYLE).write_text(Path(__file__).with_name(STYLE).read_text("utf-8"), "utf-8")
+    for name in (STYLE, SCRIPT):
+        (old / name).write_text(Path(__file__).with_name(name).read_text("utf-8"), "utf-8")
     (directory / "mkdocs.yml").write_text(json.dumps(configuration(made), indent=2) + "\n")

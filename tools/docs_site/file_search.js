@@ -1,0 +1,11 @@
+// A browser does not load the search index over file://. Instead of a search without an end, the page
+// explains how to open the site.
+if (location.protocol === "file:") {
+  document.addEventListener("DOMContentLoaded", () => {
+    const results = document.getElementById("mkdocs-search-results");
+    if (results) {
+      results.textContent =
+        "The search does not work over file://. Run make docs-serve and open http://127.0.0.1:8000/.";
+    }
+  });
+}
