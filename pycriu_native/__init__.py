@@ -1,6 +1,6 @@
 """Checkpoint, restore and live-migrate Linux processes, over libcriu.
 
-``CriuOpts`` says how, the verbs do it::
+``CriuOpts`` holds the options, the verbs are the calls::
 
     from pycriu_native import CriuOpts, dump, restore
 

@@ -1,15 +1,16 @@
 """The verbs for asyncio: the same arguments and results, awaited.
 
-A hook may be a coroutine function, and runs in the task that awaits the verb. Cancelling the task
-makes CRIU undo its work, as a deadline does, and the ``CancelledError`` comes out once that is
-done; if all was done by then, it carries the result in its attribute ``result`` and says so in a
-note. ``asyncio.timeout`` and ``wait_for`` work the same way.
+A hook may be a coroutine function; it runs in the task that awaits the verb. Cancelling the task
+makes CRIU undo its work, as a deadline does, and ``CancelledError`` is raised after that. If the
+call had already succeeded, the exception has the result in its attribute ``result``, and a note.
+``asyncio.timeout`` and ``wait_for`` work in the same way.
 
-A migration that is cancelled ends as at its deadline: it is undone on both sides, and the
-``CancelledError`` has a note that says how it stands. Between two looks CRIU may be at work, and is
-waited for. ``should_continue`` and ``on_progress`` run on threads, not in the task.
+A cancelled migration ends as at its deadline: it is undone on both sides, and the
+``CancelledError`` has a note with its state. The cancellation is checked between steps; a running
+CRIU is waited for.
+``should_continue`` and ``on_progress`` run on threads, not in the task.
 
-Each verb has a thread of its own while it runs, so the event loop never blocks on CRIU.
+Each verb runs on a separate thread, so the event loop never blocks on CRIU.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class _VerbTask(Generic[R]):
 
     def __init__(self, work: Callable[[], R]) -> None:
         self.turn = asyncio.Event()
-        """Set when a hook is to be asked, and at the end."""
+        """Set when a hook has to be called, and at the end."""
         self._loop = asyncio.get_running_loop()
         self._work = work
         self._changing = Lock()
@@ -82,7 +83,7 @@ class _VerbTask(Generic[R]):
             self._wake()
 
     def run_to_end(self, call: Call) -> Outcome:
-        """Wait for a call of the verb; its hook is asked by the task."""
+        """Wait for a call of the verb; the task calls its hook."""
         call.wake = self._wake
         with self._changing:
             if self._cancelled is not None:
@@ -137,7 +138,7 @@ class _VerbTask(Generic[R]):
                     self._give_up(reason)
 
     def conclude(self) -> R:
-        """Return or raise what came of it."""
+        """Return its result or raise its exception."""
         self._thread.join()
         if self._error is not None:
             late = self._cancelled

@@ -1,4 +1,4 @@
-"""The words of CRIU's interface that have a fixed set of values.
+"""The values of CRIU's interface that come from a fixed set.
 
 Numbers are those of CRIU's wire format (``rpc.proto``); release numbers name the CRIU
 that first understands a member.
@@ -20,10 +20,10 @@ __all__ = [
 
 
 class CgroupMode(IntEnum):
-    """How cgroups and their properties come back (``manage_cgroups_mode``; CRIU 1.7)."""
+    """How cgroups and their properties are restored (``manage_cgroups_mode``; CRIU 1.7)."""
 
     IGNORE = 0
-    """Leave cgroups alone: restored tasks stay in the cgroup that CRIU runs in."""
+    """Do not change cgroups: restored tasks remain in the cgroup that CRIU runs in."""
     NONE = 1
     """Expect the cgroups to exist; restore no property."""
     PROPS = 2
@@ -39,7 +39,7 @@ class CgroupMode(IntEnum):
 
 
 class NetworkLock(IntEnum):
-    """What keeps packets away while connections are saved (``network_lock``; CRIU 3.16)."""
+    """How packets are blocked while connections are saved (``network_lock``; CRIU 3.16)."""
 
     IPTABLES = 1
     """Rules of ``iptables-restore``; CRIU's default where it was not built otherwise."""
@@ -77,7 +77,7 @@ class CompressMode(IntEnum):
 
 
 class Verb(Enum):
-    """What CRIU can be asked to do; the values are the words used in messages and log names."""
+    """CRIU's requests; the values are used in messages and log names."""
 
     DUMP = "dump"
     PRE_DUMP = "pre-dump"
@@ -98,7 +98,7 @@ class Verb(Enum):
 class Notify(StrEnum):
     """The notifications that CRIU sends while it works, by CRIU's own names.
 
-    A name that is not here (of a newer CRIU) reaches the hook as a plain ``str``; members
+    A name that is not here (of a newer CRIU) is passed to the hook as a ``str``; members
     compare equal to their strings, so ``notification.action == "post-dump"`` always works.
     Seen in CRIU's ``criu/action-scripts.c`` (3.17 to 4.2).
     """
@@ -126,10 +126,10 @@ class Notify(StrEnum):
     POST_RESUME = "post-resume"
     """Restore: the processes run."""
     ORPHAN_PTS_MASTER = "orphan-pts-master"
-    """Restore: carries the master of a pty whose other end came back (``orphan_pts_master``)."""
+    """Restore: carries the master of a restored pty slave (``orphan_pts_master``)."""
     STATUS_READY = "status-ready"
     """The page server or the lazy dump can be connected to. CRIU 3.15."""
     QUERY_EXT_FILES = "query-ext-files"
-    """Dump: the processes are frozen and not looked at yet. CRIU asks which of their resources
-    are external: the hook may return more names for ``external``, which CRIU takes in.
+    """Dump: the processes are frozen and not inspected yet. CRIU requests the names of external
+    resources: the hook may return more names for ``external``, which CRIU adds.
     CRIU 3.19."""

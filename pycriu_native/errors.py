@@ -36,29 +36,28 @@ __all__ = [
 
 
 class CriuError(Exception):
-    """A verb failed. Raised as itself when no more precise class fits.
+    """A verb failed. Raised itself if no subclass fits.
 
     All arguments but the message are optional and become attributes:
 
     * ``verb``: the verb's name, such as ``"dump"``
-    * ``pid``: the process it was about
-    * ``code``: what libcriu returned (a negative errno of its table), or None
-    * ``errno``: what CRIU reported as the errno of the failure; a hint, 0 when it named none
-    * ``log``: path of CRIU's log, None when this call left none
+    * ``pid``: the process of the call
+    * ``code``: libcriu's return value (a negative errno of its table), or None
+    * ``errno``: the errno that CRIU reported for the failure; a hint, 0 if it reported none
+    * ``log``: path of CRIU's log, None if this call wrote none
     * ``lines``: CRIU's own error lines, from its log, else from its standard error
-    * ``cause``, ``cure``: the likely cause in plain words and what helps, where known
-    * ``options``: fields of ``CriuOpts`` that help, best first
+    * ``cause``, ``cure``: the likely cause and its remedy, if known
+    * ``options``: fields of ``CriuOpts`` that help, the best one first
 
-    Of a dump whose CRIU was gone before it could undo its work (``WorkerDiedError``,
-    ``ProtocolError``, or ``DeadlineError`` when it had to be killed), also what that has cost; a
-    note of the error says the same in words:
+    If CRIU ended before it could undo a dump (``WorkerDiedError``, ``ProtocolError``, or
+    ``DeadlineError`` if it had to be killed), the error has the damage as well, also in a note:
 
-    * ``lost_connections``: TCP connections of the process that are over, or do not work any
-      more, each as ``address:port - address:port``, the process's own end first
-    * ``left_behind``: what is still there of CRIU's, in words: to be removed by hand, but for the
-      memory that CRIU had mapped into the process, which goes with the process. Any restore that
-      failed has this: names that could not be removed, or that were in its way, and the lock on
-      the network, which stays until a restore succeeds
+    * ``lost_connections``: TCP connections of the process that are closed or broken, each as
+      ``address:port - address:port``, the process's end first
+    * ``left_behind``: remains of CRIU as text, to be removed by hand. Memory that CRIU had mapped
+      into the process needs no removal: it is freed with the process. A failed restore has this
+      too: names that could not be removed or that were in its way, and the lock on the network,
+      which remains until a restore succeeds
     """
 
     lost_connections: tuple[str, ...] = ()
@@ -78,8 +77,8 @@ class CriuError(Exception):
         cure: str | None = None,
         options: Sequence[str] = (),
     ) -> None:
-        # The builtin exceptions that the subclasses also are would take two arguments of
-        # OSError for errno and text; one argument keeps str(error) the message.
+        # The builtin exceptions that the subclasses also are would take two arguments
+        # as errno and text; with one argument str(error) is the message.
         message = encodable(message)
         super().__init__(message)
         self.message = message
@@ -97,7 +96,7 @@ class CriuError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # OSError keeps errno outside __dict__, and its own __reduce__ knows none of the rest.
+        # OSError stores errno outside of __dict__, and its __reduce__ omits the other attributes.
         return _rebuild, (type(self), self.message, {**self.__dict__, "errno": self.errno})
 
 
@@ -156,7 +155,7 @@ class ProgramError(CriuError, OSError):
 
 
 class PermissionDeniedError(CriuError, PermissionError):
-    """CRIU lacks a capability for what was asked."""
+    """CRIU lacks a capability that the call needs."""
 
 
 class NoSuchProcessError(CriuError, ProcessLookupError):
@@ -164,8 +163,8 @@ class NoSuchProcessError(CriuError, ProcessLookupError):
 
 
 class ProcessMismatchError(NoSuchProcessError):
-    """The pid does not stand for the process that was meant: another host, pid namespace or life of
-    the number. Nothing was dumped.
+    """The pid belongs to another process than the given one: another host, another pid namespace,
+    or a reused number. Nothing was dumped.
     """
 
 
@@ -184,14 +183,14 @@ class RestoreClaimedError(CriuError, FileExistsError):
 
 
 class WorkerDiedError(CriuError, ConnectionError):
-    """CRIU ended, or its socket closed, before it answered."""
+    """CRIU ended, or its socket was closed, before its response."""
 
     status: int | None = None
     """Its exit status, or the negative number of the signal that ended it; None if unknown."""
 
 
 class ProtocolError(CriuError, ConnectionError):
-    """What answered is no CRIU, or not one that keeps to the protocol."""
+    """The response is not from CRIU, or violates CRIU's protocol."""
 
 
 class DeadlineError(CriuError, TimeoutError):
@@ -199,9 +198,10 @@ class DeadlineError(CriuError, TimeoutError):
 
 
 class MigrationError(CriuError):
-    """A migration was given up, and the source runs on; nothing is left at the destination.
+    """A migration was cancelled; the source continues to run, and nothing remains at the
+    destination.
 
-    ``phase`` is what was being done, ``by_peer`` whether the other side gave up first.
+    ``phase`` is the phase of the migration, ``by_peer`` whether the other side cancelled first.
     """
 
     def __init__(
@@ -218,24 +218,24 @@ class PeerLostError(MigrationError, ConnectionError):
 
 
 class MigrationInDoubtError(MigrationError):
-    """The destination said its last word and does not know whether the source heard it.
+    """The destination sent its final message and does not know whether the source received it.
 
-    The restored process, ``pid``, is stopped (SIGSTOP), so that never two of them run. Where
-    the source's call returned, ``kill -CONT`` it; where it raised, the source runs, and this one
-    is to be killed.
+    The restored process, ``pid``, is stopped (SIGSTOP), so that two copies never run at the same
+    time. If the call of the source returned, continue it with ``kill -CONT``; if that call raised,
+    the source runs, and this copy has to be killed.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a failure comes down to: the builtin's class, the cause, the cure."""
+    """The diagnosis of a failure: exception class, cause, cure."""
 
     kind: type[CriuError] = CriuError
     cause: str | None = None
     cure: str | None = None
     options: tuple[str, ...] = field(default=())
     line: str | None = None
-    """The line of CRIU's that says so."""
+    """The line of CRIU's log with the cause."""
 
 
 BY_ERRNO: dict[int, type[CriuError]] = {
@@ -246,4 +246,4 @@ BY_ERRNO: dict[int, type[CriuError]] = {
     errno.ENOSPC: ImagesError,
     errno.EROFS: ImagesError,
 }
-"""Which class an errno that CRIU reports stands for; the log, where it speaks, decides first."""
+"""The exception class for an errno of CRIU; a cause found in the log takes precedence."""

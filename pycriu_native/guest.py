@@ -8,10 +8,10 @@ The program loads what is slow to load, then calls :func:`wait`::
     start = guest.wait()        # a snapshot is taken here; returns once in each copy
     print(model.answer(sys.argv[1:]))
 
-``pycriu_native.snapshots`` takes and starts snapshots. Run by itself, the program goes on:
-``wait()`` returns None at once.
+``pycriu_native.snapshots`` takes and starts snapshots. Without it, ``wait()`` returns None at once
+and the program continues.
 
-This file needs nothing but the standard library. A copy of it beside the program is enough: the
+This file uses only the standard library. A copy of it next to the program is enough: the
 package need not be installed where the program runs.
 
 A program in another language does the same with one descriptor, a stream socket whose number is
@@ -90,8 +90,8 @@ def wait(*, collect: bool = True) -> Start | None:
     """Park the program for a snapshot; return once in each copy.
 
     ``sys.argv``, ``os.environ`` and the working directory are those of the start then, and the
-    generators of random numbers of ``random``, numpy, PyTorch and OpenSSL (``ssl``), as far as
-    they are loaded, are seeded anew. A copy cannot be saved again: a later call in it raises
+    generators of random numbers of ``random``, numpy, PyTorch and OpenSSL (``ssl``), if they are
+    loaded, are reseeded. A copy cannot be saved again: a later call in it raises
     ``SystemExit``.
 
     Args:
@@ -165,7 +165,7 @@ def _apply(start: Start) -> None:
 
 
 def _reseed() -> None:
-    """Seed the generators of the modules that are loaded, each with bytes of its own."""
+    """Reseed the generators of the loaded modules, each with different bytes."""
     modules = sys.modules
     if (random := modules.get("random")) is not None:
         random.seed(os.urandom(64))

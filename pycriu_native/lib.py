@@ -1,4 +1,4 @@
-"""All of libcriu, as it is in C, for those who port a C program or need what the verbs lack.
+"""All functions of libcriu, for ports of C programs and for functions that the verbs do not cover.
 
 Every function of libcriu 3.17 to 4.3 is an attribute of this module, called with cffi's
 conversions::
@@ -9,12 +9,12 @@ conversions::
     lib.criu_local_init_opts(handle)
     lib.criu_local_set_leave_running(handle[0], True)
 
-Nothing is checked here: libcriu crashes on NULL, forks the caller, and has the hazards that
-its header does not tell. The verbs of :mod:`pycriu_native` have none of that.
+Nothing is checked here: libcriu crashes on NULL, forks the caller, and has other hazards that its
+header does not document. The verbs of :mod:`pycriu_native` prevent these.
 
 One build runs with any ``libcriu.so.2``. A function that the loaded one lacks raises
-:class:`~pycriu_native.errors.UnsupportedError`, which names the release that brought it;
-:func:`has` asks beforehand.
+:class:`~pycriu_native.errors.UnsupportedError`, which names the release that introduced it;
+:func:`has` checks for a function.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ def missing() -> list[str]:
 
 
 def since(name: str) -> str:
-    """The libcriu release that brought a function; ``"3.17"`` stands for that and earlier."""
+    """The libcriu release that introduced a function; ``"3.17"`` means that one or an earlier
+    one.
+    """
     for row in TABLE:
         if row.setter and name == "criu_local_" + row.setter:
-            # Exported from 3.18 on though no header declares it before; the same goes for the
+            # Exported from 3.18 on, although no header declares it earlier; the same applies to the
             # rest: what 3.17 has, has no later date.
             return row.local
         if row.setter and name == "criu_" + row.setter:

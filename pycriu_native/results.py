@@ -30,9 +30,9 @@ class DumpStatistics:
     """CRIU's own account of a dump or pre-dump (``stats-dump``). Times are microseconds."""
 
     freezing_time: int = 0
-    """From the first try to stop the processes until all stood still."""
+    """From the first attempt to freeze the processes until all were frozen."""
     frozen_time: int = 0
-    """How long they stood still."""
+    """How long they were frozen."""
     memdump_time: int = 0
     """Taking the memory out of the processes."""
     memwrite_time: int = 0
@@ -103,7 +103,7 @@ class RestoreResult:
     """Processes that run again."""
 
     pid: int
-    """The root process, as seen from the caller's pid namespace."""
+    """The root process, in the caller's pid namespace."""
     images: str
     """The images directory."""
     duration: float
@@ -116,19 +116,21 @@ class RestoreResult:
     """With ``exec_cmd``: the process that became that command, a child of the caller's."""
 
     def open_pidfd(self) -> int:
-        """A pidfd of the root process; the caller closes it. ``ProcessLookupError`` if it is gone.
+        """A pidfd of the root process; the caller closes it. ``ProcessLookupError`` if it has
+        ended.
 
-        It is opened now: a process that has ended meanwhile, and whose pid is another's by now,
-        cannot be told from it.
+        It is opened at the time of the call: if the process has ended and its pid was reused, this
+        is not detected.
         """
         return os.pidfd_open(self.pid)
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end of the root process, for ``timeout`` seconds at most.
 
-        Its exit code (negative: the signal that ended it) if it is a child of the caller's
-        (:func:`restore_child`), which this reaps; None otherwise, since only a parent learns it.
-        ``TimeoutError`` when the time has passed.
+        Its exit code (negative: the signal that ended it) if it is a child of the caller
+        (:func:`restore_child`), which this reaps; None otherwise, because only a parent can read
+        it.
+        ``TimeoutError`` after the time.
         """
         try:
             pidfd = self.open_pidfd()
@@ -183,7 +185,7 @@ class CheckResult:
     duration: float
     """Seconds."""
     warnings: tuple[str, ...] = ()
-    """What CRIU said on the way: features that it would like to have."""
+    """CRIU's messages about features that are missing and not required."""
 
 
 @functools.total_ordering

@@ -1,7 +1,7 @@
 """A CRIU that only plays along, for the tests of programs that use this library.
 
-It needs no privilege, no ``criu`` program and no kernel feature: it says yes, or fails as it is
-told to, on a thread of the calling process::
+It needs no privilege, no ``criu`` program and no kernel feature: it accepts requests, or fails as
+scripted, on a thread of the calling process::
 
     from pycriu_native import CriuOpts, PidInUseError, restore
     from pycriu_native.testing import Failure, ScriptedCriu
@@ -13,8 +13,8 @@ told to, on a thread of the calling process::
     criu = ScriptedCriu(failures={"restore": Failure.PID_IN_USE})
 
 Everything but CRIU is real: options are checked, libcriu makes the request, hooks are called,
-errors are explained. No process is touched. A dump leaves a small image set that passes for a
-whole one, which a restore asks for; ``write_images`` makes one without a dump.
+errors are explained. No process is changed. A dump writes a small image set that is accepted as
+complete by a restore; ``write_images`` creates one without a dump.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class Failure:
     """What CRIU writes into its log, in the work directory. The cause is read from it."""
 
     PID_IN_USE: ClassVar[Failure]
-    """A restore whose pid is taken: ``PidInUseError``."""
+    """A restore whose pid is in use: ``PidInUseError``."""
     NO_SUCH_PROCESS: ClassVar[Failure]
     """A dump of a process that is not there: ``NoSuchProcessError``."""
     TCP_CONNECTION: ClassVar[Failure]
-    """A dump of an established connection, whose error advises ``tcp_established=True``."""
+    """A dump of an established connection; the error suggests ``tcp_established=True``."""
 
 
 Failure.PID_IN_USE = Failure(
@@ -74,17 +74,17 @@ Failure.TCP_CONNECTION = Failure(
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request as CRIU would have seen it."""
+    """A request as CRIU would receive it."""
 
     data: bytes
-    """The ``CriuReq`` as it came."""
+    """The ``CriuReq`` as received."""
     verb: str
     """Its kind: ``dump``, ``restore``, ``version`` … (``criu_req_type``)."""
     opts: Mapping[str, Any]
     """Its options by their names in ``rpc.proto``; empty for questions."""
     directories: Mapping[str, str]
-    """Which directory each descriptor of the options was, and what the call's own
-    configuration file said."""
+    """The directory of each descriptor in the options, and the content of the call's configuration
+    file."""
 
 
 @dataclass
@@ -92,9 +92,9 @@ class ScriptedCriu:
     """A way to reach that CRIU, for a call's ``via``. May be used by many calls and threads."""
 
     version: str | Version = "99.0"
-    """The release that it says it is; options that it does not know are refused."""
+    """The release that it reports; options that this release does not know are refused."""
     features: Sequence[str] = ("mem_track", "lazy_pages", "pidfd_store")
-    """What the kernel is said to be able to do (``feature_check``)."""
+    """The kernel features that it reports (``feature_check``)."""
     restored_pid: int = 1234
     """What a restore answers."""
     notify: Mapping[str | Verb, Sequence[str | Notify]] = field(default_factory=dict)
@@ -105,12 +105,12 @@ class ScriptedCriu:
     allow_untrusted: bool = False
     """As a :class:`~pycriu_native.Worker`'s."""
     sent: list[Sent] = field(default_factory=list)
-    """What came, in its order: questions for release and features go ahead of a call."""
+    """The received requests in order; those for release and features precede a call."""
 
     ours: ClassVar[bool] = True
 
     def identity(self) -> tuple[object, ...] | None:
-        """What it can do is what its fields say."""
+        """Its fields determine what it supports."""
         return "scripted", str(self.version), tuple(self.features)
 
     def name(self) -> str:
@@ -131,7 +131,7 @@ class ScriptedCriu:
         return Connection(ours, program=self.name())
 
     def _serve(self, sock: socket.socket) -> None:
-        with sock, contextlib.suppress(OSError):  # whoever asked may be gone
+        with sock, contextlib.suppress(OSError):  # the caller may have closed its end
             data = sock.recv(_LARGEST)
             if not data:
                 return
@@ -165,7 +165,7 @@ class ScriptedCriu:
         return encode("response", {"type": _answer_type(sent.verb), "success": False, **response})
 
     def _agreed(self, sock: socket.socket, sent: Sent) -> bool:
-        """Send the notifications, and tell whether none was refused."""
+        """Send the notifications. Returns whether all were accepted."""
         if not sent.opts.get("notify_scripts"):
             return True
         for action in _of_verb(self.notify, sent.verb) or ():
@@ -221,14 +221,14 @@ def _of_verb(script: Mapping[str | Verb, _T], verb: str) -> _T | None:
 
 
 def answer_of(kind: str, **body: WireValue) -> bytes:
-    """A ``CriuResp`` that says yes; ``kind`` is a name of ``criu_req_type``."""
+    """A ``CriuResp`` with ``success``; ``kind`` is a name of ``criu_req_type``."""
     return encode("response", {"type": REQUEST_TYPES[kind], "success": True, **body})
 
 
 def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
     """Where the directories of a request are, while their descriptors are open.
 
-    And, as ``config_file``, what a configuration file of the call's own says.
+    And, as ``config_file``, the content of the call's configuration file.
     """
     result = {}
     for name in ("images_dir_fd", "work_dir_fd"):

@@ -238,7 +238,7 @@ def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
         cure = "have its parent reap it"
     elif status.get("TracerPid", "0") != "0":
         cause = f"process {pid} is traced by process {status['TracerPid']}"
-        cure = "end that debugger or tracer, or have it let go"
+        cure = "end that debugger or tracer, or detach it"
     elif "VmSize" not in status:
         cause = f"process {pid} is a thread of the kernel"
         cure = "look at the pid: it has nothing to dump"

@@ -1,6 +1,6 @@
 """Containers of OCI runtimes: dump what runc or crun runs, and restore what they checkpointed.
 
-A dump that the runtime itself can restore, and whose standard streams can be put back::
+A dump that the runtime itself can restore, with standard streams that can be replaced::
 
     container = Container.from_runtime("web", runtime="runc")
     container.write_descriptors("ckpt")
@@ -12,15 +12,14 @@ A restore of images that runc, crun or the lines above have made::
     with Bundle.load("web-bundle").restoring("ckpt", stdio=(None, log, log)) as opts:
         pid = restore(opts).pid
 
-What is told to CRIU: which mounts come from outside (bind mounts, masked paths, the cgroup
-mounts of cgroup v1) and under which names, where the root is, which namespaces are joined, how
-cgroups come back, which pipes are put in place of the standard streams. On a dump the names of
-outside mounts are those that the runtime will look for; on a restore they are read from the
-images, so it does not matter which runtime chose them.
+The options cover the external mounts (bind mounts, masked paths, the mounts of cgroup v1) and their
+keys, the root, the namespaces to join, the cgroup mode, and the pipes that replace the standard
+streams. In a dump the keys are those that the runtime expects; in a restore they are read from the
+images, so images of any runtime can be restored.
 
-The runtime knows nothing of what is done here. After a dump it takes the container for stopped:
-delete it there. A container that is restored here it does not know at all: it is ours to kill,
-and so is its cgroup to remove.
+The runtime is not notified. After a dump it reports the container as stopped: delete it there. A
+container that is restored here is unknown to the runtime: the caller ends it and removes its
+cgroup.
 
 This module is no part of ``import pycriu_native``: import it by its name. Facts: runc's
 ``libcontainer/criu_linux.go``, crun's ``src/libcrun/criu.c``, CRIU's ``images/mnt.proto``.
@@ -51,7 +50,7 @@ __all__ = ["Bundle", "Container"]
 StrPath = str | os.PathLike[str]
 
 DESCRIPTORS = "descriptors.json"
-"""The file in the images in which runtimes keep what the standard streams were."""
+"""The file in the images in which runtimes store what the standard streams were."""
 
 _JOINED = ("ipc", "uts", "user", "time")
 """Types of namespaces of which CRIU joins one that exists; config.json and CRIU call them so."""
@@ -61,7 +60,7 @@ _INHERITED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """An OCI bundle: the directory with ``config.json`` and, mostly, the root file system.
+    """An OCI bundle: the directory with ``config.json`` and, usually, the root file system.
 
     Synchronization: immutable, so safe to share between threads. Restores at the same time
     need different images and different pids, as any restores.
@@ -121,20 +120,21 @@ class Bundle:
         """Prepare a restore, and give its options: ``restore`` them while the context lasts.
 
         ``stdio`` takes the place of the standard streams that were pipes when the container
-        started: one descriptor for each, by default our own, as with ``runc restore``. With None
-        a stream comes back as a pipe that has nobody at its other end. Streams that were no
-        pipes are the container's own and come back as they were.
+        started: one descriptor for each, by default those of the caller, as with ``runc restore``.
+        With None the stream is restored as a pipe without a process at its other end. Streams that
+        were not pipes belong to the container and are restored unchanged.
 
         ``more`` are further fields of ``CriuOpts``: lists are added to those of the bundle,
         other values win over them.
 
-        The root is bound to a mount point of its own, for as long as the context lasts. Missing
-        places to mount on are made in the root and in bound directories, and stay there, as
-        runtimes do it. Cgroups that do not exist are made by CRIU, with the properties that
-        were saved. Of cgroup v2 these are not the limits (CRIU's ``cgroup-props.c``): a cgroup
-        that was made before the restore, with its limits, is left as it is. A network namespace
-        that was saved without contents, as runc does it, comes back with nothing but a loopback
-        interface that is down; an ``on_notify`` hook can fill it at ``Notify.SETUP_NAMESPACES``.
+        The root is bound to a separate mount point while the context is active. Missing mount
+        points are created in the root and in bound directories and remain there, as with the
+        runtimes. CRIU creates missing cgroups with the saved properties. For cgroup v2 these do not
+        include the limits (CRIU's ``cgroup-props.c``); a cgroup that exists before the restore
+        keeps its limits. A network namespace that was saved without contents, as by runc, is
+        restored with only a loopback interface that is down; an ``on_notify`` hook can configure it
+        at
+        ``Notify.SETUP_NAMESPACES``.
         With a terminal, a hook is required: it gets the master at ``Notify.ORPHAN_PTS_MASTER``.
 
         Raises ``ImagesError`` when the images lack something, or need a mount that
@@ -160,7 +160,7 @@ class Bundle:
                     if path and kind in _JOINED
                 ],
                 "manage_cgroups_mode": CgroupMode.SOFT,
-                # The library asks for a hook then, which takes the new terminal.
+                # The option requires a hook, which receives the master of the new terminal.
                 "orphan_pts_master": self.config["process"].get("terminal") or None,
                 "empty_ns": "net" if self._lacks_network(directory) else None,
             }
@@ -199,7 +199,7 @@ class Bundle:
         What is on the container's own file systems, CRIU restores with them.
         """
         if self.config["root"].get("readonly"):
-            # Through it CRIU enters the root; otherwise it would make one of its own.
+            # CRIU needs it to enter the root; otherwise it would create a directory there.
             os.makedirs(self.root + inside(self.root, "/tmp"), exist_ok=True)
         by_number = {mount.number: mount for mount in saved}
         for mount in reversed(saved):  # outer mounts first
@@ -238,7 +238,7 @@ class Bundle:
         return [(fd, key) for key, fd in result.items()]
 
     def _lacks_network(self, images: str) -> bool:
-        """Whether a network namespace is to come back of which the images have nothing.
+        """Whether a network namespace is restored without contents in the images.
 
         CRIU then has to lock again what connections inside the container it locked on dump.
         """
@@ -250,7 +250,7 @@ class Bundle:
 class Container:
     """A running container of a runtime's.
 
-    What the runtime knows of it, at the time of asking; nothing here is kept up to date.
+    The values are those at the time of the call; they are not updated.
 
     Synchronization: immutable, so safe to share between threads.
     """
@@ -258,9 +258,9 @@ class Container:
     id: str
     """Its name there."""
     runtime: str
-    """``runc`` or ``crun``: whose names the images will use."""
+    """``runc`` or ``crun``: the runtime whose keys the images use."""
     state_root: str
-    """Where the runtime keeps its state."""
+    """The directory in which the runtime stores its state."""
     pid: int
     """Its first process, by the host's number."""
     bundle: Bundle
@@ -272,7 +272,7 @@ class Container:
     def from_runtime(cls, id: str, runtime: str = "runc", root: StrPath | None = None) -> Self:
         """The container of this id; ``root`` is the runtime's ``--root``, by default /run/RUNTIME.
 
-        Raises ``NoSuchProcessError`` when the runtime does not know it or it does not run.
+        Raises ``NoSuchProcessError`` if the runtime has no such container or it does not run.
         """
         if runtime not in _STATES:
             raise ValueError(f"runtime={runtime!r}: {' or '.join(_STATES)} is accepted")
@@ -284,7 +284,7 @@ class Container:
             raise NoSuchProcessError(f"{runtime} has no container {id!r} in {state_root}") from None
         if _start_time(state.pid) != state.started:
             raise NoSuchProcessError(
-                f"{runtime}'s container {id!r} does not run: its process {state.pid} is gone",
+                f"{runtime}'s container {id!r} does not run: its process {state.pid} has ended",
                 pid=state.pid,
             )
         return cls(
@@ -300,10 +300,10 @@ class Container:
         """The options of a dump that the container's runtime can restore, and ``restoring`` too.
 
         ``more`` are further fields of ``CriuOpts``: lists are added to those of the container,
-        other values win over them. ``empty_ns``, set for a container of runc's that has its own
-        network namespace, is what ``runc checkpoint`` does: interfaces are made anew by the
-        hooks of its ``config.json``. With ``empty_ns=None`` the contents are saved, and only a
-        restore of ours brings them back.
+        other values replace them. ``empty_ns`` is set for a container of runc with a network
+        namespace of its own, as in ``runc checkpoint``: the hooks of its ``config.json`` create the
+        interfaces. With ``empty_ns=None`` the contents are saved, but only :meth:`Bundle.restoring`
+        restores them.
         """
         own_network = self.bundle.namespaces.get("network", "") is None
         options: dict[str, Any] = {
@@ -324,7 +324,7 @@ class Container:
     def write_descriptors(self, images: StrPath) -> Path:
         """Put ``descriptors.json`` into the images, which are made if missing; gives its path.
 
-        Without it runc and crun refuse to restore, and the standard streams cannot be put back.
+        Without it runc and crun refuse to restore, and the standard streams cannot be replaced.
         """
         directory = Path(images)
         with contextlib.suppress(FileExistsError):
@@ -350,7 +350,7 @@ class Container:
         return result
 
 
-# ---- what runtimes keep ----
+# ---- the state files of the runtimes ----
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

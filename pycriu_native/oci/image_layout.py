@@ -1,7 +1,7 @@
 """An image set as an OCI image, in a layout that container tools can push to a registry.
 
 One layer holds the images, as ``podman container checkpoint --create-image`` makes it. ``skopeo
-copy oci:DIR docker://…`` and ``crane push`` carry such a layout anywhere
+copy oci:DIR docker://…`` and ``crane push`` copy such a layout to a registry
 (https://github.com/opencontainers/image-spec, ``image-layout.md``, version 1.0.0).
 """
 
@@ -44,7 +44,8 @@ def pack_image(
     """Write the image set in ``directory`` as an OCI image; returns its manifest's digest.
 
     Args:
-        layout: the directory of the layout, made if it is not there; other images in it stay,
+        layout: the directory of the layout, created if it does not exist; other images in it
+        remain,
             one of this name is replaced.
         name: the image's name in the layout.
         inside, more, compress: as for :func:`~pycriu_native.archive.pack`.
@@ -185,7 +186,7 @@ def _images(index: Path) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A file of a layout, which can be anybody's: what has no end of its own is none."""
+    """Open a file of an untrusted layout; only a regular file is accepted."""
     try:
         fd = open_regular(path)
     except OSError as error:
@@ -212,7 +213,7 @@ def _json(file: BinaryIO) -> dict[str, Any]:
 
 
 def _dicts(value: object) -> list[dict[str, Any]]:
-    """The objects of a list; what is none, nobody has a use for."""
+    """The objects of a list; other items are ignored."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 

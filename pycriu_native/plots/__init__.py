@@ -1,6 +1,6 @@
 """Pictures of checkpoints, as PNG or SVG by the file's name (extra ``[plot]``: matplotlib).
 
-``timeline`` shows what a dump did when, with the time in which the processes stood still;
+``timeline`` shows the phases of a dump, with the time in which the processes were frozen;
 ``rounds`` the chain of pre-dumps that it builds on; ``memory`` what kinds of memory the images
 hold (also needs the extra ``[images]``). ``read_timeline`` and ``read_rounds`` give what the first
 two draw as values, and need no extra. It is no part of ``import pycriu_native``.

@@ -1,6 +1,6 @@
 """The pictures themselves. matplotlib is loaded when one is drawn, without its global state.
 
-Colours are those of Okabe and Ito, which people with any colour vision can tell apart.
+The colours are those of Okabe and Ito, which people with any colour vision can distinguish.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _PHASE_COLOURS = {
     "collect": SKY,
     "save processes": BLUE,
     "finish": GREEN,
-    "let go": PINK,
+    "resume": PINK,
     "close": "#DDDDDD",
 }
 
 
 def timeline(directory: Place, to: Place, *, log: Place | None = None) -> None:
-    """Draw what a dump did when, with the time marked in which the processes stood still.
+    """Draw the phases of a dump over time, with the time marked in which the processes were frozen.
 
     ``directory`` has its log and its statistics; ``to`` is a ``.png`` or ``.svg`` file. For times
     CRIU must have logged with ``log_level=3`` or 4; without, only durations are drawn. Raises
@@ -105,7 +105,7 @@ def _draw_timeline(found: Timeline, to: Place) -> None:
             left=phase.begin * scale,
             height=0.62,
             color=_PHASE_COLOURS[phase.name],
-            label=phase.name if phase.name != "let go" or phase.end > phase.begin else None,
+            label=phase.name if phase.name != "resume" or phase.end > phase.begin else None,
         )
     labels = ["CRIU"]
     for row, span in enumerate(shown, 1):

@@ -1,8 +1,8 @@
-"""What a dump did when: from CRIU's log, whose lines have times, and from its statistics.
+"""The timeline of a dump: from CRIU's log, whose lines have times, and from its statistics.
 
-CRIU writes times into its log from ``log_level=3`` on. Without them only the statistics are
-left, which tell how long things took and not when. Facts: CRIU's ``criu/cr-dump.c`` (3.17 to 4.3);
-seen with 4.2.1.
+CRIU writes times into its log from ``log_level=3`` on. Without them only the statistics remain,
+which have durations and no points in time. Facts: CRIU's ``criu/cr-dump.c`` (3.17 to 4.3); observed
+with 4.2.1.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Timeline:
     memory: tuple[Span, ...]
     """When memory was taken or written, in the process that was saved then."""
     frozen: tuple[float, float] | None
-    """When the processes stood still; None if the log has no times."""
+    """When the processes were frozen; None if the log has no times."""
     end: float
-    """The last that the log tells; 0 without times."""
+    """The last time in the log; 0 without times."""
     statistics: DumpStatistics | None
     """CRIU's own numbers; None where it left none."""
 
@@ -93,7 +93,7 @@ def _statistics(directory: str) -> DumpStatistics | None:
 
 
 class _Reader:
-    """Collects what the lines of a log say."""
+    """Collects the times from the lines of a log."""
 
     def __init__(self) -> None:
         self.marks: dict[str, float] = {}
@@ -159,7 +159,7 @@ class _Reader:
         return result
 
     def _frozen(self, statistics: DumpStatistics | None) -> tuple[float, float]:
-        # CRIU stops its clock just before these lines, after the last process was let go.
+        # CRIU stops its clock just before these lines, after the last process was resumed.
         end = self.marks.get("written", self.marks.get("stats", self.last))
         if statistics is None:
             return self.marks["seized"], end
@@ -181,8 +181,8 @@ _PHASES = (
     ("collect", "tasks"),
     ("save processes", "saved"),
     ("finish", "unfreeze"),
-    ("let go", "written"),
-    ("let go", "stats"),
+    ("resume", "written"),
+    ("resume", "stats"),
     ("close", "end"),
 )
 """The phases in their order, each with what ends it."""

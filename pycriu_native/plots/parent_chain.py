@@ -25,13 +25,13 @@ class ImageRound:
     in_parent: int | None
     """Bytes of pages that it left in its parents; None without statistics."""
     frozen: float | None
-    """Seconds that the processes stood still; None without statistics."""
+    """Seconds that the processes were frozen; None without statistics."""
 
 
 def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
     """The image set in ``directory`` and all that it builds on, the oldest first.
 
-    Statistics are looked for beside the images. Raises ``ImagesError`` for a directory that
+    Statistics are read from the same directory. Raises ``ImagesError`` for a directory that
     cannot be read, and for a chain that has no end.
     """
     result: list[ImageRound] = []

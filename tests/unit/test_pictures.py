@@ -51,7 +51,7 @@ def test_a_log_is_read(tmp_path: Path) -> None:
     result = plots.read_timeline(tmp_path)
     assert [(p.name, p.begin, p.end) for p in result.phases] == [
         ("start", 0.0, 0.01), ("prepare", 0.01, 0.02), ("collect", 0.02, 0.03),
-        ("save processes", 0.03, 0.05), ("finish", 0.05, 0.055), ("let go", 0.055, 0.06),
+        ("save processes", 0.03, 0.05), ("finish", 0.05, 0.055), ("resume", 0.055, 0.06),
         ("close", 0.06, 0.061),
     ]  # fmt: skip
     assert [(p.pid, p.name, p.begin, p.end) for p in result.processes] == [

@@ -124,7 +124,7 @@ def _stoppable(process: Process) -> Iterator[Finding]:
             f"it is traced by process {tracer}",
             pid=process.pid,
             failure="ptrace-refused",
-            cure="end that debugger or tracer, or have it let go",
+            cure="end that debugger or tracer, or detach it",
         )
     if process.state == "Z" and len(process.threads) > 1:
         yield stops(
