@@ -3,8 +3,8 @@
 A restore with ``lazy_pages`` gives its processes no memory; they get each page when they touch
 it, and the rest in the background, from this daemon. It takes the pages from the images, or
 from a lazy dump on another host (``page_server``). It must listen before the restore starts, in
-the same work directory, and ends by itself when all memory has arrived. It is no request over
-CRIU's socket but a program of its own, and so started, watched and stopped here as a process::
+the same work directory, and ends when all memory has arrived. It is not a request over CRIU's
+socket but a separate program, which is started, watched and stopped here as a process::
 
     with LazyPages(CriuOpts(images_directory="ckpt")) as daemon:
         restore(CriuOpts(images_directory="ckpt", lazy_pages=True))
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["LazyPages"]
 
 UNTIL_READY = 30.0
-"""Seconds that the daemon gets to listen, unless told otherwise."""
+"""Default seconds within which the daemon must listen."""
 
 UNTIL_STOPPED = 5.0
 """Seconds that it gets to end after SIGTERM."""
@@ -91,7 +91,7 @@ class LazyPages(Closing):
 
     @property
     def pidfd(self) -> int:
-        """A descriptor that becomes readable when the daemon ends; it stays the daemon's."""
+        """A descriptor that becomes readable when the daemon ends; the daemon object closes it."""
         return self._process.pidfd
 
     def wait(
@@ -99,8 +99,8 @@ class LazyPages(Closing):
     ) -> int | None:
         """Wait until all memory has arrived; the daemon's exit code (negative: a signal).
 
-        ``timeout`` is in seconds; ``TimeoutError`` when it passes. ``on_progress`` is told of a
-        :class:`Progress` while it waits, on a thread of its own. None where somebody else has
+        ``timeout`` is in seconds; ``TimeoutError`` after it. ``on_progress`` is called with a
+        :class:`Progress` during the wait, on a separate thread. None if another part of the program
         reaped the daemon. May be called again after the end.
         """
         if on_progress is None or self._process.closed:
@@ -170,7 +170,7 @@ def _by_descriptor(fd: int | None) -> str | None:
 
 
 def _listens(ready: int, deadline: float) -> bool:
-    """Whether the daemon says that it listens; False if it ends instead."""
+    """Wait until the daemon listens; False if it ends instead."""
     poll = unpatched.poll()
     poll.register(ready, select.POLLIN)
     if not poll.poll(deadline * 1000):
@@ -182,7 +182,7 @@ def _failure(process: ChildProcess, mark: LogMark) -> CriuError:
     lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
     result = diagnose(lines, Verb.LAZY_PAGES)
     cause = result.cause or (
-        lines[0] if lines else process.final_stderr.strip() or "it does not say why"
+        lines[0] if lines else process.final_stderr.strip() or "it printed no reason"
     )
     message = f"the lazy-pages daemon ended before it listened: {cause}"
     return result.kind(

@@ -1,10 +1,10 @@
 """The page server: where dumps on other hosts send their memory pages.
 
-``page_server`` starts one that lives on by itself; ``page_server_child`` starts one whose end
-can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everybody who
-reaches the address can write images: so it is served on loopback, or with ``tls``, unless
-``PageServer(..., clear_text=True)`` says that it is meant. When the call
-returns, the server listens; there is no other notification of that.
+``page_server`` starts one that runs in the background; ``page_server_child`` starts one whose end
+can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everyone who
+reaches the address can write images. It is therefore served on loopback or with ``tls``, unless
+``PageServer(..., clear_text=True)`` allows more. The server listens when the call returns; there is
+no other notification of that.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def page_server(
     via: Via | None = None,
     deadline: float | None = None,
 ) -> PageServerResult:
-    """Start a page server that lives on by itself until it has served one dump.
+    """Start a page server that runs in the background until it has served one dump.
 
-    ``opts.page_server`` says where it listens; port 0 has CRIU choose one, which the result
-    tells. Pages go to the images directory. Raises ``ImagesError``, and what any verb raises.
-    Needs CRIU 3.17; TLS needs ``tls_cert``, ``tls_key`` and ``tls_cacert``.
+    ``opts.page_server`` is the address; with port 0 CRIU chooses a free one, which is in the
+    result. Pages are written to the images directory. Raises ``ImagesError``, and the errors of any
+    verb. Needs CRIU 3.17; TLS needs ``tls_cert``, ``tls_key`` and ``tls_cacert``.
     """
     return _told(_start(Verb.PAGE_SERVER, opts, via, deadline))
 
@@ -64,7 +64,7 @@ def page_server_child(
     via: Via | None = None,
     deadline: float | None = None,
 ) -> PageServerChild:
-    """Start a page server whose end is waited for, as :func:`page_server` otherwise.
+    """Start a page server whose end can be waited for; otherwise as :func:`page_server`.
 
     The result is owned: use it in a ``with`` statement, or close it.
     """
@@ -94,7 +94,7 @@ def _told(outcome: Outcome) -> PageServerResult:
     answer = cast(dict[str, WireValue], outcome.answer["ps"])
     port = cast(int, answer["port"]) & 0xFFFF
     return PageServerResult(
-        # CRIU tells 0 for a server that has detached itself (seen up to 4.3).
+        # CRIU sends pid 0 for a server that has detached itself (seen up to 4.3).
         pid=cast(int, answer["pid"]) or listener_on(port, UNTIL_FOUND) or 0,
         port=port,
         images=outcome.images,
@@ -116,9 +116,9 @@ class PageServerChild(Closing):
     def wait(self, timeout: float | None = None, *, on_progress: OnProgress | None = None) -> int:
         """Wait until it has served its dump; its exit code (negative: the signal that ended it).
 
-        ``timeout`` is in seconds; ``TimeoutError`` when it passes, after which waiting again
-        is fine. ``on_progress`` is told of a :class:`Progress` while it waits, on a thread of its
-        own; how much will come, only the other side knows. May be called again after the end.
+        ``timeout`` is in seconds; ``TimeoutError`` after it, and it can be waited for again.
+        ``on_progress`` is called with a :class:`Progress` during the wait, on a separate thread; it
+        has no total, which only the other side has. May be called again after the end.
         """
         if on_progress is None or self._status is not None:
             return self._wait(timeout)

@@ -1,4 +1,4 @@
-"""The ways to reach a CRIU that is not a worker of our own.
+"""Ways to reach a CRIU process that this library does not start.
 
 What a call needs of any of them is ``Via``; :class:`~pycriu_native.Worker` is the default.
 """
@@ -18,27 +18,29 @@ from .connection import Connection, widen
 from .spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 
 DEFAULT_SERVICE = "/run/criu_service.socket"
-"""Where ``criu service`` listens unless told otherwise (libcriu's ``cr-service-const.h``)."""
+"""Default socket path of ``criu service`` (libcriu's ``cr-service-const.h``)."""
 
 
 class Via(Protocol):
     """A way to reach CRIU."""
 
     ours: ClassVar[bool]
-    """Whether the process is ours, so that descriptors can be handed to it as it starts."""
+    """Whether this library starts the process, so that it can inherit descriptors."""
 
     @property
     def allow_untrusted(self) -> bool:
         """Whether to use what other users of this machine could change: see :class:`Worker`."""
 
     def identity(self) -> tuple[object, ...] | None:
-        """Which CRIU this is; None: it cannot be asked ahead of the request."""
+        """Identifies the CRIU; None: its release and features cannot be requested before the
+        call.
+        """
 
     def name(self) -> str:
         """What to call it in messages."""
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """What it cannot do: ``inherits`` descriptors of ours, ``sibling`` for a restored child."""
+        """Problems of a request: ``inherits`` descriptors, ``sibling`` for a restored child."""
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
@@ -50,10 +52,10 @@ class Via(Protocol):
 class Service:
     """A running ``criu service``, reached by its socket.
 
-    It must see our descriptors under ``/proc`` and so share our pid namespace. It is no child
-    of ours, so it cannot inherit descriptors (``inherit_fds``, ``PageServer(fd=...)``) nor
-    restore into our children. Whoever can reach a service that runs as root can become root:
-    a worker of our own is the safe default.
+    It opens the caller's descriptors under ``/proc`` and so must share its pid namespace. It is not
+    a child of the caller, so it cannot inherit descriptors (``inherit_fds``,
+    ``PageServer(fd=...)``) or restore a child of the caller. A user with access to a service that
+    runs as root can become root; a :class:`Worker` is the safe default.
     """
 
     path: str | os.PathLike[str] = DEFAULT_SERVICE
@@ -79,17 +81,17 @@ class Service:
         return f"the criu service at {os.fspath(self.path)}"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Descriptors cannot be inherited, nor can a child of ours be made."""
+        """It inherits no descriptors, and cannot restore a child of the caller."""
         if inherits:
             yield Problem("via", self, "a service cannot inherit descriptors; use a Worker")
         if sibling:
-            yield Problem("via", self, "a service cannot restore a child of ours; use a Worker")
+            yield Problem("via", self, "a service cannot restore the caller's child; use a Worker")
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Connect to it. ``ProgramNotFoundError`` where nobody listens, ``PermissionDeniedError``
-        where it is neither root's nor the caller's.
+        """Connect to it. ``ProgramNotFoundError`` if no process listens, ``PermissionDeniedError``
+        if it belongs neither to root nor to the caller.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(sock)
@@ -105,8 +107,8 @@ class Service:
         if owner not in (0, os.geteuid()) and not self.allow_untrusted:
             sock.close()
             raise PermissionDeniedError(
-                f"{self.name()} was started by user {owner}, who would be told what we save and "
-                "could answer as they like; Service(path, allow_untrusted=True) takes it as it is"
+                f"{self.name()} was started by user {owner}, who could read all images and change "
+                "them; Service(path, allow_untrusted=True) accepts it"
             )
         return Connection(sock, program=self.name())
 
@@ -115,15 +117,15 @@ class Service:
 class Socket:
     """A connected socket to a CRIU that the caller has started (``criu swrk``), borrowed.
 
-    CRIU serves one request on it. The caller's descriptor stays open and is the caller's to
-    close. What that CRIU can do is not asked ahead; descriptors for ``inherit_fds`` are numbers
-    in that process; it must see our descriptors under the pid that made the socket.
+    CRIU serves one request on it. The caller closes its descriptor. The release and features of
+    that CRIU are not requested; descriptors for ``inherit_fds`` are numbers in that process. It
+    must see the caller's descriptors under the pid that created the socket.
     """
 
     fd: Descriptor
     """The socket: its number, or the object that owns it."""
     allow_untrusted: bool = False
-    """As with a :class:`Service`, but for whose it is: the caller knows whom it has connected."""
+    """As for a :class:`Service`, except for its owner, which the caller has chosen."""
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
@@ -135,7 +137,7 @@ class Socket:
         return f"the CRIU on descriptor {descriptor_number(self.fd)}"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing: its starter knows what it was given."""
+        """Nothing: the caller that started it determines what it inherits."""
         return iter(())
 
     def connect(

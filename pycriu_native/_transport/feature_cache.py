@@ -1,9 +1,9 @@
-"""CRIU's feature cache: whether each call has to find out anew what the kernel can do.
+"""CRIU's feature cache: whether each call has to probe the kernel's features again.
 
-CRIU probes the kernel as it starts to work, which takes it some twenty milliseconds, and keeps
-what it found in ``/run/criu.kdat``, but only on a tmpfs, which does not outlive the kernel it
-speaks of. It reads that file wherever it leads to, though: where ``/run`` is no tmpfs, as in many
-containers, ``keep_feature_cache`` makes it a link to a cache that lies on one. Facts: CRIU's
+CRIU probes the kernel at the start of its work, which takes some twenty milliseconds, and stores
+the result in ``/run/criu.kdat``, but only on a tmpfs, which does not outlive the running kernel. It
+reads that file through a link too: if ``/run`` is not a tmpfs, as in many containers,
+``keep_feature_cache`` makes it a link to a cache on a tmpfs. Facts: CRIU's
 ``criu/kerndat.c`` (4.2) and what 4.2.1 does.
 """
 
@@ -27,14 +27,14 @@ __all__ = ["CacheState", "FeatureCache", "feature_cache", "keep_feature_cache"]
 RUN = "/run"
 NAME = "criu.kdat"
 SHARED_MEMORY = "/dev/shm"
-"""A tmpfs that nearly every system and container has, when ``/run`` is none."""
+"""A tmpfs that nearly every system and container has, even if ``/run`` is not one."""
 
 PROBE = """
 mount -n -t tmpfs none /run || exit
 "$0" check >&2
 cat /run/criu.kdat
 """
-"""Has CRIU probe, in a mount namespace of its own, and tells what it has kept."""
+"""Starts CRIU's probe in a separate mount namespace, and prints the cache."""
 
 UNTIL_PROBED = 60.0
 """Seconds that this gets."""
@@ -43,7 +43,7 @@ MAGIC = 0x57023458
 """How the file begins."""
 
 STILL_WRITING = 5.0
-"""Seconds after which a temporary file is nobody's any more: it is written in one go."""
+"""Seconds after which a temporary file is stale: it is written in one write()."""
 
 
 class CacheState(StrEnum):
@@ -56,20 +56,20 @@ class CacheState(StrEnum):
     IMPOSSIBLE = "impossible"
     """It cannot be kept: no tmpfs, or not to be written. Each call probes."""
     BLOCKED = "blocked"
-    """A temporary file that a ``criu`` has left behind keeps all others from writing it."""
+    """A temporary file left by a ``criu`` prevents all others from writing the cache."""
     STALE = "stale"
-    """It is older than the running kernel, and may say what is not true."""
+    """It is older than the running kernel and may be wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureCache:
-    """CRIU's feature cache, as a worker of ours would find it."""
+    """The state of CRIU's feature cache for a worker of this process."""
 
     path: str
     """The file."""
     state: CacheState
     reason: str
-    """Why, in plain words."""
+    """The reason."""
     cure: str | None = None
     """What helps; None where nothing needs to."""
 
@@ -78,12 +78,11 @@ class FeatureCache:
 
 
 def feature_cache() -> FeatureCache:
-    """Whether CRIU keeps its feature cache, looked at now, from this mount namespace.
+    """Whether CRIU stores its feature cache, checked at the call in this mount namespace.
 
-    For a ``criu`` that runs as root; one that is asked with ``unprivileged`` looks in its own
-    ``XDG_RUNTIME_DIR``, which a worker of ours has only by ``Worker(env=...)``. A cache that
-    another build of ``criu`` has written is replaced by each of the two in turn: only the log
-    tells (``Stale ... file``). Raises nothing.
+    For a ``criu`` that runs as root; one with ``unprivileged`` uses its ``XDG_RUNTIME_DIR``, which
+    a worker has only through ``Worker(env=...)``. Two builds of ``criu`` replace each other's
+    cache; only the log shows that (``Stale ... file``). Raises nothing.
     """
     path = os.path.join(RUN, NAME)
 
@@ -118,11 +117,12 @@ def feature_cache() -> FeatureCache:
 def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
     """Have CRIU find its cache where ``/run`` is no tmpfs: calls take some 20 ms less from then on.
 
-    The ``criu`` of ``via`` (default: ``Worker()``) probes the kernel once, in a mount namespace of
-    its own in which ``/run`` is a tmpfs. What it keeps there is put into ``/dev/shm/criu.kdat``,
-    for root alone, and ``/run/criu.kdat`` becomes a link to that. Both go with the system's or the
-    container's end; a second build of ``criu`` removes the link, as it would the file. Where CRIU
-    can keep the cache by itself nothing is done. Returns what :func:`feature_cache` says then.
+    The ``criu`` of ``via`` (default: ``Worker()``) probes the kernel once, in a separate mount
+    namespace whose ``/run`` is a tmpfs. Its cache is copied to ``/dev/shm/criu.kdat``, for root
+    only, and
+    ``/run/criu.kdat`` becomes a link to it. Both are removed when the system or container ends; a
+    second build of ``criu`` removes the link, as it would the file. Nothing is done if CRIU can
+    store the cache itself. Returns the result of :func:`feature_cache` afterwards.
 
     Raises ``PermissionDeniedError`` to others than root, ``ProgramError`` where CRIU or the
     namespace cannot be had, ``CriuError`` where ``/dev/shm`` is no tmpfs or has another user's
@@ -150,7 +150,7 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
     except OSError as error:
         if isinstance(error, CriuError):
             raise
-        raise CriuError(f"the feature cache cannot be put into {made}: {error.strerror}") from None
+        raise CriuError(f"cannot write the feature cache to {made}: {error.strerror}") from None
     return feature_cache()
 
 
@@ -169,11 +169,11 @@ def _probed(program: str) -> bytes:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ProgramError(f"{program} could not be asked in a namespace: {error}") from None
+        raise ProgramError(f"{program} could not be started in a namespace: {error}") from None
     if int.from_bytes(done.stdout[:4], "little") != MAGIC:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         why = lines[-1] if lines else "it kept none"
-        raise ProgramError(f"{program} made no feature cache in a namespace of its own: {why}")
+        raise ProgramError(f"{program} wrote no feature cache in a separate namespace: {why}")
     return done.stdout
 
 

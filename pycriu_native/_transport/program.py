@@ -42,11 +42,11 @@ class Source(enum.StrEnum):
 def find_program(
     given: str | os.PathLike[str] | None = None, *, allow_untrusted: bool = False
 ) -> str:
-    """The absolute path of ``criu``: see :func:`locate`, which tells what named it, too.
+    """The absolute path of ``criu``; :func:`locate` also returns its origin.
 
-    Raises ``ProgramNotFoundError`` where there is none, ``PermissionDeniedError`` where it is
-    no program, or, unless ``allow_untrusted``, one that another user could change or swap: it is
-    started by this path, on which nobody else can put another.
+    Raises ``ProgramNotFoundError`` if there is none, ``PermissionDeniedError`` if the file is not
+    executable, or if another user could change or replace it, unless ``allow_untrusted``. The
+    program is started by this path.
     """
     return _checked(locate(given)[0], allow_untrusted)
 
@@ -57,7 +57,7 @@ def locate(given: str | os.PathLike[str] | None = None) -> tuple[str, Source]:
     The order: ``given``; ``CRIU_PROGRAM`` in the environment; the program that was recorded at
     build; that of the package pycriu-native-criu; that of ``pycriu-native install-criu``; the
     system's, in ``SEARCH_PATH``. The first two are used even if they do not exist; a recorded
-    program that is gone is passed over.
+    program that no longer exists is skipped.
 
     Raises ``ProgramNotFoundError`` if nothing names a program.
     """

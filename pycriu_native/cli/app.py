@@ -1,4 +1,4 @@
-"""The commands, each loaded from its module when it is asked for."""
+"""The commands; the module of a command is loaded when the command is used."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "preflight": ("diagnose", "what a dump of a process would meet, before it is frozen"),
     "check": ("machine", "whether CRIU can work on this kernel"),
     "install-criu": ("install_criu", "install a CRIU that works on this kernel"),
-    "keep-cache": ("machine", "have CRIU keep what it knows of the kernel"),
+    "keep-cache": ("machine", "let CRIU store its feature cache"),
     "dump": ("dump", "save a process and all below it"),
     "pre-dump": ("dump", "save the memory of a process that runs on"),
-    "restore": ("restore", "bring back what was dumped"),
+    "restore": ("restore", "restore what was dumped"),
     "run": ("job", "run a command that is checkpointed at intervals, or resume it"),
     "job": ("job", "look at a job of run, take a checkpoint of it, stop it"),
     "snapshot": ("snapshot", "save a program that has loaded, to start it many times"),

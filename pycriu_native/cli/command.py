@@ -241,7 +241,7 @@ def _said() -> list[click.Parameter]:
         click.Option(
             ["--json", "as_json"], is_flag=True, help="Print JSON (docs/cli.md has the shapes)."
         ),
-        click.Option(["-q", "--quiet"], is_flag=True, help="Print nothing but errors."),
+        click.Option(["-q", "--quiet"], is_flag=True, help="Print errors only."),
         click.Option(
             ["--verbose"], is_flag=True, help="Print hints and progress, terminal or not."
         ),
@@ -336,11 +336,14 @@ class Pid(option_parameters.ParamType):
 
 
 def pid_params() -> list[click.Parameter]:
-    """``PID``, also as ``-t PID`` as criu has it."""
+    """``PID``, also as ``-t PID`` as in criu."""
     return [
         click.Argument(["pid"], type=Pid(), required=False),
         click.Option(
-            ["-t", "--tree"], type=Pid(), metavar="PID", help="The process, as criu has it."
+            ["-t", "--tree"],
+            type=Pid(),
+            metavar="PID",
+            help="The process, as in criu.",
         ),
     ]
 
@@ -372,7 +375,7 @@ def also_option() -> click.Option:
 
 
 def rollback(files: str | None, also: tuple[str, ...]) -> Files:
-    """What these two options say."""
+    """The values of these two options."""
     if also and files is None:
         raise click.UsageError("--also is accepted with --files only.")
     return None if files is None else Rollback(also=also)
@@ -399,7 +402,7 @@ def extra(name: str) -> Iterator[None]:
 
 
 def script_option() -> click.Option:
-    """``--action-script``, as criu has it."""
+    """``--action-script``, as in criu."""
     return click.Option(
         ["--action-script"],
         multiple=True,
@@ -431,7 +434,7 @@ def _run_scripts(scripts: Sequence[str], opts: CriuOpts, notification: Notificat
 
 
 def pidfile_option(of: str) -> click.Option:
-    """``--pidfile``, as criu has it."""
+    """``--pidfile``, as in criu."""
     return click.Option(
         ["--pidfile"],
         type=click.Path(dir_okay=False),

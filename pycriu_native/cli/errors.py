@@ -1,4 +1,4 @@
-"""An error of the library as people and scripts are told: verb, cause, cure, CRIU's lines, log.
+"""An error of the library for people and scripts: verb, cause, cure, CRIU's lines, log.
 
 Fields of ``CriuOpts`` are called by their long options, since those are what a user here has.
 """
@@ -134,14 +134,14 @@ def to_dict(error: BaseException) -> dict[str, Any]:
 
 
 def message(error: BaseException) -> str:
-    """One line that says it."""
+    """The error in one line."""
     if isinstance(error, click.ClickException):
         return error.format_message()
     return str(error) or type(error).__name__
 
 
 def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
-    """What people see, as label and text; the first, without label, says what failed."""
+    """The output for people, as label and text; the first, without label, is the failure."""
     if isinstance(error, click.UsageError):
         yield "", message(error)
         ctx = error.ctx
@@ -170,7 +170,7 @@ def _problem(problem: errors.Problem) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as it is said, or as near as can be."""
+    """A value in a form that an error message can show."""
     shown = json_form.plain(value)
     if isinstance(shown, dict):
         return ":".join(str(part) for part in shown.values() if part is not None)
@@ -179,7 +179,7 @@ def _shown(value: object) -> str:
 
 def _failure(error: errors.CriuError, command: str) -> Iterator[tuple[str, str]]:
     if error.cause is None or error.cause not in str(error):
-        # The message says more than the cause, or there is none.
+        # The message has more than the cause, or there is no cause.
         yield "", f"{command}: {safe(in_flags(str(error)))}"
     else:
         what = f"{error.verb or command} of pid {error.pid}" if error.pid else command

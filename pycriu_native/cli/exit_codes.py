@@ -1,4 +1,4 @@
-"""Exit codes: what a script learns without reading anything."""
+"""The exit codes, each with its meaning for scripts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Exit(IntEnum):
     LOST = 9, "CRIU or the other side ended before it had answered"
     DEADLINE = 10, "the deadline passed, and CRIU has undone what it had begun"
     NO = 11, "the command worked, and its answer is no"
-    IN_DOUBT = 12, "a migration whose end is unknown; the message says what to do"
+    IN_DOUBT = 12, "a migration with an unknown outcome; the message has the next step"
     OUTPUT = 13, "the command worked, and its output cannot be written"
     BUG = 70, "a defect of pycriu-native"
     INTERRUPTED = 130, "interrupted by Ctrl-C, and CRIU has undone what it had begun"

@@ -1,6 +1,6 @@
 """What the fields of ``CriuOpts`` mean, from the docstrings beside them.
 
-Python keeps no docstring of a field, so the source is read; it is part of every installation.
+Python keeps no docstring of a field at run time, so the source is read; every installation has it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands say of an images directory: its pids and its size. Read without protobuf."""
+"""A summary of an images directory for commands: its pids and its size. Read without protobuf."""
 
 from __future__ import annotations
 

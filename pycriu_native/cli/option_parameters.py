@@ -1,8 +1,7 @@
 """CRIU's options as options of a command, made from the table, and read back by its own reader.
 
-Each has the name that the ``criu`` program gives it, and takes what that takes; so what is
-written here means what it means there. A file of options comes below: what the command line says
-wins over it, field by field.
+Each has the name and the arguments of the ``criu`` program's option, and so the same meaning. An
+option on the command line replaces the same field of an options file.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ BARE = "\0"
 """Stands for the value that was left out, where it may be; no command line can hold it."""
 
 CLEAR_TEXT = "--clear-text"
-"""A consent to this library, of which criu knows nothing."""
+"""An option of this library that ``criu`` does not have."""
 
 SELDOM = ("auto_dedup", "empty_ns", "lsm_profile", "skip_in_flight", "status_fd")
 """Options that container runtimes have, and that people at a shell hardly need."""
@@ -45,7 +44,7 @@ class FieldOption(click.Option):
         self.flag = flag
         self.rows = list(rows)
         self.often = any(row.runc and row.name not in SELDOM for row in rows)
-        """Whether container runtimes have it, and so many need it."""
+        """Whether container runtimes set it, so that many users need it."""
         self.takes = FlagParser().takes(flag)
         name = CONFIG if flag == "--config" else flag
         short = [f"-{row.short}" for row in rows[:1] if row.short]
@@ -65,7 +64,7 @@ class FieldOption(click.Option):
         return name.replace(both, f"--[no-]{self.flag[2:]}"), text
 
     def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
-        """What was said, as CRIU's long options."""
+        """The given options in the form of CRIU's long options."""
         if self.takes is Takes.NOTHING:
             yield (self.flag if value else "--no-" + self.flag[2:]), None
         else:
@@ -188,13 +187,13 @@ def field_options(
 
 
 def _server_options(verb: On) -> Iterator[click.Option]:
-    whose = "to listen on" if verb is On.PAGE_SERVER else "of the page server"
+    role = "to listen on" if verb is On.PAGE_SERVER else "of the page server"
     if verb is not On.PAGE_SERVER:
         way = "Take memory pages from" if verb is On.LAZY_PAGES else "Send memory pages to"
         help = f"{way} the page server at --address and --port"
         yield ServerOption(["--page-server"], is_flag=True, default=None, help=help)
-    yield ServerOption(["--address"], metavar="HOST", help=f"Address {whose}")
-    yield ServerOption(["--port"], metavar="NUMBER", help=f"Port {whose}")
+    yield ServerOption(["--address"], metavar="HOST", help=f"Address {role}")
+    yield ServerOption(["--port"], metavar="NUMBER", help=f"Port {role}")
     yield ServerOption(["--ps-socket"], metavar="FD", help="Connected socket to use instead")
     yield ServerOption(
         [CLEAR_TEXT],
@@ -206,19 +205,19 @@ def _server_options(verb: On) -> Iterator[click.Option]:
 
 
 class ServerOption(click.Option):
-    """One of the options that together say where pages go."""
+    """One of the options that together give the destination of pages."""
 
     often = True
 
     def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
-        """What was said."""
+        """Its value."""
         yield self.opts[0], (None if value is True else value)
 
 
 def normalized(words: Sequence[str]) -> list[str]:
     """Words as click must get them: a value that may be left out, and is, becomes :data:`BARE`.
 
-    CRIU reads such a value only where it is joined to its option; click would take the next word.
+    CRIU reads such a value only if it is joined to its option; click would take the next argument.
     """
     reader = FlagParser()
     perhaps = {flag for flag in ROWS if reader.takes(flag) is Takes.PERHAPS}
@@ -259,7 +258,7 @@ def read(
     if serves:
         reader.take("--page-server")
     more: dict[str, Any] = {}
-    """Of the page server, what the criu program has no words for."""
+    """Options of the page server that the criu program does not have."""
     for param in ctx.command.params:
         if not isinstance(param, FieldOption | ServerOption) or param.name is None:
             continue
@@ -278,7 +277,7 @@ def read(
     if more:
         server = reader.fields.setdefault("page_server", {})
         if not (server or serves):
-            reader.problems.append(Problem(CLEAR_TEXT, None, "says nothing without --page-server"))
+            reader.problems.append(Problem(CLEAR_TEXT, None, "requires --page-server"))
         server |= more
     filed = {} if config is None else read_file(config, verb, also)
     if reader.problems:

@@ -1,8 +1,8 @@
 """Where a command's output goes: results to standard output, everything else to standard error.
 
-As text for people; with ``--json`` as JSON Lines on standard output, of which the last line is the
-result or the error, and lines with ``event`` may come before it. Standard error then stays empty
-but for the output of ``--verbose``. A stream that cannot be written is no error here
+Text by default; with ``--json`` JSON Lines on standard output, whose last line is the result or the
+error, after lines with ``event``. Standard error is then empty except for the output of
+``--verbose``. A stream that cannot be written is not an error here
 (``standard_streams``).
 """
 
@@ -39,7 +39,7 @@ class Output:
 
     @property
     def bar(self) -> bool:
-        """Whether a progress bar is wanted and can be drawn."""
+        """Whether a progress bar is enabled and can be drawn."""
         return sys.stderr.isatty() and not (self.quiet or self.as_json)
 
     @property
@@ -49,11 +49,11 @@ class Output:
 
     @property
     def hints(self) -> bool:
-        """Whether somebody reads what is written beside the result."""
+        """Whether output other than the result is shown."""
         return not (self.quiet or self.as_json) and (sys.stdout.isatty() or self.verbose)
 
     def result(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
-        """The result: ``text`` for people, whose first line is the headline."""
+        """Print the result; the first line of ``text`` is the headline."""
         if self.as_json:
             self._json(
                 {"ok": code in (Exit.DONE, Exit.NO), "result": json_form.plain(result)}, code
@@ -64,7 +64,8 @@ class Output:
         return code
 
     def answer(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
-        """A result that was all that was asked for; with ``--quiet`` the exit code is it.
+        """Print a result that is the purpose of the command; with ``--quiet`` only the exit code
+        is.
 
         ``text`` can have styles (:func:`styled`).
         """

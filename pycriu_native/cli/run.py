@@ -1,4 +1,4 @@
-"""One run: from words to an exit code, whatever happens."""
+"""Run one command line: from arguments to an exit code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Being told to end is an exception: what had begun is undone first."""
+    """A signal to end raises an exception, so that the work in progress is undone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -53,7 +53,7 @@ def _signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    # What was started with nohup goes on.
+    # A command started with nohup ignores SIGHUP.
     heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in heard}
     try:

@@ -19,7 +19,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 class _Sink(io.FileIO):
-    """A descriptor that keeps its first error, and accepts and drops what is written after it."""
+    """A descriptor that stores its first error and discards what is written after it."""
 
     def __init__(self, fd: int, error: OSError | None) -> None:
         super().__init__(fd, "w", closefd=False)

@@ -31,20 +31,20 @@ def standard(mode: Literal["rb", "wb"]) -> BinaryIO:
 
 @contextlib.contextmanager
 def written(call: Call, name: str) -> Iterator[BinaryIO]:
-    """A stream to write: a new file, which goes again if it does not become whole."""
+    """A new file for a stream; it is removed if it stays incomplete."""
     if name == STANDARD:
         if call.out.as_json:
             raise click.UsageError("--json and a stream on standard output: one is accepted.")
         with standard("wb") as stream:
             yield stream
         return
-    # Memory of others is in it; and what is there already stays.
+    # It holds memory of processes; an existing file is not replaced.
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with _Synced(io.FileIO(fd, "wb")) as file:
         try:
             yield file
         except BaseException as error:
-            if not hasattr(error, "result"):  # or it came when all was done
+            if not hasattr(error, "result"):  # with a result, the stream is complete
                 os.unlink(name)
             raise
 

@@ -1,6 +1,7 @@
 """Configuration files that CRIU reads for a call, and the effect of their settings.
 
-CRIU reads configuration files beside the request. What wins, from CRIU's ``criu/config.c`` and
+CRIU reads configuration files in addition to the request. The precedence in CRIU's
+``criu/config.c`` and
 ``criu/cr-service.c`` (4.2; the effects on ``leave_running``, ``log_level`` and ``log_file`` seen
 in 3.17.1, 4.1.1, 4.2.1 and 4.3): ``/etc/criu/default.conf``, ``$HOME/.criu/default.conf`` and the
 file that the environment names in ``CRIU_CONFIG_FILE`` are read first, and the request is put
@@ -134,7 +135,7 @@ def _before(row: Row, value: object, given: Any) -> tuple[bool, str]:
     if isinstance(row.kind, ListOf):
         return True, "is added to what the request has"
     if given is False and row.name in DEAF_TO_FALSE and value is True:
-        return True, "applies: CRIU does not hear the False of the request"
+        return True, "applies: the request cannot set it to False in CRIU"
     return (
         False,
         "has no effect: the request overrides it"

@@ -61,7 +61,7 @@ def problems_with(place: Place, name: str, opts: CriuOpts, insecure: bool) -> It
             yield Problem(field, None, "is required with tls: both sides show a certificate")
     for field in TLS_FIELDS[1:]:
         if not opts.tls and getattr(opts, field) is not None:
-            yield Problem(field, getattr(opts, field), "needs tls: it does nothing by itself")
+            yield Problem(field, getattr(opts, field), "needs tls: it has no effect without")
 
 
 def _exposed(name: str, place: object) -> Problem:

@@ -12,7 +12,7 @@ One TCP connection carries everything: images, pages, messages, keepalives. CRIU
 the network. With ``tls`` in the options both sides show certificates
 (``tls_cacert``, ``tls_cert``, ``tls_key``, and ``tls_cacrl``, ``tls_no_cn_verify`` as CRIU
 understands them); without it only loopback and unix sockets are accepted, unless the caller
-says ``insecure=True``.
+sets ``insecure=True``.
 
 Exactly one copy of the process survives, because **the destination's final message decides**: "it
 runs" for stop-and-copy and pre-copy, "all memory has arrived" for post-copy. The source gives the
@@ -76,13 +76,13 @@ def migrate_out(
     ``images_directory`` a temporary one is used. ``to`` is ``"host:port"``, ``(host, port)`` or a
     connected socket, which the caller still owns. ``should_continue`` decides after each round of
     pre-copy whether there is another (:class:`~pycriu_native.ShrinkingRounds` by default).
-    ``deadline`` is in seconds, for the whole. ``peer_timeout`` is how long the destination may say
-    nothing, in seconds, before it counts as lost. ``on_progress`` is told of each phase, on a
-    thread of its own.
+    ``deadline`` is in seconds, for the whole migration. ``peer_timeout`` is the time in seconds
+    without a message after which the destination counts as lost. ``on_progress`` is called for each
+    phase, on a separate thread.
 
-    When this raises, the process runs on here. If the destination had been told to go ahead
-    and cannot be asked any more, that takes the destination's ``peer_timeout`` and two seconds
-    more: the time in which it ends its copy. Raises ``OptionError`` and ``UnsupportedError`` before
+    If this raises, the process runs on here. If the destination had been sent the final message and
+    does not respond any more, that takes the destination's ``peer_timeout`` and two seconds more:
+    the time in which it ends its copy. Raises ``OptionError`` and ``UnsupportedError`` before
     anything is touched, ``MigrationError`` (``PeerLostError`` where the connection failed), and
     what a dump raises. Needs CRIU 3.17; post-copy userfaultfd at the destination.
     """
@@ -153,12 +153,12 @@ def migrate_in(
     ``opts`` are those of a restore; options that a migration sets itself are refused. Without an
     ``images_directory`` a temporary one is used; one that is named is kept when all went well.
     ``listen`` is ``"host:port"``, ``(host, port)``, a listening socket or a connected one; sockets
-    stay the caller's. The rest is as in :func:`migrate_out`. Returns when the source has given
-    the process up; for post-copy, when all memory is here.
+    are not closed. The rest is as in :func:`migrate_out`. Returns when the source has released
+    the process; for post-copy, when all memory is here.
 
-    When this raises, nothing of it is left here: no process, no daemon, no images; except with
-    ``MigrationInDoubtError``, which says what to do. Also when this very process is killed:
-    a guard process sees to it. Raises ``OptionError`` before anything is touched,
+    If this raises, nothing remains here: no process, no daemon, no images; except with
+    ``MigrationInDoubtError``, whose message has the next step. This also holds if this process is
+    killed: a watchdog process cleans up. Raises ``OptionError`` before anything is touched,
     ``MigrationError``, and what a restore raises. Needs CRIU 3.17.
     """
     via = via or Worker()

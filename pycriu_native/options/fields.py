@@ -1,9 +1,9 @@
 """The fields of ``CriuOpts``: values, checked, without the other forms that they convert to.
 
 The sixteen fields of runc's struct come first, in its order and under its names; the rest
-is everything else that libcriu and CRIU's wire format know. Each field is one row of
+is everything else in libcriu and CRIU's wire format. Each field is one row of
 ``table.py``, which holds setter, wire field, release and command-line flag; the facts in
-the docstrings are from CRIU's man page and ``criu/cr-service.c`` unless they say otherwise.
+the docstrings are from CRIU's man page and ``criu/cr-service.c`` unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .values import (
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _PLACES = {field: place for place, field in enumerate(BY_FIELD)}
-"""Where a field stands in the table."""
+"""The position of a field in the table."""
 
 
 class Remembered:
@@ -65,7 +65,7 @@ class Fields:
     directory."""
     parent_image: StrPath | None = None
     """The images that these continue, as a path relative to the images directory. A dump needs
-    ``track_mem`` with it, or CRIU would save all memory again without a word (runc sets it)."""
+    ``track_mem`` with it; without, CRIU saves all memory again without a warning (runc sets it)."""
     leave_running: bool | None = None
     """Let the process run on after the dump. CRIU's default is to end it."""
     tcp_established: bool | None = None
@@ -88,10 +88,10 @@ class Fields:
     """Veth pairs of the container and the names of their outer ends. CRIU prefers the same as
     ``external=["veth[inside]:outside"]``."""
     manage_cgroups_mode: CgroupMode | str | int | None = None
-    """How cgroups come back; see :class:`CgroupMode`. CRIU's default is SOFT."""
+    """How cgroups are restored; see :class:`CgroupMode`. CRIU's default is SOFT."""
     empty_ns: int | str | None = None
-    """Namespaces whose contents are not saved but come back empty, to be filled by a
-    ``setup-namespaces`` hook. CRIU knows ``CLONE_NEWNET`` (0x40000000, or ``"net"``) only."""
+    """Namespaces that are saved without contents and restored empty, to be filled by a
+    ``setup-namespaces`` hook. CRIU accepts ``CLONE_NEWNET`` (0x40000000, or ``"net"``) only."""
     auto_dedup: bool | None = None
     """Punch the pages that these images replace out of the parents' files, as they are written;
     on restore, punch out what has been read."""
@@ -115,12 +115,13 @@ class Fields:
     """How a pre-dump takes the memory. CRIU's default is SPLICE. CRIU 3.14."""
     pidfd_store_sk: Descriptor | None = None
     """A unix datagram socket connected to itself, in which CRIU keeps pidfds between dumps of
-    one process, to notice reused pids. CRIU 3.16, kernel 5.6."""
+    one process, to detect reused pids. CRIU 3.16, kernel 5.6."""
     ghost_limit: int | None = None
     """Largest deleted but open file that is kept in the images, in bytes; below 4 GiB. CRIU's
     default is 1 MiB."""
     link_remap: bool | None = None
-    """Allow an open file whose name is gone but which has other links: a link is made for it."""
+    """Allow an open file whose name was removed but which has other links: a link is made for
+    it."""
     force_irmap: bool | None = None
     """Look for the paths of files under inotify or fanotify by walking directories."""
     irmap_paths: Iterable[StrPath] | None = None
@@ -140,19 +141,19 @@ class Fields:
     # ---- sockets and networks ----
 
     tcp_close: bool | None = None
-    """Drop established TCP connections: they come back closed. On restore too. CRIU 3.12."""
+    """Drop established TCP connections: they are restored closed. On restore too. CRIU 3.12."""
     tcp_skip_in_flight: bool | None = None
     """Leave out connections that are still being opened. CRIU 2.4."""
     network_lock: NetworkLock | str | int | None = None
-    """What keeps packets away while connections are saved. CRIU 3.16; SKIP is 3.19. The rules of
-    IPTABLES stay in place if the images are restored with ``tcp_close`` (seen with 4.2.1)."""
+    """How packets are blocked while connections are saved. CRIU 3.16; SKIP is 3.19. The rules of
+    IPTABLES remain if the images are restored with ``tcp_close`` (seen with 4.2.1)."""
     unix_sks: Iterable[int] | None = None
     """Inodes of outside unix sockets; needs ``external_unix_connections``. CRIU prefers
     ``external=["unix[inode]"]``."""
     weak_sysctls: bool | None = None
     """Go on when a sysctl of the images does not exist here. CRIU 2.9."""
 
-    # ---- namespaces, mounts, what comes from outside ----
+    # ---- namespaces, mounts, external resources ----
 
     external: Iterable[str] | None = None
     """Resources that are not saved but given from outside: ``"mnt[/data]:data"``,
@@ -160,8 +161,8 @@ class Fields:
     ``"net[inode]:key"``, ``"pid[inode]:key"``, ``"veth[eth0]:veth0@br0"``, ``"macvlan[eth0]:up"``.
     CRIU 2.8."""
     inherit_fds: Iterable[InheritFd | tuple[Descriptor, str] | str] | None = None
-    """Descriptors of ours that replace those of the images, each with the key of what it
-    replaces. Only with a worker of our own. CRIU 2.8."""
+    """Descriptors of the caller that replace those of the images, each with the key of the resource
+    that it replaces. Only with a worker of this library. CRIU 2.8."""
     join_ns: Iterable[JoinNamespace | tuple[str, str] | tuple[str, str, str] | str] | None = None
     """Existing namespaces to restore into: ``("net", "/run/netns/blue")``. CRIU 3.16.1."""
     root: StrPath | None = None
@@ -171,18 +172,18 @@ class Fields:
     auto_ext_mnt: bool | None = None
     """Find mounts from outside by yourself; CRIU's ``--external mnt[]``."""
     ext_sharing: bool | None = None
-    """Let such mounts be shared with the outside."""
+    """Allow such mounts to be shared with mounts outside of the tree."""
     ext_masters: bool | None = None
-    """Let such mounts be slaves of the outside."""
+    """Allow such mounts to be slaves of mounts outside of the tree."""
     skip_mnts: Iterable[StrPath] | None = None
     """Mount points to leave out."""
     enable_fs: Iterable[str] | None = None
-    """File systems to handle although CRIU does not know them: names, or ``"all"``."""
+    """File systems to save although CRIU does not support them: names, or ``"all"``."""
     mntns_compat_mode: bool | None = None
     """Restore mounts as CRIU before 3.17 did. CRIU 3.17."""
     orphan_pts_master: bool | None = None
-    """A pty whose master is outside gets a new one, which the ``orphan-pts-master`` notification
-    hands over: a restore needs ``on_notify``. CRIU 3.15."""
+    """Restore a pty slave whose master is outside of the tree with a new master, which the
+    ``orphan-pts-master`` notification passes: a restore needs ``on_notify``. CRIU 3.15."""
     skip_file_rwx_check: bool | None = None
     """Do not compare the permissions of files with those of the dump. CRIU 3.18."""
 
@@ -240,7 +241,7 @@ class Fields:
     compress_block_size: int | None = None
     """Bytes compressed at once, at most 4 MiB. CRIU 4.3."""
     decompress_threads: int | None = None
-    """Threads that decompress: 0 automatic, 1 none beside CRIU's own (the default), at most 1024.
+    """Threads that decompress: 0 automatic, 1 only CRIU's main thread (the default), at most 1024.
     CRIU 4.3."""
     stream: bool | None = None
     """Images go through ``criu-image-streamer``. CRIU 4.3."""
@@ -255,7 +256,7 @@ class Fields:
     """The log's name in the work directory. Default: ``dump.log``, ``pre-dump.log`` or
     ``restore.log``."""
     config_file: StrPath | None = None
-    """A CRIU configuration file for this call; what it says wins over the other fields.
+    """A CRIU configuration file for this call; its options override the other fields.
     CRIU 3.12."""
     log_to_stderr: bool | None = None
     """Log to CRIU's standard error, which errors are read from, if no ``log_file`` is named.
@@ -271,7 +272,7 @@ class Fields:
         problems = {}
         for field, value in list(fields.items()):
             if value is None:
-                del fields[field]  # unset is unset, whether it was said or not
+                del fields[field]  # an unset field is unset, even if it was given as None
                 continue
             try:
                 fields[field] = BY_FIELD[field].kind.parse(value)
@@ -311,8 +312,8 @@ class Fields:
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, in plain values: strings, numbers, booleans, lists, mappings.
 
-        Exact: ``CriuOpts.from_dict(opts.to_dict()) == opts``, but for file objects, of which the
-        descriptor's number is kept. JSON and TOML can hold the result.
+        Lossless: ``CriuOpts.from_dict(opts.to_dict()) == opts``, except that a file object becomes
+        its descriptor's number. The result can be stored as JSON or TOML.
         """
         return {row.name: row.kind.plain(value) for row, value in self.items()}
 

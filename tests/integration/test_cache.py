@@ -144,7 +144,7 @@ def test_not_kept(images: Path) -> None:
         try:
             keep_feature_cache()
         except CriuError as error:
-            assert "cannot be put into /dev/shm/criu.kdat" in str(error), error
+            assert "cannot write the feature cache to /dev/shm/criu.kdat" in str(error), error
         assert os.listdir("/run") == [] and os.listdir("/dev/shm") == ["criu.kdat"]
         """,
         images,

@@ -66,7 +66,7 @@ def test_what_a_service_cannot_do(service: Service, images: Path) -> None:
     """Children of ours and inherited descriptors are refused by name, before anything is sent."""
     images.mkdir()
     opts = CriuOpts(images_directory=images)
-    with pytest.raises(OptionError, match="cannot restore a child"):
+    with pytest.raises(OptionError, match="cannot restore the caller"):
         restore_child(opts, via=service)
     with open(os.devnull) as null, pytest.raises(OptionError, match="cannot inherit"):
         restore(CriuOpts(images_directory=images, inherit_fds=[(null, "pipe:[1]")]), via=service)

@@ -554,7 +554,7 @@ def test_a_page_server_elsewhere(tmp_path: Path) -> None:
     assert tell(*words, "--clear-text").code == 0
     message = tell("dump", PID, "-D", tmp_path, "--clear-text")
     assert message.code == Exit.REFUSED
-    assert "says nothing without --page-server" in message.err
+    assert "requires --page-server" in message.err
 
 
 def test_a_set_that_was_changed(tmp_path: Path) -> None:

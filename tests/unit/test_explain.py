@@ -217,7 +217,7 @@ def test_files_that_criu_reads_by_itself(tmp_path: Path) -> None:
         ("tcp-close", {"tcp_close": False}, "tcp_close", False, "the request overrides it"),
         ("ghost-limit=5", {"ghost_limit": 6}, "ghost_limit", False, "the request overrides it"),
         ("ghost-limit=6", {"ghost_limit": 6}, "ghost_limit", False, "in the request as well"),
-        ("leave-running", {"leave_running": False}, "leave_running", True, "does not hear"),
+        ("leave-running", {"leave_running": False}, "leave_running", True, "set it to False"),
         ("leave-running", {"leave_running": True}, "leave_running", False, "as well"),
         ("skip-mnt=/a", {"skip_mnts": ["/b"]}, "skip_mnts", True, "is added"),
         ("skip-mnt=/a", {"skip_mnts": []}, "skip_mnts", True, "does not set it"),

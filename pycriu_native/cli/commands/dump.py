@@ -198,7 +198,7 @@ def _hint(call: Call, result: DumpResult) -> None:
     if seen is not None and seen.state == "Z":
         parent = f"pid {seen.parent} ({safe(comm_of(seen.parent))})"
         call.out.hint(
-            f"pid {result.pid} stays taken until its parent, {parent}, has reaped it; a restore "
+            f"pid {result.pid} stays in use until its parent, {parent}, has reaped it; a restore "
             "before that fails"
         )
 
@@ -209,7 +209,7 @@ COMMANDS = {
         function=_dump,
         verb=Verb.DUMP,
         help="Save process PID and all its descendants into the images directory.\n\n"
-        "They are frozen, written down, and gone when the command returns, unless --leave-running "
+        "They are frozen, saved, and killed, unless --leave-running "
         "or --leave-stopped is given. If anything fails, or on Ctrl-C, CRIU undoes its work and "
         "they run on.",
         examples=[

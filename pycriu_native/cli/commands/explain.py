@@ -35,7 +35,7 @@ COMMANDS = {
         help="Show what VERB would do with these options, without doing it.\n\n"
         "What goes on the wire and by which function of libcriu, the criu command line that does "
         "the same, what this libcriu and this criu lack, what is wrong, and which configuration "
-        "files of this system have a say. Nothing is touched. It ends with 11 if the call would "
+        "files of this system affect it. No process is touched. It ends with 11 if the call would "
         "be refused.",
         examples=[
             "pycriu-native explain dump 4242 -D ckpt --tcp-established",

@@ -92,11 +92,11 @@ COMMANDS = {
             click.Option(
                 ["--suite"],
                 metavar="NAME",
-                help="Install the CRIU of this Debian suite into it, whatever else is there.",
+                help="Install the CRIU of this Debian suite into it, also over another one.",
             ),
             click.Option(["--dry-run"], is_flag=True, help="Print what would be done."),
             click.Option(
-                ["--uninstall"], is_flag=True, help="Remove what an earlier run has put there."
+                ["--uninstall"], is_flag=True, help="Remove what an earlier run has installed."
             ),
         ],
     ),

@@ -1,4 +1,4 @@
-"""``check``, ``keep-cache``, ``cpuinfo-dump``, ``cpuinfo-check``: what this machine can do."""
+"""``check``, ``keep-cache``, ``cpuinfo-dump``, ``cpuinfo-check``: the abilities of this machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _check(call: Call) -> Exit:
 def _keep_cache(call: Call) -> Exit:
     worker = worker_of(call.given)
     if call.given is not None and worker is None:
-        rule = "keep-cache starts a CRIU of its own: leave it out, or give --criu"
+        rule = "keep-cache starts CRIU itself: leave it out, or give --criu"
         raise OptionError([Problem("via", call.given, rule)])
     result = keep_feature_cache(via=worker)
     return call.out.result(result, safe(str(result)))
@@ -63,7 +63,7 @@ def _cpuinfo_dump(call: Call) -> Exit:
 
 def _cpuinfo_check(call: Call) -> Exit:
     result = cpuinfo_check(call.opts, via=call.via, deadline=call.deadline)
-    return call.out.result(result, f"this processor can do what {safe(result.images)} says")
+    return call.out.result(result, f"this processor has the features in {safe(result.images)}")
 
 
 EXITS = (Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES, Exit.PERMISSION, Exit.NO_CRIU, Exit.LOST)
@@ -85,10 +85,10 @@ COMMANDS = {
         "keep-cache",
         function=_keep_cache,
         reaches=True,
-        help="Have CRIU keep what it knows of the kernel, where it cannot by itself.\n\n"
+        help="Let CRIU store its feature cache where it cannot by default.\n\n"
         "CRIU probes the kernel at each call, some 20 ms, unless it finds /run/criu.kdat, which it "
-        "writes on a tmpfs only. Where /run is none, as in many containers, it is made once, put "
-        "into /dev/shm, and linked. Elsewhere nothing is done. What lies there afterwards is told.",
+        "writes on a tmpfs only. If /run is not a tmpfs, as in many containers, it is created once "
+        "in /dev/shm and linked from /run. Otherwise nothing is done. The new state is printed.",
         examples=["pycriu-native keep-cache", "pycriu-native keep-cache --json | jq .result.state"],
         exits=(Exit.FAILED, Exit.PERMISSION, Exit.NO_CRIU),
     ),
@@ -106,7 +106,7 @@ COMMANDS = {
         "cpuinfo-check",
         function=_cpuinfo_check,
         verb=Verb.CPUINFO_CHECK,
-        help="Whether this processor can do what the cpuinfo.img in the images directory says.\n\n"
+        help="Whether this processor has the features in cpuinfo.img.\n\n"
         "It ends with 1 where it cannot. No process is touched.",
         examples=["pycriu-native cpuinfo-check -D ckpt", "pycriu-native cpuinfo-check -D ckpt "
                   "--cpu-cap=cpu"],

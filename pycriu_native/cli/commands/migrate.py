@@ -60,7 +60,7 @@ def _in(call: Call, listen: str, insecure: bool, peer_timeout: float | None) -> 
 
 def _shared(call: Call, insecure: bool, peer_timeout: float | None) -> dict[str, Any]:
     if call.given is not None and not isinstance(call.given, Worker):
-        raise click.UsageError("--service is not accepted: a migration needs workers of its own.")
+        raise click.UsageError("--service is not accepted: a migration starts its workers itself.")
     more = {} if peer_timeout is None else {"peer_timeout": peer_timeout}
     return {
         "insecure": insecure,

@@ -23,7 +23,7 @@ COMMANDS = {
         "plot",
         function=_plot,
         help="Draw a picture of the dump in DIRECTORY, as PNG or SVG by the name of PICTURE.\n\n"
-        "timeline: what it did when, with the time marked in which the processes stood still "
+        "timeline: the phases over time, with the time marked in which the processes were frozen "
         "(dump with --verbosity=4 for it). rounds: the chain of pre-dumps that it builds on. "
         "memory: what kinds of memory it holds.",
         examples=[

@@ -95,7 +95,7 @@ def _set_foreground(group: int) -> None:
 
 
 def _until_end(call: Call, result: RestoreResult, pid: int, *, is_job: bool = False) -> int:
-    """Wait for a child of ours, whose signals we pass on, and end as it did.
+    """Wait for the restored child, pass signals on to it, and end with its exit code.
 
     A job that stops (Ctrl-Z) stops this command too, for the shell that started it.
     """
@@ -143,7 +143,7 @@ def _told(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str
             ("restore", micro(message.restore_time)),
         ]
         if message.pages_skipped_cow:
-            rows.append(("shared", f"{message.pages_skipped_cow} pages stay shared after fork"))
+            rows.append(("shared", f"{message.pages_skipped_cow} pages remain shared after fork"))
     rows.append(("whole call", time(result.duration)))
     if result.log:
         rows.append(("log", safe(result.log)))
@@ -193,7 +193,7 @@ COMMANDS = {
             click.Option(
                 ["-d", "--restore-detached"],
                 is_flag=True,
-                help="The default here, as criu has it. --wait waits nevertheless.",
+                help="The default here, as in criu. --wait waits nevertheless.",
             ),
             command_module.files_option(
                 "rollback puts the files back that 'dump --files rollback' has saved; they are "

@@ -53,7 +53,7 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
 def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
     via = call.given
     if via is not None and not isinstance(via, Worker):
-        raise click.UsageError("--service is not accepted: the daemon is a program of its own.")
+        raise click.UsageError("--service is not accepted: the daemon is a separate program.")
     more = {} if call.deadline is None else {"deadline": call.deadline}
     with LazyPages(call.opts, via=via, **more) as daemon:
         command.write_pidfile(pidfile, daemon.pid)
@@ -77,7 +77,7 @@ COMMANDS = {
         verb=Verb.PAGE_SERVER,
         help="Take the memory pages of one dump or pre-dump on another host into the images "
         "directory.\n\n"
-        "It listens, says where, serves one dump, and ends with it. Without --tls everybody who "
+        "It prints its address, serves one dump, and ends with it. Without --tls everyone who "
         "reaches the port can write images: listen on loopback, or use --tls.",
         examples=[
             "pycriu-native page-server -D ckpt --address 127.0.0.1 --port 0 --json",
@@ -91,7 +91,7 @@ COMMANDS = {
             click.Option(
                 ["-d", "--daemon"],
                 is_flag=True,
-                help="Return when it listens; it serves on by itself.",
+                help="Return when it listens; the server continues in the background.",
             ),
             command.pidfile_option("the page server"),
         ],

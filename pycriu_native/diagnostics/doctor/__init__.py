@@ -20,8 +20,8 @@ __all__ = ["Doctor", "doctor"]
 def doctor(via: Via | None = None) -> Doctor:
     """Check everything that decides whether this machine can checkpoint.
 
-    A caller without rights gets what ``unprivileged=True`` makes possible. What
-    CRIU cannot test because of a cause that is named first is not known, and not called lacking.
+    A caller without rights gets the result of ``unprivileged=True``. What CRIU cannot test because
+    of an earlier finding is reported as unknown, not as missing.
 
     ``via`` as for the verbs. A worker runs ``criu check`` for each feature of CRIU 4.2:
     about 45 processes in about a second. A service answers for three features. A socket serves

@@ -38,7 +38,7 @@ class Feature:
     costs: str
     """What does not work without the feature."""
     cure: str
-    """What provides it: mostly a release of Linux or a build option."""
+    """What provides it: usually a release of Linux or a build option."""
     severity: Severity = Severity.WARNING
     """Severity of a missing feature."""
 
@@ -111,7 +111,7 @@ FEATURES = {
         _linux("5.6", "CONFIG_TIME_NS"),
     ),
     "loginuid": Feature(
-        "login uids", "the login uid of processes is not brought back", "CONFIG_AUDIT", INFO
+        "login uids", "the login uid of processes is not restored", "CONFIG_AUDIT", INFO
     ),
     "autofs": Feature("autofs", "autofs mounts in containers fail", "module autofs4", INFO),
     "compat_cr": Feature(
@@ -158,7 +158,7 @@ FEATURES = {
         "memfds of huge pages", "shared huge pages fail", "a newer kernel"
     ),
     "move_mount_set_group": Feature(
-        "sharing groups of mounts", "containers with shared mounts come back less well",
+        "sharing groups of mounts", "containers with shared mounts are restored less exactly",
         _linux("5.15"),
     ),
     "openat2": Feature("openat2", "files are opened less safely", _linux("5.6"), INFO),

@@ -128,7 +128,7 @@ def _fits_kernel(found: Version) -> Finding:
 
 
 def _kernels(found: Version) -> str:
-    """The kernels that this release works on, as far as they are known."""
+    """The kernels that this release is known to work on."""
     for since, needed in reversed(NEEDED):
         if found < needed:
             return f"CRIU {found} works on kernels before {since[0]}.{since[1]}"
@@ -163,7 +163,9 @@ the first failure, and calls do not need all that it tests (``criu/cr-check.c``,
 
 
 def _check(via: Via) -> Finding:
-    """CRIU's own check; of a caller without rights, the one for such callers if that is better."""
+    """CRIU's check; for a caller without rights, CRIU's unprivileged check if its result is
+    better.
+    """
     result = _checked(via, unprivileged=False)
     if result.severity in (Severity.STOPS, Severity.WARNING) and worker_of(via) is not None:
         limited = _checked(via, unprivileged=True)
@@ -210,9 +212,9 @@ def _checked(via: Via, *, unprivileged: bool) -> Finding:
 def _cache(start: float, via: Via) -> Finding:
     """CRIU's cache of the kernel's features.
 
-    CRIU accepts it if it has the size and the two magic numbers of its own build, else it replaces
-    it; the second number is the time of the build. CRIU does not compare it with the kernel: it
-    keeps the file on a tmpfs only, so that a reboot removes it.
+    CRIU accepts it if its size and two magic numbers match the build, and else replaces it; the
+    second number is the build time. CRIU does not compare it with the kernel: it stores the file on
+    a tmpfs only, so that a reboot removes it.
     """
     finding = partial(Finding, id="cache", group="criu", subject="cache of the kernel's features")
 
@@ -233,7 +235,7 @@ def _cache(start: float, via: Via) -> Finding:
             return finding_of(Severity.NOTE, "is absent", "the next call creates it")
         return finding_of(
             Severity.NOTE,
-            f"is absent: {TMPFS_OF} is not a tmpfs, and CRIU keeps it only on one",
+            f"is absent: {TMPFS_OF} is not a tmpfs, and CRIU stores it only on one",
             "each call tests the kernel again, which takes about 20 ms",
             f"pycriu-native keep-cache, or mount -t tmpfs tmpfs {TMPFS_OF}, as most systems do "
             "when they start",

@@ -82,7 +82,7 @@ def _cgroups() -> Finding:
         return finding(
             severity=Severity.WARNING,
             message="not mounted",
-            costs='cgroups are not brought back; use manage_cgroups_mode="ignore"',
+            costs='cgroups are not restored; use manage_cgroups_mode="ignore"',
             cure="mount -t cgroup2 none /sys/fs/cgroup",
         )
     shut = [place for place in (*old, *new) if _is_read_only(place)]

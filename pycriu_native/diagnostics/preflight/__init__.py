@@ -3,9 +3,9 @@
 It reads /proc and sock_diag(7), and the state of some sockets, pipes and terminals by copies of
 their descriptors (``pidfd_getfd``). Each part of a process has a module with the rules of CRIU:
 ``tasks``, ``files``, ``objects``, ``epolls``, ``sockets``, ``terminals``, ``memory``, ``mounts``;
-``restorable`` looks at what this caller lacks for a restore, ``means`` at CRIU and the options,
-``size`` at how much it will be. The facts are from CRIU 4.2's source and seen with 4.2.1;
-``tests/integration/test_preflight.py`` measures how often the verdict is what CRIU then does.
+``restorable`` finds what this caller lacks for a restore, ``means`` checks CRIU and the options,
+``size`` estimates the size. The facts are from CRIU 4.2's source, confirmed with 4.2.1;
+``tests/integration/test_preflight.py`` measures how often CRIU's result matches the verdict.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 CRIU saves an epoll once, with the first process that has it open. A file that it watches must be
 open there, or must have been saved first with that process (``criu/eventpoll.c``:
-``find_tfd_bsearch``, ``flush_eventpoll_dinfo_queue``). kcmp(2) tells whether it is that file: the
+``find_tfd_bsearch``, ``flush_eventpoll_dinfo_queue``). kcmp(2) identifies the file: the
 number alone is ambiguous.
 """
 
@@ -67,7 +67,7 @@ def _is_found(
 
 
 def _is_watched(epoll: Descriptor, pid: int, number: int, watched: int, nth: int) -> bool:
-    """Whether a descriptor is a file of an epoll; True if kcmp(2) cannot tell."""
+    """Whether a descriptor is a file of an epoll; True if kcmp(2) is not available."""
     try:
         return kcmp_epoll(pid, number, epoll.pid, epoll.number, watched, nth)
     except OSError as error:

@@ -158,7 +158,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
             f"{_called(used)} is on no mount of its mount namespace: it is from outside of the "
             "container, or on something unmounted",
             failure="fd-mount",
-            cure="close it, or start the process with descriptors of its own; or save it with "
+            cure="close it, or start the process with separate descriptors; or save it with "
             f'external="{key}" and give it again with inherit_fds on restore',
             **about,
         )
@@ -207,7 +207,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
         "name-taken",
         f"the path of {_called(used)} now leads to another file",
         failure="evasive",
-        cure="bring back the file that was opened",
+        cure="restore the file that was opened",
         **about,
     )
 

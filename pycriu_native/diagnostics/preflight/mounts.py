@@ -52,7 +52,7 @@ def look(context: Context) -> Iterator[Finding]:
 
 
 def _without_root(context: Context) -> Finding | None:
-    """A mount namespace whose root directory is no mount point."""
+    """A mount namespace whose root directory is not a mount point."""
     for namespace, process in context.mounts.owners.items():
         if namespace not in context.mounts.tops:
             return stops(
@@ -91,7 +91,7 @@ class _Mounts:
                 yield mount
 
     def is_tmpfs_of_the_host(self, mount: Mount) -> bool:
-        """Whether others than the tree can write to a tmpfs whose contents are saved."""
+        """Whether other processes than the tree can write to a tmpfs whose contents are saved."""
         return mount.kind == "tmpfs" and mount.device in self.ours and not self.is_given(mount)
 
     def is_given(self, mount: Mount) -> bool:
@@ -132,7 +132,7 @@ class _Mounts:
         )
 
     def from_outside(self, mount: Mount) -> Finding | None:
-        """A part of a file system whose root is mounted nowhere in the tree."""
+        """A part of a file system whose root is not mounted in the tree."""
         if mount.whole or any(m.device == mount.device and m.whole for m in self.table.all):
             return None
         return self._needs(

@@ -56,7 +56,7 @@ def device(pid: int, numbers: tuple[int, int], path: str, **more: Any) -> Findin
         of = " of an AMD GPU"
     return stops(
         "gpu" if of else "device",
-        f"it uses a device{of} ({numbers[0]}:{numbers[1]}), which CRIU cannot save by itself",
+        f"it uses a device{of} ({numbers[0]}:{numbers[1]}), which CRIU saves only by a plugin",
         failure="device-fd",
         pid=pid,
         path=path,
@@ -108,7 +108,7 @@ def _pidfd(context: Context, fd: Descriptor) -> Iterator[Finding]:
             "it holds a pidfd of a thread",
             pid=fd.pid,
             fd=fd.number,
-            cure="have it closed before the dump",
+            cure="close it before the dump",
         )
 
 
@@ -125,7 +125,7 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
             pid=fd.pid,
             fd=fd.number,
             path=fd.link,
-            cure="have it closed before the dump",
+            cure="close it before the dump",
         )
 
 

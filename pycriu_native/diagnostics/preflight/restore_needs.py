@@ -1,4 +1,4 @@
-"""What the restore needs from its caller, since the images do not have it."""
+"""What the caller of the restore has to provide, because the images do not have it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RestoreNeed"]
 
 ROOT = "root"
 GIVEN_BY_DESCRIPTOR = ("unix", "tty", "file", "net", "pid")
-"""Kinds of ``external`` in whose place a restore takes a descriptor."""
+"""Kinds of ``external`` that a restore replaces by a descriptor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

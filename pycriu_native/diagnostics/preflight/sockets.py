@@ -276,7 +276,7 @@ def _unix(
             yield stops(
                 "socket-of-another-network",
                 "a unix socket belongs to a network namespace in which no process of the tree is",
-                cure="have it closed before the dump",
+                cure="close it before the dump",
                 **about,
             )
         return
@@ -314,7 +314,7 @@ def _unix_in_flight(
         yield stops(
             "unix-dangling",
             "a unix socket is connected to nothing that the kernel names",
-            cure="have it closed before the dump",
+            cure="close it before the dump",
             **about,
         )
     elif sock.unsent:
@@ -365,7 +365,7 @@ def _unix_outside(
             "unix-half",
             f"a unix socket is connected to a process outside of the tree{at}",
             f'external=["{key}"] on dump and inherit_fds=[(fd, "socket:[{sock.inode}]")] on '
-            "restore, with a new connection; or have it closed before the dump",
+            "restore, with a new connection; or close it before the dump",
             sets={"external": (key,)},
             failure="unix-half",
             **about,

@@ -25,7 +25,7 @@ from .context import Context, needs, note, stops
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
 """Resources that only threads of one process may share, and their names."""
 EVEN_NESTED = ("mnt", "net")
-"""Kinds of namespaces that a process below the root may have of its own."""
+"""Kinds of namespaces that a process below the root may have separately."""
 
 
 def look(context: Context) -> Iterator[Finding]:
@@ -175,8 +175,8 @@ def _hangs(process: Process) -> Iterator[Finding]:
     else:
         yield stops(
             "uninterruptible",
-            "it hangs in the kernel (state D) and cannot be stopped, mostly on a disk or a network "
-            "file system that does not answer",
+            "it hangs in the kernel (state D) and cannot be stopped, usually on a disk or a "
+            "network file system that does not respond",
             pid=process.pid,
             failure="timeout",
             cure="look at what it waits for, and try again",
@@ -204,7 +204,7 @@ def _limits(process: Process) -> Iterator[Finding]:
 
 
 def _hidden(process: Process) -> Iterator[Finding]:
-    """Processes that the caller may not read: its CRIU mostly may not read them either."""
+    """Processes that the caller may not read: usually its CRIU may not read them either."""
     try:
         os.listdir(f"/proc/{process.pid}/fd")
     except PermissionError:
@@ -265,7 +265,7 @@ def _shares(context: Context, process: Process) -> Iterator[Finding]:
                 f"it shares {words} with its parent, process {parent}, which CRIU can save of "
                 "threads only",
                 pid=process.pid,
-                cure="dump it when it has run another program, or have it be a thread",
+                cure="dump it when it has run another program, or make it a thread",
             )
             return
 

@@ -44,7 +44,7 @@ class Bound:
 
 
 def look(context: Context) -> Iterator[Finding]:
-    """Findings on unix sockets whose file has another name than they were bound to."""
+    """Findings on unix sockets whose file name differs from the name that they were bound to."""
     for fd, kind in sockets_of(context):
         if kind not in UNIX:
             continue

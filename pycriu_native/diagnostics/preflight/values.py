@@ -69,7 +69,7 @@ class ImageSize:
     deleted_files: int = 0
     """Files that are open or mapped but have no name, and are within ``ghost_limit``."""
     queues: int = 0
-    """Data in pipes, unix sockets and TCP connections that nobody has read."""
+    """Unread data in pipes, unix sockets and TCP connections."""
     file_systems: int = 0
     """Contents of tmpfs mounts of the tree's own mount namespace, before compression."""
     written_files: int = 0
