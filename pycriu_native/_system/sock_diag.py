@@ -8,8 +8,6 @@ that enters it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +15,8 @@ from typing import TypeVar
 
 from .._support.lazy import socket
 from .._support.unpatched import Thread
-from .process_snapshot import Process, libc
+from . import network_namespace
+from .process_snapshot import Process
 
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4
 SOCK_DIAG_BY_FAMILY, RTM_GETLINK = 20, 18
@@ -28,7 +27,6 @@ SHOW = 0x01 | 0x02 | 0x04 | 0x08 | 0x10
 """Name, inode, peer, connections not yet accepted, queues."""
 NAME, _, PEER, ICONS, QUEUES, _, SHUTDOWN = range(7)
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
-CLONE_NEWNET = 0x40000000
 
 Answer = TypeVar("Answer")
 
@@ -148,11 +146,7 @@ def in_network_of(process: Process, ask: Callable[[], Answer]) -> Answer | None:
     answers: list[Answer] = []
 
     def there() -> None:
-        with contextlib.suppress(OSError):
-            if os.readlink("/proc/thread-self/ns/net") != process.namespaces["net"]:
-                with open(f"/proc/{process.pid}/ns/net") as file:
-                    if libc.setns(file.fileno(), CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
+        with contextlib.suppress(OSError), network_namespace.in_network_of(process.pid):
             answers.append(ask())
 
     thread = Thread(there, "sock_diag")
