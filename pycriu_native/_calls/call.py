@@ -27,7 +27,9 @@ MOST_INTERRUPTIONS = 100
 
 
 class CallRunner(Protocol):
-    """Who waits for calls in a way of its own: asyncio's task, and the threads of a batch."""
+    """A caller that waits for calls in a way of its own: asyncio's task, and the threads of a
+    batch.
+    """
 
     def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
@@ -47,7 +49,7 @@ class Call:
 
     def __init__(self, request: Request) -> None:
         self.request = self._request = request
-        """What was asked."""
+        """The request."""
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         self._exchange: Exchange | None = None
@@ -68,7 +70,7 @@ class Call:
     # ---- the caller's thread ----
 
     def wait(self) -> Outcome:
-        """Start, answer questions, and return or raise what came of it."""
+        """Start the call, run its hooks, and return its result or raise its exception."""
         keeper = KEEPER.get()
         return self.wait_with_hooks() if keeper is None else keeper.run_to_end(self)
 
@@ -117,12 +119,12 @@ class Call:
 
     @property
     def worker_pid(self) -> int:
-        """The worker's pid while it works; 0 before, and where it is not ours."""
+        """The worker's pid while it works; 0 before, and if it is not a process of this library."""
         return 0 if self._exchange is None else self._exchange.connection.pid
 
     @property
     def is_undone(self) -> bool:
-        """Whether it is being undone, or is to be."""
+        """Whether the call is or will be undone."""
         exchange = self._exchange
         return self._cancelled is not None or (
             exchange is not None and exchange.stopped_by is not None
@@ -135,11 +137,11 @@ class Call:
     def run_here(
         self, turn: AbstractContextManager[object], connect: Connect | None = None
     ) -> Outcome:
-        """Do it on this thread, which nobody interrupts; without a hook, which nobody would run.
+        """Run the call on this thread, which no signal interrupts, without a hook.
 
-        ``turn`` is held while CRIU works: all is made ready before, the worker too, and what is
-        left to do afterwards is in nobody's way. Waiting for it does not count as time of the call.
-        ``connect`` takes the place of the ``via``'s.
+        ``turn`` is held while CRIU works: everything is prepared before, the worker too, and the
+        remaining work is done after its release. Waiting for it does not count as time of the call.
+        ``connect`` replaces that of the ``via``.
         """
         self._in_turn = turn
         self._connect = connect or self._connect
@@ -151,14 +153,14 @@ class Call:
         return self.conclude()
 
     def conclude(self) -> Outcome:
-        """Return or raise what came of a call that is over."""
+        """Return the result or raise the exception of a completed call."""
         if self._thread.ident is not None:
             self._thread.join()
         late = self._cancelled
         if self._outcome is None:
             assert self._error is not None
             if late is not None and late is not self._error:
-                raise late from self._error  # it had failed by itself
+                raise late from self._error  # the call had failed before
             raise self._error
         if self._outcome.interrupted_by is None and late is not None:
             return replace(self._outcome, interrupted_by=late)
@@ -210,7 +212,7 @@ class Call:
         ).run()
 
     def _listen_to(self, exchange: Exchange) -> None:
-        """From now on a cancel goes to the exchange; one that came before is not lost."""
+        """From now on a cancel goes to the exchange; an earlier one is passed to it."""
         self._exchange = exchange
         if self._cancelled is not None:
             exchange.cancel(self._cancelled)

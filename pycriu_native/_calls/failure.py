@@ -47,7 +47,7 @@ def failure_of(
 def _unexplained(
     request: Request, outcome: Outcome, mark: LogMark | None, lost: CriuError | None
 ) -> CriuError:
-    """The error for a failure whose explanation cannot be loaded: CRIU's own words."""
+    """The error for a failure whose explanation cannot be loaded: CRIU's error lines only."""
     response = (mark.text() if mark is not None else "") + outcome.stderr_text
     lines = [line.strip() for line in response.splitlines() if "Error" in line]
     errno = cast(int, outcome.answer.get("cr_errno", 0))

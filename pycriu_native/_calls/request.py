@@ -1,4 +1,4 @@
-"""What a call is asked, and what came of it."""
+"""Request and outcome of one call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REAP_TIMEOUT = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a verb asks for."""
+    """The request of a verb."""
 
     verb: Verb
     opts: CriuOpts
@@ -36,7 +36,7 @@ class Request:
     deadline: float | None = None
     """Seconds for the whole call."""
     sibling: bool = False
-    """Restore the root process as a child of ours."""
+    """Restore the root process as a child of the caller."""
     start_time: int | None = None
     """Start of the process ``pid`` when the call began, in clock ticks since boot; None: there was
     no such process, or it is the caller itself."""
@@ -49,11 +49,11 @@ class Request:
     keep_line: bool = False
     """Leave the line open for the next request."""
     abort: Callable[[], object] | None = None
-    """Called when the call is to be undone: it breaks off what takes CRIU's images."""
+    """Called when the call is cancelled: it stops the program that receives CRIU's images."""
 
     @functools.cached_property
     def inside(self) -> bool:
-        """Whether we are in the tree that is to be dumped: CRIU must not be."""
+        """Whether the caller is in the tree to be dumped: CRIU must not be."""
         if self.verb not in (Verb.DUMP, Verb.PRE_DUMP):
             return False
         return self.pid is None or is_above(self.pid, os.getpid())
@@ -61,7 +61,7 @@ class Request:
     def with_pids_here(self, images: str) -> str:
         """The images whose pids are of this pid namespace; empty for another one (``inherit_fds``).
 
-        Those pids say nothing about the processes of this namespace.
+        Other pids do not refer to processes of this namespace.
         """
         given = [cast(InheritFd, each).fd for each in self.opts.inherit_fds or ()]
         other = any(link_of("self", descriptor_number(fd)).startswith("pid:[") for fd in given)
@@ -82,7 +82,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What came of it."""
+    """The outcome."""
 
     result: int
     """What libcriu's verb returned."""
@@ -103,7 +103,7 @@ class Outcome:
     tree: list[int]
     """The processes that were dumped."""
     interrupted_by: BaseException | None
-    """What asked for the call to be undone when it was too late for that."""
+    """The exception that cancelled the call too late."""
     pid_free: bool = False
     """Whether the processes that were dumped have left their pids."""
     reap_wait: float = 0.0

@@ -1,7 +1,7 @@
 """What a call needs of this libcriu, this ``criu`` and this kernel, checked before it starts.
 
-The library is asked about its own fields; the program once for each file and release; the
-kernel's features once for each program. Nothing is asked that the options do not need.
+The library's fields are checked in each call; the program's release once for each file, the
+kernel's features once for each program, and only if an option needs them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
 
 
 def by_caller(request: Request) -> Iterator[Problem]:
-    """A tree that contains the caller, who would be gone with it, unknowingly."""
+    """A tree that contains the caller, who would be killed with it."""
     pid = request.pid
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return
@@ -95,7 +95,7 @@ def by_caller(request: Request) -> Iterator[Problem]:
 
 
 def by_files(request: Request) -> Iterator[Problem]:
-    """What keeps the files of the tree from being saved or put back."""
+    """Why the files of the tree cannot be saved or put back."""
     if request.rollback is None:
         return
     opts = request.opts
@@ -186,7 +186,7 @@ def by_trust(request: Request) -> Iterator[Problem]:
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
-    """The directories that these images build on: memory of the process comes from there."""
+    """The parents of these images: memory of the process is read from them."""
     field = "images_directory" if opts.parent_image is None else "parent_image"
     for parent in option_rules.parents(opts):
         try:
@@ -234,7 +234,7 @@ def by_position(request: Request) -> Iterator[Problem]:
 
 
 def by_limits(request: Request) -> Iterator[Problem]:
-    """A lazy dump reads pages through a pipe that the kernel must let it make large enough.
+    """A lazy dump reads pages through a pipe, which the kernel must allow to be large enough.
 
     CRIU ignores that it cannot (``criu/page-pipe.c``, ``pipe_read_dest_init``), and later fails
     to serve with ``page-pipe: tee``, when the destination runs already.
@@ -258,13 +258,13 @@ def by_limits(request: Request) -> Iterator[Problem]:
 
 
 def _pipe_needed(page: int) -> int:
-    """Bytes of the pipe that CRIU asks for, as the kernel rounds them."""
+    """The size in bytes of CRIU's pipe, rounded as in the kernel."""
     pages = (page << 3) // 40  # PIPE_MAX_SIZE in criu/include/page-pipe.h
     return 1 << (pages * page - 1).bit_length()
 
 
 def _young(opts: CriuOpts) -> Iterator[tuple[Row, Any, str]]:
-    """The options that not every supported release has, with the release that brought them."""
+    """The options that some supported releases lack, with the release that introduced them."""
     for row, value in opts.items():
         since = row.since
         if isinstance(value, int):
@@ -281,7 +281,7 @@ def by_library(opts: CriuOpts) -> Iterator[Problem]:
 
 
 def by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
-    # An older program skips a field that it does not know, without a word.
+    # An older program ignores an unknown field without a warning.
     young = list(_young(opts))
     if not young:
         return
@@ -309,7 +309,7 @@ def by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
 
 
 def program_version(via: Via) -> Version:
-    """The release of the program, asked once for each file."""
+    """The release of the program, requested once for each file."""
     identity = via.identity()
     if identity not in _versions:
         _versions[identity] = ask_version(via)
@@ -330,7 +330,7 @@ def pointer_authentication(program: Version) -> str | None:
 
 
 def ask_version(via: Via, deadline: float | None = None) -> Version:
-    """The release of the program, asked now."""
+    """The release of the program, requested now."""
     outcome = Call(Request(verb=Verb.VERSION, opts=CriuOpts(), via=via, deadline=deadline)).wait()
     message = cast(dict[str, Any], outcome.answer["version"])
     return Version(
@@ -343,7 +343,7 @@ def ask_version(via: Via, deadline: float | None = None) -> Version:
 
 
 def program_features(via: Via) -> Features:
-    """What program and kernel can do together, asked once for each file."""
+    """The features of program and kernel, requested once for each file."""
     identity = via.identity()
     if identity not in _features:
         _features[identity] = ask_features(via)
@@ -351,7 +351,7 @@ def program_features(via: Via) -> Features:
 
 
 def ask_features(via: Via, deadline: float | None = None) -> Features:
-    """What program and kernel can do together, asked now."""
+    """The features of program and kernel, requested now."""
     outcome = Call(
         Request(verb=Verb.FEATURE_CHECK, opts=CriuOpts(), via=via, deadline=deadline)
     ).wait()
