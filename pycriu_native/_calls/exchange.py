@@ -12,14 +12,13 @@ import contextlib
 import errno
 import functools
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from .._native.ffi import ffi, memory, native
 from .._support.frozen_dataclass import dataclass
-from .._support.lazy import socket
+from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.unpatched import Lock, poll
 from .._system.process_tree import process_tree
@@ -98,11 +97,12 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
-        rescue: Recovery | None = None,
+        when_sent: Callable[[], Recovery | None] | None = None,
         when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
     ) -> None:
-        """``when_written`` is called with ``tree`` when a dump has written all, before the hook and
+        """``when_sent`` is called once CRIU has the request; what it returns sees notifications.
+        ``when_written`` is called with ``tree`` when a dump has written all, before the hook and
         while CRIU can still undo it: an error in it makes CRIU do that. ``break_off`` is called
         with ``tree`` when the call is to be undone: it makes CRIU's work fail at once.
         """
@@ -115,7 +115,8 @@ class Exchange:
         """Why the call is being undone: what a hook or a signal raised, or the deadline."""
         self.out_of_time = False
         """Whether that is the deadline."""
-        self._recovery = rescue
+        self._when_sent = when_sent
+        self._recovery: Recovery | None = None
         self._hook = hook
         self._when_written = when_written
         self._break_off = break_off
@@ -130,7 +131,7 @@ class Exchange:
         ear = self._ear
         ear.sock, ear.pidfd, ear.wake = line.sock.fileno(), line.pidfd, self._wake
         ear.buffer, ear.size = self._buffer, LARGEST_ANSWER
-        if hook is None and rescue is None:
+        if hook is None and when_sent is None:
             quiet = _quiet()
             ear.quiet, ear.n_quiet = quiet.array, len(quiet.array)
             ear.yes = quiet.yes
@@ -155,6 +156,8 @@ class Exchange:
         a cancel, are kept in ``stopped_by`` while CRIU undoes its work.
         """
         self._send(request)
+        if self._when_sent is not None:
+            self._recovery = self._when_sent()
         while True:
             data, fds = self._next()
             answer = decode_response(data)

@@ -189,7 +189,7 @@ class Run:
             self._hook,
             self._deadline,
             request.pid,
-            safeguards.recovery,
+            safeguards.requested if safeguards.can_recover else None,
             when_written,
             partial(self._break_off, connection, directories),
         )

@@ -95,6 +95,41 @@ def test_what_the_import_loads() -> None:
     assert not {f"pycriu_native.{name}" for name in LATER} & result
 
 
+UNTIL_CRIU_STARTS = """
+import os, sys
+from pycriu_native import CriuOpts, Worker, dump
+
+class Recording(Worker):
+    def connect(self, keep=(), spawn_options=None):
+        print(*(set(sys.modules) - before), flush=True)
+        os._exit(0)
+
+dump({pid}, CriuOpts(images_directory={images!r}), via=Recording(program="/bin/true"))
+"""
+
+
+def test_what_a_first_dump_loads_before_criu_starts(tmp_path: Path) -> None:
+    """Nothing that takes long, nothing that only recovery, restores or failures need.
+
+    The caller waits for these imports; those after the start cost nothing while CRIU begins.
+    """
+    result = loaded_by(UNTIL_CRIU_STARTS.format(pid=bystander.PID, images=str(tmp_path)))
+    ours = {name.partition(".")[2] for name in result if name.startswith("pycriu_native.")}
+    assert "_calls.run" in ours
+    assert not {name for name in ours if name.startswith(("_recovery.recovery", "diagnostics"))}
+    assert not {"_integrity.completeness", "_integrity.image_files", "_failures.explain"} & ours
+    assert len(ours) <= 75, sorted(ours)
+    if sys.version_info[:2] == (3, 11):
+        assert not result & (SLOW | {"signal"})
+
+
+def test_what_recovery_loads() -> None:
+    """It is loaded in each first dump, while CRIU works."""
+    result = loaded_by("import pycriu_native._recovery.recovery")
+    if sys.version_info[:2] == (3, 11):
+        assert not result & (SLOW - {"re", "struct"})
+
+
 def test_what_an_inspection_loads(tmp_path: Path) -> None:
     """Nothing of ours that takes long, and no comparing or checking."""
     image_set(tmp_path)
