@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._calls.exchange import Notification
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
     from ._calls.preload import preload
-    from ._calls.progress import OnProgress, Progress
+    from ._calls.progress_state import OnProgress, Progress
     from ._calls.verbs import (
         check,
         cpuinfo_check,
@@ -253,7 +253,7 @@ _LATER = {
     "NoSuchProcessError": "errors",
     "Notification": "_calls.exchange",
     "Notify": "enums",
-    "OnProgress": "_calls.progress",
+    "OnProgress": "_calls.progress_state",
     "OptionError": "errors",
     "PageServer": "options.values",
     "PageServerChild": "_pages.page_server",
@@ -271,7 +271,7 @@ _LATER = {
     "ProcessMismatchError": "errors",
     "ProgramError": "errors",
     "ProgramNotFoundError": "errors",
-    "Progress": "_calls.progress",
+    "Progress": "_calls.progress_state",
     "ProtocolError": "errors",
     "RestoreClaimedError": "errors",
     "RestoreJob": "_calls.batch",

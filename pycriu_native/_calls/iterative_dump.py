@@ -26,7 +26,7 @@ from . import verbs
 from .exchange import Hook
 
 if TYPE_CHECKING:
-    from .progress import OnProgress
+    from .progress_state import OnProgress
 
 __all__ = ["DumpItersResult", "Round", "ShrinkingRounds", "dump_iters"]
 

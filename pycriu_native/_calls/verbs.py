@@ -56,7 +56,7 @@ from .exchange import Hook
 from .request import REAP_TIMEOUT, Outcome, Request
 
 if TYPE_CHECKING:
-    from .progress import OnProgress
+    from .progress_state import OnProgress
 
 __all__ = [
     "check",

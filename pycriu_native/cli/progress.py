@@ -10,8 +10,8 @@ from .output import Output
 from .text import left, size
 
 if TYPE_CHECKING:
-    from .._calls.progress import OnProgress
-    from .._calls.progress import Progress as State
+    from .._calls.progress_state import OnProgress
+    from .._calls.progress_state import Progress as State
 
 
 @contextlib.contextmanager

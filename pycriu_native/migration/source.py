@@ -21,8 +21,6 @@ from ..options.values import PageServer
 from ..results import DumpResult, RestoreStatistics
 from . import image_transfer
 from .common import (
-    MigrationMode,
-    MigrationResult,
     Phases,
     Workspace,
     for_criu,
@@ -32,6 +30,7 @@ from .common import (
 from .control_channel import Channel, Message
 from .handover import Handover, HeldCall
 from .page_relay import PageRelay
+from .result import MigrationMode, MigrationResult
 from .watchdog import Watchdog
 
 REPORT_TIMEOUT = 5.0
