@@ -16,6 +16,7 @@ from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import command, image_summary, json_form, progress, streams
 from ..command import Call, Command
+from ..errors import in_flags
 from ..exit_codes import Exit
 from ..text import columns, count, micro, pids, safe, size, time
 
@@ -97,7 +98,9 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     pid = command.one_pid(pid, tree)
     name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
-    return call.out.result(lambda: shape(result), text(result, name, "pre-dumped"))
+    done = call.out.result(lambda: shape(result), text(result, name, "pre-dumped"))
+    _hint(call, result)
+    return done
 
 
 def _saved(call: Call, pid: int, opts: CriuOpts, **more: Any) -> DumpResult:
@@ -197,6 +200,17 @@ def _numbers(told: DumpStatistics) -> list[tuple[str, str]]:
 
 
 def _hint(call: Call, result: DumpResult) -> None:
+    """Advice after a dump: its pid is not free yet, or CRIU probes the kernel at each call."""
+    _hint_at_parent(call, result)
+    if call.out.hints and call.via.ours:
+        from ..._transport.feature_cache import feature_cache
+
+        cache = feature_cache()
+        if cache.cure is not None:
+            call.out.hint(in_flags(f"CRIU's feature cache {cache}"))
+
+
+def _hint_at_parent(call: Call, result: DumpResult) -> None:
     runs_on = call.opts.leave_running or call.opts.leave_stopped
     if result.pid_free or runs_on:
         return
