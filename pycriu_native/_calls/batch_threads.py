@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from .._transport.forkserver_cache import ForkServerCache
 from .call import KEEPER, Call
-from .exchange import Hook
+from .notification import Hook
 from .request import Outcome
 
 R_co = TypeVar("R_co", covariant=True)

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from .._native.ffi import ffi, memory, native
-from .._support.frozen_dataclass import dataclass
 from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.unpatched import Lock, poll
@@ -28,6 +27,7 @@ from ..enums import Notify, Verb
 from ..errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
+from .notification import Hook, Notification
 
 if TYPE_CHECKING:
     from .._recovery.recovery import Recovery
@@ -64,27 +64,6 @@ _ACTIONS: dict[str, Notify | str] = {action.value: action for action in Notify}
 _YES, _NO = (
     encode("request", {"type": NOTIFY, "notify_success": agreed}) for agreed in (True, False)
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Notification:
-    """Something that CRIU says while it works; what is frozen then, :class:`Notify` tells."""
-
-    action: Notify | str
-    """Which; a name that this release does not know arrives as it is."""
-    verb: Verb
-    """The call that it belongs to."""
-    pid: int | None = None
-    """The root task's pid: with ``setup-namespaces`` and ``post-restore`` only."""
-    fd: int | None = None
-    """The descriptor that came along (``orphan-pts-master``); it belongs to the hook."""
-
-
-Hook = Callable[[Notification], object]
-"""What ``on_notify`` is: called with each notification; raising refuses it.
-
-What it returns counts for ``Notify.QUERY_EXT_FILES`` alone: more names for ``external``, or None.
-"""
 
 
 class Exchange:

@@ -52,7 +52,7 @@ from ..results import (
 )
 from . import requirements
 from .call import Call
-from .exchange import Hook
+from .notification import Hook
 from .request import REAP_TIMEOUT, Outcome, Request
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._calls.exchange import Hook, Notification
+from .._calls.notification import Hook, Notification
 from .._rollback.option import Files, Rollback
 from .._support.frozen_dataclass import dataclass
 from .._system.process import comm_of

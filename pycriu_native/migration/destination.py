@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .._calls import requirements, verbs
-from .._calls.exchange import Hook, Notification
+from .._calls.notification import Hook, Notification
 from .._calls.progress import lazy_bytes
 from .._pages.lazy_pages import LazyPages
 from .._system.descriptors import descriptors_of

@@ -27,8 +27,8 @@ from ..options.criu_opts import CriuOpts
 from .result import MigrationMode, MigrationResult
 
 if TYPE_CHECKING:
-    from .._calls.exchange import Hook
     from .._calls.iterative_dump import More
+    from .._calls.notification import Hook
     from .._calls.progress_state import OnProgress
     from .._system.process_identity import Target
     from .._transport.worker import Worker

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from .._calls import verbs
 from .._calls.call import KEEPER
-from .._calls.exchange import Hook
 from .._calls.iterative_dump import More
+from .._calls.notification import Hook
 from .._calls.progress import telling
 from .._calls.progress_state import OnProgress
 from .._system.process_identity import Target, identified, number_of

@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from .._calls import requirements, verbs
-from .._calls.exchange import Hook, Notification
 from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts
+from .._calls.notification import Hook, Notification
 from .._calls.progress import memory_of, size_of_pages
 from .._system.process_identity import Target, number_of
 from .._system.process_tree import process_tree
