@@ -6,7 +6,6 @@ traceback, and ``doctor`` reports it as a finding.
 
 from __future__ import annotations
 
-import json
 import sys
 
 NO_CRIU = 8
@@ -44,6 +43,8 @@ def without_library(words: list[str], reason: str) -> int:
         "sets": {},
     }
     if "--json" in words:
+        import json
+
         result = {"via": "no libcriu", "severity": "stops", "findings": [finding]}
         head = {"schema": 1, "command": "doctor", "ok": True}
         print(json.dumps({**head, "result": result, "exit_code": NO}))

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from . import snapshots as snapshots
     from . import testing as testing
     from ._calls.batch import DumpJob, JobOutcome, RestoreJob, dump_many, restore_many, run_many
-    from ._calls.exchange import Notification
     from ._calls.iterative_dump import DumpItersResult, Round, ShrinkingRounds, dump_iters
+    from ._calls.notification import Notification
     from ._calls.preload import preload
-    from ._calls.progress import OnProgress, Progress
+    from ._calls.progress_state import OnProgress, Progress
     from ._calls.verbs import (
         check,
         cpuinfo_check,
@@ -251,9 +251,9 @@ _LATER = {
     "MigrationResult": "migration.migrate",
     "NetworkLock": "enums",
     "NoSuchProcessError": "errors",
-    "Notification": "_calls.exchange",
+    "Notification": "_calls.notification",
     "Notify": "enums",
-    "OnProgress": "_calls.progress",
+    "OnProgress": "_calls.progress_state",
     "OptionError": "errors",
     "PageServer": "options.values",
     "PageServerChild": "_pages.page_server",
@@ -271,7 +271,7 @@ _LATER = {
     "ProcessMismatchError": "errors",
     "ProgramError": "errors",
     "ProgramNotFoundError": "errors",
-    "Progress": "_calls.progress",
+    "Progress": "_calls.progress_state",
     "ProtocolError": "errors",
     "RestoreClaimedError": "errors",
     "RestoreJob": "_calls.batch",

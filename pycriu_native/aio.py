@@ -24,8 +24,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._calls import iterative_dump, verbs
 from ._calls.call import KEEPER, Call
-from ._calls.exchange import Hook, Notification
 from ._calls.hook_invocation import HookInvocation
+from ._calls.notification import Hook, Notification
 from ._calls.request import Outcome
 from ._pages import page_server as page_server_module
 from ._support.unpatched import Lock, Thread

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
+from ._support.frozen_dataclass import dataclass
 from ._support.kernel_text import encodable
+from ._support.light_typing import Any
 
 __all__ = ["Finding", "Severity"]
 
@@ -88,6 +87,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; ``sets`` is a dict."""
+        import dataclasses
+
         return {
             **{each.name: getattr(self, each.name) for each in dataclasses.fields(self)},
             "severity": str(self.severity),

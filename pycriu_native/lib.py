@@ -19,9 +19,8 @@ One build runs with any ``libcriu.so.2``. A function that the loaded one lacks r
 
 from __future__ import annotations
 
-from typing import Any
-
 from ._native.ffi import LIBCRIU_VERSION, ffi, functions, native
+from ._support.light_typing import Any
 from .errors import Problem, UnsupportedError
 from .options.table import TABLE
 

@@ -14,29 +14,26 @@ workers are started.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import queue
-import re
-import uuid
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
 
-from .._integrity.restore_claim import claimed
 from .._rollback.option import Files
+from .._support.frozen_dataclass import dataclass, field
+from .._support.light_typing import TYPE_CHECKING, Generic, TypeVar
 from .._system.process_identity import Pidfd, ProcessIdentity, Target, is_pid, number_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
-from .._transport.forkserver_cache import ForkServerCache
 from ..errors import OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import DumpResult, RestoreResult
 from . import verbs
-from .call import KEEPER, Call
-from .exchange import Hook
-from .request import Outcome
+
+R = TypeVar("R")
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
+    from .batch_threads import Job
 
 __all__ = [
     "DumpJob",
@@ -46,8 +43,6 @@ __all__ = [
     "restore_many",
     "run_many",
 ]
-
-_TOKEN = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 Progress = Callable[[int, int], object]
 """Called on the caller's thread with the number of jobs that are over, and of all."""
@@ -119,6 +114,12 @@ def _look_up(target: Target) -> ProcessIdentity | None:
     return ProcessIdentity.of(target)
 
 
+def _new_token() -> str:
+    import uuid  # slow to import
+
+    return uuid.uuid4().hex
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreJob:
     """A restore to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do.
@@ -138,11 +139,12 @@ class RestoreJob:
     """As for :func:`pycriu_native.restore`."""
     fence: bool = True
     """Make the claim file; the images directory must be writable, and the same for all runs."""
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+    token: str = field(default_factory=_new_token)
     """Which job this is: letters, digits and ``-``."""
 
     def __post_init__(self) -> None:
-        if not _TOKEN.fullmatch(self.token):
+        plain = self.token.isascii() and all(each.isalnum() or each == "-" for each in self.token)
+        if not (plain and 1 <= len(self.token) <= 64):
             raise ValueError(f"token={self.token!r}: 1 to 64 letters, digits and - are accepted")
 
     def __call__(self) -> RestoreResult:
@@ -150,18 +152,10 @@ class RestoreJob:
         verbs.restore_request(
             self.opts, self.via, None, self.deadline, files=self.files
         )  # nothing is touched yet
+        from .._integrity.restore_claim import claimed  # slow to import
+
         with claimed(self.opts, self.token) if self.fence else contextlib.nullcontext():
             return verbs.restore(self.opts, via=self.via, deadline=self.deadline, files=self.files)
-
-
-R_co = TypeVar("R_co", covariant=True)
-R = TypeVar("R")
-
-
-class Job(Protocol[R_co]):
-    """What is run: anything that is called without arguments."""
-
-    def __call__(self) -> R_co: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,85 +198,22 @@ def run_many(
         raise ValueError(f"parallel={parallel!r}: a whole number of threads, 1 or more, is wanted")
     if executor is not None and parallel is not None:
         raise ValueError(f"parallel={parallel!r}: the executor that is given decides that")
-    return _run(todo, executor, parallel or 2 * len(os.sched_getaffinity(0)))
+    return _outcomes(todo, executor, parallel or 2 * len(os.sched_getaffinity(0)))
 
 
-def _run(
+def _outcomes(
     todo: Sequence[Job[R]], executor: Executor | None, parallel: int
 ) -> Generator[JobOutcome[R], None, None]:
-    if not todo:
-        return
+    from .batch_threads import on_executor, on_threads  # an import of the names does without
+
     if executor is not None:
-        yield from _on(executor, todo)
-        return
-    threads = parallel
-    if all(isinstance(job, DumpJob | RestoreJob) for job in todo):
-        threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
-    with (
-        _Here(parallel) as here,
-        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin) as ours,
-    ):
-        yield from _on(ours, todo)
-
-
-def _on(executor: Executor, todo: Sequence[Job[R]]) -> Generator[JobOutcome[R], None, None]:
-    # Looked up now: gevent may have replaced it since the import, as the threads that fill it.
-    over: queue.SimpleQueue[tuple[int, Future[R]]] = queue.SimpleQueue()
-    futures: list[Future[R]] = []
-    try:
-        for index, job in enumerate(todo):
-            future = executor.submit(job)
-            futures.append(future)
-            future.add_done_callback(lambda done, index=index: over.put((index, done)))  # type: ignore[misc]
-        for _ in todo:
-            index, done = over.get()
+        running = on_executor(executor, todo)
+    else:
+        ours = all(isinstance(job, DumpJob | RestoreJob) for job in todo)
+        running = on_threads(todo, parallel, are_calls=ours)
+    with contextlib.closing(running):
+        for index, done in running:
             yield _finished(index, todo[index], done)
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-class _Here(ForkServerCache):
-    """Who waits for a call by making it: a thread of our own needs no other beside it.
-
-    So many calls as there are turns have their CRIU work at the same time.
-    """
-
-    def __init__(self, turns: int) -> None:
-        super().__init__()
-        self._turn = _Turn(turns)
-
-    def begin(self) -> None:
-        """One of the threads begins."""
-        KEEPER.set(self)
-
-    def run_to_end(self, call: Call) -> Outcome:
-        """The counterpart of ``Call.wait``."""
-        request = call.request
-        if request.on_notify is not None:
-            return call.wait_with_hooks()
-        if request.opts.config_file is not None:
-            return call.run_here(self._turn)  # it may say shell-job, for which our input is needed
-        return call.run_here(self._turn, functools.partial(self.connect, request.via))
-
-    def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
-        """Nobody cancels a job that has begun, and its hook runs on its own thread."""
-        return hook
-
-
-class _Turn:
-    """A semaphore that takes no Python to wait for."""
-
-    def __init__(self, turns: int) -> None:
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(turns):
-            self._free.put(None)
-
-    def __enter__(self) -> None:
-        self._free.get()
-
-    def __exit__(self, *_: object) -> None:
-        self._free.put(None)
 
 
 def _finished(index: int, job: Job[R], done: Future[R]) -> JobOutcome[R]:

@@ -14,13 +14,16 @@ from contextvars import ContextVar
 
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
-from .._support.light_typing import Protocol
+from .._support.light_typing import TYPE_CHECKING, Protocol
 from .._support.unpatched import Event, Lock, Thread
 from ..errors import CriuError
-from .exchange import Exchange, Hook, Notification
 from .hook_invocation import HookInvocation
+from .notification import Hook, Notification
 from .request import Outcome, Request
 from .run import Connect, Run
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
 
 MOST_INTERRUPTIONS = 100
 """Interruptions of an interruption, after which something else must be wrong."""

@@ -12,14 +12,12 @@ import contextlib
 import errno
 import functools
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from .._native.ffi import ffi, memory, native
-from .._support.frozen_dataclass import dataclass
-from .._support.lazy import socket
+from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING, cast
 from .._support.unpatched import Lock, poll
 from .._system.process_tree import process_tree
@@ -29,6 +27,7 @@ from ..enums import Notify, Verb
 from ..errors import CriuError, DeadlineError, OptionError, Problem, ProtocolError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
+from .notification import Hook, Notification
 
 if TYPE_CHECKING:
     from .._recovery.recovery import Recovery
@@ -67,27 +66,6 @@ _ACCEPT, _REFUSE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
-    """A notification of CRIU during a call; :class:`Notify` documents the frozen processes."""
-
-    action: Notify | str
-    """The action; a name that this release does not know stays a string."""
-    verb: Verb
-    """The call that it belongs to."""
-    pid: int | None = None
-    """The root task's pid; only with ``setup-namespaces`` and ``post-restore``."""
-    fd: int | None = None
-    """The descriptor that CRIU passes (``orphan-pts-master``); the hook closes it."""
-
-
-Hook = Callable[[Notification], object]
-"""``on_notify``: called with each notification; an exception refuses it.
-
-The return value is used for ``Notify.QUERY_EXT_FILES`` only: more names for ``external``, or None.
-"""
-
-
 class Exchange:
     """The state of one call on its connection."""
 
@@ -98,12 +76,13 @@ class Exchange:
         hook: Hook | None = None,
         deadline: float | None = None,
         pid: int | None = None,
-        rescue: Recovery | None = None,
+        when_sent: Callable[[], Recovery | None] | None = None,
         when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
     ) -> None:
-        """``when_written`` is called with ``tree`` after a dump has written all images, before the
-        hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
+        """``when_sent`` is called once CRIU has the request; the notifications go to what it
+        returns. ``when_written`` is called with ``tree`` after a dump has written all images,
+        before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
         ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
         once.
         """
@@ -116,7 +95,8 @@ class Exchange:
         """Why the call is being undone: the exception of a hook or a signal, or the deadline."""
         self.deadline_passed = False
         """Whether the deadline is the reason."""
-        self._recovery = rescue
+        self._when_sent = when_sent
+        self._recovery: Recovery | None = None
         self._hook = hook
         self._when_written = when_written
         self._break_off = break_off
@@ -135,7 +115,7 @@ class Exchange:
             self._wake,
         )
         receiver.buffer, receiver.capacity = self._buffer, MAX_RESPONSE
-        if hook is None and rescue is None:
+        if hook is None and when_sent is None:
             acknowledged = _acknowledged()
             receiver.acknowledged, receiver.n_acknowledged = (
                 acknowledged.array,
@@ -163,6 +143,8 @@ class Exchange:
         a cancel are stored in ``stopped_by`` while CRIU undoes its work.
         """
         self._send(request)
+        if self._when_sent is not None:
+            self._recovery = self._when_sent()
         while True:
             data, fds = self._next()
             response = decode_response(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import CoroutineType
 
 from .._support.unpatched import Event
-from .exchange import Hook, Notification
+from .notification import Hook, Notification
 
 
 class HookInvocation:

@@ -23,10 +23,10 @@ from ..errors import ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import PAGE, DumpResult
 from . import verbs
-from .exchange import Hook
+from .notification import Hook
 
 if TYPE_CHECKING:
-    from .progress import OnProgress
+    from .progress_state import OnProgress
 
 __all__ = ["DumpItersResult", "Round", "ShrinkingRounds", "dump_iters"]
 

@@ -20,7 +20,6 @@ import re
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from .._support.lazy import socket
 from .._support.unpatched import Event, Thread
@@ -33,6 +32,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
 from . import logs
 from .call import Call
+from .progress_state import OnProgress, Progress
 
 __all__ = ["OnProgress", "Progress"]
 
@@ -53,28 +53,6 @@ WINDOW = 2**18
 _RECEIVED = struct.Struct("128xQ")
 """``tcpi_bytes_received`` in the kernel's ``struct tcp_info``."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far it is."""
-
-    phase: str
-    """What is being done: the verb, the phase of a migration, ``round 1`` of a dump in rounds;
-    ``interrupting`` while a call is undone. Bytes are those of the phase."""
-    done: int
-    """Bytes of memory or images that are done."""
-    total: int | None
-    """Bytes that there are to do, as far as one knows: a process that runs on changes it, and
-    memory that CRIU leaves out (file mappings that were never written) is not in it. None:
-    unknown."""
-    rate: float
-    """Bytes per second, smoothed; 0 at the beginning of a phase."""
-    left: float | None
-    """Seconds that are left at that rate; None: unknown."""
-
-
-OnProgress = Callable[[Progress], object]
-"""What ``on_progress`` is."""
 
 Measure = Callable[[], tuple[str, int, int | None]]
 """Phase, bytes done, bytes to do."""

@@ -18,7 +18,7 @@ from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from ..options.values import InheritFd, WireValue, descriptor_number
 from ..results import DumpStatistics, RestoreStatistics
-from .exchange import Hook
+from .notification import Hook
 
 REAP_TIMEOUT = 0.5
 """Default of ``dump``: a parent that waits for its children reaps them within milliseconds."""

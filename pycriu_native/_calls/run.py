@@ -1,4 +1,7 @@
-"""The steps of one call, on its own thread: prepare, start the worker, converse, end."""
+"""The steps of one call, on its own thread: prepare, start the worker, converse, end.
+
+What only the steps after the worker's start need is in ``conversation.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,24 @@ from functools import partial
 
 from .._failures.log_excerpt import LogMark
 from .._integrity import dump_marker
-from .._integrity import statistics as statistics_module
-from .._recovery.half_restored import end_processes, half_restored
 from .._support.frozen_dataclass import replace
-from .._support.light_typing import cast
+from .._support.light_typing import TYPE_CHECKING
 from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
 from .._system.regular_file import check_writable
 from .._transport.connection import Connection
 from .._transport.spawn import SpawnOptions
-from .._wire.direct_request import DirectCall
-from .._wire.libcriu_request import LIBCRIU_VERBS, LibcriuCall
 from .._wire.messages import Handle
 from ..enums import Verb
-from ..errors import CriuError, DeadlineError, ImagesError, ProtocolError, WorkerDiedError
-from ..options.values import WireValue
-from ..results import DumpStatistics, RestoreStatistics
+from ..errors import CriuError, DeadlineError, ImagesError
 from . import logs
-from .exchange import Exchange, Hook
-from .failure import failure_of
+from .notification import Hook
 from .prepare import Directories, fill
 from .request import Outcome, Request, log_name
 from .safeguards import Safeguards
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
 
 STDIN = 0
 
@@ -92,6 +91,8 @@ class Run:
             connection = self._connect(keep, request.spawn_options)
             ending = owned.enter_context(ExitStack())
             ending.callback(connection.wait)
+            from . import conversation  # the first call loads it while CRIU starts
+
             safeguards.start()
 
             with self._its_turn():
@@ -99,7 +100,7 @@ class Run:
                 owned.callback(exchange.close)
                 self._on_exchange(exchange)
                 self._check_identity()
-                result, answer, lost = converse(request, handle, exchange)
+                result, answer, lost = conversation.converse(request, handle, exchange)
             succeeded = result >= 0
             if succeeded:
                 if request.verb is Verb.PRE_DUMP:
@@ -108,7 +109,7 @@ class Run:
             if succeeded and request.keep_line:
                 ending.pop_all()
             else:
-                _end(connection, request, succeeded=succeeded)
+                conversation.end(connection, request, succeeded=succeeded)
 
             images, log_path = _paths(directories, request, mark)
             outcome = Outcome(
@@ -117,7 +118,7 @@ class Run:
                 duration=time.monotonic() - self._started,
                 images=images,
                 log=log_path,
-                statistics=statistics_of(request, log) if succeeded else None,
+                statistics=conversation.statistics_of(request, log) if succeeded else None,
                 stderr_text=connection.final_stderr,
                 line=connection,
                 tree=exchange.tree,
@@ -136,7 +137,7 @@ class Run:
                 free = self._wait_until_gone(outcome.tree)
                 return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
             self._end_processes(outcome, killed=lost is not None)
-            failure = failure_of(request, outcome, mark, exchange, lost)
+            failure = conversation.failure_of(request, outcome, mark, exchange, lost)
             safeguards.failed(failure, killed=lost is not None)
             self._log(outcome, failure)
             raise failure
@@ -177,6 +178,8 @@ class Run:
     def _exchange(
         self, connection: Connection, directories: Directories, safeguards: Safeguards
     ) -> Exchange:
+        from .exchange import Exchange  # as above
+
         request = self._request
 
         def when_written(tree: list[int]) -> None:
@@ -189,7 +192,7 @@ class Run:
             self._hook,
             self._deadline,
             request.pid,
-            safeguards.recovery,
+            safeguards.requested if safeguards.can_recover else None,
             when_written,
             partial(self._break_off, connection, directories),
         )
@@ -212,6 +215,8 @@ class Run:
 
     def _end_processes(self, outcome: Outcome, *, killed: bool) -> None:
         """End and reap the processes of a failed call, so that their pids are free again."""
+        from .conversation import end_processes, half_restored
+
         is_restore = self._request.verb is Verb.RESTORE
         if is_restore:
             if killed:
@@ -264,61 +269,6 @@ def _check_outputs(request: Request, directories: Directories) -> None:
                 cure="remove it",
                 options=("work_directory", "log_file"),
             ) from None
-
-
-def converse(
-    request: Request, handle: Handle, exchange: Exchange
-) -> tuple[int, dict[str, WireValue], CriuError | None]:
-    """Send the request: the verb's result, CRIU's response, and how CRIU was lost, if it was."""
-    verb = request.verb
-    call: LibcriuCall | DirectCall
-    if verb in LIBCRIU_VERBS:
-        call = LibcriuCall(verb, handle)
-    else:
-        call = DirectCall(verb, handle, keep_open=request.keep_line)
-    try:
-        answer, data = exchange.run(call.request())
-    except (WorkerDiedError, ProtocolError) as lost:
-        return -1, {}, lost
-    result = call.finish(data)
-    if result < 0 and answer["success"]:
-        result = _result_of(answer)  # libcriu ran out of memory after CRIU's work
-    return result, answer, None
-
-
-def _result_of(answer: dict[str, WireValue]) -> int:
-    """What libcriu's function returns for a response of success."""
-    for part, value in (("restore", "pid"), ("dump", "restored")):
-        body = answer.get(part)
-        if isinstance(body, dict):
-            return int(cast(int, body.get(value, 0)))
-    return 0
-
-
-def _end(connection: Connection, request: Request, *, succeeded: bool) -> None:
-    """End the connection; CRIU ends by itself, or has become another program."""
-    if succeeded and request.opts.exec_cmd is not None:
-        connection.detach()
-    elif succeeded and request.verb is not Verb.RESTORE:
-        connection.close_async()
-    else:
-        if request.verb is Verb.PRE_DUMP:
-            connection.kill()  # a killed child of it may have left processes in its group
-        connection.wait()  # until CRIU has ended, it is the parent of what it has restored
-
-
-def statistics_of(
-    request: Request, directory: int | None
-) -> DumpStatistics | RestoreStatistics | None:
-    """CRIU's statistics of a call that succeeded, where it writes any."""
-    verb = request.verb
-    if directory is None:
-        return None
-    if verb is Verb.DUMP and request.opts.lazy_pages:
-        return None  # CRIU counts anew when it serves pages, and then writes wrong numbers
-    if verb in (Verb.DUMP, Verb.PRE_DUMP):
-        return statistics_module.read_dump(directory)
-    return statistics_module.read_restore(directory) if verb is Verb.RESTORE else None
 
 
 def _paths(

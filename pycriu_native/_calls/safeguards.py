@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .._recovery.failed_restore import RestoreUndo
     from .._recovery.link_remaps import KeptLink
     from .._recovery.recovery import Recovery, RecoveryResult
+    from .._recovery.state_before import StateBefore
     from .._rollback.put_back import RollBack
 
 
@@ -31,8 +32,8 @@ class Safeguards:
     """The safeguards of one call. Each part is None in a call that does not need it.
 
     A call runs the methods in the order in which they stand here: ``mark``, ``start``, then, while
-    CRIU works on a dump, ``written``. After CRIU's response it runs ``finish`` and ``succeeded``,
-    or ``failed``.
+    CRIU works on a dump, ``requested`` and ``written``. After CRIU's response it runs ``finish``
+    and ``succeeded``, or ``failed``.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class Safeguards:
         self._owned = owned
         self._check = check
         self._marker: DumpMarker | None = None
-        self.recovery: Recovery | None = None
-        """Of a dump, if CRIU is killed; :class:`Exchange` keeps it up to date."""
+        self._before: StateBefore | None = None
+        self._recovery: Recovery | None = None
         self._restore: RestoreUndo | None = None
         self._files: RollBack | None = None
         self._links: Sequence[KeptLink] = ()
@@ -64,7 +65,9 @@ class Safeguards:
         if self._images is None or request.opts.stream:
             return
         if request.verb is Verb.RESTORE:
-            dump_marker.check(self._images, request.opts)
+            from .._integrity.set_check import check  # only restores need it
+
+            check(self._images, request.opts)
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
             try:
                 self._marker = DumpMarker(self._images)
@@ -78,13 +81,9 @@ class Safeguards:
         """Read, and put back from the images, what the call will change. The worker waits."""
         request = self._request
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.pid is not None:
-            try:
-                from .._recovery.recovery import Recovery  # only dumps need it
-            except (ImportError, OSError):
-                pass  # the caller has changed its root or its user since: see preload()
-            else:
-                self.recovery = Recovery(request.pid, request.opts)
-                self._owned.callback(self.recovery.close)
+            from .._recovery.state_before import StateBefore  # only dumps need it
+
+            self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
         if request.verb is not Verb.RESTORE or self._images is None:
             return
         if request.rollback is not None:
@@ -100,6 +99,24 @@ class Safeguards:
 
                 self._restore = RestoreUndo(self._images, self._work, request.opts)
                 self._owned.callback(self._restore.close)
+
+    @property
+    def can_recover(self) -> bool:
+        """Whether this is a dump, which is recovered if CRIU is killed."""
+        return self._before is not None
+
+    def requested(self) -> Recovery | None:
+        """Make what recovers a dump: CRIU begins meanwhile, and does not wait for its import."""
+        pid = self._request.pid
+        assert self._before is not None
+        assert pid is not None
+        try:
+            from .._recovery.recovery import Recovery  # only dumps need it
+        except (ImportError, OSError):
+            return None  # the caller has changed its root or its user since: see preload()
+        self._recovery = Recovery(pid, self._request.opts, self._before)
+        self._owned.callback(self._recovery.close)
+        return self._recovery
 
     def written(self, tree: Sequence[int]) -> None:
         """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
@@ -140,8 +157,8 @@ class Safeguards:
         # the lock and the connections as they are (seen with 4.2.1). A pre-dump is made by a child
         # of the worker, whose response does not tell how that ended.
         unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
-        if self.recovery is not None and (killed or unsure):
-            _add_recovery(failure, self.recovery.after())
+        if self._recovery is not None and (killed or unsure):
+            _add_recovery(failure, self._recovery.after())
         remaining = () if self._restore is None else self._restore.undo(killed=killed)
         if self._files is not None:
             remaining += self._files.give_back()

@@ -52,11 +52,11 @@ from ..results import (
 )
 from . import requirements
 from .call import Call
-from .exchange import Hook
+from .notification import Hook
 from .request import REAP_TIMEOUT, Outcome, Request
 
 if TYPE_CHECKING:
-    from .progress import OnProgress
+    from .progress_state import OnProgress
 
 __all__ = [
     "check",

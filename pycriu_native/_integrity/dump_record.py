@@ -20,8 +20,11 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from .._support.light_typing import TYPE_CHECKING
 from .._system.regular_file import open_regular
-from .image_files import COPY_AGAIN, DamagedError, ImageFiles, Problem, short
+
+if TYPE_CHECKING:
+    from .image_files import ImageFiles, Problem
 
 RECORD = "pycriu-native.images"
 """The name of the record in the images directory."""
@@ -64,6 +67,8 @@ def problems(files: ImageFiles, names: set[str]) -> Iterator[Problem]:
     """
     if RECORD not in names:
         return
+    from .image_files import COPY_AGAIN, DamagedError, Problem, short  # not for a dump's start
+
     try:
         here = _inventory(files.directory)
     except OSError:

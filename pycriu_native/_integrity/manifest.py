@@ -21,13 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any
 
+from .._support.light_typing import Any
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
@@ -56,6 +54,9 @@ def seal(directory: StrPath | Descriptor) -> str:
     Raises ``ImagesError`` where a dump is under way or did not finish, ``OSError`` where a file
     cannot be read or the manifest not be written. Needs no CRIU.
     """
+    import hashlib  # slow to import
+    import json
+
     with opened_directory(directory) as at:
         if UNFINISHED in os.listdir(at):
             raise ImagesError(f"{where(at)} holds a dump that is under way or did not finish")
@@ -147,6 +148,8 @@ def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
 
 def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
     """What the manifest says of a file: size and checksum; a link's target; else only its kind."""
+    import hashlib  # slow to import
+
     result = os.stat(name, dir_fd=at, follow_symlinks=False)
     if stat.S_ISLNK(result.st_mode):
         return {"link": os.readlink(name, dir_fd=at)}
@@ -161,6 +164,9 @@ def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
 
 
 def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
+    import hashlib  # slow to import
+    import json
+
     try:
         fd = open_regular(MANIFEST, dir_fd=at)
         with open(fd, "rb") as file:

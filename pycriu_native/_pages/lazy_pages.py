@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 
 from .._calls import requirements
 from .._calls.prepare import Directories
@@ -25,6 +24,7 @@ from .._failures.log_excerpt import LogMark, diagnose, error_lines, stderr_lines
 from .._support import unpatched
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
+from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
 from .._system.descriptors import above_stdio
 from .._transport.process import ChildProcess
@@ -34,11 +34,10 @@ from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import CriuError, DeadlineError
 from ..options.criu_opts import CriuOpts
-from ..options.flags import to_flags
 from ..options.values import PageServer
 
 if TYPE_CHECKING:
-    from .._calls.progress import OnProgress
+    from .._calls.progress_state import OnProgress
 
 __all__ = ["LazyPages"]
 
@@ -130,6 +129,8 @@ class LazyPages(Closing):
 
 def _start(via: Worker, request: Request, directories: Directories, told: int) -> ChildProcess:
     """The daemon, which writes a zero byte to ``told`` when it listens."""
+    from ..options.flags import to_flags  # an import of the name does without
+
     keep = [fd for fd in (directories.images, directories.work) if fd is not None]
     server = request.opts.page_server
     if isinstance(server, PageServer) and server.fd is not None:

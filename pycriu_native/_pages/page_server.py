@@ -12,16 +12,14 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
-from typing import cast
 
 from .._calls import requirements
 from .._calls.call import Call
 from .._calls.request import Outcome, Request
 from .._support import unpatched
 from .._support.closing import Closing
-from .._support.lazy import socket
-from .._support.light_typing import TYPE_CHECKING
+from .._support.lazy import signal, socket
+from .._support.light_typing import TYPE_CHECKING, cast
 from .._system.inet_sockets import listener_on
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -34,7 +32,7 @@ from ..options.values import WireValue
 from ..results import PageServerResult
 
 if TYPE_CHECKING:
-    from .._calls.progress import OnProgress
+    from .._calls.progress_state import OnProgress
 
 __all__ = ["PageServerChild", "page_server", "page_server_child"]
 

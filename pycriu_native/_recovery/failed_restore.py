@@ -25,7 +25,7 @@ from ..options.criu_opts import CriuOpts
 from .created_cgroups import missing_cgroups, remove_cgroups
 from .created_names import BoundSocket, Ghost, LinkRemap, MadeNames, made_names, taken_names
 from .link_remaps import KeptLink
-from .temporary_files import CLOCK_LAG, remove_temporary
+from .temporary_files import remove_temporary
 
 RESTORING = "another restore of the same images may be using it"
 
@@ -47,7 +47,7 @@ class RestoreUndo:
         self._images = images
         self._work = work
         self._opts = opts
-        self._since = time.time() - CLOCK_LAG
+        self._since = time.time()
         self._lock: int | None = None
         self._alone = True
         self._in_the_way: tuple[str, ...] = ()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterable, Iterator
 
+from .._support.lazy import signal
 from .._support.unpatched import sleep
 from .._system.process import is_running, stat_of, status_of
 

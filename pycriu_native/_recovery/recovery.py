@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import TYPE_CHECKING
 from .._system.network_namespace import in_network_of
 from .._system.process import is_running
 from .._system.process_tree import process_tree
 from .._system.tcp_connections import Ends, connections_of, end_repair, reusing
 from ..enums import NetworkLock, Notify
-from ..options.criu_opts import CriuOpts, StrPath
+from ..options.criu_opts import CriuOpts
 from . import network_lock
-from .link_remaps import DumpLinks
 from .parasite import left_in
 from .run_id import run_id
-from .temporary_files import CLOCK_LAG, remove_temporary
+from .state_before import StateBefore
+from .temporary_files import remove_temporary
+
+if TYPE_CHECKING:
+    from .link_remaps import DumpLinks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,20 +58,22 @@ class RecoveryResult:
 class Recovery:
     """The state of one dump, for recovery after CRIU is killed."""
 
-    def __init__(self, pid: int, opts: CriuOpts) -> None:
+    def __init__(self, pid: int, opts: CriuOpts, before: StateBefore) -> None:
         self._pid = pid
         self._opts = opts
         self._by_table = opts.network_lock == NetworkLock.NFTABLES
-        self._freezer = _Freezer(opts.freeze_cgroup)
-        self._links = DumpLinks() if opts.link_remap else None
-        self._since = time.time() - CLOCK_LAG
+        self._before = before
+        self._links: DumpLinks | None = None
+        if opts.link_remap:
+            from .link_remaps import DumpLinks  # few dumps need it
+
+            self._links = DumpLinks()
         self._run: str | None = None
         self._reuse: set[int] = set()
         self._connections: dict[int, Ends] = {}
         self._tree = [pid]
         self.frozen: list[int] | None = None
         """The pids of the frozen processes; None before CRIU reports that it has frozen them."""
-        self._was_there = is_running(pid)
         self._saved = False
         self._written = False
         self._may_lock = False
@@ -123,12 +128,12 @@ class Recovery:
 
     def after(self) -> RecoveryResult:
         """Recover what is possible, after CRIU has ended."""
-        remaining = list(self._freezer.put_back())
-        remaining += remove_temporary(self._since, (f"/proc/{self._pid}/root",), killed=True)
+        remaining = list(self._before.freezer.put_back())
+        remaining += remove_temporary(self._before.time, (f"/proc/{self._pid}/root",), killed=True)
         tree = process_tree(self._pid)
         connections = self._connections | connections_of(tree)
         ended = tuple(pid for pid in self._tree if not is_running(pid))
-        if not (self._was_there or self._saved):
+        if not (self._before.was_there or self._saved):
             ended = ()  # not by this call
         if ended and self._saved:
             # Only the images have the connections now, and a restore lifts the lock.
@@ -145,11 +150,11 @@ class Recovery:
         remaining += left_in(tree)
         failed = end_repair(tree, self._reuse)
         working = connections_of(tree).keys() - failed
-        lost = sorted(ends for inode, ends in connections.items() if inode not in working)
+        lost = sorted(str(ends) for inode, ends in connections.items() if inode not in working)
         return RecoveryResult(
             ended=ended,
             saved=self._saved,
-            lost_connections=tuple(map(str, lost)),
+            lost_connections=tuple(lost),
             left_behind=tuple(dict.fromkeys(remaining)),
         )
 
@@ -171,31 +176,3 @@ class Recovery:
             network_lock.delete_chain()
         elif self._chain_before:
             yield "the chain CRIU of iptables, which was there before"
-
-
-class _Freezer:
-    """A cgroup that CRIU freezes while it stops the tree, and its state before."""
-
-    _FILES = (("cgroup.freeze", "1", "0"), ("freezer.state", "FROZEN", "THAWED"))
-
-    def __init__(self, cgroup: StrPath | None) -> None:
-        self._path: str | None = None
-        self._before = ""
-        for name, frozen, thawed in self._FILES if cgroup is not None else ():
-            path = os.path.join(os.fsdecode(cgroup or ""), name)
-            with contextlib.suppress(OSError), open(path) as file:
-                self._before = thawed if file.read().strip() == thawed else frozen
-                self._path = path
-                return
-
-    def put_back(self) -> Iterator[str]:
-        if self._path is None:
-            return
-        try:
-            with open(self._path) as file:
-                now = file.read().strip()
-            if now != self._before:
-                with open(self._path, "w") as file:
-                    file.write(self._before)
-        except OSError as error:
-            yield f"{self._path} is not {self._before} as before ({error.strerror})"

@@ -17,7 +17,7 @@ from .._support.unpatched import sleep
 from .._system.mountinfo import mounts_of
 from .._system.process import all_pids, comm_of
 
-TEMPORARY = re.compile(
+TEMPORARY = (
     r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
     r"|crtools-(?:proc|sys|put-root))\.[A-Za-z0-9]{6}"
 )
@@ -38,6 +38,7 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
 
     Yields a message for each that remains. ``killed``: CRIU was killed.
     """
+    since -= CLOCK_LAG
     result = list(_made_since(since, ("/tmp", "/", *places)))
     if killed and _is_since(KERNEL_FEATURES, since, stat.S_IFREG):
         result.append(KERNEL_FEATURES)
@@ -62,6 +63,7 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
 
 def _made_since(since: float, places: Iterable[str]) -> Iterator[str]:
     seen = set()
+    pattern = re.compile(TEMPORARY)
     for place in places:
         for directory in (place, f"{place.rstrip('/')}/tmp"):
             with contextlib.suppress(OSError):
@@ -69,7 +71,7 @@ def _made_since(since: float, places: Iterable[str]) -> Iterator[str]:
                 if real in seen:
                     continue
                 seen.add(real)
-                for name in filter(TEMPORARY.fullmatch, os.listdir(real)):
+                for name in filter(pattern.fullmatch, os.listdir(real)):
                     if _is_since(path := os.path.join(real, name), since, stat.S_IFDIR):
                         yield path
 

@@ -25,24 +25,32 @@ if TYPE_CHECKING:
 else:
 
     class field:
-        """A default that is made for each value, or a field that is left out of something."""
+        """A default that is made for each value, or a field that is left out of something.
+
+        One without ``init`` is set by ``__post_init__``.
+        """
 
         def __init__(
             self,
             *,
             default: Any = ...,
             default_factory: Any = None,
+            init: bool = True,
             compare: bool = True,
             repr: bool = True,
         ) -> None:
             self.default = default
             self.default_factory = default_factory
+            self.init = init
             self.compare = compare
             self.repr = repr
 
     def replace(value: Any, /, **changes: Any) -> Any:
         """A variant of a value of one of these classes."""
-        return type(value)(**{**_getstate(value), **changes})
+        given = {
+            name: each for name, each in _getstate(value).items() if name not in value._computed
+        }
+        return type(value)(**{**given, **changes})
 
     def dataclass(
         *, frozen: bool, kw_only: bool = False, slots: bool = False, repr: bool = True
@@ -61,6 +69,7 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
     factories = dict(getattr(cls, "_factories", {}))
     apart = set(getattr(cls, "_apart", ()))
     unseen = set(getattr(cls, "_unseen", ()))
+    computed = set(getattr(cls, "_computed", ()))
     for name in own:
         given = cls.__dict__.get(name)
         if isinstance(given, field):  # type: ignore[arg-type]
@@ -68,6 +77,8 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
                 apart.add(name)
             if not given.repr:
                 unseen.add(name)
+            if not given.init:
+                computed.add(name)
             if given.default_factory is not None:
                 factories[name] = given.default_factory
             if given.default is ...:
@@ -77,16 +88,17 @@ def _made(cls: Any, kw_only: bool, repr: bool) -> Any:
     compared = [name for name in names if name not in apart]
 
     cls._fields, cls._factories, cls._apart = {**inherited, **own}, factories, apart
-    cls._unseen = unseen
+    cls._unseen, cls._computed = unseen, computed
+    taken = tuple(name for name in names if name not in computed)
     cls._required = frozenset(
-        name for name in names if not hasattr(cls, name) and name not in factories
+        name for name in taken if not hasattr(cls, name) and name not in factories
     )
     cls._compared = staticmethod(attrgetter(*compared) if compared else lambda value: ())
-    cls.__init__ = _init(cls, names, kw_only)
+    cls.__init__ = _init(cls, taken, kw_only)
     cls.__eq__, cls.__hash__ = _eq, _hash
     cls.__setattr__, cls.__delattr__ = _setattr, _delattr
     cls.__getstate__, cls.__replace__ = _getstate, replace
-    type.__setattr__(cls, "__match_args__", () if kw_only else names)
+    type.__setattr__(cls, "__match_args__", () if kw_only else taken)
     if repr:
         cls.__repr__ = _repr
     cls.__dataclass_fields__ = _Later("__dataclass_fields__", kw_only)
@@ -174,11 +186,15 @@ class _Later:
         import inspect
 
         def described(name: str) -> Any:
-            left_out: Any = {"compare": name not in owner._apart, "repr": name not in owner._unseen}
+            left_out: Any = {
+                "init": name not in owner._computed,
+                "compare": name not in owner._apart,
+                "repr": name not in owner._unseen,
+            }
             if name in owner._factories:
                 factory = owner._factories[name]
                 return dataclasses.field(default_factory=factory, **left_out)
-            if name in owner._required:
+            if name in owner._required or name in owner._computed:
                 return dataclasses.field(**left_out)
             return dataclasses.field(default=getattr(owner, name), **left_out)
 

@@ -1,7 +1,8 @@
 """What is loaded when it is first used: a module that only calls need, names of a package.
 
 ``socket`` makes enumerations of its constants and brings ``selectors`` along: a seventh of what
-``import pycriu_native`` took. A program that only makes options does without.
+``import pycriu_native`` took. A program that only makes options does without. ``signal`` makes
+enumerations too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from .light_typing import TYPE_CHECKING, Any
 from .unpatched import original
 
 if TYPE_CHECKING:
+    import signal as signal
     import socket as socket
 else:
 
@@ -24,7 +26,7 @@ else:
             setattr(self, attribute, value)
             return value
 
-    socket = _Later("socket")
+    signal, socket = _Later("signal"), _Later("socket")
 
 
 def fetch(names: dict[str, Any], modules: Mapping[str, str], name: str) -> Any:

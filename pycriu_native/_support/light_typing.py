@@ -11,13 +11,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any as Any
     from typing import ClassVar as ClassVar
+    from typing import Generic as Generic
     from typing import Protocol as Protocol
     from typing import Self as Self
     from typing import TypeVar as TypeVar
     from typing import cast as cast
 else:
+    from types import GenericAlias
+
     Any = ClassVar = Self = None
     Protocol = object
+
+    class Generic:
+        """A base class with parameters that only type checkers use."""
+
+        def __class_getitem__(cls, item: object) -> object:
+            return cls if cls is Generic else GenericAlias(cls, item)
 
     def cast(kind: object, value: object) -> object:
         """The value: only a type checker learns something."""

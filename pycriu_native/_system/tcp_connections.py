@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from .._native.ffi import native
+from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .descriptors import sockets_of
 from .inet_sockets import tcp_sockets, unmapped
@@ -25,7 +25,8 @@ STANDING = {1, 2, 4, 5, 6, 8, 9, 11}
 belongs to no process."""
 
 
-class Ends(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Ends:
     """A TCP connection: address and port here, address and port there."""
 
     host: str

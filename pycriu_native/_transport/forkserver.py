@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import stat
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
 
 from .._native.ffi import native
-from .._support.lazy import socket
+from .._support.lazy import signal, socket
 from .._support.light_typing import Any
 from .._support.unpatched import Lock
 from ..errors import ProgramError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 
+from .._support.lazy import signal
 from .._support.unpatched import poll
 
 LARGEST_STDERR = 256 * 1024
@@ -28,6 +28,7 @@ class ChildProcess:
         self.final_stderr = ""
         """Its standard output and error up to ``close``."""
         self._stderr = stderr_fd
+        _ = signal.SIGKILL, signal.SIGCONT  # loaded while CRIU starts, not before and not later
 
     @property
     def closed(self) -> bool:

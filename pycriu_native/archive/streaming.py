@@ -32,7 +32,7 @@ from typing import BinaryIO, Self
 
 from .._calls import verbs
 from .._calls.call import Call
-from .._calls.exchange import Hook, Notification
+from .._calls.notification import Hook, Notification
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.unpatched import Condition, Thread

@@ -8,18 +8,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shlex
 import signal
-import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from .._calls.exchange import Hook, Notification
+from .._calls.notification import Hook, Notification
 from .._rollback.option import Files, Rollback
+from .._support.frozen_dataclass import dataclass
 from .._system.process import comm_of
 from .._system.process_identity import is_pid
 from .._transport.base import DEFAULT_SERVICE, Service, Via
@@ -32,6 +29,9 @@ from . import option_parameters
 from .errors import CONFIG
 from .exit_codes import Exit, exit_of
 from .output import Output
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 HELP_WIDTH = 100
 HELP_ALL = "--help-all"
@@ -105,19 +105,31 @@ class Command(click.Command):
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
         self.also = also
-        made = option_parameters.field_options(mask, without, also) if mask else []
-        shared = _config() if mask else []
-        shared += reach_options() if mask or reaches else []
-        shared += [_help_all()] if mask else []
+        self._own = params
+        self._mask = mask
+        self._reaches = reaches
+        self._without = without
         super().__init__(
             name,
-            params=[*params, *shared, *_said(), *made],
             help=help,
             context_settings={
                 "help_option_names": ["-h", "--help"],
                 "max_content_width": HELP_WIDTH,
                 "ignore_unknown_options": lenient,
             },
+        )
+        del self.params  # set by click; below, made when they are needed
+
+    @functools.cached_property
+    def params(self) -> list[click.Parameter]:  # type: ignore[override]
+        """Its own parameters, those that all commands share, and the options of CRIU."""
+        mask = self._mask
+        made = [*self._own, *(_config() if mask else ())]
+        made += reach_options() if mask or self._reaches else []
+        made += [_help_all()] if mask else []
+        made += _said()
+        return made + (
+            option_parameters.field_options(mask, self._without, self.also) if mask else []
         )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -328,6 +340,8 @@ class Pid(option_parameters.ParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The processes of this machine, with their names."""
+        from click.shell_completion import CompletionItem  # runs do without
+
         return [
             CompletionItem(pid, help=comm_of(int(pid)))
             for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
@@ -415,6 +429,9 @@ def script_option() -> click.Option:
 
 def _run_scripts(scripts: Sequence[str], opts: CriuOpts, notification: Notification) -> None:
     """Run the scripts as CRIU does: the action, the images and the root process in variables."""
+    import shlex  # few runs have scripts
+    import subprocess
+
     env = dict(os.environ, CRTOOLS_SCRIPT_ACTION=str(notification.action))
     env["CRTOOLS_IMAGE_DIR"] = os.path.abspath(str(opts.images_directory or opts.images_dir))
     if notification.pid is not None:

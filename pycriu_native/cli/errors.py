@@ -49,6 +49,7 @@ _ARGUMENTS = {
     "allow_untrusted=True": "--allow-untrusted",
     "insecure=True": "--insecure",
     "seal()": "pycriu-native seal",
+    "keep_feature_cache()": "pycriu-native keep-cache",
     "Worker(program)": "--criu PROGRAM",
     "via=Worker(stdin=terminal)": "--wait",
     ', or name its directory with Worker(env={"CRIU_LIBS_DIR": directory})': "",

@@ -6,8 +6,6 @@ Every object that is printed has ``schema``, which changes when a key changes it
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 import enum
 import os
 from collections.abc import Mapping
@@ -32,10 +30,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, int | str):
         return value
     if isinstance(value, bytes):
+        import base64
+
         return base64.b64encode(value).decode()
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
-    if dataclasses.is_dataclass(value):
+    if hasattr(type(value), "__dataclass_fields__"):
+        import dataclasses
+
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
         return plain(value._asdict())

@@ -7,13 +7,11 @@ option on the command line replaces the same field of an options file.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..enums import Verb
 from ..errors import OptionError, Problem
@@ -23,7 +21,9 @@ from ..options.flag_values import CpuNames, Name, Size, Takes, spelling
 from ..options.flags import ROWS, SHORT, FlagParser
 from ..options.table import OLDEST, TABLE, VERB_MASK, On, Row, release
 from .errors import CONFIG, in_flags
-from .field_docs import first_sentence
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 BARE = "\0"
 """Stands for the value that was left out, where it may be; no command line can hold it."""
@@ -52,7 +52,16 @@ class FieldOption(click.Option):
         more: dict[str, Any] = {"is_flag": True, "default": None}
         if self.takes is not Takes.NOTHING:
             more = {"multiple": True, "type": _Value(rows), "metavar": _metavar(rows, self.takes)}
-        super().__init__([*short, name + negated], help=_help(rows), **more)
+        super().__init__([*short, name + negated], **more)
+
+    @property
+    def help(self) -> str:
+        """What the first row's field means. Read when it is shown: the source is parsed for it."""
+        return _help(self.rows)
+
+    @help.setter
+    def help(self, text: str | None) -> None:
+        """click sets what it is given, which is nothing."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """One name for both forms of an option that can be negated."""
@@ -89,6 +98,8 @@ class _Value(ParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem  # runs do without
+
         for row in self._rows:
             words = _choices(row)
             if words:
@@ -150,6 +161,8 @@ _VALUE_NAMES = {
 
 
 def _help(rows: Sequence[Row]) -> str:
+    from .field_docs import first_sentence  # runs do without
+
     row = next((row for row in rows if not _is_old_form(row)), rows[0])
     text = in_flags(first_sentence(row.name)) or f"CriuOpts.{row.name}"
     more = []
@@ -291,6 +304,8 @@ def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, An
     At its top are fields for every verb, of which each takes those that mean something to it; a
     table named after the verb has fields for that verb.
     """
+    import tomllib  # few runs have such a file
+
     try:
         values = tomllib.loads(Path(path).read_text("utf-8"))
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:

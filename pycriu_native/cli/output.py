@@ -8,9 +8,7 @@ error, after lines with ``event``. Standard error is then empty except for the o
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from typing import Any, TextIO
 
@@ -45,7 +43,11 @@ class Output:
     @property
     def width(self) -> int:
         """Columns for a line: the terminal's, else as many as it takes."""
-        return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+        if not sys.stdout.isatty():
+            return sys.maxsize
+        import shutil
+
+        return shutil.get_terminal_size().columns
 
     @property
     def hints(self) -> bool:
@@ -53,8 +55,12 @@ class Output:
         return not (self.quiet or self.as_json) and (sys.stdout.isatty() or self.verbose)
 
     def result(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
-        """Print the result; the first line of ``text`` is the headline."""
+        """Print the result; the first line of ``text`` is the headline.
+
+        ``result`` can be a function that makes it, which is called for JSON only.
+        """
         if self.as_json:
+            result = result() if callable(result) else result
             self._json(
                 {"ok": code in (Exit.DONE, Exit.NO), "result": json_form.plain(result)}, code
             )
@@ -111,6 +117,8 @@ class Output:
         self._write(head | body | {"exit_code": int(code)})
 
     def _write(self, line: dict[str, Any]) -> None:
+        import json  # most runs print text
+
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .._calls.progress import OnProgress
-from .._calls.progress import Progress as State
 from .output import Output
 from .text import left, size
+
+if TYPE_CHECKING:
+    from .._calls.progress_state import OnProgress
+    from .._calls.progress_state import Progress as State
 
 
 @contextlib.contextmanager

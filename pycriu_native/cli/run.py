@@ -6,7 +6,6 @@ import contextlib
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -38,6 +37,8 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
     except Exception as error:
         if "--json" in words:
             Output(PROGRAM, as_json=True).failed(error, Exit.BUG)
+        import traceback
+
         traceback.print_exc()
         sys.stderr.write(f"{PROGRAM}: this is a defect of {PROGRAM}; please report it\n")
         return Exit.BUG

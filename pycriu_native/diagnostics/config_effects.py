@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from .._calls.requirements import program_version
@@ -24,6 +23,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.table import BY_FIELD, Row
 from ..options.value_types import ListOf
 from ..results import Version
+from .explanation import ConfigurationFile, Setting
 
 LARGEST_FILE = 2**20
 """Most bytes that are read of a configuration file."""
@@ -39,35 +39,6 @@ ALWAYS_ASKED = {
     "images_directory": "the request always names the directory",
 }
 """Options that a file read before the request does not decide, and the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One option of a configuration file."""
-
-    option: str
-    """The field of ``CriuOpts``, or the name of the option if there is no field."""
-    value: object
-    """The value in the file."""
-    effect: str
-    """The effect on this call."""
-    applies: bool
-    """Whether the file changes the behaviour of the call."""
-
-    def __str__(self) -> str:
-        return f"{self.option}={self.value!r}: {self.effect}"
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigurationFile:
-    """A configuration file that CRIU reads for this call."""
-
-    path: str
-    """Its path."""
-    why: str
-    """Why CRIU reads it."""
-    settings: tuple[Setting, ...]
-    """Its settings, including options without a field in ``CriuOpts``."""
 
 
 def configuration_files(opts: CriuOpts, via: Via) -> Iterator[ConfigurationFile]:

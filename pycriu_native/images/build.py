@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from typing import Any
 
-from .._integrity import dump_marker
+from .._integrity import set_check
 from .._integrity import statistics as statistics_module
 from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
@@ -174,7 +174,7 @@ class _Builder:
         try:
             files = ImageFiles(fd)
             result = [
-                each for each in dump_marker.problems(fd, files) if each.options != ("lazy_pages",)
+                each for each in set_check.problems(fd, files) if each.options != ("lazy_pages",)
             ]
             self.pre_dump = is_pre_dump(files)
         finally:

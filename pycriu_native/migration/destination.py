@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .._calls import requirements, verbs
-from .._calls.exchange import Hook, Notification
+from .._calls.notification import Hook, Notification
 from .._calls.progress import lazy_bytes
 from .._pages.lazy_pages import LazyPages
 from .._system.descriptors import descriptors_of
@@ -29,8 +29,6 @@ from ..options.values import PageServer
 from ..results import RestoreStatistics
 from . import image_transfer
 from .common import (
-    MigrationMode,
-    MigrationResult,
     Phases,
     Workspace,
     for_criu,
@@ -40,6 +38,7 @@ from .common import (
 from .control_channel import Channel
 from .page_relay import PageRelay
 from .restored_copy import RestoredCopy
+from .result import MigrationMode, MigrationResult
 from .watchdog import Watchdog, identity_of
 
 LOOK = 0.05

@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from .._calls import requirements, verbs
-from .._calls.exchange import Hook, Notification
 from .._calls.iterative_dump import More, Round, ShrinkingRounds, round_opts
+from .._calls.notification import Hook, Notification
 from .._calls.progress import memory_of, size_of_pages
 from .._system.process_identity import Target, number_of
 from .._system.process_tree import process_tree
@@ -21,8 +21,6 @@ from ..options.values import PageServer
 from ..results import DumpResult, RestoreStatistics
 from . import image_transfer
 from .common import (
-    MigrationMode,
-    MigrationResult,
     Phases,
     Workspace,
     for_criu,
@@ -32,6 +30,7 @@ from .common import (
 from .control_channel import Channel, Message
 from .handover import Handover, HeldCall
 from .page_relay import PageRelay
+from .result import MigrationMode, MigrationResult
 from .watchdog import Watchdog
 
 REPORT_TIMEOUT = 5.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from enum import Enum, IntEnum, auto
-from typing import Any
 
+from .._support.frozen_dataclass import dataclass
+from .._support.light_typing import Any
 from ..enums import CgroupMode, CompressMode, NetworkLock
 from . import value_types as kinds
 from .table import Row

@@ -20,7 +20,7 @@ from pathlib import Path
 from pycriu_native import CriuError, CriuOpts, ImagesError, OptionError
 from pycriu_native._calls import exchange
 from pycriu_native._failures import log_excerpt
-from pycriu_native._integrity import dump_marker
+from pycriu_native._integrity import set_check
 from pycriu_native._integrity import statistics as statistics_module
 from pycriu_native._integrity.manifest import MANIFEST, seal, verify
 from pycriu_native._wire.messages import REQUEST_TYPES, decode_response, encode
@@ -197,7 +197,7 @@ def sets(data: bytes) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(ImagesError):
-            dump_marker.check(fd, CriuOpts(images_directory=directory))
+            set_check.check(fd, CriuOpts(images_directory=directory))
     finally:
         os.close(fd)
     try:

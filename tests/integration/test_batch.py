@@ -36,7 +36,7 @@ from pycriu_native import (
     run_many,
 )
 from pycriu_native._calls import call as call_module
-from pycriu_native._calls import run as run_module
+from pycriu_native._calls import conversation
 
 from .conftest import Spawn
 from .support.processes import Target
@@ -254,7 +254,7 @@ def test_no_more_at_work_than_asked_for(
     """The next are made ready meanwhile, but only so many have their CRIU work."""
     at_work: list[int] = []
     most: list[int] = []
-    converse = run_module.converse
+    converse = conversation.converse
 
     def counted(*arguments: Any) -> Any:
         at_work.append(0)
@@ -264,7 +264,7 @@ def test_no_more_at_work_than_asked_for(
         finally:
             at_work.pop()
 
-    monkeypatch.setattr(run_module, "converse", counted)
+    monkeypatch.setattr(conversation, "converse", counted)
     targets = many(spawn, 5)
     for parallel in (1, 2):
         most.clear()

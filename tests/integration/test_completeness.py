@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, ImagesError, restore, seal, verify
-from pycriu_native._integrity import dump_marker
+from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_record import RECORD
 from pycriu_native.images import decode, encode, inspect, render_summary, render_tree
 
@@ -58,7 +58,7 @@ def recorded(request: pytest.FixtureRequest, images: Path) -> bool:
 def _restorable(images: Path) -> bool:
     fd = os.open(images, os.O_RDONLY)
     try:
-        dump_marker.check(fd, CriuOpts())
+        set_check.check(fd, CriuOpts())
     except ImagesError:
         return False
     finally:

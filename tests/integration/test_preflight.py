@@ -804,7 +804,7 @@ def test_an_obstacle_is_confirmed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By the same one in the next reading, or by one of its kind in all six."""
-    import pycriu_native.diagnostics.preflight as module
+    import pycriu_native.diagnostics.preflight.looks as module
 
     left = iter(readings)
     monkeypatch.setattr(

@@ -593,6 +593,40 @@ def test_the_import_does_not_load_it() -> None:
     assert message.stdout == "[]\n"
 
 
+def test_a_cache_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line after a dump offers the command that keeps it, to those who read hints."""
+    from pycriu_native._transport import feature_cache as module
+
+    monkeypatch.setattr(module, "filesystem_of", lambda path: "ext4")
+    monkeypatch.setattr(module, "RUN", str(tmp_path))
+    images = tmp_path / "images"
+    images.mkdir()
+    words = ("dump", PID, "-D", images, "--leave-running")
+    lines = [line for line in tell(*words, "--verbose").err.splitlines() if "cache" in line]
+    assert len(lines) == 1
+    assert "pycriu-native keep-cache, or mount a tmpfs" in lines[0]
+    assert "cache" not in tell(*words).err
+    assert "cache" not in tell(*words, "--json").err
+    (tmp_path / "criu.kdat").write_bytes(module.MAGIC.to_bytes(4, "little"))
+    assert "cache" not in tell(*words, "--verbose").err
+
+
+def test_what_a_command_loads() -> None:
+    """Help texts, streams, files of options, JSON and scripts are loaded by the runs with them."""
+    code = (
+        "import sys; before = set(sys.modules); from pycriu_native.cli.run import run; "
+        "assert run(['dump', '-D', 'images', '-q']) == 2; print(*(set(sys.modules) - before))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ended.stdout.split())
+    assert "pycriu_native.cli.commands.dump" in loaded
+    ours = ("cli.field_docs", "archive", "_calls.progress", "_calls.iterative_dump")
+    assert not {f"pycriu_native.{name}" for name in ours} & loaded
+    if sys.version_info[:2] == (3, 11):  # what others import by themselves differs
+        rare = {"json", "lzma", "rich.console", "shutil", "subprocess", "tarfile", "tomllib"}
+        assert not {*rare, "tempfile", "traceback"} & loaded
+
+
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_a_missing_extra(missing: str) -> None:
     """The message names the extra and the command that installs it; the exit code is 3."""

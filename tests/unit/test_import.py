@@ -95,6 +95,70 @@ def test_what_the_import_loads() -> None:
     assert not {f"pycriu_native.{name}" for name in LATER} & result
 
 
+def test_what_a_star_import_loads() -> None:
+    """Every public name, as its own self; and nothing that only a use of one of them needs."""
+    result = loaded_by(
+        "from pycriu_native import *\n"
+        "import pycriu_native; names = pycriu_native.__all__\n"
+        "assert all(globals()[name] is getattr(pycriu_native, name) for name in names)\n"
+        "assert issubclass(DumpJob, object) and isinstance(MigrationMode.PRE_COPY, MigrationMode)"
+    )
+    ours = {name.partition(".")[2] for name in result if name.startswith("pycriu_native.")}
+    assert {"_calls.verbs", "diagnostics.preflight", "migration.migrate"} <= ours
+    assert (
+        not {
+            "_calls.batch_threads",
+            "_calls.progress",
+            "_integrity.restore_claim",
+            "diagnostics.call_effects",
+            "diagnostics.doctor.features",
+            "diagnostics.preflight.looks",
+            "migration.sides",
+            "options.flags",
+        }
+        & ours
+    )
+    assert not {name for name in ours if name.startswith(("archive", "cli", "images", "jobs"))}
+    assert len(ours) <= 115, sorted(ours)
+    if sys.version_info[:2] == (3, 11):
+        assert not result & (SLOW | {"hashlib", "queue", "signal", "ssl", "uuid"})
+
+
+UNTIL_CRIU_STARTS = """
+import os, sys
+from pycriu_native import CriuOpts, Worker, dump
+
+class Recording(Worker):
+    def connect(self, keep=(), spawn_options=None):
+        print(*(set(sys.modules) - before), flush=True)
+        os._exit(0)
+
+dump({pid}, CriuOpts(images_directory={images!r}), via=Recording(program="/bin/true"))
+"""
+
+
+def test_what_a_first_dump_loads_before_criu_starts(tmp_path: Path) -> None:
+    """Nothing that takes long, nothing that only recovery, restores or failures need.
+
+    The caller waits for these imports; those after the start cost nothing while CRIU begins.
+    """
+    result = loaded_by(UNTIL_CRIU_STARTS.format(pid=bystander.PID, images=str(tmp_path)))
+    ours = {name.partition(".")[2] for name in result if name.startswith("pycriu_native.")}
+    assert "_calls.run" in ours
+    assert not {name for name in ours if name.startswith(("_recovery.recovery", "diagnostics"))}
+    assert not {"_calls.conversation", "_integrity.completeness", "_failures.explain"} & ours
+    assert len(ours) <= 70, sorted(ours)
+    if sys.version_info[:2] == (3, 11):
+        assert not result & (SLOW | {"signal"})
+
+
+def test_what_recovery_loads() -> None:
+    """It is loaded in each first dump, while CRIU works."""
+    result = loaded_by("import pycriu_native._recovery.recovery")
+    if sys.version_info[:2] == (3, 11):
+        assert not result & (SLOW - {"re", "struct"})
+
+
 def test_what_an_inspection_loads(tmp_path: Path) -> None:
     """Nothing of ours that takes long, and no comparing or checking."""
     image_set(tmp_path)
@@ -198,6 +262,26 @@ def test_a_field_that_is_left_out() -> None:
         (True, True),
         (False, False),
     ]
+
+
+def test_a_field_that_is_computed() -> None:
+    """It is no argument, and part of the value; a variant computes it anew."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Value:
+        given: int
+        double: int = field(init=False, repr=False)
+
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "double", 2 * self.given)
+
+    assert Value(given=2).double == 4
+    assert Value(given=2) == Value(given=2)
+    assert copy.copy(Value(given=2)).double == 4
+    assert dataclasses.replace(Value(given=2), given=3).double == 6
+    assert list(inspect.signature(Value).parameters) == ["given"]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'double'"):
+        Value(given=2, double=5)  # type: ignore[call-arg]
 
 
 def test_a_class_above_a_class() -> None:

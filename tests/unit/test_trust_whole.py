@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, ImagesError, restore
-from pycriu_native._integrity import dump_marker
+from pycriu_native._integrity import set_check
 from pycriu_native._integrity.dump_marker import EARLIER, MOVING, UNFINISHED, DumpMarker
 from pycriu_native._pages.page_server import page_server
 from pycriu_native._wire.protobuf import image_of, message
@@ -67,7 +67,7 @@ def _opened(directory: Path) -> Iterator[int]:
 
 def _check(directory: Path, lazy: bool = False) -> None:
     with _opened(directory) as fd:
-        dump_marker.check(fd, CriuOpts(lazy_pages=lazy or None))
+        set_check.check(fd, CriuOpts(lazy_pages=lazy or None))
 
 
 # ---- what a set must hold ----

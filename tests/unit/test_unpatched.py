@@ -22,7 +22,7 @@ OWN_PROGRAMS = ("_support/unpatched.py", "cli/run.py", "migration/watchdog_proce
 FOR_TESTS = ("testing.py",)
 """Its peer runs on threads of the test's own kind."""
 
-WITH_AN_EXECUTOR = {"_calls/batch.py": {"SimpleQueue"}}
+WITH_AN_EXECUTOR = {"_calls/batch_threads.py": {"SimpleQueue"}}
 """A queue that an executor of ``concurrent.futures`` fills is of the same kind as its threads."""
 
 

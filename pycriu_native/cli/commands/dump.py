@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ... import CriuOpts, DumpItersResult, DumpResult, Round, ShrinkingRounds, dump, dump_iters
+from ... import CriuOpts, DumpResult, dump
 from ..._calls.request import REAP_TIMEOUT
+from ..._support.frozen_dataclass import replace
 from ..._system.process import comm_of, stat_of
-from ...archive.streaming import dump_stream
 from ...enums import Verb
 from ...errors import OptionError, Problem
 from ...results import PAGE, DumpStatistics
 from .. import command, image_summary, json_form, progress, streams
 from ..command import Call, Command
+from ..errors import in_flags
 from ..exit_codes import Exit
 from ..text import columns, count, micro, pids, safe, size, time
+
+if TYPE_CHECKING:
+    from ... import DumpItersResult, Round
 
 EXITS = (
     Exit.FAILED,
@@ -64,12 +67,14 @@ def _dump(
         files=rollback,
         reap_timeout=reap_timeout,
     )
-    done = call.out.result(shape(result), text(result, name, "dumped"))
+    done = call.out.result(lambda: shape(result), text(result, name, "dumped"))
     _hint(call, result)
     return done
 
 
 def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
+    from ...archive.streaming import dump_stream  # few dumps need it
+
     with streams.written(call, stream) as to:
         result = dump_stream(
             pid, call.opts, to, via=call.via, on_notify=call.hook, deadline=call.deadline
@@ -93,7 +98,9 @@ def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
     pid = command.one_pid(pid, tree)
     name = comm_of(pid)
     result = _saved(call, pid, replace(call.opts, pre_dump=True))
-    return call.out.result(shape(result), text(result, name, "pre-dumped"))
+    done = call.out.result(lambda: shape(result), text(result, name, "pre-dumped"))
+    _hint(call, result)
+    return done
 
 
 def _saved(call: Call, pid: int, opts: CriuOpts, **more: Any) -> DumpResult:
@@ -110,6 +117,8 @@ def _saved(call: Call, pid: int, opts: CriuOpts, **more: Any) -> DumpResult:
 
 
 def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
+    from ... import ShrinkingRounds, dump_iters  # few dumps need them
+
     steady = ShrinkingRounds(most=rounds)
 
     def more(round: Round) -> bool:
@@ -191,6 +200,17 @@ def _numbers(told: DumpStatistics) -> list[tuple[str, str]]:
 
 
 def _hint(call: Call, result: DumpResult) -> None:
+    """Advice after a dump: its pid is not free yet, or CRIU probes the kernel at each call."""
+    _hint_at_parent(call, result)
+    if call.out.hints and call.via.ours:
+        from ..._transport.feature_cache import feature_cache
+
+        cache = feature_cache()
+        if cache.cure is not None:
+            call.out.hint(in_flags(f"CRIU's feature cache {cache}"))
+
+
+def _hint_at_parent(call: Call, result: DumpResult) -> None:
     runs_on = call.opts.leave_running or call.opts.leave_stopped
     if result.pid_free or runs_on:
         return

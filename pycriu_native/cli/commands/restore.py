@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from ... import RestoreResult, restore, restore_child
-from ...archive.streaming import restore_stream
 from ...enums import Verb
 from ...results import PAGE
 from .. import command as command_module
@@ -59,10 +58,12 @@ def _restore(
     if result.exec_pid is not None:
         call.out.event("running", shape(result), text(result))
         return _until_end(call, result, result.exec_pid)
-    return call.out.result(shape(result), text(result))
+    return call.out.result(lambda: shape(result), text(result))
 
 
 def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
+    from ...archive.streaming import restore_stream  # few restores need it
+
     with streams.read(stream) as source:
         result = restore_stream(
             call.opts, source, via=call.via, on_notify=call.hook, deadline=call.deadline

@@ -11,7 +11,6 @@ from ..._transport.base import Via
 from ..._transport.worker import Worker
 from ...errors import CriuError
 from ...findings import Severity
-from . import features, program, rights, system
 from .values import Doctor
 
 __all__ = ["Doctor", "doctor"]
@@ -30,6 +29,8 @@ def doctor(via: Via | None = None) -> Doctor:
     Raises nothing that depends on the machine: a missing CRIU is a finding. Needs CRIU 3.17 for
     what CRIU answers.
     """
+    from . import features, program, rights, system  # an import of the name does without
+
     via = via or Worker()
     findings = list(program.look(via)) if _takes_requests(via) else []
     checked = next((each for each in findings if each.id == "check"), None)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
+from ..._support.frozen_dataclass import dataclass
+from ..._support.light_typing import Any
 from ...findings import Finding, Severity, lines, rank
 
 _SUMMARIES = {

@@ -10,39 +10,15 @@ their descriptors (``pidfd_getfd``). Each part of a process has a module with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
-
-from ..._checks.option_rules import ONE_PROCESS
-from ..._rollback.option import Files, rollback_of
-from ..._system.mount_table import MountTable
-from ..._system.process_identity import Target, is_pid, located
-from ..._system.process_snapshot import Tree
-from ..._transport.base import Via
-from ..._transport.worker import Worker
-from ...errors import OptionError, Problem
-from ...findings import Finding, Severity, ordered
+from ..._rollback.option import Files
+from ..._support.light_typing import TYPE_CHECKING
 from ...options.criu_opts import CriuOpts
-from . import (
-    attributes,
-    epolls,
-    files,
-    means,
-    memory,
-    mounts,
-    objects,
-    restorable,
-    size,
-    sockets,
-    tasks,
-    terminals,
-    unix_names,
-    written,
-)
-from .context import Context
-from .restore_needs import RestoreNeed, needs_of, options_of
+from .restore_needs import RestoreNeed
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
+
+if TYPE_CHECKING:
+    from ..._system.process_identity import Target
+    from ..._transport.base import Via
 
 __all__ = [
     "ImageSize",
@@ -53,22 +29,6 @@ __all__ = [
     "Verdict",
     "preflight",
 ]
-
-LOOKS = (
-    mounts,
-    files,
-    objects,
-    epolls,
-    sockets,
-    unix_names,
-    terminals,
-    memory,
-    attributes,
-    restorable,
-    written,
-)
-OBSTACLES = (Severity.STOPS, Severity.NEEDS_OPTION, Severity.NO_RESTORE)
-"""Severities of findings that decide the verdict."""
 
 
 def preflight(
@@ -91,97 +51,6 @@ def preflight(
     options that no dump accepts; everything else is a finding. Runs CRIU for its release and its
     check, once for each program. Needs root or CAP_SYS_PTRACE to see processes of others.
     """
-    pid, _ = located(pid, "preflight")
-    if not is_pid(pid):
-        raise OptionError([Problem("pid", pid, ONE_PROCESS)])
-    opts = opts or CriuOpts()
-    means.check_options(opts, pid)
-    via = via or Worker()
-    rollback = rollback_of(files, "preflight")
+    from .looks import look_at  # an import of the name does without
 
-    def context_of_now() -> Context:
-        tree = Tree(pid)
-        return Context(
-            tree=tree,
-            opts=opts,
-            via=via,
-            mounts=MountTable(tree),
-            include_caller=include_caller,
-            rollback=rollback,
-        )
-
-    context, result = _confirmed(context_of_now)
-    tree = context.tree
-    there = bool(tree.alive)
-    expected = size.expected(context) if there else ImageSize()
-    if there:
-        largest = size.largest_image(context)
-        also = (*means.file_size(opts, largest), *means.directories(opts, expected.total))
-        result = ordered(iter((*result, *also)))
-    for_dump = _with(opts, result)
-    return Preflight(
-        pid=pid,
-        pids=tuple(process.pid for process in tree.processes),
-        findings=result,
-        given=opts,
-        opts=for_dump,
-        restore_opts=options_of(for_dump),
-        restore_needs=needs_of(context, for_dump, result),
-        size=expected,
-    )
-
-
-READINGS = 6
-"""How often a tree that changes all the time is read for one result."""
-
-
-def _confirmed(context_of_now: Callable[[], Context]) -> tuple[Context, tuple[Finding, ...]]:
-    """Findings of the last reading, without obstacles that were in one of the readings only.
-
-    A process runs while it is read, so what was read first can contradict what was read last. An
-    obstacle is confirmed by an equal one of the next reading, or by one of its kind in each of
-    ``READINGS``: a process that ends soon can be followed by another with the same obstacle.
-    """
-    earlier: tuple[Finding, ...] | None = None
-    for _ in range(READINGS):
-        context = context_of_now()
-        result = ordered(_findings(context))
-        obstacles = tuple(finding for finding in result if finding.severity in OBSTACLES)
-        if earlier is not None:
-            kinds = {finding.id for finding in earlier}
-            alike = tuple(finding for finding in obstacles if finding.id in kinds)
-            equal = tuple(finding for finding in alike if finding in earlier)
-            is_stable = {finding.id for finding in equal} == {finding.id for finding in alike}
-            obstacles = equal if is_stable else alike
-            if is_stable:
-                break
-        if not obstacles:
-            break
-        earlier = obstacles
-    kept = tuple(f for f in result if f.severity not in OBSTACLES or f in obstacles)
-    return context, kept
-
-
-def _findings(context: Context) -> Iterator[Finding]:
-    yield from tasks.look(context)
-    if context.tree.alive:
-        for part in LOOKS:
-            yield from part.look(context)
-    yield from means.look(context)
-
-
-def _with(opts: CriuOpts, findings: tuple[Finding, ...]) -> CriuOpts:
-    """The options, with those that the findings set."""
-    changes: dict[str, Any] = {}
-    for finding in findings:
-        if finding.severity is not Severity.NEEDS_OPTION:
-            continue
-        for name, value in finding.sets:
-            before = changes.get(name, getattr(opts, name))
-            if isinstance(value, tuple):
-                changes[name] = (*(before or ()), *(v for v in value if v not in (before or ())))
-            elif name == "ghost_limit":
-                changes[name] = max(before or 0, value)
-            else:
-                changes[name] = value
-    return replace(opts, **changes) if changes else opts
+    return look_at(pid, opts or CriuOpts(), include_caller=include_caller, via=via, files=files)

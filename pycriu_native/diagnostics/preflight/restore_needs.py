@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
+from ..._support.frozen_dataclass import dataclass, replace
+from ..._support.light_typing import TYPE_CHECKING, Any
 from ...enums import Verb
 from ...errors import OptionError, Problem
 from ...findings import Finding
 from ...options.criu_opts import CriuOpts
-from .context import Context
+
+if TYPE_CHECKING:
+    from .context import Context
 
 __all__ = ["RestoreNeed"]
 
@@ -41,6 +42,8 @@ class RestoreNeed:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        import dataclasses
+
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:

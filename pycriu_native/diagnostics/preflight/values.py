@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
+from ..._support.frozen_dataclass import dataclass
 from ..._support.kernel_text import encodable
+from ..._support.light_typing import Any
 from ...errors import CriuError, NoSuchProcessError
 from ...findings import Finding, Severity, lines, plain_options
 from ...options.criu_opts import CriuOpts
@@ -81,10 +80,14 @@ class ImageSize:
     @property
     def total(self) -> int:
         """All of it, in bytes."""
+        import dataclasses
+
         return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def to_dict(self) -> dict[str, int]:
         """Plain data for JSON, with ``total``."""
+        import dataclasses
+
         return {**dataclasses.asdict(self), "total": self.total}
 
 

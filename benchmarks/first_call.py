@@ -1,0 +1,90 @@
+"""One dump by a program that does nothing else, from the interpreter's start to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pycriu_native._transport.program import find_program
+
+from .common import Row, Target, adopt, in_turns, main, row, scratch
+
+ROOT = Path(__file__).resolve().parent.parent
+DUMP = "dump({pid}, CriuOpts(images_directory={images!r}, leave_running=True))"
+EMPTY, CRIU = "an empty interpreter", "the criu program"
+LIBRARY, STAR = "from pycriu_native import dump", "from pycriu_native import *"
+STAR_ALONE = "from pycriu_native import *, no call"
+COMMAND_ALONE = "pycriu-native --version"
+
+
+def measure(quick: bool) -> list[Row]:
+    """Whole programs, in turns: wall time, and the processor time of all their processes."""
+    adopt()  # what CRIU's worker leaves is reaped here, and counted
+    with scratch("/dev/shm") as directory:
+        target = Target(directory)
+        try:
+            return _rows(_programs(target.pid, directory), 7 if quick else 31)
+        finally:
+            target.end()
+
+
+def _programs(pid: int, directory: Path) -> dict[str, list[str]]:
+    images = {name: str(directory / name) for name in ("criu", "ours")}
+    for path in images.values():
+        os.mkdir(path, 0o700)
+    call = DUMP.format(pid=pid, images=images["ours"])
+    python = [sys.executable, "-c"]
+    command = [*python, "from pycriu_native_main import main; main()"]
+    criu = [find_program(), "dump", "-t", str(pid), "-D", images["criu"], "-o", "dump.log", "-R"]
+    return {
+        EMPTY: [*python, ""],
+        CRIU: criu,
+        LIBRARY: [*python, f"from pycriu_native import CriuOpts, dump; {call}"],
+        STAR: [*python, f"from pycriu_native import *; {call}"],
+        "pycriu-native dump": [*command, "dump", str(pid), "-D", images["ours"], "-R"],
+        STAR_ALONE: [*python, "from pycriu_native import *"],
+        COMMAND_ALONE: [*command, "--version"],
+    }
+
+
+def _rows(programs: Mapping[str, list[str]], times: int) -> list[Row]:
+    cache = str(ROOT / "build" / "bench" / "pycache")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "PYTHONPYCACHEPREFIX": cache,
+    }
+    used: dict[str, list[float]] = {}
+
+    def run(name: str) -> float:
+        words = programs[name]
+        silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        started = time.perf_counter()
+        pid = os.posix_spawnp(words[0], words, environment, file_actions=silent)
+        _, status, usage = os.wait4(pid, 0)
+        taken = (time.perf_counter() - started) * 1e3
+        if status:
+            raise RuntimeError(f"{name}: {status}")
+        used.setdefault(name, []).append((usage.ru_utime + usage.ru_stime) * 1e3)
+        return taken
+
+    for name in programs:
+        run(name)  # compiles what there is to compile
+    used.clear()
+    taken = in_turns({name: (lambda name=name: run(name)) for name in programs}, times)  # type: ignore[misc]
+    rows = [row("start to end", "ms", samples, by=name) for name, samples in taken.items()]
+    rows += [row("processor time", "ms", samples, by=name) for name, samples in used.items()]
+    sums = [sum(pair) for pair in zip(taken[EMPTY], taken[CRIU], strict=True)]
+    for name in (LIBRARY, STAR):
+        ratio = [one / both for one, both in zip(taken[name], sums, strict=True)]
+        rows.append(row("of criu and an empty interpreter", "x", ratio, by=name))
+    over = [one - base for one, base in zip(taken["pycriu-native dump"], taken[CRIU], strict=True)]
+    rows.append(row("over the criu program", "ms", over, by="pycriu-native dump"))
+    return rows
+
+
+if __name__ == "__main__":
+    main("first_call", __doc__ or "", measure)

@@ -1,0 +1,101 @@
+"""The threads and turns of a batch: jobs are submitted, and yielded as they end."""
+
+from __future__ import annotations
+
+import functools
+import os
+import queue
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+from .._transport.forkserver_cache import ForkServerCache
+from .call import KEEPER, Call
+from .notification import Hook
+from .request import Outcome
+
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+Running = Generator[tuple[int, Future[R]], None, None]
+"""The place of each job that is over, among all, and its future."""
+
+
+class Job(Protocol[R_co]):
+    """What is run: anything that is called without arguments."""
+
+    def __call__(self) -> R_co: ...
+
+
+def on_threads(todo: Sequence[Job[R]], parallel: int, *, are_calls: bool) -> Running[R]:
+    """Run jobs on threads of our own; ``are_calls``: all are dumps and restores."""
+    if not todo:
+        return
+    threads = parallel
+    if are_calls:
+        threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
+    with (
+        _Here(parallel) as here,
+        ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin) as ours,
+    ):
+        yield from on_executor(ours, todo)
+
+
+def on_executor(executor: Executor, todo: Sequence[Job[R]]) -> Running[R]:
+    """Run jobs on an executor; those that have not begun are cancelled at an early end."""
+    # Looked up now: gevent may have replaced it since the import, as the threads that fill it.
+    over: queue.SimpleQueue[tuple[int, Future[R]]] = queue.SimpleQueue()
+    futures: list[Future[R]] = []
+    try:
+        for index, job in enumerate(todo):
+            future = executor.submit(job)
+            futures.append(future)
+            future.add_done_callback(lambda done, index=index: over.put((index, done)))  # type: ignore[misc]
+        for _ in todo:
+            yield over.get()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+class _Here(ForkServerCache):
+    """Who waits for a call by making it: a thread of our own needs no other beside it.
+
+    So many calls as there are turns have their CRIU work at the same time.
+    """
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self._turn = _Turn(turns)
+
+    def begin(self) -> None:
+        """One of the threads begins."""
+        KEEPER.set(self)
+
+    def run_to_end(self, call: Call) -> Outcome:
+        """The counterpart of ``Call.wait``."""
+        request = call.request
+        if request.on_notify is not None:
+            return call.wait_with_hooks()
+        if request.opts.config_file is not None:
+            return call.run_here(self._turn)  # it may say shell-job, for which our input is needed
+        return call.run_here(self._turn, functools.partial(self.connect, request.via))
+
+    def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
+        """Nobody cancels a job that has begun, and its hook runs on its own thread."""
+        return hook
+
+
+class _Turn:
+    """A semaphore that takes no Python to wait for."""
+
+    def __init__(self, turns: int) -> None:
+        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(turns):
+            self._free.put(None)
+
+    def __enter__(self) -> None:
+        self._free.get()
+
+    def __exit__(self, *_: object) -> None:
+        self._free.put(None)

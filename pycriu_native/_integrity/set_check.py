@@ -1,0 +1,106 @@
+"""What an image set and its parents lack: for restores, which refuse it, and for inspections.
+
+Three sources: the mark of a dump that did not finish (``dump_marker.py``), what the images refer to
+(``completeness.py``), and the record of the dump (``dump_record.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from .._system.regular_file import open_regular
+from ..enums import Verb
+from ..errors import ImagesError
+from ..options.criu_opts import CriuOpts
+from . import completeness, dump_record
+from .completeness import is_pre_dump
+from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock, where
+from .image_files import ImageFiles, Problem
+
+
+def check(directory: int, opts: CriuOpts) -> None:
+    """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
+    files = ImageFiles(directory)
+    for result in problems(directory, files):
+        if result.served and opts.lazy_pages:
+            continue  # a page server has it
+        raise _refusal(directory, result)
+    if is_pre_dump(files):
+        raise _refusal(directory, next(files.missing("pstree.img")))
+
+
+def _refusal(directory: int, found: Problem) -> ImagesError:
+    return ImagesError(
+        f"restore from {where(directory)} failed: {found.cause}; {found.cure}",
+        verb=str(Verb.RESTORE),
+        cause=found.cause,
+        cure=found.cure,
+        options=found.options,
+    )
+
+
+def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Problem]:
+    """What an image set and its parents lack, the worst first: for restores and for inspections."""
+    files = ImageFiles(directory) if files is None else files
+    mark = _mark_in(directory, files.names)
+    if mark is not None:
+        yield mark
+    with contextlib.ExitStack() as opened:
+        parents: list[ImageFiles] = []
+        broken = list(_parents(directory, parents, opened))
+        yield from broken
+        names = set(files.names)
+        yield from completeness.problems(files, parents, broken=bool(broken))
+        yield from dump_record.problems(files, names)
+
+
+def _mark_in(directory: int, names: set[str]) -> Problem | None:
+    if UNFINISHED not in names:
+        return None
+    with contextlib.suppress(OSError):
+        fd = open_regular(UNFINISHED, dir_fd=directory)
+        try:
+            under_way = not lock(fd)
+        finally:
+            os.close(fd)
+        if under_way:
+            return Problem(f"a dump to {where(directory)} is under way", "wait for its end")
+    cure = "dump again; a set that was copied while its dump went on is to be copied again"
+    if EARLIER in names:
+        cure += f"; the images of the dump before it are whole, in {where(directory)}/{EARLIER}"
+    return Problem(f"the dump to {where(directory)} did not finish ({UNFINISHED} is there)", cure)
+
+
+def _parents(
+    directory: int, found: list[ImageFiles], opened: contextlib.ExitStack
+) -> Iterator[Problem]:
+    """The images of each parent, the nearest first, into ``found``; a problem ends the chain."""
+    at = directory
+    for _ in range(DEEPEST):
+        link = f"/proc/self/fd/{at}/parent"
+        if not os.path.lexists(link):
+            return
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            below = os.open("parent", flags, dir_fd=at)
+        except OSError as error:
+            parent = os.readlink(link) if os.path.islink(link) else "parent"
+            yield Problem(
+                f"{where(at)} builds on the images in {parent!r}: {error.strerror}",
+                "bring the images of the pre-dumps along, in the same places",
+                ("parent_image",),
+            )
+            return
+        opened.callback(os.close, below)
+        found.append(ImageFiles(below))
+        mark = _mark_in(below, found[-1].names)
+        if mark is not None:
+            yield mark
+        at = below
+    yield Problem(
+        f"{where(directory)} has more than {DEEPEST} parents",
+        "look at the links named 'parent'",
+        ("parent_image",),
+    )

@@ -1,0 +1,233 @@
+"""What each side of a migration does, from its arguments to its result."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from .._calls import verbs
+from .._calls.call import KEEPER
+from .._calls.iterative_dump import More
+from .._calls.notification import Hook
+from .._calls.progress import telling
+from .._calls.progress_state import OnProgress
+from .._system.process_identity import Target, identified, number_of
+from .._transport.worker import Worker
+from ..errors import MigrationError, MigrationInDoubtError, OptionError, Problem
+from ..options.criu_opts import CriuOpts
+from ..options.values import PageServer
+from . import common, endpoint
+from .common import LONGEST_SILENCE, Phases, Workspace, for_criu
+from .control_channel import Channel
+from .deadline import MigrationDeadline
+from .destination import Destination
+from .endpoint import Place
+from .page_relay import PageRelay
+from .result import MigrationMode, MigrationResult
+from .source import Source
+from .watchdog import Watchdog
+
+
+def run_source(
+    pid: Target,
+    opts: CriuOpts,
+    *,
+    to: Place,
+    mode: MigrationMode | str,
+    should_continue: More | None,
+    insecure: bool,
+    via: Worker | None,
+    on_notify: Hook | None,
+    on_progress: OnProgress | None,
+    deadline: float | None,
+    peer_timeout: float,
+) -> MigrationResult:
+    """:func:`~pycriu_native.migrate_out`, whose arguments these are."""
+    mode = _mode(mode)
+    via = via or Worker()
+    target = identified(pid, "migrate_out")
+    number = number_of(target)
+    problems = [
+        *common.problems_with(opts),
+        *endpoint.problems_with(to, "to", opts, insecure),
+        *_numbers(deadline, peer_timeout),
+    ]
+    if problems:
+        raise OptionError(problems, verb="migrate_out", pid=number)
+    until, on_notify = _until(deadline, on_notify)
+    with ExitStack() as owned:
+        relay = owned.enter_context(PageRelay(serves=True)) if mode.lazy else None
+        _checked_dump(target, opts, mode, via, relay)
+        phases = Phases()
+        phases.enter("connect")
+        sock = endpoint.connect(to, opts, until, insecure)
+        channel = Channel(
+            sock,
+            peer_timeout=peer_timeout,
+            until=until,
+            on_pages=(lambda data: None) if relay is None else relay.put,
+        )
+        owned.callback(channel.close)
+        watchdog = owned.enter_context(Watchdog())
+        workspace = Workspace(opts)
+        owned.callback(_remove_temporary, workspace)
+        source = Source(
+            target,
+            opts,
+            mode=mode,
+            workspace=workspace,
+            channel=channel,
+            relay=relay,
+            watchdog=watchdog,
+            phases=phases,
+            via=via,
+            on_notify=on_notify,
+            should_continue=should_continue,
+        )
+        try:
+            with telling(on_progress, source.measure):
+                return source.run()
+        except BaseException as error:
+            channel.part("failed", str(error))
+            workspace.remove()
+            _say_where(error, phases, f"migration of pid {number} failed", "the source runs on")
+            raise
+
+
+def run_destination(
+    opts: CriuOpts,
+    *,
+    listen: Place,
+    insecure: bool,
+    via: Worker | None,
+    on_notify: Hook | None,
+    on_progress: OnProgress | None,
+    deadline: float | None,
+    peer_timeout: float,
+) -> MigrationResult:
+    """:func:`~pycriu_native.migrate_in`, whose arguments these are."""
+    via = via or Worker()
+    problems = [
+        *common.problems_with(opts),
+        *endpoint.problems_with(listen, "listen", opts, insecure),
+        *_numbers(deadline, peer_timeout),
+    ]
+    if problems:
+        raise OptionError(problems, verb="migrate_in")
+    until, on_notify = _until(deadline, on_notify)
+    with ExitStack() as owned:
+        watchdog = owned.enter_context(Watchdog())
+        workspace = Workspace(opts)
+        owned.callback(_remove_temporary, workspace)
+        watchdog.set_cleanup(remove=[workspace.path])
+        phases = Phases()
+        destination = Destination(
+            opts,
+            workspace=workspace,
+            watchdog=watchdog,
+            phases=phases,
+            peer_timeout=peer_timeout,
+            via=via,
+            on_notify=on_notify,
+        )
+        owned.callback(destination.close)
+        try:
+            _checked_restore(opts, workspace, via)
+            phases.enter("listen")
+            sock = endpoint.accept(listen, opts, until, insecure)
+            channel = destination.channel = Channel(
+                sock,
+                peer_timeout=peer_timeout,
+                until=until,
+                on_pages=destination.put_pages,
+                on_end=destination.fail,
+            )
+        except BaseException:
+            workspace.remove()
+            raise
+        owned.callback(channel.close)
+        try:
+            with telling(on_progress, destination.measure):
+                result = destination.run()
+        except MigrationInDoubtError:
+            raise
+        except BaseException as error:
+            destination.close()
+            workspace.remove()
+            channel.part("failed", str(error) or type(error).__name__)
+            _say_where(error, phases, "taking a process in failed", "nothing is left here")
+            raise
+        channel.part()
+        return result
+
+
+def _mode(mode: MigrationMode | str) -> MigrationMode:
+    try:
+        return MigrationMode(mode)
+    except ValueError:
+        rule = f"{', '.join(repr(str(one)) for one in MigrationMode)} is accepted"
+        raise OptionError([Problem("mode", mode, rule)], verb="migrate_out") from None
+
+
+def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDeadline, Hook | None]:
+    """The deadline, and the hook: under asyncio the waiting task runs it."""
+    until, keeper = MigrationDeadline(deadline), KEEPER.get()
+    return until, on_notify if keeper is None else keeper.take_over(until.cancel, on_notify)
+
+
+def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:
+    bounds = (
+        ("deadline", deadline, 0.0, math.inf),
+        ("peer_timeout", peer_timeout, 0.1, LONGEST_SILENCE),
+    )
+    for name, value, least, most in bounds:
+        if value is None and name == "deadline":
+            continue
+        good = isinstance(value, (int, float)) and math.isfinite(value) and least <= value <= most
+        if not good or isinstance(value, bool):
+            yield Problem(name, value, f"seconds are accepted, {_range(least, most)}")
+
+
+def _range(least: float, most: float) -> str:
+    return f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+
+
+def _checked_dump(
+    target: Target, opts: CriuOpts, mode: MigrationMode, via: Worker, relay: PageRelay | None
+) -> None:
+    """Raise now what the final dump would raise for its options."""
+    nowhere = os.path.join(tempfile.gettempdir(), f"pycriu-native-{uuid.uuid4()}")
+    opts = for_criu(opts, images_directory=nowhere)
+    if mode.rounds:
+        verbs.dump_request(target, replace(opts, pre_dump=True), via, None, None)
+    if relay is not None:
+        server = PageServer(fd=relay.theirs.fileno())
+        opts = replace(opts, lazy_pages=True, page_server=server)
+    verbs.dump_request(target, opts, via, None, None)
+
+
+def _checked_restore(opts: CriuOpts, workspace: Workspace, via: Worker) -> None:
+    """Raise now what the restore would raise for its options."""
+    opts = for_criu(opts, images_directory=workspace.path)
+    verbs.restore_request(opts, via, lambda notification: None, None)
+
+
+def _remove_temporary(workspace: Workspace) -> None:
+    if workspace.temporary:
+        workspace.remove()
+
+
+def _say_where(error: BaseException, phases: Phases, what: str, tail: str) -> None:
+    """Add the phase, and the state of the process, to an error."""
+    if isinstance(error, MigrationError):
+        whose = "the other side gave up: " if error.by_peer else ""
+        error.phase = error.phase or phases.name
+        error.message = f"{what} ({error.phase}): {whose}{error.message}; {tail}"
+        error.args = (error.message,)
+    else:
+        error.add_note(f"{what} ({phases.name}); {tail}")
