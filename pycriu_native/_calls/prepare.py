@@ -87,7 +87,7 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         return {**value, "fd": fd}
 
     opts = request.opts
-    config = lazy_address(request, owned, keep)
+    config = added_config(request, owned, keep)
     packed = None if config is not None else opts._remembered.packed
     if packed is not None:
         handle.load(packed)
@@ -123,32 +123,47 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     return keep
 
 
-def lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str | None:
-    """A configuration file with the address on which a lazy dump serves its pages.
+def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | None:
+    """A configuration file with what the request has no field for; None if there is nothing.
+
+    It is read after a file of the caller's, which is copied in before it.
+    """
+    text = config_of(request.opts) + _lazy_address(request, owned, keep)
+    if not text:
+        return None
+    before = ""
+    if request.opts.config_file is not None:
+        # One that is missing CRIU would skip; the rules have seen to that.
+        with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
+            before = os.fsdecode(file.read().rstrip(b"\n") + b"\n")
+    fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
+    owned.callback(os.close, fd)
+    os.write(fd, os.fsencode(before + text))
+    return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def config_of(opts: CriuOpts) -> str:
+    """The lines for the options that no request has a field for."""
+    filed = {row.name: value for row, value in opts.items() if row.in_config}
+    return CriuOpts(**filed).to_config() if filed else ""
+
+
+def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:
+    """The address on which a lazy dump serves its pages.
 
     CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
     machine; in the request's configuration file it is honoured, and so is a connected socket
-    in place of an address, which CRIU inherits. A file of the caller's is copied in before it.
+    in place of an address, which CRIU inherits.
     """
     server = request.opts.page_server
     lazily = request.verb is Verb.DUMP and request.opts.lazy_pages
     if not lazily or not isinstance(server, PageServer):
-        return None
-    fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
-    owned.callback(os.close, fd)
-    text = b""
-    if request.opts.config_file is not None:
-        # One that is missing CRIU would skip; the rules have seen to that.
-        with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
-            text = file.read().rstrip(b"\n") + b"\n"
+        return ""
     if server.fd is None:
-        where = f"address {server.address}\nport {server.port}\n"
-    else:
-        socket = server.fd
-        if socket <= 2:
-            socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
-            owned.callback(os.close, socket)
-            keep.append(socket)  # under its own number the request names it already
-        where = f"ps-socket {socket}\n"
-    os.write(fd, text + os.fsencode(where))
-    return f"/proc/{os.getpid()}/fd/{fd}"
+        return f"address {server.address}\nport {server.port}\n"
+    socket = server.fd
+    if socket <= 2:
+        socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
+        owned.callback(os.close, socket)
+        keep.append(socket)  # under its own number the request names it already
+    return f"ps-socket {socket}\n"

@@ -105,7 +105,9 @@ class Command(click.Command):
         mask = fields or (VERB_MASK[verb] if verb else None)
         self.has_fields = mask is not None
         self.also = also
+        own = {word for param in params for word in param.opts}
         made = option_parameters.field_options(mask, without, also) if mask else []
+        made = [param for param in made if own.isdisjoint(param.opts)]
         shared = _config() if mask else []
         shared += reach_options() if mask or reaches else []
         shared += [_help_all()] if mask else []

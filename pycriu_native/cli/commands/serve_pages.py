@@ -1,10 +1,10 @@
-"""``page-server`` and ``lazy-pages``: commands that serve until their work is done."""
+"""``page-server``, ``lazy-pages`` and ``dedup``: where memory pages are."""
 
 from __future__ import annotations
 
 import click
 
-from ... import LazyPages, page_server, page_server_child
+from ... import LazyPages, dedup, page_server, page_server_child
 from ..._transport.worker import Worker
 from ...enums import Verb
 from ...errors import CriuError
@@ -70,6 +70,14 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
     return call.out.result(body | {"status": status}, "all memory has arrived")
 
 
+def _dedup(call: Call) -> Exit:
+    via = call.given
+    if via is not None and not isinstance(via, Worker):
+        raise click.UsageError("--service is not accepted: criu dedup is a program of its own.")
+    result = dedup(call.opts, via=via, deadline=call.deadline)
+    return call.out.result(result, f"the parents of {safe(result.images)} have given pages back")
+
+
 COMMANDS = {
     "page-server": Command(
         "page-server",
@@ -112,5 +120,15 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[command.pidfile_option("the daemon")],
+    ),
+    "dedup": Command(
+        "dedup",
+        function=_dedup,
+        verb=Verb.DEDUP,
+        help="Punch the pages that the images replace out of the images of their parents.\n\n"
+        "What --auto-dedup does during a dump. The parents cannot be restored by themselves any "
+        "more.",
+        examples=["pycriu-native dedup -D ckpt/2"],
+        exits=EXITS,
     ),
 }
