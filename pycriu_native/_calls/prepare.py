@@ -24,7 +24,9 @@ HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
 one, after its answer or before, to a socket on which nobody may listen any more.)"""
 
-CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
+SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+
+CREATING = (Verb.DUMP, Verb.PRE_DUMP, *SERVERS, Verb.CPUINFO_DUMP)
 """Verbs that write images, and so make a missing directory for them."""
 
 
@@ -40,7 +42,8 @@ class Directories:
     ) -> None:
         self._owned = owned
         self._trusting = allow_untrusted
-        self._make = "images_directory" if verb in CREATING else None
+        serves_saved = bool(opts.lazy_pages) and verb in SERVERS
+        self._make = "images_directory" if verb in CREATING and not serves_saved else None
         self.opened = {
             row.name: self._open(value, row.name)
             for row, value in opts.items()
@@ -149,18 +152,19 @@ def config_of(opts: CriuOpts) -> str:
 
 
 def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:
-    """The address on which a lazy dump serves its pages.
+    """The address on which a lazy dump, or a server of saved pages, serves its pages.
 
     CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
     machine; in the request's configuration file it is honoured, and so is a connected socket
-    in place of an address, which CRIU inherits.
+    in place of an address, which CRIU inherits. A port of 0 is refused there, and needless.
     """
     server = request.opts.page_server
-    lazily = request.verb is Verb.DUMP and request.opts.lazy_pages
+    lazily = request.verb in (Verb.DUMP, *SERVERS) and request.opts.lazy_pages
     if not lazily or not isinstance(server, PageServer):
         return ""
     if server.fd is None:
-        return f"address {server.address}\nport {server.port}\n"
+        port = f"port {server.port}\n" if server.port else ""
+        return f"address {server.address}\n{port}"
     socket = server.fd
     if socket <= 2:
         socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)

@@ -79,7 +79,10 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     for field in ("images_directory", "work_directory"):
         directory = getattr(opts, field)
         if directory is None or isinstance(directory, str):
-            missing_is_fine = field == "images_directory" and verb is not Verb.RESTORE
+            reads = verb is Verb.RESTORE or (
+                bool(opts.lazy_pages) and verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+            )
+            missing_is_fine = field == "images_directory" and not reads
             if directory is None or (missing_is_fine and not os.path.lexists(directory)):
                 continue
             if not os.path.isdir(directory):

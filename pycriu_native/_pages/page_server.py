@@ -1,10 +1,11 @@
-"""The page server: where dumps on other hosts send their memory pages.
+"""The page server: where dumps on other hosts send their memory pages, or restores get them.
 
 ``page_server`` starts one that lives on by itself; ``page_server_child`` starts one whose end
-can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everybody who
-reaches the address can write images: so it is served on loopback, or with ``tls``, unless
-``PageServer(..., clear_text=True)`` says that it is meant. When the call
-returns, the server listens; there is no other notification of that.
+can be waited for. Each serves one dump or pre-dump, and ends with it. With ``lazy_pages`` it works
+the other way round: the pages of a complete image set go to one ``LazyPages`` on another host.
+Without TLS everybody who reaches the address can write or read images: so it is served on
+loopback, or with ``tls``, unless ``PageServer(..., clear_text=True)`` says that it is meant. When
+the call returns, the server listens; there is no other notification of that.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def page_server(
     """Start a page server that lives on by itself until it has served one dump.
 
     ``opts.page_server`` says where it listens; port 0 has CRIU choose one, which the result
-    tells. Pages go to the images directory. Raises ``ImagesError``, and what any verb raises.
-    Needs CRIU 3.17; TLS needs ``tls_cert``, ``tls_key`` and ``tls_cacert``.
+    tells. Pages go to the images directory; with ``lazy_pages`` they come from it. Raises
+    ``ImagesError``, and what any verb raises. Needs CRIU 3.17; TLS needs
+    ``tls_cert``, ``tls_key`` and ``tls_cacert``.
     """
     return _told(_start(Verb.PAGE_SERVER, opts, via, deadline))
 

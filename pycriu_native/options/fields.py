@@ -106,7 +106,8 @@ class Fields:
     lazy_pages: bool | None = None
     """Dump: leave memory in the process and serve it to a restore elsewhere. Restore: run at
     once and fetch memory from the ``criu lazy-pages`` daemon of the same work directory.
-    Needs userfaultfd. CRIU 3.5."""
+    Page server: serve the pages of a complete image set to such a daemon. Dump and restore need
+    userfaultfd. CRIU 3.5."""
     status_fd: Descriptor | None = None
     """Gets one zero byte when a page server or lazy dump can be connected to; must be writable.
     CRIU calls it obsolete since 3.15 and sends the ``status-ready`` notification too."""

@@ -159,7 +159,7 @@ TABLE: tuple[Row, ...] = (
     _row("empty_ns", "empty_ns", Namespaces(), On.TREE, "set_empty_ns", "1.7", local="3.19",
          runc="EmptyNs", flag="--empty-ns"),
     _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
-    _flag("lazy_pages", On.BOTH, "3.5", local="4.3", runc="LazyPages",
+    _flag("lazy_pages", On.BOTH | On.PAGE_SERVER, "3.5", local="4.3", runc="LazyPages",
           negates=False),
     _row("status_fd", "status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER, since="3.7",
          runc="StatusFd", flag="--status-fd"),

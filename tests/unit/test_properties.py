@@ -91,7 +91,8 @@ def expect(
         if expected.serves_lazily(opts, verb):
             assert isinstance(opts.page_server, PageServer)
             server = opts.page_server
-            response = f"address {server.address}\nport {server.port}\n"
+            port = f"port {server.port}\n" if server.port else ""
+            response = f"address {server.address}\n{port}"
             if server.fd is not None:
                 response = f"ps-socket {sent['opts']['ps']['fd']}\n"
             assert text.endswith(response)

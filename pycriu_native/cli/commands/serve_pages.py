@@ -33,13 +33,14 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
     with page_server_child(call.opts, via=call.via, deadline=call.deadline) as server:
         result = server.result
         command.write_pidfile(pidfile, result.pid)
-        where = f"listens on port {result.port}, pid {result.pid}; pages go to {result.images}"
+        way = "come from" if call.opts.lazy_pages else "go to"
+        where = f"listens on port {result.port}, pid {result.pid}; pages {way} {result.images}"
         call.out.event("listening", result, safe(where))
         with progress.shown(call.out) as on_progress:
             status = server.wait(on_progress=on_progress)
     if status:
         raise CriuError(
-            f"the page server ended with {status} before it had served a dump",
+            f"the page server ended with {status} before it had served all",
             verb="page-server",
             log=result.log,
         )
@@ -86,13 +87,17 @@ COMMANDS = {
         help="Take the memory pages of one dump or pre-dump on another host into the images "
         "directory.\n\n"
         "It listens, says where, serves one dump, and ends with it. Without --tls everybody who "
-        "reaches the port can write images: listen on loopback, or use --tls.",
+        "reaches the port can write images: listen on loopback, or use --tls.\n\n"
+        "With --lazy-pages it serves the pages of the images to a lazy-pages daemon on another "
+        "host.",
         examples=[
             "pycriu-native page-server -D ckpt --address 127.0.0.1 --port 0 --json",
             "pycriu-native page-server -D ckpt --port 2700 --tls --tls-cert cert.pem "
             "--tls-key key.pem --tls-cacert ca.pem",
             "",
             "pycriu-native dump 4242 -D local --page-server --address HOST --port 2700",
+            "",
+            "pycriu-native page-server -D ckpt --lazy-pages --address 127.0.0.1 --port 2700",
         ],
         exits=EXITS,
         params=[

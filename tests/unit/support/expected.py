@@ -86,7 +86,8 @@ def adds_config(opts: CriuOpts, verb: Verb) -> bool:
 
 def serves_lazily(opts: CriuOpts, verb: Verb) -> bool:
     """Whether the address of the page server goes into a configuration file too."""
-    return verb is Verb.DUMP and bool(opts.lazy_pages) and opts.page_server is not None
+    servers = (Verb.DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+    return verb in servers and bool(opts.lazy_pages) and opts.page_server is not None
 
 
 def _value(field: str, value: Any) -> WireValue:
