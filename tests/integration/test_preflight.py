@@ -142,6 +142,44 @@ plainly(
 )
 
 
+DEEP = """
+    import os
+    os.chdir(HERE)
+    for _ in range(30):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+"""
+"""The path of its directory is longer than the kernel gives to any reader."""
+
+plainly("a_directory_of_a_long_path", DEEP + "    serve()", Verdict.FAILS)
+plainly(
+    "an_open_file_of_a_long_path",
+    DEEP + '    file = open("file", "w"); os.chdir("/")\n    serve()',
+    Verdict.FAILS,
+)
+plainly(
+    "a_mapped_file_of_a_long_path",
+    DEEP
+    + """
+    import mmap
+    with open("file", "w+") as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 4096)
+    os.chdir("/")
+    serve()
+""",
+    Verdict.FAILS,
+)
+
+
+def test_a_long_path_is_named_as_the_cause(spawn: Spawn) -> None:
+    """Before the dump and by it."""
+    target = spawn(DEEP + "    serve()")
+    (finding,) = preflight(target.pid).findings
+    assert (finding.id, finding.failure) == ("path-too-long", "path-too-long")
+    assert "longer than the 4095 bytes that CRIU can read" in finding.message
+
+
 @situation(NEEDS)
 def a_job_of_a_shell(at: Site) -> Target:
     return job(at)

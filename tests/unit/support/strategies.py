@@ -13,7 +13,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +154,8 @@ class World:
 
     def __init__(self, directory: Path) -> None:
         self.images = directory / "images"
-        self.saved = directory / "saved"
-        for images in (self.images, self.saved):
-            (images / "before").mkdir(parents=True)
-            (images / "before" / "inventory.img").touch()
-        for name in ("inventory.img", "pagemap-1.img", "pages-1.img"):
-            (self.saved / name).touch()
+        (self.images / "before").mkdir(parents=True)
+        (self.images / "before" / "inventory.img").touch()
         self.work = directory / "work"
         self.work.mkdir()
         self.config = directory / "criu.conf"
@@ -283,10 +278,7 @@ def criu_opts(draw: st.DrawFn, world: World, verb: Verb, must: str | None = None
     keep = {must, *needed, *COMPANIONS.get(must or "", ())}
     if "images_dir" not in chosen:
         chosen.setdefault("images_directory", str(world.images))
-    opts = _without_contradictions(chosen, keep, verb)
-    if verb in SERVERS and opts.lazy_pages and opts.images_directory is not None:
-        return replace(opts, images_directory=str(world.saved))  # which it serves
-    return opts
+    return _without_contradictions(chosen, keep, verb)
 
 
 def _without_contradictions(chosen: dict[str, Any], keep: set[str | None], verb: Verb) -> CriuOpts:
