@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from ._integrity.manifest import seal, verify
     from ._native.ffi import ffi
+    from ._pages.dedup import dedup
     from ._pages.lazy_pages import LazyPages
     from ._pages.page_server import PageServerChild, page_server, page_server_child
     from ._rollback.option import Rollback
@@ -72,7 +73,16 @@ if TYPE_CHECKING:
         Verdict,
         preflight,
     )
-    from .enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, Notify, PreDumpMode, Verb
+    from .enums import (
+        CgroupMode,
+        CompressMode,
+        FileValidation,
+        ImageIOMode,
+        NetworkLock,
+        Notify,
+        PreDumpMode,
+        Verb,
+    )
     from .errors import (
         CriuError,
         DeadlineError,
@@ -100,6 +110,7 @@ if TYPE_CHECKING:
     from .results import (
         CheckResult,
         CpuinfoResult,
+        DedupResult,
         DumpResult,
         DumpStatistics,
         Features,
@@ -121,6 +132,7 @@ __all__ = [
     "CriuError",
     "CriuOpts",
     "DeadlineError",
+    "DedupResult",
     "Doctor",
     "DumpItersResult",
     "DumpJob",
@@ -130,6 +142,7 @@ __all__ = [
     "ExtMount",
     "FeatureCache",
     "Features",
+    "FileValidation",
     "Finding",
     "ImageIOMode",
     "ImageSize",
@@ -188,6 +201,7 @@ __all__ = [
     "check",
     "cpuinfo_check",
     "cpuinfo_dump",
+    "dedup",
     "doctor",
     "dump",
     "dump_iters",
@@ -227,6 +241,7 @@ _LATER = {
     "CpuinfoResult": "results",
     "CriuError": "errors",
     "CriuOpts": "options.criu_opts",
+    "DedupResult": "results",
     "DeadlineError": "errors",
     "Doctor": "diagnostics.doctor",
     "DumpItersResult": "_calls.iterative_dump",
@@ -237,6 +252,7 @@ _LATER = {
     "ExtMount": "options.values",
     "FeatureCache": "_transport.feature_cache",
     "Features": "results",
+    "FileValidation": "enums",
     "Finding": "findings",
     "ImageIOMode": "enums",
     "ImageSize": "diagnostics.preflight",
@@ -295,6 +311,7 @@ _LATER = {
     "check": "_calls.verbs",
     "cpuinfo_check": "_calls.verbs",
     "cpuinfo_dump": "_calls.verbs",
+    "dedup": "_pages.dedup",
     "doctor": "diagnostics.doctor",
     "dump": "_calls.verbs",
     "dump_iters": "_calls.iterative_dump",

@@ -27,6 +27,7 @@ from ._calls.call import KEEPER, Call
 from ._calls.hook_invocation import HookInvocation
 from ._calls.notification import Hook, Notification
 from ._calls.request import Outcome
+from ._pages import dedup as dedup_module
 from ._pages import page_server as page_server_module
 from ._support.unpatched import Lock, Thread
 from .migration import migrate
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "cpuinfo_check",
     "cpuinfo_dump",
+    "dedup",
     "dump",
     "dump_iters",
     "feature_check",
@@ -180,6 +182,7 @@ version = _awaited(verbs.version)
 feature_check = _awaited(verbs.feature_check)
 cpuinfo_dump = _awaited(verbs.cpuinfo_dump)
 cpuinfo_check = _awaited(verbs.cpuinfo_check)
+dedup = _awaited(dedup_module.dedup)
 page_server = _awaited(page_server_module.page_server)
 page_server_child = _awaited(page_server_module.page_server_child)
 dump_iters = _awaited(iterative_dump.dump_iters)

@@ -11,6 +11,7 @@ from enum import Enum, IntEnum, StrEnum
 __all__ = [
     "CgroupMode",
     "CompressMode",
+    "FileValidation",
     "ImageIOMode",
     "NetworkLock",
     "Notify",
@@ -58,6 +59,15 @@ class PreDumpMode(IntEnum):
     """CRIU reads the pages from outside, after the process runs again: shorter freeze."""
 
 
+class FileValidation(IntEnum):
+    """How a restore compares mapped executable files (``file_validation``; CRIU 3.15)."""
+
+    FILESIZE = 0
+    """By their size."""
+    BUILDID = 1
+    """By the build ID of their ELF notes, and by size where there is none; the default."""
+
+
 class ImageIOMode(IntEnum):
     """How image files are written and read (``image_io_mode``; CRIU 4.3)."""
 
@@ -82,12 +92,14 @@ class Verb(Enum):
     DUMP = "dump"
     PRE_DUMP = "pre-dump"
     RESTORE = "restore"
+    RESTORE_CHILD = "restore-child"
     CHECK = "check"
     VERSION = "version"
     FEATURE_CHECK = "feature-check"
     PAGE_SERVER = "page-server"
     PAGE_SERVER_CHILD = "page-server-child"
     LAZY_PAGES = "lazy-pages"
+    DEDUP = "dedup"
     CPUINFO_DUMP = "cpuinfo-dump"
     CPUINFO_CHECK = "cpuinfo-check"
 

@@ -12,6 +12,7 @@ from ._support.frozen_dataclass import dataclass, field
 __all__ = [
     "CheckResult",
     "CpuinfoResult",
+    "DedupResult",
     "DumpResult",
     "DumpStatistics",
     "Features",
@@ -176,6 +177,18 @@ class CpuinfoResult:
     """Seconds."""
     log: str | None
     """CRIU's log; None where it went elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DedupResult:
+    """The parents of the images hold no page any more that the images replace."""
+
+    images: str
+    """The images directory."""
+    duration: float
+    """Seconds."""
+    log: str
+    """CRIU's log."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,9 @@ HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
 one, after its answer or before, to a socket on which nobody may listen any more.)"""
 
-CREATING = (Verb.DUMP, Verb.PRE_DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD, Verb.CPUINFO_DUMP)
+SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+
+CREATING = (Verb.DUMP, Verb.PRE_DUMP, *SERVERS, Verb.CPUINFO_DUMP)
 """Verbs that write images, and so make a missing directory for them."""
 
 
@@ -40,7 +42,8 @@ class Directories:
     ) -> None:
         self._owned = owned
         self._trusting = allow_untrusted
-        self._make = "images_directory" if verb in CREATING else None
+        serves_saved = bool(opts.lazy_pages) and verb in SERVERS
+        self._make = "images_directory" if verb in CREATING and not serves_saved else None
         self.opened = {
             row.name: self._open(value, row.name)
             for row, value in opts.items()
@@ -87,7 +90,7 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         return {**value, "fd": fd}
 
     opts = request.opts
-    config = lazy_address(request, owned, keep)
+    config = added_config(request, owned, keep)
     packed = None if config is not None else opts._remembered.packed
     if packed is not None:
         handle.load(packed)
@@ -123,32 +126,48 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     return keep
 
 
-def lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str | None:
-    """A configuration file with the address on which a lazy dump serves its pages.
+def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | None:
+    """A configuration file with what the request has no field for; None if there is nothing.
 
-    CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
-    machine; in the request's configuration file it is honoured, and so is a connected socket
-    in place of an address, which CRIU inherits. A file of the caller's is copied in before it.
+    It is read after a file of the caller's, which is copied in before it.
     """
-    server = request.opts.page_server
-    lazily = request.verb is Verb.DUMP and request.opts.lazy_pages
-    if not lazily or not isinstance(server, PageServer):
+    text = config_of(request.opts) + _lazy_address(request, owned, keep)
+    if not text:
         return None
-    fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
-    owned.callback(os.close, fd)
-    text = b""
+    before = ""
     if request.opts.config_file is not None:
         # One that is missing CRIU would skip; the rules have seen to that.
         with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
-            text = file.read().rstrip(b"\n") + b"\n"
-    if server.fd is None:
-        where = f"address {server.address}\nport {server.port}\n"
-    else:
-        socket = server.fd
-        if socket <= 2:
-            socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
-            owned.callback(os.close, socket)
-            keep.append(socket)  # under its own number the request names it already
-        where = f"ps-socket {socket}\n"
-    os.write(fd, text + os.fsencode(where))
+            before = os.fsdecode(file.read().rstrip(b"\n") + b"\n")
+    fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
+    owned.callback(os.close, fd)
+    os.write(fd, os.fsencode(before + text))
     return f"/proc/{os.getpid()}/fd/{fd}"
+
+
+def config_of(opts: CriuOpts) -> str:
+    """The lines for the options that no request has a field for."""
+    filed = {row.name: value for row, value in opts.items() if row.in_config}
+    return CriuOpts(**filed).to_config() if filed else ""
+
+
+def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:
+    """The address on which a lazy dump, or a server of saved pages, serves its pages.
+
+    CRIU up to 4.2 ignores that address in the request, and would listen on every address of the
+    machine; in the request's configuration file it is honoured, and so is a connected socket
+    in place of an address, which CRIU inherits. A port of 0 is refused there, and needless.
+    """
+    server = request.opts.page_server
+    lazily = request.verb in (Verb.DUMP, *SERVERS) and request.opts.lazy_pages
+    if not lazily or not isinstance(server, PageServer):
+        return ""
+    if server.fd is None:
+        port = f"port {server.port}\n" if server.port else ""
+        return f"address {server.address}\n{port}"
+    socket = server.fd
+    if socket <= 2:
+        socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
+        owned.callback(os.close, socket)
+        keep.append(socket)  # under its own number the request names it already
+    return f"ps-socket {socket}\n"

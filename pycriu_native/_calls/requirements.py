@@ -200,12 +200,18 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
 
 
 def by_images(request: Request) -> Iterator[Problem]:
-    """Images of an earlier dump, whose pages a page server would overwrite."""
+    """Images of an earlier dump, whose pages a page server would overwrite, or lacks to serve."""
     directory = request.opts.images_directory
     if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
         return
     with contextlib.suppress(OSError):
-        if holds_dump(directory if isinstance(directory, str) else descriptor_number(directory)):
+        where = directory if isinstance(directory, str) else descriptor_number(directory)
+        holds = holds_dump(where)
+        if request.opts.lazy_pages:
+            if not holds:
+                rule = "holds no images whose pages could be served: give that of a dump"
+                yield Problem("images_directory", directory, rule)
+        elif holds:
             rule = "holds the images of an earlier dump, whose pages would be overwritten"
             yield Problem("images_directory", directory, f"{rule}: give another directory")
 
@@ -234,12 +240,13 @@ def by_position(request: Request) -> Iterator[Problem]:
 
 
 def by_limits(request: Request) -> Iterator[Problem]:
-    """A lazy dump reads pages through a pipe, which the kernel must allow to be large enough.
+    """Pages are served through a pipe, which the kernel must allow to be large enough.
 
     CRIU ignores that it cannot (``criu/page-pipe.c``, ``pipe_read_dest_init``), and later fails
     to serve with ``page-pipe: tee``, when the destination runs already.
     """
-    if request.verb is not Verb.DUMP or not request.opts.lazy_pages or not request.via.ours:
+    serves = request.verb in (Verb.DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+    if not serves or not request.opts.lazy_pages or not request.via.ours:
         return
     if has_capability(CAP_SYS_RESOURCE):
         return
@@ -299,6 +306,8 @@ def by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
     }
     if verb is Verb.PRE_DUMP:
         needed["pre_dump"] = "mem_track"
+    if verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):
+        needed.pop("lazy_pages", None)  # only the host that restores needs userfaultfd
     if not needed:
         return
     result = program_features(via)

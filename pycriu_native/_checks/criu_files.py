@@ -17,6 +17,7 @@ from .._transport.spawn import FIXED_ENVIRONMENT
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
+from .work_directory import from_work_directory
 
 GLOBAL_FILE = "/etc/criu/default.conf"
 USER_FILE = ".criu/default.conf"
@@ -76,6 +77,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
         why = _why_not(path)
         if why is not None:
             yield Problem("config_file", path, f"{why}, and what it says wins; {ALLOW_UNTRUSTED}")
+    yield from _named_programs(opts)
     worker = worker_of(via)
     if worker is None:
         return
@@ -91,6 +93,17 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
         why = _why_not(path)
         if why is not None:
             yield Problem("via", via, f"CRIU {use}, but {why}; {ALLOW_UNTRUSTED}")
+
+
+def _named_programs(opts: CriuOpts) -> Iterator[Problem]:
+    """Programs and plugins that the options name."""
+    named = [("action_scripts", from_work_directory(opts, p)) for p in opts.action_scripts or ()]
+    if opts.libdir is not None:
+        named += [("libdir", p) for p in _plugins((from_work_directory(opts, opts.libdir),))]
+    for field, path in named:
+        why = _why_not(path)
+        if why is not None:
+            yield Problem(field, path, f"{why}, and CRIU runs it; {ALLOW_UNTRUSTED}")
 
 
 def _why_not(path: str) -> str | None:

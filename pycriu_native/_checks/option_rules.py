@@ -23,8 +23,10 @@ from ..enums import Verb
 from ..errors import OptionError, Problem
 from ..options.applicability import foreign_options
 from ..options.criu_opts import CriuOpts
+from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
+from .work_directory import from_work_directory
 
 if TYPE_CHECKING:
     import re
@@ -77,7 +79,10 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     for field in ("images_directory", "work_directory"):
         directory = getattr(opts, field)
         if directory is None or isinstance(directory, str):
-            missing_is_fine = field == "images_directory" and verb is not Verb.RESTORE
+            reads = verb is Verb.RESTORE or (
+                bool(opts.lazy_pages) and verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+            )
+            missing_is_fine = field == "images_directory" and not reads
             if directory is None or (missing_is_fine and not os.path.lexists(directory)):
                 continue
             if not os.path.isdir(directory):
@@ -314,6 +319,24 @@ def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             )
 
 
+def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
+    try:
+        CriuOpts(**{row.name: value for row, value in opts.items() if row.in_config}).to_config()
+    except OptionError as refused:
+        yield from refused.problems
+    for script in opts.action_scripts or ():
+        path = from_work_directory(opts, script)
+        if not os.access(path, os.X_OK) or not os.path.isfile(path):
+            yield Problem("action_scripts", script, "an existing executable file is accepted")
+        elif "/" not in os.fsdecode(script):
+            rule = "CRIU looks in PATH for a name without a slash: './' before it names the file"
+            yield Problem("action_scripts", script, rule)
+    if opts.libdir is not None and not os.path.isdir(from_work_directory(opts, opts.libdir)):
+        yield Problem("libdir", opts.libdir, _EXISTING)
+    if opts.pidfile is not None and os.path.lexists(from_work_directory(opts, opts.pidfile)):
+        yield Problem("pidfile", opts.pidfile, "a file that does not exist is accepted")
+
+
 def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if opts.log_file in (".", ".."):
         yield Problem("log_file", opts.log_file, "a file's name is accepted")
@@ -454,6 +477,7 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
         ["tls", "tls_no_cn_verify", "tls_cacert", "tls_cacrl", "tls_cert", "tls_key"],
     ),
     _files: frozenset(["config_file", "cg_props_file", "irmap_paths"]),
+    _in_config: frozenset(row.name for row in TABLE if row.in_config),
     _log_file: frozenset(["log_file"]),
     _external: frozenset(["external"]),
     _join_ns: frozenset(["join_ns"]),
@@ -479,6 +503,7 @@ _TOUCHING: tuple[Rule, ...] = (
     _status_fd,
     _tls,
     _files,
+    _in_config,
     _join_ns,
 )
 """Those that look at files and descriptors, which can change from call to call."""

@@ -64,6 +64,8 @@ def explain_failure(
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
     if message and not any(message in known for known in lines):
         lines += stderr_lines(message)
+    if verb is Verb.CHECK and not any("Error" in known for known in lines):
+        lines = [known for known in text.splitlines() if "Warn" in known] + lines
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     result = diagnose(lines, verb, errno)
     if (

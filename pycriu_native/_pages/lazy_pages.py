@@ -20,21 +20,17 @@ import select
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark, diagnose, error_lines, stderr_lines
+from .._failures.log_excerpt import LogMark
 from .._support import unpatched
 from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
 from .._system.descriptors import above_stdio
-from .._transport.process import ChildProcess
-from .._transport.program import find_program
-from .._transport.spawn import spawn
 from .._transport.worker import Worker
 from ..enums import Verb
-from ..errors import CriuError, DeadlineError
+from ..errors import DeadlineError
 from ..options.criu_opts import CriuOpts
-from ..options.values import PageServer
+from .subcommand import failure, start
 
 if TYPE_CHECKING:
     from .._calls.progress_state import OnProgress
@@ -77,13 +73,13 @@ class LazyPages(Closing):
             owned.callback(os.close, ready)
             message = above_stdio(message)
             with open(message, "wb"):
-                self._process = _start(via or Worker(), request, directories, message)
+                self._process = start(request, directories, status_fd=message)
             self.pid = self._process.pid
             """The daemon."""
             try:
                 if not _listens(ready, deadline):
                     self._process.wait(UNTIL_STOPPED)
-                    raise _failure(self._process, mark)
+                    raise failure(request, self._process, mark, "before it listened")
             except BaseException:
                 self.close()
                 raise
@@ -127,49 +123,6 @@ class LazyPages(Closing):
             self._process.wait(UNTIL_STOPPED)
 
 
-def _start(via: Worker, request: Request, directories: Directories, told: int) -> ChildProcess:
-    """The daemon, which writes a zero byte to ``told`` when it listens."""
-    from ..options.flags import to_flags  # an import of the name does without
-
-    keep = [fd for fd in (directories.images, directories.work) if fd is not None]
-    server = request.opts.page_server
-    if isinstance(server, PageServer) and server.fd is not None:
-        keep.append(server.fd)
-    named = replace(
-        request.opts,
-        images_directory=_by_descriptor(directories.images),
-        work_directory=_by_descriptor(directories.work),
-        log_file=log_name(request),
-        status_fd=told,
-    )
-    words = [
-        word.flag if word.value is None else f"{word.flag}={word.value}"
-        for word in to_flags(named)[0]
-    ]
-    stderr_text = above_stdio(os.memfd_create("criu-stderr", os.MFD_CLOEXEC))
-    try:
-        pid, pidfd = spawn(
-            [
-                find_program(via.program, allow_untrusted=via.allow_untrusted),
-                str(Verb.LAZY_PAGES),
-                *words,
-            ],
-            env=via.env,
-            stdin=-1,
-            output=stderr_text,
-            keep=[told, *keep],
-        )
-    except BaseException:
-        os.close(stderr_text)
-        raise
-    return ChildProcess(pid, pidfd, stderr_text)
-
-
-def _by_descriptor(fd: int | None) -> str | None:
-    """The path under which the daemon finds a directory that we have open and it inherits."""
-    return None if fd is None else f"/proc/self/fd/{fd}"
-
-
 def _listens(ready: int, deadline: float) -> bool:
     """Wait until the daemon listens; False if it ends instead."""
     poll = unpatched.poll()
@@ -177,20 +130,3 @@ def _listens(ready: int, deadline: float) -> bool:
     if not poll.poll(deadline * 1000):
         raise DeadlineError("lazy-pages: the daemon did not listen in time", verb="lazy-pages")
     return os.read(ready, 1) == b"\0"
-
-
-def _failure(process: ChildProcess, mark: LogMark) -> CriuError:
-    lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
-    result = diagnose(lines, Verb.LAZY_PAGES)
-    cause = result.cause or (
-        lines[0] if lines else process.final_stderr.strip() or "it printed no reason"
-    )
-    message = f"the lazy-pages daemon ended before it listened: {cause}"
-    return result.kind(
-        message + (f"; {result.cure}" if result.cure else ""),
-        verb="lazy-pages",
-        lines=lines,
-        cause=result.cause,
-        cure=result.cure,
-        options=result.options,
-    )

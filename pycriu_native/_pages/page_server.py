@@ -1,10 +1,11 @@
-"""The page server: where dumps on other hosts send their memory pages.
+"""The page server: where dumps on other hosts send their memory pages, or restores get them.
 
 ``page_server`` starts one that runs in the background; ``page_server_child`` starts one whose end
-can be waited for. Each serves one dump or pre-dump, and ends with it. Without TLS everyone who
-reaches the address can write images. It is therefore served on loopback or with ``tls``, unless
-``PageServer(..., clear_text=True)`` allows more. The server listens when the call returns; there is
-no other notification of that.
+can be waited for. Each serves one dump or pre-dump, and ends with it. With ``lazy_pages`` it sends
+the pages of a complete image set to one ``LazyPages`` on another host. Without TLS everyone who
+reaches the address can write or read images. It is therefore served on loopback or with ``tls``,
+unless ``PageServer(..., clear_text=True)`` allows more. The server listens when the call returns;
+there is no other notification of that.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def page_server(
     """Start a page server that runs in the background until it has served one dump.
 
     ``opts.page_server`` is the address; with port 0 CRIU chooses a free one, which is in the
-    result. Pages are written to the images directory. Raises ``ImagesError``, and the errors of any
-    verb. Needs CRIU 3.17; TLS needs ``tls_cert``, ``tls_key`` and ``tls_cacert``.
+    result. Pages are written to the images directory; with ``lazy_pages`` they are read from it.
+    Raises ``ImagesError``, and the errors of any verb. Needs CRIU 3.17; TLS needs ``tls_cert``,
+    ``tls_key`` and ``tls_cacert``.
     """
     return _told(_start(Verb.PAGE_SERVER, opts, via, deadline))
 

@@ -6,6 +6,7 @@ The processes run meanwhile. Readers return an empty value for a process that ha
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -37,12 +38,16 @@ def lines_of(path: str) -> list[str]:
         return []
 
 
+PATH_TOO_LONG = "/(a path of more than 4095 bytes)"
+"""In place of a path that the kernel gives to no reader of /proc (``do_proc_readlink``)."""
+
+
 def link(path: str) -> str:
-    """The target of a link of /proc; empty if it cannot be read."""
+    """The target of a link of /proc; empty if it cannot be read, or ``PATH_TOO_LONG``."""
     try:
         return os.readlink(path)
-    except OSError:
-        return ""
+    except OSError as error:
+        return PATH_TOO_LONG if error.errno == errno.ENAMETOOLONG else ""
 
 
 def _info(pid: int, number: int) -> dict[str, list[str]]:

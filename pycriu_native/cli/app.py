@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "migrate": ("migrate", "move a process to another machine"),
     "page-server": ("serve_pages", "take memory pages from a dump on another host"),
     "lazy-pages": ("serve_pages", "feed memory to processes that run already"),
+    "dedup": ("serve_pages", "free the pages of parent images that newer images replace"),
     "cpuinfo-dump": ("machine", "write down what this processor can do"),
     "cpuinfo-check": ("machine", "whether this processor can take over"),
     "pack": ("archives", "write an image set as one archive"),

@@ -128,9 +128,11 @@ class Command(click.Command):
         made += reach_options() if mask or self._reaches else []
         made += [_help_all()] if mask else []
         made += _said()
-        return made + (
-            option_parameters.field_options(mask, self._without, self.also) if mask else []
-        )
+        if mask:
+            own = {word for param in self._own for word in param.opts}
+            fields = option_parameters.field_options(mask, self._without, self.also)
+            made += [param for param in fields if own.isdisjoint(param.opts)]
+        return made
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""

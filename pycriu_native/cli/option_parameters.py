@@ -200,8 +200,9 @@ def field_options(
 
 
 def _server_options(verb: On) -> Iterator[click.Option]:
-    role = "to listen on" if verb is On.PAGE_SERVER else "of the page server"
-    if verb is not On.PAGE_SERVER:
+    serves = verb == VERB_MASK[Verb.PAGE_SERVER]
+    role = "to listen on" if serves else "of the page server"
+    if not serves:
         way = "Take memory pages from" if verb is On.LAZY_PAGES else "Send memory pages to"
         help = f"{way} the page server at --address and --port"
         yield ServerOption(["--page-server"], is_flag=True, default=None, help=help)

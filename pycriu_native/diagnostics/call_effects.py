@@ -136,7 +136,7 @@ def _sent(opts: CriuOpts, wire: str, shown: WireValue, value: WireValue) -> Sent
 
 
 def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
-    if request.verb not in command_line.COMMANDS.values():
+    if request.verb not in command_line.COMMANDS:
         return (), ()
     words, unsaid = command_line.command(request.opts, request.verb, request.pid)
     foreign = {problem.field for problem in foreign_options(request.opts, request.verb)}

@@ -119,6 +119,8 @@ def _after(row: Row, value: object, given: Any) -> tuple[bool, str]:
     """The effect of an option of the request's own file."""
     if given is None or given == ():
         return True, "applies: the request does not set it"
+    if row.in_config and not isinstance(row.kind, ListOf):
+        return False, "has no effect: the call adds its own behind it"
     if isinstance(row.kind, ListOf):
         return True, "is added to what the request has"
     if given == value:

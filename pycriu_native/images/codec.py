@@ -14,49 +14,53 @@ from typing import Any
 
 from ..errors import ImagesError
 from .formats import BY_NAME, Format
-from .json_messages import from_dict, from_text, to_dict
+from .json_messages import Style, from_dict, from_text, to_dict
 from .reader import ImageFile
 from .trailers import load, load_ghost, store
 
 
-def decode(file: str | os.PathLike[str], *, payload: bool = True) -> dict[str, Any]:
+def decode(
+    file: str | os.PathLike[str], *, payload: bool = True, pretty: bool = False
+) -> dict[str, Any]:
     """Convert an image file to ``{"magic": "CORE", "entries": [{...}, ...]}``.
 
     The names are those of CRIU's own messages, as ``crit decode`` prints them. Numbers are
     numbers, enums are names, text is text (bytes that are not UTF-8 are surrogates, as in file
     names of Python), other bytes are base64. The data after an entry, such as that of a pipe, is
-    its ``"extra"``; with ``payload=False`` its size replaces it, as by ``crit --nopl``.
+    its ``"extra"``; with ``payload=False`` its size replaces it, as by ``crit --nopl``. With
+    ``pretty`` addresses, flags, devices and states are text, as by ``crit --pretty``.
 
     Raises ``ImagesError`` naming the file and the offset for a file that is not an image, is
     truncated or damaged, and for a payload of more than 1 GiB. ``pages-*.img`` contain memory, not
     messages: use ``inspect``.
     """
     with ImageFile(os.path.abspath(os.fsdecode(file))) as image:
-        return {"magic": image.format.name, "entries": _entries(image, payload)}
+        style = Style.PRETTY if pretty else Style.PLAIN
+        return {"magic": image.format.name, "entries": _entries(image, payload, style)}
 
 
-def _entries(file: ImageFile, payload: bool) -> list[dict[str, Any]]:
+def _entries(file: ImageFile, payload: bool, style: Style) -> list[dict[str, Any]]:
     kind = file.format
     if kind.trailer == "ghost":
-        return load_ghost(file, payload)
+        return load_ghost(file, payload, style)
     if not kind.trailer or kind.trailer == "pagemap":
         name, others = kind.message, "pagemap_entry" if kind.trailer else kind.message
         entries = []
         for begin, data in file.frames(file.start):
-            entries.append(to_dict(file.read(begin, data, name), name))
+            entries.append(to_dict(file.read(begin, data, name), name, style))
             name = others
         return entries
     entries, at = [], file.start
     while at < file.size:
         result, at = file.parse(at, kind.message)
-        entry = to_dict(result, kind.message)
+        entry = to_dict(result, kind.message, style)
         entry["extra"], at = load(file, kind, result, at, payload)
         entries.append(entry)
     return entries
 
 
 def encode(image: Mapping[str, Any]) -> bytes:
-    """Convert a result of ``decode`` to the bytes of an image file.
+    """Convert a result of ``decode``, pretty or not, to the bytes of an image file.
 
     Raises ``ImagesError`` naming the entry and the field for what cannot be one.
     """

@@ -13,12 +13,14 @@ import os
 import quopri
 import struct
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ..errors import ImagesError
+from . import pretty
 from .schema import Row, message, table
 
 UNKNOWN = "_unknown"
@@ -40,9 +42,19 @@ def from_text(text: Any, what: str) -> bytes:
 _Show = Callable[[Any], Any]
 
 
-def to_dict(found: Any, name: str | None = None) -> dict[str, Any]:
+class Style(Enum):
+    """How numbers are shown."""
+
+    PLAIN = auto()
+    PRETTY = auto()
+    """As ``crit decode --pretty`` prints them."""
+    HEX = auto()
+    """The same, inside of a message whose numbers are hexadecimal."""
+
+
+def to_dict(found: Any, name: str | None = None, style: Style = Style.PLAIN) -> dict[str, Any]:
     """The fields that are set in a message."""
-    names = _shown(name or found.DESCRIPTOR.name)
+    names = _shown(name or found.DESCRIPTOR.name, style)
     out: dict[str, Any] = {}
     for field, value in found.ListFields():
         key, show = names[field.number]
@@ -54,13 +66,15 @@ def to_dict(found: Any, name: str | None = None) -> dict[str, Any]:
 
 
 @functools.cache
-def _shown(name: str) -> dict[int, tuple[str, _Show | None]]:
+def _shown(name: str, style: Style) -> dict[int, tuple[str, _Show | None]]:
     """Name and conversion of each field, by field number."""
-    return {row.number: (row.name, _show(row)) for row in table()[0][name]}
+    return {row.number: (row.name, _show(row, style)) for row in table()[0][name]}
 
 
-def _show(row: Row) -> _Show | None:
-    one = _show_one(row)
+def _show(row: Row, style: Style) -> _Show | None:
+    if row.pretty == "ip" and style is not Style.PLAIN:
+        return pretty.show_address
+    one = _show_one(row, style)
     if row.label != "*":
         return one
     if one is None:
@@ -68,17 +82,25 @@ def _show(row: Row) -> _Show | None:
     return lambda values: [one(value) for value in values]
 
 
-def _show_one(row: Row) -> _Show | None:
+def _show_one(row: Row, style: Style) -> _Show | None:
     messages, enums = table()
+    if style is Style.PRETTY and row.pretty == "hex":
+        style = Style.HEX
     if row.type in messages:
-        return functools.partial(to_dict, name=row.type)
+        return functools.partial(to_dict, name=row.type, style=style)
     if row.type in enums:
         return {number: value for value, number in enums[row.type].items()}.__getitem__
     if row.type == "string":
         return os.fsdecode
     if row.quoted:
         return lambda value: quopri.encodestring(value).decode()
-    return to_text if row.type == "bytes" else None
+    if row.type == "bytes":
+        return to_text
+    if style is Style.HEX and row.type != "bool":
+        return hex
+    if style is Style.PRETTY and row.pretty is not None:
+        return functools.partial(pretty.show, field=row.name, mark=row.pretty)
+    return None
 
 
 def from_dict(name: str, described: Any, where: str) -> Any:
@@ -99,11 +121,8 @@ def from_dict(name: str, described: Any, where: str) -> Any:
         except (TypeError, ValueError, KeyError) as error:
             if isinstance(error, ImagesError):
                 raise
-            hint = ""
-            if isinstance(value, str | list) and row.type not in ("string", "bytes"):
-                hint = "; crit decode --pretty prints text in the place of numbers: leave it out"
             raise ImagesError(
-                f"{where}.{key}={value!r:.60}: {row.type} is needed: {error}{hint}"
+                f"{where}.{key}={value!r:.60}: {row.type} is needed: {error}"
             ) from None
     if not made.IsInitialized():
         lacks = ", ".join(made.FindInitializationErrors())
@@ -117,7 +136,9 @@ def _set(made: Any, row: Row, value: Any, where: str) -> None:
         if not isinstance(value, list):
             raise TypeError("a list of them")
         items = getattr(made, row.name)
-        if row.type in messages:
+        if row.pretty == "ip" and len(value) == 1 and isinstance(value[0], str):
+            items.extend(pretty.read_address(value[0]))
+        elif row.type in messages:
             items.extend(from_dict(row.type, each, where) for each in value)
         else:
             items.extend(_value(row, each, where) for each in value)
@@ -140,8 +161,7 @@ def _value(row: Row, value: Any, where: str) -> Any:
         return quopri.decodestring(value)
     if row.type == "bytes":
         return from_text(value, where)
-    # crit decode --pretty prints some numbers so.
-    return int(value, 16) if isinstance(value, str) and value.startswith("0x") else value
+    return pretty.read(value, row.name, row.pretty) if isinstance(value, str) else value
 
 
 # --- Fields of releases to come -----------------------------------------------------

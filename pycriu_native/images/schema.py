@@ -51,6 +51,8 @@ class Row(NamedTuple):
     default: str | None = None
     quoted: bool = False
     packed: bool = False
+    pretty: str | None = None
+    """How the pretty form shows it: see ``pretty.py``."""
 
 
 @functools.cache
@@ -71,9 +73,14 @@ def table() -> tuple[dict[str, tuple[Row, ...]], dict[str, dict[str, int]]]:
             case [name, number, kind, *more]:
                 label = name[-1] if name[-1] in "?*" else ""
                 default = next((word[1:] for word in more if word[0] == "="), None)
-                marks = "quoted" in more, "packed" in more
+                pretty = next((word for word in more if _is_pretty(word)), None)
+                marks = "quoted" in more, "packed" in more, pretty
                 fields.append(Row(name.rstrip("?*"), label, int(number), kind, default, *marks))
     return {name: tuple(rows) for name, rows in messages.items()}, enums
+
+
+def _is_pretty(word: str) -> bool:
+    return word.partition(":")[0] in ("hex", "ip", "dev", "odev", "flags", "dict")
 
 
 def _lines() -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ImagesError
 from .formats import Format
-from .json_messages import from_dict, from_text, to_dict, to_text
+from .json_messages import Style, from_dict, from_text, to_dict, to_text
 from .reader import ImageFile, damaged
 
 LARGEST_PAYLOAD = 2**30
@@ -143,10 +143,10 @@ def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
         yield from_text(text, what)[: result.msize].ljust(rounded(result.msize, 8), b"\0")
 
 
-def load_ghost(file: ImageFile, wanted: bool) -> list[dict[str, Any]]:
+def load_ghost(file: ImageFile, wanted: bool, style: Style) -> list[dict[str, Any]]:
     """A deleted file: its attributes, then its bytes, whole or in chunks."""
     result, at = file.parse(file.start, "ghost_file_entry")
-    first = to_dict(result)
+    first = to_dict(result, style=style)
     if not result.chunks:
         if wanted:
             first["extra"] = to_text(payload(file, at, file.size - at, "a deleted file"))
@@ -154,7 +154,7 @@ def load_ghost(file: ImageFile, wanted: bool) -> list[dict[str, Any]]:
     entries = [first]
     while at < file.size:
         chunk, at = file.parse(at, "ghost_chunk_entry")
-        entries.append(to_dict(chunk))
+        entries.append(to_dict(chunk, style=style))
         if wanted:
             entries[-1]["extra"] = to_text(payload(file, at, chunk.len, "a chunk"))
         elif chunk.len > file.size - at:

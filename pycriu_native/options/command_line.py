@@ -16,20 +16,47 @@ from .applicability import foreign_options
 from .fields import Fields
 from .flag_values import Takes
 from .flags import SHORT, FlagParser, Opts, Word, to_flags
+from .values import PageServer
 
 PROGRAM = "criu"
-COMMANDS = {str(verb): verb for verb in (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)}
+SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+COMMANDS = {
+    Verb.DUMP: ("dump",),
+    Verb.PRE_DUMP: ("pre-dump",),
+    Verb.RESTORE: ("restore",),
+    Verb.RESTORE_CHILD: ("restore",),
+    Verb.PAGE_SERVER: ("page-server",),
+    Verb.PAGE_SERVER_CHILD: ("page-server",),
+    Verb.LAZY_PAGES: ("lazy-pages",),
+    Verb.DEDUP: ("dedup",),
+    Verb.CHECK: ("check",),
+    Verb.CPUINFO_DUMP: ("cpuinfo", "dump"),
+    Verb.CPUINFO_CHECK: ("cpuinfo", "check"),
+}
+"""The commands of the program, by verb."""
+
+LAST = {
+    Verb.RESTORE: "--restore-detached",
+    Verb.RESTORE_CHILD: "--restore-sibling",
+    Verb.PAGE_SERVER: "--daemon",
+}
+"""Words that the verb stands for."""
+
 LETTERS = {
     **SHORT,
     "d": "--restore-detached",
     "S": "--restore-sibling",
     "h": "--help",
     "V": "--version",
-    "L": "--libdir",
 }
-OTHER_COMMANDS = frozenset(
-    ("check", "cpuinfo", "dedup", "exec", "lazy-pages", "page-server", "service", "show", "swrk")
-)
+OTHER_COMMANDS = {
+    "service": "Service(path) reaches one that runs already",
+    "swrk": "Worker() starts one for each call",
+    "exec": "CRIU has removed it",
+    "show": "CRIU has removed it: images.decode() shows images",
+}
+"""Commands that are no verb, and what there is instead."""
+
 READ_FIRST = frozenset(("-h", "--help", "--config", "--no-default-config"))
 """Words that criu looks for anywhere in its command line, before it reads it properly."""
 
@@ -47,35 +74,52 @@ def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
 
 def chosen(opts: Fields, verb: Verb | str) -> Verb:
     """The verb that is meant: ``dump`` with ``pre_dump`` set is a pre-dump."""
-    result = COMMANDS.get(str(verb))
+    result = {str(each): each for each in COMMANDS}.get(str(verb))
     if result is None:
-        raise OptionError([Problem("verb", verb, f"one of {', '.join(COMMANDS)} is accepted")])
+        rule = f"one of {', '.join(map(str, COMMANDS))} is accepted"
+        raise OptionError([Problem("verb", verb, rule)])
     return Verb.PRE_DUMP if result is Verb.DUMP and opts.pre_dump else result
 
 
 def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
     """The command line for all that it can say, and what it cannot."""
     problems = list(foreign_options(opts, verb))
-    response, unsaid = to_flags(replace(opts.only_for(verb), pre_dump=None, exec_cmd=None))
+    said, unsaid = to_flags(_sayable(opts.only_for(verb), verb))
     problems += unsaid
-    words = [PROGRAM, str(verb), *_tree(verb, pid, problems)]
-    for word in response:
+    if verb in SERVERS and not any(word.flag in ("--address", "--ps-socket") for word in said):
+        rule = "an address or a descriptor is required: criu would listen on every address"
+        problems.append(Problem("page_server", opts.page_server, rule))
+    words = [PROGRAM, *COMMANDS[verb], *_tree(verb, pid, problems)]
+    for word in said:
+        if verb in SERVERS and word.flag == "--page-server":
+            continue  # the command says it
         words.append(word.flag if word.value is None else f"{word.flag}={word.value}")
         problems += _misread(word)
-    if verb is Verb.RESTORE:
-        if opts.exec_cmd is None:
-            words.append("--restore-detached")
-        else:
-            arguments = [str(word) for word in opts.exec_cmd]
-            words += ["--exec-cmd", "--", *arguments]
-            problems += (p for a in arguments for p in _misread(Word("--", a, "exec_cmd")))
+    if opts.exec_cmd is not None and verb is Verb.RESTORE:
+        arguments = [str(word) for word in opts.exec_cmd]
+        words += ["--exec-cmd", "--", *arguments]
+        problems += (p for a in arguments for p in _misread(Word("--", a, "exec_cmd")))
+    elif verb in LAST:
+        if opts.exec_cmd is not None and verb is Verb.RESTORE_CHILD:
+            rule = "criu takes no --exec-cmd with --restore-sibling"
+            problems.append(Problem("exec_cmd", opts.exec_cmd, rule))
+        words += ["--restore-detached"] if verb is Verb.RESTORE_CHILD else []
+        words.append(LAST[verb])
     return words, problems
 
 
+def _sayable(opts: Fields, verb: Verb) -> Fields:
+    """The options without those that the command, or the words behind it, say."""
+    server = opts.page_server
+    if verb in SERVERS and isinstance(server, PageServer) and server.address and not server.port:
+        server = replace(server, port=None)  # CRIU chooses one unless a port is given
+    return replace(opts, pre_dump=None, exec_cmd=None, page_server=server)
+
+
 def _tree(verb: Verb, pid: int | None, problems: list[Problem]) -> list[str]:
-    if verb is Verb.RESTORE:
+    if verb not in (Verb.DUMP, Verb.PRE_DUMP):
         if pid is not None:
-            problems.append(Problem("pid", pid, "a restore takes its pids from the images"))
+            problems.append(Problem("pid", pid, f"{verb} takes no pid"))
         return []
     if pid is None:
         problems.append(
@@ -98,25 +142,49 @@ def _misread(word: Word) -> Iterator[Problem]:
 def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, Opts]:
     """See ``CriuOpts.from_argv``."""
     words = list(words)
-    if words and not words[0].startswith("-") and words[0] not in OTHER_COMMANDS | set(COMMANDS):
+    if words and not words[0].startswith("-") and not _is_command(words[0]):
         del words[0]
     reader = FlagParser()
     remaining = _read(words, reader)
-    name, rest = (remaining[0], remaining[1:]) if remaining else (None, [])
-    verb = COMMANDS.get(str(name))
-    if verb is None:
-        rule = f"one of the commands {', '.join(COMMANDS)} is accepted"
-        reader.problems.insert(0, Problem("verb", name, rule))
-    elif verb is not Verb.RESTORE and reader.pid is None:
+    if reader.asks_version:
+        return Verb.VERSION, None, cls()
+    name = remaining[:2] if remaining[:1] == ["cpuinfo"] else remaining[:1]
+    rest = remaining[len(name) :]
+    verb = _verb(tuple(name), reader)
+    if verb in (Verb.DUMP, Verb.PRE_DUMP) and reader.pid is None:
         reader.problems.append(Problem("--tree", None, f"{verb} needs the process"))
+    if verb is Verb.RESTORE_CHILD and not reader.detached:
+        rule = "criu refuses it without --restore-detached"
+        reader.problems.append(Problem("--restore-sibling", None, rule))
     if not reader.executes:
         reader.problems += [Problem("words", word, "is one word too many") for word in rest]
-    reader.finish(rest)
+    elif verb is not None and verb is not Verb.RESTORE:
+        reader.problems.append(Problem("--exec-cmd", None, "belongs to restore"))
+    reader.finish(rest, serves=verb in SERVERS)
     if verb is Verb.PRE_DUMP:
         reader.fields["pre_dump"] = True
     opts = reader.make(cls)
     assert verb is not None
-    return verb, None if verb is Verb.RESTORE else reader.pid, opts
+    return verb, reader.pid if verb in (Verb.DUMP, Verb.PRE_DUMP) else None, opts
+
+
+def _is_command(word: str) -> bool:
+    return word in OTHER_COMMANDS or any(word == command[0] for command in COMMANDS.values())
+
+
+def _verb(name: tuple[str, ...], reader: FlagParser) -> Verb | None:
+    """The verb of a command and of the options that choose between two verbs."""
+    verb = {command: verb for verb, command in reversed(COMMANDS.items())}.get(name)
+    if verb is None:
+        rule = OTHER_COMMANDS.get(" ".join(name))
+        known = ", ".join(dict.fromkeys(" ".join(command) for command in COMMANDS.values()))
+        rule = f"is no verb: {rule}" if rule else f"one of the commands {known} is accepted"
+        reader.problems.insert(0, Problem("verb", " ".join(name) or None, rule))
+    elif verb is Verb.RESTORE and reader.sibling:
+        verb = Verb.RESTORE_CHILD
+    elif verb is Verb.PAGE_SERVER and not reader.detached:
+        verb = Verb.PAGE_SERVER_CHILD
+    return verb
 
 
 def _read(words: Sequence[str], reader: FlagParser) -> list[str]:

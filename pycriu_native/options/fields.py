@@ -14,7 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import Any, Self
-from ..enums import CgroupMode, CompressMode, ImageIOMode, NetworkLock, PreDumpMode, Verb
+from ..enums import (
+    CgroupMode,
+    CompressMode,
+    FileValidation,
+    ImageIOMode,
+    NetworkLock,
+    PreDumpMode,
+    Verb,
+)
 from ..errors import OptionError, Problem
 from .table import BY_FIELD, VERB_MASK, Row
 from .values import (
@@ -98,7 +106,8 @@ class Fields:
     lazy_pages: bool | None = None
     """Dump: leave memory in the process and serve it to a restore elsewhere. Restore: run at
     once and fetch memory from the ``criu lazy-pages`` daemon of the same work directory.
-    Needs userfaultfd. CRIU 3.5."""
+    Page server: serve the pages of a complete image set to such a daemon. Dump and restore need
+    userfaultfd. CRIU 3.5."""
     status_fd: Descriptor | None = None
     """Gets one zero byte when a page server or lazy dump can be connected to; must be writable.
     CRIU calls it obsolete since 3.15 and sends the ``status-ready`` notification too."""
@@ -266,6 +275,35 @@ class Fields:
     them. CRIU 3.19."""
     plugin_options: Iterable[str] | None = None
     """Options of plugins: ``"PLUGIN.NAME"`` or ``"PLUGIN.NAME=VALUE"``. CRIU 4.3."""
+
+    # ---- what no request has: it goes into a configuration file that the call adds ----
+
+    ghost_fiemap: bool | None = None
+    """Find the data of deleted files by fiemap instead of by ``SEEK_DATA``. CRIU 3.18."""
+    allow_uprobes: bool | None = None
+    """Save and restore a process that has the mapping of uprobes. CRIU 4.2."""
+    file_validation: FileValidation | str | int | None = None
+    """How a restore compares mapped files with those of the dump; the default is BUILDID. A dump
+    saves the build IDs. CRIU 3.15."""
+    action_scripts: Iterable[StrPath] | None = None
+    """Programs that CRIU runs at each notification, after ``on_notify``, the last one first, with
+    CRTOOLS_SCRIPT_ACTION, CRTOOLS_IMAGE_DIR and CRTOOLS_INIT_PID in the environment. A relative
+    path begins at the work directory. A program that fails makes the call fail. CRIU 3.19."""
+    pidfile: StrPath | None = None
+    """A file that CRIU makes, with the pid of the restored root process or of the page server. It
+    must not exist. A relative path begins at the work directory."""
+    libdir: StrPath | None = None
+    """The directory of CRIU's plugins. A relative path begins at the work directory."""
+    log_pid: bool | None = None
+    """Each restored process logs to a file of its own: the log's name with the pid appended."""
+    deprecated: bool | None = None
+    """Accept images and features that CRIU has deprecated."""
+    check_extra: bool | None = None
+    """``check`` looks at what only some processes need as well."""
+    check_experimental: bool | None = None
+    """``check`` looks at experimental features as well."""
+    check_feature: str | None = None
+    """``check`` looks at this feature only, by the names of ``criu check --feature list``."""
 
     def __post_init__(self) -> None:
         fields = vars(self)

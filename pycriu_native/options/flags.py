@@ -95,8 +95,8 @@ _ITEMS: dict[str, Callable[[Fields], list[Word]]] = {"page_server": _say_page_se
 _PARTS = {"--address": "address", "--port": "port", "--ps-socket": "fd"}
 """The flags with the fields of ``PageServer``."""
 
-_SINGLE = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
-"""Flags that :class:`FlagParser` knows by itself."""
+_NO_ROW = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
+"""Flags of rows that :class:`FlagParser` reads by itself."""
 
 
 # ---- from words to options ----
@@ -105,7 +105,7 @@ _SINGLE = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
 def _rows_by_flag() -> dict[str, list[Row]]:
     result: dict[str, list[Row]] = {}
     for row in TABLE:
-        if row.field and row.flag and row.name not in NO_WORDS and row.flag not in _SINGLE:
+        if row.field and row.flag and row.name not in NO_WORDS and row.flag not in _NO_ROW:
             result.setdefault(row.flag, []).append(row)
     for rows in result.values():
         rows.sort(key=lambda row: not isinstance(spelling(row), Keyword))
@@ -116,36 +116,27 @@ ROWS = _rows_by_flag()
 NEGATIONS = {"--no-" + row.flag[2:]: row for row in TABLE if row.negates and row.flag}
 SHORT = {row.short: row.flag for row in TABLE if row.short and row.flag}
 
-IMPLIED = frozenset(("--restore-detached", "--no-default-config"))
-"""Long options that ask for nothing: over its socket CRIU always detaches from what it restores,
-and which files it reads is not the options' matter."""
+IMPLIED = frozenset(("--no-default-config", "--close"))
+"""Long options that are read and have no field: a worker has its own configuration, and inherits no
+descriptor of the caller's that would have to be closed."""
 
 ELSEWHERE = {
-    "--restore-sibling": "restore_child() does that",
     "--help": "asks for no verb",
-    "--version": "version() asks for that",
-    "--action-script": "on_notify does that",
-    "--pidfile": "the result of the verb has the pid",
-    "--no-page-server": "leave page_server unset",
+    "--ms": "criu refuses it as well: --extra and --experimental replace it",
 }
 """Long options of ``criu`` that are no field, and what to do instead."""
 
-UNASKABLE = frozenset(
-    (
-        *("--close", "--libdir", "--feature", "--file-validation", "--ms", "--all"),
-        *("--log-pid", "--no-log-pid", "--daemon", "--no-daemon", "--extra", "--no-extra"),
-        *("--experimental", "--no-experimental", "--deprecated", "--no-deprecated"),
-        *("--ghost-fiemap", "--no-ghost-fiemap", "--allow-uprobes", "--no-allow-uprobes"),
-        *("--no-restore-detached", "--no-restore-sibling"),
-    )
-)
-"""Long options of ``criu`` that its requests have no field for."""
+DETACHED = {
+    **dict.fromkeys(("--restore-detached", "--daemon"), True),
+    **dict.fromkeys(("--no-restore-detached", "--no-daemon"), False),
+}
+SIBLING = {"--restore-sibling": True, "--no-restore-sibling": False}
+SERVED = {"--page-server": True, "--no-page-server": False}
+BOTH_CHECKS = "--all"
 
-_WITH_VALUE = frozenset(
-    (
-        *("--tree", *_PARTS, "--action-script", "--pidfile"),
-        *("--close", "--libdir", "--feature", "--file-validation"),
-    )
+_WITH_VALUE = frozenset(("--tree", *_PARTS, "--close"))
+_ALONE = frozenset(
+    ("--version", *ELSEWHERE, *IMPLIED, *DETACHED, *SIBLING, *SERVED, BOTH_CHECKS, "--exec-cmd")
 )
 
 
@@ -158,6 +149,12 @@ class FlagParser:
         self.pid: int | None = None
         self.executes = False
         """Whether a command is to be run after the restore."""
+        self.detached = False
+        """Whether a restore, or a daemon, goes on in the background."""
+        self.sibling = False
+        """Whether the restored root is to be a child of the caller's."""
+        self.asks_version = False
+        """Whether the program would print its version, and end."""
         self._asks_server = False
         self._server: dict[str, str | int] = {}
 
@@ -165,7 +162,7 @@ class FlagParser:
         """Whether a long option takes a value; one that is not known takes what it is given."""
         if flag in _WITH_VALUE:
             return Takes.VALUE
-        if any(flag in known for known in (NEGATIONS, ELSEWHERE, UNASKABLE, IMPLIED, _SINGLE)):
+        if flag in NEGATIONS or flag in _ALONE:
             return Takes.NOTHING
         result = {spelling(row).takes for row in ROWS.get(flag, ())}
         return result.pop() if len(result) == 1 else Takes.PERHAPS
@@ -178,35 +175,30 @@ class FlagParser:
                 raise ValueError("needs a value")
             if value is not None and takes is Takes.NOTHING:
                 raise ValueError("takes no value")
-            if flag in _SINGLE:
-                self._take(flag, value or "")
-            else:
-                self._set(flag, value)
+            self._set(flag, value)
         except ValueError as problem:
             self.problems.append(Problem(flag, value, str(problem)))
-
-    def _take(self, flag: str, value: str) -> None:
-        if flag == "--exec-cmd":
-            self.executes = True
-        elif flag == "--page-server":
-            self._asks_server = True
-        elif flag == "--address":
-            self._server["address"] = value
-        else:
-            number = whole_number(value)
-            if not number and flag != "--ps-socket":
-                raise ValueError("1 or more is accepted")
-            if flag == "--tree":
-                self.pid = number
-            else:
-                self._server[_PARTS[flag]] = number
 
     def _set(self, flag: str, value: str | None) -> None:
         if flag in ELSEWHERE:
             raise ValueError(f"is no option of CriuOpts: {ELSEWHERE[flag]}")
-        if flag in UNASKABLE:
-            raise ValueError("is no option of CriuOpts: CRIU's requests have no field for it")
-        if flag in NEGATIONS:
+        if flag == "--exec-cmd":
+            self.executes = True
+        elif flag == "--version":
+            self.asks_version = True
+        elif flag in DETACHED:
+            self.detached = DETACHED[flag]
+        elif flag in SIBLING:
+            self.sibling = SIBLING[flag]
+        elif flag in SERVED:
+            self._asks_server = SERVED[flag]
+        elif flag == BOTH_CHECKS:
+            self.fields |= {"check_extra": True, "check_experimental": True}
+        elif flag == "--address":
+            self._server["address"] = value or ""
+        elif flag in _WITH_VALUE:
+            self._take_number(flag, whole_number(value))
+        elif flag in NEGATIONS:
             self.fields[NEGATIONS[flag].name] = False
         elif flag in ROWS:
             rows = ROWS[flag]
@@ -217,14 +209,33 @@ class FlagParser:
         elif flag not in IMPLIED:
             raise ValueError("is no option of criu that is known here (abbreviations are not read)")
 
-    def finish(self, command: Sequence[str] = (), *, lazy: bool = False) -> None:
-        """Put together what several words say; ``command`` is what ``--exec-cmd`` is to run."""
+    def _take_number(self, flag: str, number: int) -> None:
+        if flag == "--close":
+            if number <= 2:
+                raise ValueError("3 or more is accepted: a worker has its own 0 to 2")
+            return
+        if not number and flag != "--ps-socket":
+            raise ValueError("1 or more is accepted")
+        if flag == "--tree":
+            self.pid = number
+        else:
+            self._server[_PARTS[flag]] = number
+
+    def finish(
+        self, command: Sequence[str] = (), *, lazy: bool = False, serves: bool = False
+    ) -> None:
+        """Put together what several words say; ``command`` is what ``--exec-cmd`` is to run.
+
+        ``serves``: this is a page server, which listens on every address if none is given.
+        """
         lazy = lazy or bool(self.fields.get("lazy_pages"))
-        if self._asks_server and lazy:
+        everywhere = serves and "fd" not in self._server
+        server = {"address": "0.0.0.0", "port": 0} if everywhere else {}
+        if self._asks_server and lazy and not serves:
             rule = "not with --lazy-pages: asked over its socket, CRIU then serves pages itself"
             self.problems.append(Problem("--page-server", None, rule))
-        elif self._asks_server or (lazy and self._server):
-            self.fields["page_server"] = self._server
+        elif self._asks_server or serves or (lazy and self._server):
+            self.fields["page_server"] = {**server, **self._server}
         elif self._server:
             flag = next(flag for flag, part in _PARTS.items() if part in self._server)
             rule = "says nothing without --page-server or --lazy-pages"

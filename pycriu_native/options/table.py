@@ -46,15 +46,18 @@ class On(Mask):
     PRE_DUMP = auto()
     RESTORE = auto()
     PAGE_SERVER = auto()
+    DAEMON = auto()
+    """A page server in the background."""
     CPUINFO = auto()
     LAZY_PAGES = auto()
     CHECK = auto()
+    DEDUP = auto()
 
     SAVE = DUMP | PRE_DUMP
     BOTH = DUMP | RESTORE
     TREE = SAVE | RESTORE
     PAGES = SAVE | PAGE_SERVER | LAZY_PAGES
-    ALL = TREE | PAGES | CPUINFO | CHECK
+    ALL = TREE | PAGES | DAEMON | CPUINFO | CHECK | DEDUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Row:
     field: str | None
     """Its name in ``CriuOpts``; None: the call sets it, not the user."""
     wire: str | None
-    """Its name in ``rpc.proto``; None: it selects the verb and is not sent."""
+    """Its name in ``rpc.proto``; None: it selects the verb, or ``in_config`` is set."""
     kind: Kind
     on: On
     setter: str | None = None
@@ -81,6 +84,8 @@ class Row:
     """The program also has ``--no-`` and the name, for False."""
     implies: str | None = None
     """A field that the long option sets to True as well."""
+    in_config: bool = False
+    """No request has a field for it: it goes into a configuration file that the call adds."""
     repair: bool = False
     """The setter forgets the presence flag: the field is set by its wire name as well."""
     lies: bool = False
@@ -121,6 +126,13 @@ def _flag(field: str, on: On, since: str = "1.7", **more: object) -> Row:
     return _row(field, field, Flag(), on, "set_" + field, since, **more)
 
 
+def _in_config(
+    field: str, kind: Kind, on: On, flag: str, since: str = "1.7", **more: object
+) -> Row:
+    """An option of CRIU's command line and configuration files that no request has."""
+    return _row(field, None, kind, on, None, since, flag=flag, in_config=True, **more)
+
+
 TABLE: tuple[Row, ...] = (
     # ---- runc's CriuOpts, in its order ----
     _row("images_directory", "images_dir_fd", Directory(), On.ALL, "set_images_dir_fd",
@@ -147,7 +159,7 @@ TABLE: tuple[Row, ...] = (
     _row("empty_ns", "empty_ns", Namespaces(), On.TREE, "set_empty_ns", "1.7", local="3.19",
          runc="EmptyNs", flag="--empty-ns"),
     _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
-    _flag("lazy_pages", On.BOTH, "3.5", local="4.3", runc="LazyPages",
+    _flag("lazy_pages", On.BOTH | On.PAGE_SERVER, "3.5", local="4.3", runc="LazyPages",
           negates=False),
     _row("status_fd", "status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER, since="3.7",
          runc="StatusFd", flag="--status-fd"),
@@ -264,6 +276,20 @@ TABLE: tuple[Row, ...] = (
     _row("plugin_options", "plugin_options", ListOf(Text("PLUGIN.NAME or PLUGIN.NAME=VALUE")), On.TREE,
          "add_plugin_option", "4.3", flag="--plugin-option"),
 
+    # ---- what no request has ----
+    _in_config("ghost_fiemap", Flag(), On.SAVE, "--ghost-fiemap", "3.18", negates=True),
+    _in_config("allow_uprobes", Flag(), On.BOTH, "--allow-uprobes", "4.2", negates=True),
+    _in_config("file_validation", Mode(enums.FileValidation), On.BOTH, "--file-validation", "3.15",
+               default="buildid"),
+    _in_config("action_scripts", ListOf(FilePath()), On.BOTH, "--action-script", "3.19"),
+    _in_config("pidfile", FilePath(), On.RESTORE | On.DAEMON, "--pidfile"),
+    _in_config("libdir", FilePath(), On.TREE, "--libdir", short="L"),
+    _in_config("log_pid", Flag(), On.RESTORE, "--log-pid", negates=True),
+    _in_config("deprecated", Flag(), On.BOTH, "--deprecated", negates=True),
+    _in_config("check_extra", Flag(), On.CHECK, "--extra", negates=True),
+    _in_config("check_experimental", Flag(), On.CHECK, "--experimental", negates=True),
+    _in_config("check_feature", Text("a feature's name"), On.CHECK, "--feature"),
+
     # ---- what the call adds ----
     _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree", short="t",
          added="the verb's argument"),
@@ -280,10 +306,12 @@ VERB_MASK: dict[enums.Verb, On] = {
     enums.Verb.DUMP: On.DUMP,
     enums.Verb.PRE_DUMP: On.PRE_DUMP,
     enums.Verb.RESTORE: On.RESTORE,
-    enums.Verb.PAGE_SERVER: On.PAGE_SERVER,
+    enums.Verb.RESTORE_CHILD: On.RESTORE,
+    enums.Verb.PAGE_SERVER: On.PAGE_SERVER | On.DAEMON,
     enums.Verb.PAGE_SERVER_CHILD: On.PAGE_SERVER,
     enums.Verb.LAZY_PAGES: On.LAZY_PAGES,
     enums.Verb.CHECK: On.CHECK,
+    enums.Verb.DEDUP: On.DEDUP,
     enums.Verb.CPUINFO_DUMP: On.CPUINFO,
     enums.Verb.CPUINFO_CHECK: On.CPUINFO,
 }

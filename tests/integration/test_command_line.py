@@ -8,13 +8,26 @@ would have done. And what ``explain`` says of the files that CRIU reads by itsel
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, Worker, WorkerDiedError, dump, restore
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    ImagesError,
+    OptionError,
+    Worker,
+    WorkerDiedError,
+    check,
+    dedup,
+    dump,
+    page_server,
+    restore,
+)
 from pycriu_native._transport.program import find_program
 from pycriu_native.diagnostics.explain import Setting, explain
 from tests.unit.support.libraries import found
@@ -145,6 +158,127 @@ def test_a_command_line_of_others_is_understood(target: Target, tmp_path: Path) 
     assert criu(line.split()).returncode == 0
     assert image_files(images) == by_request
     assert target.runs_on()
+
+
+# ---- options that no request has, and the other commands ----
+
+
+def script_in(directory: Path) -> Path:
+    """An action script that records what it is run for."""
+    script = directory / "script"
+    script.write_text(f'#!/bin/sh\necho "$CRTOOLS_SCRIPT_ACTION" >>{directory}/$1actions\n')
+    script.chmod(0o700)
+    return script
+
+
+@pytest.mark.skipif(not releases.has("3.19"), reason="requests run no scripts before CRIU 3.19")
+def test_options_without_a_field_in_requests(
+    orphans: None, target: Target, tmp_path: Path, work: Path
+) -> None:
+    """A command line with them, and the request that is read from it, do the same."""
+    images, script, actions = tmp_path / "images", script_in(tmp_path), tmp_path / "actions"
+    images.mkdir()
+    common = f"-D {images} -W {work} -l --action-script {script} --file-validation filesize"
+    more = " --ghost-fiemap" if releases.has("4.0") else ""
+    line = f"criu dump -t {target.pid} {common} --deprecated -R" + more
+    assert criu(line.split()).returncode == 0
+    by_command = actions.read_text()
+    actions.unlink()
+    _, pid, opts = CriuOpts.from_argv(line.split())
+    assert pid == target.pid
+    dump(pid, opts)
+    assert set(actions.read_text().split()) == set(by_command.split()) == {"pre-dump", "post-dump"}
+
+    dump(pid, replace(opts, leave_running=None))
+    target.reap()
+    actions.unlink()
+    line = f"criu restore -d {common} --pidfile root.pid --log-pid -o r.log"
+    _, _, opts = CriuOpts.from_argv(line.split())
+    result = restore(opts)
+    assert (work / "root.pid").read_text() == str(result.pid) == str(target.pid)
+    assert (work / f"r.log.{target.pid}").exists()
+    assert {"pre-restore", "post-restore", "post-resume"} <= set(actions.read_text().split())
+    assert target.runs_on()
+    with pytest.raises(OptionError, match=r"pidfile=.*a file that does not exist"):
+        restore(opts)
+
+
+def test_a_script_that_fails_undoes_the_dump(target: Target, images: Path, tmp_path: Path) -> None:
+    """As with the program; and one that is missing is refused before anything is touched."""
+    script = tmp_path / "script"
+    opts = CriuOpts(images_directory=images, file_locks=True, action_scripts=[script])
+    with pytest.raises(OptionError, match=r"action_scripts=.*existing executable"):
+        dump(target.pid, opts)
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o700)
+    if releases.has("3.19"):
+        with pytest.raises(CriuError):
+            dump(target.pid, opts)
+    assert target.runs_on()
+
+
+def test_files_that_others_could_change_are_not_run(
+    target: Target, images: Path, tmp_path: Path
+) -> None:
+    """Neither a script nor a plugin."""
+    script = script_in(tmp_path)
+    script.chmod(0o777)
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    plugins.chmod(0o777)
+    opts = CriuOpts(images_directory=images, file_locks=True)
+    for more in (replace(opts, action_scripts=[script]), replace(opts, libdir=plugins)):
+        with pytest.raises(OptionError, match="and CRIU runs it"):
+            dump(target.pid, more)
+    assert target.runs_on()
+
+
+def test_a_page_server_by_its_command_line(images: Path) -> None:
+    """With ``--daemon`` it serves in the background; CRIU writes the pid file."""
+    line = f"criu page-server -D {images} --address 127.0.0.1 --daemon --pidfile server.pid"
+    verb, _, opts = CriuOpts.from_argv(line.split())
+    assert str(verb) == "page-server"
+    result = page_server(opts)
+    try:
+        assert (images / "server.pid").read_text() == str(result.pid)
+    finally:
+        os.kill(result.pid, signal.SIGKILL)
+        reap_all()
+
+
+def allocated(directory: Path) -> int:
+    """Bytes on the disk of the pages of an image set."""
+    return sum(path.stat().st_blocks * 512 for path in directory.glob("pages-*.img"))
+
+
+@pytest.mark.parametrize("by", ["call", "command"])
+def test_parents_give_pages_back(target: Target, tmp_path: Path, by: str) -> None:
+    """``dedup`` frees what the images replace, as the program does; the set itself stays whole."""
+    parent, child = tmp_path / "parent-images", tmp_path / "images"
+    for images in (parent, child):
+        dump(target.pid, CriuOpts(images_directory=images, file_locks=True, leave_running=True))
+    with pytest.raises(ImagesError, match="no parent"):
+        dedup(CriuOpts(images_directory=child))
+    (child / "parent").symlink_to("../parent-images")
+    before, whole = allocated(parent), allocated(child)
+    opts = CriuOpts(images_directory=child)
+    if by == "call":
+        result = dedup(opts)
+        assert result.images == str(child)
+        assert "Deduplicated" not in Path(result.log).read_text()  # it is information: level 3
+    else:
+        run = criu(opts.to_argv("dedup"))
+        assert run.returncode == 0, run.stderr
+    assert allocated(parent) < before / 2
+    assert allocated(child) == whole
+    assert target.runs_on()
+
+
+def test_a_check_of_features() -> None:
+    """``criu check --feature`` by a request: what is there passes, other names are refused."""
+    check(CriuOpts.from_argv(["check", "--feature", "userns"])[2])
+    with pytest.raises(CriuError, match="Unknown feature nonsense"):
+        check(CriuOpts(check_feature="nonsense"))
 
 
 # ---- configuration files ----

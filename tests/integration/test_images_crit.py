@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,19 @@ def _same(ours: Any, theirs: Any, where: str) -> None:
         assert ours == theirs, where
 
 
+def _pretty_against(place: Path, directories: list[Path]) -> set[str]:
+    """The same for the pretty form, of ours and of crit's; gives the marks that were seen."""
+    paths = [path for directory in directories for path in _images(directory)]
+    theirs = crit.load(place, paths, pretty=True)
+    for path in paths:
+        ours, as_written = decode(path, pretty=True), path.read_bytes()
+        _same(ours, theirs[str(path)], path.name)
+        assert encode(ours) == as_written, path.name
+        if path.name != "files.img":  # whose names are not all UTF-8
+            assert encode(theirs[str(path)]) == as_written, path.name
+    return {path.name.partition("-")[0].partition(".")[0] for path in paths}
+
+
 def _held_against(place: Path, directories: list[Path]) -> set[str]:
     """Compare all images; gives the kinds that were compared."""
     paths = [path for directory in directories for path in _images(directory)]
@@ -64,6 +79,19 @@ def _held_against(place: Path, directories: list[Path]) -> set[str]:
         assert encode(ours) == path.read_bytes(), path.name
         kinds.add(ours["magic"])
     return kinds
+
+
+def test_the_pretty_form_is_that_of_crit(zoo: Zoo, tmp_path: Path) -> None:
+    """Field by field, printed alike, and encoded from either to the bytes that CRIU wrote."""
+    place = crit.required()
+    with contained(tmp_path / "container") as (images, _):
+        kinds = _pretty_against(place, [zoo.images, zoo.changed, images])
+    assert kinds >= {"core", "mm", "pagemap", "files", "fdinfo", "mountpoints", "ghost"}
+    for name in ("core", "mm", "pagemap"):
+        (path, *_) = zoo.images.glob(f"{name}-*.img")
+        words = [sys.executable, "-m", "pycriu_native", "decode", str(path), "--pretty"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout == crit.printed(place, path)
 
 
 def test_every_image_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from .conftest import Spawn
 from .support import releases
 from .support.containers import container, mount_point
 from .support.failing_calls import CONNECTED, LISTENS, Site, job, wrapped
-from .support.hosts import host
+from .support.hosts import host, run
 from .support.predictions import enter, ledger, works
 from .support.processes import Target, eventually, reap_all
 
@@ -118,11 +119,6 @@ def a_user_namespace_without_group_0(at: Site) -> Target:
 
 
 @situation()
-def a_user_namespace_with_both(at: Site) -> Target:
-    return at.spawn(prefix=["unshare", "--user", "--map-root-user"])
-
-
-@situation()
 def a_network_of_its_own(at: Site) -> Target:
     blue = at.held.enter_context(host())
     with blue.entered():
@@ -140,6 +136,44 @@ plainly(
     "import ctypes\nassert ctypes.CDLL(None).unshare(0x80) == 0\nserve()",
     Verdict.FAILS,
 )
+
+
+DEEP = """
+    import os
+    os.chdir(HERE)
+    for _ in range(30):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+"""
+"""The path of its directory is longer than the kernel gives to any reader."""
+
+plainly("a_directory_of_a_long_path", DEEP + "    serve()", Verdict.FAILS)
+plainly(
+    "an_open_file_of_a_long_path",
+    DEEP + '    file = open("file", "w"); os.chdir("/")\n    serve()',
+    Verdict.FAILS,
+)
+plainly(
+    "a_mapped_file_of_a_long_path",
+    DEEP
+    + """
+    import mmap
+    with open("file", "w+") as file:
+        file.truncate(4096)
+        mapped = mmap.mmap(file.fileno(), 4096)
+    os.chdir("/")
+    serve()
+""",
+    Verdict.FAILS,
+)
+
+
+def test_a_long_path_is_named_as_the_cause(spawn: Spawn) -> None:
+    """Before the dump and by it."""
+    target = spawn(DEEP + "    serve()")
+    (finding,) = preflight(target.pid).findings
+    assert (finding.id, finding.failure) == ("path-too-long", "path-too-long")
+    assert "longer than the 4095 bytes that CRIU can read" in finding.message
 
 
 @situation(NEEDS)
@@ -737,6 +771,41 @@ def test_a_tmpfs_that_others_write_to(spawn: Spawn, tmp_path: Path) -> None:
         target.end()
         subprocess.run(["umount", place], check=True)
 
+
+def test_a_tmpfs_below_another_in_a_user_namespace(
+    spawn: Spawn, images: Path, tmp_path: Path
+) -> None:
+    """Both are from outside of the user namespace; without the place the dump works."""
+    place = tmp_path / "twice"
+    place.mkdir()
+    with ExitStack() as mounted:
+        for name in ("lower", "upper"):
+            subprocess.run(["mount", "-t", "tmpfs", name, place], check=True)
+            mounted.callback(run, "umount", "--lazy", str(place))
+        # Where the machine itself has such a pair, it is left out as well.
+        places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        others = sorted({p for p in places if places.count(p) > 1} - {str(place)})
+        target = spawn(OWN_STDIO, prefix=["unshare", "--user", "--map-root-user", "--mount"])
+        opts = CriuOpts(images_directory=images, leave_running=True, skip_mnts=others)
+        (finding,) = preflight(target.pid, opts).needs
+        assert (finding.id, finding.path) == ("child-overmount", str(place))
+        with pytest.raises(CriuError, match="covered by another one at the same place") as caught:
+            dump(target.pid, opts)
+        assert "skip_mnts" in caught.value.options
+        assert target.runs_on()
+        dump(target.pid, replace(opts, skip_mnts=[*others, *dict(finding.sets)["skip_mnts"]]))
+        assert target.runs_on()
+        target.end()
+
+
+OWN_STDIO = """
+    import os
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3): os.dup2(null, number)
+    os.close(null)
+    serve()
+"""
+"""Its standard files are on the mounts of its own namespace."""
 
 CHANGES = """
     import os, select, socket, subprocess, time

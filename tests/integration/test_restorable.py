@@ -297,3 +297,25 @@ def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, images: Path) -> None:
+    """It may not mount /proc, which a restore needs: said before the dump, and by the restore."""
+    target = spawn(prefix=["unshare", "--user", "--map-root-user"])
+    before = preflight(target.pid)
+    assert [finding.id for finding in before.no_restore] == ["proc-of-user-namespace"]
+    assert "unshare -Urmpf" in before.no_restore[0].cure
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    with pytest.raises(CriuError, match="may not mount /proc") as caught:
+        restore(CriuOpts(images_directory=images))
+    assert caught.value.cure == before.no_restore[0].cure
+    enter("a_user_namespace_alone", before.verdict, Verdict.NO_RESTORE)
+
+
+def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
+    """With the namespaces that the cure names, nothing of that is said."""
+    cure = ["unshare", "-Urmpf", "--kill-child"]
+    target = spawn(prefix=cure)
+    (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
+    assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}

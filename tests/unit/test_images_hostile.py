@@ -254,7 +254,7 @@ def test_a_file_that_claims_to_be_huge(tmp_path: Path) -> None:
             r"PSTREE entries\[0\].pod: pstree_entry has",
         ),
         ({"magic": "PSTREE", "entries": [{"pid": "x"}]}, r"entries\[0\].pid='x': uint32 is needed"),
-        ({"magic": "PSTREE", "entries": [{"pid": "x"}]}, "crit decode --pretty"),
+        ({"magic": "PSTREE", "entries": [{"pid": "x"}]}, "a number is accepted"),
         ({"magic": "PSTREE", "entries": [{"pid": -1}]}, r"entries\[0\].pid=-1"),
         ({"magic": "PSTREE", "entries": [{"pid": 1}]}, "pstree_entry lacks"),
         (

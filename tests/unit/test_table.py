@@ -167,7 +167,8 @@ def test_annotations_tell_what_is_accepted(row: Row) -> None:
 
 def test_fields_are_called_as_on_the_wire() -> None:
     """But for runc's names, the plurals of lists, and the setters' stems."""
-    assert {row.field: row.wire for row in TABLE if row.field and row.field != row.wire} == RENAMED
+    sent = [row for row in TABLE if row.field and not row.in_config]
+    assert {row.field: row.wire for row in sent if row.field != row.wire} == RENAMED
     assert len(BY_WIRE) == sum(row.wire is not None for row in TABLE)
 
 

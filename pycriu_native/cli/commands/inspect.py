@@ -302,13 +302,16 @@ def _diff(call: Call, before: str, after: str, no_memory: bool) -> Exit:
     return call.out.answer(result, images.render_diff(result), code=code)
 
 
-def _decode(call: Call, image: str, output: str | None, info: bool) -> Exit:
+def _decode(call: Call, image: str, output: str | None, info: bool, pretty: bool) -> Exit:
     with _image_file(image) as path:
-        result = _images().decode(path, payload=not info)
+        result = _images().decode(path, payload=not info, pretty=pretty)
     if info:
         body = {"magic": result["magic"], "entries": len(result["entries"])}
         return call.out.answer(body, f"{body['magic']}, entries: {body['entries']}")
-    text = json.dumps(json_form.plain(result), indent=2, ensure_ascii=False)
+    if pretty:
+        text = json.dumps(result, indent=4)  # the layout of crit
+    else:
+        text = json.dumps(json_form.plain(result), indent=2, ensure_ascii=False)
     if output is None:
         return call.out.answer(result, text)
     from ...archive.pack import written_beside
@@ -491,6 +494,7 @@ COMMANDS = {
         examples=[
             "pycriu-native decode ckpt/core-4242.img",
             "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
+            "pycriu-native decode ckpt/mm-4242.img --pretty",
         ],
         exits=EXITS,
         params=[
@@ -504,12 +508,18 @@ COMMANDS = {
                 help="Write to this file.",
             ),
             click.Option(["--info"], is_flag=True, help="The kind and the number of entries only."),
+            click.Option(
+                ["--pretty"],
+                is_flag=True,
+                help="Addresses, flags, devices and states as text, as crit prints them.",
+            ),
         ],
     ),
     "encode": Command(
         "encode",
         function=_encode,
-        help="Write the image FILE that JSON describes, in the form that decode prints.\n\n"
+        help="Write the image FILE that JSON describes, in the form that decode prints, pretty or "
+        "not, and crit.\n\n"
         "Unchanged messages keep the bytes that CRIU wrote. JSON may be '-', the standard input. "
         "An existing image is overwritten: change a copy of the set.",
         examples=[

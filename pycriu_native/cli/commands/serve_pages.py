@@ -1,10 +1,10 @@
-"""``page-server`` and ``lazy-pages``: commands that serve until their work is done."""
+"""``page-server``, ``lazy-pages`` and ``dedup``: where memory pages are."""
 
 from __future__ import annotations
 
 import click
 
-from ... import LazyPages, page_server, page_server_child
+from ... import LazyPages, dedup, page_server, page_server_child
 from ..._transport.worker import Worker
 from ...enums import Verb
 from ...errors import CriuError
@@ -33,13 +33,14 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
     with page_server_child(call.opts, via=call.via, deadline=call.deadline) as server:
         result = server.result
         command.write_pidfile(pidfile, result.pid)
-        where = f"listens on port {result.port}, pid {result.pid}; pages go to {result.images}"
+        way = "come from" if call.opts.lazy_pages else "go to"
+        where = f"listens on port {result.port}, pid {result.pid}; pages {way} {result.images}"
         call.out.event("listening", result, safe(where))
         with progress.shown(call.out) as on_progress:
             status = server.wait(on_progress=on_progress)
     if status:
         raise CriuError(
-            f"the page server ended with {status} before it had served a dump",
+            f"the page server ended with {status} before it had served all",
             verb="page-server",
             log=result.log,
         )
@@ -70,6 +71,14 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
     return call.out.result(body | {"status": status}, "all memory has arrived")
 
 
+def _dedup(call: Call) -> Exit:
+    via = call.given
+    if via is not None and not isinstance(via, Worker):
+        raise click.UsageError("--service is not accepted: criu dedup is a program of its own.")
+    result = dedup(call.opts, via=via, deadline=call.deadline)
+    return call.out.result(result, f"the parents of {safe(result.images)} have given pages back")
+
+
 COMMANDS = {
     "page-server": Command(
         "page-server",
@@ -78,13 +87,17 @@ COMMANDS = {
         help="Take the memory pages of one dump or pre-dump on another host into the images "
         "directory.\n\n"
         "It prints its address, serves one dump, and ends with it. Without --tls everyone who "
-        "reaches the port can write images: listen on loopback, or use --tls.",
+        "reaches the port can write images: listen on loopback, or use --tls.\n\n"
+        "With --lazy-pages it serves the pages of the images to a lazy-pages daemon on another "
+        "host.",
         examples=[
             "pycriu-native page-server -D ckpt --address 127.0.0.1 --port 0 --json",
             "pycriu-native page-server -D ckpt --port 2700 --tls --tls-cert cert.pem "
             "--tls-key key.pem --tls-cacert ca.pem",
             "",
             "pycriu-native dump 4242 -D local --page-server --address HOST --port 2700",
+            "",
+            "pycriu-native page-server -D ckpt --lazy-pages --address 127.0.0.1 --port 2700",
         ],
         exits=EXITS,
         params=[
@@ -112,5 +125,15 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[command.pidfile_option("the daemon")],
+    ),
+    "dedup": Command(
+        "dedup",
+        function=_dedup,
+        verb=Verb.DEDUP,
+        help="Punch the pages that the images replace out of the images of their parents.\n\n"
+        "What --auto-dedup does during a dump. The parents cannot be restored by themselves any "
+        "more.",
+        examples=["pycriu-native dedup -D ckpt/2"],
+        exits=EXITS,
     ),
 }

@@ -21,7 +21,7 @@ from functools import cache
 from ..._failures.log_excerpt import known
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
-from ..._system.process_snapshot import Descriptor, Process, libc, link
+from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, libc, link
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 
@@ -139,6 +139,10 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
     about = {"pid": used.pid, "fd": used.fd, "path": used.path}
     key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
     if context.external(key):
+        return
+    if used.path == PATH_TOO_LONG:
+        rule = f"the path of {_called(used)} is longer than the 4095 bytes that CRIU can read"
+        yield stops("path-too-long", rule, failure="path-too-long", **about)
         return
     mount = context.mounts.by_number.get(used.mount)
     if mount is None and used.fd is not None and _is_message_queue(used):

@@ -34,6 +34,19 @@ def look(context: Context) -> Iterator[Finding]:
     mounts = _Mounts(context)
     for mount in mounts.checked():
         # The first finding of a mount explains it: the later checks depend on the earlier.
+        if mounts.is_locked_below(mount):
+            yield needs(
+                context,
+                "child-overmount",
+                "another mount covers it at the same place, and both are from outside of its user "
+                "namespace: the kernel locks them",
+                known("child-overmount").cure,
+                sets={"skip_mnts": (mount.place,)},
+                pid=context.mounts.owners[mount.namespace].pid,
+                path=mount.place,
+                failure="child-overmount",
+            )
+            continue
         if mounts.is_tmpfs_of_the_host(mount):
             yield note(
                 "tmpfs-of-the-host",
@@ -93,6 +106,17 @@ class _Mounts:
     def is_tmpfs_of_the_host(self, mount: Mount) -> bool:
         """Whether other processes than the tree can write to a tmpfs whose contents are saved."""
         return mount.kind == "tmpfs" and mount.device in self.ours and not self.is_given(mount)
+
+    def is_locked_below(self, mount: Mount) -> bool:
+        """Whether CRIU would have to take a mount away that the kernel has locked.
+
+        That is so for the mounts of another user namespace that were copied into this one.
+        """
+        return (
+            self.context.tree.has_own("user")
+            and self.is_tmpfs_of_the_host(mount)
+            and any(m.parent == mount.number and m.place == mount.place for m in self.table.all)
+        )
 
     def is_given(self, mount: Mount) -> bool:
         """Whether the mount is external, or shows a part of an external one."""

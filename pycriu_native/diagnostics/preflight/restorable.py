@@ -20,6 +20,7 @@ from ..._system.process_snapshot import Process
 from ..._system.process_tree import holders
 from ...findings import Finding
 from .context import Context, no_restore
+from .tasks import owner_of
 
 CRIU_ITSELF = 16 << 20
 """About the memory that CRIU needs besides that of the process that it makes, in bytes."""
@@ -32,6 +33,7 @@ def look(context: Context) -> Iterator[Finding]:
         yield from _memory(context)
         yield from _rights(context)
         yield from _capabilities(context)
+    yield from _proc(context)
     yield from _numbers(context)
 
 
@@ -86,6 +88,22 @@ def _rights(context: Context) -> Iterator[Finding]:
                 pid=process.pid,
                 failure="bounding-set",
             )
+
+
+def _proc(context: Context) -> Iterator[Finding]:
+    """A restore mounts /proc in the tree's namespaces (``criu/cr-restore.c``: ``mount_proc``)."""
+    if not context.tree.has_own("user"):
+        return
+    root = context.tree.root
+    for kind in ("pid", "mnt"):
+        if owner_of(root, kind) not in (None, root.namespaces["user"]):
+            yield no_restore(
+                "proc-of-user-namespace",
+                f"its {kind} namespace does not belong to its user namespace",
+                pid=root.pid,
+                failure="proc-of-user-namespace",
+            )
+            return
 
 
 def _capabilities(context: Context) -> Iterator[Finding]:

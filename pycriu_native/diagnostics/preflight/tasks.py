@@ -324,8 +324,9 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
                 pid=root.pid,
                 failure="userns-no-root",
             )
+    known_owners = (None, root.namespaces["user"])
     for kind in ("net", "uts", "time", "ipc", "mnt"):
-        if context.tree.has_own(kind) and _owner(root, kind) not in (None, root.namespaces["user"]):
+        if context.tree.has_own(kind) and owner_of(root, kind) not in known_owners:
             yield stops(
                 "foreign-namespace",
                 f"its {kind} namespace does not belong to its user namespace",
@@ -334,7 +335,7 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
             )
 
 
-def _owner(process: Process, kind: str) -> str | None:
+def owner_of(process: Process, kind: str) -> str | None:
     """The user namespace that owns a namespace; None if the kernel refuses the request."""
     with contextlib.suppress(OSError), open(f"/proc/{process.pid}/ns/{kind}") as file:
         number = namespace_owner(file.fileno())

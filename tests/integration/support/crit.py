@@ -25,11 +25,11 @@ import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 import pycriu
 found, took = {}, 0.0
-for path in sys.argv[2:]:
+for path in sys.argv[3:]:
     with open(path, "rb") as file:
         start = time.perf_counter()
         try:
-            found[path] = pycriu.images.load(file)
+            found[path] = pycriu.images.load(file, sys.argv[2] == "pretty")
         except Exception as error:
             found[path] = repr(error)
         took += time.perf_counter() - start
@@ -62,10 +62,17 @@ def required() -> Path:
     return result[0]
 
 
-def load(place: Path, paths: list[Path]) -> dict[str, Any]:
-    """Each image as crit decodes it, and under "" the seconds that it took."""
+def load(place: Path, paths: list[Path], *, pretty: bool = False) -> dict[str, Any]:
+    """Each image as crit decodes it, ``pretty`` or not, and under "" the seconds that it took."""
     done = subprocess.run(
-        [sys.executable, "-c", _LOAD, str(place), *map(str, paths)],
+        [
+            sys.executable,
+            "-c",
+            _LOAD,
+            str(place),
+            "pretty" if pretty else "plain",
+            *map(str, paths),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -73,6 +80,18 @@ def load(place: Path, paths: list[Path]) -> dict[str, Any]:
     )
     loaded: dict[str, Any] = json.loads(done.stdout)
     return loaded
+
+
+def printed(place: Path, path: Path) -> str:
+    """What ``crit decode --pretty`` prints."""
+    words = [sys.executable, "-m", "crit", "decode", "--pretty", "-i", str(path)]
+    return subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(place)},
+    ).stdout
 
 
 def compress(place: Path, directory: Path) -> bool:

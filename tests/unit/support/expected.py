@@ -69,14 +69,25 @@ def message(
         result["pid"] = pid
     if sibling:
         result["rst_sibling"] = True
-    if serves_lazily(opts, verb):
-        result["config_file"] = "a file with the address"
+    if adds_config(opts, verb):
+        result["config_file"] = "a file with what no field can say"
     return result
+
+
+def in_config(opts: CriuOpts) -> dict[str, Any]:
+    """The options that go into a configuration file."""
+    return {row.name: value for row, value in opts.items() if row.in_config and value != ()}
+
+
+def adds_config(opts: CriuOpts, verb: Verb) -> bool:
+    """Whether the call adds a configuration file."""
+    return serves_lazily(opts, verb) or bool(in_config(opts))
 
 
 def serves_lazily(opts: CriuOpts, verb: Verb) -> bool:
     """Whether the address of the page server goes into a configuration file too."""
-    return verb is Verb.DUMP and bool(opts.lazy_pages) and opts.page_server is not None
+    servers = (Verb.DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
+    return verb in servers and bool(opts.lazy_pages) and opts.page_server is not None
 
 
 def _value(field: str, value: Any) -> WireValue:

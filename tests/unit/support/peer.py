@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 from pycriu_native import CriuOpts, Notification, UnsupportedError, ffi, lib
 from pycriu_native._calls import requirements
 from pycriu_native._calls.call import Call
-from pycriu_native._calls.prepare import Directories, fill
+from pycriu_native._calls.prepare import SERVERS, Directories, fill
 from pycriu_native._calls.request import Request
 from pycriu_native._native.ffi import functions, native
 from pycriu_native._wire.direct_request import DirectCall
@@ -123,19 +123,19 @@ def called(opts: CriuOpts, verb: Verb, pid: int | None) -> Called:
     via = ScriptedCriu()
     directory = opts.images_directory
     if directory is not None:
-        _furnish(directory, verb)
+        _furnish(directory, verb is Verb.RESTORE or bool(opts.lazy_pages and verb in SERVERS))
     request = Request(verb=verb, opts=opts, pid=pid, via=via, on_notify=_agree)
     requirements.check(request)
     outcome = Call(request).wait()
     return Called(via.sent[-1].data, dict(via.sent[-1].directories), outcome.result)
 
 
-def _furnish(directory: Any, verb: Verb) -> None:
-    """Write images for a restore; other verbs get an empty directory."""
+def _furnish(directory: Any, reads: bool) -> None:
+    """Write images for a verb that reads them; others get an empty directory."""
     path = Path(directory if isinstance(directory, str) else f"/proc/self/fd/{directory}")
     for image in path.glob("*.img"):
         image.unlink()
-    if verb is Verb.RESTORE:
+    if reads:
         write_images(path)
 
 

@@ -115,8 +115,19 @@ plugin_options = st.lists(
 
 def values_of(row: Row) -> SearchStrategy[Any]:
     """All values of an option that libcriu accepts."""
-    # Only this setter validates its text (4.3).
-    return plugin_options if row.name == "plugin_options" else values(row.kind)
+    if row.name == "plugin_options":
+        return plugin_options  # only this setter validates its text (4.3)
+    result = values(row.kind)
+    return result.filter(functools.partial(_fits_a_line, row)) if row.in_config else result
+
+
+def _fits_a_line(row: Row, value: Any) -> bool:
+    """Whether a configuration file can hold the value."""
+    try:
+        CriuOpts(**{row.name: value}).to_config()
+    except OptionError:
+        return False
+    return True
 
 
 def values(kind: kinds.Kind) -> SearchStrategy[Any]:
@@ -180,6 +191,10 @@ class World:
             "pidfd_store_sk": st.just(self.datagrams.fileno()),
             "inherit_fds": st.lists(st.builds(InheritFd, fds, texts), max_size=3),
             "irmap_paths": st.lists(texts.map(lambda text: "/" + text), max_size=3),
+            "action_scripts": st.just([EXISTING_FILE]),
+            "libdir": st.just(EXISTING_DIRECTORY),
+            "pidfile": words.map(lambda word: f"{self.work}/{word}"),
+            "check_feature": st.sampled_from(["mnt_id", "userns"]),
             "log_file": words.map(lambda word: word + ".log"),
             "external": st.lists(_external(), max_size=5),
             "join_ns": st.lists(

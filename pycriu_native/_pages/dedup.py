@@ -1,0 +1,64 @@
+"""``criu dedup``: the parents of an image set give back the pages that the set replaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from .._calls import requirements
+from .._calls.prepare import Directories
+from .._calls.request import Request, log_name
+from .._failures.log_excerpt import LogMark
+from .._transport.worker import Worker
+from ..enums import Verb
+from ..errors import DeadlineError, ImagesError
+from ..options.criu_opts import CriuOpts
+from ..results import DedupResult
+from .subcommand import failure, start
+
+__all__ = ["dedup"]
+
+UNTIL_STOPPED = 5.0
+"""Seconds that a killed process gets to end."""
+
+
+def dedup(
+    opts: CriuOpts, *, via: Worker | None = None, deadline: float | None = None
+) -> DedupResult:
+    """Punch the pages that the images replace out of the images of their parents.
+
+    What ``auto_dedup`` does during a dump, done afterwards: the parents can then be restored no
+    more, and the disk space of their old pages is free. ``opts`` takes ``images_directory``,
+    ``work_directory`` and the options of the log. ``deadline`` is in seconds. Raises
+    ``ImagesError`` for images without a parent, ``DeadlineError``, and what any verb raises. It is
+    no request, but a process of the program. Needs CRIU 3.17.
+    """
+    request = Request(verb=Verb.DEDUP, opts=opts, via=via or Worker())
+    requirements.check(request)
+    began = time.monotonic()
+    with contextlib.ExitStack() as owned:
+        directories = Directories(
+            opts, Verb.DEDUP, owned, allow_untrusted=request.via.allow_untrusted
+        )
+        images, work = directories.images, directories.log
+        assert images is not None
+        assert work is not None
+        where = os.readlink(f"/proc/self/fd/{images}")
+        if not os.path.isdir(f"{where}/parent"):
+            raise ImagesError(f"{where} has no parent images that could give pages back", errno=2)
+        mark = LogMark.take(work, log_name(request))
+        process = start(request, directories)
+        ended = False
+        try:
+            ended = process.has_ended(deadline)
+        finally:
+            if not ended:
+                process.kill()
+            process.wait(UNTIL_STOPPED)
+        if not ended:
+            raise DeadlineError(f"dedup did not end within {deadline} seconds", verb="dedup")
+        if process.status != 0:
+            raise failure(request, process, mark, f"with status {process.status}")
+        log = os.path.join(os.readlink(f"/proc/self/fd/{work}"), log_name(request))
+    return DedupResult(images=where, duration=time.monotonic() - began, log=log)
