@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuError, ImagesError, OptionError, restore
+from pycriu_native.archive.container_checkpoint import archive_contents
 from pycriu_native.oci import Container, ContainerCheckpoint, from_archive, to_archive
 
 from .support.bundles import Streams, counting, runtime
@@ -123,6 +124,36 @@ def test_what_runc_runs_goes_to_podman(engine: Podman, tmp_path: Path) -> None:
         pid = engine.pid(f"{box.id}-again")
         box.counts_past(stopped_at)
         assert inside(pid, "/etc/motd").read_text() == "from outside\n"
+
+
+def test_an_overlay_is_compared_with_what_is_below(tmp_path: Path) -> None:
+    """Where the root is an overlay, what the container changed is known without ``base``."""
+    with counting(tmp_path, runtime("runc", tmp_path)) as box:
+        root, lower = box.bundle / "rootfs", box.bundle / "lower"
+        root.rename(lower)
+        for place in ("rootfs", "empty", "upper", "work"):
+            (box.bundle / place).mkdir()
+        places = f"lowerdir={box.bundle / 'empty'}:{lower},upperdir={box.bundle / 'upper'}"
+        words = ["mount", "-t", "overlay", "overlay", "-o", f"{places},workdir={box.bundle}/work"]
+        done = subprocess.run([*words, root], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no overlay can be mounted here: {done.stderr.strip()}")
+        try:
+            config = box.config
+            config["root"]["readonly"] = False
+            box.config = config
+            box.run()
+            inside(box.pid, "/bin/mv").unlink()
+            inside(box.pid, "/tmp/note").write_text("added")
+            container = Container.from_runtime(box.id, root=box.runtime.state)
+            to_archive(container, tmp_path / "ours.tar.gz", image=IMAGE)
+        finally:
+            box.remove()
+            subprocess.run(["umount", root], check=True)
+    archive = archive_contents(tmp_path / "ours.tar.gz")
+    assert archive.deleted == ("/bin/mv",)
+    assert "/tmp/note" in [name for name, _ in archive.changed]
+    assert "/bin/busybox" not in [name for name, _ in archive.changed]
 
 
 def test_a_dump_that_fails(engine: Podman, tmp_path: Path) -> None:
