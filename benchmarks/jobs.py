@@ -96,7 +96,7 @@ def with_job(directory: Path, job: list[str], plain: float) -> dict[str, float]:
     """The job under the supervisor."""
     place = directory / "job"
     started = time.monotonic()
-    result = Job(place, job, every=max(0.5, plain / 20), keep=1).run()
+    result = Job(place, job, every=max(1, plain / 3), keep=1).run()
     wall = time.monotonic() - started
     if result.state is not State.ENDED or result.exit_code:
         raise RuntimeError(f"the job ended with {result}")
@@ -111,11 +111,11 @@ def with_job(directory: Path, job: list[str], plain: float) -> dict[str, float]:
 def with_dmtcp(directory: Path, job: list[str], plain: float, into: dict[str, list[float]]) -> str:
     """The job under DMTCP, without compression, as CRIU writes images; why not, if it fails."""
     interval = max(1, round(plain / 3))
-    words = ["dmtcp_launch", "--new-coordinator", "--no-gzip", f"--interval={interval}"]
+    words = ["dmtcp_launch", "--new-coordinator", "--no-gzip", "--interval", str(interval)]
     started = time.monotonic()
     with open(directory / "log", "wb") as output:
         done = subprocess.run(
-            [*words, f"--ckptdir={directory}", *job],
+            [*words, "--ckptdir", str(directory), *job],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
