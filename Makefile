@@ -30,7 +30,7 @@ BUILD_INPUTS := build_ffi.py setup.py pyproject.toml \
 
 # The programs that tests run, each with its Debian package.
 TEST_TOOLS := ip:iproute2 nft:nftables iptables:iptables ps:procps runc:runc crun:crun \
-	busybox:busybox-static openssl:openssl mkfs.ext2:e2fsprogs
+	busybox:busybox-static openssl:openssl mkfs.ext2:e2fsprogs podman:podman
 
 # The programs that make and run guests, each with its Debian package.
 VM_TOOLS := qemu-system-x86_64:qemu-system-x86 mmdebstrap:mmdebstrap mke2fs:e2fsprogs

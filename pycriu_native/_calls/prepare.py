@@ -83,7 +83,8 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         if not isinstance(value, dict) or "fd" not in value:
             return value
         fd = cast(int, value["fd"])
-        if fd <= 2 and request.via.ours:  # 0 to 2 are its own stdio there
+        # 0 to 2 are its own stdio there; it closes each once it has it, also if named again.
+        if request.via.ours and (fd <= 2 or fd in keep):
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
             owned.callback(os.close, fd)
         keep.append(fd)

@@ -7,9 +7,9 @@ import ctypes
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
+MS_RDONLY, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x1000, 0x4000, 0x40000
 MNT_DETACH = 2
 
 MOST_LINKS = 40
@@ -59,6 +59,23 @@ def mount_point(directory: str) -> Iterator[str]:
         os.rmdir(place)
 
 
+@contextlib.contextmanager
+def overlay_of(lower: Sequence[str]) -> Iterator[str]:
+    """Directories over each other, read-only, the uppermost first: a temporary overlay mount."""
+    if len(lower) == 1:  # the kernel refuses an overlay of one directory
+        yield lower[0]
+        return
+    place = tempfile.mkdtemp(prefix="pycriu-native-root-")
+    try:
+        _mount("overlay", place, MS_RDONLY, kind="overlay", data="lowerdir=" + ":".join(lower))
+        try:
+            yield place
+        finally:
+            detach(place)
+    finally:
+        os.rmdir(place)
+
+
 def detach(place: str) -> None:
     """Unmount a mount point, even if it is in use (MNT_DETACH)."""
     _check(_libc.umount2(os.fsencode(place), MNT_DETACH), f"umount of {place}")
@@ -67,9 +84,13 @@ def detach(place: str) -> None:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _mount(source: str | None, place: str, flags: int) -> None:
-    encoded = None if source is None else os.fsencode(source)
-    result = _libc.mount(encoded, os.fsencode(place), None, ctypes.c_ulong(flags), None)
+def _mount(
+    source: str | None, place: str, flags: int, *, kind: str | None = None, data: str | None = None
+) -> None:
+    first, second, third, fourth = (
+        None if each is None else os.fsencode(each) for each in (source, place, kind, data)
+    )
+    result = _libc.mount(first, second, third, ctypes.c_ulong(flags), fourth)
     _check(result, f"mount of {source or place}")
 
 

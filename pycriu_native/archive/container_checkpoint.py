@@ -8,11 +8,13 @@ Podman, CRI-O and containerd put JSON files above the directory ``checkpoint``: 
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 from .._support.frozen_dataclass import dataclass
+from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from .pack import Place, opened_archive
 from .tar import Content, members
@@ -75,35 +77,43 @@ def archive_contents(source: Place, *, decrypt_with: Sequence[str] = ()) -> Arch
             if posixpath.basename(name) == "inventory.img":
                 inside = posixpath.dirname(name) if inside is None else inside
             elif name == "config.dump":
-                config = _json(name, content)
+                config = json_member(name, content)
             elif name == "spec.dump":
-                spec = _json(name, content)
+                spec = json_member(name, content)
             elif name == "deleted.files":
-                deleted = [str(each) for each in _json(name, content, list)]
+                deleted = [str(each) for each in json_member(name, content, list)]
             elif name == "rootfs-diff.tar":
                 changed = _files(content)
     if inside is None:
         raise ImagesError("the archive holds no image set: it has no inventory.img")
+    return ArchiveContents(
+        inside=inside,
+        size=size,
+        changed=tuple(changed),
+        deleted=tuple(deleted),
+        **described(config, spec),
+    )
+
+
+def described(config: Mapping[str, Any], spec: Mapping[str, Any]) -> dict[str, str | None]:
+    """The fields of ``ArchiveContents`` that ``config.dump`` and ``spec.dump`` give."""
     manager = str(_part(spec, "annotations").get("io.container.manager", ""))
     engine = _MANAGERS.get(manager, manager or None)
     if engine is None and "io.kubernetes.cri.container-type" in _part(spec, "annotations"):
         engine = "containerd"
-    return ArchiveContents(
-        inside=inside,
-        size=size,
-        name=_text(config, "name"),
-        id=_text(config, "id"),
-        image=_text(config, "rootfsImageName", "rootfsImage", "rootfsImageRef"),
-        runtime=_text(config, "runtime"),
-        engine=engine,
-        created=_text(config, "createdTime"),
-        checkpointed=_text(config, "checkpointedTime"),
-        changed=tuple(changed),
-        deleted=tuple(deleted),
-    )
+    return {
+        "name": _text(config, "name"),
+        "id": _text(config, "id"),
+        "image": _text(config, "rootfsImageName", "rootfsImage", "rootfsImageRef"),
+        "runtime": _text(config, "runtime"),
+        "engine": engine,
+        "created": _text(config, "createdTime"),
+        "checkpointed": _text(config, "checkpointedTime"),
+    }
 
 
-def _json(name: str, content: Content, kind: type = dict) -> Any:
+def json_member(name: str, content: Content | BinaryIO, kind: type = dict) -> Any:
+    """A JSON file of an archive, at most ``LARGEST`` bytes of it. Raises ``ImagesError``."""
     parts = []
     remaining = LARGEST
     while data := content.read(remaining):
@@ -116,6 +126,12 @@ def _json(name: str, content: Content, kind: type = dict) -> Any:
     if not isinstance(result, kind):
         raise ImagesError(f"{name} of the archive is not a JSON {kind.__name__}")
     return result
+
+
+def json_file(path: str | os.PathLike[str], kind: type = dict) -> Any:
+    """A JSON file of an unpacked archive. Raises ``OSError``, and ``ImagesError`` for another."""
+    with open(open_regular(path), "rb") as file:
+        return json_member(os.fspath(path), file, kind)
 
 
 def _files(content: Content) -> list[tuple[str, int]]:

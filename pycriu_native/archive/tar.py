@@ -23,11 +23,17 @@ ENCODING, ERRORS = "utf-8", "surrogateescape"
 
 BLOCK = 512
 
-_USED = (b"path", b"linkpath", b"size")
-"""Fields of pax headers."""
+XATTR = "SCHILY.xattr."
+"""Fields of this prefix in pax headers are extended attributes of the file."""
+
+_NUMBERS = {"size": int, "uid": int, "gid": int, "mtime": float}
+"""Fields of pax headers that replace a number of ``TarInfo``."""
 
 _ATTRIBUTES = {"path": "name", "linkpath": "linkname"}
-"""Fields of extended headers that replace an attribute of ``TarInfo`` (``size`` does too)."""
+"""Fields of extended headers that replace a text of ``TarInfo``."""
+
+_USED = tuple(key.encode() for key in (*_ATTRIBUTES, *_NUMBERS))
+"""Fields of pax headers."""
 
 _GNU_FIELDS = {b"L": "path", b"K": "linkpath"}
 """The field that the content of a GNU header of this type is."""
@@ -109,8 +115,14 @@ def _completed(info: tarfile.TarInfo, fields: dict[str, bytes]) -> tarfile.TarIn
     for field, attribute in _ATTRIBUTES.items():
         if field in fields:
             setattr(info, attribute, fields[field].decode(ENCODING, ERRORS))
-    if "size" in fields:
-        info.size = int(fields["size"])
+    for field, number in _NUMBERS.items():
+        if field in fields:
+            setattr(info, field, number(fields[field]))
+    info.pax_headers = {
+        field: value.decode(ENCODING, ERRORS)
+        for field, value in fields.items()
+        if field.startswith(XATTR)
+    }
     if info.size < 0 or info.issparse() or "sparse" in fields:
         raise tarfile.ReadError(f"the size of {info.name!r} is not that of its content")
     return info
@@ -129,8 +141,8 @@ def _records(data: bytes) -> dict[str, bytes]:
         key, equals, value = data[at + len(digits) + 1 : end].partition(b"=")
         if not space or not equals or end > len(data) or value[-1:] != b"\n":
             raise tarfile.ReadError("it has a pax header that is none")
-        if key in _USED:
-            result[key.decode()] = value[:-1]
+        if key in _USED or key.startswith(XATTR.encode()):
+            result[key.decode(ENCODING, ERRORS)] = value[:-1]
         elif key.startswith(b"GNU.sparse."):
             result["sparse"] = b""
         at = end

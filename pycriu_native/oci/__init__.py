@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from .bundle import Bundle, Container
+from .checkpoint_archive import ContainerCheckpoint, from_archive, to_archive
 
 __all__ = [
     "Bundle",
     "Container",
+    "ContainerCheckpoint",
+    "from_archive",
+    "to_archive",
 ]

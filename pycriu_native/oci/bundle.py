@@ -58,6 +58,12 @@ _INHERITED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")
 """Those that it leaves out and gets back as a descriptor, with the key that runtimes use."""
 
 
+def is_bind(mount: Mapping[str, Any]) -> bool:
+    """Whether a mount of ``config.json`` is a bind mount."""
+    options = mount.get("options") or ()
+    return mount.get("type") == "bind" or "bind" in options or "rbind" in options
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
     """An OCI bundle: the directory with ``config.json`` and, usually, the root file system.
@@ -90,8 +96,7 @@ class Bundle:
         """
         result = {}
         for mount in self.config.get("mounts", ()):
-            options = mount.get("options") or ()
-            if mount.get("type") == "bind" or "bind" in options or "rbind" in options:
+            if is_bind(mount):
                 place = inside(self.root, mount["destination"])
                 result[place] = os.path.join(self.path, mount["source"])
         return result

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -121,15 +122,7 @@ def unpack_image(
     Raises:
         OptionError, ImagesError: as ``unpack`` does, and where a digest does not hold.
     """
-    images = _images(Path(layout) / "index.json")
-    result = [one for one in images if _name_of(one) == name]
-    if not result and len(images) == 1:
-        result = images
-    if not result:
-        names = sorted(map(str, map(_name_of, images)))
-        raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
-    with _blob(Path(layout), result[0]) as file:
-        manifest = _json(file)
+    manifest = _manifest(Path(layout), name)
     layers = _dicts(manifest.get("layers"))
     if len(layers) != 1:
         raise ImagesError(f"{layout}: the image has {len(layers)} layers; a checkpoint has one")
@@ -137,6 +130,30 @@ def unpack_image(
         unpack(file, directory, inside=inside, limit=limit)
     annotations = manifest.get("annotations")
     return dict(annotations) if isinstance(annotations, dict) else {}
+
+
+def layers_of(
+    layout: str | os.PathLike[str], *, name: str = "latest"
+) -> Iterator[AbstractContextManager[BufferedReader]]:
+    """The layers of an image, lowest first: each a tar archive, compressed or not, to be entered.
+
+    Raises ``OptionError`` for an unknown name, and ``ImagesError`` for a damaged layout.
+    """
+    for layer in _dicts(_manifest(Path(layout), name).get("layers")):
+        yield _blob(Path(layout), layer)
+
+
+def _manifest(layout: Path, name: str) -> dict[str, Any]:
+    """The manifest of the image of this name, or of the only one."""
+    images = _images(layout / "index.json")
+    result = [one for one in images if _name_of(one) == name]
+    if not result and len(images) == 1:
+        result = images
+    if not result:
+        names = sorted(map(str, map(_name_of, images)))
+        raise bad_argument("name", name, f"an image of the layout is accepted: {names}")
+    with _blob(layout, result[0]) as file:
+        return _json(file)
 
 
 class _Hashed:

@@ -104,6 +104,22 @@ def test_a_pipe(spawn: Spawn, images: Path, owned: ExitStack, number: int | None
     assert target.runs_on()
 
 
+def test_one_descriptor_for_two_pipes(spawn: Spawn, images: Path, owned: ExitStack) -> None:
+    """One descriptor may take the place of several, as of standard output and standard error."""
+    _, first = _pipe(owned)
+    _, second = _pipe(owned)
+    target = spawn(SPEAKS, stdout=first, stderr=second)
+    keys = [_link(target, fd) for fd in (1, 2)]
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+
+    reader, writer = _pipe(owned)
+    restore(CriuOpts(images_directory=images, inherit_fds=[(writer, key) for key in keys]))
+    for fd in (1, 2):
+        target.ask("say", fd, "after")
+        assert os.read(reader, 100) == b"after"
+
+
 def test_a_pipe_that_nobody_gives(spawn: Spawn, images: Path, owned: ExitStack) -> None:
     """Without inherit_fds the process gets a pipe that has no other end."""
     _, writer = _pipe(owned)

@@ -1,0 +1,230 @@
+"""The root file system of a container: written from archives and layers, and its changes found.
+
+Every path of an archive is resolved with the new root as its root directory, so that no link of an
+archive leads out of it. The root has to be a directory that other users cannot write to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import shutil
+import stat
+import subprocess
+import tarfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from .._system.mounts import inside
+from ..archive.tar import CHUNK, XATTR, Content, members
+from ..errors import ImagesError
+
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+"""Names in a layer of an OCI image: a file that is removed, a directory that is emptied."""
+
+_KINDS = {
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+}
+
+
+def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) -> int:
+    """Write the members of a tar archive into ``root``; returns the bytes of their files.
+
+    Owners, modes, times and extended attributes are those of the archive. What is there under the
+    name of a member is replaced. ``is_layer``: whiteouts remove what earlier layers brought.
+
+    Raises ``ImagesError`` for a member that would be written elsewhere, and for more than ``limit``
+    bytes.
+    """
+    total = 0
+    times: dict[str, float] = {}
+    made: set[str] = set()
+    for info, content in members(stream):
+        total += info.size if content is not None else 0
+        if total > limit:
+            raise ImagesError(f"the archive holds more than the {limit} bytes that it may")
+        try:
+            path = _place(root, info.name)
+            name = posixpath.basename(path)
+            if is_layer and name.startswith(_WHITEOUT):
+                _white_out(path, made)
+                continue
+            _write(root, path, info, content)
+        except ImagesError:
+            raise
+        except OSError as error:
+            raise ImagesError(f"the archive holds {info.name!r}: {error.strerror}") from error
+        made.add(path)
+        if info.isdir():
+            times[path] = info.mtime
+    for path, mtime in reversed(times.items()):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.utime(path, (mtime, mtime), follow_symlinks=False)
+    return total
+
+
+def remove(root: str, paths: Iterable[str]) -> None:
+    """Remove files and directories of ``root``; those that are not there are left out."""
+    for path in paths:
+        _remove(_place(root, path))
+
+
+def copy(source: str, root: str) -> None:
+    """Copy a directory with owners, modes, times, links, devices and attributes into ``root``.
+
+    Raises ``OSError`` with the message of ``cp``.
+    """
+    done = subprocess.run(
+        ["cp", "-a", "--", f"{source}/.", root],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise OSError(f"copy of {source}: {done.stderr.strip()}")
+
+
+def changes(root: str, base: str | None) -> tuple[list[str], list[str]]:
+    """What differs in ``root`` from ``base`` (None: from nothing): changed paths, and removed ones.
+
+    Files are compared by kind, mode, owner, size, time and target. A directory that is gone is one
+    path. Other file systems that are mounted in ``root`` are left out.
+    """
+    device = os.lstat(root).st_dev
+    changed: list[str] = []
+    deleted: list[str] = []
+    todo = [""]
+    while todo:
+        directory = todo.pop()
+        now = _entries(root + directory)
+        before = {} if base is None else _entries(base + directory)
+        deleted += [f"{directory}/{name}" for name in before.keys() - now.keys()]
+        for name, status in now.items():
+            path = f"{directory}/{name}"
+            is_directory = stat.S_ISDIR(status.st_mode)
+            if is_directory and status.st_dev != device:
+                continue  # a mount
+            if name not in before or _differs(root + path, status, f"{base}{path}", before[name]):
+                changed.append(path)
+            if is_directory:
+                todo.append(path)
+    return sorted(changed), sorted(deleted)
+
+
+def _entries(directory: str) -> dict[str, os.stat_result]:
+    try:
+        if stat.S_ISDIR(os.lstat(directory).st_mode):
+            with os.scandir(directory) as entries:
+                return {each.name: each.stat(follow_symlinks=False) for each in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return {}
+
+
+def _differs(path: str, now: os.stat_result, base: str, before: os.stat_result) -> bool:
+    if (now.st_mode, now.st_uid, now.st_gid) != (before.st_mode, before.st_uid, before.st_gid):
+        return True
+    if stat.S_ISDIR(now.st_mode):
+        return False
+    if stat.S_ISLNK(now.st_mode):
+        return os.readlink(path) != os.readlink(base)
+    this = now.st_size, now.st_mtime_ns, now.st_rdev
+    return this != (before.st_size, before.st_mtime_ns, before.st_rdev)
+
+
+def _place(root: str, name: str) -> str:
+    """Where a member belongs: its directory by the links in ``root``, its own name as it is."""
+    if ".." in name.split("/"):
+        raise ImagesError(f"the archive has a member outside of its directory: {name!r}")
+    directory, last = posixpath.split(posixpath.normpath(f"/{name.lstrip('/')}"))
+    return root + posixpath.join(inside(root, directory), last).rstrip("/")
+
+
+def _remove(path: str) -> None:
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _white_out(path: str, made: set[str]) -> None:
+    directory, name = posixpath.split(path)
+    if name != _OPAQUE:
+        _remove(posixpath.join(directory, name.removeprefix(_WHITEOUT)))
+        return
+    for each in _entries(directory):
+        if posixpath.join(directory, each) not in made:
+            _remove(posixpath.join(directory, each))
+
+
+def _write(root: str, path: str, info: tarfile.TarInfo, content: Content | None) -> None:
+    is_directory = info.isdir()
+    if path == root and not is_directory:
+        raise ImagesError(f"the archive has no directory as its top: {info.name!r}")
+    os.makedirs(posixpath.dirname(path), exist_ok=True)
+    if not (is_directory and os.path.isdir(path) and not os.path.islink(path)):
+        _remove(path)
+        if content is not None:
+            with open(path, "xb", opener=_private) as file:
+                while data := content.read(CHUNK):
+                    file.write(data)
+        elif is_directory:
+            os.mkdir(path, 0o700)
+        elif info.issym():
+            os.symlink(info.linkname, path)
+        elif info.islnk():
+            os.link(_place(root, info.linkname), path, follow_symlinks=False)
+            return  # the attributes are those of the file
+        elif info.type in _KINDS:
+            device = os.makedev(info.devmajor, info.devminor)
+            os.mknod(path, 0o600 | _KINDS[info.type], device)
+        else:
+            raise ImagesError(f"the archive holds {info.name!r}, which is no file of a known kind")
+    os.chown(path, info.uid, info.gid, follow_symlinks=False)
+    for key, value in info.pax_headers.items():
+        data = value.encode("utf-8", "surrogateescape")
+        os.setxattr(path, key.removeprefix(XATTR), data, follow_symlinks=False)
+    if not info.issym():
+        os.chmod(path, info.mode & 0o7777)
+    os.utime(path, (info.mtime, info.mtime), follow_symlinks=False)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+# ---- archives of changes ----
+
+
+def write_changes(root: str, paths: Iterable[str], file: BinaryIO) -> None:
+    """Write files of ``root`` as an uncompressed tar archive, with owners and attributes."""
+    with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for path in paths:
+            source = root + path
+            info = tar.gettarinfo(source, path.lstrip("/") or ".")
+            if info is None:
+                continue  # a socket, which no archive holds
+            info.pax_headers = {**info.pax_headers, **dict(_attributes(source))}
+            if info.isreg():
+                with open(source, "rb", opener=_unfollowed) as content:
+                    tar.addfile(info, content)
+            else:
+                tar.addfile(info)
+
+
+def _attributes(path: str) -> Iterator[tuple[str, str]]:
+    for name in os.listxattr(path, follow_symlinks=False):
+        if name.startswith(("user.", "security.capability")):
+            data = os.getxattr(path, name, follow_symlinks=False)
+            yield XATTR + name, data.decode("utf-8", "surrogateescape")
+
+
+def _unfollowed(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
