@@ -212,7 +212,7 @@ test-jobs: build ## a job that is killed at 1,000 random instants must end exact
 SLURM := build/slurm
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 .PHONY: test-slurm
-test-slurm: build $(SLURM)/root ## jobs in a cluster of SLURM with one node: limits, preemption, scancel; 20 minutes
+test-slurm: build $(SLURM)/root ## jobs in a cluster of SLURM with one node: limits, preemption, scancel (8 minutes)
 	@$(AS_ROOT)
 	as_root env PYCRIU_NATIVE_SLURM=$(SLURM)/root PYCRIU_NATIVE_TEST_PATIENCE=200 \
 		$(VENV)/bin/python -m pytest --timeout=1200 tests/slurm $(ARGS)

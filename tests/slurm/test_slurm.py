@@ -96,6 +96,16 @@ def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
     batch.finish(tmp_path / "reference")
 
 
+def test_without_a_checkpoint(batch: BatchJob) -> None:
+    """A run that has come no further is not queued again: that would never end."""
+    number = batch.submit("--time=10", run=("--every", "1h", "--grace", "0s"))
+    eventually(lambda: batch.job.directory.status().state is State.RUNNING, "its start")
+    batch.cluster.client("scancel", "--batch", "--signal=USR1", number, user=batch.user)
+    batch.until_state("FAILED")
+    assert "is not queued again: this run has taken no checkpoint" in batch.output()
+    assert "ExitCode=75:0" in batch.cluster.job(number)
+
+
 def test_that_cannot_be_requeued(batch: BatchJob) -> None:
     """It is refused before anything is started."""
     batch.submit("--time=1", "--no-requeue")
