@@ -211,6 +211,29 @@ test-jobs: build ## a job that is killed at 1,000 random instants must end exact
 	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) $(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
 		tests/integration/test_jobs.py -k random
 
+# The programs of SLURM, unpacked and not installed: a package of it would start its daemons.
+SLURM := build/slurm
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge
+.PHONY: test-slurm
+test-slurm: build $(SLURM)/root ## jobs in a cluster of SLURM with one node: limits, preemption, scancel (8 minutes)
+	@$(AS_ROOT)
+	as_root env PYCRIU_NATIVE_SLURM=$(SLURM)/root PYCRIU_NATIVE_TEST_PATIENCE=200 \
+		$(VENV)/bin/python -m pytest --timeout=1200 tests/slurm $(ARGS)
+
+$(SLURM)/root:
+	@$(FIND_SUDO)
+	find_sudo
+	echo "unpacking SLURM into $@"
+	mkdir -p $(SLURM)/packages/partial
+	"$${sudo[@]}" apt-get -qq update || true
+	"$${sudo[@]}" apt-get -qq -y install --download-only --reinstall --no-install-recommends \
+		-o Dir::Cache::archives=$$PWD/$(SLURM)/packages $(SLURM_PACKAGES) >/dev/null
+	rm -rf $@.partial
+	for package in $(SLURM)/packages/*.deb; do
+		dpkg -x "$$package" $@.partial
+	done
+	mv $@.partial $@
+
 .PHONY: soak
 soak: build ## 10,000 calls: memory, descriptors, children and threads must not grow
 	@$(AS_ROOT)

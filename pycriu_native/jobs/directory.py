@@ -109,6 +109,8 @@ class JobStatus:
     last_duration: float | None = None
     last_frozen: float | None = None
     last_bytes: int | None = None
+    stopped_by: str | None = None
+    """What has interrupted it last: the name of a signal, or "notice"; None if it was killed."""
     message: str = ""
     """What happened last, in words."""
 

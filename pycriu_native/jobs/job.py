@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -109,8 +110,11 @@ class Job:
         if problems:
             raise OptionError(problems, verb="run")
 
-    def run(self) -> JobResult:
+    def run(self, *, wait: float | None = UNTIL_FREE) -> JobResult:
         """Start the command, or resume it; return when it has ended or was interrupted.
+
+        While another supervisor runs the job, wait for so many seconds; None: without limit. The
+        default is what the processes of a supervisor that was killed take to end.
 
         SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
         this is the main thread. The end of this process is that of the command, too.
@@ -119,7 +123,7 @@ class Job:
         where it cannot be used.
         """
         directory = self._directory()
-        lock = directory.lock(UNTIL_FREE)
+        lock = directory.lock(math.inf if wait is None else wait)
         if lock is None:
             message = f"another supervisor runs the job in {directory.path}"
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)

@@ -67,6 +67,7 @@ class Supervisor:
             supervisor_start=start,
             boot_id=boot_id(),
             host=os.uname().nodename,
+            stopped_by=None,
         )
         self._pid = 0
         self._criu_was_lost = False
@@ -207,6 +208,7 @@ class Supervisor:
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
                 self._stop_by = time.monotonic() + left
+                self._change(stopped_by="notice")
                 self._tell("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
             if self._stop_by is not None:
                 self._last_checkpoint()
@@ -230,6 +232,7 @@ class Supervisor:
             result.add(number)
             if number in STOPPING and self._stop_by is None:
                 self._stop_by = time.monotonic() + float(self._spec["grace"])
+                self._change(stopped_by=signal.Signals(number).name)
                 self._tell("stopping", f"{signal.Signals(number).name} was received")
         return result
 

@@ -34,13 +34,13 @@ def test_the_first_lines_run(tmp_path: Path) -> None:
 
 
 def test_the_other_lines_are_python() -> None:
-    """The blocks of README.md, calls.md and tasks.md compile; the options are accepted."""
-    pages = [README, *(README.with_name("docs") / page for page in ("calls.md", "tasks.md"))]
+    """The blocks of README.md and of these pages compile; the options are accepted."""
+    names = ("calls.md", "tasks.md", "schedulers.md")
+    pages = [README, *(README.with_name("docs") / page for page in names)]
     text = "\n".join(page.read_text() for page in pages)
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    names = {"CriuOpts": CriuOpts}
     made = [
-        eval(block, names)
+        eval(block, {"CriuOpts": CriuOpts})
         for block in blocks
         if compile(block, "page", "exec") and block.startswith("CriuOpts(")
     ]

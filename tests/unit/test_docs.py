@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,6 +16,18 @@ ROOT = Path(__file__).parents[2]
 def test_the_table_of_options() -> None:
     """docs/options.md is what tools/options-table makes."""
     subprocess.run([sys.executable, ROOT / "tools" / "options-table", "--check"], check=True)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_the_unit(tmp_path: Path) -> None:
+    """systemd knows all settings of the unit in docs/schedulers.md."""
+    unit = re.search(r"```ini\n(.*?)```", (ROOT / "docs" / "schedulers.md").read_text(), re.S)
+    assert unit is not None
+    path = tmp_path / "job1.service"
+    path.write_text(unit[1].replace("/usr/local/bin/pycriu-native", "/bin/true"))
+    words = ["systemd-analyze", "verify", "--man=no", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_links() -> None:

@@ -13,6 +13,9 @@ from .sources import ROOT, SiteError
 MODULES = {
     "pycriu_native": "calls, options, results and exceptions",
     "pycriu_native.aio": "the calls for asyncio",
+    "pycriu_native.jobs": "jobs that are checkpointed at intervals and resumed",
+    "pycriu_native.jobs.slurm": "jobs in batch scripts of SLURM",
+    "pycriu_native.jobs.dask": "jobs as tasks of Dask",
     "pycriu_native.snapshots": "programs that are saved once and started many times",
     "pycriu_native.guest": "parks a program for a snapshot",
     "pycriu_native.images": "reading, comparing and checking image sets",

@@ -20,6 +20,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "calls.md",
         "migration.md",
         "snapshots.md",
+        "schedulers.md",
         "preflight.md",
         "images.md",
         "coming-from.md",

@@ -17,6 +17,7 @@ from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import JobDirectory
+from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
 from ..command import Call, Command
 from ..exit_codes import Exit
@@ -46,7 +47,8 @@ class Duration(option_parameters.ParamType):
 def _run(
     call: Call,
     command: tuple[str, ...],
-    directory: str,
+    directory: str | None,
+    slurm: bool,
     every: float,
     keep: int,
     also: tuple[str, ...],
@@ -55,6 +57,11 @@ def _run(
     interrupted_code: int,
     or_start_over: bool,
 ) -> int:
+    slurm_job = SlurmJob.current() if slurm else None
+    if directory is None:
+        if slurm_job is None:
+            raise click.UsageError("Missing option '--dir'; with --slurm it may be left out.")
+        directory = slurm_job.default_directory()
     job = Job(
         directory,
         command,
@@ -66,7 +73,7 @@ def _run(
         interrupted_code=interrupted_code,
         or_start_over=or_start_over,
     )
-    result = job.run()
+    result = job.run() if slurm_job is None else run_in_slurm(job, slurm_job)
     if call.out.as_json:
         call.out.event("ended", asdict(result), "")
     elif result.state is not State.ENDED and not call.out.quiet:
@@ -268,15 +275,22 @@ COMMANDS = {
             "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",
             "pycriu-native run --dir job2 --also '/data/log*' -- ./simulate --steps 1000000",
             "pycriu-native run --dir job3 --notice http://10.0.0.1/preempted -- make",
+            "pycriu-native run --slurm --grace 100s -- ./simulate",
         ],
         exits=(Exit.FAILED, Exit.IMAGES),
         params=[
             click.Argument(["command"], nargs=-1, required=True, type=click.UNPROCESSED),
             click.Option(
                 ["--dir", "directory"],
-                required=True,
                 type=click.Path(file_okay=False),
-                help="Where the job is kept; made if it is missing.",
+                help="Where the job is kept; made if it is missing. Needed without --slurm, and by "
+                "default with it: pycriu-native-$SLURM_JOB_ID where sbatch was called.",
+            ),
+            click.Option(
+                ["--slurm"],
+                is_flag=True,
+                help="It runs in a batch script of SLURM, and is queued again ('scontrol requeue') "
+                "when SIGUSR1 (sbatch --signal=B:USR1@120) or a notice has interrupted it.",
             ),
             click.Option(
                 ["--every"],

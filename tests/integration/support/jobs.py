@@ -32,6 +32,8 @@ class RunningJob:
     """Words before the command line, such as ``setpriv``."""
     options: Sequence[str] = ("--every", "0.4", "--grace", "30")
     steps: int = 10**9
+    python: str = sys.executable
+    """The Python of the command."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +42,7 @@ class RunningJob:
 
     @property
     def command(self) -> list[str]:
-        return [sys.executable, str(STEPPER), str(self.place), str(self.steps), PAUSE]
+        return [self.python, str(STEPPER), str(self.place), str(self.steps), PAUSE]
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         """Start or resume it."""

@@ -1,0 +1,97 @@
+"""Jobs as tasks of Dask (extra ``[dask]``).
+
+``client.submit(run_in_dask, job, pure=False)`` runs a job on a worker. When the worker is lost,
+Dask starts the task on another one, which resumes the job. Workers that are closed take a last
+checkpoint first after ``client.register_plugin(CheckpointPlugin())``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import CriuError
+from .control import request_stop
+from .directory import JobDirectory, State
+from .job import Job, JobResult
+
+try:
+    from distributed import Reschedule, WorkerPlugin
+except ImportError as error:
+    raise ImportError(
+        "pycriu_native.jobs.dask needs distributed: pip install 'pycriu-native[dask]'"
+    ) from error
+
+_LOGGER = logging.getLogger("pycriu_native.jobs")
+
+
+class _Running:
+    """The directories of the jobs that run in this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._directories: list[JobDirectory] = []
+
+    @contextlib.contextmanager
+    def add(self, directory: JobDirectory) -> Iterator[None]:
+        with self._lock:
+            self._directories.append(directory)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._directories.remove(directory)
+
+    def all(self) -> list[JobDirectory]:
+        with self._lock:
+            return list(self._directories)
+
+
+_running = _Running()
+
+
+def run_in_dask(job: Job) -> JobResult:
+    """Run a job as a task; a task that was interrupted is started again, here or on another worker.
+
+    While the job runs elsewhere, such as under a worker that Dask takes for lost, the task waits
+    for it: it is never run twice, and a second task of it returns the same result. Raises what
+    ``Job.run`` raises, and ``CriuError`` where the job was interrupted and this run has taken no
+    checkpoint: it would be started again without an end.
+    """
+    directory = JobDirectory(job.directory)
+    before = directory.status().checkpoints
+    with _running.add(directory):
+        result = job.run(wait=None)
+    if result.state is State.INTERRUPTED:
+        if directory.status().checkpoints == before:
+            raise CriuError(f"{directory.path}: {result.message}; no checkpoint was taken")
+        raise Reschedule
+    return result
+
+
+@dataclass
+class CheckpointPlugin(WorkerPlugin):
+    """Has a worker that is closed, or retired, take last checkpoints of its jobs.
+
+    All of them are begun at once. Not if it is killed: then its jobs go on from the checkpoints of
+    their intervals. A nanny gives a worker limited time to end, which must be enough for them.
+    """
+
+    timeout: float = 60.0
+    """Seconds to wait for the last checkpoints."""
+    name: str = "pycriu-native-jobs"
+    """By which Dask tells plugins apart."""
+
+    async def teardown(self, worker: object) -> None:
+        """Stop the jobs of this worker."""
+        await asyncio.gather(*(self._stop(each) for each in _running.all()))
+
+    async def _stop(self, directory: JobDirectory) -> None:
+        try:
+            await asyncio.to_thread(request_stop, directory, self.timeout)
+        except CriuError as error:
+            _LOGGER.warning("no last checkpoint of %s: %s", directory.path, error)

@@ -1,0 +1,146 @@
+"""Jobs in a batch script of SLURM: what its environment tells, and having them queued again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import CriuError, OptionError, Problem
+from .directory import JobDirectory, State
+from .job import STOPPING, Job, JobResult
+
+REQUEUED_AFTER = (signal.SIGUSR1.name, "notice")
+"""What a job is queued again after. SIGTERM is that of ``scancel``, too; and SLURM itself queues a
+job again that it has preempted, or that has lost its node."""
+
+PATIENCE = 60.0
+"""Seconds for an answer of SLURM's controller."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlurmJob:
+    """The job of SLURM that this process runs in."""
+
+    id: str
+    """Its number. It stays the same when the job is queued again; each task of an array has one."""
+    restarts: int
+    """How often it was queued again."""
+    submitted_from: str
+    """The directory that ``sbatch`` was called in."""
+
+    @classmethod
+    def current(cls, environ: Mapping[str, str] | None = None) -> SlurmJob:
+        """From the environment; default: that of this process. Raises ``OptionError``."""
+        environ = os.environ if environ is None else environ
+        problems = []
+        nodes = environ.get("SLURM_JOB_NUM_NODES", "1")
+        restarts = environ.get("SLURM_RESTART_COUNT", "0")
+        if "SLURM_JOB_ID" not in environ:
+            rule = "the environment has no SLURM_JOB_ID: a batch script of SLURM is accepted"
+            problems.append(Problem("slurm", True, rule))
+        if nodes != "1":
+            rule = "a job runs on one host; have SLURM allocate one (#SBATCH --nodes=1)"
+            problems.append(Problem("SLURM_JOB_NUM_NODES", nodes, rule))
+        if not restarts.isdecimal():
+            problems.append(Problem("SLURM_RESTART_COUNT", restarts, "a number is accepted"))
+        if shutil.which("scontrol") is None:
+            rule = "there is no program scontrol on the PATH to queue the job again"
+            problems.append(Problem("slurm", True, rule))
+        if problems:
+            raise OptionError(problems, verb="run")
+        return cls(
+            id=environ["SLURM_JOB_ID"],
+            restarts=int(restarts),
+            submitted_from=environ.get("SLURM_SUBMIT_DIR", os.getcwd()),
+        )
+
+    def default_directory(self) -> str:
+        """``pycriu-native-ID`` in the directory that the job was submitted from.
+
+        Raises ``OptionError`` where it is that of another job, whose number SLURM has used again.
+        """
+        path = Path(self.submitted_from) / f"pycriu-native-{self.id}"
+        if not self.restarts and path.exists():
+            rule = (
+                f"it exists, and SLURM has not restarted job {self.id} yet: it belongs to another "
+                "job, or to another command of this one; name one with --dir"
+            )
+            raise OptionError([Problem("directory", str(path), rule)], verb="run")
+        return str(path)
+
+    def may_be_requeued(self) -> bool:
+        """Whether SLURM queues the job again if that is requested; also if it cannot be asked."""
+        return " Requeue=0 " not in _scontrol("show", "job", "--oneliner", self.id).stdout
+
+    def requeue(self) -> None:
+        """Have it queued again. SLURM then ends what runs of it. Raises ``CriuError``."""
+        done = _scontrol("requeue", self.id)
+        if done.returncode:
+            why = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+            raise CriuError(f"SLURM does not queue job {self.id} again: {why}", verb="run")
+
+
+def run_in_slurm(job: Job, slurm: SlurmJob | None = None) -> JobResult:
+    """Run a job; have SLURM queue it again if SIGUSR1 or a notice has interrupted it.
+
+    It is not queued again where no checkpoint was taken in this run: it would never end. Raises
+    what ``Job.run`` raises, and ``OptionError`` where SLURM would not queue it again.
+    """
+    slurm = slurm or SlurmJob.current()
+    if not slurm.may_be_requeued():
+        rule = f"job {slurm.id} cannot be queued again: submit it with --requeue"
+        raise OptionError([Problem("slurm", True, rule)], verb="run")
+    directory = JobDirectory(job.directory)
+    before = directory.status().checkpoints
+    result = job.run()
+    after = directory.status()
+    if result.state is not State.INTERRUPTED or after.stopped_by not in REQUEUED_AFTER:
+        return result
+    if after.checkpoints == before:
+        why = f"SLURM job {slurm.id} is not queued again: this run has taken no checkpoint"
+        return replace(result, message=f"{result.message}; {why}")
+    message = f"SLURM queues job {slurm.id} again"
+    with _signals_ignored():  # SLURM sends SIGTERM to all processes of a job that it queues again
+        try:
+            slurm.requeue()
+            directory.event("requeued", message=message, slurm=slurm.id)
+        except CriuError as error:
+            message = str(error)
+    return replace(result, message=f"{result.message}; {message}")
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Ignore the signals that end a job, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``scontrol``. The result tells what failed, also where it did not answer."""
+    try:
+        return subprocess.run(
+            ["scontrol", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(["scontrol", *words], 1, "", str(error))

@@ -1,0 +1,126 @@
+"""Jobs on engines: a worker is killed, retired, or runs what runs already; each ends exactly."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .support.jobs import RunningJob, check_exact, nothing_runs
+from .support.processes import eventually
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+needs_dask = pytest.mark.skipif(
+    importlib.util.find_spec("distributed") is None, reason="there is no distributed (extra dask)"
+)
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="there is no ray")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[RunningJob]:
+    """A job that was not started yet."""
+    made = RunningJob(tmp_path / "place")
+    yield made
+    eventually(lambda: nothing_runs(made), "the end of the command")
+
+
+def _run(program: str, what: str, job: RunningJob) -> list[dict[str, object]]:
+    """The results that an engine's program prints."""
+    words = [sys.executable, str(PROGRAMS / program), what, str(job.directory.path)]
+    with open(job.place / "messages", "wb") as messages:
+        done = subprocess.run(
+            [*words, str(job.place / "finish"), *job.command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+            check=False,
+            cwd=job.place,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "RAY_AUTH_MODE": "disabled",
+            },
+        )
+    assert done.returncode == 0, job.messages()[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(result, list)
+    return result
+
+
+def _ended(results: list[dict[str, object]]) -> list[tuple[object, object]]:
+    return [(each["state"], each["exit_code"]) for each in results]
+
+
+@needs_dask
+def test_a_worker_of_dask_is_killed(job: RunningJob, tmp_path: Path) -> None:
+    """Dask starts the task again, and the job goes on from its checkpoint."""
+    assert _ended(_run("dask_jobs.py", "killed", job)) == [("ended", 0)]
+    check_exact(job, tmp_path / "reference")
+    status = job.directory.status()
+    assert (status.resumed, status.restarted) == (1, 0)
+
+
+@needs_dask
+def test_a_worker_of_dask_is_retired(job: RunningJob, tmp_path: Path) -> None:
+    """The plugin takes a last checkpoint, and the other worker goes on from there."""
+    assert _ended(_run("dask_jobs.py", "retired", job)) == [("ended", 0)]
+    check_exact(job, tmp_path / "reference")
+    status = job.directory.status()
+    assert (status.checkpoints, status.resumed, status.restarted) == (1, 1, 0)
+
+
+@needs_dask
+def test_two_tasks_of_one_job(job: RunningJob, tmp_path: Path) -> None:
+    """The second one waits for the first, and returns its result."""
+    results = _run("dask_jobs.py", "twice", job)
+    assert _ended(results) == [("ended", 0)] * 2
+    check_exact(job, tmp_path / "reference")
+    events = [each["event"] for each in job.directory.events()]
+    assert events == ["started", "ended"]
+
+
+ENDLESS = """
+import sys
+from pycriu_native.jobs import Job
+from pycriu_native.jobs.dask import run_in_dask
+run_in_dask(Job(sys.argv[1], ["sh", "-c", "kill -9 $$"]))
+"""
+
+
+@needs_dask
+def test_no_end_of_interruptions(tmp_path: Path) -> None:
+    """A task whose job is interrupted before each checkpoint fails."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, str(tmp_path / "job")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert re.search("CriuError: .*ended by SIGKILL.*no checkpoint was taken", last), done.stderr
+
+
+@needs_ray
+def test_a_worker_of_ray_is_killed(job: RunningJob, tmp_path: Path) -> None:
+    """Ray starts the task again, and the job goes on from its checkpoint."""
+    assert _ended(_run("ray_jobs.py", "killed", job)) == [("ended", 0)]
+    check_exact(job, tmp_path / "reference")
+    status = job.directory.status()
+    assert (status.resumed, status.restarted) == (1, 0)
+
+
+def test_a_worker_of_a_pool_is_killed(job: RunningJob, tmp_path: Path) -> None:
+    """The pool is broken, and the job ends with its worker; another pool goes on with it."""
+    assert _ended(_run("pool_jobs.py", "killed", job)) == [("ended", 0)]
+    check_exact(job, tmp_path / "reference")
+    status = job.directory.status()
+    assert (status.resumed, status.restarted) == (1, 0)

@@ -1,0 +1,104 @@
+"""A batch script that runs a job, submitted as often as a test has it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sysconfig
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..integration.support.jobs import RunningJob, check_exact, nothing_runs
+from ..integration.support.processes import eventually
+from .cluster import Cluster
+
+PROJECT = Path(__file__).parents[2]
+
+
+@dataclass
+class BatchJob:
+    """A job with a place of its own."""
+
+    cluster: Cluster
+    place: Path
+    user: int
+    python: str
+    numbers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.job = RunningJob(self.place / "work", python=self.python)
+        os.chown(self.job.place, self.user, self.user)
+        self.script = self.place / "script"
+
+    def submit(self, *sbatch: str, run: tuple[str, ...] = ()) -> str:
+        """Submit the job with options of ``sbatch`` and of ``run``; its number.
+
+        Without ``--dir`` it is kept in a directory that the number names.
+        """
+        path = os.pathsep.join([str(PROJECT), sysconfig.get_path("purelib")])
+        words = [self.python, "-m", "pycriu_native", "run", "--slurm", "--every", "0.5", *run]
+        words += ["--also", str(self.job.place / "out" / "*"), "--", *self.job.command]
+        self.script.write_text(
+            "#!/bin/bash\n"
+            f"export PYTHONPATH={shlex.quote(path)} PYTHONDONTWRITEBYTECODE=1\n"
+            f"exec {shlex.join(words)}\n"
+        )
+        number = self.cluster.submit(
+            self.script, f"--output={self.place}/output", *sbatch, user=self.user
+        )
+        self.numbers.append(number)
+        self.job.directory = type(self.job.directory)(
+            run[run.index("--dir") + 1]
+            if "--dir" in run
+            else self.place / f"pycriu-native-{number}"
+        )
+        return number
+
+    def until_state(self, *states: str) -> None:
+        """Wait until SLURM tells one of these states of the job that was submitted last."""
+        try:
+            eventually(lambda: self.cluster.state(self.numbers[-1]) in states, f"{states}")
+        except AssertionError as error:
+            error.add_note(self.story())
+            raise
+
+    def until_checkpoints(self, more: int = 2) -> None:
+        """Wait for so many more checkpoints."""
+        before = self.job.directory.status().checkpoints
+        try:
+            eventually(lambda: self.job.has_checkpoints(before + more), f"{more} checkpoints")
+        except AssertionError as error:
+            error.add_note(self.story())
+            raise
+
+    def until_resumed(self, times: int) -> None:
+        """Wait until it was resumed so often."""
+        try:
+            eventually(lambda: self.job.directory.status().resumed >= times, "its resumption")
+        except AssertionError as error:
+            error.add_note(self.story())
+            raise
+
+    def finish(self, reference: Path) -> int:
+        """Have it end, and compare what it has written with an uninterrupted run; its steps."""
+        (self.job.place / "finish").touch()
+        self.until_state("COMPLETED")
+        return check_exact(self.job, reference)
+
+    def events(self) -> list[str]:
+        """The names of its events."""
+        return [each["event"] for each in self.job.directory.events()]
+
+    def output(self) -> str:
+        """What the batch script has printed."""
+        path = self.place / "output"
+        return path.read_text() if path.exists() else ""
+
+    def check_end(self) -> None:
+        """Nothing of it runs any more."""
+        eventually(lambda: nothing_runs(self.job), "the end of the command")
+
+    def story(self) -> str:
+        """What has happened, for the message of a test that fails."""
+        parts = [self.output(), *map(str, self.job.directory.events())]
+        return "\n".join([*parts, *map(self.cluster.job, self.numbers[-1:]), self.cluster.logs()])
