@@ -107,6 +107,9 @@ int pn_io_priority(int pid);	     /* ioprio_get of a thread; a negative errno */
 int pn_namespace_owner(int fd);	     /* NS_GET_USERNS: a descriptor; a negative errno */
 /* A directory in memory without a name, which is gone when its descriptor is closed. Linux 5.2. */
 int pn_unnamed_directory(void);
+/* SIGKILL to this process when CLOCK_BOOTTIME is so many nanoseconds, even if it is stopped by then;
+ * the last call counts, and 0 is never. A negative errno. */
+int pn_kill_at(int64_t nanoseconds);
 /* All of them, on the calling thread; which were blocked before: the lowest bit is signal 1. */
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);
