@@ -139,14 +139,15 @@ def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
     kept = commits(storage)[:keep]
     if made.name not in {each.name for each in kept}:
         return  # the file system does not list what was written
-    # The record goes first: without it, the object does not count.
+    # The record goes first: without it, the object does not count. What a later holder has made
+    # stays, since this one may be late.
     names = {each.name for each in kept}
     for name in storage.names("commits"):
         if name not in names and token_of(name) <= lease.token:
             storage.remove(f"commits/{name}")
     objects = {each.object for each in kept}
     for name in storage.names("checkpoints"):
-        if f"checkpoints/{name}" not in objects:
+        if f"checkpoints/{name}" not in objects and int(name.split("-")[1]) <= lease.token:
             storage.remove(f"checkpoints/{name}")
 
 

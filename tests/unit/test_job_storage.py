@@ -331,12 +331,54 @@ def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) ->
     assert made.name in storage.names("commits")
     assert [each.checkpoint.number for each in commits(storage)] == [1]
     prune(storage, late, made, 1)
+    assert storage.read(made.object)
     clock.wait(LENGTH)
     _held(storage, clock, "elsewhere")
     assert [each.checkpoint.number for each in commits(storage)] == [1]
     assert _fetched(storage, _directory(tmp_path / "new")) == 1
     with pytest.raises(LeaseLost):
         second.check()
+
+
+def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A holder that was stopped in the middle of a removal leaves what the next one has made."""
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    first = _held(storage, clock, "here")
+    _upload(storage, first, _taken(here, 1))
+    checkpoint = _taken(here, 2)
+
+    class Late(Storage):
+        def remove(self, name: str) -> None:
+            if name.startswith("commits"):
+                clock.wait(LENGTH)
+                second = _held(storage, clock, "there")
+                assert _fetched(storage, there) == 2
+                _upload(storage, second, _taken(there, 3, token=2))
+            super().remove(name)
+
+    made = upload(storage, first, checkpoint, compress="none", encrypt_to=(), check=lambda: None)
+    prune(Late(url), first, made, 1)
+    assert [each.checkpoint.number for each in commits(storage)] == [3, 2]
+    assert _fetched(storage, _directory(tmp_path / "new")) == 3
+
+
+def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
+    """Where a file system does not list a record yet, nothing is removed."""
+    storage = Storage(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+
+    class Stale(Storage):
+        def names(self, folder: str) -> list[str]:
+            return super().names(folder)[:1] if folder == "commits" else super().names(folder)
+
+    made = upload(
+        storage, lease, _taken(here, 2), compress="none", encrypt_to=(), check=lambda: None
+    )
+    prune(Stale(storage.url), lease, made, 1)
+    assert _fetched(storage, _directory(tmp_path / "there")) == 2
 
 
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
