@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._rollback.option import Rollback
@@ -49,7 +49,8 @@ class Job:
     """A command that is checkpointed into a directory, and resumed from there.
 
     A value, which pickles: any executor can run it. The directory must be the same one for every
-    run, and local or on a file system that has flock(2) between the hosts that may run it.
+    run, and local or on a file system that has flock(2) between the hosts that may run it; with
+    ``storage`` each host has its own.
     """
 
     directory: str | os.PathLike[str]
@@ -90,7 +91,7 @@ class Job:
     """Of the uploads: ``"gzip"``, ``"zstd"`` or ``"none"``."""
     encrypt_to: Iterable[str] = ()
     """age recipients or ssh public keys of the uploads. Needs the extra ``archive``."""
-    decrypt_with: Iterable[str] = ()
+    decrypt_with: Iterable[str] = field(default=(), repr=False)
     """age identities or ssh private keys, for a resumption from the storage."""
 
     def __post_init__(self) -> None:
@@ -244,22 +245,21 @@ def _result(directory: JobDirectory, interrupted: int) -> JobResult:
 
 
 def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a process of the job; it gets ``spec`` by a pipe, since that can hold keys."""
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
-        pass_fds=(spec["lock"], spec["alive"]),
-        stdin=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(json.dumps(spec).encode())
-    return process
+    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input."""
+    with open(os.memfd_create("job"), "w+") as file:
+        json.dump(spec, file)
+        file.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
+            pass_fds=(spec["lock"], spec["alive"]),
+            stdin=file,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
 
 
 def read_spec() -> dict[str, Any]:
-    """What ``start_with`` has sent; standard input is empty then."""
+    """The argument of ``start_with``; standard input is empty then."""
     spec: dict[str, Any] = json.load(sys.stdin.buffer)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

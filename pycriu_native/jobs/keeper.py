@@ -25,7 +25,7 @@ from ..errors import CriuError, ImagesError
 from .directory import BUSY, JobDirectory, State, StorageStatus, boot_id
 from .job import CHECKPOINTING, FAILED, STOPPING, passed_on, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
-from .remote_checkpoints import Commit, fetch
+from .remote_checkpoints import Commit, check_codecs, fetch
 from .storage import Storage
 from .uploads import Uploads
 
@@ -58,6 +58,7 @@ class Keeper:
             signal.signal(number, self._stopped)
         signal.signal(CHECKPOINTING, lambda *_: None)
         try:
+            check_codecs(self._spec["compress"], self._spec["encrypt_to"])
             storage = Storage(self._spec["storage"])
             lease = self._acquire(storage)
             return BUSY if lease is None else self._held(storage, lease)
@@ -190,7 +191,7 @@ class Keeper:
 
     def _run(self, storage: Storage, lease: Lease) -> int:
         self._check()
-        process = start_with("namespaces", {**self._spec, "token": lease.token})
+        process = start_with("namespaces", {**self._spec, "token": lease.token, "decrypt_with": ()})
         uploads = Uploads(
             storage, lease, self._directory, self._spec, tell=self._tell, lost=self._lose
         )

@@ -41,7 +41,6 @@ def main(spec: dict[str, Any]) -> int:
         if spec["unprivileged"]:
             unshare(CLONE_NEWUSER)
             map_to_root(user, group)
-            end_with_parent()  # the kernel forgets it where the credentials change
         unshare(CLONE_NEWPID | CLONE_NEWNS)
     except OSError as error:
         directory.failed(f"no namespace can be made for the job: {error.strerror}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from .._integrity.manifest import verify
-from ..archive.codecs import Compression
+from ..archive.codecs import Compression, compressed, encrypted
 from ..archive.pack import pack, unpack
 from ..errors import ImagesError
 from .directory import Checkpoint, JobDirectory, sync
@@ -86,6 +87,15 @@ class _Hashing:
     @property
     def sha256(self) -> str:
         return self._hash.hexdigest()
+
+
+def check_codecs(compress: Compression, encrypt_to: Sequence[str]) -> None:
+    """Raises ``OptionError`` and ``CriuError`` where uploads would."""
+    with compressed(io.BytesIO(), compress):
+        pass
+    if encrypt_to:
+        with encrypted(io.BytesIO(), encrypt_to):
+            pass
 
 
 def upload(

@@ -54,8 +54,9 @@ class Storage:
             found = self._fs.ls(self._path(folder), detail=False)
         except FileNotFoundError:
             return []
-        paths = (str(each).rstrip("/") for each in found)
-        return sorted(path.rpartition("/")[2] for path in paths if not path.endswith(folder))
+        names = (str(each).rstrip("/").rpartition("/")[2] for each in found)
+        # Not the folder itself, which object stores list, nor .nfsXXXX.
+        return sorted(name for name in names if name[:1].isdigit())
 
     def read(self, name: str) -> bytes | None:
         """A small file; None if there is none."""

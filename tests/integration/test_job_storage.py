@@ -106,16 +106,26 @@ def test_a_lost_host(hosts: Callable[..., HostedJob], storage: str, tmp_path: Pa
 
 
 def test_interrupted(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
-    """The last checkpoint is uploaded before the exit, and the next host need not wait; while it
-    runs, the first one is refused.
+    """The last checkpoint is uploaded before the exit, compressed and encrypted, and the next host
+    need not wait; while it runs, the first one is refused.
     """
+    x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
+    key = x25519.Identity.generate()
+    (tmp_path / "key").write_text(f"# a key\n{key}\n")
     here, there = hosts("a"), hosts("b")
+    for job in (here, there):
+        secret = ("--identity", str(tmp_path / "key"), "--encrypt-to", str(key.to_public()))
+        job.options = (*job.options, "--compress", "zstd", *secret)
     process = here.start("--every", "1h")
     here.until(lambda: commands(here.place), "its start")
     here.until(lambda: (here.directory.path / "stdout").stat().st_size > 0, "some steps")
     process.send_signal(signal.SIGTERM)
     assert here.wait() == INTERRUPTED, here.messages()
     assert here.has_uploads(1)
+    (commit,) = commits(_storage(here))
+    data = _storage(here).read(commit.object)
+    assert data is not None
+    assert data.startswith(b"age-encryption.org/")
     there.start("--every", "1h")
     there.until(lambda: there.directory.status().resumed == 1, "its resumption")
     here.start()
@@ -242,3 +252,16 @@ def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     other.start()
     assert other.wait() == 1
     assert "it has the job of another command" in other.messages()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--encrypt-to", "age1wrong"), ("--storage", "nothing://x")]
+)
+def test_values_that_are_refused(hosts: Callable[..., HostedJob], option: str, value: str) -> None:
+    """Before anything is started or stored, by their names."""
+    job = hosts("a")
+    job.start(option, value)
+    assert job.wait() == 1
+    assert option[2:].replace("-", "_") in job.messages()
+    assert not (job.place / "storage").exists()
+    assert not (job.directory.path / "stdout").exists()

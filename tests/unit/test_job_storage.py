@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,9 @@ from typing import Any, BinaryIO, Literal, cast
 
 import pytest
 
-from pycriu_native import ImagesError, OptionError, seal
+from pycriu_native import CriuError, ImagesError, OptionError, seal
+from pycriu_native.jobs import Job, uploads
 from pycriu_native.jobs import lease as leases
-from pycriu_native.jobs import uploads
 from pycriu_native.jobs.directory import META, Checkpoint, JobDirectory
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
 from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
@@ -450,6 +451,42 @@ def test_a_token_is_used_once(clock: Clock) -> None:
 
     assert _acquired(Late(storage.url), clock, "late") is None
     assert last_lease(storage).token == 3
+
+
+def test_other_files_in_a_storage(url: str, clock: Clock, tmp_path: Path) -> None:
+    """What NFS and object stores leave in a folder is nothing of the job's."""
+    storage = Storage(url)
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(_directory(tmp_path / "here"), 1))
+    for folder in ("leases", "commits", "checkpoints"):
+        storage.write(f"{folder}/.nfs0001", b"")
+    lease.renew(LENGTH)
+    assert _fetched(storage, _directory(tmp_path / "there")) == 1
+
+
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra."""
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(CriuError, match=r"pip install 'pycriu-native\[storage\]'"):
+        Storage("memory://x")
+
+
+def test_keys_are_not_shown() -> None:
+    """A job that is printed does not tell the keys; keys without a storage are refused."""
+    secret = "AGE-SECRET-KEY-1"
+    assert secret not in repr(Job("/job", ["true"], storage="x", decrypt_with=[secret]))
+    with pytest.raises(OptionError) as caught:
+        Job("/job", ["true"], decrypt_with=secret)
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("lease", 0), ("lease", "60"), ("compress", "xz"), ("encrypt_to", "age1")]
+)
+def test_values_that_are_refused(field: str, value: Any) -> None:
+    """They are named."""
+    with pytest.raises(OptionError, match=field):
+        Job("/job", ["true"], **{field: value})
 
 
 def test_urls_that_are_refused() -> None:

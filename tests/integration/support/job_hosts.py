@@ -14,7 +14,7 @@ from pycriu_native.jobs.directory import JobDirectory
 from .jobs import STEPPER, RunningJob
 from .processes import is_alive
 
-LEASE = "8"
+LEASE = "12"
 """Seconds; long enough for a machine under load."""
 
 _MOUNT = 'mount --bind "$0" "$1" && shift && exec "$@"'
