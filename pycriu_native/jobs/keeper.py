@@ -95,11 +95,15 @@ class Keeper:
             "path": str(self._directory.path),
             "command": known["command"],
         }
-        last = last_lease(storage)
-        self._check_same(last, about)
-        if last.end is not None and last.end.get("exit_code") is not None:
-            self._has_ended(last.end)
-        lease = acquire(storage, self._length, about, self._wait, held=self._length * KILLED)
+
+        def check(last: Last) -> None:
+            self._check_same(last, about)
+            if last.end is not None and last.end.get("exit_code") is not None:
+                self._has_ended(last.end)
+
+        lease = acquire(
+            storage, self._length, about, self._wait, held=self._length * KILLED, check=check
+        )
         if lease is None:
             host = (last_lease(storage).about or {}).get("host", "another host")
             self._tell("busy", f"the job of {self._spec['storage']} runs on {host}")

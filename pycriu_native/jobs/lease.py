@@ -141,15 +141,17 @@ def acquire(
     wait: Callable[[float], object],
     *,
     held: float,
+    check: Callable[[Last], object] = lambda last: None,
 ) -> Lease | None:
     """The lease, when the one before is over; None if another holder has it.
 
     ``about["holder"]`` is the same for runs of which only one can exist at a time: a lease of the
     same holder is over. ``wait`` waits so many seconds, and may raise. ``held`` seconds after its
-    beginning, the holder must have renewed it.
+    beginning, the holder must have renewed it. ``check`` gets the lease before, and may raise.
     """
-    storage.make("leases", "checkpoints", "commits")
     last = last_lease(storage)
+    check(last)
+    storage.make("leases", "checkpoints", "commits")
     if not _is_free(last, about["holder"]):
         until = now() + length
         while now() < until:

@@ -110,7 +110,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket of moto's server."""
-    server = pytest.importorskip("moto.server", reason="S3 needs moto[server]")
+    server = pytest.importorskip("moto.server", reason="S3 needs moto[s3] and flask-cors")
     pytest.importorskip("s3fs", reason="S3 needs s3fs")
     served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     served.start()
@@ -394,6 +394,20 @@ def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Pat
     assert [each.checkpoint.number for each in commits(storage)] == [1]
     assert _held(storage, clock, "there").token == 4
     assert [each.checkpoint.number for each in commits(storage)] == [1]
+
+
+def test_the_lease_before_is_looked_at(clock: Clock) -> None:
+    """An objection to the lease before leaves everything as it is."""
+    storage = Storage(f"memory://job-{next(numbers)}")
+    _held(storage, clock, "here").give_back(exit_code=0)
+
+    def check(last: leases.Last) -> None:
+        assert last.end is not None
+        raise Fault(str(last.end["exit_code"]))
+
+    with pytest.raises(Fault, match="0"):
+        acquire(storage, LENGTH, {"holder": "there"}, clock.wait, held=LENGTH, check=check)
+    assert last_lease(storage).token == 1
 
 
 def test_two_at_the_same_time(url: str, clock: Clock) -> None:
