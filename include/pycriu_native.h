@@ -112,6 +112,9 @@ int pn_io_priority(int pid);                /* ioprio_get of a thread; a negativ
 int pn_namespace_owner(int fd);             /* NS_GET_USERNS: a descriptor; a negative errno */
 /* A directory of a tmpfs that is not mounted; it is freed when the descriptor is closed. Linux 5.2. */
 int pn_unnamed_directory(void);
+/* SIGKILL to this process when CLOCK_BOOTTIME is so many nanoseconds, even if it is stopped by then;
+ * the last call counts, and 0 is never. A negative errno. */
+int pn_kill_at(int64_t nanoseconds);
 /* Block all signals on the calling thread. Returns those blocked before: the lowest bit is signal 1. */
 uint64_t pn_block_signals(void);
 void pn_set_signals(uint64_t blocked);

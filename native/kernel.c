@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "libcriu_types.h"
@@ -78,6 +79,19 @@ int pn_unnamed_directory(void)
 	error = errno;
 	close(context);
 	return directory < 0 ? -error : directory;
+}
+
+int pn_kill_at(int64_t nanoseconds)
+{
+	static bool made;
+	static int timer;
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL };
+	struct itimerspec when = { .it_value = { nanoseconds / 1000000000, nanoseconds % 1000000000 } };
+
+	if (!made && syscall(SYS_timer_create, CLOCK_BOOTTIME, &event, &timer))
+		return -errno;
+	made = true;
+	return syscall(SYS_timer_settime, timer, TIMER_ABSTIME, &when, NULL) ? -errno : 0;
 }
 
 uint64_t pn_block_signals(void)

@@ -127,7 +127,8 @@ class Safeguards:
             if request.rollback is not None:
                 from .._rollback.saved_files import save  # few dumps need it
 
-                save(images, tree, request.rollback.patterns, self._check)
+                rollback = request.rollback
+                save(images, tree, rollback.patterns, self._check, complete=rollback.complete)
             if request.opts.link_remap and request.opts.leave_running:
                 # CRIU removes its links from a process that runs on; its images need them.
                 from .._recovery.link_remaps import keep_links  # few dumps need it

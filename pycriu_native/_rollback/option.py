@@ -24,6 +24,9 @@ class Rollback:
     """Absolute paths or glob patterns (``**`` is not special) of more files: those that the
     processes open, write and close again. Files that match at the restore and did not exist at
     the dump are removed. Read by dumps."""
+    complete: bool = False
+    """Save large files that are only appended to as a whole, and not only their length: for a
+    restore on another machine. Read by dumps."""
 
     def __post_init__(self) -> None:
         given = (self.also,) if isinstance(self.also, str | os.PathLike) else self.also

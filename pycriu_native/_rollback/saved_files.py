@@ -63,13 +63,23 @@ class Index:
 
 
 def save(
-    images: int, pids: Iterable[int], also: tuple[str, ...], check: Callable[[], object]
+    images: int,
+    pids: Iterable[int],
+    also: tuple[str, ...],
+    check: Callable[[], object],
+    *,
+    complete: bool = False,
 ) -> None:
-    """Save the files of a frozen tree. Raises ``OptionError``, ``ImagesError``, and what ``check``
-    raises; it is called between parts of a copy.
+    """Save the files of a frozen tree; ``complete``: of none the length alone.
+
+    Raises ``OptionError``, ``ImagesError``, and what ``check`` raises; it is called between parts
+    of a copy.
     """
     files = written_files(pids, also)
-    entries = [_save(images, number, each, check) for number, each in enumerate(files)]
+    entries = [
+        _save(images, number, each, check, is_by_length(each, complete))
+        for number, each in enumerate(files)
+    ]
     named = (pattern for each in files if each.pid for pattern in patterns_for(each.path))
     body = {
         "format": FORMAT,
@@ -82,7 +92,14 @@ def save(
         file.write("\n")
 
 
-def _save(images: int, number: int, file: WrittenFile, check: Callable[[], object]) -> SavedFile:
+def is_by_length(file: WrittenFile, complete: bool) -> bool:
+    """Whether the length of a file is enough, where it cannot be saved by a reflink."""
+    return file.appended and file.stat.st_size > COPIED_APPENDS and not complete
+
+
+def _save(
+    images: int, number: int, file: WrittenFile, check: Callable[[], object], by_length: bool
+) -> SavedFile:
     name = f"{SAVED_FILES}-{number}"
     seen = file.stat
     source = -1
@@ -93,11 +110,11 @@ def _save(images: int, number: int, file: WrittenFile, check: Callable[[], objec
         try:
             tail = None
             seen = os.fstat(source)
-            if file.appended and seen.st_size > COPIED_APPENDS and not reflink(source, target):
+            if not by_length:
+                copy(source, target, check)
+            elif not reflink(source, target):
                 tail = checksum(source, seen.st_size)
                 os.unlink(name, dir_fd=images)
-            elif not (file.appended and seen.st_size > COPIED_APPENDS):
-                copy(source, target, check)
         finally:
             os.close(target)
     except OSError as error:

@@ -44,6 +44,14 @@ def namespace_owner(fd: int) -> int:
     return _result(native.pn_namespace_owner(fd))
 
 
+def kill_at(moment: float) -> None:
+    """Have this process killed at a time of CLOCK_BOOTTIME, in seconds; 0: never.
+
+    The kernel does it, also while the process is stopped. The last call counts. ``OSError``.
+    """
+    _result(native.pn_kill_at(int(moment * 1e9)))
+
+
 def _result(value: int) -> int:
     if value < 0:
         raise OSError(-value, os.strerror(-value))

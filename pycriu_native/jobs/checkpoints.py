@@ -27,12 +27,15 @@ def take(
     directory: JobDirectory,
     pid: int,
     options: CriuOpts,
-    also: tuple[str, ...],
+    files: Rollback,
     *,
+    token: int,
     last: bool,
     deadline: float | None,
 ) -> Checkpoint:
     """A complete checkpoint: dumped, sealed, on disk, renamed. ``last``: the command is ended.
+
+    ``token``: of the lease, or 0.
 
     Raises ``CriuError`` and ``OSError``; the command then runs on, unless ``last`` was dumped.
     """
@@ -41,7 +44,6 @@ def take(
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     new = directory.new
     shutil.rmtree(new, ignore_errors=True)
-    files = Rollback(also=also)
     opts = with_defaults(options, new)
     opts = CriuOpts.from_dict({**opts.to_dict(), "leave_running": None if last else True})
     looked = preflight(pid, opts, files=files)
@@ -58,6 +60,7 @@ def take(
         bytes=sum(each.stat().st_size for each in os.scandir(new)),
         options=_restore_options(looked.opts),
         last_pid=max(_pids(new), default=pid),
+        token=token,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
     seal(new)

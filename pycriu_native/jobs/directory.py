@@ -5,8 +5,10 @@
     job.json            the command and its working directory
     lock                held by the supervisor as long as it, or the command, runs
     status.json         the state; replaced as a whole
+    storage.json        the state of the storage, likewise
     events.jsonl        one JSON object for each event, the oldest first
     metrics.prom        Prometheus' text format; replaced as a whole
+    storage.prom        the same of the storage
     stdout, stderr      the output of the command
     start/              the files that ``also`` names, as they were before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
@@ -79,6 +81,31 @@ class Checkpoint:
     """The options of the restore."""
     last_pid: int = 0
     """The highest pid in use."""
+    token: int = 0
+    """The lease under which it was taken; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageStatus:
+    """What is known of the storage of a job, on this host."""
+
+    url: str = ""
+    token: int = 0
+    """The lease of the last run here; 0: it had none."""
+    exclusive: bool = True
+    """Whether the storage creates a file only if it is not there; else time limits alone guard."""
+    uploads: int = 0
+    """How many checkpoints were uploaded and committed."""
+    failures: int = 0
+    """How many uploads failed."""
+    uploaded: int | None = None
+    """The number of the newest checkpoint that is committed there."""
+    last_upload: float | None = None
+    """When that was, in seconds since 1970."""
+    last_bytes: int | None = None
+    """Its size there."""
+    message: str = ""
+    """What happened last, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +140,8 @@ class JobStatus:
     """What has interrupted it last: the name of a signal, or "notice"; None if it was killed."""
     message: str = ""
     """What happened last, in words."""
+    storage: StorageStatus | None = None
+    """Of a job with ``storage``."""
 
 
 class JobDirectory:
@@ -203,16 +232,42 @@ class JobDirectory:
         """``status.json`` as the last supervisor has left it. ``ImagesError``."""
         try:
             body = json.loads((self.path / "status.json").read_text())
-            return JobStatus(**{**body, "state": State(body["state"])})
+            known = {**body, "state": State(body["state"]), "storage": self.storage_status()}
+            return JobStatus(**known)
         except FileNotFoundError:
-            return JobStatus()
+            return JobStatus(storage=self.storage_status())
         except (ValueError, TypeError, KeyError) as error:
             raise ImagesError(f"{self.path}/status.json cannot be read: {error!r}") from None
 
+    def storage_status(self) -> StorageStatus | None:
+        """The state of the storage. ``ImagesError``."""
+        try:
+            return StorageStatus(**json.loads((self.path / "storage.json").read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise ImagesError(f"{self.path}/storage.json cannot be read: {error!r}") from None
+
+    def storage_message(self) -> str:
+        """What happened last with the storage, in words."""
+        status = self.storage_status()
+        return "" if status is None else status.message
+
     def keep(self, status: JobStatus) -> None:
         """Write the status, and the metrics of it."""
-        self.write("status.json", json.dumps(asdict(status), indent=1) + "\n")
+        body = asdict(replace(status, storage=None))
+        self.write("status.json", json.dumps(body, indent=1) + "\n")
         self.write("metrics.prom", metrics(self, status))
+
+    def keep_storage(self, status: StorageStatus) -> None:
+        """Write the state of the storage, and the metrics of it."""
+        self.write("storage.json", json.dumps(asdict(status), indent=1) + "\n")
+        self.write("storage.prom", storage_metrics(self, status))
+
+    def failed(self, message: str) -> None:
+        """Tell why a run could not begin."""
+        self.keep(replace(self.status(), message=message))
+        self.event("failed", message=message)
 
     def write(self, name: str, text: str, *, place: Path | None = None) -> None:
         """Replace a file as a whole; it is on disk when this returns."""
@@ -258,10 +313,27 @@ class JobDirectory:
     def prune(self, keep: int) -> None:
         """Remove all but the newest ones."""
         for old in self.all_checkpoints()[keep:]:
-            # It must not be taken for a complete one while it goes.
-            going = self.checkpoints / f"old-{old.number}"
-            os.rename(old.path, going)
-            shutil.rmtree(going, ignore_errors=True)
+            with contextlib.suppress(OSError), open(f"{old.path}/{META}") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # it is being uploaded
+            self.remove(old)
+
+    def remove(self, old: Checkpoint) -> None:
+        """Remove one."""
+        # It must not be taken for a complete one while it goes.
+        going = self.checkpoints / f"old-{old.number}"
+        os.rename(old.path, going)
+        shutil.rmtree(going, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def pinned(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Have it not removed meanwhile. ``FileNotFoundError``: it was."""
+        with open(f"{checkpoint.path}/{META}") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            os.stat(checkpoint.path)
+            yield
 
     def sweep(self) -> None:
         """Remove what a supervisor that was killed has left half way."""
@@ -297,8 +369,8 @@ def sync(directory: Path) -> None:
 
 def metrics(directory: JobDirectory, status: JobStatus) -> str:
     """The metrics, in Prometheus' text format."""
-    label = str(directory.path).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    rows = (
+    return _metrics(
+        directory,
         ("running", "gauge", "Whether the command runs.", int(status.state is State.RUNNING)),
         ("checkpoints_total", "counter", "Checkpoints that were taken.", status.checkpoints),
         ("checkpoint_failures_total", "counter", "Checkpoints that failed.", status.failures),
@@ -329,6 +401,26 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
             status.last_bytes,
         ),
     )
+
+
+def storage_metrics(directory: JobDirectory, status: StorageStatus) -> str:
+    """The metrics of the storage, in Prometheus' text format."""
+    return _metrics(
+        directory,
+        ("uploads_total", "counter", "Checkpoints that were uploaded.", status.uploads),
+        ("upload_failures_total", "counter", "Uploads that failed.", status.failures),
+        (
+            "last_upload_timestamp_seconds",
+            "gauge",
+            "When the last upload was complete.",
+            status.last_upload,
+        ),
+        ("last_upload_bytes", "gauge", "Size of the last upload.", status.last_bytes),
+    )
+
+
+def _metrics(directory: JobDirectory, *rows: tuple[str, str, str, float | None]) -> str:
+    label = str(directory.path).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
     lines = []
     for name, kind, text, value in rows:
         if value is not None:

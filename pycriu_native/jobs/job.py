@@ -11,10 +11,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .._rollback.option import Rollback
+from ..archive.codecs import Compression
 from ..errors import CriuError, ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
@@ -49,7 +50,8 @@ class Job:
     """A command that is checkpointed into a directory, and resumed from there.
 
     A value, which pickles: any executor can run it. The directory must be the same one for every
-    run, and local or on a file system that has flock(2) between the hosts that may run it.
+    run, and local or on a file system that has flock(2) between the hosts that may run it; with
+    ``storage`` each host has its own.
     """
 
     directory: str | os.PathLike[str]
@@ -78,6 +80,20 @@ class Job:
     """Start from the beginning if there are checkpoints and none can be restored."""
     unprivileged: bool | None = None
     """Run in a user namespace, without root. Default: if the caller is not root."""
+    storage: str | os.PathLike[str] | None = None
+    """URL of fsspec (``s3://bucket/job1``), or a path on a shared file system: checkpoints are
+    uploaded there, and hosts take turns by a lease in it. Needs the extra ``storage``, and the
+    package of the file system (s3fs, gcsfs, sshfs). ``directory`` is then local to each host, and
+    has the same path on all of them."""
+    lease: float = 60.0
+    """Seconds without a sign of life after which another host takes over. A host that cannot
+    reach the storage for half of it ends the job."""
+    compress: Compression = "gzip"
+    """Of the uploads: ``"gzip"``, ``"zstd"`` or ``"none"``."""
+    encrypt_to: Iterable[str] = ()
+    """age recipients or ssh public keys of the uploads. Needs the extra ``archive``."""
+    decrypt_with: Iterable[str] = field(default=(), repr=False)
+    """age identities or ssh private keys, for a resumption from the storage."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -93,7 +109,18 @@ class Job:
             put("command", tuple(os.fspath(each) for each in self.command))
         put("also", Rollback(also=self.also).patterns)
         put("cwd", None if self.cwd is None else os.path.abspath(os.fspath(self.cwd)))
-        for name, least in (("every", 0.1), ("grace", 0.0), ("keep", 1)):
+        if self.storage is not None:
+            path = os.fspath(self.storage)
+            put("storage", path if "://" in path or "::" in path else os.path.abspath(path))
+        for name in ("encrypt_to", "decrypt_with"):
+            keys = getattr(self, name)
+            put(name, (keys,) if isinstance(keys, str) else tuple(keys))
+            if getattr(self, name) and self.storage is None:
+                problems.append(Problem(name, "…", "it is of use with storage only"))
+        if self.compress not in ("gzip", "zstd", "none"):
+            rule = 'one of "none", "gzip", "zstd" is accepted'
+            problems.append(Problem("compress", self.compress, rule))
+        for name, least in (("every", 0.1), ("grace", 0.0), ("keep", 1), ("lease", 1.0)):
             value = getattr(self, name)
             whole = name == "keep"
             kinds = int if whole else (int, float)
@@ -130,6 +157,9 @@ class Job:
         try:
             ended = directory.status().state is State.ENDED
             code = 0 if ended else self._supervised(lock)
+            if code == BUSY:
+                message = directory.storage_message()
+                return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         finally:
             os.close(lock)
         directory.wait_until_free(UNTIL_FREE)
@@ -176,18 +206,11 @@ class Job:
         alive, ours = os.pipe()  # its end tells the supervisor of ours
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
-            words = [sys.executable, "-P", "-m", "pycriu_native.jobs.namespaces", json.dumps(spec)]
-            process = subprocess.Popen(
-                words,
-                pass_fds=(lock, alive),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,
-            )
+            process = start_with("namespaces" if self.storage is None else "keeper", spec)
         finally:
             os.close(alive)
         try:
-            with _passed_on(process):
+            with passed_on(process):
                 return process.wait()
         finally:
             os.close(ours)
@@ -205,6 +228,12 @@ class Job:
             "options": {} if self.options is None else self.options.to_dict(),
             "or_start_over": self.or_start_over,
             "unprivileged": os.geteuid() != 0 if self.unprivileged is None else self.unprivileged,
+            "storage": self.storage,
+            "token": 0,
+            "lease": self.lease,
+            "compress": self.compress,
+            "encrypt_to": self.encrypt_to,
+            "decrypt_with": self.decrypt_with,
         }
 
 
@@ -219,8 +248,31 @@ def _result(directory: JobDirectory, interrupted: int) -> JobResult:
     return JobResult(state=status.state, exit_code=code, message=status.message)
 
 
+def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input."""
+    with open(os.memfd_create("job"), "w+") as file:
+        json.dump(spec, file)
+        file.seek(0)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
+            pass_fds=(spec["lock"], spec["alive"]),
+            stdin=file,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+
+
+def read_spec() -> dict[str, Any]:
+    """The argument of ``start_with``; standard input is empty then."""
+    spec: dict[str, Any] = json.load(sys.stdin.buffer)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return spec
+
+
 @contextlib.contextmanager
-def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+def passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Signals that this process gets go to the supervisor, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -6,7 +6,6 @@ in between stays outside: it passes signals on, and its exit code is the supervi
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -25,7 +24,7 @@ from .._system.new_namespaces import (
 )
 from .._system.process import stat_of
 from .directory import JobDirectory
-from .job import CHECKPOINTING, FAILED, STOPPING
+from .job import CHECKPOINTING, FAILED, STOPPING, read_spec
 
 
 def main(spec: dict[str, Any]) -> int:
@@ -44,7 +43,8 @@ def main(spec: dict[str, Any]) -> int:
             map_to_root(user, group)
         unshare(CLONE_NEWPID | CLONE_NEWNS)
     except OSError as error:
-        return _failed(directory, f"no namespace can be made for the job: {error.strerror}")
+        directory.failed(f"no namespace can be made for the job: {error.strerror}")
+        return FAILED
     pid = os.fork()
     if pid == 0:
         end_with_parent()
@@ -67,20 +67,13 @@ def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -
     try:
         mount_proc()
     except OSError as error:
-        return _failed(directory, f"no /proc can be mounted for the job: {error.strerror}")
+        directory.failed(f"no /proc can be mounted for the job: {error.strerror}")
+        return FAILED
     from .supervisor import Supervisor
 
     start = 0 if seen is None else seen.start
     return Supervisor(spec, directory, signals, outside, start).run()
 
 
-def _failed(directory: JobDirectory, message: str) -> int:
-    from dataclasses import replace
-
-    directory.keep(replace(directory.status(), message=message))
-    directory.event("failed", message=message)
-    return FAILED
-
-
 if __name__ == "__main__":
-    sys.exit(main(json.loads(sys.argv[1])))
+    sys.exit(main(read_spec()))

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from typing import Any
 
+from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.unpatched import readable
@@ -243,7 +244,8 @@ class Supervisor:
                 self._directory,
                 self._pid,
                 self._options,
-                self._also,
+                Rollback(also=self._also, complete=self._spec["storage"] is not None),
+                token=int(self._spec["token"]),
                 last=last,
                 deadline=deadline,
             )

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .._calls.exchange import Notification
+from .._calls.notification import Notification
 from .._calls.verbs import dump
 from .._system.mountinfo import mounts_of
 from .._system.mounts import overlay_of

@@ -53,7 +53,7 @@ def _unpack(
     limit: int | None,
 ) -> Exit:
     with command.extra("archive"), _stream(archive, "rb") as source:
-        keys = [key for path in identity for key in _keys(path)]
+        keys = [key for path in identity for key in keys_of(path)]
         total = unpack(source, directory, inside=inside, decrypt_with=keys, limit=limit)
     body = {"archive": archive, "directory": directory, "bytes": total}
     return call.out.result(body, safe(f"unpacked {size(total)} into {directory}"))
@@ -66,7 +66,7 @@ def _stream(
     return streams.standard(mode) if name == streams.STANDARD else contextlib.nullcontext(name)
 
 
-def _keys(path: str) -> Iterator[str]:
+def keys_of(path: str) -> Iterator[str]:
     """The identities in a file: an age file has one a line, an ssh key is one."""
     with open(path) as file:
         text = file.read()

@@ -22,6 +22,7 @@ from .. import option_parameters
 from ..command import Call, Command
 from ..exit_codes import Exit
 from ..text import columns, safe, size
+from .archives import keys_of
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -56,6 +57,11 @@ def _run(
     notice: str | None,
     interrupted_code: int,
     or_start_over: bool,
+    storage: str | None,
+    lease: float,
+    compress: str,
+    encrypt_to: tuple[str, ...],
+    identity: tuple[str, ...],
 ) -> int:
     slurm_job = SlurmJob.current() if slurm else None
     if directory is None:
@@ -65,6 +71,11 @@ def _run(
     job = Job(
         directory,
         command,
+        storage=storage,
+        lease=lease,
+        compress=compress,  # type: ignore[arg-type]
+        encrypt_to=encrypt_to,
+        decrypt_with=[key for path in identity for key in keys_of(path)],
         every=every,
         keep=keep,
         also=also,
@@ -118,6 +129,9 @@ def _words(job: JobDirectory, status: JobStatus) -> str:
                 f"{status.last_duration:.2f} s, stood still {status.last_frozen or 0:.3f} s",
             )
         )
+    if (storage := status.storage) is not None:
+        done = f"{storage.uploads} uploaded, {storage.failures} failed: {storage.message}"
+        rows += [("storage", safe(storage.url)), ("uploads", safe(done))]
     return "\n".join([f"{job.path}: {status.state}", *columns(rows, indent=2)])
 
 
@@ -276,6 +290,7 @@ COMMANDS = {
             "pycriu-native run --dir job2 --also '/data/log*' -- ./simulate --steps 1000000",
             "pycriu-native run --dir job3 --notice http://10.0.0.1/preempted -- make",
             "pycriu-native run --slurm --grace 100s -- ./simulate",
+            "pycriu-native run --dir /var/lib/job4 --storage s3://bucket/job4 -- python train.py",
         ],
         exits=(Exit.FAILED, Exit.IMAGES),
         params=[
@@ -339,6 +354,41 @@ COMMANDS = {
                 ["--or-start-over"],
                 is_flag=True,
                 help="Start from the beginning if no checkpoint can be restored.",
+            ),
+            click.Option(
+                ["--storage"],
+                metavar="URL",
+                help="Where checkpoints are uploaded: a URL of fsspec, such as s3://bucket/job1, "
+                "or a path on a shared file system. Another host resumes the job from there.",
+            ),
+            click.Option(
+                ["--lease"],
+                type=Duration(),
+                default="60s",
+                show_default=True,
+                metavar="DURATION",
+                help="How long a host of which the storage sees nothing keeps the job.",
+            ),
+            click.Option(
+                ["--compress"],
+                type=click.Choice(["gzip", "zstd", "none"]),
+                default="gzip",
+                show_default=True,
+                help="How uploads are compressed.",
+            ),
+            click.Option(
+                ["--encrypt-to"],
+                multiple=True,
+                metavar="RECIPIENT",
+                help="age recipient or ssh public key that can read the uploads; may be repeated.",
+            ),
+            click.Option(
+                ["-i", "--identity"],
+                multiple=True,
+                type=click.Path(dir_okay=False),
+                metavar="FILE",
+                help="File of age identities, or an ssh private key, for uploads that are "
+                "encrypted; may be repeated.",
             ),
         ],
     ),

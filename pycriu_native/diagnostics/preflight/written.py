@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..._rollback.saved_files import COPIED_APPENDS
+from ..._rollback.saved_files import is_by_length
 from ..._rollback.written_files import WrittenFile, written_files
 from ..._support.kernel_text import escaped
 from ...errors import OptionError
@@ -34,7 +34,7 @@ def look(context: Context) -> Iterator[Finding]:
         on = f" on {file.kind}" if file.kind else ""
         yield note(
             "saved-file",
-            f"{in_units(file.stat.st_size)}{on} are saved by {_how(file, device)}",
+            f"{in_units(file.stat.st_size)}{on} are saved by {_how(context, file, device)}",
             pid=file.pid or None,
             path=escaped(file.path),
         )
@@ -47,7 +47,7 @@ def size(context: Context) -> int:
         return sum(
             file.stat.st_blocks * 512
             for file in saved(context)
-            if not _by_length(file) and not _by_reflink(file, device)
+            if not _by_length(context, file) and not _by_reflink(file, device)
         )
     except OptionError:
         return 0
@@ -61,16 +61,16 @@ def saved(context: Context) -> list[WrittenFile]:
     return written_files(pids, context.rollback.patterns)
 
 
-def _how(file: WrittenFile, device: int | None) -> str:
+def _how(context: Context, file: WrittenFile, device: int | None) -> str:
     if _by_reflink(file, device):
         return "a reflink, if this file system has them, else by a copy"
-    if _by_length(file):
+    if _by_length(context, file):
         return "their number: it is only appended to"
     return "a copy, while the processes are frozen"
 
 
-def _by_length(file: WrittenFile) -> bool:
-    return file.appended and file.stat.st_size > COPIED_APPENDS
+def _by_length(context: Context, file: WrittenFile) -> bool:
+    return is_by_length(file, context.rollback is not None and context.rollback.complete)
 
 
 def _by_reflink(file: WrittenFile, device: int | None) -> bool:

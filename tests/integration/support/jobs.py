@@ -34,19 +34,22 @@ class RunningJob:
     steps: int = 10**9
     python: str = sys.executable
     """The Python of the command."""
+    words: list[str] = field(default_factory=list, init=False)
+    """Another command than the usual one."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.place.mkdir(parents=True, exist_ok=True)
         self.directory = JobDirectory(self.place / "job")
+        self.path = str(self.directory.path)
 
     @property
     def command(self) -> list[str]:
-        return [self.python, str(STEPPER), str(self.place), str(self.steps), PAUSE]
+        return self.words or [self.python, str(STEPPER), str(self.place), str(self.steps), PAUSE]
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
         """Start or resume it."""
-        words = [sys.executable, "-m", "pycriu_native", "run", "--dir", str(self.directory.path)]
+        words = [sys.executable, "-m", "pycriu_native", "run", "--dir", self.path]
         words += ["--also", str(self.place / "out" / "*"), *self.options, *more]
         with open(self.place / "messages", "ab") as messages:
             self.process = subprocess.Popen(

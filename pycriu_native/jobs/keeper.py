@@ -1,0 +1,290 @@
+"""The process above the supervisor of a job with ``storage``: it holds the lease, and uploads.
+
+It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends with it. A
+timer of the kernel kills it, also while it is stopped, when the lease was not renewed in time: the
+job has ended before another host may start it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from .._support.unpatched import readable
+from .._system.new_namespaces import end_with_parent
+from .._system.system_calls import kill_at
+from ..errors import CriuError, ImagesError
+from .directory import BUSY, JobDirectory, State, StorageStatus, boot_id
+from .job import CHECKPOINTING, FAILED, STOPPING, passed_on, read_spec, start_with
+from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
+from .remote_checkpoints import Commit, check_codecs, fetch
+from .storage import Storage
+from .uploads import Uploads
+
+RENEWED, STOPPED, KILLED = 1 / 6, 0.5, 0.8
+"""As parts of the lease: when it is renewed; when a job whose lease cannot be is stopped, with a
+last checkpoint; when it is killed. The rest is for clocks that do not run alike."""
+
+
+class Stopped(Exception):
+    """A signal has come before the job was started."""
+
+
+class Keeper:
+    """One run of a job on this host."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._spec = spec
+        self._length = float(spec["lease"])
+        self._directory = JobDirectory(spec["directory"])
+        known = self._directory.storage_status() or StorageStatus()
+        self._status = replace(known, url=spec["storage"], token=0)
+        self._telling = threading.Lock()
+        self._over = threading.Event()
+        self._lost = ""
+        self._stop = 0
+
+    def run(self) -> int:
+        """The exit code: that of the supervisor, ``BUSY`` or ``FAILED``."""
+        for number in STOPPING:
+            signal.signal(number, self._stopped)
+        signal.signal(CHECKPOINTING, lambda *_: None)
+        try:
+            check_codecs(self._spec["compress"], self._spec["encrypt_to"])
+            storage = Storage(self._spec["storage"])
+            lease = self._acquire(storage)
+            return BUSY if lease is None else self._held(storage, lease)
+        except Stopped:
+            return self._interrupted("it was stopped before it was started")
+        except _Ended:
+            return 0
+        except Exception as error:  # of any file system
+            words = str(error) if isinstance(error, CriuError) else repr(error)
+            self._directory.failed(f"storage {self._spec['storage']}: {words}")
+            return FAILED
+
+    def _stopped(self, number: int, _: FrameType | None) -> None:
+        self._stop = number
+
+    def _check(self) -> None:
+        if self._stop:
+            raise Stopped
+        if self._lost:
+            raise LeaseLost(self._lost)
+
+    def _wait(self, seconds: float) -> None:
+        readable(self._spec["alive"], seconds=seconds)
+        self._check()
+
+    # ---- the lease ----
+
+    def _acquire(self, storage: Storage) -> Lease | None:
+        known = self._directory.command()
+        assert known is not None
+        about = {
+            "holder": holder_of(self._spec["lock"], boot_id()),
+            "host": os.uname().nodename,
+            "path": str(self._directory.path),
+            "command": known["command"],
+        }
+
+        def check(last: Last) -> None:
+            self._check_same(last, about)
+            if last.end is not None and last.end.get("exit_code") is not None:
+                self._has_ended(last.end)
+
+        lease = acquire(
+            storage, self._length, about, self._wait, held=self._length * KILLED, check=check
+        )
+        if lease is None:
+            host = (last_lease(storage).about or {}).get("host", "another host")
+            self._tell("busy", f"the job of {self._spec['storage']} runs on {host}")
+            return None
+        kill_at(lease.until)
+        self._tell(
+            "lease", f"has the lease {lease.token}", token=lease.token, exclusive=lease.exclusive
+        )
+        return lease
+
+    def _check_same(self, last: Last, about: dict[str, Any]) -> None:
+        """The storage is of this job. ``ImagesError``."""
+        for name, what in (("command", "command"), ("path", "directory")):
+            if last.about is not None and last.about[name] != about[name]:
+                raise ImagesError(
+                    f"it has the job of another {what}: {last.about[name]!r}, and not "
+                    f"{about[name]!r}; give the same, or another storage"
+                )
+
+    def _has_ended(self, end: dict[str, Any]) -> None:
+        """It has ended on another host."""
+        code, message = int(end["exit_code"]), f"{end['message']} (on {end['host']})"
+        status = replace(
+            self._directory.status(), state=State.ENDED, exit_code=code, message=message
+        )
+        self._directory.event("ended", message=message, exit_code=code)
+        self._directory.keep(status)
+        raise _Ended
+
+    def _renew(self, lease: Lease) -> None:
+        """The thread that renews the lease."""
+        failing = False
+        while not self._over.wait(self._length * RENEWED):
+            try:
+                lease.renew(self._length * KILLED)
+                kill_at(lease.until)
+                failing = False
+            except LeaseLost as error:
+                self._lose(str(error))
+                return
+            except Exception as error:  # of any file system
+                if not failing:
+                    self._tell("lease not renewed", f"the lease cannot be renewed: {error!r}")
+                failing = True
+
+    def _lose(self, message: str) -> None:
+        self._lost = message
+
+    # ---- the job ----
+
+    def _held(self, storage: Storage, lease: Lease) -> int:
+        renewing = threading.Thread(target=self._renew, args=(lease,), name="lease", daemon=True)
+        renewing.start()
+        try:
+            if not self._prepare(storage, lease):
+                return 0
+            return self._run(storage, lease)
+        finally:
+            self._over.set()
+            renewing.join()
+            self._give_back(lease)
+
+    def _prepare(self, storage: Storage, lease: Lease) -> bool:
+        """Have the newest checkpoint in the directory; False if it cannot be had."""
+        before = self._directory.status().started
+        lease.begin()
+        try:
+            made = fetch(
+                storage,
+                self._directory,
+                decrypt_with=self._spec["decrypt_with"],
+                check=self._check,
+                damaged=self._damaged,
+            )
+        except ImagesError as error:
+            if self._spec["or_start_over"]:
+                return True
+            self._change_state(State.CANNOT_RESTORE, "cannot be restored", str(error))
+            return False
+        if made is not None:
+            self._tell("fetched", f"checkpoint {made.checkpoint.number} was fetched")
+        elif lease.token > 1 and before is None:
+            # It was started elsewhere, which its start here is to tell.
+            self._directory.keep(replace(self._directory.status(), started=time.time()))
+        return True
+
+    def _damaged(self, commit: Commit, error: ImagesError) -> None:
+        self._tell("fetch failed", f"checkpoint {commit.checkpoint.number}: {error}")
+
+    def _run(self, storage: Storage, lease: Lease) -> int:
+        self._check()
+        process = start_with("namespaces", {**self._spec, "token": lease.token, "decrypt_with": ()})
+        uploads = Uploads(
+            storage, lease, self._directory, self._spec, tell=self._tell, lost=self._lose
+        )
+        uploads.start()
+        with passed_on(process):
+            if self._stop:
+                process.send_signal(self._stop)
+            end = os.pidfd_open(process.pid)
+            try:
+                self._until_ended(end, lease, process.send_signal)
+            finally:
+                os.close(end)
+            code = process.wait()
+            if self._lost or code == FAILED or self._directory.status().state is State.ENDED:
+                uploads.cancel()
+            elif not uploads.finish(time.monotonic() + float(self._spec["grace"])):
+                self._tell("not uploaded", "the last checkpoint is on this host only")
+        return code if code >= 0 else 128 - code
+
+    def _until_ended(self, end: int, lease: Lease, send: Callable[[int], object]) -> None:
+        stopping = False
+        while not readable(end, seconds=min(0.5, self._length * 0.05)):
+            if self._lost:
+                send(signal.SIGKILL)
+                self._tell("lease lost", f"{self._lost}; the job was killed here")
+                readable(end, seconds=None)
+            elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
+                stopping = True
+                self._tell("lease ends", "the job is stopped: the lease cannot be renewed")
+                send(signal.SIGTERM)
+
+    def _give_back(self, lease: Lease) -> None:
+        """Let the next one have the lease at once; how the job ended, if it has."""
+        status = self._directory.status()
+        code = status.exit_code if status.state is State.ENDED else None
+        how = {"message": status.message, "host": status.host, "exit_code": code}
+        until = time.monotonic() + float(self._spec["grace"])
+        while not self._lost:
+            try:
+                lease.check()
+                lease.give_back(**how)
+                return
+            except LeaseLost:
+                return
+            except Exception as error:  # of any file system
+                if time.monotonic() >= until:
+                    self._tell("lease not given back", f"the lease was not given back: {error!r}")
+                    return
+            time.sleep(min(1.0, self._length * RENEWED))
+
+    # ---- what is told ----
+
+    def _interrupted(self, message: str) -> int:
+        self._change_state(State.INTERRUPTED, "interrupted", message)
+        return 0
+
+    def _change_state(self, state: State, event: str, message: str) -> None:
+        self._directory.keep(replace(self._directory.status(), state=state, message=message))
+        self._directory.event(event, message=message)
+
+    def _tell(
+        self, event: str, message: str, *, uploads: int = 0, failures: int = 0, **more: Any
+    ) -> None:
+        with self._telling, contextlib.suppress(OSError):
+            status = self._status
+            self._status = replace(
+                status,
+                uploads=status.uploads + uploads,
+                failures=status.failures + failures,
+                message=message,
+                **more,
+            )
+            self._directory.event(event, message=message)
+            self._directory.keep_storage(self._status)
+
+
+class _Ended(Exception):
+    """The job has ended already."""
+
+
+def main(spec: dict[str, Any]) -> int:
+    """Run the keeper."""
+    end_with_parent()
+    if readable(spec["alive"]):  # the process that runs the job has ended
+        return FAILED
+    return Keeper(spec).run()
+
+
+if __name__ == "__main__":
+    code = main(read_spec())
+    sys.stdout.flush()
+    os._exit(code)  # threads of a file system may wait for ever

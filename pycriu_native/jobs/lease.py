@@ -1,0 +1,210 @@
+"""The lease of a job: one holder at a time between hosts that share a storage.
+
+Each holder has a token, one more than the one before. ``leases/TOKEN.json`` is created exclusively:
+of two that try, one gets the token. ``TOKEN.beat`` changes with each renewal. A lease that has not
+changed for its length, by the clock of the one that looks, is over; no clocks are compared. A
+holder that cannot renew ends its job before (``keeper.py``).
+
+``TOKEN.begun`` lists the commits of earlier tokens that count. It is made after the token, and
+never changed. What a former holder commits afterwards is not in it, and does not count, however
+late it is written. A holder commits, then looks for a higher token, and only then removes an older
+checkpoint: so the next holder's list has the commit, or the older checkpoint is still there.
+
+Where the file system has no exclusive creation, two that try at the same time are told apart by
+what is there after a pause: then time limits alone decide. ``Lease.exclusive`` tells.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CriuError, ImagesError
+from .storage import Storage
+
+FORMAT = 1
+
+PARTS = ("json", "beat", "begun", "end")
+
+
+class LeaseLost(CriuError):
+    """Another holder has taken over."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Last:
+    """The newest lease of a storage."""
+
+    token: int = 0
+    """0: there is none."""
+    about: dict[str, Any] | None = None
+    """``TOKEN.json``; None if it is not complete."""
+    beat: bytes | None = None
+    end: dict[str, Any] | None = None
+    """``TOKEN.end``: it was given back."""
+
+
+def now() -> float:
+    """Seconds since the boot, with those that the machine was suspended for."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def last_lease(storage: Storage) -> Last:
+    """The newest lease. ``ImagesError`` if it is of a format that is not known."""
+    token = _newest(storage)
+    if not token:
+        return Last()
+    about = _body(storage.read(_name(token, "json")))
+    if about is not None and about.get("format") != FORMAT:
+        raise ImagesError(f"{storage.url} has a job of format {about.get('format')!r}")
+    return Last(
+        token=token,
+        about=about,
+        beat=storage.read(_name(token, "beat")),
+        end=_body(storage.read(_name(token, "end"))),
+    )
+
+
+def valid_commits(storage: Storage) -> list[str]:
+    """The names of the commits that count, in their order."""
+    tokens = {int(name.partition(".")[0]) for name in storage.names("leases")}
+    names = storage.names("commits")
+    for token in sorted(tokens, reverse=True):
+        begun = _body(storage.read(_name(token, "begun")))
+        if begun is not None:
+            earlier = set(begun["commits"])
+            return [name for name in names if name in earlier or token_of(name) == token]
+    return []
+
+
+def token_of(commit: str) -> int:
+    """The token under which a commit was made."""
+    return int(commit.partition("-")[0])
+
+
+class Lease:
+    """A lease that is held."""
+
+    def __init__(
+        self, storage: Storage, token: int, content: bytes, until: float, *, exclusive: bool
+    ) -> None:
+        self._storage = storage
+        self._content = content
+        self._beat = 0
+        self.token = token
+        self.until = until
+        """When the job must have ended unless it was renewed, as ``now()`` counts."""
+        self.exclusive = exclusive
+        """Whether the storage creates a file only if it is not there."""
+
+    def begin(self, **about: Any) -> None:
+        """Decide which commits count, and remove the leases of before; the job may start then."""
+        commits = valid_commits(self._storage)
+        self.check()
+        body = {"commits": commits, **about}
+        self._storage.write(_name(self.token, "begun"), json.dumps(body).encode())
+        for name in self._storage.names("leases"):
+            if int(name.partition(".")[0]) < self.token:
+                self._storage.remove(f"leases/{name}")
+
+    def renew(self, seconds: float) -> None:
+        """Hold it for ``seconds`` from now on. Raises ``LeaseLost``, and any ``Exception``."""
+        began = now()
+        self._beat += 1
+        self._storage.write(_name(self.token, "beat"), b"%d" % self._beat)
+        self.check()
+        self.until = began + seconds
+
+    def check(self) -> None:
+        """Raises ``LeaseLost`` if there is a newer one."""
+        newest = _newest(self._storage)
+        lost = newest != self.token
+        if not lost and not self.exclusive:
+            lost = self._storage.read(_name(self.token, "json")) != self._content
+        if lost:
+            raise LeaseLost(f"the lease {self.token} of {self._storage.url} was lost to {newest}")
+
+    def give_back(self, **how: Any) -> None:
+        """Let the next one have it at once; ``how`` tells how the job ended."""
+        self._storage.write(_name(self.token, "end"), json.dumps(how).encode())
+
+
+def acquire(
+    storage: Storage,
+    length: float,
+    about: dict[str, Any],
+    wait: Callable[[float], object],
+    *,
+    held: float,
+    check: Callable[[Last], object] = lambda last: None,
+) -> Lease | None:
+    """The lease, when the one before is over; None if another holder has it.
+
+    ``about["holder"]`` is the same for runs of which only one can exist at a time: a lease of the
+    same holder is over. ``wait`` waits so many seconds, and may raise. ``held`` seconds after its
+    beginning, the holder must have renewed it. ``check`` gets the lease before, and may raise.
+    """
+    last = last_lease(storage)
+    check(last)
+    storage.make("leases", "checkpoints", "commits")
+    if not _is_free(last, about["holder"]):
+        until = now() + length
+        while now() < until:
+            wait(min(1.0, length / 10))
+            if last_lease(storage) != last:
+                return None
+    token = last.token + 1
+    began = now()
+    name = _name(token, "json")
+    body = {**about, "format": FORMAT, "token": token, "id": uuid.uuid4().hex}
+    content = json.dumps(body).encode()
+    if not storage.create(name, content):
+        return None
+    # A second creation that is not refused replaces the first one.
+    again = json.dumps({**body, "again": True}).encode()
+    exclusive = not storage.create(name, again)
+    if not exclusive:
+        content = again
+        wait(length / 4)
+        began = now()
+    if storage.read(name) != content:
+        return None
+    if _newest(storage) != token:
+        # The tokens above were taken, and this one removed, in the meantime.
+        storage.remove(name)
+        return None
+    return Lease(storage, token, content, began + held, exclusive=exclusive)
+
+
+def holder_of(lock: int, boot: str) -> str:
+    """Of all that hold this lock, one runs at a time: on this boot, this file."""
+    seen = os.fstat(lock)
+    return f"{boot}:{seen.st_dev}:{seen.st_ino}"
+
+
+def _is_free(last: Last, holder: str) -> bool:
+    if not last.token or last.end is not None:
+        return True
+    return last.about is not None and last.about.get("holder") == holder
+
+
+def _newest(storage: Storage) -> int:
+    return max((int(name.partition(".")[0]) for name in storage.names("leases")), default=0)
+
+
+def _name(token: int, part: str) -> str:
+    return f"leases/{token:08}.{part}"
+
+
+def _body(data: bytes | None) -> dict[str, Any] | None:
+    """A JSON object; None if it is not there, or not complete."""
+    try:
+        body = json.loads(data or b"")
+    except ValueError:
+        return None
+    return body if isinstance(body, dict) else None

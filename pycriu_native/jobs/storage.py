@@ -1,0 +1,107 @@
+"""The storage of a job: a directory on any file system of fsspec, such as S3, GCS, SSH or a mount.
+
+::
+
+    leases/TOKEN.json, .begun, .beat, .end     one holder after another (``lease.py``)
+    checkpoints/NUMBER-TOKEN-ID.tar            a checkpoint, as one archive
+    commits/TOKEN-NUMBER.json                  the record that commits it, written last
+
+An object without a record is of an upload that was not completed, and is never read. All names
+have numbers of one width, so that their order is that of the numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Literal
+
+from ..errors import CriuError, OptionError, Problem
+
+
+class Storage:
+    """Files of one storage, by their names below it.
+
+    File systems raise errors of all classes: each function may raise any ``Exception``.
+    """
+
+    def __init__(self, url: str) -> None:
+        """``url`` is fsspec's, or a path. Raises ``OptionError`` where it names no file system."""
+        self.url = url
+        try:
+            fsspec = __import__("fsspec")
+        except ImportError:
+            raise CriuError(
+                "storage needs the package fsspec: pip install 'pycriu-native[storage]'"
+            ) from None
+        try:
+            self._fs, root = fsspec.url_to_fs(url)
+        except (ValueError, ImportError) as error:
+            rule = f"a path or a URL of fsspec is accepted ({error})"
+            raise OptionError([Problem("storage", url, rule)], verb="run") from None
+        self._root = str(root).rstrip("/")
+
+    def make(self, *folders: str) -> None:
+        """Make folders, where the file system has such."""
+        for folder in folders:
+            self._fs.makedirs(self._path(folder), exist_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        """The names of files in a folder, in order."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(each).rstrip("/").rpartition("/")[2] for each in found)
+        # Not the folder itself, which object stores list, nor .nfsXXXX.
+        return sorted(name for name in names if name[:1].isdigit())
+
+    def read(self, name: str) -> bytes | None:
+        """A small file; None if there is none."""
+        self._fs.invalidate_cache()
+        try:
+            return bytes(self._fs.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write, or replace, a small file."""
+        with self.opened(name, "wb") as file:
+            file.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a small file that nothing else has made; whether it is ours.
+
+        ``data`` must be unique: what is there afterwards decides, as a response may be lost.
+        """
+        failed: Exception | None = None
+        try:
+            with self.opened(name, "xb") as file:
+                file.write(data)
+        except Exception as error:
+            failed = error
+        there = self.read(name)
+        if there is None and failed is not None:
+            raise failed
+        return there == data
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    @contextlib.contextmanager
+    def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
+        """A file; what is written is on disk at the end, where the file system tells which."""
+        file: Any
+        with self._fs.open(self._path(name), mode) as file:
+            yield file
+            if mode != "rb":
+                file.flush()
+                with contextlib.suppress(OSError, AttributeError):
+                    os.fsync(file.fileno())
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"

@@ -1,0 +1,154 @@
+"""The uploads of a running job: a thread that brings its newest checkpoint to the storage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .directory import Checkpoint, JobDirectory
+from .lease import Lease, LeaseLost
+from .remote_checkpoints import Commit, commits, identity, prune, upload
+from .storage import Storage
+
+LOOK = 0.5
+"""Seconds between two looks for a new checkpoint."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds until a failed upload is tried again: the first time, and at most."""
+
+PATIENCE = 10.0
+"""Seconds that are left to an upload which is not needed any more, to remove what it has made."""
+
+Tell = Callable[..., None]
+"""``tell(event, message, counts)``: report an event, and change the status by ``counts``."""
+
+
+class Cancelled(Exception):
+    """The upload is not needed any more."""
+
+
+class Uploads:
+    """Uploads behind the job: one at a time, and always of the newest checkpoint."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        lease: Lease,
+        directory: JobDirectory,
+        spec: dict[str, Any],
+        *,
+        tell: Tell,
+        lost: Callable[[str], None],
+    ) -> None:
+        """``lost`` is called where another holder has the lease."""
+        self._storage = storage
+        self._lease = lease
+        self._directory = directory
+        self._spec = spec
+        self._tell = tell
+        self._lost = lost
+        self._changed = threading.Event()
+        self._over = False
+        self._cancelled = False
+        self._done: tuple[int, int] | None = None
+        self._failed = 0
+        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def finish(self, until: float) -> bool:
+        """Upload the newest checkpoint, which is the last; whether it is there.
+
+        After ``until``, on the monotonic clock, no upload is begun; one that is under way is
+        completed.
+        """
+        self._until, self._over = until, True
+        self._changed.set()
+        self._thread.join()
+        return self._next() is None
+
+    def cancel(self) -> None:
+        """End without an upload."""
+        self._over = self._cancelled = True
+        self._changed.set()
+        self._thread.join(PATIENCE)
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        pause = LOOK
+        while not self._cancelled:
+            due = self._next()
+            if self._over and (due is None or (self._failed and time.monotonic() >= self._until)):
+                return
+            if due is not None and self._try(due):
+                pause, self._failed = LOOK, 0
+                continue
+            if due is not None:
+                pause = min(FIRST_PAUSE * 2**self._failed, LONGEST_PAUSE)
+                self._failed += 1
+            if self._over:
+                pause = min(pause, max(0.0, self._until - time.monotonic()))
+            self._changed.wait(pause)
+            self._changed.clear()
+
+    def _next(self) -> Checkpoint | None:
+        """The newest checkpoint, if it is not uploaded."""
+        newest = self._directory.all_checkpoints()[:1]
+        return newest[0] if newest and identity(newest[0]) != self._done else None
+
+    def _try(self, due: Checkpoint) -> bool:
+        began = time.monotonic()
+        try:
+            if self._done is None:
+                there = commits(self._storage)[:1]
+                self._done = there[0].identity if there else (-1, -1)
+                if self._done == identity(due):
+                    return True
+            with self._directory.pinned(due):
+                made = upload(
+                    self._storage,
+                    self._lease,
+                    due,
+                    compress=self._spec["compress"],
+                    encrypt_to=self._spec["encrypt_to"],
+                    check=self._check,
+                )
+            self._uploaded(made, due, time.monotonic() - began)
+            prune(self._storage, self._lease, made, int(self._spec["keep"]))
+        except Cancelled:
+            return False
+        except LeaseLost as error:
+            self._cancelled = True
+            self._lost(str(error))
+            return False
+        except Exception as error:  # of any file system
+            if due.number not in {each.number for each in self._directory.all_checkpoints()}:
+                return False  # a newer one has replaced it
+            what = "upload" if self._done != identity(due) else "removal of older checkpoints"
+            message = f"{what} of checkpoint {due.number} failed: {_words(error)}"
+            self._tell("upload failed", message, failures=1)
+            return False
+        return True
+
+    def _uploaded(self, made: Commit, due: Checkpoint, took: float) -> None:
+        self._done = identity(due)
+        self._tell(
+            "uploaded",
+            f"checkpoint {due.number}: {made.size / 2**20:.1f} MiB uploaded in {took:.2f} s",
+            uploads=1,
+            uploaded=due.number,
+            last_upload=time.time(),
+            last_bytes=made.size,
+        )
+
+    def _check(self) -> None:
+        if self._cancelled:
+            raise Cancelled
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else repr(error)

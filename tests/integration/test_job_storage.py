@@ -1,0 +1,268 @@
+"""Jobs on several hosts: lost, stopped and without their storage, and never two at a time."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pycriu_native.jobs import BUSY, INTERRUPTED, State
+from pycriu_native.jobs.remote_checkpoints import commits
+from pycriu_native.jobs.storage import Storage
+
+from .support.job_hosts import HostedJob, commands, stopped
+from .support.jobs import check_exact, nothing_runs
+from .support.processes import is_alive
+
+pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
+
+KILLS = int(os.environ.get("PYCRIU_NATIVE_HOST_KILLS", "4"))
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Callable[..., HostedJob]]:
+    """Make hosts of one job by their names."""
+    made: list[HostedJob] = []
+
+    def make(name: str, storage: str = "") -> HostedJob:
+        made.append(HostedJob(tmp_path / "place", host=name, storage=storage))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.end()
+    for job in made:
+        assert nothing_runs(job)
+
+
+@pytest.fixture(params=["directory", "s3"])
+def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URL; empty for a directory."""
+    if request.param == "directory":
+        yield ""
+        return
+    server = pytest.importorskip("moto.server", reason="S3 needs moto[s3] and flask-cors")
+    pytest.importorskip("s3fs", reason="S3 needs s3fs")
+    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    served.start()
+    host, port = served.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    yield "s3://jobs/job1"
+    served.stop()
+
+
+@contextmanager
+def never_two(place: Path) -> Iterator[None]:
+    """Look all the time, meanwhile, that at most one process of the command is there."""
+    over = threading.Event()
+    most: list[list[int]] = [[]]
+
+    def look() -> None:
+        while not over.wait(0.05):
+            most[0] = max(most[0], commands(place), key=len)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looking.join()
+    assert len(most[0]) == 1, most
+
+
+def test_a_lost_host(hosts: Callable[..., HostedJob], storage: str, tmp_path: Path) -> None:
+    """Another one resumes from the storage, when the lease is over; its end is exact and known on
+    the first host.
+    """
+    here, there = hosts("a", storage), hosts("b", storage)
+    with never_two(here.place):
+        here.start()
+        here.until(lambda: here.has_uploads(3), "three uploads")
+        here.lose()
+        there.start()
+        there.until(lambda: there.directory.status().resumed == 1, "its resumption")
+        there.until(lambda: there.has_uploads(1), "an upload")
+        assert there.finish() == 0, there.messages()
+    assert "fetched" in there.events()
+    assert check_exact(there, tmp_path / "reference") > 0
+    here.start()
+    assert here.wait() == 0
+    status = here.directory.status()
+    assert status.state is State.ENDED
+    assert "(on " in status.message
+    assert here.events().count("resumed") == 0
+
+
+def test_interrupted(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """The last checkpoint is uploaded before the exit, compressed and encrypted, and the next host
+    need not wait; while it runs, the first one is refused.
+    """
+    x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
+    key = x25519.Identity.generate()
+    (tmp_path / "key").write_text(f"# a key\n{key}\n")
+    here, there = hosts("a"), hosts("b")
+    for job in (here, there):
+        secret = ("--identity", str(tmp_path / "key"), "--encrypt-to", str(key.to_public()))
+        job.options = (*job.options, "--compress", "zstd", *secret)
+    process = here.start("--every", "1h")
+    here.until(lambda: commands(here.place), "its start")
+    here.until(lambda: (here.directory.path / "stdout").stat().st_size > 0, "some steps")
+    process.send_signal(signal.SIGTERM)
+    assert here.wait() == INTERRUPTED, here.messages()
+    assert here.has_uploads(1)
+    (commit,) = commits(_storage(here))
+    data = _storage(here).read(commit.object)
+    assert data is not None
+    assert data.startswith(b"age-encryption.org/")
+    there.start("--every", "1h")
+    there.until(lambda: there.directory.status().resumed == 1, "its resumption")
+    here.start()
+    assert here.wait() == BUSY
+    assert f"runs on {os.uname().nodename}" in here.messages()
+    assert len(commands(here.place)) == 1
+    assert there.finish() == 0
+    check_exact(there, tmp_path / "reference")
+
+
+@pytest.mark.parametrize("which", ["all but the command", "all", "keeper"])
+def test_stopped_past_its_lease(
+    hosts: Callable[..., HostedJob], tmp_path: Path, which: str
+) -> None:
+    """A supervisor that is stopped loses its job before another host has it, and what it does
+    afterwards does not count.
+    """
+    here, there = hosts("a"), hosts("b")
+    with never_two(here.place):
+        here.start()
+        here.until(lambda: here.has_uploads(2), "two uploads")
+        processes = here.processes()
+        (command,) = commands(here.place)
+        ours = {
+            "all": processes,
+            "keeper": processes[1:2],
+            "all but the command": [pid for pid in processes if pid != command],
+        }[which]
+        with stopped(ours):
+            there.start()
+            there.until(lambda: there.directory.status().resumed == 1, "its resumption")
+            assert not is_alive(command)
+        assert here.wait() == INTERRUPTED, here.messages()
+        there.until(lambda: there.has_uploads(1), "an upload")
+        tokens = {each.name.partition("-")[0] for each in commits(_storage(there))}
+        assert there.finish() == 0
+    assert tokens <= {"00000001", "00000002"}
+    assert "00000002" in tokens
+    check_exact(there, tmp_path / "reference")
+
+
+def _storage(job: HostedJob) -> Storage:
+    return Storage(str(job.place / "storage"))
+
+
+def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """The job is stopped before its lease ends, with a last checkpoint here, and goes on when the
+    storage is back.
+    """
+    job = hosts("a")
+    job.start()
+    job.until(lambda: job.has_uploads(1), "an upload")
+    place, away = job.place / "storage", job.place / "away"
+    place.rename(away)
+    place.write_text("no directory")
+    assert job.wait() == INTERRUPTED, job.messages()
+    assert nothing_runs(job)
+    events = job.events()
+    assert events.index("lease not renewed") < events.index("lease ends")
+    assert "upload failed" in events
+    status = job.directory.status()
+    assert status.storage is not None
+    assert status.storage.failures > 0
+    job.start()
+    assert job.wait() == 1
+    assert str(place) in job.messages()
+    place.unlink()
+    away.rename(place)
+    job.start()
+    job.until(lambda: job.directory.status().resumed == 1, "its resumption")
+    assert job.finish() == 0
+    check_exact(job, tmp_path / "reference")
+
+
+def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """Any process at any instant, also in the middle of an upload: the next host goes on from a
+    complete checkpoint, and the end is exact.
+    """
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    print(f"seed {seed}")
+    both = [hosts("a"), hosts("b")]
+    with never_two(both[0].place):
+        for number in range(KILLS):
+            job = both[number % 2]
+            job.start()
+            before = job.directory.storage_status()
+            uploads = 0 if before is None else before.uploads
+            job.until(functools.partial(job.has_uploads, uploads + 1), "an upload")
+            threading.Event().wait(dice.random())
+            job.kill_one(dice)
+            threading.Event().wait(dice.random())
+            job.lose()  # a killed helper or CRIU does not end it
+        last = both[KILLS % 2]
+        last.start()
+        last.until(lambda: commands(last.place), "its start")
+        assert last.finish() == 0, last.messages()
+    check_exact(last, tmp_path / "reference")
+
+
+def test_a_long_output(hosts: Callable[..., HostedJob]) -> None:
+    """Output of which only the length would be saved on one host comes with the checkpoint."""
+    here, there = hosts("a"), hosts("b")
+    script = "import sys,time,os\nprint('x' * 5000000, flush=True)\n"
+    script += "while not os.path.exists(sys.argv[1] + '/finish'): time.sleep(0.01)\nprint('end')"
+    for job in (here, there):
+        job.words = [sys.executable, "-c", script, str(job.place)]
+    here.start()
+    here.until(lambda: here.has_uploads(2), "uploads")
+    here.lose()
+    there.start()
+    there.until(lambda: there.directory.status().resumed == 1, "its resumption")
+    assert there.finish() == 0
+    assert (there.directory.path / "stdout").read_text() == "x" * 5000000 + "\nend\n"
+
+
+def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """A storage of another command is refused, by its name."""
+    job = hosts("a")
+    job.steps = 3
+    job.start()
+    assert job.wait() == 0
+    other = hosts("b")
+    other.steps = 4
+    other.start()
+    assert other.wait() == 1
+    assert "it has the job of another command" in other.messages()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--encrypt-to", "age1wrong"), ("--storage", "nothing://x")]
+)
+def test_values_that_are_refused(hosts: Callable[..., HostedJob], option: str, value: str) -> None:
+    """Before anything is started or stored, by their names."""
+    job = hosts("a")
+    job.start(option, value)
+    assert job.wait() == 1
+    assert option[2:].replace("-", "_") in job.messages()
+    assert not (job.place / "storage").exists()
+    assert not (job.directory.path / "stdout").exists()

@@ -1,0 +1,573 @@
+"""The storage of jobs: complete checkpoints and one holder, whatever fails and when."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+import pytest
+
+from pycriu_native import CriuError, ImagesError, OptionError, seal
+from pycriu_native.jobs import Job, uploads
+from pycriu_native.jobs import lease as leases
+from pycriu_native.jobs.directory import META, Checkpoint, JobDirectory
+from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
+from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
+from pycriu_native.jobs.storage import Storage
+from pycriu_native.jobs.uploads import Uploads
+
+pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
+
+LENGTH = 60.0
+numbers = itertools.count()
+
+
+class Fault(Exception):
+    """What a faulty file system raises."""
+
+
+@dataclass
+class Faulty(Storage):
+    """A storage that fails at a place of one's choice."""
+
+    url: str
+    fails: Callable[[str, int], bool] = lambda name, written: False
+    """Whether it fails for a file, of which so many bytes were written."""
+    exclusive: bool = True
+
+    def __post_init__(self) -> None:
+        super().__init__(self.url)
+
+    @contextmanager
+    def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
+        real = "wb" if mode == "xb" and not self.exclusive else mode
+        with super().opened(name, real) as file:
+            yield file if mode == "rb" else cast(BinaryIO, _Stream(self, name, file))
+
+
+@dataclass
+class _Stream:
+    storage: Faulty
+    name: str
+    file: BinaryIO
+    written: int = field(default=0)
+
+    def write(self, data: bytes) -> int:
+        for at in range(0, len(data), 1000):
+            self._check()
+            self.written += self.file.write(data[at : at + 1000])
+        self._check()
+        return len(data)
+
+    def _check(self) -> None:
+        if self.storage.fails(self.name, self.written):
+            raise Fault(f"{self.name} at {self.written}")
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+
+class Clock:
+    """A clock that waiting moves."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def wait(self, seconds: float) -> None:
+        self.time += max(seconds, LENGTH / 4)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(leases, "now", made.now)
+    return made
+
+
+@pytest.fixture(params=["memory", "local", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty storage."""
+    if request.param == "memory":
+        return f"memory://job-{next(numbers)}"
+    if request.param == "local":
+        return str(tmp_path / "storage")
+    return f"{request.getfixturevalue('bucket')}/job-{next(numbers)}"
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of moto's server."""
+    server = pytest.importorskip("moto.server", reason="S3 needs moto[s3] and flask-cors")
+    pytest.importorskip("s3fs", reason="S3 needs s3fs")
+    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    served.start()
+    host, port = served.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patched.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        yield "s3://jobs"
+    served.stop()
+
+
+def _directory(path: Path) -> JobDirectory:
+    path.mkdir()
+    return JobDirectory(path)
+
+
+def _taken(directory: JobDirectory, number: int, token: int = 1) -> Checkpoint:
+    """A sealed set of images, as a checkpoint."""
+    place = directory.checkpoints / str(number)
+    place.mkdir(parents=True)
+    (place / "inventory.img").write_bytes(b"inventory")
+    (place / "pages-1.img").write_bytes(os.urandom(20_000) + bytes([number]))
+    body = {"time": 1.0, "duration": 1.0, "frozen": 0.1, "bytes": 1, "token": token}
+    (place / META).write_text(json.dumps({**body, "number": number, "path": ""}))
+    seal(place)
+    return directory.all_checkpoints()[0]
+
+
+def _acquired(storage: Storage, clock: Clock, holder: str) -> Lease | None:
+    about = {"holder": holder, "host": holder, "command": ["true"], "path": "/job"}
+    return acquire(storage, LENGTH, about, clock.wait, held=LENGTH * 0.8)
+
+
+def _held(storage: Storage, clock: Clock, holder: str) -> Lease:
+    lease = _acquired(storage, clock, holder)
+    assert lease is not None
+    lease.begin()
+    return lease
+
+
+def _upload(storage: Storage, lease: Lease, checkpoint: Checkpoint, **more: Any) -> None:
+    options = {"compress": "none", "encrypt_to": (), "check": lambda: None, **more}
+    made = upload(storage, lease, checkpoint, **options)
+    prune(storage, lease, made, 2)
+
+
+def _fetched(storage: Storage, directory: JobDirectory, **more: Any) -> int | None:
+    """The number of what was fetched."""
+    options = {
+        "decrypt_with": (),
+        "check": lambda: None,
+        "damaged": lambda commit, error: None,
+        **more,
+    }
+    made = fetch(storage, directory, **options)
+    return None if made is None else made.checkpoint.number
+
+
+def test_uploaded_and_fetched(url: str, clock: Clock, tmp_path: Path) -> None:
+    """The newest comes back as it was, in an empty directory; older ones go; once is enough."""
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    lease = _held(storage, clock, "here")
+    for number in (1, 2, 3):
+        _upload(storage, lease, _taken(here, number))
+    assert [each.checkpoint.number for each in commits(storage)] == [3, 2]
+    assert len(storage.names("checkpoints")) == len(storage.names("commits")) == 2
+    lease.give_back()
+    _held(storage, clock, "there")
+    assert _fetched(storage, there) == 3
+    for path in (here.checkpoints / "3").iterdir():
+        assert (there.checkpoints / "3" / path.name).read_bytes() == path.read_bytes()
+    assert _fetched(storage, there) is None
+
+
+def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> None:
+    """As archives are; without the key, and with another one, nothing is taken."""
+    x25519 = pytest.importorskip("pyrage", reason="encryption needs pyrage").x25519
+    key, other = x25519.Identity.generate(), x25519.Identity.generate()
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1), compress="zstd", encrypt_to=[str(key.to_public())])
+    (name,) = storage.names("checkpoints")
+    assert b"inventory" not in (storage.read(f"checkpoints/{name}") or b"")
+    with pytest.raises(OptionError, match="decrypt_with"):
+        _fetched(storage, there)
+    with pytest.raises(ImagesError, match="none of 1 checkpoints"):
+        _fetched(storage, there, decrypt_with=[str(other)])
+    assert not there.all_checkpoints()
+    assert _fetched(storage, there, decrypt_with=[str(key)]) == 1
+
+
+@pytest.mark.parametrize("part", ["start", "middle", "record", "record written"])
+def test_a_fault_in_an_upload(url: str, clock: Clock, tmp_path: Path, part: str) -> None:
+    """An upload that failed is never taken; the one before stays, and the next attempt works."""
+    storage = Faulty(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+    second = _taken(here, 2)
+    storage.fails = {
+        "start": lambda name, written: name.startswith("checkpoints"),
+        "middle": lambda name, written: name.startswith("checkpoints") and written > 10_000,
+        "record": lambda name, written: name.startswith("commits") and not written,
+        "record written": lambda name, written: name.startswith("commits") and written > 0,
+    }[part]
+    with pytest.raises(Fault):
+        _upload(storage, lease, second)
+    storage.fails = lambda name, written: False
+    # A record that was written before the failure commits the checkpoint, which is complete then.
+    assert _fetched(storage, there) == (2 if part == "record written" else 1)
+    assert second in here.all_checkpoints()
+    _upload(storage, lease, second)
+    assert [each.checkpoint.number for each in commits(storage)] == [2, 1]
+    assert len(storage.names("checkpoints")) == 2
+    assert _fetched(storage, there) == (None if part == "record written" else 2)
+
+
+def test_what_was_changed_there(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A checkpoint that is cut, changed or missing is reported, and the one before is taken."""
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    for number in (1, 2):
+        _upload(storage, lease, _taken(here, number))
+    name = commits(storage)[0].object
+    whole = storage.read(name)
+    assert whole is not None
+    for number, spoilt in enumerate((whole[:-2000], whole[:15000] + b"x" + whole[15001:], None)):
+        there = _directory(tmp_path / f"there-{number}")
+        storage.remove(name)
+        if spoilt is not None:
+            storage.write(name, spoilt)
+        damaged: list[int] = []
+        assert (
+            _fetched(
+                storage,
+                there,
+                damaged=lambda each, _, damaged=damaged: damaged.append(each.checkpoint.number),
+            )
+            == 1
+        )
+        assert damaged == [2]
+        assert [each.number for each in there.all_checkpoints()] == [1]
+
+
+def test_an_older_one_here(url: str, clock: Clock, tmp_path: Path) -> None:
+    """What another host has continued replaces what this one did not upload; and not before."""
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    first = _held(storage, clock, "here")
+    _upload(storage, first, _taken(here, 1))
+    _taken(here, 2)
+    _taken(here, 3)
+    assert _fetched(storage, here) is None
+    clock.wait(LENGTH)
+    second = _held(storage, clock, "there")
+    assert _fetched(storage, there) == 1
+    _upload(storage, second, _taken(there, 2, token=2))
+    second.give_back()
+    _held(storage, clock, "here")
+    assert _fetched(storage, here) == 2
+    assert [(each.token, each.number) for each in here.all_checkpoints()] == [(2, 2), (1, 1)]
+
+
+def test_one_holder(url: str, clock: Clock) -> None:
+    """A lease that is renewed is not taken over; one that is not renewed, given back or of the
+    same holder is, with the next token. The former holder sees that.
+    """
+    storage = Storage(url)
+    first = _held(storage, clock, "here")
+    assert first.exclusive
+    renewing = Clock()
+
+    def wait(seconds: float) -> None:
+        clock.wait(seconds)
+        first.renew(LENGTH * 0.8)
+
+    renewing.wait = wait  # type: ignore[method-assign]
+    assert _acquired(storage, renewing, "there") is None
+    before = clock.time
+    second = _held(storage, clock, "there")
+    assert clock.time - before >= LENGTH
+    assert clock.time > first.until
+    assert second.token == first.token + 1
+    with pytest.raises(LeaseLost, match=r"the lease 1 .* was lost to 2"):
+        first.renew(LENGTH)
+    second.renew(LENGTH)
+    second.give_back()
+    third = _held(storage, clock, "here")
+    assert third.token == 3
+    assert clock.time - before < LENGTH * 1.5
+    assert _held(storage, clock, "here").token == 4
+    assert last_lease(storage).token == 4
+
+
+def test_a_stale_holder_cannot_commit(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A commit after a takeover does not count, also for those that come later; nor does the former
+    holder remove what counts.
+    """
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    first = _held(storage, clock, "here")
+    _upload(storage, first, _taken(here, 1))
+    clock.wait(LENGTH)
+    second = _held(storage, clock, "there")
+    with pytest.raises(LeaseLost):
+        _upload(storage, first, _taken(here, 2))
+    assert [each.checkpoint.number for each in commits(storage)] == [1]
+    # It was stopped between its check and its record, and goes on.
+    late = Lease(storage, first.token, b"", 0.0, exclusive=True)
+    late.check = lambda: None  # type: ignore[method-assign]
+    made = upload(
+        storage, late, _taken(here, 3), compress="none", encrypt_to=(), check=lambda: None
+    )
+    assert made.name in storage.names("commits")
+    assert [each.checkpoint.number for each in commits(storage)] == [1]
+    prune(storage, late, made, 1)
+    assert storage.read(made.object)
+    clock.wait(LENGTH)
+    _held(storage, clock, "elsewhere")
+    assert [each.checkpoint.number for each in commits(storage)] == [1]
+    assert _fetched(storage, _directory(tmp_path / "new")) == 1
+    with pytest.raises(LeaseLost):
+        second.check()
+
+
+def test_a_late_removal(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A holder that was stopped in the middle of a removal leaves what the next one has made."""
+    storage = Storage(url)
+    here, there = _directory(tmp_path / "here"), _directory(tmp_path / "there")
+    first = _held(storage, clock, "here")
+    _upload(storage, first, _taken(here, 1))
+    checkpoint = _taken(here, 2)
+
+    class Late(Storage):
+        def remove(self, name: str) -> None:
+            if name.startswith("commits"):
+                clock.wait(LENGTH)
+                second = _held(storage, clock, "there")
+                assert _fetched(storage, there) == 2
+                _upload(storage, second, _taken(there, 3, token=2))
+            super().remove(name)
+
+    made = upload(storage, first, checkpoint, compress="none", encrypt_to=(), check=lambda: None)
+    prune(Late(url), first, made, 1)
+    assert [each.checkpoint.number for each in commits(storage)] == [3, 2]
+    assert _fetched(storage, _directory(tmp_path / "new")) == 3
+
+
+def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
+    """Where a file system does not list a record yet, nothing is removed."""
+    storage = Storage(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+
+    class Stale(Storage):
+        def names(self, folder: str) -> list[str]:
+            return super().names(folder)[:1] if folder == "commits" else super().names(folder)
+
+    made = upload(
+        storage, lease, _taken(here, 2), compress="none", encrypt_to=(), check=lambda: None
+    )
+    prune(Stale(storage.url), lease, made, 1)
+    assert _fetched(storage, _directory(tmp_path / "there")) == 2
+
+
+def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A holder that died before it began, or while it wrote, changes nothing."""
+    storage = Storage(url)
+    here = _directory(tmp_path / "here")
+    _upload(storage, _held(storage, clock, "here"), _taken(here, 1))
+    clock.wait(LENGTH)
+    assert _acquired(storage, clock, "died") is not None
+    storage.write("leases/00000002.begun", b'{"comm')
+    storage.write("leases/00000003.json", b'{"hol')
+    assert [each.checkpoint.number for each in commits(storage)] == [1]
+    assert _held(storage, clock, "there").token == 4
+    assert [each.checkpoint.number for each in commits(storage)] == [1]
+
+
+def test_the_lease_before_is_looked_at(clock: Clock) -> None:
+    """An objection to the lease before leaves everything as it is."""
+    storage = Storage(f"memory://job-{next(numbers)}")
+    _held(storage, clock, "here").give_back(exit_code=0)
+
+    def check(last: leases.Last) -> None:
+        assert last.end is not None
+        raise Fault(str(last.end["exit_code"]))
+
+    with pytest.raises(Fault, match="0"):
+        acquire(storage, LENGTH, {"holder": "there"}, clock.wait, held=LENGTH, check=check)
+    assert last_lease(storage).token == 1
+
+
+def test_two_at_the_same_time(url: str, clock: Clock) -> None:
+    """Of two that find it free at the same time, one gets the token."""
+    storage = Storage(url)
+    other: list[Lease | None] = []
+
+    class Late(Storage):
+        def create(self, name: str, data: bytes) -> bool:
+            if not other:
+                other.append(None)
+                other[0] = _acquired(storage, clock, "there")
+            return super().create(name, data)
+
+    assert _acquired(Late(url), clock, "here") is None
+    assert other[0] is not None
+    other[0].renew(LENGTH)
+
+
+def test_without_exclusive_creation(url: str, clock: Clock) -> None:
+    """That is found out; two at the same time are told apart after a pause."""
+    storage = Faulty(url, exclusive=False)
+    other: list[Lease | None] = []
+
+    def wait(seconds: float) -> None:
+        clock.wait(seconds)
+        if not other:
+            storage.remove("leases/00000001.json")
+            other.append(None)
+            other[0] = _acquired(storage, clock, "there")
+
+    first = Clock()
+    first.wait = wait  # type: ignore[method-assign]
+    assert _acquired(storage, first, "here") is None
+    assert other[0] is not None
+    assert not other[0].exclusive
+    other[0].renew(LENGTH)
+    storage.write("leases/00000001.json", b"{}")
+    with pytest.raises(LeaseLost):
+        other[0].renew(LENGTH)
+
+
+def test_a_token_is_used_once(clock: Clock) -> None:
+    """Who wanted a token that was taken and removed meanwhile does not get it."""
+    storage = Storage(f"memory://job-{next(numbers)}")
+    _held(storage, clock, "a").give_back()
+
+    class Late(Storage):
+        def create(self, name: str, data: bytes) -> bool:
+            if last_lease(storage).token == 1:
+                _held(storage, clock, "b").give_back()
+                _held(storage, clock, "c")
+                assert name.rpartition("/")[2] not in storage.names("leases")
+            return super().create(name, data)
+
+    assert _acquired(Late(storage.url), clock, "late") is None
+    assert last_lease(storage).token == 3
+
+
+def test_other_files_in_a_storage(url: str, clock: Clock, tmp_path: Path) -> None:
+    """What NFS and object stores leave in a folder is nothing of the job's."""
+    storage = Storage(url)
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(_directory(tmp_path / "here"), 1))
+    for folder in ("leases", "commits", "checkpoints"):
+        storage.write(f"{folder}/.nfs0001", b"")
+    lease.renew(LENGTH)
+    assert _fetched(storage, _directory(tmp_path / "there")) == 1
+
+
+def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the extra."""
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(CriuError, match=r"pip install 'pycriu-native\[storage\]'"):
+        Storage("memory://x")
+
+
+def test_keys_are_not_shown() -> None:
+    """A job that is printed does not tell the keys; keys without a storage are refused."""
+    secret = "AGE-SECRET-KEY-1"
+    assert secret not in repr(Job("/job", ["true"], storage="x", decrypt_with=[secret]))
+    with pytest.raises(OptionError) as caught:
+        Job("/job", ["true"], decrypt_with=secret)
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("lease", 0), ("lease", "60"), ("compress", "xz"), ("encrypt_to", "age1")]
+)
+def test_values_that_are_refused(field: str, value: Any) -> None:
+    """They are named."""
+    with pytest.raises(OptionError, match=field):
+        Job("/job", ["true"], **{field: value})
+
+
+def test_urls_that_are_refused() -> None:
+    """A URL of no file system is named."""
+    with pytest.raises(OptionError, match=r"storage.*nothing://x"):
+        Storage("nothing://x")
+
+
+def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are tried again, with pauses that grow to a limit; the newest is what counts."""
+    monkeypatch.setattr(uploads, "LOOK", 0.001)
+    monkeypatch.setattr(uploads, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(uploads, "LONGEST_PAUSE", 0.004)
+    storage = Faulty(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    told: list[str] = []
+    spec = {"compress": "gzip", "encrypt_to": [], "keep": 2}
+    running = Uploads(
+        storage,
+        lease,
+        here,
+        spec,
+        tell=lambda event, message, **more: told.append(event),
+        lost=told.append,
+    )
+    storage.fails = lambda name, written: name.startswith("checkpoints") and len(told) < 7
+    _taken(here, 1)
+    running.start()
+    assert running.finish(float("inf"))
+    assert told == ["upload failed"] * 7 + ["uploaded"]
+    assert [each.checkpoint.number for each in commits(storage)] == [1]
+
+
+def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
+    """The end does not wait for ever, and the local checkpoint is still there."""
+    storage = Faulty(f"memory://job-{next(numbers)}")
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    storage.fails = lambda name, written: name.startswith("checkpoints")
+    told: list[str] = []
+    running = Uploads(
+        storage,
+        lease,
+        here,
+        {"compress": "gzip", "encrypt_to": [], "keep": 2},
+        tell=lambda event, message, **more: told.append(event),
+        lost=told.append,
+    )
+    _taken(here, 1)
+    running.start()
+    assert not running.finish(0.0)
+    assert told
+    assert set(told) == {"upload failed"}
+    assert [each.number for each in here.all_checkpoints()] == [1]
+    assert not commits(storage)
+
+
+def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
+    """It goes with the next pruning."""
+    here = _directory(tmp_path / "here")
+    first = _taken(here, 1)
+    _taken(here, 2)
+    with here.pinned(first):
+        here.prune(1)
+        assert len(here.all_checkpoints()) == 2
+    here.prune(1)
+    assert [each.number for each in here.all_checkpoints()] == [2]
+    with pytest.raises(FileNotFoundError), here.pinned(first):
+        pass
