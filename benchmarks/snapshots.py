@@ -64,7 +64,9 @@ class Ways:
     def __init__(self, imports: tuple[str, ...], directory: Path, owned: ExitStack) -> None:
         self.command = [sys.executable, "-c", CODE.format(imports=", ".join(imports))]
         self.environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        self.snapshot = Snapshot.take(self.command, directory, env=self.environment)
+        self.snapshot = owned.enter_context(
+            Snapshot.take(self.command, directory, env=self.environment)
+        )
         self.pool = owned.enter_context(WorkerPool(1))
         words = [sys.executable, "-c", FORKING.format(imports=list(imports))]
         self.forking = owned.enter_context(
@@ -84,10 +86,16 @@ class Ways:
         self.forking.stdin.write(b"\n")
         return float(self.forking.stdout.readline())
 
-    def started(self) -> float:
-        """A start with a worker of its own."""
+    def plain(self) -> float:
+        """A start with a worker of its own that restores all memory."""
         since = time.perf_counter()
-        with self.snapshot.start(stdin=PIPE, stdout=PIPE) as process:
+        with self.snapshot.start(stdin=PIPE, stdout=PIPE, share_memory=False) as process:
+            return self._until_answer(process, since)
+
+    def shared(self) -> float:
+        """A start that shares the memory of the snapshot."""
+        since = time.perf_counter()
+        with self.snapshot.start(stdin=PIPE, stdout=PIPE, share_memory=True) as process:
             return self._until_answer(process, since)
 
     def pooled(self) -> float:
@@ -171,7 +179,8 @@ def measure(quick: bool) -> list[Row]:
                 "cold start": ways.cold,
                 "forkserver with preload": ways.forked,
                 "criu restore": ways.program,
-                "start": ways.started,
+                "start, share_memory=False": ways.plain,
+                "start, share_memory=True": ways.shared,
                 "start, WorkerPool": ways.pooled,
             }
             taken: dict[str, list[float]] = {way: [] for way in each}

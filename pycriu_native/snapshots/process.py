@@ -53,12 +53,16 @@ class Process(subprocess.Popen[AnyStr]):
         ends: ParentEnds,
         mode: TextMode,
         number: int,
+        *,
+        unshared_reason: str | None = None,
     ) -> None:
         # Popen's own initialiser would start a program. None of its methods is used.
         self.args = list(args)
         self.pid = child.pid
         self.number = number
         """The number of the start."""
+        self.unshared_reason = unshared_reason
+        """Why it shares no memory with other copies of the snapshot; None: it does."""
         self.returncode: int | None = None
         self.encoding, self.errors = mode.encoding, mode.errors
         self.text_mode = mode.text

@@ -50,6 +50,8 @@ class StartRequest:
     opts: CriuOpts
     via: Via
     deadline: float | None
+    unshared_reason: str | None
+    """Why ``via`` shares no memory; None: it does."""
 
 
 class RestoredChild:
@@ -129,6 +131,7 @@ def start_copy(images: str, record: Record, number: int, request: StartRequest) 
         streams.parent,
         request.mode,
         number,
+        unshared_reason=request.unshared_reason,
     )
 
 

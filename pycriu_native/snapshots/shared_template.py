@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from .._support.closing import Closing
+from .._support.frozen_dataclass import replace
 from .._support.unpatched import Lock, Thread
 from .._transport.connection import Connection
 from .._transport.forkserver import MOST_INHERITED, ForkServer, ForkServerUnavailableError
@@ -20,6 +24,9 @@ from .template import NAME, Template, checksum
 
 PATIENCE = 30.0
 """Seconds that CRIU gets to be loaded."""
+
+F_SETSIG = 10
+"""fcntl(2); Python's module has no name for it."""
 
 
 class SharedTemplate(Closing):
@@ -57,12 +64,20 @@ class SharedTemplate(Closing):
 
     ours: ClassVar[bool] = True
 
-    def __init__(self, directory: str | os.PathLike[str], *, worker: Worker | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        worker: Worker | None = None,
+        patience: float | None = None,
+    ) -> None:
         """Open the template, and start the fork server.
 
         Args:
             directory: a set that ``prepare`` has made.
             worker: which CRIU; None: the default.
+            patience: seconds that CRIU gets to be loaded; None: 30. A static program, which is
+                none that can be preloaded, is noticed by that.
 
         Raises:
             ImagesError: the template is missing, cut short or changed; nothing was started.
@@ -72,6 +87,7 @@ class SharedTemplate(Closing):
         if self.worker.stdin is not None:
             raise OptionError([Problem("worker", self.worker, "one without stdin is accepted")])
         self.directory = Path(directory).absolute()
+        self._patience = PATIENCE if patience is None else patience
         self._lock = Lock()
         self._server: ForkServer | None = None
         self._like: object = None
@@ -104,23 +120,39 @@ class SharedTemplate(Closing):
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
         """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
-        if spawn_options != RESTORING:
+        bound_to = spawn_options.bound_to
+        if replace(spawn_options, bound_to=-1) != RESTORING:
             return self.worker.connect(keep, spawn_options)
+        if bound_to >= 0:
+            keep = [*keep, bound_to]
         if len(keep) > MOST_INHERITED:
             rule = f"at most {MOST_INHERITED} descriptors can be inherited with a template"
             raise OptionError([Problem("inherit_fds", len(keep), rule)])
         try:
-            return self._fork(keep)
+            return self._fork(keep, bound_to)
         except ForkServerUnavailableError:
             pass  # it was killed
         try:
-            return self._fork(keep)
+            return self._fork(keep, bound_to)
         except ForkServerUnavailableError as error:
             raise ProgramError(f"memory cannot be shared: {error}") from None
 
-    def _fork(self, keep: Sequence[int]) -> Connection:
+    def _fork(self, keep: Sequence[int], bound_to: int) -> Connection:
         server = self._current()
-        return connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
+        result = connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
+        if bound_to >= 0:
+            _bind(bound_to, result.pid)
+        return result
+
+    def is_ready(self) -> bool:
+        """Whether a worker for this thread can be forked without reading the template first."""
+        like = fingerprint(self.worker)
+        with self._lock:
+            return self._server is not None and self._server.is_open and self._like == like
+
+    def renew(self) -> None:
+        """Read the template again if it is not ready. Raises as when this was made."""
+        self._current()
 
     def _current(self) -> ForkServer:
         """A fork server that runs, and whose workers are as one that is started now."""
@@ -134,7 +166,9 @@ class SharedTemplate(Closing):
                 return self._server
             self._end()
             try:
-                self._server = start_fork_server(self.worker, RESTORING, like, patience=PATIENCE)
+                self._server = start_fork_server(
+                    self.worker, RESTORING, like, patience=self._patience
+                )
             except ForkServerUnavailableError as error:
                 raise ProgramError(f"memory cannot be shared: {error}") from None
             if self._server is None:
@@ -159,6 +193,15 @@ class SharedTemplate(Closing):
         with self._lock:
             self._closed = True
             self._end()
+
+
+def _bind(bound_to: int, pid: int) -> None:
+    """Have the process group of a worker killed when the other end of its socket is closed."""
+    with contextlib.suppress(OSError):  # it has ended
+        os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
+    fcntl.fcntl(bound_to, fcntl.F_SETOWN, -pid)
+    fcntl.fcntl(bound_to, F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(bound_to, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
 
 
 def load(directory: Path, server: ForkServer) -> None:

@@ -7,8 +7,8 @@ import functools
 import os
 import shutil
 import subprocess
-import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from typing import Any
 
 from .. import guest
 from .._calls.verbs import dump
+from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
@@ -31,8 +32,8 @@ from .process import Process, reap_unowned
 from .record import NAME, Record
 from .restore import PID_NAMESPACE, StartRequest, reached_by_worker, start_copy
 from .shared_template import SharedTemplate
+from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
-from .template import prepare
 
 StrPath = str | os.PathLike[str]
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
@@ -40,16 +41,16 @@ Program = Sequence[StrPath] | int | subprocess.Popen[Any]
 COUNTER = "starts"
 """The file in a snapshot's directory with the number of the last start."""
 
-SHARED = "shared"
-"""The directory in a snapshot's with the images of :meth:`Snapshot.share`."""
-
 HOSTNAME_LENGTH = 64
 
 
-class Snapshot:
+class Snapshot(Closing):
     """A snapshot in a directory of its own, with mode 0700.
 
     The images in it hold the memory of the program, its secrets included.
+
+    From the second start on, it owns a process that holds the memory that copies share, until it
+    is closed, collected as garbage, or the interpreter ends.
 
     Synchronization: may be used on any number of threads, and by any number of processes, at the
     same time.
@@ -59,6 +60,12 @@ class Snapshot:
         """Open a snapshot. ``ImagesError`` where the directory holds no whole one."""
         self.directory = Path(directory).absolute()
         self.record = Record.read(self.directory)
+        self._sharing = Sharing(self.directory)
+        weakref.finalize(self, self._sharing.close)
+
+    def close(self) -> None:
+        """End the process that holds shared memory; copies run on, and more can be started."""
+        self._sharing.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.directory)!r})"
@@ -135,6 +142,7 @@ class Snapshot:
         errors: str | None = None,
         bufsize: int = -1,
         check: bool = True,
+        share_memory: bool | None = None,
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
@@ -155,14 +163,21 @@ class Snapshot:
                 process.
             text, encoding, errors, bufsize: as for ``subprocess.Popen``.
             check: refuse a machine where the snapshot may not work, by :meth:`problems`.
+            share_memory: True: share the memory of the snapshot with other copies, copy-on-write;
+                False: restore all of it. None: share from the second start with this object on,
+                which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
+                twice as much memory as that is available; ``Process.unshared_reason`` tells why
+                not. :class:`SharedTemplate` has what sharing means for memory limits.
             opts: more options for the restore, such as ``tcp_close``.
-            via: how CRIU is reached: a worker or a pool of workers; None: a worker. With what
-                :meth:`share` returns, copies share the memory of the snapshot.
+            via: how CRIU is reached: a worker or a pool of workers, which shares no memory; None:
+                a worker; or what :meth:`share` returns.
             deadline: seconds until the copy runs.
 
         Raises:
             OptionError: an argument that is not accepted, or a machine that does not fit.
-            ImagesError: the snapshot was removed.
+            ImagesError: the snapshot was removed; the memory to share was changed, or, with
+                ``share_memory=True``, there is none that can be shared.
+            ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing is left of the copy.
         """
         reap_unowned()
@@ -173,33 +188,37 @@ class Snapshot:
         wrong += streams.check(given, self.record.stream_keys)
         wrong += _place_problems(hostname, network, cgroup)
         wrong += [each for each in (reached_by_worker(chosen),) if each]
-        images = self.directory
-        if isinstance(chosen, SharedTemplate):
-            images = chosen.directory
-            if images != self.directory / SHARED:
-                wrong.append(Problem("via", str(images), "it is of another snapshot"))
+        wrong += self._sharing.problems(share_memory, chosen)
         refuse(wrong, "start")
         if check:
             refuse(self.problems(via=chosen), "start")
-        request = StartRequest(
-            args=None if args is None else tuple(args),
-            streams=given,
-            mode=mode,
-            env=env,
-            extra_env=extra_env,
-            cwd=None if cwd is None else os.fspath(cwd),
-            hostname=hostname,
-            network=network if network is None or isinstance(network, bool) else os.fspath(network),
-            cgroup=None if cgroup is None else os.fspath(cgroup),
-            opts=opts or CriuOpts(),
-            via=chosen,
-            deadline=deadline,
-        )
+        until = None if deadline is None else time.monotonic() + deadline
         with _in_use(self.directory):
+            chosen, reason = self._sharing.chosen(share_memory, chosen, until)
+            request = StartRequest(
+                args=None if args is None else tuple(args),
+                streams=given,
+                mode=mode,
+                env=env,
+                extra_env=extra_env,
+                cwd=None if cwd is None else os.fspath(cwd),
+                hostname=hostname,
+                network=network
+                if network is None or isinstance(network, bool)
+                else os.fspath(network),
+                cgroup=None if cgroup is None else os.fspath(cgroup),
+                opts=opts or CriuOpts(),
+                via=chosen,
+                deadline=None if until is None else max(0.0, until - time.monotonic()),
+                unshared_reason=reason,
+            )
+            images = self.directory if reason else self.directory / SHARED
             return start_copy(str(images), self.record, self._next_number(), request)
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
-        """Have copies share the memory of the snapshot, copy-on-write.
+        """Read the memory that copies share now, into a process that the caller closes.
+
+        :meth:`start` does it by itself from the second copy on.
 
         ::
 
@@ -210,16 +229,10 @@ class Snapshot:
         holds the memory, until the result is closed. See :class:`SharedTemplate` for what that
         means for memory limits, and for what it raises.
         """
-        target = self.directory / SHARED
+        chosen = worker or Worker()
         with _in_use(self.directory):
-            if not target.exists():
-                own = self.directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"
-                prepare(self.directory, own)
-                try:
-                    own.rename(target)
-                except OSError:  # another process or thread was first
-                    shutil.rmtree(own)
-            return SharedTemplate(target, worker=worker)
+            directory = prepared(self.directory, allow_untrusted=chosen.allow_untrusted)
+            return SharedTemplate(directory, worker=chosen)
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
@@ -249,6 +262,7 @@ class Snapshot:
         ``CriuError`` while a copy is being started.
         """
         with _in_use(self.directory, exclusively=True):
+            self.close()
             os.unlink(self.directory / NAME)
             shutil.rmtree(self.directory)
 

@@ -18,6 +18,7 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .._transport.worker import Worker, worker_of
 from ..errors import CriuError, Problem
 from .namespaces import Namespaces, is_ready
+from .shared_template import SharedTemplate
 
 PROCESSES = "cgroup.procs"
 PATIENCE = 10.0
@@ -88,7 +89,7 @@ class StartWorker(Closing):
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
         """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
-        if isinstance(self.via, Worker):
+        if isinstance(self.via, Worker | SharedTemplate):
             spawn_options = replace(spawn_options, bound_to=self._theirs.fileno())
         connection = self.via.connect(keep, spawn_options)
         try:

@@ -31,11 +31,18 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPO), "SNAPSHOT_TEST": "saved"}
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
-    """A snapshot of guest_server.py, which tests only start."""
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
+    """A snapshot of guest_server.py."""
     directory = tmp_path_factory.mktemp("snapshots") / "server"
     yield Snapshot.take([*COMMAND, "saved"], directory, env=ENVIRONMENT)
     assert sorted(path.name for path in directory.glob("*.partial")) == []
+
+
+@pytest.fixture
+def snapshot(taken: Snapshot) -> Iterator[Snapshot]:
+    """The snapshot, which tests only start."""
+    with taken:
+        yield taken
 
 
 def started(snapshot: Snapshot, *args: str, **options: Any) -> Process[str]:
