@@ -73,7 +73,8 @@ struct pn_worker {
 	int private_files; /* what it creates is for its own user only */
 	int steady;        /* HUP, INT, QUIT and TERM are blocked */
 	int limited;       /* XFSZ is ignored: beyond a file size limit, write() fails */
-	int bound_to;      /* a socket, also in keep, or -1: its group is killed when the peer is closed */
+	const int *bound_to; /* sockets, also in keep: its group is killed when the peer of one is closed */
+	size_t n_bound_to;
 	int namespaces;    /* CLONE_NEW* flags of the namespaces that it gets; not with outside */
 	/* out */
 	int pid;

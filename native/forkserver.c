@@ -326,6 +326,12 @@ void *mmap(void *address, size_t length, int prot, int flags, int fd, int64_t of
 	__attribute__((alias("mmap64")));
 #endif
 
+static void send_answer(int line, long answer)
+{
+	if (syscall(SYS_sendto, line, &answer, sizeof(answer), MSG_NOSIGNAL, NULL, 0) < 0)
+		syscall(SYS_exit_group, 0);
+}
+
 __attribute__((constructor)) static void serve(void)
 {
 	static struct received received;
@@ -335,22 +341,22 @@ __attribute__((constructor)) static void serve(void)
 	if (line < 0)
 		return;
 	forget_preload();
-	/* First a word that this is a fork server, then the result of each request. */
+	/* The first answer says that this is a fork server. */
 	for (;;) {
-		if (syscall(SYS_sendto, line, &answer, sizeof(answer), MSG_NOSIGNAL, NULL, 0) < 0 ||
-		    !next(line, &received))
+		if (answer <= 0)
+			send_answer(line, answer);
+		if (!next(line, &received))
 			syscall(SYS_exit_group, 0);
-		if (received.n_fds != received.request.n_fds) {
+		if (received.n_fds != received.request.n_fds)
 			answer = -EMFILE;
-		} else if (received.request.kind == PN_FORK_TEMPLATE) {
+		else if (received.request.kind == PN_FORK_TEMPLATE)
 			answer = load_template(&received);
-		} else {
-			answer = fork_sibling();
-			if (answer == 0)
-				take_place(line, &received);
-		}
+		else if ((answer = fork_sibling()) == 0)
+			break;
 		close_all(&received);
-		if (answer == 0 && received.request.kind == PN_FORK_WORKER)
-			return;
 	}
+	/* The worker sends its own pid: the fork server may have been killed since the fork. */
+	send_answer(line, syscall(SYS_getpid));
+	take_place(line, &received);
+	close_all(&received);
 }

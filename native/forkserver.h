@@ -9,7 +9,7 @@
 #define PN_FORK_FDS 253 /* as many as the kernel passes with one message: SCM_MAX_FD */
 
 enum pn_fork_kind {
-	PN_FORK_WORKER,	  /* the answer is its pid, or a negative number */
+	PN_FORK_WORKER,	  /* the answer is its pid, from the worker, or a negative errno */
 	PN_FORK_TEMPLATE  /* 0, or a negative errno */
 };
 

@@ -118,10 +118,11 @@ IN_CHILD int become_worker(void *argument)
 	else
 		setpgid(0, 0);
 	/* PR_SET_PDEATHSIG would not reach what the worker has forked. */
-	if (worker->bound_to >= 0 &&
-	    (fcntl(worker->bound_to, F_SETOWN, -getpid()) || fcntl(worker->bound_to, F_SETSIG, SIGKILL) ||
-	     fcntl(worker->bound_to, F_SETFL, O_RDWR | O_ASYNC)))
-		goto failed;
+	for (size_t i = 0; i < worker->n_bound_to; i++)
+		if (fcntl(worker->bound_to[i], F_SETOWN, -getpid()) ||
+		    fcntl(worker->bound_to[i], F_SETSIG, SIGKILL) ||
+		    fcntl(worker->bound_to[i], F_SETFL, O_RDWR | O_ASYNC))
+			goto failed;
 	if (worker->private_files)
 		umask(077);
 	reset_signals(worker);

@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import stat
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +23,7 @@ from .._support.unpatched import Lock
 from ..errors import ProgramError
 from .program import on_disk
 from .spawn import SpawnOptions
-from .worker import start_worker
+from .worker import PATIENCE, start_worker
 
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
@@ -30,7 +31,7 @@ UNTIL_LOADED = 2.0
 """Seconds within which a fork server must send its first message, unless told otherwise."""
 
 UNTIL_FORKED = 5000
-"""Milliseconds that it may take to fork a worker."""
+"""Milliseconds within which a worker must be forked."""
 
 UNTIL_READ = 600_000
 """Milliseconds that it gets to read a template."""
@@ -89,7 +90,8 @@ class ForkServer:
         except OSError:
             ready = False
         if not ready:
-            self._end()
+            self._connection.kill()
+            self.close()
             _unable.add(on_disk(program))
             raise ForkServerUnavailableError(_NOT_LOADED.format(program))
 
@@ -135,22 +137,33 @@ class ForkServer:
         try:
             return pid, os.pidfd_open(pid)
         except OSError as error:
-            # It is an unreaped child of this process: the number is not reused.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+            _kill_child(pid)
             raise ProgramError(
                 f"pid {pid}, a worker, cannot be watched: {error.strerror}", errno=error.errno or 0
             ) from None
 
     def _end(self) -> None:
-        """Kill a fork server that did not respond: it must not fork the worker later."""
-        self._connection.kill()
-        self.close()
+        """Kill a fork server that did not answer, and the worker that it may have forked.
+
+        A worker sends its pid, and then closes its copy of the socket.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            # Not its process group: a new worker would be killed before it sends its pid.
+            signal.pidfd_send_signal(self._connection.pidfd, signal.SIGKILL)
+        self._connection.sock.settimeout(PATIENCE)
+        with contextlib.suppress(OSError):
+            while answer := self._connection.sock.recv(16):
+                pid = int.from_bytes(answer, sys.byteorder, signed=True)
+                if pid > 0:
+                    _kill_child(pid)
+        self._close()
 
     def close(self) -> None:
         """End it; its workers stay. May be called again."""
+        with self._fork_lock:  # a worker could not send its pid
+            self._close()
+
+    def _close(self) -> None:
         with contextlib.suppress(OSError):
             self._connection.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
         self._connection.wake()
@@ -159,6 +172,14 @@ class ForkServer:
     def forget(self) -> None:
         """In a forked child: close the copy of the parent's socket."""
         self._connection.detach()
+
+
+def _kill_child(pid: int) -> None:
+    """Kill and reap an unreaped child of this process, whose number is therefore not reused."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 _servers: weakref.WeakSet[ForkServer] = weakref.WeakSet()

@@ -29,9 +29,9 @@ class SpawnOptions:
     limited: bool = False
     """A write beyond its file size limit fails, and does not end it: SIGXFSZ is ignored."""
 
-    bound_to: int = -1
-    """A stream socket that it inherits: its process group is killed when the other end is closed,
-    at the latest with this process."""
+    bound_to: tuple[int, ...] = ()
+    """Stream sockets that it inherits (``bond.py``): its process group is killed each time that
+    the other end of one is closed."""
 
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
@@ -65,8 +65,8 @@ def spawn(
     envp = [
         ffi.new("char[]", os.fsencode(f"{name}={value}")) for name, value in environment.items()
     ]
-    if spawn_options.bound_to >= 0:
-        keep = [*keep, spawn_options.bound_to]
+    bound_to = ffi.new("int[]", spawn_options.bound_to)
+    keep = [*keep, *spawn_options.bound_to]
     fds = ffi.new("int[]", list(keep))
     # cffi keeps no reference to what a structure points to: these names do.
     argv_array = ffi.new("char *[]", [*argv, ffi.NULL])
@@ -83,7 +83,8 @@ def spawn(
     worker.private_files = spawn_options.private
     worker.steady = spawn_options.steady
     worker.limited = spawn_options.limited
-    worker.bound_to = spawn_options.bound_to
+    worker.bound_to = bound_to
+    worker.n_bound_to = len(spawn_options.bound_to)
     worker.namespaces = namespaces
     status = native.pn_spawn(worker)
     if status:

@@ -121,10 +121,9 @@ class SharedTemplate(Closing):
     ) -> Connection:
         """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
         bound_to = spawn_options.bound_to
-        if replace(spawn_options, bound_to=-1) != RESTORING:
+        if replace(spawn_options, bound_to=()) != RESTORING:
             return self.worker.connect(keep, spawn_options)
-        if bound_to >= 0:
-            keep = [*keep, bound_to]
+        keep = [*keep, *bound_to]
         if len(keep) > MOST_INHERITED:
             rule = f"at most {MOST_INHERITED} descriptors can be inherited with a template"
             raise OptionError([Problem("inherit_fds", len(keep), rule)])
@@ -137,11 +136,10 @@ class SharedTemplate(Closing):
         except ForkServerUnavailableError as error:
             raise ProgramError(f"memory cannot be shared: {error}") from None
 
-    def _fork(self, keep: Sequence[int], bound_to: int) -> Connection:
+    def _fork(self, keep: Sequence[int], bound_to: Sequence[int]) -> Connection:
         server = self._current()
         result = connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
-        if bound_to >= 0:
-            _bind(bound_to, result.pid)
+        _bind(bound_to, result.pid)
         return result
 
     def is_ready(self) -> bool:
@@ -195,13 +193,15 @@ class SharedTemplate(Closing):
             self._end()
 
 
-def _bind(bound_to: int, pid: int) -> None:
-    """Have the process group of a worker killed when the other end of its socket is closed."""
+def _bind(sockets: Sequence[int], pid: int) -> None:
+    """Have the process group of a worker killed each time that the other end of one is closed."""
     with contextlib.suppress(OSError):  # it has ended
         os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
-    fcntl.fcntl(bound_to, fcntl.F_SETOWN, -pid)
-    fcntl.fcntl(bound_to, F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(bound_to, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+    for each in sockets:
+        with contextlib.suppress(ProcessLookupError):
+            fcntl.fcntl(each, fcntl.F_SETOWN, -pid)
+            fcntl.fcntl(each, F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(each, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
 
 
 def load(directory: Path, server: ForkServer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import Thread
 from .._transport.base import Via
+from .._transport.bond import Bond
 from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .._transport.worker import Worker, worker_of
@@ -49,7 +49,7 @@ class StartWorker(Closing):
         self.cgroup = cgroup
         self.namespaces = namespaces
         self._cancelled, self._cancel = os.pipe()
-        self._bond, self._theirs = socket.socketpair()
+        self._bond = Bond()
         self._guards: list[tuple[Any, int]] = []
 
     def close(self) -> None:
@@ -61,7 +61,6 @@ class StartWorker(Closing):
             os.close(pidfd)
         os.close(self._cancelled)
         self._bond.close()
-        self._theirs.close()
 
     @property
     def worker(self) -> Worker | None:
@@ -90,7 +89,7 @@ class StartWorker(Closing):
     ) -> Connection:
         """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
         if isinstance(self.via, Worker | SharedTemplate):
-            spawn_options = replace(spawn_options, bound_to=self._theirs.fileno())
+            spawn_options = replace(spawn_options, bound_to=self._bond.ends)
         connection = self.via.connect(keep, spawn_options)
         try:
             if self.cgroup is not None:

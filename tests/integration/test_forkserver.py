@@ -7,6 +7,8 @@ import ctypes
 import errno
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,40 @@ def test_one_that_does_not_answer(server: ForkServer, monkeypatch: pytest.Monkey
     os.kill(server.pid, signal.SIGSTOP)
     with pytest.raises(ForkServerUnavailableError):
         fork_worker(server)
+    assert children() == before - {server.pid}
+
+
+def test_a_worker_that_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that is forked after the time limit is ended, at any instant of its fork."""
+    monkeypatch.setattr(module, "UNTIL_FORKED", 0)
+    end = ForkServer._end
+    before = children()
+    for step in range(30):
+
+        def end_later(self: ForkServer, delay: float = step / 5000) -> None:
+            time.sleep(delay)
+            end(self)
+
+        monkeypatch.setattr(ForkServer, "_end", end_later)
+        server = ForkServer(find_program(), {}, SAVING)
+        with pytest.raises(ForkServerUnavailableError):
+            fork_worker(server)
+        assert children() == before
+
+
+def test_a_fork_server_that_is_killed_after_the_fork(server: ForkServer) -> None:
+    """Its worker sends its pid itself, so the request succeeds."""
+    before = children()
+    killed = threading.Thread(target=os.kill, args=(server.pid, signal.SIGKILL))
+
+    def kill_meanwhile(ends: Any) -> tuple[int, int]:
+        killed.start()
+        return server.fork_worker(ends)
+
+    with contextlib.suppress(ForkServerUnavailableError):
+        connect_worker(find_program(), kill_meanwhile).wait()
+    killed.join()
+    server.close()
     assert children() == before - {server.pid}
 
 

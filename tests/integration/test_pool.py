@@ -464,7 +464,7 @@ def test_ends_with_its_owner() -> None:
     del pool
     gc.collect()
     eventually(lambda: not children() - before, "the workers' end")
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_closed(pool: WorkerPool) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import pytest
 
 from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker, WorkerPool
 from pycriu_native._support.frozen_dataclass import replace
+from pycriu_native._transport.bond import Bond
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import RESTORING
 from pycriu_native.images import decode, encode
@@ -352,12 +352,11 @@ def test_where_criu_cannot_be_preloaded(
 def test_a_worker_ends_with_its_caller(
     python: Saved, shared: Callable[[Saved], SharedTemplate]
 ) -> None:
-    """With the socket that it is bound to: CRIU can wait for ever for a copy that was killed."""
+    """With the sockets that it is bound to: CRIU can wait for ever for a copy that was killed."""
     via = shared(python)
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        connection = via.connect((), replace(RESTORING, bound_to=theirs.fileno()))
-        ours.close()
+    with Bond() as bond:
+        connection = via.connect((), replace(RESTORING, bound_to=bond.ends))
+        bond.close()
         assert connection.has_ended(PATIENCE)
         connection.wait()
         assert connection.status == -signal.SIGKILL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pycriu_native import CriuOpts, OptionError, Verb, Version, Worker
 from pycriu_native._calls.request import Request
 from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
+from pycriu_native._transport.bond import Bond
 from pycriu_native._transport.spawn import SpawnOptions, spawn
 from pycriu_native.snapshots import Host, MappedFile, Record, host_check
 from pycriu_native.snapshots.streams import check
@@ -153,28 +153,28 @@ def test_the_host_is_known() -> None:
 
 
 def test_a_worker_that_is_bound() -> None:
-    """It and what it has forked are killed when the other end of its socket is closed."""
-    reader, writer = os.pipe()
-    ours, theirs = socket.socketpair()
-    pid, pidfd = spawn(
-        ["/bin/sh", "-c", "sleep 1000 & echo; sleep 1000"],
-        env={},
-        stdin=-1,
-        output=writer,
-        keep=[],
-        spawn_options=SpawnOptions(bound_to=theirs.fileno()),
-    )
-    os.close(writer)
-    theirs.close()
-    try:
-        assert os.read(reader, 1) == b"\n"
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-        ours.close()
-        assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
-        assert os.read(reader, 1) == b""  # nobody has it any more
-    finally:
-        os.close(reader)
-        os.close(pidfd)
+    """It and the processes that it forks are killed when the other ends are closed."""
+    for _ in range(50):  # the second process is forked meanwhile
+        reader, writer = os.pipe()
+        bond = Bond()
+        pid, pidfd = spawn(
+            ["/bin/sh", "-c", "sleep 1000 & echo; sleep 1000"],
+            env={},
+            stdin=-1,
+            output=writer,
+            keep=[],
+            spawn_options=SpawnOptions(bound_to=bond.ends),
+        )
+        os.close(writer)
+        try:
+            assert os.read(reader, 1) == b"\n"
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+            bond.close()
+            assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
+            assert os.read(reader, 1) == b""  # no process holds the other end
+        finally:
+            os.close(reader)
+            os.close(pidfd)
 
 
 # ---- memory that can be taken ----
