@@ -18,6 +18,8 @@ from ..errors import CriuError, DeadlineError
 GUEST = 3
 """The place of the guest's socket, behind the standard streams."""
 
+READY_LINES = (guest.READY, guest.READY_TO_FORK)
+
 TAIL = 16384
 """Bytes of a program's output that an error shows."""
 
@@ -44,6 +46,8 @@ class ParkedProgram(Closing):
         self.inodes = tuple(os.fstat(each.fileno()).st_ino for each in theirs)
         """Of the program's ends: standard input, output, error, and the guest's."""
         self.guest_fd = theirs[GUEST].fileno()
+        self.forks = False
+        """Whether it forks copies of itself on request, once it is parked."""
         self._tail = bytearray()
         self._output = output
         self._name = os.fsdecode(argv[0])
@@ -87,16 +91,17 @@ class ParkedProgram(Closing):
         Raises ``CriuError`` if it ends before, ``DeadlineError`` at ``until`` (time.monotonic()).
         """
         line = b""
-        while line != guest.READY:
+        while line not in READY_LINES:
             remaining = None if until is None else until - time.monotonic()
             if not readable(self.socket.fileno(), seconds=remaining):
                 raise DeadlineError(self._message("has not called guest.wait() in time"))
-            data = self.socket.recv(len(guest.READY) - len(line))
+            data = self.socket.recv(len(guest.READY_TO_FORK) - len(line))
             line += data
             if not data:
                 self._ended()
-            if not guest.READY.startswith(line):
+            if not any(each.startswith(line) for each in READY_LINES):
                 raise CriuError(self._message(f"wrote {line!r} and not {guest.READY!r}"))
+        self.forks = line == guest.READY_TO_FORK
 
     def _ended(self) -> None:
         try:

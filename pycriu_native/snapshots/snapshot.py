@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import os
 import shutil
 import subprocess
@@ -25,23 +24,24 @@ from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
-from . import host_check, start_worker, streams
-from .aio_process import Starting
+from . import host_check
+from .aio_process import Starting, starting
+from .copy_request import CopyRequest, environment_problems
 from .parked import ParkedProgram, default_output
+from .place import Place
 from .process import Process, reap_unowned
 from .record import NAME, Record
-from .restore import PID_NAMESPACE, StartRequest, reached_by_worker, start_copy
+from .restore import PID_NAMESPACE, RestoreRequest, reached_by_worker, start_copy
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
+from .zygote import Zygote, zygote_problems
 
 StrPath = str | os.PathLike[str]
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
 
 COUNTER = "starts"
 """The file in a snapshot's directory with the number of the last start."""
-
-HOSTNAME_LENGTH = 64
 
 
 class Snapshot(Closing):
@@ -181,39 +181,79 @@ class Snapshot(Closing):
             CriuError: CRIU could not start it. Nothing is left of the copy.
         """
         reap_unowned()
+        given = CopyRequest(
+            args=args,
+            streams=(stdin, stdout, stderr),
+            mode=TextMode.chosen(text, encoding, errors, bufsize),
+            env=env,
+            extra_env=extra_env,
+            cwd=cwd,
+        )
+        place = Place(hostname=hostname, network=network, cgroup=cgroup)
         chosen = via or Worker()
-        mode = TextMode.chosen(text, encoding, errors, bufsize)
-        given = (stdin, stdout, stderr)
-        wrong = [*self._start_problems(args, env, extra_env, cwd)]
-        wrong += streams.check(given, self.record.stream_keys)
-        wrong += _place_problems(hostname, network, cgroup)
-        wrong += [each for each in (reached_by_worker(chosen),) if each]
+        wrong = [*given.problems(self.record), *place.problems()]
         wrong += self._sharing.problems(share_memory, chosen)
-        refuse(wrong, "start")
-        if check:
-            refuse(self.problems(via=chosen), "start")
-        until = None if deadline is None else time.monotonic() + deadline
+        until = self._check(wrong, chosen, check, deadline, "start")
         with _in_use(self.directory):
             chosen, reason = self._sharing.chosen(share_memory, chosen, until)
-            request = StartRequest(
-                args=None if args is None else tuple(args),
-                streams=given,
-                mode=mode,
-                env=env,
-                extra_env=extra_env,
-                cwd=None if cwd is None else os.fspath(cwd),
-                hostname=hostname,
-                network=network
-                if network is None or isinstance(network, bool)
-                else os.fspath(network),
-                cgroup=None if cgroup is None else os.fspath(cgroup),
+            images = self.directory if reason else self.directory / SHARED
+            where = RestoreRequest(
+                images=str(images),
+                place=place,
                 opts=opts or CriuOpts(),
                 via=chosen,
                 deadline=None if until is None else max(0.0, until - time.monotonic()),
-                unshared_reason=reason,
             )
-            images = self.directory if reason else self.directory / SHARED
-            return start_copy(str(images), self.record, self._next_number(), request)
+            return start_copy(
+                self.record, self._next_number(), given, where, unshared_reason=reason
+            )
+
+    def zygote(
+        self,
+        *,
+        hostname: str | None = None,
+        network: bool | StrPath | None = None,
+        cgroup: StrPath | None = None,
+        check: bool = True,
+        opts: CriuOpts | None = None,
+        via: Via | None = None,
+        deadline: float | None = None,
+    ) -> Zygote:
+        """Start one copy that forks a copy of itself for each of its :meth:`Zygote.start`.
+
+        That takes a few milliseconds, with no CRIU involved. It is for Python programs that call
+        :func:`pycriu_native.guest.wait` and have one process with one thread. The arguments are
+        those of :meth:`start`; ``deadline`` is in seconds until requests are served.
+
+        Raises:
+            OptionError: as :meth:`start`; or the program is not of that kind.
+            CriuError: as :meth:`start`; or the program cannot fork copies.
+            DeadlineError: the deadline passed.
+        """
+        reap_unowned()
+        place = Place(hostname=hostname, network=network, cgroup=cgroup)
+        chosen = via or Worker()
+        wrong = [*zygote_problems(self.record), *place.problems()]
+        wrong += self._sharing.problems(None, chosen)
+        until = self._check(wrong, chosen, check, deadline, "zygote")
+        images = str(
+            self.directory / SHARED if isinstance(chosen, SharedTemplate) else self.directory
+        )
+        where = RestoreRequest(
+            images=images, place=place, opts=opts or CriuOpts(), via=chosen, deadline=deadline
+        )
+        with _in_use(self.directory):
+            return Zygote(self.record, where, self._next_number, until)
+
+    def _check(
+        self, wrong: list[Problem], via: Via, check: bool, deadline: float | None, verb: str
+    ) -> float | None:
+        """Refuse what is wrong. Returns the time of the deadline."""
+        wrong += [each for each in (reached_by_worker(via),) if each]
+        refuse(wrong, verb)
+        if check:
+            refuse(self.problems(via=via), verb)
+        return None if deadline is None else time.monotonic() + deadline
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
         """Read the memory that copies share now, into a process that the caller closes.
@@ -241,11 +281,7 @@ class Snapshot(Closing):
         :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
         started, or in the block, leaves nothing of it.
         """
-        for name in ("text", "encoding", "errors", "bufsize"):
-            if options.get(name) not in (None, False, -1):
-                rule = "streams of asyncio are binary"
-                raise OptionError([Problem(name, options[name], rule)], verb="start")
-        return Starting(functools.partial(self.start, args, **options))
+        return starting(self.start, args, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """What keeps the snapshot from starting on this machine.
@@ -274,28 +310,6 @@ class Snapshot(Closing):
                 found = os.lstat(os.path.join(folder, name))
                 sizes[found.st_dev, found.st_ino] = found.st_size
         return sum(sizes.values())
-
-    def _start_problems(
-        self,
-        args: Sequence[str] | None,
-        env: Mapping[str, str] | None,
-        extra_env: Mapping[str, str] | None,
-        cwd: StrPath | None,
-    ) -> Iterator[Problem]:
-        named = {"args": args, "env": env, "extra_env": extra_env, "cwd": cwd}
-        if self.record.guest_key is None:
-            for name, value in named.items():
-                if value is not None:
-                    rule = "the program was saved without_guest, and keeps what it had"
-                    yield Problem(name, value, rule)
-            return
-        if args is not None and (isinstance(args, str | bytes) or not _are_texts(args)):
-            yield Problem("args", args, "a sequence of str without NUL characters is accepted")
-        for name, variables in (("env", env), ("extra_env", extra_env)):
-            if variables is not None:
-                yield from _environment_problems(name, variables)
-        if cwd is not None and not (os.path.isabs(cwd) and os.path.isdir(cwd)):
-            yield Problem("cwd", os.fspath(cwd), "the absolute path of a directory is accepted")
 
     def _next_number(self) -> int:
         """The next number, which no other start of this snapshot gets."""
@@ -339,7 +353,7 @@ class _Saving:
     ) -> None:
         with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
             program.wait_until_parked(self.until)
-            self._save(program.process.pid, program.guest_fd, program.inodes)
+            self._save(program.process.pid, program)
 
     def save_copy(self, copy: Process[Any]) -> None:
         raise OptionError(
@@ -348,12 +362,12 @@ class _Saving:
         )
 
     def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
-        self._save(pid, None, ())
+        self._save(pid, None)
         if owner is not None and not self.leave_running:
             owner.wait()
 
-    def _save(self, pid: int, guest_fd: int | None, inodes: Sequence[int]) -> None:
-        """``inodes``: of the sockets whose other ends are ours."""
+    def _save(self, pid: int, parked: ParkedProgram | None) -> None:
+        inodes = () if parked is None else parked.inodes
         seen = SeenProcess(pid)
         if seen.state in ("", "Z", "X"):
             raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
@@ -376,11 +390,13 @@ class _Saving:
             pid=seen.inner("NSpid"),
             processes=len(tree.alive),
             guest_key=guest_key,
-            guest_fd=guest_fd,
+            guest_fd=None if parked is None else parked.guest_fd,
             stream_keys=(stdin, stdout, stderr),
             criu=str(host_check.criu_version(self.via)),
             host=host_check.this_host(),
             files=host_check.mapped_files(tree),
+            threads=len(seen.threads),
+            forks=parked is not None and parked.forks,
         )
         created = not self.directory.exists()
         try:
@@ -408,20 +424,6 @@ class _Saving:
 def _command_of(pid: int) -> tuple[str, ...]:
     data = Path(f"/proc/{pid}/cmdline").read_bytes()
     return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
-
-
-def _are_texts(values: Sequence[object]) -> bool:
-    return all(isinstance(value, str) and "\0" not in value for value in values)
-
-
-def _environment_problems(name: str, variables: object) -> Iterator[Problem]:
-    rule = "a mapping of names to str, without NUL characters and without = in a name, is accepted"
-    if not isinstance(variables, Mapping):
-        yield Problem(name, variables, rule)
-        return
-    for key, value in variables.items():
-        if not _are_texts([key, value]) or not key or "=" in key:
-            yield Problem(name, {key: value}, rule)
 
 
 def _take_problems(
@@ -462,25 +464,9 @@ def _take_problems(
             rule = f"a command is saved where it calls {guest.__name__}.wait(); start it, and "
             yield Problem("without_guest", without_guest, rule + "give its pid")
         if env is not None:
-            yield from _environment_problems("env", env)
+            yield from environment_problems("env", env)
         if cwd is not None and not os.path.isdir(cwd):
             yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
-
-
-def _place_problems(
-    hostname: object, network: bool | StrPath | None, cgroup: StrPath | None
-) -> Iterator[Problem]:
-    if hostname is not None and not (
-        isinstance(hostname, str)
-        and "\0" not in hostname
-        and 0 < len(os.fsencode(hostname)) <= HOSTNAME_LENGTH
-    ):
-        yield Problem("hostname", hostname, f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted")
-    if isinstance(network, str | os.PathLike) and not os.path.exists(network):
-        rule = "True, False, None or the path of a network namespace is accepted"
-        yield Problem("network", network, rule)
-    if cgroup is not None and (wrong := start_worker.problem(cgroup)):
-        yield wrong
 
 
 @contextmanager

@@ -44,7 +44,9 @@ class StartWorker(Closing):
 
     ours: ClassVar[bool] = True
 
-    def __init__(self, via: Via, cgroup: str | None, namespaces: Namespaces) -> None:
+    def __init__(
+        self, via: Via, cgroup: str | os.PathLike[str] | None, namespaces: Namespaces
+    ) -> None:
         self.via = via
         self.cgroup = cgroup
         self.namespaces = namespaces
@@ -113,7 +115,7 @@ class StartWorker(Closing):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-def _move(pid: int, cgroup: str) -> None:
+def _move(pid: int, cgroup: str | os.PathLike[str]) -> None:
     try:
         with open(os.path.join(cgroup, PROCESSES), "w") as file:
             file.write(str(pid))
