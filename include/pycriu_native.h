@@ -101,6 +101,9 @@ int pn_load_template(int server, const int *fds, size_t n_fds, uint64_t table_si
 /* ---- kernel.c: system calls that Python 3.11 has no function for ---- */
 
 int pn_enter_network(int fd);        /* setns, of the calling thread alone */
+int pn_enter_mounts(int fd);	     /* setns, of the calling thread, which gets a root of its own */
+int pn_cover_proc(void);	     /* /proc of the caller's pid namespace on that which is there */
+int pn_uncover_proc(void);
 int pn_fd_of(int pidfd, int fd);     /* pidfd_getfd: our own copy of another's descriptor */
 /* kcmp: 0 for the same resource, 1 to 3 for others; a negative errno. */
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);

@@ -95,9 +95,9 @@ def wait(*, collect: bool = True) -> Start | None:
 
     ``sys.argv``, ``os.environ`` and the working directory are those of the start then, and the
     generators of random numbers of ``random``, numpy, PyTorch and OpenSSL (``ssl``), as far as
-    they are loaded, are seeded anew. A copy cannot be saved again: a later call in it raises
-    ``SystemExit``. In a zygote (:meth:`pycriu_native.snapshots.Snapshot.zygote`) it returns in each
-    process that is forked.
+    they are loaded, are seeded anew. A later call waits for a snapshot of the copy, if that was
+    started to be saved. In a zygote (:meth:`pycriu_native.snapshots.Snapshot.zygote`) this returns
+    in each process that is forked.
 
     Args:
         collect: collect garbage and move all objects to the collector's permanent generation
@@ -109,7 +109,7 @@ def wait(*, collect: bool = True) -> Start | None:
 
     Raises:
         SystemExit: the process that takes the snapshot has ended, or has given up; or this is a
-            copy.
+            copy that was not started to be saved.
         OSError: the working directory cannot be entered.
     """
     global _descriptor
@@ -143,7 +143,7 @@ def _fork_on_request(descriptor: int, streams: list[int]) -> None:
     """Fork a copy of this program for each request. Returns in each copy, which reads its start.
 
     A request is one byte with descriptors: a socket, which the copy has in place of ``descriptor``,
-    and three streams for what are sockets with the inodes ``streams`` here. The answer, on the
+    and three streams for the pipes with the inodes ``streams``. The answer, on the
     socket, is a pidfd of the copy, or a line that says what failed.
     """
     import fcntl
@@ -154,7 +154,7 @@ def _fork_on_request(descriptor: int, streams: list[int]) -> None:
     if threads > 1:
         raise SystemExit(f"a program with {threads} threads cannot fork copies")
     fork = _Sibling()
-    numbers = {number: os.fstat(number).st_ino for number in _sockets()}
+    numbers = {number: os.fstat(number).st_ino for number in _channels()}
     places = [[number for number, inode in numbers.items() if inode == each] for each in streams]
     _write(descriptor, READY)
     while True:
@@ -184,12 +184,13 @@ def _fork_on_request(descriptor: int, streams: list[int]) -> None:
         os.close(fd)
 
 
-def _sockets() -> list[int]:
-    """The numbers of the sockets that are open."""
+def _channels() -> list[int]:
+    """The numbers of the pipes and sockets that are open."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the directory itself
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+            mode = os.fstat(int(name)).st_mode
+            if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
                 found.append(int(name))
     return found
 

@@ -30,8 +30,8 @@ class CopyRequest:
     extra_env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
 
-    def problems(self, record: Record) -> Iterator[Problem]:
-        """What is wrong with them for the program of this record."""
+    def problems(self, record: Record, *, by_criu: bool = True) -> Iterator[Problem]:
+        """What is wrong with them for the program of this record, which CRIU restores or not."""
         named = {"args": self.args, "env": self.env, "extra_env": self.extra_env, "cwd": self.cwd}
         if record.guest_key is None:
             for name, value in named.items():
@@ -40,7 +40,7 @@ class CopyRequest:
                     yield Problem(name, value, rule)
         else:
             yield from self._told_problems()
-        yield from streams.check(self.streams, record.stream_keys)
+        yield from streams.check(self.streams, record.stream_keys, by_criu=by_criu)
 
     def _told_problems(self) -> Iterator[Problem]:
         if self.args is not None and (

@@ -7,18 +7,16 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from .. import guest
 from .._support.closing import Closing
-from .._support.unpatched import Thread, readable
+from .._support.unpatched import Thread
 from ..errors import CriuError, DeadlineError
+from .guest_socket import read_ready
 
 GUEST = 3
 """The place of the guest's socket, behind the standard streams."""
-
-READY_LINES = (guest.READY, guest.READY_TO_FORK)
 
 TAIL = 16384
 """Bytes of a program's output that an error shows."""
@@ -90,17 +88,12 @@ class ParkedProgram(Closing):
 
         Raises ``CriuError`` if it ends before, ``DeadlineError`` at ``until`` (time.monotonic()).
         """
-        line = b""
-        while line not in READY_LINES:
-            remaining = None if until is None else until - time.monotonic()
-            if not readable(self.socket.fileno(), seconds=remaining):
-                raise DeadlineError(self._message("has not called guest.wait() in time"))
-            data = self.socket.recv(len(guest.READY_TO_FORK) - len(line))
-            line += data
-            if not data:
-                self._ended()
-            if not any(each.startswith(line) for each in READY_LINES):
-                raise CriuError(self._message(f"wrote {line!r} and not {guest.READY!r}"))
+        try:
+            line = read_ready(self.socket, until)
+        except (CriuError, DeadlineError) as error:
+            raise type(error)(self._message(str(error))) from None
+        if not line:
+            self._ended()
         self.forks = line == guest.READY_TO_FORK
 
     def _ended(self) -> None:

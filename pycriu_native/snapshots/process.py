@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import readable
+from .guest_socket import GuestSocket
 from .streams import ParentEnds, TextMode
 
 CHUNK = 65536
@@ -55,6 +56,7 @@ class Process(subprocess.Popen[AnyStr]):
         number: int,
         *,
         unshared_reason: str | None = None,
+        guest: GuestSocket | None = None,
     ) -> None:
         # Popen's own initialiser would start a program. None of its methods is used.
         self.args = list(args)
@@ -63,6 +65,8 @@ class Process(subprocess.Popen[AnyStr]):
         """The number of the start."""
         self.unshared_reason = unshared_reason
         """Why it shares no memory with other copies of the snapshot; None: it does."""
+        self.guest = guest
+        """The socket that it is saved by, if it may be; closed with its end."""
         self.returncode: int | None = None
         self.encoding, self.errors = mode.encoding, mode.errors
         self.text_mode = mode.text
@@ -91,6 +95,8 @@ class Process(subprocess.Popen[AnyStr]):
             if status is not None:
                 self.returncode = status
         if self.returncode is not None:
+            if self.guest is not None:
+                self.guest.close()
             if self._child.close(wait=wait):
                 with contextlib.suppress(ValueError):
                     _unowned.remove(self._child)
@@ -256,6 +262,8 @@ class Process(subprocess.Popen[AnyStr]):
         child = getattr(self, "_child", None)
         if child is None or self.returncode is not None:
             return
+        if self.guest is not None:
+            self.guest.close()
         if child.status() is not None and child.close(wait=False):
             return
         _unowned.append(child)

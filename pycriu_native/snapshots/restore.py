@@ -20,6 +20,7 @@ from ..errors import Problem
 from ..options.criu_opts import CriuOpts
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
+from .guest_socket import GuestSocket
 from .namespaces import Namespaces
 from .place import Place
 from .process import Process
@@ -71,17 +72,22 @@ def start_copy(
     where: RestoreRequest,
     *,
     unshared_reason: str | None,
+    savable: bool,
 ) -> Process[Any]:
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         streams = Streams.made(given.streams, kept, passed)
-        guest_fd = None
+        guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
             ours, theirs = socket.socketpair()
-            passed.enter_context(ours)  # what it has sent can be read when it is closed
+            # What it has sent can be read when it is closed.
+            (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
             send_line(ours, given.line(number))
             guest_fd = theirs.fileno()
+            if savable:
+                inode = os.fstat(guest_fd).st_ino
+                socket_of_copy = GuestSocket(ours, inode=inode, number=record.guest_fd)
         child = restore_root(record, streams.child, guest_fd, where)
         kept.pop_all()
     return Process(
@@ -91,6 +97,7 @@ def start_copy(
         given.mode,
         number,
         unshared_reason=unshared_reason,
+        guest=socket_of_copy,
     )
 
 

@@ -10,28 +10,24 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import guest
-from .._calls.verbs import dump
 from .._support.closing import Closing
-from .._support.frozen_dataclass import replace
-from .._system.process_snapshot import Process as SeenProcess
-from .._system.process_snapshot import Tree
 from .._transport.base import Via
 from .._transport.worker import Worker
-from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
+from ..errors import CriuError, ImagesError, Problem
 from ..options.criu_opts import CriuOpts
 from . import host_check
 from .aio_process import Starting, starting
 from .copy_request import CopyRequest, environment_problems
-from .parked import ParkedProgram, default_output
+from .parked import default_output
 from .place import Place
 from .process import Process, reap_unowned
 from .record import NAME, Record
-from .restore import PID_NAMESPACE, RestoreRequest, reached_by_worker, start_copy
+from .restore import RestoreRequest, reached_by_worker, start_copy
+from .saving import Saving, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
@@ -89,7 +85,8 @@ class Snapshot(Closing):
 
         Args:
             program: a command, which is started and saved where it calls
-                :func:`pycriu_native.guest.wait`; or a running process, by its pid or ``Popen``.
+                :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
+                saved where it calls that again; or a running process, by its pid or ``Popen``.
             directory: must not exist, or be empty. It is removed if this fails.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
@@ -112,7 +109,7 @@ class Snapshot(Closing):
         base = opts or CriuOpts()
         refuse(list(_take_problems(program, directory, env, cwd, without_guest, base)), "take")
         until = None if deadline is None else time.monotonic() + deadline
-        saving = _Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
+        saving = Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
         if isinstance(program, int):
             saving.save_process(program, None)
         elif isinstance(program, Process):
@@ -143,6 +140,7 @@ class Snapshot(Closing):
         bufsize: int = -1,
         check: bool = True,
         share_memory: bool | None = None,
+        savable: bool = False,
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
@@ -168,6 +166,8 @@ class Snapshot(Closing):
                 which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
                 twice as much memory as that is available; ``Process.unshared_reason`` tells why
                 not. :class:`SharedTemplate` has what sharing means for memory limits.
+            savable: the copy may call ``guest.wait()`` again, and waits there to be saved by
+                :meth:`take`. (Otherwise that call raises ``SystemExit`` in it.)
             opts: more options for the restore, such as ``tcp_close``.
             via: how CRIU is reached: a worker or a pool of workers, which shares no memory; None:
                 a worker; or what :meth:`share` returns.
@@ -193,6 +193,8 @@ class Snapshot(Closing):
         chosen = via or Worker()
         wrong = [*given.problems(self.record), *place.problems()]
         wrong += self._sharing.problems(share_memory, chosen)
+        if savable and self.record.guest_key is None:
+            wrong.append(Problem("savable", savable, "the program was saved without_guest"))
         until = self._check(wrong, chosen, check, deadline, "start")
         with _in_use(self.directory):
             chosen, reason = self._sharing.chosen(share_memory, chosen, until)
@@ -205,7 +207,12 @@ class Snapshot(Closing):
                 deadline=None if until is None else max(0.0, until - time.monotonic()),
             )
             return start_copy(
-                self.record, self._next_number(), given, where, unshared_reason=reason
+                self.record,
+                self._next_number(),
+                given,
+                where,
+                unshared_reason=reason,
+                savable=savable,
             )
 
     def zygote(
@@ -332,100 +339,6 @@ def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
     return result
 
 
-class _Saving:
-    """One ``Snapshot.take`` under way."""
-
-    def __init__(
-        self, directory: Path, opts: CriuOpts, via: Via, until: float | None, leave_running: bool
-    ) -> None:
-        self.directory = directory
-        self.opts = opts
-        self.via = via
-        self.until = until
-        self.leave_running = leave_running
-
-    def save_command(
-        self,
-        argv: Sequence[StrPath],
-        env: Mapping[str, str] | None,
-        cwd: StrPath | None,
-        output: int,
-    ) -> None:
-        with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
-            program.wait_until_parked(self.until)
-            self._save(program.process.pid, program)
-
-    def save_copy(self, copy: Process[Any]) -> None:
-        raise OptionError(
-            [Problem("program", copy, "a snapshot of a started copy is not supported")],
-            verb="take",
-        )
-
-    def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
-        self._save(pid, None)
-        if owner is not None and not self.leave_running:
-            owner.wait()
-
-    def _save(self, pid: int, parked: ParkedProgram | None) -> None:
-        inodes = () if parked is None else parked.inodes
-        seen = SeenProcess(pid)
-        if seen.state in ("", "Z", "X"):
-            raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
-        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
-        external = [
-            *(self.opts.external or ()),
-            f"pid[{namespace}]:{PID_NAMESPACE}",
-            *(f"unix[{inode}]" for inode in inodes),
-        ]
-        # A shell that reads from the guest's socket has its standard input elsewhere meanwhile.
-        keys: list[str | None] = [f"socket:[{inode}]" for inode in inodes]
-        if not keys:
-            links = {each.number: each.link for each in seen.descriptors if each.is_pipe}
-            keys = [links.get(number) for number in (0, 1, 2)] + [None]
-        stdin, stdout, stderr, guest_key = keys
-        tree = Tree(pid)
-        record = Record(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=_command_of(pid),
-            pid=seen.inner("NSpid"),
-            processes=len(tree.alive),
-            guest_key=guest_key,
-            guest_fd=None if parked is None else parked.guest_fd,
-            stream_keys=(stdin, stdout, stderr),
-            criu=str(host_check.criu_version(self.via)),
-            host=host_check.this_host(),
-            files=host_check.mapped_files(tree),
-            threads=len(seen.threads),
-            forks=parked is not None and parked.forks,
-        )
-        created = not self.directory.exists()
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
-            dump(
-                pid,
-                replace(
-                    self.opts,
-                    images_directory=str(self.directory),
-                    external=external,
-                    leave_running=self.leave_running or None,
-                ),
-                via=self.via,
-                deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
-            )
-            record.write(self.directory)
-        except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            if not created:
-                self.directory.mkdir(mode=0o700)
-            raise
-
-
-def _command_of(pid: int) -> tuple[str, ...]:
-    data = Path(f"/proc/{pid}/cmdline").read_bytes()
-    return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
-
-
 def _take_problems(
     program: object,
     directory: StrPath,
@@ -442,12 +355,12 @@ def _take_problems(
     for name in ("images_directory", "images_dir", "leave_running", "pre_dump"):
         if getattr(opts, name) is not None:
             yield Problem("opts", {name: getattr(opts, name)}, "take sets this option itself")
-    if isinstance(program, Process):
-        return
     if isinstance(program, bool) or not isinstance(program, int | subprocess.Popen | Sequence):
         yield Problem("program", program, "a command, a pid or a Popen is accepted")
     elif isinstance(program, int | subprocess.Popen):
-        if not without_guest:
+        if isinstance(program, Process):
+            yield from copy_problems(program, without_guest)
+        elif not without_guest:
             rule = (
                 "a running process goes on in each copy where it was, with the same environment, "
                 "arguments and random numbers; without_guest=True accepts that"

@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from subprocess import PIPE
 from typing import Any
 
 from .. import guest
@@ -26,7 +27,6 @@ from .record import Record
 from .restore import RestoredChild, RestoreRequest, restore_root
 from .streams import Stream, Streams, TextMode, refuse
 
-STREAMS = 3
 LINE = 4096
 """Bytes of an error that are read at most."""
 
@@ -86,21 +86,19 @@ class Zygote(Closing):
         self._lock = Lock()
         self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
         with ExitStack() as kept, ExitStack() as passed:
-            ours, theirs = zip(*(socket.socketpair() for _ in range(1 + STREAMS)), strict=True)
-            for each in ours:
-                kept.enter_context(each)
-            for each in theirs:
-                passed.enter_context(each)
-            self._control, *self._streams = ours
-            inodes = [os.fstat(each.fileno()).st_ino for each in theirs[1:]]
+            self._control, theirs = socket.socketpair()
+            kept.enter_context(self._control)
+            passed.enter_context(theirs)
+            # Pipes: CRIU accepts them in the place of sockets, pipes and files.
+            streams = Streams.made((PIPE, PIPE, PIPE), kept, passed)
+            self._errors = streams.parent.stderr
+            inodes = [os.fstat(each).st_ino for each in streams.child]
             send_line(self._control, json.dumps({"zygote": inodes}).encode() + b"\n")
-            fds = [each.fileno() for each in theirs]
-            self._child = restore_root(record, fds[1:], fds[0], where)
+            self._child = restore_root(record, streams.child, theirs.fileno(), where)
             kept.callback(self._child.close, wait=True)
             passed.close()
             self._wait_until_ready(until)
-            kept.pop_all()
-        self._end = weakref.finalize(self, _end, self._child, ours, self._copies)
+            self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies)
 
     @property
     def pid(self) -> int:
@@ -145,7 +143,7 @@ class Zygote(Closing):
             extra_env=extra_env,
             cwd=cwd,
         )
-        refuse(list(given.problems(self._record)), "start")
+        refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number()
         with ExitStack() as kept, ExitStack() as passed:
@@ -181,9 +179,8 @@ class Zygote(Closing):
     def _ended(self) -> CriuError:
         """An error that says how the zygote has ended."""
         readable(self._child.pidfd, seconds=PATIENCE)
-        output = b""
-        with contextlib.suppress(OSError):
-            output = self._streams[2].recv(LINE, socket.MSG_DONTWAIT)
+        assert self._errors is not None
+        output = os.read(self._errors, LINE) if readable(self._errors) else b""
         shown = output.decode(errors="replace").strip()
         message = f"the zygote ended with status {self._child.status()}"
         return CriuError(message + (f": {shown}" if shown else ""))
@@ -217,11 +214,7 @@ def _wait(sock: socket.socket, child: RestoredChild, until: float | None) -> boo
     return readable(sock.fileno(), child.pidfd, seconds=seconds)
 
 
-def _end(
-    child: RestoredChild, sockets: Sequence[socket.socket], copies: Iterable[ForkedChild]
-) -> None:
+def _end(owned: ExitStack, copies: Iterable[ForkedChild]) -> None:
     for copy in list(copies):
         copy.end()  # or its exit status would be lost
-    child.close(wait=True)
-    for each in sockets:
-        each.close()
+    owned.close()
