@@ -85,7 +85,14 @@ def measure(quick: bool) -> list[Row]:
 
 def _start(snapshot: Snapshot, template: SharedTemplate | None) -> Start:
     def start() -> Process[str]:
-        result = snapshot.start(stdin=PIPE, stdout=PIPE, text=True, check=False, via=template)
+        result = snapshot.start(
+            stdin=PIPE,
+            stdout=PIPE,
+            text=True,
+            check=False,
+            share_memory=template is not None,
+            via=template,
+        )
         assert result.stdin is not None
         result.stdin.write("5\n")
         result.stdin.flush()

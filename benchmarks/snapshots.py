@@ -23,6 +23,7 @@ from .common import Row, main, note, row, scratch
 PROGRAMS = {
     "small": ("json",),
     "standard library": ("asyncio", "email.mime.text", "http.server", "sqlite3", "unittest.mock"),
+    "numpy": ("numpy",),
     "numpy, pandas": ("numpy", "pandas"),
 }
 """What each program imports."""
@@ -63,8 +64,16 @@ class Ways:
 
     def __init__(self, imports: tuple[str, ...], directory: Path, owned: ExitStack) -> None:
         self.command = [sys.executable, "-c", CODE.format(imports=", ".join(imports))]
-        self.environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-        self.snapshot = Snapshot.take(self.command, directory, env=self.environment)
+        # A program with threads, such as those of OpenBLAS, cannot be a zygote.
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        self.snapshot = owned.enter_context(
+            Snapshot.take(self.command, directory, env=self.environment)
+        )
+        self.zygote = owned.enter_context(self.snapshot.zygote())
         self.pool = owned.enter_context(WorkerPool(1))
         words = [sys.executable, "-c", FORKING.format(imports=list(imports))]
         self.forking = owned.enter_context(
@@ -84,10 +93,22 @@ class Ways:
         self.forking.stdin.write(b"\n")
         return float(self.forking.stdout.readline())
 
-    def started(self) -> float:
-        """A start with a worker of its own."""
+    def plain(self) -> float:
+        """A start with a worker of its own that restores all memory."""
         since = time.perf_counter()
-        with self.snapshot.start(stdin=PIPE, stdout=PIPE) as process:
+        with self.snapshot.start(stdin=PIPE, stdout=PIPE, share_memory=False) as process:
+            return self._until_answer(process, since)
+
+    def shared(self) -> float:
+        """A start that shares the memory of the snapshot."""
+        since = time.perf_counter()
+        with self.snapshot.start(stdin=PIPE, stdout=PIPE, share_memory=True) as process:
+            return self._until_answer(process, since)
+
+    def forked_by_zygote(self) -> float:
+        """A start by a copy that was restored before."""
+        since = time.perf_counter()
+        with self.zygote.start(stdin=PIPE, stdout=PIPE) as process:
             return self._until_answer(process, since)
 
     def pooled(self) -> float:
@@ -171,8 +192,10 @@ def measure(quick: bool) -> list[Row]:
                 "cold start": ways.cold,
                 "forkserver with preload": ways.forked,
                 "criu restore": ways.program,
-                "start": ways.started,
+                "start, share_memory=False": ways.plain,
+                "start, share_memory=True": ways.shared,
                 "start, WorkerPool": ways.pooled,
+                "zygote": ways.forked_by_zygote,
             }
             taken: dict[str, list[float]] = {way: [] for way in each}
             for number in range(times + 1):

@@ -105,6 +105,9 @@ int pn_load_template(int server, const int *fds, size_t n_fds, uint64_t table_si
 /* ---- kernel.c: system calls without a function in Python 3.11 ---- */
 
 int pn_enter_network_namespace(int fd);     /* setns, of the calling thread alone */
+int pn_enter_mount_namespace(int fd);       /* setns, of the calling thread, which gets its own root */
+int pn_cover_proc(void);                    /* mount /proc of the caller's pid namespace over /proc */
+int pn_uncover_proc(void);
 int pn_copy_descriptor(int pidfd, int fd);  /* pidfd_getfd: a copy of another process's descriptor */
 /* kcmp: 0 for the same resource, 1 to 3 for different ones; a negative errno. */
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);

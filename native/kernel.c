@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -34,6 +35,22 @@
 int pn_enter_network_namespace(int fd)
 {
 	return setns(fd, CLONE_NEWNET) ? -errno : 0;
+}
+
+/* The thread no longer shares its root and working directory with the other threads. */
+int pn_enter_mount_namespace(int fd)
+{
+	return unshare(CLONE_FS) || setns(fd, CLONE_NEWNS) ? -errno : 0;
+}
+
+int pn_cover_proc(void)
+{
+	return mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) ? -errno : 0;
+}
+
+int pn_uncover_proc(void)
+{
+	return umount2("/proc", MNT_DETACH) ? -errno : 0;
 }
 
 /* The kernel makes the copy close-on-exec. */

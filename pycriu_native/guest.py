@@ -26,9 +26,11 @@ numbers that the program has made itself: renew those in a function for :func:`a
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -39,6 +41,8 @@ VARIABLE = "PYCRIU_NATIVE_GUEST_FD"
 """The environment variable with the number of the descriptor."""
 
 READY = b"ready\n"
+READY_TO_FORK = b"ready fork\n"
+"""The same of a program that can be a zygote: :meth:`pycriu_native.snapshots.Snapshot.zygote`."""
 CHUNK = 65536
 
 
@@ -91,8 +95,9 @@ def wait(*, collect: bool = True) -> Start | None:
 
     ``sys.argv``, ``os.environ`` and the working directory are those of the start then, and the
     generators of random numbers of ``random``, numpy, PyTorch and OpenSSL (``ssl``), if they are
-    loaded, are reseeded. A copy cannot be saved again: a later call in it raises
-    ``SystemExit``.
+    loaded, are reseeded. A later call waits for a snapshot of the copy, if the copy was started
+    with ``savable``; else it raises ``SystemExit``. In a zygote
+    (:meth:`pycriu_native.snapshots.Snapshot.zygote`) this returns in each process that is forked.
 
     Args:
         collect: collect garbage and move all objects to the collector's permanent generation
@@ -104,7 +109,7 @@ def wait(*, collect: bool = True) -> Start | None:
 
     Raises:
         SystemExit: the process that takes the snapshot has ended, or has given up; or this is a
-            copy.
+            copy that was not started to be saved.
         OSError: the working directory cannot be entered.
     """
     global _descriptor
@@ -122,12 +127,132 @@ def wait(*, collect: bool = True) -> Start | None:
     if collect:
         gc.collect()
         gc.freeze()
-    _write(_descriptor, READY)
-    start = Start(**json.loads(_read_line(_descriptor)))
+    _write(_descriptor, READY_TO_FORK)
+    line = json.loads(_read_line(_descriptor))
+    if "zygote" in line:
+        _fork_on_request(_descriptor, line["zygote"])
+        line = json.loads(_read_line(_descriptor))
+    start = Start(**line)
     _apply(start)
     for resume in _after:
         resume(start)
     return start
+
+
+def _fork_on_request(descriptor: int, streams: list[int]) -> None:
+    """Fork a copy of this program for each request. Returns in each copy, which reads its start.
+
+    A request is one byte with descriptors: a socket, which the copy has in place of ``descriptor``,
+    and three streams for the pipes with the inodes ``streams``. The answer, on the
+    socket, is a pidfd of the copy, or a line that says what failed.
+    """
+    import fcntl
+    import socket
+
+    control = socket.socket(fileno=os.dup(descriptor))
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise SystemExit(f"a program with {threads} threads cannot fork copies")
+    fork = _Sibling()
+    numbers = {number: os.fstat(number).st_ino for number in _channels()}
+    places = [[number for number, inode in numbers.items() if inode == each] for each in streams]
+    _write(descriptor, READY)
+    while True:
+        data, given, _, _ = socket.recv_fds(control, 1, 1 + len(streams), socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            os._exit(0)  # what takes requests has ended
+        # Out of the way of the standard streams, which may have been closed.
+        fds = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in given]
+        for fd in given:
+            os.close(fd)
+        try:
+            pidfd = fork()
+        except OSError as error:
+            _answer(fds[0], f"a copy cannot be forked: {error.strerror}\n".encode(), [])
+        else:
+            if pidfd is None:
+                break
+            _answer(fds[0], READY, [pidfd])
+            os.close(pidfd)
+        for fd in fds:
+            os.close(fd)
+    control.close()
+    os.setsid()  # signals to its process group are for this copy only
+    for fd, targets in zip(fds, [[descriptor], *places], strict=True):
+        for number in targets:
+            os.dup2(fd, number, inheritable=os.get_inheritable(number))
+        os.close(fd)
+
+
+def _channels() -> list[int]:
+    """The numbers of the pipes and sockets that are open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the directory itself
+            mode = os.fstat(int(name)).st_mode
+            if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode):
+                found.append(int(name))
+    return found
+
+
+def _answer(descriptor: int, line: bytes, fds: list[int]) -> None:
+    import socket
+
+    with (
+        socket.socket(fileno=os.dup(descriptor)) as answer,
+        contextlib.suppress(OSError),  # nobody waits for it any more
+    ):
+        socket.send_fds(answer, [line], fds)
+
+
+class _Sibling:
+    """Forks processes that are children of this process's parent, which gets their exit status.
+
+    Python's own state is treated as by ``os.fork()``, with the functions of
+    ``os.register_at_fork``. Those that C libraries give to ``pthread_atfork()`` are not called.
+    """
+
+    CLONE3 = 435
+    PARENT, PIDFD, CHILD_CLEARTID, CHILD_SETTID = 0x8000, 0x1000, 0x200000, 0x1000000
+    PR_GET_TID_ADDRESS = 40
+
+    def __init__(self) -> None:
+        import ctypes
+
+        self._c = ctypes
+        self._api = ctypes.PyDLL(None, use_errno=True)
+        self._api.syscall.restype = ctypes.c_long
+        self._pidfd = ctypes.c_int(-1)
+        flags, tid = self.PARENT | self.PIDFD, self._tid_address()
+        if tid:
+            flags |= self.CHILD_CLEARTID | self.CHILD_SETTID
+        # flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls (clone(2))
+        self._arguments = (ctypes.c_uint64 * 8)(flags, ctypes.addressof(self._pidfd), tid)
+
+    def _tid_address(self) -> int:
+        """Where the C library keeps the thread's number, which a fork has to set; 0: nowhere."""
+        c = self._c
+        address = c.c_uint64(0)
+        if self._api.prctl(self.PR_GET_TID_ADDRESS, c.byref(address)) or not address.value:
+            return 0
+        known = c.c_int.from_address(address.value).value == os.getpid()
+        return address.value if known else 0
+
+    def __call__(self) -> int | None:
+        """A pidfd of the new process; None in it. Raises ``OSError``."""
+        c, api = self._c, self._api
+        number, size = c.c_long(self.CLONE3), c.c_long(c.sizeof(self._arguments))
+        arguments = c.byref(self._arguments)
+        api.PyOS_BeforeFork()
+        pid = api.syscall(number, arguments, size)
+        if pid == 0:
+            api.PyOS_AfterFork_Child()
+            return None
+        error = c.get_errno()
+        api.PyOS_AfterFork_Parent()
+        if pid < 0:
+            raise OSError(error, os.strerror(error))
+        return self._pidfd.value
 
 
 def _write(descriptor: int, data: bytes) -> None:

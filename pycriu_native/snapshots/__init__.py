@@ -19,6 +19,7 @@ from .record import Host, MappedFile, Record
 from .shared_template import SharedTemplate
 from .snapshot import Snapshot, list_snapshots
 from .template import prepare
+from .zygote import Zygote
 
 __all__ = [
     "AsyncProcess",
@@ -28,6 +29,7 @@ __all__ = [
     "Record",
     "SharedTemplate",
     "Snapshot",
+    "Zygote",
     "list_snapshots",
     "prepare",
 ]

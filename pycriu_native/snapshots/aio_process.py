@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import subprocess
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import IO, Any
 
+from ..errors import OptionError, Problem
 from .process import Process
 
 LIMIT = 2**16
@@ -113,6 +115,17 @@ class AsyncProcess:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 await self.stdin.wait_closed()
         await self.wait()
+
+
+def starting(
+    start: Callable[..., Process[bytes]], args: Sequence[str] | None, options: dict[str, Any]
+) -> Starting:
+    """A start with these arguments. ``OptionError`` for those that ask for text."""
+    for name in ("text", "encoding", "errors", "bufsize"):
+        if options.get(name) not in (None, False, -1):
+            rule = "streams of asyncio are binary"
+            raise OptionError([Problem(name, options[name], rule)], verb="start")
+    return Starting(functools.partial(start, args, **options))
 
 
 class Starting:

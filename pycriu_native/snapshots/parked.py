@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 
 from .. import guest
 from .._support.closing import Closing
-from .._support.unpatched import Thread, readable
+from .._support.unpatched import Thread
 from ..errors import CriuError, DeadlineError
+from .guest_socket import read_ready
 
 GUEST = 3
 """The place of the guest's socket, behind the standard streams."""
@@ -44,6 +44,8 @@ class ParkedProgram(Closing):
         self.inodes = tuple(os.fstat(each.fileno()).st_ino for each in theirs)
         """Of the program's ends: standard input, output, error, and the guest's."""
         self.guest_fd = theirs[GUEST].fileno()
+        self.forks = False
+        """Whether it forks copies of itself on request, once it is parked."""
         self._tail = bytearray()
         self._output = output
         self._name = os.fsdecode(argv[0])
@@ -86,17 +88,13 @@ class ParkedProgram(Closing):
 
         Raises ``CriuError`` if it ends before, ``DeadlineError`` at ``until`` (time.monotonic()).
         """
-        line = b""
-        while line != guest.READY:
-            remaining = None if until is None else until - time.monotonic()
-            if not readable(self.socket.fileno(), seconds=remaining):
-                raise DeadlineError(self._message("has not called guest.wait() in time"))
-            data = self.socket.recv(len(guest.READY) - len(line))
-            line += data
-            if not data:
-                self._ended()
-            if not guest.READY.startswith(line):
-                raise CriuError(self._message(f"wrote {line!r} and not {guest.READY!r}"))
+        try:
+            line = read_ready(self.socket, until)
+        except (CriuError, DeadlineError) as error:
+            raise type(error)(self._message(str(error))) from None
+        if not line:
+            self._ended()
+        self.forks = line == guest.READY_TO_FORK
 
     def _ended(self) -> None:
         try:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import readable
+from .guest_socket import GuestSocket
 from .streams import ParentEnds, TextMode
 
 CHUNK = 65536
@@ -53,12 +54,19 @@ class Process(subprocess.Popen[AnyStr]):
         ends: ParentEnds,
         mode: TextMode,
         number: int,
+        *,
+        unshared_reason: str | None = None,
+        guest: GuestSocket | None = None,
     ) -> None:
         # Popen's own initialiser would start a program. None of its methods is used.
         self.args = list(args)
         self.pid = child.pid
         self.number = number
         """The number of the start."""
+        self.unshared_reason = unshared_reason
+        """Why it shares no memory with other copies of the snapshot; None: it does."""
+        self.guest = guest
+        """The socket that it is saved by, if it may be; closed with its end."""
         self.returncode: int | None = None
         self.encoding, self.errors = mode.encoding, mode.errors
         self.text_mode = mode.text
@@ -87,6 +95,8 @@ class Process(subprocess.Popen[AnyStr]):
             if status is not None:
                 self.returncode = status
         if self.returncode is not None:
+            if self.guest is not None:
+                self.guest.close()
             if self._child.close(wait=wait):
                 with contextlib.suppress(ValueError):
                     _unowned.remove(self._child)
@@ -252,6 +262,8 @@ class Process(subprocess.Popen[AnyStr]):
         child = getattr(self, "_child", None)
         if child is None or self.returncode is not None:
             return
+        if self.guest is not None:
+            self.guest.close()
         if child.status() is not None and child.close(wait=False):
             return
         _unowned.append(child)

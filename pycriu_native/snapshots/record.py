@@ -62,6 +62,10 @@ class Record:
     """The release of CRIU that took it."""
     host: Host
     files: tuple[MappedFile, ...] = field(repr=False)
+    threads: int = 0
+    """Threads of the root process; 0: unknown."""
+    forks: bool = False
+    """Whether the program forks copies of itself on request (:meth:`.Snapshot.zygote`)."""
 
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Write it into a snapshot's directory: whole, or not at all."""

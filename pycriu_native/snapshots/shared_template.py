@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from .._support.closing import Closing
+from .._support.frozen_dataclass import replace
 from .._support.unpatched import Lock, Thread
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
@@ -20,6 +24,9 @@ from .template import NAME, Template, checksum
 
 PATIENCE = 30.0
 """Seconds that CRIU gets to be loaded."""
+
+F_SETSIG = 10
+"""fcntl(2); Python's module has no name for it."""
 
 
 class SharedTemplate(Closing):
@@ -57,12 +64,20 @@ class SharedTemplate(Closing):
 
     ours: ClassVar[bool] = True
 
-    def __init__(self, directory: str | os.PathLike[str], *, worker: Worker | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        worker: Worker | None = None,
+        patience: float | None = None,
+    ) -> None:
         """Open the template, and start the fork server.
 
         Args:
             directory: a set that ``prepare`` has made.
             worker: which CRIU; None: the default.
+            patience: seconds that CRIU gets to be loaded; None: 30. A static program, which is
+                none that can be preloaded, is noticed by that.
 
         Raises:
             ImagesError: the template is missing, cut short or changed; nothing was started.
@@ -72,6 +87,7 @@ class SharedTemplate(Closing):
         if self.worker.stdin is not None:
             raise OptionError([Problem("worker", self.worker, "one without stdin is accepted")])
         self.directory = Path(directory).absolute()
+        self._patience = PATIENCE if patience is None else patience
         self._lock = Lock()
         self._server: ForkServer | None = None
         self._like: object = None
@@ -104,23 +120,37 @@ class SharedTemplate(Closing):
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
         """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
-        if spawn_options != RESTORING:
+        lifetime_sockets = spawn_options.lifetime_sockets
+        if replace(spawn_options, lifetime_sockets=()) != RESTORING:
             return self.worker.connect(keep, spawn_options)
+        keep = [*keep, *lifetime_sockets]
         if len(keep) > MAX_INHERITED:
             rule = f"at most {MAX_INHERITED} descriptors can be inherited with a template"
             raise OptionError([Problem("inherit_fds", len(keep), rule)])
         try:
-            return self._fork(keep)
+            return self._fork(keep, lifetime_sockets)
         except ForkServerUnavailableError:
             pass  # it was killed
         try:
-            return self._fork(keep)
+            return self._fork(keep, lifetime_sockets)
         except ForkServerUnavailableError as error:
             raise ProgramError(f"memory cannot be shared: {error}") from None
 
-    def _fork(self, keep: Sequence[int]) -> Connection:
+    def _fork(self, keep: Sequence[int], lifetime_sockets: Sequence[int]) -> Connection:
         server = self._current()
-        return connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
+        result = connect_worker(self.name(), lambda ends: server.fork_worker(ends, keep))
+        _bind(lifetime_sockets, result.pid)
+        return result
+
+    def is_ready(self) -> bool:
+        """Whether a worker for this thread can be forked without reading the template first."""
+        like = fingerprint(self.worker)
+        with self._lock:
+            return self._server is not None and self._server.is_open and self._like == like
+
+    def renew(self) -> None:
+        """Read the template again if it is not ready. Raises as when this was made."""
+        self._current()
 
     def _current(self) -> ForkServer:
         """A fork server that runs, and whose workers are as one that is started now."""
@@ -134,7 +164,9 @@ class SharedTemplate(Closing):
                 return self._server
             self._end()
             try:
-                self._server = start_fork_server(self.worker, RESTORING, like, patience=PATIENCE)
+                self._server = start_fork_server(
+                    self.worker, RESTORING, like, patience=self._patience
+                )
             except ForkServerUnavailableError as error:
                 raise ProgramError(f"memory cannot be shared: {error}") from None
             if self._server is None:
@@ -159,6 +191,17 @@ class SharedTemplate(Closing):
         with self._lock:
             self._closed = True
             self._end()
+
+
+def _bind(sockets: Sequence[int], pid: int) -> None:
+    """Have the process group of a worker killed each time that the other end of one is closed."""
+    with contextlib.suppress(OSError):  # it has ended
+        os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
+    for each in sockets:
+        with contextlib.suppress(ProcessLookupError):
+            fcntl.fcntl(each, fcntl.F_SETOWN, -pid)
+            fcntl.fcntl(each, F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(each, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
 
 
 def load(directory: Path, server: ForkServer) -> None:

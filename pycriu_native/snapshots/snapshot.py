@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import fcntl
-import functools
 import os
 import shutil
 import subprocess
-import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .. import guest
-from .._calls.verbs import dump
-from .._support.frozen_dataclass import replace
-from .._system.process_snapshot import Process as SeenProcess
-from .._system.process_snapshot import Tree
+from .._support.closing import Closing
 from .._transport.base import Via
 from .._transport.worker import Worker
-from ..errors import CriuError, ImagesError, NoSuchProcessError, OptionError, Problem
+from ..errors import CriuError, ImagesError, Problem
 from ..options.criu_opts import CriuOpts
-from . import host_check, start_worker, streams
-from .aio_process import Starting
-from .parked import ParkedProgram, default_output
+from . import host_check
+from .aio_process import Starting, starting
+from .copy_request import CopyRequest, environment_problems
+from .parked import default_output
+from .place import Place
 from .process import Process, reap_unowned
 from .record import NAME, Record
-from .restore import PID_NAMESPACE, StartRequest, reached_by_worker, start_copy
+from .restore import RestoreRequest, reached_by_worker, start_copy
+from .saving import Saving, copy_problems
 from .shared_template import SharedTemplate
+from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
-from .template import prepare
+from .zygote import Zygote, zygote_problems
 
 StrPath = str | os.PathLike[str]
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
@@ -40,16 +39,14 @@ Program = Sequence[StrPath] | int | subprocess.Popen[Any]
 COUNTER = "starts"
 """The file in a snapshot's directory with the number of the last start."""
 
-SHARED = "shared"
-"""The directory in a snapshot's with the images of :meth:`Snapshot.share`."""
 
-HOSTNAME_LENGTH = 64
-
-
-class Snapshot:
+class Snapshot(Closing):
     """A snapshot in a directory of its own, with mode 0700.
 
     The images in it hold the memory of the program, its secrets included.
+
+    From the second start on, it owns a process that holds the memory that copies share, until it
+    is closed, collected as garbage, or the interpreter ends.
 
     Synchronization: may be used on any number of threads, and by any number of processes, at the
     same time.
@@ -59,6 +56,12 @@ class Snapshot:
         """Open a snapshot. ``ImagesError`` where the directory holds no whole one."""
         self.directory = Path(directory).absolute()
         self.record = Record.read(self.directory)
+        self._sharing = Sharing(self.directory)
+        weakref.finalize(self, self._sharing.close)
+
+    def close(self) -> None:
+        """End the process that holds shared memory; copies run on, and more can be started."""
+        self._sharing.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.directory)!r})"
@@ -82,7 +85,8 @@ class Snapshot:
 
         Args:
             program: a command, which is started and saved where it calls
-                :func:`pycriu_native.guest.wait`; or a running process, by its pid or ``Popen``.
+                :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
+                saved where it calls that again; or a running process, by its pid or ``Popen``.
             directory: must not exist, or be empty. It is removed if this fails.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
@@ -105,7 +109,7 @@ class Snapshot:
         base = opts or CriuOpts()
         refuse(list(_take_problems(program, directory, env, cwd, without_guest, base)), "take")
         until = None if deadline is None else time.monotonic() + deadline
-        saving = _Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
+        saving = Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
         if isinstance(program, int):
             saving.save_process(program, None)
         elif isinstance(program, Process):
@@ -135,6 +139,8 @@ class Snapshot:
         errors: str | None = None,
         bufsize: int = -1,
         check: bool = True,
+        share_memory: bool | None = None,
+        savable: bool = False,
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
@@ -155,51 +161,111 @@ class Snapshot:
                 process.
             text, encoding, errors, bufsize: as for ``subprocess.Popen``.
             check: refuse a machine where the snapshot may not work, by :meth:`problems`.
+            share_memory: True: share the memory of the snapshot with other copies, copy-on-write;
+                False: restore all of it. None: share from the second start with this object on,
+                which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
+                twice as much memory as that is available; ``Process.unshared_reason`` tells why
+                not. :class:`SharedTemplate` has what sharing means for memory limits.
+            savable: the copy may call ``guest.wait()`` again, and waits there to be saved by
+                :meth:`take`. (Otherwise that call raises ``SystemExit`` in it.)
             opts: more options for the restore, such as ``tcp_close``.
-            via: how CRIU is reached: a worker or a pool of workers; None: a worker. With what
-                :meth:`share` returns, copies share the memory of the snapshot.
+            via: how CRIU is reached: a worker or a pool of workers, which shares no memory; None:
+                a worker; or what :meth:`share` returns.
             deadline: seconds until the copy runs.
 
         Raises:
             OptionError: an argument that is not accepted, or a machine that does not fit.
-            ImagesError: the snapshot was removed.
+            ImagesError: the snapshot was removed; the memory to share was changed, or, with
+                ``share_memory=True``, there is none that can be shared.
+            ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing is left of the copy.
         """
         reap_unowned()
-        chosen = via or Worker()
-        mode = TextMode.chosen(text, encoding, errors, bufsize)
-        given = (stdin, stdout, stderr)
-        wrong = [*self._start_problems(args, env, extra_env, cwd)]
-        wrong += streams.check(given, self.record.stream_keys)
-        wrong += _place_problems(hostname, network, cgroup)
-        wrong += [each for each in (reached_by_worker(chosen),) if each]
-        images = self.directory
-        if isinstance(chosen, SharedTemplate):
-            images = chosen.directory
-            if images != self.directory / SHARED:
-                wrong.append(Problem("via", str(images), "it is of another snapshot"))
-        refuse(wrong, "start")
-        if check:
-            refuse(self.problems(via=chosen), "start")
-        request = StartRequest(
-            args=None if args is None else tuple(args),
-            streams=given,
-            mode=mode,
+        given = CopyRequest(
+            args=args,
+            streams=(stdin, stdout, stderr),
+            mode=TextMode.chosen(text, encoding, errors, bufsize),
             env=env,
             extra_env=extra_env,
-            cwd=None if cwd is None else os.fspath(cwd),
-            hostname=hostname,
-            network=network if network is None or isinstance(network, bool) else os.fspath(network),
-            cgroup=None if cgroup is None else os.fspath(cgroup),
-            opts=opts or CriuOpts(),
-            via=chosen,
-            deadline=deadline,
+            cwd=cwd,
+        )
+        place = Place(hostname=hostname, network=network, cgroup=cgroup)
+        chosen = via or Worker()
+        wrong = [*given.problems(self.record), *place.problems()]
+        wrong += self._sharing.problems(share_memory, chosen)
+        if savable and self.record.guest_key is None:
+            wrong.append(Problem("savable", savable, "the program was saved without_guest"))
+        until = self._check(wrong, chosen, check, deadline, "start")
+        with _in_use(self.directory):
+            chosen, reason = self._sharing.chosen(share_memory, chosen, until)
+            images = self.directory if reason else self.directory / SHARED
+            where = RestoreRequest(
+                images=str(images),
+                place=place,
+                opts=opts or CriuOpts(),
+                via=chosen,
+                deadline=None if until is None else max(0.0, until - time.monotonic()),
+            )
+            return start_copy(
+                self.record,
+                self._next_number(),
+                given,
+                where,
+                unshared_reason=reason,
+                savable=savable,
+            )
+
+    def zygote(
+        self,
+        *,
+        hostname: str | None = None,
+        network: bool | StrPath | None = None,
+        cgroup: StrPath | None = None,
+        check: bool = True,
+        opts: CriuOpts | None = None,
+        via: Via | None = None,
+        deadline: float | None = None,
+    ) -> Zygote:
+        """Start one copy that forks a copy of itself for each of its :meth:`Zygote.start`.
+
+        That takes a few milliseconds, with no CRIU involved. It is for Python programs that call
+        :func:`pycriu_native.guest.wait` and have one process with one thread. The arguments are
+        those of :meth:`start`; ``deadline`` is in seconds until requests are served.
+
+        Raises:
+            OptionError: as :meth:`start`; or the program is not of that kind.
+            CriuError: as :meth:`start`; or the program cannot fork copies.
+            DeadlineError: the deadline passed.
+        """
+        reap_unowned()
+        place = Place(hostname=hostname, network=network, cgroup=cgroup)
+        chosen = via or Worker()
+        wrong = [*zygote_problems(self.record), *place.problems()]
+        wrong += self._sharing.problems(None, chosen)
+        until = self._check(wrong, chosen, check, deadline, "zygote")
+        images = str(
+            self.directory / SHARED if isinstance(chosen, SharedTemplate) else self.directory
+        )
+        where = RestoreRequest(
+            images=images, place=place, opts=opts or CriuOpts(), via=chosen, deadline=deadline
         )
         with _in_use(self.directory):
-            return start_copy(str(images), self.record, self._next_number(), request)
+            return Zygote(self.record, where, self._next_number, until)
+
+    def _check(
+        self, wrong: list[Problem], via: Via, check: bool, deadline: float | None, verb: str
+    ) -> float | None:
+        """Refuse what is wrong. Returns the time of the deadline."""
+        wrong += [each for each in (reached_by_worker(via),) if each]
+        refuse(wrong, verb)
+        if check:
+            refuse(self.problems(via=via), verb)
+        return None if deadline is None else time.monotonic() + deadline
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
-        """Have copies share the memory of the snapshot, copy-on-write.
+        """Read the memory that copies share now, into a process that the caller closes.
+
+        :meth:`start` does it by itself from the second copy on.
 
         ::
 
@@ -210,16 +276,10 @@ class Snapshot:
         holds the memory, until the result is closed. See :class:`SharedTemplate` for what that
         means for memory limits, and for what it raises.
         """
-        target = self.directory / SHARED
+        chosen = worker or Worker()
         with _in_use(self.directory):
-            if not target.exists():
-                own = self.directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"
-                prepare(self.directory, own)
-                try:
-                    own.rename(target)
-                except OSError:  # another process or thread was first
-                    shutil.rmtree(own)
-            return SharedTemplate(target, worker=worker)
+            directory = prepared(self.directory, allow_untrusted=chosen.allow_untrusted)
+            return SharedTemplate(directory, worker=chosen)
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
@@ -228,11 +288,7 @@ class Snapshot:
         :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
         started, or in the block, leaves nothing of it.
         """
-        for name in ("text", "encoding", "errors", "bufsize"):
-            if options.get(name) not in (None, False, -1):
-                rule = "streams of asyncio are binary"
-                raise OptionError([Problem(name, options[name], rule)], verb="start")
-        return Starting(functools.partial(self.start, args, **options))
+        return starting(self.start, args, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """What keeps the snapshot from starting on this machine.
@@ -249,6 +305,7 @@ class Snapshot:
         ``CriuError`` while a copy is being started.
         """
         with _in_use(self.directory, exclusively=True):
+            self.close()
             os.unlink(self.directory / NAME)
             shutil.rmtree(self.directory)
 
@@ -260,28 +317,6 @@ class Snapshot:
                 found = os.lstat(os.path.join(folder, name))
                 sizes[found.st_dev, found.st_ino] = found.st_size
         return sum(sizes.values())
-
-    def _start_problems(
-        self,
-        args: Sequence[str] | None,
-        env: Mapping[str, str] | None,
-        extra_env: Mapping[str, str] | None,
-        cwd: StrPath | None,
-    ) -> Iterator[Problem]:
-        named = {"args": args, "env": env, "extra_env": extra_env, "cwd": cwd}
-        if self.record.guest_key is None:
-            for name, value in named.items():
-                if value is not None:
-                    rule = "the program was saved without_guest, and keeps what it had"
-                    yield Problem(name, value, rule)
-            return
-        if args is not None and (isinstance(args, str | bytes) or not _are_texts(args)):
-            yield Problem("args", args, "a sequence of str without NUL characters is accepted")
-        for name, variables in (("env", env), ("extra_env", extra_env)):
-            if variables is not None:
-                yield from _environment_problems(name, variables)
-        if cwd is not None and not (os.path.isabs(cwd) and os.path.isdir(cwd)):
-            yield Problem("cwd", os.fspath(cwd), "the absolute path of a directory is accepted")
 
     def _next_number(self) -> int:
         """The next number, which no other start of this snapshot gets."""
@@ -304,112 +339,6 @@ def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
     return result
 
 
-class _Saving:
-    """One ``Snapshot.take`` under way."""
-
-    def __init__(
-        self, directory: Path, opts: CriuOpts, via: Via, until: float | None, leave_running: bool
-    ) -> None:
-        self.directory = directory
-        self.opts = opts
-        self.via = via
-        self.until = until
-        self.leave_running = leave_running
-
-    def save_command(
-        self,
-        argv: Sequence[StrPath],
-        env: Mapping[str, str] | None,
-        cwd: StrPath | None,
-        output: int,
-    ) -> None:
-        with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
-            program.wait_until_parked(self.until)
-            self._save(program.process.pid, program.guest_fd, program.inodes)
-
-    def save_copy(self, copy: Process[Any]) -> None:
-        raise OptionError(
-            [Problem("program", copy, "a snapshot of a started copy is not supported")],
-            verb="take",
-        )
-
-    def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
-        self._save(pid, None, ())
-        if owner is not None and not self.leave_running:
-            owner.wait()
-
-    def _save(self, pid: int, guest_fd: int | None, inodes: Sequence[int]) -> None:
-        """``inodes``: of the sockets whose other ends are ours."""
-        seen = SeenProcess(pid)
-        if seen.state in ("", "Z", "X"):
-            raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
-        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
-        external = [
-            *(self.opts.external or ()),
-            f"pid[{namespace}]:{PID_NAMESPACE}",
-            *(f"unix[{inode}]" for inode in inodes),
-        ]
-        # A shell that reads from the guest's socket has its standard input elsewhere meanwhile.
-        keys: list[str | None] = [f"socket:[{inode}]" for inode in inodes]
-        if not keys:
-            links = {each.number: each.link for each in seen.descriptors if each.is_pipe}
-            keys = [links.get(number) for number in (0, 1, 2)] + [None]
-        stdin, stdout, stderr, guest_key = keys
-        tree = Tree(pid)
-        record = Record(
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=_command_of(pid),
-            pid=seen.inner("NSpid"),
-            processes=len(tree.alive),
-            guest_key=guest_key,
-            guest_fd=guest_fd,
-            stream_keys=(stdin, stdout, stderr),
-            criu=str(host_check.criu_version(self.via)),
-            host=host_check.this_host(),
-            files=host_check.mapped_files(tree),
-        )
-        created = not self.directory.exists()
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.directory.chmod(0o700)
-            dump(
-                pid,
-                replace(
-                    self.opts,
-                    images_directory=str(self.directory),
-                    external=external,
-                    leave_running=self.leave_running or None,
-                ),
-                via=self.via,
-                deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
-            )
-            record.write(self.directory)
-        except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            if not created:
-                self.directory.mkdir(mode=0o700)
-            raise
-
-
-def _command_of(pid: int) -> tuple[str, ...]:
-    data = Path(f"/proc/{pid}/cmdline").read_bytes()
-    return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
-
-
-def _are_texts(values: Sequence[object]) -> bool:
-    return all(isinstance(value, str) and "\0" not in value for value in values)
-
-
-def _environment_problems(name: str, variables: object) -> Iterator[Problem]:
-    rule = "a mapping of names to str, without NUL characters and without = in a name, is accepted"
-    if not isinstance(variables, Mapping):
-        yield Problem(name, variables, rule)
-        return
-    for key, value in variables.items():
-        if not _are_texts([key, value]) or not key or "=" in key:
-            yield Problem(name, {key: value}, rule)
-
-
 def _take_problems(
     program: object,
     directory: StrPath,
@@ -426,12 +355,12 @@ def _take_problems(
     for name in ("images_directory", "images_dir", "leave_running", "pre_dump"):
         if getattr(opts, name) is not None:
             yield Problem("opts", {name: getattr(opts, name)}, "take sets this option itself")
-    if isinstance(program, Process):
-        return
     if isinstance(program, bool) or not isinstance(program, int | subprocess.Popen | Sequence):
         yield Problem("program", program, "a command, a pid or a Popen is accepted")
     elif isinstance(program, int | subprocess.Popen):
-        if not without_guest:
+        if isinstance(program, Process):
+            yield from copy_problems(program, without_guest)
+        elif not without_guest:
             rule = (
                 "a running process goes on in each copy where it was, with the same environment, "
                 "arguments and random numbers; without_guest=True accepts that"
@@ -448,25 +377,9 @@ def _take_problems(
             rule = f"a command is saved where it calls {guest.__name__}.wait(); start it, and "
             yield Problem("without_guest", without_guest, rule + "give its pid")
         if env is not None:
-            yield from _environment_problems("env", env)
+            yield from environment_problems("env", env)
         if cwd is not None and not os.path.isdir(cwd):
             yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
-
-
-def _place_problems(
-    hostname: object, network: bool | StrPath | None, cgroup: StrPath | None
-) -> Iterator[Problem]:
-    if hostname is not None and not (
-        isinstance(hostname, str)
-        and "\0" not in hostname
-        and 0 < len(os.fsencode(hostname)) <= HOSTNAME_LENGTH
-    ):
-        yield Problem("hostname", hostname, f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted")
-    if isinstance(network, str | os.PathLike) and not os.path.exists(network):
-        rule = "True, False, None or the path of a network namespace is accepted"
-        yield Problem("network", network, rule)
-    if cgroup is not None and (wrong := start_worker.problem(cgroup)):
-        yield wrong
 
 
 @contextmanager

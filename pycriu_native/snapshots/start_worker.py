@@ -18,6 +18,7 @@ from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .._transport.worker import Worker, worker_of
 from ..errors import CriuError, Problem
 from .namespaces import Namespaces, is_ready
+from .shared_template import SharedTemplate
 
 PROCESSES = "cgroup.procs"
 PATIENCE = 10.0
@@ -43,7 +44,9 @@ class StartWorker(Closing):
 
     ours: ClassVar[bool] = True
 
-    def __init__(self, via: Via, cgroup: str | None, namespaces: Namespaces) -> None:
+    def __init__(
+        self, via: Via, cgroup: str | os.PathLike[str] | None, namespaces: Namespaces
+    ) -> None:
         self.via = via
         self.cgroup = cgroup
         self.namespaces = namespaces
@@ -87,7 +90,7 @@ class StartWorker(Closing):
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
         """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
-        if isinstance(self.via, Worker):
+        if isinstance(self.via, Worker | SharedTemplate):
             spawn_options = replace(spawn_options, lifetime_sockets=self._bond.ends)
         connection = self.via.connect(keep, spawn_options)
         try:
@@ -112,7 +115,7 @@ class StartWorker(Closing):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
 
-def _move(pid: int, cgroup: str) -> None:
+def _move(pid: int, cgroup: str | os.PathLike[str]) -> None:
     try:
         with open(os.path.join(cgroup, PROCESSES), "w") as file:
             file.write(str(pid))

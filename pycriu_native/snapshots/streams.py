@@ -103,8 +103,13 @@ class Streams:
         return cls(child=(child[0], child[1], child[2]), parent=parent)
 
 
-def check(given: Sequence[Stream], keys: Sequence[str | None]) -> list[Problem]:
-    """What is wrong with the arguments stdin, stdout and stderr; ``keys`` as in ``Record``."""
+def check(
+    given: Sequence[Stream], keys: Sequence[str | None], *, by_criu: bool = True
+) -> list[Problem]:
+    """What is wrong with the arguments stdin, stdout and stderr; ``keys`` as in ``Record``.
+
+    ``by_criu``: CRIU puts them in place, and opens what replaces a pipe or a file anew.
+    """
     result = []
     for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
         rule = ""
@@ -121,7 +126,7 @@ def check(given: Sequence[Stream], keys: Sequence[str | None]) -> list[Problem]:
         key = keys[index]
         if not rule and value is not None and key is None:
             rule = "this stream of the program was no pipe when it was saved, and stays what it was"
-        elif not rule and key is not None and key.startswith("pipe:"):
+        elif not rule and by_criu and key is not None and key.startswith(("pipe:", "file[")):
             rule = _not_for_pipe(index if value is None else value)
         if rule:
             result.append(Problem(name, value, rule))
@@ -140,8 +145,8 @@ def _not_for_pipe(value: Stream) -> str:
     except OSError:
         return ""  # closed: /dev/null
     if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
-        rule = "the program was saved with a pipe, and CRIU opens what takes its place anew: "
-        return rule + "no file or socket is accepted"
+        what = "pipe or file, and CRIU opens what takes its place anew"
+        return f"the program was saved with a {what}: no file or socket is accepted"
     return ""
 
 

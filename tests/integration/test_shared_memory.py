@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -11,18 +12,24 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import PIPE
+from subprocess import DEVNULL, PIPE
+from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker
+from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker, WorkerPool
+from pycriu_native._support.frozen_dataclass import replace
+from pycriu_native._transport.bond import Bond
 from pycriu_native._transport.program import find_program
+from pycriu_native._transport.spawn import RESTORING
 from pycriu_native.images import decode, encode
 from pycriu_native.snapshots import SharedTemplate, Snapshot, prepare
+from pycriu_native.snapshots.sharing import CHANGED, FIRST
 from pycriu_native.snapshots.template import MARK, NAME
 
-from .support.copies import Saved, copy, mappings_of, memory_of, save
+from .support.copies import NO_RSEQ, Saved, copy, mappings_of, memory_of, save
 from .support.processes import PATIENCE, children, eventually, is_alive
+from .test_snapshots_kills import settled
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -342,6 +349,19 @@ def test_where_criu_cannot_be_preloaded(
         SharedTemplate(tmp_path / "shared", worker=worker)
 
 
+def test_a_worker_ends_with_its_caller(
+    python: Saved, shared: Callable[[Saved], SharedTemplate]
+) -> None:
+    """With the sockets that it is bound to: CRIU can wait for ever for a copy that was killed."""
+    via = shared(python)
+    with Bond() as bond:
+        connection = via.connect((), replace(RESTORING, lifetime_sockets=bond.ends))
+        bond.close()
+        assert connection.has_ended(PATIENCE)
+        connection.wait()
+        assert connection.status == -signal.SIGKILL
+
+
 # ---- prepare ----
 
 
@@ -382,11 +402,159 @@ def test_the_images_of_the_dump_may_go(
 # ---- snapshots ----
 
 
-def test_a_snapshot_that_shares(tmp_path: Path) -> None:
+PROGRAM = [sys.executable, str(PROGRAMS / "guest_server.py"), "saved"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAMS.parents[2])}
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Iterator[Snapshot]:
+    """A snapshot of guest_server.py."""
+    with Snapshot.take(PROGRAM, tmp_path / "server", env=ENVIRONMENT) as result:
+        yield result
+
+
+def reason(snapshot: Snapshot, **options: Any) -> str | None:
+    """Why one more copy shares no memory; it answers first."""
+    with snapshot.start(stdin=PIPE, stdout=PIPE, text=True, **options) as process:
+        answer, _ = process.communicate('["identity"]\n', timeout=PATIENCE)
+        assert json.loads(answer)[0] == process.number
+    assert process.returncode == 0
+    return process.unshared_reason
+
+
+def test_memory_is_shared_by_default(churning: Path, tmp_path: Path) -> None:
+    """From the second copy on, which has the same bytes as the first; all is gone with close."""
+    before = children()
+    with subprocess.Popen(
+        [str(churning)],
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL,
+        env=NO_RSEQ,
+        start_new_session=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"ready\n"
+        snapshot = Snapshot.take(program, tmp_path / "snapshot", without_guest=True)
+    with snapshot, contextlib.ExitStack() as stack:
+        copies = []
+        for _ in range(3):
+            copies.append(stack.enter_context(snapshot.start(stdin=PIPE, stdout=PIPE)))
+        reasons = [each.unshared_reason for each in copies]
+        assert reasons == [FIRST, None, None]
+        plain, *shared = [(mappings_of(each.pid), memory_of(each.pid)) for each in copies]
+        for mappings, memory in shared:
+            assert mappings == plain[0]
+            assert not memory ^ plain[1]
+        assert copies[1].communicate(b"check\nchurn\ncheck\n")[0].split()[:2] == [b"ok", b"ok"]
+        assert copies[2].communicate(b"check\n")[0] == b"ok\n"
+        copies[0].kill()
+    assert children() == before
+
+
+def test_sharing_is_chosen(snapshot: Snapshot) -> None:
+    """At once, never, or not with a pool; a closed snapshot begins again."""
+    assert reason(snapshot, share_memory=True) is None
+    assert reason(snapshot) is None
+    assert reason(snapshot, via=Worker()) is None
+    assert reason(snapshot, share_memory=False) == "share_memory=False"
+    assert reason(snapshot, via=Worker(env={"OTHER": "1"})) == FIRST
+    snapshot.close()
+    assert reason(snapshot) == FIRST
+    with WorkerPool(1) as pool:
+        assert "no Worker" in str(reason(snapshot, via=pool))
+        with pytest.raises(OptionError, match="a Worker without stdin"):
+            snapshot.start(share_memory=True, via=pool)
+    with snapshot.share() as template, pytest.raises(OptionError, match="is a SharedTemplate"):
+        snapshot.start(share_memory=False, via=template)
+    with pytest.raises(OptionError, match="None, True or False"):
+        snapshot.start(share_memory=1)  # type: ignore[arg-type]
+
+
+def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
+    """Of many starts at once, one is not shared."""
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        reasons = list(pool.map(lambda _: reason(snapshot, deadline=PATIENCE), range(6)))
+    assert sorted(map(str, reasons)) == sorted([FIRST, *["None"] * 5])
+
+
+def test_where_memory_cannot_be_shared(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy is restored plainly, and tells why; it is an error where sharing is required."""
+    program = tmp_path / "criu"
+    shutil.copy(find_program(), program)
+    program.chmod(0o4755)
+    via = Worker(program=program, allow_untrusted=True)
+    reasons = [str(reason(snapshot, via=via)) for _ in range(3)]
+    assert reasons[0] == FIRST
+    assert all("is setuid or setgid" in each for each in reasons[1:])
+    with pytest.raises(ProgramError, match="is setuid or setgid"):
+        snapshot.start(share_memory=True, via=via)
+    assert reason(snapshot) == FIRST
+    with monkeypatch.context() as patched:
+        patched.setattr("pycriu_native.snapshots.sharing.memory_room", lambda: 2**20)
+        assert "1048576 bytes can be taken" in str(reason(snapshot))
+        assert "1048576 bytes can be taken" in str(reason(snapshot))
+    assert [reason(snapshot) for _ in range(3)][-1] is None
+
+
+def test_a_template_that_was_killed(snapshot: Snapshot) -> None:
+    """Copies are restored plainly for a few starts; then it is read again."""
+    before = children()
+    assert [reason(snapshot), reason(snapshot)] == [FIRST, None]
+    (server,) = children() - before
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not is_alive(server), "its end")
+    reasons = [reason(snapshot) for _ in range(3)]
+    assert reasons[-1] is None
+    assert set(reasons[:-1]) <= {CHANGED, None}
+    snapshot.close()
+    assert children() == before
+
+
+def test_a_template_that_was_changed(snapshot: Snapshot) -> None:
+    """It is refused by default as well: its memory may be wrong. A plain restore has its own."""
+    snapshot.share().close()
+    (pages,) = (snapshot.directory / "shared").glob("*.pages")
+    data = bytearray(pages.read_bytes())
+    pages.unlink()
+    data[len(data) // 2] ^= 1
+    pages.write_bytes(data)
+    assert reason(snapshot) == FIRST
+    with pytest.raises(ImagesError, match="has changed"):
+        snapshot.start()
+    assert reason(snapshot, share_memory=False) == "share_memory=False"
+
+
+@pytest.mark.parametrize("end", ["exit", "collected", "kill"])
+def test_the_template_ends_with_its_owner(snapshot: Snapshot, orphans: None, end: str) -> None:
+    """However that ends: the interpreter, the object, or the process."""
+    before = children()
+    code = (
+        "import gc, os, signal, sys\n"
+        "from subprocess import DEVNULL\n"
+        "from pycriu_native.snapshots import Snapshot\n"
+        f"snapshot = Snapshot({str(snapshot.directory)!r})\n"
+        "with snapshot.start(share_memory=True, stdin=DEVNULL) as process:\n"
+        "    assert process.unshared_reason is None\n"
+        "def children():\n"
+        "    return open(f'/proc/self/task/{os.getpid()}/children').read().split()\n"
+        "assert len(children()) == 1\n"
+        f"if {end!r} == 'kill':\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"if {end!r} == 'collected':\n"
+        "    del snapshot\n"
+        "    gc.collect()\n"
+        "    assert not children()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=False)
+    assert done.returncode == (-signal.SIGKILL if end == "kill" else 0)
+    eventually(lambda: settled(before), "the end of the template's process")
+
+
+def test_a_snapshot_that_shares(snapshot: Snapshot, tmp_path: Path) -> None:
     """Its copies run at the same time, in namespaces of their own, on one template."""
-    program = [sys.executable, str(PROGRAMS / "guest_server.py"), "saved"]
-    env = {**os.environ, "PYTHONPATH": str(PROGRAMS.parents[2])}
-    snapshot = Snapshot.take(program, tmp_path / "server", env=env)
     size = snapshot.size()
     with snapshot.share() as template, contextlib.ExitStack() as stack:
         assert snapshot.size() < size * 1.5
@@ -401,7 +569,7 @@ def test_a_snapshot_that_shares(tmp_path: Path) -> None:
             answer, _ = each.communicate('["identity"]\n', timeout=PATIENCE)
             assert json.loads(answer)[1]["arguments"] == [str(number)]
             assert each.returncode == 0
-        other = Snapshot.take(program, tmp_path / "other", env=env)
+        other = Snapshot.take(PROGRAM, tmp_path / "other", env=ENVIRONMENT)
         with pytest.raises(OptionError, match="of another snapshot"):
             other.start(via=template)
     with snapshot.share() as again:

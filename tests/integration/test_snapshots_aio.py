@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import Iterator
 from subprocess import PIPE
 
 import pytest
@@ -17,10 +18,17 @@ from .test_snapshots import COMMAND, ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
-def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """A snapshot of guest_server.py, which tests only start."""
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A snapshot of guest_server.py."""
     directory = tmp_path_factory.mktemp("snapshots") / "server"
     return Snapshot.take(COMMAND, directory, env=ENVIRONMENT)
+
+
+@pytest.fixture
+def snapshot(taken: Snapshot) -> Iterator[Snapshot]:
+    """The snapshot, which tests only start."""
+    with taken:
+        yield taken
 
 
 async def ask(process: AsyncProcess, *question: object) -> object:

@@ -66,6 +66,18 @@ def test_the_function_server(programs: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [json.loads(out)["sum"] for out in asyncio.run(main())] == [1, 2, 3, 4]
 
 
+def test_a_snapshot_of_a_copy(programs: Path) -> None:
+    """It has what the copy has loaded for its arguments."""
+    (programs / "data.csv").write_text("1,2,3\n")
+    streams: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE, "stderr": PIPE}
+    data = [str(programs / "data.csv")]
+    with taken(programs, "levels").start(data, **streams, savable=True) as process:
+        loaded = Snapshot.take(process, programs / "loaded.snapshot", deadline=PATIENCE)
+    with loaded.start(["3"], **streams, text=True) as process:
+        out, errors = process.communicate(timeout=PATIENCE)
+    assert (out, errors, process.returncode) == ("6 ['3']\n", "", 0)
+
+
 def test_a_warm_process_for_each_test(programs: Path) -> None:
     """pytest runs in the copies, and its exit status comes out."""
     (programs / "test_one.py").write_text("def test_good(): pass\n")

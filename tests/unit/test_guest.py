@@ -116,7 +116,7 @@ def test_one_file_is_enough(alone: Path) -> None:
     )
     parked = Parked(code, alone, "old")
     try:
-        assert parked.ready() == guest.READY
+        assert parked.ready() == guest.READY_TO_FORK
         parked.start(
             number=3,
             arguments=["x", "y"],
@@ -179,11 +179,11 @@ def test_hooks_in_order(alone: Path) -> None:
     )
     parked = Parked(code, alone)
     try:
-        assert parked.ready() == guest.READY
+        assert parked.ready() == guest.READY_TO_FORK
         assert parked.process.stdout is not None
         assert [parked.process.stdout.readline() for _ in range(2)] == ["one\n", "two\n"]
         parked.start(number=9)
-        assert parked.ready() == guest.READY
+        assert parked.ready() == guest.READY_TO_FORK
         parked.start(number=0)
         assert parked.output() == "three 9\nfour\nfive\none\ntwo\nthree 0\nfour\n"
     finally:
@@ -201,7 +201,7 @@ def test_garbage_is_collected_and_frozen(alone: Path) -> None:
     try:
         parked.ready()
         parked.start()
-        assert parked.ready() == guest.READY
+        assert parked.ready() == guest.READY_TO_FORK
         parked.start()
         first, second = parked.output().split()
         assert (int(first) < 1000, second) == (True, "True")
@@ -269,5 +269,62 @@ def test_the_end_of_who_takes_the_snapshot(alone: Path, parked_first: bool) -> N
         out, errors = parked.process.communicate(timeout=60)
         assert (parked.process.returncode, out) == (1, "")
         assert "has ended or given up" in errors
+    finally:
+        parked.close()
+
+
+# ---- copies that are forked ----
+
+FORKING = """
+import os, signal, sys, threading
+import guest
+if sys.argv[1:] == ["threads"]:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+os.register_at_fork(after_in_child=lambda: print("forked", flush=True))
+start = guest.wait()
+signal.signal(signal.SIGUSR1, lambda *_: print("signal", start.number, flush=True))
+main = threading.get_ident()
+sender = threading.Thread(target=signal.pthread_kill, args=[main, signal.SIGUSR1])
+sender.start()
+sender.join()
+"""
+
+
+def test_a_copy_is_forked(alone: Path) -> None:
+    """It is a child of this process, reads its start from its socket, and knows its own thread."""
+    parked = Parked(FORKING, alone)
+    try:
+        parked.ready()
+        parked.socket.sendall(json.dumps({"zygote": []}).encode() + b"\n")
+        assert parked.ready() == guest.READY
+        for number in (1, 2):
+            ours, theirs = socket.socketpair()
+            with ours:
+                with theirs:
+                    socket.send_fds(parked.socket, [b"\n"], [theirs.fileno()])
+                answer, (pidfd,), _, _ = socket.recv_fds(ours, 100, 1)
+                assert answer == guest.READY
+                ours.sendall(json.dumps({**START, "number": number}).encode() + b"\n")
+                result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+                os.close(pidfd)
+                assert result is not None
+                assert result.si_status == 0
+                assert result.si_pid != parked.process.pid
+        parked.socket.close()
+        assert parked.output() == "forked\nsignal 1\nforked\nsignal 2\n"
+    finally:
+        parked.close()
+
+
+def test_a_program_with_threads_does_not_fork(alone: Path) -> None:
+    """It ends, and says why."""
+    parked = Parked(FORKING, alone, "threads")
+    try:
+        parked.ready()
+        parked.socket.sendall(json.dumps({"zygote": []}).encode() + b"\n")
+        assert parked.ready() == b""
+        _, errors = parked.process.communicate(timeout=60)
+        assert "a program with 2 threads cannot fork copies" in errors
+        assert parked.process.returncode == 1
     finally:
         parked.close()

@@ -13,6 +13,7 @@ import pytest
 
 from pycriu_native import CriuOpts, OptionError, Verb, Version, Worker
 from pycriu_native._calls.request import Request
+from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
 from pycriu_native._transport.bond import Bond
 from pycriu_native._transport.spawn import SpawnOptions, spawn
@@ -174,3 +175,28 @@ def test_a_worker_that_is_bound() -> None:
         finally:
             os.close(reader)
             os.close(pidfd)
+
+
+# ---- memory that can be taken ----
+
+
+@pytest.mark.parametrize("kind", ["cgroup2", "cgroup"])
+def test_memory_room(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest of the machine's and that of each cgroup on the way up; cache counts as free."""
+    controller = "" if kind == "cgroup2" else "memory"
+    limit, usage, cache = next(names for each, _, *names in memory_room.FORMS if each == kind)
+    inner = tmp_path / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(
+        memory_room, "hierarchy", lambda given, _: str(tmp_path) if given == kind else None
+    )
+    monkeypatch.setattr(memory_room, "cgroups_of", lambda _: {controller: "/outer/inner"})
+    whole = memory_room.memory_room()
+    assert whole > 2**20
+    for directory, most in ((inner, "max"), (inner.parent, str(2**20))):
+        (directory / limit).write_text(most + "\n")
+        (directory / usage).write_text(f"{2**19}\n")
+        (directory / "memory.stat").write_text(f"anon 1\n{cache} 4096\n")
+    assert memory_room.memory_room() == 2**19 + 4096
+    (inner.parent / usage).write_text(f"{2**21}\n")
+    assert memory_room.memory_room() == 0

@@ -1,0 +1,104 @@
+"""What one copy is given: arguments, environment, working directory, streams."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .. import guest
+from ..errors import OptionError, Problem
+from . import streams
+from .record import Record
+from .streams import Stream, TextMode
+
+LARGEST_START = 16 * 1024 * 1024
+"""Bytes of arguments and environment that the socket to a copy is made to hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyRequest:
+    """The arguments of a start that go to the copy itself."""
+
+    args: Sequence[str] | None
+    streams: tuple[Stream, Stream, Stream]
+    mode: TextMode
+    env: Mapping[str, str] | None
+    extra_env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str] | None
+
+    def problems(self, record: Record, *, by_criu: bool = True) -> Iterator[Problem]:
+        """What is wrong with them for the program of this record, which CRIU restores or not."""
+        named = {"args": self.args, "env": self.env, "extra_env": self.extra_env, "cwd": self.cwd}
+        if record.guest_key is None:
+            for name, value in named.items():
+                if value is not None:
+                    rule = "the program was saved without_guest, and keeps what it had"
+                    yield Problem(name, value, rule)
+        else:
+            yield from self._told_problems()
+        yield from streams.check(self.streams, record.stream_keys, by_criu=by_criu)
+
+    def _told_problems(self) -> Iterator[Problem]:
+        if self.args is not None and (
+            isinstance(self.args, str | bytes) or not are_texts(self.args)
+        ):
+            yield Problem("args", self.args, "a sequence of str without NUL characters is accepted")
+        for name, variables in (("env", self.env), ("extra_env", self.extra_env)):
+            if variables is not None:
+                yield from environment_problems(name, variables)
+        if self.cwd is not None and not (os.path.isabs(self.cwd) and os.path.isdir(self.cwd)):
+            yield Problem(
+                "cwd", os.fspath(self.cwd), "the absolute path of a directory is accepted"
+            )
+
+    def command(self, record: Record) -> list[str]:
+        """The command line of the copy."""
+        return [*record.command[:1], *(self.args or record.command[1:])]
+
+    def line(self, number: int) -> bytes:
+        """The line that a copy reads: see :class:`pycriu_native.guest.Start`."""
+        start = guest.Start(
+            number=number,
+            arguments=None if self.args is None else list(self.args),
+            environment=None if self.env is None else dict(self.env),
+            variables=None if self.extra_env is None else dict(self.extra_env),
+            directory=None if self.cwd is None else os.fspath(self.cwd),
+            seed=os.urandom(32).hex(),
+        )
+        return json.dumps(start._asdict()).encode() + b"\n"
+
+
+def send_line(guest_socket: socket.socket, line: bytes) -> None:
+    """Write a line that is read later. ``OptionError`` where the socket cannot hold it."""
+    if len(line) > 65536:
+        for option in (socket.SO_SNDBUF, 32):  # SO_SNDBUFFORCE, beyond net.core.wmem_max
+            with contextlib.suppress(OSError):
+                size = min(2 * len(line), LARGEST_START)
+                guest_socket.setsockopt(socket.SOL_SOCKET, option, size)
+    try:
+        sent = guest_socket.send(line, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        sent = 0
+    if sent != len(line):
+        rule = "arguments and environment are too large to be sent to a copy at once"
+        raise OptionError([Problem("args", f"{len(line)} bytes", rule)], verb="start")
+
+
+def are_texts(values: Sequence[object]) -> bool:
+    """Whether all are str without NUL characters."""
+    return all(isinstance(value, str) and "\0" not in value for value in values)
+
+
+def environment_problems(name: str, variables: object) -> Iterator[Problem]:
+    """What is wrong with the variables that an argument gives."""
+    rule = "a mapping of names to str, without NUL characters and without = in a name, is accepted"
+    if not isinstance(variables, Mapping):
+        yield Problem(name, variables, rule)
+        return
+    for key, value in variables.items():
+        if not are_texts([key, value]) or not key or "=" in key:
+            yield Problem(name, {key: value}, rule)

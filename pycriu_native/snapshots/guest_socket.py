@@ -1,0 +1,64 @@
+"""This process's end of the socket that a program is parked by."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+from .. import guest
+from .._support.unpatched import readable
+from ..errors import CriuError, DeadlineError
+
+LINES = (guest.READY, guest.READY_TO_FORK)
+
+
+def read_ready(end: socket.socket, until: float | None) -> bytes:
+    """The line that a parked program writes; what there is of it, if the socket was closed.
+
+    ``DeadlineError`` at ``until`` (time.monotonic()); ``CriuError`` for another line.
+    """
+    line = b""
+    while line not in LINES:
+        seconds = None if until is None else until - time.monotonic()
+        if not readable(end.fileno(), seconds=seconds):
+            raise DeadlineError("has not called guest.wait() in time")
+        data = end.recv(len(guest.READY_TO_FORK) - len(line))
+        line += data
+        if not data:
+            return b""
+        if not any(each.startswith(line) for each in LINES):
+            raise CriuError(f"wrote {line!r} and not {guest.READY!r}")
+    return line
+
+
+class GuestSocket:
+    """Of a copy that may be saved. Owned."""
+
+    def __init__(self, end: socket.socket, *, inode: int, number: int | None) -> None:
+        self._end = end
+        self.inode = inode
+        """Of the copy's end."""
+        self.number = number
+        """Of the copy's descriptor."""
+        self._line = b""
+
+    def wait_until_parked(self, until: float | None) -> bytes:
+        """The line that it writes in ``guest.wait()``. ``CriuError``, ``DeadlineError``."""
+        try:
+            self._line = self._line or read_ready(self._end, until)
+        except (CriuError, DeadlineError) as error:
+            raise type(error)(f"the copy {error}") from None
+        if not self._line:
+            raise CriuError("the copy ended, and did not call guest.wait()")
+        return self._line
+
+    def go_on(self) -> None:
+        """Have ``guest.wait()`` return, with nothing changed."""
+        self._line = b""
+        start = guest.Start(0, None, None, None, None, "")
+        self._end.sendall(json.dumps(start._asdict()).encode() + b"\n")
+
+    def close(self) -> None:
+        """A copy that is parked ends."""
+        self._end.close()

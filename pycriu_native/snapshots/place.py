@@ -1,0 +1,47 @@
+"""Where a copy runs: host name, network namespace, cgroup."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import Problem
+from . import start_worker
+from .namespaces import Namespaces
+
+HOSTNAME_LENGTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The arguments of a start that say where a copy runs."""
+
+    hostname: str | None
+    network: bool | str | os.PathLike[str] | None
+    cgroup: str | os.PathLike[str] | None
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with them."""
+        if self.hostname is not None and not (
+            isinstance(self.hostname, str)
+            and "\0" not in self.hostname
+            and 0 < len(os.fsencode(self.hostname)) <= HOSTNAME_LENGTH
+        ):
+            rule = f"text of 1 to {HOSTNAME_LENGTH} bytes is accepted"
+            yield Problem("hostname", self.hostname, rule)
+        if isinstance(self.network, str | os.PathLike) and not os.path.exists(self.network):
+            rule = "True, False, None or the path of a network namespace is accepted"
+            yield Problem("network", self.network, rule)
+        if self.cgroup is not None and (wrong := start_worker.problem(self.cgroup)):
+            yield wrong
+
+    def joined(self, namespaces: Namespaces) -> Iterator[tuple[str, str]]:
+        """The namespaces that a copy joins, but for its pid namespace (``join_ns``)."""
+        yield "mnt", namespaces.file("mnt")
+        if self.hostname is not None:
+            yield "uts", namespaces.file("uts")
+        if self.network is True:
+            yield "net", namespaces.file("net")
+        elif isinstance(self.network, str | os.PathLike):
+            yield "net", os.fspath(self.network)

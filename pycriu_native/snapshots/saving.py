@@ -1,0 +1,206 @@
+"""One ``Snapshot.take``: the program is parked, and saved with the ends of its streams."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import guest
+from .._calls.verbs import dump
+from .._integrity.dump_record import record_size
+from .._support.frozen_dataclass import replace
+from .._system.process_snapshot import Process as SeenProcess
+from .._system.process_snapshot import Tree
+from .._transport.base import Via
+from ..errors import NoSuchProcessError, Problem
+from ..images import decode, encode
+from ..options.criu_opts import CriuOpts
+from . import host_check
+from .copy_mounts import in_mounts_of
+from .guest_socket import GuestSocket
+from .parked import ParkedProgram
+from .process import Process
+from .record import Record
+from .restore import PID_NAMESPACE
+
+NO_POSITION = 2**64 - 1
+"""As ``pos`` of a file, for CRIU (``criu/files-reg.c``)."""
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What a program has for its streams and the guest's socket, and how CRIU names it."""
+
+    keys: Sequence[str | None]
+    """Of standard input, output, error, and the guest's socket; None: it stays what it is."""
+    external: Sequence[str] = ()
+    """What CRIU does not save."""
+    guest_fd: int | None = None
+    forks: bool = False
+
+
+def _ends_of_process(pid: int) -> Ends:
+    pipes = {each.number: each.link for each in SeenProcess(pid).descriptors if each.is_pipe}
+    return Ends([*(pipes.get(number) for number in (0, 1, 2)), None])
+
+
+def _ends_of_copy(pid: int, socket: GuestSocket, *, forks: bool) -> Ends:
+    """Its streams are what the caller has passed: files of the caller's mounts, not of its own."""
+    keys: list[str | None] = [None, None, None, f"socket:[{socket.inode}]"]
+    external = [f"unix[{socket.inode}]"]
+    for each in SeenProcess(pid).descriptors:
+        if each.number > 2:
+            continue
+        if each.is_pipe:
+            keys[each.number] = each.link
+        elif each.is_socket:
+            keys[each.number] = f"socket:[{each.stat.st_ino}]"
+            external.append(f"unix[{each.stat.st_ino}]")
+        else:
+            file = f"file[{each.mount:x}:{each.stat.st_ino:x}]"
+            keys[each.number] = file
+            external.append(file)
+    return Ends(keys, external, guest_fd=socket.number, forks=forks)
+
+
+def copy_problems(copy: Process[Any], without_guest: bool) -> Iterator[Problem]:
+    """Why a copy cannot be saved."""
+    if copy.guest is None:
+        yield Problem("program", copy, "a copy that was started with savable=True is accepted")
+    elif without_guest:
+        rule = "a copy is saved where it calls guest.wait() again"
+        yield Problem("without_guest", without_guest, rule)
+    for kind in ("uts", "net"):
+        ours, theirs = (f"/proc/{pid}/ns/{kind}" for pid in ("self", copy.pid))
+        if copy.poll() is None and not os.path.samefile(ours, theirs):
+            rule = "a copy with a host name or a network of its own is not accepted"
+            yield Problem("program", copy, rule)
+
+
+class Saving:
+    """One ``Snapshot.take`` under way."""
+
+    def __init__(
+        self, directory: Path, opts: CriuOpts, via: Via, until: float | None, leave_running: bool
+    ) -> None:
+        self.directory = directory
+        self.opts = opts
+        self.via = via
+        self.until = until
+        self.leave_running = leave_running
+
+    def save_command(
+        self,
+        argv: Sequence[StrPath],
+        env: Mapping[str, str] | None,
+        cwd: StrPath | None,
+        output: int,
+    ) -> None:
+        with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
+            program.wait_until_parked(self.until)
+            keys = [f"socket:[{inode}]" for inode in program.inodes]
+            external = [f"unix[{inode}]" for inode in program.inodes]
+            ends = Ends(keys, external, guest_fd=program.guest_fd, forks=program.forks)
+            self._save(program.process.pid, ends)
+
+    def save_copy(self, copy: Process[Any]) -> None:
+        assert copy.guest is not None
+        forks = copy.guest.wait_until_parked(self.until) == guest.READY_TO_FORK
+        ends = _ends_of_copy(copy.pid, copy.guest, forks=forks)
+        in_mounts_of(copy.pid, functools.partial(self._save, copy.pid, ends))
+        if self.leave_running:
+            copy.guest.go_on()
+        else:
+            copy.wait()
+
+    def save_process(self, pid: int, owner: subprocess.Popen[Any] | None) -> None:
+        self._save(pid, _ends_of_process(pid))
+        if owner is not None and not self.leave_running:
+            owner.wait()
+
+    def _save(self, pid: int, ends: Ends) -> None:
+        seen = SeenProcess(pid)
+        if seen.state in ("", "Z", "X"):
+            raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
+        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
+        external = [
+            *(self.opts.external or ()),
+            f"pid[{namespace}]:{PID_NAMESPACE}",
+            *ends.external,
+        ]
+        stdin, stdout, stderr, guest_key = ends.keys
+        tree = Tree(pid)
+        record = Record(
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=_command_of(pid),
+            pid=seen.inner("NSpid"),
+            processes=len(tree.alive),
+            guest_key=guest_key,
+            guest_fd=ends.guest_fd,
+            stream_keys=(stdin, stdout, stderr),
+            criu=str(host_check.criu_version(self.via)),
+            host=host_check.this_host(),
+            files=host_check.mapped_files(tree),
+            threads=len(seen.threads),
+            forks=ends.forks,
+        )
+        created = not self.directory.exists()
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.chmod(0o700)
+            dump(
+                pid,
+                replace(
+                    self.opts,
+                    images_directory=str(self.directory),
+                    external=external,
+                    leave_running=self.leave_running or None,
+                ),
+                via=self.via,
+                deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
+            )
+            _accept_any_file(self.directory, set(ends.external))
+            record.write(self.directory)
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            if not created:
+                self.directory.mkdir(mode=0o700)
+            raise
+
+
+def _command_of(pid: int) -> tuple[str, ...]:
+    data = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return tuple(os.fsdecode(word) for word in data.split(b"\0")[:-1])
+
+
+def _accept_any_file(directory: Path, external: set[str]) -> None:
+    """Have CRIU set no position in what takes the place of a file, nor compare mode and size."""
+    path = directory / "files.img"
+    image = decode(path)
+    files = [entry["reg"] for entry in image["entries"] if "reg" in entry]
+    chosen = [file for file in files if file.get("ext") and file["name"] in external]
+    for file in chosen:
+        file["pos"] = NO_POSITION
+        for name in ("mode", "size"):
+            file.pop(name, None)
+    if not chosen:
+        return
+    partial = directory / f"{path.name}.partial"
+    partial.write_bytes(encode(image))
+    partial.chmod(0o600)
+    partial.rename(path)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        record_size(fd, path.name)
+    finally:
+        os.close(fd)

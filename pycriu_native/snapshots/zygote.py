@@ -1,0 +1,220 @@
+"""One restored copy that forks copies of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from subprocess import PIPE
+from typing import Any
+
+from .. import guest
+from .._support.closing import Closing
+from .._support.unpatched import Lock, readable
+from .._system.descriptors import descriptor_info
+from ..errors import CriuError, DeadlineError, Problem
+from .aio_process import Starting, starting
+from .child import PidfdChild
+from .copy_request import CopyRequest, send_line
+from .process import Process, reap_unowned
+from .record import Record
+from .restore import RestoredChild, RestoreRequest, restore_root
+from .streams import Stream, Streams, TextMode, refuse
+
+LINE = 4096
+"""Bytes of an error that are read at most."""
+
+PATIENCE = 5.0
+"""Seconds that its end may take once it has closed its socket."""
+
+
+class ForkedChild(PidfdChild):
+    """A copy that a zygote has forked, a child of this process."""
+
+    def __init__(self, pidfd: int, zygote: Zygote) -> None:
+        super().__init__(int(descriptor_info("self", pidfd)["Pid"][0]), pidfd)
+        self._zygote = zygote
+        """Not collected while the copy is in use: it would end it."""
+
+    def end(self) -> None:
+        """Kill it, and keep its exit status."""
+        if self.pidfd >= 0 and self.status() is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            readable(self.pidfd, seconds=None)
+            self.status()
+
+    def close(self, *, wait: bool) -> bool:
+        """Close its pidfd."""
+        if self.pidfd >= 0:
+            self.end()
+            os.close(self.pidfd)
+            self.pidfd = -1
+        return True
+
+
+class Zygote(Closing):
+    """A restored copy that forks a copy of itself for each :meth:`start`.
+
+    Its copies are children of this process, and differ from those of :meth:`Snapshot.start`:
+
+    - They have the pid and mount namespaces, the host name, the network and the cgroup of the
+      zygote, see each other, and have pids of their own.
+    - They end with the zygote, which ends when it is closed, collected as garbage, or killed, and
+      with this process. What a copy has started and left behind ends with the zygote, too.
+    - Their memory is shared with the zygote until it is written to, page by page.
+
+    Synchronization: any number of threads may use it.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        where: RestoreRequest,
+        next_number: Callable[[], int],
+        until: float | None,
+    ) -> None:
+        """By :meth:`.Snapshot.zygote`, which has the arguments and exceptions."""
+        self._record = record
+        self._next_number = next_number
+        self._lock = Lock()
+        self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
+        with ExitStack() as kept, ExitStack() as passed:
+            self._control, theirs = socket.socketpair()
+            kept.enter_context(self._control)
+            passed.enter_context(theirs)
+            # Pipes: CRIU accepts them in the place of sockets, pipes and files.
+            streams = Streams.made((PIPE, PIPE, PIPE), kept, passed)
+            self._errors = streams.parent.stderr
+            inodes = [os.fstat(each).st_ino for each in streams.child]
+            send_line(self._control, json.dumps({"zygote": inodes}).encode() + b"\n")
+            self._child = restore_root(record, streams.child, theirs.fileno(), where)
+            kept.callback(self._child.close, wait=True)
+            passed.close()
+            self._wait_until_ready(until)
+            self._end = weakref.finalize(self, _end, kept.pop_all(), self._copies)
+
+    @property
+    def pid(self) -> int:
+        """Its pid here."""
+        return self._child.pid
+
+    def _wait_until_ready(self, until: float | None) -> None:
+        if not _wait(self._control, self._child, until):
+            raise DeadlineError("the zygote does not serve requests in time")
+        if self._control.recv(len(guest.READY)) != guest.READY:
+            raise self._ended()
+
+    def start(
+        self,
+        args: Sequence[str] | None = None,
+        *,
+        stdin: Stream = None,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        env: Mapping[str, str] | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        text: bool | None = None,
+        encoding: str | None = None,
+        errors: str | None = None,
+        bufsize: int = -1,
+        deadline: float | None = None,
+    ) -> Process[Any]:
+        """Have it fork one copy. Arguments and result are those of :meth:`.Snapshot.start`.
+
+        Raises:
+            OptionError: an argument that is not accepted.
+            CriuError: the zygote has ended, or cannot fork.
+            DeadlineError: the deadline passed.
+        """
+        reap_unowned()
+        given = CopyRequest(
+            args=args,
+            streams=(stdin, stdout, stderr),
+            mode=TextMode.chosen(text, encoding, errors, bufsize),
+            env=env,
+            extra_env=extra_env,
+            cwd=cwd,
+        )
+        refuse(list(given.problems(self._record, by_criu=False)), "start")
+        until = None if deadline is None else time.monotonic() + deadline
+        number = self._next_number()
+        with ExitStack() as kept, ExitStack() as passed:
+            streams = Streams.made(given.streams, kept, passed)
+            ours, theirs = socket.socketpair()
+            passed.enter_context(ours)  # what it has sent can be read when it is closed
+            with theirs:
+                fds = [theirs.fileno(), *streams.child]
+                with self._lock, contextlib.suppress(BrokenPipeError):
+                    if not self._end.alive:
+                        raise CriuError("the zygote is closed")
+                    socket.send_fds(self._control, [b"\n"], fds)
+            child = ForkedChild(self._forked(ours, until), self)
+            kept.callback(child.close, wait=True)
+            send_line(ours, given.line(number))
+            self._copies.add(child)
+            kept.pop_all()
+        return Process(given.command(self._record), child, streams.parent, given.mode, number)
+
+    def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
+        """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
+        return starting(self.start, args, options)
+
+    def _forked(self, answers: socket.socket, until: float | None) -> int:
+        """The pidfd of a copy, which it gets over this socket."""
+        if not _wait(answers, self._child, until):
+            raise DeadlineError("the zygote has not forked a copy in time")
+        line, fds, _, _ = socket.recv_fds(answers, LINE, 1, socket.MSG_CMSG_CLOEXEC)
+        if fds:
+            return fds[0]
+        raise CriuError(line.decode().strip()) if line else self._ended()
+
+    def _ended(self) -> CriuError:
+        """An error that says how the zygote has ended."""
+        readable(self._child.pidfd, seconds=PATIENCE)
+        assert self._errors is not None
+        output = os.read(self._errors, LINE) if readable(self._errors) else b""
+        shown = output.decode(errors="replace").strip()
+        message = f"the zygote ended with status {self._child.status()}"
+        return CriuError(message + (f": {shown}" if shown else ""))
+
+    def close(self) -> None:
+        """End it with all of its copies. A second time does nothing."""
+        with self._lock:
+            self._end()
+
+
+def zygote_problems(record: Record) -> Iterator[Problem]:
+    """Why the program of a snapshot cannot fork copies of itself."""
+    command = " ".join(record.command)
+    if not record.forks:
+        rule = "a Python program that calls pycriu_native.guest.wait() is accepted"
+        yield Problem("program", command, rule)
+    elif record.processes != 1:
+        rule = f"it had {record.processes} processes when it was saved; one is accepted"
+        yield Problem("program", command, rule)
+    elif record.threads != 1:
+        rule = (
+            f"it had {record.threads} threads when it was saved, of which a fork has one; start "
+            "them after guest.wait() (OPENBLAS_NUM_THREADS=1 keeps those of numpy away)"
+        )
+        yield Problem("program", command, rule)
+
+
+def _wait(sock: socket.socket, child: RestoredChild, until: float | None) -> bool:
+    """Wait until there is something to read, or the child has ended. False at ``until``."""
+    seconds = None if until is None else max(0.0, until - time.monotonic())
+    return readable(sock.fileno(), child.pidfd, seconds=seconds)
+
+
+def _end(owned: ExitStack, copies: Iterable[ForkedChild]) -> None:
+    for copy in list(copies):
+        copy.end()  # or its exit status would be lost
+    owned.close()

@@ -1,0 +1,318 @@
+"""Zygotes: a restored copy that forks a copy of itself for each start."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
+from typing import Any
+
+import pytest
+
+from pycriu_native import CriuError, DeadlineError, OptionError, WorkerPool
+from pycriu_native.snapshots import Process, Snapshot, Zygote
+
+from .support import cgroups
+from .support.processes import PATIENCE, children, eventually, state
+from .test_snapshots import COMMAND, ENVIRONMENT, SHELL, ask, identity
+from .test_snapshots_kills import settled
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A snapshot of guest_server.py."""
+    directory = tmp_path_factory.mktemp("snapshots") / "server"
+    return Snapshot.take([*COMMAND, "saved"], directory, env=ENVIRONMENT)
+
+
+@pytest.fixture
+def zygote(snapshot: Snapshot) -> Iterator[Zygote]:
+    """A zygote of the snapshot."""
+    with snapshot.zygote() as result:
+        yield result
+
+
+def started(zygote: Zygote, *args: str, **options: Any) -> Process[str]:
+    """A copy with text pipes for input and output."""
+    return zygote.start(args or None, stdin=PIPE, stdout=PIPE, text=True, **options)
+
+
+# ---- what a copy is ----
+
+
+def test_a_copy_is_told(zygote: Zygote, tmp_path: Path) -> None:
+    """Arguments, environment, working directory and number; it is a child of ours."""
+    with started(zygote, "a", "b c", env={"SNAPSHOT_TEST": "given"}, cwd=tmp_path) as process:
+        number, seen = ask(process, "identity")
+        assert number == process.number
+        assert seen["arguments"] == ["a", "b c"]
+        assert (seen["variable"], seen["directory"]) == ("given", str(tmp_path))
+        assert process.pid in children()
+        assert isinstance(process, subprocess.Popen)
+    assert process.returncode == 0
+    with started(zygote, extra_env={"OTHER": "x" * 1_000_000}) as process:
+        seen = identity(process)
+        assert (seen["arguments"], seen["variable"]) == (["saved"], "saved")
+        assert seen["directory"] == os.getcwd()
+
+
+def test_many_at_once(zygote: Zygote) -> None:
+    """Started by threads, each has its own number, pid, session and randomness."""
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        copies = list(pool.map(lambda _: started(zygote), range(12)))
+    try:
+        seen = [identity(copy) for copy in copies]
+        pids = [each["pid"] for each in seen]
+        assert len(set(pids)) == len(copies)
+        assert seen[0]["processes"] == sorted([1, *pids, zygote._record.pid])
+        assert len({copy.number for copy in copies}) == len(copies)
+        assert len({os.getsid(copy.pid) for copy in copies}) == len(copies)
+        drawn = [ask(copy, "random")[1] for copy in copies]
+        for values in zip(*drawn, strict=True):
+            assert len(set(values)) == len(copies)
+    finally:
+        for copy in copies:
+            copy.kill()
+            copy.communicate()
+    assert {copy.returncode for copy in copies} == {-signal.SIGKILL}
+
+
+def test_exit_statuses(zygote: Zygote) -> None:
+    """Of an exit, a signal to itself, one of ours, a handler's, and for the system's own wait."""
+    for question, status in ((["exit", 42], 42), (["kill", signal.SIGTERM], -signal.SIGTERM)):
+        with started(zygote) as process:
+            out, _ = process.communicate(json.dumps(question) + "\n", timeout=PATIENCE)
+        assert (out, process.returncode) == ("", status)
+    with started(zygote) as process:
+        identity(process)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(PATIENCE) == 31
+    with started(zygote) as process:
+        process.terminate()
+        assert process.wait(PATIENCE) == -signal.SIGTERM
+    process = zygote.start(stdin=DEVNULL)
+    assert os.waitpid(process.pid, 0) == (process.pid, 0)
+    assert process.wait() == 0
+
+
+def test_a_second_wait_ends_a_copy(zygote: Zygote) -> None:
+    """As in other copies."""
+    with started(zygote, stderr=PIPE) as process:
+        out, errors = process.communicate(json.dumps(["wait"]) + "\n", timeout=PATIENCE)
+    assert (out, process.returncode) == ("", 1)
+    assert "given up" in errors
+
+
+def test_streams(zygote: Zygote, tmp_path: Path) -> None:
+    """Files, /dev/null, the other output, a socket."""
+    (tmp_path / "in").write_text(json.dumps(["errors", "said"]) + "\n")
+    with (
+        open(tmp_path / "in") as given,
+        open(tmp_path / "out", "w") as out,
+        zygote.start(stdin=given, stdout=out, stderr=STDOUT) as process,
+    ):
+        assert process.wait(PATIENCE) == 0
+    assert (tmp_path / "out").read_text() == f"said\n[{process.number}, null]\n"
+    ours, theirs = socket.socketpair()
+    with ours, theirs, zygote.start(stdin=theirs, stdout=theirs.fileno()) as process:
+        theirs.close()
+        ours.sendall(b'["exit", 5]\n')
+        assert process.wait(PATIENCE) == 5
+    with pytest.raises(OptionError, match="a sequence of str") as caught:
+        zygote.start("text", stdin=-7, cwd="relative")
+    assert len(caught.value.problems) == 3
+
+
+PROGRAM = """
+import os, sys
+from pycriu_native import guest
+kept = os.dup(1)
+os.register_at_fork(after_in_child=lambda: os.environ.update(FORKED="child"))
+guest.after_start(lambda start: os.environ.update(STARTED=str(start.number)))
+guest.wait()
+os.write(kept, f"{os.environ.get('FORKED')} {os.environ['STARTED']}\\n".encode())
+"""
+
+
+def test_state_of_the_program(tmp_path: Path) -> None:
+    """Duplicates of a stream are replaced; the functions for forks and starts are called."""
+    command = [sys.executable, "-c", PROGRAM]
+    snapshot = Snapshot.take(command, tmp_path / "snapshot", env=ENVIRONMENT)
+    with snapshot.zygote() as zygote:
+        for number in (1, 2):
+            with zygote.start(stdout=PIPE, text=True) as process:
+                assert process.communicate(timeout=PATIENCE)[0] == f"child {number}\n"
+            assert process.returncode == 0
+
+
+def test_where_it_runs(snapshot: Snapshot) -> None:
+    """Host name and network are the zygote's; so is the way to CRIU."""
+    with (
+        WorkerPool(1) as pool,
+        snapshot.zygote(hostname="z", network=True, via=pool) as zygote,
+        started(zygote) as process,
+    ):
+        seen = identity(process)
+        assert (seen["hostname"], seen["links"]) == ("z", ["lo"])
+    with (
+        snapshot.share() as template,
+        snapshot.zygote(via=template) as zygote,
+        started(zygote) as process,
+    ):
+        identity(process)
+    with pytest.raises(OptionError, match="hostname"):
+        snapshot.zygote(hostname="")
+
+
+def test_asyncio(zygote: Zygote) -> None:
+    """start_async has the same result as that of a snapshot."""
+
+    async def run() -> None:
+        async with zygote.start_async(stdin=PIPE, stdout=PIPE) as process:
+            out, _ = await process.communicate(b'["exit", 4]\n')
+        assert (out, process.returncode) == (b"", 4)
+
+    asyncio.run(run())
+    with pytest.raises(OptionError, match="binary"):
+        zygote.start_async(text=True)
+
+
+# ---- its end ----
+
+
+def test_close(snapshot: Snapshot) -> None:
+    """It takes all copies along, whose exit statuses say so; nothing is left."""
+    before = children()
+    zygote = snapshot.zygote()
+    copies = [zygote.start(stdin=PIPE) for _ in range(3)]
+    zygote.close()
+    zygote.close()
+    assert [copy.wait(PATIENCE) for copy in copies] == [-signal.SIGKILL] * 3
+    for copy in copies:
+        copy.communicate()
+    with pytest.raises(CriuError, match="is closed"):
+        zygote.start()
+    assert children() == before
+
+
+def test_a_copy_keeps_it(snapshot: Snapshot) -> None:
+    """It is not collected as garbage while a copy is in use."""
+    before = children()
+    with started(snapshot.zygote()) as process:
+        identity(process)
+    assert process.returncode == 0
+    del process
+    eventually(lambda: children() == before, "its end")
+
+
+def test_a_zygote_that_was_killed(zygote: Zygote) -> None:
+    """Its copies end, and a start says so."""
+    with started(zygote) as process:
+        identity(process)
+        os.kill(zygote.pid, signal.SIGKILL)
+        assert process.wait(PATIENCE) == -signal.SIGKILL
+    with pytest.raises(CriuError, match="ended with status -9"):
+        zygote.start()
+
+
+def test_a_zygote_that_is_late(snapshot: Snapshot) -> None:
+    """The deadline holds; the copy that is forked later ends, and others are started."""
+    before = children()
+    with snapshot.zygote(deadline=PATIENCE) as zygote:
+        os.kill(zygote.pid, signal.SIGSTOP)
+        with pytest.raises(DeadlineError):
+            zygote.start(stderr=DEVNULL, deadline=0.1)
+        os.kill(zygote.pid, signal.SIGCONT)
+        with started(zygote) as process:
+            identity(process)
+            others = children() - before - {process.pid, zygote.pid, zygote._child._namespaces.pid}
+            eventually(lambda: {state(pid) for pid in others} <= {"Z", ""}, "the end of the other")
+    assert children() == before
+
+
+def test_a_zygote_that_cannot_fork(snapshot: Snapshot) -> None:
+    """The error has the reason, and the zygote goes on."""
+    hierarchy = cgroups.required("pids")
+    for make in cgroups.maker():
+        cgroup = make(hierarchy)
+        with snapshot.zygote(cgroup=cgroup) as zygote:
+            (cgroup / "pids.max").write_text("1")
+            with pytest.raises(CriuError, match="cannot be forked: Resource temporarily"):
+                zygote.start()
+            (cgroup / "pids.max").write_text("max")
+            with started(zygote) as process:
+                assert "pids:" in identity(process)["cgroup"]
+
+
+OWNER = """
+import sys
+from subprocess import PIPE
+from pycriu_native.snapshots import Snapshot
+zygote = Snapshot(sys.argv[1]).zygote()
+print("ready", flush=True)
+while True:
+    process = zygote.start(stdin=PIPE, stdout=PIPE)
+    process.stdin.write(b'["orphan"]\\n')
+    process.stdin.flush()
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+"""
+
+
+@pytest.mark.parametrize("part", ["caller", "zygote"])
+def test_parts_killed_at_random(snapshot: Snapshot, orphans: None, part: str) -> None:
+    """Nothing of the zygote and its copies is left."""
+    before = children()
+    for _ in range(6):
+        with subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(snapshot.directory)],
+            env=ENVIRONMENT,
+            stdout=PIPE,
+            stderr=DEVNULL,
+        ) as owner:
+            assert owner.stdout is not None
+            assert owner.stdout.readline() == b"ready\n"
+            time.sleep(random.random() * 0.1)
+            if part == "caller":
+                owner.kill()
+            else:
+                path = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
+                _, zygote = map(int, path.read_text().split()[:2])
+                os.kill(zygote, signal.SIGKILL)
+            assert owner.wait(PATIENCE) == (-signal.SIGKILL if part == "caller" else 1)
+        eventually(lambda: settled(before), "the end of all")
+
+
+# ---- programs that cannot be one ----
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    """Other languages, threads, child processes: before anything is started."""
+    threads = (
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+    )
+    family = (
+        "import subprocess\nsubprocess.Popen(['sleep', '1000'], stdin=-3, stdout=-3, stderr=-3)\n"
+    )
+    park = "from pycriu_native import guest\nguest.wait()\n"
+    before = children()
+    for name, command, message in (
+        ("shell", ["bash", "-c", SHELL], "a Python program that calls"),
+        ("threads", [sys.executable, "-c", threads + park], "it had 2 threads"),
+        ("family", [sys.executable, "-c", family + park], "it had 2 processes"),
+    ):
+        snapshot = Snapshot.take(command, tmp_path / name, env=ENVIRONMENT)
+        with pytest.raises(OptionError, match=message):
+            snapshot.zygote()
+    assert children() == before
