@@ -14,7 +14,6 @@ from .._transport.program import find_program
 from .._transport.spawn import spawn
 from .._transport.worker import Worker
 from ..errors import CriuError
-from ..options.flags import to_flags
 from ..options.values import PageServer
 
 
@@ -22,6 +21,8 @@ def start(
     request: Request, directories: Directories, *, status_fd: int | None = None
 ) -> ChildProcess:
     """Start ``criu`` with the verb as its command; ``status_fd`` gets CRIU's zero byte."""
+    from ..options.flags import to_flags  # an import of the name does without
+
     via = request.via
     assert isinstance(via, Worker)
     keep = [fd for fd in (status_fd, directories.images, directories.work) if fd is not None]
