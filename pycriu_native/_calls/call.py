@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol
-from .._support.unpatched import Event, Lock, Thread
+from .._support.unpatched import UNTIL_SIGNALS, Event, Lock, Thread
 from ..errors import CriuError
 from .hook_invocation import HookInvocation
 from .notification import Hook, Notification
@@ -88,7 +88,8 @@ class Call:
                     if self.is_over():
                         self._thread.join()
                         continue
-                    self._turn.wait()
+                    if not self._turn.wait(UNTIL_SIGNALS):
+                        continue
                     self._turn.clear()
                     question = self.question
                     if question is not None:

@@ -31,6 +31,10 @@ sleep: Callable[[float], None] = original("time", "sleep")
 poll: Callable[[], Any] = original("select", "poll")
 """``select.poll``."""
 
+UNTIL_SIGNALS = 0.2
+"""Seconds after which a long wait for a lock begins anew. A signal that arrives just before CPython
+starts to wait does not end the wait, and its handler runs only after it."""
+
 _POLLIN: int = original("select", "POLLIN")
 
 
@@ -149,7 +153,7 @@ class Condition:
     def wait_for(self, is_so: Callable[[], bool]) -> None:
         """Wait until it is so."""
         while not is_so():
-            self.wait()
+            self.wait(UNTIL_SIGNALS)
 
     def notify_all(self) -> None:
         """End each wait."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .._support.unpatched import Lock
 from ..errors import CriuError
 from .control import request_stop
 from .directory import JobDirectory, State
@@ -33,7 +33,7 @@ class _Running:
     """The directories of the jobs that run in this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._directories: list[JobDirectory] = []
 
     @contextlib.contextmanager

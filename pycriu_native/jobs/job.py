@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._rollback.option import Rollback
+from .._support.unpatched import sleep
 from ..archive.codecs import Compression
 from ..errors import CriuError, ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
@@ -140,8 +142,9 @@ class Job:
     def run(self, *, wait: float | None = UNTIL_FREE) -> JobResult:
         """Start the command, or resume it; return when it has ended or was interrupted.
 
-        While another supervisor runs the job, wait for so many seconds; None: without limit. The
-        default is what the processes of a supervisor that was killed take to end.
+        While another supervisor runs the job, on this host or by the lease of the storage, wait for
+        so many seconds; None: without limit. The default is what the processes of a supervisor that
+        was killed take to end.
 
         SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
         this is the main thread. The end of this process is that of the command, too.
@@ -149,6 +152,7 @@ class Job:
         Raises ``OptionError`` where the directory belongs to another command, ``ImagesError``
         where it cannot be used.
         """
+        until = math.inf if wait is None else time.monotonic() + wait
         directory = self._directory()
         lock = directory.lock(math.inf if wait is None else wait)
         if lock is None:
@@ -157,6 +161,9 @@ class Job:
         try:
             ended = directory.status().state is State.ENDED
             code = 0 if ended else self._supervised(lock)
+            while code == BUSY and time.monotonic() + UNTIL_FREE < until:
+                sleep(UNTIL_FREE)
+                code = self._supervised(lock)
             if code == BUSY:
                 message = directory.storage_message()
                 return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)

@@ -273,9 +273,7 @@ def ctrl_c(worker):
     while not waits():
         time.sleep(0.001)
     os.killpg(0, signal.SIGINT)
-    while not heard.wait(1):
-        # It came just before the main thread's lock began to wait, which it then does not end.
-        os.killpg(0, signal.SIGINT)
+    heard.wait()
     time.sleep(0.01)
     os.kill(worker, signal.SIGCONT)
 

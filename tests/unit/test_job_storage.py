@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, Literal, cast
 import pytest
 
 from pycriu_native import CriuError, ImagesError, OptionError, seal
-from pycriu_native.jobs import Job, uploads
+from pycriu_native.jobs import Job, State, uploads
+from pycriu_native.jobs import job as job_module
 from pycriu_native.jobs import lease as leases
-from pycriu_native.jobs.directory import META, Checkpoint, JobDirectory
+from pycriu_native.jobs.directory import BUSY, META, Checkpoint, JobDirectory
 from pycriu_native.jobs.lease import Lease, LeaseLost, acquire, last_lease
 from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
 from pycriu_native.jobs.storage import Storage
@@ -571,3 +572,25 @@ def test_a_checkpoint_that_is_uploaded_is_not_pruned(tmp_path: Path) -> None:
     assert [each.number for each in here.all_checkpoints()] == [2]
     with pytest.raises(FileNotFoundError), here.pinned(first):
         pass
+
+
+def test_a_lease_that_another_host_holds_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``Job.run(wait=...)`` tries again until the time is over."""
+    codes = [BUSY] * 3
+    tried: list[int] = []
+
+    def supervised(self: Job, lock: int) -> int:
+        tried.append(lock)
+        return codes[min(len(tried), len(codes)) - 1]
+
+    monkeypatch.setattr(Job, "_supervised", supervised)
+    monkeypatch.setattr(job_module, "UNTIL_FREE", 0.01)
+    job = Job(tmp_path / "job", ["true"], storage=str(tmp_path / "storage"))
+    assert job.run(wait=0.0).state is State.RUNNING
+    assert len(tried) == 1
+    codes = [BUSY, BUSY, 2]
+    tried.clear()
+    assert job.run(wait=None).state is State.INTERRUPTED
+    assert len(tried) == 3

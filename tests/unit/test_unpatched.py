@@ -16,7 +16,13 @@ REPLACED = {
 }
 """What a patcher replaces, or removes (``select.poll`` under eventlet)."""
 
-OWN_PROGRAMS = ("_support/unpatched.py", "cli/run.py", "migration/watchdog_process.py")
+OWN_PROGRAMS = (
+    "_support/unpatched.py",
+    "cli/run.py",
+    "jobs/keeper.py",
+    "jobs/uploads.py",
+    "migration/watchdog_process.py",
+)
 """The module that has the originals, and what nothing is imported into."""
 
 FOR_TESTS = ("testing.py",)
