@@ -380,6 +380,16 @@ test-arm64: vm-tools arm64-tools build ## tests/integration on arm64: 4K and 16K
 	@$(AS_ROOT)
 	as_root $(VENV)/bin/python -m tools.vm.suite arm64 -- $(ARGS)
 
+# Nothing that is made here is run.
+CROSS := aarch64 powerpc64le riscv64 loongarch64
+.PHONY: cross
+cross: build ## compile the extension for other architectures, into build/cross
+	@$(INSTALL_PACKAGES)
+	for arch in $(CROSS); do
+		type -P "$$arch-linux-gnu-gcc" >/dev/null || install_packages "gcc-$$arch-linux-gnu" || true
+	done
+	PYTHON=$(VENV)/bin/python tools/cross-build $(CROSS)
+
 .PHONY: demo-vm
 demo-vm: vm-tools build ## the demo in a guest, where this machine cannot checkpoint
 	@$(AS_ROOT)

@@ -104,6 +104,7 @@ int pn_load_template(int server, const int *fds, size_t n_fds, uint64_t table_si
 
 /* ---- kernel.c: system calls without a function in Python 3.11 ---- */
 
+extern const int pn_map_locked, pn_map_noreserve, pn_map_hugetlb; /* of mmap, by architecture */
 int pn_enter_network_namespace(int fd);     /* setns, of the calling thread alone */
 int pn_enter_mount_namespace(int fd);       /* setns, of the calling thread, which gets its own root */
 int pn_cover_proc(void);                    /* mount /proc of the caller's pid namespace over /proc */
@@ -113,6 +114,7 @@ int pn_copy_descriptor(int pidfd, int fd);  /* pidfd_getfd: a copy of another pr
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);
 int pn_io_priority(int pid);                /* ioprio_get of a thread; a negative errno */
 int pn_namespace_owner(int fd);             /* NS_GET_USERNS: a descriptor; a negative errno */
+int pn_clone_file(int target, int source);  /* FICLONE; a negative errno */
 /* A directory of a tmpfs that is not mounted; it is freed when the descriptor is closed. Linux 5.2. */
 int pn_unnamed_directory(void);
 /* SIGKILL to this process when CLOCK_BOOTTIME is so many nanoseconds, even if it is stopped by then;

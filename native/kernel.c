@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -27,10 +28,17 @@
 #define SYS_fsmount 432
 #endif
 
+/* From <linux/fs.h>, which conflicts with <sys/mount.h> of older C libraries. */
+#ifndef FICLONE
+#define FICLONE _IOW(0x94, 9, int)
+#endif
+
 /* From <linux/mount.h>, which conflicts with the headers of older C libraries. */
 #define FS_CLOEXEC    1 /* FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC */
 #define CONFIG_STRING 1 /* FSCONFIG_SET_STRING */
 #define CONFIG_CREATE 6 /* FSCONFIG_CMD_CREATE */
+
+const int pn_map_locked = MAP_LOCKED, pn_map_noreserve = MAP_NORESERVE, pn_map_hugetlb = MAP_HUGETLB;
 
 int pn_enter_network_namespace(int fd)
 {
@@ -81,6 +89,12 @@ int pn_namespace_owner(int fd)
 	int owner = ioctl(fd, NS_GET_USERNS);
 
 	return owner < 0 ? -errno : owner;
+}
+
+/* As does that of this one. */
+int pn_clone_file(int target, int source)
+{
+	return ioctl(target, FICLONE, source) ? -errno : 0;
 }
 
 int pn_unnamed_directory(void)

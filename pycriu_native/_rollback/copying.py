@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 
-FICLONE = 0x40049409
-"""``_IOW(0x94, 9, int)`` of linux/fs.h."""
+from .._system.system_calls import clone_file
 
 CHUNK = 16 * 2**20
 """Bytes that are copied between two calls of ``check``."""
@@ -20,7 +18,7 @@ _ELSEWHERE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.E
 def reflink(source: int, target: int) -> bool:
     """Have an empty file share the blocks of another one; False where that is not supported."""
     try:
-        fcntl.ioctl(target, FICLONE, source)
+        clone_file(target, source)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise

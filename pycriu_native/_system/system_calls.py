@@ -44,6 +44,11 @@ def namespace_owner(fd: int) -> int:
     return _result(native.pn_namespace_owner(fd))
 
 
+def clone_file(target: int, source: int) -> None:
+    """Have an empty file share the blocks of another one (FICLONE). ``OSError``."""
+    _result(native.pn_clone_file(target, source))
+
+
 def kill_at(moment: float) -> None:
     """Have this process killed at a time of CLOCK_BOOTTIME, in seconds; 0: never.
 

@@ -38,6 +38,7 @@ from typing import Any, Self
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.page_size import HOST_PAGE, page_size
 from .._integrity.pagemap import PRESENT, Run
+from .._native.ffi import native
 from ..errors import ImagesError
 from ..images.formats import BY_NAME
 from ..images.pages import PageMap, load_map
@@ -65,7 +66,8 @@ _PAGES = re.compile(r"pages-(\d+)\.img")
 
 # Linux's and CRIU's (criu/include/image.h) numbers.
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x02, 0x20, 0x100
-_MAP_LOCKED, _MAP_NORESERVE, _MAP_HUGETLB = 0x2000, 0x4000, 0x40000
+_MAP_LOCKED, _MAP_NORESERVE = native.pn_map_locked, native.pn_map_noreserve
+_MAP_HUGETLB = native.pn_map_hugetlb
 _REGULAR, _HEAP, _ANON_PRIVATE = 1 << 0, 1 << 5, 1 << 9
 _ALLOWED = _REGULAR | _HEAP | _ANON_PRIVATE
 
