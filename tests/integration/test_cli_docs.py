@@ -105,7 +105,7 @@ class Shell:
         # Servers are ready when they have said so.
         script = re.sub(
             r"^(.*) &$",
-            r"\1 >server.out 2>\&1 & until grep -q listens server.out; do sleep 0.05; done",
+            r"\1 >server.out 2>\&1 & until grep -qs listens server.out; do sleep 0.05; done",
             script,
             flags=re.M,
         )

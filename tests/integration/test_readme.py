@@ -59,7 +59,7 @@ def test_coming_from_elsewhere(spawn: Spawn, tmp_path: Path) -> None:
     )
     assert message.returncode == 0, message.stderr
     made = sorted(path.name for path in tmp_path.glob("from-*"))
-    assert made == ["from-c", "from-go", "from-pycriu", "from-runc"]
+    assert made == ["from-c", "from-criu", "from-go", "from-pycriu", "from-runc"]
     assert target.runs_on()
 
 

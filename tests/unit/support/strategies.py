@@ -33,6 +33,7 @@ from pycriu_native._checks import option_rules
 from pycriu_native.enums import Verb
 from pycriu_native.options import value_types as kinds
 from pycriu_native.options.table import BY_FIELD, TABLE, VERB_MASK, Row
+from pycriu_native.options.values import descriptor_number
 
 HIGHEST_DESCRIPTOR = 2**31 - 1
 EXISTING_FILE = sys.executable
@@ -65,7 +66,15 @@ def _texts(kind: kinds.Text) -> SearchStrategy[str]:
 
 
 def _lists(kind: kinds.ListOf) -> SearchStrategy[list[Any]]:
+    if isinstance(kind.item, kinds.Item) and kind.item.cls is InheritFd:
+        return _inherit_fds(descriptors, max_size=5)
     return st.lists(values(kind.item), max_size=5)
+
+
+def _inherit_fds(fds: SearchStrategy[Any], max_size: int) -> SearchStrategy[list[InheritFd]]:
+    """No descriptor twice: the second one is sent under another number."""
+    items = st.builds(InheritFd, fds, texts)
+    return st.lists(items, max_size=max_size, unique_by=lambda each: descriptor_number(each.fd))
 
 
 def _commands(_kind: kinds.Command) -> SearchStrategy[list[str]]:
@@ -88,7 +97,6 @@ _ITEMS: dict[type, SearchStrategy[Any]] = {
     ExtMount: st.builds(ExtMount, texts, texts),
     CgroupRoot: st.builds(CgroupRoot, texts, st.none() | texts),
     JoinNamespace: st.builds(JoinNamespace, texts, texts, st.none() | texts),
-    InheritFd: st.builds(InheritFd, descriptors, texts),
 }
 
 _KINDS: dict[type, Callable[[Any], SearchStrategy[Any]]] = {
@@ -189,7 +197,7 @@ class World:
             ),
             "status_fd": fds,
             "pidfd_store_sk": st.just(self.datagrams.fileno()),
-            "inherit_fds": st.lists(st.builds(InheritFd, fds, texts), max_size=3),
+            "inherit_fds": _inherit_fds(fds, max_size=3),
             "irmap_paths": st.lists(texts.map(lambda text: "/" + text), max_size=3),
             "action_scripts": st.just([EXISTING_FILE]),
             "libdir": st.just(EXISTING_DIRECTORY),
