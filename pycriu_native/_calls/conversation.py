@@ -1,4 +1,4 @@
-"""What a call does once its worker runs: converse, end the connection, find out what came of it."""
+"""The part of a call with a running worker: the request, the end of the connection, statistics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 def converse(
     request: Request, handle: Handle, exchange: Exchange
 ) -> tuple[int, dict[str, WireValue], CriuError | None]:
-    """Send the request: the verb's result, CRIU's response, and how CRIU was lost, if it was."""
+    """Send the request. Returns the verb's result, CRIU's response, and why CRIU was lost, or None."""
     verb = request.verb
     call: LibcriuCall | DirectCall
     if verb in LIBCRIU_VERBS:

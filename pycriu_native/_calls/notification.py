@@ -10,20 +10,20 @@ from ..enums import Notify, Verb
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """Something that CRIU says while it works; what is frozen then, :class:`Notify` tells."""
+    """A notification of CRIU during a call; :class:`Notify` documents the frozen processes."""
 
     action: Notify | str
-    """Which; a name that this release does not know arrives as it is."""
+    """The action; a name that this release does not know stays a string."""
     verb: Verb
     """The call that it belongs to."""
     pid: int | None = None
-    """The root task's pid: with ``setup-namespaces`` and ``post-restore`` only."""
+    """The root task's pid; only with ``setup-namespaces`` and ``post-restore``."""
     fd: int | None = None
-    """The descriptor that came along (``orphan-pts-master``); it belongs to the hook."""
+    """The descriptor that CRIU passes (``orphan-pts-master``); the hook closes it."""
 
 
 Hook = Callable[[Notification], object]
-"""What ``on_notify`` is: called with each notification; raising refuses it.
+"""``on_notify``: called with each notification; an exception refuses it.
 
-What it returns counts for ``Notify.QUERY_EXT_FILES`` alone: more names for ``external``, or None.
+The return value is used for ``Notify.QUERY_EXT_FILES`` only: more names for ``external``, or None.
 """
