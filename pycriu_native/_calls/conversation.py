@@ -30,7 +30,7 @@ __all__ = [
 def converse(
     request: Request, handle: Handle, exchange: Exchange
 ) -> tuple[int, dict[str, WireValue], CriuError | None]:
-    """Send the request. Returns the verb's result, CRIU's response, and why CRIU was lost, or None."""
+    """Send the request. Returns the result, CRIU's response, and the error if CRIU was lost."""
     verb = request.verb
     call: LibcriuCall | DirectCall
     if verb in LIBCRIU_VERBS:
