@@ -8,7 +8,6 @@ Facts: CRIU's ``lib/pycriu/images/pb2dict.py`` (3.17 to 4.3).
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
 from collections.abc import Sequence
@@ -166,11 +165,15 @@ def show_address(words: Sequence[int]) -> list[str] | list[int]:
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     if len(words) not in (1, 4):
         return list(words)
+    import ipaddress  # an inspection does without
+
     address = ipaddress.IPv4Address(packed) if len(words) == 1 else ipaddress.IPv6Address(packed)
     return [address.compressed]
 
 
 def read_address(text: str) -> list[int]:
     """The inverse."""
+    import ipaddress  # an inspection does without
+
     packed = ipaddress.ip_address(text).packed
     return [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
