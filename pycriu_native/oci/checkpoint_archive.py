@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .._calls.notification import Notification
 from .._calls.verbs import dump
@@ -198,7 +199,7 @@ class _Unpacked:
         remaining = dict(binds)
         missing: dict[str, str] = {}
         for mount in mounts:
-            place = posixpath.normpath(mount["destination"])
+            place = _absolute(mount["destination"])
             if not is_bind(mount):
                 yield mount
                 continue
@@ -220,7 +221,8 @@ class _Unpacked:
 
     def _own_source(self, place: str) -> str | None:
         """A file or directory below ``binds`` for a mount of the engine's own, or None."""
-        own = f"binds{place}"
+        # One name for each, so that neither ".." nor a link in another volume leads elsewhere.
+        own = f"binds/{quote(place, safe='')}"
         path = self._directory / own
         volume = self._volumes().get(place)
         if volume is not None or place in _DIRECTORIES:
@@ -231,7 +233,7 @@ class _Unpacked:
             if volume is not None or (place == "/dev/shm" and archive.exists()):
                 self._extract(archive, path)
         elif place in _EMPTY_FILES:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             path.write_text(self._text_of(place))
         else:
             return None
@@ -252,7 +254,7 @@ class _Unpacked:
         for each in self._config.get("namedVolumes") or ():
             archive = f"volumes/{os.path.basename(each['volumeName'])}.tar"
             if (self._directory / archive).is_file():
-                result[posixpath.normpath(each["dest"])] = archive
+                result[_absolute(each["dest"])] = archive
         return result
 
     def _namespaces(
@@ -301,6 +303,11 @@ class _Unpacked:
 
     def _limited(self, stream: Any, to: Path, *, is_layer: bool = False) -> None:
         root_file_system.extract(stream, os.fspath(to), limit=self._limit, is_layer=is_layer)
+
+
+def _absolute(destination: str) -> str:
+    """The destination of a mount, normalized: below the root of the container."""
+    return posixpath.normpath("/" + destination.lstrip("/"))
 
 
 # ---- the other way ----

@@ -1,0 +1,85 @@
+"""A container's archive writes nothing outside of the directory that it is unpacked into."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycriu_native.oci import from_archive
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    """An archive."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as file:
+        for info, data in members:
+            info.size, info.uid, info.gid = len(data), os.getuid(), os.getgid()
+            file.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def link(name: str, target: Path) -> tuple[tarfile.TarInfo, bytes]:
+    """A symbolic link in an archive."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, str(target)
+    return info, b""
+
+
+def file(name: str, data: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    """A file in an archive."""
+    return tarfile.TarInfo(name), data
+
+
+ABOVE = "../" * 20
+
+
+@pytest.mark.parametrize(
+    "destinations",
+    [
+        ["{above}{outside}/new"],
+        ["/{above}{outside}/new"],
+        ["/data", "/data/link/new"],
+        ["/etc", "/etc/hosts"],
+    ],
+)
+def test_destinations_of_mounts_lead_nowhere_else(tmp_path: Path, destinations: list[str]) -> None:
+    """Neither "..", nor a link in another volume."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "hosts").write_text("as before")
+    (root := tmp_path / "rootfs").mkdir()
+    places = [each.format(above=ABOVE, outside=str(outside)[1:]) for each in destinations]
+    volume = tar(link("link", outside), link("hosts", outside / "hosts"), file("own", b"content"))
+    named = [place for place in places if place != "/etc/hosts"]
+    spec: dict[str, Any] = {
+        "root": {},
+        "linux": {},
+        "mounts": [{"destination": place, "type": "bind", "source": "x"} for place in places],
+    }
+    config = {
+        "namedVolumes": [
+            {"volumeName": str(number), "dest": place} for number, place in enumerate(named)
+        ]
+    }
+    archive = tmp_path / "theirs.tar"
+    archive.write_bytes(
+        tar(
+            file("checkpoint/inventory.img", b""),
+            file("spec.dump", json.dumps(spec).encode()),
+            file("config.dump", json.dumps(config).encode()),
+            *(file(f"volumes/{number}.tar", volume) for number in range(len(named))),
+        )
+    )
+    made = from_archive(archive, tmp_path / "box", rootfs=root)
+    assert [path.name for path in outside.iterdir()] == ["hosts"]
+    assert (outside / "hosts").read_text() == "as before"
+    sources = [mount["source"] for mount in made.bundle.config["mounts"]]
+    assert len(set(sources)) == len(places)
+    for source in sources:
+        assert Path(made.bundle.path, source).parent == tmp_path / "box" / "binds"
