@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._calls import iterative_dump, verbs
-from ._calls.call import KEEPER, Call
+from ._calls.call import CALL_RUNNER, Call
 from ._calls.hook_invocation import HookInvocation
 from ._calls.notification import Hook, Notification
 from ._calls.request import Outcome
@@ -76,7 +76,7 @@ class _VerbTask(Generic[R]):
     # ---- the verb's thread ----
 
     def _body(self) -> None:
-        KEEPER.set(self)
+        CALL_RUNNER.set(self)
         try:
             self._outcome.append(self._work())
         except BaseException as error:
@@ -96,7 +96,7 @@ class _VerbTask(Generic[R]):
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
         """A migration waits for its calls itself; its hook is run by the task all the same."""
-        KEEPER.set(None)
+        CALL_RUNNER.set(None)
         with self._changing:
             if self._cancelled is not None:
                 raise self._cancelled

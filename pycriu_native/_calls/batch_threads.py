@@ -10,7 +10,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 from .._transport.forkserver_cache import ForkServerCache
-from .call import KEEPER, Call
+from .call import CALL_RUNNER, Call
 from .notification import Hook
 from .request import Outcome
 
@@ -70,7 +70,7 @@ class _Here(ForkServerCache):
 
     def begin(self) -> None:
         """One of the threads begins."""
-        KEEPER.set(self)
+        CALL_RUNNER.set(self)
 
     def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""

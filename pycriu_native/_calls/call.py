@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol
-from .._support.unpatched import UNTIL_SIGNALS, Event, Lock, Thread
+from .._support.unpatched import Event, Lock, Thread
 from ..errors import CriuError
 from .hook_invocation import HookInvocation
 from .notification import Hook, Notification
@@ -43,7 +43,7 @@ class CallRunner(Protocol):
         """
 
 
-KEEPER: ContextVar[CallRunner | None] = ContextVar("KEEPER", default=None)
+CALL_RUNNER: ContextVar[CallRunner | None] = ContextVar("CALL_RUNNER", default=None)
 """Who waits for the calls made in this context."""
 
 
@@ -74,8 +74,8 @@ class Call:
 
     def wait(self) -> Outcome:
         """Start the call, run its hooks, and return its result or raise its exception."""
-        keeper = KEEPER.get()
-        return self.wait_with_hooks() if keeper is None else keeper.run_to_end(self)
+        runner = CALL_RUNNER.get()
+        return self.wait_with_hooks() if runner is None else runner.run_to_end(self)
 
     def wait_with_hooks(self) -> Outcome:
         """:meth:`wait`, on this thread."""
@@ -88,8 +88,7 @@ class Call:
                     if self.is_over():
                         self._thread.join()
                         continue
-                    if not self._turn.wait(UNTIL_SIGNALS):
-                        continue
+                    self._turn.wait()
                     self._turn.clear()
                     question = self.question
                     if question is not None:

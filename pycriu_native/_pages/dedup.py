@@ -1,4 +1,4 @@
-"""``criu dedup``: the parents of an image set give back the pages that the set replaces."""
+"""``criu dedup``: free the pages of parent images that a later image set replaces."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ UNTIL_STOPPED = 5.0
 def dedup(
     opts: CriuOpts, *, via: Worker | None = None, deadline: float | None = None
 ) -> DedupResult:
-    """Punch the pages that the images replace out of the images of their parents.
+    """Free the pages in the parent images that the images replace, as holes in their files.
 
-    What ``auto_dedup`` does during a dump, done afterwards: the parents can then be restored no
-    more, and the disk space of their old pages is free. ``opts`` takes ``images_directory``,
-    ``work_directory`` and the options of the log. ``deadline`` is in seconds. Raises
-    ``ImagesError`` for images without a parent, ``DeadlineError``, and what any verb raises. It is
-    no request, but a process of the program. Needs CRIU 3.17.
+    ``auto_dedup`` does the same during a dump. The parents can no longer be restored afterwards.
+    ``opts`` takes ``images_directory``, ``work_directory`` and the options of the log.
+    ``deadline`` is in seconds. Raises ``ImagesError`` for images without a parent,
+    ``DeadlineError``, and what any verb raises. It runs the program ``criu`` without a worker.
+    Needs CRIU 3.17.
     """
     request = Request(verb=Verb.DEDUP, opts=opts, via=via or Worker())
     requirements.check(request)

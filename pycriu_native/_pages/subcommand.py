@@ -21,7 +21,7 @@ def start(
     request: Request, directories: Directories, *, status_fd: int | None = None
 ) -> ChildProcess:
     """Start ``criu`` with the verb as its command; ``status_fd`` gets CRIU's zero byte."""
-    from ..options.flags import to_flags  # an import of the name does without
+    from ..options.flags import to_flags  # loaded at the first call
 
     via = request.via
     assert isinstance(via, Worker)

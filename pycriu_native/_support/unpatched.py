@@ -32,7 +32,7 @@ poll: Callable[[], Any] = original("select", "poll")
 """``select.poll``."""
 
 UNTIL_SIGNALS = 0.2
-"""Seconds after which a long wait for a lock begins anew. A signal that arrives just before CPython
+"""Seconds after which a wait for a condition begins anew. A signal that arrives just before CPython
 starts to wait does not end the wait, and its handler runs only after it."""
 
 _POLLIN: int = original("select", "POLLIN")
@@ -186,6 +186,8 @@ class Event:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set; whether it is."""
         with self._changed:
-            if not self._set:
+            if timeout is None:
+                self._changed.wait_for(self.is_set)
+            elif not self._set:
                 self._changed.wait(timeout)
             return self._set

@@ -1,4 +1,4 @@
-"""Bond: the process group of a worker is killed at the latest when this process ends."""
+"""LifetimeSockets: the process group of a worker is killed at the latest when this process ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ group after the other, without a lock against forks: one pass can miss a process
 meanwhile (seen on Linux 6.18, 9 of 1500); the next one finds it, and its parent is dead by then."""
 
 
-class Bond(Closing):
+class LifetimeSockets(Closing):
     """Sockets of which a worker holds the other ends. Owned."""
 
     def __init__(self) -> None:

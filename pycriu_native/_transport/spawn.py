@@ -29,8 +29,8 @@ class SpawnOptions:
     ignore_sigxfsz: bool = False
     """SIGXFSZ is ignored: a write beyond the file size limit fails with EFBIG."""
     lifetime_sockets: tuple[int, ...] = ()
-    """Inherited stream sockets (``bond.py``): the worker's process group is killed each time that
-    the other end of one is closed."""
+    """Inherited stream sockets (``lifetime_sockets.py``): the worker's process group is killed each
+    time that the other end of one is closed."""
 
 
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()

@@ -397,6 +397,38 @@ def rollback(files: str | None, also: tuple[str, ...]) -> Files:
     return None if files is None else Rollback(also=also)
 
 
+def compress_option(help: str) -> click.Option:
+    """``--compress``: how an archive is compressed."""
+    return click.Option(
+        ["--compress"],
+        type=click.Choice(["gzip", "zstd", "none"]),
+        default="gzip",
+        show_default=True,
+        help=help,
+    )
+
+
+def encrypt_to_option(what: str) -> click.Option:
+    """``--encrypt-to``: the recipients that can read ``what``."""
+    return click.Option(
+        ["--encrypt-to"],
+        multiple=True,
+        metavar="RECIPIENT",
+        help=f"age recipient or ssh public key that can read {what}; may be repeated.",
+    )
+
+
+def identity_option(purpose: str = "") -> click.Option:
+    """``--identity``: the files of private keys, for ``purpose``."""
+    return click.Option(
+        ["-i", "--identity"],
+        multiple=True,
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help=f"File of age identities, or an ssh private key{purpose}; may be repeated.",
+    )
+
+
 def one_pid(pid: int | None, tree: int | None) -> int:
     """The process, which must be named exactly once."""
     if (pid is None) == (tree is None):

@@ -20,6 +20,6 @@ def explain(
 
     ``pid`` and ``via`` as for the verb. Shown are also calls that would be refused, with why.
     """
-    from .call_effects import effects_of  # an import of the name does without
+    from .call_effects import effects_of  # loaded at the first call
 
     return effects_of(opts, Verb(verb), pid, via)

@@ -213,7 +213,7 @@ class Job:
         alive, ours = os.pipe()  # its end tells the supervisor of ours
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
-            process = start_with("namespaces" if self.storage is None else "keeper", spec)
+            process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
         finally:
             os.close(alive)
         try:

@@ -3,7 +3,7 @@
 Each holder has a token, one more than the one before. ``leases/TOKEN.json`` is created exclusively:
 of two that try, one gets the token. ``TOKEN.beat`` changes with each renewal. A lease that has not
 changed for its length, by the clock of the one that looks, is over; no clocks are compared. A
-holder that cannot renew ends its job before (``keeper.py``).
+holder that cannot renew ends its job before (``lease_holder.py``).
 
 ``TOKEN.begun`` lists the commits of earlier tokens that count. It is made after the token, and
 never changed. What a former holder commits afterwards is not in it, and does not count, however

@@ -38,7 +38,7 @@ class Stopped(Exception):
     """A signal has come before the job was started."""
 
 
-class Keeper:
+class LeaseHolder:
     """One run of a job on this host."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Keeper:
         self._directory = JobDirectory(spec["directory"])
         known = self._directory.storage_status() or StorageStatus()
         self._status = replace(known, url=spec["storage"], token=0)
-        self._telling = threading.Lock()
+        self._status_lock = threading.Lock()
         self._over = threading.Event()
         self._lost = ""
         self._stop = 0
@@ -106,10 +106,10 @@ class Keeper:
         )
         if lease is None:
             host = (last_lease(storage).about or {}).get("host", "another host")
-            self._tell("busy", f"the job of {self._spec['storage']} runs on {host}")
+            self._report("busy", f"the job of {self._spec['storage']} runs on {host}")
             return None
         kill_at(lease.until)
-        self._tell(
+        self._report(
             "lease", f"has the lease {lease.token}", token=lease.token, exclusive=lease.exclusive
         )
         return lease
@@ -146,7 +146,7 @@ class Keeper:
                 return
             except Exception as error:  # of any file system
                 if not failing:
-                    self._tell("lease not renewed", f"the lease cannot be renewed: {error!r}")
+                    self._report("lease not renewed", f"the lease cannot be renewed: {error!r}")
                 failing = True
 
     def _lose(self, message: str) -> None:
@@ -184,20 +184,20 @@ class Keeper:
             self._change_state(State.CANNOT_RESTORE, "cannot be restored", str(error))
             return False
         if made is not None:
-            self._tell("fetched", f"checkpoint {made.checkpoint.number} was fetched")
+            self._report("fetched", f"checkpoint {made.checkpoint.number} was fetched")
         elif lease.token > 1 and before is None:
-            # It was started elsewhere, which its start here is to tell.
+            # It was started on another host first; the status shows that it has started.
             self._directory.keep(replace(self._directory.status(), started=time.time()))
         return True
 
     def _damaged(self, commit: Commit, error: ImagesError) -> None:
-        self._tell("fetch failed", f"checkpoint {commit.checkpoint.number}: {error}")
+        self._report("fetch failed", f"checkpoint {commit.checkpoint.number}: {error}")
 
     def _run(self, storage: Storage, lease: Lease) -> int:
         self._check()
         process = start_with("namespaces", {**self._spec, "token": lease.token, "decrypt_with": ()})
         uploads = Uploads(
-            storage, lease, self._directory, self._spec, tell=self._tell, lost=self._lose
+            storage, lease, self._directory, self._spec, report=self._report, lost=self._lose
         )
         uploads.start()
         with passed_on(process):
@@ -212,7 +212,7 @@ class Keeper:
             if self._lost or code == FAILED or self._directory.status().state is State.ENDED:
                 uploads.cancel()
             elif not uploads.finish(time.monotonic() + float(self._spec["grace"])):
-                self._tell("not uploaded", "the last checkpoint is on this host only")
+                self._report("not uploaded", "the last checkpoint is on this host only")
         return code if code >= 0 else 128 - code
 
     def _until_ended(self, end: int, lease: Lease, send: Callable[[int], object]) -> None:
@@ -220,11 +220,11 @@ class Keeper:
         while not readable(end, seconds=min(0.5, self._length * 0.05)):
             if self._lost:
                 send(signal.SIGKILL)
-                self._tell("lease lost", f"{self._lost}; the job was killed here")
+                self._report("lease lost", f"{self._lost}; the job was killed here")
                 readable(end, seconds=None)
             elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
                 stopping = True
-                self._tell("lease ends", "the job is stopped: the lease cannot be renewed")
+                self._report("lease ends", "the job is stopped: the lease cannot be renewed")
                 send(signal.SIGTERM)
 
     def _give_back(self, lease: Lease) -> None:
@@ -242,11 +242,11 @@ class Keeper:
                 return
             except Exception as error:  # of any file system
                 if time.monotonic() >= until:
-                    self._tell("lease not given back", f"the lease was not given back: {error!r}")
+                    self._report("lease not given back", f"the lease was not given back: {error!r}")
                     return
             time.sleep(min(1.0, self._length * RENEWED))
 
-    # ---- what is told ----
+    # ---- status and events ----
 
     def _interrupted(self, message: str) -> int:
         self._change_state(State.INTERRUPTED, "interrupted", message)
@@ -256,10 +256,10 @@ class Keeper:
         self._directory.keep(replace(self._directory.status(), state=state, message=message))
         self._directory.event(event, message=message)
 
-    def _tell(
+    def _report(
         self, event: str, message: str, *, uploads: int = 0, failures: int = 0, **more: Any
     ) -> None:
-        with self._telling, contextlib.suppress(OSError):
+        with self._status_lock, contextlib.suppress(OSError):
             status = self._status
             self._status = replace(
                 status,
@@ -277,11 +277,11 @@ class _Ended(Exception):
 
 
 def main(spec: dict[str, Any]) -> int:
-    """Run the keeper."""
+    """Hold the lease and run the job."""
     end_with_parent()
     if readable(spec["alive"]):  # the process that runs the job has ended
         return FAILED
-    return Keeper(spec).run()
+    return LeaseHolder(spec).run()
 
 
 if __name__ == "__main__":

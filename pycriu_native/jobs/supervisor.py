@@ -90,7 +90,7 @@ class Supervisor:
                     return 0
                 return self._supervise(wake, notice)
             except (CriuError, OSError) as error:
-                self._tell("failed", str(error))
+                self._report("failed", str(error))
                 return FAILED
 
     def _signalled(self, number: int, _: object) -> None:
@@ -106,12 +106,12 @@ class Supervisor:
                 continue
             self._set_last_pid(max(FIRST_PID, each.last_pid))
             self._change(state=State.RUNNING, resumed=self._status.resumed + 1)
-            self._tell("resumed", f"resumed from checkpoint {each.number}", number=each.number)
+            self._report("resumed", f"resumed from checkpoint {each.number}", number=each.number)
             return True
         if checkpoints and not self._spec["or_start_over"]:
             failure = self._status.message
             self._change(state=State.CANNOT_RESTORE)
-            self._tell(
+            self._report(
                 "cannot be restored",
                 f"none of {len(checkpoints)} checkpoints can be restored here; the oldest: "
                 f"{failure}; nothing was started (--or-start-over starts from the beginning)",
@@ -127,7 +127,7 @@ class Supervisor:
                 self._pid = resume(self._directory, checkpoint)
                 return True
             except (CriuError, OSError, ValueError) as error:
-                self._tell("restore failed", f"checkpoint {checkpoint.number}: {error}")
+                self._report("restore failed", f"checkpoint {checkpoint.number}: {error}")
                 if isinstance(error, ImagesError):
                     break
         return False
@@ -157,10 +157,10 @@ class Supervisor:
         if again:
             self._change(state=State.RUNNING, restarted=self._status.restarted + 1)
             why = f"none of {lost} checkpoints can be restored" if lost else "it had no checkpoint"
-            self._tell("started over", f"started from the beginning again: {why}")
+            self._report("started over", f"started from the beginning again: {why}")
         else:
             self._change(state=State.RUNNING, started=now)
-            self._tell("started", "started")
+            self._report("started", "started")
 
     def _roll_back_to_start(self, outputs: list[Any]) -> None:
         """Have the files as they were before the first start, of which this may be a repetition."""
@@ -210,7 +210,7 @@ class Supervisor:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
                 self._stop_by = time.monotonic() + left
                 self._change(stopped_by="notice")
-                self._tell("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
+                self._report("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
             if self._stop_by is not None:
                 self._last_checkpoint()
                 return 0
@@ -234,7 +234,7 @@ class Supervisor:
             if number in STOPPING and self._stop_by is None:
                 self._stop_by = time.monotonic() + float(self._spec["grace"])
                 self._change(stopped_by=signal.Signals(number).name)
-                self._tell("stopping", f"{signal.Signals(number).name} was received")
+                self._report("stopping", f"{signal.Signals(number).name} was received")
         return result
 
     def _checkpoint(self, *, last: bool = False, deadline: float | None = None) -> bool:
@@ -256,7 +256,7 @@ class Supervisor:
                 return False  # it has come to its end meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
             self._change(failures=self._status.failures + 1)
-            self._tell("checkpoint failed", str(error))
+            self._report("checkpoint failed", str(error))
             return False
         took = time.monotonic() - began
         self._criu_was_lost = False
@@ -269,9 +269,9 @@ class Supervisor:
             last_frozen=made.frozen,
             last_bytes=made.bytes,
         )
-        self._tell("checkpoint", _words(made, took), number=made.number, seconds=took)
+        self._report("checkpoint", _words(made, took), number=made.number, seconds=took)
         if took * MARGIN > float(self._spec["grace"]):
-            self._tell(
+            self._report(
                 "grace is short",
                 f"a checkpoint takes {took:.1f} s: a last one may not be complete within the "
                 f"{self._spec['grace']:g} s that a signal leaves (grace)",
@@ -285,7 +285,7 @@ class Supervisor:
         if expected <= left and left > 0:
             self._checkpoint(last=True, deadline=left)
         else:
-            self._tell(
+            self._report(
                 "no time",
                 f"no last checkpoint: it would take about {expected:.1f} s, and {left:.1f} s are "
                 "left",
@@ -296,7 +296,7 @@ class Supervisor:
             return
         self._change(state=State.INTERRUPTED)
         count = len(self._directory.all_checkpoints())
-        self._tell("interrupted", f"interrupted; {count} checkpoints to resume from")
+        self._report("interrupted", f"interrupted; {count} checkpoints to resume from")
 
     # ---- the end ----
 
@@ -318,15 +318,15 @@ class Supervisor:
         if code < 0 and (-code in DEATHS or self._criu_was_lost):
             self._change(state=State.INTERRUPTED)
             name = signal.Signals(-code).name
-            self._tell("interrupted", f"the command was ended by {name}; it can be resumed")
+            self._report("interrupted", f"the command was ended by {name}; it can be resumed")
             return
         self._change(state=State.ENDED, exit_code=code)
-        self._tell("ended", f"the command has ended with {code}", exit_code=code)
+        self._report("ended", f"the command has ended with {code}", exit_code=code)
 
     def _change(self, **more: Any) -> None:
         self._status = replace(self._status, **more)
 
-    def _tell(self, event: str, message: str, **more: object) -> None:
+    def _report(self, event: str, message: str, **more: object) -> None:
         """An event; the status is kept with it."""
         self._change(message=message)
         self._directory.event(event, message=message, **more)

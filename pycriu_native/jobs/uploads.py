@@ -20,8 +20,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 PATIENCE = 10.0
 """Seconds that are left to an upload which is not needed any more, to remove what it has made."""
 
-Tell = Callable[..., None]
-"""``tell(event, message, counts)``: report an event, and change the status by ``counts``."""
+Report = Callable[..., None]
+"""``report(event, message, counts)``: report an event, and change the status by ``counts``."""
 
 
 class Cancelled(Exception):
@@ -38,7 +38,7 @@ class Uploads:
         directory: JobDirectory,
         spec: dict[str, Any],
         *,
-        tell: Tell,
+        report: Report,
         lost: Callable[[str], None],
     ) -> None:
         """``lost`` is called where another holder has the lease."""
@@ -46,7 +46,7 @@ class Uploads:
         self._lease = lease
         self._directory = directory
         self._spec = spec
-        self._tell = tell
+        self._report = report
         self._lost = lost
         self._changed = threading.Event()
         self._over = False
@@ -130,13 +130,13 @@ class Uploads:
                 return False  # a newer one has replaced it
             what = "upload" if self._done != identity(due) else "removal of older checkpoints"
             message = f"{what} of checkpoint {due.number} failed: {_words(error)}"
-            self._tell("upload failed", message, failures=1)
+            self._report("upload failed", message, failures=1)
             return False
         return True
 
     def _uploaded(self, made: Commit, due: Checkpoint, took: float) -> None:
         self._done = identity(due)
-        self._tell(
+        self._report(
             "uploaded",
             f"checkpoint {due.number}: {made.size / 2**20:.1f} MiB uploaded in {took:.2f} s",
             uploads=1,

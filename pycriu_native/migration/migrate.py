@@ -70,7 +70,7 @@ def migrate_out(
     anything is touched, ``MigrationError`` (``PeerLostError`` where the connection failed), and
     what a dump raises. Needs CRIU 3.17; post-copy userfaultfd at the destination.
     """
-    from .sides import run_source  # an import of the name does without
+    from .sides import run_source  # loaded at the first call
 
     return run_source(
         pid,
@@ -111,7 +111,7 @@ def migrate_in(
     killed: a watchdog process cleans up. Raises ``OptionError`` before anything is touched,
     ``MigrationError``, and what a restore raises. Needs CRIU 3.17.
     """
-    from .sides import run_destination  # as above
+    from .sides import run_destination  # loaded at the first call
 
     return run_destination(
         opts,

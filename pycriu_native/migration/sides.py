@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from .._calls import verbs
-from .._calls.call import KEEPER
+from .._calls.call import CALL_RUNNER
 from .._calls.iterative_dump import More
 from .._calls.notification import Hook
 from .._calls.progress import telling
@@ -176,8 +176,8 @@ def _mode(mode: MigrationMode | str) -> MigrationMode:
 
 def _until(deadline: float | None, on_notify: Hook | None) -> tuple[MigrationDeadline, Hook | None]:
     """The deadline, and the hook: under asyncio the waiting task runs it."""
-    until, keeper = MigrationDeadline(deadline), KEEPER.get()
-    return until, on_notify if keeper is None else keeper.take_over(until.cancel, on_notify)
+    until, runner = MigrationDeadline(deadline), CALL_RUNNER.get()
+    return until, on_notify if runner is None else runner.take_over(until.cancel, on_notify)
 
 
 def _numbers(deadline: float | None, peer_timeout: float) -> Iterator[Problem]:

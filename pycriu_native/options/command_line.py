@@ -84,15 +84,15 @@ def chosen(opts: Fields, verb: Verb | str) -> Verb:
 def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
     """The command line for all that it can say, and what it cannot."""
     problems = list(foreign_options(opts, verb))
-    said, unsaid = to_flags(_sayable(opts.only_for(verb), verb))
+    flags, unsaid = to_flags(_expressible(opts.only_for(verb), verb))
     problems += unsaid
-    if verb in SERVERS and not any(word.flag in ("--address", "--ps-socket") for word in said):
+    if verb in SERVERS and not any(word.flag in ("--address", "--ps-socket") for word in flags):
         rule = "an address or a descriptor is required: criu would listen on every address"
         problems.append(Problem("page_server", opts.page_server, rule))
     words = [PROGRAM, *COMMANDS[verb], *_tree(verb, pid, problems)]
-    for word in said:
+    for word in flags:
         if verb in SERVERS and word.flag == "--page-server":
-            continue  # the command says it
+            continue  # the command implies it
         words.append(word.flag if word.value is None else f"{word.flag}={word.value}")
         problems += _misread(word)
     if opts.exec_cmd is not None and verb is Verb.RESTORE:
@@ -108,8 +108,8 @@ def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[
     return words, problems
 
 
-def _sayable(opts: Fields, verb: Verb) -> Fields:
-    """The options without those that the command, or the words behind it, say."""
+def _expressible(opts: Fields, verb: Verb) -> Fields:
+    """The options without those that the command and its last words express."""
     server = opts.page_server
     if verb in SERVERS and isinstance(server, PageServer) and server.address and not server.port:
         server = replace(server, port=None)  # CRIU chooses one unless a port is given
@@ -146,7 +146,7 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
         del words[0]
     reader = FlagParser()
     remaining = _read(words, reader)
-    if reader.asks_version:
+    if reader.prints_version:
         return Verb.VERSION, None, cls()
     name = remaining[:2] if remaining[:1] == ["cpuinfo"] else remaining[:1]
     rest = remaining[len(name) :]

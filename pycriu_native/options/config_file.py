@@ -93,7 +93,7 @@ def read_config(text: str, *, lazy: bool = False) -> FlagParser:
         _take(reader, words)
     if reader.pid is not None:
         reader.problems.append(Problem("--tree", reader.pid, "is no option: give it to the verb"))
-    if reader.asks_version:
+    if reader.prints_version:
         reader.problems.append(Problem("--version", None, "version() asks for that"))
     if reader.sibling:
         reader.problems.append(Problem("--restore-sibling", None, "restore_child() does that"))

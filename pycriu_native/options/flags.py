@@ -153,7 +153,7 @@ class FlagParser:
         """Whether a restore, or a daemon, goes on in the background."""
         self.sibling = False
         """Whether the restored root is to be a child of the caller's."""
-        self.asks_version = False
+        self.prints_version = False
         """Whether the program would print its version, and end."""
         self._asks_server = False
         self._server: dict[str, str | int] = {}
@@ -185,7 +185,7 @@ class FlagParser:
         if flag == "--exec-cmd":
             self.executes = True
         elif flag == "--version":
-            self.asks_version = True
+            self.prints_version = True
         elif flag in DETACHED:
             self.detached = DETACHED[flag]
         elif flag in SIBLING:

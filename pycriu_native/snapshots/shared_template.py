@@ -127,10 +127,8 @@ class SharedTemplate(Closing):
         if len(keep) > MAX_INHERITED:
             rule = f"at most {MAX_INHERITED} descriptors can be inherited with a template"
             raise OptionError([Problem("inherit_fds", len(keep), rule)])
-        try:
+        with contextlib.suppress(ForkServerUnavailableError):  # it was killed
             return self._fork(keep, lifetime_sockets)
-        except ForkServerUnavailableError:
-            pass  # it was killed
         try:
             return self._fork(keep, lifetime_sockets)
         except ForkServerUnavailableError as error:
@@ -146,7 +144,11 @@ class SharedTemplate(Closing):
         """Whether a worker for this thread can be forked without reading the template first."""
         like = fingerprint(self.worker)
         with self._lock:
-            return self._server is not None and self._server.is_open and self._like == like
+            return self._ready(like) is not None
+
+    def _ready(self, like: object) -> ForkServer | None:
+        server = self._server
+        return server if server is not None and server.is_open and self._like == like else None
 
     def renew(self) -> None:
         """Read the template again if it is not ready. Raises as when this was made."""
@@ -160,8 +162,8 @@ class SharedTemplate(Closing):
         with self._lock:
             if self._closed:
                 raise ValueError("the SharedTemplate is closed")
-            if self._server is not None and self._server.is_open and self._like == like:
-                return self._server
+            if (ready := self._ready(like)) is not None:
+                return ready
             self._end()
             try:
                 self._server = start_fork_server(

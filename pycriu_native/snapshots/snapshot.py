@@ -27,13 +27,12 @@ from .place import Place
 from .process import Process, reap_unowned
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
-from .saving import Saving, copy_problems
+from .saving import Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
 from .zygote import Zygote, zygote_problems
 
-StrPath = str | os.PathLike[str]
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
 
 COUNTER = "starts"

@@ -12,8 +12,8 @@ from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import Thread
 from .._transport.base import Via
-from .._transport.bond import Bond
 from .._transport.connection import Connection
+from .._transport.lifetime_sockets import LifetimeSockets
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from .._transport.worker import Worker, worker_of
 from ..errors import CriuError, Problem
@@ -51,7 +51,7 @@ class StartWorker(Closing):
         self.cgroup = cgroup
         self.namespaces = namespaces
         self._cancelled, self._cancel = os.pipe()
-        self._bond = Bond()
+        self._lifetime_sockets = LifetimeSockets()
         self._guards: list[tuple[Any, int]] = []
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class StartWorker(Closing):
             thread.join()
             os.close(pidfd)
         os.close(self._cancelled)
-        self._bond.close()
+        self._lifetime_sockets.close()
 
     @property
     def worker(self) -> Worker | None:
@@ -91,7 +91,7 @@ class StartWorker(Closing):
     ) -> Connection:
         """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
         if isinstance(self.via, Worker | SharedTemplate):
-            spawn_options = replace(spawn_options, lifetime_sockets=self._bond.ends)
+            spawn_options = replace(spawn_options, lifetime_sockets=self._lifetime_sockets.ends)
         connection = self.via.connect(keep, spawn_options)
         try:
             if self.cgroup is not None:

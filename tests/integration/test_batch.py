@@ -327,7 +327,7 @@ def test_waiting_for_a_turn_costs_no_time(
             pass
 
     class CallRunner:
-        """The keeper of this thread's calls."""
+        """The runner of this thread's calls."""
 
         def run_to_end(self, call: call_module.Call) -> Any:
             return call.run_here(Turn())
@@ -338,6 +338,6 @@ def test_waiting_for_a_turn_costs_no_time(
     monkeypatch.setattr(time, "monotonic", lambda: monotonic() + later)
     opts = CriuOpts(images_directory=tmp_path / "a", leave_running=True)
     context = contextvars.copy_context()
-    context.run(call_module.KEEPER.set, CallRunner())
+    context.run(call_module.CALL_RUNNER.set, CallRunner())
     done = context.run(lambda: dump(target.pid, opts, deadline=600))
     assert done.duration < 600

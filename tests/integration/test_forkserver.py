@@ -260,11 +260,11 @@ def test_a_batch_whose_jobs_are_elsewhere() -> None:
 
 def _worker_place(place: Any) -> str:
     """Where the worker of a call that this thread makes would be."""
-    from pycriu_native._calls.call import KEEPER
+    from pycriu_native._calls.call import CALL_RUNNER
 
-    keeper = KEEPER.get()
-    assert isinstance(keeper, ForkServerCache)
-    line = keeper.connect(Worker(), (), SAVING)
+    runner = CALL_RUNNER.get()
+    assert isinstance(runner, ForkServerCache)
+    line = runner.connect(Worker(), (), SAVING)
     try:
         return str(place(line.pid))
     finally:

@@ -18,6 +18,7 @@ from pycriu_native.jobs import BUSY, INTERRUPTED, State
 from pycriu_native.jobs.remote_checkpoints import commits
 from pycriu_native.jobs.storage import Storage
 
+from ..s3_server import s3_server
 from .support.job_hosts import HostedJob, commands, stopped
 from .support.jobs import check_exact, nothing_runs
 from .support.processes import is_alive
@@ -44,22 +45,13 @@ def hosts(tmp_path: Path) -> Iterator[Callable[..., HostedJob]]:
 
 
 @pytest.fixture(params=["directory", "s3"])
-def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def storage(request: pytest.FixtureRequest) -> Iterator[str]:
     """A URL; empty for a directory."""
     if request.param == "directory":
         yield ""
         return
-    server = pytest.importorskip("moto.server", reason="S3 needs moto[s3] and flask-cors")
-    pytest.importorskip("s3fs", reason="S3 needs s3fs")
-    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    host, port = served.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    yield "s3://jobs/job1"
-    served.stop()
+    with s3_server() as bucket:
+        yield f"{bucket}/job1"
 
 
 @contextmanager
@@ -136,7 +128,7 @@ def test_interrupted(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     check_exact(there, tmp_path / "reference")
 
 
-@pytest.mark.parametrize("which", ["all but the command", "all", "keeper"])
+@pytest.mark.parametrize("which", ["all but the command", "all", "lease holder"])
 def test_stopped_past_its_lease(
     hosts: Callable[..., HostedJob], tmp_path: Path, which: str
 ) -> None:
@@ -151,7 +143,7 @@ def test_stopped_past_its_lease(
         (command,) = commands(here.place)
         ours = {
             "all": processes,
-            "keeper": processes[1:2],
+            "lease holder": processes[1:2],
             "all but the command": [pid for pid in processes if pid != command],
         }[which]
         with stopped(ours):

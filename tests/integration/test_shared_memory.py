@@ -19,7 +19,7 @@ import pytest
 
 from pycriu_native import CriuError, ImagesError, OptionError, ProgramError, Worker, WorkerPool
 from pycriu_native._support.frozen_dataclass import replace
-from pycriu_native._transport.bond import Bond
+from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.program import find_program
 from pycriu_native._transport.spawn import RESTORING
 from pycriu_native.images import decode, encode
@@ -354,9 +354,9 @@ def test_a_worker_ends_with_its_caller(
 ) -> None:
     """With the sockets that it is bound to: CRIU can wait for ever for a copy that was killed."""
     via = shared(python)
-    with Bond() as bond:
-        connection = via.connect((), replace(RESTORING, lifetime_sockets=bond.ends))
-        bond.close()
+    with LifetimeSockets() as sockets:
+        connection = via.connect((), replace(RESTORING, lifetime_sockets=sockets.ends))
+        sockets.close()
         assert connection.has_ended(PATIENCE)
         connection.wait()
         assert connection.status == -signal.SIGKILL

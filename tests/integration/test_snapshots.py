@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, CriuOpts, DeadlineError, ImagesError, OptionError, WorkerPool
-from pycriu_native.snapshots import Process, Snapshot, list_snapshots
+from pycriu_native.snapshots import Process, Snapshot, Zygote, list_snapshots
 
 from .conftest import Spawn
 from .support import cgroups
@@ -182,27 +182,37 @@ def test_a_copy_is_not_saved_again(snapshot: Snapshot) -> None:
 # ---- its streams ----
 
 
-def test_files_and_null(snapshot: Snapshot, tmp_path: Path) -> None:
-    """A stream may be a file, /dev/null or the other output."""
+def check_files(copies: Snapshot | Zygote, tmp_path: Path) -> None:
+    """A stream may be a file, or the other output."""
     (tmp_path / "in").write_text(json.dumps(["errors", "said"]) + "\n")
     with (
         open(tmp_path / "in") as given,
         open(tmp_path / "out", "w") as out,
-        snapshot.start(stdin=given, stdout=out, stderr=STDOUT) as process,
+        copies.start(stdin=given, stdout=out, stderr=STDOUT) as process,
     ):
         assert process.wait(PATIENCE) == 0
     assert (tmp_path / "out").read_text() == f"said\n[{process.number}, null]\n"
+
+
+def check_socket(copies: Snapshot | Zygote) -> None:
+    """A stream may be a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, copies.start(stdin=theirs, stdout=theirs.fileno()) as process:
+        theirs.close()
+        ours.sendall(b'["exit", 5]\n')
+        assert process.wait(PATIENCE) == 5
+
+
+def test_files_and_null(snapshot: Snapshot, tmp_path: Path) -> None:
+    """Also /dev/null."""
+    check_files(snapshot, tmp_path)
     with snapshot.start(stdin=DEVNULL, stdout=PIPE) as process:
         assert process.communicate(timeout=PATIENCE) == (b"", None)
 
 
 def test_a_socket(snapshot: Snapshot) -> None:
-    """A stream may be a socket."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs, snapshot.start(stdin=theirs, stdout=theirs.fileno()) as process:
-        theirs.close()
-        ours.sendall(b'["exit", 5]\n')
-        assert process.wait(PATIENCE) == 5
+    """In the place of a pipe."""
+    check_socket(snapshot)
 
 
 def test_the_streams_of_this_process(snapshot: Snapshot, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,13 +8,12 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from pycriu_native.snapshots import Process, Snapshot, Zygote
 
 from .support import cgroups
 from .support.processes import PATIENCE, children, eventually, state
-from .test_snapshots import COMMAND, ENVIRONMENT, SHELL, ask, identity
+from .test_snapshots import COMMAND, ENVIRONMENT, SHELL, ask, check_files, check_socket, identity
 from .test_snapshots_kills import settled
 
 
@@ -114,20 +113,9 @@ def test_a_second_wait_ends_a_copy(zygote: Zygote) -> None:
 
 
 def test_streams(zygote: Zygote, tmp_path: Path) -> None:
-    """Files, /dev/null, the other output, a socket."""
-    (tmp_path / "in").write_text(json.dumps(["errors", "said"]) + "\n")
-    with (
-        open(tmp_path / "in") as given,
-        open(tmp_path / "out", "w") as out,
-        zygote.start(stdin=given, stdout=out, stderr=STDOUT) as process,
-    ):
-        assert process.wait(PATIENCE) == 0
-    assert (tmp_path / "out").read_text() == f"said\n[{process.number}, null]\n"
-    ours, theirs = socket.socketpair()
-    with ours, theirs, zygote.start(stdin=theirs, stdout=theirs.fileno()) as process:
-        theirs.close()
-        ours.sendall(b'["exit", 5]\n')
-        assert process.wait(PATIENCE) == 5
+    """Files, the other output, a socket."""
+    check_files(zygote, tmp_path)
+    check_socket(zygote)
     with pytest.raises(OptionError, match="a sequence of str") as caught:
         zygote.start("text", stdin=-7, cwd="relative")
     assert len(caught.value.problems) == 3

@@ -24,6 +24,8 @@ from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
 from pycriu_native.jobs.storage import Storage
 from pycriu_native.jobs.uploads import Uploads
 
+from ..s3_server import s3_server
+
 pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
 
 LENGTH = 60.0
@@ -111,18 +113,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket of moto's server."""
-    server = pytest.importorskip("moto.server", reason="S3 needs moto[s3] and flask-cors")
-    pytest.importorskip("s3fs", reason="S3 needs s3fs")
-    served = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    served.start()
-    host, port = served.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patched.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        yield "s3://jobs"
-    served.stop()
+    with s3_server() as url:
+        yield url
 
 
 def _directory(path: Path) -> JobDirectory:
@@ -525,7 +517,7 @@ def test_uploads_behind(clock: Clock, tmp_path: Path, monkeypatch: pytest.Monkey
         lease,
         here,
         spec,
-        tell=lambda event, message, **more: told.append(event),
+        report=lambda event, message, **more: told.append(event),
         lost=told.append,
     )
     storage.fails = lambda name, written: name.startswith("checkpoints") and len(told) < 7
@@ -548,7 +540,7 @@ def test_uploads_that_never_succeed(clock: Clock, tmp_path: Path) -> None:
         lease,
         here,
         {"compress": "gzip", "encrypt_to": [], "keep": 2},
-        tell=lambda event, message, **more: told.append(event),
+        report=lambda event, message, **more: told.append(event),
         lost=told.append,
     )
     _taken(here, 1)

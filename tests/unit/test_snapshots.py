@@ -15,7 +15,7 @@ from pycriu_native import CriuOpts, OptionError, Verb, Version, Worker
 from pycriu_native._calls.request import Request
 from pycriu_native._system import memory_room
 from pycriu_native._system.process_snapshot import Tree
-from pycriu_native._transport.bond import Bond
+from pycriu_native._transport.lifetime_sockets import LifetimeSockets
 from pycriu_native._transport.spawn import SpawnOptions, spawn
 from pycriu_native.snapshots import Host, MappedFile, Record, host_check
 from pycriu_native.snapshots.streams import check
@@ -156,20 +156,20 @@ def test_a_worker_that_is_bound() -> None:
     """It and the processes that it forks are killed when the other ends are closed."""
     for _ in range(50):  # the second process is forked meanwhile
         reader, writer = os.pipe()
-        bond = Bond()
+        sockets = LifetimeSockets()
         pid, pidfd = spawn(
             ["/bin/sh", "-c", "sleep 1000 & echo; sleep 1000"],
             env={},
             stdin=-1,
             output=writer,
             keep=[],
-            spawn_options=SpawnOptions(lifetime_sockets=bond.ends),
+            spawn_options=SpawnOptions(lifetime_sockets=sockets.ends),
         )
         os.close(writer)
         try:
             assert os.read(reader, 1) == b"\n"
             assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-            bond.close()
+            sockets.close()
             assert os.waitpid(pid, 0) == (pid, signal.SIGKILL)
             assert os.read(reader, 1) == b""  # no process holds the other end
         finally:

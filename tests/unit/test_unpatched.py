@@ -19,7 +19,7 @@ REPLACED = {
 OWN_PROGRAMS = (
     "_support/unpatched.py",
     "cli/run.py",
-    "jobs/keeper.py",
+    "jobs/lease_holder.py",
     "jobs/uploads.py",
     "migration/watchdog_process.py",
 )

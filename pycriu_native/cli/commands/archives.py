@@ -12,7 +12,7 @@ import click
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
 from .. import command, streams
-from ..command import Call, Command
+from ..command import Call, Command, compress_option, encrypt_to_option, identity_option
 from ..exit_codes import Exit
 from ..text import safe, size
 
@@ -111,19 +111,8 @@ COMMANDS = {
         params=[
             click.Argument(["directory"], type=click.Path(file_okay=False)),
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            click.Option(
-                ["--compress"],
-                type=click.Choice(["gzip", "zstd", "none"]),
-                default="gzip",
-                show_default=True,
-                help="zstd is faster and smaller than gzip, none fastest.",
-            ),
-            click.Option(
-                ["--encrypt-to"],
-                multiple=True,
-                metavar="RECIPIENT",
-                help="age recipient or ssh public key that can read it; may be repeated.",
-            ),
+            compress_option("zstd is faster and smaller than gzip, none fastest."),
+            encrypt_to_option("it"),
             _INSIDE,
         ],
     ),
@@ -141,13 +130,7 @@ COMMANDS = {
         params=[
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
             click.Argument(["directory"], type=click.Path(file_okay=False)),
-            click.Option(
-                ["-i", "--identity"],
-                multiple=True,
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
-                help="File of age identities, or an ssh private key; may be repeated.",
-            ),
+            identity_option(),
             click.Option(
                 ["--limit"],
                 type=click.IntRange(min=0),

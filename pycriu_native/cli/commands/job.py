@@ -19,7 +19,7 @@ from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import JobDirectory
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
-from ..command import Call, Command
+from ..command import Call, Command, compress_option, encrypt_to_option, identity_option
 from ..exit_codes import Exit
 from ..text import columns, safe, size
 from .archives import keys_of
@@ -369,27 +369,9 @@ COMMANDS = {
                 metavar="DURATION",
                 help="How long a host of which the storage sees nothing keeps the job.",
             ),
-            click.Option(
-                ["--compress"],
-                type=click.Choice(["gzip", "zstd", "none"]),
-                default="gzip",
-                show_default=True,
-                help="How uploads are compressed.",
-            ),
-            click.Option(
-                ["--encrypt-to"],
-                multiple=True,
-                metavar="RECIPIENT",
-                help="age recipient or ssh public key that can read the uploads; may be repeated.",
-            ),
-            click.Option(
-                ["-i", "--identity"],
-                multiple=True,
-                type=click.Path(dir_okay=False),
-                metavar="FILE",
-                help="File of age identities, or an ssh private key, for uploads that are "
-                "encrypted; may be repeated.",
-            ),
+            compress_option("How uploads are compressed."),
+            encrypt_to_option("the uploads"),
+            identity_option(", for uploads that are encrypted"),
         ],
     ),
 }

@@ -29,7 +29,7 @@ def doctor(via: Via | None = None) -> Doctor:
     Raises nothing that depends on the machine: a missing CRIU is a finding. Needs CRIU 3.17 for
     what CRIU answers.
     """
-    from . import features, program, rights, system  # an import of the name does without
+    from . import features, program, rights, system  # loaded at the first call
 
     via = via or Worker()
     findings = list(program.look(via)) if _takes_requests(via) else []

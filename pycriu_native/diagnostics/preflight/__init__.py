@@ -51,6 +51,6 @@ def preflight(
     options that no dump accepts; everything else is a finding. Runs CRIU for its release and its
     check, once for each program. Needs root or CAP_SYS_PTRACE to see processes of others.
     """
-    from .looks import look_at  # an import of the name does without
+    from .looks import look_at  # loaded at the first call
 
     return look_at(pid, opts or CriuOpts(), include_caller=include_caller, via=via, files=files)
