@@ -165,7 +165,7 @@ def show_address(words: Sequence[int]) -> list[str] | list[int]:
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     if len(words) not in (1, 4):
         return list(words)
-    import ipaddress  # an inspection does without
+    import ipaddress  # loaded when an address is read or shown
 
     address = ipaddress.IPv4Address(packed) if len(words) == 1 else ipaddress.IPv6Address(packed)
     return [address.compressed]
@@ -173,7 +173,7 @@ def show_address(words: Sequence[int]) -> list[str] | list[int]:
 
 def read_address(text: str) -> list[int]:
     """The inverse."""
-    import ipaddress  # an inspection does without
+    import ipaddress  # loaded when an address is read or shown
 
     packed = ipaddress.ip_address(text).packed
     return [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
