@@ -128,9 +128,9 @@ demo: $(VENV)/.installed ## dump and restore a live process, step by step (two m
 	as_root $(VENV)/bin/python examples/demo.py
 
 .PHONY: test
-test: test-tools test-libraries build ## the tests (20 minutes); what this machine cannot do is skipped, and listed
+test: test-tools test-libraries build ## the tests (half an hour); what this machine cannot do is skipped, and listed
 	@$(AS_ROOT)
-	echo "running the tests: about 20 minutes on two processors"
+	echo "running the tests: about half an hour on two processors"
 	as_root $(VENV)/bin/python -m pytest $(ARGS)
 
 .PHONY: test-unit
