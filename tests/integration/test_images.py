@@ -65,7 +65,9 @@ def test_the_process_tree(zoo: Zoo, found: ImageSet, root: Process) -> None:
     assert list(root.command or ()) == zoo.facts["cmdline"]
     assert "PATH=" in " ".join(root.environment or ())
     assert (root.name, root.umask) == ("menagerie", 0o027)
-    assert [each.name for each in root.threads] == ["menagerie"] * 4
+    by_tid = sorted(root.threads, key=lambda each: each.tid)
+    assert [each.name for each in by_tid] == zoo.facts["threads"]
+    assert len(by_tid) == 4
     assert root.threads[0].tid == zoo.pid
     assert found.process(zoo.facts["stopped"]).state == "stopped"
     zombie = found.process(zoo.facts["zombie"])
@@ -166,6 +168,7 @@ def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
     ]
     theirs = zoo.facts["maps"]
     assert set(ours) <= set(theirs)
+    assert {tuple(each) for each in zoo.facts["guards"]} <= set(root.guard_regions)
     assert len(ours) > len(theirs) - 6
     kinds = root.memory_by_kind
     assert {"file", "anonymous", "shared", "shared file", "heap", "stack", "vdso"} <= kinds.keys()
