@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from .._native.ffi import ffi, memory, native
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
 from .page_size import HOST_PAGE, page_size
@@ -289,7 +290,7 @@ class ImageFiles:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def kind_at(begin: bytes) -> str | None:
