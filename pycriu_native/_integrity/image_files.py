@@ -158,8 +158,6 @@ class PageMap:
     """Bytes of memory that a parent has."""
     lazy: int
     """Bytes of memory that a lazy dump did not write."""
-    empty: bool
-    """Whether it has no entry."""
 
 
 class ImageFiles:
@@ -213,7 +211,7 @@ class ImageFiles:
         if not rows:
             raise short(name)
         _, in_parent, lazy = runs.totals
-        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy, not runs.count)
+        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy)
 
     def runs(self, name: str) -> Runs:
         """The runs of a page map that ``page_map`` takes."""

@@ -130,7 +130,9 @@ MENAGERIE = """
     serve(
         facts=lambda: dict(
             secret=secret_at, child=child, stopped=stopped, zombie=zombie,
-            tree=descendants(os.getpid()),
+            tree=descendants(os.getpid()), threads=[
+                open(f"/proc/self/task/{task}/comm").read().strip()
+                for task in sorted(os.listdir("/proc/self/task"), key=int)],
             server=server.getsockname()[1], client=client.getsockname()[1], cmdline=open(
                 "/proc/self/cmdline", "rb").read().decode().split("\\0")[:-1],
             fds={name: one if isinstance(one, int) else one.fileno() for name, one in dict(
