@@ -8,6 +8,7 @@ import select
 
 from ._support import unpatched
 from ._support.frozen_dataclass import dataclass, field
+from ._support.unpatched import close
 
 __all__ = [
     "CheckResult",
@@ -146,7 +147,7 @@ class RestoreResult:
         except ChildProcessError:
             return None
         finally:
-            os.close(pidfd)
+            close(pidfd)
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 

@@ -15,6 +15,7 @@ from .._checks.criu_files import ALLOW_UNTRUSTED
 from .._integrity.dump_marker import holds_dump
 from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
+from .._support.unpatched import close
 from .._system import trusted_path
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
 from .._system.cgroups import frozen_cgroup, is_in_cgroup
@@ -167,7 +168,7 @@ def by_trust(request: Request) -> Iterator[Problem]:
             if isinstance(directory, str):
                 if trusted_path.is_plain(directory):
                     continue
-                os.close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
+                close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
             elif directory is not None:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from .._integrity.dump_marker import DEEPEST, unfinished
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
+from .._support.sockets import of_another
 from .._system.host import lack_of
 from .._system.process import status_of
 from .._system.process_identity import is_pid
@@ -241,7 +242,7 @@ def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 def _peer(fd: int) -> str | None:
     """The other end of a connection, where that is an address of the network's."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
+        with of_another(os.dup(fd)) as connection:
             name = connection.getpeername()
     except OSError:
         return None

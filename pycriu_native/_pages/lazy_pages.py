@@ -25,6 +25,7 @@ from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 from .._transport.worker import Worker
 from ..enums import Verb
@@ -70,7 +71,7 @@ class LazyPages(Closing):
             assert directories.log is not None
             mark = LogMark.take(directories.log, log_name(request))
             ready, message = os.pipe2(os.O_CLOEXEC)
-            owned.callback(os.close, ready)
+            owned.callback(close, ready)
             message = above_stdio(message)
             with open(message, "wb"):
                 self._process = start(request, directories, status_fd=message)

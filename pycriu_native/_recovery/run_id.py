@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+from .._support.unpatched import close
 from .._system.process import read_small
 
 UUID_LENGTH = 36
@@ -47,7 +48,7 @@ def run_id(pid: int) -> str | None:
             if result is None and _names_its_table(pid):
                 _warn(program, "its memory does not contain it twice")
         finally:
-            os.close(memory)
+            close(memory)
     except OSError as error:
         _warn(f"CRIU with pid {pid}", str(error))
         return None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
+from .._support.unpatched import close
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def has_guard_pages(mapping: Mapping) -> bool:
     try:
         entries = array("Q", os.pread(file, count * 8, first * 8))
     finally:
-        os.close(file)
+        close(file)
     return any(entry & _GUARD for entry in entries)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import escaped, read_lines, read_text
+from .._support.unpatched import close
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,4 +119,4 @@ def read_small(path: str, *, once: bool = False) -> bytes:
                 break
         return text
     finally:
-        os.close(fd)
+        close(fd)

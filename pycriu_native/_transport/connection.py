@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 
 from .._support.lazy import socket
+from .._support.sockets import blocking, pair
 from .._system.descriptors import above_stdio
 
 SEND_BUFFER = 64 * 2**20
@@ -36,23 +37,21 @@ def widen(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """A connected pair of sockets of the type that CRIU uses, on numbers above 2."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """A connected pair of sockets, on numbers above 2; by default of the type that CRIU uses."""
+    ours, theirs = pair(socket.SOCK_SEQPACKET if kind is None else kind)
     with contextlib.ExitStack() as undo:
         undo.enter_context(ours)
         undo.enter_context(theirs)
-        pair = _above_stdio(ours), _above_stdio(theirs)
+        result = _above_stdio(ours), _above_stdio(theirs)
         undo.pop_all()
-        return pair
+        return result
 
 
 def _above_stdio(sock: socket.socket) -> socket.socket:
-    if sock.fileno() > 2 and type(sock) is socket.socket:
+    if sock.fileno() > 2:
         return sock
-    sock = socket.socket(fileno=above_stdio(sock.detach()))
-    sock.setblocking(True)  # sockets of gevent and eventlet are non-blocking
-    return sock
+    return blocking(socket.socket(fileno=above_stdio(sock.detach())))
 
 
 class Connection:
@@ -68,7 +67,7 @@ class Connection:
     """A pidfd of that process; -1: there is none, or the process is not owned any more."""
 
     def __init__(self, sock: socket.socket, *, program: str) -> None:
-        self.sock = sock
+        self.sock = blocking(sock)
         self.program = program
         """The process's name in messages."""
         self.status: int | None = None

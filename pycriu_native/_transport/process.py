@@ -7,7 +7,7 @@ import os
 import select
 
 from .._support.lazy import signal
-from .._support.unpatched import poll
+from .._support.unpatched import close, poll
 
 LARGEST_STDERR = 256 * 1024
 """Bytes of a process's standard error that are kept."""
@@ -87,10 +87,10 @@ class ChildProcess:
         if self.closed:
             return
         self.final_stderr = self.stderr_text()
-        os.close(self._stderr)
+        close(self._stderr)
         self._stderr = -1
         if self.pidfd >= 0:
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
 
     def _collect(self) -> None:

@@ -9,6 +9,7 @@ from .._native.ffi import ffi, native
 from .._support.frozen_dataclass import dataclass, field
 from .._support.lazy import socket
 from .._support.light_typing import Any, ClassVar
+from .._support.unpatched import close
 from ..errors import Problem
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection
@@ -154,7 +155,7 @@ def start_worker(
         )
         if not spawn_options.detached:
             return pid, pidfd
-        os.close(pidfd)
+        close(pidfd)
         return pid, -1
 
     return connect_worker(program, start)
@@ -172,10 +173,10 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
     try:
         pid, pidfd = start(channel)
     except BaseException:
-        os.close(channel.local)
-        os.close(channel.output)
+        close(channel.local)
+        close(channel.output)
         raise
     finally:
-        os.close(channel.remote)
+        close(channel.remote)
     local = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel.local)
     return WorkerConnection(local, ChildProcess(pid, pidfd, channel.output), program)

@@ -15,6 +15,7 @@ from .._integrity import statistics as statistics_module
 from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
 from .._integrity.page_size import HOST_PAGE, page_size
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
@@ -180,7 +181,7 @@ class _Builder:
             ]
             self.pre_dump = is_pre_dump(files)
         finally:
-            os.close(fd)
+            close(fd)
         return list(dict.fromkeys(each.cause for each in result))
 
     # --- Single images --------------------------------------------------------------
@@ -308,7 +309,7 @@ class _Builder:
         try:
             return statistics_module.read_dump(fd), statistics_module.read_restore(fd)
         finally:
-            os.close(fd)
+            close(fd)
 
     # --- Processes ------------------------------------------------------------------
 

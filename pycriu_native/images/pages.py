@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
+from .._support.unpatched import close
 from ..errors import ImagesError
 from .reader import ImageFile, damaged, expect, open_file
 
@@ -114,7 +115,7 @@ class Layers:
                     yield first, None, last - first
         finally:
             if fd >= 0:
-                os.close(fd)
+                close(fd)
 
     def _of_parent(
         self, start: int, end: int, depth: int

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.kernel_text import read_text
-from .._support.unpatched import sleep
+from .._support.unpatched import close, sleep
 from .._system.process import stat_of
 from ..errors import ImagesError
 
@@ -171,7 +171,7 @@ class JobDirectory:
             except BlockingIOError:
                 pass
             if time.monotonic() >= until:
-                os.close(fd)
+                close(fd)
                 return None
             sleep(0.05)
 
@@ -179,7 +179,7 @@ class JobDirectory:
         """Wait until no supervisor runs, but no longer."""
         fd = self.lock(seconds)
         if fd is not None:
-            os.close(fd)
+            close(fd)
 
     def is_busy(self) -> bool:
         """Whether a supervisor runs, or processes of one are ending."""
@@ -201,7 +201,7 @@ class JobDirectory:
             except BlockingIOError:
                 return True
             finally:
-                os.close(fd)
+                close(fd)
         return False
 
     # ---- what is known ----
@@ -290,7 +290,7 @@ class JobDirectory:
         try:
             os.write(fd, line.encode())
         finally:
-            os.close(fd)
+            close(fd)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events, the oldest first; a line that was cut off is left out."""
@@ -364,7 +364,7 @@ def sync(directory: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def metrics(directory: JobDirectory, status: JobStatus) -> str:

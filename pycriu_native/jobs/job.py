@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._rollback.option import Rollback
-from .._support.unpatched import sleep
+from .._support.unpatched import close, sleep
 from ..archive.codecs import Compression
 from ..errors import CriuError, ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
@@ -168,7 +168,7 @@ class Job:
                 message = directory.storage_message()
                 return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         finally:
-            os.close(lock)
+            close(lock)
         directory.wait_until_free(UNTIL_FREE)
         status = directory.status()
         if code == FAILED:
@@ -215,12 +215,12 @@ class Job:
             spec = {**self._spec(), "lock": lock, "alive": alive}
             process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
         finally:
-            os.close(alive)
+            close(alive)
         try:
             with passed_on(process):
                 return process.wait()
         finally:
-            os.close(ours)
+            close(ours)
             process.wait()
 
     def _spec(self) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def read_spec() -> dict[str, Any]:
     spec: dict[str, Any] = json.load(sys.stdin.buffer)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.close(nothing)
+    close(nothing)
     return spec
 
 

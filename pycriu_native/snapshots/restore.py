@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,9 @@ from typing import Any
 
 from .._calls.verbs import restore_child
 from .._native.ffi import native
+from .._support import sockets
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._transport.base import Via
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
@@ -60,7 +61,7 @@ class RestoredChild(PidfdChild):
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
         return self.pidfd < 0
 
@@ -79,7 +80,7 @@ def start_copy(
         streams = Streams.made(given.streams, kept, passed)
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
-            ours, theirs = socket.socketpair()
+            ours, theirs = sockets.pair()
             # What it has sent can be read when it is closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
@@ -116,7 +117,7 @@ def restore_root(
             Namespaces(network=where.place.network is True, hostname=where.place.hostname)
         )
         inherited[PID_NAMESPACE] = namespaces.open("pid")
-        passed.callback(os.close, inherited[PID_NAMESPACE])
+        passed.callback(close, inherited[PID_NAMESPACE])
         opts = replace(
             where.opts,
             images_directory=where.images,
@@ -144,7 +145,7 @@ def work_directory() -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
         return
     # Before Linux 5.2, or without the right to mount.
     with tempfile.TemporaryDirectory(prefix="pycriu-native-start-") as scratch:
@@ -152,7 +153,7 @@ def work_directory() -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def reached_by_worker(via: Via) -> Problem | None:

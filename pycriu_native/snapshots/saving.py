@@ -17,6 +17,7 @@ from .. import guest
 from .._calls.verbs import dump
 from .._integrity.dump_record import record_size
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
 from .._transport.base import Via
@@ -203,4 +204,4 @@ def _accept_any_file(directory: Path, external: set[str]) -> None:
     try:
         record_size(fd, path.name)
     finally:
-        os.close(fd)
+        close(fd)

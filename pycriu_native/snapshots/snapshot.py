@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import guest
 from .._support.closing import Closing
+from .._support.unpatched import close
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, Problem
@@ -326,7 +327,7 @@ class Snapshot(Closing):
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
@@ -397,4 +398,4 @@ def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
             raise CriuError(f"the snapshot {directory} is in use: {what}") from None
         yield
     finally:
-        os.close(fd)
+        close(fd)

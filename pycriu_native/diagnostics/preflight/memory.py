@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from ..._support.unpatched import close
 from ..._system.mappings import Mapping, has_guard_pages
 from ..._system.process_snapshot import Process
 from ...findings import Finding
@@ -107,7 +108,7 @@ def _cannot_be_opened(mapping: Mapping) -> bool:
     if name.startswith(WITHOUT_FILE):
         return False
     try:
-        os.close(os.open(mapping.link, os.O_PATH | os.O_CLOEXEC))
+        close(os.open(mapping.link, os.O_PATH | os.O_CLOEXEC))
     except PermissionError:
         return True
     except OSError:
