@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from .._checks import criu_files, option_rules
 from .._checks.criu_files import ALLOW_UNTRUSTED
+from .._checks.work_directory import from_work_directory
 from .._integrity.dump_marker import holds_dump
 from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import Any, cast
@@ -30,7 +31,7 @@ from ..options.table import MEMBER_SINCE, OLDEST, Row, release
 from ..options.values import descriptor_number
 from ..results import Features, Version
 from .call import Call
-from .request import Request
+from .request import Request, log_path
 
 _FEATURES_NEEDED = {
     "track_mem": "mem_track",
@@ -182,8 +183,24 @@ def by_trust(request: Request) -> Iterator[Problem]:
             f"images_directory; {ALLOW_UNTRUSTED}"
         )
         yield Problem("images_dir", request.opts.images_dir, rule)
+    yield from _log_by_trust(request.opts)
     yield from _parents_by_trust(request.opts)
     yield from criu_files.problems(request.opts, via)
+
+
+def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
+    """The directory of a log elsewhere: CRIU would follow a symbolic link of another user there."""
+    path = log_path(opts)
+    if path is None:
+        return
+    directory = os.path.dirname(from_work_directory(opts, path))
+    try:
+        os.close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
+    except trusted_path.UntrustedError as reason:
+        rule = f"{reason.strerror}, so others have a say in it; {ALLOW_UNTRUSTED}"
+        yield Problem("log_file", opts.log_file, rule)
+    except OSError:
+        return  # other checks say that it is missing
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:

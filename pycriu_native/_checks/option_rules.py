@@ -339,13 +339,18 @@ def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    if opts.log_file in (".", ".."):
-        yield Problem("log_file", opts.log_file, "a file's name is accepted")
+    if opts.log_file is None:
+        return
+    directory, name = os.path.split(opts.log_file)
+    if name in ("", ".", ".."):
+        yield Problem("log_file", opts.log_file, "the name or path of a file is accepted")
     elif opts.log_file == "-":
         rule = "a file's name is accepted; CRIU takes this for its standard output"
         yield Problem("log_file", opts.log_file, rule)
-    elif opts.log_file is not None and len(os.fsencode(opts.log_file)) > 255:
-        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted")
+    elif len(os.fsencode(name)) > 255:
+        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted as a name")
+    elif directory and not os.path.isdir(from_work_directory(opts, directory)):
+        yield Problem("log_file", opts.log_file, "a path in an existing directory is accepted")
     yield from _together(opts, "log_to_stderr", "log_file", "CRIU logs to the file only")
 
 

@@ -134,6 +134,8 @@ class InetSocket(File):
     device: str | None = None
     """The network device that it is bound to."""
     namespace: int | None = None
+    shares_port: bool = False
+    """Whether it has SO_REUSEADDR or SO_REUSEPORT."""
 
     @property
     def label(self) -> str:
