@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
@@ -55,6 +56,7 @@ class Process(subprocess.Popen[AnyStr]):
         mode: TextMode,
         number: int,
         *,
+        snapshot: Path,
         unshared_reason: str | None = None,
         guest: GuestSocket | None = None,
     ) -> None:
@@ -63,6 +65,8 @@ class Process(subprocess.Popen[AnyStr]):
         self.pid = child.pid
         self.number = number
         """The number of the start."""
+        self.snapshot = snapshot
+        """The directory of the snapshot that it is a copy of."""
         self.unshared_reason = unshared_reason
         """Why it shares no memory with other copies of the snapshot; None: it does."""
         self.guest = guest

@@ -26,6 +26,7 @@ from ..options.criu_opts import CriuOpts
 from . import host_check
 from .copy_mounts import in_mounts_of
 from .guest_socket import GuestSocket
+from .parent_pages import share_with_parent
 from .parked import ParkedProgram
 from .process import Process
 from .record import Record
@@ -117,7 +118,7 @@ class Saving:
         assert copy.guest is not None
         forks = copy.guest.wait_until_parked(self.until) == guest.READY_TO_FORK
         ends = _ends_of_copy(copy.pid, copy.guest, forks=forks)
-        in_mounts_of(copy.pid, functools.partial(self._save, copy.pid, ends))
+        self._save(copy.pid, ends, copy)
         if self.leave_running:
             copy.guest.go_on()
         else:
@@ -128,7 +129,7 @@ class Saving:
         if owner is not None and not self.leave_running:
             owner.wait()
 
-    def _save(self, pid: int, ends: Ends) -> None:
+    def _save(self, pid: int, ends: Ends, copy: Process[Any] | None = None) -> None:
         seen = SeenProcess(pid)
         if seen.state in ("", "Z", "X"):
             raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
@@ -158,7 +159,8 @@ class Saving:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
-            dump(
+            save = functools.partial(
+                dump,
                 pid,
                 replace(
                     self.opts,
@@ -169,7 +171,13 @@ class Saving:
                 via=self.via,
                 deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
             )
+            if copy is None:
+                save()
+            else:
+                in_mounts_of(pid, save)
             _accept_any_file(self.directory, set(ends.external))
+            if copy is not None:
+                share_with_parent(self.directory, copy.snapshot)
             record.write(self.directory)
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)

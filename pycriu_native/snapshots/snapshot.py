@@ -22,6 +22,7 @@ from ..options.criu_opts import CriuOpts
 from . import host_check
 from .aio_process import Starting, starting
 from .copy_request import CopyRequest, environment_problems
+from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
 from .process import Process, reap_unowned
@@ -194,11 +195,12 @@ class Snapshot(Closing):
         wrong += self._sharing.problems(share_memory, chosen)
         if savable and self.record.guest_key is None:
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-        until = self._check(wrong, chosen, check, deadline, "start")
+        until = self._check(wrong, chosen, check, opts, deadline, "start")
         with _in_use(self.directory):
             chosen, reason = self._sharing.chosen(share_memory, chosen, until)
             images = self.directory if reason else self.directory / SHARED
             where = RestoreRequest(
+                snapshot=self.directory,
                 images=str(images),
                 place=place,
                 opts=opts or CriuOpts(),
@@ -241,21 +243,35 @@ class Snapshot(Closing):
         chosen = via or Worker()
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
-        until = self._check(wrong, chosen, check, deadline, "zygote")
+        until = self._check(wrong, chosen, check, opts, deadline, "zygote")
         images = str(
             self.directory / SHARED if isinstance(chosen, SharedTemplate) else self.directory
         )
         where = RestoreRequest(
-            images=images, place=place, opts=opts or CriuOpts(), via=chosen, deadline=deadline
+            snapshot=self.directory,
+            images=images,
+            place=place,
+            opts=opts or CriuOpts(),
+            via=chosen,
+            deadline=deadline,
         )
         with _in_use(self.directory):
             return Zygote(self.record, where, self._next_number, until)
 
     def _check(
-        self, wrong: list[Problem], via: Via, check: bool, deadline: float | None, verb: str
+        self,
+        wrong: list[Problem],
+        via: Via,
+        check: bool,
+        opts: CriuOpts | None,
+        deadline: float | None,
+        verb: str,
     ) -> float | None:
         """Refuse what is wrong. Returns the time of the deadline."""
         wrong += [each for each in (reached_by_worker(via),) if each]
+        if opts is not None and opts.auto_dedup:
+            rule = "it would remove the pages of the snapshot, and of those that share them"
+            wrong.append(Problem("opts", {"auto_dedup": True}, rule))
         refuse(wrong, verb)
         if check:
             refuse(self.problems(via=via), verb)
@@ -308,14 +324,29 @@ class Snapshot(Closing):
             os.unlink(self.directory / NAME)
             shutil.rmtree(self.directory)
 
-    def size(self) -> int:
-        """Bytes of the files in its directory; hard links to one file count once."""
-        sizes = {}
+    def size(self, *, parents: bool = True) -> int:
+        """Bytes of the files in its directory; hard links to one file count once.
+
+        ``parents``: with the memory that it shares with the snapshot that it is of a copy of, and
+        with the parents of that one. All of them together store it once.
+        """
+        return sum(size for size, _, ours in self._files() if ours or parents)
+
+    def removable_size(self) -> int:
+        """Bytes that :meth:`remove` frees: those of files that no other snapshot has."""
+        return sum(size for size, others, _ in self._files() if not others)
+
+    def _files(self) -> Iterator[tuple[int, bool, bool]]:
+        """Of each file: its bytes, whether it has names elsewhere, and none in the parents."""
+        found: dict[tuple[int, int], tuple[os.stat_result, list[bool]]] = {}
         for folder, _, names in os.walk(self.directory):
+            parts = os.path.relpath(folder, self.directory).split(os.sep)
             for name in names:
-                found = os.lstat(os.path.join(folder, name))
-                sizes[found.st_dev, found.st_ino] = found.st_size
-        return sum(sizes.values())
+                status = os.lstat(os.path.join(folder, name))
+                seen = found.setdefault((status.st_dev, status.st_ino), (status, []))[1]
+                seen.append(parts[0] != PARENT)
+        for status, ours in found.values():
+            yield status.st_size, status.st_nlink > len(ours), all(ours)
 
     def _next_number(self) -> int:
         """The next number, which no other start of this snapshot gets."""

@@ -105,7 +105,10 @@ def _list(call: Call, directory: str) -> int:
     found = list_snapshots(directory)
     body = {"directory": directory, "snapshots": [shape(each) for each in found]}
     rows = [
-        (os.path.basename(each.directory), f"{size(each.size())}  {_command(each.record)}")
+        (
+            os.path.basename(each.directory),
+            f"{size(each.size(parents=False))}  {_command(each.record)}",
+        )
         for each in found
     ]
     lines = columns(rows) or [f"no snapshot in {safe(directory)}"]
@@ -119,7 +122,7 @@ def _inspect(call: Call, directory: str) -> int:
     rows = [
         ("taken", f"{record.created} by CRIU {record.criu}"),
         ("processes", f"{record.processes}; the first has pid {record.pid} in each copy"),
-        ("size", size(snapshot.size())),
+        ("size", _sizes(snapshot)),
         ("guest", "arguments and environment can be given" if record.guest_key else "none"),
         ("machine", f"{record.host.architecture}, Linux {safe(record.host.kernel)}"),
         ("files", f"{len(record.files)} mapped"),
@@ -137,7 +140,7 @@ def _inspect(call: Call, directory: str) -> int:
 
 def _remove(call: Call, directory: str) -> int:
     snapshot = Snapshot(directory)
-    freed = snapshot.size()
+    freed = snapshot.removable_size()
     snapshot.remove()
     body = {"directory": str(snapshot.directory), "bytes": freed}
     return call.out.result(body, safe(f"removed {directory}: {size(freed)}"))
@@ -149,6 +152,7 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "directory": str(snapshot.directory),
         "bytes": snapshot.size(),
+        "own_bytes": snapshot.size(parents=False),
         "created": record.created,
         "command": list(record.command),
         "pid": record.pid,
@@ -163,11 +167,16 @@ def text(snapshot: Snapshot) -> str:
     record = snapshot.record
     rows = [
         ("processes", str(record.processes)),
-        ("size", size(snapshot.size())),
+        ("size", _sizes(snapshot)),
         ("start", safe(f"pycriu-native start {snapshot.directory}")),
     ]
     head = safe(f"saved {_command(record)} in {snapshot.directory}")
     return "\n".join([head, *columns(rows, indent=2)])
+
+
+def _sizes(snapshot: Snapshot) -> str:
+    total, own = snapshot.size(), snapshot.size(parents=False)
+    return size(total) + (f"; {size(own)} without what its parents store" if own < total else "")
 
 
 def _command(record: Record) -> str:
@@ -208,7 +217,8 @@ SNAPSHOTS = click.Group(
             "remove",
             title="snapshots remove",
             function=_remove,
-            help="Remove a snapshot and its directory. Copies that run go on.",
+            help="Remove a snapshot and its directory. Copies that run go on, and snapshots of "
+            "copies keep the memory that they share with it.",
             examples=["pycriu-native snapshots remove app.snapshot"],
             exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
             params=[_directory()],
