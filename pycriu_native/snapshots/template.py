@@ -300,7 +300,10 @@ class _Preparation:
         for start, end, at, offset in runs:
             needed[at.pages] = max(needed.get(at.pages, 0), offset + end - start)
         for path, size in needed.items():
-            found = os.path.getsize(path) if os.path.exists(path) else 0
+            try:
+                found = os.stat(path).st_size
+            except OSError as error:
+                raise ImagesError(f"{path} cannot be read: {error.strerror}") from None
             if found < size:
                 raise ImagesError(f"{path} is {size - found} bytes too short")
         return page_map, runs
