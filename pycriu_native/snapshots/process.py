@@ -17,6 +17,7 @@ from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import readable
 from .guest_socket import GuestSocket
+from .record import Record
 from .streams import ParentEnds, TextMode
 
 CHUNK = 65536
@@ -57,6 +58,7 @@ class Process(subprocess.Popen[AnyStr]):
         number: int,
         *,
         snapshot: Path,
+        record: Record,
         unshared_reason: str | None = None,
         guest: GuestSocket | None = None,
     ) -> None:
@@ -67,6 +69,8 @@ class Process(subprocess.Popen[AnyStr]):
         """The number of the start."""
         self.snapshot = snapshot
         """The directory of the snapshot that it is a copy of."""
+        self.record = record
+        """The record of that snapshot."""
         self.unshared_reason = unshared_reason
         """Why it shares no memory with other copies of the snapshot; None: it does."""
         self.guest = guest

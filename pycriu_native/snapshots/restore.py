@@ -100,6 +100,7 @@ def start_copy(
         given.mode,
         number,
         snapshot=where.snapshot,
+        record=record,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
     )

@@ -23,7 +23,7 @@ from .._transport.base import Via
 from ..errors import NoSuchProcessError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
-from . import host_check
+from . import host_check, processor_level
 from .copy_mounts import in_mounts_of
 from .guest_socket import GuestSocket
 from .parent_pages import share_with_parent
@@ -106,19 +106,22 @@ class Saving:
         env: Mapping[str, str] | None,
         cwd: StrPath | None,
         output: int,
+        processor: str,
     ) -> None:
+        if processor:
+            env = processor_level.environment(processor, env)
         with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
             program.wait_until_parked(self.until)
             keys = [f"socket:[{inode}]" for inode in program.inodes]
             external = [f"unix[{inode}]" for inode in program.inodes]
             ends = Ends(keys, external, guest_fd=program.guest_fd, forks=program.forks)
-            self._save(program.process.pid, ends)
+            self._save(program.process.pid, ends, processor=processor)
 
     def save_copy(self, copy: Process[Any]) -> None:
         assert copy.guest is not None
         forks = copy.guest.wait_until_parked(self.until) == guest.READY_TO_FORK
         ends = _ends_of_copy(copy.pid, copy.guest, forks=forks)
-        self._save(copy.pid, ends, copy)
+        self._save(copy.pid, ends, copy=copy, processor=copy.record.processor)
         if self.leave_running:
             copy.guest.go_on()
         else:
@@ -129,7 +132,14 @@ class Saving:
         if owner is not None and not self.leave_running:
             owner.wait()
 
-    def _save(self, pid: int, ends: Ends, copy: Process[Any] | None = None) -> None:
+    def _save(
+        self,
+        pid: int,
+        ends: Ends,
+        *,
+        copy: Process[Any] | None = None,
+        processor: str = "",
+    ) -> None:
         seen = SeenProcess(pid)
         if seen.state in ("", "Z", "X"):
             raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
@@ -150,10 +160,11 @@ class Saving:
             guest_fd=ends.guest_fd,
             stream_keys=(stdin, stdout, stderr),
             criu=str(host_check.criu_version(self.via)),
-            host=host_check.this_host(),
+            host=host_check.needed_host(processor),
             files=host_check.mapped_files(tree),
             threads=len(seen.threads),
             forks=ends.forks,
+            processor=processor,
         )
         created = not self.directory.exists()
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import guest
 from .._support.closing import Closing
+from .._system.processor import cpu_flags
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, Problem
@@ -26,6 +27,7 @@ from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
 from .process import Process, reap_unowned
+from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
 from .saving import Saving, StrPath, copy_problems
@@ -77,6 +79,7 @@ class Snapshot(Closing):
         output: int | None = None,
         without_guest: bool = False,
         leave_running: bool = False,
+        processor: str | None = None,
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
@@ -96,6 +99,9 @@ class Snapshot(Closing):
                 copy goes on where the process was, with its environment, arguments, working
                 directory and the same random numbers.
             leave_running: the program goes on after the snapshot (it is killed otherwise).
+            processor: "x86-64-v2" or "x86-64-v3": the command gets variables that restrict its
+                libraries to what each processor of that level has, and starts on all of them. None:
+                starts need all features of this processor.
             opts: more options for the dump, such as ``file_locks``.
             via: how CRIU is reached; None: a worker.
             deadline: seconds for the whole call.
@@ -107,7 +113,10 @@ class Snapshot(Closing):
             DeadlineError: the deadline passed.
         """
         base = opts or CriuOpts()
-        refuse(list(_take_problems(program, directory, env, cwd, without_guest, base)), "take")
+        refuse(
+            list(_take_problems(program, directory, env, cwd, without_guest, processor, base)),
+            "take",
+        )
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
         if isinstance(program, int):
@@ -118,7 +127,7 @@ class Snapshot(Closing):
             saving.save_process(program.pid, program)
         else:
             chosen = default_output() if output is None else output
-            saving.save_command(program, env, cwd, chosen)
+            saving.save_command(program, env, cwd, chosen, processor or "")
         return cls(directory)
 
     def start(
@@ -375,6 +384,7 @@ def _take_problems(
     env: object,
     cwd: StrPath | None,
     without_guest: bool,
+    processor: str | None,
     opts: CriuOpts,
 ) -> Iterator[Problem]:
     path = Path(directory)
@@ -396,7 +406,7 @@ def _take_problems(
                 "arguments and random numbers; without_guest=True accepts that"
             )
             yield Problem("program", program, rule)
-        for name, value in (("env", env), ("cwd", cwd)):
+        for name, value in (("env", env), ("cwd", cwd), ("processor", processor)):
             if value is not None:
                 yield Problem(name, value, "accepted with a command only")
     else:
@@ -408,6 +418,8 @@ def _take_problems(
             yield Problem("without_guest", without_guest, rule + "give its pid")
         if env is not None:
             yield from environment_problems("env", env)
+        if processor is not None:
+            yield from level_problems(processor, cpu_flags())
         if cwd is not None and not os.path.isdir(cwd):
             yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
 

@@ -169,6 +169,7 @@ class Zygote(Closing):
             given.mode,
             number,
             snapshot=self._snapshot,
+            record=self._record,
         )
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:

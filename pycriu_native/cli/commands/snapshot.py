@@ -11,6 +11,7 @@ import click
 
 from ...errors import OptionError, Problem
 from ...snapshots import Process, Record, Snapshot, list_snapshots
+from ...snapshots.processor_level import LEVELS
 from ..command import Call, Command, Interrupted
 from ..exit_codes import Exit
 from ..text import columns, safe, size
@@ -34,6 +35,7 @@ def _snapshot(
     pid: int | None,
     without_guest: bool,
     leave_running: bool,
+    processor: str | None,
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command behind '--' or --pid is accepted.")
@@ -42,6 +44,7 @@ def _snapshot(
         directory,
         without_guest=without_guest,
         leave_running=leave_running,
+        processor=processor,
         via=call.via,
         deadline=call.deadline,
     )
@@ -125,6 +128,7 @@ def _inspect(call: Call, directory: str) -> int:
         ("size", _sizes(snapshot)),
         ("guest", "arguments and environment can be given" if record.guest_key else "none"),
         ("machine", f"{record.host.architecture}, Linux {safe(record.host.kernel)}"),
+        ("processor", safe(record.processor or "all features of the one of the snapshot")),
         ("files", f"{len(record.files)} mapped"),
         *(("problem", safe(str(problem))) for problem in found),
     ]
@@ -157,6 +161,7 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
         "command": list(record.command),
         "pid": record.pid,
         "processes": record.processes,
+        "processor": record.processor or None,
         "guest": record.guest_key is not None,
         "criu": record.criu,
     }
@@ -252,6 +257,11 @@ COMMANDS = {
             ),
             click.Option(
                 ["--leave-running"], is_flag=True, help="Let the process run on with --pid."
+            ),
+            click.Option(
+                ["--processor"],
+                type=click.Choice(list(LEVELS)),
+                help="Restrict the command's libraries to what each processor of this level has.",
             ),
         ],
     ),
