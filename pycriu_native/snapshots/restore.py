@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .._calls.verbs import restore_child
@@ -37,6 +38,8 @@ PID_NAMESPACE = "pycriu-native-pid"
 class RestoreRequest:
     """The arguments of a start that say where and how a copy is restored."""
 
+    snapshot: Path
+    """Its directory."""
     images: str
     place: Place
     opts: CriuOpts
@@ -97,6 +100,8 @@ def start_copy(
         streams.parent,
         given.mode,
         number,
+        snapshot=where.snapshot,
+        record=record,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
     )

@@ -83,6 +83,7 @@ class Zygote(Closing):
     ) -> None:
         """By :meth:`.Snapshot.zygote`, which has the arguments and exceptions."""
         self._record = record
+        self._snapshot = where.snapshot
         self._next_number = next_number
         self._lock = Lock()
         self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
@@ -162,7 +163,15 @@ class Zygote(Closing):
             send_line(ours, given.line(number))
             self._copies.add(child)
             kept.pop_all()
-        return Process(given.command(self._record), child, streams.parent, given.mode, number)
+        return Process(
+            given.command(self._record),
+            child,
+            streams.parent,
+            given.mode,
+            number,
+            snapshot=self._snapshot,
+            record=self._record,
+        )
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
