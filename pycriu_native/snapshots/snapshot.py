@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import guest
+from .._calls.progress_state import OnProgress
 from .._support.closing import Closing
 from .._support.unpatched import close
 from .._system.processor import cpu_flags
@@ -35,6 +36,7 @@ from .saving import Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
+from .timings import Stopwatch
 from .zygote import Zygote, zygote_problems
 
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
@@ -84,6 +86,7 @@ class Snapshot(Closing):
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Snapshot:
         """Save a program into a new directory.
 
@@ -106,6 +109,8 @@ class Snapshot(Closing):
             opts: more options for the dump, such as ``file_locks``.
             via: how CRIU is reached; None: a worker.
             deadline: seconds for the whole call.
+            on_progress: a function that gets a ``Progress`` while the memory is saved, as that of
+                :func:`pycriu_native.dump`.
 
         Raises:
             OptionError: an argument that is not accepted; nothing was touched.
@@ -119,7 +124,9 @@ class Snapshot(Closing):
             "take",
         )
         until = None if deadline is None else time.monotonic() + deadline
-        saving = Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
+        saving = Saving(
+            Path(directory).absolute(), base, via or Worker(), until, leave_running, on_progress
+        )
         if isinstance(program, int):
             saving.save_process(program, None)
         elif isinstance(program, Process):
@@ -190,6 +197,7 @@ class Snapshot(Closing):
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing is left of the copy.
         """
+        watch = Stopwatch()
         reap_unowned()
         given = CopyRequest(
             args=args,
@@ -206,9 +214,11 @@ class Snapshot(Closing):
         if savable and self.record.guest_key is None:
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
         until = self._check(wrong, chosen, check, opts, deadline, "start")
+        watch.ends("check")
         with _in_use(self.directory):
             chosen, reason = self._sharing.chosen(share_memory, chosen, until)
             images = self.directory if reason else self.directory / SHARED
+            watch.ends("memory")
             where = RestoreRequest(
                 snapshot=self.directory,
                 images=str(images),
@@ -224,6 +234,7 @@ class Snapshot(Closing):
                 where,
                 unshared_reason=reason,
                 savable=savable,
+                watch=watch,
             )
 
     def zygote(
