@@ -7,11 +7,11 @@ import signal
 import time
 from collections.abc import Iterator
 
+from .._support.held_signals import CHECKPOINTING
 from .._support.unpatched import sleep
 from .._system.process import stat_of
 from ..errors import CriuError, DeadlineError, NoSuchProcessError
 from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
-from .job import CHECKPOINTING
 
 PAUSE = 0.05
 

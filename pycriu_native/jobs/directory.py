@@ -22,8 +22,9 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -155,8 +156,12 @@ class JobDirectory:
 
     # ---- one supervisor at a time ----
 
-    def lock(self, seconds: float = 0) -> int | None:
+    def lock(
+        self, seconds: float = 0, *, stopped: Callable[[], bool] = lambda: False
+    ) -> int | None:
         """A descriptor that holds the lock; None if another one does, after so many seconds.
+
+        ``stopped`` ends the wait.
 
         It is free before all processes of a supervisor that was killed have ended: its pid stays
         taken until then.
@@ -170,7 +175,7 @@ class JobDirectory:
                     return fd
             except BlockingIOError:
                 pass
-            if time.monotonic() >= until:
+            if stopped() or time.monotonic() >= until:
                 os.close(fd)
                 return None
             sleep(0.05)
@@ -268,6 +273,14 @@ class JobDirectory:
         """Tell why a run could not begin."""
         self.keep(replace(self.status(), message=message))
         self.event("failed", message=message)
+
+    def not_begun(self, number: int) -> None:
+        """A signal has come before the command was started or resumed; nothing is changed."""
+        name = signal.Signals(number).name
+        message = f"{name} was received before the command was started; nothing was started"
+        status = replace(self.status(), state=State.INTERRUPTED, stopped_by=name, message=message)
+        self.event("interrupted", message=message)
+        self.keep(status)
 
     def write(self, name: str, text: str, *, place: Path | None = None) -> None:
         """Replace a file as a whole; it is on disk when this returns."""

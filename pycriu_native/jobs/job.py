@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._rollback.option import Rollback
+from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.unpatched import sleep
 from ..archive.codecs import Compression
 from ..errors import CriuError, ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that take a last checkpoint and end the supervisor."""
-CHECKPOINTING = signal.SIGUSR2
-"""The signal that takes a checkpoint now."""
 
 FAILED = 1
 """Exit code of a supervisor that could not begin; the status has the reason."""
@@ -147,23 +140,31 @@ class Job:
         was killed take to end.
 
         SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
-        this is the main thread. The end of this process is that of the command, too.
+        this is the main thread; before the command was started, nothing is started. The end of
+        this process is that of the command, too.
 
         Raises ``OptionError`` where the directory belongs to another command, ``ImagesError``
         where it cannot be used.
         """
-        until = math.inf if wait is None else time.monotonic() + wait
+        with held() as signals:
+            return self._run(math.inf if wait is None else wait, signals)
+
+    __call__ = run
+
+    def _run(self, wait: float, signals: HeldSignals) -> JobResult:
+        until = time.monotonic() + wait
         directory = self._directory()
-        lock = directory.lock(math.inf if wait is None else wait)
+        lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:
             message = f"another supervisor runs the job in {directory.path}"
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
-            ended = directory.status().state is State.ENDED
-            code = 0 if ended else self._supervised(lock)
+            code = 0
+            if directory.status().state is not State.ENDED:
+                code = self._supervised(directory, lock, signals)
             while code == BUSY and time.monotonic() + UNTIL_FREE < until:
                 sleep(UNTIL_FREE)
-                code = self._supervised(lock)
+                code = self._supervised(directory, lock, signals)
             if code == BUSY:
                 message = directory.storage_message()
                 return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
@@ -179,8 +180,6 @@ class Job:
                 state=State.INTERRUPTED, exit_code=self.interrupted_code, message=message
             )
         return _result(directory, self.interrupted_code)
-
-    __call__ = run
 
     def _directory(self) -> JobDirectory:
         """The directory, which is this job's."""
@@ -208,8 +207,11 @@ class Job:
             raise OptionError([Problem("command", self.command, rule)], verb="run")
         return directory
 
-    def _supervised(self, lock: int) -> int:
+    def _supervised(self, directory: JobDirectory, lock: int, signals: HeldSignals) -> int:
         """Run the supervisor; its exit code."""
+        if signals.stopped is not None:
+            directory.not_begun(signals.stopped)
+            return 0
         alive, ours = os.pipe()  # its end tells the supervisor of ours
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
@@ -217,8 +219,9 @@ class Job:
         finally:
             os.close(alive)
         try:
-            with passed_on(process):
-                return process.wait()
+            with signals.passed_on(process.pid) as end:
+                until_ended(end)
+            return process.wait()
         finally:
             os.close(ours)
             process.wait()
@@ -256,17 +259,21 @@ def _result(directory: JobDirectory, interrupted: int) -> JobResult:
 
 
 def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input."""
+    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input.
+
+    It unblocks the signals to a job when its handlers stand.
+    """
     with open(os.memfd_create("job"), "w+") as file:
         json.dump(spec, file)
         file.seek(0)
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
-            pass_fds=(spec["lock"], spec["alive"]),
-            stdin=file,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
+        with blocked():
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
+                pass_fds=(spec["lock"], spec["alive"]),
+                stdin=file,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
 
 
 def read_spec() -> dict[str, Any]:
@@ -276,26 +283,3 @@ def read_spec() -> dict[str, Any]:
     os.dup2(nothing, 0)
     os.close(nothing)
     return spec
-
-
-@contextlib.contextmanager
-def passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Signals that this process gets go to the supervisor, if this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
-
-    before = {
-        number: signal.signal(number, pass_on)
-        for number in (*STOPPING, CHECKPOINTING)
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -283,7 +283,8 @@ COMMANDS = {
         "The exit code is that of the command (128 and the number of the signal that ended it), "
         f"or {INTERRUPTED} if it was interrupted and can be resumed, {CANNOT_RESTORE} if there are "
         f"checkpoints and none can be restored (nothing was started), {BUSY} if another supervisor "
-        "runs it. A command that was ended by SIGTERM, SIGKILL, SIGINT or SIGHUP was interrupted. "
+        "runs it. A command that was ended by one of these signals, or SIGKILL, was interrupted; "
+        "so was one that ends with another code than 0 after such a signal to 'run'. "
         "The job of a command that has ended is not run again.",
         examples=[
             "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",
