@@ -54,7 +54,14 @@ def _signalled(directory: JobDirectory, number: int) -> JobStatus:
             f"the job in {directory.path} runs on another host or in another pid namespace "
             f"({status.host}, pid {status.supervisor} there)"
         )
-    os.kill(status.supervisor, number)
+    try:
+        os.kill(status.supervisor, number)
+    except PermissionError:
+        owner = os.stat(f"/proc/{status.supervisor}").st_uid
+        raise CriuError(
+            f"the job in {directory.path} is of user {owner}, who can do this, as root can",
+            verb="job",
+        ) from None
     return status
 
 

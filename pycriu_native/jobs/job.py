@@ -16,12 +16,15 @@ from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
 from .._support.unpatched import sleep
 from ..archive.codecs import Compression
-from ..errors import CriuError, ImagesError, OptionError, Problem
+from ..errors import CriuError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
 
 FAILED = 1
 """Exit code of a supervisor that could not begin; the status has the reason."""
+
+MOST = 1e9
+"""The largest number of seconds: what the kernel's timers can count."""
 
 UNTIL_FREE = 5.0
 """Seconds until the processes of a supervisor that was killed have ended, and its lock is free."""
@@ -119,9 +122,11 @@ class Job:
             value = getattr(self, name)
             whole = name == "keep"
             kinds = int if whole else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+            valid = isinstance(value, kinds) and not isinstance(value, bool)
+            if not valid or not least <= value <= MOST:
                 what = "a whole number" if whole else "a number of seconds"
-                problems.append(Problem(name, value, f"{what}, {least:g} or more, is accepted"))
+                rule = f"{what} of {least:g} to {MOST:g} is accepted"
+                problems.append(Problem(name, value, rule))
         code = self.interrupted_code
         if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
             problems.append(Problem("interrupted_code", code, "a number of 1 to 255 is accepted"))
@@ -153,12 +158,16 @@ class Job:
 
     def _run(self, wait: float, signals: HeldSignals) -> JobResult:
         until = time.monotonic() + wait
-        directory = self._directory()
+        command = [*map(str, self.command)]
+        directory = JobDirectory(self.directory)
+        directory.make()
+        directory.check_command(command)
         lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:
             message = f"another supervisor runs the job in {directory.path}"
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
+            directory.take_command(command, str(self.cwd or os.getcwd()))
             code = 0
             if directory.status().state is not State.ENDED:
                 code = self._supervised(directory, lock, signals)
@@ -180,32 +189,6 @@ class Job:
                 state=State.INTERRUPTED, exit_code=self.interrupted_code, message=message
             )
         return _result(directory, self.interrupted_code)
-
-    def _directory(self) -> JobDirectory:
-        """The directory, which is this job's."""
-        directory = JobDirectory(self.directory)
-        try:
-            os.makedirs(directory.path, mode=0o700, exist_ok=True)
-            known = directory.command()
-            if known is None:
-                others = os.listdir(directory.path)
-                if others and others != ["lock"]:
-                    rule = "it holds other files than a job's; name a new or an empty directory"
-                    raise OptionError([Problem("directory", self.directory, rule)], verb="run")
-                ours = {"command": [*self.command], "directory": str(self.cwd or os.getcwd())}
-                directory.write("job.json", json.dumps(ours) + "\n")
-                known = directory.command()
-        except OSError as error:
-            if isinstance(error, CriuError):
-                raise
-            raise ImagesError(
-                f"{directory.path} cannot be used: {error.strerror}", errno=error.errno
-            ) from None
-        assert known is not None
-        if known["command"] != [*self.command]:
-            rule = f"{directory.path} is the directory of another command: {known['command']}"
-            raise OptionError([Problem("command", self.command, rule)], verb="run")
-        return directory
 
     def _supervised(self, directory: JobDirectory, lock: int, signals: HeldSignals) -> int:
         """Run the supervisor; its exit code."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from dataclasses import replace
@@ -21,7 +22,7 @@ from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import Checkpoint, JobDirectory, State, boot_id
+from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State, boot_id
 from .job import FAILED
 from .notice import NoticeWatch
 
@@ -37,6 +38,9 @@ UNTIL_SIGNAL = 0.2
 
 FIRST = 0.1
 """When the first checkpoint is taken, as a part of the interval."""
+
+KEPT_EVERY = 0.2
+"""Seconds between two attempts to write the last status."""
 
 ATTEMPTS = 3
 """How often a restore is tried that fails for another reason than its images."""
@@ -75,6 +79,8 @@ class Supervisor:
             stopped_by=None,
         )
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._kept = True
+        """Whether the status is written."""
         self._pid = 0
         self._criu_was_lost = False
         """Whether the last checkpoint failed since CRIU was killed: that can cost the command its
@@ -89,9 +95,9 @@ class Supervisor:
         with NoticeWatch(self._spec["notice"], self._woken) as notice:
             try:
                 self._directory.sweep()
-                if not self._begin():
-                    return 0
-                return self._supervise(notice)
+                if self._begin():
+                    self._supervise(notice)
+                return self._keep_at_last()
             except (CriuError, OSError) as error:
                 self._report("failed", str(error))
                 return FAILED
@@ -111,7 +117,9 @@ class Supervisor:
             self._report("resumed", f"resumed from checkpoint {each.number}", number=each.number)
             return True
         if self._signals.stopped is not None:
-            self._directory.not_begun(self._signals.stopped)
+            self._take_signals()
+            self._change(state=State.INTERRUPTED)
+            self._report("interrupted", f"{self._status.stopped_by} {NOT_BEGUN}")
             return False
         if checkpoints and not self._spec["or_start_over"]:
             failure = self._status.message
@@ -155,6 +163,10 @@ class Supervisor:
                 stderr=files[1],
                 start_new_session=True,
             )
+        except OSError:
+            if not again:
+                _remove(self._directory.start)  # nothing of the job was ever started
+            raise
         finally:
             for file in files:
                 file.close()
@@ -203,16 +215,17 @@ class Supervisor:
 
     # ---- while it runs ----
 
-    def _supervise(self, notice: NoticeWatch) -> int:
+    def _supervise(self, notice: NoticeWatch) -> None:
         every = float(self._spec["every"])
         due = time.monotonic() + every * (FIRST if not self._status.checkpoints else 1)
         while True:
             ended = self._reap()
             if ended is not None:
                 self._ended(ended)
-                return 0
+                return
             if readable(self._alive):
-                return 0  # we run for no one
+                return  # we run for no one
+            self._keep()
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
                 self._stop_by = time.monotonic() + left
@@ -220,7 +233,7 @@ class Supervisor:
                 self._report("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
             if self._stop_by is not None:
                 self._last_checkpoint()
-                return 0
+                return
             asked = CHECKPOINTING in self._take_signals()
             if self._stop_by is None and (asked or time.monotonic() >= due):
                 self._checkpoint()
@@ -260,7 +273,7 @@ class Supervisor:
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
-            if seen is None or seen.has_ended:
+            if (seen is None or seen.has_ended) and not last:
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
                 return False  # it has come to its end meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
@@ -270,7 +283,6 @@ class Supervisor:
         took = time.monotonic() - began
         self._criu_was_lost = False
         self._durations.append(took)
-        self._directory.prune(int(self._spec["keep"]))
         self._change(
             checkpoints=self._status.checkpoints + 1,
             last_success=time.time(),
@@ -279,6 +291,10 @@ class Supervisor:
             last_bytes=made.bytes,
         )
         self._report("checkpoint", _words(made, took), number=made.number, seconds=took)
+        try:
+            self._directory.prune(int(self._spec["keep"]))
+        except OSError as error:
+            self._report("not removed", f"older checkpoints cannot be removed: {error}")
         if took * MARGIN > float(self._spec["grace"]):
             self._report(
                 "grace is short",
@@ -350,10 +366,33 @@ class Supervisor:
         self._status = replace(self._status, **more)
 
     def _report(self, event: str, message: str, **more: object) -> None:
-        """An event; the status is kept with it."""
+        """An event; the status is kept with it, or later if the disk is full, for example."""
         self._change(message=message)
-        self._directory.event(event, message=message, **more)
-        self._directory.keep(self._status)
+        try:
+            self._directory.event(event, message=message, **more)
+        except OSError as error:
+            _print(f"{event}: {message} (the event cannot be written: {error})")
+        self._kept = False
+        self._keep()
+
+    def _keep(self) -> None:
+        """Write the status, if the one that is there is older. The command runs on if it fails."""
+        if not self._kept:
+            with contextlib.suppress(OSError):
+                self._directory.keep(self._status)
+                self._kept = True
+
+    def _keep_at_last(self) -> int:
+        """Write the status, within the time of a last checkpoint; the exit code."""
+        until = time.monotonic() + float(self._spec["grace"])
+        while not self._kept and time.monotonic() < until:
+            time.sleep(KEPT_EVERY)
+            self._keep()
+        if not self._kept:
+            _print(
+                f"{self._status.message}; it cannot be written, and is not known to the next run"
+            )
+        return 0 if self._kept else FAILED
 
 
 def _words(made: Checkpoint, took: float) -> str:
@@ -361,6 +400,12 @@ def _words(made: Checkpoint, took: float) -> str:
         f"checkpoint {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command stood still for {made.frozen:.2f} s"
     )
+
+
+def _print(message: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"pycriu-native: {message}\n")
+        sys.stderr.flush()
 
 
 def _pattern(path: Any) -> str:
