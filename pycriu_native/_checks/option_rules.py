@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from .._integrity.dump_marker import DEEPEST, unfinished
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
-from .._system.host import lack_of
 from .._system.process import status_of
 from .._system.process_identity import is_pid
 from ..enums import Verb
@@ -26,7 +25,6 @@ from ..options.criu_opts import CriuOpts
 from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
-from .work_directory import from_work_directory
 
 if TYPE_CHECKING:
     import re
@@ -86,7 +84,7 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             if directory is None or (missing_is_fine and not os.path.lexists(directory)):
                 continue
             if not os.path.isdir(directory):
-                yield Problem(field, directory, f"{lack_of(directory)}: {_EXISTING}")
+                yield Problem(field, directory, f"{_lack_of(directory)}: {_EXISTING}")
         elif problems := list(_open_descriptor(field, directory)):
             yield from problems
         elif not stat.S_ISDIR(os.fstat(descriptor_number(directory)).st_mode):
@@ -94,6 +92,12 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 _EXISTING = "an existing directory is accepted"
+
+
+def _lack_of(directory: str) -> str:
+    from .._system.host import lack_of  # few directories are missing
+
+    return lack_of(directory)
 
 
 def _open_descriptor(field: str, value: int | HasFileno) -> Iterator[Problem]:
@@ -144,7 +148,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if base is None or where is None:
         return
     if not os.path.isdir(where):
-        yield Problem("parent_image", parent, f"{lack_of(where)}: {_EXISTING}, seen from {base}")
+        yield Problem("parent_image", parent, f"{_lack_of(where)}: {_EXISTING}, seen from {base}")
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save everything, with a line in its log; a page server's has none.
         yield Problem(
@@ -324,6 +328,8 @@ def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         CriuOpts(**{row.name: value for row, value in opts.items() if row.in_config}).to_config()
     except OptionError as refused:
         yield from refused.problems
+    from .work_directory import from_work_directory  # few calls need it
+
     for script in opts.action_scripts or ():
         path = from_work_directory(opts, script)
         if not os.access(path, os.X_OK) or not os.path.isfile(path):

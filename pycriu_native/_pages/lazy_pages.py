@@ -20,12 +20,12 @@ import select
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark
 from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
 from .._system.descriptors import above_stdio
+from .._system.log_mark import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError
@@ -68,7 +68,7 @@ class LazyPages(Closing):
                 opts, Verb.LAZY_PAGES, owned, allow_untrusted=request.via.allow_untrusted
             )
             assert directories.log is not None
-            mark = LogMark.take(directories.log, log_name(request))
+            mark = LogMark(directories.log, log_name(request))
             ready, message = os.pipe2(os.O_CLOEXEC)
             owned.callback(os.close, ready)
             message = above_stdio(message)

@@ -6,7 +6,6 @@ import contextlib
 import os
 
 from .._support.kernel_text import read_lines
-from .mountinfo import mounts_of
 
 
 def cgroups_of(pid: int | str) -> dict[str, str]:
@@ -35,6 +34,8 @@ def frozen_cgroup(pid: int, *, of_v1: bool = False) -> str | None:
             path = cgroups.get(controller, "/")
             if path == "/":
                 continue  # the root cgroup cannot be frozen
+            from .mountinfo import mounts_of  # not in a container of cgroup v2
+
             for mount in mounts_of("self"):
                 if mount.kind == kind and (not controller or controller in mount.options):
                     directory = mount.place + path

@@ -19,6 +19,7 @@ process; all later calls do nothing. ``kill`` aborts the work; one of the three 
 from __future__ import annotations
 
 import contextlib
+import os
 
 from .._support.lazy import socket
 from .._system.descriptors import above_stdio
@@ -67,14 +68,22 @@ class Connection:
     pidfd = -1
     """A pidfd of that process; -1: there is none, or the process is not owned any more."""
 
-    def __init__(self, sock: socket.socket, *, program: str) -> None:
-        self.sock = sock
+    def __init__(self, fd: int, *, program: str) -> None:
+        self.fd = fd
+        """The socket's descriptor; -1: it is closed."""
+        self._sock: socket.socket | None = None
         self.program = program
         """The process's name in messages."""
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
         self.final_stderr = ""
         """Its standard output and error up to the end of the connection."""
+
+    def sock(self) -> socket.socket:
+        """The socket as an object, which few calls need: its module takes long to load."""
+        if self._sock is None:
+            self._sock = socket.socket(fileno=self.fd)
+        return self._sock
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the process has ended; waits for at most ``timeout`` seconds."""
@@ -83,14 +92,18 @@ class Connection:
     def kill(self) -> None:
         """Abort the work: kill the process, or shut the socket down if the process is not ours."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock().shutdown(socket.SHUT_RDWR)
 
     def wake(self) -> None:
         """Continue the process if it was stopped by a signal: it could not undo its work."""
 
     def close(self) -> None:
         """Close the socket. CRIU ends when it sees that."""
-        self.sock.close()
+        if self._sock is not None:
+            self._sock.close()
+        elif self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
     def wait(self) -> None:
         """Close, wait until the process has ended, and reap it."""
