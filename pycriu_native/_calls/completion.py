@@ -7,6 +7,7 @@ from .._recovery.half_restored import end_processes, half_restored
 from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..results import DumpStatistics, RestoreStatistics
+from . import logs  # noqa: F401
 from .failure import failure_of
 from .request import Request
 

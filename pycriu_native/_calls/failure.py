@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from .._support.light_typing import cast
-from .._system.log_mark import LogMark
+from .._system.regular_file import LogMark
 from ..errors import BY_ERRNO, CriuError, DeadlineError
 from .exchange import Exchange
 from .request import Outcome, Request

@@ -14,14 +14,12 @@ from functools import partial
 from .._integrity import dump_marker
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
-from .._system.log_mark import LogMark
 from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
-from .._system.regular_file import check_writable
+from .._system.regular_file import LogMark, check_writable
 from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import CriuError, DeadlineError, ImagesError
-from . import logs
 from .prepare import Directories, fill
 from .request import Outcome, Request, log_name
 from .safeguards import Safeguards
@@ -102,7 +100,7 @@ class Run:
                 self._on_exchange(exchange)
                 self._check_identity()
                 result, answer, lost = conversation.converse(request, handle, exchange)
-            from . import completion  # loaded while CRIU worked
+            from . import completion, logs  # loaded while CRIU worked
 
             succeeded = result >= 0
             if succeeded:
@@ -251,6 +249,8 @@ class Run:
         return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled() is not None)
 
     def _log(self, outcome: Outcome, failure: BaseException | None = None) -> None:
+        from . import logs
+
         what = None if failure is None else str(failure) or type(failure).__name__
         request = self._request
         logs.tell(request.verb, request.pid, outcome.images, outcome.duration, what)

@@ -20,8 +20,8 @@ from .._system.process import status_of
 from .._system.process_identity import is_pid
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from ..options.applicability import foreign_options
 from ..options.criu_opts import CriuOpts
+from ..options.fields import foreign_options
 from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number

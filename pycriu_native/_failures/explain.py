@@ -8,9 +8,9 @@ import signal
 from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
-from .._system.log_mark import LogMark
 from .._system.process import name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
+from .._system.regular_file import LogMark
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError

@@ -9,7 +9,7 @@ import time
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._system.log_mark import LogMark
+from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError, ImagesError

@@ -25,7 +25,7 @@ from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
 from .._system.descriptors import above_stdio
-from .._system.log_mark import LogMark
+from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError

@@ -9,7 +9,7 @@ from .._calls.request import Request, log_name
 from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
 from .._system.descriptors import above_stdio
-from .._system.log_mark import LogMark
+from .._system.regular_file import LogMark
 from .._transport.process import ChildProcess
 from .._transport.program import find_program
 from .._transport.spawn import spawn

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 
 from .._native.ffi import native
-from .._support.kernel_text import read_lines
 
 
 def above_stdio(fd: int) -> int:
@@ -59,6 +58,8 @@ def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:
 
     Raises ``OSError``.
     """
+    from .._support.kernel_text import read_lines  # calls do without
+
     result: dict[str, list[str]] = {}
     for line in read_lines(f"/proc/{pid}/fdinfo/{fd}"):
         word, *rest = line.split(None, 1)

@@ -16,7 +16,7 @@ from .. import enums
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import Any, Self
 from ..errors import OptionError, Problem
-from .table import BY_FIELD, VERB_MASK, Row
+from .table import BY_FIELD, TABLE, VERB_MASK, Row
 from .values import (
     CgroupRoot,
     Descriptor,
@@ -358,3 +358,25 @@ class Fields:
         if unknown:
             raise OptionError(unknown)
         return cls(**values)
+
+
+@functools.cache
+def _foreign(verb: enums.Verb) -> frozenset[str]:
+    """The options that mean nothing to a verb."""
+    mask = VERB_MASK[verb]
+    return frozenset(row.name for row in TABLE if not row.on & mask)
+
+
+def foreign_options(opts: Fields, verb: enums.Verb) -> Iterator[Problem]:
+    """One problem for each option that is set and has no meaning for ``verb``."""
+    foreign = _foreign(verb)
+    for row, value in opts.items():
+        if row.field in foreign:
+            known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
+            where = " and ".join(known) or "other requests"
+            yield Problem(
+                row.name,
+                value,
+                f"belongs to {where}; {verb} would ignore it "
+                f"(opts.only_for({str(verb)!r}) drops it)",
+            )
