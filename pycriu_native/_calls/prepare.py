@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from .._support.light_typing import cast
 from .._support.unpatched import close
 from .._system import trusted_path
-from .._system.host import lack_of
 from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import ImagesError
@@ -64,6 +63,8 @@ class Directories:
                 directory, make=field == self._make, allow_untrusted=self._trusting
             )
         except OSError as error:
+            from .._system.host import lack_of  # few directories are missing
+
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: "
                 + (lack_of(directory) if error.errno == errno.ENOENT else str(error.strerror)),

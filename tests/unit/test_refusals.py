@@ -32,7 +32,7 @@ from pycriu_native import (
 from pycriu_native._checks import option_rules
 from pycriu_native._integrity.dump_marker import UNFINISHED
 from pycriu_native.enums import Verb
-from pycriu_native.options.applicability import foreign_options
+from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
 
 from .support.strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
