@@ -6,7 +6,7 @@ import functools
 import os
 
 from ._support.frozen_dataclass import dataclass, field
-from ._support.unpatched import readable
+from ._support.unpatched import close, readable
 
 __all__ = [
     "CheckResult",
@@ -143,7 +143,7 @@ class RestoreResult:
         except ChildProcessError:
             return None
         finally:
-            os.close(pidfd)
+            close(pidfd)
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 
 from .._native.ffi import ffi, memory, native
 from .._support.light_typing import TYPE_CHECKING, cast
-from .._support.unpatched import Lock, poll
+from .._support.unpatched import Lock, close, poll
 from .._system.process_tree import process_tree
 from .._transport.connection import Connection
 from .._wire.messages import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
@@ -127,7 +127,7 @@ class Exchange:
     def close(self) -> None:
         """Close what the exchange owns; it does not own the connection."""
         with self._closing:
-            os.close(self._wake)
+            close(self._wake)
             self._wake = -1
 
     def cancel(self, reason: BaseException) -> None:
@@ -281,7 +281,7 @@ class Exchange:
         if self._hook is not None:
             external = self._call_hook(self._hook, Notification(action, self.verb, pid, fd))
         elif fd is not None:
-            os.close(fd)
+            close(fd)
         if self.stopped_by is None and self._is_late():
             self._deadline_passed()  # during the hook: CRIU's next message can have arrived already
         # CRIU also unlocks the network to undo a dump; a refusal would leave it locked.
@@ -367,4 +367,4 @@ def _defect(verb: Verb, response: dict[str, WireValue]) -> str | None:
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        close(fd)

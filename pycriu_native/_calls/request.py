@@ -112,6 +112,11 @@ class Outcome:
     """Seconds, after that, of waiting for their parents to reap them."""
 
 
+def log_path(opts: CriuOpts) -> str | None:
+    """The log file, if it is a path and not the name of a file in the work directory."""
+    return opts.log_file if opts.log_file is not None and "/" in opts.log_file else None
+
+
 def log_name(request: Request) -> str:
     """The log's name in the work directory."""
     return request.opts.log_file or f"{request.verb}.log"

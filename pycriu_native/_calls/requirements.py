@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator
 
 from .._checks import criu_files, option_rules
 from .._checks.criu_files import ALLOW_UNTRUSTED
+from .._checks.work_directory import from_work_directory
 from .._integrity.dump_marker import holds_dump
 from .._native.ffi import LIBCRIU_VERSION
 from .._support.light_typing import TYPE_CHECKING, Any, cast
+from .._support.unpatched import close
 from .._system import trusted_path
 from .._system.cgroups import frozen_cgroup, is_in_cgroup
 from .._system.process_tree import process_tree
@@ -25,7 +27,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.table import MEMBER_SINCE, OLDEST, Row, release
 from ..options.values import descriptor_number
 from .call import Call
-from .request import Request
+from .request import Request, log_path
 
 if TYPE_CHECKING:
     from .._transport.base import Via
@@ -164,7 +166,7 @@ def by_trust(request: Request) -> Iterator[Problem]:
             if isinstance(directory, str):
                 if trusted_path.is_plain(directory):
                     continue
-                os.close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
+                close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
             elif directory is not None:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:
@@ -178,8 +180,24 @@ def by_trust(request: Request) -> Iterator[Problem]:
             f"images_directory; {ALLOW_UNTRUSTED}"
         )
         yield Problem("images_dir", request.opts.images_dir, rule)
+    yield from _log_by_trust(request.opts)
     yield from _parents_by_trust(request.opts)
     yield from criu_files.problems(request.opts, via)
+
+
+def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
+    """The directory of a log elsewhere: CRIU would follow a symbolic link of another user there."""
+    path = log_path(opts)
+    if path is None:
+        return
+    directory = os.path.dirname(from_work_directory(opts, path))
+    try:
+        close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
+    except trusted_path.UntrustedError as reason:
+        rule = f"{reason.strerror}, so others have a say in it; {ALLOW_UNTRUSTED}"
+        yield Problem("log_file", opts.log_file, rule)
+    except OSError:
+        return  # other checks say that it is missing
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from .._integrity.dump_marker import DEEPEST, unfinished
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
+from .._support.sockets import of_another
+from .._system.host import lack_of
 from .._system.process import status_of
 from .._system.process_identity import is_pid
 from ..enums import Verb
@@ -25,6 +27,7 @@ from ..options.fields import foreign_options
 from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
+from .work_directory import from_work_directory
 
 if TYPE_CHECKING:
     import re
@@ -95,7 +98,6 @@ _EXISTING = "an existing directory is accepted"
 
 
 def _lack_of(directory: str) -> str:
-    from .._system.host import lack_of  # few directories are missing
 
     return lack_of(directory)
 
@@ -245,7 +247,7 @@ def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 def _peer(fd: int) -> str | None:
     """The other end of a connection, where that is an address of the network's."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
+        with of_another(os.dup(fd)) as connection:
             name = connection.getpeername()
     except OSError:
         return None
@@ -328,8 +330,6 @@ def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         CriuOpts(**{row.name: value for row, value in opts.items() if row.in_config}).to_config()
     except OptionError as refused:
         yield from refused.problems
-    from .work_directory import from_work_directory  # few calls need it
-
     for script in opts.action_scripts or ():
         path = from_work_directory(opts, script)
         if not os.access(path, os.X_OK) or not os.path.isfile(path):
@@ -344,13 +344,18 @@ def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    if opts.log_file in (".", ".."):
-        yield Problem("log_file", opts.log_file, "a file's name is accepted")
+    if opts.log_file is None:
+        return
+    directory, name = os.path.split(opts.log_file)
+    if name in ("", ".", ".."):
+        yield Problem("log_file", opts.log_file, "the name or path of a file is accepted")
     elif opts.log_file == "-":
         rule = "a file's name is accepted; CRIU takes this for its standard output"
         yield Problem("log_file", opts.log_file, rule)
-    elif opts.log_file is not None and len(os.fsencode(opts.log_file)) > 255:
-        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted")
+    elif len(os.fsencode(name)) > 255:
+        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted as a name")
+    elif directory and not os.path.isdir(from_work_directory(opts, directory)):
+        yield Problem("log_file", opts.log_file, "a path in an existing directory is accepted")
     yield from _together(opts, "log_to_stderr", "log_file", "CRIU logs to the file only")
 
 

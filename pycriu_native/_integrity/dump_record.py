@@ -21,6 +21,7 @@ import os
 from collections.abc import Iterator
 
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from .dump_marker import RECORD
 
@@ -97,7 +98,7 @@ def _inventory(directory: int) -> bytes:
     try:
         return os.read(fd, 2**16)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _write(directory: int, inventory: bytes, sizes: dict[bytes, int]) -> None:

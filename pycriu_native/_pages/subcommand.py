@@ -8,6 +8,7 @@ from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
 from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 from .._system.regular_file import LogMark
 from .._transport.process import ChildProcess
@@ -52,7 +53,7 @@ def start(
             keep=keep,
         )
     except BaseException:
-        os.close(stderr_text)
+        close(stderr_text)
         raise
     return ChildProcess(pid, pidfd, stderr_text)
 

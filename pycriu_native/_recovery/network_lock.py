@@ -20,6 +20,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterator
 
+from .._support.unpatched import close
 from .._system import nftables
 from .._system.tcp_connections import Ends
 from .._transport.process import ChildProcess
@@ -132,7 +133,7 @@ def _run(program: str, *words: str) -> tuple[int | None, str]:
         try:
             pid, pidfd = spawn([program, *words], env={}, stdin=-1, output=stderr_text, keep=[])
         except ProgramError:
-            os.close(stderr_text)
+            close(stderr_text)
             return None, ""
         process = ChildProcess(pid, pidfd, stderr_text)
         process.wait(PATIENCE)

@@ -11,6 +11,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
+from .._support.unpatched import close
 from .._system.process import read_small
 
 UUID_LENGTH = 36
@@ -46,7 +47,7 @@ def run_id(pid: int) -> str | None:
             if result is None and _names_its_table(pid):
                 _warn(program, "its memory does not contain it twice")
         finally:
-            os.close(memory)
+            close(memory)
     except OSError as error:
         _warn(f"CRIU with pid {pid}", str(error))
         return None

@@ -29,6 +29,9 @@ Lock: Callable[[], Any] = original("_thread", "allocate_lock")
 get_ident: Callable[[], int] = original("_thread", "get_ident")
 sleep: Callable[[float], None] = original("time", "sleep")
 
+close: Callable[[int], None] = original("os", "close")
+"""``os.close``. That of gevent waits for its loop, which some threads never run."""
+
 UNTIL_SIGNALS = 0.2
 """Seconds after which a wait for a condition begins anew. A signal that arrives just before CPython
 starts to wait does not end the wait, and its handler runs only after it."""

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
+from .._support.kernel_text import escaped, read_text
+from .._support.unpatched import close
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,6 @@ def status_of(pid: int, thread: int | None = None) -> dict[str, str]:
 
 def comm_of(pid: int) -> str:
     """The name of a process, for a message; empty where there is none."""
-    from .._support.kernel_text import escaped, read_text  # only messages need it
-
     try:
         return escaped(read_text(f"/proc/{pid}/comm").removesuffix("\n"))
     except OSError:
@@ -120,4 +120,4 @@ def read_small(path: str, *, once: bool = False) -> bytes:
                 break
         return text
     finally:
-        os.close(fd)
+        close(fd)

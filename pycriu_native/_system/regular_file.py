@@ -6,6 +6,8 @@ import errno
 import os
 import stat
 
+from .._support.unpatched import close
+
 LARGEST_EXCERPT = 256 * 1024
 """Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
 
@@ -19,7 +21,7 @@ def open_regular(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> 
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     fd = os.open(path, flags, dir_fd=dir_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+        close(fd)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return fd
 

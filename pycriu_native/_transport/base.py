@@ -148,6 +148,5 @@ class Socket:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))
         except OSError as error:
             raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
-        sock.setblocking(True)
         widen(sock)
         return Connection(sock.detach(), program=self.name())

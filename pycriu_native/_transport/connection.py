@@ -19,9 +19,10 @@ process; all later calls do nothing. ``kill`` aborts the work; one of the three 
 from __future__ import annotations
 
 import contextlib
-import os
 
 from .._support.lazy import socket
+from .._support.sockets import blocking, pair
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 
 SEND_BUFFER = 64 * 2**20
@@ -37,23 +38,21 @@ def widen(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """A connected pair of sockets of the type that CRIU uses, on numbers above 2."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """A connected pair of sockets, on numbers above 2; by default of the type that CRIU uses."""
+    ours, theirs = pair(socket.SOCK_SEQPACKET if kind is None else kind)
     with contextlib.ExitStack() as undo:
         undo.enter_context(ours)
         undo.enter_context(theirs)
-        pair = _above_stdio(ours), _above_stdio(theirs)
+        result = _above_stdio(ours), _above_stdio(theirs)
         undo.pop_all()
-        return pair
+        return result
 
 
 def _above_stdio(sock: socket.socket) -> socket.socket:
-    if sock.fileno() > 2 and type(sock) is socket.socket:
+    if sock.fileno() > 2:
         return sock
-    sock = socket.socket(fileno=above_stdio(sock.detach()))
-    sock.setblocking(True)  # sockets of gevent and eventlet are non-blocking
-    return sock
+    return blocking(socket.socket(fileno=above_stdio(sock.detach())))
 
 
 class Connection:
@@ -82,7 +81,7 @@ class Connection:
     def sock(self) -> socket.socket:
         """The socket as an object, which few calls need: its module takes long to load."""
         if self._sock is None:
-            self._sock = socket.socket(fileno=self.fd)
+            self._sock = blocking(socket.socket(fileno=self.fd))
         return self._sock
 
     def has_ended(self, timeout: float = 0.0) -> bool:
@@ -102,7 +101,7 @@ class Connection:
         if self._sock is not None:
             self._sock.close()
         elif self.fd >= 0:
-            os.close(self.fd)
+            close(self.fd)
         self.fd = -1
 
     def wait(self) -> None:

@@ -7,7 +7,7 @@ import errno
 import os
 
 from .._native.ffi import native
-from .._support.unpatched import readable
+from .._support.unpatched import close, readable
 
 LARGEST_STDERR = 256 * 1024
 """Bytes of a process's standard error that are kept."""
@@ -85,10 +85,10 @@ class ChildProcess:
         if self.closed:
             return
         self.final_stderr = self.stderr_text()
-        os.close(self._stderr)
+        close(self._stderr)
         self._stderr = -1
         if self.pidfd >= 0:
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
 
     def _collect(self) -> None:

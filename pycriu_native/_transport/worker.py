@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from .._native.ffi import ffi, native
 from .._support.frozen_dataclass import dataclass, field
 from .._support.light_typing import Any, ClassVar
+from .._support.unpatched import close
 from ..errors import Problem
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection
@@ -153,7 +154,7 @@ def start_worker(
         )
         if not spawn_options.detached:
             return pid, pidfd
-        os.close(pidfd)
+        close(pidfd)
         return pid, -1
 
     return connect_worker(program, start)
@@ -171,9 +172,9 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
     try:
         pid, pidfd = start(channel)
     except BaseException:
-        os.close(channel.local)
-        os.close(channel.output)
+        close(channel.local)
+        close(channel.output)
         raise
     finally:
-        os.close(channel.remote)
+        close(channel.remote)
     return WorkerConnection(channel.local, ChildProcess(pid, pidfd, channel.output), program)

@@ -101,7 +101,8 @@ class Fields:
     Page server: serve the pages of a complete image set to such a daemon. Dump and restore need
     userfaultfd. CRIU 3.5."""
     status_fd: Descriptor | None = None
-    """Gets one zero byte when a page server or lazy dump can be connected to; must be writable.
+    """Gets one zero byte when a page server, lazy dump or ``LazyPages`` can be connected to; must
+    be writable.
     CRIU calls it obsolete since 3.15 and sends the ``status-ready`` notification too."""
 
     # ---- what is saved, and how ----
@@ -254,8 +255,8 @@ class Fields:
     log_level: int | None = None
     """0 messages only, 1 errors, 2 warnings (CRIU's default), 3 information, 4 debugging."""
     log_file: str | None = None
-    """The log's name in the work directory. Default: ``dump.log``, ``pre-dump.log`` or
-    ``restore.log``."""
+    """The log's name in the work directory, or its path. A relative path begins at the work
+    directory. Default: ``dump.log``, ``pre-dump.log`` or ``restore.log``."""
     config_file: StrPath | None = None
     """A CRIU configuration file for this call; its options override the other fields.
     CRIU 3.12."""
@@ -282,8 +283,8 @@ class Fields:
     CRTOOLS_SCRIPT_ACTION, CRTOOLS_IMAGE_DIR and CRTOOLS_INIT_PID in the environment. A relative
     path begins at the work directory. A program that fails makes the call fail. CRIU 3.19."""
     pidfile: StrPath | None = None
-    """A file that CRIU makes, with the pid of the restored root process or of the page server. It
-    must not exist. A relative path begins at the work directory."""
+    """A file that is made, with the pid of the restored root process, of the page server or of the
+    lazy-pages daemon. It must not exist. A relative path begins at the work directory."""
     libdir: StrPath | None = None
     """The directory of CRIU's plugins. A relative path begins at the work directory."""
     log_pid: bool | None = None

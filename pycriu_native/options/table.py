@@ -163,7 +163,8 @@ TABLE: tuple[Row, ...] = (
     _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
     _flag("lazy_pages", On.BOTH | On.PAGE_SERVER, "3.5", local="4.3", runc="LazyPages",
           negates=False),
-    _row("status_fd", "status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER, since="3.7",
+    _row("status_fd", "status_fd", FileDescriptor(),
+         On.DUMP | On.PAGE_SERVER | On.LAZY_PAGES, since="3.7",
          runc="StatusFd", flag="--status-fd"),
 
     # ---- what is saved, and how ----
@@ -268,7 +269,7 @@ TABLE: tuple[Row, ...] = (
     _row("exec_cmd", "exec_cmd", Command(), On.RESTORE, "set_exec_cmd", flag="--exec-cmd"),
     _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity", short="v",
          default=2),
-    _row("log_file", "log_file", Text("a file's name", forbid="/"), On.ALL, "set_log_file",
+    _row("log_file", "log_file", Text("a file's name or path"), On.ALL, "set_log_file",
          flag="--log-file", added="named after the verb", short="o"),
     _row("config_file", "config_file", FilePath(), On.ALL, "set_config_file", "3.12", local="4.2",
          added="a lazy dump's address, which CRIU up to 4.2 takes from there only",
@@ -284,7 +285,7 @@ TABLE: tuple[Row, ...] = (
     _in_config("file_validation", Mode("FileValidation"), On.BOTH, "--file-validation", "3.15",
                default="buildid"),
     _in_config("action_scripts", ListOf(FilePath()), On.BOTH, "--action-script", "3.19"),
-    _in_config("pidfile", FilePath(), On.RESTORE | On.DAEMON, "--pidfile"),
+    _in_config("pidfile", FilePath(), On.RESTORE | On.DAEMON | On.LAZY_PAGES, "--pidfile"),
     _in_config("libdir", FilePath(), On.TREE, "--libdir", short="L"),
     _in_config("log_pid", Flag(), On.RESTORE, "--log-pid", negates=True),
     _in_config("deprecated", Flag(), On.BOTH, "--deprecated", negates=True),
