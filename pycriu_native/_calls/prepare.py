@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from .._support.light_typing import cast
 from .._support.unpatched import close
 from .._system import trusted_path
-from .._system.host import lack_of
 from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import ImagesError
@@ -19,7 +18,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
 from ..options.value_types import Directory, FileDescriptor
 from ..options.values import PageServer, WireValue, descriptor_number
-from .request import Request, log_name
+from .request import Request, log_name, log_path
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
@@ -64,6 +63,8 @@ class Directories:
                 directory, make=field == self._make, allow_untrusted=self._trusting
             )
         except OSError as error:
+            from .._system.host import lack_of  # few directories are missing
+
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: "
                 + (lack_of(directory) if error.errno == errno.ENOENT else str(error.strerror)),
@@ -106,6 +107,8 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
                 continue
             if config is not None and row.wire == "config_file":
                 continue  # it is in there
+            if row.wire == "log_file" and log_path(opts):
+                continue  # as well
             wire = kind.wire(value)
             if isinstance(wire, (list, dict)):
                 wire = inherited(wire)
@@ -150,6 +153,8 @@ def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | N
 def config_of(opts: CriuOpts) -> str:
     """The lines for the options that no request has a field for."""
     filed = {row.name: value for row, value in opts.items() if row.in_config}
+    if log_path(opts):
+        filed["log_file"] = opts.log_file  # a request takes no path (criu/cr-service.c)
     return CriuOpts(**filed).to_config() if filed else ""
 
 

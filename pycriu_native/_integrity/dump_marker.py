@@ -24,10 +24,12 @@ from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 from ..enums import Verb
 from ..errors import ImagesError
-from .dump_record import RECORD
 
 UNFINISHED = "pycriu-native.unfinished"
 """The name of the mark. A dump under way holds a lock on it."""
+
+RECORD = "pycriu-native.images"
+"""The name of the record of a dump: ``dump_record.py``."""
 
 CLAIM = "pycriu-native.restore-"
 """How the claim files of restore jobs begin: ``restore_claim.py``."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import os
+import sys
 from collections.abc import Iterator
 
 from .._native.ffi import ffi, memory, native
@@ -56,6 +57,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         *("1", "2", "3.2", "3.8", "4.2", "4.5", "4.8", "17.2", "17.3", "18.2", "18.3"),
         *("19.2", "19.6", "20.5"),
     ),
+    "FILES sockets": ("4.11*", "4.1", "4.3", "4.5", "4.7", "4.11"),
     "CORE": (
         "3.1",
         "3.9",
@@ -160,6 +162,16 @@ class PageMap:
     """Bytes of memory that a lazy dump did not write."""
 
 
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """What a socket of the images is bound to."""
+
+    family: int
+    protocol: int
+    address: bytes
+    port: int
+
+
 class ImageFiles:
     """The files of a directory, by name."""
 
@@ -193,6 +205,18 @@ class ImageFiles:
             if name is not None:
                 return page_size([row[1] for row in self._scan(name, ffi.NULL, "MM auxv")])
         return HOST_PAGE
+
+    def inet_socket(self, id: int) -> BoundSocket | None:
+        """What the socket of IPv4 or IPv6 with this id is bound to; None without one."""
+        if "files.img" not in self.names:
+            return None
+        rows = self._scan("files.img", ffi.NULL, "FILES sockets")
+        words = [row[1:] for row in rows if row[1] == id and row[2]]
+        if not words:
+            return None
+        _, family, protocol, port, _ = words[0]
+        address = b"".join(word[4].to_bytes(4, sys.byteorder) for word in words)
+        return BoundSocket(family, protocol, address, port)
 
     def first(self, name: str) -> Row | None:
         """The columns of an image's first message; None without one."""

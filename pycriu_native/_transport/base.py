@@ -110,7 +110,7 @@ class Service:
                 f"{self.name()} was started by user {owner}, who could read all images and change "
                 "them; Service(path, allow_untrusted=True) accepts it"
             )
-        return Connection(sock, program=self.name())
+        return Connection(sock.detach(), program=self.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +149,4 @@ class Socket:
         except OSError as error:
             raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
         widen(sock)
-        return Connection(sock, program=self.name())
+        return Connection(sock.detach(), program=self.name())

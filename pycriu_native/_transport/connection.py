@@ -22,6 +22,7 @@ import contextlib
 
 from .._support.lazy import socket
 from .._support.sockets import blocking, pair
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 
 SEND_BUFFER = 64 * 2**20
@@ -66,14 +67,22 @@ class Connection:
     pidfd = -1
     """A pidfd of that process; -1: there is none, or the process is not owned any more."""
 
-    def __init__(self, sock: socket.socket, *, program: str) -> None:
-        self.sock = blocking(sock)
+    def __init__(self, fd: int, *, program: str) -> None:
+        self.fd = fd
+        """The socket's descriptor; -1: it is closed."""
+        self._sock: socket.socket | None = None
         self.program = program
         """The process's name in messages."""
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
         self.final_stderr = ""
         """Its standard output and error up to the end of the connection."""
+
+    def sock(self) -> socket.socket:
+        """The socket as an object, which few calls need: its module takes long to load."""
+        if self._sock is None:
+            self._sock = blocking(socket.socket(fileno=self.fd))
+        return self._sock
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the process has ended; waits for at most ``timeout`` seconds."""
@@ -82,14 +91,18 @@ class Connection:
     def kill(self) -> None:
         """Abort the work: kill the process, or shut the socket down if the process is not ours."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock().shutdown(socket.SHUT_RDWR)
 
     def wake(self) -> None:
         """Continue the process if it was stopped by a signal: it could not undo its work."""
 
     def close(self) -> None:
         """Close the socket. CRIU ends when it sees that."""
-        self.sock.close()
+        if self._sock is not None:
+            self._sock.close()
+        elif self.fd >= 0:
+            close(self.fd)
+        self.fd = -1
 
     def wait(self) -> None:
         """Close, wait until the process has ended, and reap it."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .._native.ffi import ffi, native
 from .._support.frozen_dataclass import dataclass, field
-from .._support.lazy import socket
 from .._support.light_typing import Any, ClassVar
 from .._support.unpatched import close
 from ..errors import Problem
@@ -24,8 +23,8 @@ PATIENCE = 10.0
 class WorkerConnection(Connection):
     """A connection that also owns its process, until ``wait``, ``close_async`` or ``detach``."""
 
-    def __init__(self, sock: socket.socket, process: ChildProcess, program: str) -> None:
-        super().__init__(sock, program=program)
+    def __init__(self, fd: int, process: ChildProcess, program: str) -> None:
+        super().__init__(fd, program=program)
         self.pid = process.pid
         self.pidfd = process.pidfd
         self.retire: Callable[[ChildProcess], None] | None = None
@@ -178,5 +177,4 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
         raise
     finally:
         close(channel.remote)
-    local = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel.local)
-    return WorkerConnection(local, ChildProcess(pid, pidfd, channel.output), program)
+    return WorkerConnection(channel.local, ChildProcess(pid, pidfd, channel.output), program)

@@ -76,8 +76,9 @@ _STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
     1 << 9,
     1 << 12,
 )
-_GUARD = 1 << 16
 _GROWS_DOWN = 0x100
+_GUARD = 1 << 16
+"""CRIU's mark of an entry that is a range of guard pages inside the mappings, and no mapping."""
 _NAMESPACE_IDS = tuple((kind, f"{kind}_ns_id") for kind in names.NAMESPACES)
 _PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 
@@ -412,13 +413,15 @@ class _Builder:
         name = f"pagemap-{pid}.img"
         self.page = page_size(mm.mm_saved_auxv)
         layers = Layers(self.layers, name, self.page)
-        # Guard regions (MADV_GUARD_INSTALL, by CRIU 4.2) lie inside of other mappings.
         vmas = [each for each in mm.vmas if not each.status & _GUARD]
         starts, ends = [each.start for each in vmas], [each.end for each in vmas]
         counts = layers.counts(starts, ends)
         command, environment = self._strings(layers, mm)
         return {
             "mappings": tuple(map(self._mapping, vmas, starts, ends, counts)),
+            "guard_regions": tuple(
+                (each.start, each.end) for each in mm.vmas if each.status & _GUARD
+            ),
             "pagemap": pid,
             "page_size": self.page,
             "executable": self._path_of(mm.exe_file_id),

@@ -36,7 +36,7 @@ class Namespaces(Closing):
     """
 
     def __init__(self, *, network: bool = False, hostname: str | None = None) -> None:
-        """Make them. Raises ``CriuError``, ``ProgramError``."""
+        """Make them; :meth:`wait_until_ready` waits. Raises ``CriuError``, ``ProgramError``."""
         flags = CLONE_NEWPID | CLONE_NEWNS
         flags |= CLONE_NEWNET if network else 0
         flags |= 0 if hostname is None else CLONE_NEWUTS
@@ -50,12 +50,6 @@ class Namespaces(Closing):
             self.pid, self._pidfd = spawn(
                 words, env={}, stdin=theirs.fileno(), output=null, keep=[caller], namespaces=flags
             )
-            theirs.close()
-            answer = self._control.recv(INT.size)
-            code = INT.unpack(answer)[0] if answer else None
-            if code != 0:
-                reason = "its first process ended" if code is None else os.strerror(code)
-                raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
         except BaseException:
             self.close()
             raise
@@ -63,6 +57,19 @@ class Namespaces(Closing):
             theirs.close()
             close(caller)
             close(null)
+
+    def wait_until_ready(self) -> None:
+        """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``."""
+        # On any thread: a socket of gevent belongs to one.
+        unpatched.readable(self._control.fileno(), seconds=None)
+        try:
+            answer = os.read(self._control.fileno(), INT.size)
+        except ConnectionResetError:  # it has ended before it read what was sent
+            answer = b""
+        code = INT.unpack(answer)[0] if answer else None
+        if code != 0:
+            reason = "its first process ended" if code is None else os.strerror(code)
+            raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
 
     def file(self, kind: str) -> str:
         """The path of one of them: ``pid``, ``mnt``, ``net`` or ``uts``."""

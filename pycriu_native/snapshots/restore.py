@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .._calls.verbs import restore_child
@@ -28,6 +29,7 @@ from .process import Process
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
+from .timings import Stopwatch
 
 PID_NAMESPACE = "pycriu-native-pid"
 """The key of the pid namespace, which a dump names and a restore replaces."""
@@ -37,6 +39,8 @@ PID_NAMESPACE = "pycriu-native-pid"
 class RestoreRequest:
     """The arguments of a start that say where and how a copy is restored."""
 
+    snapshot: Path
+    """Its directory."""
     images: str
     place: Place
     opts: CriuOpts
@@ -74,6 +78,7 @@ def start_copy(
     *,
     unshared_reason: str | None,
     savable: bool,
+    watch: Stopwatch,
 ) -> Process[Any]:
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
@@ -89,7 +94,7 @@ def start_copy(
             if savable:
                 inode = os.fstat(guest_fd).st_ino
                 socket_of_copy = GuestSocket(ours, inode=inode, number=record.guest_fd)
-        child = restore_root(record, streams.child, guest_fd, where)
+        child = restore_root(record, streams.child, guest_fd, where, watch)
         kept.pop_all()
     return Process(
         given.command(record),
@@ -97,13 +102,20 @@ def start_copy(
         streams.parent,
         given.mode,
         number,
+        snapshot=where.snapshot,
+        record=record,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
+        timings=watch.timings(number, "plain" if unshared_reason else "shared"),
     )
 
 
 def restore_root(
-    record: Record, streams: Sequence[int], guest_fd: int | None, where: RestoreRequest
+    record: Record,
+    streams: Sequence[int],
+    guest_fd: int | None,
+    where: RestoreRequest,
+    watch: Stopwatch,
 ) -> RestoredChild:
     """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
@@ -129,8 +141,11 @@ def restore_root(
             join_ns=[*(where.opts.join_ns or ()), *where.place.joined(namespaces)],
         )
         namespaces.expect(record.pid)
-        with StartWorker(where.via, where.place.cgroup, namespaces) as via:
+        watch.ends("namespaces")
+        with StartWorker(where.via, where.place.cgroup, namespaces, watch) as via:
             result = restore_child(opts, via=via, deadline=where.deadline)
+            spent = 0 if result.statistics is None else result.statistics.restore_time
+            watch.ends_after("restore", spent / 1e6, before="prepare")
         namespaces.is_made()
         child = RestoredChild(result.pid, namespaces)
         kept.pop_all()

@@ -27,6 +27,7 @@ from .process import Process, reap_unowned
 from .record import Record
 from .restore import RestoredChild, RestoreRequest, restore_root
 from .streams import Stream, Streams, TextMode, refuse
+from .timings import Stopwatch
 
 LINE = 4096
 """Bytes of an error that are read at most."""
@@ -83,6 +84,7 @@ class Zygote(Closing):
     ) -> None:
         """By :meth:`.Snapshot.zygote`, which has the arguments and exceptions."""
         self._record = record
+        self._snapshot = where.snapshot
         self._next_number = next_number
         self._lock = Lock()
         self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
@@ -95,7 +97,7 @@ class Zygote(Closing):
             self._errors = streams.parent.stderr
             inodes = [os.fstat(each).st_ino for each in streams.child]
             send_line(self._control, json.dumps({"zygote": inodes}).encode() + b"\n")
-            self._child = restore_root(record, streams.child, theirs.fileno(), where)
+            self._child = restore_root(record, streams.child, theirs.fileno(), where, Stopwatch())
             kept.callback(self._child.close, wait=True)
             passed.close()
             self._wait_until_ready(until)
@@ -135,6 +137,7 @@ class Zygote(Closing):
             CriuError: the zygote has ended, or cannot fork.
             DeadlineError: the deadline passed.
         """
+        watch = Stopwatch()
         reap_unowned()
         given = CopyRequest(
             args=args,
@@ -147,6 +150,7 @@ class Zygote(Closing):
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number()
+        watch.ends("check")
         with ExitStack() as kept, ExitStack() as passed:
             streams = Streams.made(given.streams, kept, passed)
             ours, theirs = sockets.pair()
@@ -159,10 +163,20 @@ class Zygote(Closing):
                     socket.send_fds(self._control, [b"\n"], fds)
             child = ForkedChild(self._forked(ours, until), self)
             kept.callback(child.close, wait=True)
+            watch.ends("fork")
             send_line(ours, given.line(number))
             self._copies.add(child)
             kept.pop_all()
-        return Process(given.command(self._record), child, streams.parent, given.mode, number)
+        return Process(
+            given.command(self._record),
+            child,
+            streams.parent,
+            given.mode,
+            number,
+            snapshot=self._snapshot,
+            record=self._record,
+            timings=watch.timings(number, "zygote"),
+        )
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""

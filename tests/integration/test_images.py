@@ -169,6 +169,7 @@ def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
     ]
     theirs = zoo.facts["maps"]
     assert set(ours) <= set(theirs)
+    assert {tuple(each) for each in zoo.facts["guards"]} <= set(root.guard_regions)
     assert len(ours) > len(theirs) - 6
     kinds = root.memory_by_kind
     assert {"file", "anonymous", "shared", "shared file", "heap", "stack", "vdso"} <= kinds.keys()
