@@ -14,6 +14,7 @@ from .._integrity import dump_marker
 from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
 from .._integrity.dump_record import write_record
+from .._integrity.vdso import leave_out_lone_vvar
 from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..errors import CriuError
@@ -124,6 +125,7 @@ class Safeguards:
         if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
             dump_marker.check_written(images, request.pid)
             rearm(images)
+            leave_out_lone_vvar(images)
             if request.rollback is not None:
                 from .._rollback.saved_files import save  # few dumps need it
 
