@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 import time
+from errno import EPERM
 from pathlib import Path
 
 from .._support import unpatched
@@ -16,7 +17,7 @@ from .._support.lazy import socket
 from .._system.process import children_of
 from .._system.process_snapshot import link
 from .._transport.spawn import spawn
-from ..errors import CriuError
+from ..errors import CriuError, PermissionDeniedError, ProgramError
 
 PROGRAM = Path(__file__).parent.parent / "_native" / "namespace_init"
 
@@ -26,6 +27,12 @@ INT = struct.Struct("i")
 
 PATIENCE = 10.0
 """Seconds that the end of a namespace's processes may take after they were killed."""
+
+
+NOT_PERMITTED = (
+    "the namespaces of a copy need CAP_SYS_ADMIN, which this process lacks; in a user namespace an "
+    "ordinary user has it: unshare --user --map-root-user --pid --fork --mount-proc COMMAND"
+)
 
 
 class Namespaces(Closing):
@@ -56,6 +63,11 @@ class Namespaces(Closing):
             if code != 0:
                 reason = "its first process ended" if code is None else os.strerror(code)
                 raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
+        except ProgramError as error:
+            self.close()
+            if error.errno == EPERM:
+                raise PermissionDeniedError(NOT_PERMITTED, errno=EPERM) from None
+            raise
         except BaseException:
             self.close()
             raise
