@@ -10,9 +10,9 @@ import struct
 import time
 from pathlib import Path
 
-from .._support import unpatched
+from .._support import sockets, unpatched
 from .._support.closing import Closing
-from .._support.lazy import socket
+from .._support.unpatched import close
 from .._system.process import children_of
 from .._system.process_snapshot import link
 from .._transport.spawn import spawn
@@ -40,7 +40,7 @@ class Namespaces(Closing):
         flags = CLONE_NEWPID | CLONE_NEWNS
         flags |= CLONE_NEWNET if network else 0
         flags |= 0 if hostname is None else CLONE_NEWUTS
-        self._control, theirs = socket.socketpair()
+        self._control, theirs = sockets.pair()
         self._pidfd = -1
         caller = os.pidfd_open(os.getpid())
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -55,8 +55,8 @@ class Namespaces(Closing):
             raise
         finally:
             theirs.close()
-            os.close(caller)
-            os.close(null)
+            close(caller)
+            close(null)
 
     def wait_until_ready(self) -> None:
         """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``."""
@@ -128,7 +128,7 @@ class Namespaces(Closing):
             self._reap(inside)
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        os.close(self._pidfd)
+        close(self._pidfd)
         self._pidfd = -1
 
     def _reap(self, inside: str) -> None:

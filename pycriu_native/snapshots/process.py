@@ -11,11 +11,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import readable
 from .guest_socket import GuestSocket
+from .record import Record
 from .streams import ParentEnds, TextMode
 from .timings import StartTimings
 
@@ -56,6 +58,8 @@ class Process(subprocess.Popen[AnyStr]):
         mode: TextMode,
         number: int,
         *,
+        snapshot: Path,
+        record: Record,
         unshared_reason: str | None = None,
         guest: GuestSocket | None = None,
         timings: StartTimings,
@@ -65,6 +69,10 @@ class Process(subprocess.Popen[AnyStr]):
         self.pid = child.pid
         self.number = number
         """The number of the start."""
+        self.snapshot = snapshot
+        """The directory of the snapshot that it is a copy of."""
+        self.record = record
+        """The record of that snapshot."""
         self.unshared_reason = unshared_reason
         """Why it shares no memory with other copies of the snapshot; None: it does."""
         self.timings = timings

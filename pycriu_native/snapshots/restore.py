@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .._calls.verbs import restore_child
 from .._native.ffi import native
+from .._support import sockets
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._transport.base import Via
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
@@ -37,6 +39,8 @@ PID_NAMESPACE = "pycriu-native-pid"
 class RestoreRequest:
     """The arguments of a start that say where and how a copy is restored."""
 
+    snapshot: Path
+    """Its directory."""
     images: str
     place: Place
     opts: CriuOpts
@@ -61,7 +65,7 @@ class RestoredChild(PidfdChild):
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
         return self.pidfd < 0
 
@@ -81,7 +85,7 @@ def start_copy(
         streams = Streams.made(given.streams, kept, passed)
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
-            ours, theirs = socket.socketpair()
+            ours, theirs = sockets.pair()
             # What it has sent can be read when it is closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
@@ -98,6 +102,8 @@ def start_copy(
         streams.parent,
         given.mode,
         number,
+        snapshot=where.snapshot,
+        record=record,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
         timings=watch.timings(number, "plain" if unshared_reason else "shared"),
@@ -123,7 +129,7 @@ def restore_root(
             Namespaces(network=where.place.network is True, hostname=where.place.hostname)
         )
         inherited[PID_NAMESPACE] = namespaces.open("pid")
-        passed.callback(os.close, inherited[PID_NAMESPACE])
+        passed.callback(close, inherited[PID_NAMESPACE])
         opts = replace(
             where.opts,
             images_directory=where.images,
@@ -154,7 +160,7 @@ def work_directory() -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
         return
     # Before Linux 5.2, or without the right to mount.
     with tempfile.TemporaryDirectory(prefix="pycriu-native-start-") as scratch:
@@ -162,7 +168,7 @@ def work_directory() -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def reached_by_worker(via: Via) -> Problem | None:

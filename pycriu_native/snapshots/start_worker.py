@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import Thread
+from .._support.unpatched import Thread, close
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.lifetime_sockets import LifetimeSockets
@@ -63,11 +63,11 @@ class StartWorker(Closing):
     def close(self) -> None:
         """End the watch."""
         os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
-        os.close(self._cancel)
+        close(self._cancel)
         for thread, pidfd in self._guards:
             thread.join()
-            os.close(pidfd)
-        os.close(self._cancelled)
+            close(pidfd)
+        close(self._cancelled)
         self._lifetime_sockets.close()
 
     @property

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,10 @@ from subprocess import PIPE
 from typing import Any
 
 from .. import guest
+from .._support import sockets
 from .._support.closing import Closing
-from .._support.unpatched import Lock, readable
+from .._support.lazy import socket
+from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
 from ..errors import CriuError, DeadlineError, Problem
 from .aio_process import Starting, starting
@@ -55,7 +56,7 @@ class ForkedChild(PidfdChild):
         """Close its pidfd."""
         if self.pidfd >= 0:
             self.end()
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
         return True
 
@@ -83,11 +84,12 @@ class Zygote(Closing):
     ) -> None:
         """By :meth:`.Snapshot.zygote`, which has the arguments and exceptions."""
         self._record = record
+        self._snapshot = where.snapshot
         self._next_number = next_number
         self._lock = Lock()
         self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
         with ExitStack() as kept, ExitStack() as passed:
-            self._control, theirs = socket.socketpair()
+            self._control, theirs = sockets.pair()
             kept.enter_context(self._control)
             passed.enter_context(theirs)
             # Pipes: CRIU accepts them in the place of sockets, pipes and files.
@@ -151,7 +153,7 @@ class Zygote(Closing):
         watch.ends("check")
         with ExitStack() as kept, ExitStack() as passed:
             streams = Streams.made(given.streams, kept, passed)
-            ours, theirs = socket.socketpair()
+            ours, theirs = sockets.pair()
             passed.enter_context(ours)  # what it has sent can be read when it is closed
             with theirs:
                 fds = [theirs.fileno(), *streams.child]
@@ -171,6 +173,8 @@ class Zygote(Closing):
             streams.parent,
             given.mode,
             number,
+            snapshot=self._snapshot,
+            record=self._record,
             timings=watch.timings(number, "zygote"),
         )
 

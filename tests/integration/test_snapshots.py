@@ -383,6 +383,7 @@ def test_a_cgroup(cgroup: Path, snapshot: Snapshot) -> None:
         ("network", "/nowhere"),
         ("cgroup", "/tmp"),
         ("cgroup", "relative"),
+        ("opts", CriuOpts(auto_dedup=True)),
     ],
 )
 def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:

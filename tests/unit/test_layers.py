@@ -47,6 +47,7 @@ ORDER = (
     "findings",
     "errors",
     "enums",
+    "modes",
     "_support",
     "guest",
 )

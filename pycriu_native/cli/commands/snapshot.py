@@ -12,6 +12,7 @@ import click
 
 from ...errors import OptionError, Problem
 from ...snapshots import Process, Record, Snapshot, list_snapshots
+from ...snapshots.processor_level import LEVELS
 from .. import progress
 from ..command import Call, Command, Interrupted
 from ..exit_codes import Exit
@@ -36,6 +37,7 @@ def _snapshot(
     pid: int | None,
     without_guest: bool,
     leave_running: bool,
+    processor: str | None,
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command behind '--' or --pid is accepted.")
@@ -45,6 +47,7 @@ def _snapshot(
             directory,
             without_guest=without_guest,
             leave_running=leave_running,
+            processor=processor,
             via=call.via,
             deadline=call.deadline,
             on_progress=on_progress,
@@ -122,7 +125,10 @@ def _list(call: Call, directory: str) -> int:
     found = list_snapshots(directory)
     body = {"directory": directory, "snapshots": [shape(each) for each in found]}
     rows = [
-        (os.path.basename(each.directory), f"{size(each.size())}  {_command(each.record)}")
+        (
+            os.path.basename(each.directory),
+            f"{size(each.size(parents=False))}  {_command(each.record)}",
+        )
         for each in found
     ]
     lines = columns(rows) or [f"no snapshot in {safe(directory)}"]
@@ -136,9 +142,10 @@ def _inspect(call: Call, directory: str) -> int:
     rows = [
         ("taken", f"{record.created} by CRIU {record.criu}"),
         ("processes", f"{record.processes}; the first has pid {record.pid} in each copy"),
-        ("size", size(snapshot.size())),
+        ("size", _sizes(snapshot)),
         ("guest", "arguments and environment can be given" if record.guest_key else "none"),
         ("machine", f"{record.host.architecture}, Linux {safe(record.host.kernel)}"),
+        ("processor", safe(record.processor or "all features of the one of the snapshot")),
         ("files", f"{len(record.files)} mapped"),
         *(("problem", safe(str(problem))) for problem in found),
     ]
@@ -154,7 +161,7 @@ def _inspect(call: Call, directory: str) -> int:
 
 def _remove(call: Call, directory: str) -> int:
     snapshot = Snapshot(directory)
-    freed = snapshot.size()
+    freed = snapshot.removable_size()
     snapshot.remove()
     body = {"directory": str(snapshot.directory), "bytes": freed}
     return call.out.result(body, safe(f"removed {directory}: {size(freed)}"))
@@ -166,10 +173,12 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "directory": str(snapshot.directory),
         "bytes": snapshot.size(),
+        "own_bytes": snapshot.size(parents=False),
         "created": record.created,
         "command": list(record.command),
         "pid": record.pid,
         "processes": record.processes,
+        "processor": record.processor or None,
         "guest": record.guest_key is not None,
         "criu": record.criu,
     }
@@ -180,11 +189,16 @@ def text(snapshot: Snapshot) -> str:
     record = snapshot.record
     rows = [
         ("processes", str(record.processes)),
-        ("size", size(snapshot.size())),
+        ("size", _sizes(snapshot)),
         ("start", safe(f"pycriu-native start {snapshot.directory}")),
     ]
     head = safe(f"saved {_command(record)} in {snapshot.directory}")
     return "\n".join([head, *columns(rows, indent=2)])
+
+
+def _sizes(snapshot: Snapshot) -> str:
+    total, own = snapshot.size(), snapshot.size(parents=False)
+    return size(total) + (f"; {size(own)} without what its parents store" if own < total else "")
 
 
 def _command(record: Record) -> str:
@@ -225,7 +239,8 @@ SNAPSHOTS = click.Group(
             "remove",
             title="snapshots remove",
             function=_remove,
-            help="Remove a snapshot and its directory. Copies that run go on.",
+            help="Remove a snapshot and its directory. Copies that run go on, and snapshots of "
+            "copies keep the memory that they share with it.",
             examples=["pycriu-native snapshots remove app.snapshot"],
             exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
             params=[_directory()],
@@ -259,6 +274,11 @@ COMMANDS = {
             ),
             click.Option(
                 ["--leave-running"], is_flag=True, help="Let the process run on with --pid."
+            ),
+            click.Option(
+                ["--processor"],
+                type=click.Choice(list(LEVELS)),
+                help="Restrict the command's libraries to what each processor of this level has.",
             ),
         ],
     ),
