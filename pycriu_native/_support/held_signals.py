@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from .light_typing import Any
-from .unpatched import UNTIL_SIGNALS, readable
+from .unpatched import UNTIL_SIGNALS, close, readable
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that take a last checkpoint and end the supervisor."""
@@ -70,7 +70,7 @@ class HeldSignals:
             yield pidfd
         finally:
             self._child = None
-            os.close(pidfd)
+            close(pidfd)
 
 
 _held: HeldSignals | None = None

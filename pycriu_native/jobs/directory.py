@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.kernel_text import read_text
-from .._support.unpatched import sleep
+from .._support.unpatched import close, sleep
 from .._system.process import stat_of
 from ..errors import ImagesError, OptionError, Problem
 
@@ -220,7 +220,7 @@ class JobDirectory:
             except BlockingIOError:
                 pass
             if stopped() or time.monotonic() >= until:
-                os.close(fd)
+                close(fd)
                 return None
             sleep(0.05)
 
@@ -228,7 +228,7 @@ class JobDirectory:
         """Wait until no supervisor runs, but no longer."""
         fd = self.lock(seconds)
         if fd is not None:
-            os.close(fd)
+            close(fd)
 
     def is_busy(self) -> bool:
         """Whether a supervisor runs, or processes of one are ending."""
@@ -251,7 +251,7 @@ class JobDirectory:
             except BlockingIOError:
                 return True
             finally:
-                os.close(fd)
+                close(fd)
         return False
 
     # ---- what is known ----
@@ -357,7 +357,7 @@ class JobDirectory:
                 line = f"\n{line}"  # the one before was cut off
             os.write(fd, line.encode())
         finally:
-            os.close(fd)
+            close(fd)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events, the oldest first; a line that was cut off is left out."""
@@ -445,7 +445,7 @@ def sync(directory: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def metrics(directory: JobDirectory, status: JobStatus) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._rollback.option import Rollback
 from .._support.held_signals import HeldSignals, blocked, held, until_ended
-from .._support.unpatched import sleep
+from .._support.unpatched import close, sleep
 from ..archive.codecs import Compression
 from ..errors import CriuError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
@@ -178,7 +178,7 @@ class Job:
                 message = directory.storage_message()
                 return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         finally:
-            os.close(lock)
+            close(lock)
         directory.wait_until_free(UNTIL_FREE)
         status = directory.status()
         if code == FAILED:
@@ -200,13 +200,13 @@ class Job:
             spec = {**self._spec(), "lock": lock, "alive": alive}
             process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
         finally:
-            os.close(alive)
+            close(alive)
         try:
             with signals.passed_on(process.pid) as end:
                 until_ended(end)
             return process.wait()
         finally:
-            os.close(ours)
+            close(ours)
             process.wait()
 
     def _spec(self) -> dict[str, Any]:
@@ -264,5 +264,5 @@ def read_spec() -> dict[str, Any]:
     spec: dict[str, Any] = json.load(sys.stdin.buffer)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.close(nothing)
+    close(nothing)
     return spec

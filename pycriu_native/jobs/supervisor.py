@@ -16,7 +16,7 @@ from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
-from .._support.unpatched import readable
+from .._support.unpatched import close, readable
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
@@ -194,7 +194,7 @@ class Supervisor:
                 finally:
                     rolled_back.close()
             finally:
-                os.close(at)
+                close(at)
             return
         for path in outputs:
             path.touch(mode=0o600)
@@ -206,7 +206,7 @@ class Supervisor:
             save(at, (), (*map(_pattern, outputs), *self._also), lambda: None)
             os.fsync(at)
         finally:
-            os.close(at)
+            close(at)
         os.rename(partial, start)
 
     def _set_last_pid(self, number: int) -> None:

@@ -56,6 +56,7 @@ from .conftest import Spawn
 from .support import releases
 from .support.failing_calls import (
     CONNECTED,
+    GUARD_PAGES,
     LISTENS,
     Case,
     Collection,
@@ -68,7 +69,7 @@ from .support.failing_calls import (
 )
 from .support.mounts import make_read_only, tmpfs
 from .support.predictions import compare
-from .support.processes import TARGET, Target, eventually, kill, reap_all, state
+from .support.processes import Target, eventually, kill, reap_all, state, user_namespace
 from .support.system_calls import NUMBERS
 
 PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
@@ -593,6 +594,16 @@ def program_too_old_for_sockets(at: Site) -> Target:
     return at.spawn(LISTENS)
 
 
+@dump_fails("guard pages", "install CRIU 4.2 or later", error=ProgramError)
+def program_too_old_for_guard_pages(at: Site) -> Target:
+    at.via = older(at, "4.1")
+    at.cure = lambda: setattr(at, "via", Worker())
+    try:
+        return at.spawn(GUARD_PAGES)
+    except AssertionError:
+        pytest.skip("the kernel has no guard pages (MADV_GUARD_INSTALL): they need Linux 6.13")
+
+
 # ---- less usual things, each by itself ----
 
 
@@ -809,12 +820,7 @@ def file_that_is_covered(at: Site) -> Target:
     "does not belong to its user namespace", "make the other namespaces together", since="4.1"
 )
 def namespace_of_another_user_namespace(at: Site) -> Target:
-    inner = ["unshare", "--user", "--map-root-user"]
-    reading = [*inner, sys.executable, "-c", f"open({str(TARGET)!r})"]
-    told = subprocess.run(reading, capture_output=True, text=True)
-    if "Permission denied" in told.stderr:
-        pytest.skip(f"root of another user namespace: {told.stderr.splitlines()[-1]}")
-    return at.spawn(prefix=["unshare", "--uts", *inner])
+    return at.spawn(prefix=["unshare", "--uts", *user_namespace("--map-root-user")])
 
 
 @dump_fails("a device of a kind that CRIU cannot rebuild", 'empty_ns="net"', "empty_ns", "external")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,17 @@ from pycriu_native import (
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
+from .support.hosts import run
 from .support.predictions import enter
-from .support.processes import eventually, kill, state
+from .support.processes import (
+    OWN_STDIO,
+    Target,
+    eventually,
+    kill,
+    reap_all,
+    state,
+    user_namespace,
+)
 
 PROBE = """
 import json, subprocess, sys, warnings
@@ -301,7 +311,7 @@ def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
 
 def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, images: Path) -> None:
     """It may not mount /proc, which a restore needs: said before the dump, and by the restore."""
-    target = spawn(prefix=["unshare", "--user", "--map-root-user"])
+    target = spawn(prefix=user_namespace("--map-root-user"))
     before = preflight(target.pid)
     assert [finding.id for finding in before.no_restore] == ["proc-of-user-namespace"]
     assert "unshare -Urmpf" in before.no_restore[0].cure
@@ -315,7 +325,40 @@ def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, image
 
 def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     """With the namespaces that the cure names, nothing of that is said."""
-    cure = ["unshare", "-Urmpf", "--kill-child"]
-    target = spawn(prefix=cure)
+    target = spawn(prefix=user_namespace("-rmpf", "--kill-child"))
     (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
+
+
+def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
+    spawn: Spawn, images: Path, tmp_path: Path
+) -> None:
+    """With the options and mount points that preflight names the restore works, else it fails."""
+    target = spawn(OWN_STDIO, prefix=[*user_namespace("-rmpf", "--mount-proc"), "setsid"])
+    (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
+    before = preflight(first, CriuOpts(images_directory=images))
+    assert before.verdict is Verdict.NEEDS_OPTIONS
+    assert "user-namespace-mount" in {finding.id for finding in before.needs}
+    with ExitStack() as mounted:
+        given: dict[str, str] = {}
+        for need in before.restore_needs:
+            place = {"root": "/"}.get(need.key, need.key[4:-1])
+            given[need.key] = str(tmp_path / f"mount-{len(given)}")
+            assert f"mount --bind {place} PATH" in f"{need} {before}"
+            Path(given[need.key]).mkdir()
+            run("mount", "--bind", place, given[need.key])
+            run("mount", "--make-private", given[need.key])
+            mounted.callback(run, "umount", "--lazy", given[need.key])
+        dump(first, before.opts)
+        reap_all()
+        for root in ("/", given["root"]):
+            opts = before.for_restore({**given, "root": root})
+            if root == "/":
+                with pytest.raises(CriuError, match="other mounts below it") as caught:
+                    restore(opts)
+                assert "mount --bind" in str(caught.value.cure)
+                reap_all()
+        again = Target(restore(opts).pid, target.directory, target.process)
+        assert again.runs_on()
+        kill(again.pid)
+        enter("a_user_namespace_with_mounts", before.verdict, Verdict.NEEDS_OPTIONS)
