@@ -1,4 +1,4 @@
-"""Files of image sets, which anybody may have made: regular files only."""
+"""Opens files of image sets, which other users may have made: regular files only."""
 
 from __future__ import annotations
 

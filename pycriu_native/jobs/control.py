@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 
 from .._support.unpatched import sleep
+from .._system.host import boot_id
 from .._system.process import stat_of
 from ..errors import CriuError, DeadlineError, NoSuchProcessError
-from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
+from .directory import Checkpoint, JobDirectory, JobStatus, State
 from .job import CHECKPOINTING
 
 PAUSE = 0.05

@@ -30,8 +30,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .._support.kernel_text import read_text
 from .._support.unpatched import sleep
+from .._system.host import boot_id
 from .._system.process import stat_of
 from ..errors import ImagesError
 
@@ -351,11 +351,6 @@ def _checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             number=int(path.name), path=str(path), time=0, duration=0, frozen=0, bytes=0
         )
-
-
-def boot_id() -> str:
-    """Which boot of which host this is."""
-    return read_text("/proc/sys/kernel/random/boot_id").strip()
 
 
 def sync(directory: Path) -> None:

@@ -19,10 +19,11 @@ from types import FrameType
 from typing import Any
 
 from .._support.unpatched import readable
+from .._system.host import boot_id
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError
-from .directory import BUSY, JobDirectory, State, StorageStatus, boot_id
+from .directory import BUSY, JobDirectory, State, StorageStatus
 from .job import CHECKPOINTING, FAILED, STOPPING, passed_on, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, check_codecs, fetch

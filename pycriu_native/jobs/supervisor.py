@@ -15,12 +15,13 @@ from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.unpatched import readable
+from .._system.host import boot_id
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import Checkpoint, JobDirectory, State, boot_id
+from .directory import Checkpoint, JobDirectory, State
 from .job import CHECKPOINTING, FAILED, STOPPING
 from .notice import NoticeWatch
 

@@ -295,7 +295,7 @@ def _unix_listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> I
         yield stops(
             "unix-closed-before-accepted",
             "a connection to its unix socket was closed before it was accepted",
-            cure="have the program accept it",
+            cure="make the program accept it",
             failure="unix-in-flight",
             **about,
         )

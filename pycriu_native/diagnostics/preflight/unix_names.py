@@ -65,7 +65,7 @@ def look(context: Context) -> Iterator[Finding]:
             yield lost(
                 "unix-renamed",
                 "its file has lost this name and has another, which leads nowhere after a restore",
-                cure="have the program bind the name that its clients use",
+                cure="make the program bind the name that its clients use",
                 **about,
             )
         elif not bound.is_deleted:
