@@ -140,7 +140,7 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
     made = os.path.join(SHARED_MEMORY, NAME)
     try:
         _put(made, _probed((via or Worker()).name()))
-        # A criu that finds no cache would try to write one, fail, and remove what is there, the
+        # A criu that finds no cache would try to write one, fail, and remove that file, the
         # link too; unless it finds that another is just writing.
         with contextlib.suppress(FileExistsError):
             os.close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
