@@ -89,7 +89,7 @@ def _parents(
             parent = os.readlink(link) if os.path.islink(link) else "parent"
             yield Problem(
                 f"{where(at)} builds on the images in {parent!r}: {error.strerror}",
-                "bring the images of the pre-dumps along, in the same places",
+                "copy the images of the pre-dumps too, to the same places",
                 ("parent_image",),
             )
             return
@@ -101,6 +101,6 @@ def _parents(
         at = below
     yield Problem(
         f"{where(directory)} has more than {DEEPEST} parents",
-        "look at the links named 'parent'",
+        "check the links named 'parent'",
         ("parent_image",),
     )

@@ -102,7 +102,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
     """At its beginning, in its head, in its last message."""
     _write(tmp_path)
     (tmp_path / name).write_bytes(SET[name][:keep])
-    with pytest.raises(ImagesError, match=f"{name} is shorter than it was made"):
+    with pytest.raises(ImagesError, match=f"{name} is cut short"):
         _check(tmp_path)
 
 
