@@ -124,6 +124,8 @@ def wait(*, collect: bool = True) -> Start | None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()  # or each copy writes what is buffered
+    if (ssl := sys.modules.get("ssl")) is not None:
+        ssl.RAND_bytes(1)  # its first use takes 2 ms: here, and not in each copy
     if collect:
         gc.collect()
         gc.freeze()

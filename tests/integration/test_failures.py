@@ -68,7 +68,7 @@ from .support.failing_calls import (
 )
 from .support.mounts import make_read_only, tmpfs
 from .support.predictions import compare
-from .support.processes import TARGET, Target, eventually, kill, reap_all, state
+from .support.processes import Target, eventually, kill, reap_all, state, user_namespace
 from .support.system_calls import NUMBERS
 
 PTRACE_SEIZE, PTRACE_DETACH, PTRACE_INTERRUPT = 0x4206, 17, 0x4207
@@ -809,12 +809,7 @@ def file_that_is_covered(at: Site) -> Target:
     "does not belong to its user namespace", "make the other namespaces together", since="4.1"
 )
 def namespace_of_another_user_namespace(at: Site) -> Target:
-    inner = ["unshare", "--user", "--map-root-user"]
-    reading = [*inner, sys.executable, "-c", f"open({str(TARGET)!r})"]
-    told = subprocess.run(reading, capture_output=True, text=True)
-    if "Permission denied" in told.stderr:
-        pytest.skip(f"root of another user namespace: {told.stderr.splitlines()[-1]}")
-    return at.spawn(prefix=["unshare", "--uts", *inner])
+    return at.spawn(prefix=["unshare", "--uts", *user_namespace("--map-root-user")])
 
 
 @dump_fails("a device of a kind that CRIU cannot rebuild", 'empty_ns="net"', "empty_ns", "external")

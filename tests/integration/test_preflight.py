@@ -48,7 +48,7 @@ from .support.containers import container, mount_point
 from .support.failing_calls import CONNECTED, LISTENS, Site, job, wrapped
 from .support.hosts import host, run
 from .support.predictions import enter, ledger, works
-from .support.processes import Target, eventually, reap_all
+from .support.processes import Target, eventually, reap_all, user_namespace
 
 FEWEST = 40
 """Situations that make a share worth looking at."""
@@ -110,12 +110,12 @@ def names_and_ipc_of_its_own(at: Site) -> Target:
 
 @situation(Verdict.FAILS)
 def a_user_namespace_without_user_0(at: Site) -> Target:
-    return at.spawn(prefix=["unshare", "--user", "--map-user=1000"])
+    return at.spawn(prefix=user_namespace("--map-user=1000"))
 
 
 @situation(Verdict.FAILS)
 def a_user_namespace_without_group_0(at: Site) -> Target:
-    return at.spawn(prefix=["unshare", "--user", "--map-user=0", "--map-group=5"])
+    return at.spawn(prefix=user_namespace("--map-user=0", "--map-group=5"))
 
 
 @situation()
@@ -785,7 +785,7 @@ def test_a_tmpfs_below_another_in_a_user_namespace(
         # Where the machine itself has such a pair, it is left out as well.
         places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         others = sorted({p for p in places if places.count(p) > 1} - {str(place)})
-        target = spawn(OWN_STDIO, prefix=["unshare", "--user", "--map-root-user", "--mount"])
+        target = spawn(OWN_STDIO, prefix=user_namespace("--map-root-user", "--mount"))
         opts = CriuOpts(images_directory=images, leave_running=True, skip_mnts=others)
         (finding,) = preflight(target.pid, opts).needs
         assert (finding.id, finding.path) == ("child-overmount", str(place))

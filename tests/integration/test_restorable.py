@@ -28,7 +28,7 @@ from pycriu_native.images import check_images
 
 from .conftest import Spawn
 from .support.predictions import enter
-from .support.processes import eventually, kill, state
+from .support.processes import eventually, kill, state, user_namespace
 
 PROBE = """
 import json, subprocess, sys, warnings
@@ -301,7 +301,7 @@ def test_a_pipe_to_the_outside(spawn: Spawn, tmp_path: Path) -> None:
 
 def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, images: Path) -> None:
     """It may not mount /proc, which a restore needs: said before the dump, and by the restore."""
-    target = spawn(prefix=["unshare", "--user", "--map-root-user"])
+    target = spawn(prefix=user_namespace("--map-root-user"))
     before = preflight(target.pid)
     assert [finding.id for finding in before.no_restore] == ["proc-of-user-namespace"]
     assert "unshare -Urmpf" in before.no_restore[0].cure
@@ -315,7 +315,6 @@ def test_a_user_namespace_without_a_pid_namespace_of_its_own(spawn: Spawn, image
 
 def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     """With the namespaces that the cure names, nothing of that is said."""
-    cure = ["unshare", "-Urmpf", "--kill-child"]
-    target = spawn(prefix=cure)
+    target = spawn(prefix=user_namespace("-rmpf", "--kill-child"))
     (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}

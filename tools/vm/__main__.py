@@ -16,12 +16,18 @@ def main() -> int:
     parser.add_argument("guest", choices=sorted(GUESTS))
     parser.add_argument("--limit", type=float, default=600, help="seconds until it is ended (600)")
     parser.add_argument("--results", type=Path, help="where what it leaves in /results goes")
+    parser.add_argument("--directory", type=Path, help="copied in place of the checkout")
     parser.add_argument("command", nargs="+", help="run by root, in a copy of the checkout")
     chosen = parser.parse_args()
     results = chosen.results or root.CACHE / "left" / chosen.guest
     built = root.build(GUESTS[chosen.guest])
     ended = machine.run(
-        GUESTS[chosen.guest], built, chosen.command, results=results, limit=chosen.limit
+        GUESTS[chosen.guest],
+        built,
+        chosen.command,
+        results=results,
+        limit=chosen.limit,
+        directory=chosen.directory,
     )
     if ended.status is None:
         print(f"the guest {chosen.guest} gave no exit status: {ended.why}", file=sys.stderr)

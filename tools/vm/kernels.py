@@ -2,7 +2,8 @@
 
 Made from the results of the tests (``outcomes.py``). The table in ``docs/scenarios.md`` has the
 test files of each field; this module writes its other columns. ``docs/kernels.md`` has the other
-tests and the reason for each skipped test.
+tests and the reason for each skipped test, and a section for the guests of arm64. A section whose
+guests have left no results here stays as it is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ of CRIU. `make test-vm` makes this page. Each number in brackets is a reason bel
 
 """
 
+ARM64_HEAD = """
+## arm64
+
+`make test-arm64` makes this section, and `python -m tools.vm.suite arm64 -- FILE...` with some test
+files only. PAC is the pointer authentication of Arm processors. Numbers in brackets are reasons
+below the table.
+
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -40,6 +50,12 @@ class Run:
     def title(self) -> str:
         """CRIU and kernel, which head a column."""
         return f"CRIU {self.facts['criu']}, kernel {re.split('[-+]', self.facts['kernel'])[0]}"
+
+    @property
+    def arm64_title(self) -> str:
+        """The same with what differs between machines of arm64."""
+        pac = "with" if self.facts["pointer_authentication"] else "without"
+        return f"{self.title}, {self.facts['page_size'] // 1024}K pages, {pac} PAC"
 
     def of_files(self, names: Sequence[str]) -> list[tuple[str, str]]:
         """Outcome and reason of each test of these files."""
@@ -72,13 +88,19 @@ class Reasons:
         return [f"{number}. {reason}" for reason, number in self._numbers.items()]
 
 
-def write(places: Sequence[Path]) -> None:
+def write(places: Sequence[Path], arm64: Sequence[Path]) -> None:
     """Write both from the results under each place; one that has none is left out."""
-    result = [_run(place) for place in places]
-    runs = [run for run in result if run]
-    if runs:
-        PAGE.write_text(page(runs))
+    first, mark, second = PAGE.read_text().partition(ARM64_HEAD)
+    if runs := _runs(places):
+        first = page(runs)
         SCENARIOS.write_text(scenarios(SCENARIOS.read_text(), runs))
+    if runs := _runs(arm64):
+        mark, second = ARM64_HEAD, arm64_section(runs)
+    PAGE.write_text(first + mark + second)
+
+
+def _runs(places: Sequence[Path]) -> list[Run]:
+    return [run for run in map(_run, places) if run]
 
 
 def tests(place: Path) -> dict[str, tuple[str, str]]:
@@ -111,21 +133,41 @@ def scenarios(text: str, runs: Sequence[Run]) -> str:
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
     reasons = Reasons()
-    fields = _rows(SCENARIOS.read_text())
-    shown = {name for row in fields for name in row.files}
-    others = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
-    rest = [Row(_story(name), (name,)) for name in others if name not in shown]
+    titles = [run.title for run in runs]
+    fields, rest = _all_rows()
     lines = [
-        *(
-            "| CRIU | libcriu | kernel | Python | date | passed | skipped | failed |",
-            "|---" * 8 + "|",
-        ),
-        *(_summary(run) for run in runs),
-        *("", "## Fields", "", *_table(fields, runs, reasons)),
-        *("", "## The rest", "", *_table(rest, runs, reasons)),
+        *_summaries(runs),
+        *("", "## Fields", "", *_table(fields, runs, titles, reasons)),
+        *("", "## The rest", "", *_table(rest, runs, titles, reasons)),
         *("", "## Why tests were skipped", "", *reasons.lines()),
     ]
     return HEAD + "\n".join(lines) + "\n"
+
+
+def arm64_section(runs: Sequence[Run]) -> str:
+    """What was run in these guests, in one table."""
+    reasons = Reasons()
+    fields, rest = _all_rows()
+    rows = [row for row in (*fields, *rest) if any(run.of_files(row.files) for run in runs)]
+    lines = [
+        *_summaries(runs),
+        *("", *_table(rows, runs, [run.arm64_title for run in runs], reasons)),
+        *("", *reasons.lines()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _all_rows() -> tuple[list[Row], list[Row]]:
+    """Those of the fields, and one for each other file."""
+    fields = _rows(SCENARIOS.read_text())
+    shown = {name for row in fields for name in row.files}
+    others = sorted(str(path.relative_to(TESTS)) for path in TESTS.rglob("test_*.py"))
+    return fields, [Row(_story(name), (name,)) for name in others if name not in shown]
+
+
+def _summaries(runs: Sequence[Run]) -> list[str]:
+    head = "| CRIU | libcriu | kernel | Python | date | passed | skipped | failed |"
+    return [head, "|---" * 8 + "|", *map(_summary, runs)]
 
 
 def _summary(run: Run) -> str:
@@ -135,8 +177,10 @@ def _summary(run: Run) -> str:
     return f"| {' | '.join(words)} |"
 
 
-def _table(rows: Sequence[Row], runs: Sequence[Run], reasons: Reasons) -> list[str]:
-    head = " | ".join(["what", "tests", *(run.title for run in runs)])
+def _table(
+    rows: Sequence[Row], runs: Sequence[Run], titles: Sequence[str], reasons: Reasons
+) -> list[str]:
+    head = " | ".join(["what", "tests", *titles])
     lines = [f"| {head} |", "|---" * (2 + len(runs)) + "|"]
     for row in rows:
         files = ", ".join(f"[{name}](../tests/integration/{name})" for name in row.files)

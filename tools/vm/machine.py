@@ -7,6 +7,7 @@ since it is not there, or does not work, on many of the machines that are guests
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -53,15 +54,18 @@ def run(
     limit: float,
     memory: int = 2048,
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> Ended:
     """Start a guest, run a command in a copy of the checkout, and copy its output to ours.
+
+    With ``directory`` the command runs in a copy of that one, without the checkout.
 
     What the command leaves in ``/results`` is in ``results`` afterwards. ``limit`` is in
     seconds, ``memory`` in MiB.
     """
     with tempfile.TemporaryDirectory(prefix="pycriu-native-vm-") as scratch:
         job, out, console = (Path(scratch, name) for name in ("job", "out", "console"))
-        _make_job(built, Path(scratch, "tree"), job, command, environment or {})
+        _make_job(built, Path(scratch, "tree"), job, command, environment or {}, directory)
         with open(out, "wb") as file:
             file.truncate(RESULTS)
         words = _qemu(guest, built, job, out, console, memory=memory)
@@ -76,16 +80,24 @@ def run(
 
 
 def _make_job(
-    built: Built, tree: Path, job: Path, command: Sequence[str], environment: Mapping[str, str]
+    built: Built,
+    tree: Path,
+    job: Path,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    directory: Path | None,
 ) -> None:
-    checkout.copy(tree / "checkout", built.extension if built.extension.exists() else None)
+    if directory is None:
+        checkout.copy(tree / "checkout", built.extension if built.extension.exists() else None)
+    else:
+        shutil.copytree(directory, tree / "checkout")
     variables = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines = [
         # On the root's own file system: of a second disk CRIU would want to know what it is.
         "cp -a /job/checkout /checkout",
         "umount --lazy /job",
         "cd /checkout",
-        "export PYTHONPATH=$PWD",
+        *([] if directory else ["export PYTHONPATH=$PWD"]),
         *variables,
         f"exec {shlex.join(command)}",
     ]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import pycriu_native
+from pycriu_native._system.processor import authenticates_pointers
 
 PLACE = Path(os.environ.get("PYCRIU_NATIVE_OUTCOMES", "/results/outcomes.json"))
 
@@ -34,6 +35,8 @@ class Outcomes:
             "criu": str(pycriu_native.version()),
             "libcriu": str(pycriu_native.libcriu_version()),
             "python": platform.python_version(),
+            "page_size": os.sysconf("SC_PAGE_SIZE"),
+            "pointer_authentication": authenticates_pointers(),
         }
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

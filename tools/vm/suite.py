@@ -149,7 +149,7 @@ def everything(guests: tuple[str, ...], files: tuple[str, ...], *, resume: bool)
 
 def write() -> int:
     """The tables of kernels."""
-    kernels.write([*(results(guest) for guest in GUESTS), results("here")])
+    kernels.write([*map(results, NATIVE), results("here")], list(map(results, FOREIGN)))
     return 0
 
 

@@ -82,7 +82,7 @@ class Patient:
             lost.append("its connection")
         return lost
 
-    def lives_whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether it runs untraced and has lost nothing."""
         traced = "TracerPid:\t0\n" not in Path(f"/proc/{self.pid}/status").read_text()
         return state(self.pid) in ("R", "S", "D") and not traced and self.harm() == []
@@ -119,7 +119,7 @@ def _signal(number: int) -> Callable[[], None]:
     return lambda: os.kill(the_worker(), number)
 
 
-def cut_the_socket() -> None:
+def shut_down_the_socket() -> None:
     """End the connection to CRIU, for both sides."""
     for name in os.listdir("/proc/self/fd"):
         if not os.path.islink(link := f"/proc/self/fd/{name}"):
@@ -135,7 +135,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "CRIU gets SIGKILL": _signal(signal.SIGKILL),
     "CRIU gets SIGTERM": _signal(signal.SIGTERM),
     "CRIU gets SIGSTOP": _signal(signal.SIGSTOP),
-    "its socket is cut": cut_the_socket,
+    "its socket is shut down": shut_down_the_socket,
 }
 """The faults, applied while CRIU waits for the response to a notification."""
 
@@ -165,7 +165,7 @@ def images_are(directory: Path) -> str:
     """Whether they are accepted as a complete set."""
     if not list(directory.glob("*.img")):
         return "none"
-    return "whole" if holds_dump(str(directory)) else "not whole, and refused"
+    return "complete" if holds_dump(str(directory)) else "incomplete, and refused"
 
 
 def left(error: BaseException | None) -> str:

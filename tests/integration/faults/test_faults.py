@@ -61,7 +61,7 @@ def deadline_for(what: str) -> float | None:
 @each_fault
 @pytest.mark.parametrize("moment", DUMP)
 def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment: Notify) -> None:
-    """The process lives on whole, or it was saved and its images restore; a new dump works."""
+    """The process runs, intact, or it was saved and its images restore; a new dump works."""
     patient = Patient.start(spawn)
     opts = CriuOpts(images_directory=images, tcp_established=True, network_lock="nftables")
     error: BaseException | None = None
@@ -71,12 +71,12 @@ def test_in_a_dump(spawn: Spawn, images: Path, orphans: None, what: str, moment:
         error = caught
     saved = images_are(images)
     if error is None or hasattr(error, "result"):
-        process = "saved, and restored whole"
-        assert saved == "whole"
+        process = "saved, and restored intact"
+        assert saved == "complete"
         patient.restores(opts)
     else:
-        process = "lives on whole"
-        assert patient.lives_whole()
+        process = "runs, intact"
+        assert patient.is_intact()
         patient.dumps_and_restores(opts)
     assert not workers()
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
@@ -107,14 +107,14 @@ def test_in_a_lazy_dump(
     error = caught.value
     assert not hasattr(error, "result")
     saved = images_are(images)
-    if saved == "whole":
-        saved = "lack the memory, and refused"
+    if saved == "complete":
+        saved = "without memory, and refused"
         with pytest.raises(ImagesError, match="lack memory"):
             restore(common.only_for("restore"))
-    assert patient.lives_whole()
+    assert patient.is_intact()
     assert not workers()
     cell = Cell(
-        *("dump, lazy pages", what, f"`{moment}`", told(error), "lives on whole", saved),
+        *("dump, lazy pages", what, f"`{moment}`", told(error), "runs, intact", saved),
         left(error),
     )
     matrix.cells.append(cell)
@@ -140,10 +140,10 @@ def test_in_a_restore(spawn: Spawn, images: Path, orphans: None, what: str, mome
     except CriuError as caught:
         error = caught
     if error is None or hasattr(error, "result"):
-        process, again = "runs whole", "restored, once"
-        assert patient.lives_whole()
+        process, again = "runs, intact", "restored, once"
+        assert patient.is_intact()
     else:
-        process, again = "none is left", "restore again"
+        process, again = "none", "restorable"
         assert not is_alive(patient.pid)
         patient.restores(opts)
     matrix.cells.append(
@@ -169,18 +169,18 @@ def test_in_a_lazy_restore(
     patient = _dumped(spawn, opts)
     lazily, daemon_opts = _lazily(images, tmp_path / "work")
     error: BaseException | None = None
-    process, again = "none is left", "restore again"
+    process, again = "none", "restorable"
     with LazyPages(daemon_opts):
         try:
             restore(lazily, on_notify=at(moment, what), deadline=deadline_for(what))
         except CriuError as caught:
             error = caught
         if error is None or hasattr(error, "result"):
-            process, again = "runs whole", "restored, once"
-            assert patient.lives_whole()
+            process, again = "runs, intact", "restored, once"
+            assert patient.is_intact()
         else:
             assert not is_alive(patient.pid)
-    if process == "none is left":
+    if process == "none":
         patient.restores(opts)
     matrix.cells.append(
         Cell("restore, lazy pages", what, f"`{moment}`", told(error), process, again, left(error))
@@ -212,12 +212,12 @@ def test_the_lazy_daemon_is_killed(
         except CriuError as caught:
             error = caught
         assert daemon.wait(10) == -signal.SIGKILL
-    process = "none is left" if error else "runs, or has ended for lack of memory"
+    process = "none" if error else "runs, or has ended for lack of memory"
     patient.restores(opts)
     what = "the lazy-pages daemon gets SIGKILL"
     gets = told(error) if error else "its result; `LazyPages.wait` returns -9"
     matrix.cells.append(
-        Cell("restore, lazy pages", what, f"`{moment}`", gets, process, "restore again")
+        Cell("restore, lazy pages", what, f"`{moment}`", gets, process, "restorable")
     )
 
 
@@ -228,4 +228,4 @@ def test_the_worker_is_reaped(spawn: Spawn, images: Path) -> None:
     with pytest.raises(WorkerDiedError, match="killed by SIGKILL") as caught:
         dump(patient.pid, opts, on_notify=at(Notify.POST_DUMP, "CRIU gets SIGKILL"))
     assert caught.value.status == -signal.SIGKILL
-    assert patient.lives_whole()
+    assert patient.is_intact()

@@ -39,10 +39,10 @@ def _record(when: str, error: BaseException, patient: Patient, opts: CriuOpts, l
     assert not any("was ended" in note for note in getattr(error, "__notes__", ()))
     if isinstance(getattr(error, "result", None), DumpResult):
         patient.restores(opts)
-        process = "saved, and restored whole"
+        process = "saved, and restored intact"
     else:
-        assert patient.lives_whole()
-        process = "lives on whole"
+        assert patient.is_intact()
+        process = "runs, intact"
     gets = f"`{type(error).__name__}`" + (" with the result" if hasattr(error, "result") else "")
     matrix.lates.append(Late("dump", when, gets, process, late))
 
@@ -79,7 +79,7 @@ def test_a_deadline_at(
 
 
 def test_deadlines_at_random_instants(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
-    """Whenever it passes: undone and the process lives on, or saved and the result is there."""
+    """Whenever it passes: undone and the process runs on, or saved and the result is there."""
     chance = random.Random(SEED)
     patient = Patient.start(spawn)
     started = time.monotonic()

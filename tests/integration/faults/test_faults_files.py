@@ -82,7 +82,7 @@ CELLS = [
 def test_the_place_fails(
     spawn: Spawn, tmp_path: Path, orphans: None, what: str, moment: Notify
 ) -> None:
-    """An error, and the process lives on whole; or it was too late to harm the images."""
+    """An error, and the process runs, intact; or it was too late to harm the images."""
     patient = Patient.start(spawn)
 
     def harm(notification: Notification) -> None:
@@ -98,19 +98,19 @@ def test_the_place_fails(
             error = caught
         saved = images_are(disk / "images")
         if error is None:
-            process = "saved, and restored whole"
+            process = "saved, and restored intact"
             if HARMS[what] is _freeze:
                 _freeze(disk, 0)
             patient.restores(opts)
         else:
-            process = "lives on whole"
-            assert patient.lives_whole()
+            process = "runs, intact"
+            assert patient.is_intact()
     matrix.cells.append(Cell("dump", what, f"`{moment}`", told(error), process, saved, left(error)))
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["a directory", "none yet"])
 def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: bool) -> None:
-    """An error that says so; the process lives on whole, and is dumped when one can write."""
+    """An error that says so; the process runs, intact, and is dumped when one can write."""
     patient = Patient.start(spawn)
     with tmpfs(tmp_path / "disk") as disk:
         opts = CriuOpts(images_directory=disk / "images", tcp_established=True)
@@ -119,12 +119,12 @@ def test_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans: None, there: b
         make_read_only(disk)
         with pytest.raises((CriuError, OSError), match=r"(?i)read-only") as caught:
             dump(patient.pid, opts)
-        assert patient.lives_whole()
+        assert patient.is_intact()
         error = caught.value
         saved = images_are(disk / "images") if there else "none"
         what = "the images directory is read-only" if there else "it cannot be made: read-only"
         matrix.cells.append(
-            Cell("dump", what, "from the start", told(error), "lives on whole", saved, left(error))
+            Cell("dump", what, "from the start", told(error), "runs, intact", saved, left(error))
         )
         make_writable(disk)
         patient.dumps_and_restores(opts)
@@ -146,5 +146,5 @@ def test_a_restore_from_a_read_only_place(spawn: Spawn, tmp_path: Path, orphans:
         restore(replace(opts, work_directory=tmp_path / "work"))
         assert patient.harm() == []
     what, again = "the images directory is read-only", "restored with a `work_directory`"
-    cell = Cell("restore", what, "from the start", told(caught.value), "none is left", again)
+    cell = Cell("restore", what, "from the start", told(caught.value), "none", again)
     matrix.cells.append(cell)

@@ -88,7 +88,7 @@ class Subject:
             for pid in self.tree
         ]
 
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether all run, untraced, with what they had and no more."""
         for pid in self.tree:
             assert state(pid) in ("R", "S", "D"), pid
@@ -146,7 +146,7 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) 
             error = caught
         late = time.monotonic() - due
         assert not workers()
-        assert subject.is_whole()
+        assert subject.is_intact()
         if error is None or hasattr(error, "result"):
             assert (tmp_path / str(number) / "inventory.img").exists()
             shutil.rmtree(tmp_path / str(number))
@@ -164,7 +164,7 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, alarm: None, name: str, how: str) 
         assert "was ended" not in message
         assert os.listdir(tmp_path / str(number)) in ([], ["dump.log"])
         gets = f"`{type(error).__name__}`"
-        matrix.lates.append(Late("dump", f"any instant, {name}", gets, "lives on whole", late))
+        matrix.lates.append(Late("dump", f"any instant, {name}", gets, "runs, intact", late))
     assert undone
     dump(subject.pid, replace(opts, images_directory=tmp_path / "last", leave_running=None))
     subject.target.reap()
@@ -189,7 +189,7 @@ def test_a_pre_dump(spawn: Spawn, tmp_path: Path) -> None:
             if not hasattr(error, "result"):
                 assert os.listdir(tmp_path / str(number)) in ([], ["pre-dump.log"])
         assert not workers()
-        assert subject.is_whole()
+        assert subject.is_intact()
     dump(subject.pid, CriuOpts(images_directory=tmp_path / "last"))
     subject.target.reap()
     restore(CriuOpts(images_directory=tmp_path / "last"))
@@ -224,7 +224,7 @@ def test_a_dump_to_a_page_server(spawn: Spawn, tmp_path: Path) -> None:
                 assert os.listdir(tmp_path / str(number)) in ([], ["dump.log"])
             span = span or time.monotonic() - started
         assert not workers()
-        assert subject.is_whole()
+        assert subject.is_intact()
         shutil.rmtree(tmp_path / f"there-{number}")
     assert undone
 
@@ -255,7 +255,7 @@ def test_a_restore(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
         assert not any("was ended" in note for note in getattr(error, "__notes__", ()))
         if error is not None and not hasattr(error, "result"):
             assert not any(is_alive(pid) for pid in subject.tree)
-            row = Late("restore", "any instant", "`DeadlineError`", "none is left", late)
+            row = Late("restore", "any instant", "`DeadlineError`", "none", late)
             matrix.lates.append(row)
             reap_all()
             restore(opts)
@@ -283,7 +283,7 @@ def test_a_refusal_at_the_end(spawn: Spawn, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         dump(subject.pid, opts, on_notify=refuse)
     assert before == {path.name: path.stat().st_ino for path in (tmp_path / "images").glob("*.img")}
-    assert subject.is_whole()
+    assert subject.is_intact()
 
 
 def test_a_file_size_limit_of_the_caller(spawn: Spawn, tmp_path: Path) -> None:
@@ -301,10 +301,10 @@ def test_a_file_size_limit_of_the_caller(spawn: Spawn, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert resource.getrlimit(resource.RLIMIT_FSIZE) == before
     assert "File too large" in done.stdout
-    assert subject.is_whole()
+    assert subject.is_intact()
     assert not list((tmp_path / "images").glob("*.img"))
     dump(subject.pid, replace(opts, leave_running=True))
-    assert subject.is_whole()
+    assert subject.is_intact()
 
 
 LIMITED = """

@@ -72,7 +72,7 @@ def test_no_more_processes(make_cgroup: Make, spawn: Spawn, images: Path) -> Non
     assert outcomes[0] != "its result"
     assert outcomes[-1] == "its result"
     kinds = dict.fromkeys(outcome.partition(":")[0] for outcome in outcomes)
-    assert patient.lives_whole()
+    assert patient.is_intact()
     gets = ", ".join(kind if " " in kind else f"`{kind}`" for kind in kinds)
-    what, process = "no more processes or threads, at each limit", "lives on whole"
-    matrix.cells.append(Cell("dump", what, "any time", gets, process, "whole with its result"))
+    what, process = "no more processes or threads, at each limit", "runs, intact"
+    matrix.cells.append(Cell("dump", what, "any time", gets, process, "complete with its result"))

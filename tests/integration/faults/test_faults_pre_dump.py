@@ -25,7 +25,7 @@ from ..support.features import needs_soft_dirty
 from ..support.processes import PATIENCE
 from ..support.workers import workers
 from . import matrix
-from .faults import CODE, DEADLINE, Patient, code_in, cut_the_socket, left, told
+from .faults import CODE, DEADLINE, Patient, code_in, left, shut_down_the_socket, told
 from .matrix import Cell, Instant
 from .test_faults_random import INSTANTS, SEED, Striker, kill_workers, phase_of
 
@@ -55,7 +55,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "CRIU gets SIGKILL": lambda: kill_workers(signal.SIGKILL),
     "CRIU and its child get SIGTERM": lambda: _all(signal.SIGTERM),
     "CRIU and its child get SIGSTOP": lambda: _all(signal.SIGSTOP),
-    "its socket is cut": cut_the_socket,
+    "its socket is shut down": shut_down_the_socket,
 }
 COSTLY = "CRIU's child, which does the work, gets SIGKILL"
 """What can cost the process its life, as in a dump: its share is counted."""
@@ -70,8 +70,8 @@ def test_in_a_pre_dump(
     monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    """The process lives on whole, or is one of the share that CRIU loses; images that are not
-    whole are no parent of others.
+    """The process runs, intact, or is one of the share that CRIU loses; images that are not
+    complete are refused as a parent.
     """
     chance = random.Random(SEED)
     patient = Patient.start(spawn)
@@ -79,8 +79,8 @@ def test_in_a_pre_dump(
     def opts(name: object) -> CriuOpts:
         return CriuOpts(images_directory=tmp_path / str(name), log_level=4)
 
-    took = pre_dump(patient.pid, opts("whole")).duration
-    size = (tmp_path / "whole" / "pre-dump.log").stat().st_size
+    took = pre_dump(patient.pid, opts("complete")).duration
+    size = (tmp_path / "complete" / "pre-dump.log").stat().st_size
     # With SIGSTOP it is the deadline that ends the call; CRIU goes on then, and finishes. (One that
     # is stopped after the deadline is killed in the end: nobody sets it going once more.)
     monkeypatch.setattr(exchange, "GRACE", PATIENCE)
@@ -108,19 +108,19 @@ def test_in_a_pre_dump(
             continue  # this log was a little shorter than the first one, or came late
         struck += 1
         assert not workers(), [Path(f"/proc/{pid}/stack").read_text() for pid in workers()]
-        process, remains = "lives on whole", left(error)
+        process, remains = "runs, intact", left(error)
         # What a child that was not killed has done after it, is no matter.
         phase = phase_of(log) if what == COSTLY else striker.phase
         if patient.survives():
-            assert patient.lives_whole()
+            assert patient.is_intact()
             assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
         else:
             process = "DIED"
             assert what == COSTLY
         if error is None or hasattr(error, "result"):
-            images = "whole"
+            images = "complete"
         else:
-            images = "not whole, and refused as a parent"
+            images = "incomplete, and refused as a parent"
             with pytest.raises(OptionError, match=r"parent_image.*(did not|unlike)"):
                 pre_dump(os.getppid(), replace(opts("next"), parent_image=f"../{instant}"))
         cell = Cell("pre_dump", what, phase, told(error), process, images, remains)

@@ -100,7 +100,7 @@ def _another(patient: Patient, spawn: Spawn) -> Patient:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Signals) -> None:
-    """An error or a result, and a process that lives on whole, or a share that CRIU loses."""
+    """An error or a result, and a process that runs, intact, or a share that CRIU loses."""
     chance = random.Random(SEED)
     patient = Patient.start(spawn)
 
@@ -113,8 +113,8 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Sign
             log_level=4,
         )
 
-    dump(patient.pid, opts("whole"))
-    size = (tmp_path / "whole" / "dump.log").stat().st_size
+    dump(patient.pid, opts("complete"))
+    size = (tmp_path / "complete" / "dump.log").stat().st_size
     with_code = False
     for instant in range(INSTANTS):
         log = tmp_path / str(instant) / "dump.log"
@@ -129,12 +129,12 @@ def test_a_dump(spawn: Spawn, tmp_path: Path, orphans: None, number: signal.Sign
         assert not workers()
         assert not locks(OURS)[0]
         assert error is None or error.status == -number == -signal.SIGKILL
-        outcome = "done" if error is None else "lives on whole"
+        outcome = "done" if error is None else "runs, intact"
         if error is None or patient.survives():
             assert patient.harm() == []
             assert code_in(patient.pid) == (CODE in str(error and error.left_behind))
             if code_in(patient.pid):
-                outcome = "lives on whole, with CRIU's code in its memory"
+                outcome = "runs, intact, with CRIU's code in its memory"
                 if not with_code:
                     with_code = True
                     patient.dumps_and_restores(replace(opts("again"), leave_running=None))
@@ -170,7 +170,7 @@ def test_a_restore(spawn: Spawn, tmp_path: Path, orphans: None) -> None:
         try:
             restore(opts)
         except WorkerDiedError:
-            outcome = "none is left; the images restore"
+            outcome = "none; restorable"
             assert not is_alive(patient.pid)
             reap_all()
         finally:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TARGET = Path(__file__).parents[1] / "programs" / "target.py"
 PATIENCE = float(os.environ.get("PYCRIU_NATIVE_TEST_PATIENCE", "60"))
 """Seconds after which a wait fails: generous, so that load decides no test."""
@@ -150,6 +152,19 @@ class Target:
             kill(pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(0.1)
+
+
+def user_namespace(*options: str) -> list[str]:
+    """The command that runs a target in a user namespace; skips the test where it cannot start.
+
+    Root of another user namespace has no rights in the home directory of an ordinary user.
+    """
+    prefix = ["unshare", "--user", *options]
+    reading = [*prefix, sys.executable, "-c", f"open({str(TARGET)!r})"]
+    done = subprocess.run(reading, capture_output=True, text=True)
+    if "Permission denied" in done.stderr:
+        pytest.skip(f"another user namespace: {done.stderr.splitlines()[-1]}")
+    return prefix
 
 
 def start(
