@@ -65,7 +65,7 @@ def end(connection: Connection, request: Request, *, succeeded: bool) -> None:
     else:
         if request.verb is Verb.PRE_DUMP:
             connection.kill()  # a killed child of it may have left processes in its group
-        connection.wait()  # until CRIU has ended, it is the parent of what it has restored
+        connection.wait()  # until its end, CRIU is the parent of the restored processes
 
 
 def statistics_of(

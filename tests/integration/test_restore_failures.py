@@ -152,7 +152,7 @@ def images_of_memory_that_are_garbage(at: Site) -> Target:
     return spoilt(at, "mm-*.img", lambda image: image.write_bytes(b"garbage " * 20))
 
 
-@restore_fails("contents of memory", "that is complete", "images_directory", error=ImagesError)
+@restore_fails("contents of memory", "complete images_directory", "images_directory", error=ImagesError)
 def images_of_pages_missing(at: Site) -> Target:
     return spoilt(at, "pages-*.img", Path.unlink)
 

@@ -247,7 +247,7 @@ def test_images_that_nobody_would_look_at(tmp_path: Path) -> None:
     a set is whole; for a service, which may see other files, it is what there is.
     """
     opts = CriuOpts(images_dir=tmp_path)
-    with pytest.raises(OptionError, match="say images_directory") as caught:
+    with pytest.raises(OptionError, match="set images_directory") as caught:
         check(Request(verb=Verb.RESTORE, opts=opts, via=ScriptedCriu()))
     assert caught.value.options == ("images_dir",)
     check(Request(verb=Verb.RESTORE, opts=opts, via=Worker(allow_untrusted=True)))

@@ -352,5 +352,5 @@ def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
 def test_a_page_server_overwrites_nothing(tmp_path: Path) -> None:
     """It is not started on the images of a dump that is done."""
     opts = CriuOpts(images_directory=_write(tmp_path), page_server="127.0.0.1:0")
-    with pytest.raises(OptionError, match="holds the images of an earlier dump"):
+    with pytest.raises(OptionError, match="has the images of an earlier dump"):
         page_server(opts, via=ScriptedCriu())
