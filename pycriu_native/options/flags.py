@@ -118,6 +118,8 @@ ROWS = _rows_by_flag()
 NEGATIONS = {"--no-" + row.flag[2:]: row for row in TABLE if row.negates and row.flag}
 SHORT = {row.short: row.flag for row in TABLE if row.short and row.flag}
 
+UNKNOWN = "is no known option of criu (abbreviations are not accepted)"
+
 IMPLIED = frozenset(("--no-default-config", "--close"))
 """Flags that are accepted and have no field: a worker has its own configuration, and does not
 inherit descriptors that would have to be closed."""
@@ -209,7 +211,7 @@ class FlagParser:
             if row.implies:
                 self.fields[row.implies] = True
         elif flag not in IMPLIED:
-            raise ValueError("is no known option of criu (abbreviations are not accepted)")
+            raise ValueError(UNKNOWN)
 
     def _take_number(self, flag: str, number: int) -> None:
         if flag == "--close":

@@ -22,6 +22,7 @@ from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...findings import Finding
 from ...options.criu_opts import CriuOpts
+from ...options.flags import UNKNOWN
 from ...options.values import PageServer
 from ...results import Version
 from ..config_effects import configuration_files
@@ -163,8 +164,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
 def _configuration(context: Context) -> Iterator[Finding]:
     for file in configuration_files(context.opts, context.via):
         for setting in file.settings:
-            unknown = "is no option of criu" in setting.effect
-            if unknown:
+            if setting.effect == UNKNOWN:
                 yield stops(
                     "configuration",
                     f"a configuration file has {setting}",
