@@ -20,7 +20,7 @@ import errno
 import fcntl
 import os
 
-from .._system.descriptors import above_stdio
+from .._system.descriptors import above_stdio, where
 from ..enums import Verb
 from ..errors import ImagesError
 from .dump_record import RECORD
@@ -260,8 +260,3 @@ def check_written(directory: int, pid: int | None) -> None:
         cure=cure,
         options=["images_directory"],
     )
-
-
-def where(directory: int) -> str:
-    """The path of an open directory, for messages."""
-    return os.readlink(f"/proc/self/fd/{directory}")

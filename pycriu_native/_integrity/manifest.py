@@ -25,10 +25,11 @@ import stat
 from collections.abc import Iterator
 
 from .._support.light_typing import Any
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
-from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED, where
+from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
 
 __all__ = ["MANIFEST", "seal", "verify"]
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from .._system.descriptors import where
 from .._system.process_identity import ProcessIdentity
 from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
 from ..options.criu_opts import CriuOpts
@@ -65,7 +66,7 @@ def _unusable(place: str, error: OSError) -> CriuError:
 
 
 def _take(at: int, name: str) -> None:
-    place = os.readlink(f"/proc/self/fd/{at}")
+    place = where(at)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, 0o600, dir_fd=at)

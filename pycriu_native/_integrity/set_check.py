@@ -10,13 +10,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
 from . import completeness, dump_record
 from .completeness import is_pre_dump
-from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock, where
+from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock
 from .image_files import ImageFiles, Problem
 
 

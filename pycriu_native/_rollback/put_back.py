@@ -19,7 +19,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from .._integrity.dump_marker import where
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .copying import copy

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .._integrity.dump_marker import SAVED_FILES, where
+from .._integrity.dump_marker import SAVED_FILES
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from .copying import copy, reflink

@@ -30,8 +30,6 @@ from .storage import Storage
 
 FORMAT = 1
 
-PARTS = ("json", "beat", "begun", "end")
-
 
 class LeaseLost(CriuError):
     """Another holder has taken over."""

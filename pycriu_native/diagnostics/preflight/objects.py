@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
-from ..._system.descriptors import copied
+from ..._system.descriptors import copied, where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
 from ...findings import Finding
@@ -211,7 +211,7 @@ def _by_handle(mount: str, values: dict[str, str]) -> str | None:
         finally:
             os.close(at)
         try:
-            return os.readlink(f"/proc/self/fd/{result}")
+            return where(result)
         finally:
             os.close(result)
     return None

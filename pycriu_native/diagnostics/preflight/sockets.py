@@ -44,7 +44,7 @@ UDP_CORK = 1
 """``linux/udp.h``."""
 SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
 """``linux/netlink.h``."""
-ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 3, 6, 7, 10
+ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
 FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from .context import Context, lost, stops
@@ -86,7 +87,7 @@ def _bound(fd: Descriptor) -> Bound | None:
             return None
         file = fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)
         try:
-            path, of_file = os.readlink(f"/proc/self/fd/{file}"), os.fstat(file)
+            path, of_file = where(file), os.fstat(file)
         finally:
             os.close(file)
         is_found = False
