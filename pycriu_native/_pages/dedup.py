@@ -9,8 +9,8 @@ import time
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark
 from .._system.descriptors import where
+from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError, ImagesError
@@ -48,7 +48,7 @@ def dedup(
         place = where(images)
         if not os.path.isdir(f"{place}/parent"):
             raise ImagesError(f"{place} has no parent images that could give pages back", errno=2)
-        mark = LogMark.take(work, log_name(request))
+        mark = LogMark(work, log_name(request))
         process = start(request, directories)
         ended = False
         try:

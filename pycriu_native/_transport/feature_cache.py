@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from .._support.frozen_dataclass import dataclass
+from .._support.unpatched import close
 from .._system.host import boot_time
 from .._system.mountinfo import filesystem_of
 from ..errors import CriuError, PermissionDeniedError, ProgramError
@@ -119,9 +120,9 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
 
     The ``criu`` of ``via`` (default: ``Worker()``) probes the kernel once, in a separate mount
     namespace whose ``/run`` is a tmpfs. Its cache is copied to ``/dev/shm/criu.kdat``, for root
-    only, and ``/run/criu.kdat`` becomes a link to it. Both are removed when the system or container ends; a
-    second build of ``criu`` removes the link, as it would the file. Nothing is done if CRIU can
-    store the cache itself. Returns the result of :func:`feature_cache` afterwards.
+    only, and ``/run/criu.kdat`` becomes a link to it. Both are removed when the system or container
+    ends; a second build of ``criu`` removes the link, as it would the file. Nothing is done if CRIU
+    can store the cache itself. Returns the result of :func:`feature_cache` afterwards.
 
     Raises ``PermissionDeniedError`` to others than root, ``ProgramError`` where CRIU or the
     namespace cannot be had, ``CriuError`` where ``/dev/shm`` is no tmpfs or has another user's
@@ -142,7 +143,7 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
         # A criu that finds no cache would try to write one, fail, and remove the link; but not
         # while this file shows that another criu is writing the cache.
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with _beside(found.path) as new:
             os.symlink(made, new)
             os.rename(new, found.path)

@@ -47,12 +47,14 @@ class CriuOpts(Fields):
     def from_argv(cls, words: Sequence[str]) -> tuple[Verb, int | None, Self]:
         """Verb, pid and options of a ``criu`` command line, with or without the program's name.
 
-        Options can be long or short, but not abbreviated. The verb is ``restore-child`` with
+        Options can be long, abbreviated or short. The verb is ``restore-child`` with
         ``--restore-sibling``, ``page-server`` for a page server with ``--daemon`` and
         ``page-server-child`` for one without, ``version`` with ``--version``. For a pre-dump,
-        ``pre_dump`` is set. A restore is always detached, and its pid is ignored, as by CRIU. A
-        page server without an address listens on ``0.0.0.0``. ``OptionError`` lists what is
-        unknown, or has no field: ``--help``, ``--ms``, and the commands ``service`` and ``swrk``.
+        ``pre_dump`` is set. A restore is always detached; its pid, and other options that ``criu``
+        ignores with the command, are ignored. Without ``-D`` the images are in ``"."``; ``-o -``
+        becomes ``log_to_stderr``. A page server without an address listens on ``0.0.0.0``.
+        ``OptionError`` lists what is unknown, or has no field: ``--help``, ``--ms``, and the
+        commands ``service`` and ``swrk``.
         """
         from . import command_line
 

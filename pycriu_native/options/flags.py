@@ -118,7 +118,7 @@ ROWS = _rows_by_flag()
 NEGATIONS = {"--no-" + row.flag[2:]: row for row in TABLE if row.negates and row.flag}
 SHORT = {row.short: row.flag for row in TABLE if row.short and row.flag}
 
-UNKNOWN = "is no known option of criu (abbreviations are not accepted)"
+UNKNOWN = "is no known option of criu"
 
 IMPLIED = frozenset(("--no-default-config", "--close"))
 """Flags that are accepted and have no field: a worker has its own configuration, and does not
@@ -142,6 +142,11 @@ _WITH_VALUE = frozenset(("--tree", *_PARTS, "--close"))
 _ALONE = frozenset(
     ("--version", *ELSEWHERE, *IMPLIED, *DETACHED, *SIBLING, *SERVED, BOTH_CHECKS, "--exec-cmd")
 )
+
+
+def known_flags() -> frozenset[str]:
+    """Every long option that is read, of whatever release."""
+    return frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
 
 
 class FlagParser:
@@ -215,9 +220,7 @@ class FlagParser:
 
     def _take_number(self, flag: str, number: int) -> None:
         if flag == "--close":
-            if number <= 2:
-                raise ValueError("3 or more is accepted: a worker has its own 0 to 2")
-            return
+            return  # a worker inherits none of the caller's
         if not number and flag != "--ps-socket":
             raise ValueError("1 or more is accepted")
         if flag == "--tree":
@@ -240,10 +243,6 @@ class FlagParser:
             self.problems.append(Problem("--page-server", None, rule))
         elif self._asks_server or serves or (lazy and self._server):
             self.fields["page_server"] = {**server, **self._server}
-        elif self._server:
-            flag = next(flag for flag, part in _PARTS.items() if part in self._server)
-            rule = "has no effect without --page-server or --lazy-pages"
-            self.problems.append(Problem(flag, None, rule))
         if self.executes and command:
             self.fields["exec_cmd"] = list(command)
         elif self.executes:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 
 from .._native.ffi import native
-from .._support.unpatched import Thread
+from .._support.unpatched import Thread, close
 from .._system.mounts import detach, mount_proc
 from ..errors import CriuError
 
@@ -27,7 +27,7 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
                 try:
                     _enter(namespace)
                 finally:
-                    os.close(namespace)
+                    close(namespace)
                 mount_proc()
             try:
                 function()

@@ -15,7 +15,7 @@ from ..._calls.verbs import check
 from ..._checks import option_rules
 from ..._failures.log_excerpt import known
 from ..._system.host import lines, read
-from ..._system.inet_sockets import listening
+from ..._system.inet_sockets import LISTEN, tcp_sockets
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
@@ -148,7 +148,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
         )
         return
     if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in message):
-        if not any(port == server.port for _, port in listening()):
+        if not any(each.state == LISTEN and each.local[1] == server.port for each in tcp_sockets()):
             yield stops(
                 "page-server",
                 "no page server listens there",

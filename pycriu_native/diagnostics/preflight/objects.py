@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._support.unpatched import close
 from ..._system.descriptors import copied, where
 from ..._system.process_snapshot import Descriptor
 from ..._system.system_calls import open_by_handle
@@ -209,9 +210,9 @@ def _by_handle(mount: str, values: dict[str, str]) -> str | None:
         try:
             result = open_by_handle(at, int(values["fhandle-type"], 16), handle)
         finally:
-            os.close(at)
+            close(at)
         try:
             return where(result)
         finally:
-            os.close(result)
+            close(result)
     return None
