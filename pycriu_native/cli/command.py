@@ -138,7 +138,7 @@ class Command(click.Command):
         made += _said()
         if mask:
             own = {word for param in self._own for word in param.opts}
-            known = {word for param in made for word in (*param.opts, *param.secondary_opts)}
+            known = {word for param in made for word in param.opts} - {HELP_ALL}
             only = None if words is None else option_parameters.named_flags(words, known)
             fields = option_parameters.field_options(mask, self._without, self.also, only)
             made += [param for param in fields if own.isdisjoint(param.opts)]

@@ -177,7 +177,7 @@ def test_the_job_of_another_user(place: Path, mode: int) -> None:
         for path in made.directory.path.glob("*.json"):
             path.chmod(0o644)
         (made.directory.path / "lock").chmod(mode)
-        done = _run(LOOK, made.directory.path, inside=False)
+        done = run(LOOK, made.directory.path, inside=False)
         assert done.stdout.startswith("running\n"), done.stderr
         assert "is of user 0, who can do this, as root can" in done.stdout
     finally:
