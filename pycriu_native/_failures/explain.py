@@ -11,13 +11,14 @@ from .._support.frozen_dataclass import replace
 from .._system.capabilities import CAP_SYS_ADMIN, has_capability
 from .._system.process import name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
+from .._system.regular_file import LogMark
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer, WireValue
 from . import unbound_socket
-from .log_excerpt import LogMark, diagnose, error_lines, stderr_lines
+from .log_excerpt import diagnose, error_lines, stderr_lines
 
 EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""

@@ -8,6 +8,7 @@ import socket
 
 from .._integrity.image_files import BoundSocket, DamagedError, ImageFiles
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._system.inet_sockets import (
     cure_of_ended,
     is_ours,
@@ -70,4 +71,4 @@ def _bound(images: str, number: int) -> BoundSocket | None:
     except DamagedError:
         return None
     finally:
-        os.close(directory)
+        close(directory)

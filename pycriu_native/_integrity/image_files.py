@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from .._native.ffi import ffi, memory, native
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
 from .page_size import HOST_PAGE, page_size
@@ -159,8 +160,6 @@ class PageMap:
     """Bytes of memory that a parent has."""
     lazy: int
     """Bytes of memory that a lazy dump did not write."""
-    empty: bool
-    """Whether it has no entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +235,7 @@ class ImageFiles:
         if not rows:
             raise short(name)
         _, in_parent, lazy = runs.totals
-        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy, not runs.count)
+        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy)
 
     def runs(self, name: str) -> Runs:
         """The runs of a page map that ``page_map`` takes."""
@@ -313,7 +312,7 @@ class ImageFiles:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def kind_at(begin: bytes) -> str | None:

@@ -21,12 +21,13 @@ from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
 from .._checks.work_directory import from_work_directory
-from .._failures.log_excerpt import LogMark
 from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
+from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError
@@ -70,9 +71,9 @@ class LazyPages(Closing):
                 opts, Verb.LAZY_PAGES, owned, allow_untrusted=request.via.allow_untrusted
             )
             assert directories.log is not None
-            mark = LogMark.take(directories.log, log_name(request))
+            mark = LogMark(directories.log, log_name(request))
             ready, message = os.pipe2(os.O_CLOEXEC)
-            owned.callback(os.close, ready)
+            owned.callback(close, ready)
             message = above_stdio(message)
             with open(message, "wb"):
                 self._process = start(request, directories, status_fd=message)

@@ -18,7 +18,7 @@ import stat
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -78,14 +78,16 @@ def pack(
             out = owned.enter_context(encrypted(out, encrypt_to))
         out = owned.enter_context(compressed(out, compress))
         tar = owned.enter_context(tarfile.open(fileobj=out, mode="w|", bufsize=CHUNK))
-        total = 0
+        sizes = {}
         for path in members:
             name = str(PurePosixPath(inside) / path.relative_to(source).as_posix())
             tar.add(path, name, recursive=False, filter=functools.partial(_nobodys, source=path))
-            total += path.stat().st_size if path.is_file() and not path.is_symlink() else 0
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                sizes[status.st_dev, status.st_ino] = status.st_size
         for name, extra in (more or {}).items():
             tar.add(extra, name, recursive=False, filter=_nobodys)
-        return total
+        return sum(sizes.values())
 
 
 def unpack(
@@ -100,7 +102,8 @@ def unpack(
 
     Compression and encryption are recognised. The directory appears when all is there; after a
     failure nothing is left. Files become 0600 and the caller's, whatever the archive says, and
-    nothing but plain files, directories and the links of a chain of parents is accepted.
+    nothing but plain files, other names of those (hard links), directories and the links of a chain
+    of parents is accepted.
 
     Args:
         source: a path, or a binary stream.
@@ -174,6 +177,7 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
     remaining = shutil.disk_usage(to).free if limit is None else limit
     total = 0
     links: set[PurePosixPath] = set()
+    files: set[PurePosixPath] = set()
     for info, content in members(stream):
         name = PurePosixPath(info.name)
         if not name.parts:
@@ -188,12 +192,15 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
         total += info.size if content is not None else 0
         if total > remaining:
             raise ImagesError(f"the archive holds more than the {remaining} bytes that it may")
+        same = _same_file(info, inside, files)
         if info.issym() and name.name == "parent" and _stays_inside(name, info.linkname):
             links.add(name)
-        elif content is None and not info.isdir():
+        elif content is not None or same is not None:
+            files.add(name)
+        elif not info.isdir():
             raise ImagesError(f"the archive holds {info.name!r}, which is no image")
         try:
-            _put(to / name, info, content)
+            _put(to / name, info, content, None if same is None else to / same)
         except OSError as error:
             if error.errno not in _OF_ITS_NAME:
                 raise
@@ -204,10 +211,23 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
     return total
 
 
-def _put(path: Path, info: tarfile.TarInfo, content: Content | None) -> None:
+def _same_file(
+    info: tarfile.TarInfo, inside: PurePosixPath, files: Collection[PurePosixPath]
+) -> PurePosixPath | None:
+    """The file that a hard link is another name of, if it is one that was read before."""
+    target = PurePosixPath(info.linkname)
+    if not info.islnk() or not _is_plain(target) or not target.is_relative_to(inside):
+        return None
+    target = target.relative_to(inside)
+    return target if target in files else None
+
+
+def _put(path: Path, info: tarfile.TarInfo, content: Content | None, same: Path | None) -> None:
     """A member where it belongs: a file, a link, or a directory."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    if content is not None:
+    if same is not None:
+        path.hardlink_to(same)
+    elif content is not None:
         with open(path, "xb", opener=_private) as file:
             while data := content.read(CHUNK):
                 file.write(data)

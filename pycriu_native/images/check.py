@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .._checks import service_fds
 from .._failures.log_excerpt import known
 from .._integrity.page_size import HOST_PAGE
+from .._support.unpatched import close
 from .._system.capabilities import (
     CAP_SETPCAP,
     CAPABILITIES,
@@ -424,7 +425,7 @@ class _Check:
                         "link_remap",
                     )
         finally:
-            os.close(directory)
+            close(directory)
 
     def _here(self, file: RegularFile) -> str | None:
         """Where a file is on this host; None where that cannot be known."""

@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator, Sequence
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
+from .._support.unpatched import close
 from ..errors import ImagesError
 from .reader import ImageFile, damaged, expect, open_file
 
-__all__ = ["CHUNK", "Counts", "Layers", "PageMap", "load_map"]
+__all__ = ["CHUNK", "Counts", "Layers", "PageMap", "Stored", "load_map"]
 
 CHUNK = 2**20
 """Bytes of one read."""
@@ -68,6 +69,10 @@ def _refuse(file: ImageFile, at: int, why: str) -> None:
     raise damaged(file.path, at + 4, why or "this is no pagemap_entry")
 
 
+Stored = tuple[int, int, PageMap, int]
+"""Start, end, the page map that has the pages, and their offset in its pages file."""
+
+
 class Layers:
     """The pagemaps of one memory, the newest first; each refers to the next for parent pages."""
 
@@ -114,7 +119,31 @@ class Layers:
                     yield first, None, last - first
         finally:
             if fd >= 0:
-                os.close(fd)
+                close(fd)
+
+    def stored(self, start: int = 0, end: int = 2**64, depth: int = 0) -> Iterator[Stored]:
+        """The places of the pages between two addresses, in whichever set they are.
+
+        Raises ``ImagesError`` for pages that are compressed, lazy, or missing in the parents.
+        """
+        top = self.level(depth)
+        for index, run in () if top is None else top.runs.between(start, end):
+            assert top is not None
+            where = f"{top.directory}/{top.name}"
+            first, last = max(run[0], start), min(run[1], end)
+            if run[2] & PRESENT:
+                if top.runs.blocks(index):
+                    raise ImagesError(f"{where}: the pages are compressed; dump without compress")
+                yield first, last, top, run[3] + first - run[0]
+            elif run[2] & IN_PARENT:
+                size = 0
+                for each in self.stored(first, last, depth + 1):
+                    size += each[1] - each[0]
+                    yield each
+                if size < last - first:
+                    raise ImagesError(f"{where}: the parent lacks {last - first - size} bytes")
+            else:
+                raise ImagesError(f"{where}: pages are not in the images; dump without lazy_pages")
 
     def _of_parent(
         self, start: int, end: int, depth: int

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from .._support.frozen_dataclass import replace
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from .applicability import foreign_options
-from .fields import Fields
+from .fields import Fields, foreign_options
 from .flag_values import Takes
 from .flags import SHORT, FlagParser, Opts, Word, known_flags, to_flags
 from .values import PageServer

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from .._calls.verbs import version
 from .._support.kernel_text import read_text
@@ -14,6 +15,7 @@ from .._system.processor import cpu_flags
 from .._transport.base import Via
 from ..errors import Problem
 from ..results import Version
+from . import processor_level
 from .record import Host, MappedFile, Record
 
 _versions: dict[tuple[object, ...], Version] = {}
@@ -45,6 +47,14 @@ def this_host() -> Host:
     )
 
 
+def needed_host(processor: str) -> Host:
+    """This machine, with the features of a processor of this level; empty: with all of them."""
+    here = this_host()
+    if not processor:
+        return here
+    return replace(here, cpu_flags=processor_level.features(processor, here.cpu_flags))
+
+
 def mapped_files(tree: Tree) -> tuple[MappedFile, ...]:
     """The files that the processes of a tree have mapped, as they are now.
 
@@ -74,7 +84,10 @@ def problems(record: Record, criu: Version) -> Iterator[Problem]:
         rule = f"a snapshot of an {there.architecture} machine starts on {there.architecture} only"
         yield Problem("host", here.architecture, rule)
     elif lacking := set(there.cpu_flags) - set(here.cpu_flags):
-        rule = "the program may use what the processor of the snapshot had, and this one lacks"
+        rule = (
+            "the program may use these features, which this processor lacks; a snapshot that "
+            "is taken with processor= needs fewer"
+        )
         yield Problem("processor", " ".join(sorted(lacking)), rule)
     if _numbers(here.kernel) < _numbers(there.kernel):
         yield Problem("kernel", here.kernel, f"{there.kernel} or later is accepted")

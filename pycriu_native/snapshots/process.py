@@ -11,12 +11,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, AnyStr, Protocol, Self, cast
 
 from .._support.unpatched import readable
 from .guest_socket import GuestSocket
+from .record import Record
 from .streams import ParentEnds, TextMode
+from .timings import StartTimings
 
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
@@ -55,16 +58,25 @@ class Process(subprocess.Popen[AnyStr]):
         mode: TextMode,
         number: int,
         *,
+        snapshot: Path,
+        record: Record,
         unshared_reason: str | None = None,
         guest: GuestSocket | None = None,
+        timings: StartTimings,
     ) -> None:
         # Popen's own initialiser would start a program. None of its methods is used.
         self.args = list(args)
         self.pid = child.pid
         self.number = number
         """The number of the start."""
+        self.snapshot = snapshot
+        """The directory of the snapshot that it is a copy of."""
+        self.record = record
+        """The record of that snapshot."""
         self.unshared_reason = unshared_reason
         """Why it shares no memory with other copies of the snapshot; None: it does."""
+        self.timings = timings
+        """Where the time of its start went."""
         self.guest = guest
         """The socket that it is saved by, if it may be; closed with its end."""
         self.returncode: int | None = None
@@ -244,7 +256,9 @@ class Process(subprocess.Popen[AnyStr]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the streams and wait for its end."""
+        """Close the streams and wait for its end; it cannot be saved any more."""
+        if self.guest is not None:
+            self.guest.close()
         for stream in (self.stdout, self.stderr):
             if stream is not None:
                 stream.close()

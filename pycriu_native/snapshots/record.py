@@ -35,7 +35,8 @@ class Host:
     kernel: str
     """The kernel's release."""
     cpu_flags: tuple[str, ...]
-    """What the processor can do, as /proc/cpuinfo names it."""
+    """The features that the processor has, or those that a start needs, as /proc/cpuinfo names
+    them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,9 @@ class Record:
     """Threads of the root process; 0: unknown."""
     forks: bool = False
     """Whether the program forks copies of itself on request (:meth:`.Snapshot.zygote`)."""
+
+    processor: str = ""
+    """The level of processors that the program was restricted to; empty: none."""
 
     def write(self, directory: str | os.PathLike[str]) -> None:
         """Write it into a snapshot's directory: whole, or not at all."""

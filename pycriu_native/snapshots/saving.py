@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from .. import guest
+from .._calls.progress_state import OnProgress
 from .._calls.verbs import dump
 from .._integrity.dump_record import record_size
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
+from .._system.capabilities import is_root_of_host
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
 from .._transport.base import Via
 from ..errors import NoSuchProcessError, Problem
 from ..images import decode, encode
 from ..options.criu_opts import CriuOpts
-from . import host_check
+from . import host_check, processor_level
 from .copy_mounts import in_mounts_of
 from .guest_socket import GuestSocket
+from .parent_pages import share_with_parent
 from .parked import ParkedProgram
 from .process import Process
 from .record import Record
@@ -80,6 +84,10 @@ def copy_problems(copy: Process[Any], without_guest: bool) -> Iterator[Problem]:
     elif without_guest:
         rule = "a copy is saved where it calls guest.wait() again"
         yield Problem("without_guest", without_guest, rule)
+    if not is_root_of_host():
+        # CRIU (4.2.1) has the parasite make a directory in / there, to mount a /proc.
+        rule = "root saves copies; an ordinary user, or root of a user namespace, cannot"
+        yield Problem("program", copy, rule)
     for kind in ("uts", "net"):
         ours, theirs = (f"/proc/{pid}/ns/{kind}" for pid in ("self", copy.pid))
         if copy.poll() is None and not os.path.samefile(ours, theirs):
@@ -91,13 +99,20 @@ class Saving:
     """One ``Snapshot.take`` under way."""
 
     def __init__(
-        self, directory: Path, opts: CriuOpts, via: Via, until: float | None, leave_running: bool
+        self,
+        directory: Path,
+        opts: CriuOpts,
+        via: Via,
+        until: float | None,
+        leave_running: bool,
+        on_progress: OnProgress | None,
     ) -> None:
         self.directory = directory
         self.opts = opts
         self.via = via
         self.until = until
         self.leave_running = leave_running
+        self.on_progress = on_progress
 
     def save_command(
         self,
@@ -105,19 +120,22 @@ class Saving:
         env: Mapping[str, str] | None,
         cwd: StrPath | None,
         output: int,
+        processor: str,
     ) -> None:
+        if processor:
+            env = processor_level.environment(processor, env)
         with ParkedProgram(argv, env=env, cwd=cwd, output=output) as program:
             program.wait_until_parked(self.until)
             keys = [f"socket:[{inode}]" for inode in program.inodes]
             external = [f"unix[{inode}]" for inode in program.inodes]
             ends = Ends(keys, external, guest_fd=program.guest_fd, forks=program.forks)
-            self._save(program.process.pid, ends)
+            self._save(program.process.pid, ends, processor=processor)
 
     def save_copy(self, copy: Process[Any]) -> None:
         assert copy.guest is not None
         forks = copy.guest.wait_until_parked(self.until) == guest.READY_TO_FORK
         ends = _ends_of_copy(copy.pid, copy.guest, forks=forks)
-        in_mounts_of(copy.pid, functools.partial(self._save, copy.pid, ends))
+        self._save(copy.pid, ends, copy=copy, processor=copy.record.processor)
         if self.leave_running:
             copy.guest.go_on()
         else:
@@ -128,7 +146,14 @@ class Saving:
         if owner is not None and not self.leave_running:
             owner.wait()
 
-    def _save(self, pid: int, ends: Ends) -> None:
+    def _save(
+        self,
+        pid: int,
+        ends: Ends,
+        *,
+        copy: Process[Any] | None = None,
+        processor: str = "",
+    ) -> None:
         seen = SeenProcess(pid)
         if seen.state in ("", "Z", "X"):
             raise NoSuchProcessError(f"take: there is no process {pid}", verb="take", pid=pid)
@@ -149,16 +174,18 @@ class Saving:
             guest_fd=ends.guest_fd,
             stream_keys=(stdin, stdout, stderr),
             criu=str(host_check.criu_version(self.via)),
-            host=host_check.this_host(),
+            host=host_check.needed_host(processor),
             files=host_check.mapped_files(tree),
             threads=len(seen.threads),
             forks=ends.forks,
+            processor=processor,
         )
         created = not self.directory.exists()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.directory.chmod(0o700)
-            dump(
+            save = functools.partial(
+                dump,
                 pid,
                 replace(
                     self.opts,
@@ -168,8 +195,15 @@ class Saving:
                 ),
                 via=self.via,
                 deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
+                on_progress=self.on_progress,
             )
+            if copy is None:
+                save()
+            else:
+                in_mounts_of(pid, save)
             _accept_any_file(self.directory, set(ends.external))
+            if copy is not None:
+                share_with_parent(self.directory, copy.snapshot)
             record.write(self.directory)
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
@@ -203,4 +237,4 @@ def _accept_any_file(directory: Path, external: set[str]) -> None:
     try:
         record_size(fd, path.name)
     finally:
-        os.close(fd)
+        close(fd)

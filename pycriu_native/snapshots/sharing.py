@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .._support.closing import Closing
-from .._support.unpatched import Lock
+from .._support.unpatched import Lock, close
 from .._system import trusted_path
 from .._system.memory_room import memory_room
 from .._transport.base import Via
@@ -53,11 +54,17 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
         raise ImagesError(
             f"{directory} cannot be used: {error.strerror}", errno=error.errno or 0
         ) from None
-    os.close(fd)
+    close(fd)
     target = directory / SHARED
     if not target.exists():
         own = directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"
-        prepare(directory, own)
+        try:
+            prepare(directory, own)
+        except ImagesError as error:
+            if error.errno in (errno.EACCES, errno.EROFS):
+                hint = "its owner can make it with Snapshot.share()"
+                raise ImagesError(f"{error}; {hint}", errno=error.errno) from None
+            raise
         try:
             own.rename(target)
         except OSError:  # another process or thread was first

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -14,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import guest
+from .._calls.progress_state import OnProgress
 from .._support.closing import Closing
+from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
+from .._system.capabilities import is_root_of_host
+from .._system.processor import cpu_flags
 from .._transport.base import Via
 from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, Problem
@@ -22,15 +29,18 @@ from ..options.criu_opts import CriuOpts
 from . import host_check
 from .aio_process import Starting, starting
 from .copy_request import CopyRequest, environment_problems
+from .parent_pages import PARENT
 from .parked import default_output
 from .place import Place
 from .process import Process, reap_unowned
+from .processor_level import level_problems
 from .record import NAME, Record
 from .restore import RestoreRequest, reached_by_worker, start_copy
 from .saving import Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
+from .timings import Stopwatch
 from .zygote import Zygote, zygote_problems
 
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
@@ -76,9 +86,11 @@ class Snapshot(Closing):
         output: int | None = None,
         without_guest: bool = False,
         leave_running: bool = False,
+        processor: str | None = None,
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Snapshot:
         """Save a program into a new directory.
 
@@ -95,9 +107,14 @@ class Snapshot(Closing):
                 copy goes on where the process was, with its environment, arguments, working
                 directory and the same random numbers.
             leave_running: the program goes on after the snapshot (it is killed otherwise).
+            processor: "x86-64-v2" or "x86-64-v3": the command gets variables that restrict its
+                libraries to what each processor of that level has, and starts on all of them. None:
+                starts need all features of this processor.
             opts: more options for the dump, such as ``file_locks``.
             via: how CRIU is reached; None: a worker.
             deadline: seconds for the whole call.
+            on_progress: a function that gets a ``Progress`` while the memory is saved, as that of
+                :func:`pycriu_native.dump`.
 
         Raises:
             OptionError: an argument that is not accepted; nothing was touched.
@@ -105,10 +122,15 @@ class Snapshot(Closing):
                 process runs on.
             DeadlineError: the deadline passed.
         """
-        base = opts or CriuOpts()
-        refuse(list(_take_problems(program, directory, env, cwd, without_guest, base)), "take")
+        base = _for_caller(opts)
+        refuse(
+            list(_take_problems(program, directory, env, cwd, without_guest, processor, base)),
+            "take",
+        )
         until = None if deadline is None else time.monotonic() + deadline
-        saving = Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
+        saving = Saving(
+            Path(directory).absolute(), base, via or Worker(), until, leave_running, on_progress
+        )
         if isinstance(program, int):
             saving.save_process(program, None)
         elif isinstance(program, Process):
@@ -117,7 +139,7 @@ class Snapshot(Closing):
             saving.save_process(program.pid, program)
         else:
             chosen = default_output() if output is None else output
-            saving.save_command(program, env, cwd, chosen)
+            saving.save_command(program, env, cwd, chosen, processor or "")
         return cls(directory)
 
     def start(
@@ -179,6 +201,7 @@ class Snapshot(Closing):
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing is left of the copy.
         """
+        watch = Stopwatch()
         reap_unowned()
         given = CopyRequest(
             args=args,
@@ -194,14 +217,17 @@ class Snapshot(Closing):
         wrong += self._sharing.problems(share_memory, chosen)
         if savable and self.record.guest_key is None:
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
-        until = self._check(wrong, chosen, check, deadline, "start")
+        until = self._check(wrong, chosen, check, opts, deadline, "start")
+        watch.ends("check")
         with _in_use(self.directory):
             chosen, reason = self._sharing.chosen(share_memory, chosen, until)
             images = self.directory if reason else self.directory / SHARED
+            watch.ends("memory")
             where = RestoreRequest(
+                snapshot=self.directory,
                 images=str(images),
                 place=place,
-                opts=opts or CriuOpts(),
+                opts=_for_caller(opts),
                 via=chosen,
                 deadline=None if until is None else max(0.0, until - time.monotonic()),
             )
@@ -212,6 +238,7 @@ class Snapshot(Closing):
                 where,
                 unshared_reason=reason,
                 savable=savable,
+                watch=watch,
             )
 
     def zygote(
@@ -241,21 +268,35 @@ class Snapshot(Closing):
         chosen = via or Worker()
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
-        until = self._check(wrong, chosen, check, deadline, "zygote")
+        until = self._check(wrong, chosen, check, opts, deadline, "zygote")
         images = str(
             self.directory / SHARED if isinstance(chosen, SharedTemplate) else self.directory
         )
         where = RestoreRequest(
-            images=images, place=place, opts=opts or CriuOpts(), via=chosen, deadline=deadline
+            snapshot=self.directory,
+            images=images,
+            place=place,
+            opts=_for_caller(opts),
+            via=chosen,
+            deadline=deadline,
         )
         with _in_use(self.directory):
             return Zygote(self.record, where, self._next_number, until)
 
     def _check(
-        self, wrong: list[Problem], via: Via, check: bool, deadline: float | None, verb: str
+        self,
+        wrong: list[Problem],
+        via: Via,
+        check: bool,
+        opts: CriuOpts | None,
+        deadline: float | None,
+        verb: str,
     ) -> float | None:
         """Refuse what is wrong. Returns the time of the deadline."""
         wrong += [each for each in (reached_by_worker(via),) if each]
+        if opts is not None and opts.auto_dedup:
+            rule = "it would remove the pages of the snapshot, and of those that share them"
+            wrong.append(Problem("opts", {"auto_dedup": True}, rule))
         refuse(wrong, verb)
         if check:
             refuse(self.problems(via=via), verb)
@@ -308,25 +349,48 @@ class Snapshot(Closing):
             os.unlink(self.directory / NAME)
             shutil.rmtree(self.directory)
 
-    def size(self) -> int:
-        """Bytes of the files in its directory; hard links to one file count once."""
-        sizes = {}
+    def size(self, *, parents: bool = True) -> int:
+        """Bytes of the files in its directory; hard links to one file count once.
+
+        ``parents``: with the memory that it shares with the snapshot that it is of a copy of, and
+        with the parents of that one. All of them together store it once.
+        """
+        return sum(size for size, _, ours in self._files() if ours or parents)
+
+    def removable_size(self) -> int:
+        """Bytes that :meth:`remove` frees: those of files that no other snapshot has."""
+        return sum(size for size, others, _ in self._files() if not others)
+
+    def _files(self) -> Iterator[tuple[int, bool, bool]]:
+        """Of each file: its bytes, whether it has names elsewhere, and none in the parents."""
+        found: dict[tuple[int, int], tuple[os.stat_result, list[bool]]] = {}
         for folder, _, names in os.walk(self.directory):
+            parts = os.path.relpath(folder, self.directory).split(os.sep)
             for name in names:
-                found = os.lstat(os.path.join(folder, name))
-                sizes[found.st_dev, found.st_ino] = found.st_size
-        return sum(sizes.values())
+                status = os.lstat(os.path.join(folder, name))
+                seen = found.setdefault((status.st_dev, status.st_ino), (status, []))[1]
+                seen.append(parts[0] != PARENT)
+        for status, ours in found.values():
+            yield status.st_size, status.st_nlink > len(ours), all(ours)
 
     def _next_number(self) -> int:
-        """The next number, which no other start of this snapshot gets."""
-        fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """The next number, which no other start of this snapshot gets.
+
+        A random one from 2**52 on where the directory is another user's or read-only.
+        """
+        try:
+            fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS):
+                raise
+            return 2**52 + secrets.randbits(52)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             number = int(os.pread(fd, 32, 0) or b"0") + 1
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
@@ -344,6 +408,7 @@ def _take_problems(
     env: object,
     cwd: StrPath | None,
     without_guest: bool,
+    processor: str | None,
     opts: CriuOpts,
 ) -> Iterator[Problem]:
     path = Path(directory)
@@ -365,7 +430,7 @@ def _take_problems(
                 "arguments and random numbers; without_guest=True accepts that"
             )
             yield Problem("program", program, rule)
-        for name, value in (("env", env), ("cwd", cwd)):
+        for name, value in (("env", env), ("cwd", cwd), ("processor", processor)):
             if value is not None:
                 yield Problem(name, value, "accepted with a command only")
     else:
@@ -377,8 +442,18 @@ def _take_problems(
             yield Problem("without_guest", without_guest, rule + "give its pid")
         if env is not None:
             yield from environment_problems("env", env)
+        if processor is not None:
+            yield from level_problems(processor, cpu_flags())
         if cwd is not None and not os.path.isdir(cwd):
             yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
+
+
+def _for_caller(opts: CriuOpts | None) -> CriuOpts:
+    """The options; where the caller is not root, or root of a user namespace, ``unprivileged``."""
+    result = opts or CriuOpts()
+    if result.unprivileged is None and not is_root_of_host():
+        return replace(result, unprivileged=True)
+    return result
 
 
 @contextmanager
@@ -397,4 +472,4 @@ def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
             raise CriuError(f"the snapshot {directory} is in use: {what}") from None
         yield
     finally:
-        os.close(fd)
+        close(fd)

@@ -16,17 +16,19 @@ maps the mapping (``native/forkserver.c``). CRIU itself is unmodified.
   (``prepare_cow_vmas``), and would take the place of a template's mapping for it. So each process
   has an entry of its own for its executable.
 
-The pages of the template stay in the pages file of the dump, to which the new set has a hard link.
+The pages of the template stay in the pages files of the dump and its parents, to which the new set
+has hard links.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import json
 import os
 import re
 import secrets
-import shutil
 import struct
 import zlib
 from array import array
@@ -37,13 +39,14 @@ from typing import Any, Self
 
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.page_size import HOST_PAGE, page_size
-from .._integrity.pagemap import PRESENT, Run
 from .._native.ffi import native
+from .._support.unpatched import close
 from ..errors import ImagesError
-from ..images.formats import BY_NAME
-from ..images.pages import PageMap, load_map
+from ..images.build import parents_of
+from ..images.pages import Layers, PageMap, Stored
 from ..images.reader import expect
 from ..images.schema import message
+from .page_files import link_or_copy, write_image, write_page_map
 
 NAME = "template.json"
 """The file of a prepared set that describes its template."""
@@ -53,7 +56,7 @@ SMALLEST = 64 * 1024
 and reading a page from the images one."""
 
 MOST_FILES = 250
-"""Processes whose memory is shared: as many descriptors as go to a fork server at once."""
+"""Files with the pages that are shared: as many descriptors as go to a fork server at once."""
 
 VERSION = 1
 
@@ -62,7 +65,7 @@ PLACE = 0xFFFFFFFFF000
 """The bits of a marked offset that are the place in the template."""
 
 _MM = re.compile(r"mm-(\d+)\.img")
-_PAGES = re.compile(r"pages-(\d+)\.img")
+_SHARED_MAP = re.compile(r"pagemap-shmem-\d+\.img")
 
 # Linux's and CRIU's (criu/include/image.h) numbers.
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_GROWSDOWN = 0x02, 0x20, 0x100
@@ -71,7 +74,6 @@ _MAP_HUGETLB = native.pn_map_hugetlb
 _REGULAR, _HEAP, _ANON_PRIVATE = 1 << 0, 1 << 5, 1 << 9
 _ALLOWED = _REGULAR | _HEAP | _ANON_PRIVATE
 
-_WORD = struct.Struct("<I")
 _TABLE = struct.Struct("4Q")
 CHUNK = 2**20
 
@@ -186,8 +188,8 @@ def prepare(
         smallest: bytes of stored memory from which on a mapping is shared.
 
     Raises:
-        ImagesError: the images are not complete; they have memory in a parent, of a lazy dump,
-            compressed, or of another page size; none of their mappings is large enough; the
+        ImagesError: the images are not complete; they have memory of a lazy dump, compressed, or
+            of another page size; none of their mappings is large enough; the
             directory is not empty. Nothing is left in it.
     """
     source, target = Path(images_directory), Path(directory)
@@ -222,6 +224,7 @@ class _Preparation:
 
     def __init__(self, source: Path, target: Path, smallest: int) -> None:
         self.source = source
+        self.layers = parents_of(str(source))[1]
         self.target = target
         self.smallest = max(smallest, HOST_PAGE)
         self.tag = MARK | secrets.randbits(14) << 48 | secrets.randbits(11) << 1 | 1
@@ -242,6 +245,10 @@ class _Preparation:
         for name in names:
             if found := _MM.fullmatch(name):
                 self._process(name, f"pagemap-{found[1]}.img")
+            elif _SHARED_MAP.fullmatch(name):
+                page_map, runs = self._runs(name)
+                if page_map.runs.total[1]:
+                    self._write_pages(page_map, runs)
         if not self.regions:
             raise ImagesError(
                 f"{self.source}: no private anonymous mapping has {self.smallest} bytes of memory "
@@ -266,64 +273,75 @@ class _Preparation:
         with expect(str(self.source / name), "MM") as file:
             mm = file.only()
         self.executables.setdefault(mm.exe_file_id, []).append((name, mm))
-        if len(self.files) == MOST_FILES:
-            return
         if (page := page_size(mm.mm_saved_auxv)) != HOST_PAGE:
             raise ImagesError(
                 f"{self.source / name}: memory in pages of {page} bytes cannot be shared on a "
                 f"machine with pages of {HOST_PAGE}"
             )
-        page_map = load_map(str(self.source), pagemap, page)
-        runs = [run for _, run in page_map.runs.between(0, 2**64)]
-        self._refuse(page_map, runs)
-        chosen = self._choose(mm.vmas, page_map)
-        if not chosen:
-            return
-        pages = f"template-{page_map.pages_id}.pages"
-        link_or_copy(self.source / page_map.pages_name, self.target / pages)
-        self.files.append(_describe(self.target / pages))
-        for vma in chosen:
-            self._add(vma, page_map)
-        remaining = list(outside(runs, [(vma.start, vma.end) for vma in chosen]))
-        self._write_pages(page_map, remaining)
-        mark(mm.vmas, chosen)
-        self._write(name, "MM", [mm])
+        page_map, runs = self._runs(pagemap)
+        has_room = len(self.files) + len({run[2].pages for run in runs}) <= MOST_FILES
+        chosen = self._choose(mm.vmas, page_map) if has_room else []
+        if chosen:
+            files: dict[str, int] = {}
+            for vma in chosen:
+                self._add(vma, runs, files)
+            mark(mm.vmas, chosen)
+            self._write(name, "MM", [mm])
+        if chosen or page_map.runs.total[1]:
+            self._write_pages(page_map, outside(runs, [(vma.start, vma.end) for vma in chosen]))
 
-    def _refuse(self, page_map: PageMap, runs: Sequence[Run]) -> None:
-        where = f"{self.source}/{page_map.name}"
-        if page_map.runs.total[1]:
-            raise ImagesError(f"{where}: pages are in a parent's images; dump without parent_image")
-        if not all(run[2] & PRESENT for run in runs):
-            raise ImagesError(f"{where}: pages are not in the images; dump without lazy_pages")
-        if any(page_map.runs.blocks(number) for number in range(len(runs))):
-            raise ImagesError(f"{where}: the pages are compressed; dump without compress")
-        size = os.stat(page_map.pages).st_size if runs else 0
-        if size < page_map.runs.size:
-            raise ImagesError(f"{page_map.pages} is {page_map.runs.size - size} bytes too short")
+    def _runs(self, pagemap: str) -> tuple[PageMap, list[Stored]]:
+        """A page map, and the places of its pages, also in the parents of the set."""
+        layers = Layers(self.layers, pagemap, HOST_PAGE)
+        page_map = layers.level(0)
+        if page_map is None:
+            raise ImagesError(f"{self.source} has no {pagemap}")
+        runs = list(layers.stored())
+        needed: dict[str, int] = {}
+        for start, end, at, offset in runs:
+            needed[at.pages] = max(needed.get(at.pages, 0), offset + end - start)
+        for path, size in needed.items():
+            try:
+                found = os.stat(path).st_size
+            except OSError as error:
+                raise ImagesError(f"{path} cannot be read: {error.strerror}") from None
+            if found < size:
+                raise ImagesError(f"{path} is {size - found} bytes too short")
+        return page_map, runs
+
+    def _add_file(self, path: str) -> int:
+        """Link a file with pages; returns its number in the template."""
+        name = f"template-{len(self.files) + 1}.pages"
+        link_or_copy(Path(path), self.target / name)
+        self.files.append(_describe(self.target / name))
+        return len(self.files) - 1
 
     def _choose(self, vmas: Iterable[Any], page_map: PageMap) -> list[Any]:
         eligible = [vma for vma in vmas if is_eligible(vma)]
         starts, ends = ([getattr(vma, end) for vma in eligible] for end in ("start", "end"))
         counts = page_map.runs.count(starts, ends)
-        pairs = zip(eligible, counts, strict=True)
-        chosen = [vma for vma, (stored, _, _) in pairs if stored >= self.smallest]
-        stored = sum(
-            count
-            for count, _, _ in page_map.runs.count(
-                [vma.start for vma in chosen], [vma.end for vma in chosen]
-            )
-        )
+        sizes = [stored + in_parent for stored, in_parent, _ in counts]
+        chosen = [
+            (vma, size) for vma, size in zip(eligible, sizes, strict=True) if size >= self.smallest
+        ]
         # CRIU reads the first entry of a page map before it looks whether there is one.
-        return chosen[:-1] if stored == page_map.runs.total[0] else chosen
+        if sum(size for _, size in chosen) == sum(page_map.runs.total):
+            del chosen[-1:]
+        return [vma for vma, _ in chosen]
 
-    def _add(self, vma: Any, page_map: PageMap) -> None:
+    def _add(self, vma: Any, runs: Sequence[Stored], files: dict[str, int]) -> None:
         """A region of the template."""
-        for _, (start, end, _, offset) in page_map.runs.between(vma.start, vma.end):
+        begin = bisect.bisect_right(runs, vma.start, key=_end)
+        for start, end, page_map, offset in itertools.islice(runs, begin, None):
+            if start >= vma.end:
+                break
             first, last = max(start, vma.start), min(end, vma.end)
+            if page_map.pages not in files:
+                files[page_map.pages] = self._add_file(page_map.pages)
             extent = (
                 self.size + first - vma.start,
                 last - first,
-                len(self.files) - 1,
+                files[page_map.pages],
                 offset + first - start,
             )
             self.extents.append(extent)
@@ -331,22 +349,12 @@ class _Preparation:
         self.regions.append((vma.end - vma.start, bool(vma.flags & _MAP_NORESERVE)))
         self.size += vma.end - vma.start
 
-    def _write_pages(self, page_map: PageMap, remaining: Sequence[tuple[int, int, int]]) -> None:
-        entries = [message("pagemap_head")(pages_id=page_map.pages_id)]
-        self.changed.add(page_map.pages_name)
-        with (
-            open(page_map.pages, "rb", buffering=0) as source,
-            open(self.target / page_map.pages_name, "xb", buffering=0) as target,
-        ):
-            for start, end, offset in remaining:
-                copy(source.fileno(), target.fileno(), offset, end - start)
-                count = (end - start) // HOST_PAGE
-                entries.append(
-                    message("pagemap_entry")(
-                        vaddr=start, compat_nr_pages=count, nr_pages=count, flags=PRESENT
-                    )
-                )
-        self._write(page_map.name, "PAGEMAP", entries)
+    def _write_pages(self, page_map: PageMap, remaining: Iterable[Stored]) -> None:
+        names = page_map.name, page_map.pages_name
+        self.changed.update(names)
+        image, pages = (self.target / name for name in names)
+        parts = ((each[0], each[1], each) for each in remaining)
+        write_page_map(image, pages, page_map.pages_id, parts)
 
     def _separate_executables(self) -> None:
         """Give each process an entry of its own for its executable, in ``files.img``."""
@@ -371,13 +379,7 @@ class _Preparation:
 
     def _write(self, name: str, kind: str, entries: Iterable[Any]) -> None:
         self.changed.add(name)
-        image = BY_NAME[kind]
-        assert image.head is not None
-        with open(self.target / name, "xb") as file:
-            file.write(_WORD.pack(image.head) + _WORD.pack(image.magic))
-            for entry in entries:
-                data = entry.SerializeToString()
-                file.write(_WORD.pack(len(data)) + data)
+        write_image(self.target / name, kind, entries)
 
 
 def is_eligible(vma: Any) -> bool:
@@ -411,40 +413,25 @@ def mark(vmas: Any, chosen: Sequence[Any]) -> None:
     vmas.extend(copies)
 
 
-def outside(
-    runs: Iterable[Run], ranges: Iterable[tuple[int, int]]
-) -> Iterator[tuple[int, int, int]]:
-    """Start, end and offset of what is in the runs and not in the ranges; both ascend."""
+def outside(runs: Iterable[Stored], ranges: Iterable[tuple[int, int]]) -> Iterator[Stored]:
+    """The parts of the runs that are not in the ranges; both ascend."""
     waiting = iter(ranges)
     first, last = next(waiting, (2**64, 2**64))
-    for start, end, _, offset in runs:
+    for start, end, page_map, offset in runs:
         at = start
         while at < end:
             while last <= at:
                 first, last = next(waiting, (2**64, 2**64))
             if first > at:
                 until = min(first, end)
-                yield at, until, offset + at - start
+                yield at, until, page_map, offset + at - start
                 at = until
             else:
                 at = min(last, end)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except OSError:
-        shutil.copyfile(source, target, follow_symlinks=False)
-
-
-def copy(source: int, target: int, offset: int, size: int) -> None:
-    """Append bytes of one file to another."""
-    while size:
-        done = os.sendfile(target, source, offset, size)
-        if not done:
-            raise ImagesError("a pages file was cut short while it was read")
-        offset, size = offset + done, size - done
+def _end(run: Stored) -> int:
+    return run[1]
 
 
 def checksum(fd: int, size: int) -> int:
@@ -463,6 +450,6 @@ def checksum(fd: int, size: int) -> int:
 def _describe(path: Path) -> PagesFile:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with contextlib.ExitStack() as owned:
-        owned.callback(os.close, fd)
+        owned.callback(close, fd)
         size = os.fstat(fd).st_size
         return PagesFile(name=path.name, size=size, crc32=checksum(fd, size))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -14,10 +17,17 @@ from typing import Any
 import pytest
 
 from pycriu_native import CriuError, DeadlineError, OptionError
-from pycriu_native.snapshots import Process, Snapshot
+from pycriu_native.archive.pack import pack, unpack
+from pycriu_native.images import check_images
+from pycriu_native.images.build import parents_of
+from pycriu_native.images.pages import Layers
+from pycriu_native.snapshots import Process, Snapshot, parent_pages, saving
+from pycriu_native.snapshots.parent_pages import PARENT, share_with_parent
 
 from .support.processes import PATIENCE, children
 from .test_snapshots import ENVIRONMENT
+
+PAGE = os.sysconf("SC_PAGESIZE")
 
 PROGRAM = """
 import json, os, random, sys
@@ -175,3 +185,131 @@ def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
         assert state_of(process)[2] == [1, snapshot.record.pid]
     with started(second) as other:
         assert state_of(other)[3]
+
+
+def test_an_error_in_the_block(snapshot: Snapshot, tmp_path: Path) -> None:
+    """The copy does not wait to be saved for ever: guest.wait() ends it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(CriuError), started(snapshot) as process:
+        taken(process, tmp_path / "file" / "below")
+    assert process.returncode == 1
+
+
+# ---- what generations store ----
+
+
+def memory_in(directory: Path) -> dict[str, list[tuple[int, bytes | None]]]:
+    """The pages of each process in an image set and its parents, one by one."""
+    result = {}
+    for path in sorted(directory.glob("pagemap-[0-9]*.img")):
+        layers = Layers(parents_of(str(directory))[1], path.name, PAGE)
+        result[path.name] = [
+            (start + at, None if data is None else data[at : at + PAGE])
+            for start, data, size in layers.pieces(0, 2**64)
+            for at in range(0, size, PAGE)
+        ]
+    return result
+
+
+def test_a_generation_stores_what_differs(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its parents it has the pages of a full dump, and the copies of it have that memory."""
+    full = tmp_path / "full"
+
+    def both(directory: Path, parent: Path) -> None:
+        shutil.copytree(directory, full / directory.name)
+        share_with_parent(directory, parent)
+
+    monkeypatch.setattr(saving, "share_with_parent", both)
+    whole = snapshot.size()
+    current = snapshot
+    for name in ("second", "third"):
+        with started(current, name) as process:
+            state_of(process)
+            current = taken(process, tmp_path / name)
+        assert current.size(parents=False) < whole / 4
+        assert memory_in(current.directory) == memory_in(full / name)
+        assert check_images(current.directory) == check_images(full / name)
+    assert len(parents_of(str(current.directory))[1]) == 3
+    assert whole < current.size() < whole * 1.5
+    assert current.removable_size() == current.size(parents=False)
+    for share_memory in (False, True):
+        with current, started(current, "x", share_memory=share_memory) as process:
+            assert (process.unshared_reason is None) is share_memory
+            history, _, _, blocks_are_whole = state_of(process)
+            assert [args for _, args in history] == [["second"], ["third"], ["x"]]
+            assert blocks_are_whole
+    assert current.size() < whole * 3  # the pages are links in the images for sharing, too
+
+
+def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:
+    """It can be packed, moved, and started when all before it are removed."""
+    with started(snapshot, "a") as process:
+        second = taken(process, tmp_path / "second")
+    with started(second, "b") as process:
+        third = taken(process, tmp_path / "third")
+    whole = snapshot.size()
+    snapshot.remove()
+    second.remove()
+    assert third.removable_size() == third.size() > whole
+    with third, started(third, share_memory=True) as process:
+        state_of(process)
+    pack(third.directory, tmp_path / "third.tar")
+    third.remove()
+    unpack(tmp_path / "third.tar", tmp_path / "elsewhere")
+    for share_memory in (False, True):
+        with (
+            Snapshot(tmp_path / "elsewhere") as moved,
+            started(moved, "c", share_memory=share_memory) as process,
+        ):
+            history, _, _, blocks_are_whole = state_of(process)
+            assert [args for _, args in history] == [["a"], ["b"], ["c"]]
+            assert blocks_are_whole
+
+
+@pytest.mark.parametrize("obstacle", ["removed", "damaged", "another file system"])
+def test_a_parent_that_cannot_be_used(
+    snapshot: Snapshot, tmp_path: Path, obstacle: str, other_file_system: Path
+) -> None:
+    """The snapshot stores all of its memory, and starts."""
+    whole = snapshot.size(parents=False)
+    target = tmp_path / "second"
+    with started(snapshot, "a") as process:
+        state_of(process)
+        if obstacle == "removed":
+            snapshot.remove()
+        elif obstacle == "damaged":
+            for path in snapshot.directory.glob("pages-*.img"):
+                os.truncate(path, path.stat().st_size - PAGE)
+        else:
+            target = other_file_system / "second"
+        second = taken(process, target)
+    assert not (target / PARENT).exists()
+    assert not list(target.glob("*.partial"))
+    assert second.size() > whole * 0.9
+    with second, started(second, "b") as process:
+        assert state_of(process)[3]
+
+
+@pytest.fixture
+def other_file_system(tmp_path: Path) -> Iterator[Path]:
+    """A directory on another file system than temporary files."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        assert os.stat(name).st_dev != tmp_path.stat().st_dev
+        yield Path(name)
+
+
+def test_generations_end(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After some of them one stores all of its memory, since CRIU opens the files of each."""
+    monkeypatch.setattr(parent_pages, "MOST_PARENTS", 1)
+    with started(snapshot, "a") as process:
+        second = taken(process, tmp_path / "second")
+    with started(second, "b") as process:
+        third = taken(process, tmp_path / "third")
+    assert (second.directory / PARENT).is_dir()
+    assert not (third.directory / PARENT).exists()
+    with started(third, "c") as process:
+        assert state_of(process)[3]

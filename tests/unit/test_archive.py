@@ -147,6 +147,10 @@ def test_arguments_that_will_not_do(
     assert {path.name for path in tmp_path.iterdir()} == {"chain"}
 
 
+HARD = "hard:"
+"""Before the target of a hard link."""
+
+
 def _archive(*members: tuple[str, bytes | str | None], **headers: str) -> bytes:
     """``headers``: more that is said of the last member."""
     out = io.BytesIO()
@@ -161,6 +165,9 @@ def _archive(*members: tuple[str, bytes | str | None], **headers: str) -> bytes:
             else:
                 info.type = tarfile.CHRTYPE if body is None else tarfile.SYMTYPE
                 info.linkname = body or ""
+                if info.linkname.startswith(HARD):
+                    info.type = tarfile.LNKTYPE
+                    info.linkname = info.linkname.removeprefix(HARD)
                 tar.addfile(info)
     return out.getvalue()
 
@@ -174,6 +181,21 @@ def _bomb(kind: bytes) -> bytes:
 
 GOOD = ("inventory.img", b"x" * 1000)
 DATA = _archive(GOOD)
+
+
+def test_a_file_with_two_names(tmp_path: Path) -> None:
+    """It is in the archive once, and has both names again, also inside of a directory."""
+    images = tmp_path / "images"
+    (images / "parent").mkdir(parents=True)
+    (images / "inventory.img").write_bytes(os.urandom(100_000))
+    (images / "parent" / "pages-1.img").hardlink_to(images / "inventory.img")
+    for inside in ("", "checkpoint"):
+        assert pack(images, tmp_path / "a", inside=inside, compress="none") == 100_000
+        assert (tmp_path / "a").stat().st_size < 150_000
+        assert unpack(tmp_path / "a", tmp_path / f"again{inside}", inside=inside) == 100_000
+        again = tmp_path / f"again{inside}"
+        assert content(again) == content(images)
+        assert (again / "inventory.img").samefile(again / "parent" / "pages-1.img")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +215,13 @@ DATA = _archive(GOOD)
         (_archive(GOOD, ("1/a", b"x"), ("2/parent", "../1"), ("2/parent/b", b"x")), "a link"),
         (_archive(GOOD, ("2/parent", "../1"), ("2/parent", b"x")), "exists"),
         (_archive(GOOD, ("null", None)), "no image"),
+        # Hard links: to files that are not of the archive, that follow, or that a link leads to.
+        (_archive(GOOD, ("a", HARD + "/etc/passwd")), "no image"),
+        (_archive(GOOD, ("a", HARD + "../x")), "no image"),
+        (_archive(GOOD, ("a", HARD + "b"), ("b", b"x")), "no image"),
+        (_archive(GOOD, ("1/a", b"x"), ("2/parent", "../1"), ("b", HARD + "2/parent")), "no image"),
+        (_archive(GOOD, ("a/b", b"x"), ("c", HARD + "a")), "no image"),
+        (_archive(GOOD, ("a", b"x"), ("a", HARD + "inventory.img")), "exists"),
         (_archive(GOOD, GOOD), "exists"),
         (_archive(), "no images"),
         (b"", "damaged"),

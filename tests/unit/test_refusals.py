@@ -32,7 +32,7 @@ from pycriu_native import (
 from pycriu_native._checks import option_rules
 from pycriu_native._integrity.dump_marker import UNFINISHED
 from pycriu_native.enums import Verb
-from pycriu_native.options.applicability import foreign_options
+from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
 
 from .support.strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
@@ -233,6 +233,33 @@ def test_only_for_makes_any_options_fit(world: World) -> None:
 def test_a_pid_that_is_none(pid: Any) -> None:
     """0 would be taken for a self-dump."""
     assert "pid" in refusal(DUMP, {"images_directory": HERE}, pid).options
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("deadline", each) for each in ("1", b"1", True, float("nan"), 10**400, [1])),
+        *(("reap_timeout", each) for each in ("1", float("nan"))),
+        ("on_notify", 3),
+    ],
+)
+def test_an_argument_of_another_kind(name: str, value: Any, tmp_path: Path) -> None:
+    """CRIU would be at work already when the argument is used."""
+    with pytest.raises(OptionError, match=f"{name}="):
+        dump(os.getppid(), CriuOpts(images_directory=tmp_path), **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_where_the_working_directory_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, for each directory that is taken."""
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    with pytest.raises(OptionError, match="the working directory does not exist"):
+        restore(CriuOpts(images_directory="images"))
 
 
 def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from ...errors import OptionError, Problem
 from ...snapshots import Process, Record, Snapshot, list_snapshots
+from ...snapshots.processor_level import LEVELS
+from .. import progress
 from ..command import Call, Command, Interrupted
 from ..exit_codes import Exit
 from ..text import columns, safe, size
@@ -34,17 +37,21 @@ def _snapshot(
     pid: int | None,
     without_guest: bool,
     leave_running: bool,
+    processor: str | None,
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command behind '--' or --pid is accepted.")
-    snapshot = Snapshot.take(
-        list(command) if pid is None else pid,
-        directory,
-        without_guest=without_guest,
-        leave_running=leave_running,
-        via=call.via,
-        deadline=call.deadline,
-    )
+    with progress.shown(call.out) as on_progress:
+        snapshot = Snapshot.take(
+            list(command) if pid is None else pid,
+            directory,
+            without_guest=without_guest,
+            leave_running=leave_running,
+            processor=processor,
+            via=call.via,
+            deadline=call.deadline,
+            on_progress=on_progress,
+        )
     return call.out.result(shape(snapshot), text(snapshot))
 
 
@@ -58,8 +65,10 @@ def _start(
     network: bool,
     cgroup: str | None,
     check: bool,
+    timings: str | None,
 ) -> int:
     snapshot = Snapshot(directory)
+    record = None if timings is None else _opened(timings)
     process = snapshot.start(
         args or None,
         extra_env=_variables(env),
@@ -71,12 +80,23 @@ def _start(
         via=call.via,
         deadline=call.deadline,
     )
+    if record is not None:
+        with record:
+            record.write(json.dumps(process.timings.to_dict()) + "\n")
     if call.out.as_json:
         call.out.event("running", {"pid": process.pid, "number": process.number}, "")
     code = _until_end(process)
     if call.out.as_json:
         call.out.event("ended", {"pid": process.pid, "exit_code": code}, "")
     return code
+
+
+def _opened(path: str) -> IO[str]:
+    try:
+        return open(path, "a")
+    except OSError as error:
+        rule = f"a file that can be written is accepted: {error.strerror}"
+        raise OptionError([Problem("timings", path, rule)], verb="start") from None
 
 
 def _variables(given: tuple[str, ...]) -> dict[str, str] | None:
@@ -105,7 +125,10 @@ def _list(call: Call, directory: str) -> int:
     found = list_snapshots(directory)
     body = {"directory": directory, "snapshots": [shape(each) for each in found]}
     rows = [
-        (os.path.basename(each.directory), f"{size(each.size())}  {_command(each.record)}")
+        (
+            os.path.basename(each.directory),
+            f"{size(each.size(parents=False))}  {_command(each.record)}",
+        )
         for each in found
     ]
     lines = columns(rows) or [f"no snapshot in {safe(directory)}"]
@@ -119,9 +142,10 @@ def _inspect(call: Call, directory: str) -> int:
     rows = [
         ("taken", f"{record.created} by CRIU {record.criu}"),
         ("processes", f"{record.processes}; the first has pid {record.pid} in each copy"),
-        ("size", size(snapshot.size())),
+        ("size", _sizes(snapshot)),
         ("guest", "arguments and environment can be given" if record.guest_key else "none"),
         ("machine", f"{record.host.architecture}, Linux {safe(record.host.kernel)}"),
+        ("processor", safe(record.processor or "all features of the one of the snapshot")),
         ("files", f"{len(record.files)} mapped"),
         *(("problem", safe(str(problem))) for problem in found),
     ]
@@ -137,7 +161,7 @@ def _inspect(call: Call, directory: str) -> int:
 
 def _remove(call: Call, directory: str) -> int:
     snapshot = Snapshot(directory)
-    freed = snapshot.size()
+    freed = snapshot.removable_size()
     snapshot.remove()
     body = {"directory": str(snapshot.directory), "bytes": freed}
     return call.out.result(body, safe(f"removed {directory}: {size(freed)}"))
@@ -149,10 +173,12 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
     return {
         "directory": str(snapshot.directory),
         "bytes": snapshot.size(),
+        "own_bytes": snapshot.size(parents=False),
         "created": record.created,
         "command": list(record.command),
         "pid": record.pid,
         "processes": record.processes,
+        "processor": record.processor or None,
         "guest": record.guest_key is not None,
         "criu": record.criu,
     }
@@ -163,11 +189,16 @@ def text(snapshot: Snapshot) -> str:
     record = snapshot.record
     rows = [
         ("processes", str(record.processes)),
-        ("size", size(snapshot.size())),
+        ("size", _sizes(snapshot)),
         ("start", safe(f"pycriu-native start {snapshot.directory}")),
     ]
     head = safe(f"saved {_command(record)} in {snapshot.directory}")
     return "\n".join([head, *columns(rows, indent=2)])
+
+
+def _sizes(snapshot: Snapshot) -> str:
+    total, own = snapshot.size(), snapshot.size(parents=False)
+    return size(total) + (f"; {size(own)} without what its parents store" if own < total else "")
 
 
 def _command(record: Record) -> str:
@@ -208,7 +239,8 @@ SNAPSHOTS = click.Group(
             "remove",
             title="snapshots remove",
             function=_remove,
-            help="Remove a snapshot and its directory. Copies that run go on.",
+            help="Remove a snapshot and its directory. Copies that run go on, and snapshots of "
+            "copies keep the memory that they share with it.",
             examples=["pycriu-native snapshots remove app.snapshot"],
             exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
             params=[_directory()],
@@ -242,6 +274,11 @@ COMMANDS = {
             ),
             click.Option(
                 ["--leave-running"], is_flag=True, help="Let the process run on with --pid."
+            ),
+            click.Option(
+                ["--processor"],
+                type=click.Choice(list(LEVELS)),
+                help="Restrict the command's libraries to what each processor of this level has.",
             ),
         ],
     ),
@@ -279,6 +316,13 @@ COMMANDS = {
                 ["--check/--no-check"],
                 default=True,
                 help="Refuse a machine that differs from that of the snapshot.",
+            ),
+            click.Option(
+                ["--timings"],
+                type=click.Path(dir_okay=False),
+                metavar="FILE",
+                help="Append a line of JSON that tells where the time of the start went, for "
+                "'plot start'.",
             ),
         ],
     ),

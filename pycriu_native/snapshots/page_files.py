@@ -1,0 +1,112 @@
+"""Write the images of memory: page maps with their pages, and links to pages of another set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .._integrity.page_size import HOST_PAGE
+from .._integrity.pagemap import IN_PARENT, PRESENT
+from .._support.unpatched import close
+from ..errors import ImagesError
+from ..images.formats import BY_NAME
+from ..images.pages import Stored
+from ..images.schema import message
+
+Part = tuple[int, int, Stored | None]
+"""Start and end of a part of memory, and the pages that it is a part of; None: a parent has it."""
+
+_WORD = struct.Struct("<I")
+
+
+def write_image(path: Path, kind: str, entries: Iterable[Any]) -> None:
+    """Write the messages of an image into a new file, of mode 0600."""
+    image = BY_NAME[kind]
+    assert image.head is not None
+    with open(path, "xb", opener=_private) as file:
+        file.write(_WORD.pack(image.head) + _WORD.pack(image.magic))
+        for entry in entries:
+            data = entry.SerializeToString()
+            file.write(_WORD.pack(len(data)) + data)
+
+
+def write_page_map(path: Path, pages: Path, pages_id: int, parts: Iterable[Part]) -> None:
+    """Write a page map and its pages into two new files."""
+    entries = [message("pagemap_head")(pages_id=pages_id)]
+    with open(pages, "xb", buffering=0, opener=_private) as target:
+        for start, end, stored in _joined(parts, target.fileno()):
+            count = (end - start) // HOST_PAGE
+            entries.append(
+                message("pagemap_entry")(
+                    vaddr=start,
+                    compat_nr_pages=count,
+                    nr_pages=count,
+                    flags=PRESENT if stored else IN_PARENT,
+                )
+            )
+    write_image(path, "PAGEMAP", entries)
+
+
+def _joined(parts: Iterable[Part], target: int) -> Iterator[tuple[int, int, bool]]:
+    """Start and end of each run of adjoining parts, and whether it is stored, which it is then."""
+    run: tuple[int, int, bool] | None = None
+    with OpenPages() as opened:
+        for start, end, stored in parts:
+            if stored is not None:
+                source = opened.of(stored)
+                copy(source, target, stored[3] + start - stored[0], end - start)
+            here = stored is not None
+            if run is not None and run[1:] == (start, here):
+                run = run[0], end, here
+                continue
+            if run is not None:
+                yield run
+            run = start, end, here
+        if run is not None:
+            yield run
+
+
+class OpenPages:
+    """The pages files that were read from, opened once each."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> OpenPages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._fds.values():
+            close(fd)
+
+    def of(self, stored: Stored) -> int:
+        """The descriptor of the file that has these pages."""
+        path = stored[2].pages
+        if path not in self._fds:
+            self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return self._fds[path]
+
+
+def copy(source: int, target: int, offset: int, size: int) -> None:
+    """Append bytes of one file to another."""
+    while size:
+        done = os.sendfile(target, source, offset, size)
+        if not done:
+            raise ImagesError("a pages file was cut short while it was read")
+        offset, size = offset + done, size - done
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,118 @@
+"""The memory that a snapshot of a copy has in common with the snapshot that the copy is of.
+
+The page maps of the child leave those pages to its parent, as those of CRIU's incremental dumps do
+(``PE_PARENT``). The parent is a directory ``parent`` in the child's, with hard links to the page
+maps and pages of the other snapshot, and of that one's parents below: no snapshot needs another
+one's directory, so each may be moved, packed and removed by itself, and pages are stored once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .._integrity.page_size import HOST_PAGE
+from ..errors import ImagesError
+from ..images.build import parents_of
+from ..images.pages import Layers, Stored
+from .page_files import OpenPages, Part, write_page_map
+
+PARENT = "parent"
+"""The name that CRIU gives to the images that a set builds on."""
+
+MOST_PARENTS = 32
+"""Generations that build on each other; the next one stores all of its memory. CRIU opens the
+files of each for each process."""
+
+_PARTIAL = f"{PARENT}.partial"
+_MAP = re.compile(r"pagemap-\d+\.img")
+
+
+def share_with_parent(directory: Path, parent: Path) -> None:
+    """Have the images in a directory leave to a parent what its pages are the same as.
+
+    They stay as they are where the parent is gone or on another file system, where they build on
+    other images, or have pages that are compressed or lazy, and where nothing is the same.
+    Raises ``OSError`` if they cannot be written.
+    """
+    if os.path.lexists(directory / PARENT):
+        return
+    names = [name for name in sorted(os.listdir(directory)) if _MAP.fullmatch(name)]
+    below = directory / _PARTIAL
+    try:
+        chain = parents_of(str(parent))[1]
+        if len(chain) > MOST_PARENTS:
+            return
+        layers = _linked(below, chain, names)
+        compared = {name: _compared(directory, layers, name) for name in names}
+    except (OSError, ImagesError):
+        shutil.rmtree(below, ignore_errors=True)
+        return
+    if not any(part[2] is None for parts in compared.values() for part in parts):
+        shutil.rmtree(below)
+        return
+    below.rename(directory / PARENT)
+    for name, parts in compared.items():
+        _rewrite(directory, name, parts)
+
+
+def _linked(below: Path, chain: list[str], names: list[str]) -> list[str]:
+    """Directories with hard links to page maps and their pages, one below the other."""
+    result = []
+    for source in chain:
+        below.mkdir(mode=0o700)
+        result.append(str(below))
+        for name in names:
+            page_map = Layers([source], name, HOST_PAGE).level(0)
+            if page_map is not None:
+                for each in (name, page_map.pages_name):
+                    os.link(f"{source}/{each}", below / each, follow_symlinks=False)
+        below /= PARENT
+    return result
+
+
+def _compared(directory: Path, parents: list[str], name: str) -> list[Part]:
+    """The parts of a process's memory."""
+    parent = Layers(parents, name, HOST_PAGE)
+    with OpenPages() as opened:
+        result: list[Part] = []
+        for stored in Layers([str(directory)], name, HOST_PAGE).stored():
+            result += _parts(stored, parent, opened)
+        return result
+
+
+def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
+    """The parts of one run of pages."""
+    begin, end, _, offset = stored
+    at = begin
+    for start, theirs, size in parent.pieces(begin, end):
+        if start > at:
+            yield at, start, stored
+        at = start + size
+        if theirs is None:
+            yield start, at, stored
+            continue
+        ours = os.pread(opened.of(stored), size, offset + start - begin)
+        if ours == theirs:
+            yield start, at, None
+            continue
+        for page in range(0, size, HOST_PAGE):
+            until = page + HOST_PAGE
+            same = ours[page:until] == theirs[page:until]
+            yield start + page, start + until, None if same else stored
+    if at < end:
+        yield at, end, stored
+
+
+def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
+    """Write a page map and its pages anew."""
+    page_map = Layers([str(directory)], name, HOST_PAGE).level(0)
+    assert page_map is not None
+    image, pages = directory / name, Path(page_map.pages)
+    new_image, new_pages = (path.with_name(f"{path.name}.partial") for path in (image, pages))
+    write_page_map(new_image, new_pages, page_map.pages_id, parts)
+    new_pages.rename(pages)
+    new_image.rename(image)
