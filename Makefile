@@ -203,13 +203,15 @@ reliability: test-tools vm-tools build ## the matrix of faults, into docs/reliab
 reliability-page: build ## docs/reliability.md from what the last runs have found
 	@$(RELIABILITY_PAGE)
 
-# Random kills of a job that is resumed after each.
+# Random kills of a job that is resumed after each, and random signals, of four kinds.
 KILLS ?= 1000
+SIGNALS ?= 50
 .PHONY: test-jobs
-test-jobs: build ## a job that is killed at 1,000 random instants must end exactly; an hour
+test-jobs: build ## a job that is killed at 1,000 random instants, and signalled at 200, must end exactly; an hour
 	@$(AS_ROOT)
-	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) $(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
-		tests/integration/test_jobs.py -k random
+	as_root env PYCRIU_NATIVE_JOB_KILLS=$(KILLS) PYCRIU_NATIVE_JOB_SIGNALS=$(SIGNALS) \
+		$(VENV)/bin/python -m pytest -q -s --timeout=36000 $(ARGS) \
+		tests/integration/test_jobs.py tests/integration/test_job_signals.py -k random
 
 # The programs of SLURM, unpacked and not installed: a package of it would start its daemons.
 SLURM := build/slurm

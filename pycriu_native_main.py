@@ -16,6 +16,11 @@ NO = 11
 
 def main() -> None:
     """Run ``pycriu_native.cli``, or say why it cannot be imported."""
+    if sys.argv[1:2] == ["run"]:
+        # Before what follows takes its time: a signal is to end with the exit code of the job.
+        from pycriu_native._support import held_signals
+
+        held_signals.hold()
     try:
         import pycriu_native.lib  # noqa: F401  (the package alone does not load libcriu)
         from pycriu_native.cli import main

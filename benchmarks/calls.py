@@ -171,11 +171,11 @@ def _alone(target: Target, directory: Path, times: int) -> Row:
         }  # fmt: skip
         request = encode("request", {"type": REQUEST_TYPES["dump"], "opts": asked})
         started = time.perf_counter()
-        line.sock.sendall(request)
-        answer = decode_response(line.sock.recv(65536))
+        line.sock().sendall(request)
+        answer = decode_response(line.sock().recv(65536))
         while answer is not None and answer["type"] == NOTIFY:
-            line.sock.sendall(yes)
-            answer = decode_response(line.sock.recv(65536))
+            line.sock().sendall(yes)
+            answer = decode_response(line.sock().recv(65536))
         taken = (time.perf_counter() - started) * 1e3
         line.wait()
         os.close(fd)

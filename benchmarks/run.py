@@ -16,7 +16,7 @@ from typing import Any
 
 from .common import HERE, machine
 
-NO_BENCHMARKS = {"__init__", "common", "newest", "page", "run"}
+NO_BENCHMARKS = {"__init__", "common", "newest", "page", "run", "snapshot_programs"}
 OUT = HERE.parent / "build"
 
 

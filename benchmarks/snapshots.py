@@ -1,127 +1,135 @@
-"""Time to the first answer of a program: cold, forked, and started from a snapshot."""
+"""Time to the first answer of a program: cold, forked, and started from a snapshot.
+
+Each program is started in each way in turn, and then several times at once. What the rows
+``ratio`` have is compared with in docs/performance.md.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import concurrent.futures
+import contextlib
 import os
+import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from typing import Any
 
-from pycriu_native import CriuOpts, Verb, WorkerPool
+from pycriu_native import CriuError, CriuOpts, Verb, WorkerPool
 from pycriu_native._transport.program import find_program
 from pycriu_native.snapshots import Snapshot
 from pycriu_native.snapshots.namespaces import Namespaces
 from pycriu_native.snapshots.restore import PID_NAMESPACE
 
-from .common import Row, main, note, row, scratch
-
-PROGRAMS = {
-    "small": ("json",),
-    "standard library": ("asyncio", "email.mime.text", "http.server", "sqlite3", "unittest.mock"),
-    "numpy": ("numpy",),
-    "numpy, pandas": ("numpy", "pandas"),
-}
-"""What each program imports."""
-
-CODE = """
-from pycriu_native import guest
-import {imports}
-guest.wait()
-print("answer", flush=True)
-input()
-"""
+from .common import HERE, Row, in_turns, main, note, row, scratch
+from .snapshot_programs import PROGRAMS, Program, check_answer, read_answer
 
 FORKING = """
 import multiprocessing, sys, time
+import bench_module
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload({imports})
-for line in sys.stdin:
-    since = time.perf_counter()
+context.set_forkserver_preload(["bench_module"])
+while (line := sys.stdin.readline()):
     ours, theirs = context.Pipe()
-    process = context.Process(target=theirs.send_bytes, args=(b"answer",))
+    process = context.Process(target=bench_module.answer, args=(theirs.send_bytes,))
     process.start()
-    ours.recv_bytes()
-    print((time.perf_counter() - since) * 1e3, flush=True)
+    print(ours.recv_bytes().decode(), end="", flush=True)
+    sys.stdin.readline()
+    process.kill()
     process.join()
+    print("ended", flush=True)
 """
 """A program of its own: of this one, each forked process would import the main module again."""
 
-ANSWER = b"answer\n"
+AT_ONCE = (1, 4, 16, 64)
+THREADS = 8
+"""Starts that run at the same time."""
+SMALL = 16
+"""Copies that are alive when their memory is measured."""
 
+COLD, FORKED, PROGRAM = "cold start", "forkserver with preload", "criu restore"
+PLAIN, SHARED = "start, share_memory=False", "start, share_memory=True"
+POOLED, ZYGOTE = "start, WorkerPool", "zygote"
 
-def importable(name: str) -> bool:
-    """Whether a module is installed."""
-    return importlib.util.find_spec(name.partition(".")[0]) is not None
+Started = contextlib.AbstractContextManager[subprocess.Popen[bytes]]
 
 
 class Ways:
     """The ways to start one program; each returns milliseconds to its first answer."""
 
-    def __init__(self, imports: tuple[str, ...], directory: Path, owned: ExitStack) -> None:
-        self.command = [sys.executable, "-c", CODE.format(imports=", ".join(imports))]
+    def __init__(self, program: Program, directory: Path, owned: ExitStack) -> None:
+        self.command = program.command(directory)
         # A program with threads, such as those of OpenBLAS, cannot be a zygote.
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-            "OPENBLAS_NUM_THREADS": "1",
-        }
+        path = f"{directory}:{HERE.parent}"
+        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+        self.environment = {**os.environ, **threads, "PYTHONPATH": path}
         self.snapshot = owned.enter_context(
-            Snapshot.take(self.command, directory, env=self.environment)
+            Snapshot.take(self.command, directory / "snapshot", env=self.environment)
         )
-        self.zygote = owned.enter_context(self.snapshot.zygote())
         self.pool = owned.enter_context(WorkerPool(1))
-        words = [sys.executable, "-c", FORKING.format(imports=list(imports))]
-        self.forking = owned.enter_context(
-            subprocess.Popen(words, stdin=PIPE, stdout=PIPE, bufsize=0)
-        )
+        streams: dict[str, Any] = {"stdin": PIPE, "stdout": PIPE}
+        start = self.snapshot.start
+        self.starts: dict[str, Callable[[], Started]] = {
+            COLD: lambda: subprocess.Popen(self.command, **streams, env=self.environment),
+            PLAIN: lambda: start(**streams, share_memory=False),
+            SHARED: lambda: start(**streams, share_memory=True),
+            POOLED: lambda: start(**streams, via=self.pool),
+        }
+        self.missing: dict[str, str] = {}
+        self.by_turn: dict[str, Callable[[], float]] = {PROGRAM: self.restore}
+        if program.modules:
+            words = [sys.executable, "-c", FORKING]
+            self.forking = owned.enter_context(
+                subprocess.Popen(words, stdin=PIPE, stdout=PIPE, bufsize=0, env=self.environment)
+            )
+            self.by_turn[FORKED] = self.fork
+        else:
+            self.missing[FORKED] = "it forks Python programs only"
+        try:
+            zygote = owned.enter_context(self.snapshot.zygote())
+        except CriuError as error:
+            self.missing[ZYGOTE] = str(error)
+        else:
+            self.starts[ZYGOTE] = lambda: zygote.start(**streams)
+        self.spent: dict[str, list[float]] = {}
+        for way in self.starts:
+            self.by_turn[way] = lambda way=way: self.start(way)  # type: ignore[misc]
 
-    def cold(self) -> float:
-        """A new process that imports all."""
+    def start(self, way: str) -> float:
+        """One start; its processor time, until the copy has ended, is in ``spent``."""
+        before = processor_time()
         since = time.perf_counter()
-        with subprocess.Popen(self.command, stdin=PIPE, stdout=PIPE, env=self.environment) as done:
-            return self._until_answer(done, since)
+        with self.starts[way]() as process:
+            assert process.stdout is not None
+            read_answer(process.stdout)
+            taken = (time.perf_counter() - since) * 1e3
+            process.kill()
+        self.spent.setdefault(way, []).append(processor_time() - before)
+        return taken
 
-    def forked(self) -> float:
+    def fork(self) -> float:
         """multiprocessing's fork server, which has imported all."""
         assert self.forking.stdin is not None
         assert self.forking.stdout is not None
-        self.forking.stdin.write(b"\n")
-        return float(self.forking.stdout.readline())
-
-    def plain(self) -> float:
-        """A start with a worker of its own that restores all memory."""
         since = time.perf_counter()
-        with self.snapshot.start(stdin=PIPE, stdout=PIPE, share_memory=False) as process:
-            return self._until_answer(process, since)
+        self.forking.stdin.write(b"start\n")
+        read_answer(self.forking.stdout)
+        taken = (time.perf_counter() - since) * 1e3
+        self.forking.stdin.write(b"end\n")
+        self.forking.stdout.readline()
+        return taken
 
-    def shared(self) -> float:
-        """A start that shares the memory of the snapshot."""
-        since = time.perf_counter()
-        with self.snapshot.start(stdin=PIPE, stdout=PIPE, share_memory=True) as process:
-            return self._until_answer(process, since)
-
-    def forked_by_zygote(self) -> float:
-        """A start by a copy that was restored before."""
-        since = time.perf_counter()
-        with self.zygote.start(stdin=PIPE, stdout=PIPE) as process:
-            return self._until_answer(process, since)
-
-    def pooled(self) -> float:
-        """A start with a worker of a pool."""
-        since = time.perf_counter()
-        with self.snapshot.start(stdin=PIPE, stdout=PIPE, via=self.pool) as process:
-            return self._until_answer(process, since)
-
-    def program(self) -> float:
+    def restore(self) -> float:
         """The criu program on the same images with the same options; namespaces are made before."""
         record = self.snapshot.record
         with ExitStack() as owned:
             namespaces = owned.enter_context(Namespaces())
+            namespaces.wait_until_ready()
             pid_namespace = namespaces.open("pid")
             owned.callback(os.close, pid_namespace)
             reader, writer = os.pipe()
@@ -132,9 +140,11 @@ class Ways:
             line, end = os.pipe()
             os.write(end, start)
             owned.callback(os.close, end)
+            held, input_end = os.pipe()  # what would end at the end of its input goes on
+            owned.callback(os.close, input_end)
             null = os.open(os.devnull, os.O_RDWR)
             for fd, key in zip(
-                (line, null, writer, os.dup(null)),
+                (line, held, writer, null),
                 (record.guest_key, *record.stream_keys),
                 strict=True,
             ):
@@ -150,6 +160,7 @@ class Ways:
             )
             words = opts.to_argv(Verb.RESTORE)
             fds = [fd for fd, _ in inherited]
+            before = processor_time()
             since = time.perf_counter()
             done = subprocess.Popen(
                 [find_program(None), *words[1:]],
@@ -158,52 +169,106 @@ class Ways:
                 stderr=DEVNULL,
                 pass_fds=fds,
             )
+            owned.callback(done.wait)
             for fd in fds[1:]:
                 os.close(fd)
             answered = answers.readline()
-            taken = (time.perf_counter() - since) * 1e3
-            done.wait()
-            if answered != ANSWER:
+            if not answered:
                 raise RuntimeError((work / "log").read_text())
+            check_answer(answered)
+            taken = (time.perf_counter() - since) * 1e3
+            namespaces.end()
+            done.wait()
+            self.spent.setdefault(PROGRAM, []).append(processor_time() - before)
             return taken
 
-    @staticmethod
-    def _until_answer(process: subprocess.Popen[bytes], since: float) -> float:
-        assert process.stdout is not None
-        if process.stdout.readline() != ANSWER:
-            raise RuntimeError("the program did not answer")
-        taken = (time.perf_counter() - since) * 1e3
-        process.kill()
-        return taken
+    @contextlib.contextmanager
+    def at_once(self, way: str, number: int) -> Iterator[tuple[list[float], list[int]]]:
+        """So many copies that have answered: milliseconds to each answer, and their pids."""
+        began = time.perf_counter()
+
+        def answered(_: int) -> tuple[float, subprocess.Popen[bytes]]:
+            process = owned.enter_context(self.starts[way]())
+            owned.callback(process.kill)
+            assert process.stdout is not None
+            read_answer(process.stdout)
+            return (time.perf_counter() - began) * 1e3, process
+
+        with ExitStack() as owned:
+            with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
+                done = list(threads.map(answered, range(number)))
+            yield [taken for taken, _ in done], [process.pid for _, process in done]
+
+
+def processor_time() -> float:
+    """Milliseconds, of this process and of its children that have ended."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in both) * 1e3
+
+
+def memory_of(pid: int) -> tuple[float, float]:
+    """MiB that are private, and the proportional share."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    found = {words[0]: int(words[1]) for words in map(str.split, lines)}
+    return (found["Private_Clean:"] + found["Private_Dirty:"]) / 1024, found["Pss:"] / 1024
+
+
+def one_start(ways: Ways, program: str, times: int) -> list[Row]:
+    """Each way in turn."""
+    in_turns(ways.by_turn, 1)  # fills caches, and starts the fork servers
+    ways.spent.clear()
+    taken = in_turns(ways.by_turn, times)
+    rows = [row("first answer", "ms", taken[way], program=program, way=way) for way in taken]
+    for way, spent in ways.spent.items():
+        rows.append(row("processor time of a start", "ms", spent, program=program, way=way))
+    for way, reason in ways.missing.items():
+        rows.append(note("first answer", f"not measured: {reason}", program=program, way=way))
+    middle = {way: statistics.median(each) for way, each in taken.items()}
+    for way, other in ((COLD, SHARED), (PLAIN, PROGRAM), (ZYGOTE, FORKED)):
+        if way in middle and other in middle:
+            ratio = [middle[way] / middle[other]]
+            rows.append(row("ratio", "times", ratio, program=program, way=f"{way} / {other}"))
+    return rows
+
+
+def many_starts(ways: Ways, program: str, numbers: tuple[int, ...]) -> list[Row]:
+    """Several at once, by eight threads: starts in a second, and memory of each."""
+    rows: list[Row] = []
+    room = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for number in numbers:
+        for way in (PLAIN, SHARED, ZYGOTE):
+            case: dict[str, Any] = {"program": program, "way": way, "copies": number}
+            if way not in ways.starts:
+                continue
+            if way == PLAIN and number * ways.snapshot.size() > room / 2:
+                rows.append(note("starts in a second", "not measured: too much memory", **case))
+                continue
+            before = processor_time()
+            with ways.at_once(way, number) as (answers, pids):
+                memory = [memory_of(pid) for pid in pids]
+            spent = (processor_time() - before) / number
+            rows.append(row("first answer of each", "ms", answers, **case))
+            rows.append(row("starts in a second", "1/s", [number / max(answers) * 1e3], **case))
+            rows.append(row("processor time of each", "ms", [spent], **case))
+            if number == SMALL:
+                private, proportional = zip(*memory, strict=True)
+                rows.append(row("private memory of each", "MiB", private, **case))
+                rows.append(row("proportional share of each", "MiB", proportional, **case))
+    return rows
 
 
 def measure(quick: bool) -> list[Row]:
-    """Each way in turn, for each program."""
-    times = 5 if quick else 15
+    """Each program."""
     rows: list[Row] = []
-    for name, imports in PROGRAMS.items():
-        lacking = [each for each in imports if not importable(each)]
-        if lacking:
-            rows.append(note("first answer", f"{', '.join(lacking)} not installed", program=name))
+    for program in PROGRAMS:
+        if lacking := program.lacking():
+            reason = f"not measured: {', '.join(lacking)} not installed"
+            rows.append(note("first answer", reason, program=program.name))
             continue
         with scratch("/dev/shm") as directory, ExitStack() as owned:
-            ways = Ways(imports, directory / "snapshot", owned)
-            each: dict[str, Callable[[], float]] = {
-                "cold start": ways.cold,
-                "forkserver with preload": ways.forked,
-                "criu restore": ways.program,
-                "start, share_memory=False": ways.plain,
-                "start, share_memory=True": ways.shared,
-                "start, WorkerPool": ways.pooled,
-                "zygote": ways.forked_by_zygote,
-            }
-            taken: dict[str, list[float]] = {way: [] for way in each}
-            for number in range(times + 1):
-                for way, run in each.items():
-                    value = run()
-                    if number:  # the first fills caches, and starts the fork server
-                        taken[way].append(value)
-            rows += [row("first answer", "ms", taken[way], program=name, way=way) for way in each]
+            ways = Ways(program, directory, owned)
+            rows += one_start(ways, program.name, 3 if quick else 12)
+            rows += many_starts(ways, program.name, AT_ONCE[:2] if quick else AT_ONCE)
     return rows
 
 

@@ -96,6 +96,7 @@ struct pn_channel {
 enum { PN_MAX_INHERITED = 251 }; /* descriptors that a worker of a fork server can inherit */
 
 int pn_open_channel(struct pn_channel *channel); /* descriptors above 2, close-on-exec */
+int pn_send(int sock, const char *data, size_t length); /* one message, without SIGPIPE */
 /* The pid of a worker that inherits `keep` under the same numbers, or a negative errno. */
 int pn_fork_worker(int server, const struct pn_channel *channel, const int *keep, size_t n_keep,
 		   int timeout_ms);
@@ -110,6 +111,8 @@ int pn_enter_mount_namespace(int fd);       /* setns, of the calling thread, whi
 int pn_cover_proc(void);                    /* mount /proc of the caller's pid namespace over /proc */
 int pn_uncover_proc(void);
 int pn_copy_descriptor(int pidfd, int fd);  /* pidfd_getfd: a copy of another process's descriptor */
+extern const int pn_sigkill, pn_sigcont;    /* by architecture */
+int pn_send_signal(int pidfd, int signal);  /* pidfd_send_signal */
 /* kcmp: 0 for the same resource, 1 to 3 for different ones; a negative errno. */
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index);
 int pn_io_priority(int pid);                /* ioprio_get of a thread; a negative errno */

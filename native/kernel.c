@@ -19,6 +19,9 @@
 #include "libcriu_types.h"
 #include "pycriu_native.h"
 
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
@@ -39,6 +42,7 @@
 #define CONFIG_CREATE 6 /* FSCONFIG_CMD_CREATE */
 
 const int pn_map_locked = MAP_LOCKED, pn_map_noreserve = MAP_NORESERVE, pn_map_hugetlb = MAP_HUGETLB;
+const int pn_sigkill = SIGKILL, pn_sigcont = SIGCONT;
 
 int pn_enter_network_namespace(int fd)
 {
@@ -67,6 +71,11 @@ int pn_copy_descriptor(int pidfd, int fd)
 	int copy = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
 
 	return copy < 0 ? -errno : copy;
+}
+
+int pn_send_signal(int pidfd, int signal)
+{
+	return syscall(SYS_pidfd_send_signal, pidfd, signal, NULL, 0) ? -errno : 0;
 }
 
 int pn_kcmp(int pid, int other, int type, unsigned long index, unsigned long other_index)

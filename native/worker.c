@@ -34,6 +34,15 @@ int pn_open_channel(struct pn_channel *channel)
 	return -error;
 }
 
+int pn_send(int sock, const char *data, size_t length)
+{
+	ssize_t sent;
+
+	while ((sent = send(sock, data, length, MSG_NOSIGNAL)) < 0 && errno == EINTR)
+		;
+	return sent < 0 ? -errno : 0;
+}
+
 _Static_assert(PN_MAX_INHERITED == PN_FORK_FDS - PN_FORK_RESERVED, "PN_MAX_INHERITED");
 
 /* Sends a request and waits for its result. */

@@ -6,7 +6,17 @@ that first understands a member.
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum, StrEnum
+from enum import Enum, StrEnum
+
+from ._support.light_typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .modes import CgroupMode as CgroupMode
+    from .modes import CompressMode as CompressMode
+    from .modes import FileValidation as FileValidation
+    from .modes import ImageIOMode as ImageIOMode
+    from .modes import NetworkLock as NetworkLock
+    from .modes import PreDumpMode as PreDumpMode
 
 __all__ = [
     "CgroupMode",
@@ -18,72 +28,6 @@ __all__ = [
     "PreDumpMode",
     "Verb",
 ]
-
-
-class CgroupMode(IntEnum):
-    """How cgroups and their properties are restored (``manage_cgroups_mode``; CRIU 1.7)."""
-
-    IGNORE = 0
-    """Do not change cgroups: restored tasks remain in the cgroup that CRIU runs in."""
-    NONE = 1
-    """Expect the cgroups to exist; restore no property."""
-    PROPS = 2
-    """Expect the cgroups to exist; restore their properties."""
-    SOFT = 3
-    """Create what is missing, and restore properties only of what was created."""
-    FULL = 4
-    """Create what is missing, and restore the properties of all."""
-    STRICT = 5
-    """Create all of them; fail if one exists already."""
-    DEFAULT = 6
-    """CRIU's own choice, which is SOFT."""
-
-
-class NetworkLock(IntEnum):
-    """How packets are blocked while connections are saved (``network_lock``; CRIU 3.16)."""
-
-    IPTABLES = 1
-    """Rules of ``iptables-restore``; CRIU's default where it was not built otherwise."""
-    NFTABLES = 2
-    """A table of nftables, through libnftables."""
-    SKIP = 3
-    """No lock at all: safe only where nothing can reach the process. CRIU 3.19."""
-
-
-class PreDumpMode(IntEnum):
-    """How a pre-dump takes memory out of the process (``pre_dump_mode``; CRIU 3.14)."""
-
-    SPLICE = 1
-    """A parasite in the process splices pages into pipes; the default."""
-    READ = 2
-    """CRIU reads the pages from outside, after the process runs again: shorter freeze."""
-
-
-class FileValidation(IntEnum):
-    """How a restore compares mapped executable files (``file_validation``; CRIU 3.15)."""
-
-    FILESIZE = 0
-    """By their size."""
-    BUILDID = 1
-    """By the build ID of their ELF notes, and by size where there is none; the default."""
-
-
-class ImageIOMode(IntEnum):
-    """How image files are written and read (``image_io_mode``; CRIU 4.3)."""
-
-    WRITEBACK = 0
-    """Through the page cache; the default."""
-    DIRECT = 1
-    """Past the page cache (``O_DIRECT``)."""
-
-
-class CompressMode(IntEnum):
-    """Whether memory pages are compressed in the images (``compress``; CRIU 4.3)."""
-
-    OFF = 0
-    """Pages as they are; the default."""
-    BLOCK = 1
-    """Blocks of LZ4; needs a CRIU that was built with it."""
 
 
 class Verb(Enum):
@@ -145,3 +89,14 @@ class Notify(StrEnum):
     """Dump: the processes are frozen and not inspected yet. CRIU requests the names of external
     resources: the hook may return more names for ``external``, which CRIU adds.
     CRIU 3.19."""
+
+
+if not TYPE_CHECKING:  # a checker of types would accept any name
+
+    def __getattr__(name: str) -> object:
+        """The values of options: few calls set one, so that they are made on first use."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import modes
+
+        return getattr(modes, name)

@@ -10,7 +10,6 @@ import errno
 from collections.abc import Sequence
 
 from ._support.frozen_dataclass import dataclass, field
-from ._support.kernel_text import encodable
 from ._support.light_typing import Any
 
 __all__ = [
@@ -79,7 +78,12 @@ class CriuError(Exception):
     ) -> None:
         # The builtin exceptions that the subclasses also are would take two arguments
         # as errno and text; with one argument str(error) is the message.
-        message = encodable(message)
+        try:
+            message.encode()
+        except UnicodeEncodeError:
+            from ._support.kernel_text import encodable  # few texts need it
+
+            message = encodable(message)
         super().__init__(message)
         self.message = message
         self.verb = verb

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 
-from ._support import unpatched
 from ._support.frozen_dataclass import dataclass, field
+from ._support.unpatched import close, readable
 
 __all__ = [
     "CheckResult",
@@ -138,15 +137,13 @@ class RestoreResult:
         except ProcessLookupError:
             return None
         try:
-            poll = unpatched.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(None if timeout is None else timeout * 1000):
+            if not readable(pidfd, seconds=timeout):
                 raise TimeoutError(f"pid {self.pid} runs on")
             ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
         except ChildProcessError:
             return None
         finally:
-            os.close(pidfd)
+            close(pidfd)
         assert ended is not None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
 

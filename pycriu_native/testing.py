@@ -128,7 +128,7 @@ class ScriptedCriu:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         widen(ours)
         threading.Thread(target=self._serve, args=(theirs,), name="scripted CRIU").start()
-        return Connection(ours, program=self.name())
+        return Connection(ours.detach(), program=self.name())
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):  # the caller may have closed its end

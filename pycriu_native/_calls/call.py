@@ -17,13 +17,14 @@ from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol
 from .._support.unpatched import Event, Lock, Thread
 from ..errors import CriuError
-from .hook_invocation import HookInvocation
-from .notification import Hook, Notification
 from .request import Outcome, Request
-from .run import Connect, Run
+from .run import Run
 
 if TYPE_CHECKING:
     from .exchange import Exchange
+    from .hook_invocation import HookInvocation
+    from .notification import Hook, Notification
+    from .run import Connect
 
 MOST_INTERRUPTIONS = 100
 """Interruptions of an interruption, after which something else must be wrong."""
@@ -194,6 +195,8 @@ class Call:
 
     def _ask(self, notification: Notification) -> object:
         """Have the caller's thread run the hook; return or raise what it did."""
+        from .hook_invocation import HookInvocation  # few calls have a hook
+
         hook = self._request.on_notify
         assert hook is not None
         question = self.question = HookInvocation(hook, notification)

@@ -17,9 +17,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from .._native.ffi import ffi, memory, native
-from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING, cast
-from .._support.unpatched import Lock, poll
+from .._support.unpatched import Lock, close, poll
 from .._system.process_tree import process_tree
 from .._transport.connection import Connection
 from .._wire.messages import EMPTY, NOTIFY, REQUEST_TYPES, decode_response, encode
@@ -79,12 +78,14 @@ class Exchange:
         when_sent: Callable[[], Recovery | None] | None = None,
         when_written: Callable[[list[int]], object] | None = None,
         break_off: Callable[[list[int]], object] | None = None,
+        *,
+        watched: bool = False,
     ) -> None:
         """``when_sent`` is called once CRIU has the request; the notifications go to what it
         returns. ``when_written`` is called with ``tree`` after a dump has written all images,
         before the hook and while CRIU can still undo the dump: an error in it makes CRIU undo it.
         ``break_off`` is called with ``tree`` when the call is cancelled: it makes CRIU fail at
-        once.
+        once. ``watched``: ``when_sent`` returns something.
         """
         self.connection = connection
         self.verb = verb
@@ -110,12 +111,12 @@ class Exchange:
         self._receiver = ffi.new("struct pn_receiver *")
         receiver = self._receiver
         receiver.sock, receiver.pidfd, receiver.wake_fd = (
-            connection.sock.fileno(),
+            connection.fd,
             connection.pidfd,
             self._wake,
         )
         receiver.buffer, receiver.capacity = self._buffer, MAX_RESPONSE
-        if hook is None and when_sent is None:
+        if hook is None and not watched:
             acknowledged = _acknowledged()
             receiver.acknowledged, receiver.n_acknowledged = (
                 acknowledged.array,
@@ -126,7 +127,7 @@ class Exchange:
     def close(self) -> None:
         """Close what the exchange owns; it does not own the connection."""
         with self._closing:
-            os.close(self._wake)
+            close(self._wake)
             self._wake = -1
 
     def cancel(self, reason: BaseException) -> None:
@@ -183,17 +184,16 @@ class Exchange:
         if self.verb is Verb.PRE_DUMP and self.connection.pid:
             for child in process_tree(self.connection.pid)[1:]:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGCONT)
+                    os.kill(child, native.pn_sigcont)
 
     def _send(self, message: bytes) -> None:
-        try:
-            self.connection.sock.sendall(message, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            if error.errno in (errno.EMSGSIZE, errno.ENOBUFS):
-                rule = f"they take {len(message)} bytes, more than one socket message holds here"
-                problem = Problem("options", "all of them", rule)
-                raise OptionError([problem], verb=str(self.verb)) from None
-            raise self._worker_died() from error
+        status = native.pn_send(self.connection.fd, message, len(message))
+        if status in (-errno.EMSGSIZE, -errno.ENOBUFS):
+            rule = f"they take {len(message)} bytes, more than one socket message holds here"
+            problem = Problem("options", "all of them", rule)
+            raise OptionError([problem], verb=str(self.verb))
+        if status:
+            raise self._worker_died() from OSError(-status, os.strerror(-status))
 
     def _next(self) -> tuple[bytes, list[int]]:
         """The next message and the descriptors that it carries."""
@@ -257,7 +257,7 @@ class Exchange:
         self.connection.has_ended(GRACE if self.verb in UNDONE_BY_CRIU else 1.0)
         if self.verb is Verb.PRE_DUMP:
             hangup = poll()
-            hangup.register(self.connection.sock.fileno(), 0)
+            hangup.register(self.connection.fd, 0)
             hangup.poll(max(0.0, until - time.monotonic()) * 1000)
         self.connection.kill()
         return WorkerDiedError(f"{self.connection.program} ended before it responded")
@@ -281,7 +281,7 @@ class Exchange:
         if self._hook is not None:
             external = self._call_hook(self._hook, Notification(action, self.verb, pid, fd))
         elif fd is not None:
-            os.close(fd)
+            close(fd)
         if self.stopped_by is None and self._is_late():
             self._deadline_passed()  # during the hook: CRIU's next message can have arrived already
         # CRIU also unlocks the network to undo a dump; a refusal would leave it locked.
@@ -367,4 +367,4 @@ def _defect(verb: Verb, response: dict[str, WireValue]) -> str | None:
 
 def _close(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        close(fd)

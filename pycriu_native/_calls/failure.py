@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .._failures.log_excerpt import LogMark
 from .._support.light_typing import cast
+from .._system.regular_file import LogMark
 from ..errors import BY_ERRNO, CriuError, DeadlineError
 from .exchange import Exchange
 from .request import Outcome, Request

@@ -17,6 +17,7 @@ import signal
 
 from .._recovery.half_restored import half_restored
 from .._support.lazy import socket
+from .._support.sockets import of_another
 from .._system.descriptors import descriptors_of, sockets_of
 from .._system.process import status_of
 from .._system.process_tree import process_tree
@@ -74,7 +75,8 @@ def _sockets(pids: list[int]) -> set[int]:
 def _disconnect(pid: int, spared: set[int]) -> None:
     """Shut down the connections of a process, but for those of others."""
     for fd in descriptors_of(pid, "socket:"):
-        with socket.socket(fileno=fd) as copy:
-            if copy.type == socket.SOCK_STREAM and os.fstat(fd).st_ino not in spared:
+        with of_another(fd) as copy:
+            kind = copy.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+            if kind == socket.SOCK_STREAM and os.fstat(copy.fileno()).st_ino not in spared:
                 with contextlib.suppress(OSError):
                     copy.shutdown(socket.SHUT_RDWR)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system import trusted_path
 from .._system.process_identity import Target, identified, number_of
 from .._system.process_tree import process_tree
@@ -147,7 +148,7 @@ def dump_iters(
     verbs.dump_request(target, final_opts, via, on_notify, deadline)
     allow_untrusted = via is not None and via.allow_untrusted
     try:
-        os.close(trusted_path.open_directory(base, make=True, allow_untrusted=allow_untrusted))
+        close(trusted_path.open_directory(base, make=True, allow_untrusted=allow_untrusted))
     except OSError as error:
         message = f"images_directory={base!r} cannot be used: {error.strerror}"
         raise ImagesError(message, verb="dump_iters", pid=number, errno=error.errno) from None

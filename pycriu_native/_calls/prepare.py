@@ -9,8 +9,8 @@ import os
 from contextlib import ExitStack
 
 from .._support.light_typing import cast
+from .._support.unpatched import close
 from .._system import trusted_path
-from .._system.host import lack_of
 from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import ImagesError
@@ -18,7 +18,7 @@ from ..options.criu_opts import CriuOpts
 from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
 from ..options.value_types import Directory, FileDescriptor
 from ..options.values import PageServer, WireValue, descriptor_number
-from .request import Request, log_name
+from .request import Request, log_name, log_path
 
 HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
 """Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
@@ -63,12 +63,14 @@ class Directories:
                 directory, make=field == self._make, allow_untrusted=self._trusting
             )
         except OSError as error:
+            from .._system.host import lack_of  # few directories are missing
+
             raise ImagesError(
                 f"{field}={directory!r} cannot be used: "
                 + (lack_of(directory) if error.errno == errno.ENOENT else str(error.strerror)),
                 errno=error.errno or 0,
             ) from None
-        self._owned.callback(os.close, fd)
+        self._owned.callback(close, fd)
         return fd
 
 
@@ -86,7 +88,7 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
         # 0 to 2 are its own stdio there; it closes each once it has it, also if named again.
         if request.via.ours and (fd <= 2 or fd in keep):
             fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            owned.callback(os.close, fd)
+            owned.callback(close, fd)
         keep.append(fd)
         return {**value, "fd": fd}
 
@@ -105,6 +107,8 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
                 continue
             if config is not None and row.wire == "config_file":
                 continue  # it is in there
+            if row.wire == "log_file" and log_path(opts):
+                continue  # as well
             wire = kind.wire(value)
             if isinstance(wire, (list, dict)):
                 wire = inherited(wire)
@@ -141,7 +145,7 @@ def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | N
         with contextlib.suppress(OSError), open(request.opts.config_file, "rb") as file:
             before = os.fsdecode(file.read().rstrip(b"\n") + b"\n")
     fd = os.memfd_create("criu-config", os.MFD_CLOEXEC)
-    owned.callback(os.close, fd)
+    owned.callback(close, fd)
     os.write(fd, os.fsencode(before + text))
     return f"/proc/{os.getpid()}/fd/{fd}"
 
@@ -149,6 +153,8 @@ def added_config(request: Request, owned: ExitStack, keep: list[int]) -> str | N
 def config_of(opts: CriuOpts) -> str:
     """The lines for the options that no request has a field for."""
     filed = {row.name: value for row, value in opts.items() if row.in_config}
+    if log_path(opts):
+        filed["log_file"] = opts.log_file  # a request takes no path (criu/cr-service.c)
     return CriuOpts(**filed).to_config() if filed else ""
 
 
@@ -169,6 +175,6 @@ def _lazy_address(request: Request, owned: ExitStack, keep: list[int]) -> str:
     socket = server.fd
     if socket <= 2:
         socket = fcntl.fcntl(socket, fcntl.F_DUPFD_CLOEXEC, 3)
-        owned.callback(os.close, socket)
+        owned.callback(close, socket)
         keep.append(socket)  # under its own number the request names it already
     return f"ps-socket {socket}\n"

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from .._support.lazy import socket
+from .._support.sockets import of_another
 from .._support.unpatched import Event, Thread
 from .._system import mappings
 from .._system.descriptors import descriptors_of
@@ -238,7 +239,7 @@ def received_by(pid: int) -> int:
     """Bytes that have come in over all TCP connections of a process of ours."""
     total = 0
     for fd in descriptors_of(pid, "socket:"):
-        with contextlib.suppress(OSError), socket.socket(fileno=fd) as copy:
+        with contextlib.suppress(OSError), of_another(fd) as copy:
             message = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.size)
             total += _RECEIVED.unpack(message)[0]
     return total

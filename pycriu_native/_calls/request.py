@@ -6,19 +6,21 @@ import functools
 import os
 from collections.abc import Callable
 
-from .._rollback.option import Rollback
 from .._support.frozen_dataclass import dataclass, replace
-from .._support.light_typing import cast
+from .._support.light_typing import TYPE_CHECKING, cast
 from .._system.descriptors import link_of
 from .._system.process_tree import is_above
-from .._transport.base import Via
-from .._transport.connection import Connection
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from ..options.values import InheritFd, WireValue, descriptor_number
-from ..results import DumpStatistics, RestoreStatistics
-from .notification import Hook
+
+if TYPE_CHECKING:
+    from .._rollback.option import Rollback
+    from .._transport.base import Via
+    from .._transport.connection import Connection
+    from ..results import DumpStatistics, RestoreStatistics
+    from .notification import Hook
 
 REAP_TIMEOUT = 0.5
 """Default of ``dump``: a parent that waits for its children reaps them within milliseconds."""
@@ -108,6 +110,11 @@ class Outcome:
     """Whether the processes that were dumped have left their pids."""
     reap_wait: float = 0.0
     """Seconds, after that, of waiting for their parents to reap them."""
+
+
+def log_path(opts: CriuOpts) -> str | None:
+    """The log file, if it is a path and not the name of a file in the work directory."""
+    return opts.log_file if opts.log_file is not None and "/" in opts.log_file else None
 
 
 def log_name(request: Request) -> str:

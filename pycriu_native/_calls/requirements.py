@@ -12,24 +12,26 @@ from collections.abc import Iterable, Iterator
 
 from .._checks import criu_files, option_rules
 from .._checks.criu_files import ALLOW_UNTRUSTED
+from .._checks.work_directory import from_work_directory
 from .._integrity.dump_marker import holds_dump
 from .._native.ffi import LIBCRIU_VERSION
-from .._support.light_typing import Any, cast
+from .._support.light_typing import TYPE_CHECKING, Any, cast
+from .._support.unpatched import close
 from .._system import trusted_path
-from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
 from .._system.cgroups import frozen_cgroup, is_in_cgroup
 from .._system.process_tree import process_tree
-from .._system.processor import authenticates_pointers, can_track_memory
-from .._transport.base import Via
 from .._wire.messages import knows
 from ..enums import Verb
 from ..errors import OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import MEMBER_SINCE, OLDEST, Row, release
 from ..options.values import descriptor_number
-from ..results import Features, Version
 from .call import Call
-from .request import Request
+from .request import Request, log_path
+
+if TYPE_CHECKING:
+    from .._transport.base import Via
+    from ..results import Features, Version
 
 _FEATURES_NEEDED = {
     "track_mem": "mem_track",
@@ -39,9 +41,6 @@ _FEATURES_NEEDED = {
 """Fields that need a feature of the kernel, by its name in ``Features``."""
 
 _WHAT_IT_IS = {
-    "mem_track": "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)"
-    if can_track_memory()
-    else f"tracking of changed memory (soft-dirty), as all of Linux does on {os.uname().machine}",
     "lazy_pages": "userfaultfd (CONFIG_USERFAULTFD, vm.unprivileged_userfaultfd)",
     "pidfd_store": "pidfd_getfd (kernel 5.6)",
 }
@@ -167,7 +166,7 @@ def by_trust(request: Request) -> Iterator[Problem]:
             if isinstance(directory, str):
                 if trusted_path.is_plain(directory):
                     continue
-                os.close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
+                close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
             elif directory is not None:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:
@@ -181,8 +180,24 @@ def by_trust(request: Request) -> Iterator[Problem]:
             f"images_directory; {ALLOW_UNTRUSTED}"
         )
         yield Problem("images_dir", request.opts.images_dir, rule)
+    yield from _log_by_trust(request.opts)
     yield from _parents_by_trust(request.opts)
     yield from criu_files.problems(request.opts, via)
+
+
+def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
+    """The directory of a log elsewhere: CRIU would follow a symbolic link of another user there."""
+    path = log_path(opts)
+    if path is None:
+        return
+    directory = os.path.dirname(from_work_directory(opts, path))
+    try:
+        close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
+    except trusted_path.UntrustedError as reason:
+        rule = f"{reason.strerror}, so others have a say in it; {ALLOW_UNTRUSTED}"
+        yield Problem("log_file", opts.log_file, rule)
+    except OSError:
+        return  # other checks say that it is missing
 
 
 def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
@@ -248,6 +263,8 @@ def by_limits(request: Request) -> Iterator[Problem]:
     serves = request.verb in (Verb.DUMP, Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
     if not serves or not request.opts.lazy_pages or not request.via.ours:
         return
+    from .._system.capabilities import CAP_SYS_RESOURCE, has_capability  # few calls serve pages
+
     if has_capability(CAP_SYS_RESOURCE):
         return
     try:
@@ -292,6 +309,8 @@ def by_program(opts: CriuOpts, via: Via) -> Iterator[Problem]:
     young = list(_young(opts))
     if not young:
         return
+    from ..results import Version
+
     result = program_version(via)
     for row, value, since in young:
         if result < Version.parse(since):
@@ -314,7 +333,17 @@ def by_kernel(opts: CriuOpts, verb: Verb, via: Via) -> Iterator[Problem]:
     for field, name in needed.items():
         if not getattr(result, name):
             value = getattr(opts, field)
-            yield Problem(field, value, f"this kernel or CRIU lacks {_WHAT_IT_IS[name]}")
+            lack = _memory_tracking() if name == "mem_track" else _WHAT_IT_IS[name]
+            yield Problem(field, value, f"this kernel or CRIU lacks {lack}")
+
+
+def _memory_tracking() -> str:
+    """What soft-dirty tracking is, and whether it can be had."""
+    from .._system.processor import can_track_memory  # few calls lack it
+
+    if can_track_memory():
+        return "tracking of changed memory (soft-dirty, CONFIG_MEM_SOFT_DIRTY)"
+    return f"tracking of changed memory (soft-dirty), as all of Linux does on {os.uname().machine}"
 
 
 def program_version(via: Via) -> Version:
@@ -330,7 +359,9 @@ def pointer_authentication(program: Version) -> str | None:
 
     Seen with Debian's CRIU 4.1.1 for arm64 under QEMU; 4.2.1 restores there.
     """
-    if program < Version(major=4, minor=2) and authenticates_pointers():
+    from .._system.processor import authenticates_pointers
+
+    if (program.major, program.minor) < (4, 2) and authenticates_pointers():
         return (
             f"CRIU {program} hangs in a restore on an Arm processor with pointer authentication "
             "(PAC)"
@@ -342,6 +373,8 @@ def ask_version(via: Via, deadline: float | None = None) -> Version:
     """The release of the program, requested now."""
     outcome = Call(Request(verb=Verb.VERSION, opts=CriuOpts(), via=via, deadline=deadline)).wait()
     message = cast(dict[str, Any], outcome.answer["version"])
+    from ..results import Version
+
     return Version(
         major=message["major_number"],
         minor=message["minor_number"],
@@ -365,5 +398,7 @@ def ask_features(via: Via, deadline: float | None = None) -> Features:
         Request(verb=Verb.FEATURE_CHECK, opts=CriuOpts(), via=via, deadline=deadline)
     ).wait()
     message = cast(dict[str, bool], outcome.answer.get("features", {}))
+    from ..results import Features
+
     names = ("mem_track", "lazy_pages", "pidfd_store", "mem_compression")
     return Features(**{name: message.get(name, False) for name in names})

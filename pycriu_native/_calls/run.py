@@ -11,26 +11,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
-from .._failures.log_excerpt import LogMark
 from .._integrity import dump_marker
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
 from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
-from .._system.regular_file import check_writable
-from .._transport.connection import Connection
-from .._transport.spawn import SpawnOptions
+from .._system.regular_file import LogMark, check_writable
 from .._wire.messages import Handle
 from ..enums import Verb
 from ..errors import CriuError, DeadlineError, ImagesError
-from . import logs
-from .notification import Hook
 from .prepare import Directories, fill
 from .request import Outcome, Request, log_name
 from .safeguards import Safeguards
 
 if TYPE_CHECKING:
+    from .._recovery.recovery import Recovery
+    from .._transport.connection import Connection
+    from .._transport.spawn import SpawnOptions
     from .exchange import Exchange
+    from .notification import Hook
+
+    Connect = Callable[[Sequence[int], SpawnOptions], Connection]
+    """``Via.connect``."""
 
 STDIN = 0
 
@@ -40,9 +42,6 @@ and does not wait."""
 
 UNTIL_DEAD = 5.0
 """Seconds that the processes of a failed restore may take to end after CRIU has killed them."""
-
-Connect = Callable[[Sequence[int], SpawnOptions], Connection]
-"""``Via.connect``."""
 
 
 class Run:
@@ -84,14 +83,14 @@ class Run:
             handle = owned.enter_context(Handle())
             keep = fill(handle, request, directories, owned)
             log = directories.log
-            mark = None if log is None else LogMark.take(log, log_name(request))
+            mark = None if log is None else LogMark(log, log_name(request))
             if request.opts.shell_job or request.opts.exec_cmd is not None:
                 keep.append(STDIN)  # what is restored, or takes CRIU's place, reads from it
 
             connection = self._connect(keep, request.spawn_options)
             ending = owned.enter_context(ExitStack())
             ending.callback(connection.wait)
-            from . import conversation  # the first call loads it while CRIU starts
+            from . import conversation  # loaded while CRIU starts
 
             safeguards.start()
 
@@ -101,6 +100,8 @@ class Run:
                 self._on_exchange(exchange)
                 self._check_identity()
                 result, answer, lost = conversation.converse(request, handle, exchange)
+            from . import completion, logs  # loaded while CRIU worked
+
             succeeded = result >= 0
             if succeeded:
                 if request.verb is Verb.PRE_DUMP:
@@ -109,7 +110,7 @@ class Run:
             if succeeded and request.keep_line:
                 ending.pop_all()
             else:
-                conversation.end(connection, request, succeeded=succeeded)
+                completion.end(connection, request, succeeded=succeeded)
 
             images, log_path = _paths(directories, request, mark)
             outcome = Outcome(
@@ -118,7 +119,7 @@ class Run:
                 duration=time.monotonic() - self._started,
                 images=images,
                 log=log_path,
-                statistics=conversation.statistics_of(request, log) if succeeded else None,
+                statistics=completion.statistics_of(request, log) if succeeded else None,
                 stderr_text=connection.final_stderr,
                 line=connection,
                 tree=exchange.tree,
@@ -137,7 +138,7 @@ class Run:
                 free = self._wait_until_gone(outcome.tree)
                 return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
             self._end_processes(outcome, killed=lost is not None)
-            failure = conversation.failure_of(request, outcome, mark, exchange, lost)
+            failure = completion.failure_of(request, outcome, mark, exchange, lost)
             safeguards.failed(failure, killed=lost is not None)
             self._log(outcome, failure)
             raise failure
@@ -178,7 +179,7 @@ class Run:
     def _exchange(
         self, connection: Connection, directories: Directories, safeguards: Safeguards
     ) -> Exchange:
-        from .exchange import Exchange  # as above
+        from .exchange import Exchange  # loaded while CRIU starts
 
         request = self._request
 
@@ -192,9 +193,10 @@ class Run:
             self._hook,
             self._deadline,
             request.pid,
-            safeguards.requested if safeguards.can_recover else None,
+            partial(_requested, safeguards),
             when_written,
             partial(self._break_off, connection, directories),
+            watched=safeguards.can_recover,
         )
 
     def _break_off(self, connection: Connection, directories: Directories, tree: list[int]) -> None:
@@ -215,7 +217,7 @@ class Run:
 
     def _end_processes(self, outcome: Outcome, *, killed: bool) -> None:
         """End and reap the processes of a failed call, so that their pids are free again."""
-        from .conversation import end_processes, half_restored
+        from .completion import end_processes, half_restored
 
         is_restore = self._request.verb is Verb.RESTORE
         if is_restore:
@@ -247,9 +249,19 @@ class Run:
         return wait_until_gone(tree, request.reap_timeout, lambda: self._cancelled() is not None)
 
     def _log(self, outcome: Outcome, failure: BaseException | None = None) -> None:
+        from . import logs
+
         what = None if failure is None else str(failure) or type(failure).__name__
         request = self._request
         logs.tell(request.verb, request.pid, outcome.images, outcome.duration, what)
+
+
+def _requested(safeguards: Safeguards) -> Recovery | None:
+    """Load what is needed after CRIU's response: CRIU works meanwhile."""
+    recovery = safeguards.requested() if safeguards.can_recover else None
+    from . import completion  # noqa: F401
+
+    return recovery
 
 
 def _check_outputs(request: Request, directories: Directories) -> None:

@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from .._integrity import dump_marker
-from .._integrity.due_timers import rearm
 from .._integrity.dump_marker import DumpMarker
-from .._integrity.dump_record import write_record
 from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..errors import CriuError
@@ -106,12 +104,16 @@ class Safeguards:
         return self._before is not None
 
     def requested(self) -> Recovery | None:
-        """Make what recovers a dump: CRIU begins meanwhile, and does not wait for its import."""
+        """Load what a dump needs from now on: CRIU begins meanwhile, and does not wait for it.
+
+        Returns what recovers the dump.
+        """
         pid = self._request.pid
         assert self._before is not None
         assert pid is not None
         try:
-            from .._recovery.recovery import Recovery  # only dumps need it
+            from .._integrity import due_timers, dump_record  # noqa: F401
+            from .._recovery.recovery import Recovery
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
         self._recovery = Recovery(pid, self._request.opts, self._before)
@@ -122,6 +124,9 @@ class Safeguards:
         """Complete the images of a dump, while its processes are frozen and CRIU can undo it."""
         request, images = self._request, self._images
         if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
+            from .._integrity.due_timers import rearm  # loaded since ``requested``
+            from .._integrity.dump_record import write_record
+
             dump_marker.check_written(images, request.pid)
             rearm(images)
             if request.rollback is not None:

@@ -28,34 +28,31 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._failures.log_excerpt import is_benign
 from .._native.ffi import LIBCRIU_VERSION
-from .._rollback.option import Files, rollback_of
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Any, TypeVar
 from .._system.process_identity import Target, located
-from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import OptionError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import On
-from ..results import (
-    CheckResult,
-    CpuinfoResult,
-    DumpResult,
-    DumpStatistics,
-    Features,
-    RestoreResult,
-    RestoreStatistics,
-    Version,
-)
 from . import requirements
 from .call import Call
-from .notification import Hook
 from .request import REAP_TIMEOUT, Outcome, Request
 
 if TYPE_CHECKING:
+    from .._rollback.option import Files, Rollback
+    from .._transport.base import Via
+    from ..results import (
+        CheckResult,
+        CpuinfoResult,
+        DumpResult,
+        Features,
+        RestoreResult,
+        Version,
+    )
+    from .notification import Hook
     from .progress_state import OnProgress
 
 __all__ = [
@@ -166,6 +163,8 @@ def dump_request(
 
 def dump_result(request: Request, outcome: Outcome) -> DumpResult:
     """What :func:`dump` returns."""
+    from ..results import DumpResult, DumpStatistics  # loaded while CRIU worked
+
     pid = request.pid
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, DumpStatistics)
@@ -222,8 +221,8 @@ def after_pre_dumps(opts: CriuOpts) -> CriuOpts:
     return _without(opts, On.PRE_DUMP, On.DUMP)
 
 
-def _without(opts: CriuOpts, these: On, others: On) -> CriuOpts:
-    exited = [row.name for row, _ in opts.items() if these in row.on and others not in row.on]
+def _without(opts: CriuOpts, these: int, others: int) -> CriuOpts:
+    exited = [row.name for row, _ in opts.items() if row.on & these and not row.on & others]
     return replace(opts, **dict[str, Any].fromkeys(exited))
 
 
@@ -289,6 +288,8 @@ def restore_request(
 
 def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
     """What :func:`restore` returns."""
+    from ..results import RestoreResult, RestoreStatistics  # as above
+
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, RestoreStatistics)
     result = RestoreResult(
@@ -311,6 +312,9 @@ def check(
     images directory, CRIU gets one that goes when it has answered.
     """
     import tempfile  # it takes long to import, and the other verbs do without
+
+    from .._failures.log_excerpt import is_benign
+    from ..results import CheckResult
 
     chosen = CriuOpts() if opts is None else opts
     with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
@@ -361,6 +365,8 @@ def _require_cpuinfo() -> None:
 
 
 def _cpuinfo(request: Request) -> CpuinfoResult:
+    from ..results import CpuinfoResult
+
     outcome = Call(request).wait()
     result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
     return _finish(request, outcome, result)
@@ -373,6 +379,8 @@ def version(*, via: Via | None = None, deadline: float | None = None) -> Version
 
 def libcriu_version() -> Version:
     """The release of the libcriu that is loaded, which need not be the program's."""
+    from ..results import Version
+
     return Version.parse(LIBCRIU_VERSION)
 
 
@@ -419,10 +427,16 @@ def _checked(
         start_time=start,
         include_caller=include_caller,
         reap_timeout=reap_timeout,
-        rollback=rollback_of(files, str(verb)),
+        rollback=None if files is None else _rollback(files, verb),
     )
     requirements.check(request)
     return request
+
+
+def _rollback(files: Files, verb: Verb) -> Rollback | None:
+    from .._rollback.option import rollback_of  # few calls need it
+
+    return rollback_of(files, str(verb))
 
 
 def _finish(request: Request, outcome: Outcome, result: Result) -> Result:

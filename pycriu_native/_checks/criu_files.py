@@ -11,13 +11,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from .._support.light_typing import TYPE_CHECKING
 from .._system import trusted_path
-from .._transport.base import Via
 from .._transport.spawn import FIXED_ENVIRONMENT
 from .._transport.worker import worker_of
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
-from .work_directory import from_work_directory
+
+if TYPE_CHECKING:
+    from .._transport.base import Via
 
 GLOBAL_FILE = "/etc/criu/default.conf"
 USER_FILE = ".criu/default.conf"
@@ -77,7 +79,8 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
         why = _why_not(path)
         if why is not None:
             yield Problem("config_file", path, f"{why}, and what it says wins; {ALLOW_UNTRUSTED}")
-    yield from _named_programs(opts)
+    if opts.action_scripts or opts.libdir is not None:
+        yield from _named_programs(opts)
     worker = worker_of(via)
     if worker is None:
         return
@@ -97,6 +100,8 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
 
 def _named_programs(opts: CriuOpts) -> Iterator[Problem]:
     """Programs and plugins that the options name."""
+    from .work_directory import from_work_directory  # few calls need it
+
     named = [("action_scripts", from_work_directory(opts, p)) for p in opts.action_scripts or ()]
     if opts.libdir is not None:
         named += [("libdir", p) for p in _plugins((from_work_directory(opts, opts.libdir),))]

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from .._integrity.dump_marker import DEEPEST, unfinished
 from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
+from .._support.sockets import of_another
 from .._system.host import lack_of
 from .._system.process import status_of
 from .._system.process_identity import is_pid
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from ..options.applicability import foreign_options
 from ..options.criu_opts import CriuOpts
+from ..options.fields import foreign_options
 from ..options.table import TABLE
 from ..options.value_types import Namespaces
 from ..options.values import HasFileno, JoinNamespace, PageServer, descriptor_number
@@ -86,7 +87,7 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             if directory is None or (missing_is_fine and not os.path.lexists(directory)):
                 continue
             if not os.path.isdir(directory):
-                yield Problem(field, directory, f"{lack_of(directory)}: {_EXISTING}")
+                yield Problem(field, directory, f"{_lack_of(directory)}: {_EXISTING}")
         elif problems := list(_open_descriptor(field, directory)):
             yield from problems
         elif not stat.S_ISDIR(os.fstat(descriptor_number(directory)).st_mode):
@@ -94,6 +95,11 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 _EXISTING = "an existing directory is accepted"
+
+
+def _lack_of(directory: str) -> str:
+
+    return lack_of(directory)
 
 
 def _open_descriptor(field: str, value: int | HasFileno) -> Iterator[Problem]:
@@ -144,7 +150,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if base is None or where is None:
         return
     if not os.path.isdir(where):
-        yield Problem("parent_image", parent, f"{lack_of(where)}: {_EXISTING}, seen from {base}")
+        yield Problem("parent_image", parent, f"{_lack_of(where)}: {_EXISTING}, seen from {base}")
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save everything, with a line in its log; a page server's has none.
         yield Problem(
@@ -241,7 +247,7 @@ def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 def _peer(fd: int) -> str | None:
     """The other end of a connection, where that is an address of the network's."""
     try:
-        with socket.socket(fileno=os.dup(fd)) as connection:
+        with of_another(os.dup(fd)) as connection:
             name = connection.getpeername()
     except OSError:
         return None
@@ -338,13 +344,18 @@ def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    if opts.log_file in (".", ".."):
-        yield Problem("log_file", opts.log_file, "a file's name is accepted")
+    if opts.log_file is None:
+        return
+    directory, name = os.path.split(opts.log_file)
+    if name in ("", ".", ".."):
+        yield Problem("log_file", opts.log_file, "the name or path of a file is accepted")
     elif opts.log_file == "-":
         rule = "a file's name is accepted; CRIU takes this for its standard output"
         yield Problem("log_file", opts.log_file, rule)
-    elif opts.log_file is not None and len(os.fsencode(opts.log_file)) > 255:
-        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted")
+    elif len(os.fsencode(name)) > 255:
+        yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted as a name")
+    elif directory and not os.path.isdir(from_work_directory(opts, directory)):
+        yield Problem("log_file", opts.log_file, "a path in an existing directory is accepted")
     yield from _together(opts, "log_to_stderr", "log_file", "CRIU logs to the file only")
 
 

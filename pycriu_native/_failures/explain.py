@@ -10,12 +10,14 @@ from typing import Protocol, cast
 from .._support.frozen_dataclass import replace
 from .._system.process import name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
+from .._system.regular_file import LogMark
 from .._transport.connection import Connection
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis, NoSuchProcessError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer, WireValue
-from .log_excerpt import LogMark, diagnose, error_lines, stderr_lines
+from . import unbound_socket
+from .log_excerpt import diagnose, error_lines, stderr_lines
 
 EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""
@@ -160,6 +162,8 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
         return _who_has_the_pid(found, int(match[1]), images)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(found, int(match[1]))
+    if match := re.search(r"Can't bind inet socket \(id (\d+)\): (.*)", line):
+        return unbound_socket.look_closer(found, images, int(match[1]), match[2])
     if match := re.search(r"Can't open (\d+): No such file or directory", line):
         if pid is not None and int(match[1]) != pid and status_of(pid):
             return replace(

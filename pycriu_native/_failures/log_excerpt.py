@@ -13,61 +13,17 @@ from collections.abc import Iterable, Sequence
 from .. import errors
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING, Any
-from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis
 
 if TYPE_CHECKING:
     import re
 
-LARGEST_EXCERPT = 256 * 1024
-"""Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
-
 LONGEST_LINE = 2048
 """Characters of a line that are looked at: the cause stands at the beginning of CRIU's lines,
 which have 8 KiB at most."""
 
 _ERROR = r"Error \(|^Error|BUG at |RPC error"
-
-
-@dataclass(frozen=True, slots=True)
-class LogMark:
-    """What a log looked like before a call: only one that the call has written speaks of it."""
-
-    directory: int
-    name: str
-    before: tuple[int, int, int] | None
-
-    @classmethod
-    def take(cls, directory: int, name: str) -> LogMark:
-        """Remember the log ``name`` in an open directory, or that there is none."""
-        return cls(directory, name, _identity(directory, name))
-
-    def written(self) -> bool:
-        """Whether the log is new or changed since."""
-        now = _identity(self.directory, self.name)
-        return now is not None and now != self.before
-
-    def text(self) -> str:
-        """The end of the log if the call has written it, else nothing."""
-        if not self.written():
-            return ""
-        try:
-            fd = open_regular(self.name, dir_fd=self.directory)
-        except OSError:
-            return ""
-        with open(fd, "rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(0, size - LARGEST_EXCERPT))
-            return log.read(LARGEST_EXCERPT).decode(errors="replace")
-
-
-def _identity(directory: int, name: str) -> tuple[int, int, int] | None:
-    try:
-        result = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except OSError:
-        return None
-    return result.st_ino, result.st_ctime_ns, result.st_size
 
 
 def _lines(text: str) -> list[str]:

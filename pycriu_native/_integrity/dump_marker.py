@@ -20,13 +20,16 @@ import errno
 import fcntl
 import os
 
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 from ..enums import Verb
 from ..errors import ImagesError
-from .dump_record import RECORD
 
 UNFINISHED = "pycriu-native.unfinished"
 """The name of the mark. A dump under way holds a lock on it."""
+
+RECORD = "pycriu-native.images"
+"""The name of the record of a dump: ``dump_record.py``."""
 
 CLAIM = "pycriu-native.restore-"
 """How the claim files of restore jobs begin: ``restore_claim.py``."""
@@ -69,7 +72,7 @@ class DumpMarker:
                 _clear(directory)  # what is there, a dump that did not end has left
             self._before = _made_by_dump(directory)
         except BaseException:
-            os.close(self._fd)
+            close(self._fd)
             raise
 
     def _mark(self) -> tuple[int, bool]:
@@ -84,11 +87,11 @@ class DumpMarker:
                 fd = os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory)
             fd = above_stdio(fd)
             if not lock(fd):
-                os.close(fd)
+                close(fd)
                 raise ImagesError(f"another dump to {where(self._directory)} is under way")
             if os.fstat(fd).st_nlink:
                 return fd, anew
-            os.close(fd)  # the other dump has just ended
+            close(fd)  # the other dump has just ended
 
     def finish(self) -> None:
         """The images are whole. A second time does nothing."""
@@ -105,7 +108,7 @@ class DumpMarker:
         """
         with contextlib.suppress(OSError):
             if self._finished:
-                os.close(os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory))
+                close(os.open(UNFINISHED, _MARKING, 0o600, dir_fd=self._directory))
                 self._finished = False
             for name in _made_by_dump(self._directory) - self._before:
                 os.unlink(name, dir_fd=self._directory)
@@ -123,7 +126,7 @@ class DumpMarker:
             # Not by closing alone: a child that somebody has forked holds a copy.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
-            os.close(self._fd)
+            close(self._fd)
 
     def _undo(self) -> None:
         names = os.listdir(self._directory)
@@ -219,7 +222,7 @@ def _move(directory: int, source: str, target: str) -> None:
             before, after = f"{source}/{name}", f"{target}/{name}"
             os.rename(before, after, src_dir_fd=directory, dst_dir_fd=directory)
     finally:
-        os.close(there)
+        close(there)
 
 
 def _remove(directory: int, name: str) -> None:
@@ -229,7 +232,7 @@ def _remove(directory: int, name: str) -> None:
         try:
             _clear(inner)
         finally:
-            os.close(inner)
+            close(inner)
         os.rmdir(name, dir_fd=directory)
 
 

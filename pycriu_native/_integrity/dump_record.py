@@ -21,13 +21,12 @@ import os
 from collections.abc import Iterator
 
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
+from .dump_marker import RECORD
 
 if TYPE_CHECKING:
     from .image_files import ImageFiles, Problem
-
-RECORD = "pycriu-native.images"
-"""The name of the record in the images directory."""
 
 _FIRST, _LAST = b"pycriu-native images 1", b"end"
 _LARGEST = 2**24
@@ -99,7 +98,7 @@ def _inventory(directory: int) -> bytes:
     try:
         return os.read(fd, 2**16)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _write(directory: int, inventory: bytes, sizes: dict[bytes, int]) -> None:

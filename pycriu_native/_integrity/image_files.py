@@ -10,11 +10,13 @@ import contextlib
 import errno
 import functools
 import os
+import sys
 from collections.abc import Iterator
 
 from .._native.ffi import ffi, memory, native
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, FORMATS, INVENTORY, PATTERNS, SERVICE
 from .page_size import HOST_PAGE, page_size
@@ -55,6 +57,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
         *("1", "2", "3.2", "3.8", "4.2", "4.5", "4.8", "17.2", "17.3", "18.2", "18.3"),
         *("19.2", "19.6", "20.5"),
     ),
+    "FILES sockets": ("4.11*", "4.1", "4.3", "4.5", "4.7", "4.11"),
     "CORE": (
         "3.1",
         "3.9",
@@ -157,8 +160,16 @@ class PageMap:
     """Bytes of memory that a parent has."""
     lazy: int
     """Bytes of memory that a lazy dump did not write."""
-    empty: bool
-    """Whether it has no entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """What a socket of the images is bound to."""
+
+    family: int
+    protocol: int
+    address: bytes
+    port: int
 
 
 class ImageFiles:
@@ -195,6 +206,18 @@ class ImageFiles:
                 return page_size([row[1] for row in self._scan(name, ffi.NULL, "MM auxv")])
         return HOST_PAGE
 
+    def inet_socket(self, id: int) -> BoundSocket | None:
+        """What the socket of IPv4 or IPv6 with this id is bound to; None without one."""
+        if "files.img" not in self.names:
+            return None
+        rows = self._scan("files.img", ffi.NULL, "FILES sockets")
+        words = [row[1:] for row in rows if row[1] == id and row[2]]
+        if not words:
+            return None
+        _, family, protocol, port, _ = words[0]
+        address = b"".join(word[4].to_bytes(4, sys.byteorder) for word in words)
+        return BoundSocket(family, protocol, address, port)
+
     def first(self, name: str) -> Row | None:
         """The columns of an image's first message; None without one."""
         rows = self.rows(name)
@@ -212,7 +235,7 @@ class ImageFiles:
         if not rows:
             raise short(name)
         _, in_parent, lazy = runs.totals
-        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy, not runs.count)
+        return PageMap(f"pages-{rows[0][1]}.img", runs.offset, in_parent, lazy)
 
     def runs(self, name: str) -> Runs:
         """The runs of a page map that ``page_map`` takes."""
@@ -289,7 +312,7 @@ class ImageFiles:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def kind_at(begin: bytes) -> str | None:

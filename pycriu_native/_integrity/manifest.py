@@ -26,6 +26,7 @@ import stat
 from collections.abc import Iterator
 
 from .._support.light_typing import Any
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
@@ -107,7 +108,7 @@ def opened_directory(directory: StrPath | Descriptor) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _names(at: int) -> Iterator[str]:
@@ -133,12 +134,12 @@ def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
             return
         raise
     if depth == DEEPEST:
-        os.close(inner)
+        close(inner)
         raise ImagesError(f"{where(at)} has more than {DEEPEST} directories in each other")
     try:
         names = os.listdir(inner)
     finally:
-        os.close(inner)
+        close(inner)
     for name in names:
         path = f"{directory}/{name}"
         if name not in (MANIFEST, MANIFEST + ".partial"):  # those of sets of their own

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from .._support.unpatched import close
 from .._system.process_identity import ProcessIdentity
 from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
 from ..options.criu_opts import CriuOpts
@@ -45,7 +46,7 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
                 os.unlink(name, dir_fd=at)
             raise
     finally:
-        os.close(at)
+        close(at)
 
 
 def _open(directory: str) -> int:

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import ImagesError
@@ -64,7 +65,7 @@ def _mark_in(directory: int, names: set[str]) -> Problem | None:
         try:
             under_way = not lock(fd)
         finally:
-            os.close(fd)
+            close(fd)
         if under_way:
             return Problem(f"a dump to {where(directory)} is under way", "wait for its end")
     cure = "dump again; a set that was copied while its dump went on is to be copied again"
@@ -93,7 +94,7 @@ def _parents(
                 ("parent_image",),
             )
             return
-        opened.callback(os.close, below)
+        opened.callback(close, below)
         found.append(ImageFiles(below))
         mark = _mark_in(below, found[-1].names)
         if mark is not None:

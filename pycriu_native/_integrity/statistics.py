@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 
 from .._native.ffi import ffi, native
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..results import DumpStatistics, RestoreStatistics
 
@@ -71,7 +72,7 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
     try:
         return parse(os.read(fd, LARGEST), number)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def parse(data: bytes, number: int) -> dict[int, int] | None:

@@ -41,8 +41,8 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
                 ("images_directory", "page_server"),
                 served=True,
             )
-    elif size and found.empty:
-        yield short(name).problem  # the entries are missing, and their pages are there
+    elif size > found.size:
+        yield short(name).problem  # entries are missing, and their pages are there
     elif size < found.size:
         cause = f"{found.pages} is {found.size - size} bytes shorter than {name} says"
         yield Problem(cause, COPY_AGAIN)

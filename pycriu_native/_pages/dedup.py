@@ -9,7 +9,7 @@ import time
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark
+from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError, ImagesError
@@ -47,7 +47,7 @@ def dedup(
         where = os.readlink(f"/proc/self/fd/{images}")
         if not os.path.isdir(f"{where}/parent"):
             raise ImagesError(f"{where} has no parent images that could give pages back", errno=2)
-        mark = LogMark.take(work, log_name(request))
+        mark = LogMark(work, log_name(request))
         process = start(request, directories)
         ended = False
         try:

@@ -20,16 +20,19 @@ import select
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark
+from .._checks.work_directory import from_work_directory
 from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
+from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import DeadlineError
 from ..options.criu_opts import CriuOpts
+from ..options.values import descriptor_number
 from .subcommand import failure, start
 
 if TYPE_CHECKING:
@@ -48,10 +51,10 @@ class LazyPages(Closing):
     """A daemon that listens: made when it is ready, owned until it is closed.
 
     ``opts`` takes ``images_directory``, ``work_directory``, ``page_server`` (the source's
-    address and port), ``tls`` and its files, and the options of the log. ``deadline`` is in
-    seconds. Raises ``OptionError``, ``UnsupportedError`` where there is no userfaultfd,
-    ``ProgramNotFoundError``, ``DeadlineError``, and ``CriuError`` if the daemon ends before it
-    listens. Needs CRIU 3.17.
+    address and port), ``tls`` and its files, ``status_fd``, ``pidfile``, and the options of the
+    log. ``deadline`` is in seconds. Raises ``OptionError``, ``UnsupportedError`` where there is no
+    userfaultfd, ``ProgramNotFoundError``, ``DeadlineError``, and ``CriuError`` if the daemon ends
+    before it listens. Needs CRIU 3.17.
 
     Closing it while processes still lack memory leaves them without: wait first.
     Synchronization: not to be shared between threads.
@@ -68,9 +71,9 @@ class LazyPages(Closing):
                 opts, Verb.LAZY_PAGES, owned, allow_untrusted=request.via.allow_untrusted
             )
             assert directories.log is not None
-            mark = LogMark.take(directories.log, log_name(request))
+            mark = LogMark(directories.log, log_name(request))
             ready, message = os.pipe2(os.O_CLOEXEC)
-            owned.callback(os.close, ready)
+            owned.callback(close, ready)
             message = above_stdio(message)
             with open(message, "wb"):
                 self._process = start(request, directories, status_fd=message)
@@ -80,9 +83,20 @@ class LazyPages(Closing):
                 if not _listens(ready, deadline):
                     self._process.wait(UNTIL_STOPPED)
                     raise failure(request, self._process, mark, "before it listened")
+                self._report_ready()
             except BaseException:
                 self.close()
                 raise
+
+    def _report_ready(self) -> None:
+        """What ``criu lazy-pages`` does: the pid to ``pidfile``, a zero byte to ``status_fd``."""
+        opts = self._opts
+        if opts.pidfile is not None:
+            path = from_work_directory(opts, opts.pidfile)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(str(self.pid))
+        if opts.status_fd is not None:
+            os.write(descriptor_number(opts.status_fd), b"\0")
 
     @property
     def pidfd(self) -> int:

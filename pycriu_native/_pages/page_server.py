@@ -143,9 +143,9 @@ class PageServerChild(Closing):
                     "type": REQUEST_TYPES["wait-pid"],
                     "pid": self.result.pid,
                 }
-                line.sock.sendall(encode("request", question), socket.MSG_NOSIGNAL)
+                line.sock().sendall(encode("request", question), socket.MSG_NOSIGNAL)
             poll = unpatched.poll()
-            poll.register(line.sock, select.POLLIN)
+            poll.register(line.fd, select.POLLIN)
             if not poll.poll(None if timeout is None else timeout * 1000):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")
             self._status = self._read(line)
@@ -153,7 +153,7 @@ class PageServerChild(Closing):
         return self._status
 
     def _read(self, line: Connection) -> int:
-        data = line.sock.recv(LARGEST_ANSWER)
+        data = line.sock().recv(LARGEST_ANSWER)
         if not data:
             raise WorkerDiedError(f"{line.program} ended before the page server")
         answer = decode_response(data)

@@ -6,9 +6,11 @@ import os
 
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
-from .._failures.log_excerpt import LogMark, diagnose, error_lines, stderr_lines
+from .._failures.log_excerpt import diagnose, error_lines, stderr_lines
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
+from .._system.regular_file import LogMark
 from .._transport.process import ChildProcess
 from .._transport.program import find_program
 from .._transport.spawn import spawn
@@ -51,7 +53,7 @@ def start(
             keep=keep,
         )
     except BaseException:
-        os.close(stderr_text)
+        close(stderr_text)
         raise
     return ChildProcess(pid, pidfd, stderr_text)
 

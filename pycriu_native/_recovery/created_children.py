@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 
 from .._integrity.statistics import message_fields
 from .._support import unpatched
+from .._support.unpatched import close
 from .._system.process import children_of, read_small, stat_of, status_of
 from .half_restored import pids_in
 
@@ -91,4 +92,4 @@ def _reap(pid: int, until: float, *, kill: bool) -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     finally:
-        os.close(pidfd)
+        close(pidfd)

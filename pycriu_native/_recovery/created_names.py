@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 from .._integrity.statistics import message_fields
 from .._support.frozen_dataclass import dataclass
+from .._support.unpatched import close
 from ..options.criu_opts import CriuOpts
 
 LARGEST = 16 * 2**20
@@ -266,7 +267,7 @@ def _read(images: int, name: str) -> bytes:
                 data += os.pread(fd, min(os.fstat(fd).st_size, LARGEST), SMALL)
             return data if len(data) > HEAD else b""
         finally:
-            os.close(fd)
+            close(fd)
     return b""
 
 

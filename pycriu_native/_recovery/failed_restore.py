@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
+from .._support.unpatched import close
 from .._system.paths_below import Name, Tree
 from ..options.criu_opts import CriuOpts
 from .created_cgroups import missing_cgroups, remove_cgroups
@@ -71,7 +72,7 @@ class RestoreUndo:
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)  # a child of the caller may have a copy
-            os.close(self._lock)
+            close(self._lock)
             self._lock = None
 
     def _claim(self) -> bool:

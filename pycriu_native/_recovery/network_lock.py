@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 from collections.abc import Collection, Iterator
 
+from .._support.unpatched import close
 from .._system import nftables
 from .._system.tcp_connections import Ends
 from .._transport.process import ChildProcess
@@ -78,7 +78,7 @@ def _rules(connections: Collection[Ends]) -> Iterator[tuple[str, list[str]]]:
     both = {*connections, *(ends.turned() for ends in connections)}
     for family in _families():
         for line in _saved(family):
-            words = shlex.split(line)
+            words = line.split()  # CRIU's have no quoted words
             if words[:1] == ["-A"] and _rule_for(words) in both:
                 yield family, words[1:]
 
@@ -133,7 +133,7 @@ def _run(program: str, *words: str) -> tuple[int | None, str]:
         try:
             pid, pidfd = spawn([program, *words], env={}, stdin=-1, output=stderr_text, keep=[])
         except ProgramError:
-            os.close(stderr_text)
+            close(stderr_text)
             return None, ""
         process = ChildProcess(pid, pidfd, stderr_text)
         process.wait(PATIENCE)

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
+from .._support.lazy import socket
 from .._support.light_typing import TYPE_CHECKING
 from .._system.network_namespace import in_network_of
 from .._system.process import is_running
@@ -28,6 +29,8 @@ from .temporary_files import remove_temporary
 
 if TYPE_CHECKING:
     from .link_remaps import DumpLinks
+
+_ = socket.socket  # loaded with this module: later the caller may have changed its root
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 
+from .._support.unpatched import close
 from .._system.process import read_small
 
 UUID_LENGTH = 36
 
-_END = re.compile(rb"-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\0")
-_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}(?:-[0-9a-f]{4}){2}-[0-9a-f]{12}")
+_DASHES = (8, 13, 18, 23)
+"""The positions of the dashes in a UUID."""
 
 _offsets: dict[tuple[int, ...], tuple[int, ...]] = {}
 """The offsets of the run id in the data of each program, the same in all of its processes."""
@@ -47,7 +47,7 @@ def run_id(pid: int) -> str | None:
             if result is None and _names_its_table(pid):
                 _warn(program, "its memory does not contain it twice")
         finally:
-            os.close(memory)
+            close(memory)
     except OSError as error:
         _warn(f"CRIU with pid {pid}", str(error))
         return None
@@ -100,17 +100,25 @@ def _text_at(memory: int, addresses: tuple[int, ...]) -> str | None:
     if len(result) != 1:
         return None
     text = result.pop()
-    return text.decode() if _UUID.fullmatch(text) else None
+    return text.decode() if _is_uuid(text) else None
+
+
+def _is_uuid(text: bytes) -> bool:
+    if len(text) != UUID_LENGTH or any(text[at] != ord("-") for at in _DASHES):
+        return False
+    return not text.replace(b"-", b"", 4).translate(None, b"0123456789abcdef")
 
 
 def _offsets_in(data: bytes) -> list[int]:
     """The offsets of the only UUID that the data contains more than once."""
     result: dict[bytes, list[int]] = {}
-    for match in _END.finditer(data):
-        start = match.end() - 1 - UUID_LENGTH
-        text = data[max(0, start) : match.end() - 1]
-        if _UUID.fullmatch(text):
+    at = data.find(b"-", _DASHES[0])
+    while at >= 0:
+        start = at - _DASHES[0]
+        end = start + UUID_LENGTH
+        if data[end : end + 1] == b"\0" and _is_uuid(text := data[start:end]):
             result.setdefault(text, []).append(start)
+        at = data.find(b"-", at + 1)
     repeated = [offsets for offsets in result.values() if len(offsets) > 1]
     return repeated[0] if len(repeated) == 1 else []
 

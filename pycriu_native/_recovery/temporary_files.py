@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 
@@ -17,10 +16,14 @@ from .._support.unpatched import sleep
 from .._system.mountinfo import mounts_of
 from .._system.process import all_pids, comm_of
 
-TEMPORARY = (
-    r"(?:\.criu\.(?:mntns|cgyard|cgmounts|mnt|move_mount_set_group|temp-aa-policy)|cr-tmpfs"
-    r"|crtools-(?:proc|sys|put-root))\.[A-Za-z0-9]{6}"
+TEMPORARY = frozenset(
+    (
+        *(".criu.mntns", ".criu.cgyard", ".criu.cgmounts", ".criu.mnt"),
+        *(".criu.move_mount_set_group", ".criu.temp-aa-policy"),
+        *("cr-tmpfs", "crtools-proc", "crtools-sys", "crtools-put-root"),
+    )
 )
+"""Their names, before a dot and six letters or digits."""
 
 CLOCK_LAG = 0.1
 """Seconds by which the timestamps of files can be late."""
@@ -63,7 +66,6 @@ def remove_temporary(since: float, places: Iterable[str], *, killed: bool) -> It
 
 def _made_since(since: float, places: Iterable[str]) -> Iterator[str]:
     seen = set()
-    pattern = re.compile(TEMPORARY)
     for place in places:
         for directory in (place, f"{place.rstrip('/')}/tmp"):
             with contextlib.suppress(OSError):
@@ -71,9 +73,14 @@ def _made_since(since: float, places: Iterable[str]) -> Iterator[str]:
                 if real in seen:
                     continue
                 seen.add(real)
-                for name in filter(pattern.fullmatch, os.listdir(real)):
+                for name in filter(_is_temporary, os.listdir(real)):
                     if _is_since(path := os.path.join(real, name), since, stat.S_IFDIR):
                         yield path
+
+
+def _is_temporary(name: str) -> bool:
+    stem, _, end = name.rpartition(".")
+    return stem in TEMPORARY and len(end) == 6 and end.isascii() and end.isalnum()
 
 
 def _is_since(path: str, since: float, kind: int) -> bool:

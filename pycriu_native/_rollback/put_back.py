@@ -20,6 +20,7 @@ import stat
 from collections.abc import Callable
 
 from .._integrity.dump_marker import where
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .copying import copy
@@ -79,15 +80,15 @@ class _File:
                     )
                 self._start = entry.size
             else:
-                os.close(open_regular(entry.saved, dir_fd=images))
+                close(open_regular(entry.saved, dir_fd=images))
             kept = os.open(self._before, _MADE, 0o600)
             self._kept = True
             try:
                 copy(fd, kept, check, start=self._start)
             finally:
-                os.close(kept)
+                close(kept)
         finally:
-            os.close(fd)
+            close(fd)
 
     def _check_new(self, entry: SavedFile) -> None:
         """A file that is to be made anew."""
@@ -126,10 +127,10 @@ class _File:
                     os.ftruncate(fd, 0)
                     copy(source, fd, check)
                 finally:
-                    os.close(source)
+                    close(source)
             os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
-            os.close(fd)
+            close(fd)
 
     def give_back(self) -> None:
         """Have it as it was before. ``OSError``."""
@@ -148,11 +149,11 @@ class _File:
                         os.ftruncate(fd, 0)
                     copy(kept, fd, lambda: None, at=self._start)
                 finally:
-                    os.close(kept)
+                    close(kept)
                 _set_owner(fd, seen.st_uid, seen.st_gid, seen.st_mode & 0o7777)
                 os.utime(fd, ns=(seen.st_atime_ns, seen.st_mtime_ns))
             finally:
-                os.close(fd)
+                close(fd)
             os.unlink(self._before)
         elif self._kept:
             os.unlink(self._before)
@@ -191,7 +192,7 @@ class RollBack:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
+            close(self._lock)
             raise ImagesError(
                 f"restore from {where(images)} failed: another restore of these images is under "
                 "way, which changes the same files",
@@ -239,7 +240,7 @@ class RollBack:
         self.give_back()
         with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_UN)
-        os.close(self._lock)
+        close(self._lock)
 
 
 def _files(index: Index) -> list[_File]:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .._integrity.dump_marker import SAVED_FILES, where
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from .copying import copy, reflink
@@ -116,7 +117,7 @@ def _save(
                 tail = checksum(source, seen.st_size)
                 os.unlink(name, dir_fd=images)
         finally:
-            os.close(target)
+            close(target)
     except OSError as error:
         raise ImagesError(
             f'files="rollback": {file.path} cannot be saved in {where(images)}: {error.strerror}',
@@ -126,7 +127,7 @@ def _save(
         ) from None
     finally:
         if source >= 0:
-            os.close(source)
+            close(source)
     return SavedFile(
         path=file.path,
         saved=None if tail else name,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .._support.kernel_text import escaped
+from .._support.unpatched import close
 from .._system.descriptors import descriptor_info
 from .._system.mappings import details_of
 from .._system.mountinfo import Mount, mounts_of
@@ -111,7 +112,7 @@ def _refusal(use: WrittenFile) -> str:
     if use.kind == "hugetlbfs":
         return "is in huge pages, which cannot be written back"
     try:
-        os.close(os.open(use.opened, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        close(os.open(use.opened, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return ""
@@ -153,7 +154,7 @@ def _looked_at(link: str, name: str) -> Iterator[int]:
     try:
         yield number
     finally:
-        os.close(number)
+        close(number)
 
 
 def _mapped(process: Process) -> Iterator[tuple[str, str]]:

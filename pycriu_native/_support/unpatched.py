@@ -28,21 +28,25 @@ Lock: Callable[[], Any] = original("_thread", "allocate_lock")
 
 get_ident: Callable[[], int] = original("_thread", "get_ident")
 sleep: Callable[[float], None] = original("time", "sleep")
-poll: Callable[[], Any] = original("select", "poll")
-"""``select.poll``."""
+
+close: Callable[[int], None] = original("os", "close")
+"""``os.close``. That of gevent waits for its loop, which some threads never run."""
 
 UNTIL_SIGNALS = 0.2
 """Seconds after which a wait for a condition begins anew. A signal that arrives just before CPython
 starts to wait does not end the wait, and its handler runs only after it."""
 
-_POLLIN: int = original("select", "POLLIN")
+
+def poll() -> Any:
+    """``select.poll()``; the module is loaded by the first call, where it is not built in."""
+    return original("select", "poll")()
 
 
 def readable(*fds: int, seconds: float | None = 0.0) -> bool:
     """Whether one of these descriptors can be read, or is at its end, within ``seconds``."""
     waiting = poll()
     for fd in fds:
-        waiting.register(fd, _POLLIN)
+        waiting.register(fd, original("select", "POLLIN"))
     return bool(waiting.poll(None if seconds is None else max(0.0, seconds) * 1000))
 
 

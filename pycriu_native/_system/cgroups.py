@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .._support.kernel_text import read_lines
-from .mountinfo import mounts_of
+from .process import read_small
+
+
+def _lines(path: str) -> list[str]:
+    return os.fsdecode(read_small(path)).split("\n")[:-1]
 
 
 def cgroups_of(pid: int | str) -> dict[str, str]:
@@ -15,7 +18,7 @@ def cgroups_of(pid: int | str) -> dict[str, str]:
     Raises ``OSError``.
     """
     result: dict[str, str] = {}
-    for line in read_lines(f"/proc/{pid}/cgroup"):
+    for line in _lines(f"/proc/{pid}/cgroup"):
         _, controllers, path = line.split(":", 2)
         result.update(dict.fromkeys(controllers.split(","), path))
     return result
@@ -35,11 +38,13 @@ def frozen_cgroup(pid: int, *, of_v1: bool = False) -> str | None:
             path = cgroups.get(controller, "/")
             if path == "/":
                 continue  # the root cgroup cannot be frozen
+            from .mountinfo import mounts_of  # not in a container of cgroup v2
+
             for mount in mounts_of("self"):
                 if mount.kind == kind and (not controller or controller in mount.options):
                     directory = mount.place + path
                     with contextlib.suppress(OSError):  # not in this mount
-                        if not states.isdisjoint(read_lines(f"{directory}/{file}")):
+                        if not states.isdisjoint(_lines(f"{directory}/{file}")):
                             return directory
     return None
 
@@ -47,7 +52,7 @@ def frozen_cgroup(pid: int, *, of_v1: bool = False) -> str | None:
 def is_in_cgroup(pid: int, directory: str) -> bool:
     """Whether a process is in the cgroup of this directory, or in one below it."""
     try:
-        if str(pid) in read_lines(f"{directory}/cgroup.procs"):
+        if str(pid) in _lines(f"{directory}/cgroup.procs"):
             return True
         with os.scandir(directory) as entries:
             below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]

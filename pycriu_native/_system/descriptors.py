@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from .._native.ffi import native
 from .._support.kernel_text import read_lines
+from .._support.unpatched import close
 
 
 def above_stdio(fd: int) -> int:
@@ -22,7 +23,7 @@ def above_stdio(fd: int) -> int:
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def links_of(pid: int | str) -> Iterator[tuple[int, str]]:
@@ -82,10 +83,10 @@ def descriptors_of(pid: int, kind: str) -> list[int]:
                 result.append(fd)
     except BaseException:
         for fd in result:
-            os.close(fd)
+            close(fd)
         raise
     finally:
-        os.close(pidfd)
+        close(pidfd)
     return result
 
 
@@ -99,10 +100,10 @@ def copied(pid: int, number: int) -> Iterator[int]:
     try:
         fd = native.pn_copy_descriptor(pidfd, number)
     finally:
-        os.close(pidfd)
+        close(pidfd)
     if fd < 0:
         raise OSError(-fd, "pidfd_getfd")
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)

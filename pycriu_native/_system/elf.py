@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import struct
 
+from .._support.unpatched import close
+
 _LARGEST_NOTES = 2**16
 _NOTE = 4  # PT_NOTE
 _BUILD_ID = 3  # NT_GNU_BUILD_ID
@@ -42,7 +44,7 @@ def build_id(path: str) -> str | None:
     except (OSError, struct.error, OverflowError):
         return None
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _in_notes(notes: bytes) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
@@ -18,8 +19,17 @@ from .process import all_pids
 ANY = ("0.0.0.0", "::")
 """The addresses of a socket that accepts on every address."""
 
-ESTABLISHED, LISTEN = 1, 10
+ESTABLISHED, SYN_RECV, LISTEN = 1, 3, 10
 """States of a TCP socket (``net/tcp_states.h`` of Linux)."""
+
+TIME_WAIT = 60
+"""Seconds that a connection is in TIME_WAIT, at most (``TCP_TIMEWAIT_LEN`` of Linux)."""
+
+TICKS = 100
+"""Units of a second in ``/proc`` (USER_HZ)."""
+
+_TIME_WAIT_TIMER = "03"
+_IP_FREEBIND = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,9 @@ class InetSocket:
     """Bytes in the receive queue; of a listening socket, connections not yet accepted."""
     uid: int
     inode: int
-    """0 for a connection in TIME_WAIT, which belongs to no process."""
+    """0 for a connection that has ended, as one in TIME_WAIT: it belongs to no process."""
+    ends_in: float | None = None
+    """Seconds until the kernel forgets a connection in TIME_WAIT; None for other sockets."""
 
     @property
     def local(self) -> tuple[str, int]:
@@ -57,10 +69,18 @@ def inet_sockets(pid: int | str, *tables: str) -> Iterator[InetSocket]:
     for table in tables:
         with contextlib.suppress(FileNotFoundError):
             for line in read_lines(f"/proc/{pid}/net/{table}")[1:]:
-                _, local, remote, state, queues, _, _, uid, _, inode = line.split()[:10]
+                _, local, remote, state, queues, timer, _, uid, _, inode = line.split()[:10]
                 unsent, unread = (int(size, 16) for size in queues.split(":"))
+                kind, _, remaining = timer.partition(":")
                 yield InetSocket(
-                    local, remote, int(state, 16), unsent, unread, int(uid), int(inode)
+                    local,
+                    remote,
+                    int(state, 16),
+                    unsent,
+                    unread,
+                    int(uid),
+                    int(inode),
+                    int(remaining, 16) / TICKS if kind == _TIME_WAIT_TIMER else None,
                 )
 
 
@@ -83,26 +103,76 @@ def unmapped(host: str) -> str:
     return host.removeprefix("::ffff:") if "." in host else host
 
 
-def listening() -> dict[tuple[str, int], set[str]]:
-    """Family (INET or INET6) and port of the listening TCP sockets here, and their addresses."""
-    result: dict[tuple[str, int], set[str]] = {}
-    for family, table in (("INET", "tcp"), ("INET6", "tcp6")):
-        for sock in inet_sockets("self", table):
-            if sock.state == LISTEN:
-                host, port = sock.local
-                result.setdefault((family, port), set()).add(host)
-    return result
-
-
 def is_ours(family: str, address: str) -> bool:
     """Whether a socket can have this address here; no port is bound."""
-    kind = socket.AF_INET6 if family == "INET6" else socket.AF_INET
     try:
-        with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+        with socket.socket(_domain(family), socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
     except OSError as error:
         return error.errno != errno.EADDRNOTAVAIL
     return True
+
+
+def is_taken(family: str, address: str, port: int) -> bool:
+    """Whether a TCP socket cannot have this port here, because of others.
+
+    It is bound as CRIU does it (``inet_bind`` of ``criu/sk-inet.c``), and closed at once.
+    """
+    try:
+        with socket.socket(_domain(family), socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == "INET6":
+                probe.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+            probe.bind((address, port))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _domain(family: str) -> int:
+    return socket.AF_INET6 if family == "INET6" else socket.AF_INET
+
+
+def port_users(protocol: str, address: str, port: int) -> list[InetSocket]:
+    """The sockets here that can be in the way of one at an address and port of TCP or UDP."""
+    tables = (protocol.lower(), protocol.lower() + "6")
+    return [
+        each
+        for each in inet_sockets("self", *tables)
+        if each.local[1] == port and _overlap(each.local[0], address)
+    ]
+
+
+def cure_of_ended(seconds: int, port: int) -> str:
+    """What frees a port that only connections hold that have ended."""
+    return (
+        f"try again in {seconds} s, when the kernel has freed the port by itself; or free it at "
+        f"once: ss -K -t state time-wait sport = {port}"
+    )
+
+
+def _overlap(one: str, other: str) -> bool:
+    pair = {unmapped(one), unmapped(other)}
+    if len(pair) == 1 or "::" in pair:
+        return True
+    return "0.0.0.0" in pair and not any(":" in each for each in pair)
+
+
+def seconds_until_forgotten(sockets: Iterable[InetSocket]) -> int | None:
+    """Seconds that ended connections still hold a port; None if a process holds it as well."""
+    result = 0.0
+    for each in sockets:
+        if each.inode or each.state == SYN_RECV:
+            return None
+        result = max(result, TIME_WAIT if each.ends_in is None else each.ends_in)
+    return math.ceil(result) or None
+
+
+def owner_of(inode: int) -> int | None:
+    """A process that has a socket open; None if none is found."""
+    link = f"socket:[{inode}]"
+    return next((pid for pid in all_pids() if any(each == link for _, each in links_of(pid))), None)
 
 
 def listener_on(port: int, seconds: float) -> int | None:

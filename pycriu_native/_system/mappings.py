@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+from array import array
 from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
+from .._support.unpatched import close
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,27 @@ class Mapping:
     @property
     def shared(self) -> bool:
         return self.rights[3] == "s"
+
+
+_GUARD = 1 << 58
+"""Bit of an entry of ``/proc/PID/pagemap``, from Linux 6.15 on (admin-guide/mm/pagemap)."""
+_ENTRIES = 16384
+
+
+def has_guard_pages(mapping: Mapping) -> bool:
+    """Whether the first 16384 pages of a mapping have guard pages (``MADV_GUARD_INSTALL``).
+
+    glibc from 2.42 on has one in the first page of the stack of each thread. False before Linux
+    6.15. Raises ``OSError``.
+    """
+    first = int(mapping.range.partition("-")[0], 16) // mmap.PAGESIZE
+    count = min(mapping.size // mmap.PAGESIZE, _ENTRIES)
+    file = os.open(f"/proc/{mapping.pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        entries = array("Q", os.pread(file, count * 8, first * 8))
+    finally:
+        close(file)
+    return any(entry & _GUARD for entry in entries)
 
 
 def mappings_of(pid: int) -> Iterator[Mapping]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
 from .._support.kernel_text import read_lines
+from .._support.unpatched import close
 from .descriptors import descriptor_info
 
 
@@ -106,4 +107,4 @@ def filesystem_of(directory: str) -> str | None:
     except (OSError, KeyError, StopIteration):
         return "an unknown file system"
     finally:
-        os.close(fd)
+        close(fd)

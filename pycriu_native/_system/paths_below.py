@@ -10,6 +10,8 @@ import os
 import stat
 from collections.abc import Iterator
 
+from .._support.unpatched import close
+
 
 class Name:
     """A name below an open directory, and the state of the file when the object was made."""
@@ -34,7 +36,7 @@ class Name:
             at = self.at
             for part in self.parts[:-1]:
                 at = os.open(part, flags, dir_fd=at)
-                opened.callback(os.close, at)
+                opened.callback(close, at)
             yield at
 
     def made(self) -> os.stat_result | None:
@@ -74,7 +76,7 @@ class Tree:
     def close(self) -> None:
         for fd in self._open.values():
             if fd is not None:
-                os.close(fd)
+                close(fd)
         self._open.clear()
 
     def names(self, path: str, kind: int | None) -> Iterator[Name]:

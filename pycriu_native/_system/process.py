@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 
 from .._support.frozen_dataclass import dataclass
-from .._support.kernel_text import escaped, read_lines, read_text
+from .._support.kernel_text import escaped, read_text
+from .._support.unpatched import close
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,10 @@ def status_of(pid: int, thread: int | None = None) -> dict[str, str]:
     """The fields of ``/proc/PID/status`` of a process or thread; empty where there is none."""
     part = "" if thread is None else f"/task/{thread}"
     try:
-        pairs = [line.partition(":") for line in read_lines(f"/proc/{pid}{part}/status")]
+        text = os.fsdecode(read_small(f"/proc/{pid}{part}/status"))
     except (FileNotFoundError, ProcessLookupError):
         return {}
+    pairs = [line.partition(":") for line in text.split("\n")]
     return {name: value.strip() for name, _, value in pairs if name}
 
 
@@ -118,4 +120,4 @@ def read_small(path: str, *, once: bool = False) -> bytes:
                 break
         return text
     finally:
-        os.close(fd)
+        close(fd)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 
-from .._support import unpatched
 from .._support.frozen_dataclass import dataclass
+from .._support.unpatched import readable
 from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
 from ..options.values import Descriptor, descriptor_number
 from .process import read_small, stat_of
@@ -82,10 +81,8 @@ class Pidfd:
         fd = descriptor_number(self.fd)
         pid = self._pid(fd, verb)
         result = ProcessIdentity.of(pid)
-        poll = unpatched.poll()
-        poll.register(fd, select.POLLIN)
         # Still running: the start that was read is that of this process.
-        if poll.poll(0) or result.start_time is None:
+        if readable(fd) or result.start_time is None:
             raise NoSuchProcessError(
                 f"{verb}: the process of pidfd {fd} (pid {pid}) has ended", verb=verb, pid=pid
             )

@@ -1,10 +1,15 @@
-"""Files of image sets, which anybody may have made: regular files only."""
+"""Files in the directories of images, which anybody may have made: regular files only."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
+
+from .._support.unpatched import close
+
+LARGEST_EXCERPT = 256 * 1024
+"""Bytes read from the end of a log: a debug log of a large tree can be gigabytes."""
 
 
 def open_regular(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> int:
@@ -16,7 +21,7 @@ def open_regular(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> 
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     fd = os.open(path, flags, dir_fd=dir_fd)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
+        close(fd)
         raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
     return fd
 
@@ -32,3 +37,39 @@ def check_writable(directory: int, name: str) -> None:
         return
     if not stat.S_ISREG(result.st_mode) and not stat.S_ISCHR(result.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", name)
+
+
+class LogMark:
+    """What a log looked like before a call: only one that the call has written speaks of it."""
+
+    def __init__(self, directory: int, name: str) -> None:
+        """Remember the log ``name`` in an open directory, or that there is none."""
+        self.directory = directory
+        self.name = name
+        self._before = _identity(directory, name)
+
+    def written(self) -> bool:
+        """Whether the log is new or changed since."""
+        now = _identity(self.directory, self.name)
+        return now is not None and now != self._before
+
+    def text(self) -> str:
+        """The end of the log if the call has written it, else nothing."""
+        if not self.written():
+            return ""
+        try:
+            fd = open_regular(self.name, dir_fd=self.directory)
+        except OSError:
+            return ""
+        with open(fd, "rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(0, size - LARGEST_EXCERPT))
+            return log.read(LARGEST_EXCERPT).decode(errors="replace")
+
+
+def _identity(directory: int, name: str) -> tuple[int, int, int] | None:
+    try:
+        result = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return None
+    return result.st_ino, result.st_ctime_ns, result.st_size

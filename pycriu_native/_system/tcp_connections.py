@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from .._native.ffi import native
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
+from .._support.sockets import of_another
+from .._support.unpatched import close
 from .descriptors import sockets_of
 from .inet_sockets import tcp_sockets, unmapped
 
@@ -105,7 +107,7 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
             for inode, fd in expected.items():
                 copy = -1 if inode in seen else native.pn_copy_descriptor(process, fd)
                 if copy >= 0:
-                    with socket.socket(fileno=copy) as sock:
+                    with of_another(copy) as sock:
                         if os.fstat(copy).st_ino == inode:
                             seen.add(inode)
                             yield inode, sock
@@ -117,4 +119,4 @@ def _pidfd(pid: int) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        close(fd)

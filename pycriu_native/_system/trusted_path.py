@@ -27,6 +27,7 @@ import stat
 from .._native.ffi import ffi, native
 from .._support.kernel_text import read_lines, read_text
 from .._support.light_typing import Any
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 
 NO_USER = 2**32 - 1
@@ -45,7 +46,7 @@ def check(path: str) -> None:
 
     Raises ``OSError`` if it cannot be opened. A missing file is as trusted as its directory.
     """
-    os.close(_walk(path, follow=True))
+    close(_walk(path, follow=True))
 
 
 def is_plain(path: str) -> bool:
@@ -100,7 +101,7 @@ def open_directory(path: str, *, make: bool, allow_untrusted: bool) -> int:
     try:
         return above_stdio(os.open(".", flags, dir_fd=result))
     finally:
-        os.close(result)
+        close(result)
 
 
 def _walk(path: str, *, follow: bool, make: bool = False) -> int:

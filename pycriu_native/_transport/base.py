@@ -110,7 +110,7 @@ class Service:
                 f"{self.name()} was started by user {owner}, who could read all images and change "
                 "them; Service(path, allow_untrusted=True) accepts it"
             )
-        return Connection(sock, program=self.name())
+        return Connection(sock.detach(), program=self.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +148,5 @@ class Socket:
             sock = socket.socket(fileno=os.dup(descriptor_number(self.fd)))
         except OSError as error:
             raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
-        sock.setblocking(True)
         widen(sock)
-        return Connection(sock, program=self.name())
+        return Connection(sock.detach(), program=self.name())

@@ -21,6 +21,8 @@ from __future__ import annotations
 import contextlib
 
 from .._support.lazy import socket
+from .._support.sockets import blocking, pair
+from .._support.unpatched import close
 from .._system.descriptors import above_stdio
 
 SEND_BUFFER = 64 * 2**20
@@ -36,23 +38,21 @@ def widen(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
 
-def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """A connected pair of sockets of the type that CRIU uses, on numbers above 2."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def socket_pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """A connected pair of sockets, on numbers above 2; by default of the type that CRIU uses."""
+    ours, theirs = pair(socket.SOCK_SEQPACKET if kind is None else kind)
     with contextlib.ExitStack() as undo:
         undo.enter_context(ours)
         undo.enter_context(theirs)
-        pair = _above_stdio(ours), _above_stdio(theirs)
+        result = _above_stdio(ours), _above_stdio(theirs)
         undo.pop_all()
-        return pair
+        return result
 
 
 def _above_stdio(sock: socket.socket) -> socket.socket:
-    if sock.fileno() > 2 and type(sock) is socket.socket:
+    if sock.fileno() > 2:
         return sock
-    sock = socket.socket(fileno=above_stdio(sock.detach()))
-    sock.setblocking(True)  # sockets of gevent and eventlet are non-blocking
-    return sock
+    return blocking(socket.socket(fileno=above_stdio(sock.detach())))
 
 
 class Connection:
@@ -67,14 +67,22 @@ class Connection:
     pidfd = -1
     """A pidfd of that process; -1: there is none, or the process is not owned any more."""
 
-    def __init__(self, sock: socket.socket, *, program: str) -> None:
-        self.sock = sock
+    def __init__(self, fd: int, *, program: str) -> None:
+        self.fd = fd
+        """The socket's descriptor; -1: it is closed."""
+        self._sock: socket.socket | None = None
         self.program = program
         """The process's name in messages."""
         self.status: int | None = None
         """Its exit status once it was reaped; negative for a signal, None if unknown."""
         self.final_stderr = ""
         """Its standard output and error up to the end of the connection."""
+
+    def sock(self) -> socket.socket:
+        """The socket as an object, which few calls need: its module takes long to load."""
+        if self._sock is None:
+            self._sock = blocking(socket.socket(fileno=self.fd))
+        return self._sock
 
     def has_ended(self, timeout: float = 0.0) -> bool:
         """Whether the process has ended; waits for at most ``timeout`` seconds."""
@@ -83,14 +91,18 @@ class Connection:
     def kill(self) -> None:
         """Abort the work: kill the process, or shut the socket down if the process is not ours."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock().shutdown(socket.SHUT_RDWR)
 
     def wake(self) -> None:
         """Continue the process if it was stopped by a signal: it could not undo its work."""
 
     def close(self) -> None:
         """Close the socket. CRIU ends when it sees that."""
-        self.sock.close()
+        if self._sock is not None:
+            self._sock.close()
+        elif self.fd >= 0:
+            close(self.fd)
+        self.fd = -1
 
     def wait(self) -> None:
         """Close, wait until the process has ended, and reap it."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from enum import StrEnum
 
 from .._support.frozen_dataclass import dataclass
+from .._support.unpatched import close
 from .._system.host import boot_time
 from .._system.mountinfo import filesystem_of
 from ..errors import CriuError, PermissionDeniedError, ProgramError
@@ -143,7 +144,7 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
         # A criu that finds no cache would try to write one, fail, and remove what is there, the
         # link too; unless it finds that another is just writing.
         with contextlib.suppress(FileExistsError):
-            os.close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         with _beside(found.path) as new:
             os.symlink(made, new)
             os.rename(new, found.path)

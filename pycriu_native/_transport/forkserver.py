@@ -83,9 +83,9 @@ class ForkServer:
                 program, preloading, NO_INPUT, spawn_options=spawn_options
             )
             _servers.add(self)
-        self._connection.sock.settimeout(UNTIL_LOADED if patience is None else patience)
+        self._connection.sock().settimeout(UNTIL_LOADED if patience is None else patience)
         try:
-            ready = bool(self._connection.sock.recv(16))  # another program waits for a request
+            ready = bool(self._connection.sock().recv(16))  # another program waits for a request
         except OSError:
             ready = False
         if not ready:
@@ -102,7 +102,7 @@ class ForkServer:
     @property
     def is_open(self) -> bool:
         """Whether workers can be forked: not after :meth:`close`, nor once one has failed."""
-        return self._connection.sock.fileno() >= 0
+        return self._connection.fd >= 0
 
     def load_template(self, table: int, pages: Sequence[int], size: int) -> None:
         """Read a template into memory, which the workers then inherit.
@@ -112,7 +112,7 @@ class ForkServer:
         ENODATA for a file that is too short, ENOMEM; the fork server is closed then.
         """
         with self._fork_lock:
-            fd, fds = self._connection.sock.fileno(), [table, *pages]
+            fd, fds = self._connection.fd, [table, *pages]
             status = native.pn_load_template(fd, fds, len(fds), size, UNTIL_READ)
             if status:
                 self._end()
@@ -126,7 +126,7 @@ class ForkServer:
         closed then. May be called from any thread.
         """
         with self._fork_lock:
-            fd = self._connection.sock.fileno()
+            fd = self._connection.fd
             if fd < 0:
                 raise ForkServerUnavailableError("the fork server has ended")
             pid = native.pn_fork_worker(fd, channel, list(keep), len(keep), UNTIL_FORKED)
@@ -149,9 +149,9 @@ class ForkServer:
         with contextlib.suppress(ProcessLookupError):
             # Not its process group: a new worker would be killed before it sends its pid.
             signal.pidfd_send_signal(self._connection.pidfd, signal.SIGKILL)
-        self._connection.sock.settimeout(PATIENCE)
+        self._connection.sock().settimeout(PATIENCE)
         with contextlib.suppress(OSError):
-            while answer := self._connection.sock.recv(16):
+            while answer := self._connection.sock().recv(16):
                 pid = int.from_bytes(answer, sys.byteorder, signed=True)
                 if pid > 0:
                     _kill_child(pid)
@@ -164,7 +164,7 @@ class ForkServer:
 
     def _close(self) -> None:
         with contextlib.suppress(OSError):
-            self._connection.sock.shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
+            self._connection.sock().shutdown(socket.SHUT_RDWR)  # a forked child may hold a copy
         self._connection.wake()
         self._connection.wait()  # not killed: a new worker may be in its process group still
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._support.closing import Closing
-from .._support.lazy import socket
+from .._support.sockets import pair
 
 PASSES = 3
 """How often the group is killed. The kernel sends SIGIO and what replaces it to one process of a
@@ -15,7 +15,7 @@ class LifetimeSockets(Closing):
     """Sockets of which a worker holds the other ends. Owned."""
 
     def __init__(self) -> None:
-        self._pairs = [socket.socketpair() for _ in range(PASSES)]
+        self._pairs = [pair() for _ in range(PASSES)]
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -24,6 +24,6 @@ class LifetimeSockets(Closing):
 
     def close(self) -> None:
         """Kill the group, if a worker was started."""
-        for pair in self._pairs:
-            for end in pair:
+        for ends in self._pairs:
+            for end in ends:
                 end.close()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import select
 
-from .._support.lazy import signal
-from .._support.unpatched import poll
+from .._native.ffi import native
+from .._support.unpatched import close, readable
 
 LARGEST_STDERR = 256 * 1024
 """Bytes of a process's standard error that are kept."""
@@ -28,7 +28,6 @@ class ChildProcess:
         self.final_stderr = ""
         """Its standard output and error up to ``close``."""
         self._stderr = stderr_fd
-        _ = signal.SIGKILL, signal.SIGCONT  # loaded while CRIU starts, not before and not later
 
     @property
     def closed(self) -> bool:
@@ -39,15 +38,14 @@ class ChildProcess:
         """Whether it has ended; waits for at most ``timeout`` seconds, None: without a limit."""
         if self.pidfd < 0:
             return not os.path.exists(f"/proc/{self.pid}")
-        readable = poll()
-        readable.register(self.pidfd, select.POLLIN)
-        return bool(readable.poll(None if timeout is None else timeout * 1000))
+        return readable(self.pidfd, seconds=timeout)
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended or cannot be watched."""
         if self.pidfd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, number)
+            status = native.pn_send_signal(self.pidfd, number)
+            if status not in (0, -errno.ESRCH):
+                raise OSError(-status, os.strerror(-status))
 
     def wake(self) -> None:
         """Continue it if it was stopped by a signal.
@@ -55,14 +53,14 @@ class ChildProcess:
         The children are left stopped: during a restore CRIU lets them stop themselves, and waits
         for that without a limit.
         """
-        self.send_signal(signal.SIGCONT)
+        self.send_signal(native.pn_sigcont)
 
     def kill(self) -> None:
         """Kill it and its descendants, except those in a session of their own."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             # The group's number is not reused while its leader is not reaped.
-            os.killpg(self.pid, signal.SIGKILL)
-        self.send_signal(signal.SIGKILL)
+            os.killpg(self.pid, native.pn_sigkill)
+        self.send_signal(native.pn_sigkill)
 
     def wait(self, patience: float) -> None:
         """Wait for its end, reap it, and close; after ``patience`` seconds it is killed."""
@@ -87,10 +85,10 @@ class ChildProcess:
         if self.closed:
             return
         self.final_stderr = self.stderr_text()
-        os.close(self._stderr)
+        close(self._stderr)
         self._stderr = -1
         if self.pidfd >= 0:
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
 
     def _collect(self) -> None:

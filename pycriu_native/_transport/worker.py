@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .._native.ffi import ffi, native
 from .._support.frozen_dataclass import dataclass, field
-from .._support.lazy import socket
 from .._support.light_typing import Any, ClassVar
+from .._support.unpatched import close
 from ..errors import Problem
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection
@@ -23,8 +23,8 @@ PATIENCE = 10.0
 class WorkerConnection(Connection):
     """A connection that also owns its process, until ``wait``, ``close_async`` or ``detach``."""
 
-    def __init__(self, sock: socket.socket, process: ChildProcess, program: str) -> None:
-        super().__init__(sock, program=program)
+    def __init__(self, fd: int, process: ChildProcess, program: str) -> None:
+        super().__init__(fd, program=program)
         self.pid = process.pid
         self.pidfd = process.pidfd
         self.retire: Callable[[ChildProcess], None] | None = None
@@ -154,7 +154,7 @@ def start_worker(
         )
         if not spawn_options.detached:
             return pid, pidfd
-        os.close(pidfd)
+        close(pidfd)
         return pid, -1
 
     return connect_worker(program, start)
@@ -172,10 +172,9 @@ def connect_worker(program: str, start: Callable[[Any], tuple[int, int]]) -> Wor
     try:
         pid, pidfd = start(channel)
     except BaseException:
-        os.close(channel.local)
-        os.close(channel.output)
+        close(channel.local)
+        close(channel.output)
         raise
     finally:
-        os.close(channel.remote)
-    local = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel.local)
-    return WorkerConnection(local, ChildProcess(pid, pidfd, channel.output), program)
+        close(channel.remote)
+    return WorkerConnection(channel.local, ChildProcess(pid, pidfd, channel.output), program)

@@ -15,7 +15,6 @@ from .._support.closing import Closing
 from .._support.light_typing import Any, cast
 from ..errors import CriuError, Problem, UnsupportedError
 from ..options.table import Row
-from ..options.value_types import Shape
 from ..options.values import StructuredValue, WireValue
 
 REQUEST_TYPES = {
@@ -147,7 +146,7 @@ def _call_setter(opts: Any, setter: str, row: Row, value: WireValue) -> None:
     calls: Iterable[tuple[Any, ...]]
     if isinstance(value, int):
         calls = ((value,),)
-    elif row.kind.shape is Shape.ARGV:
+    elif row.kind.argv:
         words = [ffi.new("char[]", os.fsencode(word)) for word in cast(list[str], value)]
         calls = ((len(words), [*words]),)
     else:

@@ -22,20 +22,21 @@ import errno
 import fcntl
 import os
 import re
-import selectors
+import select
 import shutil
 import struct
 import tempfile
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from .._calls import verbs
 from .._calls.call import Call
 from .._calls.notification import Hook, Notification
 from .._support.closing import Closing
 from .._support.lazy import socket
-from .._support.unpatched import Condition, Thread
+from .._support.sockets import blocking
+from .._support.unpatched import Condition, Thread, close, poll
 from .._system.process_identity import Target, identified, number_of
 from .._system.process_tree import is_above
 from .._transport.base import Via
@@ -149,7 +150,7 @@ class _Beside:
         self._directory = tempfile.mkdtemp(prefix="pycriu-native-stream-")
         self._kept = opts.work_directory is not None
         self.opts = replace(opts, images_directory=self._directory, stream=True)
-        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener = blocking(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         self.listener.bind(os.path.join(self._directory, name))
         self.listener.listen(1)
 
@@ -165,6 +166,29 @@ class _Beside:
         return path if self._kept else None
 
 
+class _Selector:
+    """What ``selectors.DefaultSelector`` does, also where gevent or eventlet have replaced that."""
+
+    def __init__(self) -> None:
+        self._poll = poll()
+        self.waiting: dict[int, Any] = {}
+        """The values of the descriptors that are waited for."""
+
+    def add(self, fd: int, events: int, data: object) -> None:
+        """Wait for events of a descriptor as well."""
+        self._poll.register(fd, events)
+        self.waiting[fd] = data
+
+    def remove(self, fd: int) -> None:
+        """Wait for it no more."""
+        self._poll.unregister(fd)
+        del self.waiting[fd]
+
+    def wait(self) -> list[tuple[int, Any]]:
+        """Wait for at least one descriptor; returns those that are ready, with their values."""
+        return [(fd, self.waiting[fd]) for fd, _ in self._poll.poll()]
+
+
 class _Streamer:
     """A thread that exchanges images with CRIU: one message and one pipe for each file."""
 
@@ -176,17 +200,14 @@ class _Streamer:
         self._thread = Thread(target=self._body, name="image streamer")
 
     def __enter__(self) -> Self:
-        self._ready = selectors.DefaultSelector()
+        self._ready = _Selector()
         self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         with contextlib.suppress(OSError):
-            self._listener.shutdown(
-                socket.SHUT_RDWR
-            )  # ends the wait for a CRIU that did not connect
+            self._listener.shutdown(socket.SHUT_RDWR)  # ends the wait for a CRIU
         self._thread.join()
-        self._ready.close()
         if self.failure is not None:
             raise self.failure from error
 
@@ -196,22 +217,22 @@ class _Streamer:
         except OSError:
             return
         try:
-            with criu:
-                self._ready.register(criu, selectors.EVENT_READ)
-                while self._ready.get_map():
-                    for key, _ in self._ready.select():
-                        if key.fileobj is criu:
+            with blocking(criu) as criu:
+                self._ready.add(criu.fileno(), select.POLLIN, None)
+                while self._ready.waiting:
+                    for fd, data in self._ready.wait():
+                        if fd == criu.fileno():
                             self._listen(criu)
                         else:
-                            self._move(key)
+                            self._move(fd, data)
                     with self._changed:
                         self._changed.notify_all()
         except BaseException as error:
             self.failure = error
         finally:
-            for key in self._ready.get_map().values():
-                if key.fileobj is not criu:
-                    os.close(key.fd)  # CRIU gets EPIPE
+            for fd, data in self._ready.waiting.items():
+                if data is not None:
+                    close(fd)  # CRIU gets EPIPE
             with self._changed:
                 self._over = True
                 self._changed.notify_all()
@@ -219,7 +240,7 @@ class _Streamer:
     def _listen(self, criu: socket.socket) -> None:
         name = _request(criu)
         if name is None:
-            self._ready.unregister(criu)
+            self._ready.remove(criu.fileno())
         else:
             self._open(criu, name)
 
@@ -229,16 +250,16 @@ class _Streamer:
         with contextlib.suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, CHUNK)
         os.set_blocking(fd, False)
-        self._ready.register(fd, events, data)
+        self._ready.add(fd, events, data)
 
     def _drop(self, fd: int) -> None:
-        self._ready.unregister(fd)
-        os.close(fd)
+        self._ready.remove(fd)
+        close(fd)
 
     def _open(self, criu: socket.socket, name: str) -> None:
         raise NotImplementedError
 
-    def _move(self, key: selectors.SelectorKey) -> None:
+    def _move(self, fd: int, data: Any) -> None:
         raise NotImplementedError
 
 
@@ -264,26 +285,26 @@ class _Capture(_Streamer):
         self._names.append(name)
         if name.startswith(BY_SIZE):
             self._by_size[self._files] = b""
-        self._add(criu, selectors.EVENT_READ, self._files)
+        self._add(criu, select.POLLIN, self._files)
 
     def abort(self) -> None:
         """Stop reading: CRIU's next write to a pipe fails. May be called from any thread."""
         self._aborted = True
 
-    def _move(self, key: selectors.SelectorKey) -> None:
-        data = b"" if self._aborted else os.read(key.fd, CHUNK)
-        if key.data in self._by_size:
-            self._by_size[key.data] += data
-        if data:
-            self._to.write(FRAME.pack(key.data, len(data)))
-            self._to.write(data)
+    def _move(self, fd: int, data: Any) -> None:
+        piece = b"" if self._aborted else os.read(fd, CHUNK)
+        if data in self._by_size:
+            self._by_size[data] += piece
+        if piece:
+            self._to.write(FRAME.pack(data, len(piece)))
+            self._to.write(piece)
         else:
-            self._drop(key.fd)
+            self._drop(fd)
 
     def complete(self) -> None:
         """Wait until all files are written, and end the stream. Raises the cause of a failure."""
         with self._changed:
-            self._changed.wait_for(lambda: self._over or len(self._ready.get_map()) == 1)
+            self._changed.wait_for(lambda: self._over or len(self._ready.waiting) == 1)
         if self.failure is not None:
             raise self.failure
         _check_rules("dump_stream", self._names, self._by_size.values())
@@ -308,7 +329,7 @@ class Images(Closing):
         """Free the memory."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            os.close(fd)
+            close(fd)
 
     def _read(self, source: BinaryIO) -> None:
         if source.read(len(MAGIC)) != MAGIC:
@@ -362,20 +383,20 @@ class _Serve(_Streamer):
         pieces = self._images.files.get(name)
         criu.sendall(_reply(pieces is not None))
         if pieces is not None:
-            self._add(criu, selectors.EVENT_WRITE, _Reading(list(reversed(pieces))))
+            self._add(criu, select.POLLOUT, _Reading(list(reversed(pieces))))
 
-    def _move(self, key: selectors.SelectorKey) -> None:
-        remaining = key.data.left
+    def _move(self, fd: int, data: Any) -> None:
+        remaining = data.left
         if not remaining:
-            self._drop(key.fd)
+            self._drop(fd)
             return
         offset, size = remaining.pop()
         try:
-            moved = os.splice(self._images.fd, key.fd, size, offset, flags=os.SPLICE_F_NONBLOCK)
+            moved = os.splice(self._images.fd, fd, size, offset, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             moved = 0
         except BrokenPipeError:  # CRIU has read enough of it
-            self._drop(key.fd)
+            self._drop(fd)
             return
         if moved < size:
             remaining.append((offset + moved, size - moved))

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import sys
 
+from .._support import held_signals
+
 __all__ = ["main"]
 
 MISSING_EXTRA, OUTPUT, WORKED = 3, 13, (0, 11)
@@ -23,6 +25,8 @@ be written; the codes of commands that worked."""
 
 def main() -> None:
     """The console script."""
+    if sys.argv[1:2] == ["run"] and not held_signals.are_held():
+        held_signals.hold()
     from . import standard_streams
 
     with standard_streams.guarded() as output_error:
@@ -35,6 +39,8 @@ def main() -> None:
                     f"pycriu-native: standard output cannot be written: {error.strerror}; the "
                     "command itself worked\n"
                 )
+    if held_signals.are_held():
+        held_signals.ignore()
     sys.exit(code)
 
 

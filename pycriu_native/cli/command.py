@@ -24,7 +24,7 @@ from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import CriuError, Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
-from ..options.table import VERB_MASK, On
+from ..options.table import VERB_MASK
 from . import option_parameters
 from .errors import CONFIG
 from .exit_codes import Exit, exit_of
@@ -90,7 +90,7 @@ class Command(click.Command):
         exits: Sequence[Exit],
         params: Sequence[click.Parameter] = (),
         verb: Verb | None = None,
-        fields: On | None = None,
+        fields: int | None = None,
         reaches: bool = False,
         without: Collection[str] = (),
         also: Collection[str] = (),

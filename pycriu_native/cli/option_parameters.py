@@ -40,7 +40,7 @@ _LETTERS = {letter: flag for letter, flag in SHORT.items() if flag != "--config"
 class FieldOption(click.Option):
     """A long option of CRIU's: one field, or several that share it."""
 
-    def __init__(self, flag: str, rows: Sequence[Row], verb: On) -> None:
+    def __init__(self, flag: str, rows: Sequence[Row], verb: int) -> None:
         self.flag = flag
         self.rows = list(rows)
         self.often = any(row.runc and row.name not in SELDOM for row in rows)
@@ -180,7 +180,7 @@ def _is_old_form(row: Row) -> bool:
 
 
 def field_options(
-    verb: On, without: Collection[str] = (), also: Collection[str] = ()
+    verb: int, without: Collection[str] = (), also: Collection[str] = ()
 ) -> list[click.Parameter]:
     """The options that mean something to a verb, in the table's order.
 
@@ -199,11 +199,11 @@ def field_options(
     return list(made.values())
 
 
-def _server_options(verb: On) -> Iterator[click.Option]:
+def _server_options(verb: int) -> Iterator[click.Option]:
     serves = verb == VERB_MASK[Verb.PAGE_SERVER]
     role = "to listen on" if serves else "of the page server"
     if not serves:
-        way = "Take memory pages from" if verb is On.LAZY_PAGES else "Send memory pages to"
+        way = "Take memory pages from" if verb == On.LAZY_PAGES else "Send memory pages to"
         help = f"{way} the page server at --address and --port"
         yield ServerOption(["--page-server"], is_flag=True, default=None, help=help)
     yield ServerOption(["--address"], metavar="HOST", help=f"Address {role}")

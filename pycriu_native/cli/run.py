@@ -11,6 +11,7 @@ from types import FrameType
 
 import click
 
+from .._support import held_signals
 from .._transport.base import Via
 from .app import app
 from .command import Given, Interrupted
@@ -47,7 +48,8 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """A signal to end raises an exception, so that the work in progress is undone."""
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if held_signals.are_held() or not is_main:
         yield
         return
 

@@ -23,8 +23,8 @@ from .._wire.messages import REQUEST_TYPES, Handle, setter_for
 from ..enums import Verb
 from ..errors import CriuError, OptionError, Problem
 from ..options import command_line
-from ..options.applicability import foreign_options
 from ..options.criu_opts import CriuOpts
+from ..options.fields import foreign_options
 from ..options.table import BY_FIELD, BY_WIRE, VERB_MASK
 from ..options.values import PageServer, WireValue
 from .config_effects import configuration_files, crash

@@ -15,6 +15,7 @@ from .._integrity import statistics as statistics_module
 from .._integrity.completeness import is_pre_dump
 from .._integrity.image_files import ImageFiles, kind_of
 from .._integrity.page_size import HOST_PAGE, page_size
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..results import DumpStatistics, RestoreStatistics
@@ -76,6 +77,8 @@ _STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
     1 << 12,
 )
 _GROWS_DOWN = 0x100
+_GUARD = 1 << 16
+"""CRIU's mark of an entry that is a range of guard pages inside the mappings, and no mapping."""
 _NAMESPACE_IDS = tuple((kind, f"{kind}_ns_id") for kind in names.NAMESPACES)
 _PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 
@@ -178,7 +181,7 @@ class _Builder:
             ]
             self.pre_dump = is_pre_dump(files)
         finally:
-            os.close(fd)
+            close(fd)
         return list(dict.fromkeys(each.cause for each in result))
 
     # --- Single images --------------------------------------------------------------
@@ -306,7 +309,7 @@ class _Builder:
         try:
             return statistics_module.read_dump(fd), statistics_module.read_restore(fd)
         finally:
-            os.close(fd)
+            close(fd)
 
     # --- Processes ------------------------------------------------------------------
 
@@ -410,11 +413,15 @@ class _Builder:
         name = f"pagemap-{pid}.img"
         self.page = page_size(mm.mm_saved_auxv)
         layers = Layers(self.layers, name, self.page)
-        starts, ends = [each.start for each in mm.vmas], [each.end for each in mm.vmas]
+        vmas = [each for each in mm.vmas if not each.status & _GUARD]
+        starts, ends = [each.start for each in vmas], [each.end for each in vmas]
         counts = layers.counts(starts, ends)
         command, environment = self._strings(layers, mm)
         return {
-            "mappings": tuple(map(self._mapping, mm.vmas, starts, ends, counts)),
+            "mappings": tuple(map(self._mapping, vmas, starts, ends, counts)),
+            "guard_regions": tuple(
+                (each.start, each.end) for each in mm.vmas if each.status & _GUARD
+            ),
             "pagemap": pid,
             "page_size": self.page,
             "executable": self._path_of(mm.exe_file_id),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .._checks import service_fds
 from .._failures.log_excerpt import known
 from .._integrity.page_size import HOST_PAGE
+from .._support.unpatched import close
 from .._system.capabilities import (
     CAP_SETPCAP,
     CAPABILITIES,
@@ -30,7 +31,15 @@ from .._system.capabilities import (
 )
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
-from .._system.inet_sockets import ANY, abstract_names, is_ours, listening
+from .._system.inet_sockets import (
+    abstract_names,
+    cure_of_ended,
+    is_ours,
+    is_taken,
+    owner_of,
+    port_users,
+    seconds_until_forgotten,
+)
 from .._system.mountinfo import hierarchy
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
@@ -416,7 +425,7 @@ class _Check:
                         "link_remap",
                     )
         finally:
-            os.close(directory)
+            close(directory)
 
     def _here(self, file: RegularFile) -> str | None:
         """Where a file is on this host; None where that cannot be known."""
@@ -505,7 +514,6 @@ class _Check:
             )
         if "net" not in self.host or _joins(self.opts, "net"):
             return
-        ports = listening()
         for each in self.images.files:
             if not isinstance(each, InetSocket):
                 continue
@@ -520,10 +528,36 @@ class _Check:
                     f"no network device here has the address {address}",
                     f"ip address add {address} dev DEVICE",
                 )
-            elif each.state == "LISTEN" and (each.family, int(port)) in ports:
-                others = ports[each.family, int(port)]
-                if address in others or address in ANY or others & set(ANY):
-                    yield _error(each.label, "another process listens there", "end that process")
+            elif port != "0" and not each.connected:
+                yield from self._port(each, address, int(port))
+
+    def _port(self, sock: InetSocket, address: str, port: int) -> Iterator[Finding]:
+        if sock.protocol == "TCP" and is_taken(sock.family, address, port):
+            users = port_users("tcp", address, port)
+            seconds = seconds_until_forgotten(users)
+            if seconds is not None:
+                yield _error(
+                    sock.label,
+                    f"connections that have ended hold the port (TIME_WAIT), for {seconds} s",
+                    cure_of_ended(seconds, port),
+                )
+                return
+        elif sock.protocol == "UDP":
+            users = port_users("udp", address, port)
+            if not users:
+                return
+        else:
+            return
+        yield self._port_of_others(sock, next((each.inode for each in users if each.inode), 0))
+
+    def _port_of_others(self, sock: InetSocket, inode: int) -> Finding:
+        pid = owner_of(inode) if inode else None
+        what = "another process" if pid is None else f"pid {pid}, {name_of(pid)},"
+        if sock.protocol == "UDP" and sock.shares_port:
+            message = f"{what} has the port: the restore fails unless it shares it (SO_REUSEADDR)"
+            return _warning(sock.label, message, "end that process")
+        does = "listens there" if sock.state == "LISTEN" else "has the port"
+        return _error(sock.label, f"{what} {does}", "end that process")
 
     def unix_sockets(self) -> Iterator[Finding]:
         outside = [

@@ -160,6 +160,7 @@ class Files:
             unacknowledged=stream.outq_len if stream else 0,
             device=os.fsdecode(found.ifname) or None,
             namespace=found.ns_id if found.HasField("ns_id") else None,
+            shares_port=found.opts.reuseaddr or found.opts.so_reuseport,
         )
 
     def _unix(self, found: Any) -> UnixSocket:

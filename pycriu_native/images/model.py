@@ -134,6 +134,8 @@ class InetSocket(File):
     device: str | None = None
     """The network device that it is bound to."""
     namespace: int | None = None
+    shares_port: bool = False
+    """Whether it has SO_REUSEADDR or SO_REUSEPORT."""
 
     @property
     def label(self) -> str:
@@ -322,6 +324,10 @@ class Process(Value):
     threads: tuple[Thread, ...] = ()
     credentials: Credentials | None = None
     mappings: tuple[MemoryMapping, ...] = ()
+    guard_regions: tuple[tuple[int, int], ...] = ()
+    """Start and end of each range of guard pages (madvise MADV_GUARD_INSTALL) in the mappings.
+
+    CRIU saves them from 4.2 on; glibc has them in the stacks of threads from 2.42 on."""
     descriptors: tuple[Descriptor, ...] = ()
     timers: tuple[Timer, ...] = ()
     namespaces: Mapping[str, int] = field(default_factory=dict)

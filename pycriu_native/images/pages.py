@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from .._integrity.pagemap import IN_PARENT, PRESENT, Counts, Run, Runs
+from .._support.unpatched import close
 from ..errors import ImagesError
 from .reader import ImageFile, damaged, expect, open_file
 
@@ -118,7 +119,7 @@ class Layers:
                     yield first, None, last - first
         finally:
             if fd >= 0:
-                os.close(fd)
+                close(fd)
 
     def stored(self, start: int = 0, end: int = 2**64, depth: int = 0) -> Iterator[Stored]:
         """The places of the pages between two addresses, in whichever set they are.

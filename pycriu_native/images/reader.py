@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from .._wire.image_kinds import COMMON, SERVICE
 from ..errors import ImagesError
@@ -64,14 +65,14 @@ class ImageFile:
         try:
             self.format, self.start = self._header()
         except BaseException:
-            os.close(self.fd)
+            close(self.fd)
             raise
 
     def __enter__(self) -> ImageFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+        close(self.fd)
 
     def _header(self) -> tuple[Format, int]:
         at = 0

@@ -7,11 +7,11 @@ import signal
 import time
 from collections.abc import Iterator
 
+from .._support.held_signals import CHECKPOINTING
 from .._support.unpatched import sleep
 from .._system.process import stat_of
 from ..errors import CriuError, DeadlineError, NoSuchProcessError
 from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
-from .job import CHECKPOINTING
 
 PAUSE = 0.05
 
@@ -54,7 +54,14 @@ def _signalled(directory: JobDirectory, number: int) -> JobStatus:
             f"the job in {directory.path} runs on another host or in another pid namespace "
             f"({status.host}, pid {status.supervisor} there)"
         )
-    os.kill(status.supervisor, number)
+    try:
+        os.kill(status.supervisor, number)
+    except PermissionError:
+        owner = os.stat(f"/proc/{status.supervisor}").st_uid
+        raise CriuError(
+            f"the job in {directory.path} is of user {owner}, who can do this, as root can",
+            verb="job",
+        ) from None
     return status
 
 

@@ -18,12 +18,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from .._support.kernel_text import read_text
-from .._support.unpatched import sleep
+from .._support.unpatched import close, sleep
 from .._system.process import stat_of
-from ..errors import ImagesError
+from ..errors import ImagesError, OptionError, Problem
 
 INTERRUPTED = 75
 """Exit code of a job that was interrupted and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -41,6 +43,8 @@ CANNOT_RESTORE = 76
 """Exit code of a job with checkpoints of which none can be restored here. Nothing was started."""
 BUSY = 77
 """Exit code where another supervisor runs the job. Nothing was started."""
+
+NOT_BEGUN = "was received before the command was started; nothing was started"
 
 META = "pycriu-native.job"
 """In each checkpoint: the options of its restore, and its numbers."""
@@ -153,15 +157,60 @@ class JobDirectory:
         self.new = self.checkpoints / "new"
         self.start = self.path / "start"
 
+    # ---- whose it is ----
+
+    def make(self) -> None:
+        """Make it if it is missing. Raises ``ImagesError``, also where it holds other files."""
+        try:
+            os.makedirs(self.path, mode=0o700, exist_ok=True)
+            others = set(os.listdir(self.path)) - {"lock", ".job.json.partial"}
+        except OSError as error:
+            raise self.unusable(error) from None
+        if others and "job.json" not in others and self.command() is None:
+            rule = "it holds other files than a job's; name a new or an empty directory"
+            raise OptionError([Problem("directory", str(self.path), rule)], verb="run")
+
+    def check_command(self, command: Sequence[str]) -> None:
+        """Raises ``OptionError`` where it belongs to another command, which was started."""
+        known = self.command()
+        if known is not None and known["command"] != [*command] and self._was_started():
+            rule = f"{self.path} is the directory of another command: {known['command']}"
+            raise OptionError([Problem("command", [*command], rule)], verb="run")
+
+    def take_command(self, command: Sequence[str], directory: str) -> None:
+        """Have it belong to a command; called with the lock. Raises as ``check_command``."""
+        self.check_command(command)
+        if self.command() is None or not self._was_started():
+            ours = {"command": [*command], "directory": directory}
+            try:
+                self.write("job.json", json.dumps(ours) + "\n")
+            except OSError as error:
+                raise self.unusable(error) from None
+
+    def _was_started(self) -> bool:
+        # The files from before the start are saved before it.
+        return self.start.exists() or self.status().started is not None
+
+    def unusable(self, error: OSError) -> ImagesError:
+        """What is raised for an error of the file system."""
+        return ImagesError(f"{self.path} cannot be used: {error.strerror}", errno=error.errno)
+
     # ---- one supervisor at a time ----
 
-    def lock(self, seconds: float = 0) -> int | None:
+    def lock(
+        self, seconds: float = 0, *, stopped: Callable[[], bool] = lambda: False
+    ) -> int | None:
         """A descriptor that holds the lock; None if another one does, after so many seconds.
+
+        ``stopped`` ends the wait.
 
         It is free before all processes of a supervisor that was killed have ended: its pid stays
         taken until then.
         """
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self.unusable(error) from None
         until = time.monotonic() + seconds
         while True:
             try:
@@ -170,8 +219,8 @@ class JobDirectory:
                     return fd
             except BlockingIOError:
                 pass
-            if time.monotonic() >= until:
-                os.close(fd)
+            if stopped() or time.monotonic() >= until:
+                close(fd)
                 return None
             sleep(0.05)
 
@@ -179,7 +228,7 @@ class JobDirectory:
         """Wait until no supervisor runs, but no longer."""
         fd = self.lock(seconds)
         if fd is not None:
-            os.close(fd)
+            close(fd)
 
     def is_busy(self) -> bool:
         """Whether a supervisor runs, or processes of one are ending."""
@@ -194,14 +243,15 @@ class JobDirectory:
         return seen is not None and not seen.has_ended and seen.start == status.supervisor_start
 
     def _is_locked(self) -> bool:
+        # Another user may not read it: then the supervisor's process alone is looked at.
         with contextlib.suppress(OSError):
-            fd = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
             finally:
-                os.close(fd)
+                close(fd)
         return False
 
     # ---- what is known ----
@@ -221,7 +271,7 @@ class JobDirectory:
     def status(self) -> JobStatus:
         """The state. One that says "running" while no supervisor does was interrupted."""
         status = self._last_status()
-        if status.state is State.RUNNING and not self._is_locked():
+        if status.state is State.RUNNING and not self.is_busy():
             # It may have changed, and been let go, in between.
             status = self._last_status()
             if status.state is State.RUNNING:
@@ -269,15 +319,29 @@ class JobDirectory:
         self.keep(replace(self.status(), message=message))
         self.event("failed", message=message)
 
+    def not_begun(self, number: int) -> None:
+        """A signal has come before the command was started or resumed; nothing is changed."""
+        name, message = signal.Signals(number).name, f"{signal.Signals(number).name} {NOT_BEGUN}"
+        status = replace(self.status(), state=State.INTERRUPTED, stopped_by=name, message=message)
+        self.event("interrupted", message=message)
+        self.keep(status)
+
     def write(self, name: str, text: str, *, place: Path | None = None) -> None:
         """Replace a file as a whole; it is on disk when this returns."""
         directory = place or self.path
         partial = directory / f".{name}.partial"
-        with open(partial, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, directory / name)
+        try:
+            with open(partial, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, directory / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _overwrite(
+                directory / name, text
+            ):
+                raise
         sync(directory)
 
     def event(self, event: str, **more: object) -> None:
@@ -285,12 +349,15 @@ class JobDirectory:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **more}) + "\n"
         fd = os.open(
-            self.path / "events.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+            self.path / "events.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
         try:
+            end = os.fstat(fd).st_size
+            if end and os.pread(fd, 1, end - 1) != b"\n":
+                line = f"\n{line}"  # the one before was cut off
             os.write(fd, line.encode())
         finally:
-            os.close(fd)
+            close(fd)
 
     def events(self) -> Iterator[dict[str, Any]]:
         """The events, the oldest first; a line that was cut off is left out."""
@@ -343,6 +410,20 @@ class JobDirectory:
                     shutil.rmtree(self.checkpoints / name, ignore_errors=True)
 
 
+def _overwrite(path: Path, text: str) -> bool:
+    """Replace a small file on a full disk, in the block that it has; whether that was possible.
+
+    A file that is shorter is filled with spaces, so that one write makes all of it.
+    """
+    data = text.encode()
+    with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
+        data = data.ljust(os.fstat(file.fileno()).st_size)
+        if file.write(data) == len(data):
+            os.fsync(file.fileno())
+            return True
+    return False
+
+
 def _checkpoint(path: Path) -> Checkpoint:
     try:
         body = json.loads((path / META).read_text())
@@ -364,7 +445,7 @@ def sync(directory: Path) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def metrics(directory: JobDirectory, status: JobStatus) -> str:

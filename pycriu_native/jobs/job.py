@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .._rollback.option import Rollback
-from .._support.unpatched import sleep
+from .._support.held_signals import HeldSignals, blocked, held, until_ended
+from .._support.unpatched import close, sleep
 from ..archive.codecs import Compression
-from ..errors import CriuError, ImagesError, OptionError, Problem
+from ..errors import CriuError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from .directory import BUSY, CANNOT_RESTORE, INTERRUPTED, JobDirectory, State
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that take a last checkpoint and end the supervisor."""
-CHECKPOINTING = signal.SIGUSR2
-"""The signal that takes a checkpoint now."""
-
 FAILED = 1
 """Exit code of a supervisor that could not begin; the status has the reason."""
+
+MOST = 1e9
+"""The largest number of seconds: what the kernel's timers can count."""
 
 UNTIL_FREE = 5.0
 """Seconds until the processes of a supervisor that was killed have ended, and its lock is free."""
@@ -126,9 +122,11 @@ class Job:
             value = getattr(self, name)
             whole = name == "keep"
             kinds = int if whole else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+            valid = isinstance(value, kinds) and not isinstance(value, bool)
+            if not valid or not least <= value <= MOST:
                 what = "a whole number" if whole else "a number of seconds"
-                problems.append(Problem(name, value, f"{what}, {least:g} or more, is accepted"))
+                rule = f"{what} of {least:g} to {MOST:g} is accepted"
+                problems.append(Problem(name, value, rule))
         code = self.interrupted_code
         if isinstance(code, bool) or not isinstance(code, int) or not 1 <= code <= 255:
             problems.append(Problem("interrupted_code", code, "a number of 1 to 255 is accepted"))
@@ -147,28 +145,40 @@ class Job:
         was killed take to end.
 
         SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
-        this is the main thread. The end of this process is that of the command, too.
+        this is the main thread; before the command was started, nothing is started. The end of
+        this process is that of the command, too.
 
         Raises ``OptionError`` where the directory belongs to another command, ``ImagesError``
         where it cannot be used.
         """
-        until = math.inf if wait is None else time.monotonic() + wait
-        directory = self._directory()
-        lock = directory.lock(math.inf if wait is None else wait)
+        with held() as signals:
+            return self._run(math.inf if wait is None else wait, signals)
+
+    __call__ = run
+
+    def _run(self, wait: float, signals: HeldSignals) -> JobResult:
+        until = time.monotonic() + wait
+        command = [*map(str, self.command)]
+        directory = JobDirectory(self.directory)
+        directory.make()
+        directory.check_command(command)
+        lock = directory.lock(wait, stopped=lambda: signals.stopped is not None)
         if lock is None:
             message = f"another supervisor runs the job in {directory.path}"
             return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         try:
-            ended = directory.status().state is State.ENDED
-            code = 0 if ended else self._supervised(lock)
+            directory.take_command(command, str(self.cwd or os.getcwd()))
+            code = 0
+            if directory.status().state is not State.ENDED:
+                code = self._supervised(directory, lock, signals)
             while code == BUSY and time.monotonic() + UNTIL_FREE < until:
                 sleep(UNTIL_FREE)
-                code = self._supervised(lock)
+                code = self._supervised(directory, lock, signals)
             if code == BUSY:
                 message = directory.storage_message()
                 return JobResult(state=State.RUNNING, exit_code=BUSY, message=message)
         finally:
-            os.close(lock)
+            close(lock)
         directory.wait_until_free(UNTIL_FREE)
         status = directory.status()
         if code == FAILED:
@@ -180,47 +190,23 @@ class Job:
             )
         return _result(directory, self.interrupted_code)
 
-    __call__ = run
-
-    def _directory(self) -> JobDirectory:
-        """The directory, which is this job's."""
-        directory = JobDirectory(self.directory)
-        try:
-            os.makedirs(directory.path, mode=0o700, exist_ok=True)
-            known = directory.command()
-            if known is None:
-                others = os.listdir(directory.path)
-                if others and others != ["lock"]:
-                    rule = "it holds other files than a job's; name a new or an empty directory"
-                    raise OptionError([Problem("directory", self.directory, rule)], verb="run")
-                ours = {"command": [*self.command], "directory": str(self.cwd or os.getcwd())}
-                directory.write("job.json", json.dumps(ours) + "\n")
-                known = directory.command()
-        except OSError as error:
-            if isinstance(error, CriuError):
-                raise
-            raise ImagesError(
-                f"{directory.path} cannot be used: {error.strerror}", errno=error.errno
-            ) from None
-        assert known is not None
-        if known["command"] != [*self.command]:
-            rule = f"{directory.path} is the directory of another command: {known['command']}"
-            raise OptionError([Problem("command", self.command, rule)], verb="run")
-        return directory
-
-    def _supervised(self, lock: int) -> int:
+    def _supervised(self, directory: JobDirectory, lock: int, signals: HeldSignals) -> int:
         """Run the supervisor; its exit code."""
+        if signals.stopped is not None:
+            directory.not_begun(signals.stopped)
+            return 0
         alive, ours = os.pipe()  # its end tells the supervisor of ours
         try:
             spec = {**self._spec(), "lock": lock, "alive": alive}
             process = start_with("namespaces" if self.storage is None else "lease_holder", spec)
         finally:
-            os.close(alive)
+            close(alive)
         try:
-            with passed_on(process):
-                return process.wait()
+            with signals.passed_on(process.pid) as end:
+                until_ended(end)
+            return process.wait()
         finally:
-            os.close(ours)
+            close(ours)
             process.wait()
 
     def _spec(self) -> dict[str, Any]:
@@ -256,17 +242,21 @@ def _result(directory: JobDirectory, interrupted: int) -> JobResult:
 
 
 def start_with(module: str, spec: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input."""
+    """Start a process of the job; it reads ``spec``, which can hold keys, from standard input.
+
+    It unblocks the signals to a job when its handlers stand.
+    """
     with open(os.memfd_create("job"), "w+") as file:
         json.dump(spec, file)
         file.seek(0)
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
-            pass_fds=(spec["lock"], spec["alive"]),
-            stdin=file,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
+        with blocked():
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", f"pycriu_native.jobs.{module}"],
+                pass_fds=(spec["lock"], spec["alive"]),
+                stdin=file,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,
+            )
 
 
 def read_spec() -> dict[str, Any]:
@@ -274,28 +264,5 @@ def read_spec() -> dict[str, Any]:
     spec: dict[str, Any] = json.load(sys.stdin.buffer)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
-    os.close(nothing)
+    close(nothing)
     return spec
-
-
-@contextlib.contextmanager
-def passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Signals that this process gets go to the supervisor, if this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
-
-    before = {
-        number: signal.signal(number, pass_on)
-        for number in (*STOPPING, CHECKPOINTING)
-        if signal.getsignal(number) != signal.SIG_IGN
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,15 +15,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
+from .._support.held_signals import HeldSignals, ignore, unblock
 from .._support.unpatched import readable
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError
 from .directory import BUSY, JobDirectory, State, StorageStatus, boot_id
-from .job import CHECKPOINTING, FAILED, STOPPING, passed_on, read_spec, start_with
+from .job import FAILED, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, check_codecs, fetch
 from .storage import Storage
@@ -50,20 +50,21 @@ class LeaseHolder:
         self._status_lock = threading.Lock()
         self._over = threading.Event()
         self._lost = ""
-        self._stop = 0
+        self._signals = HeldSignals()
 
     def run(self) -> int:
         """The exit code: that of the supervisor, ``BUSY`` or ``FAILED``."""
-        for number in STOPPING:
-            signal.signal(number, self._stopped)
-        signal.signal(CHECKPOINTING, lambda *_: None)
+        self._signals.install()
+        unblock()
         try:
             check_codecs(self._spec["compress"], self._spec["encrypt_to"])
             storage = Storage(self._spec["storage"])
             lease = self._acquire(storage)
             return BUSY if lease is None else self._held(storage, lease)
         except Stopped:
-            return self._interrupted("it was stopped before it was started")
+            assert self._signals.stopped is not None
+            self._directory.not_begun(self._signals.stopped)
+            return 0
         except _Ended:
             return 0
         except Exception as error:  # of any file system
@@ -71,11 +72,8 @@ class LeaseHolder:
             self._directory.failed(f"storage {self._spec['storage']}: {words}")
             return FAILED
 
-    def _stopped(self, number: int, _: FrameType | None) -> None:
-        self._stop = number
-
     def _check(self) -> None:
-        if self._stop:
+        if self._signals.stopped is not None:
             raise Stopped
         if self._lost:
             raise LeaseLost(self._lost)
@@ -200,14 +198,8 @@ class LeaseHolder:
             storage, lease, self._directory, self._spec, report=self._report, lost=self._lose
         )
         uploads.start()
-        with passed_on(process):
-            if self._stop:
-                process.send_signal(self._stop)
-            end = os.pidfd_open(process.pid)
-            try:
-                self._until_ended(end, lease, process.send_signal)
-            finally:
-                os.close(end)
+        with self._signals.passed_on(process.pid) as end:
+            self._until_ended(end, lease, process.send_signal)
             code = process.wait()
             if self._lost or code == FAILED or self._directory.status().state is State.ENDED:
                 uploads.cancel()
@@ -248,10 +240,6 @@ class LeaseHolder:
 
     # ---- status and events ----
 
-    def _interrupted(self, message: str) -> int:
-        self._change_state(State.INTERRUPTED, "interrupted", message)
-        return 0
-
     def _change_state(self, state: State, event: str, message: str) -> None:
         self._directory.keep(replace(self._directory.status(), state=state, message=message))
         self._directory.event(event, message=message)
@@ -286,5 +274,6 @@ def main(spec: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     code = main(read_spec())
+    ignore()
     sys.stdout.flush()
     os._exit(code)  # threads of a file system may wait for ever

@@ -7,11 +7,10 @@ in between stays outside: it passes signals on, and its exit code is the supervi
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections import deque
 from typing import Any
 
+from .._support.held_signals import HeldSignals, ignore, unblock, until_ended
 from .._support.unpatched import readable
 from .._system.new_namespaces import (
     CLONE_NEWNS,
@@ -24,7 +23,7 @@ from .._system.new_namespaces import (
 )
 from .._system.process import stat_of
 from .directory import JobDirectory
-from .job import CHECKPOINTING, FAILED, STOPPING, read_spec
+from .job import FAILED, read_spec
 
 
 def main(spec: dict[str, Any]) -> int:
@@ -32,9 +31,8 @@ def main(spec: dict[str, Any]) -> int:
     end_with_parent()
     if readable(spec["alive"]):  # the process that runs the job has ended
         return FAILED
-    stopped: deque[int] = deque()
-    for number in (*STOPPING, CHECKPOINTING):
-        signal.signal(number, lambda number, _: stopped.append(number))
+    signals = HeldSignals()
+    signals.install()  # they are still blocked: each comes to one of both processes below
     directory = JobDirectory(spec["directory"])
     try:
         user, group = os.geteuid(), os.getegid()
@@ -48,17 +46,18 @@ def main(spec: dict[str, Any]) -> int:
     pid = os.fork()
     if pid == 0:
         end_with_parent()
-        return _first(spec, directory, stopped)
-    for number in (*STOPPING, CHECKPOINTING):
-        signal.signal(number, lambda number, _: os.kill(pid, number))
-    for early in stopped:
-        os.kill(pid, early)
+        unblock()
+        return _first(spec, directory, signals)
+    with signals.passed_on(pid) as end:
+        unblock()
+        until_ended(end)
+        ignore()
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 
 
-def _first(spec: dict[str, Any], directory: JobDirectory, signals: deque[int]) -> int:
+def _first(spec: dict[str, Any], directory: JobDirectory, signals: HeldSignals) -> int:
     """The first process of the pid namespace; ``signals`` are those that have come so far."""
     outside = int(os.readlink("/proc/self"))  # still that of the namespace outside
     seen = stat_of(outside)

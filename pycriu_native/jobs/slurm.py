@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .._support.held_signals import held
 from ..errors import CriuError, OptionError, Problem
 from .directory import JobDirectory, State
-from .job import STOPPING, Job, JobResult
+from .job import Job, JobResult
 
 REQUEUED_AFTER = (signal.SIGUSR1.name, "notice")
 """What a job is queued again after. SIGTERM is that of ``scancel``, too; and SLURM itself queues a
@@ -93,7 +92,11 @@ def run_in_slurm(job: Job, slurm: SlurmJob | None = None) -> JobResult:
     It is not queued again where no checkpoint was taken in this run: it would never end. Raises
     what ``Job.run`` raises, and ``OptionError`` where SLURM would not queue it again.
     """
-    slurm = slurm or SlurmJob.current()
+    with held():  # SLURM sends SIGTERM to all processes of a job that it queues again
+        return _run(job, slurm or SlurmJob.current())
+
+
+def _run(job: Job, slurm: SlurmJob) -> JobResult:
     if not slurm.may_be_requeued():
         rule = f"job {slurm.id} cannot be queued again: submit it with --requeue"
         raise OptionError([Problem("slurm", True, rule)], verb="run")
@@ -107,27 +110,12 @@ def run_in_slurm(job: Job, slurm: SlurmJob | None = None) -> JobResult:
         why = f"SLURM job {slurm.id} is not queued again: this run has taken no checkpoint"
         return replace(result, message=f"{result.message}; {why}")
     message = f"SLURM queues job {slurm.id} again"
-    with _signals_ignored():  # SLURM sends SIGTERM to all processes of a job that it queues again
-        try:
-            slurm.requeue()
-            directory.event("requeued", message=message, slurm=slurm.id)
-        except CriuError as error:
-            message = str(error)
-    return replace(result, message=f"{result.message}; {message}")
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Ignore the signals that end a job, if this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in STOPPING}
     try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        slurm.requeue()
+        directory.event("requeued", message=message, slurm=slurm.id)
+    except CriuError as error:
+        message = str(error)
+    return replace(result, message=f"{result.message}; {message}")
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:

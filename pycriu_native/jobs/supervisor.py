@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from dataclasses import replace
@@ -14,25 +15,32 @@ from typing import Any
 from .._rollback.option import Rollback
 from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
-from .._support.unpatched import readable
+from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
+from .._support.unpatched import close, readable
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import Checkpoint, JobDirectory, State, boot_id
-from .job import CHECKPOINTING, FAILED, STOPPING
+from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State, boot_id
+from .job import FAILED
 from .notice import NoticeWatch
 
 FIRST_PID = 1000
 """The pids below are for the supervisor's own processes, which come and go: they must not take one
 that a restore needs."""
 
-DEATHS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP)
+DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 """Signals by which a command ends that was interrupted, and has not ended by itself."""
+
+UNTIL_SIGNAL = 0.2
+"""Seconds in which a signal that was sent to all processes has come here, too."""
 
 FIRST = 0.1
 """When the first checkpoint is taken, as a part of the interval."""
+
+KEPT_EVERY = 0.2
+"""Seconds between two attempts to write the last status."""
 
 ATTEMPTS = 3
 """How often a restore is tried that fails for another reason than its images."""
@@ -48,7 +56,7 @@ class Supervisor:
         self,
         spec: dict[str, Any],
         directory: JobDirectory,
-        signals: deque[int],
+        signals: HeldSignals,
         outside: int,
         start: int,
     ) -> None:
@@ -70,6 +78,9 @@ class Supervisor:
             host=os.uname().nodename,
             stopped_by=None,
         )
+        self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._kept = True
+        """Whether the status is written."""
         self._pid = 0
         self._criu_was_lost = False
         """Whether the last checkpoint failed since CRIU was killed: that can cost the command its
@@ -79,35 +90,37 @@ class Supervisor:
 
     def run(self) -> int:
         """Exit code 0: the status tells how it ended; 1: it has not begun."""
-        wake, woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        for number in (*STOPPING, CHECKPOINTING, signal.SIGCHLD):
-            signal.signal(number, self._signalled)
-        with NoticeWatch(self._spec["notice"], woken) as notice:
+        signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        with NoticeWatch(self._spec["notice"], self._woken) as notice:
             try:
                 self._directory.sweep()
-                if not self._begin():
-                    return 0
-                return self._supervise(wake, notice)
+                if self._begin():
+                    self._supervise(notice)
+                return self._keep_at_last()
             except (CriuError, OSError) as error:
                 self._report("failed", str(error))
                 return FAILED
 
-    def _signalled(self, number: int, _: object) -> None:
-        self._signals.append(number)
-
     # ---- the beginning ----
 
     def _begin(self) -> bool:
-        """Start or resume the command; False if neither can be."""
+        """Start or resume the command; False if neither can be, or it was stopped before."""
         checkpoints = self._directory.all_checkpoints()
         for each in checkpoints:
             if not self._resume(each):
+                if self._signals.stopped is not None:
+                    break
                 continue
             self._set_last_pid(max(FIRST_PID, each.last_pid))
             self._change(state=State.RUNNING, resumed=self._status.resumed + 1)
             self._report("resumed", f"resumed from checkpoint {each.number}", number=each.number)
             return True
+        if self._signals.stopped is not None:
+            self._take_signals()
+            self._change(state=State.INTERRUPTED)
+            self._report("interrupted", f"{self._status.stopped_by} {NOT_BEGUN}")
+            return False
         if checkpoints and not self._spec["or_start_over"]:
             failure = self._status.message
             self._change(state=State.CANNOT_RESTORE)
@@ -123,6 +136,8 @@ class Supervisor:
     def _resume(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint could be restored; tried again unless its images are at fault."""
         for _ in range(ATTEMPTS):
+            if self._signals.stopped is not None:
+                break
             try:
                 self._pid = resume(self._directory, checkpoint)
                 return True
@@ -148,6 +163,10 @@ class Supervisor:
                 stderr=files[1],
                 start_new_session=True,
             )
+        except OSError:
+            if not again:
+                _remove(self._directory.start)  # nothing of the job was ever started
+            raise
         finally:
             for file in files:
                 file.close()
@@ -175,7 +194,7 @@ class Supervisor:
                 finally:
                     rolled_back.close()
             finally:
-                os.close(at)
+                close(at)
             return
         for path in outputs:
             path.touch(mode=0o600)
@@ -187,7 +206,7 @@ class Supervisor:
             save(at, (), (*map(_pattern, outputs), *self._also), lambda: None)
             os.fsync(at)
         finally:
-            os.close(at)
+            close(at)
         os.rename(partial, start)
 
     def _set_last_pid(self, number: int) -> None:
@@ -196,16 +215,17 @@ class Supervisor:
 
     # ---- while it runs ----
 
-    def _supervise(self, wake: int, notice: NoticeWatch) -> int:
+    def _supervise(self, notice: NoticeWatch) -> None:
         every = float(self._spec["every"])
         due = time.monotonic() + every * (FIRST if not self._status.checkpoints else 1)
         while True:
             ended = self._reap()
             if ended is not None:
                 self._ended(ended)
-                return 0
+                return
             if readable(self._alive):
-                return 0  # we run for no one
+                return  # we run for no one
+            self._keep()
             if self._stop_by is None and notice.left is not None:
                 left = min(notice.left, float(self._spec["grace"])) if notice.vague else notice.left
                 self._stop_by = time.monotonic() + left
@@ -213,26 +233,28 @@ class Supervisor:
                 self._report("notice", f"a notice of interruption in {left:.0f} s: {notice.text}")
             if self._stop_by is not None:
                 self._last_checkpoint()
-                return 0
+                return
             asked = CHECKPOINTING in self._take_signals()
             if self._stop_by is None and (asked or time.monotonic() >= due):
                 self._checkpoint()
                 due = time.monotonic() + every
                 continue
             if self._stop_by is None:
-                pause = max(0.0, min(due - time.monotonic(), 5.0))
-                readable(wake, self._alive, seconds=pause)
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake, 4096)
+                self._wait(min(due - time.monotonic(), 5.0))
+
+    def _wait(self, seconds: float) -> None:
+        """Until a signal or a notice comes, or the process that runs the job ends, at most."""
+        readable(self._wake, self._alive, seconds=seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
 
     def _take_signals(self) -> set[int]:
         """The signals that came; one that stops sets the time by which to end."""
         result = set()
-        while self._signals:
-            number = self._signals.popleft()
+        for number, when in self._signals.take():
             result.add(number)
             if number in STOPPING and self._stop_by is None:
-                self._stop_by = time.monotonic() + float(self._spec["grace"])
+                self._stop_by = when + float(self._spec["grace"])
                 self._change(stopped_by=signal.Signals(number).name)
                 self._report("stopping", f"{signal.Signals(number).name} was received")
         return result
@@ -251,7 +273,7 @@ class Supervisor:
             )
         except (CriuError, OSError, ValueError) as error:
             seen = stat_of(self._pid)
-            if seen is None or seen.has_ended:
+            if (seen is None or seen.has_ended) and not last:
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
                 return False  # it has come to its end meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
@@ -261,7 +283,6 @@ class Supervisor:
         took = time.monotonic() - began
         self._criu_was_lost = False
         self._durations.append(took)
-        self._directory.prune(int(self._spec["keep"]))
         self._change(
             checkpoints=self._status.checkpoints + 1,
             last_success=time.time(),
@@ -270,6 +291,10 @@ class Supervisor:
             last_bytes=made.bytes,
         )
         self._report("checkpoint", _words(made, took), number=made.number, seconds=took)
+        try:
+            self._directory.prune(int(self._spec["keep"]))
+        except OSError as error:
+            self._report("not removed", f"older checkpoints cannot be removed: {error}")
         if took * MARGIN > float(self._spec["grace"]):
             self._report(
                 "grace is short",
@@ -315,22 +340,59 @@ class Supervisor:
         return None
 
     def _ended(self, code: int) -> None:
-        if code < 0 and (-code in DEATHS or self._criu_was_lost):
+        if self._was_interrupted(code):
+            how = f"with {code}" if code > 0 else f"by {signal.Signals(-code).name}"
+            after = f" after {self._status.stopped_by}" if self._stop_by is not None else ""
             self._change(state=State.INTERRUPTED)
-            name = signal.Signals(-code).name
-            self._report("interrupted", f"the command was ended by {name}; it can be resumed")
+            self._report("interrupted", f"the command was ended {how}{after}; it can be resumed")
             return
         self._change(state=State.ENDED, exit_code=code)
         self._report("ended", f"the command has ended with {code}", exit_code=code)
+
+    def _was_interrupted(self, code: int) -> bool:
+        """Whether it has not ended by itself, but of a signal, which it may have handled."""
+        if code == 0:
+            return False
+        if -code in DEATHS or (code < 0 and self._criu_was_lost):
+            return True
+        until = time.monotonic() + UNTIL_SIGNAL
+        self._take_signals()
+        while self._stop_by is None and (left := until - time.monotonic()) > 0:
+            self._wait(left)
+            self._take_signals()
+        return self._stop_by is not None
 
     def _change(self, **more: Any) -> None:
         self._status = replace(self._status, **more)
 
     def _report(self, event: str, message: str, **more: object) -> None:
-        """An event; the status is kept with it."""
+        """An event; the status is kept with it, or later if the disk is full, for example."""
         self._change(message=message)
-        self._directory.event(event, message=message, **more)
-        self._directory.keep(self._status)
+        try:
+            self._directory.event(event, message=message, **more)
+        except OSError as error:
+            _print(f"{event}: {message} (the event cannot be written: {error})")
+        self._kept = False
+        self._keep()
+
+    def _keep(self) -> None:
+        """Write the status, if the one that is there is older. The command runs on if it fails."""
+        if not self._kept:
+            with contextlib.suppress(OSError):
+                self._directory.keep(self._status)
+                self._kept = True
+
+    def _keep_at_last(self) -> int:
+        """Write the status, within the time of a last checkpoint; the exit code."""
+        until = time.monotonic() + float(self._spec["grace"])
+        while not self._kept and time.monotonic() < until:
+            time.sleep(KEPT_EVERY)
+            self._keep()
+        if not self._kept:
+            _print(
+                f"{self._status.message}; it cannot be written, and is not known to the next run"
+            )
+        return 0 if self._kept else FAILED
 
 
 def _words(made: Checkpoint, took: float) -> str:
@@ -338,6 +400,12 @@ def _words(made: Checkpoint, took: float) -> str:
         f"checkpoint {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
         f"command stood still for {made.frozen:.2f} s"
     )
+
+
+def _print(message: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"pycriu-native: {message}\n")
+        sys.stderr.flush()
 
 
 def _pattern(path: Any) -> str:

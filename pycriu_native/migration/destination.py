@@ -20,6 +20,7 @@ from .._calls import requirements, verbs
 from .._calls.notification import Hook, Notification
 from .._calls.progress import lazy_bytes
 from .._pages.lazy_pages import LazyPages
+from .._support.unpatched import close
 from .._system.descriptors import descriptors_of
 from .._transport.worker import Worker
 from ..enums import Notify
@@ -273,7 +274,7 @@ class Destination:
         if self._daemon is not None:
             self._daemon.close()
         for fd in self._held:
-            os.close(fd)
+            close(fd)
         self._held = []
         if self.relay is not None:
             self.relay.close()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from .._calls import logs
 from .._support.lazy import socket
+from .._support.sockets import blocking
 from ..errors import MigrationError, OptionError, PeerLostError, Problem
 from ..options.criu_opts import CriuOpts
 from ..options.values import PageServer
@@ -139,7 +140,7 @@ def accept(place: Place, opts: CriuOpts, until: MigrationDeadline, insecure: boo
             listener.settimeout(until.left(LOOK))
             try:
                 sock, name = listener.accept()
-                sock = socket.socket(fileno=sock.detach())
+                sock = blocking(sock)
             except TimeoutError:
                 if until.is_over():
                     why = "no source came before the deadline"

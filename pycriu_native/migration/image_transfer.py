@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 
+from .._support.unpatched import close
 from .._system.regular_file import open_regular
 from ..errors import MigrationError, PeerLostError
 from .control_channel import LARGEST_PIECE, Channel, Kind
@@ -96,7 +97,7 @@ def receive(
                 raise PeerLostError("the peer sent more bytes of images than it announced")
             _receive_file(channel, where, checked_name(entry.get("name")), size, count)
     finally:
-        os.close(where)
+        close(where)
     return this
 
 

@@ -18,8 +18,8 @@ from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import socket
 from .._support.light_typing import Any
-from .._support.unpatched import Event, Thread
-from .._system.descriptors import above_stdio
+from .._support.unpatched import Event, Thread, close
+from .._transport.connection import socket_pair
 from ..errors import CriuError
 from .control_channel import LARGEST_PIECE, Channel, Kind
 from .watchdog_process import INVALID_COMMAND
@@ -41,12 +41,9 @@ class PageRelay(Closing):
     def __init__(self, *, serves: bool) -> None:
         """``serves``: the CRIU at this end has the pages."""
         self._serves = serves
-        ours, theirs = socket.socketpair()
-        self.ours = socket.socket(fileno=above_stdio(ours.detach()))
-        self.theirs = socket.socket(fileno=above_stdio(theirs.detach()))
+        self.ours, self.theirs = socket_pair(socket.SOCK_STREAM)
         """CRIU's end; the caller closes it once CRIU has it."""
         for end in (self.ours, self.theirs):
-            end.setblocking(True)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_SIZE)
         self.requested = Event()
         """Set when the other side has sent something."""
@@ -128,4 +125,4 @@ class PageRelay(Closing):
             self._thread.join()
         self.ours.close()
         self.theirs.close()
-        os.close(self._closing)
+        close(self._closing)

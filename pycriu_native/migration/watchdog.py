@@ -12,7 +12,7 @@ from typing import Any
 
 from .._support.closing import Closing
 from .._support.lazy import socket
-from .._support.unpatched import Lock
+from .._support.unpatched import Lock, close
 from .._system.descriptors import above_stdio
 from .._transport.connection import socket_pair
 from .._transport.process import ChildProcess
@@ -42,7 +42,7 @@ class Watchdog(Closing):
                     keep=[theirs.fileno()],
                 )
             except BaseException:
-                os.close(stderr_text)
+                close(stderr_text)
                 self._socket.close()
                 raise
             self._process = ChildProcess(pid, pidfd, stderr_text)

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .._integrity.saved_mounts import CGROUP_V1, SavedMount, saved_mounts
+from .._support.unpatched import close
 from .._system.cgroups import cgroups_of
 from .._system.mountinfo import hierarchy, mounts_of
 from .._system.mounts import inside, mount_point
@@ -224,7 +225,7 @@ class Bundle:
                 os.makedirs(place)
             else:
                 os.makedirs(os.path.dirname(place), exist_ok=True)
-                os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+                close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
 
     def _inherited(
         self, images: str, stdio: Sequence[Descriptor | None], owned: contextlib.ExitStack
@@ -238,7 +239,7 @@ class Bundle:
             path = self.namespaces.get(kind)
             if path:
                 file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                owned.callback(os.close, file)
+                owned.callback(close, file)
                 result[key] = file
         return [(fd, key) for key, fd in result.items()]
 

@@ -164,6 +164,14 @@ def from_archive(
     return ContainerCheckpoint.load(target)
 
 
+def host_mounts(directory: StrPath) -> list[str]:
+    """The places of bind mounts from the host, which ``from_archive`` needs ``binds`` for.
+
+    ``directory`` is an unpacked archive. Raises ``ImagesError``.
+    """
+    return _Unpacked(Path(directory), 0).host_mounts()
+
+
 class _Unpacked:
     """A directory with the files of an archive, which becomes a bundle."""
 
@@ -218,6 +226,12 @@ class _Unpacked:
                 f"the container has bind mounts from its host at {', '.join(missing)}; name what "
                 f"of this host comes there, as it was: binds={{{cure}}}"
             )
+
+    def host_mounts(self) -> list[str]:
+        """The places of bind mounts that no engine makes from files of its own."""
+        own = {*_EMPTY_FILES, *_DIRECTORIES, *self._volumes()}
+        mounts = filter(is_bind, self._spec.get("mounts") or ())
+        return [place for each in mounts if (place := _absolute(each["destination"])) not in own]
 
     def _own_source(self, place: str) -> str | None:
         """A file or directory below ``binds`` for a mount of the engine's own, or None."""

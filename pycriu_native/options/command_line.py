@@ -1,8 +1,8 @@
 """The command line of the ``criu`` program that does the same, and back.
 
 Read as ``getopt_long`` reads it: options may stand before and behind the command, short ones
-may be joined, and ``--`` ends them. Not read: abbreviated long options, because what they mean
-changes with the release. Facts: CRIU's ``criu/config.c`` and ``criu/crtools.c``.
+may be joined, ``--`` ends them, and long ones may be abbreviated: to what is the beginning of one
+option only, of all releases. Facts: CRIU's ``criu/config.c`` and ``criu/crtools.c``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from .._support.frozen_dataclass import replace
 from ..enums import Verb
 from ..errors import OptionError, Problem
-from .applicability import foreign_options
-from .fields import Fields
+from .fields import Fields, foreign_options
 from .flag_values import Takes
-from .flags import SHORT, FlagParser, Opts, Word, to_flags
+from .flags import SHORT, FlagParser, Opts, Word, known_flags, to_flags
 from .values import PageServer
 
 PROGRAM = "criu"
@@ -56,6 +55,13 @@ OTHER_COMMANDS = {
     "show": "CRIU has removed it: images.decode() shows images",
 }
 """Commands that are no verb, and what there is instead."""
+
+CURRENT_DIRECTORY = "."
+"""The images directory of a command line that names none."""
+STANDARD_OUTPUT = "-"
+"""The log file that is none."""
+REFUSED_ELSEWHERE = ("inherit_fds", "mntns_compat_mode", "lazy_pages", "stream")
+"""Options that criu refuses, and does not ignore, with some other commands."""
 
 READ_FIRST = frozenset(("-h", "--help", "--config", "--no-default-config"))
 """Words that criu looks for anywhere in its command line, before it reads it properly."""
@@ -105,6 +111,8 @@ def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[
             problems.append(Problem("exec_cmd", opts.exec_cmd, rule))
         words += ["--restore-detached"] if verb is Verb.RESTORE_CHILD else []
         words.append(LAST[verb])
+    elif verb is Verb.LAZY_PAGES and opts.pidfile is not None:
+        words.append("--daemon")  # without it criu writes no pid
     return words, problems
 
 
@@ -163,9 +171,23 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
     reader.finish(rest, serves=verb in SERVERS)
     if verb is Verb.PRE_DUMP:
         reader.fields["pre_dump"] = True
+    if verb is Verb.LAZY_PAGES and not reader.detached:
+        reader.fields.pop("pidfile", None)
+    if verb is not Verb.CHECK:
+        reader.fields.setdefault("images_directory", CURRENT_DIRECTORY)
+    if reader.fields.get("log_file") == STANDARD_OUTPUT:
+        del reader.fields["log_file"]
+        reader.fields["log_to_stderr"] = True
     opts = reader.make(cls)
     assert verb is not None
+    opts = _without_ignored(opts, verb)
     return verb, reader.pid if verb in (Verb.DUMP, Verb.PRE_DUMP) else None, opts
+
+
+def _without_ignored(opts: Opts, verb: Verb) -> Opts:
+    """The options without those that criu ignores with this command, and only those."""
+    refused = {name: getattr(opts, name) for name in REFUSED_ELSEWHERE}
+    return replace(opts.only_for(verb), **refused)
 
 
 def _is_command(word: str) -> bool:
@@ -196,6 +218,7 @@ def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
             remaining += following
         elif word.startswith("--"):
             flag, given, value = word.partition("=")
+            flag = _whole(flag)
             if given:
                 reader.take(flag, value)
             else:
@@ -205,6 +228,13 @@ def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
         else:
             remaining.append(word)
     return remaining
+
+
+def _whole(flag: str) -> str:
+    """A long option that may be abbreviated; as it is if it begins none, or several."""
+    known = known_flags()
+    begun = [flag] if flag in known else [each for each in known if each.startswith(flag)]
+    return begun[0] if len(begun) == 1 else flag
 
 
 def _read_letters(letters: str, following: Iterator[str], reader: FlagParser) -> None:

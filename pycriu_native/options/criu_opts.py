@@ -47,11 +47,13 @@ class CriuOpts(Fields):
     def from_argv(cls, words: Sequence[str]) -> tuple[Verb, int | None, Self]:
         """Verb, pid and options of a ``criu`` command line, with or without the program in front.
 
-        Long and short options, not abbreviated ones. The verb is ``restore-child`` with
+        Long, abbreviated and short options. The verb is ``restore-child`` with
         ``--restore-sibling``, ``page-server`` for a page server with ``--daemon`` and
         ``page-server-child`` for one without, ``version`` with ``--version``. Options of pre-dump
         come with ``pre_dump`` set. A restore is always detached, and the pid that it may name is
-        dropped, as CRIU does. A page server without an address listens on ``0.0.0.0``.
+        dropped, as are the other options that ``criu`` ignores with the command. Without ``-D`` the
+        images are in ``"."``; ``-o -`` becomes ``log_to_stderr``. A page server without an address
+        listens on ``0.0.0.0``.
         ``OptionError`` lists what is unknown, or has no field here: ``--help``, ``--ms``, and the
         commands ``service`` and ``swrk``.
         """

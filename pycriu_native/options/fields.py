@@ -12,19 +12,11 @@ import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
+from .. import enums
 from .._support.frozen_dataclass import dataclass, replace
 from .._support.light_typing import Any, Self
-from ..enums import (
-    CgroupMode,
-    CompressMode,
-    FileValidation,
-    ImageIOMode,
-    NetworkLock,
-    PreDumpMode,
-    Verb,
-)
 from ..errors import OptionError, Problem
-from .table import BY_FIELD, VERB_MASK, Row
+from .table import BY_FIELD, TABLE, VERB_MASK, Row
 from .values import (
     CgroupRoot,
     Descriptor,
@@ -50,7 +42,7 @@ class Remembered:
     __slots__ = ("packed", "sound_for")
 
     def __init__(self) -> None:
-        self.sound_for: set[Verb] = set()
+        self.sound_for: set[enums.Verb] = set()
         """The verbs whose rules the options have passed, without the rules that read files."""
         self.packed: bytes | None = None
         """The options in libcriu's encoding, without the fields that each call adds."""
@@ -95,7 +87,7 @@ class Fields:
     veth_pairs: Iterable[VethPair | tuple[str, str] | str] | None = None
     """Veth pairs of the container and the names of their outer ends. CRIU prefers the same as
     ``external=["veth[inside]:outside"]``."""
-    manage_cgroups_mode: CgroupMode | str | int | None = None
+    manage_cgroups_mode: enums.CgroupMode | str | int | None = None
     """How cgroups are restored; see :class:`CgroupMode`. CRIU's default is SOFT."""
     empty_ns: int | str | None = None
     """Namespaces that are saved without contents and restored empty, to be filled by a
@@ -109,7 +101,8 @@ class Fields:
     Page server: serve the pages of a complete image set to such a daemon. Dump and restore need
     userfaultfd. CRIU 3.5."""
     status_fd: Descriptor | None = None
-    """Gets one zero byte when a page server or lazy dump can be connected to; must be writable.
+    """Gets one zero byte when a page server, lazy dump or ``LazyPages`` can be connected to; must
+    be writable.
     CRIU calls it obsolete since 3.15 and sends the ``status-ready`` notification too."""
 
     # ---- what is saved, and how ----
@@ -120,7 +113,7 @@ class Fields:
     """Have the kernel track changes of memory from this dump on, for a next one to build on, and
     leave out what has not changed since ``parent_image``. A pre-dump does so in any case. Needs
     soft-dirty tracking."""
-    pre_dump_mode: PreDumpMode | str | int | None = None
+    pre_dump_mode: enums.PreDumpMode | str | int | None = None
     """How a pre-dump takes the memory. CRIU's default is SPLICE. CRIU 3.14."""
     pidfd_store_sk: Descriptor | None = None
     """A unix datagram socket connected to itself, in which CRIU keeps pidfds between dumps of
@@ -153,7 +146,7 @@ class Fields:
     """Drop established TCP connections: they are restored closed. On restore too. CRIU 3.12."""
     tcp_skip_in_flight: bool | None = None
     """Leave out connections that are still being opened. CRIU 2.4."""
-    network_lock: NetworkLock | str | int | None = None
+    network_lock: enums.NetworkLock | str | int | None = None
     """How packets are blocked while connections are saved. CRIU 3.16; SKIP is 3.19. The rules of
     IPTABLES remain if the images are restored with ``tcp_close`` (seen with 4.2.1)."""
     unix_sks: Iterable[int] | None = None
@@ -241,9 +234,9 @@ class Fields:
     """The images directory by a path that CRIU itself opens, in its own mount namespace: for a
     ``criu service`` in another mount namespace. Instead of ``images_directory``; a worker needs
     ``allow_untrusted``, since nothing checks the directory before. CRIU 3.19."""
-    image_io_mode: ImageIOMode | str | int | None = None
+    image_io_mode: enums.ImageIOMode | str | int | None = None
     """Through the page cache, which is the default, or past it. CRIU 4.3."""
-    compress: CompressMode | str | int | None = None
+    compress: enums.CompressMode | str | int | None = None
     """Compress memory pages; the default is OFF. CRIU 4.3."""
     compress_acceleration: int | None = None
     """LZ4's acceleration, 1 to 65537: faster and larger. CRIU 4.3."""
@@ -262,8 +255,8 @@ class Fields:
     log_level: int | None = None
     """0 messages only, 1 errors, 2 warnings (CRIU's default), 3 information, 4 debugging."""
     log_file: str | None = None
-    """The log's name in the work directory. Default: ``dump.log``, ``pre-dump.log`` or
-    ``restore.log``."""
+    """The log's name in the work directory, or its path. A relative path begins at the work
+    directory. Default: ``dump.log``, ``pre-dump.log`` or ``restore.log``."""
     config_file: StrPath | None = None
     """A CRIU configuration file for this call; its options override the other fields.
     CRIU 3.12."""
@@ -282,7 +275,7 @@ class Fields:
     """Find the data of deleted files by fiemap instead of by ``SEEK_DATA``. CRIU 3.18."""
     allow_uprobes: bool | None = None
     """Save and restore a process that has the mapping of uprobes. CRIU 4.2."""
-    file_validation: FileValidation | str | int | None = None
+    file_validation: enums.FileValidation | str | int | None = None
     """How a restore compares mapped files with those of the dump; the default is BUILDID. A dump
     saves the build IDs. CRIU 3.15."""
     action_scripts: Iterable[StrPath] | None = None
@@ -290,8 +283,8 @@ class Fields:
     CRTOOLS_SCRIPT_ACTION, CRTOOLS_IMAGE_DIR and CRTOOLS_INIT_PID in the environment. A relative
     path begins at the work directory. A program that fails makes the call fail. CRIU 3.19."""
     pidfile: StrPath | None = None
-    """A file that CRIU makes, with the pid of the restored root process or of the page server. It
-    must not exist. A relative path begins at the work directory."""
+    """A file that is made, with the pid of the restored root process, of the page server or of the
+    lazy-pages daemon. It must not exist. A relative path begins at the work directory."""
     libdir: StrPath | None = None
     """The directory of CRIU's plugins. A relative path begins at the work directory."""
     log_pid: bool | None = None
@@ -337,13 +330,13 @@ class Fields:
     def _remembered(self) -> Remembered:
         return Remembered()
 
-    def only_for(self, verb: Verb | str) -> Self:
+    def only_for(self, verb: enums.Verb | str) -> Self:
         """These options without those that mean nothing to ``verb``.
 
         A verb refuses options that CRIU would ignore there; this is for one set of options that
         serves dump and restore alike.
         """
-        mask = VERB_MASK[Verb(verb)]
+        mask = VERB_MASK[enums.Verb(verb)]
         foreign = {row.name: None for row, _ in self.items() if not row.on & mask}
         return replace(self, **foreign) if foreign else self
 
@@ -366,3 +359,25 @@ class Fields:
         if unknown:
             raise OptionError(unknown)
         return cls(**values)
+
+
+@functools.cache
+def _foreign(verb: enums.Verb) -> frozenset[str]:
+    """The options that mean nothing to a verb."""
+    mask = VERB_MASK[verb]
+    return frozenset(row.name for row in TABLE if not row.on & mask)
+
+
+def foreign_options(opts: Fields, verb: enums.Verb) -> Iterator[Problem]:
+    """One problem for each option that is set and has no meaning for ``verb``."""
+    foreign = _foreign(verb)
+    for row, value in opts.items():
+        if row.field in foreign:
+            known = [str(v) for v, m in VERB_MASK.items() if row.on & m]
+            where = " and ".join(known) or "other requests"
+            yield Problem(
+                row.name,
+                value,
+                f"belongs to {where}; {verb} would ignore it "
+                f"(opts.only_for({str(verb)!r}) drops it)",
+            )

@@ -140,6 +140,11 @@ _ALONE = frozenset(
 )
 
 
+def known_flags() -> frozenset[str]:
+    """Every long option that is read, of whatever release."""
+    return frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
+
+
 class FlagParser:
     """Collects what words say, and what is wrong with them."""
 
@@ -207,13 +212,11 @@ class FlagParser:
             if row.implies:
                 self.fields[row.implies] = True
         elif flag not in IMPLIED:
-            raise ValueError("is no option of criu that is known here (abbreviations are not read)")
+            raise ValueError("is no option of criu that is known here")
 
     def _take_number(self, flag: str, number: int) -> None:
         if flag == "--close":
-            if number <= 2:
-                raise ValueError("3 or more is accepted: a worker has its own 0 to 2")
-            return
+            return  # a worker inherits none of the caller's
         if not number and flag != "--ps-socket":
             raise ValueError("1 or more is accepted")
         if flag == "--tree":
@@ -236,10 +239,6 @@ class FlagParser:
             self.problems.append(Problem("--page-server", None, rule))
         elif self._asks_server or serves or (lazy and self._server):
             self.fields["page_server"] = {**server, **self._server}
-        elif self._server:
-            flag = next(flag for flag, part in _PARTS.items() if part in self._server)
-            rule = "says nothing without --page-server or --lazy-pages"
-            self.problems.append(Problem(flag, None, rule))
         if self.executes and command:
             self.fields["exec_cmd"] = list(command)
         elif self.executes:

@@ -13,11 +13,9 @@ releases with the setter on a handle (``criu_local_*``) and on the library-wide 
 from __future__ import annotations
 
 import functools
-from enum import Flag as Mask
-from enum import auto
 
-from .. import enums
 from .._support.frozen_dataclass import dataclass
+from ..enums import Verb
 from . import values
 from .value_types import (
     Command,
@@ -39,19 +37,22 @@ INT32 = Number(-(2**31), 2**31 - 1)
 UINT32 = Number(0, 2**32 - 1)
 
 
-class On(Mask):
-    """The verbs that an option means something to."""
+class On:
+    """The verbs that an option means something to: bits of a mask.
 
-    DUMP = auto()
-    PRE_DUMP = auto()
-    RESTORE = auto()
-    PAGE_SERVER = auto()
-    DAEMON = auto()
+    No ``enum.Flag``, whose members take as long to make as the rest of this module.
+    """
+
+    DUMP = 1
+    PRE_DUMP = 2
+    RESTORE = 4
+    PAGE_SERVER = 8
+    DAEMON = 16
     """A page server in the background."""
-    CPUINFO = auto()
-    LAZY_PAGES = auto()
-    CHECK = auto()
-    DEDUP = auto()
+    CPUINFO = 32
+    LAZY_PAGES = 64
+    CHECK = 128
+    DEDUP = 256
 
     SAVE = DUMP | PRE_DUMP
     BOTH = DUMP | RESTORE
@@ -69,7 +70,8 @@ class Row:
     wire: str | None
     """Its name in ``rpc.proto``; None: it selects the verb, or ``in_config`` is set."""
     kind: Kind
-    on: On
+    on: int
+    """Bits of :class:`On`."""
     setter: str | None = None
     """The stem behind ``criu_local_`` and ``criu_``; None: no release has a setter."""
     since: str = "1.7"
@@ -107,7 +109,7 @@ def _row(
     field: str | None,
     wire: str | None,
     kind: Kind,
-    on: On,
+    on: int,
     setter: str | None = None,
     since: str = "1.7",
     **more: object,
@@ -118,7 +120,7 @@ def _row(
     return Row(field, wire, kind, on, setter, since, **more)  # type: ignore[arg-type]
 
 
-def _flag(field: str, on: On, since: str = "1.7", **more: object) -> Row:
+def _flag(field: str, on: int, since: str = "1.7", **more: object) -> Row:
     """The usual flag: field, wire field, setter and command-line option share one name."""
     dashed = "--" + field.replace("_", "-")
     more.setdefault("flag", dashed)
@@ -127,7 +129,7 @@ def _flag(field: str, on: On, since: str = "1.7", **more: object) -> Row:
 
 
 def _in_config(
-    field: str, kind: Kind, on: On, flag: str, since: str = "1.7", **more: object
+    field: str, kind: Kind, on: int, flag: str, since: str = "1.7", **more: object
 ) -> Row:
     """An option of CRIU's command line and configuration files that no request has."""
     return _row(field, None, kind, on, None, since, flag=flag, in_config=True, **more)
@@ -153,7 +155,7 @@ TABLE: tuple[Row, ...] = (
          lies=True),
     _row("veth_pairs", "veths", ListOf(Item(values.VethPair)), On.RESTORE, "add_veth_pair",
          runc="VethPairs", flag="--veth-pair"),
-    _row("manage_cgroups_mode", "manage_cgroups_mode", Mode(enums.CgroupMode), On.TREE,
+    _row("manage_cgroups_mode", "manage_cgroups_mode", Mode("CgroupMode"), On.TREE,
          "set_manage_cgroups_mode", runc="ManageCgroupsMode", flag="--manage-cgroups",
          default="soft"),
     _row("empty_ns", "empty_ns", Namespaces(), On.TREE, "set_empty_ns", "1.7", local="3.19",
@@ -161,13 +163,14 @@ TABLE: tuple[Row, ...] = (
     _flag("auto_dedup", On.TREE | On.PAGE_SERVER, runc="AutoDedup"),
     _flag("lazy_pages", On.BOTH | On.PAGE_SERVER, "3.5", local="4.3", runc="LazyPages",
           negates=False),
-    _row("status_fd", "status_fd", FileDescriptor(), On.DUMP | On.PAGE_SERVER, since="3.7",
+    _row("status_fd", "status_fd", FileDescriptor(),
+         On.DUMP | On.PAGE_SERVER | On.LAZY_PAGES, since="3.7",
          runc="StatusFd", flag="--status-fd"),
 
     # ---- what is saved, and how ----
     _flag("leave_stopped", On.BOTH, "3.19", local="4.3", short="s", negates=False),
     _flag("track_mem", On.SAVE),
-    _row("pre_dump_mode", "pre_dump_mode", Mode(enums.PreDumpMode), On.PRE_DUMP,
+    _row("pre_dump_mode", "pre_dump_mode", Mode("PreDumpMode"), On.PRE_DUMP,
          "set_pre_dump_mode", "3.14", flag="--pre-dump-mode", default="splice"),
     _row("pidfd_store_sk", "pidfd_store_sk", FileDescriptor(), On.SAVE, "set_pidfd_store_sk", "3.16"),
     _row("ghost_limit", "ghost_limit", UINT32, On.SAVE, "set_ghost_limit", flag="--ghost-limit",
@@ -187,7 +190,7 @@ TABLE: tuple[Row, ...] = (
     _flag("tcp_close", On.TREE, "3.12"),
     _flag("tcp_skip_in_flight", On.SAVE, "2.4", runc="TcpSkipInFlight",
           flag="--skip-in-flight"),
-    _row("network_lock", "network_lock", Mode(enums.NetworkLock), On.SAVE, "set_network_lock",
+    _row("network_lock", "network_lock", Mode("NetworkLock"), On.SAVE, "set_network_lock",
          "3.16", flag="--network-lock"),
     _row("unix_sks", "unix_sk_ino", ListOf(UINT32, inner="inode"), On.SAVE, "add_unix_sk",
          flag="--ext-unix-sk", short="x", implies="external_unix_connections",
@@ -249,9 +252,9 @@ TABLE: tuple[Row, ...] = (
 
     # ---- image files ----
     _row("images_dir", "images_dir", FilePath(), On.ALL, since="3.19", flag="--images-dir"),
-    _row("image_io_mode", "image_io_mode", Mode(enums.ImageIOMode), On.TREE | On.PAGE_SERVER,
+    _row("image_io_mode", "image_io_mode", Mode("ImageIOMode"), On.TREE | On.PAGE_SERVER,
          "set_image_io_mode", "4.3", flag="--image-io-mode", default="writeback"),
-    _row("compress", "compress", Mode(enums.CompressMode), On.SAVE,
+    _row("compress", "compress", Mode("CompressMode"), On.SAVE,
          "set_compress", "4.3", flag="--compress", default="off", avoid=COMPRESS_SETTERS),
     _row("compress_acceleration", "compress_acceleration", Number(1, 65537), On.SAVE,
          "set_compress_acceleration", "4.3", flag="--compress-acceleration",
@@ -266,7 +269,7 @@ TABLE: tuple[Row, ...] = (
     _row("exec_cmd", "exec_cmd", Command(), On.RESTORE, "set_exec_cmd", flag="--exec-cmd"),
     _row("log_level", "log_level", Number(0, 4), On.ALL, "set_log_level", flag="--verbosity", short="v",
          default=2),
-    _row("log_file", "log_file", Text("a file's name", forbid="/"), On.ALL, "set_log_file",
+    _row("log_file", "log_file", Text("a file's name or path"), On.ALL, "set_log_file",
          flag="--log-file", added="named after the verb", short="o"),
     _row("config_file", "config_file", FilePath(), On.ALL, "set_config_file", "3.12", local="4.2",
          added="a lazy dump's address, which CRIU up to 4.2 takes from there only",
@@ -279,10 +282,10 @@ TABLE: tuple[Row, ...] = (
     # ---- what no request has ----
     _in_config("ghost_fiemap", Flag(), On.SAVE, "--ghost-fiemap", "3.18", negates=True),
     _in_config("allow_uprobes", Flag(), On.BOTH, "--allow-uprobes", "4.2", negates=True),
-    _in_config("file_validation", Mode(enums.FileValidation), On.BOTH, "--file-validation", "3.15",
+    _in_config("file_validation", Mode("FileValidation"), On.BOTH, "--file-validation", "3.15",
                default="buildid"),
     _in_config("action_scripts", ListOf(FilePath()), On.BOTH, "--action-script", "3.19"),
-    _in_config("pidfile", FilePath(), On.RESTORE | On.DAEMON, "--pidfile"),
+    _in_config("pidfile", FilePath(), On.RESTORE | On.DAEMON | On.LAZY_PAGES, "--pidfile"),
     _in_config("libdir", FilePath(), On.TREE, "--libdir", short="L"),
     _in_config("log_pid", Flag(), On.RESTORE, "--log-pid", negates=True),
     _in_config("deprecated", Flag(), On.BOTH, "--deprecated", negates=True),
@@ -302,24 +305,24 @@ TABLE: tuple[Row, ...] = (
 BY_FIELD: dict[str, Row] = {row.field: row for row in TABLE if row.field}
 BY_WIRE: dict[str, Row] = {row.wire: row for row in TABLE if row.wire}
 
-VERB_MASK: dict[enums.Verb, On] = {
-    enums.Verb.DUMP: On.DUMP,
-    enums.Verb.PRE_DUMP: On.PRE_DUMP,
-    enums.Verb.RESTORE: On.RESTORE,
-    enums.Verb.RESTORE_CHILD: On.RESTORE,
-    enums.Verb.PAGE_SERVER: On.PAGE_SERVER | On.DAEMON,
-    enums.Verb.PAGE_SERVER_CHILD: On.PAGE_SERVER,
-    enums.Verb.LAZY_PAGES: On.LAZY_PAGES,
-    enums.Verb.CHECK: On.CHECK,
-    enums.Verb.DEDUP: On.DEDUP,
-    enums.Verb.CPUINFO_DUMP: On.CPUINFO,
-    enums.Verb.CPUINFO_CHECK: On.CPUINFO,
+VERB_MASK: dict[Verb, int] = {
+    Verb.DUMP: On.DUMP,
+    Verb.PRE_DUMP: On.PRE_DUMP,
+    Verb.RESTORE: On.RESTORE,
+    Verb.RESTORE_CHILD: On.RESTORE,
+    Verb.PAGE_SERVER: On.PAGE_SERVER | On.DAEMON,
+    Verb.PAGE_SERVER_CHILD: On.PAGE_SERVER,
+    Verb.LAZY_PAGES: On.LAZY_PAGES,
+    Verb.CHECK: On.CHECK,
+    Verb.DEDUP: On.DEDUP,
+    Verb.CPUINFO_DUMP: On.CPUINFO,
+    Verb.CPUINFO_CHECK: On.CPUINFO,
 }
 """The verbs that take options, as the table names them."""
 
 
-MEMBER_SINCE: dict[tuple[str, int], str] = {("network_lock", enums.NetworkLock.SKIP): "3.19"}
-"""Values that are younger than their option, by the option's name and the value."""
+MEMBER_SINCE: dict[tuple[str, int], str] = {("network_lock", 3): "3.19"}
+"""Values that are younger than their option, by the option's name and the value: here SKIP."""
 
 OLDEST = "3.17"
 """The oldest release that is supported: what it has needs no asking."""

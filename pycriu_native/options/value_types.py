@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from enum import Enum, IntEnum
 
+from .. import enums
 from .._support.frozen_dataclass import dataclass
-from .._support.light_typing import Any, Protocol
+from .._support.light_typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from .values import HasFileno, StructuredValue, WireValue, checked_text, descriptor_number
 
-
-class Shape(Enum):
-    """How libcriu's setter takes a value."""
-
-    VALUE = "once, with the value"
-    EACH = "once for each item of a list"
-    ARGV = "once, with a count and an array of strings"
+if TYPE_CHECKING:
+    from enum import IntEnum
 
 
 class Kind(Protocol):
     """What every kind of value knows."""
 
     @property
-    def shape(self) -> Shape: ...
+    def argv(self) -> bool:
+        """Whether libcriu's setter takes it at once, as a count and an array of strings."""
+
     def parse(self, value: Any) -> object: ...
     def wire(self, value: Any) -> WireValue: ...
     def plain(self, value: Any) -> object: ...
@@ -37,7 +34,7 @@ class Kind(Protocol):
 class _Plain:
     """The usual case: one value, the same on the wire and in JSON."""
 
-    shape = Shape.VALUE
+    argv = False
 
     def wire(self, value: Any) -> WireValue:
         return value  # type: ignore[no-any-return]
@@ -46,7 +43,6 @@ class _Plain:
         return value
 
 
-@dataclass(frozen=True)
 class Flag(_Plain):
     """True or false."""
 
@@ -78,21 +74,28 @@ class Number(_Plain):
 class Mode(_Plain):
     """A member of an enumeration: itself, its name in any case, or its number."""
 
-    members: type[IntEnum]
+    enumeration: str
+    """Its name in ``enums.py``."""
+
+    @property
+    def members(self) -> type[IntEnum]:
+        """The enumeration, made when it is first used."""
+        return getattr(enums, self.enumeration)  # type: ignore[no-any-return]
 
     def parse(self, value: object) -> IntEnum:
+        members = self.members
         if isinstance(value, str):
-            result = self.members.__members__.get(value.upper().replace("-", "_"))
+            result = members.__members__.get(value.upper().replace("-", "_"))
             if result is not None:
                 return result
-        elif isinstance(value, self.members) or type(value) is int:
+        elif isinstance(value, members) or type(value) is int:
             # Not any IntEnum: the number of another enumeration's member means something else.
             try:
-                return self.members(value)
+                return members(value)
             except ValueError:
                 pass
-        names = ", ".join(f"{m.name.lower()} ({m.value})" for m in self.members)
-        raise ValueError(f"one of {names} is accepted, as {self.members.__name__}, name or number")
+        names = ", ".join(f"{m.name.lower()} ({m.value})" for m in members)
+        raise ValueError(f"one of {names} is accepted, as {self.enumeration}, name or number")
 
     def wire(self, value: IntEnum) -> WireValue:
         return int(value)
@@ -101,7 +104,6 @@ class Mode(_Plain):
         return value.name.lower()
 
 
-@dataclass(frozen=True)
 class Namespaces(_Plain):
     """A mask of ``CLONE_NEW*`` flags; CRIU accepts only the network namespace."""
 
@@ -145,7 +147,6 @@ class FilePath(_Plain):
         return checked_text(value, self.what)
 
 
-@dataclass(frozen=True)
 class FileDescriptor(_Plain):
     """A descriptor: its number, or an object that owns it."""
 
@@ -160,7 +161,6 @@ class FileDescriptor(_Plain):
         return descriptor_number(value)
 
 
-@dataclass(frozen=True)
 class Directory(_Plain):
     """A directory: a path, a descriptor's number, or an object that owns one.
 
@@ -194,7 +194,8 @@ class ListOf:
 
     item: Kind
     inner: str = ""
-    shape: Shape = Shape.EACH
+
+    argv: ClassVar[bool] = False
 
     def parse(self, value: object) -> tuple[object, ...]:
         if isinstance(
@@ -219,7 +220,6 @@ class ListOf:
         return [self.item.plain(item) for item in value]
 
 
-@dataclass(frozen=True)
 class Argument(_Plain):
     """One word of a command line; it may be empty."""
 
@@ -234,7 +234,8 @@ class Command(ListOf):
     """A command and its arguments."""
 
     item: Kind = Argument()
-    shape: Shape = Shape.ARGV
+
+    argv: ClassVar[bool] = True
 
     def parse(self, value: object) -> tuple[object, ...]:
         if isinstance(value, str | bytes):
@@ -250,7 +251,8 @@ class Item:
     """A structured value: one of the classes of ``values.py``."""
 
     cls: type[StructuredValue]
-    shape: Shape = Shape.VALUE
+
+    argv: ClassVar[bool] = False
 
     def parse(self, value: object) -> StructuredValue:
         return self.cls.parse(value)

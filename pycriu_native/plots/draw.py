@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ImagesError, OptionError, Problem, UnsupportedError
 from .dump_timeline import Span, Timeline, read_timeline
 from .parent_chain import ImageRound, read_rounds
+from .start_timings import read_starts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from ..images import ImageSet, Process
+    from ..snapshots import StartTimings
 
 Place = str | os.PathLike[str]
 
@@ -84,7 +86,21 @@ def memory(directory: Place, to: Place) -> None:
     _draw_memory(result, to)
 
 
-# ---- the three pictures ----
+def start(timings: Place | Sequence[StartTimings], to: Place) -> None:
+    """Draw where the time of starts of snapshots went, a bar for each start.
+
+    ``timings`` are those of started copies (``Process.timings``), or the file of
+    ``pycriu-native start --timings``; the last ones are drawn if there are many. Raises as
+    :func:`timeline`.
+    """
+    _check(to)
+    found = read_starts(timings) if isinstance(timings, str | os.PathLike) else timings
+    if not any(each.total for each in found):
+        raise OptionError([Problem("timings", found, "timings of at least one start")])
+    _draw_starts(found[-MOST:], to)
+
+
+# ---- the pictures ----
 
 
 def _draw_timeline(found: Timeline, to: Place) -> None:
@@ -191,6 +207,51 @@ def _draw_durations(found: Timeline, to: Place) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel(f"{unit}; no times in the log (those of --verbosity=4 have)")
     _title(figure, "How long a dump took, by CRIU's statistics")
+    _save(figure, to)
+
+
+_START_COLOURS = {
+    "check": GREY,
+    "memory": YELLOW,
+    "namespaces": GREEN,
+    "worker": SKY,
+    "prepare": ORANGE,
+    "restore": BLUE,
+    "fork": PINK,
+    "finish": "#666666",
+}
+
+
+def _draw_starts(found: Sequence[StartTimings], to: Place) -> None:
+    longest = max(each.total for each in found)
+    scale, unit = _unit(longest)
+    figure = _figure(10, 2.1 + 0.36 * len(found))
+    axes = figure.subplots()
+    for place, each in enumerate(found):
+        for phase in each.phases:
+            axes.barh(
+                place,
+                (phase.end - phase.begin) * scale,
+                left=phase.begin * scale,
+                height=0.62,
+                color=_START_COLOURS.get(phase.name, INK),
+                label=phase.name,
+            )
+        axes.annotate(
+            _time(each.total),
+            (each.total * scale, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=FAINT,
+        )
+    axes.set_yticks(range(len(found)), [f"{each.number} {each.way}" for each in found])
+    axes.invert_yaxis()
+    axes.set_xlim(0, longest * scale * 1.1)
+    axes.set_xlabel(f"time since the call began, {unit}")
+    _title(figure, f"{len(found)} start{'s' * (len(found) > 1)} of a snapshot")
+    _legend(figure, axes)
     _save(figure, to)
 
 

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from .._integrity.statistics import read_dump
+from .._support.unpatched import close
 from ..errors import ImagesError
 from ..results import DumpStatistics
 
@@ -89,7 +90,7 @@ def _statistics(directory: str) -> DumpStatistics | None:
     try:
         return read_dump(fd)
     finally:
-        os.close(fd)
+        close(fd)
 
 
 class _Reader:

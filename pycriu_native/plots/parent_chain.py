@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from .._integrity.statistics import read_dump
+from .._support.unpatched import close
 from ..errors import ImagesError
 from ..results import PAGE
 
@@ -61,7 +62,7 @@ def _round(directory: str) -> ImageRound:
             ]
             return ImageRound(directory=directory, written=sum(sizes), in_parent=None, frozen=None)
     finally:
-        os.close(fd)
+        close(fd)
     skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent
     return ImageRound(
         directory=directory,

@@ -19,6 +19,7 @@ from .record import Host, MappedFile, Record
 from .shared_template import SharedTemplate
 from .snapshot import Snapshot, list_snapshots
 from .template import prepare
+from .timings import StartPhase, StartTimings
 from .zygote import Zygote
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "Record",
     "SharedTemplate",
     "Snapshot",
+    "StartPhase",
+    "StartTimings",
     "Zygote",
     "list_snapshots",
     "prepare",

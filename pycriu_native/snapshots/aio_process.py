@@ -30,6 +30,8 @@ class AsyncProcess:
         self.pid = process.pid
         self.number = process.number
         """The number of the start."""
+        self.timings = process.timings
+        """Where the time of its start went."""
         self.stdin: asyncio.StreamWriter | None = None
         self.stdout: asyncio.StreamReader | None = None
         self.stderr: asyncio.StreamReader | None = None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from .._native.ffi import native
-from .._support.unpatched import Thread
+from .._support.unpatched import Thread, close
 from ..errors import CriuError
 
 
@@ -24,7 +24,7 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
             try:
                 _checked(native.pn_enter_mount_namespace(namespace))
             finally:
-                os.close(namespace)
+                close(namespace)
             _checked(native.pn_cover_proc())
             try:
                 function()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .. import guest
+from .._support.lazy import socket
 from ..errors import OptionError, Problem
 from . import streams
 from .record import Record

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 
 from .. import guest
+from .._support.lazy import socket
 from .._support.unpatched import readable
 from ..errors import CriuError, DeadlineError
 

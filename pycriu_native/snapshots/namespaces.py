@@ -11,9 +11,9 @@ import time
 from errno import EPERM
 from pathlib import Path
 
-from .._support import unpatched
+from .._support import sockets, unpatched
 from .._support.closing import Closing
-from .._support.lazy import socket
+from .._support.unpatched import close
 from .._system.process import children_of
 from .._system.process_snapshot import link
 from .._transport.spawn import spawn
@@ -43,12 +43,13 @@ class Namespaces(Closing):
     """
 
     def __init__(self, *, network: bool = False, hostname: str | None = None) -> None:
-        """Make them. Raises ``CriuError``, ``ProgramError``."""
+        """Make them; :meth:`wait_until_ready` waits. Raises ``CriuError``, ``ProgramError``."""
         flags = CLONE_NEWPID | CLONE_NEWNS
         flags |= CLONE_NEWNET if network else 0
         flags |= 0 if hostname is None else CLONE_NEWUTS
-        self._control, theirs = socket.socketpair()
+        self._control, theirs = sockets.pair()
         self._pidfd = -1
+        self._is_ready = False
         caller = os.pidfd_open(os.getpid())
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         words = [str(PROGRAM), str(caller), *(["--network"] if network else [])]
@@ -57,12 +58,6 @@ class Namespaces(Closing):
             self.pid, self._pidfd = spawn(
                 words, env={}, stdin=theirs.fileno(), output=null, keep=[caller], namespaces=flags
             )
-            theirs.close()
-            answer = self._control.recv(INT.size)
-            code = INT.unpack(answer)[0] if answer else None
-            if code != 0:
-                reason = "its first process ended" if code is None else os.strerror(code)
-                raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
         except ProgramError as error:
             self.close()
             if error.errno == EPERM:
@@ -73,8 +68,27 @@ class Namespaces(Closing):
             raise
         finally:
             theirs.close()
-            os.close(caller)
-            os.close(null)
+            close(caller)
+            close(null)
+
+    def wait_until_ready(self) -> None:
+        """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``.
+
+        A restore may start several workers: the first is asked for its release.
+        """
+        if self._is_ready:
+            return
+        # On any thread: a socket of gevent belongs to one.
+        unpatched.readable(self._control.fileno(), seconds=None)
+        try:
+            answer = os.read(self._control.fileno(), INT.size)
+        except ConnectionResetError:  # it has ended before it read what was sent
+            answer = b""
+        code = INT.unpack(answer)[0] if answer else None
+        if code != 0:
+            reason = "its first process ended" if code is None else os.strerror(code)
+            raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
+        self._is_ready = True
 
     def file(self, kind: str) -> str:
         """The path of one of them: ``pid``, ``mnt``, ``net`` or ``uts``."""
@@ -133,7 +147,7 @@ class Namespaces(Closing):
             self._reap(inside)
         with contextlib.suppress(ChildProcessError):
             os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        os.close(self._pidfd)
+        close(self._pidfd)
         self._pidfd = -1
 
     def _reap(self, inside: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .._integrity.page_size import HOST_PAGE
 from .._integrity.pagemap import IN_PARENT, PRESENT
+from .._support.unpatched import close
 from ..errors import ImagesError
 from ..images.formats import BY_NAME
 from ..images.pages import Stored
@@ -80,7 +81,7 @@ class OpenPages:
 
     def __exit__(self, *_: object) -> None:
         for fd in self._fds.values():
-            os.close(fd)
+            close(fd)
 
     def of(self, stored: Stored) -> int:
         """The descriptor of the file that has these pages."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 from .. import guest
+from .._support import sockets
 from .._support.closing import Closing
+from .._support.lazy import socket
 from .._support.unpatched import Thread
 from ..errors import CriuError, DeadlineError
 from .guest_socket import read_ready
@@ -39,7 +40,7 @@ class ParkedProgram(Closing):
         output: int,
     ) -> None:
         """Start it. Raises ``OSError`` as ``subprocess.Popen`` does."""
-        self._sockets, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
+        self._sockets, theirs = zip(*(sockets.pair() for _ in range(4)), strict=True)
         self.socket = self._sockets[GUEST]
         self.inodes = tuple(os.fstat(each.fileno()).st_ino for each in theirs)
         """Of the program's ends: standard input, output, error, and the guest's."""

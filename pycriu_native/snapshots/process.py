@@ -19,6 +19,7 @@ from .._support.unpatched import readable
 from .guest_socket import GuestSocket
 from .record import Record
 from .streams import ParentEnds, TextMode
+from .timings import StartTimings
 
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
@@ -61,6 +62,7 @@ class Process(subprocess.Popen[AnyStr]):
         record: Record,
         unshared_reason: str | None = None,
         guest: GuestSocket | None = None,
+        timings: StartTimings,
     ) -> None:
         # Popen's own initialiser would start a program. None of its methods is used.
         self.args = list(args)
@@ -73,6 +75,8 @@ class Process(subprocess.Popen[AnyStr]):
         """The record of that snapshot."""
         self.unshared_reason = unshared_reason
         """Why it shares no memory with other copies of the snapshot; None: it does."""
+        self.timings = timings
+        """Where the time of its start went."""
         self.guest = guest
         """The socket that it is saved by, if it may be; closed with its end."""
         self.returncode: int | None = None

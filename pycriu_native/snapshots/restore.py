@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -15,7 +14,9 @@ from typing import Any
 
 from .._calls.verbs import restore_child
 from .._native.ffi import native
+from .._support import sockets
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._transport.base import Via
 from ..errors import Problem
 from ..options.criu_opts import CriuOpts
@@ -28,6 +29,7 @@ from .process import Process
 from .record import Record
 from .start_worker import StartWorker
 from .streams import Streams
+from .timings import Stopwatch
 
 PID_NAMESPACE = "pycriu-native-pid"
 """The key of the pid namespace, which a dump names and a restore replaces."""
@@ -63,7 +65,7 @@ class RestoredChild(PidfdChild):
         self._namespaces.end()
         if wait or self._namespaces.has_ended():
             self._namespaces.close()
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
         return self.pidfd < 0
 
@@ -76,13 +78,14 @@ def start_copy(
     *,
     unshared_reason: str | None,
     savable: bool,
+    watch: Stopwatch,
 ) -> Process[Any]:
     """Restore one copy as a child of this process. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
         streams = Streams.made(given.streams, kept, passed)
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
-            ours, theirs = socket.socketpair()
+            ours, theirs = sockets.pair()
             # What it has sent can be read when it is closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
@@ -91,7 +94,7 @@ def start_copy(
             if savable:
                 inode = os.fstat(guest_fd).st_ino
                 socket_of_copy = GuestSocket(ours, inode=inode, number=record.guest_fd)
-        child = restore_root(record, streams.child, guest_fd, where)
+        child = restore_root(record, streams.child, guest_fd, where, watch)
         kept.pop_all()
     return Process(
         given.command(record),
@@ -103,11 +106,16 @@ def start_copy(
         record=record,
         unshared_reason=unshared_reason,
         guest=socket_of_copy,
+        timings=watch.timings(number, "plain" if unshared_reason else "shared"),
     )
 
 
 def restore_root(
-    record: Record, streams: Sequence[int], guest_fd: int | None, where: RestoreRequest
+    record: Record,
+    streams: Sequence[int],
+    guest_fd: int | None,
+    where: RestoreRequest,
+    watch: Stopwatch,
 ) -> RestoredChild:
     """Restore the processes of a snapshot with these descriptors. Raises as ``restore_child``."""
     with ExitStack() as kept, ExitStack() as passed:
@@ -121,7 +129,7 @@ def restore_root(
             Namespaces(network=where.place.network is True, hostname=where.place.hostname)
         )
         inherited[PID_NAMESPACE] = namespaces.open("pid")
-        passed.callback(os.close, inherited[PID_NAMESPACE])
+        passed.callback(close, inherited[PID_NAMESPACE])
         opts = replace(
             where.opts,
             images_directory=where.images,
@@ -133,8 +141,11 @@ def restore_root(
             join_ns=[*(where.opts.join_ns or ()), *where.place.joined(namespaces)],
         )
         namespaces.expect(record.pid)
-        with StartWorker(where.via, where.place.cgroup, namespaces) as via:
+        watch.ends("namespaces")
+        with StartWorker(where.via, where.place.cgroup, namespaces, watch) as via:
             result = restore_child(opts, via=via, deadline=where.deadline)
+            spent = 0 if result.statistics is None else result.statistics.restore_time
+            watch.ends_after("restore", spent / 1e6, before="prepare")
         namespaces.is_made()
         child = RestoredChild(result.pid, namespaces)
         kept.pop_all()
@@ -149,7 +160,7 @@ def work_directory() -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
         return
     # Before Linux 5.2, or without the right to mount.
     with tempfile.TemporaryDirectory(prefix="pycriu-native-start-") as scratch:
@@ -157,7 +168,7 @@ def work_directory() -> Iterator[int]:
         try:
             yield fd
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def reached_by_worker(via: Via) -> Problem | None:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import guest
+from .._calls.progress_state import OnProgress
 from .._calls.verbs import dump
 from .._integrity.dump_record import record_size
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
@@ -97,13 +99,20 @@ class Saving:
     """One ``Snapshot.take`` under way."""
 
     def __init__(
-        self, directory: Path, opts: CriuOpts, via: Via, until: float | None, leave_running: bool
+        self,
+        directory: Path,
+        opts: CriuOpts,
+        via: Via,
+        until: float | None,
+        leave_running: bool,
+        on_progress: OnProgress | None,
     ) -> None:
         self.directory = directory
         self.opts = opts
         self.via = via
         self.until = until
         self.leave_running = leave_running
+        self.on_progress = on_progress
 
     def save_command(
         self,
@@ -186,6 +195,7 @@ class Saving:
                 ),
                 via=self.via,
                 deadline=None if self.until is None else max(0.0, self.until - time.monotonic()),
+                on_progress=self.on_progress,
             )
             if copy is None:
                 save()
@@ -227,4 +237,4 @@ def _accept_any_file(directory: Path, external: set[str]) -> None:
     try:
         record_size(fd, path.name)
     finally:
-        os.close(fd)
+        close(fd)

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import Lock, Thread
+from .._support.unpatched import Lock, Thread, close
 from .._transport.connection import Connection
 from .._transport.forkserver import MAX_INHERITED, ForkServer, ForkServerUnavailableError
 from .._transport.spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SpawnOptions
@@ -248,7 +248,7 @@ def load(directory: Path, server: ForkServer) -> None:
                 raise ImagesError(f"{directory / file.name} has changed since it was prepared")
     finally:
         for fd in opened:
-            os.close(fd)
+            close(fd)
 
 
 def _open(path: Path) -> int:

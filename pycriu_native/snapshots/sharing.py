@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .._support.closing import Closing
-from .._support.unpatched import Lock
+from .._support.unpatched import Lock, close
 from .._system import trusted_path
 from .._system.memory_room import memory_room
 from .._transport.base import Via
@@ -54,7 +54,7 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
         raise ImagesError(
             f"{directory} cannot be used: {error.strerror}", errno=error.errno or 0
         ) from None
-    os.close(fd)
+    close(fd)
     target = directory / SHARED
     if not target.exists():
         own = directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import guest
+from .._calls.progress_state import OnProgress
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
+from .._support.unpatched import close
 from .._system.capabilities import is_root_of_host
 from .._system.processor import cpu_flags
 from .._transport.base import Via
@@ -38,6 +40,7 @@ from .saving import Saving, StrPath, copy_problems
 from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
+from .timings import Stopwatch
 from .zygote import Zygote, zygote_problems
 
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
@@ -87,6 +90,7 @@ class Snapshot(Closing):
         opts: CriuOpts | None = None,
         via: Via | None = None,
         deadline: float | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Snapshot:
         """Save a program into a new directory.
 
@@ -109,6 +113,8 @@ class Snapshot(Closing):
             opts: more options for the dump, such as ``file_locks``.
             via: how CRIU is reached; None: a worker.
             deadline: seconds for the whole call.
+            on_progress: a function that gets a ``Progress`` while the memory is saved, as that of
+                :func:`pycriu_native.dump`.
 
         Raises:
             OptionError: an argument that is not accepted; nothing was touched.
@@ -122,7 +128,9 @@ class Snapshot(Closing):
             "take",
         )
         until = None if deadline is None else time.monotonic() + deadline
-        saving = Saving(Path(directory).absolute(), base, via or Worker(), until, leave_running)
+        saving = Saving(
+            Path(directory).absolute(), base, via or Worker(), until, leave_running, on_progress
+        )
         if isinstance(program, int):
             saving.save_process(program, None)
         elif isinstance(program, Process):
@@ -193,6 +201,7 @@ class Snapshot(Closing):
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing is left of the copy.
         """
+        watch = Stopwatch()
         reap_unowned()
         given = CopyRequest(
             args=args,
@@ -209,9 +218,11 @@ class Snapshot(Closing):
         if savable and self.record.guest_key is None:
             wrong.append(Problem("savable", savable, "the program was saved without_guest"))
         until = self._check(wrong, chosen, check, opts, deadline, "start")
+        watch.ends("check")
         with _in_use(self.directory):
             chosen, reason = self._sharing.chosen(share_memory, chosen, until)
             images = self.directory if reason else self.directory / SHARED
+            watch.ends("memory")
             where = RestoreRequest(
                 snapshot=self.directory,
                 images=str(images),
@@ -227,6 +238,7 @@ class Snapshot(Closing):
                 where,
                 unshared_reason=reason,
                 savable=savable,
+                watch=watch,
             )
 
     def zygote(
@@ -378,7 +390,7 @@ class Snapshot(Closing):
             os.pwrite(fd, b"%d" % number, 0)
             return number
         finally:
-            os.close(fd)
+            close(fd)
 
 
 def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
@@ -460,4 +472,4 @@ def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
             raise CriuError(f"the snapshot {directory} is in use: {what}") from None
         yield
     finally:
-        os.close(fd)
+        close(fd)

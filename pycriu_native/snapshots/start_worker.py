@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
-from .._support.unpatched import Thread
+from .._support.unpatched import Thread, close
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.lifetime_sockets import LifetimeSockets
@@ -19,6 +19,7 @@ from .._transport.worker import Worker, worker_of
 from ..errors import CriuError, Problem
 from .namespaces import Namespaces, is_ready
 from .shared_template import SharedTemplate
+from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
 PATIENCE = 10.0
@@ -45,8 +46,13 @@ class StartWorker(Closing):
     ours: ClassVar[bool] = True
 
     def __init__(
-        self, via: Via, cgroup: str | os.PathLike[str] | None, namespaces: Namespaces
+        self,
+        via: Via,
+        cgroup: str | os.PathLike[str] | None,
+        namespaces: Namespaces,
+        watch: Stopwatch,
     ) -> None:
+        self._watch = watch
         self.via = via
         self.cgroup = cgroup
         self.namespaces = namespaces
@@ -57,11 +63,11 @@ class StartWorker(Closing):
     def close(self) -> None:
         """End the watch."""
         os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
-        os.close(self._cancel)
+        close(self._cancel)
         for thread, pidfd in self._guards:
             thread.join()
-            os.close(pidfd)
-        os.close(self._cancelled)
+            close(pidfd)
+        close(self._cancelled)
         self._lifetime_sockets.close()
 
     @property
@@ -89,13 +95,17 @@ class StartWorker(Closing):
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Start the worker and move it. ``CriuError`` where the kernel refuses that."""
+        """Start the worker and move it. ``CriuError`` where the kernel refuses that.
+
+        The namespaces are set up while it is started.
+        """
         if isinstance(self.via, Worker | SharedTemplate):
             spawn_options = replace(spawn_options, lifetime_sockets=self._lifetime_sockets.ends)
         connection = self.via.connect(keep, spawn_options)
         try:
             if self.cgroup is not None:
                 _move(connection.pid, self.cgroup)
+            self.namespaces.wait_until_ready()
             pidfd = os.pidfd_open(connection.pid)
         except BaseException:
             connection.kill()
@@ -104,6 +114,7 @@ class StartWorker(Closing):
         guard = Thread(target=self._guard, args=(pidfd,), name="criu start", daemon=True)
         self._guards.append((guard, pidfd))
         guard.start()
+        self._watch.ends("worker")
         return connection
 
     def _guard(self, pidfd: int) -> None:

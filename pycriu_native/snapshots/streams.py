@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, Any
 
+from .._support.unpatched import close
 from ..errors import OptionError, Problem
 from ..options.values import Descriptor
 
@@ -90,15 +91,15 @@ class Streams:
             if value == subprocess.PIPE:
                 reader, writer = os.pipe()
                 kept, passed = (writer, reader) if index == 0 else (reader, writer)
-                ours.callback(os.close, kept)
-                theirs.callback(os.close, passed)
+                ours.callback(close, kept)
+                theirs.callback(close, passed)
                 setattr(parent, name, kept)
                 child.append(passed)
             else:
                 fd = child[1] if value == subprocess.STDOUT else _descriptor(index, value, theirs)
                 if fd in child:
                     fd = os.dup(fd)
-                    theirs.callback(os.close, fd)
+                    theirs.callback(close, fd)
                 child.append(fd)
         return cls(child=(child[0], child[1], child[2]), parent=parent)
 
@@ -165,6 +166,6 @@ def _descriptor(index: int, value: Stream, theirs: ExitStack) -> int:
             value = subprocess.DEVNULL
     if value == subprocess.DEVNULL:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        theirs.callback(os.close, null)
+        theirs.callback(close, null)
         return null
     return value if isinstance(value, int) else value.fileno()

@@ -40,6 +40,7 @@ from typing import Any, Self
 from .._integrity.dump_marker import UNFINISHED
 from .._integrity.page_size import HOST_PAGE, page_size
 from .._native.ffi import native
+from .._support.unpatched import close
 from ..errors import ImagesError
 from ..images.build import parents_of
 from ..images.pages import Layers, PageMap, Stored
@@ -449,6 +450,6 @@ def checksum(fd: int, size: int) -> int:
 def _describe(path: Path) -> PagesFile:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     with contextlib.ExitStack() as owned:
-        owned.callback(os.close, fd)
+        owned.callback(close, fd)
         size = os.fstat(fd).st_size
         return PagesFile(name=path.name, size=size, crc32=checksum(fd, size))

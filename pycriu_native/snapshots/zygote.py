@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,8 +14,10 @@ from subprocess import PIPE
 from typing import Any
 
 from .. import guest
+from .._support import sockets
 from .._support.closing import Closing
-from .._support.unpatched import Lock, readable
+from .._support.lazy import socket
+from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
 from ..errors import CriuError, DeadlineError, Problem
 from .aio_process import Starting, starting
@@ -26,6 +27,7 @@ from .process import Process, reap_unowned
 from .record import Record
 from .restore import RestoredChild, RestoreRequest, restore_root
 from .streams import Stream, Streams, TextMode, refuse
+from .timings import Stopwatch
 
 LINE = 4096
 """Bytes of an error that are read at most."""
@@ -54,7 +56,7 @@ class ForkedChild(PidfdChild):
         """Close its pidfd."""
         if self.pidfd >= 0:
             self.end()
-            os.close(self.pidfd)
+            close(self.pidfd)
             self.pidfd = -1
         return True
 
@@ -87,7 +89,7 @@ class Zygote(Closing):
         self._lock = Lock()
         self._copies: weakref.WeakSet[ForkedChild] = weakref.WeakSet()
         with ExitStack() as kept, ExitStack() as passed:
-            self._control, theirs = socket.socketpair()
+            self._control, theirs = sockets.pair()
             kept.enter_context(self._control)
             passed.enter_context(theirs)
             # Pipes: CRIU accepts them in the place of sockets, pipes and files.
@@ -95,7 +97,7 @@ class Zygote(Closing):
             self._errors = streams.parent.stderr
             inodes = [os.fstat(each).st_ino for each in streams.child]
             send_line(self._control, json.dumps({"zygote": inodes}).encode() + b"\n")
-            self._child = restore_root(record, streams.child, theirs.fileno(), where)
+            self._child = restore_root(record, streams.child, theirs.fileno(), where, Stopwatch())
             kept.callback(self._child.close, wait=True)
             passed.close()
             self._wait_until_ready(until)
@@ -135,6 +137,7 @@ class Zygote(Closing):
             CriuError: the zygote has ended, or cannot fork.
             DeadlineError: the deadline passed.
         """
+        watch = Stopwatch()
         reap_unowned()
         given = CopyRequest(
             args=args,
@@ -147,9 +150,10 @@ class Zygote(Closing):
         refuse(list(given.problems(self._record, by_criu=False)), "start")
         until = None if deadline is None else time.monotonic() + deadline
         number = self._next_number()
+        watch.ends("check")
         with ExitStack() as kept, ExitStack() as passed:
             streams = Streams.made(given.streams, kept, passed)
-            ours, theirs = socket.socketpair()
+            ours, theirs = sockets.pair()
             passed.enter_context(ours)  # what it has sent can be read when it is closed
             with theirs:
                 fds = [theirs.fileno(), *streams.child]
@@ -159,6 +163,7 @@ class Zygote(Closing):
                     socket.send_fds(self._control, [b"\n"], fds)
             child = ForkedChild(self._forked(ours, until), self)
             kept.callback(child.close, wait=True)
+            watch.ends("fork")
             send_line(ours, given.line(number))
             self._copies.add(child)
             kept.pop_all()
@@ -170,6 +175,7 @@ class Zygote(Closing):
             number,
             snapshot=self._snapshot,
             record=self._record,
+            timings=watch.timings(number, "zygote"),
         )
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:

@@ -98,6 +98,10 @@ def test_an_archive_is_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> 
     assert "changed /etc/changed (7 B)" in text
     assert str(target.pid) in text
     assert list(temporary.iterdir()) == []
+    checked = result("check-images", tmp_path / "container.tar.gz")
+    assert (checked["restorable"], checked["archive"]["name"]) == (True, "looper")
+    assert result("check-images", tmp_path / "plain.tar.gz")["restorable"]
+    (tmp_path / "spec.dump").unlink()
     archive = result("inspect", tmp_path / "container.tar.gz")["archive"]
     assert (archive["inside"], archive["deleted"]) == ("checkpoint", ["/etc/motd"])
     assert "is damaged" in run("inspect", tmp_path / "changed", code=6).stderr

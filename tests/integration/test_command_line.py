@@ -20,6 +20,7 @@ from pycriu_native import (
     CriuOpts,
     ImagesError,
     OptionError,
+    PidInUseError,
     Worker,
     WorkerDiedError,
     check,
@@ -157,6 +158,52 @@ def test_a_command_line_of_others_is_understood(target: Target, tmp_path: Path) 
     by_request = image_files(images)
     assert criu(line.split()).returncode == 0
     assert image_files(images) == by_request
+    assert target.runs_on()
+
+
+@pytest.mark.parametrize("log", ["logs/mine.log", "{}/elsewhere/mine.log", "../images/./mine.log"])
+def test_a_log_by_its_path(
+    orphans: None, target: Target, images: Path, monkeypatch: pytest.MonkeyPatch, log: str
+) -> None:
+    """``-o`` with a path, seen from the work directory, and no ``-D``: as the program has it."""
+    for directory in (images, images / "logs", images.parent / "elsewhere"):
+        directory.mkdir()
+    monkeypatch.chdir(images)
+    path = Path(images, log.format(images.parent))
+    line = f"-l -o {path if path.is_absolute() and '{' in log else log}".split()
+    dumped = ["criu", "dump", "-t", str(target.pid), *line]
+    run = criu([*dumped, "-R"])
+    assert run.returncode == 0, run.stderr
+    assert path.exists()
+    path.unlink()
+
+    _, pid, opts = CriuOpts.from_argv(dumped)
+    result = dump(pid, opts)
+    assert result.log is not None
+    assert path.samefile(result.log)
+    target.reap()
+    path.unlink()
+    _, _, opts = CriuOpts.from_argv(["criu", "restore", "-d", *line])
+    restore(opts)
+    assert path.exists()
+    path.unlink()
+    with pytest.raises(PidInUseError) as caught:  # the cause is in the log
+        restore(opts)
+    assert caught.value.log is not None
+    assert path.samefile(caught.value.log)
+    assert target.runs_on()
+
+
+def test_a_log_in_a_directory_that_is_missing_or_of_others(target: Target, images: Path) -> None:
+    """Refused before anything is touched."""
+    opts = CriuOpts(images_directory=images, file_locks=True)
+    with pytest.raises(OptionError, match=r"log_file='nowhere/x\.log'.*existing directory"):
+        dump(target.pid, replace(opts, log_file="nowhere/x.log"))
+    shared = images.parent / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    with pytest.raises(OptionError, match=r"log_file=.*others have a say"):
+        dump(target.pid, replace(opts, log_file=f"{shared}/x.log"))
     assert target.runs_on()
 
 

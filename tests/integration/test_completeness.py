@@ -18,7 +18,7 @@ import pytest
 
 from pycriu_native import CriuOpts, ImagesError, restore, seal, verify
 from pycriu_native._integrity import set_check
-from pycriu_native._integrity.dump_record import RECORD
+from pycriu_native._integrity.dump_marker import RECORD
 from pycriu_native.images import decode, encode, inspect, render_summary, render_tree
 
 from .support.zoo import contained, menagerie

@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from pycriu_native import CriuOpts, ImagesError, OptionError, dump, restore
-from pycriu_native._integrity.dump_record import RECORD
+from pycriu_native._integrity.dump_marker import RECORD
 
 from .conftest import Spawn
 from .support.mounts import make_read_only, tmpfs

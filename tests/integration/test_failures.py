@@ -56,6 +56,7 @@ from .conftest import Spawn
 from .support import releases
 from .support.failing_calls import (
     CONNECTED,
+    GUARD_PAGES,
     LISTENS,
     Case,
     Collection,
@@ -591,6 +592,16 @@ def program_too_old_to_start(at: Site) -> Target:
 def program_too_old_for_sockets(at: Site) -> Target:
     at.via = older(at, "4.1")
     return at.spawn(LISTENS)
+
+
+@dump_fails("guard pages", "install CRIU 4.2 or later", error=ProgramError)
+def program_too_old_for_guard_pages(at: Site) -> Target:
+    at.via = older(at, "4.1")
+    at.cure = lambda: setattr(at, "via", Worker())
+    try:
+        return at.spawn(GUARD_PAGES)
+    except AssertionError:
+        pytest.skip("the kernel has no guard pages (MADV_GUARD_INSTALL): they need Linux 6.13")
 
 
 # ---- less usual things, each by itself ----

@@ -52,7 +52,7 @@ def fork_worker(server: ForkServer) -> WorkerConnection:
 
 def test_a_copy_of_its_socket_holds_nobody_up(server: ForkServer) -> None:
     """A process that somebody has forked may hold one: the server ends all the same, by itself."""
-    copy = os.dup(server._connection.sock.fileno())
+    copy = os.dup(server._connection.fd)
     server.close()
     os.close(copy)
     assert server._connection.status == 0
@@ -70,7 +70,7 @@ def test_it_stays_the_parents(server: ForkServer) -> None:
             os.read(reading, 1)
         finally:
             os._exit(0)
-    ours = os.readlink(f"/proc/self/fd/{server._connection.sock.fileno()}")
+    ours = os.readlink(f"/proc/self/fd/{server._connection.fd}")
     eventually(lambda: ours not in _held(pid), "the child's letting go")
     os.close(writing)
     os.close(reading)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pycriu_native import ImagesError
+from pycriu_native import CriuOpts, ImagesError, dump
 from pycriu_native.images import (
     ImageSet,
     InetSocket,
@@ -37,6 +37,8 @@ from pycriu_native.images import (
     render_tree,
 )
 
+from .conftest import Spawn
+from .support import releases
 from .support.zoo import Zoo, contained
 
 
@@ -65,7 +67,8 @@ def test_the_process_tree(zoo: Zoo, found: ImageSet, root: Process) -> None:
     assert list(root.command or ()) == zoo.facts["cmdline"]
     assert "PATH=" in " ".join(root.environment or ())
     assert (root.name, root.umask) == ("menagerie", 0o027)
-    assert [each.name for each in root.threads] == ["menagerie"] * 4
+    assert [each.name for each in root.threads] == zoo.facts["threads"]
+    assert len(root.threads) == 4
     assert root.threads[0].tid == zoo.pid
     assert found.process(zoo.facts["stopped"]).state == "stopped"
     zombie = found.process(zoo.facts["zombie"])
@@ -166,6 +169,7 @@ def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
     ]
     theirs = zoo.facts["maps"]
     assert set(ours) <= set(theirs)
+    assert {tuple(each) for each in zoo.facts["guards"]} <= set(root.guard_regions)
     assert len(ours) > len(theirs) - 6
     kinds = root.memory_by_kind
     assert {"file", "anonymous", "shared", "shared file", "heap", "stack", "vdso"} <= kinds.keys()
@@ -173,6 +177,33 @@ def test_memory_by_mapping_and_kind(zoo: Zoo, root: Process) -> None:
     assert untouched.zero > 0
     for each in root.mappings:
         assert each.stored + each.in_parent + each.lazy + each.zero <= each.size
+
+
+GUARDED = """
+    import ctypes, mmap, os
+    libc = ctypes.CDLL(None, use_errno=True)
+    memory = mmap.mmap(-1, 16 * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[8 * mmap.PAGESIZE:][:5]
+    memory[8 * mmap.PAGESIZE] = 7
+    at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    failed = libc.madvise(ctypes.c_void_p(at + mmap.PAGESIZE), mmap.PAGESIZE, 102)
+    serve(at=lambda: None if failed else at)
+"""
+
+
+def test_guard_regions(spawn: Spawn, images: Path) -> None:
+    """Ranges that may not be touched, inside of a mapping, are no mappings of their own."""
+    releases.required("4.2", "guard regions")
+    target = spawn(GUARDED)
+    at = target.ask("at")
+    if at is None:
+        pytest.skip("this kernel has no guard regions (Linux 6.13)")
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    root = inspect(images).process(target.pid)
+    starts, ends = zip(*((each.start, each.end) for each in root.mappings), strict=True)
+    assert all(end <= start for end, start in zip(ends[:-1], starts[1:], strict=True))
+    page = root.page_size
+    assert root.memory.read(at + 8 * page, 2) == b"\x07\x00"
 
 
 def _largest(root: Process, kind: VmaKind) -> MemoryMapping:

@@ -206,7 +206,7 @@ CASES = {
     ),
     "a directory is in its place": Case(HOLDS_FILE, _directory, "{here}/held", "is a directory"),
     "another build of a library": Case(LIBRARY, _other_build, "{here}/library", "build id"),
-    "a port is listened to": Case(LISTENS, _listens, "LISTEN", "another process listens"),
+    "a port is listened to": Case(LISTENS, _listens, "LISTEN", "listens there"),
     "connections, and no option": Case(
         CONNECTED, _nothing, "tcp 127.0.0.1", "a connection is in the images",
         saving={"tcp_established": True}, cure={"tcp_established": True},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuOpts, Worker, dump
+from pycriu_native import CriuOpts, ProgramError, Worker, dump
 from pycriu_native.images import decode, diff, encode, inspect
 from pycriu_native.images.formats import RAW
 
@@ -35,8 +35,17 @@ def _images(directory: Path) -> list[Path]:
     )
 
 
+def _is_decoded(theirs: Any, path: Path) -> bool:
+    """Whether crit decoded an image: with the protobuf of Debian forky it raises for a name that is
+    not UTF-8.
+    """
+    failed = isinstance(theirs, str)
+    assert not failed or (path.name == "files.img" and "UnicodeDecodeError" in theirs), theirs
+    return not failed
+
+
 def _same(ours: Any, theirs: Any, where: str) -> None:
-    """Field by field; a name that is no UTF-8 is printed as a Python literal by crit."""
+    """Field by field; a name that is not UTF-8 is printed as a Python literal by crit."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, dict):
         if OLD_NAME in theirs and NEW_NAME not in theirs and NEW_NAME in ours:
@@ -61,7 +70,8 @@ def _pretty_against(place: Path, directories: list[Path]) -> set[str]:
     theirs = crit.load(place, paths, pretty=True)
     for path in paths:
         ours, as_written = decode(path, pretty=True), path.read_bytes()
-        _same(ours, theirs[str(path)], path.name)
+        if _is_decoded(theirs[str(path)], path):
+            _same(ours, theirs[str(path)], path.name)
         assert encode(ours) == as_written, path.name
         if path.name != "files.img":  # whose names are not all UTF-8
             assert encode(theirs[str(path)]) == as_written, path.name
@@ -75,7 +85,8 @@ def _held_against(place: Path, directories: list[Path]) -> set[str]:
     kinds = set()
     for path in paths:
         ours = decode(path)
-        _same(ours, theirs[str(path)], path.name)
+        if _is_decoded(theirs[str(path)], path):
+            _same(ours, theirs[str(path)], path.name)
         assert encode(ours) == path.read_bytes(), path.name
         kinds.add(ours["magic"])
     return kinds
@@ -109,17 +120,17 @@ def test_every_image_of_the_zoo(zoo: Zoo, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("release", OTHERS)
 def test_images_of_other_releases(release: str, spawn: Spawn, images: Path) -> None:
-    """What other releases of CRIU write; 4.1 cannot dump sockets on newer kernels."""
+    """Images of other releases of CRIU; 4.1 cannot dump sockets or guard pages on newer systems."""
     program = OTHERS[release]
     if not os.access(program, os.X_OK):
         pytest.skip(f"no CRIU {release} in {program}")
     place = crit.required()
     target = spawn(RICH)
-    dump(
-        target.pid,
-        CriuOpts(images_directory=images, leave_running=True),
-        via=Worker(program=program),
-    )
+    opts = CriuOpts(images_directory=images, leave_running=True)
+    try:
+        dump(target.pid, opts, via=Worker(program=program))
+    except ProgramError as error:  # such as guard pages, which glibc has from 2.42 on
+        pytest.skip(str(error))
     assert {"CORE", "PAGEMAP"} <= _held_against(place, [images])
     result = inspect(images)
     assert result.complete

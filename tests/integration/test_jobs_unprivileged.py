@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from pycriu_native._system.trusted_path import NO_USER, unmapped_root
-from pycriu_native.jobs.directory import JobDirectory
+from pycriu_native.jobs.directory import JobDirectory, State
 
 from .support import ordinary_user
-from .support.jobs import STEPPER
+from .support.jobs import STEPPER, RunningJob
 from .support.ordinary_user import BEGIN, USER, run
 from .support.processes import eventually
 
@@ -150,3 +150,35 @@ def test_a_job(place: Path) -> None:
     assert (place / "out" / "written").read_text().splitlines() == steps
     assert (place / "job" / "stdout").read_text().splitlines() == steps
     assert len(steps) == int((place / "steps").read_text())
+
+
+LOOK = """
+    import sys
+    from pycriu_native import CriuError
+    from pycriu_native.jobs.control import request_stop
+    from pycriu_native.jobs.directory import JobDirectory
+    job = JobDirectory(sys.argv[1])
+    print(job.status().state)
+    try:
+        request_stop(job, 5)
+    except CriuError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_the_job_of_another_user(place: Path, mode: int) -> None:
+    """Who may read its directory is shown its state, also without its lock, and cannot stop it."""
+    made = RunningJob(place / "root")
+    made.start("--every", "1h")
+    try:
+        made.until(lambda: made.directory.status().state is State.RUNNING, "its start")
+        made.directory.path.chmod(0o755)
+        for path in made.directory.path.glob("*.json"):
+            path.chmod(0o644)
+        (made.directory.path / "lock").chmod(mode)
+        done = run(LOOK, made.directory.path, inside=False)
+        assert done.stdout.startswith("running\n"), done.stderr
+        assert "is of user 0, who can do this, as root can" in done.stdout
+    finally:
+        made.end()

@@ -5,6 +5,7 @@ Here the memory comes from the images on this host; between hosts it comes from 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,27 @@ def test_closing_ends_it(images: Path, spawn: Spawn) -> None:
     daemon.close()
     daemon.close()
     assert not is_alive(daemon.pid)
+
+
+@needs_lazy_pages
+def test_it_reports_that_it_is_ready(images: Path, spawn: Spawn) -> None:
+    """A zero byte, and its pid in a file, as ``criu lazy-pages --daemon`` does."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    ready, message = os.pipe()
+    line = f"criu lazy-pages -D {images} --daemon --pidfile pid --status-fd {message}"
+    _, _, opts = CriuOpts.from_argv(line.split())
+    with open(ready, "rb", buffering=0) as file:
+        try:
+            with LazyPages(opts) as daemon:
+                assert file.read(1) == b"\0"
+                assert (images / "pid").read_text() == str(daemon.pid)
+            with pytest.raises(OptionError, match="pidfile"):
+                LazyPages(opts)
+        finally:
+            os.close(message)
+    _, _, without = CriuOpts.from_argv([*line.replace("--daemon ", "").split()])
+    assert without == CriuOpts(images_directory=images, status_fd=message)
 
 
 @needs_lazy_pages

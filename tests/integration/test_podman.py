@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -213,6 +214,30 @@ def test_a_bind_mount_is_given_by_an_argument(engine: Podman, tmp_path: Path) ->
     (tmp_path / "data" / "note").write_text("here\n")
     with Streams.opened() as streams, restored(checkpoint, streams) as pid:
         assert inside(pid, "/data/note").read_text() == "here\n"
+
+
+def test_archives_are_checked(engine: Podman, tmp_path: Path) -> None:
+    """``check-images`` reads an archive; mounts of the engine are no obstacle, a host's is one."""
+    (tmp_path / "data").mkdir()
+    for volume in (False, True):
+        name = engine.run(*([f"--volume={tmp_path / 'data'}:/data"] if volume else []))
+        engine.counts(name)
+        archive = tmp_path / f"{name}.tar.gz"
+        engine.export(name, archive)
+        words = [sys.executable, "-m", "pycriu_native", "check-images", str(archive)]
+        words += ["--root", str(engine.root)]
+        done = subprocess.run([*words, "--json"], capture_output=True, text=True, check=False)
+        result = json.loads(done.stdout)["result"]
+        stops = [each for each in result["findings"] if each["severity"] == "stops"]
+        assert (result["archive"]["name"], result["archive"]["engine"]) == (name, "Podman")
+        if volume:
+            assert [each["path"] for each in stops] == ["/data"], stops
+            given = ("--external", f"mnt[/data]:{tmp_path / 'data'}")
+            done = subprocess.run([*words, *given], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        text = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+        assert name in text
+        assert ("a restore here would fail" in text) is volume
 
 
 def test_namespaces_of_a_pod(engine: Podman, tmp_path: Path) -> None:

@@ -379,7 +379,7 @@ def test_they_die_with_us() -> None:
 def fork_server_of(pool: WorkerPool) -> ForkServer:
     """The process that its workers come from."""
     assert pool.idle
-    [server] = [each for each in _servers if each._connection.sock.fileno() >= 0]
+    [server] = [each for each in _servers if each._connection.fd >= 0]
     return server
 
 

@@ -48,7 +48,7 @@ from .support.containers import container, mount_point
 from .support.failing_calls import CONNECTED, LISTENS, Site, job, wrapped
 from .support.hosts import host, run
 from .support.predictions import enter, ledger, works
-from .support.processes import Target, eventually, reap_all, user_namespace
+from .support.processes import OWN_STDIO, Target, eventually, reap_all, user_namespace
 
 FEWEST = 40
 """Situations that make a share worth looking at."""
@@ -787,8 +787,9 @@ def test_a_tmpfs_below_another_in_a_user_namespace(
         others = sorted({p for p in places if places.count(p) > 1} - {str(place)})
         target = spawn(OWN_STDIO, prefix=user_namespace("--map-root-user", "--mount"))
         opts = CriuOpts(images_directory=images, leave_running=True, skip_mnts=others)
-        (finding,) = preflight(target.pid, opts).needs
-        assert (finding.id, finding.path) == ("child-overmount", str(place))
+        needs = {finding.id: finding for finding in preflight(target.pid, opts).needs}
+        finding = needs["child-overmount"]
+        assert finding.path == str(place)
         with pytest.raises(CriuError, match="covered by another one at the same place") as caught:
             dump(target.pid, opts)
         assert "skip_mnts" in caught.value.options
@@ -797,15 +798,6 @@ def test_a_tmpfs_below_another_in_a_user_namespace(
         assert target.runs_on()
         target.end()
 
-
-OWN_STDIO = """
-    import os
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in range(3): os.dup2(null, number)
-    os.close(null)
-    serve()
-"""
-"""Its standard files are on the mounts of its own namespace."""
 
 CHANGES = """
     import os, select, socket, subprocess, time

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,17 @@ from pycriu_native import (
 from pycriu_native.images import check_images
 
 from .conftest import Spawn
+from .support.hosts import run
 from .support.predictions import enter
-from .support.processes import eventually, kill, state, user_namespace
+from .support.processes import (
+    OWN_STDIO,
+    Target,
+    eventually,
+    kill,
+    reap_all,
+    state,
+    user_namespace,
+)
 
 PROBE = """
 import json, subprocess, sys, warnings
@@ -318,3 +328,37 @@ def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     target = spawn(prefix=user_namespace("-rmpf", "--kill-child"))
     (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
+
+
+def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
+    spawn: Spawn, images: Path, tmp_path: Path
+) -> None:
+    """With the options and mount points that preflight names the restore works, else it fails."""
+    target = spawn(OWN_STDIO, prefix=[*user_namespace("-rmpf", "--mount-proc"), "setsid"])
+    (first,) = map(int, Path(f"/proc/{target.pid}/task/{target.pid}/children").read_text().split())
+    before = preflight(first, CriuOpts(images_directory=images))
+    assert before.verdict is Verdict.NEEDS_OPTIONS
+    assert "user-namespace-mount" in {finding.id for finding in before.needs}
+    with ExitStack() as mounted:
+        given: dict[str, str] = {}
+        for need in before.restore_needs:
+            place = {"root": "/"}.get(need.key, need.key[4:-1])
+            given[need.key] = str(tmp_path / f"mount-{len(given)}")
+            assert f"mount --bind {place} PATH" in f"{need} {before}"
+            Path(given[need.key]).mkdir()
+            run("mount", "--bind", place, given[need.key])
+            run("mount", "--make-private", given[need.key])
+            mounted.callback(run, "umount", "--lazy", given[need.key])
+        dump(first, before.opts)
+        reap_all()
+        for root in ("/", given["root"]):
+            opts = before.for_restore({**given, "root": root})
+            if root == "/":
+                with pytest.raises(CriuError, match="other mounts below it") as caught:
+                    restore(opts)
+                assert "mount --bind" in str(caught.value.cure)
+                reap_all()
+        again = Target(restore(opts).pid, target.directory, target.process)
+        assert again.runs_on()
+        kill(again.pid)
+        enter("a_user_namespace_with_mounts", before.verdict, Verdict.NEEDS_OPTIONS)

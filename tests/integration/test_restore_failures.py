@@ -256,7 +256,7 @@ def tcp_close_on_dump_only(at: Site) -> Target:
     return at.dumped(CONNECTED, tcp_close=True)
 
 
-@restore_fails("address or port of a socket", "end the program that has the port", "tcp_close")
+@restore_fails("TCP port", "end pid ", "join_ns")
 def port_that_is_taken(at: Site) -> Target:
     target = at.spawn(LISTENS)
     address = ("127.0.0.1", target.ask("port"))

@@ -17,7 +17,15 @@ from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, CriuOpts, DeadlineError, ImagesError, OptionError, WorkerPool
+from pycriu_native import (
+    CriuError,
+    CriuOpts,
+    DeadlineError,
+    ImagesError,
+    OptionError,
+    Progress,
+    WorkerPool,
+)
 from pycriu_native.snapshots import Process, Snapshot, Zygote, list_snapshots
 
 from .conftest import Spawn
@@ -590,6 +598,33 @@ def test_the_directory(snapshot: Snapshot) -> None:
     assert [each.directory for each in list_snapshots(snapshot.directory.parent)] == [
         snapshot.directory
     ]
+
+
+def test_progress_of_a_snapshot(tmp_path: Path) -> None:
+    """It is reported while memory is saved, and its last report has all bytes."""
+    seen: list[Progress] = []
+    snapshot = Snapshot.take(
+        COMMAND, tmp_path / "snapshot", env=ENVIRONMENT, on_progress=seen.append
+    )
+    assert {each.phase for each in seen} == {"dump"}
+    assert 0 < seen[-1].done <= snapshot.size()
+
+
+def test_timings(snapshot: Snapshot) -> None:
+    """Phases follow each other without gaps; CRIU's own part is in them."""
+    for share_memory in (False, True):
+        with snapshot.start(stdin=PIPE, share_memory=share_memory) as process:
+            timings = process.timings
+        names = ["check", "memory", "namespaces", "worker", "prepare", "restore", "finish"]
+        assert [each.name for each in timings.phases] == names
+        assert timings.number == process.number
+        assert timings.way == ("shared" if share_memory else "plain")
+        ends = [0.0, *(each.end for each in timings.phases)]
+        assert [each.begin for each in timings.phases] == ends[:-1]
+        assert ends == sorted(ends)
+        assert timings.total == ends[-1]
+        assert timings.phases[5].end > timings.phases[5].begin
+    snapshot.close()
 
 
 def test_remove(tmp_path: Path) -> None:

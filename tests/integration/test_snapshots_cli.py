@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pycriu_native.cli.exit_codes import Exit
+from pycriu_native.plots import read_starts
 from pycriu_native.snapshots import Snapshot
 
 from .conftest import Spawn
@@ -19,6 +20,8 @@ from .support.processes import eventually
 from .test_snapshots import COMMAND, ENVIRONMENT
 
 pytest.importorskip("click")
+
+PHASES = ["check", "memory", "namespaces", "worker", "prepare", "restore", "finish"]
 
 CLI = [sys.executable, "-m", "pycriu_native"]
 
@@ -66,6 +69,23 @@ def test_from_a_snapshot_to_its_removal(tmp_path: Path) -> None:
     assert (done.returncode, directory.exists()) == (0, False)
     done = run("snapshots", "inspect", directory)
     assert done.returncode == Exit.IMAGES
+
+
+def test_timings(tmp_path: Path) -> None:
+    """Each start appends a line with its phases; a file that cannot be written stops it before."""
+    directory = tmp_path / "app.snapshot"
+    path = tmp_path / "starts.jsonl"
+    assert run("snapshot", directory, "--", *COMMAND).returncode == 0
+    for _ in range(2):
+        done = run("start", directory, "--timings", path, input="")
+        assert (done.returncode, done.stderr) == (0, "")
+    assert [each.number for each in read_starts(path)] == [1, 2]
+    for each in read_starts(path):
+        assert [phase.name for phase in each.phases] == PHASES
+        assert each.way == "plain"
+    done = run("start", directory, "--timings", tmp_path / "none" / "file", input="")
+    assert (done.returncode, "can be written" in done.stderr) == (Exit.REFUSED, True)
+    assert (directory / "starts").read_text() == "2"
 
 
 def test_a_machine_that_does_not_fit(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.cli.run import run
 from pycriu_native.enums import Verb
 from pycriu_native.options.flags import NO_WORDS, ROWS
-from pycriu_native.options.table import TABLE, VERB_MASK
+from pycriu_native.options.table import TABLE, VERB_MASK, On
 from pycriu_native.testing import Failure, ScriptedCriu, write_images
 from tests.unit.support import bystander
 
@@ -542,7 +542,7 @@ def test_options_by_any_name() -> None:
     listed = tell("options", "--json").json["result"]
     assert [each["field"] for each in listed] == [row.field for row in TABLE if row.field]
     assert {e["field"] for e in tell("options", "--verb", "restore", "--json").json["result"]} == {
-        row.field for row in TABLE if row.field and "RESTORE" in str(row.on)
+        row.field for row in TABLE if row.field and row.on & On.RESTORE
     } | {row.field for row in TABLE if row.field and row.on & VERB_MASK[Verb.RESTORE]}
 
 

@@ -35,7 +35,7 @@ def connection() -> Iterator[WorkerConnection]:
     while not os.fstat(stderr).st_size:
         assert child.poll() is None
     process = ChildProcess(child.pid, os.pidfd_open(child.pid), stderr)
-    result = WorkerConnection(ours, process, "a program")
+    result = WorkerConnection(ours.detach(), process, "a program")
     yield result
     result.wait()
     process.wait(1)
@@ -50,7 +50,7 @@ def exists(pid: int) -> bool:
 def test_close_keeps_the_process(connection: WorkerConnection) -> None:
     """``close`` closes the socket only: the process ends, and ``wait`` still reaps it."""
     connection.close()
-    assert connection.sock.fileno() == -1
+    assert connection.fd == -1
     assert connection.status is None
     assert connection.has_ended(10)
     assert exists(connection.pid)
@@ -96,7 +96,7 @@ def test_close_async_without_a_pool_waits(connection: WorkerConnection) -> None:
 
 def test_detach_gives_the_process_up(connection: WorkerConnection) -> None:
     """``detach`` does not reap it, and a later ``kill`` does not end it."""
-    copy = connection.sock.dup()  # keeps the process running
+    copy = connection.sock().dup()  # keeps the process running
     connection.detach()
     assert (connection.status, connection.final_stderr) == (None, "ready\n")
     connection.kill()
@@ -123,8 +123,8 @@ def test_without_a_process_each_closes(end: str) -> None:
     """A connection to a service owns its socket only."""
     ours, theirs = socket.socketpair()
     with theirs:
-        connection = Connection(ours, program="a service")
+        connection = Connection(ours.detach(), program="a service")
         getattr(connection, end)()
         getattr(connection, end)()
-        assert connection.sock.fileno() == -1
+        assert connection.fd == -1
         assert theirs.recv(1) == b""

@@ -282,7 +282,14 @@ def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
     assert words[1:].index(COMMANDS[verb][0]) == 0
     carried = True if verb is Verb.PRE_DUMP else None
     read = CriuOpts.from_argv(words)
-    assert read == (verb, pid, replace(said(rest), pre_dump=carried))
+    assert read == (verb, pid, in_current(replace(said(rest), pre_dump=carried), verb))
+
+
+def in_current(opts: CriuOpts, verb: Verb) -> CriuOpts:
+    """The options with the images directory that ``criu`` uses if none is named."""
+    if verb is Verb.CHECK or opts.images_directory is not None:
+        return opts
+    return replace(opts, images_directory=".")
 
 
 def with_address(server: object) -> PageServer:
@@ -346,6 +353,9 @@ READ: list[tuple[str, dict[str, Any] | None]] = [
     ("--all --feature uffd", {"check_extra": True, "check_experimental": True,
         "check_feature": "uffd"}),
     ("--page-server --no-page-server", {}),
+    ("--address ::1 --port 27", {}),
+    ("--leave-ru --images d --ghost-l 7", {"leave_running": True,
+        "images_directory": "d", "ghost_limit": 7}),
 ]  # fmt: skip
 
 
@@ -356,7 +366,10 @@ def test_words_that_are_read(words: str, fields: dict[str, Any] | None) -> None:
     if fields is None:
         assert "external" in refused(lambda: CriuOpts.from_argv(["dump", "-t1", *arguments]))
         return
-    expected = Verb.DUMP, 42, CriuOpts(**fields)
+    given = CriuOpts(**fields)
+    kept = replace(given.only_for(Verb.DUMP), inherit_fds=given.inherit_fds)
+    meant = in_current(kept, Verb.DUMP)  # criu refuses --inherit-fd, and ignores others
+    expected = Verb.DUMP, 42, meant
     assert CriuOpts.from_argv(["criu", "dump", "-t", "42", *arguments]) == expected
     assert CriuOpts.from_argv(["/usr/sbin/criu", *arguments, "--tree=42", "dump"]) == expected
     assert CriuOpts.from_argv([*arguments, "dump", "-t42"]) == expected
@@ -408,9 +421,19 @@ def test_words_of_a_restore() -> None:
 
 def test_a_command_to_run() -> None:
     """``--exec-cmd`` takes the remaining words, and nothing is detached."""
-    opts = CriuOpts(exec_cmd=["prog", "-x", "", "--leave-running"])
+    opts = CriuOpts(images_directory=".", exec_cmd=["prog", "-x", "", "--leave-running"])
     words = opts.to_argv(Verb.RESTORE)
-    assert words == ["criu", "restore", "--exec-cmd", "--", "prog", "-x", "", "--leave-running"]
+    assert words == [
+        "criu",
+        "restore",
+        "--images-dir=.",
+        "--exec-cmd",
+        "--",
+        "prog",
+        "-x",
+        "",
+        "--leave-running",
+    ]
     assert CriuOpts.from_argv(words) == (Verb.RESTORE, None, opts)
 
 
@@ -419,7 +442,8 @@ def test_a_command_to_run() -> None:
     [
         ("dump", "--tree"),
         ("dump -t 0", "--tree"),
-        ("dump -t 1 --leave-runnin", "--leave-runnin"),
+        ("dump -t 1 --leave", "--leave"),
+        ("dump -t 1 --leave-runningg", "--leave-runningg"),
         ("dump -t 1 -Z", "-Z"),
         ("dump -t 1 --shell-job=yes", "--shell-job"),
         ("dump -t 1 --no-leave-running", "--no-leave-running"),
@@ -428,10 +452,8 @@ def test_a_command_to_run() -> None:
         ("dump -t 1 --verbosity=loud", "--verbosity"),
         ("dump -t 1 --manage-cgroups=SOFT", "--manage-cgroups"),
         ("dump -t 1 --cpu-cap=none", "--cpu-cap"),
-        ("dump -t 1 --address ::1", "--address"),
         ("dump -t 1 --page-server --lazy-pages", "--page-server"),
         ("dump -t 1 --exec-cmd -- x", "--exec-cmd"),
-        ("dump -t 1 --close 2", "--close"),
         ("check --ms", "--ms"),
         ("dump -t 1 --help", "--help"),
         ("restore -S", "--restore-sibling"),
@@ -452,11 +474,11 @@ def test_words_that_are_refused(words: str, named: str) -> None:
 
 def test_everything_that_is_wrong_is_listed() -> None:
     """A refusal lists every error."""
-    words = ["criu", "dump", "-t1", "--ms", "--nonsense", "--log-file", "a/b"]
+    words = ["criu", "dump", "-t1", "--ms", "--nonsense", "--port", "0"]
     assert list(refused(lambda: CriuOpts.from_argv(words))) == [
         "--ms",
         "--nonsense",
-        "log_file",
+        "--port",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -181,3 +182,49 @@ def test_values_need_no_extra(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert message.stdout == "7\n"
+
+
+START = {
+    "number": 3,
+    "way": "shared",
+    "phases": [
+        {"name": "check", "begin": 0.0, "end": 0.001},
+        {"name": "restore", "begin": 0.001, "end": 0.0125},
+    ],
+}
+
+
+def test_starts(tmp_path: Path) -> None:
+    """A bar for each line of the file, with its total; the values are those of the file."""
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "starts.jsonl"
+    path.write_text(json.dumps(START) + "\n" + json.dumps({**START, "number": 4}) + "\n")
+    found = plots.read_starts(path)
+    assert [(each.number, each.total) for each in found] == [(3, 0.0125), (4, 0.0125)]
+    assert found[0].to_dict() == {**START, "phases": tuple(START["phases"])}  # type: ignore[arg-type]
+    for source in (path, found):
+        plots.start(source, tmp_path / "x.svg")
+        text = (tmp_path / "x.svg").read_text()
+        for shown in ("2 starts of a snapshot", "4 shared", "12.5 ms", "check", "restore"):
+            assert shown in text
+    with pytest.raises(OptionError, match="at least one start"):
+        plots.start([], tmp_path / "x.svg")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it is empty"),
+        ("{", "has no timings"),
+        ('{"number": 1}', "are no timings"),
+        ("[]", "no"),
+    ],
+)
+def test_no_timings(tmp_path: Path, text: str, why: str) -> None:
+    """A file with something else is refused."""
+    path = tmp_path / "starts.jsonl"
+    path.write_text(text)
+    with pytest.raises(ImagesError, match=why):
+        plots.read_starts(path)
+    with pytest.raises(ImagesError, match="cannot be read"):
+        plots.read_starts(tmp_path / "none")

@@ -32,7 +32,7 @@ from pycriu_native import (
 from pycriu_native._checks import option_rules
 from pycriu_native._integrity.dump_marker import UNFINISHED
 from pycriu_native.enums import Verb
-from pycriu_native.options.applicability import foreign_options
+from pycriu_native.options.fields import foreign_options
 from pycriu_native.options.table import BY_FIELD, VERB_MASK
 
 from .support.strategies import EXISTING_FILE, World, any_opts, criu_opts, values_of
@@ -86,7 +86,7 @@ REFUSED: list[tuple[Verb, dict[str, Any], str, str]] = [
     (DUMP, {"cg_props_file": "/nonexistent"}, "cg_props_file", "an existing file"),
     (DUMP, {"irmap_paths": ["relative"]}, "irmap_paths", "an absolute path"),
     (DUMP, {"log_file": "-"}, "log_file", "a file's name"),
-    (DUMP, {"log_file": ".."}, "log_file", "a file's name"),
+    (DUMP, {"log_file": ".."}, "log_file", "name or path of a file"),
     (DUMP, {"log_file": "x" * 256}, "log_file", "at most 255 bytes"),
     (DUMP, {"log_file": "ä" * 128}, "log_file", "at most 255 bytes"),
     (DUMP, {"log_file": "x", "log_to_stderr": True}, "log_to_stderr", "log_file"),

@@ -121,7 +121,7 @@ def options() -> dict[str, Option]:
     for row in table.TABLE:
         if row.field is None:
             continue
-        verbs = [word for flag, word in script["VERBS"].items() if table.On[flag] in row.on]
+        verbs = [word for flag, word in script["VERBS"].items() if row.on & getattr(table.On, flag)]
         result[row.field] = Option(
             field=row.field,
             runc=row.runc or "",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...enums import Verb
+from ...enums import CgroupMode, Verb
 from ...errors import ImagesError
 from ...findings import Severity, lines
 from .. import command, json_form
@@ -30,6 +30,7 @@ from ..text import columns, safe, size
 if TYPE_CHECKING:
     from ...archive.container_checkpoint import ArchiveContents
     from ...images import ImageSet, Process
+    from ...options.criu_opts import CriuOpts
 
 EXITS = (Exit.IMAGES, Exit.UNSUPPORTED)
 
@@ -62,7 +63,7 @@ def _inspect(
     context: int,
 ) -> Exit:
     images = _images()
-    with _set_in(directory) as (place, archive):
+    with _set_in(directory) as (place, archive, _):
         result: ImageSet = images.inspect(place)
         chosen = tuple(
             _with_mappings(each, kind, protection)
@@ -91,21 +92,32 @@ def _inspect(
 
 
 @contextmanager
-def _set_in(place: str) -> Iterator[tuple[str, ArchiveContents | None]]:
-    """The directory of an image set: itself, or where an archive is unpacked meanwhile."""
+def _set_in(
+    place: str, *, whole: bool = False
+) -> Iterator[tuple[str, ArchiveContents | None, str]]:
+    """The directory of an image set: itself, or where an archive is unpacked meanwhile.
+
+    The last value is the directory of all that was unpacked, which of a container's archive is
+    more than the images if ``whole``.
+    """
     if not os.path.isfile(place):
-        yield place, None
+        yield place, None, place
         return
     from ...archive.container_checkpoint import archive_contents  # few sets are archives
     from ...archive.pack import unpack
 
     with command.extra("archive"), tempfile.TemporaryDirectory(prefix="pycriu-native-") as scratch:
         archive = archive_contents(place)
-        unpack(place, f"{scratch}/set", inside=archive.inside)
-        yield f"{scratch}/set", archive
+        top = f"{scratch}/set"
+        if whole and archive.is_container:
+            unpack(place, top)
+            yield os.path.join(top, archive.inside), archive, top
+        else:
+            unpack(place, top, inside=archive.inside)
+            yield top, archive, top
 
 
-def _of_archive(archive: ArchiveContents) -> str:
+def _of_archive(archive: ArchiveContents, *, changes: bool = True) -> str:
     """The container of an archive, and the changes of its root file system."""
     rows = [
         ("container", archive.name),
@@ -117,11 +129,13 @@ def _of_archive(archive: ArchiveContents) -> str:
         ("checkpointed", archive.checkpointed),
         ("archive", f"{size(archive.size)}, images in {archive.inside or 'its top'}"),
     ]
-    if archive.is_container:
+    if archive.is_container and changes:
         total = size(sum(each for _, each in archive.changed))
-        changes = f"{len(archive.changed)} files, {total}; {len(archive.deleted)} deleted"
-        rows.append(("changes of its files", changes))
+        count = f"{len(archive.changed)} files, {total}; {len(archive.deleted)} deleted"
+        rows.append(("changes of its files", count))
     lines = columns((name, safe(value)) for name, value in rows if value)
+    if not changes:
+        return "\n".join(lines)
     lines += [f"  changed {safe(name)} ({size(bytes_)})" for name, bytes_ in archive.changed]
     lines += [f"  deleted {safe(name)}" for name in archive.deleted]
     return "\n".join(lines)
@@ -361,12 +375,35 @@ def _encode(call: Call, described: str, image: str) -> Exit:
 
 def _check_images(call: Call, directory: str) -> Exit:
     images = _images()
-    result = images.check_images(directory, call.opts, via=call.via)
+    with _set_in(directory, whole=True) as (place, archive, top):
+        found: ImageSet = images.inspect(place)
+        opts = call.opts
+        text = []
+        if archive is not None:
+            text.append(_of_archive(archive, changes=False))
+            if archive.is_container:
+                opts = _as_container(found, opts, top)
+        result = images.check_images(found, opts, via=call.via)
     bad = any(each.severity is Severity.STOPS for each in result)
-    text = [in_flags(safe(line)) for line in lines(result, _HEADINGS)]
+    text += [in_flags(safe(line)) for line in lines(result, _HEADINGS)]
     text.append("a restore here would fail" if bad else "no obstacle to a restore here was found")
     body = {"restorable": not bad, "findings": result}
+    if archive is not None:
+        body["archive"] = archive
     return call.out.answer(body, "\n".join(text), code=Exit.NO if bad else Exit.DONE)
+
+
+def _as_container(found: ImageSet, opts: CriuOpts, unpacked: str) -> CriuOpts:
+    """The options, with those that a restore of a container's archive adds by itself."""
+    from ...oci.checkpoint_archive import host_mounts
+
+    host = host_mounts(unpacked)
+    own = {each.external: each.point for each in found.mounts if each.point not in host}
+    mounts = [pair for pair in own.items() if pair[0]]
+    more: dict[str, Any] = {"ext_mounts": [*mounts, *(opts.ext_mounts or ())]}
+    if opts.manage_cgroups_mode is None:
+        more["manage_cgroups_mode"] = CgroupMode.SOFT
+    return dataclasses.replace(opts, **more)
 
 
 _HEADINGS: dict[str, str] = {
@@ -538,15 +575,16 @@ COMMANDS = {
         "check-images",
         function=_check_images,
         verb=Verb.RESTORE,
-        help="Check a restore of DIRECTORY on this machine, without a restore.\n\n"
+        help="Check a restore of DIRECTORY, or of an archive, on this machine.\n\n"
         "Pids, files, sockets, mounts, the processor, CRIU's release. Give the options of the "
         "restore: what they solve is not an obstacle. The exit status is 11 if a restore would "
-        "fail. Nothing is changed.",
+        "fail. Nothing is restored or changed.",
         examples=[
             "pycriu-native check-images ckpt",
             "pycriu-native check-images ckpt --tcp-established --json | jq .result.findings",
+            "pycriu-native check-images podman.tar.gz --root alpine-root",
         ],
         exits=(*EXITS, Exit.NO, Exit.NO_CRIU),
-        params=[_directory()],
+        params=[click.Argument(["directory"], type=click.Path())],
     ),
 }

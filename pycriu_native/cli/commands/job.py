@@ -17,6 +17,7 @@ from ...errors import CriuError, ImagesError
 from ...jobs import BUSY, CANNOT_RESTORE, INTERRUPTED, Job, JobStatus, State
 from ...jobs.control import request_checkpoint, request_stop
 from ...jobs.directory import JobDirectory
+from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
 from ..command import Call, Command, compress_option, encrypt_to_option, identity_option
@@ -42,7 +43,10 @@ class Duration(option_parameters.ParamType):
         match = _DURATION.fullmatch(str(value))
         if match is None:
             self.fail(f"{value!r}: a number with s, m, h or d is accepted, such as 10m", param, ctx)
-        return float(match[1]) * UNITS[match[2]]
+        result = float(match[1]) * UNITS[match[2]]
+        if result > MOST:
+            self.fail(f"{value!r}: {MOST:g} seconds are accepted at most", param, ctx)
+        return result
 
 
 def _run(
@@ -283,7 +287,8 @@ COMMANDS = {
         "The exit code is that of the command (128 and the number of the signal that ended it), "
         f"or {INTERRUPTED} if it was interrupted and can be resumed, {CANNOT_RESTORE} if there are "
         f"checkpoints and none can be restored (nothing was started), {BUSY} if another supervisor "
-        "runs it. A command that was ended by SIGTERM, SIGKILL, SIGINT or SIGHUP was interrupted. "
+        "runs it. A command that was ended by one of these signals, or SIGKILL, was interrupted; "
+        "so was one that ends with another code than 0 after such a signal to 'run'. "
         "The job of a command that has ended is not run again.",
         examples=[
             "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",

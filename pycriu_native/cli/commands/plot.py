@@ -9,12 +9,17 @@ from ..command import Call, Command
 from ..exit_codes import Exit
 from ..text import safe
 
-KINDS = {"timeline": plots.timeline, "rounds": plots.rounds, "memory": plots.memory}
+KINDS = {
+    "timeline": plots.timeline,
+    "rounds": plots.rounds,
+    "memory": plots.memory,
+    "start": plots.start,
+}
 
 
-def _plot(call: Call, what: str, directory: str, picture: str) -> Exit:
-    KINDS[what](directory, picture)
-    body = {"what": what, "directory": directory, "picture": picture}
+def _plot(call: Call, what: str, source: str, picture: str) -> Exit:
+    KINDS[what](source, picture)
+    body = {"what": what, "source": source, "picture": picture}
     return call.out.result(body, safe(f"drew {picture}"))
 
 
@@ -22,20 +27,23 @@ COMMANDS = {
     "plot": Command(
         "plot",
         function=_plot,
-        help="Draw a picture of the dump in DIRECTORY, as PNG or SVG by the name of PICTURE.\n\n"
+        help="Draw a picture of the dump in the directory SOURCE, as PNG or SVG by the name of "
+        "PICTURE.\n\n"
         "timeline: the phases over time, with the time marked in which the processes were frozen "
         "(dump with --verbosity=4 for it). rounds: the chain of pre-dumps that it builds on. "
-        "memory: what kinds of memory it holds.",
+        "memory: what kinds of memory it holds. start: where the time of starts of a snapshot "
+        "went; SOURCE is the file of 'start --timings'.",
         examples=[
             "pycriu-native dump 4242 -D ckpt --verbosity=4",
             "pycriu-native plot timeline ckpt timeline.png",
             "pycriu-native plot memory ckpt memory.svg",
             "pycriu-native plot rounds ckpt/5 rounds.png",
+            "pycriu-native plot start starts.jsonl starts.svg",
         ],
         exits=(Exit.IMAGES, Exit.UNSUPPORTED),
         params=[
             click.Argument(["what"], type=click.Choice(list(KINDS))),
-            click.Argument(["directory"], type=click.Path(file_okay=False)),
+            click.Argument(["source"], type=click.Path()),
             click.Argument(["picture"], type=click.Path(dir_okay=False)),
         ],
     ),

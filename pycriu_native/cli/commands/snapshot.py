@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from ...errors import OptionError, Problem
 from ...snapshots import Process, Record, Snapshot, list_snapshots
 from ...snapshots.processor_level import LEVELS
+from .. import progress
 from ..command import Call, Command, Interrupted
 from ..exit_codes import Exit
 from ..text import columns, safe, size
@@ -39,15 +41,17 @@ def _snapshot(
 ) -> int:
     if bool(command) == (pid is not None):
         raise click.UsageError("Either a command behind '--' or --pid is accepted.")
-    snapshot = Snapshot.take(
-        list(command) if pid is None else pid,
-        directory,
-        without_guest=without_guest,
-        leave_running=leave_running,
-        processor=processor,
-        via=call.via,
-        deadline=call.deadline,
-    )
+    with progress.shown(call.out) as on_progress:
+        snapshot = Snapshot.take(
+            list(command) if pid is None else pid,
+            directory,
+            without_guest=without_guest,
+            leave_running=leave_running,
+            processor=processor,
+            via=call.via,
+            deadline=call.deadline,
+            on_progress=on_progress,
+        )
     return call.out.result(shape(snapshot), text(snapshot))
 
 
@@ -61,8 +65,10 @@ def _start(
     network: bool,
     cgroup: str | None,
     check: bool,
+    timings: str | None,
 ) -> int:
     snapshot = Snapshot(directory)
+    record = None if timings is None else _opened(timings)
     process = snapshot.start(
         args or None,
         extra_env=_variables(env),
@@ -74,12 +80,23 @@ def _start(
         via=call.via,
         deadline=call.deadline,
     )
+    if record is not None:
+        with record:
+            record.write(json.dumps(process.timings.to_dict()) + "\n")
     if call.out.as_json:
         call.out.event("running", {"pid": process.pid, "number": process.number}, "")
     code = _until_end(process)
     if call.out.as_json:
         call.out.event("ended", {"pid": process.pid, "exit_code": code}, "")
     return code
+
+
+def _opened(path: str) -> IO[str]:
+    try:
+        return open(path, "a")
+    except OSError as error:
+        rule = f"a file that can be written is accepted: {error.strerror}"
+        raise OptionError([Problem("timings", path, rule)], verb="start") from None
 
 
 def _variables(given: tuple[str, ...]) -> dict[str, str] | None:
@@ -299,6 +316,13 @@ COMMANDS = {
                 ["--check/--no-check"],
                 default=True,
                 help="Refuse a machine that differs from that of the snapshot.",
+            ),
+            click.Option(
+                ["--timings"],
+                type=click.Path(dir_okay=False),
+                metavar="FILE",
+                help="Append a line of JSON that tells where the time of the start went, for "
+                "'plot start'.",
             ),
         ],
     ),

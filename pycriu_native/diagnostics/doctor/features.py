@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..._calls import requirements
+from ..._support.unpatched import close
 from ..._system.descriptors import above_stdio
 from ..._system.processor import can_track_memory
 from ..._transport.base import Via
@@ -237,7 +238,7 @@ def _tested(via: Worker, name: str, unprivileged: bool) -> bool | None:
         words = [via.name(), "check", *mode, "--feature", name]
         pid, pidfd = spawn(words, env=via.env, stdin=-1, output=stderr_text, keep=())
     except CriuError:
-        os.close(stderr_text)
+        close(stderr_text)
         return None
     process = ChildProcess(pid, pidfd, stderr_text)
     process.wait(PATIENCE)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from ..._failures.log_excerpt import known
+from ..._support.unpatched import close
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
 from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, libc, link
@@ -91,7 +92,7 @@ def _memory_device() -> int:
     try:
         return os.fstat(number).st_dev
     finally:
-        os.close(number)
+        close(number)
 
 
 def is_memory(fd: Descriptor) -> bool:
@@ -131,7 +132,7 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
             mount = descriptor_info("self", number)["mnt_id"][0]
             yield Used(process.pid, None, how, link(path), os.fstat(number), int(mount))
         finally:
-            os.close(number)
+            close(number)
 
 
 def _place(context: Context, used: Used) -> Iterator[Finding]:

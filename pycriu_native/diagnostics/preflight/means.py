@@ -14,7 +14,7 @@ from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
 from ..._failures.log_excerpt import known
-from ..._system.inet_sockets import listening
+from ..._system.inet_sockets import LISTEN, tcp_sockets
 from ..._system.process_snapshot import lines_of, read
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
@@ -147,7 +147,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
         )
         return
     if any(str(item[4][0]).startswith("127.") or item[4][0] == "::1" for item in message):
-        if not any(port == server.port for _, port in listening()):
+        if not any(each.state == LISTEN and each.local[1] == server.port for each in tcp_sockets()):
             yield stops(
                 "page-server",
                 "no page server listens there",

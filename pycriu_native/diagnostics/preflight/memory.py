@@ -7,7 +7,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..._system.mappings import Mapping
+from ..._support.unpatched import close
+from ..._system.mappings import Mapping, has_guard_pages
 from ..._system.process_snapshot import Process
 from ...findings import Finding
 from .context import Context, note, stops
@@ -20,7 +21,15 @@ WITHOUT_FILE = ("/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
 
 def look(context: Context) -> Iterator[Finding]:
     """Findings on the memory."""
+    old = context.is_older_than("4.2")
     for process in context.tree.alive:
+        if old and _is_guarded(process):
+            yield stops(
+                "guard-pages",
+                "it has guard pages (MADV_GUARD_INSTALL), which CRIU before 4.2 cannot dump",
+                failure="guard-pages",
+                pid=process.pid,
+            )
         seen: set[str] = set()
         for mapping in process.mappings:
             if mapping.name not in seen:
@@ -81,6 +90,13 @@ def _mapping(context: Context, process: Process, mapping: Mapping) -> Iterator[F
                 yield device(process.pid, numbers, name)
 
 
+def _is_guarded(process: Process) -> bool:
+    anonymous = (each for each in process.mappings if not each.inode and each.rights[1:] == "w-p")
+    with contextlib.suppress(OSError):
+        return any(map(has_guard_pages, anonymous))
+    return False
+
+
 def _cannot_be_opened(mapping: Mapping) -> bool:
     """Whether it is of a deleted file, and the caller may not follow links to mapped files.
 
@@ -92,7 +108,7 @@ def _cannot_be_opened(mapping: Mapping) -> bool:
     if name.startswith(WITHOUT_FILE):
         return False
     try:
-        os.close(os.open(mapping.link, os.O_PATH | os.O_CLOEXEC))
+        close(os.open(mapping.link, os.O_PATH | os.O_CLOEXEC))
     except PermissionError:
         return True
     except OSError:

@@ -15,6 +15,7 @@ from ..._system.mount_table import is_below
 from ..._system.mountinfo import Mount, mounts_of
 from ...findings import Finding
 from .context import Context, needs, note, stops
+from .files import all_used
 
 _REBUILT = """
     proc sysfs devtmpfs binfmt_misc tmpfs devpts simfs pstore mqueue securityfs fusectl debugfs
@@ -22,6 +23,21 @@ _REBUILT = """
 """
 REBUILT = frozenset(_REBUILT.split())
 """File systems that CRIU 4.2 supports; ``fuse`` only as an external mount."""
+
+
+_MOUNTED_WITH = {
+    "tmpfs": "user",
+    "devpts": "user",
+    "overlay": "user",
+    "fuse": "user",
+    "proc": "pid",
+    "mqueue": "ipc",
+    "sysfs": "net",
+    "cgroup": "cgroup",
+    "cgroup2": "cgroup",
+}
+"""File systems that a user namespace may mount, and the namespace that must be its own for that
+(user_namespaces(7), "Capabilities"). Others only the first user namespace may mount."""
 
 
 def look(context: Context) -> Iterator[Finding]:
@@ -32,7 +48,10 @@ def look(context: Context) -> Iterator[Finding]:
         yield without_root
         return
     mounts = _Mounts(context)
+    yield from mounts.of_user_namespace()
     for mount in mounts.checked():
+        if mount in mounts.left_out:
+            continue
         # The first finding of a mount explains it: the later checks depend on the earlier.
         if mounts.is_locked_below(mount):
             yield needs(
@@ -91,6 +110,8 @@ class _Mounts:
         ours = list(mounts_of("self", context.tree.ours.namespaces["mnt"]))
         self.ours = {mount.device for mount in ours}
         """Devices of the mounts that the caller sees."""
+        self.left_out: set[Mount] = set()
+        """Mounts that a finding names for ``skip_mnts``, or as external."""
         if "auto_ext_mnt" in context.finds_external_mounts:
             self.given |= {m for m in table.all if m.place != "/" and _is_found(context, m, ours)}
 
@@ -102,6 +123,49 @@ class _Mounts:
         for mount in self.table.all:
             if mount.namespace != foreign and mount.place not in skipped:
                 yield mount
+
+    def of_user_namespace(self) -> Iterator[Finding]:
+        """File systems that the user namespace of the tree may not mount: it has them from outside.
+
+        Those that the tree uses must come from outside again; the others are left out, with all
+        that is mounted below them.
+        """
+        tree = self.context.tree
+        if not (tree.has_own("user") and tree.has_own("mnt")):
+            return
+        used = {each.mount for each in all_used(self.context)}
+        for mount in list(self.checked()):
+            if mount in self.left_out or not self._is_of_outer_user_namespace(mount):
+                continue
+            within = [
+                each
+                for each in self.table.all
+                if each.namespace == mount.namespace and is_below(each.place, mount.place)
+            ]
+            is_used = any(each.number in used for each in within)
+            self.left_out |= {mount} if is_used else set(within)
+            if is_used:
+                cure = (
+                    f'name it as external, and give on restore external="{mount.key}:PATH", '
+                    f"a mount point without mounts below it: mount --bind {mount.place} PATH"
+                )
+                sets: dict[str, tuple[str, ...]] = {"external": (f"{mount.key}:{mount.place}",)}
+            else:
+                cure = "leave it out with skip_mnts, with all that is mounted below it"
+                sets = {"skip_mnts": tuple(dict.fromkeys(each.place for each in within))}
+            yield self._needs(
+                mount,
+                "user-namespace-mount",
+                f"a restore cannot mount it: its user namespace may not mount {mount.kind}",
+                cure=cure,
+                sets=sets,
+            )
+
+    def _is_of_outer_user_namespace(self, mount: Mount) -> bool:
+        if mount.place == "/" or mount.kind not in REBUILT or self.has_source(mount):
+            return False
+        namespace = _MOUNTED_WITH.get(mount.kind)
+        return namespace is None or not self.context.tree.has_own(namespace)
 
     def is_tmpfs_of_the_host(self, mount: Mount) -> bool:
         """Whether other processes than the tree can write to a tmpfs whose contents are saved."""

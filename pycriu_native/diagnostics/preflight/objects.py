@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._support.unpatched import close
 from ..._system.descriptors import copied
 from ..._system.process_snapshot import Descriptor, libc
 from ...findings import Finding
@@ -219,10 +220,10 @@ def _by_handle(mount: str, values: dict[str, str]) -> str | None:
         try:
             result = libc.open_by_handle_at(at, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
         finally:
-            os.close(at)
+            close(at)
         if result >= 0:
             try:
                 return os.readlink(f"/proc/self/fd/{result}")
             finally:
-                os.close(result)
+                close(result)
     return None

@@ -21,6 +21,16 @@ GIVEN_BY_DESCRIPTOR = ("unix", "tty", "file", "net", "pid")
 """Kinds of ``external`` that a restore replaces by a descriptor."""
 
 
+_ROOT = (
+    'the root of its mount namespace, a mount point; "/" if it is that of the host '
+    "(pycriu_native.oci has the options for containers of runc and crun)"
+)
+_ROOT_OF_USER = (
+    "the root of its mount namespace: a mount point without mounts below it, since the tree has a "
+    "user namespace of its own; for that of the host: mount --bind / PATH"
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreNeed:
     """A descriptor, file or directory that the caller of the restore gives."""
@@ -76,8 +86,7 @@ def _needs(
         yield RestoreNeed(
             option="root",
             key=ROOT,
-            message='the root of its mount namespace, a mount point; "/" if it is that of the host '
-            "(pycriu_native.oci has the options for containers of runc and crun)",
+            message=_ROOT_OF_USER if context.tree.has_own("user") else _ROOT,
         )
     about = {
         str(item): finding.summary

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._failures.log_excerpt import known
+from ..._support.sockets import of_another
 from ..._support.unpatched import readable
 from ..._system.descriptors import copied
 from ..._system.inet_sockets import InetSocket, inet_sockets
@@ -197,7 +198,7 @@ def _internet(
 @contextlib.contextmanager
 def copied_socket(fd: Descriptor) -> Iterator[socket.socket]:
     """A copy of another process's socket. Raises ``OSError``."""
-    with copied(fd.pid, fd.number) as number, socket.socket(fileno=os.dup(number)) as sock:
+    with copied(fd.pid, fd.number) as number, of_another(os.dup(number)) as sock:
         yield sock
 
 

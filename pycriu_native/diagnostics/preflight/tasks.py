@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
-from ..._support.unpatched import sleep
+from ..._support.unpatched import close, sleep
 from ..._system.cgroups import frozen_cgroup
 from ..._system.process import children_of, stat_of, status_of
 from ..._system.process_snapshot import Process, lines_of, link, read
@@ -342,5 +342,5 @@ def owner_of(process: Process, kind: str) -> str | None:
         try:
             return link(f"/proc/self/fd/{number}")
         finally:
-            os.close(number)
+            close(number)
     return None

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..._support.unpatched import close
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from .context import Context, lost, stops
@@ -88,7 +89,7 @@ def _bound(fd: Descriptor) -> Bound | None:
         try:
             path, of_file = os.readlink(f"/proc/self/fd/{file}"), os.fstat(file)
         finally:
-            os.close(file)
+            close(file)
         is_found = False
         with contextlib.suppress(OSError):
             is_found = os.path.samestat(os.stat(f"/proc/{fd.pid}/root/{name}"), of_file)

@@ -6,11 +6,15 @@ Usage: ``greenlets.py {gevent,eventlet} {before,after} FAMILY DIRECTORY``; print
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -219,6 +223,96 @@ def lazy_pages() -> None:
     _end(pid)
 
 
+def stream() -> None:
+    """A dump into a stream that fails, one that works, and a restore from it."""
+    from pycriu_native.archive.streaming import dump_stream, restore_stream
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            if self.tell():
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(data)
+
+    via = criu.Worker(program=os.environ["NEWEST_CRIU"])
+    pid = _target()
+    try:
+        dump_stream(pid, CriuOpts(), Full(), via=via)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    assert started[-1].poll() is None
+    to = io.BytesIO()
+    dump_stream(pid, CriuOpts(), to, via=via, deadline=60)
+    started.pop().wait()
+    to.seek(0)
+    _end(restore_stream(CriuOpts(), to, via=via, deadline=60).pid)
+
+
+def lazy_dump() -> None:
+    """A dump that serves its memory is refused; pages of images are served to a daemon."""
+    pid = _target()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = criu.PageServer("127.0.0.1", probe.getsockname()[1])
+
+    def refuse(told: criu.Notification) -> None:
+        if told.action is criu.Notify.STATUS_READY:
+            raise RuntimeError("refused")
+
+    try:
+        criu.dump(pid, _options(lazy_pages=True, page_server=address), on_notify=refuse)
+    except RuntimeError as error:
+        if str(error) != "refused":
+            raise
+    assert started[-1].poll() is None
+    opts = _dumped()
+    served = replace(opts, lazy_pages=True, page_server=criu.PageServer("127.0.0.1", 0))
+    with criu.page_server_child(served) as server:
+        address = criu.PageServer("127.0.0.1", server.result.port)
+        with criu.LazyPages(replace(opts, page_server=address)) as daemon:
+            restored = criu.restore(replace(opts, lazy_pages=True)).pid
+            assert daemon.wait(60) == 0
+        assert server.wait(60) == 0
+    _end(restored)
+
+
+def snapshot() -> None:
+    """Taken, started, its input and output, copies of a zygote."""
+    from pycriu_native.snapshots import Snapshot
+
+    program = "from pycriu_native import guest; guest.wait(); print(input())"
+    pipe = subprocess.PIPE
+    place = Path(DIRECTORY, "snapshot")
+    with Snapshot.take([sys.executable, "-c", program], place) as taken:
+        for _ in range(2):
+            copy = taken.start(stdin=pipe, stdout=pipe, text=True)
+            assert copy.communicate("word\n", timeout=60) == ("word\n", None)
+            assert copy.returncode == 0
+        with taken.zygote() as zygote:
+            copy = zygote.start(stdin=pipe, stdout=pipe, text=True)
+            assert copy.communicate("word\n", timeout=60) == ("word\n", None)
+            copy = zygote.start(stdin=pipe)
+            copy.kill()
+            assert copy.wait(60) == -signal.SIGKILL
+
+
+def jobs() -> None:
+    """A job that ends, and one that is stopped for a checkpoint and goes on."""
+    from pycriu_native.jobs import Job
+
+    work = Path(DIRECTORY, "job")
+    result = Job(work, ["sh", "-c", "exit 3"]).run()
+    assert result.exit_code == 3, result
+
+
+def _with_tls(name: str) -> CriuOpts:
+    """Options with the certificate of this name, if the test has made one."""
+    place = Path(DIRECTORY, "ca")
+    if not place.exists():
+        return CriuOpts()
+    pem, key = place / f"{name}.pem", place / f"{name}.key"
+    return CriuOpts(tls=True, tls_cacert=place / "ca.pem", tls_cert=pem, tls_key=key)
+
+
 def migrate() -> None:
     """To a patched destination in a pid namespace of its own, in two modes."""
     for mode in ("stop-and-copy", "post-copy"):
@@ -235,7 +329,7 @@ def migrate() -> None:
             port = int(destination.stdout.readline())
             pid = _target()
             result = criu.migrate_out(
-                pid, CriuOpts(), to=("127.0.0.1", port), mode=mode, deadline=60
+                pid, _with_tls("source"), to=("127.0.0.1", port), mode=mode, deadline=60
             )
             assert result.pid == pid
             started.pop().wait()
@@ -247,11 +341,14 @@ def migrate() -> None:
             destination.wait()
 
 
+migrate_with_tls = migrate
+
+
 def receive() -> None:
     """The destination of ``migrate``, which listens on a patched socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
-        result = criu.migrate_in(CriuOpts(), listen=listener, deadline=60)
+        result = criu.migrate_in(_with_tls("destination"), listen=listener, deadline=60)
     sys.stdin.read()
     _end(result.pid)
 
@@ -262,10 +359,23 @@ def _mask() -> str:
     )
 
 
+def _open() -> list[str]:
+    """What is open, but for what an event loop has opened for itself."""
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the directory itself
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+    kinds = (link.partition(":[")[0] for link in links if "[event" not in link)
+    return sorted(kinds)
+
+
 before = _mask()
+opened = _open()
 try:
     globals()[FAMILY]()
     assert _mask() == before, "the signal mask has changed"
+    time.sleep(0.01)  # the loop closes what the standard library has closed
+    assert _open() == opened, (_open(), opened)
 finally:
     for process in started:
         process.kill()

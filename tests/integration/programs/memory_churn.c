@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,10 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#ifndef MADV_GUARD_INSTALL /* Linux 6.13 */
+#define MADV_GUARD_INSTALL 102
+#endif
 
 #define THREADS 4
 #define BLOCKS	1500
@@ -160,9 +165,12 @@ static const char *on_all(void (*what)(struct part *))
 
 /* ---- mappings ---- */
 
-enum { DONTNEED, FREE, WIPE, GROW, FORK, NONE, READ, CODE, SPARSE, LAST };
+enum { DONTNEED, FREE, WIPE, GROW, FORK, GUARD, NONE, READ, CODE, SPARSE, LAST };
 
 static unsigned char *region[LAST];
+
+/* Whether the kernel has guard pages: the second page of their region is one. */
+static int guarded;
 
 static unsigned char byte_of(int kind, size_t page)
 {
@@ -181,6 +189,7 @@ static void map_all(void)
 		for (size_t at = 0; at < REGION; at += 4096)
 			region[kind][at] = byte_of(kind, at / 4096);
 	}
+	guarded = !madvise(region[GUARD] + 4096, 4096, MADV_GUARD_INSTALL);
 	mprotect(region[NONE], REGION, PROT_NONE);
 	mprotect(region[READ], REGION, PROT_READ);
 #ifdef __x86_64__
@@ -231,6 +240,22 @@ static int as_before(void)
 	return differs(FORK, 1);
 }
 
+static int guard_page(void)
+{
+	signal(SIGSEGV, SIG_DFL);
+	return *(volatile unsigned char *)(region[GUARD] + 4096);
+}
+
+static int ends_by_a_guard(void)
+{
+	int status;
+	pid_t pid = fork();
+
+	if (!pid)
+		_exit(guard_page());
+	return waitpid(pid, &status, 0) == pid && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
+}
+
 static const char *mappings(void)
 {
 	unsigned char *grown;
@@ -254,6 +279,10 @@ static const char *mappings(void)
 			return "mremap: what is new";
 	if (child_says(as_before) || differs(FORK, 0))
 		return "fork";
+	if (guarded && !ends_by_a_guard())
+		return "MADV_GUARD_INSTALL";
+	if (region[GUARD][0] != byte_of(GUARD, 0) || region[GUARD][8192] != byte_of(GUARD, 2))
+		return "MADV_GUARD_INSTALL: beside the guard";
 	if (mprotect(region[NONE], REGION, PROT_READ | PROT_WRITE) || differs(NONE, 0))
 		return "PROT_NONE";
 	if (differs(READ, 0))

@@ -41,6 +41,13 @@ LISTENS = """
     server = socket.create_server(("127.0.0.1", 0))
     serve(port=lambda: server.getsockname()[1])
 """
+GUARD_PAGES = """
+    import mmap
+    memory = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.write(bytes(1 << 16))
+    memory.madvise(102, mmap.PAGESIZE, mmap.PAGESIZE)  # MADV_GUARD_INSTALL
+    serve()
+"""
 
 
 @dataclass

@@ -97,6 +97,16 @@ def reap_all() -> None:
                 os.waitpid(pid, 0)
 
 
+OWN_STDIO = """
+    import os
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3): os.dup2(null, number)
+    os.close(null)
+    serve()
+"""
+"""A process whose standard files are on the mounts of its own namespace."""
+
+
 @dataclass
 class Target:
     """A process of ``target.py``."""

@@ -24,6 +24,13 @@ MENAGERIE = """
     secret = bytearray(b"the-secret-" + bytes(range(256)) * 64)
     secret_at = ctypes.addressof((ctypes.c_char * len(secret)).from_buffer(secret))
     untouched = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    guarded = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    guards = []
+    try:
+        guarded.madvise(102, mmap.PAGESIZE, mmap.PAGESIZE)  # MADV_GUARD_INSTALL, Linux 6.13
+        at = ctypes.addressof((ctypes.c_char * len(guarded)).from_buffer(guarded))
+        guards.append((at + mmap.PAGESIZE, at + 2 * mmap.PAGESIZE))
+    except OSError: pass
     shared = mmap.mmap(-1, 1 << 18)
     shared[100_000:100_013] = b"shared-secret"
     (HERE / "mapped").write_bytes(b"on the disk " * 2000)
@@ -131,6 +138,9 @@ MENAGERIE = """
         facts=lambda: dict(
             secret=secret_at, child=child, stopped=stopped, zombie=zombie,
             tree=descendants(os.getpid()),
+            guards=guards,
+            threads=[open(f"/proc/self/task/{tid}/comm").read().strip()
+                     for tid in sorted(map(int, os.listdir("/proc/self/task")))],
             server=server.getsockname()[1], client=client.getsockname()[1], cmdline=open(
                 "/proc/self/cmdline", "rb").read().decode().split("\\0")[:-1],
             fds={name: one if isinstance(one, int) else one.fileno() for name, one in dict(

@@ -1,0 +1,43 @@
+"""Sockets that block, whatever ``socket.setdefaulttimeout`` says or gevent or eventlet replace.
+
+Each of the three makes the open files of new socket objects non-blocking: for all processes that
+have a descriptor of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .lazy import socket
+from .unpatched import close
+
+
+def blocking(sock: socket.socket) -> socket.socket:
+    """The socket, which is ours alone, as one that blocks.
+
+    ``accept`` and ``socketpair`` make sockets of gevent's class, also where the original is called.
+    """
+    if type(sock) is not socket.socket:
+        sock = socket.socket(fileno=sock.detach())
+    sock.setblocking(True)
+    return sock
+
+
+def pair(kind: int | None = None) -> tuple[socket.socket, socket.socket]:
+    """Two connected unix sockets; stream sockets by default."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM if kind is None else kind)
+    return blocking(ours), blocking(theirs)
+
+
+def of_another(fd: int) -> socket.socket:
+    """A socket object that owns ``fd``, a copy of another process's descriptor.
+
+    How that process's socket blocks does not change. The attributes ``family``, ``type`` and
+    ``proto`` are not those of the socket: ``getsockopt`` returns these.
+    """
+    try:
+        result = socket.socket(socket.AF_UNIX)
+        os.dup2(fd, result.fileno(), inheritable=False)
+    finally:
+        close(fd)
+    return result

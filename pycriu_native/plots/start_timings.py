@@ -1,0 +1,26 @@
+"""Timings of starts, from a file with a line of JSON for each."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from ..errors import ImagesError
+from ..snapshots import StartTimings
+
+__all__ = ["read_starts"]
+
+
+def read_starts(path: str | os.PathLike[str]) -> Sequence[StartTimings]:
+    """What ``pycriu-native start --timings`` has written. ``ImagesError`` for another file."""
+    try:
+        with open(path) as file:
+            bodies = [json.loads(line) for line in file if line.strip()]
+    except OSError as error:
+        raise ImagesError(f"{os.fspath(path)} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ImagesError(f"{os.fspath(path)} has no timings of starts: {error}") from None
+    if not bodies:
+        raise ImagesError(f"{os.fspath(path)} has no timings of starts: it is empty")
+    return [StartTimings.from_dict(each) for each in bodies]

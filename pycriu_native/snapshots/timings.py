@@ -1,0 +1,87 @@
+"""Where the time of a start goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from ..errors import ImagesError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartPhase:
+    """A part of a start. Times are seconds since the call began."""
+
+    name: str
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartTimings:
+    """The phases of one start, one after the other.
+
+    Of :meth:`.Snapshot.start`: ``check`` (arguments and machine), ``memory`` (the template, where
+    memory is shared), ``namespaces`` (their first process is started), ``worker`` (CRIU is started,
+    and the namespaces are set up meanwhile), ``prepare`` (CRIU reads images and probes the kernel),
+    ``restore`` (CRIU's own ``restore_time``: the processes, until they run), ``finish``. Of
+    :meth:`.Zygote.start`: ``check``, ``fork``, ``finish``.
+    """
+
+    number: int
+    """The number of the start."""
+    way: str
+    """``plain``, ``shared`` or ``zygote``."""
+    phases: tuple[StartPhase, ...]
+
+    @property
+    def total(self) -> float:
+        """Seconds from the call to its result."""
+        return self.phases[-1].end if self.phases else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` returns. ``ImagesError`` for something else."""
+        try:
+            phases = tuple(
+                StartPhase(
+                    name=str(each["name"]), begin=float(each["begin"]), end=float(each["end"])
+                )
+                for each in body["phases"]
+            )
+            return cls(number=int(body["number"]), way=str(body["way"]), phases=phases)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImagesError(f"these are no timings of a start: {error!r}") from None
+
+
+class Stopwatch:
+    """Collects the phases of a start."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._phases: list[StartPhase] = []
+
+    def ends(self, name: str) -> None:
+        """The phase that lasts since the last one has ended."""
+        begin = self._phases[-1].end if self._phases else 0.0
+        end = time.monotonic() - self._began
+        self._phases.append(StartPhase(name=name, begin=begin, end=end))
+
+    def ends_after(self, name: str, seconds: float, before: str) -> None:
+        """A phase that took the last ``seconds`` has ended, after another one."""
+        self.ends(name)
+        last = self._phases.pop()
+        between = max(last.begin, last.end - seconds)
+        self._phases.append(StartPhase(name=before, begin=last.begin, end=between))
+        self._phases.append(StartPhase(name=name, begin=between, end=last.end))
+
+    def timings(self, number: int, way: str) -> StartTimings:
+        """All of them; the last one ends now."""
+        self.ends("finish")
+        return StartTimings(number=number, way=way, phases=tuple(self._phases))

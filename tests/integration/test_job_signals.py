@@ -1,0 +1,176 @@
+"""Signals to a job at any instant: while it starts, is resumed, is dumped, and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pycriu_native.jobs import INTERRUPTED, Job, State
+
+from .support.jobs import RunningJob, check_exact, nothing_runs
+from .support.processes import eventually
+
+SIGNALS = int(os.environ.get("PYCRIU_NATIVE_JOB_SIGNALS", "3"))
+"""Signals of each of the tests with random instants; ``make test-jobs`` has 50."""
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[RunningJob]:
+    """A job that was not started yet."""
+    made = RunningJob(tmp_path / "place")
+    yield made
+    made.end()
+    eventually(lambda: nothing_runs(made), "the end of the command")
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def _size_of_events(job: RunningJob) -> int:
+    path = job.directory.path / "events.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def _to_one(job: RunningJob, number: int) -> None:
+    assert job.process is not None
+    job.process.send_signal(number)
+
+
+def _to_all(job: RunningJob, number: int) -> None:
+    """As schedulers send it."""
+    for pid in job.processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@pytest.mark.parametrize("storage", [False, True], ids=["local", "storage"])
+@pytest.mark.parametrize("send", [_to_one, _to_all])
+def test_at_random_instants(
+    job: RunningJob, tmp_path: Path, send: Callable[[RunningJob, int], None], storage: bool
+) -> None:
+    """The exit code is 75 as soon as the handlers stand, and before that nothing was started; the
+    end is exact.
+    """
+    if storage:
+        pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
+        job.options = (*job.options, "--storage", str(tmp_path / "storage"))
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    codes: dict[int, int] = {}
+    for _ in range(SIGNALS):
+        before = _size_of_events(job)
+        process = job.start()
+        at = dice.choice(["start", "restore or dump", "later"])
+        if at == "restore or dump":
+            job.until(job.criu, "CRIU at work")
+        elif at == "later":
+            number = job.directory.status().checkpoints + 1
+            job.until(lambda number=number: job.has_checkpoints(number), "a checkpoint")  # type: ignore[misc]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(dice.uniform(0, 1.5 if at == "start" else 0.3))
+        stop = dice.choice(STOPPING)
+        handled = _catches(process.pid, signal.SIGUSR1)  # Python itself has a handler of SIGINT
+        send(job, stop)
+        code = job.wait()
+        codes[code] = codes.get(code, 0) + 1
+        story = f"seed {seed}, {stop!r} at {at}: {code}, {job.messages()}"
+        if handled:
+            assert code == INTERRUPTED, story
+        elif code != INTERRUPTED:  # Python prints a traceback if SIGINT comes while it starts
+            assert code == -stop or (stop == signal.SIGINT and code == 1), story
+            assert _size_of_events(job) == before, story
+        assert not job.directory.path.exists() or job.directory.status().state in (
+            *(State.NEW, State.INTERRUPTED),
+        )
+        eventually(lambda: nothing_runs(job), f"the end of the command ({story})")
+    assert job.finish() == 0, (seed, job.messages())
+    steps = check_exact(job, tmp_path / "reference")
+    print(f"{SIGNALS} signals, exit codes {codes}, {steps} steps")
+
+
+HANDLED = "trap 'exit 7' TERM; echo begun; while :; do sleep 0.01; done"
+
+
+@pytest.mark.parametrize("send", [_to_one, _to_all])
+def test_a_command_that_handles_it(
+    job: RunningJob, send: Callable[[RunningJob, int], None]
+) -> None:
+    """An exit code other than 0 after a signal is no end of its own, and no checkpoint is lost."""
+    job.words = ["sh", "-c", HANDLED]
+    job.start("--every", "1h")
+    begun = job.directory.path / "stdout"
+    job.until(lambda: begun.exists() and begun.stat().st_size, "its start")
+    send(job, signal.SIGTERM)
+    assert job.wait() == INTERRUPTED
+    assert job.directory.status().state is State.INTERRUPTED
+
+
+def test_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    """75, and 128 and the number of a signal, are exit codes as others."""
+    for code in (75, 128 + signal.SIGTERM):
+        result = Job(tmp_path / str(code), ["sh", "-c", f"exit {code}"]).run()
+        assert (result.state, result.exit_code) == (State.ENDED, code)
+
+
+def test_before_the_start(job: RunningJob, tmp_path: Path) -> None:
+    """Nothing is started or resumed, no checkpoint goes, and the next run goes on."""
+    process = job.start("--every", "1h")
+    eventually(lambda: _catches(process.pid, signal.SIGUSR1), "its handlers")
+    process.send_signal(signal.SIGUSR1)
+    assert job.wait() == INTERRUPTED
+    assert "SIGUSR1 was received before the command was started" in job.messages()
+    assert not (job.directory.path / "stdout").exists()
+    assert job.finish() == 0
+    assert job.directory.status().restarted == 0
+    check_exact(job, tmp_path / "reference")
+
+
+def test_while_another_one_runs_it(job: RunningJob) -> None:
+    """A run that waits for the job to be free ends at once, and starts nothing."""
+    code = (
+        "import sys\nfrom pycriu_native.jobs import Job\n"
+        "sys.exit(Job(sys.argv[1], sys.argv[2:]).run(wait=None).exit_code)"
+    )
+    first = job.start("--every", "1h")
+    job.until(lambda: job.directory.status().state is State.RUNNING, "its start")
+    words = [sys.executable, "-c", code, job.path, *job.command]
+    with subprocess.Popen(words, cwd=job.place) as second:
+        eventually(lambda: _catches(second.pid, signal.SIGTERM), "its handlers")
+        second.terminate()
+        assert second.wait(60) == 77
+    assert first.poll() is None
+
+
+def test_handlers_of_the_caller(tmp_path: Path) -> None:
+    """They are as before when a run returns."""
+    before = [signal.getsignal(number) for number in (*STOPPING, signal.SIGUSR2)]
+    assert Job(tmp_path / "job", ["true"]).run().exit_code == 0
+    assert [signal.getsignal(number) for number in (*STOPPING, signal.SIGUSR2)] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_signals_of_the_command(tmp_path: Path) -> None:
+    """None is blocked or ignored in it."""
+    Job(tmp_path / "job", ["cat", "/proc/self/status"]).run()
+    lines = dict(
+        line.split(":\t") for line in (tmp_path / "job" / "stdout").read_text().splitlines()
+    )
+    assert int(lines["SigBlk"], 16) == 0
+    ignored = int(lines["SigIgn"], 16)
+    assert not [number for number in STOPPING if ignored >> (number - 1) & 1]
