@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
+from .._integrity.vdso import leave_out_lone_vvar
 from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..errors import CriuError
@@ -129,6 +130,7 @@ class Safeguards:
 
             dump_marker.check_written(images, request.pid)
             rearm(images)
+            leave_out_lone_vvar(images)
             if request.rollback is not None:
                 from .._rollback.saved_files import save  # few dumps need it
 
@@ -159,9 +161,9 @@ class Safeguards:
         request = self._request
         for link in self._links:
             link.forget()
-        # CRIU unlocks before it serves pages: of a lazy dump that is undone after that, it leaves
-        # the lock and the connections as they are (seen with 4.2.1). A pre-dump is made by a child
-        # of the worker, whose response does not tell how that ended.
+        # CRIU unlocks the network before it serves pages: it does not restore the lock and the
+        # connections of a lazy dump that is undone after that (measured with 4.2.1). A pre-dump is
+        # made by a child of the worker, and the response does not depend on how the child ended.
         unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
         if self._recovery is not None and (killed or unsure):
             _add_recovery(failure, self._recovery.after())

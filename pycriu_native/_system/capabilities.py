@@ -7,7 +7,7 @@ import os
 from .._support.kernel_text import read_lines
 from .process import status_of
 
-CAP_SETPCAP, CAP_SYS_RESOURCE = 8, 24
+CAP_SETPCAP, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 8, 21, 24
 NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}
 """CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, and the id of CRIU's failure without each in
 ``known_failures.json``. Neither a dump nor a restore with ``unprivileged`` needs them."""

@@ -235,6 +235,33 @@ def test_a_pid_that_is_none(pid: Any) -> None:
     assert "pid" in refusal(DUMP, {"images_directory": HERE}, pid).options
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("deadline", each) for each in ("1", b"1", True, float("nan"), 10**400, [1])),
+        *(("reap_timeout", each) for each in ("1", float("nan"))),
+        ("on_notify", 3),
+    ],
+)
+def test_an_argument_of_another_kind(name: str, value: Any, tmp_path: Path) -> None:
+    """CRIU would be at work already when the argument is used."""
+    with pytest.raises(OptionError, match=f"{name}="):
+        dump(os.getppid(), CriuOpts(images_directory=tmp_path), **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_where_the_working_directory_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, for each directory that is taken."""
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    with pytest.raises(OptionError, match="the working directory does not exist"):
+        restore(CriuOpts(images_directory="images"))
+
+
 def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
     """No program is looked for, no directory made, no process asked for."""
     images = tmp_path / "images"
@@ -286,7 +313,7 @@ def test_a_parent_of_another_process(tmp_path: Path) -> None:
     for name in ("inventory.img", "pagemap-1.img", "pagemap-shmem-7.img"):
         (tmp_path / "1" / name).touch()
     opts = CriuOpts(images_directory=tmp_path / "2", parent_image="../1", track_mem=True)
-    with pytest.raises(OptionError, match=rf"parent_image.*pid {os.getpid()}, .*\(1\)"):
+    with pytest.raises(OptionError, match=rf"parent_image.*pid {os.getpid()} .*\(1\)"):
         option_rules.check(opts, DUMP, os.getpid())
     option_rules.check(replace(opts, page_server="127.0.0.1:27"), DUMP, os.getpid())
     (tmp_path / "1" / f"pagemap-{os.getpid()}.img").touch()
