@@ -49,6 +49,7 @@ class Namespaces(Closing):
         flags |= 0 if hostname is None else CLONE_NEWUTS
         self._control, theirs = sockets.pair()
         self._pidfd = -1
+        self._is_ready = False
         caller = os.pidfd_open(os.getpid())
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         words = [str(PROGRAM), str(caller), *(["--network"] if network else [])]
@@ -71,7 +72,12 @@ class Namespaces(Closing):
             close(null)
 
     def wait_until_ready(self) -> None:
-        """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``."""
+        """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``.
+
+        A restore may start several workers: the first is asked for its release.
+        """
+        if self._is_ready:
+            return
         # On any thread: a socket of gevent belongs to one.
         unpatched.readable(self._control.fileno(), seconds=None)
         try:
@@ -82,6 +88,7 @@ class Namespaces(Closing):
         if code != 0:
             reason = "its first process ended" if code is None else os.strerror(code)
             raise CriuError(f"the namespaces could not be set up: {reason}", errno=code)
+        self._is_ready = True
 
     def file(self, kind: str) -> str:
         """The path of one of them: ``pid``, ``mnt``, ``net`` or ``uts``."""
