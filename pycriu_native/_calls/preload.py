@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 from .._support.light_typing import Any
 
 NOT_LOADED = ("__main__", "_native", "cli", "images", "plots")
@@ -18,6 +16,8 @@ def preload() -> None:
     without it, a failure whose explanation cannot be loaded is reported in CRIU's own words alone.
     The extras (``images``, ``cli``, ``plots``) are not loaded.
     """
+    import importlib
+
     from .._failures import log_excerpt
 
     _load(importlib.import_module(__name__.partition(".")[0]))
@@ -27,6 +27,7 @@ def preload() -> None:
 
 
 def _load(package: Any) -> None:
+    import importlib
     import pkgutil
 
     for module in pkgutil.iter_modules(package.__path__):

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
+from .._integrity.vdso import leave_out_lone_vvar
 from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..errors import CriuError
@@ -129,6 +130,7 @@ class Safeguards:
 
             dump_marker.check_written(images, request.pid)
             rearm(images)
+            leave_out_lone_vvar(images)
             if request.rollback is not None:
                 from .._rollback.saved_files import save  # few dumps need it
 

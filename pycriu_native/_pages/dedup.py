@@ -15,7 +15,6 @@ from ..enums import Verb
 from ..errors import DeadlineError, ImagesError
 from ..options.criu_opts import CriuOpts
 from ..results import DedupResult
-from .subcommand import failure, start
 
 __all__ = ["dedup"]
 
@@ -37,6 +36,8 @@ def dedup(
     request = Request(verb=Verb.DEDUP, opts=opts, via=via or Worker())
     requirements.check(request)
     began = time.monotonic()
+    from .subcommand import failure, start  # a star import does without
+
     with contextlib.ExitStack() as owned:
         directories = Directories(
             opts, Verb.DEDUP, owned, allow_untrusted=request.via.allow_untrusted

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
 from .._checks.work_directory import from_work_directory
-from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import signal
 from .._support.light_typing import TYPE_CHECKING
-from .._support.unpatched import close
+from .._support.unpatched import close, readable
 from .._system.descriptors import above_stdio
 from .._system.regular_file import LogMark
 from .._transport.worker import Worker
@@ -33,7 +31,6 @@ from ..enums import Verb
 from ..errors import DeadlineError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
-from .subcommand import failure, start
 
 if TYPE_CHECKING:
     from .._calls.progress_state import OnProgress
@@ -63,6 +60,8 @@ class LazyPages(Closing):
     def __init__(
         self, opts: CriuOpts, *, via: Worker | None = None, deadline: float = UNTIL_READY
     ) -> None:
+        from .subcommand import failure, start  # a star import does without
+
         self._opts = opts
         request = Request(verb=Verb.LAZY_PAGES, opts=opts, via=via or Worker())
         requirements.check(request)
@@ -139,8 +138,6 @@ class LazyPages(Closing):
 
 def _listens(ready: int, deadline: float) -> bool:
     """Wait until the daemon listens; False if it ends instead."""
-    poll = unpatched.poll()
-    poll.register(ready, select.POLLIN)
-    if not poll.poll(deadline * 1000):
+    if not readable(ready, seconds=deadline):
         raise DeadlineError("lazy-pages: the daemon did not listen in time", verb="lazy-pages")
     return os.read(ready, 1) == b"\0"

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 
 from .._calls import requirements
 from .._calls.call import Call
 from .._calls.request import Outcome, Request
-from .._support import unpatched
 from .._support.closing import Closing
 from .._support.lazy import signal, socket
 from .._support.light_typing import TYPE_CHECKING, cast
-from .._system.inet_sockets import listener_on
+from .._support.unpatched import readable
 from .._transport.base import Via
 from .._transport.connection import Connection
 from .._transport.worker import Worker
@@ -91,6 +89,8 @@ def _start(verb: Verb, opts: CriuOpts, via: Via | None, deadline: float | None) 
 
 
 def _told(outcome: Outcome) -> PageServerResult:
+    from .._system.inet_sockets import listener_on  # a star import does without
+
     answer = cast(dict[str, WireValue], outcome.answer["ps"])
     port = cast(int, answer["port"]) & 0xFFFF
     return PageServerResult(
@@ -144,9 +144,7 @@ class PageServerChild(Closing):
                     "pid": self.result.pid,
                 }
                 line.sock().sendall(encode("request", question), socket.MSG_NOSIGNAL)
-            poll = unpatched.poll()
-            poll.register(line.fd, select.POLLIN)
-            if not poll.poll(None if timeout is None else timeout * 1000):
+            if not readable(line.fd, seconds=timeout):
                 raise TimeoutError(f"the page server, pid {self.result.pid}, serves on")
             self._status = self._read(line)
             line.wait()

@@ -23,14 +23,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .._native.ffi import native
 from .._support.closing import Closing
-from .._support.light_typing import Any, ClassVar
+from .._support.light_typing import TYPE_CHECKING, Any, ClassVar
 from .._support.unpatched import Condition, Thread, get_ident, sleep
 from ..errors import CriuError, Problem
 from .connection import Connection
 from .process import ChildProcess
 from .spawn import DEFAULT_SPAWN_OPTIONS, RESTORING, SAVING, SpawnOptions
 from .worker import PATIENCE, Worker, WorkerConnection
-from .worker_factory import WorkerFactory, WorkerFingerprint, fingerprint
+
+if TYPE_CHECKING:
+    from .worker_factory import WorkerFingerprint
 
 __all__ = ["WorkerPool"]
 
@@ -79,6 +81,8 @@ class _Stock:
                     self._run()
                 self.changed.notify_all()
             return None
+        from .worker_factory import fingerprint  # the pool's thread has loaded it
+
         here = fingerprint(self.worker)
         dropped: list[_Idle] = []
         try:
@@ -176,6 +180,8 @@ class _Stock:
 
 def _refill(stock: _Stock, thread: list[Any]) -> None:
     """Keep ``stock.size`` workers ready; the body of the stock's thread."""
+    from .worker_factory import WorkerFactory  # a star import does without
+
     me = thread[0]
     # A signal delivered to this thread would not interrupt the thread that waits for it.
     native.pn_block_signals()

@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 HELP_WIDTH = 100
+HELP = ["-h", "--help"]
 HELP_ALL = "--help-all"
+NAMED = f"{__name__}.named"
+"""In the meta data of a context: the parameters of its command line."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -113,16 +116,21 @@ class Command(click.Command):
             name,
             help=help,
             context_settings={
-                "help_option_names": ["-h", "--help"],
+                "help_option_names": HELP,
                 "max_content_width": HELP_WIDTH,
                 "ignore_unknown_options": lenient,
             },
         )
+        self._show_help = _help()
         del self.params  # set by click; below, made when they are needed
 
     @functools.cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override]
         """Its own parameters, those that all commands share, and the options of CRIU."""
+        return self._made_params()
+
+    def _made_params(self, words: Sequence[str] | None = None) -> list[click.Parameter]:
+        """The parameters; of CRIU's options only those that the words name, if all are known."""
         mask = self._mask
         made = [*self._own, *(_config() if mask else ())]
         made += reach_options() if mask or self._reaches else []
@@ -130,19 +138,35 @@ class Command(click.Command):
         made += _said()
         if mask:
             own = {word for param in self._own for word in param.opts}
-            fields = option_parameters.field_options(mask, self._without, self.also)
+            known = {word for param in made for word in param.opts} - {HELP_ALL}
+            only = None if words is None else option_parameters.named_flags(words, known)
+            fields = option_parameters.field_options(mask, self._without, self.also, only)
             made += [param for param in fields if own.isdisjoint(param.opts)]
         return made
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line."""
-        return super().parse_args(
-            ctx, option_parameters.normalized(args) if self.has_fields else args
-        )
+        if self.has_fields:
+            args = option_parameters.normalized(args)
+            if not ctx.resilient_parsing:
+                ctx.meta[NAMED] = self._made_params(args)
+        return super().parse_args(ctx, args)
+
+    def get_help_option(self, ctx: click.Context) -> click.Option:
+        """``--help``. click compares its names with all options, which would have to be made."""
+        return self._show_help
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The parameters; of CRIU's options only those that the command line names.
+
+        Making all of them takes as long as the rest of a command line.
+        """
+        made = ctx.meta.get(NAMED)
+        return super().get_params(ctx) if made is None else [*made, self.get_help_option(ctx)]
 
     def invoke(self, ctx: click.Context) -> Exit | int:
         """Run the command. Every ending is reported, and has an exit code."""
-        own = {p.name: ctx.params[p.name] for p in self.params if p.name and _is_own(p)}
+        own = {p.name: ctx.params[p.name] for p in self.get_params(ctx) if p.name and _is_own(p)}
         shared = {name: own.pop(name, None) for name in SHARED}
         out = Output(
             self.title,
@@ -260,6 +284,23 @@ def _said() -> list[click.Parameter]:
             ["--verbose"], is_flag=True, help="Print hints and progress, terminal or not."
         ),
     ]
+
+
+def _help() -> click.Option:
+    return click.Option(
+        HELP,
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_help,
+        help="Show this message and exit.",
+    )
+
+
+def _print_help(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(ctx.get_help())
+        ctx.exit()
 
 
 def _help_all() -> click.Parameter:

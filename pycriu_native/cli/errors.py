@@ -24,8 +24,9 @@ CONFIG = "--criu-config"
 MOST_LINES = 6
 """Lines of CRIU's that are shown; the log has all of them."""
 
-_ASSIGNED = re.compile(r"\b([a-z_]+)=(True|False|\w+|'[^']*'|\"[^\"]*\")")
-_NAMED = re.compile(r"\b[a-z]+(?:_[a-z]+)+\b")
+_ASSIGNED = r"\b([a-z_]+)=(True|False|\w+|'[^']*'|\"[^\"]*\")"
+_NAMED = r"\b[a-z]+(?:_[a-z]+)+\b"
+"""Compiled when a message is shown, and kept by ``re``."""
 
 
 def flag_of(field: str) -> str:
@@ -68,9 +69,8 @@ _ARGUMENTS = {
 """What the library calls things that are no fields, and this program does."""
 
 _ITEM = r"(?:\([^()]*\)|\"[^\"]*\")"
-_LISTED = re.compile(rf"\b([a-z_]+)=\[({_ITEM}(?:, {_ITEM})*)\]")
-_ITEMS = re.compile(_ITEM)
-_PARTS = re.compile(r"\"[^\"]*\"|[^(), ]+")
+_LISTED = rf"\b([a-z_]+)=\[({_ITEM}(?:, {_ITEM})*)\]"
+_PARTS = r"\"[^\"]*\"|[^(), ]+"
 _SPELLED = {"inherit_fds": "fd[{0}]:{1}", "join_ns": "{0}:{1}", "veth_pairs": "{0}={1}"}
 """How two parts of one value are joined."""
 
@@ -79,8 +79,8 @@ def in_flags(text: str) -> str:
     """Text with fields as long options: ``tcp_close=True`` is ``--tcp-close``."""
     for response, flag in _ARGUMENTS.items():
         text = text.replace(response, flag)
-    text = _LISTED.sub(_as_value, text)
-    return _NAMED.sub(lambda found: flag_of(found[0]), _ASSIGNED.sub(_as_flag, text))
+    text = re.sub(_LISTED, _as_value, text)
+    return re.sub(_NAMED, lambda found: flag_of(found[0]), re.sub(_ASSIGNED, _as_flag, text))
 
 
 def _as_flag(found: re.Match[str]) -> str:
@@ -100,8 +100,8 @@ def _as_value(found: re.Match[str]) -> str:
     if row is None or not row.flag:
         return found[0]
     values = []
-    for item in _ITEMS.findall(found[2]):
-        parts = [part.strip('"') for part in _PARTS.findall(item)]
+    for item in re.findall(_ITEM, found[2]):
+        parts = [part.strip('"') for part in re.findall(_PARTS, item)]
         joined = _SPELLED.get(row.name, ":".join(["{}"] * len(parts))).format(*parts)
         values.append(f"{flag_of(row.name)} {joined}")
     return " ".join(values)

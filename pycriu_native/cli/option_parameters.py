@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +17,7 @@ from ..errors import OptionError, Problem
 from ..options import value_types as kinds
 from ..options.criu_opts import CriuOpts
 from ..options.flag_values import CpuNames, Name, Size, Takes, spelling
-from ..options.flags import ROWS, SHORT, FlagParser
+from ..options.flags import NEGATIONS, ROWS, SHORT, FlagParser
 from ..options.table import OLDEST, TABLE, VERB_MASK, On, Row, release
 from .errors import CONFIG, in_flags
 
@@ -180,15 +179,19 @@ def _is_old_form(row: Row) -> bool:
 
 
 def field_options(
-    verb: int, without: Collection[str] = (), also: Collection[str] = ()
+    verb: int,
+    without: Collection[str] = (),
+    also: Collection[str] = (),
+    only: Collection[str] | None = None,
 ) -> list[click.Parameter]:
     """The options that mean something to a verb, in the table's order.
 
-    But those ``without``, and those that the command ``also`` takes.
+    But those ``without``, and those that the command ``also`` takes; ``only`` those with these
+    flags.
     """
     made: dict[str, click.Parameter] = {}
     for row in TABLE:
-        if row.name in without:
+        if row.name in without or (only is not None and row.flag not in only):
             continue
         if row.name == "page_server" and row.on & verb:
             made |= {each.opts[0]: each for each in _server_options(verb)}
@@ -248,6 +251,32 @@ def normalized(words: Sequence[str]) -> list[str]:
     return result
 
 
+def named_flags(words: Sequence[str], others: Collection[str]) -> set[str] | None:
+    """The flags that :func:`normalized` words name, perhaps with some that are values.
+
+    None if a word is no flag of CRIU's and none of the ``others``: a help option, a wrong word, or
+    letters with a value joined to them.
+    """
+    flags: set[str] = set()
+    for word in words:
+        if word == "--":
+            break
+        name = word.partition("=")[0]
+        if name in others or not name.startswith("-") or name == "-":
+            continue
+        if name in NEGATIONS:
+            flags.add(NEGATIONS[name].flag or "")
+        elif len(name) == 2 and name[1] in _LETTERS:
+            flags.add(_LETTERS[name[1]] or "")
+        elif name == CONFIG:
+            flags.add("--config")
+        elif name in ROWS:
+            flags.add(name)
+        else:
+            return None
+    return flags
+
+
 def _bare_after(letters: str, reader: FlagParser) -> str:
     for index, letter in enumerate(letters):
         takes = reader.takes(_LETTERS.get(letter, ""))
@@ -273,7 +302,7 @@ def read(
         reader.take("--page-server")
     more: dict[str, Any] = {}
     """Options of the page server that the criu program does not have."""
-    for param in ctx.command.params:
+    for param in ctx.command.get_params(ctx):
         if not isinstance(param, FieldOption | ServerOption) or param.name is None:
             continue
         source = ctx.get_parameter_source(param.name)
@@ -308,7 +337,8 @@ def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, An
     import tomllib  # few runs have such a file
 
     try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
+        with open(path, encoding="utf-8") as file:
+            values = tomllib.loads(file.read())
     except (OSError, UnicodeError, tomllib.TOMLDecodeError) as error:
         rule = f"{error}; a TOML table of options is accepted (CRIU's own files: {CONFIG})"
         raise OptionError([Problem("--config", path, rule)]) from None

@@ -156,7 +156,7 @@ def test_what_recovery_loads() -> None:
     """It is loaded in each first dump, while CRIU works."""
     result = loaded_by("import pycriu_native._recovery.recovery")
     if sys.version_info[:2] == (3, 11):
-        assert not result & (SLOW - {"re", "struct"})
+        assert not result & (SLOW - {"socket", "struct"})
 
 
 def test_what_an_inspection_loads(tmp_path: Path) -> None:
