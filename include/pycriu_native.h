@@ -108,8 +108,13 @@ int pn_load_template(int server, const int *fds, size_t n_fds, uint64_t table_si
 extern const int pn_map_locked, pn_map_noreserve, pn_map_hugetlb; /* of mmap, by architecture */
 int pn_enter_network_namespace(int fd);     /* setns, of the calling thread alone */
 int pn_enter_mount_namespace(int fd);       /* setns, of the calling thread, which gets its own root */
-int pn_cover_proc(void);                    /* mount /proc of the caller's pid namespace over /proc */
-int pn_uncover_proc(void);
+int pn_unshare(int flags);
+int pn_mount(const char *source, const char *place, const char *type, unsigned long flags, const char *data);
+int pn_unmount(const char *place);          /* MNT_DETACH: also a mount that is in use */
+int pn_end_with_parent(void);               /* PR_SET_PDEATHSIG: SIGKILL when the parent thread ends */
+long pn_file_system_type(const char *path); /* f_type of statfs; a negative errno */
+/* open_by_handle_at: a descriptor (O_PATH) of the file of a handle on a mount; a negative errno */
+int pn_open_by_handle(int mount, int type, const uint8_t *bytes, unsigned size);
 int pn_copy_descriptor(int pidfd, int fd);  /* pidfd_getfd: a copy of another process's descriptor */
 extern const int pn_sigkill, pn_sigcont;    /* by architecture */
 int pn_send_signal(int pidfd, int signal);  /* pidfd_send_signal */

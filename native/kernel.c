@@ -9,9 +9,12 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -55,14 +58,46 @@ int pn_enter_mount_namespace(int fd)
 	return unshare(CLONE_FS) || setns(fd, CLONE_NEWNS) ? -errno : 0;
 }
 
-int pn_cover_proc(void)
+int pn_unshare(int flags)
 {
-	return mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) ? -errno : 0;
+	return unshare(flags) ? -errno : 0;
 }
 
-int pn_uncover_proc(void)
+int pn_mount(const char *source, const char *place, const char *type, unsigned long flags, const char *data)
 {
-	return umount2("/proc", MNT_DETACH) ? -errno : 0;
+	return mount(source, place, type, flags, data) ? -errno : 0;
+}
+
+int pn_unmount(const char *place)
+{
+	return umount2(place, MNT_DETACH) ? -errno : 0;
+}
+
+int pn_end_with_parent(void)
+{
+	return prctl(PR_SET_PDEATHSIG, SIGKILL) ? -errno : 0;
+}
+
+long pn_file_system_type(const char *path)
+{
+	struct statfs result;
+
+	return statfs(path, &result) ? -errno : (long)result.f_type;
+}
+
+int pn_open_by_handle(int mount, int type, const uint8_t *bytes, unsigned size)
+{
+	union {
+		struct file_handle handle;
+		char space[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+	} file = { .handle = { .handle_bytes = size, .handle_type = type } };
+	int fd;
+
+	if (size > MAX_HANDLE_SZ)
+		return -EINVAL;
+	memcpy(file.handle.f_handle, bytes, size);
+	fd = open_by_handle_at(mount, &file.handle, O_PATH | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
 }
 
 /* The kernel makes the copy close-on-exec. */
@@ -100,7 +135,7 @@ int pn_namespace_owner(int fd)
 	return owner < 0 ? -errno : owner;
 }
 
-/* As does that of this one. */
+/* The number of this ioctl, too. */
 int pn_clone_file(int target, int source)
 {
 	return ioctl(target, FICLONE, source) ? -errno : 0;

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar, cast
 
+from ._system.descriptors import where
 from ._transport.connection import Connection, widen
 from ._transport.spawn import DEFAULT_SPAWN_OPTIONS, SpawnOptions
 from ._wire.messages import NOTIFY, REQUEST_TYPES, decode_request, encode
@@ -226,14 +227,14 @@ def answer_of(kind: str, **body: WireValue) -> bytes:
 
 
 def directories_of(opts: Mapping[str, Any]) -> dict[str, str]:
-    """Where the directories of a request are, while their descriptors are open.
+    """The paths of the directories of a request, while their descriptors are open.
 
     And, as ``config_file``, the content of the call's configuration file.
     """
     result = {}
     for name in ("images_dir_fd", "work_dir_fd"):
         with contextlib.suppress(OSError):
-            result[name] = os.readlink(f"/proc/self/fd/{opts.get(name, -1)}")
+            result[name] = where(opts.get(name, -1))
     if str(opts.get("config_file")).startswith("/proc/"):
         with contextlib.suppress(OSError), open(opts["config_file"], "rb") as file:
             result["config_file"] = os.fsdecode(file.read())

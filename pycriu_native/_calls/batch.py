@@ -1,14 +1,14 @@
 """Many dumps or restores at once, on any executor.
 
-A job is a value: picklable, and called to be done. So a pool of threads runs it, a pool of
-processes, or the executor of a cluster whose nodes have this library and see the images::
+A job is a picklable value, and a call of it runs it. So it can run on a pool of threads or
+processes, or on the executor of a cluster whose nodes have this library and the images::
 
     done = dump_many(pids, lambda pid: CriuOpts(images_directory=f"/ckpt/{pid}"))
     failed = [each for each in done if each.error is not None]
 
-Each job's result or error is kept with the job: one that fails stops no other. On threads of our
-own, dumps and restores need no ``WorkerPool``: while some work, the next are made ready, and their
-workers are started.
+The result or error of each job is in its ``JobOutcome``: a failure does not stop other jobs.
+Without an executor, dumps and restores need no ``WorkerPool``: the next ones are prepared, and
+their workers started, while others run.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ __all__ = [
 ]
 
 Progress = Callable[[int, int], object]
-"""Called on the caller's thread with the number of jobs that are over, and of all."""
+"""Called on the caller's thread with the number of jobs that have ended, and of all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpJob:
-    """A dump to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do.
+    """A dump as a job. It can be pickled if ``via`` can: ``None`` and a ``Worker`` can.
 
-    It is of one process on one host. A job that runs on another host, in another pid namespace, or
-    when the pid is another process's, raises ``ProcessMismatchError``. For a process of another
-    host, read ``ProcessIdentity.of(pid)`` there, and make the job of it.
+    It is of one process on one host. If it runs on another host or in another pid namespace, or if
+    another process has the pid, it raises ``ProcessMismatchError``. For a process of another
+    host, read ``ProcessIdentity.of(pid)`` there, and use that as ``pid``.
     """
 
     pid: Target
-    """The process; the job keeps its number."""
+    """The process; the job stores its pid."""
     opts: CriuOpts
     via: Via | None = None
     deadline: float | None = None
@@ -66,9 +66,9 @@ class DumpJob:
     files: Files = None
     """As for :func:`pycriu_native.dump`."""
     include_caller: bool = False
-    """Dump a tree that contains the process that made the job, or that runs it, if only itself."""
+    """Permit a tree that contains the process that made the job, or the one that runs it."""
     process: ProcessIdentity | None = None
-    """Which process that is; None: the one that has the pid when the job is made."""
+    """The identity of the process; None: of the one that has the pid when the job is made."""
     _holds_maker: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,11 +83,11 @@ class DumpJob:
             object.__setattr__(self, name, value)
 
     def __call__(self) -> DumpResult:
-        """Do it; raises as :func:`pycriu_native.dump`."""
+        """Run it; raises as :func:`pycriu_native.dump`."""
         target = self.pid if self.process is None else self.process
         if self._holds_maker and not self.include_caller:
             rule = (
-                "the process that made this job is in this tree, and would be dumped and gone with "
+                "the process that made this job is in this tree, and would be dumped and end with "
                 "it: set include_caller=True"
             )
             raise OptionError(
@@ -104,7 +104,7 @@ class DumpJob:
 
 
 def _look_up(target: Target) -> ProcessIdentity | None:
-    """The process that a job is about; None for what is no target, which the call refuses."""
+    """The process of a job; None for a value that is no target, which the call refuses."""
     if isinstance(target, ProcessIdentity):
         return target
     if isinstance(target, Pidfd):
@@ -122,13 +122,14 @@ def _new_token() -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RestoreJob:
-    """A restore to be done. It pickles if ``via`` does: ``None`` and a ``Worker`` do.
+    """A restore as a job. It can be pickled if ``via`` can: ``None`` and a ``Worker`` can.
 
-    It is done once. An engine runs a job again whose worker was lost, perhaps after the restore:
-    then two hosts run the same process, on the same files. Each run therefore first makes a claim
-    file in the images directory, ``pycriu-native.restore-TOKEN``, which names who has made it. A
-    restore that fails removes it; any other end keeps it, and later runs of the same job raise
-    ``RestoreClaimedError``. Another job, which has another token, may restore the same images.
+    It restores once. If the worker of a job is lost, an engine runs the job again, perhaps after
+    the restore: two hosts would run the same process, on the same files. Each run therefore first
+    creates a claim file in the images directory, ``pycriu-native.restore-TOKEN``, with the host and
+    pid of the run. A restore that fails removes it; after any other end it remains, and later runs
+    of the job raise ``RestoreClaimedError``. Another job has another token, and can restore the
+    same images.
     """
 
     opts: CriuOpts
@@ -138,9 +139,9 @@ class RestoreJob:
     files: Files = None
     """As for :func:`pycriu_native.restore`."""
     fence: bool = True
-    """Make the claim file; the images directory must be writable, and the same for all runs."""
+    """Create the claim file; the images directory must be writable, and the same for all runs."""
     token: str = field(default_factory=_new_token)
-    """Which job this is: letters, digits and ``-``."""
+    """The name of the job in the claim: letters, digits and ``-``."""
 
     def __post_init__(self) -> None:
         plain = self.token.isascii() and all(each.isalnum() or each == "-" for each in self.token)
@@ -148,7 +149,7 @@ class RestoreJob:
             raise ValueError(f"token={self.token!r}: 1 to 64 letters, digits and - are accepted")
 
     def __call__(self) -> RestoreResult:
-        """Do it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
+        """Run it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
         verbs.restore_request(
             self.opts, self.via, None, self.deadline, files=self.files
         )  # nothing is touched yet
@@ -160,15 +161,15 @@ class RestoreJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobOutcome(Generic[R]):
-    """A job that is over."""
+    """The result or error of a job."""
 
     index: int
-    """Its place among the jobs, from 0."""
+    """The index of the job, from 0."""
     job: Job[R]
     result: R | None = None
-    """What it returned; None where it failed."""
+    """Its return value; None if it failed."""
     error: BaseException | None = None
-    """What it raised, or why the executor did not run it; None where it was done."""
+    """Its exception, or that of the executor that did not run it; None on success."""
 
     def get(self) -> R:
         """The result, or raise the error."""
@@ -180,31 +181,30 @@ class JobOutcome(Generic[R]):
 def run_many(
     jobs: Iterable[Job[R]], *, executor: Executor | None = None, parallel: int | None = None
 ) -> Generator[JobOutcome[R], None, None]:
-    """Run jobs, and yield each as it is over.
+    """Run jobs, and yield each as it ends.
 
     ``executor`` is one of ``concurrent.futures``, or any other whose ``submit`` returns futures
-    with ``add_done_callback``; it stays the caller's. None: threads of our own. ``parallel`` jobs
-    run at the same time then (default: two for each processor that we may use, since CRIU's work is
-    in processes of its own); of dumps and restores, so many have their CRIU work.
+    with ``add_done_callback``; it is not shut down. None: threads of this function, with
+    ``parallel`` jobs at the same time (default: two for each processor that is available, since
+    CRIU works in other processes); of dumps and restores, so many CRIUs work at the same time.
 
-    Whoever stops in the middle, by an exception or by closing the iterator, has the jobs that
-    have not begun cancelled; of threads of our own, those under way are waited for. What has
-    been dumped by then stays dumped.
+    An exception, or closing the iterator, cancels the jobs that have not begun; without an
+    executor, those that run are waited for. Dumps that are complete by then stay complete.
     """
     todo = list(jobs)
     if parallel is not None and (
         isinstance(parallel, bool) or not isinstance(parallel, int) or parallel < 1
     ):
-        raise ValueError(f"parallel={parallel!r}: a whole number of threads, 1 or more, is wanted")
+        raise ValueError(f"parallel={parallel!r}: a whole number of threads, 1 or more, is needed")
     if executor is not None and parallel is not None:
-        raise ValueError(f"parallel={parallel!r}: the executor that is given decides that")
+        raise ValueError(f"parallel={parallel!r}: not together with executor, which decides that")
     return _outcomes(todo, executor, parallel or 2 * len(os.sched_getaffinity(0)))
 
 
 def _outcomes(
     todo: Sequence[Job[R]], executor: Executor | None, parallel: int
 ) -> Generator[JobOutcome[R], None, None]:
-    from .batch_threads import on_executor, on_threads  # an import of the names does without
+    from .batch_threads import on_executor, on_threads  # slow to import
 
     if executor is not None:
         running = on_executor(executor, todo)
@@ -219,7 +219,7 @@ def _outcomes(
 def _finished(index: int, job: Job[R], done: Future[R]) -> JobOutcome[R]:
     try:
         return JobOutcome(index=index, job=job, result=done.result())
-    except BaseException as error:  # CancelledError is one, and what a job raised may be
+    except BaseException as error:  # CancelledError is one, and a job can raise one
         return JobOutcome(index=index, job=job, error=error)
 
 
@@ -248,10 +248,10 @@ def dump_many(
     parallel: int | None = None,
     progress: Progress | None = None,
 ) -> list[JobOutcome[DumpResult]]:
-    """Dump processes, each with the options that ``opts_for`` gives for its pid.
+    """Dump processes, each with the options that ``opts_for`` returns for its pid.
 
-    Returns when all are over, in the order of ``pids``; raises nothing that a dump raises.
-    Each needs an images directory of its own. A tree that contains the caller, the caller's own
+    Returns when all have ended, in the order of ``pids``; exceptions of dumps are in the outcomes.
+    Each needs another images directory. A tree that contains the caller, the caller's own
     included, is refused unless ``include_caller`` is set. A ``Pidfd`` whose process has ended is
     refused at once, with ``NoSuchProcessError``. The other arguments are those of :func:`dump`,
     for each call, and of :func:`run_many`.
@@ -278,9 +278,9 @@ def restore_many(
     parallel: int | None = None,
     progress: Progress | None = None,
 ) -> list[JobOutcome[RestoreResult]]:
-    """Restore from images, one set for each value of options; as :func:`dump_many` otherwise.
+    """Restore images, one set for each value of options; otherwise as :func:`dump_many`.
 
-    On an executor, which may run a job twice, each has a fence: see :class:`RestoreJob`.
+    On an executor, which may run a job twice, ``fence`` is set: see :class:`RestoreJob`.
     """
     fence = executor is not None
     jobs = [RestoreJob(opts=opts, via=via, deadline=deadline, fence=fence) for opts in options]

@@ -22,18 +22,18 @@ Running = Generator[tuple[int, Future[R]], None, None]
 
 
 class Job(Protocol[R_co]):
-    """What is run: anything that is called without arguments."""
+    """A callable without arguments."""
 
     def __call__(self) -> R_co: ...
 
 
 def on_threads(todo: Sequence[Job[R]], parallel: int, *, are_calls: bool) -> Running[R]:
-    """Run jobs on threads of our own; ``are_calls``: all are dumps and restores."""
+    """Run jobs on new threads; ``are_calls``: all are dumps and restores."""
     if not todo:
         return
     threads = parallel
     if are_calls:
-        threads += min(parallel, len(os.sched_getaffinity(0)))  # who make the next ones ready
+        threads += min(parallel, len(os.sched_getaffinity(0)))  # they prepare the next ones
     with (
         _Here(parallel) as here,
         ThreadPoolExecutor(min(threads, len(todo)), "criu batch", here.begin) as ours,
@@ -43,7 +43,7 @@ def on_threads(todo: Sequence[Job[R]], parallel: int, *, are_calls: bool) -> Run
 
 def on_executor(executor: Executor, todo: Sequence[Job[R]]) -> Running[R]:
     """Run jobs on an executor; those that have not begun are cancelled at an early end."""
-    # Looked up now: gevent may have replaced it since the import, as the threads that fill it.
+    # Looked up now: gevent may have replaced it since the import, with the threads that fill it.
     over: queue.SimpleQueue[tuple[int, Future[R]]] = queue.SimpleQueue()
     futures: list[Future[R]] = []
     try:
@@ -59,9 +59,9 @@ def on_executor(executor: Executor, todo: Sequence[Job[R]]) -> Running[R]:
 
 
 class _Here(ForkServerCache):
-    """Who waits for a call by making it: a thread of our own needs no other beside it.
+    """Runs a call on the thread that waits for it, instead of on another one.
 
-    So many calls as there are turns have their CRIU work at the same time.
+    ``turns`` calls have CRIU working at the same time.
     """
 
     def __init__(self, turns: int) -> None:
@@ -78,16 +78,16 @@ class _Here(ForkServerCache):
         if request.on_notify is not None:
             return call.wait_with_hooks()
         if request.opts.config_file is not None:
-            return call.run_here(self._turn)  # it may say shell-job, for which our input is needed
+            return call.run_here(self._turn)  # shell-job in it would need the caller's input
         return call.run_here(self._turn, functools.partial(self.connect, request.via))
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
-        """Nobody cancels a job that has begun, and its hook runs on its own thread."""
+        """A job that has begun is not cancelled, and its hook runs on its thread."""
         return hook
 
 
 class _Turn:
-    """A semaphore that takes no Python to wait for."""
+    """A semaphore whose wait runs no Python code."""
 
     def __init__(self, turns: int) -> None:
         self._free: queue.SimpleQueue[None] = queue.SimpleQueue()

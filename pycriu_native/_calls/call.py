@@ -31,21 +31,20 @@ MOST_INTERRUPTIONS = 100
 
 
 class CallRunner(Protocol):
-    """A caller that waits for calls in a way of its own: asyncio's task, and the threads of a
-    batch.
-    """
+    """Another way to wait for calls: that of an asyncio task, or of the threads of a batch."""
 
     def run_to_end(self, call: Call) -> Outcome:
         """The counterpart of ``Call.wait``."""
 
     def take_over(self, cancel: Callable[[BaseException], None], hook: Hook | None) -> Hook | None:
-        """For what is made of many calls and waits for more than these: it waits for its calls
-        itself, is cancelled by this, and runs the hook that is returned.
+        """For an operation of many calls, which waits for them itself.
+
+        ``cancel`` cancels the operation. It calls the returned hook instead of ``hook``.
         """
 
 
 CALL_RUNNER: ContextVar[CallRunner | None] = ContextVar("CALL_RUNNER", default=None)
-"""Who waits for the calls made in this context."""
+"""How calls of this context are waited for; None: by ``Call.wait_with_hooks``."""
 
 
 class Call:
@@ -117,7 +116,7 @@ class Call:
                 self._thread.start()
             except RuntimeError as error:
                 if "can't start" not in str(error):
-                    raise  # an interpreter that allows none, and says so
+                    raise  # this interpreter does not allow threads
                 verb = str(self._request.verb)
                 raise CriuError(f"{verb}: no thread could be started for it", verb=verb) from error
 
@@ -171,14 +170,14 @@ class Call:
         return self._outcome
 
     def cancel(self, reason: BaseException) -> None:
-        """Have CRIU undo the call; ``reason`` is raised when it has."""
+        """Make CRIU undo the call; ``reason`` is raised after that."""
         question = self.question
         if question is not None and question.refuse(reason):
             return
         if self._cancelled is None:
-            self._cancelled = reason  # which is raised; further ones are noted on it
+            self._cancelled = reason  # it is raised; later ones are added to it as notes
         if self._exchange is not None:
-            self._exchange.cancel(reason)  # too late once it is closed; conclude() sees to that
+            self._exchange.cancel(reason)  # too late if it is closed: see conclude()
 
     # ---- the call's thread ----
 
@@ -194,7 +193,7 @@ class Call:
             self.wake()
 
     def _ask(self, notification: Notification) -> object:
-        """Have the caller's thread run the hook; return or raise what it did."""
+        """Make the caller's thread run the hook; return its result or raise its exception."""
         from .hook_invocation import HookInvocation  # few calls have a hook
 
         hook = self._request.on_notify

@@ -1,12 +1,11 @@
-"""Ending the work of a CRIU early, in a way that lets it undo that work.
+"""Interrupts CRIU between two notifications, so that it undoes its work.
 
-CRIU looks at nothing but its work between two notifications, and with a large process these are
-many seconds apart. What it does look at is the result of each write. So its writes are made to
-fail: those to files by a limit of the file size that is set from outside (its worker ignores
-SIGXFSZ, and write(2) returns EFBIG), those of pages to another host by a shutdown of their
-connection (CRIU ignores SIGPIPE). Neither acts while CRIU has its code in a process and writes
-nothing, which is what makes them safe. A restore writes little; there the processes that are being
-made are ended, which CRIU notices by their SIGCHLD.
+For a large process, notifications are many seconds apart, and CRIU cannot be interrupted in
+between. But it checks the result of each write. So its writes are made to fail: those to files by
+a file size limit that is set from outside (a worker ignores SIGXFSZ, and write(2) returns EFBIG),
+those of pages to another host by a shutdown of their connection (CRIU ignores SIGPIPE). Neither has
+an effect while CRIU's code runs in a process, since it writes nothing then: so they are safe. A
+restore writes little; its half-restored processes are killed instead, and CRIU gets SIGCHLD.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ XFSZ = 1 << (signal.SIGXFSZ - 1)
 
 
 def fail_writes(worker: int, dumped: int | None) -> None:
-    """Have the next write of a worker fail that dumps, be it to a file or to a page server.
+    """Make the next write of a worker that dumps fail, to a file or to a page server.
 
-    What the worker has forked is limited as well: a pre-dump is made by a child. A process that
-    would die of the limit is left alone.
+    Its descendants are limited too: a pre-dump is made by a child. A process that does not ignore
+    SIGXFSZ is not limited.
     """
-    _limit(worker)  # first: what it forks from now on inherits the limit
+    _limit(worker)  # first: children that it forks from now on inherit the limit
     tree = process_tree(worker)
     for pid in tree[1:]:
         _limit(pid)
-    # CRIU holds copies of the connections of what it dumps: those are not to be touched.
+    # CRIU has copies of the connections of the dumped processes, which must not be shut down.
     spared = set() if dumped is None else _sockets(process_tree(dumped))
     for pid in tree:
         with contextlib.suppress(OSError):

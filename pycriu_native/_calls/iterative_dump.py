@@ -1,9 +1,9 @@
-"""Dump in rounds: pre-dumps of a process that runs on, then a short final dump.
+"""Dump in rounds: pre-dumps while the process runs, then a short final dump.
 
-Each round writes the memory that has changed since the one before, into a directory of its
-own that names the one before as its parent; the final dump, for which the process stands
-still, writes the rest. (libcriu's own loop tells its callback nothing and can free a response
-twice; this one is made of single calls.)
+Each round writes the memory that has changed since the round before, into a new directory, which
+has that of the round before as its parent. The final dump freezes the process and writes the rest.
+(libcriu's loop passes nothing to its callback and can free a response twice; this one consists of
+single calls.)
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class Round:
 
 
 More = Callable[[Round], bool]
-"""Told of each round; True asks for another, False for the final dump."""
+"""Called after each round; True: another round, False: the final dump."""
 
 
 class ShrinkingRounds:
-    """The ready-made policy: go on while rounds shrink.
+    """The default policy: continue while rounds shrink.
 
-    Another round is worth it as long as the last one wrote less than ``shrink`` times what the
-    one before wrote, more than ``enough`` bytes, and ``most`` rounds are not reached. Made for
-    one dump; make another for the next.
+    There is another round if the last one wrote less than ``shrink`` times the bytes of the one
+    before, and more than ``enough`` bytes, and if there were fewer than ``most`` rounds. An object
+    is for one dump.
     """
 
     def __init__(self, *, most: int = 8, shrink: float = 0.8, enough: int = 2**20) -> None:
@@ -80,16 +80,16 @@ class ShrinkingRounds:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DumpItersResult:
-    """A dump in rounds that is complete."""
+    """The result of a complete dump in rounds."""
 
     rounds: tuple[Round, ...]
     """The pre-dumps, in order."""
     final: DumpResult
-    """The final dump; restore from ``final.images``, and keep the others beside it."""
+    """The final dump. Restore from ``final.images``, which needs the directories of the rounds."""
 
 
 def round_opts(opts: CriuOpts, base: str, number: int, *, track: bool = True) -> CriuOpts:
-    """The options of round ``number``, from 1: a directory of its own, the one before as parent."""
+    """The options of round ``number``, from 1, in a directory of that name, with its parent."""
     return replace(
         opts,
         images_directory=os.path.join(base, str(number)),
@@ -108,15 +108,15 @@ def dump_iters(
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> DumpItersResult:
-    """Pre-dump a process until ``should_continue`` says that it is enough, then dump it.
+    """Pre-dump a process until ``should_continue`` returns False, then dump it.
 
-    ``opts.images_directory`` is a path; the rounds go to ``1``, ``2``, … in it, each with the
-    one before as its parent, and the final dump to the next number. ``should_continue`` defaults to
-    :class:`ShrinkingRounds`. ``deadline`` bounds each round. ``on_progress`` is told of each round
-    as a phase of its own, ``round 1`` and so on, and of ``dump``; what there is to do is all of the
-    memory in the first round, and unknown after it. Options of pre-dumps and of the dump in
-    the end may be given together, and each goes where it belongs. A round that fails leaves the
-    process running, and the rounds before it on disk.
+    ``opts.images_directory`` is a path. The rounds are written to ``1``, ``2``, … in it, each with
+    the one before as its parent, and the final dump to the next number. The default of
+    ``should_continue`` is :class:`ShrinkingRounds`. ``deadline`` bounds each round.
+    ``on_progress`` gets each round as a phase, ``round 1`` and so on, and the final one as
+    ``dump``; the total is all memory in the first round, and unknown after it. ``opts`` can have
+    options of pre-dumps and of the final dump; each is used where it applies. A round that fails
+    leaves the process running, and the rounds before it on disk.
 
     A tree that contains the caller is refused: it cannot be pre-dumped. All rounds are of the
     process that had the pid when this was called.
@@ -143,7 +143,7 @@ def dump_iters(
     def step(number: int) -> CriuOpts:
         return round_opts(opts, base, number)
 
-    # What is wrong with the dump in the end is said now, not after the rounds.
+    # Problems of the final dump are raised now, not after the rounds.
     final_opts = replace(verbs.after_pre_dumps(opts), track_mem=True)
     verbs.dump_request(target, final_opts, via, on_notify, deadline)
     allow_untrusted = via is not None and via.allow_untrusted

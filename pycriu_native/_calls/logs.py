@@ -1,14 +1,14 @@
-"""What goes to ``logging``: one line a verb, and CRIU's own lines if they are asked for.
+"""Messages to ``logging``: one line for each call, and the lines of CRIU's log on request.
 
-The logger ``pycriu_native`` gets a line at INFO for each call, ``pycriu_native.advice`` one for
-what would make calls faster on this machine, once. ``pycriu_native.criu`` gets the lines of
-CRIU's log, with their levels, and what it writes to its standard output and error (as
-``display_stats`` has it do), once a level has been set on it::
+The logger ``pycriu_native`` gets a line at INFO for each call. ``pycriu_native.advice`` gets one
+line, once, about what would make calls faster on this machine. ``pycriu_native.criu`` gets the
+lines of CRIU's log, with their levels, and its standard output and error (for example of
+``display_stats``), if a level has been set on it::
 
     logging.getLogger("pycriu_native.criu").setLevel(logging.DEBUG)
 
-(``log_level=4`` has CRIU write all that it can.) Nothing is ever printed by default. A program
-that has not imported ``logging`` has nobody who listens, and so it is not imported for it.
+(With ``log_level=4`` CRIU logs most.) Nothing is printed by default. ``logging`` is not imported in
+a program that has not imported it, since that has no handlers.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ _loggers: dict[str, Logger] = {}
 
 
 def _logger(name: str) -> Logger | None:
-    """The logger of this name; None where nobody can listen."""
+    """The logger of this name; None if ``logging`` was not imported."""
     if name in _loggers:
-        return _loggers[name]  # logging keeps it for ever, and finds it under a lock
+        return _loggers[name]  # getLogger would take a lock
     if "logging" not in sys.modules:
         return None
-    import logging  # waits, where another thread is just importing it
+    import logging  # waits if another thread is importing it
 
     ours = logging.getLogger(NAME)
     if not ours.handlers:
-        ours.addHandler(logging.NullHandler())  # or warnings would be printed
+        ours.addHandler(logging.NullHandler())  # else warnings would be printed
     return _loggers.setdefault(name, logging.getLogger(name))
 
 
 def warn(message: str, *arguments: object, error: BaseException | None = None) -> None:
-    """A line at WARNING, or at ERROR with an error's trace, about what goes on all the same."""
+    """Log a failure that does not end the operation: at WARNING, or an exception at ERROR."""
     logger = _logger(NAME)
     if logger is not None:
         logger.log(30 if error is None else 40, message, *arguments, exc_info=error)
 
 
 def tell(verb: Verb, pid: int | None, images: str, duration: float, failure: str | None) -> None:
-    """One line for a call that is over."""
+    """Log one line for a call that has ended."""
     logger = _logger(NAME)
     if logger is None or not logger.isEnabledFor(20):  # INFO
         return
-    whom = f" of pid {pid}" if pid is not None else ""
+    target = f" of pid {pid}" if pid is not None else ""
     where = f", images in {images}" if images else ""
     how = f"failed: {failure}" if failure else "done"
-    logger.info("%s%s %s after %.3f s%s", verb, whom, how, duration, where)
+    logger.info("%s%s %s after %.3f s%s", verb, target, how, duration, where)
 
 
 _advised = False
 
 
 def advise() -> None:
-    """Say once what would make calls faster, if somebody listens to ``pycriu_native.advice``."""
+    """Log once what would make calls faster, if ``pycriu_native.advice`` is enabled for INFO."""
     global _advised
     logger = None if _advised else _logger(NAME + ".advice")
     if logger is None or not logger.isEnabledFor(20):  # INFO
@@ -77,13 +77,13 @@ def advise() -> None:
 
 
 def wanted() -> bool:
-    """Whether somebody wants CRIU's own lines."""
+    """Whether the lines of CRIU's log are to be logged."""
     criu = _logger(NAME + ".criu")
     return criu is not None and criu.level != 0
 
 
-def pass_on(said: str) -> None:
-    """What CRIU said, line by line."""
+def pass_on(text: str) -> None:
+    """Log text of CRIU, line by line."""
     import logging
 
     def level(line: str) -> int:
@@ -92,6 +92,6 @@ def pass_on(said: str) -> None:
         return logging.WARNING if "Warn  (" in line else logging.DEBUG
 
     criu = logging.getLogger(NAME + ".criu")
-    for line in said.splitlines():
+    for line in text.splitlines():
         if line.strip():
             criu.log(level(line), "%s", line)

@@ -20,9 +20,9 @@ from ..options.value_types import Directory, FileDescriptor
 from ..options.values import PageServer, WireValue, descriptor_number
 from .request import Request, log_name, log_path
 
-HEARD = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
-"""Verbs whose notifications are asked for: they are how a call is undone. (A page server sends
-one, after its answer or before, to a socket on which nobody may listen any more.)"""
+NOTIFYING = (Verb.DUMP, Verb.PRE_DUMP, Verb.RESTORE)
+"""Verbs with notifications, whose responses can make CRIU undo the call. (A page server would send
+one after its response or before, to a socket that may be closed.)"""
 
 SERVERS = (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD)
 
@@ -122,8 +122,8 @@ def fill(handle: Handle, request: Request, directories: Directories, owned: Exit
     if request.verb in VERB_MASK:
         if request.opts.log_file is None and not request.opts.log_to_stderr:
             handle.set(BY_WIRE["log_file"], log_name(request))
-        if not request.inside and request.verb in HEARD:
-            handle.set_wire("notify_scripts", True)  # who is frozen cannot answer
+        if not request.inside and request.verb in NOTIFYING:  # a frozen caller could not respond
+            handle.set_wire("notify_scripts", True)
         if request.sibling:
             handle.set_wire("rst_sibling", True)
         if request.pid is not None:

@@ -1,15 +1,15 @@
-"""Progress of long work: an observer beside the call, which looks and tells.
+"""Progress of long calls, measured from outside by a thread beside the call.
 
 Each verb that moves memory, a migration, and waiting for a page server or a lazy-pages daemon take
-``on_progress``: a function that gets a :class:`Progress` at the beginning, four times a second,
-and at a good end. It runs on a thread of the observer's, and cannot slow the call down; what it
-raises is logged (``pycriu_native``, with the trace), and it is not called again.
+``on_progress``: a function that is called with a :class:`Progress` at the beginning, four times a
+second, and at a successful end. It is called on another thread, and does not slow the call down.
+If it raises, that is logged (``pycriu_native``, with the traceback), and it is not called again.
 
-CRIU says nothing of how far it is. So the observer looks at what can be seen from outside: a dump
-has the memory of the processes before it (``/proc/PID/smaps_rollup``) and the images that grow; a
-restore has the images, and the processes whose memory grows; a daemon that feeds memory has what
-it has read (``/proc/PID/io``) or received (``TCP_INFO``). Pages that a dump sends to a page server
-elsewhere cannot be seen, and are not counted.
+CRIU does not report progress. It is derived: in a dump from the memory of the processes
+(``/proc/PID/smaps_rollup``) and the growing images; in a restore from the images and the growing
+memory of the processes; of a lazy-pages daemon from the bytes that it has read (``/proc/PID/io``)
+or received (``TCP_INFO``). Pages that a dump sends to a page server on another host are not
+counted.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from .progress_state import OnProgress, Progress
 __all__ = ["OnProgress", "Progress"]
 
 INTERVAL = 0.25
-"""Seconds between two looks."""
+"""Seconds between two measurements."""
 
 INTERRUPTING = "interrupting"
 """The phase of a call that is being undone."""
 
 SMOOTHING = 0.3
-"""Weight of the last look in the rate."""
+"""Weight of the last measurement in the rate."""
 
 _COUNTED = ("Anonymous", "Swap", "Pss_Shmem")
 _PAGES = re.compile(r"pages-.*\.img")
 _PAGEMAPS = re.compile(r"pagemap-(shmem-)?\d+\.img")
 WINDOW = 2**18
-"""Bytes of a page map that are taken at once."""
+"""Bytes of a page map that are read at once."""
 _RECEIVED = struct.Struct("128xQ")
 """``tcpi_bytes_received`` in the kernel's ``struct tcp_info``."""
 
@@ -60,15 +60,15 @@ Measure = Callable[[], tuple[str, int, int | None]]
 
 
 class Story:
-    """What is told while something lasts."""
+    """The state of a reported operation."""
 
     ends_well = True
-    """False keeps the end from being told: it is none, though nothing was raised."""
+    """False: do not report a successful end, although the block raises nothing."""
 
 
 @contextlib.contextmanager
 def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[Story]:
-    """Tell of progress while the context lasts, and once more if it ends well."""
+    """Report progress during the block, and once more if it succeeds."""
     story = Story()
     if on_progress is None:
         yield story
@@ -86,7 +86,7 @@ def telling(on_progress: OnProgress | None, measure: Measure) -> Iterator[Story]
 
 @contextlib.contextmanager
 def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
-    """Tell of the progress of a dump, a pre-dump or a restore."""
+    """Report the progress of a dump, a pre-dump or a restore."""
     if on_progress is None:
         yield
         return
@@ -115,7 +115,7 @@ def observing(on_progress: OnProgress | None, call: Call) -> Iterator[None]:
 
 
 def directory_of(opts: CriuOpts) -> str:
-    """Where the images are."""
+    """The images directory."""
     given = opts.images_directory
     if given is None:
         return str(opts.images_dir or "")
@@ -123,7 +123,7 @@ def directory_of(opts: CriuOpts) -> str:
 
 
 class Feeding:
-    """What a lazy-pages daemon has fed, seen from outside."""
+    """The memory that a lazy-pages daemon has loaded, measured from outside."""
 
     def __init__(self, pid: int, directory: str, *, from_elsewhere: bool) -> None:
         self._pid, self._from_elsewhere = pid, from_elsewhere
@@ -131,7 +131,7 @@ class Feeding:
         self._done = 0
 
     def __call__(self) -> tuple[str, int, int | None]:
-        """Phase, bytes done, bytes to do. Once the daemon has ended, what was seen last."""
+        """Phase, bytes done, bytes to do; after the end of the daemon, the last values."""
         with contextlib.suppress(OSError, ValueError, struct.error):
             if self._from_elsewhere:
                 result = received_by(self._pid)
@@ -143,7 +143,7 @@ class Feeding:
 
 
 class _Teller:
-    """The observer."""
+    """The thread that measures and reports."""
 
     def __init__(self, on_progress: OnProgress, measure: Measure) -> None:
         self._on_progress = on_progress
@@ -156,7 +156,7 @@ class _Teller:
         self._rate = 0.0
 
     def run(self) -> None:
-        """Look and tell until it is over."""
+        """Measure and report until ``over`` is set."""
         try:
             self._tell()
             while not self.over.wait(INTERVAL):
@@ -190,7 +190,7 @@ class _Teller:
 
 
 def memory_of(pids: list[int]) -> int:
-    """Bytes of memory of processes that would go into images; shared memory counts once."""
+    """Bytes of memory of processes that a dump would save; shared memory counts once."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -200,7 +200,7 @@ def memory_of(pids: list[int]) -> int:
 
 
 def size_of_pages(directory: str, *, parents: bool = True) -> int:
-    """Bytes of pages in an images directory, and in those that it builds on."""
+    """Bytes of pages in an images directory and its parents."""
     total = 0
     for _ in range(1000):
         with contextlib.suppress(OSError), os.scandir(directory) as entries:
@@ -214,7 +214,7 @@ def size_of_pages(directory: str, *, parents: bool = True) -> int:
 
 
 def lazy_bytes(directory: str) -> int:
-    """Bytes that the page maps of a directory speak of, and that are to come from elsewhere."""
+    """Bytes of pages in the page maps of a directory that are loaded lazily."""
     from .._integrity.pagemap import Runs  # few have such images
 
     total = 0
@@ -236,7 +236,7 @@ def lazy_bytes(directory: str) -> int:
 
 
 def received_by(pid: int) -> int:
-    """Bytes that have come in over all TCP connections of a process of ours."""
+    """Bytes received over all TCP connections of a child process."""
     total = 0
     for fd in descriptors_of(pid, "socket:"):
         with contextlib.suppress(OSError), of_another(fd) as copy:

@@ -97,7 +97,7 @@ def _is_seconds(value: object) -> bool:
 
 
 def by_caller(request: Request) -> Iterator[Problem]:
-    """A tree that contains the caller, who would be killed with it."""
+    """A tree that contains the caller, which would be killed with it."""
     pid = request.pid
     if request.verb not in (Verb.DUMP, Verb.PRE_DUMP):
         return
@@ -192,14 +192,14 @@ def by_trust(request: Request) -> Iterator[Problem]:
             elif directory is not None:
                 trusted_path.check_descriptor(descriptor_number(directory))
         except trusted_path.UntrustedError as reason:
-            rule = f"{reason.strerror}, so others have a say in it; {ALLOW_UNTRUSTED}"
+            rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
             yield Problem(field, directory, rule)
         except OSError:
-            continue  # it is missing yet, or the call will say so
+            continue  # it does not exist yet, or the call reports the error
     if via.ours and request.opts.images_dir is not None:
         rule = (
-            "nobody looks at it before CRIU does, and a worker of ours sees what we see: say "
-            f"images_directory; {ALLOW_UNTRUSTED}"
+            "it cannot be checked before CRIU opens it: set images_directory instead, which a "
+            f"worker can open as well; {ALLOW_UNTRUSTED}"
         )
         yield Problem("images_dir", request.opts.images_dir, rule)
     yield from _log_by_trust(request.opts)
@@ -229,15 +229,15 @@ def _parents_by_trust(opts: CriuOpts) -> Iterator[Problem]:
         try:
             trusted_path.check(parent)
         except trusted_path.UntrustedError as reason:
-            rule = f"its parent {parent} is not ours alone: {reason.strerror}; {ALLOW_UNTRUSTED}"
+            rule = f"its parent {parent} is not trusted: {reason.strerror}; {ALLOW_UNTRUSTED}"
             yield Problem(field, getattr(opts, field), rule)
             return
         except OSError:
-            return  # other checks say that it is missing
+            return  # other checks report that it is missing
 
 
 def by_images(request: Request) -> Iterator[Problem]:
-    """Images of an earlier dump, whose pages a page server would overwrite, or lacks to serve."""
+    """Images whose pages a page server would overwrite; or their lack, if it is to serve them."""
     directory = request.opts.images_directory
     if request.verb not in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD) or directory is None:
         return
@@ -246,11 +246,11 @@ def by_images(request: Request) -> Iterator[Problem]:
         holds = holds_dump(where)
         if request.opts.lazy_pages:
             if not holds:
-                rule = "holds no images whose pages could be served: give that of a dump"
+                rule = "has no images whose pages could be served: set it to that of a dump"
                 yield Problem("images_directory", directory, rule)
         elif holds:
-            rule = "holds the images of an earlier dump, whose pages would be overwritten"
-            yield Problem("images_directory", directory, f"{rule}: give another directory")
+            rule = "has the images of an earlier dump, whose pages would be overwritten"
+            yield Problem("images_directory", directory, f"{rule}: use another directory")
 
 
 def by_position(request: Request) -> Iterator[Problem]:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
-from .._integrity import dump_marker
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
+from .._system.descriptors import where
 from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
 from .._system.regular_file import LogMark, check_writable
@@ -272,7 +272,7 @@ def _check_outputs(request: Request, directories: Directories) -> None:
         try:
             check_writable(directories.log, name)
         except OSError as error:
-            path = f"{dump_marker.where(directories.log)}/{name}"
+            path = f"{where(directories.log)}/{name}"
             raise ImagesError(
                 f"{path} is {error.strerror}, and CRIU writes to it",
                 verb=str(request.verb),
@@ -289,8 +289,8 @@ def _paths(
     """The path of the images directory, for messages, and of the log that the call has written."""
     images = str(request.opts.images_dir or "")
     if directories.images is not None:
-        images = dump_marker.where(directories.images)
+        images = where(directories.images)
     if mark is None or not mark.written():
         return images, None
     same = mark.directory == directories.images
-    return images, os.path.join(images if same else dump_marker.where(mark.directory), mark.name)
+    return images, os.path.join(images if same else where(mark.directory), mark.name)

@@ -161,9 +161,9 @@ class Safeguards:
         request = self._request
         for link in self._links:
             link.forget()
-        # CRIU unlocks before it serves pages: of a lazy dump that is undone after that, it leaves
-        # the lock and the connections as they are (seen with 4.2.1). A pre-dump is made by a child
-        # of the worker, whose response does not tell how that ended.
+        # CRIU unlocks the network before it serves pages: it does not restore the lock and the
+        # connections of a lazy dump that is undone after that (measured with 4.2.1). A pre-dump is
+        # made by a child of the worker, and the response does not depend on how the child ended.
         unsure = request.opts.lazy_pages or request.verb is Verb.PRE_DUMP
         if self._recovery is not None and (killed or unsure):
             _add_recovery(failure, self._recovery.after())

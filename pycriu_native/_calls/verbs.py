@@ -1,24 +1,23 @@
-"""The verbs: what CRIU can be asked to do. Each is one call from start to end.
+"""The verbs: dump, restore and the other requests to CRIU. Each is one call from start to end.
 
-All have one shape: what the verb acts on, the options, then keywords that are no options of
-CRIU's:
+The parameters are the target of the verb, the options, and keywords that are no options of CRIU:
 
-* ``via``: how CRIU is reached; None: a worker of our own, ``Worker()``
-* ``on_notify``: called on the caller's thread with each :class:`Notification`; what it raises
-  makes CRIU undo its work, and is raised again once that is done
-* ``deadline``: seconds for the whole call, after which CRIU is made to undo its work and
-  ``DeadlineError`` is raised (CRIU's own ``timeout`` option bounds freezing only)
-* ``on_progress`` (dumps and restores): told of a :class:`Progress` while it works, on a thread of
-  its own
+* ``via``: how CRIU is reached; None: by a new ``Worker()``
+* ``on_notify``: called on the caller's thread with each :class:`Notification`; if it raises, CRIU
+  undoes its work, and then the exception is raised again
+* ``deadline``: seconds for the whole call, after which CRIU undoes its work and ``DeadlineError``
+  is raised (CRIU's own ``timeout`` option bounds freezing only)
+* ``on_progress`` (dumps and restores): called with a :class:`Progress` during the call, on another
+  thread
 
 Any verb raises :class:`~pycriu_native.CriuError` or a subclass: ``OptionError`` and
 ``UnsupportedError`` before anything is touched, ``ProgramNotFoundError`` and
-``ProgramError`` when CRIU cannot run, ``WorkerDiedError`` when it ended early. A dump that
-fails leaves the process running; a restore that fails leaves the images whole.
+``ProgramError`` if CRIU cannot run, ``WorkerDiedError`` if it ended early. A dump that
+fails leaves the process running; a restore that fails leaves the images complete.
 
-If a signal's handler raises in mid-call (Ctrl-C), CRIU is made to undo its work first, and
-then the exception is raised. If CRIU had already finished, the exception says so in a note
-and carries the result in its attribute ``result``.
+If a signal handler raises during the call (Ctrl-C), CRIU undoes its work first, and
+then the exception is raised. If CRIU had already finished, the exception has a note about that,
+and the result in its attribute ``result``.
 
 Synchronization: every verb may be called on any number of threads at the same time.
 """
@@ -88,28 +87,27 @@ def dump(
 ) -> DumpResult:
     """Save a process and all its descendants into the images directory.
 
-    The process is gone when this returns, unless ``leave_running`` or ``leave_stopped`` is
-    set. Its pid is free once its parent has reaped it: another process is given
-    ``reap_timeout`` seconds for that, the caller's own children must be reaped by the caller
-    (``DumpResult.pid_free`` tells). With ``pre_dump`` set this is
-    :func:`pre_dump`.
+    The process has ended when this returns, unless ``leave_running`` or ``leave_stopped`` is
+    set. Its pid is free once its parent has reaped it: this function waits ``reap_timeout`` seconds
+    for another parent; children of the caller must be reaped by the caller
+    (``DumpResult.pid_free``). With ``pre_dump`` set this is :func:`pre_dump`.
 
-    ``pid=None`` is a self-dump: the calling process saves itself. The call then returns once in
-    each life: with ``restored=True`` in the copy that a later restore brings back, and with
-    ``restored=False`` in the original, if ``leave_running`` lets it go on. Any other tree that
-    contains the caller, such as that of its parent, is refused with ``OptionError`` unless
-    ``include_caller`` is set: the caller is then dumped, and gone, with the rest.
+    ``pid=None`` is a self-dump: the calling process saves itself. The call then returns in the
+    restored copy, with ``restored=True``, and with ``leave_running`` also in the original, with
+    ``restored=False``. Any other tree that contains the caller, such as that of its parent, is
+    refused with ``OptionError`` unless ``include_caller`` is set: the caller is then dumped, and
+    ends, with the rest.
 
-    A number can come to stand for another process; a :class:`~pycriu_native.Pidfd` or a
-    :class:`~pycriu_native.ProcessIdentity` cannot. Which process has the pid is compared before
-    CRIU begins and again when the tree is frozen; another one than at the start of the call runs
-    on, and ``ProcessMismatchError`` is raised.
+    A pid can be reused by another process; a :class:`~pycriu_native.Pidfd` or a
+    :class:`~pycriu_native.ProcessIdentity` identifies one. The process of the pid is compared with
+    that at the start of the call, before CRIU begins and again when the tree is frozen; another
+    one continues to run, and ``ProcessMismatchError`` is raised.
 
     ``files="rollback"`` (or a :class:`~pycriu_native.Rollback`) saves the files that the processes
-    have open for writing into the images directory while they are frozen, by reflinks where the
-    file system can: a restore with the same argument puts them back. CRIU itself saves only the
-    names of files, so a file that changes after the dump does not fit the memory any more, and
-    one that grew makes the restore fail.
+    have open for writing into the images directory while they are frozen, by reflinks if the
+    file system has them: a restore with the same argument puts them back. CRIU itself saves only
+    the names of files: a file that changes after the dump no longer fits the memory, and one that
+    has grown makes the restore fail.
 
     Raises ``NoSuchProcessError``, ``PermissionDeniedError``, ``ImagesError``, and what any verb
     raises. Needs CRIU 3.17.
@@ -140,7 +138,7 @@ def dump_request(
     files: Files = None,
     reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:
-    """What :func:`dump` asks for, checked."""
+    """The checked request of :func:`dump`."""
     verb = Verb.PRE_DUMP if opts.pre_dump else Verb.DUMP
     pid, start = (None, None) if target is None else located(target, str(verb))
     if verb is Verb.PRE_DUMP:
@@ -162,7 +160,7 @@ def dump_request(
 
 
 def dump_result(request: Request, outcome: Outcome) -> DumpResult:
-    """What :func:`dump` returns."""
+    """The result of :func:`dump`."""
     from ..results import DumpResult, DumpStatistics  # loaded while CRIU worked
 
     pid = request.pid
@@ -190,13 +188,13 @@ def pre_dump(
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> DumpResult:
-    """Save the memory of a process that runs on, for a later dump to build on.
+    """Save the memory of a process that continues to run, as parent images of a later dump.
 
-    The later dump names these images in ``parent_image``. Options that matter to the dump only
+    The later dump has these images in ``parent_image``. Options that matter to the dump only
     are accepted and have no effect here. CRIU sends no notifications of a pre-dump; after a
     deadline its next write fails, and if there is none, the error has a ``result``. A tree that
-    contains the caller cannot be pre-dumped. Which process has the pid is compared before CRIU
-    begins and after it has ended.
+    contains the caller cannot be pre-dumped. The process of the pid is compared with that at the
+    start of the call, before CRIU begins and after it has ended.
 
     Raises as :func:`dump`; ``UnsupportedError`` where the kernel has no soft-dirty tracking. Needs
     CRIU 3.17.
@@ -217,7 +215,7 @@ def for_pre_dump(opts: CriuOpts) -> CriuOpts:
 
 
 def after_pre_dumps(opts: CriuOpts) -> CriuOpts:
-    """These options, for the dump in the end: without those that only pre-dumps need."""
+    """These options, for the final dump: without those that only pre-dumps need."""
     return _without(opts, On.PRE_DUMP, On.DUMP)
 
 
@@ -235,7 +233,7 @@ def restore(
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> RestoreResult:
-    """Bring back what was dumped, where it stopped and under its own pids.
+    """Restore the processes of a dump: they continue, with the same pids.
 
     The restored processes belong to the system's reaper, not to the caller. Raises
     ``PidInUseError`` when a pid is taken, ``ImagesError``, ``PermissionDeniedError``, and what
@@ -260,10 +258,10 @@ def restore_child(
     deadline: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> RestoreResult:
-    """:func:`restore`, with the root process as a child of the caller's.
+    """:func:`restore`, with the root process as a child of the caller.
 
-    Only a parent learns the exit status: ``os.waitpid(result.pid, 0)``, which the caller must
-    call some day. Raises as :func:`restore`. Needs CRIU 3.17, and a worker of our own.
+    Only a parent gets the exit status: the caller must call ``os.waitpid(result.pid, 0)`` at some
+    time. Raises as :func:`restore`. Needs CRIU 3.17, and a ``Worker`` or ``WorkerPool``.
     """
     request = restore_request(opts, via, on_notify, deadline, sibling=True, files=files)
     call = Call(request)
@@ -280,14 +278,14 @@ def restore_request(
     sibling: bool = False,
     files: Files = None,
 ) -> Request:
-    """What :func:`restore` or :func:`restore_child` asks for, checked."""
+    """The checked request of :func:`restore` or :func:`restore_child`."""
     return _checked(
         Verb.RESTORE, opts, None, via, on_notify, deadline, sibling=sibling, files=files
     )
 
 
 def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
-    """What :func:`restore` returns."""
+    """The result of :func:`restore`."""
     from ..results import RestoreResult, RestoreStatistics  # as above
 
     statistics = outcome.statistics
@@ -309,9 +307,9 @@ def check(
     """Whether CRIU can work on this kernel; raises with the reasons if it cannot.
 
     ``opts`` are needed for ``unprivileged`` and for the options of the log only; without an
-    images directory, CRIU gets one that goes when it has answered.
+    images directory, CRIU gets a temporary one.
     """
-    import tempfile  # it takes long to import, and the other verbs do without
+    import tempfile  # slow to import; the other verbs do not need it
 
     from .._failures.log_excerpt import is_benign
     from ..results import CheckResult
@@ -337,7 +335,7 @@ def check(
 def cpuinfo_dump(
     opts: CriuOpts, *, via: Via | None = None, deadline: float | None = None
 ) -> CpuinfoResult:
-    """Write what this processor can do into the images directory, as ``cpuinfo.img``.
+    """Write the features of this processor into the images directory, as ``cpuinfo.img``.
 
     For :func:`cpuinfo_check` on another host, before anything is moved there. x86-64, s390x and
     ppc64le only: ``UnsupportedError`` elsewhere. Needs CRIU 3.17.
@@ -349,9 +347,9 @@ def cpuinfo_dump(
 def cpuinfo_check(
     opts: CriuOpts, *, via: Via | None = None, deadline: float | None = None
 ) -> CpuinfoResult:
-    """Whether this processor can do what the ``cpuinfo.img`` in the images directory says.
+    """Check that this processor has the features in ``cpuinfo.img`` of the images directory.
 
-    ``cpu_cap`` says what must fit. Raises ``CriuError`` where it does not. Needs CRIU 3.17.
+    ``cpu_cap`` selects what is compared. Raises ``CriuError`` if one is missing. Needs CRIU 3.17.
     """
     _require_cpuinfo()
     return _cpuinfo(_checked(Verb.CPUINFO_CHECK, opts, None, via, None, deadline))
@@ -385,7 +383,7 @@ def libcriu_version() -> Version:
 
 
 def feature_check(*, via: Via | None = None, deadline: float | None = None) -> Features:
-    """What this kernel and this CRIU can do together."""
+    """The features that this kernel and this CRIU support together."""
     return requirements.ask_features(via or Worker(), deadline)
 
 
@@ -437,14 +435,14 @@ def _rollback(files: Files, verb: Verb) -> Rollback | None:
 
 
 def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
-    """Return the result, or raise what came too late to undo the call, with the result on it."""
+    """Return the result; or raise an interruption that was too late to undo the call, with it."""
     if outcome.interrupted_by is None:
         return result
     raise too_late(outcome.interrupted_by, str(request.verb), result)
 
 
 def too_late(interruption: BaseException, verb: str, result: object) -> BaseException:
-    """An interruption that came when all was done: it carries the result."""
+    """An interruption after the end of the work: it gets the attribute ``result``."""
     interruption.add_note(f"the {verb} was complete by then: {result}")
     interruption.result = result  # type: ignore[attr-defined]
     return interruption

@@ -1,9 +1,9 @@
-"""The files that have a say in what CRIU does, besides the request: who could write them.
+"""Refuses files that CRIU reads or loads, besides the request, if another user can write them.
 
-CRIU reads configuration files, loads every plugin of a directory into itself, and believes a
-cache of what the kernel can do. A file that another user can write, or could make, gives that
-user CRIU's privileges; so the call is refused, unless its worker is ``allow_untrusted``. Facts:
-CRIU's ``criu/config.c``, ``criu/plugin.c``, ``criu/kerndat.c`` (4.2).
+CRIU reads configuration files, loads every plugin of a directory, and trusts its cache of kernel
+features. A user who can write or create such a file gets CRIU's privileges: the call is refused,
+unless its worker has ``allow_untrusted``. Sources: CRIU's ``criu/config.c``, ``criu/plugin.c``,
+``criu/kerndat.c`` (4.2).
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ USER_FILE = ".criu/default.conf"
 ENVIRONMENT = "CRIU_CONFIG_FILE"
 
 PLUGINS = ("/usr/lib/criu", "/usr/local/lib/criu", "/var/lib/criu")
-"""Where programs look for plugins, as they are built; ``CRIU_LIBS_DIR`` in the environment wins."""
+"""Plugin directories of usual builds; ``CRIU_LIBS_DIR`` in the environment overrides them."""
 
 PLUGIN = ".so"
 
 KERNEL_CACHE = "/run/criu.kdat"
-"""What CRIU knows of the kernel; unprivileged, it is in ``XDG_RUNTIME_DIR``."""
+"""CRIU's cache of kernel features; an unprivileged CRIU has it in ``XDG_RUNTIME_DIR``."""
 
-ALLOW_UNTRUSTED = "Worker(allow_untrusted=True) takes it as it is"
+ALLOW_UNTRUSTED = "Worker(allow_untrusted=True) accepts it"
 
 
 def configuration(via: Via) -> Iterator[tuple[str, str]]:
-    """The configuration files that CRIU looks for before the request, and why it does."""
+    """The configuration files that CRIU reads before the request, each with the reason."""
     yield GLOBAL_FILE, "every CRIU on this system"
     worker = worker_of(via)
     if worker is None:
-        return  # its environment is not ours to see
+        return  # the environment of a service is not known
     environment = {**FIXED_ENVIRONMENT, **worker.env}
     yield os.path.join(environment["HOME"], USER_FILE), "HOME of the worker"
     if ENVIRONMENT in environment:
@@ -53,7 +53,7 @@ def _plugin_directories(env: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _plugins(directories: tuple[str, ...]) -> Iterator[str]:
-    """The plugins that CRIU would load, each after its directory."""
+    """Each directory, followed by the plugins in it, which CRIU would load."""
     for directory in directories:
         yield directory
         try:
@@ -71,14 +71,15 @@ def _cache(opts: CriuOpts, env: Mapping[str, str]) -> Iterator[str]:
 
 
 def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
-    """Each file that another user could write, or could make where there is none yet."""
+    """Each file that another user can write, or could create."""
     if via.allow_untrusted:
         return
     if opts.config_file is not None:
         path = os.fsdecode(opts.config_file)
         why = _why_not(path)
         if why is not None:
-            yield Problem("config_file", path, f"{why}, and what it says wins; {ALLOW_UNTRUSTED}")
+            rule = f"{why}, and it overrides other options; {ALLOW_UNTRUSTED}"
+            yield Problem("config_file", path, rule)
     if opts.action_scripts or opts.libdir is not None:
         yield from _named_programs(opts)
     worker = worker_of(via)
@@ -91,7 +92,7 @@ def problems(opts: CriuOpts, via: Via) -> Iterator[Problem]:
         return
     uses = {path: f"reads {path} ({reader})" for path, reader in readers}
     uses |= {path: f"loads plugins from {path}" for path in _plugins(directories)}
-    uses |= {path: f"believes what is in {path}" for path in caches}
+    uses |= {path: f"trusts the cache {path}" for path in caches}
     for path, use in uses.items():
         why = _why_not(path)
         if why is not None:
@@ -112,7 +113,7 @@ def _named_programs(opts: CriuOpts) -> Iterator[Problem]:
 
 
 def _why_not(path: str) -> str | None:
-    """Who else could write it; None where nobody could, or where CRIU could not read it either."""
+    """Why a path is not trusted; None if it is, or if it cannot be read."""
     try:
         trusted_path.check(path)
     except trusted_path.UntrustedError as reason:

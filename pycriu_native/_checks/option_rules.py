@@ -1,9 +1,9 @@
-"""What a verb accepts, checked before anything is touched.
+"""Checks the options of a verb before anything is touched.
 
-Each rule looks at the options alone, or at a file that they name, and yields a
-:class:`Problem`. CRIU would refuse, ignore or misread what is refused here, mostly without
-a word; the rules of runc that are stricter than CRIU's are marked. Facts: CRIU's
-``criu/cr-service.c``, ``criu/config.c`` and the option's own parser.
+Each rule reads the options, or a file that they name, and yields a :class:`Problem`. CRIU would
+refuse, ignore or misread what is refused here, mostly without a message. Rules of runc that are
+stricter than CRIU's are marked. Sources: CRIU's ``criu/cr-service.c``, ``criu/config.c`` and the
+parser of each option.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ONE_PROCESS = "the number of a process, 1 to 2147483647, a Pidfd or a ProcessIde
 
 
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
-    """Raise ``OptionError`` with everything that is wrong with these options for this verb."""
+    """Raise ``OptionError`` with all problems of these options for this verb."""
     problems = found(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
     if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
         problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
@@ -51,20 +51,20 @@ def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
 
 
 def _matches(pattern: str, text: str) -> re.Match[str] | None:
-    """Whether the whole text, lines and all, has this form."""
-    import re  # it takes long to import, and few options have a form
+    """The match of the whole text, which can have several lines; None if there is none."""
+    import re  # slow to import, and few options need it
 
     return re.fullmatch(pattern, text, re.S)
 
 
 def _together(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem]:
-    """Two fields that must not both be set (to anything but False)."""
+    """Two fields that must not both be set; False counts as unset."""
     if getattr(opts, field) not in (None, False) and getattr(opts, other) not in (None, False):
         yield Problem(field, getattr(opts, field), f"not together with {other}: {why}")
 
 
 def _needs(opts: CriuOpts, field: str, other: str, why: str) -> Iterator[Problem]:
-    """A field that says nothing without another one."""
+    """A field that has no effect without another one."""
     value = getattr(opts, field)
     if value not in (None, False, ()) and getattr(opts, other) in (None, False):
         yield Problem(field, value, f"needs {other}: {why}")
@@ -122,13 +122,13 @@ def _status_fd(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if opts.status_fd is None:
         return
     if verb is Verb.DUMP:
-        # runc's rule: CRIU accepts it on any dump and then never writes to it.
+        # runc's rule: CRIU accepts it in any dump, but does not write to it.
         why = "CRIU writes to it only then (runc's rule)"
         yield from _needs(opts, "status_fd", "lazy_pages", why)
     try:
         flags = fcntl.fcntl(descriptor_number(opts.status_fd), fcntl.F_GETFL)
     except OSError:
-        return  # _descriptors says so
+        return  # a problem of _descriptors
     if flags & os.O_ACCMODE == os.O_RDONLY:
         yield Problem("status_fd", opts.status_fd, "a descriptor open for writing is accepted")
 
@@ -138,7 +138,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if not isinstance(parent, str):
         return
     if os.path.isabs(parent):
-        # runc's rule: CRIU warns, and the images then restore on this host only.
+        # runc's rule: CRIU only warns, and the images can be restored on this host only.
         yield Problem(
             "parent_image",
             parent,
@@ -150,26 +150,27 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if base is None or where is None:
         return
     if not os.path.isdir(where):
-        yield Problem("parent_image", parent, f"{_lack_of(where)}: {_EXISTING}, seen from {base}")
+        rule = f"{_lack_of(where)}: {_EXISTING}, relative to {base}"
+        yield Problem("parent_image", parent, rule)
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
-        # CRIU would save everything, with a line in its log; a page server's has none.
+        # CRIU would save all memory, with a line in its log; that of a page server has no line.
         yield Problem(
             "parent_image", parent, f"a directory with images is accepted, unlike {where}"
         )
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and (half := unfinished(where)):
-        # CRIU would build on it and end the process, whose images no restore takes.
-        rule = f"images of a dump that finished are accepted: the one to {half} did not"
+        # The dump would succeed and end the process, but CRIU could not restore the images.
+        rule = f"images of a finished dump are accepted: the one to {half} did not finish"
         yield Problem("parent_image", parent, rule)
     link = os.path.join(base, "parent")
     if os.path.islink(link) and os.readlink(link) != parent:
         yield Problem(
             "parent_image",
             parent,
-            f"the images directory has a link 'parent' to {os.readlink(link)!r} already, "
-            "which CRIU would follow",
+            f"the images directory already has a link 'parent' to {os.readlink(link)!r}, "
+            "which CRIU would use instead",
         )
     if verb is Verb.DUMP and not opts.track_mem:
-        # A pre-dump tracks in any case.
+        # A pre-dump always tracks memory.
         why = "needs track_mem, also in the last dump: without it CRIU saves all memory again"
         yield Problem("parent_image", parent, why)
 
@@ -192,9 +193,9 @@ def _parent(opts: CriuOpts) -> str | None:
 
 
 def parents(opts: CriuOpts) -> Iterator[str]:
-    """The images that these build on, and those that these do, as paths; the nearest first.
+    """The directories of the chain of parent images, as paths; the direct parent first.
 
-    Each is asked for before the link in it is followed.
+    The link in a directory is followed after the caller has received the directory.
     """
     base = _images(opts)
     if base is None:
@@ -208,9 +209,9 @@ def parents(opts: CriuOpts) -> Iterator[str]:
 
 
 def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
-    """Parent images must have the process's memory, or CRIU would save all of it without a word.
+    """Parent images must have memory of the same process: else CRIU saves all of it, silently.
 
-    Pages that went to a page server are not there, and cannot be looked at.
+    Pages on a page server are not checked.
     """
     where = _parent(opts)
     if where is None or opts.page_server is not None:
@@ -219,15 +220,15 @@ def _parent_of_another(opts: CriuOpts, pid: int) -> Iterator[Problem]:
         own = status_of(pid)["NSpid"].split()[-1]
         names = os.listdir(where)
     except (OSError, KeyError):
-        return  # it is gone, and the dump says so
+        return  # there is no such process: the dump reports that
     pids = {name[8:-4] for name in names if name.startswith("pagemap-") and name[8:9].isdigit()}
     if pids and own not in pids:
         held = ", ".join(sorted(pids))
         yield Problem(
             "parent_image",
             opts.parent_image,
-            f"images of the same process are accepted: pid {own}, as it sees itself, is not "
-            f"among those of {where} ({held})",
+            f"images of the same process are accepted: pid {own} (in its own pid namespace) is "
+            f"not among those of {where} ({held})",
         )
 
 
@@ -239,13 +240,13 @@ def _clear_text(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if address and not _is_loopback(address):
         rule = (
             f"memory would cross the network to or from {address} in clear text: tls=True encrypts "
-            "it, PageServer(..., clear_text=True) has it so"
+            "it, PageServer(..., clear_text=True) permits it"
         )
         yield Problem("page_server", server, rule)
 
 
 def _peer(fd: int) -> str | None:
-    """The other end of a connection, where that is an address of the network's."""
+    """The IP address of the peer of a connection; None for other sockets."""
     try:
         with of_another(os.dup(fd)) as connection:
             name = connection.getpeername()
@@ -255,7 +256,7 @@ def _peer(fd: int) -> str | None:
 
 
 def _is_loopback(address: str) -> bool:
-    import ipaddress  # few calls name an address
+    import ipaddress  # few calls have an address
 
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
@@ -285,14 +286,14 @@ def _page_server(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if is_server and not server.address:
         yield Problem("page_server", server, "an address is required; port 0 lets CRIU choose")
     elif not is_server and not (server.address and server.port):
-        # runc's rule: CRIU takes a missing address for loopback and a missing port for 0.
+        # runc's rule: CRIU uses loopback without an address, and port 0 without a port.
         yield Problem("page_server", server, "address and port are both required (runc's rule)")
     elif serves and not _is_numeric(server.address):
         yield Problem("page_server", server, "pages are served on a numeric address, not a name")
 
 
 def _is_numeric(address: str | None) -> bool:
-    import ipaddress  # it takes long to import, and few calls serve pages
+    import ipaddress  # slow to import, and few calls serve pages
 
     try:
         ipaddress.ip_address(address or "")
@@ -313,7 +314,7 @@ def _tls(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 def _files(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
-    # A configuration file that does not exist is ignored by CRIU without a word.
+    # CRIU silently ignores a configuration file that does not exist.
     for field in ("config_file", "cg_props_file"):
         path = getattr(opts, field)
         if path is not None and not os.path.isfile(path):
@@ -335,7 +336,7 @@ def _in_config(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         if not os.access(path, os.X_OK) or not os.path.isfile(path):
             yield Problem("action_scripts", script, "an existing executable file is accepted")
         elif "/" not in os.fsdecode(script):
-            rule = "CRIU looks in PATH for a name without a slash: './' before it names the file"
+            rule = "CRIU searches PATH for a name without a slash: put './' before it"
             yield Problem("action_scripts", script, rule)
     if opts.libdir is not None and not os.path.isdir(from_work_directory(opts, opts.libdir)):
         yield Problem("libdir", opts.libdir, _EXISTING)
@@ -350,7 +351,7 @@ def _log_file(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if name in ("", ".", ".."):
         yield Problem("log_file", opts.log_file, "the name or path of a file is accepted")
     elif opts.log_file == "-":
-        rule = "a file's name is accepted; CRIU takes this for its standard output"
+        rule = "a file's name is accepted; CRIU writes to its standard output for this name"
         yield Problem("log_file", opts.log_file, rule)
     elif len(os.fsencode(name)) > 255:
         yield Problem("log_file", opts.log_file, "at most 255 bytes are accepted as a name")
@@ -492,7 +493,7 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
     _log_file: frozenset(["log_file"]),
     _external: frozenset(["external"]),
     _join_ns: frozenset(["join_ns"]),
-    # Of two that exclude each other, one: they are wrong only where both are set.
+    # Of two options that exclude each other, one is enough here.
     _contradictions: frozenset(
         [
             *("leave_stopped", "tcp_close", "manage_cgroups_mode", "unix_sks", "ext_sharing"),
@@ -502,8 +503,8 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
     ),
     _forms: frozenset(["lsm_profile", "plugin_options", "veth_pairs"]),
 }
-"""All of them, in the order in which problems are told, each with the options without which it has
-nothing to say; None: it always may have."""
+"""All rules, in the order in which problems are reported. Each has the options that it is about: it
+is skipped if none of them is set. None: it is never skipped."""
 
 _RULES = tuple(_ABOUT)
 
@@ -517,11 +518,11 @@ _TOUCHING: tuple[Rule, ...] = (
     _in_config,
     _join_ns,
 )
-"""Those that look at files and descriptors, which can change from call to call."""
+"""The rules that read files and descriptors, which can change between calls."""
 
 
 def found(rules: Iterable[Rule], opts: CriuOpts, verb: Verb) -> list[Problem]:
-    """What these rules have to say; few options are set, so most are not asked."""
+    """The problems that these rules find. Most are skipped, since few options are set."""
     are_set = vars(opts)
     problems: list[Problem] = []
     for rule in rules:

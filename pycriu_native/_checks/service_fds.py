@@ -1,4 +1,4 @@
-"""The descriptors that CRIU needs above a process's own on a restore (``criu/servicefd.c``)."""
+"""Descriptors that a restore needs above those of a process (``criu/servicefd.c``)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from .._support.kernel_text import read_text
 from .._system.capabilities import CAP_SYS_RESOURCE, has_capability
 
 EACH_TABLE = 16
-"""Service descriptors for each process that shares a table of descriptors, in CRIU 4.2; 15 before
-4.0. One too many refuses no process that CRIU restores, but for one with that very limit."""
+"""Service descriptors for each process that shares a descriptor table, in CRIU 4.2; 15 before 4.0.
+The difference matters only for a process exactly at its limit."""
 PAD = 16
 BLOCK = 1024 // 8
-"""Descriptors in the block by which the kernel lets a table grow, on 64-bit machines."""
+"""Descriptors by which the kernel enlarges a table, on 64-bit machines."""
 
 
 def limit_here() -> int:
-    """RLIMIT_NOFILE that a CRIU started by this process has.
+    """RLIMIT_NOFILE of a CRIU started by this process.
 
-    It raises its limit to ``fs.nr_open`` with CAP_SYS_RESOURCE; a worker has the hard limit.
+    With CAP_SYS_RESOURCE, CRIU raises it to ``fs.nr_open``; else a worker has the hard limit.
     """
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     highest = int(read_text("/proc/sys/fs/nr_open"))
@@ -26,7 +26,7 @@ def limit_here() -> int:
 
 
 def needed(highest: int, sharing: int = 1) -> int:
-    """The limit that a process whose highest descriptor this is needs; 0: any will do.
+    """The limit that the restore of a process with this highest descriptor needs; 0: any.
 
     ``sharing``: the number of processes that share the table.
     """
@@ -35,5 +35,5 @@ def needed(highest: int, sharing: int = 1) -> int:
 
 
 def fits(highest: int, limit: int, sharing: int = 1) -> bool:
-    """Whether CRIU finds room for its own descriptors, as ``choose_service_fd_base`` decides."""
+    """Whether CRIU's own descriptors fit below the limit (``choose_service_fd_base``)."""
     return needed(highest, sharing) <= limit

@@ -1,4 +1,4 @@
-"""Paths in options that CRIU takes from its work directory."""
+"""Paths of options that are relative to CRIU's work directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..options.values import descriptor_number
 
 
 def from_work_directory(opts: CriuOpts, path: StrPath) -> str:
-    """The path as CRIU finds it, which works in the work directory."""
+    """The path, joined to the work directory if it is relative."""
     work = opts.images_directory if opts.work_directory is None else opts.work_directory
     if work is None:
         return os.fsdecode(path)

@@ -1,4 +1,4 @@
-"""From a failed call to the one exception that says what failed, on what, why, what to do."""
+"""Makes the exception of a failed call: what failed, on which process or images, why, the cure."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from . import unbound_socket
 from .log_excerpt import diagnose, error_lines, stderr_lines
 
 EBADRQC = 56
-"""What CRIU answers when it refuses a request's options; mostly it says nothing else."""
+"""The errno in CRIU's response when it refuses the options of a request."""
 
+NO_CAUSE = "CRIU reports no cause"
+LOG_MORE = "log_level=3 makes CRIU log more"
 
 _KERNEL_UNKNOWN = re.compile("initialize kernel features detection|initializing kerndat")
-"""Lines that say that CRIU cannot find out what the kernel can do."""
+"""Lines that report that CRIU cannot detect the features of the kernel."""
 
-_SUMS_UP = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, status=")
-"""Lines that say that something failed, and not what."""
+_SUMMARY = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, status=")
+"""Lines that report a failure without its cause."""
 
 
 class FailedCall(Protocol):
@@ -64,7 +66,7 @@ def explain_failure(
     line: Connection,
     lost: CriuError | None = None,
 ) -> CriuError:
-    """The error for an answer that says no, or for the lack of one (``lost``)."""
+    """The error for a negative response, or for a missing one (``lost``)."""
     text = mark.text() if mark is not None else ""
     lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
     message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
@@ -78,15 +80,15 @@ def explain_failure(
         lost is None
         and result.cause is None
         and lines
-        and all(_SUMS_UP.search(reported) for reported in lines)
+        and all(_SUMMARY.search(reported) for reported in lines)
     ):
-        result = _unsaid(opts, result, lines)
-    result = _look_closer(result, pid, outcome.images)
+        result = _without_cause(opts, result, lines)
+    result = _refined(result, pid, outcome.images)
     if _KERNEL_UNKNOWN.search(result.line or "") and not opts.unprivileged:
         result = _without_admin(result)
     cause, cure = result.cause, result.cure
     if verb is Verb.CHECK and cure is None:
-        cure = "the kernel, a sandbox or the rights of the caller lack this: doctor() tells more"
+        cure = "the kernel, a sandbox or the rights of the caller lack this: see doctor()"
     proof = result.line or next(iter(lines), "")
 
     what = (
@@ -101,11 +103,11 @@ def explain_failure(
         cause = ending if cause is None else f"{ending}: {cause}"
     elif cause is None:
         if proof:
-            cause = "CRIU says: " + proof
+            cause = "CRIU reports: " + proof
         elif errno == EBADRQC:
-            cause = "CRIU refuses an option and does not say which"
+            cause = "CRIU refuses an option and does not name it"
         else:
-            cause = os.strerror(errno) if errno else "CRIU does not say why"
+            cause = os.strerror(errno) if errno else NO_CAUSE
     reported = f"{what} failed: {cause}"
     if outcome.log:
         reported += f" ({outcome.log}{': ' + proof if proof else ''})"
@@ -143,7 +145,7 @@ def _without_admin(found: Diagnosis) -> Diagnosis:
 
 
 def _how_it_ended(line: Connection) -> str:
-    """A worker's exit status in words, where it is known."""
+    """A worker's exit status as text; empty if it is not known."""
     if line.status is None:
         return ""
     if line.status < 0:
@@ -151,33 +153,31 @@ def _how_it_ended(line: Connection) -> str:
     return f", with exit status {line.status}"
 
 
-def _unsaid(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagnosis:
-    """What can be told of a failure whose cause CRIU tells at ``log_level=3`` only, or never."""
+def _without_cause(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagnosis:
+    """The likely cause of a failure that CRIU reports without one, or at ``log_level=3`` only."""
     server = opts.page_server
     if isinstance(server, PageServer) and not opts.lazy_pages:
         return Diagnosis(
             found.kind,
-            "CRIU does not say why, as it does when the page server "
+            f"{NO_CAUSE}, which is so when the page server "
             f"{server.address}:{server.port} cannot be reached",
-            "start it before the dump, and look at page_server's address and port; "
-            "log_level=3 has CRIU say more",
+            f"start it before the dump, and check page_server's address and port; {LOG_MORE}",
             ("page_server",),
         )
     if "killed by signal 9" in lines[0]:
         return Diagnosis(
             found.kind,
-            "a process was killed while it was restored, as the kernel does when memory runs out",
-            "look at the memory limit of the cgroup in which the restore runs; log_level=3 has "
-            "CRIU say more",
+            "a process was killed during its restore, perhaps because memory ran out",
+            f"check the memory limit of the cgroup in which the restore runs; {LOG_MORE}",
         )
-    return Diagnosis(found.kind, "CRIU does not say why", "log_level=3 has it say more", ())
+    return Diagnosis(found.kind, NO_CAUSE, LOG_MORE, ())
 
 
-def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
-    """What /proc adds to a diagnosis that is about a process."""
+def _refined(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
+    """The diagnosis, made more precise with what /proc shows of the process that it is about."""
     line = found.line or ""
     if match := re.search(r"fork for (\d+): File exists", line):
-        return _who_has_the_pid(found, int(match[1]), images)
+        return _pid_in_use(found, int(match[1]), images)
     if match := re.search(r"(?:Unable to interrupt task:|Unseizable non-zombie) (\d+)", line):
         return _why_not_stopped(found, int(match[1]))
     if match := re.search(r"Can't bind inet socket \(id (\d+)\): (.*)", line):
@@ -188,8 +188,8 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
                 found,
                 kind=CriuError,
                 cause=f"thread or process {match[1]} of the tree ended while CRIU was reading it",
-                cure="call it again; freeze_cgroup, with the cgroup of the process, has nothing "
-                "start or end meanwhile",
+                cure="repeat the call; with freeze_cgroup, the cgroup of the process, no thread or "
+                "process can start or end during it",
                 options=("freeze_cgroup",),
             )
         return found
@@ -200,13 +200,13 @@ def _look_closer(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
     return found
 
 
-def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
-    """Who has the pid that the images need: a zombie, and whose, or what runs."""
+def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
+    """Which running process, zombie, session or process group uses a pid that the images need."""
     seen = stat_of(taken)
     if seen is None:
         holder = holders().get(taken)
         if holder is None:
-            cause, cure = f"pid {taken} was taken", "it is free by now: try again"
+            cause, cure = f"pid {taken} was taken", "it is free now: try again"
         else:
             pid, kind = holder
             cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
@@ -234,7 +234,7 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
         return replace(
             running,
             cause=f"{running.cause}, and the images need it for the leader of their session or "
-            "process group, which they do not hold",
+            "process group, which they do not contain",
             cure="shell_job=True on restore too, if the dump had it; else end that process",
             options=("shell_job",),
         )
@@ -247,12 +247,12 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
     return replace(
         found,
         cause=f"pid {taken} is a zombie that its parent, pid {parent}, has not reaped",
-        cure=f"have pid {parent} reap it, or end pid {parent}",
+        cure=f"make pid {parent} reap it, or end pid {parent}",
     )
 
 
 def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
-    """Why the kernel refuses to have a process stopped."""
+    """Why the kernel does not let CRIU stop a process."""
     status = status_of(pid)
     kind, cause, cure = found.kind, found.cause, found.cure
     if not status:
@@ -260,20 +260,20 @@ def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
     elif status["State"].startswith("Z") and int(status.get("Threads", 1)) > 1:
         kind = CriuError
         cause = (
-            f"the main thread of process {pid} has ended while other threads run on, which CRIU "
+            f"the main thread of process {pid} has ended while other threads run, which CRIU "
             "cannot save"
         )
-        cure = "have the main thread wait for the others"
+        cure = "make the main thread wait for the others"
     elif status["State"].startswith("Z"):
         kind = NoSuchProcessError
         cause = f"process {pid} has ended and is a zombie: there is nothing to dump"
-        cure = "have its parent reap it"
+        cure = "make its parent reap it"
     elif status.get("TracerPid", "0") != "0":
         cause = f"process {pid} is traced by process {status['TracerPid']}"
         cure = "end that debugger or tracer, or detach it"
     elif "VmSize" not in status:
         cause = f"process {pid} is a thread of the kernel"
-        cure = "look at the pid: it has nothing to dump"
+        cure = "check the pid: a kernel thread cannot be dumped"
     else:
         return found
     return replace(found, kind=kind, cause=cause, cure=cure, options=())

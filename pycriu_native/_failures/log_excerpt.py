@@ -1,7 +1,7 @@
-"""CRIU's log: which lines are errors, and what they come down to.
+"""Finds the errors in CRIU's log, and their cause.
 
-The knowledge is in ``known_failures.json``: patterns of CRIU's messages with cause, cure and the
-options that help. It is read on the first failure, not before.
+``known_failures.json`` has patterns of CRIU's messages with cause, cure and the options that help.
+It is read on the first failure.
 """
 
 from __future__ import annotations
@@ -20,22 +20,21 @@ if TYPE_CHECKING:
     import re
 
 LONGEST_LINE = 2048
-"""Characters of a line that are looked at: the cause stands at the beginning of CRIU's lines,
-which have 8 KiB at most."""
+"""Characters of a line that are searched: CRIU's lines, of 8 KiB at most, begin with the cause."""
 
 _ERROR = r"Error \(|^Error|BUG at |RPC error"
 
 
 def _lines(text: str) -> list[str]:
-    """The lines, the longest cut: what stands in a file that others can write costs no minutes."""
+    """The lines, cut to bound the search: other users may be able to write the file."""
     return [line[:LONGEST_LINE] for line in text.splitlines()]
 
 
 def error_lines(text: str, pid: int | None = None) -> list[str]:
-    """The lines of a log that speak of errors, without those that successful runs print too.
+    """The lines of a log that report errors, without those that successful runs print too.
 
-    Some causes CRIU calls a warning, or information (``Failure.quiet``): they are among them. One
-    that names a process counts for the call's own ``pid`` only: of its children, zombies cause it.
+    Includes causes that CRIU logs as a warning or as information (``Failure.quiet``). Such a line
+    that names a process counts only for the call's own ``pid``: zombie children cause it too.
     """
     import re
 
@@ -59,9 +58,9 @@ def _is_about(match: re.Match[str] | None, pid: int | None) -> bool:
 
 
 def stderr_lines(text: str) -> list[str]:
-    """What a worker's standard error says of a failure: its errors, else all that it says.
+    """The errors in a worker's standard error; if there are none, all of its lines.
 
-    The loader, the C library and the parser of options know nothing of CRIU's log.
+    The loader, the C library and CRIU's parser of options do not write to CRIU's log.
     """
     return error_lines(text) or [
         line.strip() for line in _lines(text) if line.strip() and not is_benign(line)
@@ -74,7 +73,7 @@ class Failure:
 
     id: str
     phase: str
-    """``dump``, ``restore``, ``any``, or a narrower word that counts as ``dump``."""
+    """``dump``, ``restore``, ``any``, or another name, which counts as ``dump``."""
     pattern: re.Pattern[str]
     """What CRIU prints."""
     cause: str = ""
@@ -82,19 +81,19 @@ class Failure:
     options: Sequence[str] = ()
     """Fields of ``CriuOpts`` that help, best first."""
     error: type[CriuError] | None = None
-    """The class of the exception, where there is a more precise one than ``CriuError``."""
+    """The class of the exception, if there is a more precise one than ``CriuError``."""
     consequence: bool = False
-    """CRIU prints this also after a line that tells the cause more precisely."""
+    """CRIU prints this also after a line with a more precise cause."""
     quiet: bool = False
-    """CRIU does not print this as an error, though it is the cause of one; a group ``pid`` in the
-    pattern is the process that it is about."""
+    """The cause of an error that CRIU logs as a warning or as information. A group ``pid`` in the
+    pattern is the process that the line is about."""
     benign: bool = False
     """Runs that succeed print this too."""
 
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Failure:
-        """An entry as the file has it."""
-        import re  # a call that succeeds does without
+        """Convert an entry of the file."""
+        import re  # slow to import; a call that succeeds does not need it
 
         error = entry.get("error")
         return cls(
@@ -108,15 +107,15 @@ class Failure:
 
 @functools.cache
 def failures() -> tuple[Failure, ...]:
-    """All that is known of CRIU's failures; nothing, where the package cannot be read any more."""
-    import json  # a call that succeeds does without
+    """The entries of the file; none if it can no longer be read."""
+    import json  # slow to import; a call that succeeds does not need it
 
     # A plain path needs no further imports: the caller may have changed its root or its user.
     path = os.path.join(os.path.dirname(__file__), "known_failures.json")
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except OSError:  # no reason to hide the failure that is to be explained
+    except OSError:  # must not hide the failure of the call
         return ()
     return tuple(Failure.parse(entry) for entry in data)
 
@@ -144,10 +143,10 @@ def _belongs(failure: Failure, verb: Verb) -> bool:
 
 
 def diagnose(lines: Sequence[str], verb: Verb, errno: int = 0) -> Diagnosis:
-    """The likely cause of a failure: the first line that is known, else errno.
+    """The likely cause of a failure: the first line with an entry, else errno.
 
-    CRIU prints the cause first and its consequences after it. What is known to be a
-    consequence, of a cause that need not be known, comes last in the choice.
+    CRIU prints a cause before its consequences. An entry that can be a consequence is used only if
+    no other entry matches.
     """
     by_errno = errors.BY_ERRNO.get(errno, CriuError)
     known = list(_matching(lines, verb))

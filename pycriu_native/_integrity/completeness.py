@@ -216,9 +216,9 @@ class _Set:
             used |= {working_directory, root}
         if f"pagemap-{pid}.img" not in files.names:
             yield Problem(
-                "the images have no memory pages: they went to a page_server (there is no "
+                "the images have no memory pages: they were sent to a page_server (there is no "
                 f"pagemap-{pid}.img)",
-                "put the images of both directories into one and give that as images_directory",
+                "put the images of both directories into one, and use that as images_directory",
                 ("page_server", "images_directory"),
                 served=True,
             )

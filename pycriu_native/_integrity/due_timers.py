@@ -1,10 +1,10 @@
 """Periodic timerfds that were due at a dump: CRIU saves them with the value 0, which disarms them.
 
-While an expiry of a periodic timerfd was not read, the kernel shows 0 as the time that is left, and
-CRIU sets that at the restore: the timer never fires again (seen with 4.2.1). Here the time left
-becomes the interval, in ``files.img``, while the dumped processes still stand frozen. One that
-is disarmed has no expiries, and stays as it is. CRIU does the same itself for the timers of
-``setitimer`` and ``timer_create`` (``criu/timer.c``).
+While an expiry of a periodic timerfd is unread, the kernel shows 0 as the remaining time. CRIU sets
+that at the restore, and the timer never fires again (measured with 4.2.1). This module sets the
+remaining time to the interval, in ``files.img``, while the dumped processes are frozen. A disarmed
+timer has no expiries, and is not changed. CRIU itself does so for the timers of ``setitimer`` and
+``timer_create`` (``criu/timer.c``).
 """
 
 from __future__ import annotations

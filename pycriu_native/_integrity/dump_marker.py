@@ -1,15 +1,15 @@
-"""Whether a directory holds a whole set of images, or half of one.
+"""The mark of an unfinished dump: a file among its images.
 
-CRIU does not say so itself: ``inventory.img`` is among the last files that it writes, but the
-images of files are flushed after it, and ``stats-dump``, the last of all, is in the work
-directory and comes only once the dumped are gone (``criu/cr-dump.c``, 4.2). So while a dump is
-under way, a mark of ours lies among its images. It goes when CRIU says ``post-dump``, which is
-when all is written and nothing killed yet; else with CRIU's answer. Of a dump that CRIU has
-undone the images go, and the mark with them. A dump that ends in any other way, be it that both
-CRIU and we are killed, leaves the mark. Sets that others have made carry none, and are judged by
-what they hold. A dump that is whole gets a record of its images (``dump_record.py``).
+CRIU's own files do not show whether a set is complete: ``inventory.img`` is among the last files
+that it writes, but images of files are flushed after it, and ``stats-dump``, the last one, is in
+the work directory and is written after the dumped processes were killed (``criu/cr-dump.c``, 4.2).
+So a mark is in the images directory during a dump. It is removed at the notification ``post-dump``,
+when all images are written and no process has been killed; else after CRIU's response. If CRIU has
+undone the dump, its images and the mark are removed. A dump that ends in another way, for example
+because CRIU and the caller were killed, leaves the mark. Sets of other programs have no mark, and
+are judged by their files. A complete dump gets a record of its images (``dump_record.py``).
 
-CRIU syncs nothing to disk. What a power failure takes from a set only a manifest can tell
+CRIU does not sync to disk. Only a manifest can show what a set has lost in a power failure
 (``manifest.py``).
 """
 
@@ -21,7 +21,7 @@ import fcntl
 import os
 
 from .._support.unpatched import close
-from .._system.descriptors import above_stdio
+from .._system.descriptors import above_stdio, where
 from ..enums import Verb
 from ..errors import ImagesError
 
@@ -32,35 +32,35 @@ RECORD = "pycriu-native.images"
 """The name of the record of a dump: ``dump_record.py``."""
 
 CLAIM = "pycriu-native.restore-"
-"""How the claim files of restore jobs begin: ``restore_claim.py``."""
+"""Prefix of the claim files of restore jobs (``restore_claim.py``)."""
 
 SAVED_FILES = "pycriu-native.file"
-"""How the names of the files begin that a dump with ``files="rollback"`` has saved."""
+"""Prefix of the files that a dump with ``files="rollback"`` has saved."""
 
 LINKS = "pycriu-native.links"
 """The directory among the images for the links of ``link_remap`` (``_recovery/link_remaps.py``)."""
 EARLIER = "pycriu-native.earlier"
-"""Where the images of an earlier dump to the same directory are while a new one is under way."""
+"""The directory for the images of an earlier dump to the same directory, during a new one."""
 
 MOVING = "pycriu-native.moving"
-"""Its name until they are all there."""
+"""Its name until all of them are in it."""
 
 DEEPEST = 200
-"""Parents of parents: more are a loop."""
+"""The longest chain of parent images that is followed."""
 
 
 _MARKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class DumpMarker:
-    """The mark in a directory that a dump is being written to; owned while that goes on.
+    """The mark in the images directory of a dump, open and locked during the dump.
 
-    Images of an earlier dump are set aside first, for CRIU would overwrite some and leave
-    others. They come back if this dump fails, and go when it is done.
+    Images of an earlier dump are moved away first, since CRIU would overwrite only some of them.
+    They are moved back if the dump fails, and removed if it succeeds.
     """
 
     def __init__(self, directory: int) -> None:
-        """``ImagesError`` where another dump to the directory is under way; ``OSError``."""
+        """``ImagesError`` if another dump to the directory is running; ``OSError``."""
         self._directory = directory
         self._finished = False
         self._fd, anew = self._mark()
@@ -69,15 +69,15 @@ class DumpMarker:
                 self._earlier = _set_aside(directory)
             else:
                 self._earlier = True
-                _clear(directory)  # what is there, a dump that did not end has left
+                _clear(directory)  # images of an unfinished dump
             self._before = _made_by_dump(directory)
         except BaseException:
             close(self._fd)
             raise
 
     def _mark(self) -> tuple[int, bool]:
-        """The mark, open and locked, and whether it was not there before."""
-        # The directory is nobody else's: no other user's file can be behind the name.
+        """The mark, open and locked, and whether it is new."""
+        # Other users cannot write to the directory: the name cannot lead to another file.
         while True:
             anew = True
             try:
@@ -94,7 +94,7 @@ class DumpMarker:
             close(fd)  # the other dump has just ended
 
     def finish(self) -> None:
-        """The images are whole. A second time does nothing."""
+        """Remove the mark: the images are complete. A second call does nothing."""
         if self._finished:
             return
         self._finished = True
@@ -102,9 +102,9 @@ class DumpMarker:
             os.unlink(UNFINISHED, dir_fd=self._directory)
 
     def undo(self) -> None:
-        """Have the directory as it was before: CRIU has undone the dump, finished or not.
+        """Remove the images of this dump, which CRIU has undone, finished or not.
 
-        Images that cannot be removed stay marked.
+        If some cannot be removed, the mark stays.
         """
         with contextlib.suppress(OSError):
             if self._finished:
@@ -114,16 +114,16 @@ class DumpMarker:
                 os.unlink(name, dir_fd=self._directory)
 
     def close(self) -> None:
-        """Let go of it. Unless it was finished, all is as before, or the mark stays."""
+        """Unlock the mark. An unfinished dump is undone; if that fails, the mark stays."""
         try:
-            # What nothing can be changed in any more stays marked: why, the call says.
+            # An error here, such as a full disk, is that of the call, which reports it.
             with contextlib.suppress(OSError):
                 if not self._finished:
                     self._undo()
                 elif self._earlier:
                     _remove(self._directory, EARLIER)
         finally:
-            # Not by closing alone: a child that somebody has forked holds a copy.
+            # Closing is not enough: a child that was forked meanwhile has a copy.
             with contextlib.suppress(OSError):
                 fcntl.flock(self._fd, fcntl.LOCK_UN)
             close(self._fd)
@@ -140,13 +140,13 @@ class DumpMarker:
 
 
 def holds_dump(directory: int | str) -> bool:
-    """Whether there are images of a dump that ended, more than those of a page server."""
+    """Whether a directory has the images of a finished dump, not only those of a page server."""
     names = set(os.listdir(directory))
     return "inventory.img" in names and UNFINISHED not in names
 
 
 def unfinished(path: str) -> str | None:
-    """The first directory, of these images and their parents, whose dump did not finish."""
+    """The first of these images and their parents whose dump did not finish; None: all did."""
     for _ in range(DEEPEST):
         if os.path.lexists(f"{path}/{UNFINISHED}"):
             return path
@@ -168,7 +168,7 @@ def lock(fd: int) -> bool:
 
 
 def _of_dump(name: str) -> bool:
-    """Whether a file is an image of a dump; ``cpuinfo.img`` is that of another verb."""
+    """Whether a file is an image of a dump; ``cpuinfo.img`` is not."""
     if name.startswith((RECORD, SAVED_FILES)):
         return True
     if name.startswith("tmpfs-") and name.endswith(".tar.gz"):
@@ -177,25 +177,25 @@ def _of_dump(name: str) -> bool:
 
 
 def _made_by_dump(directory: int) -> set[str]:
-    """The files of a dump that are there, with CRIU's link to the images that it builds on."""
+    """The files of a dump in a directory, with CRIU's link to the parent images."""
     return {name for name in os.listdir(directory) if _of_dump(name) or name == "parent"}
 
 
 def _clear(directory: int) -> None:
-    """Remove the images of a dump that did not end."""
+    """Remove the images of a dump."""
     for name in filter(_of_dump, os.listdir(directory)):
         os.unlink(name, dir_fd=directory)
 
 
 def _set_aside(directory: int) -> bool:
-    """Move the images of an earlier dump away; goes on with what was cut off half way.
+    """Move the images of an earlier dump away, also after such a move was interrupted.
 
-    Whether there may be such images now.
+    Returns whether there can be images that were moved away.
     """
     if not _is_there(directory, "inventory.img") and not _is_there(directory, MOVING):
-        # Perhaps the pages that a page server has put there for this very dump.
+        # Other images can be the pages of this dump, from a page server.
         return _is_there(directory, EARLIER)
-    _remove(directory, EARLIER)  # a dump that was done had no time to
+    _remove(directory, EARLIER)  # of a finished dump whose caller was killed
     with contextlib.suppress(FileExistsError):
         os.mkdir(MOVING, 0o700, dir_fd=directory)
     _move(directory, ".", MOVING)
@@ -226,7 +226,7 @@ def _move(directory: int, source: str, target: str) -> None:
 
 
 def _remove(directory: int, name: str) -> None:
-    """Remove a directory of ours with the images in it."""
+    """Remove the directory EARLIER or MOVING, with the images in it."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         inner = _open(directory, name)
         try:
@@ -241,21 +241,21 @@ def _open(directory: int, name: str) -> int:
     return os.open(name, flags, dir_fd=directory)
 
 
-# ---- before the dumped are let go ----
+# ---- before the dumped processes are killed or continued ----
 
 
 def check_written(directory: int, pid: int | None) -> None:
-    """Raise ``ImagesError`` if a dump's images are not where they can be found again."""
+    """Raise ``ImagesError`` if the images of a dump are not in their directory."""
     if _is_there(directory, "inventory.img"):
-        return  # nor was the directory removed, which would have been empty
+        return  # and the directory exists: only an empty one can be removed
     path = where(directory)
     if os.fstat(directory).st_nlink == 0:
-        what = f"the images directory {path.removesuffix(' (deleted)')} was removed meanwhile"
+        what = f"the images directory {path.removesuffix(' (deleted)')} was removed during it"
     else:
         what = f"inventory.img, which every dump has, is not in {path}"
     cure = "keep the directory until the dump has ended"
     raise ImagesError(
-        f"dump of pid {pid} was called off: {what}; {cure}",
+        f"dump of pid {pid} was undone: {what}; {cure}",
         verb=str(Verb.DUMP),
         pid=pid,
         errno=errno.ENOENT,
@@ -263,8 +263,3 @@ def check_written(directory: int, pid: int | None) -> None:
         cure=cure,
         options=["images_directory"],
     )
-
-
-def where(directory: int) -> str:
-    """Where an open directory is, for people to read."""
-    return os.readlink(f"/proc/self/fd/{directory}")

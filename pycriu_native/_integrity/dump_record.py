@@ -1,9 +1,9 @@
 """The record of a dump: which images it made, and how long each is.
 
-Some images have no reference in any other (``completeness.py``). So the end of each dump writes
-the names and sizes of the images into a file beside them, and a set that has this file is held
-against it. The record holds a copy of ``inventory.img``: it says nothing about the images of a
-later dump, made by another program in the same directory. Pages and page maps are left out: page
+Some images are not referenced by any other (``completeness.py``). So the end of each dump writes
+the names and sizes of the images into a file beside them, and a set with this file is compared
+with it. The record has a copy of ``inventory.img``, so that it is not used for the images of a
+later dump, by another program, in the same directory. Pages and page maps are left out: page
 servers and lazy dumps write them elsewhere or later, and page maps give their sizes.
 
 The file is a line of text for each image, between the first line and ``end``::

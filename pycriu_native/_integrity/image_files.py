@@ -30,7 +30,7 @@ WINDOW = 2**20
 INITIAL_CAPACITY = 2**12
 """Initial capacity for the numbers of an image; enough for most."""
 
-COPY_AGAIN = "copy the images again from where they were made, or give another images_directory"
+COPY_AGAIN = "copy the images again from their origin, or give another images_directory"
 
 Row = tuple[int, ...]
 """Size in bytes of the data behind a message, then the columns of its kind."""
@@ -129,7 +129,7 @@ class Problem:
     """One thing that a set lacks."""
 
     cause: str
-    cure: str = "give the images_directory of a dump that was complete"
+    cure: str = "give the images_directory of a complete dump"
     options: tuple[str, ...] = ("images_directory",)
     served: bool = False
     """A page server can have what is missing, as that of a lazy dump does."""
@@ -145,7 +145,7 @@ class DamagedError(Exception):
 
 def short(name: str) -> DamagedError:
     """The error for a file that was cut off."""
-    return DamagedError(Problem(f"{name} is shorter than it was made", COPY_AGAIN))
+    return DamagedError(Problem(f"{name} is cut short", COPY_AGAIN))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ class ImageFiles:
         """A problem, if there is no such file."""
         if name not in self.names:
             yield Problem(
-                f"the images directory holds no images, or not all of them: there is no {name}"
+                f"the images directory has no images, or not all of them: there is no {name}"
             )
 
     def rows(self, name: str) -> list[Row]:
@@ -322,7 +322,7 @@ def kind_at(begin: bytes) -> str | None:
 
 @functools.lru_cache(512)
 def kind_of(name: str) -> str | None:
-    """The kind of image that a name stands for; None for files of another format."""
+    """The kind of image with this file name; None for files of another format."""
     stem, _, ending = name.partition(".")
     if ending != "img":
         return None

@@ -1,8 +1,8 @@
-"""A manifest of an image set: what was there when it was whole, to be held against what is there.
+"""A manifest of an image set: the size and checksum of each file, to verify the set later.
 
-A restore finds out by itself that files are missing or cut short (``dump_marker.py``). It does not
-see a page that a disk, a copy or somebody else has changed, and would run what it finds. So a
-set that is kept or moved is sealed, and verified before it is restored::
+A restore detects missing and truncated files (``completeness.py``), but not pages that a disk, a
+copy or another user has changed: it would run them. So a set that is kept or moved is sealed, and
+verified before it is restored::
 
     dump(pid, opts)
     digest = seal("ckpt")
@@ -11,10 +11,9 @@ set that is kept or moved is sealed, and verified before it is restored::
     restore(opts)
 
 The manifest, ``pycriu-native.manifest``, is one JSON object with the size and the SHA-256 of each
-file. Whoever can write the directory can write a new manifest too: the digest that ``seal``
-returns, kept elsewhere or sent another way, is what tells a set from another. Both read all
-files once; the pages that are written and read meanwhile are seen as they come, so the set must
-not be in use.
+file. A user who can write to the directory can write a new manifest too: keep the digest that
+``seal`` returns elsewhere, and pass it to ``verify``. Both functions read all files once. The set
+must not be in use: changes meanwhile are not detected.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from collections.abc import Iterator
 
 from .._support.light_typing import Any
 from .._support.unpatched import close
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
-from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED, where
+from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
 
 __all__ = ["MANIFEST", "seal", "verify"]
 
@@ -47,13 +47,13 @@ StrPath = str | os.PathLike[str]
 def seal(directory: StrPath | Descriptor) -> str:
     """Write the manifest of a whole image set, and return its SHA-256, in hexadecimal digits.
 
-    What it lists is synced to disk first, and the manifest last: a set whose manifest is there
-    was whole on disk, which CRIU alone does not see to. Of parent images it lists the link; seal
-    each set of a chain. Subdirectories are listed with what is in them. Files that a restore
-    writes (``*.log``, ``stats-*``) are left out.
+    The files are synced to disk before the manifest is written: a set with a manifest was complete
+    on disk, which CRIU does not ensure. Of parent images the link is listed; seal each set of a
+    chain. Subdirectories are listed with their contents. Files that a restore writes (``*.log``,
+    ``stats-*``) are left out.
 
-    Raises ``ImagesError`` where a dump is under way or did not finish, ``OSError`` where a file
-    cannot be read or the manifest not be written. Needs no CRIU.
+    Raises ``ImagesError`` if a dump is running or did not finish, ``OSError`` if a file cannot be
+    read or the manifest cannot be written. Needs no CRIU.
     """
     import hashlib  # slow to import
     import json
@@ -142,13 +142,13 @@ def _below(at: int, directory: str, depth: int = 0) -> Iterator[str]:
         close(inner)
     for name in names:
         path = f"{directory}/{name}"
-        if name not in (MANIFEST, MANIFEST + ".partial"):  # those of sets of their own
+        if name not in (MANIFEST, MANIFEST + ".partial"):  # of a set in a subdirectory
             yield path
             yield from _below(at, path, depth + 1)
 
 
 def _entry(at: int, name: str, *, sync: bool = False) -> dict[str, Any]:
-    """What the manifest says of a file: size and checksum; a link's target; else only its kind."""
+    """The entry of a file: size and checksum; of a link its target; else only the file type."""
     import hashlib  # slow to import
 
     result = os.stat(name, dir_fd=at, follow_symlinks=False)
@@ -181,7 +181,7 @@ def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
     result = hashlib.sha256(text).hexdigest()
     if digest is not None and result != digest.lower():
         raise ImagesError(
-            f"{where(at)} has another manifest than the one that was asked for: its SHA-256 is "
+            f"the manifest of {where(at)} has another digest than expected: its SHA-256 is "
             f"{result}, not {digest}"
         )
     try:
@@ -191,18 +191,18 @@ def _manifest(at: int, digest: str | None) -> dict[str, dict[str, Any]]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         good = False
     if not good:
-        raise ImagesError(f"{where(at)}/{MANIFEST} is no manifest of this release's")
+        raise ImagesError(f"{where(at)}/{MANIFEST} is no manifest that this release can read")
     known: dict[str, dict[str, Any]] = files
     return known
 
 
-def _flaws(at: int, name: str, wanted: dict[str, Any], there: bool) -> Iterator[str]:
-    """How a file differs from what the manifest says."""
-    if not there:
+def _flaws(at: int, name: str, expected: dict[str, Any], exists: bool) -> Iterator[str]:
+    """How a file differs from its entry in the manifest."""
+    if not exists:
         yield "is missing"
         return
     size = os.stat(name, dir_fd=at, follow_symlinks=False).st_size
-    if "size" in wanted and size != wanted["size"]:
-        yield f"has {size} bytes, not {wanted['size']}"
-    elif _entry(at, name) != wanted:
+    if "size" in expected and size != expected["size"]:
+        yield f"has {size} bytes, not {expected['size']}"
+    elif _entry(at, name) != expected:
         yield "was changed"

@@ -1,8 +1,8 @@
-"""The fence of a restore job: a file beside the images that one run of it makes, and no other can.
+"""The claim of a restore job: a file beside the images, which only one run of the job can create.
 
-It is made with O_EXCL, which is atomic also on file systems that hosts share (open(2); NFS from
-version 3 on), and named after the job. It stays when the job has restored, or may have; a run whose
-restore was undone removes it, so that an engine can run the job again.
+It is created with O_EXCL, which is atomic also on file systems that hosts share (open(2); NFS from
+version 3 on), and named after the job. It stays if the job has restored the processes, or may have.
+A run whose restore was undone removes it, so that an engine can run the job again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from .._support.unpatched import close
+from .._system.descriptors import where
 from .._system.process_identity import ProcessIdentity
 from ..errors import CriuError, ImagesError, OptionError, Problem, RestoreClaimedError
 from ..options.criu_opts import CriuOpts
@@ -26,14 +27,14 @@ LARGEST = 4096
 
 @contextlib.contextmanager
 def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
-    """Hold the claim of a job on these images; what is raised inside without ``result`` frees it.
+    """Claim these images for a job; an exception without ``result`` in the block ends the claim.
 
-    Raises ``RestoreClaimedError`` where another run has it, ``ImagesError`` where no file can be
-    made.
+    Raises ``RestoreClaimedError`` if another run has claimed them, ``ImagesError`` if the file
+    cannot be created.
     """
     directory = opts.images_directory
     if directory is None:
-        rule = "a job's claim is made there: give it, or set fence=False"
+        rule = "the claim of the job is created there: set it, or set fence=False"
         raise OptionError([Problem("images_directory", None, rule)], verb="restore")
     at = _open(directory) if isinstance(directory, str) else os.dup(descriptor_number(directory))
     try:
@@ -42,7 +43,7 @@ def claimed(opts: CriuOpts, token: str) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if not hasattr(error, "result"):  # else it was restored, and runs
+            if not hasattr(error, "result"):  # else the processes were restored, and run
                 os.unlink(name, dir_fd=at)
             raise
     finally:
@@ -58,15 +59,15 @@ def _open(directory: str) -> int:
 
 def _unusable(place: str, error: OSError) -> CriuError:
     return ImagesError(
-        f"restore refused: no claim can be made in {place}: {error.strerror}; make it writable, or "
-        "set fence=False on a job that nothing runs twice",
+        f"restore refused: no claim can be created in {place}: {error.strerror}; make it writable, "
+        "or set fence=False for a job that is never run twice",
         verb="restore",
         errno=error.errno,
     )
 
 
 def _take(at: int, name: str) -> None:
-    place = os.readlink(f"/proc/self/fd/{at}")
+    place = where(at)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, 0o600, dir_fd=at)
@@ -95,7 +96,7 @@ def _take(at: int, name: str) -> None:
 
 
 def _taken(at: int, name: str, place: str) -> RestoreClaimedError:
-    who = "another run, which did not say who it is"
+    who = "another run, whose pid and host are not in the claim"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(name, flags, dir_fd=at), "rb") as file:
@@ -103,7 +104,10 @@ def _taken(at: int, name: str, place: str) -> RestoreClaimedError:
         who = f"pid {owner['pid']} on {owner['host']} (boot id {owner['boot_id']})"
         who += f" at {owner['time']}"
     cause = f"this job was claimed by {who}: the processes were restored, or may have been"
-    cure = f"make sure that they run nowhere, then remove {place}/{name}, or make a new RestoreJob"
+    cure = (
+        f"make sure that they do not run anywhere, then remove {place}/{name}, or make a new "
+        "RestoreJob"
+    )
     return RestoreClaimedError(
         f"restore refused: {cause}; {cure}",
         verb="restore",

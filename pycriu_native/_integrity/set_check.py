@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator
 
 from .._support.unpatched import close
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..enums import Verb
 from ..errors import ImagesError
 from ..options.criu_opts import CriuOpts
 from . import completeness, dump_record
 from .completeness import is_pre_dump
-from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock, where
+from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock
 from .image_files import ImageFiles, Problem
 
 
@@ -90,7 +91,7 @@ def _parents(
             parent = os.readlink(link) if os.path.islink(link) else "parent"
             yield Problem(
                 f"{where(at)} builds on the images in {parent!r}: {error.strerror}",
-                "bring the images of the pre-dumps along, in the same places",
+                "copy the images of the pre-dumps too, to the same places",
                 ("parent_image",),
             )
             return
@@ -102,6 +103,6 @@ def _parents(
         at = below
     yield Problem(
         f"{where(directory)} has more than {DEEPEST} parents",
-        "look at the links named 'parent'",
+        "check the links named 'parent'",
         ("parent_image",),
     )

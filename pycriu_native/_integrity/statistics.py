@@ -78,7 +78,7 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
 def parse(data: bytes, number: int) -> dict[int, int] | None:
     """The numbers of an image's entry for dumps (1) or restores (2); None if these bytes are none.
 
-    The file can be anybody's, so nothing in it is believed.
+    The file can have been made by any user: its content is not trusted.
     """
     try:
         if not data.startswith(_BEGIN):

@@ -44,7 +44,7 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
     elif size > found.size:
         yield short(name).problem  # entries are missing, and their pages are there
     elif size < found.size:
-        cause = f"{found.pages} is {found.size - size} bytes shorter than {name} says"
+        cause = f"{found.pages} is {found.size - size} bytes shorter than according to {name}"
         yield Problem(cause, COPY_AGAIN)
     if found.in_parent:
         yield from _in_parents(name, found.in_parent, files, parents, broken)

@@ -9,6 +9,7 @@ import time
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
+from .._system.descriptors import where
 from .._system.regular_file import LogMark
 from .._transport.worker import Worker
 from ..enums import Verb
@@ -45,9 +46,9 @@ def dedup(
         images, work = directories.images, directories.log
         assert images is not None
         assert work is not None
-        where = os.readlink(f"/proc/self/fd/{images}")
-        if not os.path.isdir(f"{where}/parent"):
-            raise ImagesError(f"{where} has no parent images that could give pages back", errno=2)
+        place = where(images)
+        if not os.path.isdir(f"{place}/parent"):
+            raise ImagesError(f"{place} has no parent images that could give pages back", errno=2)
         mark = LogMark(work, log_name(request))
         process = start(request, directories)
         ended = False
@@ -61,5 +62,5 @@ def dedup(
             raise DeadlineError(f"dedup did not end within {deadline} seconds", verb="dedup")
         if process.status != 0:
             raise failure(request, process, mark, f"with status {process.status}")
-        log = os.path.join(os.readlink(f"/proc/self/fd/{work}"), log_name(request))
-    return DedupResult(images=where, duration=time.monotonic() - began, log=log)
+        log = os.path.join(where(work), log_name(request))
+    return DedupResult(images=place, duration=time.monotonic() - began, log=log)

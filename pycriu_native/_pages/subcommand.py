@@ -64,11 +64,11 @@ def _by_descriptor(fd: int | None) -> str | None:
 
 
 def failure(request: Request, process: ChildProcess, mark: LogMark, when: str) -> CriuError:
-    """The exception for a process that has failed; ``when`` says at which point."""
+    """The exception for a process that has failed; ``when`` is the point of time, as text."""
     lines = error_lines(mark.text()) or stderr_lines(process.final_stderr)
     result = diagnose(lines, request.verb)
     cause = result.cause or (
-        lines[0] if lines else process.final_stderr.strip() or "it does not say why"
+        lines[0] if lines else process.final_stderr.strip() or "it printed no reason"
     )
     message = f"criu {request.verb} ended {when}: {cause}"
     return result.kind(

@@ -38,7 +38,7 @@ REG, UNIX = 3, 16
 LINKED, GHOST = 0, 1
 """``remap_type`` of ``remap-file-path.proto``."""
 OLD_GHOST = 1 << 31
-"""What marks a ghost in the id where an old image has no type."""
+"""The bit of the id that marks a ghost in old images without a type."""
 NO_MOUNT = 1
 """-1, as protobuf writes a sint32."""
 EXTERNAL = 1
@@ -47,7 +47,7 @@ EXTERNAL = 1
 
 @dataclass(frozen=True, slots=True)
 class Ghost:
-    """A file without a name, whose contents are in the images."""
+    """A deleted file, whose contents are in the images."""
 
     path: str
     number: int
@@ -64,18 +64,18 @@ class Ghost:
 
     @property
     def ghost_path(self) -> str:
-        """The name that CRIU makes it under."""
+        """The name under which CRIU creates it."""
         return self.path if self.is_directory else f"{self.path}.cr.{self.number:x}.ghost"
 
     def is_like(self, found: os.stat_result) -> bool:
-        """Whether a file may be this one: CRIU sets these before it gives it its own name."""
+        """Whether a file may be this one: CRIU sets its attributes before it renames it."""
         same = (self.mode, self.uid, self.gid) == (found.st_mode, found.st_uid, found.st_gid)
         return same and self.mtime in (None, int(found.st_mtime))
 
 
 @dataclass(frozen=True, slots=True)
 class LinkRemap:
-    """A file whose name is gone, and the link that the dump made to it."""
+    """A file that was opened under a deleted name, and the link that the dump made to it."""
 
     path: str
     link: str
@@ -93,7 +93,7 @@ class BoundSocket:
 
 @dataclass(frozen=True, slots=True)
 class MadeNames:
-    """All of them; paths are those of this host."""
+    """All names that CRIU makes; paths are those of this host."""
 
     ghosts: tuple[Ghost, ...] = ()
     links: tuple[LinkRemap, ...] = ()
@@ -106,9 +106,9 @@ class MadeNames:
 
 
 def made_names(images: int, where: CriuOpts | str) -> MadeNames:
-    """What these images name, for a restore with these options, or below the root of a process.
+    """The names for a restore of images with these options, or below the root of a process.
 
-    What cannot be read is left out: CRIU, or a check, reports it.
+    Images that cannot be read are left out: CRIU, or a check, reports them.
     """
     remaps = messages(images, "remap-fpath.img")
     data = _read(images, "files.img")
@@ -158,7 +158,7 @@ def made_names(images: int, where: CriuOpts | str) -> MadeNames:
 
 
 def taken_names(names: MadeNames) -> tuple[str, ...]:
-    """Those that CRIU cannot make, since they are there: an earlier restore has left them."""
+    """The names that CRIU cannot make, since an earlier restore has left them."""
     files = [ghost for ghost in names.ghosts if not ghost.is_directory]
     taken = [ghost.ghost_path for ghost in files]
     former = [ghost.path for ghost in files] + [link.path for link in names.links]
@@ -173,7 +173,7 @@ def run_of_dump(images: int) -> str | None:
 
 
 def identity(images: int) -> str:
-    """What tells these images from those of another dump to the same directory."""
+    """A value that differs between two dumps to the same directory."""
     return run_of_dump(images) or str(_inventory(images).get(8, 0))
 
 
@@ -183,7 +183,7 @@ def _inventory(images: int) -> dict[int, int | bytes]:
 
 
 class _Places:
-    """From a name in the images to one on this host."""
+    """Converts names in the images to names on this host."""
 
     def __init__(self, images: int, where: CriuOpts | str) -> None:
         self._mounts: dict[int, tuple[str, str]] | None = None
@@ -214,7 +214,7 @@ class _Places:
         return None if path is None else BoundSocket(path, bool(number_in(fields, 15)))
 
     def _place(self, name: str, mount: int) -> str | None:
-        """None where it is on a file system that goes with the mount namespace."""
+        """None if it is on a file system that exists only in the mount namespace."""
         path = "/" + os.path.normpath("./" + name.lstrip("/"))
         if self._mounts is None or mount == -1:
             return os.path.normpath(self.root.rstrip("/") + path)

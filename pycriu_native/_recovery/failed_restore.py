@@ -138,7 +138,11 @@ class RestoreUndo:
         """
         from .dump_lock import lock_of_dump  # needed after a failure only
 
-        remaining = [f"{path}, in the way" for path in self._in_the_way if os.path.lexists(path)]
+        remaining = [
+            f"{path}, which the restore must create"
+            for path in self._in_the_way
+            if os.path.lexists(path)
+        ]
         for name, parked in self._sockets:
             _unpark(name, parked)
         for made in sorted(self._made, key=_order):
@@ -148,7 +152,7 @@ class RestoreUndo:
                 _bind_again(name, name.before)
         for link in self._links:
             if not link.put_back():
-                remaining.append(f"{link.path} is gone, which a dump made with link_remap")
+                remaining.append(f"{link.path}, which a dump made with link_remap, is gone")
         remaining += remove_cgroups(self._cgroups)
         places = [os.fsdecode(self._opts.root)] if self._opts.root else []
         remaining += remove_temporary(
@@ -185,7 +189,7 @@ def _order(made: _Made) -> tuple[bool, int]:
 
 
 def _unpark(name: Name, parked: Name) -> None:
-    """Bring back the file that CRIU has moved out of the way of a deleted socket's name."""
+    """Move a file back that CRIU has renamed to bind the name of a deleted socket."""
     moved = parked.made()
     if moved is not None and name.before is not None and os.path.samestat(moved, name.before):
         with contextlib.suppress(OSError):
@@ -193,7 +197,7 @@ def _unpark(name: Name, parked: Name) -> None:
 
 
 def _bind_again(name: Name, before: os.stat_result) -> None:
-    """CRIU unlinks the socket at a name that it is about to bind: nobody listened on it."""
+    """Make a socket again that CRIU has unlinked to bind its name: no process listened on it."""
     if name.look() is not None:
         return
     with contextlib.suppress(OSError), name.directory() as at:

@@ -31,7 +31,7 @@ def half_restored(images: str, since: float) -> list[int]:
 
 
 def pids_in(images: str) -> Iterator[int]:
-    """The pids in the images, as the processes see them; none if there is no such directory."""
+    """The pids in the images, in the pid namespace of the processes; none without a directory."""
     with contextlib.suppress(OSError):
         for name in os.listdir(images):
             pid = name.removeprefix("core-").removesuffix(".img")

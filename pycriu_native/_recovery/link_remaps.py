@@ -135,7 +135,7 @@ class DumpLinks:
         self._before: dict[int, set[str]] = {}
 
     def close(self) -> None:
-        """Give back what it owns."""
+        """Close the descriptors."""
         for tree in self._trees:
             tree.close()
 
@@ -152,7 +152,7 @@ class DumpLinks:
                     self._before.setdefault(directory, set(self._links_in(directory)))
 
     def remove(self, *, wanted: bool) -> Iterator[str]:
-        """Remove those that came since; yields what stays: all of them if the images want them."""
+        """Remove the new links, unless the images need them; yields those that stay."""
         for directory, files in self._files.items():
             for name in self._links_in(directory):
                 path = f"{self._paths[directory].rstrip('/')}/{name}"

@@ -97,7 +97,8 @@ class Recovery:
                 self._looked = True
                 if self._links is not None:
                     self._links.look(process_tree(self._pid))
-                # 0: the worker is not ours. CRIU locks nothing before its first notification.
+                # 0: the pid of a service is not known. CRIU locks nothing before its first
+                # notification.
                 self._run = self._run_of(worker) if worker else None
             if action is Notify.NETWORK_LOCK and not self._by_table:
                 with in_network_of(self._pid):

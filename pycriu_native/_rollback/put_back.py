@@ -1,11 +1,11 @@
-"""Put the files of a set back to the state of its dump, and give back what was there before.
+"""Returns the files of a set to their state at the dump, and undoes that if the restore fails.
 
-A file is changed in place: its other names, and those that have it open, keep it. What it held
-before is kept beside it, under a name of its own, until the restore has ended. Everything is
-checked and kept before the first file is changed.
+A file is changed in place: its other names, and the processes that have it open, keep it. Its
+content before is saved beside it, under another name, until the restore has ended. All files are
+checked and saved before the first one is changed.
 
-A restore that is killed leaves the files in the state of the dump, or in the middle; another
-restore of the set puts that right.
+A restore that is killed leaves the files in the state of the dump, or partly changed; the next
+restore of the set repairs that.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import os
 import stat
 from collections.abc import Callable
 
-from .._integrity.dump_marker import where
 from .._support.unpatched import close
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..errors import CriuError, ImagesError
 from .copying import copy
 from .saved_files import INDEX, Index, SavedFile, checksum, read
 
 BEFORE = ".pycriu-native-before-"
-"""How the names begin under which the content of before is kept, beside each file."""
+"""Prefix of the names under which the content before is saved, beside each file."""
 
 _OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MADE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _File:
-    """One file: kept, changed, and given back or left."""
+    """One file: its content is saved, changed, and then kept or changed back."""
 
     def __init__(self, path: str, entry: SavedFile | None) -> None:
         """``entry`` is None for a file that did not exist at the dump."""
@@ -47,10 +47,10 @@ class _File:
         self._kept = False
         self._changed = False
         self._start = 0
-        """Where the kept content begins: of a file that is cut off, only its end is kept."""
+        """The offset of the saved content: of a file that is truncated, only the end is saved."""
 
     def keep(self, images: int, check: Callable[[], object]) -> None:
-        """Check that it can be put back, and keep what is there. ``OSError``, ``CriuError``."""
+        """Check that it can be put back, and save its content. ``OSError``, ``CriuError``."""
         with contextlib.suppress(FileNotFoundError):
             self._seen = os.stat(self.path, follow_symlinks=False)
         with contextlib.suppress(FileNotFoundError):
@@ -202,7 +202,7 @@ class RollBack:
             pass  # a file system without locks
 
     def put_back(self, check: Callable[[], object]) -> None:
-        """Put all files back; if one cannot be, all are as before."""
+        """Put all files back; if that fails for one, all are changed back."""
         try:
             self._files = _files(self._index)
             for step in (_File.keep, _File.change):
@@ -219,24 +219,24 @@ class RollBack:
             raise
 
     def give_back(self) -> tuple[str, ...]:
-        """Have all files as before; in words, which could not be."""
+        """Undo the changes of all files; returns a message for each where that failed."""
         remaining = []
         for file in self._files:
             try:
                 file.give_back()
             except OSError as error:
-                remaining.append(f"{file.path}, as the dump has it ({error.strerror})")
+                remaining.append(f"{file.path}, in the state of the dump ({error.strerror})")
         self._files = []
         return tuple(remaining)
 
     def succeeded(self) -> None:
-        """The restored processes run."""
+        """Keep the changes: the restored processes run."""
         for file in self._files:
             file.forget()
         self._files = []
 
     def close(self) -> None:
-        """Give back what it owns, and the files if that was not decided."""
+        """Unlock and close; undo the changes unless :meth:`succeeded` was called."""
         self.give_back()
         with contextlib.suppress(OSError):
             fcntl.flock(self._lock, fcntl.LOCK_UN)

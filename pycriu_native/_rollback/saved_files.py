@@ -1,10 +1,9 @@
 """The files that a dump saves beside its images, and the index of them.
 
 They are in the images directory: ``pycriu-native.files``, a JSON object, and one
-``pycriu-native.file-N`` for each file, by a reflink where both are on one file system that can do
-that, else by a copy without the holes. ``seal``, ``verify`` and archives take them as part of the
-set. Of a large file that is only appended to, the length is saved, with a checksum of what is
-before it.
+``pycriu-native.file-N`` for each file. It is a reflink if both are on one file system with
+reflinks, else a sparse copy. ``seal``, ``verify`` and archives include them. Of a large file that
+is only appended to, the length is saved, with a checksum of the bytes before it.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .._integrity.dump_marker import SAVED_FILES, where
+from .._integrity.dump_marker import SAVED_FILES
 from .._support.unpatched import close
+from .._system.descriptors import where
 from .._system.regular_file import open_regular
 from ..errors import ImagesError
 from .copying import copy, reflink
@@ -28,16 +28,16 @@ FORMAT = 1
 LARGEST_INDEX = 64 * 2**20
 
 COPIED_APPENDS = 4 * 2**20
-"""Bytes up to which a file that is only appended to is copied all the same: it is there then even
-if it is deleted, renamed or cut off afterwards."""
+"""Largest file in bytes that is copied although it is only appended to: the copy remains if the
+file is deleted, renamed or truncated afterwards."""
 
 TAIL = 64 * 2**10
-"""Bytes before the end of such a file that its checksum is of."""
+"""Bytes at the end of such a file that the checksum covers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedFile:
-    """One file, as it was when the tree stood still."""
+    """The state of one file while the process tree was frozen."""
 
     path: str
     saved: str | None
@@ -51,7 +51,7 @@ class SavedFile:
     device: int
     inode: int
     tail: str | None = None
-    """SHA-256 of the last bytes, where only the length was saved."""
+    """SHA-256 of the last bytes, if only the length was saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -142,7 +142,7 @@ class Condition:
         self._lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Let go of the lock until notified, or for at most so many seconds."""
+        """Release the lock until notified, or for at most so many seconds."""
         waiter = Lock()
         waiter.acquire()
         self._waiters.append(waiter)

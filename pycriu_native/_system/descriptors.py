@@ -50,9 +50,9 @@ def sockets_of(pid: int) -> dict[int, int]:
     }
 
 
-def path_of(fd: int) -> str:
-    """The path through which the calling process opens the file of a descriptor again."""
-    return f"/proc/self/fd/{fd}"
+def where(fd: int) -> str:
+    """The path of an open file or directory of this process; ``OSError``."""
+    return os.readlink(f"/proc/self/fd/{fd}")
 
 
 def descriptor_info(pid: int | str, fd: int) -> dict[str, list[str]]:

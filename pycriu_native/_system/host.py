@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 import stat
 
-from .._support.kernel_text import read_lines
+from .._support.kernel_text import read_lines, read_text
+
+
+def read(path: str) -> str:
+    """The text of a file; empty if it cannot be read."""
+    try:
+        return read_text(path)
+    except OSError:
+        return ""
 
 
 def lines(path: str) -> list[str]:
@@ -20,6 +28,11 @@ def number(path: str) -> int:
     """The number in a file; 0 if there is none."""
     result = lines(path)
     return int(result[0]) if result and result[0].isdigit() else 0
+
+
+def boot_id() -> str:
+    """The UUID of this boot of this host; ``OSError``."""
+    return read_text("/proc/sys/kernel/random/boot_id").strip()
 
 
 def boot_time() -> float:

@@ -1,16 +1,17 @@
-"""Making and removing a mount, and following a path below another root."""
+"""Makes and removes mounts, and resolves a path below another root."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 
-MS_RDONLY, MS_BIND, MS_REC, MS_PRIVATE = 0x1, 0x1000, 0x4000, 0x40000
-MNT_DETACH = 2
+from .._native.ffi import ffi, native
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 
 MOST_LINKS = 40
 """The number of symbolic links that the kernel follows in one path."""
@@ -76,25 +77,31 @@ def overlay_of(lower: Sequence[str]) -> Iterator[str]:
         os.rmdir(place)
 
 
+def make_private() -> None:
+    """In a new mount namespace: stop its mounts from propagating to others. ``OSError``."""
+    _mount(None, "/", MS_PRIVATE | MS_REC)
+
+
+def mount_proc() -> None:
+    """Mount the procfs of the caller's pid namespace over /proc. ``OSError``."""
+    _mount("proc", "/proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, kind="proc")
+
+
 def detach(place: str) -> None:
-    """Unmount a mount point, even if it is in use (MNT_DETACH)."""
-    _check(_libc.umount2(os.fsencode(place), MNT_DETACH), f"umount of {place}")
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
+    """Unmount a mount point, even if it is in use (MNT_DETACH). ``OSError``."""
+    _check(native.pn_unmount(os.fsencode(place)), f"umount of {place}")
 
 
 def _mount(
     source: str | None, place: str, flags: int, *, kind: str | None = None, data: str | None = None
 ) -> None:
     first, second, third, fourth = (
-        None if each is None else os.fsencode(each) for each in (source, place, kind, data)
+        ffi.NULL if each is None else ffi.new("char[]", os.fsencode(each))
+        for each in (source, place, kind, data)
     )
-    result = _libc.mount(first, second, third, ctypes.c_ulong(flags), fourth)
-    _check(result, f"mount of {source or place}")
+    _check(native.pn_mount(first, second, third, flags, fourth), f"mount of {source or place}")
 
 
-def _check(result: int, what: str) -> None:
-    if result:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
+def _check(status: int, what: str) -> None:
+    if status:
+        raise OSError(-status, f"{what}: {os.strerror(-status)}")

@@ -1,22 +1,18 @@
-"""Enter new namespaces, and end with the parent. For single-threaded processes of our own."""
+"""Enter new namespaces, and end with the parent. For single-threaded processes of this package."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import signal
+
+from .._native.ffi import native
+from . import mounts
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
-PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(flags: int) -> None:
-    """unshare(2); ``OSError``."""
-    _check(_libc.unshare(flags), "unshare")
+    """unshare(2). ``OSError``."""
+    _check(native.pn_unshare(flags), "unshare")
 
 
 def map_to_root(uid: int, gid: int) -> None:
@@ -31,25 +27,16 @@ def map_to_root(uid: int, gid: int) -> None:
 
 
 def mount_proc() -> None:
-    """In a new mount namespace: no mount reaches another namespace; /proc is of this pid namespace.
-
-    ``OSError``.
-    """
-    none = ctypes.c_char_p(None)
-    private = ctypes.c_ulong(MS_REC | MS_PRIVATE)
-    _check(_libc.mount(none, b"/", none, private, none), "mount of / as private")
-    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    _check(_libc.mount(b"proc", b"/proc", b"proc", flags, none), "mount of /proc")
+    """In new pid and mount namespaces: mount /proc, which no other namespace gets. ``OSError``."""
+    mounts.make_private()
+    mounts.mount_proc()
 
 
 def end_with_parent() -> None:
-    """Be killed when the thread ends that has started this process."""
-    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+    """Receive SIGKILL when the thread ends that has started this process. ``OSError``."""
+    _check(native.pn_end_with_parent(), "prctl")
 
 
-def _check(result: int, what: str) -> None:
-    if result:
-        code = ctypes.get_errno()
-        if code == errno.EPERM:
-            what = f"{what} is not permitted here"
-        raise OSError(code, f"{what}: {os.strerror(code)}")
+def _check(status: int, what: str) -> None:
+    if status:
+        raise OSError(-status, f"{what}: {os.strerror(-status)}")

@@ -1,4 +1,4 @@
-"""Which process is meant: other processes have the same pid elsewhere, and later."""
+"""Identifies a process: other processes can have the same pid elsewhere, and later."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import readable
 from ..errors import NoSuchProcessError, OptionError, Problem, ProcessMismatchError
 from ..options.values import Descriptor, descriptor_number
+from .host import boot_id
 from .process import read_small, stat_of
 
 __all__ = ["Pidfd", "ProcessIdentity", "Target"]
@@ -16,21 +17,21 @@ __all__ = ["Pidfd", "ProcessIdentity", "Target"]
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process, on one host, in one pid namespace, in one of the lives of its pid.
+    """One process of one boot of one host: its pid in a pid namespace, and its start time.
 
-    ``ProcessIdentity.of(pid)`` reads it, where the process is. It pickles: what is dumped by it
-    elsewhere, or after the process has ended, is refused with ``ProcessMismatchError``.
+    ``ProcessIdentity.of(pid)`` reads it on the host of the process. It can be pickled. A dump of it
+    on another host, or after the process has ended, raises ``ProcessMismatchError``.
     """
 
     pid: int
-    """The number, in the pid namespace of whoever has read it."""
+    """The pid, in the pid namespace of the process that called :meth:`of`."""
     start_time: int | None
     """Start of the process, in clock ticks since boot (proc(5), ``/proc/PID/stat``, field 22);
     None: there was no such process."""
     pid_namespace: int
-    """Inode of the pid namespace that the number belongs to."""
+    """Inode of that pid namespace."""
     boot_id: str
-    """``/proc/sys/kernel/random/boot_id``: which host, and since which boot."""
+    """``/proc/sys/kernel/random/boot_id``, which identifies a boot of a host."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
@@ -40,34 +41,34 @@ class ProcessIdentity:
             pid,
             None if result is None else result.start,
             os.stat("/proc/self/ns/pid").st_ino,
-            read_small("/proc/sys/kernel/random/boot_id").decode().strip(),
+            boot_id(),
         )
 
     def check(self, verb: str = "dump") -> None:
-        """Raise ``ProcessMismatchError`` where the pid does not stand for this process."""
+        """Raise ``ProcessMismatchError`` if the pid is not that of this process here."""
         here = ProcessIdentity.of(self.pid)
         if here.boot_id != self.boot_id:
             result = f"another host, or another boot of it (boot id {here.boot_id})"
         elif here.pid_namespace != self.pid_namespace:
             result = f"another pid namespace (pid:[{here.pid_namespace}])"
         elif self.start_time is None:
-            raise _mismatch(verb, self.pid, "no process had this pid when it was named")
+            raise _mismatch(verb, self.pid, "no process had this pid when the identity was read")
         else:
             check_start(self.pid, self.start_time, verb)
             return
         raise _mismatch(
             verb,
             self.pid,
-            f"the process was named in pid:[{self.pid_namespace}] of boot {self.boot_id}, "
+            f"the identity was read in pid:[{self.pid_namespace}] of boot {self.boot_id}, "
             f"and this is {result}",
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Pidfd:
-    """A process by its pidfd (``os.pidfd_open``), which stays the caller's to close.
+    """A process by its pidfd (``os.pidfd_open``), which the caller closes.
 
-    A number alone would be a pid. A descriptor cannot leave its process: for a job, use
+    A verb takes a plain number as a pid. A pidfd cannot be sent to another host: for a job, use
     ``ProcessIdentity.of(pid)``.
     """
 
@@ -75,8 +76,10 @@ class Pidfd:
     """The pidfd: its number, or the object that owns it."""
 
     def process(self, verb: str = "dump") -> ProcessIdentity:
-        """The process. ``NoSuchProcessError`` where it has ended, ``OptionError`` for a descriptor
-        that is no pidfd or of a process that this pid namespace does not see.
+        """The identity of the process.
+
+        ``NoSuchProcessError`` if it has ended; ``OptionError`` if the descriptor is no pidfd, or
+        the process has no pid in this pid namespace.
         """
         fd = descriptor_number(self.fd)
         pid = self._pid(fd, verb)
@@ -121,7 +124,7 @@ def is_pid(value: object) -> bool:
 
 
 def identified(target: Target, verb: str = "dump") -> Target:
-    """The identity behind a target; a pid that no process has stays a number."""
+    """The identity of a target; a pid without a process is returned as it is."""
     if isinstance(target, Pidfd):
         return target.process(verb)
     if isinstance(target, int) and is_pid(target):
@@ -131,7 +134,7 @@ def identified(target: Target, verb: str = "dump") -> Target:
 
 
 def number_of(target: Target) -> int:
-    """The pid of a target; what is no target is returned as it is, for the rules to refuse."""
+    """The pid of a target; another value is returned as it is, and refused later."""
     if isinstance(target, Pidfd):
         return target.process().pid
     return target.pid if isinstance(target, ProcessIdentity) else target
@@ -140,7 +143,7 @@ def number_of(target: Target) -> int:
 def located(target: Target, verb: str) -> tuple[int, int | None]:
     """Pid and start of a target, which must be of this host and pid namespace.
 
-    The start is None where there is no such process: CRIU's failure tells that.
+    The start is None if there is no such process: the failure of CRIU reports that.
     """
     if isinstance(target, Pidfd):
         target = target.process(verb)
@@ -155,7 +158,7 @@ def located(target: Target, verb: str) -> tuple[int, int | None]:
 
 
 def check_start(pid: int, start_time: int, verb: str) -> None:
-    """Raise ``ProcessMismatchError`` if the pid is another process's, or nobody's, by now."""
+    """Raise ``ProcessMismatchError`` if the pid now belongs to another process or to none."""
     result = stat_of(pid)
     if result is None:
         raise _mismatch(verb, pid, "the process has ended")
@@ -163,12 +166,12 @@ def check_start(pid: int, start_time: int, verb: str) -> None:
         raise _mismatch(
             verb,
             pid,
-            f"the pid is another process's by now (start time {result.start}, not {start_time})",
+            f"another process has the pid now (start time {result.start}, not {start_time})",
         )
 
 
 def _mismatch(verb: str, pid: int, cause: str) -> ProcessMismatchError:
-    cure = "name the process again, where it runs: ProcessIdentity.of(pid)"
+    cure = "read the identity again, on the host of the process: ProcessIdentity.of(pid)"
     return ProcessMismatchError(
         f"{verb} of pid {pid} refused: {cause}; {cure}",
         verb=verb,

@@ -5,7 +5,6 @@ The processes run meanwhile. Readers return an empty value for a process that ha
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
@@ -13,29 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from .._support.kernel_text import read_lines, read_text
 from .descriptors import descriptor_info
 from .mappings import Mapping, mappings_of
 from .process import ProcessStat, stat_of, status_of, threads_of
 from .process_tree import process_tree
 
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
-
-
-def read(path: str) -> str:
-    """A file of /proc as text; empty where it cannot be read."""
-    try:
-        return read_text(path)
-    except OSError:
-        return ""
-
-
-def lines_of(path: str) -> list[str]:
-    """The lines of a file of /proc; none where it cannot be read."""
-    try:
-        return read_lines(path)
-    except OSError:
-        return []
 
 
 PATH_TOO_LONG = "/(a path of more than 4095 bytes)"
@@ -235,6 +217,3 @@ class Tree:
             if process.namespaces[kind]:
                 result.setdefault(process.namespaces[kind], process)
         return result
-
-
-libc = ctypes.CDLL(None, use_errno=True)

@@ -69,14 +69,14 @@ class Link:
 
 
 def unix_sockets(process: Process) -> dict[int, UnixSocket]:
-    """The unix sockets of a process's network namespace by inode; nothing where we may not ask."""
+    """The unix sockets of a process's network namespace by inode; none without permission."""
     request = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, SHOW, 0, 0)
     answers = _request(process, NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, request)
     return {result.inode: result for result in map(_unix_socket, answers or ())}
 
 
 def links(process: Process) -> list[Link]:
-    """The devices of a process's network namespace; nothing where we may not ask."""
+    """The devices of a process's network namespace; none without permission."""
     answers = _request(process, NETLINK_ROUTE, RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
     return [_link(answer) for answer in answers or ()]
 

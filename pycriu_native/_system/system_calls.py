@@ -1,4 +1,4 @@
-"""System calls that Python has no function for, with the numbers of the headers (``kernel.c``)."""
+"""System calls without a function in Python 3.11 (``native/kernel.c``)."""
 
 from __future__ import annotations
 
@@ -45,16 +45,26 @@ def namespace_owner(fd: int) -> int:
 
 
 def clone_file(target: int, source: int) -> None:
-    """Have an empty file share the blocks of another one (FICLONE). ``OSError``."""
+    """Make an empty file share the blocks of another one (FICLONE). ``OSError``."""
     _result(native.pn_clone_file(target, source))
 
 
 def kill_at(moment: float) -> None:
-    """Have this process killed at a time of CLOCK_BOOTTIME, in seconds; 0: never.
+    """Send SIGKILL to this process at a time of CLOCK_BOOTTIME, in seconds; 0: never.
 
-    The kernel does it, also while the process is stopped. The last call counts. ``OSError``.
+    The kernel sends it, also to a stopped process. The last call counts. ``OSError``.
     """
     _result(native.pn_kill_at(int(moment * 1e9)))
+
+
+def file_system_type(path: str) -> int:
+    """The type of a path's file system, a constant of ``linux/magic.h``. ``OSError``."""
+    return _result(native.pn_file_system_type(os.fsencode(path)))
+
+
+def open_by_handle(mount: int, type: int, handle: bytes) -> int:
+    """A new descriptor (O_PATH) of the file of a handle on an open mount. ``OSError``."""
+    return _result(native.pn_open_by_handle(mount, type, handle, len(handle)))
 
 
 def _result(value: int) -> int:

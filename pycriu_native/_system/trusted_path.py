@@ -1,20 +1,21 @@
-"""Whether another user of this machine could change what a path leads to.
+"""Checks whether another user of this machine could change the file of a path.
 
 CRIU runs as root, or with an equivalent capability, and opens files by name in the images
-directory, following links. A user who can write or replace a directory of the path can change what
-root writes and runs. Each component of a path is opened relative to the one before, without
-following links, and checked by its descriptor, which is then used. Every component must belong to
-root or to the caller (also to the user who ran sudo), and no other user may have write access. A
-sticky directory such as /tmp is accepted if the entry in it belongs to one of these. A symbolic
-link inside the path is as trusted as its directory; a link as images directory is refused.
+directory, following links. A user who can write to or replace a directory of the path can choose
+the files that root reads and writes. Each component of a path is opened relative to the one
+before, without following links, and checked by its descriptor, which is then used. Every component
+must belong to root or to the caller (also to the user who ran sudo), and no other user may have
+write access. A sticky directory such as /tmp is accepted if the entry in it belongs to one of
+these. A symbolic link inside the path is as trusted as its directory; a link as images directory is
+refused.
 
 The walk itself is ``native/trusted_path.c``.
 
 The mask of an access control list is part of the mode: it is in the bits of the group.
 
-In a user namespace without root, its files belong to the overflow user, as do those of all users
-who are not mapped. These directories are accepted on the way, and files that only have to be
-trusted, but never in a directory that others can write, and not as the images directory.
+In a user namespace in which root is not mapped, root's files belong to the overflow user, as do
+those of all unmapped users. Such a file or component is accepted, but not in a directory that
+others can write, and not as the images directory.
 """
 
 from __future__ import annotations
@@ -128,16 +129,16 @@ def trusted_uid() -> int:
 
 
 def _trusted() -> int:
-    """:func:`trusted_uid`, when the C code knows the number of an unmapped root too."""
+    """:func:`trusted_uid`; also sets the uid of an unmapped root in the C code."""
     native.pn_trust_unmapped_root(unmapped_root())
     return trusted_uid()
 
 
 def unmapped_root() -> int:
-    """The number that root's files have in a user namespace without root; else no user's number.
+    """The uid of root's files in a user namespace in which root is not mapped; else ``NO_USER``.
 
-    That is the number of every user who is not mapped (user_namespaces(7)): the owner of ``/``
-    is taken for root, and others cannot be told from it.
+    All unmapped users have that uid (user_namespaces(7)), so that root cannot be distinguished
+    from them. The owner of ``/`` is taken for root.
     """
     owner = os.stat("/").st_uid
     if owner == 0:

@@ -1,7 +1,7 @@
-"""libcriu's messages: options into a handle, and any message out as a mapping.
+"""Writes options into libcriu's messages, and reads messages as mappings.
 
-Fields are named as in ``rpc.proto``. Where they lie in memory, the loaded libcriu's own
-descriptors say (``native/messages.c``).
+Fields are named as in ``rpc.proto``. The descriptors of the loaded libcriu give their places in
+memory (``native/messages.c``).
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Handle(Closing):
         if self._message == ffi.NULL:
             self.close()
             raise CriuError(
-                f"libcriu {LIBCRIU_VERSION} keeps its options in a form that this release of "
-                "pycriu_native does not know; nothing was sent"
+                f"libcriu {LIBCRIU_VERSION} has its options in a form that this release of "
+                "pycriu_native does not support; nothing was sent"
             )
-        # A required field, which 3.18 and earlier leave at 0: standard input.
+        # A required field, which libcriu up to 3.18 leaves at 0: standard input.
         self.set_wire("images_dir_fd", -1)
 
     @property
@@ -73,13 +73,13 @@ class Handle(Closing):
         return self._opts
 
     def close(self) -> None:
-        """Free it; a second time does nothing."""
+        """Free it. A second call does nothing."""
         if self._opts is not None:
             opts, self._opts, self._message = self._opts, None, None
             native.pn_free_opts(opts)
 
     def set(self, row: Row, value: WireValue) -> None:
-        """Put one option in: by its setter where this libcriu has it, else by its wire field."""
+        """Set one option: by its setter if this libcriu has it, else by its wire field."""
         setter = setter_for(row, value)
         if setter is not None:
             _call_setter(self._opts, setter, row, value)
@@ -87,7 +87,7 @@ class Handle(Closing):
             self.set_wire(row.wire, value)
 
     def load(self, packed: bytes) -> None:
-        """Put options in that were :meth:`packed` before, in place of those that are there."""
+        """Replace the options by those that were :meth:`packed` before."""
         if native.pn_load_opts(self.pointer, len(packed), packed):
             raise MemoryError("no memory for the options")
         self._message = native.pn_opts_message(self._opts)
@@ -97,22 +97,22 @@ class Handle(Closing):
         set_field(self._message, field, value)
 
     def wire(self) -> dict[str, WireValue]:
-        """The whole message, read back: every field that is present."""
+        """The message as a mapping: every field that is present."""
         return read(self._message)
 
     def packed(self) -> bytes:
-        """The message as it goes on the wire."""
+        """The encoded message."""
         return _pack(self._message)
 
     def packed_size(self) -> int:
-        """The size of the message on the wire, in bytes."""
+        """The size of the encoded message, in bytes."""
         return cast(int, native.pn_packed_size(self._message))
 
 
 def setter_for(row: Row, value: WireValue) -> str | None:
-    """The name of the setter that can take this value, None where the loaded libcriu has none.
+    """The name of the setter for this value; None if the loaded libcriu has none.
 
-    A structured value goes by its setter only if that takes each part that is given.
+    A structured value is set by its setter only if that accepts each part that is set.
     """
     name = None if row.setter is None or row.avoid else _present(row.setter)
     if name is not None and isinstance(value, (dict, list)):
@@ -124,7 +124,7 @@ def setter_for(row: Row, value: WireValue) -> str | None:
             if not isinstance(item, dict) or not set(item) <= set(cls.SETTER):
                 return None
             if "port" in cls.SETTER and len(item) < len(cls.SETTER):
-                return None  # a C int has no way to be left out
+                return None  # a C int cannot be left out
     return name
 
 
@@ -222,18 +222,18 @@ def _read_item(message: Any, index: int, item: int, kind: int) -> WireValue:
 
 
 def decode_response(data: bytes) -> dict[str, WireValue] | None:
-    """A ``CriuResp`` as a mapping, not to be changed; None if these bytes are none."""
+    """A ``CriuResp`` as a mapping, not to be changed; None if the bytes cannot be decoded."""
     return _decode_short(data) if len(data) <= SHORT else _decode(native.PN_RESPONSE, data)
 
 
 @functools.lru_cache(64)
 def _decode_short(data: bytes) -> dict[str, WireValue] | None:
-    """CRIU says the same few things in each call."""
+    """Cached, since short responses are mostly the same in each call."""
     return _decode(native.PN_RESPONSE, data)
 
 
 def decode_request(data: bytes) -> dict[str, WireValue] | None:
-    """A ``CriuReq`` as a mapping; None if these bytes are none."""
+    """A ``CriuReq`` as a mapping; None if the bytes cannot be decoded."""
     return _decode(native.PN_REQUEST, data)
 
 
@@ -241,7 +241,7 @@ def _decode(kind: int, data: bytes) -> dict[str, WireValue] | None:
     message = native.pn_unpack(kind, len(data), data)
     if message == ffi.NULL:
         if no_memory(-ffi.errno):
-            raise MemoryError("no memory for an answer of CRIU's")
+            raise MemoryError("no memory for a response of CRIU")
         return None
     try:
         return read(message)

@@ -1,4 +1,4 @@
-"""Protobuf messages and images by hand, for those who need no more than a few fields."""
+"""Encodes protobuf messages and images of a few fields, without the protobuf runtime."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from .image_kinds import COMMON, FORMATS, INVENTORY
 
 
 def message(*fields: tuple[int, int | bytes]) -> bytes:
-    """A protobuf message of numbers and byte strings, each with its field's number."""
+    """A protobuf message of numbers and byte strings, each with its field number."""
     out = b""
     for number, value in fields:
         if isinstance(value, int):
-            out += _varint(number << 3) + _varint(value)
+            out += varint(number << 3) + varint(value)
         else:
-            out += _varint(number << 3 | 2) + _varint(len(value)) + value
+            out += varint(number << 3 | 2) + varint(len(value)) + value
     return out
 
 
 def image(*messages: bytes, magic: bytes) -> bytes:
-    """An image file: what it begins with, then each message after its length."""
+    """An image file: the magic numbers, then each message after its length."""
     return magic + b"".join(len(each).to_bytes(4, "little") + each for each in messages)
 
 
 def image_of(kind: str, *messages: bytes) -> bytes:
-    """An image of CRIU's, by the name of its kind: ``CORE``, ``INVENTORY``."""
+    """An image by the name of its kind, such as ``CORE`` or ``INVENTORY``."""
     words = (INVENTORY,) if kind == "INVENTORY" else (COMMON, _MAGIC[kind])
     return image(*messages, magic=b"".join(word.to_bytes(4, "little") for word in words))
 
@@ -30,7 +30,8 @@ def image_of(kind: str, *messages: bytes) -> bytes:
 _MAGIC = {name: magic for name, magic, *_ in FORMATS}
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A protobuf varint of a number that is not negative."""
     out = b""
     while value > 0x7F:
         out += bytes([value & 0x7F | 0x80])

@@ -1,6 +1,6 @@
-"""Streams in streams: compressed, encrypted, and recognised again when they are read.
+"""Compresses and encrypts streams, and detects both when it reads them.
 
-gzip is the standard library's; zstd and age come with the extra ``pycriu-native[archive]``.
+gzip is in the standard library; zstd and age come with the extra ``pycriu-native[archive]``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _AGE = b"age-encryption.org/"
 
 
 class Peek:
-    """A stream whose first bytes can be looked at, and are read all the same."""
+    """A stream with :meth:`peek`, which returns the first bytes without consuming them."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._ahead = b""
 
     def peek(self, size: int) -> bytes:
-        """The first bytes, or fewer where there are no more."""
+        """The first bytes; fewer at the end of the stream."""
         while len(self._ahead) < size:
             more = self._stream.read(size - len(self._ahead))
             if not more:
@@ -57,7 +57,7 @@ class Peek:
 
 @contextlib.contextmanager
 def compressed(out: BinaryIO, method: Compression) -> Iterator[BinaryIO]:
-    """A stream whose bytes go to ``out`` compressed."""
+    """A stream that compresses to ``out``."""
     if method == "none":
         yield out
     elif method == "gzip":
@@ -73,7 +73,7 @@ def compressed(out: BinaryIO, method: Compression) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def decompressed(stream: Peek) -> Iterator[BinaryIO]:
-    """What a stream holds, whichever way it was compressed."""
+    """The decompressed content of a stream."""
     start = stream.peek(4)
     method = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "none")
     if method == "none":
@@ -95,7 +95,7 @@ def decompressed(stream: Peek) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def encrypted(out: BinaryIO, recipients: Sequence[str]) -> Iterator[BinaryIO]:
-    """A stream whose bytes go to ``out`` so that only the recipients can read them."""
+    """A stream that encrypts to ``out``, for these recipients."""
     age = _extra("pyrage")
     keys = [
         _key("encrypt_to", text, age.x25519.Recipient, age.ssh.Recipient) for text in recipients
@@ -110,7 +110,7 @@ def encrypted(out: BinaryIO, recipients: Sequence[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def decrypted(stream: Peek, identities: Sequence[str]) -> Iterator[BinaryIO]:
-    """What a stream holds; as it is where it is not encrypted, and no key was given for it."""
+    """The decrypted content of a stream; without keys also that of one that is not encrypted."""
     if stream.peek(len(_AGE)) != _AGE:
         if identities:
             raise ImagesError("the archive is not encrypted, and a key was given for it")
@@ -129,7 +129,7 @@ def decrypted(stream: Peek, identities: Sequence[str]) -> Iterator[BinaryIO]:
             age.decrypt_io(stream, plain, keys)
         except (age.DecryptError, OSError) as error:
             if getattr(error, "errno", None) is not None:
-                raise  # of the stream, not of what it holds
+                raise  # an error of the stream, not of its content
             raise ImagesError(f"the archive cannot be decrypted: {error}") from error
 
     with (
@@ -141,9 +141,9 @@ def decrypted(stream: Peek, identities: Sequence[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _beside(fd: int, mode: str, work: Callable[[Any], object]) -> Iterator[None]:
-    """Have a thread work on one end of a pipe, whose other end is used here.
+    """Run a function on a thread, with one end of a pipe; the block uses the other end.
 
-    If it fails first, that is why what is done here fails too, and is raised instead.
+    If the function fails, its exception replaces that of the block, which it has caused.
     """
     failed: list[Exception] = []
 
@@ -170,7 +170,7 @@ def _beside(fd: int, mode: str, work: Callable[[Any], object]) -> Iterator[None]
 
 
 def _key(field: str, text: str, native: Any, ssh: Any) -> Any:
-    """A key of either kind that age knows."""
+    """A key of one of the two types of age."""
     try:
         if text.upper().startswith("AGE"):
             return native.from_str(text)
@@ -190,5 +190,5 @@ def _extra(name: str) -> Any:
 
 
 def bad_argument(field: str, value: object, rule: str) -> OptionError:
-    """The error for an argument that will not do."""
+    """The error for an invalid argument."""
     return OptionError([Problem(field, value, rule)])

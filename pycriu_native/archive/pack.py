@@ -2,8 +2,8 @@
 
 ``pack`` writes a tar archive, ``unpack`` reads one, also those that ``podman container checkpoint
 --export``, CRI-O and Kubernetes make (``inside="checkpoint"``). Both work on paths and on binary
-streams, so an archive need not touch a disk. Images hold the memory of a process, its secrets
-included: ``encrypt_to`` keeps them to the holders of a key (the age format, https://age-encryption.org).
+streams, so that an archive need not be on a disk. Images have the memory of a process, with its
+secrets: ``encrypt_to`` encrypts them for the owners of keys (age, https://age-encryption.org).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .codecs import Compression, Peek, bad_argument, compressed, decompressed, d
 from .tar import CHUNK, Content, members
 
 _OF_ITS_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
-"""What the kernel says of a name that cannot be, or of two members of one name."""
+"""Errors for an impossible name, or for two members with one name."""
 
 Place = str | os.PathLike[str] | BinaryIO
 
@@ -81,12 +81,12 @@ def pack(
         sizes = {}
         for path in members:
             name = str(PurePosixPath(inside) / path.relative_to(source).as_posix())
-            tar.add(path, name, recursive=False, filter=functools.partial(_nobodys, source=path))
+            tar.add(path, name, recursive=False, filter=functools.partial(_portable, source=path))
             status = path.lstat()
             if stat.S_ISREG(status.st_mode):
                 sizes[status.st_dev, status.st_ino] = status.st_size
         for name, extra in (more or {}).items():
-            tar.add(extra, name, recursive=False, filter=_nobodys)
+            tar.add(extra, name, recursive=False, filter=_portable)
         return sum(sizes.values())
 
 
@@ -107,14 +107,14 @@ def unpack(
 
     Args:
         source: a path, or a binary stream.
-        inside: the directory of the archive that the images are in; all else is left out.
+        inside: the directory of the archive with the images; the rest is skipped.
         decrypt_with: age identities (``AGE-SECRET-KEY-…``, or an ssh private key).
-        limit: the most that its files may take, in bytes. Default: what is free on the disk.
+        limit: the largest size of all files, in bytes. Default: the free space of the disk.
 
     Raises:
-        OptionError: an argument that will not do.
-        ImagesError: no archive, a damaged one, one that none of the keys opens, or one that
-            would write elsewhere, or more than allowed.
+        OptionError: an argument is invalid.
+        ImagesError: it is no archive, is damaged, cannot be decrypted with these keys, has a path
+            outside of the directory, or is larger than ``limit``.
     """
     target = Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -138,7 +138,7 @@ def unpack(
 
 
 def _members(source: Path) -> Iterator[Path]:
-    """What belongs to the set, in a fixed order; raises for what cannot be packed."""
+    """The files of the set, in a fixed order; raises if one cannot be packed."""
     if not source.is_dir():
         raise bad_argument("directory", os.fspath(source), "an existing directory is accepted")
     root = source.resolve()
@@ -151,16 +151,16 @@ def _members(source: Path) -> Iterator[Path]:
         if stat.S_ISLNK(mode):
             if path.name != "parent" or not path.resolve().is_relative_to(root):
                 raise ImagesError(
-                    f"{path} leads out of {source}: a set whose parent is elsewhere is not whole; "
-                    "pack the directory that holds the whole chain"
+                    f"{path} leads out of {source}: the set is incomplete without its parent; "
+                    "pack the directory that has the whole chain"
                 )
         elif not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            continue  # sockets that daemons leave are no images
+            continue  # a socket of a daemon, for example
         yield path
 
 
-def _nobodys(info: tarfile.TarInfo, *, source: Path | None = None) -> tarfile.TarInfo:
-    """Without owner and rights, which mean nothing elsewhere; a link by the shortest way."""
+def _portable(info: tarfile.TarInfo, *, source: Path | None = None) -> tarfile.TarInfo:
+    """Remove owner and mode, which have no meaning on other hosts; make a link relative."""
     if source is not None and info.issym():
         info.linkname = os.path.relpath(source.resolve(), source.parent.resolve())
     info.uid = info.gid = 0
@@ -183,12 +183,12 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
         if not name.parts:
             continue  # the archive's own top
         if not _is_plain(name):
-            raise ImagesError(f"the archive wants to write outside of its directory: {info.name!r}")
+            raise ImagesError(f"the archive has a path outside of its directory: {info.name!r}")
         if not name.is_relative_to(inside) or name == inside:
             continue
         name = name.relative_to(inside)
         if not links.isdisjoint(name.parents):
-            raise ImagesError(f"the archive wants to write through a link: {info.name!r}")
+            raise ImagesError(f"the archive has a path through a link: {info.name!r}")
         total += info.size if content is not None else 0
         if total > remaining:
             raise ImagesError(f"the archive holds more than the {remaining} bytes that it may")
@@ -238,10 +238,10 @@ def _put(path: Path, info: tarfile.TarInfo, content: Content | None, same: Path 
 
 
 def _stays_inside(name: PurePosixPath, link: str) -> bool:
-    """Whether a link leads to a place in the archive, without a look at the disk.
+    """Whether a link stays inside the archive, judged by its text only.
 
-    It goes up first, and not above the top, then down. Up again behind a name it may not: that
-    name can be another link, and lead elsewhere than its text says.
+    Components ``..`` are accepted at the beginning only, and not above the top: after a name, which
+    can be another link, they could lead elsewhere.
     """
     parts = PurePosixPath(link).parts
     down = [part for part in parts if part != ".."]
@@ -258,10 +258,10 @@ def _private(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def written_beside(to: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is whole.
+    """A file that gets its name when it is complete.
 
-    It is always a new one, of mode 0600: in a directory such as /tmp somebody else could have
-    made the one of a name that they guess, and would own what is written to it.
+    It is always a new file, of mode 0600: in a directory such as /tmp another user could create a
+    file of a predictable name before, and would own it.
     """
     fd, partial = tempfile.mkstemp(prefix=".pycriu-native-", dir=to.absolute().parent)
     try:
@@ -304,13 +304,13 @@ def opened_archive(source: Place, decrypt_with: Sequence[str] = ()) -> Iterator[
         stream = owned.enter_context(decrypted(Peek(stream), decrypt_with))
         stream = owned.enter_context(decompressed(Peek(stream)))
         yield stream
-        while stream.read(CHUNK):  # what follows the archive may tell that it is damaged
+        while stream.read(CHUNK):  # a checksum after the archive can show that it is damaged
             pass
 
 
 @contextlib.contextmanager
 def _named_failures() -> Iterator[None]:
-    """What the standard library says of bad bytes, as our error."""
+    """Convert the errors of the standard library for damaged archives."""
     try:
         yield
     except CriuError:

@@ -54,24 +54,24 @@ CAPTURE, SERVE = "streamer-capture.sock", "streamer-serve.sock"
 """The names of the socket that CRIU connects to."""
 
 FRAME = struct.Struct("<II")
-"""A frame of a stream: a file's number, and how many of its bytes follow. Those of file 0 are
-names: each opens the file of the next number. An empty frame of file 0 ends the stream."""
+"""A frame of a stream: the number of a file, and the number of its bytes that follow. A frame of
+file 0 is a name, which opens the file with the next number; an empty one ends the stream."""
 
 BY_SIZE = "nftables-"
-"""How the images begin whose size CRIU reads from the file, which is 0 for a pipe: it would restore
-none of the rules, without an error (``criu/net.c``, ``do_restore_nftables``, 4.3). Other images are
-read to their end, or state their sizes."""
+"""Prefix of the images for which CRIU uses the file size, which is 0 for a pipe: it would restore
+no rules, without an error (``criu/net.c``, ``do_restore_nftables``, 4.3). Other images are read to
+the end, or have their sizes in them."""
 
 LOCK = re.compile(
     rb"^table \S+ CRIU-[^\n]*\n.*?^\}|^\tchain CRIU \{.*?^\t\}|^[^\n]* jump CRIU$", re.M | re.S
 )
-"""CRIU's lock of the network, by nftables and by iptables-nft, which only connections need."""
+"""CRIU's network lock, of nftables and of iptables-nft, which only connections need."""
 
 NO_RULE = re.compile(
     rb"(table ip6? filter \{|chain (INPUT|OUTPUT|FORWARD) \{|\}"
     rb"|type filter hook \w+ priority \w+; policy accept;)?"
 )
-"""Lines that iptables-nft makes for its own rules."""
+"""Lines of iptables-nft for its own tables and chains."""
 
 CHUNK = 1 << 20
 LARGEST_NAME = 255
@@ -86,19 +86,19 @@ def dump_stream(
     on_notify: Hook | None = None,
     deadline: float | None = None,
 ) -> DumpResult:
-    """:func:`pycriu_native.dump`, whose images go to ``to`` as they are made.
+    """:func:`pycriu_native.dump` that writes its images to ``to`` while they are made.
 
-    ``to`` is left open. ``opts`` have no images directory, for there is none; CRIU's log is kept
-    if they have a ``work_directory``. What ``to.write`` raises undoes the dump, and is raised.
-    A stream that is cut short cannot be taken for a whole one. A dump of a network namespace with
-    rules of nftables is refused with ``ImagesError``: CRIU restores none of them from a stream.
+    ``to`` stays open. ``opts`` must not have an images directory; CRIU's log is kept if they have a
+    ``work_directory``. An exception of ``to.write`` undoes the dump, and is raised. A truncated
+    stream is always detected. A dump of a network namespace with rules of nftables is refused with
+    ``ImagesError``: CRIU does not restore them from a stream.
 
     Raises as ``dump``. Needs CRIU 4.3 and its libcriu.
     """
     target = identified(pid)
     number = number_of(target)
     if is_above(number, os.getpid()):
-        rule = "the caller is in this tree, and cannot take a stream while it is frozen"
+        rule = "the caller is in this tree, and cannot receive a stream while it is frozen"
         raise OptionError([Problem("pid", number, rule)], verb="dump_stream", pid=number)
 
     with _Beside(opts, CAPTURE) as beside, _Capture(beside.listener, to) as capture:
@@ -348,7 +348,7 @@ class Images(Closing):
                 numbers.append(self.files[name])
                 continue
             if number > len(numbers):
-                raise ImagesError(f"the stream goes on with file {number}, which it has not begun")
+                raise ImagesError(f"the stream has data of file {number} before its name")
             numbers[number - 1].append((end, size))
             while size:
                 data = source.read(min(size, CHUNK))

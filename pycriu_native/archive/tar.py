@@ -1,7 +1,7 @@
 """The members of an untrusted tar archive, in bounded memory, up to the block that ends it.
 
-``tarfile`` allocates what a header asks for, and takes a damaged, truncated or missing header for
-the end of the archive. Here the headers of a member have a limit, and only a block of zeros ends
+``tarfile`` allocates any size that a header has, and treats a damaged, truncated or missing header
+as the end of the archive. Here the headers of a member have a limit, and only a block of zeros ends
 an archive. ``TarInfo.frombuf`` decodes a header block; extended headers (pax, GNU long names) are
 read here.
 """
@@ -15,7 +15,7 @@ from typing import BinaryIO
 CHUNK = 1 << 20
 
 LARGEST_HEADER = 1 << 20
-"""Bytes of all that comes before the content of one member."""
+"""Bytes of all headers of one member."""
 
 MOST_MEMBERS = 1_000_000
 
@@ -36,13 +36,13 @@ _USED = tuple(key.encode() for key in (*_ATTRIBUTES, *_NUMBERS))
 """Fields of pax headers."""
 
 _GNU_FIELDS = {b"L": "path", b"K": "linkpath"}
-"""The field that the content of a GNU header of this type is."""
+"""Fields whose value is the content of a GNU header of this type."""
 
 _PAX, _PAX_OF_ALL = (b"x", b"X"), b"g"
 """Types of pax headers: of the next member, and of all that follow."""
 
 _WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")
-"""Types whose header no content follows: links, devices, directories, FIFOs."""
+"""Types of members without content: links, devices, directories, FIFOs."""
 
 
 class Content:
@@ -56,7 +56,7 @@ class Content:
         """At most ``size`` bytes; none at the end. Raises ``ReadError`` if the archive ends."""
         data = self._stream.read(min(size, self._left))
         if not data and size and self._left:
-            raise tarfile.ReadError("it breaks off: unexpected end of data")
+            raise tarfile.ReadError("unexpected end of data")
         self._left -= len(data)
         return data
 
@@ -155,7 +155,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
     while size > 0:
         data = stream.read(size)
         if not data:
-            raise tarfile.ReadError("it breaks off: unexpected end of data")
+            raise tarfile.ReadError("unexpected end of data")
         parts.append(data)
         size -= len(data)
     return b"".join(parts)

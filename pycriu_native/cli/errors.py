@@ -62,7 +62,7 @@ _ARGUMENTS = {
     "start_new_session of subprocess makes one": "setsid makes one",
     "setsid, start_new_session of subprocess": "setsid",
     "the on_notify hook, or a script in CRIU's configuration,": "an --action-script",
-    "see the exception of the hook, or the script's own messages in the log": "see what it said",
+    "see the exception of the hook, or the script's messages in the log": "see what it said",
     "in the hook of post-dump": "by an --action-script at post-dump",
     "pre_dump": "pre-dump",
 }

@@ -27,7 +27,7 @@ class Exit(IntEnum):
         "this libcriu, criu, kernel or installation lacks something; nothing was touched",
     )
     NO_PROCESS = 4, "there is no such process"
-    PID_TAKEN = 5, "a pid that the images need is taken"
+    PID_TAKEN = 5, "a pid that the images need is in use"
     IMAGES = 6, "the images or their directory cannot be used"
     PERMISSION = 7, "a permission or capability is missing"
     NO_CRIU = 8, "there is no criu, or it does not start"

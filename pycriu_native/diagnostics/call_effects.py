@@ -44,7 +44,7 @@ def effects_of(opts: CriuOpts, verb: Verb, pid: int | None, via: Via | None) -> 
     problems = list(_broken_rules(request))
     lacking = list(_lacking(request))
     wire = _on_the_wire(request, {problem.field for problem in lacking}, problems)
-    command, unsaid = _command(request)
+    command, not_expressed = _command(request)
     configuration = tuple(configuration_files(opts, via))
     problems += crash(opts, configuration)
     return Explanation(
@@ -54,7 +54,7 @@ def effects_of(opts: CriuOpts, verb: Verb, pid: int | None, via: Via | None) -> 
         program=_name(via),
         wire=wire,
         command=command,
-        unsaid=unsaid,
+        not_expressed=not_expressed,
         problems=tuple(problems),
         lacking=tuple(lacking),
         configuration=configuration,
@@ -138,10 +138,10 @@ def _sent(opts: CriuOpts, wire: str, shown: WireValue, value: WireValue) -> Sent
 def _command(request: Request) -> tuple[tuple[str, ...], tuple[Problem, ...]]:
     if request.verb not in command_line.COMMANDS:
         return (), ()
-    words, unsaid = command_line.command(request.opts, request.verb, request.pid)
+    words, not_expressed = command_line.command(request.opts, request.verb, request.pid)
     foreign = {problem.field for problem in foreign_options(request.opts, request.verb)}
     server = request.opts.page_server
     if isinstance(server, PageServer) and server.clear_text:
         rule = "criu has no option for clear_text: it needs no consent to clear text"
-        unsaid = [*unsaid, Problem("page_server", server, rule)]
-    return tuple(words), tuple(p for p in unsaid if p.field not in foreign)
+        not_expressed = [*not_expressed, Problem("page_server", server, rule)]
+    return tuple(words), tuple(p for p in not_expressed if p.field not in foreign)

@@ -73,8 +73,8 @@ class Explanation:
     wire: tuple[Sent, ...]
     """The fields of the request that this libcriu supports."""
     command: tuple[str, ...]
-    """The equivalent command line, without the options in ``unsaid``."""
-    unsaid: tuple[Problem, ...]
+    """The equivalent command line, without the options in ``not_expressed``."""
+    not_expressed: tuple[Problem, ...]
     """Options that the command line of ``criu`` does not have."""
     problems: tuple[Problem, ...]
     """Rules that the call breaks: it would be refused."""
@@ -92,7 +92,7 @@ class Explanation:
                 f"{what}, with libcriu {self.libcriu} and {self.program}",
                 *_section("on the wire", self.wire),
                 *_section("as a command line", [shlex.join(self.command)] if self.command else []),
-                *_section("not has_flag there", self.unsaid),
+                *_section("not expressed there", self.not_expressed),
                 *_section("refused, because", self.problems),
                 *_section("lacking", self.lacking),
                 *(

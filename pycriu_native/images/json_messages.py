@@ -19,6 +19,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from .._wire.protobuf import varint
 from ..errors import ImagesError
 from . import pretty
 from .schema import Row, message, table
@@ -177,25 +178,16 @@ def _add_unknown(made: Any, data: bytes, where: str) -> None:
 def _wire(fields: Any) -> bytes:
     """Unknown fields, unchanged."""
     return b"".join(
-        _varint(field.field_number << 3 | field.wire_type) + _wire_value(field) for field in fields
+        varint(field.field_number << 3 | field.wire_type) + _wire_value(field) for field in fields
     )
 
 
 def _wire_value(field: Any) -> bytes:
     kind, value = field.wire_type, field.data
     if kind == 0:
-        return _varint(value)
+        return varint(value)
     if kind == 2:
-        return _varint(len(value)) + bytes(value)
+        return varint(len(value)) + bytes(value)
     if kind == 3:
-        return _wire(value) + _varint(field.field_number << 3 | 4)
+        return _wire(value) + varint(field.field_number << 3 | 4)
     return struct.pack("<Q" if kind == 1 else "<I", value)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -33,11 +33,12 @@ def take(
     last: bool,
     deadline: float | None,
 ) -> Checkpoint:
-    """A complete checkpoint: dumped, sealed, on disk, renamed. ``last``: the command is ended.
+    """Take a checkpoint: dump, seal, sync and rename it. ``last``: the command ends.
 
     ``token``: of the lease, or 0.
 
-    Raises ``CriuError`` and ``OSError``; the command then runs on, unless ``last`` was dumped.
+    Raises ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last one
+    was complete.
     """
     began, now = time.monotonic(), time.time()
     check_strays(pid)
@@ -92,7 +93,7 @@ def _pids(images: os.PathLike[str]) -> Iterator[int]:
 
 
 def check_strays(pid: int) -> None:
-    """Refuse a checkpoint that lacks processes which the command has started."""
+    """Refuse a checkpoint if processes that the command has started would be missing."""
     inside = {os.getpid(), *process_tree(pid)}
     strays = []
     for name in os.listdir("/proc"):
@@ -103,14 +104,14 @@ def check_strays(pid: int) -> None:
     if strays:
         raise CriuError(
             f"the command has started processes that left it and would not be saved: pid "
-            f"{', '.join(strays)}; have them stay its children, without a daemon's double fork",
+            f"{', '.join(strays)}; keep them its descendants, without a daemon's double fork",
             verb="dump",
             pid=pid,
         )
 
 
 def is_helper(pid: int) -> bool:
-    """Whether it is a process of the supervisor: in its session, or a worker of CRIU's."""
+    """Whether it is a process of the supervisor: in its session, or a CRIU worker."""
     try:
         return os.getsid(pid) == os.getsid(0) or name_of(pid) == HELPER
     except ProcessLookupError:
@@ -118,15 +119,15 @@ def is_helper(pid: int) -> bool:
 
 
 def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
-    """Restore a checkpoint as a child of this process; the pid of the command.
+    """Restore a checkpoint as a child of this process; returns the pid of the command.
 
-    Raises ``CriuError`` and ``OSError``; nothing runs, and the files are as before.
+    Raises ``CriuError`` and ``OSError``; no process then runs, and the files are unchanged.
     """
     if checkpoint.options is None:
         raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
     verify(checkpoint.path)
     opts = CriuOpts.from_dict({**checkpoint.options, "images_directory": checkpoint.path})
-    # CRIU's log goes elsewhere: the set stays as it was sealed.
+    # CRIU's log is written elsewhere: the sealed set is not changed.
     work = directory.path / "restore"
     work.mkdir(mode=0o700, exist_ok=True)
     opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": str(work)})

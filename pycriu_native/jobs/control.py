@@ -9,18 +9,19 @@ from collections.abc import Iterator
 
 from .._support.held_signals import CHECKPOINTING
 from .._support.unpatched import sleep
+from .._system.host import boot_id
 from .._system.process import stat_of
 from ..errors import CriuError, DeadlineError, NoSuchProcessError
-from .directory import Checkpoint, JobDirectory, JobStatus, State, boot_id
+from .directory import Checkpoint, JobDirectory, JobStatus, State
 
 PAUSE = 0.05
 
 
 def request_checkpoint(directory: JobDirectory, timeout: float) -> Checkpoint:
-    """Have a checkpoint taken now, and wait for it; it is returned.
+    """Request a checkpoint, wait for it, and return it.
 
-    Raises ``NoSuchProcessError`` where the job does not run here, ``CriuError`` where the
-    checkpoint failed, ``DeadlineError``.
+    Raises ``NoSuchProcessError`` if the job does not run here, ``CriuError`` if the checkpoint
+    failed, ``DeadlineError``.
     """
     before = _signalled(directory, CHECKPOINTING)
     for status in _until(directory, timeout, "checkpoint"):
@@ -34,7 +35,7 @@ def request_checkpoint(directory: JobDirectory, timeout: float) -> Checkpoint:
 
 
 def request_stop(directory: JobDirectory, timeout: float) -> JobStatus:
-    """Have a last checkpoint taken and the job ended; its status then. Raises as above."""
+    """End the job with a last checkpoint, and return its status. Raises as :func:`checkpoint`."""
     _signalled(directory, signal.SIGUSR1)
     for status in _until(directory, timeout, "stop"):
         if status.state is not State.RUNNING:
@@ -44,7 +45,7 @@ def request_stop(directory: JobDirectory, timeout: float) -> JobStatus:
 
 
 def _signalled(directory: JobDirectory, number: int) -> JobStatus:
-    """Send a signal to the supervisor, if it runs here; the status of before."""
+    """Send a signal to the supervisor, if it runs here; returns the status before."""
     status = directory.status()
     if status.state is not State.RUNNING or status.supervisor is None:
         raise NoSuchProcessError(f"the job in {directory.path} does not run: it is {status.state}")

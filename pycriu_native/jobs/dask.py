@@ -57,10 +57,10 @@ _running = _Running()
 def run_in_dask(job: Job) -> JobResult:
     """Run a job as a task; a task that was interrupted is started again, here or on another worker.
 
-    While the job runs elsewhere, such as under a worker that Dask takes for lost, the task waits
-    for it: it is never run twice, and a second task of it returns the same result. Raises what
-    ``Job.run`` raises, and ``CriuError`` where the job was interrupted and this run has taken no
-    checkpoint: it would be started again without an end.
+    While the job runs elsewhere, such as on a worker that Dask considers lost, the task waits
+    for it: the job never runs twice, and a second task of it returns the same result. Raises as
+    ``Job.run``, and ``CriuError`` if the job was interrupted and this run has taken no
+    checkpoint: it would be restarted for ever.
     """
     directory = JobDirectory(job.directory)
     before = directory.status().checkpoints
@@ -75,16 +75,16 @@ def run_in_dask(job: Job) -> JobResult:
 
 @dataclass
 class CheckpointPlugin(WorkerPlugin):
-    """Has a worker that is closed, or retired, take last checkpoints of its jobs.
+    """Makes a worker that is closed or retired take last checkpoints of its jobs.
 
-    All of them are begun at once. Not if it is killed: then its jobs go on from the checkpoints of
-    their intervals. A nanny gives a worker limited time to end, which must be enough for them.
+    All of them begin at the same time. If the worker is killed, its jobs continue from their last
+    regular checkpoints. A nanny limits the time that a worker has to end, which must be enough.
     """
 
     timeout: float = 60.0
     """Seconds to wait for the last checkpoints."""
     name: str = "pycriu-native-jobs"
-    """By which Dask tells plugins apart."""
+    """The name of the plugin for Dask."""
 
     async def teardown(self, worker: object) -> None:
         """Stop the jobs of this worker."""

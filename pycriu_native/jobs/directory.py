@@ -1,4 +1,4 @@
-"""The directory of a job: its checkpoints, its output, and what is known of it.
+"""The directory of a job: its checkpoints, output and state.
 
 ::
 
@@ -10,9 +10,9 @@
     metrics.prom        Prometheus' text format; replaced as a whole
     storage.prom        the same of the storage
     stdout, stderr      the output of the command
-    start/              the files that ``also`` names, as they were before the first start
+    start/              copies of the files of ``also``, from before the first start
     checkpoints/N/      a complete, sealed checkpoint; the highest number is the newest
-    checkpoints/new/    one that is being made, or was not completed
+    checkpoints/new/    an incomplete one
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from .._support.kernel_text import read_text
 from .._support.unpatched import close, sleep
+from .._system.host import boot_id
 from .._system.process import stat_of
 from ..errors import ImagesError, OptionError, Problem
 
@@ -42,7 +42,7 @@ INTERRUPTED = 75
 CANNOT_RESTORE = 76
 """Exit code of a job with checkpoints of which none can be restored here. Nothing was started."""
 BUSY = 77
-"""Exit code where another supervisor runs the job. Nothing was started."""
+"""Exit code if another supervisor runs the job. Nothing was started."""
 
 NOT_BEGUN = "was received before the command was started; nothing was started"
 
@@ -51,7 +51,7 @@ META = "pycriu-native.job"
 
 
 class State(StrEnum):
-    """What a job is doing."""
+    """The state of a job."""
 
     NEW = "new"
     """It was never started."""
@@ -76,7 +76,7 @@ class Checkpoint:
     duration: float
     """Seconds that it took."""
     frozen: float
-    """Seconds for which the command stood still."""
+    """Seconds for which the command was frozen."""
     bytes: int
     """Its size."""
     digest: str | None = None
@@ -91,13 +91,13 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageStatus:
-    """What is known of the storage of a job, on this host."""
+    """The state of the storage of a job, on this host."""
 
     url: str = ""
     token: int = 0
     """The lease of the last run here; 0: it had none."""
     exclusive: bool = True
-    """Whether the storage creates a file only if it is not there; else time limits alone guard."""
+    """Whether the storage has exclusive creation of files; else time limits are the only guard."""
     uploads: int = 0
     """How many checkpoints were uploaded and committed."""
     failures: int = 0
@@ -109,28 +109,28 @@ class StorageStatus:
     last_bytes: int | None = None
     """Its size there."""
     message: str = ""
-    """What happened last, in words."""
+    """The last event, as text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:
-    """What is known of a job."""
+    """The state of a job."""
 
     state: State = State.NEW
     supervisor: int | None = None
-    """The pid of the supervisor in the pid namespace of the one that has started it."""
+    """The pid of the supervisor in the pid namespace of its parent."""
     supervisor_start: int | None = None
-    """Its start time in clock ticks, by which it is told from another process of that pid."""
+    """Its start time in clock ticks, which identifies it with its pid."""
     boot_id: str | None = None
     host: str | None = None
     exit_code: int | None = None
-    """Of the command, when it has ended; negative: the signal that ended it."""
+    """Exit code of the command; negative: the signal that ended it; None: it has not ended."""
     started: float | None = None
     """When the command was started first, in seconds since 1970."""
     resumed: int = 0
     """How often it was restored from a checkpoint."""
     restarted: int = 0
-    """How often it was started from the beginning again."""
+    """How often it was restarted from the beginning."""
     checkpoints: int = 0
     """How many were taken."""
     failures: int = 0
@@ -141,9 +141,9 @@ class JobStatus:
     last_frozen: float | None = None
     last_bytes: int | None = None
     stopped_by: str | None = None
-    """What has interrupted it last: the name of a signal, or "notice"; None if it was killed."""
+    """The last interruption: the name of a signal, or "notice"; None if it was killed."""
     message: str = ""
-    """What happened last, in words."""
+    """The last event, as text."""
     storage: StorageStatus | None = None
     """Of a job with ``storage``."""
 
@@ -225,7 +225,7 @@ class JobDirectory:
             sleep(0.05)
 
     def wait_until_free(self, seconds: float) -> None:
-        """Wait until no supervisor runs, but no longer."""
+        """Wait until no supervisor runs, but at most so long."""
         fd = self.lock(seconds)
         if fd is not None:
             close(fd)
@@ -254,7 +254,7 @@ class JobDirectory:
                 close(fd)
         return False
 
-    # ---- what is known ----
+    # ---- the state ----
 
     def command(self) -> dict[str, Any] | None:
         """``job.json``; None for a directory without a job. ``ImagesError``."""
@@ -269,7 +269,7 @@ class JobDirectory:
             raise ImagesError(f"{self.path}/job.json cannot be read: {error!r}") from None
 
     def status(self) -> JobStatus:
-        """The state. One that says "running" while no supervisor does was interrupted."""
+        """The state. It is INTERRUPTED if the file has RUNNING, but no supervisor runs."""
         status = self._last_status()
         if status.state is State.RUNNING and not self.is_busy():
             # It may have changed, and been let go, in between.
@@ -279,7 +279,7 @@ class JobDirectory:
         return status
 
     def _last_status(self) -> JobStatus:
-        """``status.json`` as the last supervisor has left it. ``ImagesError``."""
+        """``status.json`` of the last supervisor. ``ImagesError``."""
         try:
             body = json.loads((self.path / "status.json").read_text())
             known = {**body, "state": State(body["state"]), "storage": self.storage_status()}
@@ -299,23 +299,23 @@ class JobDirectory:
             raise ImagesError(f"{self.path}/storage.json cannot be read: {error!r}") from None
 
     def storage_message(self) -> str:
-        """What happened last with the storage, in words."""
+        """The last event of the storage, as text."""
         status = self.storage_status()
         return "" if status is None else status.message
 
     def keep(self, status: JobStatus) -> None:
-        """Write the status, and the metrics of it."""
+        """Write the status and its metrics."""
         body = asdict(replace(status, storage=None))
         self.write("status.json", json.dumps(body, indent=1) + "\n")
         self.write("metrics.prom", metrics(self, status))
 
     def keep_storage(self, status: StorageStatus) -> None:
-        """Write the state of the storage, and the metrics of it."""
+        """Write the state of the storage and its metrics."""
         self.write("storage.json", json.dumps(asdict(status), indent=1) + "\n")
         self.write("storage.prom", storage_metrics(self, status))
 
     def failed(self, message: str) -> None:
-        """Tell why a run could not begin."""
+        """Record why a run could not begin."""
         self.keep(replace(self.status(), message=message))
         self.event("failed", message=message)
 
@@ -360,7 +360,7 @@ class JobDirectory:
             close(fd)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The events, the oldest first; a line that was cut off is left out."""
+        """The events, the oldest first, without an incomplete last line."""
         with contextlib.suppress(FileNotFoundError), open(self.path / "events.jsonl") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
@@ -369,7 +369,7 @@ class JobDirectory:
     # ---- checkpoints ----
 
     def all_checkpoints(self) -> list[Checkpoint]:
-        """The complete ones, the newest first; also one whose numbers cannot be read."""
+        """The complete checkpoints, the newest first; also if their metadata cannot be read."""
         result = []
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.checkpoints):
@@ -378,7 +378,7 @@ class JobDirectory:
         return sorted(result, key=lambda each: each.number, reverse=True)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest ones."""
+        """Remove all checkpoints but the newest ones."""
         for old in self.all_checkpoints()[keep:]:
             with contextlib.suppress(OSError), open(f"{old.path}/{META}") as file:
                 try:
@@ -388,22 +388,22 @@ class JobDirectory:
             self.remove(old)
 
     def remove(self, old: Checkpoint) -> None:
-        """Remove one."""
-        # It must not be taken for a complete one while it goes.
+        """Remove a checkpoint."""
+        # During the removal it must not count as complete.
         going = self.checkpoints / f"old-{old.number}"
         os.rename(old.path, going)
         shutil.rmtree(going, ignore_errors=True)
 
     @contextlib.contextmanager
     def pinned(self, checkpoint: Checkpoint) -> Iterator[None]:
-        """Have it not removed meanwhile. ``FileNotFoundError``: it was."""
+        """Prevent the removal of a checkpoint in the block. ``FileNotFoundError``: it is gone."""
         with open(f"{checkpoint.path}/{META}") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             os.stat(checkpoint.path)
             yield
 
     def sweep(self) -> None:
-        """Remove what a supervisor that was killed has left half way."""
+        """Remove incomplete files of a killed supervisor."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.checkpoints):
                 if not name.isdecimal():
@@ -434,13 +434,8 @@ def _checkpoint(path: Path) -> Checkpoint:
         )
 
 
-def boot_id() -> str:
-    """Which boot of which host this is."""
-    return read_text("/proc/sys/kernel/random/boot_id").strip()
-
-
 def sync(directory: Path) -> None:
-    """Have the names in a directory on disk."""
+    """Sync a directory to disk."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -472,7 +467,7 @@ def metrics(directory: JobDirectory, status: JobStatus) -> str:
         (
             "last_checkpoint_frozen_seconds",
             "gauge",
-            "Seconds for which the command stood still.",
+            "Seconds for which the command was frozen.",
             status.last_frozen,
         ),
         (

@@ -1,4 +1,4 @@
-"""A job: a value that is run, here or by any executor."""
+"""A job: a command with checkpoints, as a value that this process or any executor can run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MOST = 1e9
 """The largest number of seconds: what the kernel's timers can count."""
 
 UNTIL_FREE = 5.0
-"""Seconds until the processes of a supervisor that was killed have ended, and its lock is free."""
+"""Seconds until the processes of a killed supervisor have ended, and its lock is free."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobResult:
-    """How a run of a job ended."""
+    """The result of a run of a job."""
 
     state: State
     """``ENDED``, ``INTERRUPTED``, ``CANNOT_RESTORE``; ``RUNNING`` if another supervisor has it."""
@@ -40,36 +40,36 @@ class JobResult:
     """That of the command (128 and the number of a signal that ended it); else ``INTERRUPTED``,
     ``CANNOT_RESTORE`` or ``BUSY``."""
     message: str
-    """Why, in words."""
+    """The reason, as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A command that is checkpointed into a directory, and resumed from there.
 
-    A value, which pickles: any executor can run it. The directory must be the same one for every
-    run, and local or on a file system that has flock(2) between the hosts that may run it; with
-    ``storage`` each host has its own.
+    A picklable value: any executor can run it. All runs must have the same directory, which is
+    local or on a file system with flock(2) between the hosts; with ``storage`` each host has its
+    own.
     """
 
     directory: str | os.PathLike[str]
-    """Where the job is kept; it is made if it is missing, and belongs to the job alone."""
+    """The directory of the job, for this job only; it is created if it does not exist."""
     command: Sequence[str | os.PathLike[str]]
     """The program and its arguments."""
     every: float = 600.0
     """Seconds between two checkpoints; the first is taken after a tenth of it."""
     keep: int = 3
-    """How many checkpoints are kept."""
+    """Number of checkpoints that are kept."""
     also: Iterable[str | os.PathLike[str]] = ()
     """Files that the command opens, writes and closes again, as in
-    :class:`~pycriu_native.Rollback`. Those that it holds open need not be named."""
+    :class:`~pycriu_native.Rollback`. Files that it has open at a checkpoint need not be named."""
     grace: float = 30.0
-    """Seconds that a last checkpoint may take after a signal, or a notice that tells no time."""
+    """Seconds that a last checkpoint may take after a signal, or a notice without a time."""
     notice: str | None = None
-    """Command of a shell, or URL, that tells of an interruption to come. It is tried every 5
-    seconds; exit status 0 or the HTTP status 200 is a notice, and its text may tell the time."""
+    """Shell command, or URL, that reports a coming interruption. It is tried every 5 seconds; exit
+    status 0 or the HTTP status 200 is a notice, and its text can have the time."""
     options: CriuOpts | None = None
-    """More options of the dumps. What they need besides is found out for each."""
+    """More options of the dumps. Other options that a dump needs are set by preflight."""
     cwd: str | os.PathLike[str] | None = None
     """Working directory of the command; default: that of the caller."""
     interrupted_code: int = INTERRUPTED
@@ -80,12 +80,12 @@ class Job:
     """Run in a user namespace, without root. Default: if the caller is not root."""
     storage: str | os.PathLike[str] | None = None
     """URL of fsspec (``s3://bucket/job1``), or a path on a shared file system: checkpoints are
-    uploaded there, and hosts take turns by a lease in it. Needs the extra ``storage``, and the
-    package of the file system (s3fs, gcsfs, sshfs). ``directory`` is then local to each host, and
-    has the same path on all of them."""
+    uploaded there, and a lease in it lets one host at a time run the job. Needs the extra
+    ``storage``, and the package of the file system (s3fs, gcsfs, sshfs). ``directory`` is then
+    local to each host, and has the same path on all of them."""
     lease: float = 60.0
-    """Seconds without a sign of life after which another host takes over. A host that cannot
-    reach the storage for half of it ends the job."""
+    """Seconds without a renewal of the lease after which another host takes over. A host that
+    cannot reach the storage for half of that time ends the job."""
     compress: Compression = "gzip"
     """Of the uploads: ``"gzip"``, ``"zstd"`` or ``"none"``."""
     encrypt_to: Iterable[str] = ()
@@ -141,15 +141,15 @@ class Job:
         """Start the command, or resume it; return when it has ended or was interrupted.
 
         While another supervisor runs the job, on this host or by the lease of the storage, wait for
-        so many seconds; None: without limit. The default is what the processes of a supervisor that
-        was killed take to end.
+        so many seconds; None: without limit. The default is enough for the processes of a killed
+        supervisor to end.
 
         SIGTERM, SIGINT, SIGHUP and SIGUSR1 to this process take a last checkpoint and return, if
         this is the main thread; before the command was started, nothing is started. The end of
         this process is that of the command, too.
 
-        Raises ``OptionError`` where the directory belongs to another command, ``ImagesError``
-        where it cannot be used.
+        Raises ``OptionError`` if the directory belongs to another command, ``ImagesError`` if it
+        cannot be used.
         """
         with held() as signals:
             return self._run(math.inf if wait is None else wait, signals)

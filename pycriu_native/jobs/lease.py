@@ -1,17 +1,18 @@
 """The lease of a job: one holder at a time between hosts that share a storage.
 
 Each holder has a token, one more than the one before. ``leases/TOKEN.json`` is created exclusively:
-of two that try, one gets the token. ``TOKEN.beat`` changes with each renewal. A lease that has not
-changed for its length, by the clock of the one that looks, is over; no clocks are compared. A
-holder that cannot renew ends its job before (``lease_holder.py``).
+of two processes that try, one gets the token. ``TOKEN.beat`` changes with each renewal. A lease
+that has not changed for its length, by the clock of the reader, has ended; clocks of hosts are not
+compared. A holder that cannot renew ends its job before (``lease_holder.py``).
 
 ``TOKEN.begun`` lists the commits of earlier tokens that count. It is made after the token, and
-never changed. What a former holder commits afterwards is not in it, and does not count, however
-late it is written. A holder commits, then looks for a higher token, and only then removes an older
-checkpoint: so the next holder's list has the commit, or the older checkpoint is still there.
+never changed. A later commit of a former holder is not in it, and does not count. A
+holder commits, then checks for a higher token, and only then removes an older checkpoint: so the
+next holder's list has the commit, or the older checkpoint still exists.
 
-Where the file system has no exclusive creation, two that try at the same time are told apart by
-what is there after a pause: then time limits alone decide. ``Lease.exclusive`` tells.
+Without exclusive creation in the file system, the content of the file after a pause decides between
+two processes that try at the same time: only time limits then exclude two holders
+(``Lease.exclusive``).
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from .storage import Storage
 
 FORMAT = 1
 
-PARTS = ("json", "beat", "begun", "end")
-
 
 class LeaseLost(CriuError):
     """Another holder has taken over."""
@@ -46,11 +45,11 @@ class Last:
     """``TOKEN.json``; None if it is not complete."""
     beat: bytes | None = None
     end: dict[str, Any] | None = None
-    """``TOKEN.end``: it was given back."""
+    """``TOKEN.end``: it was released."""
 
 
 def now() -> float:
-    """Seconds since the boot, with those that the machine was suspended for."""
+    """Seconds since the boot, including those in suspension."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -88,7 +87,7 @@ def token_of(commit: str) -> int:
 
 
 class Lease:
-    """A lease that is held."""
+    """A lease that this process holds."""
 
     def __init__(
         self, storage: Storage, token: int, content: bytes, until: float, *, exclusive: bool
@@ -100,10 +99,10 @@ class Lease:
         self.until = until
         """When the job must have ended unless it was renewed, as ``now()`` counts."""
         self.exclusive = exclusive
-        """Whether the storage creates a file only if it is not there."""
+        """Whether the storage has exclusive creation of files."""
 
     def begin(self, **about: Any) -> None:
-        """Decide which commits count, and remove the leases of before; the job may start then."""
+        """List the commits that count, and remove earlier leases; the job may start then."""
         commits = valid_commits(self._storage)
         self.check()
         body = {"commits": commits, **about}
@@ -130,7 +129,7 @@ class Lease:
             raise LeaseLost(f"the lease {self.token} of {self._storage.url} was lost to {newest}")
 
     def give_back(self, **how: Any) -> None:
-        """Let the next one have it at once; ``how`` tells how the job ended."""
+        """Release it for the next holder; ``how`` is the end of the job."""
         self._storage.write(_name(self.token, "end"), json.dumps(how).encode())
 
 
@@ -143,11 +142,12 @@ def acquire(
     held: float,
     check: Callable[[Last], object] = lambda last: None,
 ) -> Lease | None:
-    """The lease, when the one before is over; None if another holder has it.
+    """Acquire the lease when the one before has ended; None if another holder has it.
 
-    ``about["holder"]`` is the same for runs of which only one can exist at a time: a lease of the
-    same holder is over. ``wait`` waits so many seconds, and may raise. ``held`` seconds after its
-    beginning, the holder must have renewed it. ``check`` gets the lease before, and may raise.
+    ``about["holder"]`` is the same for runs of which only one can exist at a time: an earlier lease
+    of the same holder has ended. ``wait`` waits so many seconds, and may raise. ``held`` seconds
+    after its beginning, the holder must have renewed it. ``check`` gets the lease before, and may
+    raise.
     """
     last = last_lease(storage)
     check(last)
@@ -182,7 +182,7 @@ def acquire(
 
 
 def holder_of(lock: int, boot: str) -> str:
-    """Of all that hold this lock, one runs at a time: on this boot, this file."""
+    """The holder's name: this boot and this lock file, which one run at a time can hold."""
     seen = os.fstat(lock)
     return f"{boot}:{seen.st_dev}:{seen.st_ino}"
 
@@ -202,7 +202,7 @@ def _name(token: int, part: str) -> str:
 
 
 def _body(data: bytes | None) -> dict[str, Any] | None:
-    """A JSON object; None if it is not there, or not complete."""
+    """A JSON object; None if it does not exist or is incomplete."""
     try:
         body = json.loads(data or b"")
     except ValueError:

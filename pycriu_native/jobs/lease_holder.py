@@ -1,7 +1,7 @@
 """The process above the supervisor of a job with ``storage``: it holds the lease, and uploads.
 
 It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends with it. A
-timer of the kernel kills it, also while it is stopped, when the lease was not renewed in time: the
+timer of the kernel kills it, also while it is stopped, if the lease is not renewed in time: the
 job has ended before another host may start it.
 """
 
@@ -19,10 +19,11 @@ from typing import Any
 
 from .._support.held_signals import HeldSignals, ignore, unblock
 from .._support.unpatched import readable
+from .._system.host import boot_id
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError
-from .directory import BUSY, JobDirectory, State, StorageStatus, boot_id
+from .directory import BUSY, JobDirectory, State, StorageStatus
 from .job import FAILED, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, check_codecs, fetch
@@ -30,8 +31,8 @@ from .storage import Storage
 from .uploads import Uploads
 
 RENEWED, STOPPED, KILLED = 1 / 6, 0.5, 0.8
-"""As parts of the lease: when it is renewed; when a job whose lease cannot be is stopped, with a
-last checkpoint; when it is killed. The rest is for clocks that do not run alike."""
+"""Fractions of the lease: the time between renewals; the time without a renewal until the job is
+stopped, with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
 
 
 class Stopped(Exception):
@@ -113,7 +114,7 @@ class LeaseHolder:
         return lease
 
     def _check_same(self, last: Last, about: dict[str, Any]) -> None:
-        """The storage is of this job. ``ImagesError``."""
+        """Check that the storage belongs to this job. ``ImagesError``."""
         for name, what in (("command", "command"), ("path", "directory")):
             if last.about is not None and last.about[name] != about[name]:
                 raise ImagesError(
@@ -165,7 +166,7 @@ class LeaseHolder:
             self._give_back(lease)
 
     def _prepare(self, storage: Storage, lease: Lease) -> bool:
-        """Have the newest checkpoint in the directory; False if it cannot be had."""
+        """Fetch the newest checkpoint into the directory; False if that fails."""
         before = self._directory.status().started
         lease.begin()
         try:
@@ -220,7 +221,7 @@ class LeaseHolder:
                 send(signal.SIGTERM)
 
     def _give_back(self, lease: Lease) -> None:
-        """Let the next one have the lease at once; how the job ended, if it has."""
+        """Release the lease for the next holder, with the end of the job."""
         status = self._directory.status()
         code = status.exit_code if status.state is State.ENDED else None
         how = {"message": status.message, "host": status.host, "exit_code": code}
@@ -234,7 +235,7 @@ class LeaseHolder:
                 return
             except Exception as error:  # of any file system
                 if time.monotonic() >= until:
-                    self._report("lease not given back", f"the lease was not given back: {error!r}")
+                    self._report("lease not given back", f"the lease was not released: {error!r}")
                     return
             time.sleep(min(1.0, self._length * RENEWED))
 

@@ -1,7 +1,7 @@
-"""The supervisor's process: the first one of a pid and a mount namespace of its own.
+"""The process of the supervisor: the first one of a new pid and mount namespace.
 
-All that the job starts ends with it, and it ends with the process that runs the job. A process
-in between stays outside: it passes signals on, and its exit code is the supervisor's.
+All processes of the job end with it, and it ends with the process that runs the job. Its parent
+stays outside of the namespaces: it forwards signals, and exits with the supervisor's exit code.
 """
 
 from __future__ import annotations

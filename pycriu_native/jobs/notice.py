@@ -1,9 +1,9 @@
-"""Notices of an interruption to come: a command or a URL that is tried again and again.
+"""Notices of a coming interruption, from a command or a URL that is tried at intervals.
 
-A command's exit status 0, or the HTTP status 200, is a notice, unless its text says otherwise:
+Exit status 0 of the command, or HTTP status 200, is a notice, except with these texts:
 ``FALSE`` (Google's ``instance/preempted``), or a JSON object without ``Events`` (Azure's scheduled
-events). A JSON object with a ``time`` or ``NotBefore`` (Amazon's ``spot/instance-action``) tells
-when.
+events). A JSON object with a ``time`` or ``NotBefore`` (Amazon's ``spot/instance-action``) has
+the time of the interruption.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .._support.unpatched import Event, Thread
 EVERY = 5.0
 """Seconds between two attempts."""
 PATIENCE = 4.0
-"""Seconds that one may take."""
+"""Timeout of an attempt, in seconds."""
 NONE = ("false", "none", "null", "no")
 """Texts that are no notice."""
 
@@ -41,11 +41,11 @@ class NoticeWatch:
         self.text = ""
         self.until: float | None = None
         self.vague = True
-        """Whether the notice tells no time."""
+        """Whether there is a notice without a time."""
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left; None without a notice."""
+        """Remaining seconds; None without a notice."""
         return None if self.until is None else max(0.0, self.until - time.monotonic())
 
     def __enter__(self) -> NoticeWatch:
@@ -78,7 +78,7 @@ class NoticeWatch:
 
 
 def attempt(source: str) -> str | None:
-    """The text of a notice; None if there is none, or it cannot be learned."""
+    """The text of a notice; None if there is none, or the attempt fails."""
     is_url = source.startswith(("http://", "https://"))
     text = _fetched(source) if is_url else _printed(source)
     if text is None or text.strip().lower() in NONE:
@@ -119,7 +119,7 @@ def _printed(command: str) -> str | None:
 
 
 def seconds_left(text: str) -> float | None:
-    """The seconds until the interruption; None if the text does not tell."""
+    """The seconds until the interruption; None if the text has no time."""
     try:
         body: Any = json.loads(text)
     except ValueError:

@@ -36,7 +36,7 @@ class Commit:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Token and number under which it was taken; a later one is greater."""
+        """Token and number, which order checkpoints by time."""
         return identity(self.checkpoint)
 
 
@@ -57,7 +57,7 @@ def commits(storage: Storage) -> list[Commit]:
 
 
 class _Hashing:
-    """A stream of bytes that are counted and hashed on their way."""
+    """A stream that counts and hashes its bytes."""
 
     def __init__(self, stream: BinaryIO, check: Callable[[], object]) -> None:
         self._stream = stream
@@ -90,7 +90,7 @@ class _Hashing:
 
 
 def check_codecs(compress: Compression, encrypt_to: Sequence[str]) -> None:
-    """Raises ``OptionError`` and ``CriuError`` where uploads would."""
+    """Raise the ``OptionError`` or ``CriuError`` that uploads would raise."""
     with compressed(io.BytesIO(), compress):
         pass
     if encrypt_to:
@@ -126,7 +126,7 @@ def upload(
             )
         lease.check()
     except BaseException:
-        # What was written so far has been made a file by some file systems.
+        # Some file systems have created a file of the part that was written.
         with contextlib.suppress(Exception):
             storage.remove(name)
         raise
@@ -138,17 +138,17 @@ def upload(
         checkpoint=replace(checkpoint, path=""),
     )
     body = {key: value for key, value in asdict(made).items() if key != "name"}
-    # If this fails it may be there all the same, and the object stays.
+    # After an error the record may exist all the same, so the object is not removed.
     storage.write(f"commits/{record}", json.dumps(body).encode())
     lease.check()
     return made
 
 
 def prune(storage: Storage, lease: Lease, made: Commit, keep: int) -> None:
-    """Remove all but the newest ones, and what no commit refers to, after ``upload``."""
+    """After ``upload``: remove all but the newest ones, and objects without a commit."""
     kept = commits(storage)[:keep]
     if made.name not in {each.name for each in kept}:
-        return  # the file system does not list what was written
+        return  # the file system does not list new files yet
     # The record goes first: without it, the object does not count. What a later holder has made
     # stays, since this one may be late.
     names = {each.name for each in kept}
@@ -169,10 +169,10 @@ def fetch(
     check: Callable[[], object],
     damaged: Callable[[Commit, ImagesError], object],
 ) -> Commit | None:
-    """Bring the newest complete checkpoint, if the directory has none that is as new.
+    """Fetch the newest complete checkpoint, unless the directory has it.
 
-    ``damaged`` is called with each that is not as it was committed. What the directory has besides
-    is removed where it does not lead to that checkpoint. Raises ``ImagesError`` if there are
+    ``damaged`` is called with each that differs from its record. Checkpoints of the directory that
+    are no ancestors of the fetched one are removed. Raises ``ImagesError`` if there are
     checkpoints and all are damaged, and any ``Exception``.
     """
     known = commits(storage)
@@ -193,7 +193,7 @@ def fetch(
         sync(directory.checkpoints)
         return each
     if known and local == NONE:
-        raise ImagesError(f"none of {len(known)} checkpoints on {storage.url} is whole")
+        raise ImagesError(f"none of {len(known)} checkpoints on {storage.url} is complete")
     return None
 
 
@@ -204,7 +204,7 @@ def _fetched(
     decrypt_with: Sequence[str],
     check: Callable[[], object],
 ) -> str:
-    """A checkpoint in a directory of its own, whole. ``ImagesError``: it is damaged."""
+    """Fetch a checkpoint into a new directory, and verify it. ``ImagesError``: it is damaged."""
     directory.checkpoints.mkdir(mode=0o700, exist_ok=True)
     place = directory.checkpoints / "fetched"
     shutil.rmtree(place, ignore_errors=True)
@@ -217,6 +217,6 @@ def _fetched(
     except FileNotFoundError:
         raise ImagesError(f"{commit.object} is not there") from None
     if (read.size, read.sha256) != (commit.size, commit.sha256):
-        raise ImagesError(f"{commit.object} is not as it was uploaded")
+        raise ImagesError(f"{commit.object} was changed after its upload")
     verify(place, commit.checkpoint.digest)
     return str(place)

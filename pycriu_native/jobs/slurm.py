@@ -1,4 +1,4 @@
-"""Jobs in a batch script of SLURM: what its environment tells, and having them queued again."""
+"""Jobs in a batch script of SLURM: reads its environment, and requeues interrupted jobs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .directory import JobDirectory, State
 from .job import Job, JobResult
 
 REQUEUED_AFTER = (signal.SIGUSR1.name, "notice")
-"""What a job is queued again after. SIGTERM is that of ``scancel``, too; and SLURM itself queues a
-job again that it has preempted, or that has lost its node."""
+"""The interruptions after which a job is requeued. Not SIGTERM, which ``scancel`` also sends; SLURM
+itself requeues a job that it has preempted, or that has lost its node."""
 
 PATIENCE = 60.0
-"""Seconds for an answer of SLURM's controller."""
+"""Timeout of a response of SLURM's controller, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +28,11 @@ class SlurmJob:
     """The job of SLURM that this process runs in."""
 
     id: str
-    """Its number. It stays the same when the job is queued again; each task of an array has one."""
+    """Its number, which does not change when the job is requeued; each task of an array has one."""
     restarts: int
-    """How often it was queued again."""
+    """How often it was requeued."""
     submitted_from: str
-    """The directory that ``sbatch`` was called in."""
+    """The working directory of ``sbatch``."""
 
     @classmethod
     def current(cls, environ: Mapping[str, str] | None = None) -> SlurmJob:
@@ -45,7 +45,7 @@ class SlurmJob:
             rule = "the environment has no SLURM_JOB_ID: a batch script of SLURM is accepted"
             problems.append(Problem("slurm", True, rule))
         if nodes != "1":
-            rule = "a job runs on one host; have SLURM allocate one (#SBATCH --nodes=1)"
+            rule = "a job runs on one host; make SLURM allocate one (#SBATCH --nodes=1)"
             problems.append(Problem("SLURM_JOB_NUM_NODES", nodes, rule))
         if not restarts.isdecimal():
             problems.append(Problem("SLURM_RESTART_COUNT", restarts, "a number is accepted"))
@@ -63,7 +63,7 @@ class SlurmJob:
     def default_directory(self) -> str:
         """``pycriu-native-ID`` in the directory that the job was submitted from.
 
-        Raises ``OptionError`` where it is that of another job, whose number SLURM has used again.
+        Raises ``OptionError`` if it is that of another job: SLURM can reuse numbers.
         """
         path = Path(self.submitted_from) / f"pycriu-native-{self.id}"
         if not self.restarts and path.exists():
@@ -75,11 +75,11 @@ class SlurmJob:
         return str(path)
 
     def may_be_requeued(self) -> bool:
-        """Whether SLURM queues the job again if that is requested; also if it cannot be asked."""
+        """Whether SLURM accepts a request to requeue the job; True also if that is not known."""
         return " Requeue=0 " not in _scontrol("show", "job", "--oneliner", self.id).stdout
 
     def requeue(self) -> None:
-        """Have it queued again. SLURM then ends what runs of it. Raises ``CriuError``."""
+        """Requeue the job. SLURM then ends its processes. Raises ``CriuError``."""
         done = _scontrol("requeue", self.id)
         if done.returncode:
             why = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
@@ -87,10 +87,10 @@ class SlurmJob:
 
 
 def run_in_slurm(job: Job, slurm: SlurmJob | None = None) -> JobResult:
-    """Run a job; have SLURM queue it again if SIGUSR1 or a notice has interrupted it.
+    """Run a job; requeue it if SIGUSR1 or a notice has interrupted it.
 
-    It is not queued again where no checkpoint was taken in this run: it would never end. Raises
-    what ``Job.run`` raises, and ``OptionError`` where SLURM would not queue it again.
+    It is not requeued if no checkpoint was taken in this run: it would never end. Raises as
+    ``Job.run``, and ``OptionError`` if SLURM would not requeue it.
     """
     with held():  # SLURM sends SIGTERM to all processes of a job that it queues again
         return _run(job, slurm or SlurmJob.current())
@@ -119,7 +119,7 @@ def _run(job: Job, slurm: SlurmJob) -> JobResult:
 
 
 def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``scontrol``. The result tells what failed, also where it did not answer."""
+    """Run ``scontrol``; returns what failed, also if it did not respond."""
     try:
         return subprocess.run(
             ["scontrol", *words],

@@ -23,11 +23,11 @@ from ..errors import CriuError, OptionError, Problem
 class Storage:
     """Files of one storage, by their names below it.
 
-    File systems raise errors of all classes: each function may raise any ``Exception``.
+    File systems raise exceptions of any class: so can each function.
     """
 
     def __init__(self, url: str) -> None:
-        """``url`` is fsspec's, or a path. Raises ``OptionError`` where it names no file system."""
+        """``url`` is fsspec's, or a path. Raises ``OptionError`` for an unknown file system."""
         self.url = url
         try:
             fsspec = __import__("fsspec")
@@ -43,7 +43,7 @@ class Storage:
         self._root = str(root).rstrip("/")
 
     def make(self, *folders: str) -> None:
-        """Make folders, where the file system has such."""
+        """Create folders, if the file system has folders."""
         for folder in folders:
             self._fs.makedirs(self._path(folder), exist_ok=True)
 
@@ -72,9 +72,9 @@ class Storage:
             file.write(data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a small file that nothing else has made; whether it is ours.
+        """Create a small file exclusively; returns whether this process has created it.
 
-        ``data`` must be unique: what is there afterwards decides, as a response may be lost.
+        ``data`` must be unique: the content afterwards decides, since a response can be lost.
         """
         failed: Exception | None = None
         try:
@@ -88,13 +88,13 @@ class Storage:
         return there == data
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 
     @contextlib.contextmanager
     def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
-        """A file; what is written is on disk at the end, where the file system tells which."""
+        """A file for writing; it is synced at the end if the file system is local."""
         file: Any
         with self._fs.open(self._path(name), mode) as file:
             yield file

@@ -17,18 +17,19 @@ from .._rollback.put_back import RollBack
 from .._rollback.saved_files import save
 from .._support.held_signals import CHECKPOINTING, STOPPING, HeldSignals
 from .._support.unpatched import close, readable
+from .._system.host import boot_id
 from .._system.process import stat_of
 from .._system.process_tree import process_tree
 from ..errors import CriuError, ImagesError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from .checkpoints import is_helper, resume, take
-from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State, boot_id
+from .directory import NOT_BEGUN, Checkpoint, JobDirectory, State
 from .job import FAILED
 from .notice import NoticeWatch
 
 FIRST_PID = 1000
-"""The pids below are for the supervisor's own processes, which come and go: they must not take one
-that a restore needs."""
+"""The supervisor's own processes get pids below this, so that they do not use one that a restore
+needs."""
 
 DEATHS = (*STOPPING, CHECKPOINTING, signal.SIGKILL)
 """Signals by which a command ends that was interrupted, and has not ended by itself."""
@@ -37,16 +38,16 @@ UNTIL_SIGNAL = 0.2
 """Seconds in which a signal that was sent to all processes has come here, too."""
 
 FIRST = 0.1
-"""When the first checkpoint is taken, as a part of the interval."""
+"""The fraction of the interval until the first checkpoint."""
 
 KEPT_EVERY = 0.2
 """Seconds between two attempts to write the last status."""
 
 ATTEMPTS = 3
-"""How often a restore is tried that fails for another reason than its images."""
+"""Number of attempts of a restore that fails for another reason than its images."""
 
 MARGIN = 1.25
-"""By how much the next checkpoint may take longer than the last ones."""
+"""Factor for the expected duration of the next checkpoint, from those before."""
 
 
 class Supervisor:
@@ -60,7 +61,7 @@ class Supervisor:
         outside: int,
         start: int,
     ) -> None:
-        """``outside`` is our pid in the namespace outside, ``start`` our start time."""
+        """``outside`` is this process's pid in the outer namespace, ``start`` its start time."""
         self._spec = spec
         self._directory = directory
         self._options = CriuOpts.from_dict(spec["options"])
@@ -83,10 +84,10 @@ class Supervisor:
         """Whether the status is written."""
         self._pid = 0
         self._criu_was_lost = False
-        """Whether the last checkpoint failed since CRIU was killed: that can cost the command its
-        life, which is no end of its own."""
+        """Whether the last checkpoint failed because CRIU was killed: the command can be killed by
+        that, which counts as an interruption."""
         self._stop_by: float | None = None
-        """When the job must have ended, on the monotonic clock; None: nothing has asked for it."""
+        """Latest end of the job, on the monotonic clock; None: no end was requested."""
 
     def run(self) -> int:
         """Exit code 0: the status tells how it ended; 1: it has not begun."""
@@ -134,7 +135,7 @@ class Supervisor:
         return True
 
     def _resume(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint could be restored; tried again unless its images are at fault."""
+        """Restore a checkpoint; False if that fails. Repeated unless the images are the cause."""
         for _ in range(ATTEMPTS):
             if self._signals.stopped is not None:
                 break
@@ -176,13 +177,13 @@ class Supervisor:
         if again:
             self._change(state=State.RUNNING, restarted=self._status.restarted + 1)
             why = f"none of {lost} checkpoints can be restored" if lost else "it had no checkpoint"
-            self._report("started over", f"started from the beginning again: {why}")
+            self._report("started over", f"started again from the beginning: {why}")
         else:
             self._change(state=State.RUNNING, started=now)
             self._report("started", "started")
 
     def _roll_back_to_start(self, outputs: list[Any]) -> None:
-        """Have the files as they were before the first start, of which this may be a repetition."""
+        """Save the files before the first start; before another start, restore them."""
         start = self._directory.start
         if start.is_dir():
             at = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -249,7 +250,7 @@ class Supervisor:
             os.read(self._wake, 4096)
 
     def _take_signals(self) -> set[int]:
-        """The signals that came; one that stops sets the time by which to end."""
+        """Handle the received signals. One that stops the job sets the time of its end."""
         result = set()
         for number, when in self._signals.take():
             result.add(number)
@@ -275,7 +276,7 @@ class Supervisor:
             seen = stat_of(self._pid)
             if (seen is None or seen.has_ended) and not last:
                 self._criu_was_lost |= isinstance(error, WorkerDiedError)
-                return False  # it has come to its end meanwhile
+                return False  # it has ended meanwhile
             self._criu_was_lost = isinstance(error, WorkerDiedError)
             self._change(failures=self._status.failures + 1)
             self._report("checkpoint failed", str(error))
@@ -317,7 +318,7 @@ class Supervisor:
             )
         ended = self._reap()
         if ended is not None and ended >= 0:
-            self._ended(ended)  # it came to its end before the checkpoint
+            self._ended(ended)  # it ended before the checkpoint
             return
         self._change(state=State.INTERRUPTED)
         count = len(self._directory.all_checkpoints())
@@ -332,7 +333,7 @@ class Supervisor:
             if seen is None or not seen.has_ended or seen.parent != os.getpid():
                 continue
             if pid != self._pid and is_helper(pid):
-                continue  # it is waited for where it was started
+                continue  # the process that started it waits for it
             with contextlib.suppress(ChildProcessError):
                 _, status = os.waitpid(pid, os.WNOHANG)
                 if pid == self._pid:
@@ -398,7 +399,7 @@ class Supervisor:
 def _words(made: Checkpoint, took: float) -> str:
     return (
         f"checkpoint {made.number}: {made.bytes / 2**20:.1f} MiB in {took:.2f} s, of which the "
-        f"command stood still for {made.frozen:.2f} s"
+        f"command was frozen for {made.frozen:.2f} s"
     )
 
 

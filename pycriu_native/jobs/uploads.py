@@ -1,4 +1,4 @@
-"""The uploads of a running job: a thread that brings its newest checkpoint to the storage."""
+"""The thread that uploads the newest checkpoint of a running job to the storage."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from .remote_checkpoints import Commit, commits, identity, prune, upload
 from .storage import Storage
 
 LOOK = 0.5
-"""Seconds between two looks for a new checkpoint."""
+"""Seconds between two checks for a new checkpoint."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds until a failed upload is tried again: the first time, and at most."""
 
 PATIENCE = 10.0
-"""Seconds that are left to an upload which is not needed any more, to remove what it has made."""
+"""Seconds that a cancelled upload gets to remove its files."""
 
 Report = Callable[..., None]
 """``report(event, message, counts)``: report an event, and change the status by ``counts``."""
 
 
 class Cancelled(Exception):
-    """The upload is not needed any more."""
+    """The upload was cancelled."""
 
 
 class Uploads:
-    """Uploads behind the job: one at a time, and always of the newest checkpoint."""
+    """Uploads beside the job: one at a time, and always of the newest checkpoint."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Uploads:
         report: Report,
         lost: Callable[[str], None],
     ) -> None:
-        """``lost`` is called where another holder has the lease."""
+        """``lost`` is called if another holder has the lease."""
         self._storage = storage
         self._lease = lease
         self._directory = directory
@@ -60,10 +60,9 @@ class Uploads:
         self._thread.start()
 
     def finish(self, until: float) -> bool:
-        """Upload the newest checkpoint, which is the last; whether it is there.
+        """Upload the last checkpoint; returns whether the storage has it.
 
-        After ``until``, on the monotonic clock, no upload is begun; one that is under way is
-        completed.
+        After ``until``, on the monotonic clock, no upload is begun; a running one is completed.
         """
         self._until, self._over = until, True
         self._changed.set()

@@ -95,7 +95,7 @@ def run_source(
         except BaseException as error:
             channel.part("failed", str(error))
             workspace.remove()
-            _say_where(error, phases, f"migration of pid {number} failed", "the source runs on")
+            _add_state(error, phases, f"migration of pid {number} failed", "the source runs on")
             raise
 
 
@@ -160,7 +160,7 @@ def run_destination(
             destination.close()
             workspace.remove()
             channel.part("failed", str(error) or type(error).__name__)
-            _say_where(error, phases, "taking a process in failed", "nothing is left here")
+            _add_state(error, phases, "taking a process in failed", "nothing is left here")
             raise
         channel.part()
         return result
@@ -222,10 +222,10 @@ def _remove_temporary(workspace: Workspace) -> None:
         workspace.remove()
 
 
-def _say_where(error: BaseException, phases: Phases, what: str, tail: str) -> None:
+def _add_state(error: BaseException, phases: Phases, what: str, tail: str) -> None:
     """Add the phase, and the state of the process, to an error."""
     if isinstance(error, MigrationError):
-        whose = "the other side gave up: " if error.by_peer else ""
+        whose = "the other side ended it: " if error.by_peer else ""
         error.phase = error.phase or phases.name
         error.message = f"{what} ({error.phase}): {whose}{error.message}; {tail}"
         error.args = (error.message,)

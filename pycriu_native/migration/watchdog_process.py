@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import Any
 
 DEATH_TIMEOUT = 10.0
-"""Seconds to wait for the death of killed processes."""
+"""Seconds to wait for the end of killed processes."""
 
 INVALID_COMMAND = b"\xff" * 32
 """Not a command of the page protocol: CRIU stops serving, and resumes the process."""
@@ -74,7 +74,7 @@ def stop_tree(pid: int, start: str) -> None:
 
 
 def end_tree(pid: int, start: str) -> bool:
-    """Kill a process and its descendants, and wait for their death. Returns whether they died."""
+    """Kill a process and its descendants, and wait for their end. Returns whether they ended."""
     if not start or start_of(pid) != start:
         return True
     _signal_all(tree(pid), signal.SIGSTOP)

@@ -1,8 +1,8 @@
-"""The command line of the ``criu`` program that does the same, and back.
+"""Converts options to and from a command line of the ``criu`` program.
 
-Read as ``getopt_long`` reads it: options may stand before and behind the command, short ones
-may be joined, ``--`` ends them, and long ones may be abbreviated: to what is the beginning of one
-option only, of all releases. Facts: CRIU's ``criu/config.c`` and ``criu/crtools.c``.
+It is parsed as by ``getopt_long``: options can precede and follow the command, short ones can be
+joined, ``--`` ends them, and long ones can be abbreviated if no other option of any release begins
+with the abbreviation. Sources: CRIU's ``criu/config.c`` and ``criu/crtools.c``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAST = {
     Verb.RESTORE_CHILD: "--restore-sibling",
     Verb.PAGE_SERVER: "--daemon",
 }
-"""Words that the verb stands for."""
+"""Flags that the verb implies."""
 
 LETTERS = {
     **SHORT,
@@ -54,7 +54,7 @@ OTHER_COMMANDS = {
     "exec": "CRIU has removed it",
     "show": "CRIU has removed it: images.decode() shows images",
 }
-"""Commands that are no verb, and what there is instead."""
+"""Commands without a verb, and the reason or replacement."""
 
 CURRENT_DIRECTORY = "."
 """The images directory of a command line that names none."""
@@ -64,10 +64,10 @@ REFUSED_ELSEWHERE = ("inherit_fds", "mntns_compat_mode", "lazy_pages", "stream")
 """Options that criu refuses, and does not ignore, with some other commands."""
 
 READ_FIRST = frozenset(("-h", "--help", "--config", "--no-default-config"))
-"""Words that criu looks for anywhere in its command line, before it reads it properly."""
+"""Arguments that criu searches anywhere in its command line, before it parses it."""
 
 
-# ---- from options to words ----
+# ---- from options to arguments ----
 
 
 def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
@@ -79,7 +79,7 @@ def to_argv(opts: Fields, verb: Verb | str, pid: int | None) -> list[str]:
 
 
 def chosen(opts: Fields, verb: Verb | str) -> Verb:
-    """The verb that is meant: ``dump`` with ``pre_dump`` set is a pre-dump."""
+    """The verb; ``dump`` with ``pre_dump`` set is a pre-dump."""
     result = {str(each): each for each in COMMANDS}.get(str(verb))
     if result is None:
         rule = f"one of {', '.join(map(str, COMMANDS))} is accepted"
@@ -88,10 +88,10 @@ def chosen(opts: Fields, verb: Verb | str) -> Verb:
 
 
 def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[Problem]]:
-    """The command line for all that it can say, and what it cannot."""
+    """The command line for all that it can express, and a problem for each other option."""
     problems = list(foreign_options(opts, verb))
-    flags, unsaid = to_flags(_expressible(opts.only_for(verb), verb))
-    problems += unsaid
+    flags, refused = to_flags(_expressible(opts.only_for(verb), verb))
+    problems += refused
     if verb in SERVERS and not any(word.flag in ("--address", "--ps-socket") for word in flags):
         rule = "an address or a descriptor is required: criu would listen on every address"
         problems.append(Problem("page_server", opts.page_server, rule))
@@ -117,7 +117,7 @@ def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[
 
 
 def _expressible(opts: Fields, verb: Verb) -> Fields:
-    """The options without those that the command and its last words express."""
+    """The options without those that the command and its last arguments express."""
     server = opts.page_server
     if verb in SERVERS and isinstance(server, PageServer) and server.address and not server.port:
         server = replace(server, port=None)  # CRIU chooses one unless a port is given
@@ -131,7 +131,7 @@ def _tree(verb: Verb, pid: int | None, problems: list[Problem]) -> list[str]:
         return []
     if pid is None:
         problems.append(
-            Problem("pid", None, "a criu of the command line cannot be asked by itself")
+            Problem("pid", None, "a pid is required: the criu program cannot dump its caller")
         )
         return []
     return [f"--tree={pid}"]
@@ -141,10 +141,10 @@ def _misread(word: Word) -> Iterator[Problem]:
     value = word.value or ""
     alone = word.flag == "--"
     if (alone and value in READ_FIRST) or (word.flag != "--config" and "--config=" in value):
-        yield Problem(word.field, value, "criu would take this word for an option of its own")
+        yield Problem(word.field, value, "criu would read this argument as an option")
 
 
-# ---- from words to options ----
+# ---- from arguments to options ----
 
 
 def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, Opts]:
@@ -165,7 +165,7 @@ def from_argv(cls: type[Opts], words: Sequence[str]) -> tuple[Verb, int | None, 
         rule = "criu refuses it without --restore-detached"
         reader.problems.append(Problem("--restore-sibling", None, rule))
     if not reader.executes:
-        reader.problems += [Problem("words", word, "is one word too many") for word in rest]
+        reader.problems += [Problem("words", word, "is an argument too many") for word in rest]
     elif verb is not None and verb is not Verb.RESTORE:
         reader.problems.append(Problem("--exec-cmd", None, "belongs to restore"))
     reader.finish(rest, serves=verb in SERVERS)
@@ -210,7 +210,7 @@ def _verb(name: tuple[str, ...], reader: FlagParser) -> Verb | None:
 
 
 def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
-    """Read the options; what is left are the command and what it is to run."""
+    """Read the options; returns the other arguments."""
     remaining: list[str] = []
     following = iter(words)
     for word in following:

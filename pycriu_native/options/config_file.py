@@ -1,14 +1,14 @@
-"""CRIU's configuration files: options as text, and back.
+"""Converts options to and from CRIU's configuration files.
 
-A file has one option a line, named as on the command line but without its dashes. CRIU's reader
-has edges, which are kept here on both ways (seen in 3.17 to 4.3):
+A file has one option in each line, as on the command line but without its dashes. CRIU's parser
+has these special cases (3.17 to 4.3), which this module follows:
 
-* ``name=value`` without a blank is taken as it is, ``#`` included
+* in ``name=value`` without a blank, ``#`` is part of the value
 * ``name value`` and ``name "value"`` end at a ``#``, even within the quotes
-* a quoted value may have blanks only near its beginning
-* an option whose value may be left out needs ``=``: in ``verbosity 4`` the 4 is ignored
+* a quoted value can have blanks only near its beginning
+* an option with an optional value needs ``=``: in ``verbosity 4`` the 4 is ignored
 
-Where a value cannot be written so that CRIU reads it back, writing is refused.
+A value that CRIU would read differently is refused.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .flag_values import Takes
 from .flags import FlagParser, Opts, Word, to_flags
 
 SPACE = " \t\n\v\f\r"
-"""What CRIU takes for white space."""
+"""White space for CRIU."""
 
-UNSAYABLE = {
-    "exec_cmd": "a file has no place for the command",
-    "config_file": "CRIU reads no file for another",
-    "network_lock": "as the config_file of a request it crashes CRIU before 4.2.1; set the field",
+NOT_IN_FILES = {
+    "exec_cmd": "a file cannot have the command",
+    "config_file": "CRIU does not read a file that another one names",
+    "network_lock": "in the config_file of a request it crashes CRIU before 4.2.1; set the field",
 }
-"""Fields with a word that a configuration file must not have."""
+"""Fields with a flag that a configuration file must not have."""
 
 
 # ---- from options to text ----
@@ -37,12 +37,12 @@ UNSAYABLE = {
 
 def to_config(opts: Fields) -> str:
     """See ``CriuOpts.to_config``."""
-    words, problems = to_flags(opts, UNSAYABLE)
+    words, problems = to_flags(opts, NOT_IN_FILES)
     lines = []
     for word in words:
         line = _line(word)
         if line is None:
-            rule = "no line of a configuration file can hold this value: CRIU would misread it"
+            rule = "a configuration file cannot have this value: CRIU would misread it"
             problems.append(Problem(word.field, word.value, rule))
         else:
             lines.append(line + "\n")
@@ -52,7 +52,7 @@ def to_config(opts: Fields) -> str:
 
 
 def _line(word: Word) -> str | None:
-    """A line that CRIU reads as this word; None if there is none."""
+    """A line that CRIU reads as this flag and value; None if there is none."""
     name = word.flag.removeprefix("--")
     if word.value is None:
         return name
@@ -82,7 +82,7 @@ def from_config(cls: type[Opts], text: str) -> Opts:
 
 
 def read_config(text: str, *, lazy: bool = False) -> FlagParser:
-    """What a file says, and what is wrong with it; ``lazy``: its request has lazy pages."""
+    """Parse a file; ``lazy``: its request has lazy pages."""
     reader = FlagParser()
     for number, line in enumerate(text.split("\n"), 1):
         try:
@@ -94,9 +94,9 @@ def read_config(text: str, *, lazy: bool = False) -> FlagParser:
     if reader.pid is not None:
         reader.problems.append(Problem("--tree", reader.pid, "is no option: give it to the verb"))
     if reader.prints_version:
-        reader.problems.append(Problem("--version", None, "version() asks for that"))
+        reader.problems.append(Problem("--version", None, "use version() instead"))
     if reader.sibling:
-        reader.problems.append(Problem("--restore-sibling", None, "restore_child() does that"))
+        reader.problems.append(Problem("--restore-sibling", None, "use restore_child() instead"))
     reader.finish(lazy=lazy)
     return reader
 
@@ -123,8 +123,8 @@ def _take(reader: FlagParser, words: list[str]) -> None:
 
 
 def statement(line: str) -> list[str]:
-    """The words of a command line that a line stands for; ``ValueError`` where CRIU refuses it."""
-    # CRIU counts bytes, so that is what a character must be here.
+    """The equivalent arguments of a command line; ``ValueError`` if CRIU refuses the line."""
+    # CRIU counts bytes: in latin-1 each byte is a character.
     in_bytes = os.fsencode(line).decode("latin-1")
     return [os.fsdecode(word.encode("latin-1")) for word in _statement(in_bytes)]
 
@@ -144,7 +144,7 @@ def _statement(line: str) -> list[str]:
     if rest.startswith('""'):
         return ["--" + name, ""]
     if rest.startswith('"'):
-        # From here on CRIU counts from the value's place in the line, not in the value.
+        # From here on CRIU counts from the start of the line, not of the value.
         value, checked = _quoted(rest), start + 2
     else:
         value, checked = rest, max(rest.find(" "), 0)
@@ -152,7 +152,7 @@ def _statement(line: str) -> list[str]:
     if escapes:
         value = value.replace('\\"', '"')
         checked += escapes + 1
-    # A comment is cut off, but what CRIU looks at next may lie behind the cut.
+    # A comment is cut off, but CRIU's next check may read the part after the cut.
     value, _, cut = value.partition("#")
     tail = value[checked:] if checked <= len(value) else cut[checked - len(value) - 1 :]
     if " " in tail and tail[:-1].strip(SPACE):
@@ -179,7 +179,7 @@ def _closing(rest: str) -> int:
 
 
 def _quotes(rest: str) -> Iterator[int]:
-    # The character right behind the opening quote is never looked at.
+    # CRIU skips the character after the opening quote.
     index = rest.find('"', 2)
     while index >= 0:
         yield index

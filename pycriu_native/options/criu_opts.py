@@ -1,7 +1,7 @@
-"""CriuOpts: what CRIU is asked to do, as one value.
+"""CriuOpts: the options of a call, as one value.
 
-The fields are in ``fields.py``; here are their other forms: a command line, a configuration
-file, runc's JSON. The modules of those are imported when they are used, which saves start-up time.
+The fields are in ``fields.py``. The methods here convert them to and from a command line, a
+configuration file, and runc's JSON; the modules that do so are imported on first use.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ __all__ = ["CriuOpts", "StrPath"]
 class CriuOpts(Fields):
     """The options of a dump, pre-dump or restore.
 
-    A value: frozen, hashable, comparable, picklable. ``None`` leaves a field to CRIU: nothing
-    is sent. ``dataclasses.replace`` makes a variant. What is written is checked and brought
-    into one form when the object is made; :class:`~pycriu_native.OptionError` lists all that
-    is wrong. Whether the options fit a verb is checked by the verb, before anything is touched.
+    A value: frozen, hashable, comparable, picklable. A field that is ``None`` is not sent, and
+    CRIU's default applies. ``dataclasses.replace`` makes a variant. Values are checked and
+    normalized when the object is made; :class:`~pycriu_native.OptionError` lists all problems.
+    Whether the options fit a verb is checked by the verb, before anything is touched.
 
     Synchronization: immutable, so safe to share between threads.
     """
 
-    # ---- other forms: exact on all that they can express, the rest is refused by name ----
+    # ---- other forms: conversion is lossless; what a form cannot express is refused ----
 
     def to_argv(self, verb: Verb | str, pid: int | None = None) -> list[str]:
-        """The command line of the ``criu`` program that does the same, as a list of words.
+        """The equivalent command line of the ``criu`` program, as a list of arguments.
 
-        Descriptors in it are numbers of the process that runs it. Not said: the name of the log,
-        which the verbs choose where ``log_file`` does not (``criu`` then logs to standard error).
-        A ``config_file`` is said as ``--config``, which loses to the options beside it, where the
-        one of a request wins. ``OptionError`` names all that no command line can say: a False
-        that has no ``--no-`` form, a descriptor for a directory, fields without a word.
+        Descriptors in it are numbers of the process that runs it. Without ``log_file`` it has no
+        log file, and ``criu`` logs to standard error; the verbs choose a name then. Options of the
+        command line override those of ``--config``, while a ``config_file`` overrides those of a
+        request. ``OptionError`` names all that a command line cannot express: a False without a
+        ``--no-`` form, a descriptor for a directory, fields without a flag.
         """
         from . import command_line
 
@@ -45,16 +45,15 @@ class CriuOpts(Fields):
 
     @classmethod
     def from_argv(cls, words: Sequence[str]) -> tuple[Verb, int | None, Self]:
-        """Verb, pid and options of a ``criu`` command line, with or without the program in front.
+        """Verb, pid and options of a ``criu`` command line, with or without the program's name.
 
-        Long, abbreviated and short options. The verb is ``restore-child`` with
+        Options can be long, abbreviated or short. The verb is ``restore-child`` with
         ``--restore-sibling``, ``page-server`` for a page server with ``--daemon`` and
-        ``page-server-child`` for one without, ``version`` with ``--version``. Options of pre-dump
-        come with ``pre_dump`` set. A restore is always detached, and the pid that it may name is
-        dropped, as are the other options that ``criu`` ignores with the command. Without ``-D`` the
-        images are in ``"."``; ``-o -`` becomes ``log_to_stderr``. A page server without an address
-        listens on ``0.0.0.0``.
-        ``OptionError`` lists what is unknown, or has no field here: ``--help``, ``--ms``, and the
+        ``page-server-child`` for one without, ``version`` with ``--version``. For a pre-dump,
+        ``pre_dump`` is set. A restore is always detached; its pid, and other options that ``criu``
+        ignores with the command, are ignored. Without ``-D`` the images are in ``"."``; ``-o -``
+        becomes ``log_to_stderr``. A page server without an address listens on ``0.0.0.0``.
+        ``OptionError`` lists what is unknown, or has no field: ``--help``, ``--ms``, and the
         commands ``service`` and ``swrk``.
         """
         from . import command_line
@@ -62,11 +61,11 @@ class CriuOpts(Fields):
         return command_line.from_argv(cls, words)
 
     def to_config(self) -> str:
-        """The text of a CRIU configuration file that asks for the same.
+        """The text of a CRIU configuration file with these options.
 
-        To be written as bytes by ``os.fsencode``. Refused with ``OptionError``, besides what a
-        command line cannot say: ``network_lock``, which in the file of a request crashes CRIU
-        before 4.2.1; ``exec_cmd``; and values that CRIU's reader would cut or split.
+        Write it as bytes, by ``os.fsencode``. ``OptionError`` names what a command line cannot
+        express, and also: ``network_lock``, which in the file of a request crashes CRIU before
+        4.2.1; ``exec_cmd``; and values that CRIU's parser would truncate or split.
         """
         from . import config_file
 
@@ -74,7 +73,7 @@ class CriuOpts(Fields):
 
     @classmethod
     def from_config(cls, text: str) -> Self:
-        """Options from the text of a CRIU configuration file, read with all of CRIU's edges.
+        """Options from the text of a CRIU configuration file, parsed as CRIU does.
 
         ``OptionError`` lists the lines that CRIU refuses or ignores, and those without a field.
         """
@@ -85,8 +84,8 @@ class CriuOpts(Fields):
     def to_runc(self) -> dict[str, Any]:
         """runc's ``CriuOpts`` (1.3 and later) with these values, by its JSON field names.
 
-        Whole: what is unset here is there with the value that means so. ``OptionError`` names
-        what runc lacks, and values that it takes for unset, such as False.
+        All of runc's fields are present; those of unset options have the value that means unset.
+        ``OptionError`` names what runc lacks, and values that mean unset to it, such as False.
         """
         from . import runc_json
 
@@ -97,8 +96,8 @@ class CriuOpts(Fields):
         """Options from runc's ``CriuOpts`` as JSON, of any of its releases.
 
         Zero values, and -1 or 0 for the descriptor, mean unset. Fields may be missing. A page
-        server gets no ``clear_text`` from it: runc never asks whether memory may cross the network
-        so, and nobody has said yes. Off loopback and without ``tls`` a verb then asks for that.
+        server does not get ``clear_text``, which runc does not have: a verb refuses an address
+        other than loopback without ``tls``, until the caller sets it.
         """
         from . import runc_json
 

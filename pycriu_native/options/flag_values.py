@@ -20,7 +20,7 @@ from .values import descriptor_number
 DEFAULT_LOG_LEVEL = 2
 HIGHEST_LOG_LEVEL = 4
 CPU_NAMES = {"fpu": 1, "cpu": 2, "ins": 4}
-"""Bits of ``cpu_cap`` that have a name; the fourth, image, CRIU sets by itself."""
+"""Bits of ``cpu_cap`` that have a name; CRIU always sets the fourth, image."""
 CPU_ALL = 7
 CPU_DEFAULT = CPU_NAMES["fpu"] | CPU_NAMES["ins"]
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -46,24 +46,24 @@ class Spelling:
         raise NotImplementedError
 
     def read(self, word: str | None, before: Any) -> object:
-        """The value, where ``before`` is what earlier words have made of it."""
+        """The value; ``before`` is that of the flags before."""
         raise NotImplementedError
 
     def accepts(self, word: str | None) -> bool:
-        """Whether this is the spelling meant, of several that share a flag."""
+        """Whether the value is of this kind, if several kinds share a flag."""
         return self.takes is Takes.PERHAPS or (word is None) == (self.takes is Takes.NOTHING)
 
 
 @dataclass(frozen=True)
 class Alone(Spelling):
-    """A flag without a value; it stands for one value only."""
+    """A flag without a value, which means one value only."""
 
     means: object = True
     takes = Takes.NOTHING
 
     def write(self, value: Any) -> list[str | None]:
         if value != self.means:
-            raise ValueError(f"only {self.means!r} can be said; leave it unset")
+            raise ValueError(f"only {self.means!r} can be expressed; leave it unset")
         return [None]
 
     def read(self, word: str | None, before: Any) -> object:
@@ -90,7 +90,7 @@ class Plain(Spelling):
 
     def write(self, value: Any) -> list[str | None]:
         if not isinstance(value, str):
-            raise ValueError("only a path can be said there, not a descriptor")
+            raise ValueError("only a path can be expressed there, not a descriptor")
         return [value]
 
     def read(self, word: str | None, before: Any) -> object:
@@ -127,7 +127,7 @@ class Verbosity(Digits):
             level = (DEFAULT_LOG_LEVEL if before is None else before) + 1 + len(word or "")
         else:
             level = whole_number(word)
-        return min(level, HIGHEST_LOG_LEVEL)  # CRIU has nothing more to say above it
+        return min(level, HIGHEST_LOG_LEVEL)  # higher levels log the same
 
 
 class CpuNames(Spelling):
@@ -138,7 +138,8 @@ class CpuNames(Spelling):
     def write(self, value: Any) -> list[str | None]:
         names = [name for name, bit in CPU_NAMES.items() if value & bit]
         if value & ~CPU_ALL or not names:
-            raise ValueError("a sum of 1 (fpu), 2 (cpu) and 4 (ins) can be said; 8 is always set")
+            rule = "a sum of 1 (fpu), 2 (cpu) and 4 (ins) can be expressed; 8 is always set"
+            raise ValueError(rule)
         return [",".join(["none", *names])]
 
     def read(self, word: str | None, before: Any) -> object:
@@ -159,7 +160,7 @@ class CpuNames(Spelling):
             else:
                 raise ValueError("cpu, fpu, ins, all, none, with commas and ^, is accepted")
         if not mask:
-            raise ValueError("a request cannot say 'none': CRIU then still looks at the image")
+            raise ValueError("a request cannot express 'none': CRIU would check the image then")
         return mask
 
 
@@ -169,9 +170,9 @@ class Name(Spelling):
 
     members: type[IntEnum]
     silent: Collection[IntEnum] = ()
-    """Members that have no word."""
+    """Members without a name on the command line."""
     also: tuple[tuple[str, IntEnum], ...] = ()
-    """Other words that are understood."""
+    """Other names that are accepted."""
 
     def _names(self) -> dict[str, IntEnum]:
         return {m.name.lower(): m for m in self.members if m not in self.silent}
@@ -180,7 +181,7 @@ class Name(Spelling):
         for name, member in self._names().items():
             if member is value:
                 return [name]
-        raise ValueError(f"{', '.join(self._names())} can be said")
+        raise ValueError(f"{', '.join(self._names())} can be expressed")
 
     def read(self, word: str | None, before: Any) -> object:
         result = {**self._names(), **dict(self.also)}.get(word or "")
@@ -194,7 +195,7 @@ class Net(Spelling):
 
     def write(self, value: Any) -> list[str | None]:
         if value != kinds.Namespaces.NET:
-            raise ValueError("only 'net' can be said; leave it unset")
+            raise ValueError("only 'net' can be expressed; leave it unset")
         return ["net"]
 
     def read(self, word: str | None, before: Any) -> object:

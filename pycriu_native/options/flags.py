@@ -1,8 +1,8 @@
-"""How options are written as words: what command lines and configuration files share.
+"""Converts options to and from the long options of command lines and configuration files.
 
-Both name an option by its long option (the row's ``flag``), with a value where it has one.
-:func:`to_flags` goes from options to words, :class:`FlagParser` back. The way out is exact: what
-would come back as something else is refused. Facts: CRIU's ``criu/config.c``.
+Each option has a flag (``flag`` of its row), mostly with a value. :func:`to_flags` converts options
+to flags, :class:`FlagParser` converts flags to options. Options that would be read back as other
+values are refused. Source: CRIU's ``criu/config.c``.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from .values import PageServer
 Opts = TypeVar("Opts", bound=Fields)
 
 NO_WORDS = {
-    "images_dir": "images_directory says the same there",
-    "pre_dump": "the verb says it",
-    "pidfd_store_sk": "only a request can say it",
-    "orphan_pts_master": "only a request can say it",
-    "log_to_stderr": "criu logs there whenever no log_file is named",
+    "images_dir": "images_directory has the same meaning there",
+    "pre_dump": "the command expresses it",
+    "pidfd_store_sk": "only a request can have it",
+    "orphan_pts_master": "only a request can have it",
+    "log_to_stderr": "criu logs there unless log_file is set",
 }
-"""Fields that have no word of their own, and why."""
+"""Fields without a flag, and why."""
 
 
 class Word(NamedTuple):
-    """A long option as it is said."""
+    """One flag with its value."""
 
     flag: str
     """With its dashes."""
     value: str | None = None
     field: str = ""
-    """The field that it says."""
+    """The field that it sets."""
 
 
-# ---- from options to words ----
+# ---- from options to flags ----
 
 
 def to_flags(
     opts: Fields, without_flag: Mapping[str, str] = MappingProxyType({})
 ) -> tuple[list[Word], list[Problem]]:
-    """The words for all that is set, and what cannot be said; ``without_flag`` adds to the latter.
+    """The flags of all options that are set, and a problem for each that cannot be expressed.
 
-    An empty list says nothing in a request either, and is left out.
+    ``without_flag`` has further fields that cannot, with the reason. Empty lists are left out: they
+    have no effect in a request either.
     """
     words: list[Word] = []
     problems: list[Problem] = []
@@ -57,22 +58,23 @@ def to_flags(
         try:
             why = NO_WORDS.get(row.name) or without_flag.get(row.name)
             if why or row.flag is None:
-                raise ValueError(f"cannot be said there: {why or 'no release of criu has a word'}")
+                reason = why or "no release of criu has a flag"
+                raise ValueError(f"cannot be expressed there: {reason}")
             if row.implies and getattr(opts, row.implies) is not True:
-                raise ValueError(f"{row.flag} says {row.implies}=True as well: set it")
-            words += _ITEMS[row.name](opts) if row.name in _ITEMS else _say(row, row.flag, value)
+                raise ValueError(f"{row.flag} implies {row.implies}=True: set it too")
+            words += _ITEMS[row.name](opts) if row.name in _ITEMS else _flags(row, row.flag, value)
         except ValueError as problem:
             problems.append(Problem(row.name, value, str(problem)))
     return words, problems
 
 
-def _say(row: Row, flag: str, value: Any) -> list[Word]:
+def _flags(row: Row, flag: str, value: Any) -> list[Word]:
     if value is False and row.negates:
         return [Word("--no-" + flag.removeprefix("--"), None, row.name)]
     return [Word(flag, word, row.name) for word in spelling(row).write(value)]
 
 
-def _say_page_server(opts: Fields) -> list[Word]:
+def _page_server_flags(opts: Fields) -> list[Word]:
     server = opts.page_server
     assert isinstance(server, PageServer)
     words = [] if opts.lazy_pages else [Word("--page-server")]
@@ -80,26 +82,26 @@ def _say_page_server(opts: Fields) -> list[Word]:
         words.append(Word("--address", server.address))
     if server.port is not None:
         if not server.port:
-            raise ValueError("port 0 cannot be said")
+            raise ValueError("port 0 cannot be expressed")
         words.append(Word("--port", str(server.port)))
     if server.fd is not None:
         words.append(Word("--ps-socket", str(server.fd)))
     if not words:
-        raise ValueError("with lazy_pages, only an address, port or descriptor can be said")
+        raise ValueError("with lazy_pages, only an address, port or descriptor can be expressed")
     return [word._replace(field="page_server") for word in words]
 
 
-_ITEMS: dict[str, Callable[[Fields], list[Word]]] = {"page_server": _say_page_server}
+_ITEMS: dict[str, Callable[[Fields], list[Word]]] = {"page_server": _page_server_flags}
 """Fields that take several flags."""
 
 _PARTS = {"--address": "address", "--port": "port", "--ps-socket": "fd"}
-"""The flags with the fields of ``PageServer``."""
+"""The flags of the fields of ``PageServer``."""
 
 _NO_ROW = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
-"""Flags of rows that :class:`FlagParser` reads by itself."""
+"""Flags of rows that :class:`FlagParser` does not read by the row."""
 
 
-# ---- from words to options ----
+# ---- from flags to options ----
 
 
 def _rows_by_flag() -> dict[str, list[Row]]:
@@ -116,15 +118,17 @@ ROWS = _rows_by_flag()
 NEGATIONS = {"--no-" + row.flag[2:]: row for row in TABLE if row.negates and row.flag}
 SHORT = {row.short: row.flag for row in TABLE if row.short and row.flag}
 
+UNKNOWN = "is no known option of criu"
+
 IMPLIED = frozenset(("--no-default-config", "--close"))
-"""Long options that are read and have no field: a worker has its own configuration, and inherits no
-descriptor of the caller's that would have to be closed."""
+"""Flags that are accepted and have no field: a worker has its own configuration, and does not
+inherit descriptors that would have to be closed."""
 
 ELSEWHERE = {
-    "--help": "asks for no verb",
-    "--ms": "criu refuses it as well: --extra and --experimental replace it",
+    "--help": "it is about no verb",
+    "--ms": "criu refuses it too: --extra and --experimental replace it",
 }
-"""Long options of ``criu`` that are no field, and what to do instead."""
+"""Flags of ``criu`` without a field, and the reason."""
 
 DETACHED = {
     **dict.fromkeys(("--restore-detached", "--daemon"), True),
@@ -146,25 +150,25 @@ def known_flags() -> frozenset[str]:
 
 
 class FlagParser:
-    """Collects what words say, and what is wrong with them."""
+    """Collects the values of flags, and their problems."""
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         self.problems: list[Problem] = []
         self.pid: int | None = None
         self.executes = False
-        """Whether a command is to be run after the restore."""
+        """Whether a command is run after the restore."""
         self.detached = False
-        """Whether a restore, or a daemon, goes on in the background."""
+        """Whether a restore, or a daemon, runs in the background."""
         self.sibling = False
-        """Whether the restored root is to be a child of the caller's."""
+        """Whether the restored root becomes a child of the caller."""
         self.prints_version = False
-        """Whether the program would print its version, and end."""
+        """Whether the program only prints its version."""
         self._asks_server = False
         self._server: dict[str, str | int] = {}
 
     def takes(self, flag: str) -> Takes:
-        """Whether a long option takes a value; one that is not known takes what it is given."""
+        """Whether a flag takes a value; an unknown one may."""
         if flag in _WITH_VALUE:
             return Takes.VALUE
         if flag in NEGATIONS or flag in _ALONE:
@@ -173,7 +177,7 @@ class FlagParser:
         return result.pop() if len(result) == 1 else Takes.PERHAPS
 
     def take(self, flag: str, value: str | None = None) -> None:
-        """One long option as it was said."""
+        """Read one flag with its value."""
         takes = self.takes(flag)
         try:
             if value is None and takes is Takes.VALUE:
@@ -212,7 +216,7 @@ class FlagParser:
             if row.implies:
                 self.fields[row.implies] = True
         elif flag not in IMPLIED:
-            raise ValueError("is no option of criu that is known here")
+            raise ValueError(UNKNOWN)
 
     def _take_number(self, flag: str, number: int) -> None:
         if flag == "--close":
@@ -227,25 +231,25 @@ class FlagParser:
     def finish(
         self, command: Sequence[str] = (), *, lazy: bool = False, serves: bool = False
     ) -> None:
-        """Put together what several words say; ``command`` is what ``--exec-cmd`` is to run.
+        """Set the fields that depend on several flags; ``command`` is that of ``--exec-cmd``.
 
-        ``serves``: this is a page server, which listens on every address if none is given.
+        ``serves``: this is a page server, which listens on every address without ``--address``.
         """
         lazy = lazy or bool(self.fields.get("lazy_pages"))
         everywhere = serves and "fd" not in self._server
         server = {"address": "0.0.0.0", "port": 0} if everywhere else {}
         if self._asks_server and lazy and not serves:
-            rule = "not with --lazy-pages: asked over its socket, CRIU then serves pages itself"
+            rule = "not with --lazy-pages, with which CRIU serves the pages itself"
             self.problems.append(Problem("--page-server", None, rule))
         elif self._asks_server or serves or (lazy and self._server):
             self.fields["page_server"] = {**server, **self._server}
         if self.executes and command:
             self.fields["exec_cmd"] = list(command)
         elif self.executes:
-            self.problems.append(Problem("--exec-cmd", None, "needs a command behind '--'"))
+            self.problems.append(Problem("--exec-cmd", None, "needs a command after '--'"))
 
     def make(self, cls: type[Opts]) -> Opts:
-        """The options, or ``OptionError`` with all that is wrong."""
+        """The options, or ``OptionError`` with all problems."""
         try:
             opts = cls(**self.fields)
         except OptionError as refused:

@@ -1,10 +1,9 @@
-"""runc's ``CriuOpts`` as JSON, there and back.
+"""Converts options to and from runc's ``CriuOpts`` as JSON.
 
-The struct (``libcontainer/criu_opts_linux.go``) has no tags, so JSON has its field names. It has
-no unset either: zero values mean that, and -1 for the descriptor. Nor has it a word for the
-consent to send memory in clear text: it is not written, and not taken for granted when read.
-``ManageCgroupsMode`` is a name since runc 1.3 and was CRIU's number before; both are read, the
-name is written.
+The struct (``libcontainer/criu_opts_linux.go``) has no tags, so JSON has its field names. Zero
+values mean unset, and -1 for the descriptor. It has no field for ``clear_text`` of a page server:
+it is not written, and unset when read. ``ManageCgroupsMode`` is a name since runc 1.3 and was
+CRIU's number before; both are read, the name is written.
 """
 
 from __future__ import annotations

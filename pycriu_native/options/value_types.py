@@ -1,4 +1,4 @@
-"""How an option's value is checked and put on the wire, one class for each kind of value.
+"""Checks and encodes the values of options, with one class for each kind of value.
 
 ``parse`` turns what people write into the one form that ``CriuOpts`` keeps, or raises
 ``ValueError`` with what is accepted. ``wire`` gives the form that goes into the message,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Kind(Protocol):
-    """What every kind of value knows."""
+    """The interface of every kind of value."""
 
     @property
     def argv(self) -> bool:
@@ -164,7 +164,7 @@ class FileDescriptor(_Plain):
 class Directory(_Plain):
     """A directory: a path, a descriptor's number, or an object that owns one.
 
-    A path has no wire form of its own: the call opens it and sends the descriptor.
+    A path is not sent: the call opens it and sends the descriptor.
     """
 
     def parse(self, value: object) -> object:
@@ -187,7 +187,7 @@ class Directory(_Plain):
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of one kind; a single value stands for a list of one. Kept as a tuple.
+    """A list of one kind, stored as a tuple; a single value is accepted as a list of one.
 
     ``inner`` names the message field that wraps each item on the wire, where one does.
     """
@@ -221,7 +221,7 @@ class ListOf:
 
 
 class Argument(_Plain):
-    """One word of a command line; it may be empty."""
+    """One argument of a command line; it may be empty."""
 
     def parse(self, value: object) -> str:
         if isinstance(value, os.PathLike):

@@ -1,6 +1,6 @@
-"""The structured values of options: what people write, checked and in one form.
+"""The structured values of options, checked and normalized.
 
-Each class here is one message of CRIU's wire format. ``parse`` takes what people write;
+Each class here is one message of CRIU's wire format. ``parse`` accepts the forms of callers;
 ``wire`` gives the message's fields by their names in ``rpc.proto``; ``SETTER`` names those
 that libcriu's setter takes, in its order.
 """
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 WireValue = bool | int | str | dict[str, "WireValue"] | list["WireValue"]
-"""A wire field's value in neutral form: what goes into a message, and what is read back."""
+"""The value of a message field, as it is written and read."""
 
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ Descriptor = int | HasFileno
 
 
 def descriptor_number(value: object) -> int:
-    """The number of a descriptor, refused when it is none."""
+    """The number of a descriptor; ``ValueError`` for other values."""
     if not isinstance(value, int) and isinstance(value, HasFileno):
         value = value.fileno()
     if isinstance(value, bool) or not isinstance(value, int):
@@ -64,7 +64,7 @@ def descriptor_number(value: object) -> int:
 
 
 def checked_text(value: object, what: str = "text", *, empty: bool = False) -> str:
-    """A string that survives C: not empty unless allowed, and without a NUL."""
+    """A string without NUL, as C needs it, and not empty unless that is allowed."""
     if isinstance(value, bytes):
         value = os.fsdecode(value)
     if not isinstance(value, str):
@@ -81,7 +81,7 @@ def checked_text(value: object, what: str = "text", *, empty: bool = False) -> s
 
 
 class StructuredValue:
-    """What the value classes share: parsing, by position, mapping or text."""
+    """The base of the value classes: parses sequences, mappings and text."""
 
     __slots__ = ()
     SETTER: ClassVar[tuple[str, ...]]
@@ -111,7 +111,7 @@ class StructuredValue:
         raise NotImplementedError
 
     def text(self) -> str:
-        """This value as text that ``parse`` takes back; ``ValueError`` where text cannot say it."""
+        """This value as text that ``parse`` accepts; ``ValueError`` if text cannot express it."""
         text = self._to_text()
         try:
             same = self._from_text(text).wire() == self.wire()
@@ -125,12 +125,12 @@ class StructuredValue:
         raise NotImplementedError
 
     def to_plain(self) -> dict[str, object]:
-        """The fields that are set, as a plain mapping; ``parse`` takes it back."""
+        """The fields that are set, as a mapping that ``parse`` accepts."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def _keep_text(item: StructuredValue, field: str, what: str, *, empty: bool = False) -> None:
-    """Check one field of a new item, and bring bytes and paths into the form of the others."""
+    """Check one field of a new item, and convert bytes and paths to text."""
     value = getattr(item, field)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -148,13 +148,13 @@ def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
 class VethPair(StructuredValue):
     """A veth pair of a container with its own network namespace (runc's ``VethPairName``).
 
-    CRIU now prefers ``external=["veth[eth0]:veth0"]``, which says the same.
+    CRIU now prefers ``external=["veth[eth0]:veth0"]``, which has the same meaning.
     """
 
     inside: str
     """The interface's name in the container."""
     outside: str
-    """The name that its other end gets on the host; ``name@bridge`` also puts it into a bridge."""
+    """The name of its peer on the host; ``name@bridge`` also adds it to a bridge."""
 
     SETTER: ClassVar = ("if_in", "if_out")
     FORMS: ClassVar = "VethPair, (inside, outside) or 'inside=outside'"
@@ -176,7 +176,7 @@ class VethPair(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class PageServer(StructuredValue):
-    """Where memory pages go instead of the images directory (runc's ``CriuPageServerInfo``)."""
+    """The page server that gets the memory pages (runc's ``CriuPageServerInfo``)."""
 
     address: str | None = None
     """Address or host name of the page server."""
@@ -185,10 +185,9 @@ class PageServer(StructuredValue):
     fd: int | None = None
     """A connected socket to a page server instead of address and port; CRIU inherits it."""
     clear_text: bool | None = field(default=None, compare=False)
-    """Without ``tls``, serve on or send to another address than loopback all the same: whoever is
-    on the way, or reaches the server, can read and change the memory. A consent, and no part of
-    what CRIU is asked: it does not count when values are compared, and forms for CRIU or runc do
-    not hold it."""
+    """Permit other addresses than loopback without ``tls``: users of the network in between, or
+    those who can connect to the server, can then read and change the memory. It is not sent to
+    CRIU, is ignored when values are compared, and is not in forms for CRIU or runc."""
 
     SETTER: ClassVar = ("address", "port")
     FORMS: ClassVar = "PageServer, (address, port), 'host:port' or '[ipv6]:port'"
@@ -231,12 +230,12 @@ class PageServer(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class ExtMount(StructuredValue):
-    """A mount that comes from outside; CRIU now prefers ``external=["mnt[key]:value"]``."""
+    """A mount from outside of the images; CRIU now prefers ``external=["mnt[key]:value"]``."""
 
     key: str
-    """On dump the mount point in the container, on restore the key that the dump gave it."""
+    """On dump the mount point in the container, on restore the key of the dump."""
     value: str
-    """On dump the key to give it, on restore the path on the host."""
+    """On dump a key of the caller's choice, on restore the path on the host."""
 
     SETTER: ClassVar = ("key", "val")
     FORMS: ClassVar = "ExtMount, (key, value) or 'key:value'"
@@ -258,10 +257,10 @@ class ExtMount(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class CgroupRoot(StructuredValue):
-    """Where a controller's tree is put on restore (``--cgroup-root``)."""
+    """The parent cgroup of a restored tree of cgroups (``--cgroup-root``)."""
 
     path: str
-    """The cgroup under which the restored tree goes."""
+    """The parent cgroup."""
     controller: str | None = None
     """For this controller only, as /proc/PID/cgroup names it (empty: cgroup v2); None: for all."""
 
@@ -288,14 +287,14 @@ class CgroupRoot(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class JoinNamespace(StructuredValue):
-    """An existing namespace that the restored tree joins instead of one of its own."""
+    """An existing namespace that the restored tree joins instead of a new one."""
 
     kind: str
     """``net``, ``ipc``, ``uts``, ``mnt``, ``user`` or ``time``."""
     file: str
     """Its file, such as ``/run/netns/blue``, or the pid of a process in it."""
     extra: str | None = None
-    """For ``user``: the uid and gid to take there, as ``UID,GID``."""
+    """For ``user``: the uid and gid to set there, as ``UID,GID``."""
 
     SETTER: ClassVar = ("ns", "ns_file", "extra_opt")
     FORMS: ClassVar = "JoinNamespace, (kind, file), (kind, file, extra) or 'kind:file[,extra]'"
@@ -323,12 +322,12 @@ class JoinNamespace(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class InheritFd(StructuredValue):
-    """A descriptor of ours that takes the place of one in the images (``--inherit-fd``)."""
+    """A descriptor of the caller that replaces one in the images (``--inherit-fd``)."""
 
     fd: Descriptor
-    """The descriptor: its number, or an object that owns it. CRIU gets it; ours stays open."""
+    """The descriptor: its number, or an object that owns it. CRIU gets a copy."""
     key: str
-    """What it replaces: ``pipe:[inode]``, ``socket:[inode]``, ``tty[rdev:dev]``, a path
+    """The replaced file: ``pipe:[inode]``, ``socket:[inode]``, ``tty[rdev:dev]``, a path
     without its leading slash, or the key of an external resource."""
 
     SETTER: ClassVar = ("fd", "key")

@@ -21,7 +21,7 @@ class AsyncProcess:
     """A started copy, with the interface of ``asyncio.subprocess.Process``.
 
     ``stdin`` is an ``asyncio.StreamWriter``, ``stdout`` and ``stderr`` are ``StreamReader``; None
-    stands for what is no pipe. As a context, it closes the streams and waits for the copy's end.
+    if it is no pipe. As a context, it closes the streams and waits for the copy's end.
     """
 
     def __init__(self, process: Process[bytes]) -> None:
@@ -31,7 +31,7 @@ class AsyncProcess:
         self.number = process.number
         """The number of the start."""
         self.timings = process.timings
-        """Where the time of its start went."""
+        """The durations of the parts of its start."""
         self.stdin: asyncio.StreamWriter | None = None
         self.stdout: asyncio.StreamReader | None = None
         self.stderr: asyncio.StreamReader | None = None
@@ -122,7 +122,7 @@ class AsyncProcess:
 def starting(
     start: Callable[..., Process[bytes]], args: Sequence[str] | None, options: dict[str, Any]
 ) -> Starting:
-    """A start with these arguments. ``OptionError`` for those that ask for text."""
+    """A start with these arguments. ``OptionError`` for those of text mode."""
     for name in ("text", "encoding", "errors", "bufsize"):
         if options.get(name) not in (None, False, -1):
             rule = "streams of asyncio are binary"
@@ -141,7 +141,7 @@ class Starting:
         return self._started().__await__()
 
     async def _started(self) -> AsyncProcess:
-        """Start on another thread. A start that is cancelled meanwhile leaves nothing."""
+        """Start on another thread. Nothing remains of a start that is cancelled."""
         starting = asyncio.get_running_loop().run_in_executor(None, self._start)
         try:
             process = await asyncio.shield(starting)
@@ -173,7 +173,7 @@ class Starting:
 
 
 def end(process: Process[bytes]) -> None:
-    """Kill a copy that nobody gets, and wait for its end."""
+    """Kill a copy whose start was cancelled, and wait for its end."""
     process.kill()
     with contextlib.suppress(subprocess.SubprocessError):
         process.communicate()

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .._native.ffi import native
 from .._support.unpatched import Thread, close
+from .._system.mounts import detach, mount_proc
 from ..errors import CriuError
 
 
 def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     """Call a function on a thread in the mount namespace of a copy, and raise what it raises.
 
-    CRIU saves a process without its mounts only from inside of its mount namespace. It needs the
-    /proc of its own pid namespace there: that covers the copy's meanwhile.
+    CRIU saves a process without its mounts only from inside its mount namespace. There it needs the
+    /proc of its own pid namespace, which covers the copy's during the call.
     """
     raised: list[BaseException] = []
 
     def run() -> None:
         try:
-            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                _checked(native.pn_enter_mount_namespace(namespace))
-            finally:
-                close(namespace)
-            _checked(native.pn_cover_proc())
+            with _errors():
+                namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    _enter(namespace)
+                finally:
+                    close(namespace)
+                mount_proc()
             try:
                 function()
             finally:
-                _checked(native.pn_uncover_proc())
+                with _errors():
+                    detach("/proc")
         except BaseException as error:
             raised.append(error)
 
@@ -38,12 +42,21 @@ def in_mounts_of(pid: int, function: Callable[[], object]) -> None:
     try:
         thread.join()
     finally:
-        thread.join()  # after an interrupt, too: the copy's /proc must come back
+        thread.join()  # after an interrupt too: /proc must be uncovered
     if raised:
         raise raised[0]
 
 
-def _checked(status: int) -> None:
+def _enter(namespace: int) -> None:
+    status = native.pn_enter_mount_namespace(namespace)
     if status:
-        why = os.strerror(-status)
-        raise CriuError(f"the mounts of a copy cannot be used: {why}", errno=-status)
+        raise OSError(-status, f"setns: {os.strerror(-status)}")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"the mounts of a copy cannot be used: {error.strerror}"
+        raise CriuError(message, errno=error.errno) from error

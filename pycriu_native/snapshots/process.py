@@ -27,27 +27,24 @@ PIPE_PART = select.PIPE_BUF
 
 
 class Child(Protocol):
-    """A process whose end and status this process learns."""
+    """A process whose end and exit status this process can read."""
 
     pid: int
     pidfd: int
-    """Readable once it has ended."""
+    """A descriptor that is readable after its end."""
 
     def status(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs. Reaps it."""
 
     def close(self, *, wait: bool) -> bool:
-        """End all that belongs to it and is still there; ``wait`` until it is gone.
-
-        Whether it is gone.
-        """
+        """End its remaining processes; ``wait`` for that. Returns whether they have ended."""
 
 
 class Process(subprocess.Popen[AnyStr]):
-    """A started copy: everything of ``subprocess.Popen`` that its documentation names.
+    """A started copy, with the documented interface of ``subprocess.Popen``.
 
     ``pid`` is its pid here; inside its own pid namespace it has the one that was saved. It is a
-    child of this process. With its end, or that of this process, all that it has started ends too.
+    child of this process. When it or this process ends, all of its descendants end too.
     """
 
     def __init__(
@@ -74,11 +71,11 @@ class Process(subprocess.Popen[AnyStr]):
         self.record = record
         """The record of that snapshot."""
         self.unshared_reason = unshared_reason
-        """Why it shares no memory with other copies of the snapshot; None: it does."""
+        """Why it does not share memory with other copies of the snapshot; None: it does."""
         self.timings = timings
-        """Where the time of its start went."""
+        """The durations of the parts of its start."""
         self.guest = guest
-        """The socket that it is saved by, if it may be; closed with its end."""
+        """The socket for saving it, if it is savable; closed at its end."""
         self.returncode: int | None = None
         self.encoding, self.errors = mode.encoding, mode.errors
         self.text_mode = mode.text
@@ -92,7 +89,7 @@ class Process(subprocess.Popen[AnyStr]):
 
     @property
     def pidfd(self) -> int:
-        """A pidfd of it, which it owns until it is reaped; readable once it has ended."""
+        """Its pidfd, which this object owns until it is reaped; readable after its end."""
         return self._child.pidfd
 
     # ---- its end ----
@@ -160,8 +157,8 @@ class Process(subprocess.Popen[AnyStr]):
     ) -> tuple[Any, Any]:
         """Write ``input``, read both outputs to their end, and wait.
 
-        ``subprocess.TimeoutExpired`` after ``timeout`` seconds; a second call goes on where the
-        first one stopped, and takes no other input.
+        ``subprocess.TimeoutExpired`` after ``timeout`` seconds; a second call continues where
+        the first one stopped, and accepts no other input.
         """
         if self._output is not None and input:
             raise ValueError("Cannot send input after starting communication")
@@ -288,12 +285,12 @@ class Process(subprocess.Popen[AnyStr]):
 
 
 _unowned: list[Child] = []
-"""Copies whose :class:`Process` is gone, and those that have ended but for their namespaces."""
+"""Copies whose :class:`Process` was collected, and copies whose namespaces have not ended yet."""
 
 
 def reap_unowned() -> None:
     """Reap those that have ended."""
     for child in list(_unowned):
         if child.status() is not None and child.close(wait=False):
-            with contextlib.suppress(ValueError):  # another thread was faster
+            with contextlib.suppress(ValueError):  # another thread has reaped it
                 _unowned.remove(child)

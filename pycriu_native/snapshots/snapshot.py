@@ -1,4 +1,4 @@
-"""A program that was saved once and is started many times."""
+"""A snapshot: a program that is saved once and started many times."""
 
 from __future__ import annotations
 
@@ -52,26 +52,26 @@ COUNTER = "starts"
 
 
 class Snapshot(Closing):
-    """A snapshot in a directory of its own, with mode 0700.
+    """A snapshot in a directory, with mode 0700.
 
-    The images in it hold the memory of the program, its secrets included.
+    Its images have the memory of the program, with its secrets.
 
-    From the second start on, it owns a process that holds the memory that copies share, until it
-    is closed, collected as garbage, or the interpreter ends.
+    From the second start on, it owns a process with the memory that copies share, until it is
+    closed, collected as garbage, or the interpreter ends.
 
     Synchronization: may be used on any number of threads, and by any number of processes, at the
     same time.
     """
 
     def __init__(self, directory: StrPath) -> None:
-        """Open a snapshot. ``ImagesError`` where the directory holds no whole one."""
+        """Open a snapshot. ``ImagesError`` if the directory has no complete one."""
         self.directory = Path(directory).absolute()
         self.record = Record.read(self.directory)
         self._sharing = Sharing(self.directory)
         weakref.finalize(self, self._sharing.close)
 
     def close(self) -> None:
-        """End the process that holds shared memory; copies run on, and more can be started."""
+        """End the process with the shared memory; copies run on, and more can be started."""
         self._sharing.close()
 
     def __repr__(self) -> str:
@@ -106,9 +106,9 @@ class Snapshot(Closing):
             output: the descriptor that gets what the command writes before it is saved; None: the
                 standard error of this process.
             without_guest: accept a running process that does not use the guest's protocol: each
-                copy goes on where the process was, with its environment, arguments, working
+                copy continues where the process was, with its environment, arguments, working
                 directory and the same random numbers.
-            leave_running: the program goes on after the snapshot (it is killed otherwise).
+            leave_running: the program continues to run after the snapshot (it is killed otherwise).
             processor: "x86-64-v2" or "x86-64-v3": the command gets variables that restrict its
                 libraries to what each processor of that level has, and starts on all of them. None:
                 starts need all features of this processor.
@@ -119,9 +119,9 @@ class Snapshot(Closing):
                 :func:`pycriu_native.dump`.
 
         Raises:
-            OptionError: an argument that is not accepted; nothing was touched.
+            OptionError: an argument is not accepted; nothing was touched.
             CriuError: the program ended before it was parked, or CRIU could not save it. A running
-                process runs on.
+                process continues.
             DeadlineError: the deadline passed.
         """
         base = _for_caller(opts)
@@ -168,17 +168,17 @@ class Snapshot(Closing):
         via: Via | None = None,
         deadline: float | None = None,
     ) -> Process[Any]:
-        """Start one copy, in pid and mount namespaces of its own, as a child of this process.
+        """Start one copy, in new pid and mount namespaces, as a child of this process.
 
         Args:
-            args: the arguments behind the program's name; None: those of the snapshot.
+            args: the arguments after the program's name; None: those of the snapshot.
             stdin, stdout, stderr: as for ``subprocess.Popen``. A stream that was no pipe when the
-                program was saved stays what it was.
+                program was saved cannot be replaced.
             env: the environment; None: that of the snapshot.
             extra_env: variables that are added to it.
             cwd: the working directory; None: that of the snapshot.
-            hostname: the copy's host name, in a UTS namespace of its own; None: the host's.
-            network: True: a network namespace of its own with the loopback interface up; a path
+            hostname: the copy's host name, in a new UTS namespace; None: the host's.
+            network: True: a new network namespace with the loopback interface up; a path
                 (``/run/netns/blue``): that one; None or False: the one of this process.
             cgroup: the directory of the cgroup that the copy is started in; None: that of this
                 process.
@@ -187,8 +187,8 @@ class Snapshot(Closing):
             share_memory: True: share the memory of the snapshot with other copies, copy-on-write;
                 False: restore all of it. None: share from the second start with this object on,
                 which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
-                twice as much memory as that is available; ``Process.unshared_reason`` tells why
-                not. :class:`SharedTemplate` has what sharing means for memory limits.
+                twice as much memory as that is available; else ``Process.unshared_reason`` has the
+                reason. :class:`SharedTemplate` has what sharing means for memory limits.
             savable: the copy may call ``guest.wait()`` again, and waits there to be saved by
                 :meth:`take`. (Otherwise that call raises ``SystemExit`` in it.)
             opts: more options for the restore, such as ``tcp_close``.
@@ -197,11 +197,11 @@ class Snapshot(Closing):
             deadline: seconds until the copy runs.
 
         Raises:
-            OptionError: an argument that is not accepted, or a machine that does not fit.
+            OptionError: an argument is not accepted, or the snapshot does not fit the machine.
             ImagesError: the snapshot was removed; the memory to share was changed, or, with
                 ``share_memory=True``, there is none that can be shared.
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
-            CriuError: CRIU could not start it. Nothing is left of the copy.
+            CriuError: CRIU could not start it. Nothing remains of the copy.
         """
         watch = Stopwatch()
         reap_unowned()
@@ -256,7 +256,7 @@ class Snapshot(Closing):
     ) -> Zygote:
         """Start one copy that forks a copy of itself for each of its :meth:`Zygote.start`.
 
-        That takes a few milliseconds, with no CRIU involved. It is for Python programs that call
+        That takes a few milliseconds, without CRIU. It is for Python programs that call
         :func:`pycriu_native.guest.wait` and have one process with one thread. The arguments are
         those of :meth:`start`; ``deadline`` is in seconds until requests are served.
 
@@ -294,7 +294,7 @@ class Snapshot(Closing):
         deadline: float | None,
         verb: str,
     ) -> float | None:
-        """Refuse what is wrong. Returns the time of the deadline."""
+        """Check the arguments. Returns the time of the deadline."""
         wrong += [each for each in (reached_by_worker(via),) if each]
         if opts is not None and opts.auto_dedup:
             rule = "it would remove the pages of the snapshot, and of those that share them"
@@ -305,7 +305,7 @@ class Snapshot(Closing):
         return None if deadline is None else time.monotonic() + deadline
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
-        """Read the memory that copies share now, into a process that the caller closes.
+        """Load the memory that copies share now, into a process that the caller closes.
 
         :meth:`start` does it by itself from the second copy on.
 
@@ -314,9 +314,9 @@ class Snapshot(Closing):
             with snapshot.share() as template:
                 process = snapshot.start(via=template)
 
-        The first call rewrites the images into a subdirectory; each call starts a process that
-        holds the memory, until the result is closed. See :class:`SharedTemplate` for what that
-        means for memory limits, and for what it raises.
+        The first call rewrites the images into a subdirectory; each call starts a process with
+        the memory, which runs until the result is closed. See :class:`SharedTemplate` for memory
+        limits and exceptions.
         """
         chosen = worker or Worker()
         with _in_use(self.directory):
@@ -327,24 +327,24 @@ class Snapshot(Closing):
         """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
 
         ``async with snapshot.start_async(...) as process``, or ``await``: a
-        :class:`~pycriu_native.snapshots.AsyncProcess`. A task that is cancelled while the copy is
-        started, or in the block, leaves nothing of it.
+        :class:`~pycriu_native.snapshots.AsyncProcess`. If the task is cancelled during the start
+        or in the block, nothing remains of the copy.
         """
         from .aio_process import starting  # asyncio takes long to load
 
         return starting(self.start, args, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:
-        """What keeps the snapshot from starting on this machine.
+        """The reasons why the snapshot cannot start on this machine.
 
-        Compared are the architecture, the processor's features, the kernel's release, the release
+        It compares the architecture, the processor's features, the kernel's release, the release
         of CRIU, and the files that the program has mapped (size, and on the machine of the
         snapshot the time of the last change).
         """
         return list(host_check.problems(self.record, host_check.criu_version(via or Worker())))
 
     def remove(self) -> None:
-        """Remove the snapshot with its directory; copies that run go on.
+        """Remove the snapshot with its directory; running copies continue.
 
         ``CriuError`` while a copy is being started.
         """
@@ -356,8 +356,8 @@ class Snapshot(Closing):
     def size(self, *, parents: bool = True) -> int:
         """Bytes of the files in its directory; hard links to one file count once.
 
-        ``parents``: with the memory that it shares with the snapshot that it is of a copy of, and
-        with the parents of that one. All of them together store it once.
+        ``parents``: including the memory that it shares with its parent, the snapshot whose copy
+        was saved, and with further parents. They store it once.
         """
         return sum(size for size, _, ours in self._files() if ours or parents)
 
@@ -366,7 +366,7 @@ class Snapshot(Closing):
         return sum(size for size, others, _ in self._files() if not others)
 
     def _files(self) -> Iterator[tuple[int, bool, bool]]:
-        """Of each file: its bytes, whether it has names elsewhere, and none in the parents."""
+        """For each file: its bytes, whether it has other names, and whether it is in no parent."""
         found: dict[tuple[int, int], tuple[os.stat_result, list[bool]]] = {}
         for folder, _, names in os.walk(self.directory):
             parts = os.path.relpath(folder, self.directory).split(os.sep)
@@ -378,7 +378,7 @@ class Snapshot(Closing):
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
     def _next_number(self) -> int:
-        """The next number, which no other start of this snapshot gets.
+        """The next number; each start of this snapshot gets another one.
 
         A random one from 2**52 on where the directory is another user's or read-only.
         """
@@ -430,7 +430,7 @@ def _take_problems(
             yield from copy_problems(program, without_guest)
         elif not without_guest:
             rule = (
-                "a running process goes on in each copy where it was, with the same environment, "
+                "a running process continues in each copy where it was, with the same environment, "
                 "arguments and random numbers; without_guest=True accepts that"
             )
             yield Problem("program", program, rule)
@@ -466,7 +466,7 @@ def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
     try:
         fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise ImagesError(f"{directory} holds no snapshot any more: {error.strerror}") from None
+        raise ImagesError(f"{directory} no longer has a snapshot: {error.strerror}") from None
     try:
         kind = fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH
         try:

@@ -63,7 +63,7 @@ class TextMode:
 
 @dataclass(kw_only=True)
 class ParentEnds:
-    """This process's ends of pipes; None where a stream is no pipe of ours."""
+    """This process's ends of pipes; None if this process has not made a pipe for the stream."""
 
     stdin: int | None = None
     stdout: int | None = None
@@ -72,18 +72,18 @@ class ParentEnds:
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """The descriptors that a copy gets, and the ends that stay here."""
+    """The descriptors for a copy, and this process's ends."""
 
     child: tuple[int, int, int]
-    """Three different ones: CRIU takes each for one key only."""
+    """Three different ones, since CRIU uses each for one key only."""
     parent: ParentEnds
 
     @classmethod
     def made(cls, given: Sequence[Stream], ours: ExitStack, theirs: ExitStack) -> Streams:
         """From the arguments stdin, stdout and stderr.
 
-        ``theirs`` closes what is for the copy, ``ours`` the ends that stay here. Raises
-        ``OptionError`` for what is no stream.
+        ``theirs`` closes the copy's descriptors, ``ours`` this process's ends. Raises
+        ``OptionError`` for a value that is no stream.
         """
         parent = ParentEnds()
         child: list[int] = []
@@ -107,9 +107,9 @@ class Streams:
 def check(
     given: Sequence[Stream], keys: Sequence[str | None], *, by_criu: bool = True
 ) -> list[Problem]:
-    """What is wrong with the arguments stdin, stdout and stderr; ``keys`` as in ``Record``.
+    """The problems of the arguments stdin, stdout and stderr; ``keys`` as in ``Record``.
 
-    ``by_criu``: CRIU puts them in place, and opens what replaces a pipe or a file anew.
+    ``by_criu``: CRIU installs them, and reopens a replacement of a pipe or a file.
     """
     result = []
     for index, (name, value) in enumerate(zip(NAMES, given, strict=True)):
@@ -126,7 +126,7 @@ def check(
                 rule = "PIPE, DEVNULL, a descriptor or a file object that is open is accepted"
         key = keys[index]
         if not rule and value is not None and key is None:
-            rule = "this stream of the program was no pipe when it was saved, and stays what it was"
+            rule = "this stream was no pipe when the program was saved, and cannot be replaced"
         elif not rule and by_criu and key is not None and key.startswith(("pipe:", "file[")):
             rule = _not_for_pipe(index if value is None else value)
         if rule:
@@ -138,7 +138,7 @@ def check(
 
 
 def _not_for_pipe(value: Stream) -> str:
-    """Why CRIU cannot put this in the place of a pipe, or nothing."""
+    """Why CRIU cannot replace a pipe by this; None if it can."""
     assert value is not None
     number = value if isinstance(value, int) else value.fileno()
     try:
@@ -146,7 +146,7 @@ def _not_for_pipe(value: Stream) -> str:
     except OSError:
         return ""  # closed: /dev/null
     if stat.S_ISREG(kind) or stat.S_ISSOCK(kind):
-        what = "pipe or file, and CRIU opens what takes its place anew"
+        what = "pipe or file, and CRIU reopens its replacement"
         return f"the program was saved with a {what}: no file or socket is accepted"
     return ""
 

@@ -1,20 +1,21 @@
 """Images whose large memory is a template, which all restored copies share, copy-on-write.
 
 :func:`prepare` makes such a set from the images of a dump. In it each large private anonymous
-mapping has no pages, and its offset is a place in the template: ``SharedTemplate`` holds the
+mapping has no pages, and its offset is an offset in the template: ``SharedTemplate`` holds the
 template in the memory of a fork server, whose workers inherit it and move each part to where CRIU
 maps the mapping (``native/forkserver.c``). CRIU itself is unmodified.
 
 - CRIU maps a mapping in its own process, before the restorer runs, only if it is in a set with a
   parent, or is MAP_GROWSDOWN with a mapping right below it (``premap_priv_vmas`` in
   ``criu/mem.c``). So each mapping gets that flag in the images, which the moved memory does not
-  have; and where nothing is right below it, an entry of no length and no kind, which CRIU maps
-  nowhere.
-- The marked offset is no multiple of a page. A CRIU that maps such a mapping anywhere else, or
+  have; and if no mapping is right below it, an entry of length 0 and without a type, which CRIU
+  does not map.
+- The marked offset is no multiple of the page size. A CRIU that maps such a mapping anywhere else,
+or
   without the library, gets EINVAL from the kernel, and the restore fails before anything runs.
-- CRIU looks for memory that a process shares with its parent where both have one executable
-  (``prepare_cow_vmas``), and would take the place of a template's mapping for it. So each process
-  has an entry of its own for its executable.
+- CRIU searches for memory that a process shares with its parent if both have the same executable
+  (``prepare_cow_vmas``), and would treat a template's mapping as such. So each process has another
+  entry for its executable.
 
 The pages of the template stay in the pages files of the dump and its parents, to which the new set
 has hard links.
@@ -52,8 +53,8 @@ NAME = "template.json"
 """The file of a prepared set that describes its template."""
 
 SMALLEST = 64 * 1024
-"""Bytes of stored memory from which on a mapping is shared: moving one takes some microseconds,
-and reading a page from the images one."""
+"""Smallest stored memory of a shared mapping, in bytes: moving a mapping takes some microseconds,
+and reading a page from the images takes one."""
 
 MOST_FILES = 250
 """Files with the pages that are shared: as many descriptors as go to a fork server at once."""
@@ -62,7 +63,7 @@ VERSION = 1
 
 MARK = 1 << 62
 PLACE = 0xFFFFFFFFF000
-"""The bits of a marked offset that are the place in the template."""
+"""The bits of a marked offset that are the offset in the template."""
 
 _MM = re.compile(r"mm-(\d+)\.img")
 _SHARED_MAP = re.compile(r"pagemap-shmem-\d+\.img")
@@ -92,16 +93,16 @@ class Template:
     """The description of a template: its regions, each behind the one before, and their pages."""
 
     tag: int
-    """The bits of a marked offset that are no place: a number of its own for each template."""
+    """The other bits of a marked offset: a number that identifies the template."""
     size: int
-    """Bytes of memory that it takes up, with the holes in it."""
+    """Its size in memory in bytes, including holes."""
     stored: int
-    """Bytes that its pages have."""
+    """Bytes of its pages."""
     files: tuple[PagesFile, ...]
     regions: tuple[tuple[int, bool], ...]
     """Length in bytes of each mapping, and whether it is mapped with MAP_NORESERVE."""
     extents: tuple[tuple[int, int, int, int], ...]
-    """Place, length, number of the file, offset in it; ascending by place."""
+    """Offset in the template, length, number of the file, offset in the file; ascending."""
 
     @classmethod
     def read(cls, directory: str | os.PathLike[str]) -> Self:
@@ -133,7 +134,7 @@ class Template:
         return result
 
     def _check(self) -> None:
-        """``ValueError`` for numbers that do not fit together."""
+        """``ValueError`` if the numbers are inconsistent."""
         lengths = [length for length, _ in self.regions]
         if not all(length > 0 and length % HOST_PAGE == 0 for length in lengths):
             raise ValueError("regions")
@@ -148,7 +149,7 @@ class Template:
             last = place + length
 
     def write(self, directory: Path) -> None:
-        """Describe it in a file of a set."""
+        """Write the description into a set."""
         data = {
             "version": VERSION,
             "tag": self.tag,
@@ -163,7 +164,7 @@ class Template:
         (directory / NAME).write_text(json.dumps(data))
 
     def table(self) -> bytes:
-        """What a fork server needs of it: ``struct pn_template`` of ``native/forkserver.h``."""
+        """The form for a fork server: ``struct pn_template`` of ``native/forkserver.h``."""
         flags = ((length, _MAP_NORESERVE * noreserve) for length, noreserve in self.regions)
         head = _TABLE.pack(self.tag, self.size, len(self.regions), len(self.extents))
         numbers = [number for rows in (flags, self.extents) for row in rows for number in row]
@@ -178,19 +179,19 @@ def prepare(
 ) -> Template:
     """Make a set with a template from the images of a dump, in a new directory.
 
-    What is not changed is hard-linked, or copied where that is impossible; the images of the dump
-    stay as they are, and may be removed. Restore the new set with
+    Unchanged images are hard-linked, or copied where that is impossible; the images of the dump are
+    not changed, and may be removed. Restore the new set with
     :class:`~pycriu_native.snapshots.SharedTemplate`.
 
     Args:
         images_directory: the images of a dump.
         directory: must not exist, or be empty; it gets mode 0700. It is removed if this fails.
-        smallest: bytes of stored memory from which on a mapping is shared.
+        smallest: the smallest stored memory of a shared mapping, in bytes.
 
     Raises:
         ImagesError: the images are not complete; they have memory of a lazy dump, compressed, or
             of another page size; none of their mappings is large enough; the
-            directory is not empty. Nothing is left in it.
+            directory is not empty. Nothing remains in it.
     """
     source, target = Path(images_directory), Path(directory)
     if (source / UNFINISHED).exists():
@@ -220,7 +221,7 @@ def prepare(
 
 
 class _Preparation:
-    """One ``prepare`` under way."""
+    """The work of one ``prepare``."""
 
     def __init__(self, source: Path, target: Path, smallest: int) -> None:
         self.source = source
@@ -324,7 +325,7 @@ class _Preparation:
         chosen = [
             (vma, size) for vma, size in zip(eligible, sizes, strict=True) if size >= self.smallest
         ]
-        # CRIU reads the first entry of a page map before it looks whether there is one.
+        # CRIU reads the first entry of a page map before it checks whether there is one.
         if sum(size for _, size in chosen) == sum(page_map.runs.total):
             del chosen[-1:]
         return [vma for vma, _ in chosen]
@@ -357,7 +358,7 @@ class _Preparation:
         write_page_map(image, pages, page_map.pages_id, parts)
 
     def _separate_executables(self) -> None:
-        """Give each process an entry of its own for its executable, in ``files.img``."""
+        """Give each process another entry for its executable, in ``files.img``."""
         if all(len(processes) == 1 for processes in self.executables.values()):
             return
         name = "files.img"
@@ -395,7 +396,7 @@ def is_eligible(vma: Any) -> bool:
 
 
 def mark(vmas: Any, chosen: Sequence[Any]) -> None:
-    """Have CRIU map the chosen mappings of a process early."""
+    """Make CRIU map the chosen mappings of a process early."""
     starts = {vma.start for vma in chosen}
     result: list[Any] = []
     end = None

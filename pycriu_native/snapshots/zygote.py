@@ -35,7 +35,7 @@ LINE = 4096
 """Bytes of an error that are read at most."""
 
 PATIENCE = 5.0
-"""Seconds that its end may take once it has closed its socket."""
+"""Seconds that its end may take after it has closed its socket."""
 
 
 class ForkedChild(PidfdChild):
@@ -44,7 +44,7 @@ class ForkedChild(PidfdChild):
     def __init__(self, pidfd: int, zygote: Zygote) -> None:
         super().__init__(int(descriptor_info("self", pidfd)["Pid"][0]), pidfd)
         self._zygote = zygote
-        """Not collected while the copy is in use: it would end it."""
+        """A reference: the end of the zygote would end the copy."""
 
     def end(self) -> None:
         """Kill it, and keep its exit status."""
@@ -69,9 +69,9 @@ class Zygote(Closing):
     Its copies are children of this process, and differ from those of :meth:`Snapshot.start`:
 
     - They have the pid and mount namespaces, the host name, the network and the cgroup of the
-      zygote, see each other, and have pids of their own.
+      zygote, see each other, and have different pids.
     - They end with the zygote, which ends when it is closed, collected as garbage, or killed, and
-      with this process. What a copy has started and left behind ends with the zygote, too.
+      with this process. Processes that a copy has left behind end with the zygote, too.
     - Their memory is shared with the zygote until it is written to, page by page.
 
     Synchronization: any number of threads may use it.
@@ -94,7 +94,7 @@ class Zygote(Closing):
             self._control, theirs = sockets.pair()
             kept.enter_context(self._control)
             passed.enter_context(theirs)
-            # Pipes: CRIU accepts them in the place of sockets, pipes and files.
+            # Pipes: CRIU accepts them instead of sockets, pipes and files.
             streams = Streams.made((PIPE, PIPE, PIPE), kept, passed)
             self._errors = streams.parent.stderr
             inodes = [os.fstat(each).st_ino for each in streams.child]
@@ -132,10 +132,10 @@ class Zygote(Closing):
         bufsize: int = -1,
         deadline: float | None = None,
     ) -> Process[Any]:
-        """Have it fork one copy. Arguments and result are those of :meth:`.Snapshot.start`.
+        """Make it fork one copy. Arguments and result are those of :meth:`.Snapshot.start`.
 
         Raises:
-            OptionError: an argument that is not accepted.
+            OptionError: an argument is not accepted.
             CriuError: the zygote has ended, or cannot fork.
             DeadlineError: the deadline passed.
         """
@@ -156,7 +156,7 @@ class Zygote(Closing):
         with ExitStack() as kept, ExitStack() as passed:
             streams = Streams.made(given.streams, kept, passed)
             ours, theirs = sockets.pair()
-            passed.enter_context(ours)  # what it has sent can be read when it is closed
+            passed.enter_context(ours)  # it can have sent data before it closed the socket
             with theirs:
                 fds = [theirs.fileno(), *streams.child]
                 with self._lock, contextlib.suppress(BrokenPipeError):
@@ -196,7 +196,7 @@ class Zygote(Closing):
         raise CriuError(line.decode().strip()) if line else self._ended()
 
     def _ended(self) -> CriuError:
-        """An error that says how the zygote has ended."""
+        """The error for a zygote that has ended, with its exit status."""
         readable(self._child.pidfd, seconds=PATIENCE)
         assert self._errors is not None
         output = os.read(self._errors, LINE) if readable(self._errors) else b""
@@ -205,7 +205,7 @@ class Zygote(Closing):
         return CriuError(message + (f": {shown}" if shown else ""))
 
     def close(self) -> None:
-        """End it with all of its copies. A second time does nothing."""
+        """End it with all of its copies. A second call does nothing."""
         with self._lock:
             self._end()
 
@@ -235,5 +235,5 @@ def _wait(sock: socket.socket, child: RestoredChild, until: float | None) -> boo
 
 def _end(owned: ExitStack, copies: Iterable[ForkedChild]) -> None:
     for copy in list(copies):
-        copy.end()  # or its exit status would be lost
+        copy.end()  # its exit status would be lost otherwise
     owned.close()

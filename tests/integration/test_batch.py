@@ -144,7 +144,7 @@ def test_a_claim_that_cannot_be_made(tmp_path: Path) -> None:
     """Nothing is restored without it, unless the job has no fence."""
     (tmp_path / "pycriu-native.restore-1").write_text("")  # its maker died
     opts = CriuOpts(images_directory=tmp_path)
-    with pytest.raises(RestoreClaimedError, match="did not say"):
+    with pytest.raises(RestoreClaimedError, match="not in the claim"):
         RestoreJob(opts=opts, token="1")()
     with pytest.raises(ImagesError, match="no images"):
         RestoreJob(opts=opts, token="1", fence=False)()

@@ -138,7 +138,7 @@ def mptcp_socket(at: Site) -> Target:
     return has_open(at, "socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)")
 
 
-@dump_fails("40 is AF_VSOCK", "have the program close it")
+@dump_fails("40 is AF_VSOCK", "make the program close it")
 def vsock_socket(at: Site) -> Target:
     return has_open(at, "socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)")
 
@@ -170,7 +170,7 @@ def unix_half_of_a_stream(at: Site) -> Target:
     return target
 
 
-@dump_fails("that has no name", "have the other end bound to a name")
+@dump_fails("outside without a name", "bind the other end to a name")
 def unix_datagrams_to_nobody(at: Site) -> Target:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     at.held.enter_context(ours)
@@ -209,7 +209,7 @@ def large_deleted_file(at: Site) -> Target:
     return at.spawn(DELETED.format(more=""))
 
 
-@dump_fails("but has other names", "link_remap=True", "link_remap")
+@dump_fails("has other names", "link_remap=True", "link_remap")
 def deleted_file_with_another_name(at: Site) -> Target:
     at.cure = {"link_remap": True}
     return at.spawn(DELETED.format(more='os.link(HERE / "file", HERE / "other")'))
@@ -266,19 +266,19 @@ def io_uring_that_is_mapped(at: Site) -> Target:
     return target
 
 
-@dump_fails("object of the kernel", "no option saves it")
+@dump_fails("kernel object", "no option saves it")
 def userfaultfd(at: Site) -> Target:
     return has_open(at, "syscall(N['userfaultfd'], 1)")
 
 
-@dump_fails("object of the kernel", "close it before the dump")
+@dump_fails("kernel object", "close it before the dump")
 def perf_event(at: Site) -> Target:
     return has_open(
         at, "syscall(N['perf_event_open'], struct.pack('IIQ', 1, 112, 0) + bytes(96), 0, -1, -1, 0)"
     )
 
 
-@dump_fails("has a device open", "have the program close it")
+@dump_fails("has a device open", "make the program close it")
 def device(at: Site) -> Target:
     """One that there is on every Linux, and that keeps state in the kernel."""
     with contextlib.suppress(FileExistsError):
@@ -291,7 +291,7 @@ def pidfd_of_a_process_outside(at: Site) -> Target:
     return has_open(at, "os.pidfd_open(os.getppid())")
 
 
-@dump_fails("System V shared memory of the host", "ipc namespace of its own")
+@dump_fails("System V shared memory of the host", "in a new ipc namespace")
 def sysv_shared_memory(at: Site) -> Target:
     target = at.spawn("""
         import ctypes
@@ -315,7 +315,7 @@ def started_from_a_shell(at: Site) -> Target:
     return job(at)
 
 
-@dump_fails("outside of its pid namespace", "a session of its own")
+@dump_fails("outside of its pid namespace", "in a new session")
 def led_from_outside(at: Site) -> Target:
     """In our session, the first process of a pid namespace sees none."""
     target = at.spawn(
@@ -395,7 +395,7 @@ def child_that_is_traced(at: Site) -> Target:
     return target
 
 
-@dump_fails("there is no process", "look at the pid", error=NoSuchProcessError)
+@dump_fails("there is no process", "read the pid", error=NoSuchProcessError)
 def process_that_is_gone(at: Site) -> int:
     at.survives = False
     return int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
@@ -410,7 +410,7 @@ def zombie(at: Site) -> int:
     return child.pid
 
 
-@dump_fails("the main thread of process", "have the main thread wait")
+@dump_fails("the main thread of process", "make the main thread wait")
 def main_thread_that_ended(at: Site) -> Target:
     target = at.spawn(f"""
         import ctypes, threading
@@ -433,7 +433,7 @@ def number_of_a_thread(at: Site) -> int:
     return max(map(int, os.listdir(f"/proc/{target.pid}/task")))
 
 
-@dump_fails("is a thread of the kernel", "look at the pid", error=PermissionDeniedError)
+@dump_fails("is a thread of the kernel", "check the pid", error=PermissionDeniedError)
 def thread_of_the_kernel(at: Site) -> int:
     comm = Path("/proc/2/comm")
     if not comm.exists() or comm.read_text() != "kthreadd\n":
@@ -471,7 +471,7 @@ NESTED = """
 """
 
 
-@dump_fails("a namespace of its own that its parent has not", "dump the inner container alone")
+@dump_fails("another namespace than its parent", "dump the inner container alone")
 def nested_namespace(at: Site) -> Target:
     return at.spawn(NESTED.format(flag="0x04000000"))  # uts
 
@@ -512,7 +512,7 @@ def page_server_without_an_address(at: Site) -> Target:
     return at.spawn()
 
 
-@dump_fails("has an option that this CRIU does not know", "config_file", "config_file")
+@dump_fails("has an option that this CRIU does not support", "config_file", "config_file")
 def configuration_file_with_an_unknown_option(at: Site) -> Target:
     at.options["config_file"] = at.directory / "criu.conf"
     (at.directory / "criu.conf").write_text("make-coffee\n")
@@ -607,7 +607,7 @@ def program_too_old_for_guard_pages(at: Site) -> Target:
 # ---- less usual things, each by itself ----
 
 
-@dump_fails("messages that the program has not read", "have the program read them")
+@dump_fails("messages that the program has not read", "make the program read them")
 def netlink_with_messages(at: Site) -> Target:
     return at.spawn("""
         import socket, struct
@@ -617,7 +617,7 @@ def netlink_with_messages(at: Site) -> Target:
     """)
 
 
-@dump_fails("has data already", "have the program accept it", since="4.1")
+@dump_fails("has data, or", "make the program accept it", since="4.1")
 def unix_data_before_it_is_accepted(at: Site) -> Target:
     target = at.spawn("""
         import socket
@@ -634,7 +634,7 @@ def unix_data_before_it_is_accepted(at: Site) -> Target:
     return target
 
 
-@dump_fails("was closed again", "have the program accept it", since="4.1")
+@dump_fails("was closed", "make the program accept it", since="4.1")
 def unix_closed_before_it_is_accepted(at: Site) -> Target:
     target = at.spawn("""
         import socket
@@ -650,12 +650,12 @@ def unix_closed_before_it_is_accepted(at: Site) -> Target:
     return target
 
 
-@dump_fails("keeps apart what is written", "without O_DIRECT")
+@dump_fails("in packet mode", "without O_DIRECT")
 def pipe_that_keeps_packets(at: Site) -> Target:
     return has_open(at, "os.pipe2(os.O_DIRECT)[1]")
 
 
-@dump_fails("holds back what is sent", "switch that off")
+@dump_fails("delays its data", "switch that off")
 def udp_that_is_corked(at: Site) -> Target:
     target = at.spawn("""
         import socket
@@ -667,12 +667,12 @@ def udp_that_is_corked(at: Site) -> Target:
     return target
 
 
-@dump_fails("pidfd of a thread", "closed before the dump")
+@dump_fails("pidfd of a thread", "close it before the dump")
 def pidfd_of_a_thread(at: Site) -> Target:
     return has_open(at, "syscall(N['pidfd_open'], os.getpid(), os.O_EXCL)")
 
 
-@dump_fails("masters of several terminals", "have the terminals closed", "external")
+@dump_fails("masters of several terminals", "close the terminals", "external")
 def terminals_that_are_held_outside(at: Site) -> Target:
     pairs = [os.openpty() for _ in range(2)]
     for master, slave in pairs:
@@ -705,7 +705,7 @@ def epoll_of_a_closed_file(at: Site) -> Target:
     return target
 
 
-@dump_fails("file of a namespace open", "closed before the dump")
+@dump_fails("file of a namespace open", "close it before the dump")
 def file_of_a_namespace_outside(at: Site) -> Target:
     holder = subprocess.Popen(["unshare", "--uts", "sleep", "1000"])
     at.held.callback(holder.wait)
@@ -734,7 +734,7 @@ def watch_of_a_file_that_is_gone(at: Site) -> Target:
     return target
 
 
-@dump_fails("share their memory", "have it be a thread")
+@dump_fails("share their memory", "use a thread instead")
 def processes_that_share_memory(at: Site) -> Target:
     return at.spawn("""
         import ctypes, time
@@ -787,7 +787,7 @@ def thread_that_waits_in_vfork(at: Site) -> Target:
     return target
 
 
-@dump_fails("SIGTRAP is pending", "take the signal first")
+@dump_fails("SIGTRAP is pending", "handle the signal first")
 def signal_of_a_debugger(at: Site) -> Target:
     target = at.spawn("""
         import os, signal
@@ -799,7 +799,7 @@ def signal_of_a_debugger(at: Site) -> Target:
     return target
 
 
-@dump_fails("that another mount now covers", "close it before the dump")
+@dump_fails("covered by another mount", "close it before the dump")
 def file_that_is_covered(at: Site) -> Target:
     target = at.spawn("""
         import os, subprocess
@@ -833,7 +833,7 @@ def device_of_the_network(at: Site) -> Target:
     return at.spawn(prefix=["unshare", "--net", "sh", "-c", f'{vxlan}; exec "$@"', "sh"])
 
 
-@dump_fails("a library that it needs is missing", "install it anew", error=WorkerDiedError)
+@dump_fails("a library that it needs is missing", "reinstall it", error=WorkerDiedError)
 def program_without_its_libraries(at: Site) -> Target:
     """As one that was copied from another system."""
     program = Path(find_program(None)).read_bytes()
@@ -852,7 +852,7 @@ NOT_ROOT = "setpriv --reuid 1000 --regid 1000 --clear-groups --inh-caps={0} --am
 
 
 @dump_fails(
-    "without being root",
+    "not run as root",
     "set unprivileged=True",
     "unprivileged",
     error=PermissionDeniedError,

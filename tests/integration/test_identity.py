@@ -219,7 +219,7 @@ def test_the_pid_is_taken_meanwhile(spawn: Spawn, images: Path) -> None:
     (stranger,) = strangers
     assert stranger.poll() is None
     eventually(lambda: state(stranger.pid) == "S", "that it runs on")
-    with pytest.raises(ImagesError, match="holds no images"):
+    with pytest.raises(ImagesError, match="has no images"):
         restore(CriuOpts(images_directory=images))
     stranger.kill()
     stranger.wait()

@@ -136,5 +136,5 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
         page_server_child(opts)
     assert not missing.exists()
     missing.mkdir()
-    with pytest.raises(OptionError, match="holds no images"):
+    with pytest.raises(OptionError, match="has no images"):
         page_server_child(opts)

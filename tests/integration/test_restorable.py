@@ -276,7 +276,7 @@ def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> No
     assert [result.id for result in preflight(target.pid).findings] == ["stopped"]
     with pytest.raises(CriuError, match="SIGTTIN or SIGTTOU has stopped") as caught:
         dump(target.pid, opts)
-    assert caught.value.cure == "send it SIGCONT, then SIGSTOP, and dump it; or have it run on"
+    assert caught.value.cure == "send it SIGCONT, then SIGSTOP, and dump it; or let it run"
     assert target.runs_on()
     os.kill(child, signal.SIGCONT)
     eventually(lambda: state(child) == "S", "the child's going on")

@@ -117,47 +117,49 @@ def cut(image: Path) -> None:
     os.truncate(image, 20)
 
 
-@restore_fails("holds no images", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("has no images", "of a complete dump", "images_directory", error=ImagesError)
 def images_that_are_not_there(at: Site) -> Target:
     return spoilt(at, "*.img", Path.unlink)
 
 
-@restore_fails("or not all of them", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("or not all of them", "of a complete dump", "images_directory", error=ImagesError)
 def images_of_a_task_missing(at: Site) -> Target:
     return spoilt(at, "core-*.img", Path.unlink)
 
 
-@restore_fails("or not all of them", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("or not all of them", "of a complete dump", "images_directory", error=ImagesError)
 def images_of_namespaces_missing(at: Site) -> Target:
     return spoilt(at, "ids-*.img", Path.unlink)
 
 
-@restore_fails("shorter than it was made", "copy the images", "images_directory", error=ImagesError)
+@restore_fails("cut short", "copy the images", "images_directory", error=ImagesError)
 def images_cut_short(at: Site) -> Target:
     return spoilt(at, "pstree.img", cut)
 
 
-@restore_fails("shorter than it was made", "copy the images", "images_directory", error=ImagesError)
+@restore_fails("cut short", "copy the images", "images_directory", error=ImagesError)
 def images_that_are_empty(at: Site) -> Target:
     return spoilt(at, "inventory.img", lambda image: os.truncate(image, 0))
 
 
-@restore_fails("damaged", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("damaged", "of a complete dump", "images_directory", error=ImagesError)
 def images_that_are_garbage(at: Site) -> Target:
     return spoilt(at, "inventory.img", lambda image: image.write_bytes(b"garbage " * 20))
 
 
-@restore_fails("damaged", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("damaged", "of a complete dump", "images_directory", error=ImagesError)
 def images_of_memory_that_are_garbage(at: Site) -> Target:
     return spoilt(at, "mm-*.img", lambda image: image.write_bytes(b"garbage " * 20))
 
 
-@restore_fails("contents of memory", "that is complete", "images_directory", error=ImagesError)
+@restore_fails(
+    "contents of memory", "complete images_directory", "images_directory", error=ImagesError
+)
 def images_of_pages_missing(at: Site) -> Target:
     return spoilt(at, "pages-*.img", Path.unlink)
 
 
-@restore_fails("there is no files.img", "that was complete", "images_directory", error=ImagesError)
+@restore_fails("there is no files.img", "of a complete dump", "images_directory", error=ImagesError)
 def images_of_files_missing(at: Site) -> Target:
     """CRIU would take them for a tree without files, and crash."""
     return spoilt(at, "files.img", Path.unlink)
@@ -185,7 +187,7 @@ WRITES = """
 """
 
 
-@restore_fails("not as long as it was", "bring back the file", "root")
+@restore_fails("size of a file has changed", "restore the file of that time", "root")
 def file_that_grew(at: Site) -> Target:
     target = at.dumped(WRITES)
     with open(target.directory / "file", "a") as file:
@@ -194,7 +196,7 @@ def file_that_grew(at: Site) -> Target:
     return target
 
 
-@restore_fails("is not there", "put it back", "root", "inherit_fds")
+@restore_fails("does not exist", "put it back", "root", "inherit_fds")
 def file_that_is_gone(at: Site) -> Target:
     target = at.dumped(WRITES)
     path = target.directory / "file"
@@ -211,7 +213,7 @@ def file_with_other_permissions(at: Site) -> Target:
     return target
 
 
-@restore_fails("is not there", "put it back", "root")
+@restore_fails("does not exist", "put it back", "root")
 def directory_that_is_gone(at: Site) -> Target:
     target = at.dumped('import os\n(HERE / "d").mkdir()\nos.chdir(HERE / "d")\nserve()')
     (target.directory / "d").rmdir()
@@ -223,7 +225,7 @@ NOTE = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0"
 """How the note with the build id of an ELF file starts."""
 
 
-@restore_fails("not the build that it was", "install that build", "config_file")
+@restore_fails("another build than at the dump", "install that build", "config_file")
 def library_of_another_build(at: Site) -> Target:
     library = shutil.which("true")
     target = at.dumped(f"""
@@ -244,13 +246,13 @@ def library_of_another_build(at: Site) -> Target:
 # ---- sockets, namespaces, options ----
 
 
-@restore_fails("hold an open TCP connection", "on restore too", "tcp_established", "tcp_close")
+@restore_fails("have an open TCP connection", "on restore too", "tcp_established", "tcp_close")
 def tcp_without_a_word(at: Site) -> Target:
     at.cure = {"tcp_established": True}
     return at.dumped(CONNECTED, tcp_established=True)
 
 
-@restore_fails("told to drop TCP connections", "tcp_close=True on restore", "tcp_close")
+@restore_fails("the dump had tcp_close=True", "tcp_close=True on restore", "tcp_close")
 def tcp_close_on_dump_only(at: Site) -> Target:
     at.cure = {"tcp_close": True}
     return at.dumped(CONNECTED, tcp_close=True)
@@ -267,7 +269,7 @@ def port_that_is_taken(at: Site) -> Target:
     return target
 
 
-@restore_fails("path of a unix socket", "remove what is there")
+@restore_fails("path of a unix socket", "remove that file")
 def path_of_a_socket_that_is_taken(at: Site) -> Target:
     target = at.dumped("""
         import socket
@@ -350,7 +352,7 @@ def lazy_pages_without_a_daemon(at: Site) -> Target:
     return at.dumped()
 
 
-@restore_fails("too old for the kernel", "the CRIU that made the images", error=ProgramError)
+@restore_fails("too old for this kernel", "the CRIU that made the images", error=ProgramError)
 def program_too_old_for_the_images(at: Site) -> Target:
     target = at.dumped()
     at.via = older(at, "4.1")

@@ -403,7 +403,7 @@ def test_what_is_in_the_way(spawn: Spawn, images: Path, tmp_path: Path, orphans:
     with pytest.raises(CriuError, match=r"remove NAME\.cr_link") as caught:
         restore(opts)
     reap_all()
-    assert caught.value.left_behind == (f"{subject}, in the way",)
+    assert caught.value.left_behind == (f"{subject}, which the restore must create",)
     assert (target.directory / "file.cr_link").read_text() == "kept"
     (target.directory / "file.cr_link").unlink()
     restore(opts)
@@ -422,10 +422,12 @@ def test_a_ghost_in_the_way(spawn: Spawn, images: Path, orphans: None) -> None:
     taken = target.directory / "file.cr.1.ghost"
     taken.touch()
     assert [finding.subject for finding in check_images(images)] == [str(taken)]
-    with pytest.raises(CriuError, match=r"NAME\.cr\.NUMBER\.ghost, is taken") as caught:
+    with pytest.raises(CriuError, match=r"NAME\.cr\.NUMBER\.ghost, exists") as caught:
         restore(opts)
     reap_all()
-    assert caught.value.left_behind == ((f"{taken}, in the way",) if taken.exists() else ())
+    assert caught.value.left_behind == (
+        (f"{taken}, which the restore must create",) if taken.exists() else ()
+    )
     taken.unlink(missing_ok=True)
     restore(opts)
     assert target.runs_on()
@@ -439,7 +441,7 @@ def test_a_link_in_the_way_of_a_dump(spawn: Spawn, images: Path, orphans: None) 
     [kept] = os.listdir(images / "pycriu-native.links")
     taken = target.directory / f"link_remap.{kept.partition('-')[0]}"
     taken.touch()
-    with pytest.raises(CriuError, match=r"link_remap\.NUMBER is there"):
+    with pytest.raises(CriuError, match=r"link_remap\.NUMBER of an earlier"):
         dump(target.pid, opts)
     assert target.ask("same")
     taken.unlink()

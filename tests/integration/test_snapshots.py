@@ -634,7 +634,7 @@ def test_remove(tmp_path: Path) -> None:
         snapshot.remove()
         assert not snapshot.directory.exists()
         identity(process)
-        with pytest.raises(ImagesError, match="holds no snapshot any more"):
+        with pytest.raises(ImagesError, match="no longer has a snapshot"):
             snapshot.start()
     with pytest.raises(ImagesError, match="holds no whole snapshot"):
         Snapshot(tmp_path / "snapshot")

@@ -156,7 +156,7 @@ def test_a_port_that_another_process_has(
         (found,) = errors(images)
         assert "end that process" in found.cure
         error = fails(images, target)
-        assert "taken here" in str(error.cause) or f"port {port} of a socket" in str(error.cause)
+        assert "in use here" in str(error.cause) or f"port {port} of a socket" in str(error.cause)
     works(images, target)
 
 

@@ -285,6 +285,6 @@ def test_a_datagram_socket_whose_other_end_has_no_name(spawn: Spawn, images: Pat
             client = spawn(scenario, pass_fds=[its.fileno()])
         assert talk(client, ours)
         opts = CriuOpts(images_directory=images, external_unix_connections=True)
-        with pytest.raises(CriuError, match="have the other end bound to a name"):
+        with pytest.raises(CriuError, match="bind the other end to a name"):
             dump(client.pid, opts)
         assert talk(client, ours)

@@ -66,7 +66,7 @@ TAKEN: list[tuple[str, str, str]] = [
     ("config_file", "an existing file", "ignores a file that does not exist"),
     ("cg_props_file", "an existing file", "fails when it reads it, in the middle of the dump"),
     ("action_scripts", "an existing executable file", "fails when it runs it, in mid-call"),
-    ("action_scripts", "without a slash", "looks in PATH"),
+    ("action_scripts", "without a slash", "searches PATH"),
     ("libdir", "an existing directory", "loads no plugin"),
     ("irmap_paths", "an absolute path", "drops the first character"),
     ("external", "is accepted; others do nothing", "ignores a key that it does not know"),

@@ -62,7 +62,7 @@ def said(opts: CriuOpts) -> CriuOpts:
     return replace(opts, **empty)
 
 
-def has_flag(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOpts, Any]:
+def convertible(opts: CriuOpts, convert: Callable[[CriuOpts], Any]) -> tuple[CriuOpts, Any]:
     """The options that a form can express, in that form too; others must be refused by name."""
     try:
         return opts, convert(opts)
@@ -162,7 +162,7 @@ RUNC_DEFAULTS: dict[str, Any] = {
 @given(any_opts())
 def test_runc_and_back(opts: CriuOpts) -> None:
     """Lossless through JSON for all that runc's struct can express, and all its fields exist."""
-    rest, struct = has_flag(opts, CriuOpts.to_runc)
+    rest, struct = convertible(opts, CriuOpts.to_runc)
     assert set(struct) == set(RUNC_DEFAULTS)
     assert CriuOpts.from_runc(json.loads(json.dumps(struct))) == said(rest)
 
@@ -277,7 +277,7 @@ def test_a_command_line_and_back(opts: CriuOpts, verb: Verb) -> None:
     opts = replace(opts, pre_dump=None)
     if verb in (Verb.PAGE_SERVER, Verb.PAGE_SERVER_CHILD):
         opts = replace(opts, page_server=with_address(opts.page_server))
-    rest, words = has_flag(opts, lambda o: o.to_argv(verb, pid))
+    rest, words = convertible(opts, lambda o: o.to_argv(verb, pid))
     assert words[0] == "criu"
     assert words[1:].index(COMMANDS[verb][0]) == 0
     carried = True if verb is Verb.PRE_DUMP else None
@@ -528,7 +528,7 @@ def test_pids_and_verbs_of_command_lines() -> None:
 @example(CriuOpts(root="a#b"))
 def test_a_configuration_file_and_back(opts: CriuOpts) -> None:
     """Lossless for all that a file can express."""
-    rest, text = has_flag(opts, CriuOpts.to_config)
+    rest, text = convertible(opts, CriuOpts.to_config)
     assert CriuOpts.from_config(text) == said(rest)
 
 
@@ -561,11 +561,11 @@ def test_a_configuration_file_with_comments() -> None:
         ("tcp-close yes", "--tcp-close", "CRIU ignores this word"),
         ("ghost-limit 4 55", "line 2", "CRIU refuses a value with more words than this"),
         ('root "/a', "line 2", "CRIU refuses a quote that is not closed"),
-        ("tcp-close#", "--tcp-close#", "is no option of criu that is known here"),
+        ("tcp-close#", "--tcp-close#", "is no known option of criu"),
         ("exec-cmd", "--exec-cmd", "needs a command"),
         ("tree 5", "--tree", "give it to the verb"),
-        ("restore-sibling", "--restore-sibling", "restore_child() does that"),
-        ("version", "--version", "version() asks for that"),
+        ("restore-sibling", "--restore-sibling", "use restore_child() instead"),
+        ("version", "--version", "use version() instead"),
     ],
 )
 def test_lines_that_are_refused(line: str, named: str, rule: str) -> None:
@@ -647,7 +647,7 @@ def test_criu_reads_our_command_lines(
     """Each release's parser accepts all that a verb accepts and a command line can express."""
     opts = known_to(version, data.draw(criu_opts(world, verb)))
     pid = pid_for(verb)
-    _, words = has_flag(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
+    _, words = convertible(replace(opts, pre_dump=None), lambda o: o.to_argv(verb, pid))
     end = words.index("--") if "--" in words else len(words)
     words.insert(end, "-V")
     status, message = ask(version, *words[1:], fds=(world.writable,))
@@ -663,7 +663,7 @@ def test_criu_reads_our_configuration_files(
 ) -> None:  # fmt: skip
     """The same for the text of a configuration file."""
     opts = known_to(version, data.draw(criu_opts(world, verb)))
-    _, text = has_flag(opts, CriuOpts.to_config)
+    _, text = convertible(opts, CriuOpts.to_config)
     path = tmp_path_factory.mktemp("config") / "criu.conf"
     path.write_bytes(os.fsencode(text))
     status, message = ask(version, f"--config={path}", "-V", fds=(world.writable,))
@@ -746,8 +746,8 @@ def options_of(version: str) -> set[str]:
 
 
 REFUSED = {
-    "--help": "asks for no verb",
-    "--ms": "criu refuses it as well",
+    "--help": "it is about no verb",
+    "--ms": "criu refuses it too",
 }
 """The options of ``criu`` that have no form here, and why."""
 
@@ -826,7 +826,7 @@ def test_commands_that_are_read(line: str, verb: Verb, fields: dict[str, Any]) -
     read = CriuOpts.from_argv(["criu", *line.split()])
     assert read == (verb, None, CriuOpts(**fields))
     if verb is not Verb.VERSION:
-        rest, words = has_flag(read[2].only_for(verb), lambda o: o.to_argv(verb))
+        rest, words = convertible(read[2].only_for(verb), lambda o: o.to_argv(verb))
         assert CriuOpts.from_argv(words) == (verb, None, rest)
 
 

@@ -200,7 +200,7 @@ def test_a_restored_pid_that_is_none(play: Play, pid: int) -> None:
 
 def test_a_refusal_without_a_type(play: Play) -> None:
     """CRIU's response to a request that it cannot parse is a failure with CRIU's message."""
-    with pytest.raises(CriuError, match="CRIU says: no such luck") as caught:
+    with pytest.raises(CriuError, match="CRIU reports: no such luck") as caught:
         play.dump(send(no("empty", cr_errmsg="no such luck")))
     assert not isinstance(caught.value, ProtocolError)
 
@@ -502,7 +502,7 @@ def test_images_that_are_gone_call_the_dump_off(play: Play, emptied: bool) -> No
             if emptied:
                 play.images.mkdir()
 
-    with pytest.raises(ImagesError, match="was called off") as caught:
+    with pytest.raises(ImagesError, match="was undone") as caught:
         play.dump(
             notify("pre-dump"),
             notify("post-dump"),

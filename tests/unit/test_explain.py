@@ -162,7 +162,7 @@ def test_a_call_that_would_be_refused(tmp_path: Path) -> None:
     )
     shown = explain(opts, "dump", None, via=Worker(program=tmp_path / "no-criu"))
     assert {"weak_sysctls", "page_server"} <= {problem.field for problem in shown.problems}
-    assert [problem.field for problem in shown.unsaid] == ["leave_running", "pid"]
+    assert [problem.field for problem in shown.not_expressed] == ["leave_running", "pid"]
     assert shown.wire
     nobody = explain(CriuOpts(network_lock="skip"), "dump", 1, via=Worker(program="/no/criu"))
     assert [problem.field for problem in nobody.lacking] == ["via"]
@@ -295,8 +295,8 @@ def test_a_text_to_read(tmp_path: Path) -> None:
         f"  lazy_pages = False  (lazy_pages; {lazy_setter()})",
         "as a command line:",
         "  criu dump --tree=4242 '--images-dir=ck pt' --leave-running",
-        "not has_flag there:",
-        "  lazy_pages=False: only True can be said; leave it unset",
+        "not expressed there:",
+        "  lazy_pages=False: only True can be expressed; leave it unset",
         f"{tmp_path}/global.conf (every CRIU on this system):",
         "  tcp_close=True: applies: the request does not set it",
     ]

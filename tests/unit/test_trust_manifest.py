@@ -109,7 +109,7 @@ def test_who_changes_the_manifest_too(images: Path) -> None:
     _flip(images)
     assert seal(images) != digest
     verify(images)
-    with pytest.raises(ImagesError, match="has another manifest"):
+    with pytest.raises(ImagesError, match="has another digest"):
         verify(images, digest)
 
 

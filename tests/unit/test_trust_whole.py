@@ -102,7 +102,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, name: str, keep: int) -> None:
     """At its beginning, in its head, in its last message."""
     _write(tmp_path)
     (tmp_path / name).write_bytes(SET[name][:keep])
-    with pytest.raises(ImagesError, match=f"{name} is shorter than it was made"):
+    with pytest.raises(ImagesError, match=f"{name} is cut short"):
         _check(tmp_path)
 
 
@@ -352,5 +352,5 @@ def test_a_child_that_somebody_forked(tmp_path: Path) -> None:
 def test_a_page_server_overwrites_nothing(tmp_path: Path) -> None:
     """It is not started on the images of a dump that is done."""
     opts = CriuOpts(images_directory=_write(tmp_path), page_server="127.0.0.1:0")
-    with pytest.raises(OptionError, match="holds the images of an earlier dump"):
+    with pytest.raises(OptionError, match="has the images of an earlier dump"):
         page_server(opts, via=ScriptedCriu())

@@ -130,7 +130,7 @@ def _words(job: JobDirectory, status: JobStatus) -> str:
             (
                 "newest",
                 f"{_when(status.last_success)}: {size(status.last_bytes or 0)} in "
-                f"{status.last_duration:.2f} s, stood still {status.last_frozen or 0:.3f} s",
+                f"{status.last_duration:.2f} s, frozen {status.last_frozen or 0:.3f} s",
             )
         )
     if (storage := status.storage) is not None:
@@ -145,7 +145,7 @@ def _when(moment: float) -> str:
 
 def _list(call: Call, directory: str) -> Exit:
     checkpoints = _known(directory).all_checkpoints()
-    rows = [("number", "time", "size", "took", "stood still")]
+    rows = [("number", "time", "size", "took", "frozen")]
     rows += [
         (
             str(each.number),

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
+from ..._system.host import read
 from ..._system.process import status_of
-from ..._system.process_snapshot import read
 from ...findings import Finding, Severity
 
 ONLY = "a restore works with unprivileged=True only"

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 
+from ..._system.host import read
 from ..._system.mountinfo import mounts_of
 from ..._system.process import status_of
-from ..._system.process_snapshot import link, read
+from ..._system.process_snapshot import link
 from ..._transport.base import Via
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from ..._system.process_snapshot import Process, read
+from ..._system.host import read
+from ..._system.process_snapshot import Process
 from ..._system.system_calls import io_priority
 from ...findings import Finding
 from .context import Context, lost

@@ -8,7 +8,6 @@ into the images, up to ``ghost_limit`` (``criu/files-reg.c``: ``dump_one_reg_fil
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import stat
@@ -22,7 +21,8 @@ from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
 from ..._system.descriptors import copied, descriptor_info, links_of
 from ..._system.process import all_pids
-from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, libc, link
+from ..._system.process_snapshot import PATH_TOO_LONG, Descriptor, Process, link
+from ..._system.system_calls import file_system_type
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 
@@ -151,7 +151,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
             "message-queue",
             "it has a POSIX message queue open, which CRIU cannot save",
             failure="fd-mount",
-            cure="have the program close it before the dump; or save its descriptor with "
+            cure="make the program close it before the dump; or save its descriptor with "
             f'external=["{key}"], and give one of mq_open on the restore: '
             f'inherit_fds=[(fd, "{key}")]',
             **about,
@@ -164,7 +164,7 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
             "container, or on something unmounted",
             failure="fd-mount",
             cure="close it, or start the process with separate descriptors; or save it with "
-            f'external="{key}" and give it again with inherit_fds on restore',
+            f'external="{key}" and pass a file with inherit_fds on restore',
             **about,
         )
         return
@@ -218,10 +218,10 @@ def _place(context: Context, used: Used) -> Iterator[Finding]:
 
 
 def _is_message_queue(used: Used) -> bool:
-    """Whether a file is on the file system of POSIX message queues (statfs(2))."""
-    result = ctypes.create_string_buffer(256)
-    path = os.fsencode(f"/proc/{used.pid}/fd/{used.fd}")
-    return libc.statfs(path, result) == 0 and ctypes.c_long.from_buffer(result).value == MQUEUE
+    """Whether a file is on the file system of POSIX message queues."""
+    with contextlib.suppress(OSError):
+        return file_system_type(f"/proc/{used.pid}/fd/{used.fd}") == MQUEUE
+    return False
 
 
 def _has_changed(used: Used) -> bool:
@@ -311,7 +311,7 @@ def _pipes(context: Context) -> Iterator[Finding]:
                 "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
                 pid=fd.pid,
                 fd=fd.number,
-                cure="have the program make its pipes without O_DIRECT",
+                cure="make the program create its pipes without O_DIRECT",
             )
         ends.setdefault(inode, set()).add(fd.flags & os.O_ACCMODE)
         first.setdefault(inode, fd)

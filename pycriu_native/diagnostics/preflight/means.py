@@ -14,14 +14,15 @@ from ..._calls import requirements
 from ..._calls.verbs import check
 from ..._checks import option_rules
 from ..._failures.log_excerpt import known
+from ..._system.host import lines, read
 from ..._system.inet_sockets import LISTEN, tcp_sockets
-from ..._system.process_snapshot import lines_of, read
 from ..._transport.program import SEARCH_PATH
 from ..._transport.worker import worker_of
 from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...findings import Finding
 from ...options.criu_opts import CriuOpts
+from ...options.flags import UNKNOWN
 from ...options.values import PageServer
 from ...results import Version
 from ..config_effects import configuration_files
@@ -163,8 +164,7 @@ def _server(opts: CriuOpts) -> Iterator[Finding]:
 def _configuration(context: Context) -> Iterator[Finding]:
     for file in configuration_files(context.opts, context.via):
         for setting in file.settings:
-            unknown = "is no option of criu" in setting.effect
-            if unknown:
+            if setting.effect == UNKNOWN:
                 yield stops(
                     "configuration",
                     f"a configuration file has {setting}",
@@ -213,9 +213,9 @@ def _cgroup_yard(context: Context) -> Iterator[Finding]:
     are_ignored = opts.manage_cgroups_mode == CgroupMode.IGNORE or opts.manage_cgroups is False
     if opts.cg_yard is None or are_ignored:
         return
-    ours = lines_of("/proc/self/cgroup")
-    theirs = (lines_of(f"/proc/{process.pid}/cgroup") for process in context.tree.alive)
-    for line in next((lines for lines in theirs if lines != ours), ()):
+    ours = lines("/proc/self/cgroup")
+    theirs = (lines(f"/proc/{process.pid}/cgroup") for process in context.tree.alive)
+    for line in next((each for each in theirs if each != ours), ()):
         name = line.split(":", 2)[1].removeprefix("name=") or "unified"
         path = os.path.join(os.fsdecode(opts.cg_yard), name)
         if not os.path.isdir(path):
@@ -232,8 +232,8 @@ def _cgroup_properties(opts: CriuOpts) -> Iterator[Finding]:
     text = opts.cg_props
     if text is None and opts.cg_props_file is not None:
         text = read(os.fsdecode(opts.cg_props_file))
-    lines = [line for line in (text or "").splitlines() if line.strip()]
-    if any(not _CGROUP_LINE.fullmatch(line) for line in lines):
+    stated = [line for line in (text or "").splitlines() if line.strip()]
+    if any(not _CGROUP_LINE.fullmatch(line) for line in stated):
         yield stops(
             "cgroup-properties",
             "cg_props or cg_props_file is not in the narrow form that CRIU reads",

@@ -6,7 +6,6 @@ Sources of what CRIU supports: ``criu/files.c``, ``dump_one_file``; of watches `
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import stat
@@ -17,8 +16,9 @@ from typing import Any
 
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close
-from ..._system.descriptors import copied
-from ..._system.process_snapshot import Descriptor, libc
+from ..._system.descriptors import copied, where
+from ..._system.process_snapshot import Descriptor
+from ..._system.system_calls import open_by_handle
 from ...findings import Finding
 from .context import Context, lost, needs, note, stops
 from .files import is_plain_device
@@ -133,14 +133,6 @@ def _namespace(context: Context, fd: Descriptor) -> Iterator[Finding]:
 # ---- watches ----
 
 
-class _Handle(ctypes.Structure):
-    _fields_ = (
-        ("bytes", ctypes.c_uint),
-        ("type", ctypes.c_int),
-        ("handle", ctypes.c_ubyte * 128),
-    )
-
-
 def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
     about = {"pid": fd.pid, "fd": fd.number, "path": fd.link}
     with contextlib.suppress(OSError), copied(fd.pid, fd.number) as number:
@@ -149,7 +141,7 @@ def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
             yield lost(
                 "events",
                 f"{size} bytes of events that it has not read are dropped",
-                cure="have the program look at what it watches again after the restore",
+                cure="make the program read the state of the watched files again after the restore",
                 **about,
             )
     for line in fd.info.get("fanotify", ()):
@@ -157,7 +149,7 @@ def _watches(context: Context, fd: Descriptor) -> Iterator[Finding]:
             yield lost(
                 "watch-of-a-file-system",
                 "CRIU does not save a fanotify mark of a whole file system",
-                cure="have the program mark it again after the restore",
+                cure="make the program mark it again after the restore",
                 **about,
             )
     for line in [*fd.info.get("inotify", ()), *fd.info.get("fanotify", ())]:
@@ -186,7 +178,7 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
     if opened and kind not in NOT_FOUND_ON:
         yield note(
             "watch-without-a-path",
-            "it watches a file that has no name any more; the watch is saved without a path",
+            "it watches a file that was deleted; the watch is saved without a path",
             **about,
         )
     elif opened:
@@ -194,7 +186,7 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
             "watch-without-a-path",
             f"it watches a file on {kind} that has no name any more",
             failure="irmap",
-            cure="have the program end the watch; force_irmap does not help on that file system",
+            cure="make the program end the watch; force_irmap does not help on that file system",
             **about,
         )
     else:
@@ -211,19 +203,16 @@ def _watch(context: Context, fd: Descriptor, values: dict[str, str]) -> Iterator
 
 def _by_handle(mount: str, values: dict[str, str]) -> str | None:
     """The path of the file of a handle on a mount; None if it cannot be opened."""
-    data = bytes.fromhex(values["f_handle"])
     size = int(values["fhandle-bytes"], 16)
-    handle = _Handle(bytes=size, type=int(values["fhandle-type"], 16))
-    ctypes.memmove(handle.handle, data, min(size, len(data), 128))
+    handle = bytes.fromhex(values["f_handle"])[:size].ljust(size, b"\0")
     with contextlib.suppress(OSError):
         at = os.open(mount, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            result = libc.open_by_handle_at(at, ctypes.byref(handle), os.O_PATH | os.O_CLOEXEC)
+            result = open_by_handle(at, int(values["fhandle-type"], 16), handle)
         finally:
             close(at)
-        if result >= 0:
-            try:
-                return os.readlink(f"/proc/self/fd/{result}")
-            finally:
-                close(result)
+        try:
+            return where(result)
+        finally:
+            close(result)
     return None

@@ -45,7 +45,7 @@ UDP_CORK = 1
 """``linux/udp.h``."""
 SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS = 270, 9
 """``linux/netlink.h``."""
-ESTABLISHED, SYN_RECV, TIME_WAIT, CLOSE, LISTEN = 1, 3, 6, 7, 10
+ESTABLISHED, TIME_WAIT, CLOSE, LISTEN = 1, 6, 7, 10
 KNOWN_LINKS = frozenset(("veth", "tun", "bridge", "macvlan", "venet"))
 LOOPBACK = 772
 FALLBACK_LINKS = frozenset(("gre0", "gretap0", "sit0"))
@@ -296,7 +296,7 @@ def _unix_listener(sock: UnixSocket, ours: set[int], about: dict[str, Any]) -> I
         yield stops(
             "unix-closed-before-accepted",
             "a connection to its unix socket was closed before it was accepted",
-            cure="have the program accept it",
+            cure="make the program accept it",
             failure="unix-in-flight",
             **about,
         )

@@ -16,8 +16,9 @@ from ..._failures.log_excerpt import known
 from ..._support.unpatched import close, sleep
 from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
+from ..._system.host import lines, read
 from ..._system.process import children_of, stat_of, status_of
-from ..._system.process_snapshot import Process, lines_of, link, read
+from ..._system.process_snapshot import Process, link
 from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
 from ...enums import Verb
 from ...findings import Finding
@@ -328,7 +329,7 @@ def _user_namespace(context: Context) -> Iterator[Finding]:
         return
     root = context.tree.root
     for file, what in (("uid_map", "user"), ("gid_map", "group")):
-        ranges = [line.split() for line in lines_of(f"/proc/{root.pid}/{file}")]
+        ranges = [line.split() for line in lines(f"/proc/{root.pid}/{file}")]
         if not any(first == "0" for first, _, _ in ranges):
             yield stops(
                 "user-namespace-without-root",

@@ -108,7 +108,7 @@ def _current(context: Context) -> Iterator[Finding]:
                 else "it has /dev/tty open, whose terminal is saved with another process, "
                 f"{first.pid}",
                 f'external=["{_key(fd)}"] on the dump, and another terminal on the restore: '
-                f'inherit_fds=[(fd, "{_key(fd)}")]; or have /dev/tty closed before the dump',
+                f'inherit_fds=[(fd, "{_key(fd)}")]; or close /dev/tty before the dump',
                 sets={"external": (_key(fd),)},
                 failure="ctty",
                 pid=process.pid,

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..._support.unpatched import close
+from ..._system.descriptors import where
 from ..._system.process_snapshot import Descriptor
 from ...findings import Finding
 from .context import Context, lost, stops
@@ -66,7 +67,7 @@ def look(context: Context) -> Iterator[Finding]:
             yield lost(
                 "unix-renamed",
                 "its file has lost this name and has another, which leads nowhere after a restore",
-                cure="have the program bind the name that its clients use",
+                cure="make the program bind the name that its clients use",
                 **about,
             )
         elif not bound.is_deleted:
@@ -87,7 +88,7 @@ def _bound(fd: Descriptor) -> Bound | None:
             return None
         file = fcntl.ioctl(sock.fileno(), SIOCUNIXFILE)
         try:
-            path, of_file = os.readlink(f"/proc/self/fd/{file}"), os.fstat(file)
+            path, of_file = where(file), os.fstat(file)
         finally:
             close(file)
         is_found = False

@@ -198,6 +198,6 @@ def told(case: Case, error: CriuError) -> None:
         assert not set(error.options) - {"external_unix_connections", "images_dir"}
     assert error.lines or error.code is None  # then no request was sent
     assert str(error).startswith(f"{error.verb} ")
-    assert "CRIU says" not in str(error)
+    assert "CRIU reports:" not in str(error)
     if error.log:
         assert os.path.isfile(error.log)
