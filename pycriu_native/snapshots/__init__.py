@@ -13,7 +13,9 @@ Each copy has pid and mount namespaces of its own, and is a child of the process
 
 from __future__ import annotations
 
-from .aio_process import AsyncProcess
+from typing import TYPE_CHECKING, Any
+
+from .._support.lazy import fetch
 from .process import Process
 from .record import Host, MappedFile, Record
 from .shared_template import SharedTemplate
@@ -21,6 +23,9 @@ from .snapshot import Snapshot, list_snapshots
 from .template import prepare
 from .timings import StartPhase, StartTimings
 from .zygote import Zygote
+
+if TYPE_CHECKING:
+    from .aio_process import AsyncProcess
 
 __all__ = [
     "AsyncProcess",
@@ -36,3 +41,8 @@ __all__ = [
     "list_snapshots",
     "prepare",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that need asyncio, which takes long to load."""
+    return fetch(globals(), {"AsyncProcess": "aio_process"}, name)

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
@@ -27,7 +27,6 @@ from .._transport.worker import Worker
 from ..errors import CriuError, ImagesError, Problem
 from ..options.criu_opts import CriuOpts
 from . import host_check
-from .aio_process import Starting, starting
 from .copy_request import CopyRequest, environment_problems
 from .parent_pages import PARENT
 from .parked import default_output
@@ -42,6 +41,9 @@ from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
 from .timings import Stopwatch
 from .zygote import Zygote, zygote_problems
+
+if TYPE_CHECKING:
+    from .aio_process import Starting
 
 Program = Sequence[StrPath] | int | subprocess.Popen[Any]
 
@@ -328,6 +330,8 @@ class Snapshot(Closing):
         :class:`~pycriu_native.snapshots.AsyncProcess`. If the task is cancelled during the start
         or in the block, nothing remains of the copy.
         """
+        from .aio_process import starting  # asyncio takes long to load
+
         return starting(self.start, args, options)
 
     def problems(self, *, via: Via | None = None) -> list[Problem]:

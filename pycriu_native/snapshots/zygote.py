@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from subprocess import PIPE
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._support import sockets
@@ -20,7 +20,6 @@ from .._support.lazy import socket
 from .._support.unpatched import Lock, close, readable
 from .._system.descriptors import descriptor_info
 from ..errors import CriuError, DeadlineError, Problem
-from .aio_process import Starting, starting
 from .child import PidfdChild
 from .copy_request import CopyRequest, send_line
 from .process import Process, reap_unowned
@@ -28,6 +27,9 @@ from .record import Record
 from .restore import RestoredChild, RestoreRequest, restore_root
 from .streams import Stream, Streams, TextMode, refuse
 from .timings import Stopwatch
+
+if TYPE_CHECKING:
+    from .aio_process import Starting
 
 LINE = 4096
 """Bytes of an error that are read at most."""
@@ -180,6 +182,8 @@ class Zygote(Closing):
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
         """:meth:`start` for asyncio: see :meth:`.Snapshot.start_async`."""
+        from .aio_process import starting  # asyncio takes long to load
+
         return starting(self.start, args, options)
 
     def _forked(self, answers: socket.socket, until: float | None) -> int:

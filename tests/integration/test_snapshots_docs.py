@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import os
 import re
 import socket
 import subprocess
@@ -66,6 +68,14 @@ def test_the_function_server(programs: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [json.loads(out)["sum"] for out in asyncio.run(main())] == [1, 2, 3, 4]
 
 
+def test_copies_of_a_zygote_from_a_shell(programs: Path) -> None:
+    """Each line of the input starts one."""
+    directory = taken(programs, "app").directory
+    lines = f"printf 'a b\\nc\\n' | python3 many.py {directory}"
+    done = run_commands(programs, lines)
+    assert done.stdout == "0.5 a b\n0.5 c\n", done.stderr
+
+
 def test_a_snapshot_of_a_copy(programs: Path) -> None:
     """It has what the copy has loaded for its arguments."""
     (programs / "data.csv").write_text("1,2,3\n")
@@ -88,6 +98,74 @@ def test_a_warm_process_for_each_test(programs: Path) -> None:
         arguments = ["-q", "-p", "no:cacheprovider", name]
         with snapshot.start(arguments, **options) as process:  # type: ignore[arg-type]
             assert process.wait(PATIENCE) == status
+
+
+def test_a_warm_process_on_the_command_line(programs: Path) -> None:
+    """The commands of the page, as they stand there."""
+    section = DOCUMENT.read_text().split("## A warm process for each test")[1]
+    lines = re.findall(r"^# (.*)", section.split("```console")[1].split("```")[0], re.M)
+    assert len(lines) == 2
+    tests = programs / "tests"
+    tests.mkdir()
+    for name in ("one", "two"):
+        (tests / f"test_{name}.py").write_text("def test_good(): pass\n")
+    done = run_commands(programs, "\n".join(lines))
+    assert done.stdout.count("1 passed") == 2, done.stderr
+
+
+def run_commands(directory: Path, lines: str) -> subprocess.CompletedProcess[str]:
+    """Run lines of a shell in a directory, with this Python and this package."""
+    for name, command in (("python3", ""), ("pycriu-native", " -m pycriu_native")):
+        script = directory / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec {sys.executable}{command} "$@"\n')
+        script.chmod(0o755)
+    path = f"{directory / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", "-euc", lines],
+        cwd=directory,
+        env={**ENVIRONMENT, "PATH": path, "PYTEST_ADDOPTS": "-p no:cacheprovider"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+CLIENT = """
+from jupyter_client import KernelManager
+manager = KernelManager(kernel_name="warm")
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+client.wait_for_ready(timeout=60)
+client.execute_interactive("import sys; print(6 * 7, sys.argv[1])", timeout=60)
+manager.shutdown_kernel()
+"""
+
+
+def test_a_jupyter_kernel(programs: Path) -> None:
+    """Started by the kernel.json of the page, it answers a client, and ends on request."""
+    for name in ("ipykernel", "jupyter_client"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    snapshot = taken(programs, "kernel")
+    (text,) = re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(), re.S)
+    spec = json.loads(text.replace("/srv/kernel.snapshot", str(snapshot.directory)))
+    assert spec["argv"][0] == "pycriu-native"
+    spec["argv"][:1] = [sys.executable, "-m", "pycriu_native"]
+    place = programs / "jupyter" / "kernels" / "warm" / "kernel.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps(spec))
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT],
+        env={**ENVIRONMENT, "JUPYTER_PATH": str(programs / "jupyter")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 3,
+        check=False,
+    )
+    assert done.stdout.endswith("42 -f\n"), done.stderr  # after a note of IPython
+    assert done.returncode == 0
 
 
 def test_web_servers(programs: Path) -> None:
