@@ -119,7 +119,7 @@ export REQUIREMENTS
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: CRIU_MUST_RUN := yes
@@ -293,6 +293,11 @@ wheels: $(VENV)/.extra-release ## the wheels with libcriu and with criu, into di
 .PHONY: test-wheels
 test-wheels: ## the wheels of make wheels in fresh Debian roots without a compiler, for each Python there
 	@tools/wheels/test dist/wheels $(SUITES)
+
+.PHONY: test-wheels-arm64
+test-wheels-arm64: vm-tools arm64-tools build ## the wheels of aarch64, installed and used in a guest
+	@$(AS_ROOT)
+	as_root env PYTHON=$(VENV)/bin/python tools/wheels/test dist/wheels trixie-arm64
 
 .PHONY: release
 release: $(VENV)/.extra-release ## all that is uploaded, into dist/release: built twice, compared, checked

@@ -163,8 +163,6 @@ def check_answer(line: bytes) -> None:
         with socket.create_connection(("127.0.0.1", int(line[5:]))) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             with connection.makefile("rb") as response:
-                line = response.read().rpartition(b"\r\n")[2] + b"\n"
-        if b"answer" in line:
-            return
+                line = ANSWER if b"answer" in response.read() else b""
     if line != ANSWER:
         raise RuntimeError(f"the program answered {line!r}")

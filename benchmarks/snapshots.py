@@ -65,7 +65,9 @@ class Ways:
     def __init__(self, program: Program, directory: Path, owned: ExitStack) -> None:
         self.command = program.command(directory)
         # A program with threads, such as those of OpenBLAS, cannot be a zygote.
-        path = f"{directory}:{HERE.parent}"
+        path = os.pathsep.join(
+            [str(directory), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1")
         self.environment = {**os.environ, **threads, "PYTHONPATH": path}
         self.snapshot = owned.enter_context(
@@ -265,10 +267,14 @@ def measure(quick: bool) -> list[Row]:
             reason = f"not measured: {', '.join(lacking)} not installed"
             rows.append(note("first answer", reason, program=program.name))
             continue
-        with scratch("/dev/shm") as directory, ExitStack() as owned:
-            ways = Ways(program, directory, owned)
-            rows += one_start(ways, program.name, 3 if quick else 12)
-            rows += many_starts(ways, program.name, AT_ONCE[:2] if quick else AT_ONCE)
+        try:
+            with scratch("/dev/shm") as directory, ExitStack() as owned:
+                ways = Ways(program, directory, owned)
+                rows += one_start(ways, program.name, 3 if quick else 12)
+                rows += many_starts(ways, program.name, AT_ONCE[:2] if quick else AT_ONCE)
+        except (CriuError, OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            rows.append(note("first answer", f"not measured: {reason}", program=program.name))
     return rows
 
 

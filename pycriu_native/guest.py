@@ -50,8 +50,9 @@ class Start(NamedTuple):
     """What one copy is started with."""
 
     number: int
-    """The number of the start, from 1; no two copies of a snapshot have the same. 0 in the
-    original, if that goes on after the snapshot (``leave_running``)."""
+    """The number of the start, from 1; no two copies of a snapshot have the same. A random one from
+    2**52 on where the snapshot's directory cannot be written. 0 in the original, if that goes on
+    after the snapshot (``leave_running``)."""
     arguments: list[str] | None
     """The arguments, without the program's name; ``sys.argv`` has them too. None: unchanged."""
     environment: dict[str, str] | None

@@ -203,7 +203,7 @@ class Exchange:
             remaining = -1
             if self._deadline is not None:
                 seconds = max(0.0, self._deadline - time.monotonic())
-                remaining = min(int(seconds * 1000) + 1, MAX_WAIT)
+                remaining = int(min(seconds * 1000, MAX_WAIT - 1)) + 1
             result = native.pn_receive(receiver, 0 if ended else remaining)
             while self._cancels:
                 self._stop(self._cancels.popleft())

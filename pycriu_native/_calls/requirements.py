@@ -55,6 +55,7 @@ def check(request: Request) -> None:
     """Refuse what cannot work; ``OptionError`` or ``UnsupportedError`` list everything."""
     option_rules.check(request.opts, request.verb, request.pid)
     refused = [
+        *by_arguments(request),
         *by_caller(request),
         *by_trust(request),
         *by_images(request),
@@ -72,6 +73,27 @@ def _refuse(kind: type[OptionError], problems: Iterable[Problem], request: Reque
     result = list(problems)
     if result:
         raise kind(result, verb=str(request.verb), pid=request.pid)
+
+
+def by_arguments(request: Request) -> Iterator[Problem]:
+    """Arguments of the verb itself: CRIU would be at work already when their use fails."""
+    if request.deadline is not None and not _is_seconds(request.deadline):
+        yield Problem("deadline", request.deadline, "a number of seconds is accepted")
+    if not _is_seconds(request.reap_timeout) or request.reap_timeout < 0:
+        yield Problem(
+            "reap_timeout", request.reap_timeout, "a number of seconds from 0 is accepted"
+        )
+    if request.on_notify is not None and not callable(request.on_notify):
+        yield Problem("on_notify", request.on_notify, "a function is accepted")
+
+
+def _is_seconds(value: object) -> bool:
+    if isinstance(value, bool) or not (isinstance(value, float) or hasattr(value, "__index__")):
+        return False
+    try:
+        return float(value) == float(value)  # NaN does not
+    except OverflowError:
+        return False
 
 
 def by_caller(request: Request) -> Iterator[Problem]:

@@ -34,7 +34,7 @@ from .._support.light_typing import TYPE_CHECKING, Any, TypeVar
 from .._system.process_identity import Target, located
 from .._transport.worker import Worker
 from ..enums import Verb
-from ..errors import OptionError, Problem, UnsupportedError
+from ..errors import Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import On
 from . import requirements
@@ -413,9 +413,6 @@ def _checked(
     files: Files = None,
     reap_timeout: float = REAP_TIMEOUT,
 ) -> Request:
-    if not reap_timeout >= 0:
-        rule = "a number of seconds from 0 is accepted"
-        raise OptionError([Problem("reap_timeout", reap_timeout, rule)])
     request = Request(
         verb=verb,
         opts=opts,

@@ -8,6 +8,7 @@ import signal
 from typing import Protocol, cast
 
 from .._support.frozen_dataclass import replace
+from .._system.capabilities import CAP_SYS_ADMIN, has_capability
 from .._system.process import name_of, stat_of, status_of
 from .._system.process_tree import holders, is_above
 from .._system.regular_file import LogMark
@@ -22,6 +23,9 @@ from .log_excerpt import diagnose, error_lines, stderr_lines
 EBADRQC = 56
 """What CRIU answers when it refuses a request's options; mostly it says nothing else."""
 
+
+_KERNEL_UNKNOWN = re.compile("initialize kernel features detection|initializing kerndat")
+"""Lines that say that CRIU cannot find out what the kernel can do."""
 
 _SUMS_UP = re.compile(r"(Dumping|Restoring) FAILED|killed by signal|exited, status=")
 """Lines that say that something failed, and not what."""
@@ -78,6 +82,8 @@ def explain_failure(
     ):
         result = _unsaid(opts, result, lines)
     result = _look_closer(result, pid, outcome.images)
+    if _KERNEL_UNKNOWN.search(result.line or "") and not opts.unprivileged:
+        result = _without_admin(result)
     cause, cure = result.cause, result.cure
     if verb is Verb.CHECK and cure is None:
         cure = "the kernel, a sandbox or the rights of the caller lack this: doctor() tells more"
@@ -122,6 +128,18 @@ def explain_failure(
     if isinstance(error, WorkerDiedError):
         error.status = line.status
     return error
+
+
+def _without_admin(found: Diagnosis) -> Diagnosis:
+    """What CRIU cannot find out about the kernel without CAP_SYS_ADMIN."""
+    if has_capability(CAP_SYS_ADMIN):
+        return found
+    return replace(
+        found,
+        cause="CRIU lacks CAP_SYS_ADMIN, which it needs to find out what this kernel can do",
+        cure="give CRIU CAP_SYS_ADMIN, or set unprivileged=True",
+        options=("unprivileged",),
+    )
 
 
 def _how_it_ended(line: Connection) -> str:
@@ -193,6 +211,14 @@ def _who_has_the_pid(found: Diagnosis, taken: int, images: str) -> Diagnosis:
             pid, kind = holder
             cause = f"{taken} is the {kind} of pid {pid} ({name_of(pid)}), so no process can get it"
             cure = f"end pid {pid} and others of that {kind}, or restore in a pid namespace"
+            ended = stat_of(pid)
+            if ended is not None and ended.state == "Z":
+                cause += f": a zombie that its parent, pid {ended.parent}, has not reaped"
+                cure = (
+                    f"reap it with os.waitpid({pid}, 0), and others of that {kind}"
+                    if ended.parent == os.getpid()
+                    else f"have pid {ended.parent} reap it, and others of that {kind}"
+                )
         return replace(found, cause=cause, cure=cure)
     parent = seen.parent
     if seen.state != "Z":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
+from .._support.kernel_text import read_lines
 from .process import status_of
 
-CAP_SETPCAP, CAP_SYS_RESOURCE = 8, 24
+CAP_SETPCAP, CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 8, 21, 24
 NEEDED_BY_RESTORE = {12: "net-buffers", 18: "chroot", 25: "timens-offset"}
 """CAP_NET_ADMIN, CAP_SYS_CHROOT and CAP_SYS_TIME, and the id of CRIU's failure without each in
 ``known_failures.json``. Neither a dump nor a restore with ``unprivileged`` needs them."""
@@ -21,6 +22,9 @@ CAPABILITIES = (
     "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore",
 )
 # fmt: on
+_ALL_USERS = ["0", "0", str(2**32 - 1)]
+"""The line of ``uid_map`` in the first user namespace (user_namespaces(7))."""
+
 ALL = (1 << len(CAPABILITIES)) - 1
 """All capabilities of Linux 5.9 and later."""
 
@@ -28,6 +32,16 @@ ALL = (1 << len(CAPABILITIES)) - 1
 def has_capability(number: int) -> bool:
     """Whether the calling process has this capability in its effective set."""
     return bool(int(status_of(os.getpid()).get("CapEff", "0"), 16) >> number & 1)
+
+
+def is_root_of_host() -> bool:
+    """Whether the calling process is root, and in no user namespace that maps other users to it."""
+    if os.geteuid():
+        return False
+    try:
+        return [line.split() for line in read_lines("/proc/self/uid_map")] == [_ALL_USERS]
+    except OSError:
+        return True  # a kernel without user namespaces
 
 
 def permitted() -> list[str]:

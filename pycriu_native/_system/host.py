@@ -45,7 +45,10 @@ def lack_of(directory: str) -> str:
     """Why a path is no directory that exists; names the first part that is missing."""
     if os.path.lexists(directory):
         return "it is no directory"
-    above = os.path.dirname(os.path.abspath(directory))
+    try:
+        above = os.path.dirname(os.path.abspath(directory))
+    except FileNotFoundError:
+        return "the working directory does not exist"
     if os.path.isdir(above):
         return "it does not exist"
     while not os.path.lexists(os.path.dirname(above)):

@@ -108,7 +108,7 @@ def _borrowed(pids: Iterable[int]) -> Iterator[tuple[int, socket.socket]]:
                 copy = -1 if inode in seen else native.pn_copy_descriptor(process, fd)
                 if copy >= 0:
                     with of_another(copy) as sock:
-                        if os.fstat(copy).st_ino == inode:
+                        if os.fstat(sock.fileno()).st_ino == inode:
                             seen.add(inode)
                             yield inode, sock
 

@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ _EMPTY_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.contai
 _DIRECTORIES = ("/dev/shm", "/run/secrets")
 """Mounts that each engine makes for its containers from files of its own."""
 
+_IMAGE_ID = re.compile("(sha256:)?[0-9a-f]{64}")
 _SHM_SIZE = 65536000
 """Bytes of ``/dev/shm``, Podman's default."""
 
@@ -332,6 +334,7 @@ def to_archive(
     to: StrPath,
     *,
     image: str | None = None,
+    image_id: str | None = None,
     name: str | None = None,
     base: StrPath | None = None,
     compress: Compression = "gzip",
@@ -348,6 +351,8 @@ def to_archive(
         image: the name of the container's image, such as ``docker.io/library/alpine:3``, which
             Podman pulls if it does not have it. Default: that of the archive that the container
             was restored from, or that in the storage of Podman and CRI-O.
+        image_id: the image's id, 64 hexadecimal digits (``podman image inspect --format={{.Id}}``).
+            Podman 5 needs it where ``image`` is given; Podman 4 finds the image by its name.
         name: the container's name. Default: the one there, or the first 12 digits of its id.
         base: the root file system of the image, a directory. What differs from it goes into the
             archive. Default: the lower directories of the container's overlay; where its root is
@@ -361,7 +366,7 @@ def to_archive(
         exception names the directory that keeps the images and the other files.
     """
     target = Path(to).absolute()
-    config, spec = _described(container, image, name)
+    config, spec = _described(container, image, image_id, name)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     dumped = False
     try:
@@ -391,7 +396,7 @@ def to_archive(
 
 
 def _described(
-    container: Container, image: str | None, name: str | None
+    container: Container, image: str | None, image_id: str | None, name: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """``config.dump`` and ``spec.dump``: those of the archive it is from, or the least of them."""
     config: dict[str, Any] = {}
@@ -407,8 +412,12 @@ def _described(
     else:
         config = _storage_record(container)
     if image is not None and image != config.get("rootfsImageName"):
-        # Podman finds an image by its name in place of its id too.
+        # Podman 4 finds an image by its name in place of its id too.
         config |= {"rootfsImageName": image, "rootfsImageID": image}
+    if image_id is not None:
+        if not _IMAGE_ID.fullmatch(image_id):
+            raise bad_argument("image_id", image_id, "64 hexadecimal digits are accepted")
+        config["rootfsImageID"] = image_id.removeprefix("sha256:")
     if not config.get("rootfsImageName"):
         raise bad_argument("image", image, "the name of the container's image is needed")
     config.setdefault("id", container.id)

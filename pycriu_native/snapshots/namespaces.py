@@ -8,6 +8,7 @@ import select
 import signal
 import struct
 import time
+from errno import EPERM
 from pathlib import Path
 
 from .._support import sockets, unpatched
@@ -16,7 +17,7 @@ from .._support.unpatched import close
 from .._system.process import children_of
 from .._system.process_snapshot import link
 from .._transport.spawn import spawn
-from ..errors import CriuError
+from ..errors import CriuError, PermissionDeniedError, ProgramError
 
 PROGRAM = Path(__file__).parent.parent / "_native" / "namespace_init"
 
@@ -26,6 +27,12 @@ INT = struct.Struct("i")
 
 PATIENCE = 10.0
 """Seconds that the end of a namespace's processes may take after they were killed."""
+
+
+NOT_PERMITTED = (
+    "the namespaces of a copy need CAP_SYS_ADMIN, which this process lacks; in a user namespace an "
+    "ordinary user has it: unshare --user --map-root-user --pid --fork --mount-proc COMMAND"
+)
 
 
 class Namespaces(Closing):
@@ -50,6 +57,11 @@ class Namespaces(Closing):
             self.pid, self._pidfd = spawn(
                 words, env={}, stdin=theirs.fileno(), output=null, keep=[caller], namespaces=flags
             )
+        except ProgramError as error:
+            self.close()
+            if error.errno == EPERM:
+                raise PermissionDeniedError(NOT_PERMITTED, errno=EPERM) from None
+            raise
         except BaseException:
             self.close()
             raise

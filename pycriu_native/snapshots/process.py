@@ -256,7 +256,9 @@ class Process(subprocess.Popen[AnyStr]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the streams and wait for its end."""
+        """Close the streams and wait for its end; it cannot be saved any more."""
+        if self.guest is not None:
+            self.guest.close()
         for stream in (self.stdout, self.stderr):
             if stream is not None:
                 stream.close()

@@ -19,6 +19,7 @@ from .._calls.verbs import dump
 from .._integrity.dump_record import record_size
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
+from .._system.capabilities import is_root_of_host
 from .._system.process_snapshot import Process as SeenProcess
 from .._system.process_snapshot import Tree
 from .._transport.base import Via
@@ -83,6 +84,10 @@ def copy_problems(copy: Process[Any], without_guest: bool) -> Iterator[Problem]:
     elif without_guest:
         rule = "a copy is saved where it calls guest.wait() again"
         yield Problem("without_guest", without_guest, rule)
+    if not is_root_of_host():
+        # CRIU (4.2.1) has the parasite make a directory in / there, to mount a /proc.
+        rule = "root saves copies; an ordinary user, or root of a user namespace, cannot"
+        yield Problem("program", copy, rule)
     for kind in ("uts", "net"):
         ours, theirs = (f"/proc/{pid}/ns/{kind}" for pid in ("self", copy.pid))
         if copy.poll() is None and not os.path.samefile(ours, theirs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -57,7 +58,13 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
     target = directory / SHARED
     if not target.exists():
         own = directory / f"{SHARED}.{os.getpid()}-{threading.get_ident()}.partial"
-        prepare(directory, own)
+        try:
+            prepare(directory, own)
+        except ImagesError as error:
+            if error.errno in (errno.EACCES, errno.EROFS):
+                hint = "its owner can make it with Snapshot.share()"
+                raise ImagesError(f"{error}; {hint}", errno=error.errno) from None
+            raise
         try:
             own.rename(target)
         except OSError:  # another process or thread was first

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import time
@@ -16,7 +18,9 @@ from typing import Any
 from .. import guest
 from .._calls.progress_state import OnProgress
 from .._support.closing import Closing
+from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
+from .._system.capabilities import is_root_of_host
 from .._system.processor import cpu_flags
 from .._transport.base import Via
 from .._transport.worker import Worker
@@ -118,7 +122,7 @@ class Snapshot(Closing):
                 process runs on.
             DeadlineError: the deadline passed.
         """
-        base = opts or CriuOpts()
+        base = _for_caller(opts)
         refuse(
             list(_take_problems(program, directory, env, cwd, without_guest, processor, base)),
             "take",
@@ -223,7 +227,7 @@ class Snapshot(Closing):
                 snapshot=self.directory,
                 images=str(images),
                 place=place,
-                opts=opts or CriuOpts(),
+                opts=_for_caller(opts),
                 via=chosen,
                 deadline=None if until is None else max(0.0, until - time.monotonic()),
             )
@@ -272,7 +276,7 @@ class Snapshot(Closing):
             snapshot=self.directory,
             images=images,
             place=place,
-            opts=opts or CriuOpts(),
+            opts=_for_caller(opts),
             via=chosen,
             deadline=deadline,
         )
@@ -370,8 +374,16 @@ class Snapshot(Closing):
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
     def _next_number(self) -> int:
-        """The next number, which no other start of this snapshot gets."""
-        fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """The next number, which no other start of this snapshot gets.
+
+        A random one from 2**52 on where the directory is another user's or read-only.
+        """
+        try:
+            fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EROFS):
+                raise
+            return 2**52 + secrets.randbits(52)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             number = int(os.pread(fd, 32, 0) or b"0") + 1
@@ -434,6 +446,14 @@ def _take_problems(
             yield from level_problems(processor, cpu_flags())
         if cwd is not None and not os.path.isdir(cwd):
             yield Problem("cwd", os.fspath(cwd), "a directory is accepted")
+
+
+def _for_caller(opts: CriuOpts | None) -> CriuOpts:
+    """The options; where the caller is not root, or root of a user namespace, ``unprivileged``."""
+    result = opts or CriuOpts()
+    if result.unprivileged is None and not is_root_of_host():
+        return replace(result, unprivileged=True)
+    return result
 
 
 @contextmanager

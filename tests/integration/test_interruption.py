@@ -173,6 +173,14 @@ def test_a_deadline_that_is_too_short(
     assert target.runs_on()
 
 
+@pytest.mark.parametrize("deadline", [float("inf"), 1e308, 10**12])
+def test_a_deadline_that_never_passes(spawn: Spawn, images: Path, deadline: float) -> None:
+    """It is longer than any wait of the kernel's."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True), deadline=deadline)
+    assert target.runs_on()
+
+
 @pytest.mark.parametrize("moment", DUMP)
 def test_a_deadline_that_passes_in_the_middle(spawn: Spawn, images: Path, moment: Notify) -> None:
     """A deadline that passes during a hook undoes the call when the hook returns, the last too."""

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from pycriu_native.jobs.remote_checkpoints import commits
 from pycriu_native.jobs.storage import Storage
 
 from ..s3_server import s3_server
-from .support.job_hosts import HostedJob, commands, stopped
+from .support.job_hosts import HostedJob, commands, never_two, stopped
 from .support.jobs import check_exact, nothing_runs
 from .support.processes import is_alive
 
@@ -52,26 +51,6 @@ def storage(request: pytest.FixtureRequest) -> Iterator[str]:
         return
     with s3_server() as bucket:
         yield f"{bucket}/job1"
-
-
-@contextmanager
-def never_two(place: Path) -> Iterator[None]:
-    """Look all the time, meanwhile, that at most one process of the command is there."""
-    over = threading.Event()
-    most: list[list[int]] = [[]]
-
-    def look() -> None:
-        while not over.wait(0.05):
-            most[0] = max(most[0], commands(place), key=len)
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    try:
-        yield
-    finally:
-        over.set()
-        looking.join()
-    assert len(most[0]) == 1, most
 
 
 def test_a_lost_host(hosts: Callable[..., HostedJob], storage: str, tmp_path: Path) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from .support.hosts import OURS, cable, host
+from .support.job_hosts import never_two
 from .support.jobs import RunningJob, check_exact, nothing_runs
 from .support.processes import eventually
-
-PROGRAMS = Path(__file__).parent / "programs"
 
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="there is no distributed (extra dask)"
@@ -35,7 +37,8 @@ def job(tmp_path: Path) -> Iterator[RunningJob]:
 
 def _run(program: str, what: str, job: RunningJob) -> list[dict[str, object]]:
     """The results that an engine's program prints."""
-    words = [sys.executable, str(PROGRAMS / program), what, str(job.directory.path)]
+    module = f"tests.integration.programs.{program.removesuffix('.py')}"
+    words = [sys.executable, "-m", module, what, str(job.directory.path)]
     with open(job.place / "messages", "wb") as messages:
         done = subprocess.run(
             [*words, str(job.place / "finish"), *job.command],
@@ -86,6 +89,35 @@ def test_two_tasks_of_one_job(job: RunningJob, tmp_path: Path) -> None:
     check_exact(job, tmp_path / "reference")
     events = [each["event"] for each in job.directory.events()]
     assert events == ["started", "ended"]
+
+
+MACHINE = """
+hostname "$0" && mount --bind "$1" /proc/sys/kernel/random/boot_id && shift && exec "$@"
+"""
+
+
+@needs_dask
+def test_a_host_of_dask_is_lost(job: RunningJob, tmp_path: Path) -> None:
+    """Two hosts, each with network, processes, mounts, name and boot of its own: the job goes on
+    on the other one, never twice at a time.
+    """
+    with contextlib.ExitStack() as stack:
+        hosts = []
+        for _ in range(2):
+            there = stack.enter_context(host())
+            scheduler, address = stack.enter_context(cable(OURS, there))
+            boot = tmp_path / there.name
+            boot.write_text(f"{uuid.uuid4()}\n")
+            own = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts")
+            prefix = [*there.prefix, *own, "sh", "-c", MACHINE, there.name, str(boot)]
+            hosts.append({"prefix": prefix, "scheduler": scheduler, "address": address})
+        with never_two(job.place):
+            results = _run("dask_hosts.py", json.dumps(hosts), job)
+    assert _ended(results) == [("ended", 0)]
+    check_exact(job, tmp_path / "reference")
+    status = job.directory.status()
+    assert (status.resumed, status.restarted) == (1, 0)
+    assert status.host in [each["prefix"][-2] for each in hosts]
 
 
 ENDLESS = """

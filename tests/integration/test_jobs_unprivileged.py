@@ -6,7 +6,6 @@ import functools
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
@@ -17,48 +16,17 @@ import pytest
 from pycriu_native._system.trusted_path import NO_USER, unmapped_root
 from pycriu_native.jobs.directory import JobDirectory, State
 
+from .support import ordinary_user
 from .support.jobs import STEPPER, RunningJob
+from .support.ordinary_user import BEGIN, USER, run
 from .support.processes import eventually
-
-ROOT = Path(__file__).parents[2]
-USER = 65534
-AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
-NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc")
-BEGIN = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-
-
-@functools.cache
-def _python() -> str:
-    """A Python that an ordinary user can run with this package; skips the test without one."""
-    why = ""
-    for python in (sys.executable, "/usr/bin/python3"):
-        words = [*AS_USER, *NAMESPACE, python, "-c", BEGIN + "import pycriu_native.jobs"]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/")
-        if done.returncode == 0:
-            return python
-        why = done.stderr.strip().rpartition("\n")[2]
-    pytest.skip(f"an ordinary user cannot run this package in a user namespace here: {why}")
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A directory of the user's."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        os.chown(name, USER, USER)
-        yield Path(name)
-
-
-def _run(script: str, *words: object, inside: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a script as the user, in a user namespace or not."""
-    prefix = (*AS_USER, *(NAMESPACE if inside else ()))
-    return subprocess.run(
-        [*prefix, _python(), "-c", BEGIN + textwrap.dedent(script), *map(str, words)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd="/",
-    )
+    with ordinary_user.directory_of() as result:
+        yield result
 
 
 DUMP = """
@@ -81,7 +49,7 @@ DUMP = """
 
 def test_dump_and_restore(place: Path) -> None:
     """They work in a user namespace of the user's own, where the real root is not mapped."""
-    done = _run(DUMP, place / "ckpt")
+    done = run(DUMP, place / "ckpt")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("sleep True\n")
 
@@ -93,7 +61,7 @@ def test_directories_that_are_not_trusted(place: Path) -> None:
     others = place / "others"
     others.mkdir()
     os.chown(others, 1234, 1234)
-    done = _run(DUMP, others)
+    done = run(DUMP, others)
     assert f"belongs to user {USER}" in done.stderr
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         os.chown(name, 1234, 1234)
@@ -101,7 +69,7 @@ def test_directories_that_are_not_trusted(place: Path) -> None:
         inner = Path(name) / "ours"
         inner.mkdir()
         os.chown(inner, USER, USER)
-        done = _run(DUMP, inner / "ckpt")
+        done = run(DUMP, inner / "ckpt")
         assert f"{name} belongs to user {USER}" in done.stderr
         assert not list(inner.iterdir())
 
@@ -127,7 +95,7 @@ SEMAPHORE = """
 
 def test_what_cannot_be_saved(place: Path) -> None:
     """Preflight names what fails there and not as root: a mapped file that is deleted."""
-    done = _run(SEMAPHORE, place / "ckpt")
+    done = run(SEMAPHORE, place / "ckpt")
     assert done.returncode == 0, done.stderr
     found, message = done.stdout.split("\n", 1)
     assert found == "mapped-file-without-a-name"
@@ -155,8 +123,15 @@ def _has_more(directory: JobDirectory, number: int) -> bool:
 
 def test_a_job(place: Path) -> None:
     """It makes its namespace by itself, is killed and interrupted, and comes to its exact end."""
-    directory = JobDirectory(place / "job")
-    words = [*AS_USER, _python(), "-c", BEGIN + textwrap.dedent(JOB), str(place), _python()]
+    directory, python = JobDirectory(place / "job"), ordinary_user.python()
+    words = [
+        *ordinary_user.as_user(),
+        python,
+        "-c",
+        BEGIN + textwrap.dedent(JOB),
+        str(place),
+        python,
+    ]
     for number in (signal.SIGKILL, signal.SIGTERM):
         before = directory.status().checkpoints
         process = subprocess.Popen([*words, str(STEPPER)], stdin=subprocess.DEVNULL, cwd="/")
@@ -202,7 +177,7 @@ def test_the_job_of_another_user(place: Path, mode: int) -> None:
         for path in made.directory.path.glob("*.json"):
             path.chmod(0o644)
         (made.directory.path / "lock").chmod(mode)
-        done = _run(LOOK, made.directory.path, inside=False)
+        done = run(LOOK, made.directory.path, inside=False)
         assert done.stdout.startswith("running\n"), done.stderr
         assert "is of user 0, who can do this, as root can" in done.stdout
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -224,9 +225,64 @@ def test_node(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None
     _check_runtime(save(program, tmp_path / "images"), shared)
 
 
-@pytest.mark.parametrize("collector", ["G1", "Serial", "Parallel", "Shenandoah"])
+def test_go(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
+    """Go's heap, collected and returned to the system, by several threads."""
+    program = tmp_path / "churn"
+    env = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
+    source = PROGRAMS / "memory_churn.go"
+    subprocess.run([_tool("go"), "build", "-o", program, source], check=True, env=env)
+    _check_runtime(save([str(program)], tmp_path / "images"), shared)
+
+
+def test_redis(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
+    """A server with jemalloc (Debian's) and its client: the digest of all data stays the same."""
+    program = [sys.executable, str(PROGRAMS / "redis_churn.py"), _tool("redis-server")]
+    saved = save([*program, str(tmp_path / "socket")], tmp_path / "images")
+    assert len(list(saved.images.glob("mm-*.img"))) == 2
+    _check_runtime(saved, shared)
+
+
+TORCH = """
+import sys
+import torch
+torch.manual_seed(1)
+model = torch.nn.Sequential(*[torch.nn.Linear(400, 400) for _ in range(8)])
+data = torch.rand(500, 400)
+def check():
+    with torch.no_grad():
+        return float(model(data).double().sum())
+def churn():
+    before = check()
+    kept = [each.detach().clone() for each in model.parameters()]
+    for _ in range(5):
+        model(data).sum().backward()
+        with torch.no_grad():
+            for each in model.parameters():
+                each -= 0.1 * each.grad
+        model.zero_grad()
+        if torch.zeros(3000, 1000).any():
+            return "new memory is not zero"
+    with torch.no_grad():
+        for each, value in zip(model.parameters(), kept):
+            each.copy_(value)
+    return "same" if check() == before else "the result has changed"
+check()
+print("ready", flush=True)
+for line in sys.stdin:
+    print(churn() if line == "churn\\n" else check(), flush=True)
+"""
+
+
+def test_torch(tmp_path: Path, shared: Callable[[Saved], SharedTemplate]) -> None:
+    """A model of PyTorch on the processor, with its threads: trained, and as it was before."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    _check_runtime(save([sys.executable, "-c", TORCH], tmp_path / "images"), shared)
+
+
+@pytest.mark.parametrize("collector", ["G1", "Serial", "Parallel", "Shenandoah", "Z"])
 def test_java(tmp_path: Path, shared: Callable[[Saved], SharedTemplate], collector: str) -> None:
-    """The heap of each collector. (That of ZGC is a memfd, which is not shared.)"""
+    """The heap of each collector. That of ZGC is a memfd, which is not shared."""
     subprocess.run([_tool("javac"), "-d", tmp_path, PROGRAMS / "MemoryChurn.java"], check=True)
     options = [f"-XX:+Use{collector}GC", "-Xmx256m", "-XX:-UsePerfData"]
     java = [_tool("java"), *options]

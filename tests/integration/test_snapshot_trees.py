@@ -187,6 +187,14 @@ def test_a_dump_that_fails(snapshot: Snapshot, tmp_path: Path) -> None:
         assert state_of(other)[3]
 
 
+def test_an_error_in_the_block(snapshot: Snapshot, tmp_path: Path) -> None:
+    """The copy does not wait to be saved for ever: guest.wait() ends it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(CriuError), started(snapshot) as process:
+        taken(process, tmp_path / "file" / "below")
+    assert process.returncode == 1
+
+
 # ---- what generations store ----
 
 

@@ -35,3 +35,17 @@ def test_links() -> None:
     for page in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tests_of_security() -> None:
+    """Each line of SECURITY.md's tables names a test file, and the tests that it names exist."""
+    text = (ROOT / "SECURITY.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "| test |" not in line]
+    assert len(rows) > 30
+    for row in rows:
+        named = re.findall(r"\]\((tests/[^)]+\.py)\)((?:,? `\w+`)*)", row)
+        assert named, row
+        for path, names in named:
+            source = (ROOT / path).read_text()
+            for name in re.findall(r"`(\w+)`", names):
+                assert f"def {name}(" in source, f"{path} has no {name}"

@@ -25,6 +25,7 @@ from pycriu_native.jobs.storage import Storage
 from pycriu_native.jobs.uploads import Uploads
 
 from ..s3_server import s3_server
+from ..ssh_server import ssh_server
 
 pytest.importorskip("fsspec", reason="the storage of jobs needs fsspec")
 
@@ -100,20 +101,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-@pytest.fixture(params=["memory", "local", "s3"])
+@pytest.fixture(params=["memory", "local", "s3", "ssh"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of an empty storage."""
     if request.param == "memory":
         return f"memory://job-{next(numbers)}"
     if request.param == "local":
         return str(tmp_path / "storage")
-    return f"{request.getfixturevalue('bucket')}/job-{next(numbers)}"
+    return f"{request.getfixturevalue(request.param)}/job-{next(numbers)}"
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def s3() -> Iterator[str]:
     """A bucket of moto's server."""
     with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A directory of a server of SFTP."""
+    with ssh_server(tmp_path_factory.mktemp("home")) as url:
         yield url
 
 

@@ -235,6 +235,33 @@ def test_a_pid_that_is_none(pid: Any) -> None:
     assert "pid" in refusal(DUMP, {"images_directory": HERE}, pid).options
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("deadline", each) for each in ("1", b"1", True, float("nan"), 10**400, [1])),
+        *(("reap_timeout", each) for each in ("1", float("nan"))),
+        ("on_notify", 3),
+    ],
+)
+def test_an_argument_of_another_kind(name: str, value: Any, tmp_path: Path) -> None:
+    """CRIU would be at work already when the argument is used."""
+    with pytest.raises(OptionError, match=f"{name}="):
+        dump(os.getppid(), CriuOpts(images_directory=tmp_path), **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relative_path_where_the_working_directory_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, for each directory that is taken."""
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    removed.rmdir()
+    with pytest.raises(OptionError, match="the working directory does not exist"):
+        restore(CriuOpts(images_directory="images"))
+
+
 def test_nothing_is_touched_by_a_refusal(tmp_path: Path) -> None:
     """No program is looked for, no directory made, no process asked for."""
     images = tmp_path / "images"

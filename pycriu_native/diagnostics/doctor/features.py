@@ -54,7 +54,7 @@ FEATURES = {
         "pre_dump, dump_iters and track_mem do not work",
         "a kernel with CONFIG_MEM_SOFT_DIRTY"
         if can_track_memory()
-        else f"nothing: Linux has no soft-dirty tracking on {os.uname().machine}",
+        else f"another architecture: Linux has no soft-dirty tracking on {os.uname().machine}",
     ),
     "uffd": Feature(
         "userfaultfd",
@@ -73,7 +73,7 @@ FEATURES = {
     "network_lock_nftables": Feature(
         "locking the network with nftables",
         'network_lock="nftables" does not work; iptables is needed for tcp_established',
-        "load the module nf_tables, and a CRIU that was built with nftables",
+        "the module nf_tables, the library libnftables, and a CRIU that was built with nftables",
     ),
     "nftables": Feature(
         "nftables rules of containers",

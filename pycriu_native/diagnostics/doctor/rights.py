@@ -184,9 +184,12 @@ def _seccomp(status: dict[str, str]) -> Finding:
     )
     if status.get("Seccomp", "0") == "0":
         return finding(severity=Severity.GOOD, message="none")
+    everywhere = status_of(1).get("Seccomp", "0") != "0"
     return finding(
-        severity=Severity.WARNING,
+        severity=Severity.STOPS if everywhere else Severity.WARNING,
         message=f"mode {status['Seccomp']}, {status.get('Seccomp_filters', '?')} filters",
-        costs="CRIU inherits it; forbidden calls fail, and restored processes inherit it",
-        cure="run without it (docker run --security-opt seccomp=unconfined)",
+        costs="processes under a seccomp filter cannot be dumped"
+        + (", and here all are" if everywhere else "")
+        + "; restored processes inherit it",
+        cure="run without it (docker run --security-opt seccomp=unconfined), with CAP_SYS_ADMIN",
     )

@@ -38,8 +38,10 @@ class Doctor:
 
     @property
     def summary(self) -> str:
-        """Whether this machine can checkpoint, and the CRIU that was checked."""
-        return f"{_SUMMARIES[self.severity]} ({self.via})"
+        """Whether this machine can checkpoint, the CRIU that was checked, and what stops it."""
+        stop = next((each for each in self.findings if each.severity is Severity.STOPS), None)
+        why = "" if stop is None else f": {stop.subject}: {stop.message}"
+        return f"{_SUMMARIES[self.severity]} ({self.via}){why}"
 
     def of(self, id: str) -> Finding:
         """The finding with this id. Raises ``KeyError`` if there is none."""

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from ..._calls.requirements import caller_inside
 from ..._failures.log_excerpt import known
 from ..._support.unpatched import close, sleep
+from ..._system.capabilities import CAP_SYS_ADMIN, has_capability
 from ..._system.cgroups import frozen_cgroup
 from ..._system.process import children_of, stat_of, status_of
 from ..._system.process_snapshot import Process, lines_of, link, read
 from ..._system.system_calls import KCMP_FS, KCMP_SIGHAND, KCMP_VM, kcmp, namespace_owner
 from ...enums import Verb
 from ...findings import Finding
+from ..doctor.namespaces import in_first
 from .context import Context, needs, note, stops
 
 KCMP = {KCMP_VM: "memory", KCMP_FS: "its directory and root", KCMP_SIGHAND: "signal handlers"}
@@ -39,7 +41,11 @@ def look(context: Context) -> Iterator[Finding]:
     for process in context.tree.processes:
         yield from _stoppable(process)
         yield from _session(context, process)
+    may_suspend = _may_suspend_filters()
     for process in context.tree.alive:
+        if not may_suspend and process.status.get("Seccomp", "0") != "0":
+            about = "it is under a seccomp filter, which CRIU may not suspend"
+            yield stops("seccomp-suspend", about, pid=process.pid, failure="seccomp-suspend")
         yield from _hidden(process)
         yield from _limits(process)
         yield from _word_size(process)
@@ -51,6 +57,12 @@ def look(context: Context) -> Iterator[Finding]:
     yield from _user_namespace(context)
     if os.getpid() in context.tree.pids:
         yield _caller_inside(context)
+
+
+def _may_suspend_filters() -> bool:
+    """Whether the kernel lets the caller suspend seccomp filters (PTRACE_O_SUSPEND_SECCOMP)."""
+    own = status_of(os.getpid()).get("Seccomp", "0")
+    return own == "0" and has_capability(CAP_SYS_ADMIN) and in_first("user")
 
 
 def _caller_inside(context: Context) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +78,23 @@ def commands(place: Path) -> list[int]:
                 if ours and is_alive(int(name)):
                     result.append(int(name))
     return result
+
+
+@contextlib.contextmanager
+def never_two(place: Path) -> Iterator[None]:
+    """Look all the time, meanwhile, that at most one process of the command is there."""
+    over = threading.Event()
+    most: list[list[int]] = [[]]
+
+    def look() -> None:
+        while not over.wait(0.05):
+            most[0] = max(most[0], commands(place), key=len)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looking.join()
+    assert len(most[0]) == 1, most

@@ -1,26 +1,25 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * libnftables for a criu that is linked statically: the functions that CRIU calls, each of which
- * loads the shared library at its first use. Only network locks and nftables rules need it, so
- * most starts of criu do without loading it and the five libraries that it depends on.
+ * libnftables for a criu that is linked statically: the functions that CRIU calls, which load the
+ * system's shared library at the first use. Only network locks and nftables rules need it.
  *
- * The copies of these libraries in nftables/ beside the executable are loaded by their paths, in
- * the order of their dependencies. So no run path is needed, which the loader would ignore in a
- * program with file capabilities.
+ * CRIU creates a context at its start, to probe the kernel. So a context is created also where the
+ * library is not installed: each of its commands fails.
  */
 #include <dlfcn.h>
-#include <limits.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
+
+#define LIBRARY "libnftables.so.1"
+#define LOG_WARN 2 /* of criu-log.h */
 
 struct nft_ctx;
 
-/* Dependencies first. */
-static const char *const libraries[] = { NFTABLES_LIBRARIES };
+/* CRIU's log. Weak, for the configuration of CRIU, which links this file alone. */
+extern void print_on_level(unsigned int level, const char *format, ...) __attribute__((weak));
 
 static struct {
 	struct nft_ctx *(*ctx_new)(uint32_t flags);
@@ -47,87 +46,71 @@ static const struct {
 	{ "nft_ctx_new", &nft.ctx_new }, /* the last: it tells that all are there */
 };
 
-/* The directory of the executable, with a slash at its end; 0 if it is unknown or too long. */
-static size_t directory(char *path, size_t size)
-{
-	ssize_t length = readlink("/proc/self/exe", path, size);
+/* The context where there is no library: why. */
+static char reason[256];
 
-	while (length > 0 && path[length - 1] != '/')
-		length--;
-	return length > 0 ? length : 0;
+static int is_unavailable(const struct nft_ctx *ctx)
+{
+	return (const char *)ctx == reason;
 }
 
-static void *load_library(void)
+static int load_functions(void)
 {
-	char path[PATH_MAX + NAME_MAX];
-	size_t length = directory(path, PATH_MAX);
-	void *library = NULL;
+	void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_GLOBAL);
 
-	if (!length)
-		return NULL;
-	for (size_t i = 0; i < sizeof(libraries) / sizeof(*libraries); i++) {
-		snprintf(path + length, sizeof(path) - length, "nftables/%s", libraries[i]);
-		library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
-		if (!library)
-			return NULL;
+	for (size_t i = 0; library && i < sizeof(functions) / sizeof(*functions); i++) {
+		void *function = dlsym(library, functions[i].name);
+
+		if (!function)
+			return -1;
+		memcpy(functions[i].function, &function, sizeof(function));
 	}
-	return library;
+	return library ? 0 : -1;
 }
 
 struct nft_ctx *nft_ctx_new(uint32_t flags)
 {
-	void *library;
-
-	if (!nft.ctx_new) {
-		library = load_library();
-		if (!library) {
-			fprintf(stderr, "Error: libnftables cannot be loaded: %s\n", dlerror() ?: "no /proc");
-			return NULL;
-		}
-		for (size_t i = 0; i < sizeof(functions) / sizeof(*functions); i++) {
-			void *function = dlsym(library, functions[i].name);
-
-			if (!function)
-				return NULL;
-			memcpy(functions[i].function, &function, sizeof(function));
-		}
+	if (!nft.ctx_new && load_functions()) {
+		snprintf(reason, sizeof(reason), LIBRARY " cannot be loaded: %s", dlerror());
+		if (print_on_level)
+			print_on_level(LOG_WARN, "Warn  (nftables): %s\n", reason);
+		return (struct nft_ctx *)reason;
 	}
 	return nft.ctx_new(flags);
 }
 
-/* The others have a context, so nft_ctx_new() has succeeded before. */
-
 void nft_ctx_free(struct nft_ctx *ctx)
 {
-	nft.ctx_free(ctx);
+	if (!is_unavailable(ctx))
+		nft.ctx_free(ctx);
 }
 
 int nft_ctx_buffer_error(struct nft_ctx *ctx)
 {
-	return nft.ctx_buffer_error(ctx);
+	return is_unavailable(ctx) ? 0 : nft.ctx_buffer_error(ctx);
 }
 
 int nft_ctx_buffer_output(struct nft_ctx *ctx)
 {
-	return nft.ctx_buffer_output(ctx);
+	return is_unavailable(ctx) ? 0 : nft.ctx_buffer_output(ctx);
 }
 
 const char *nft_ctx_get_error_buffer(struct nft_ctx *ctx)
 {
-	return nft.ctx_get_error_buffer(ctx);
+	return is_unavailable(ctx) ? reason : nft.ctx_get_error_buffer(ctx);
 }
 
 FILE *nft_ctx_set_error(struct nft_ctx *ctx, FILE *file)
 {
-	return nft.ctx_set_error(ctx, file);
+	return is_unavailable(ctx) ? file : nft.ctx_set_error(ctx, file);
 }
 
 FILE *nft_ctx_set_output(struct nft_ctx *ctx, FILE *file)
 {
-	return nft.ctx_set_output(ctx, file);
+	return is_unavailable(ctx) ? file : nft.ctx_set_output(ctx, file);
 }
 
 int nft_run_cmd_from_buffer(struct nft_ctx *ctx, const char *commands)
 {
-	return nft.run_cmd_from_buffer(ctx, commands);
+	return is_unavailable(ctx) ? -1 : nft.run_cmd_from_buffer(ctx, commands);
 }

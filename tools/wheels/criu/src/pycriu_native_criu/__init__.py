@@ -15,7 +15,7 @@ def program() -> str:
 
 
 def libraries() -> dict[str, str]:
-    """Return the libraries in the program and beside it, by name, with their versions."""
+    """Return the libraries in the program, by name, with their versions."""
     with open(os.path.join(_HERE, "libraries.txt")) as file:
         lines = file.read().splitlines()
     return dict(line.split(" ", 1) for line in lines)

@@ -1,0 +1,53 @@
+"""Processes without a vDSO whose data of the vDSO ([vvar]) is still mapped, as under valgrind.
+
+CRIU saves them, and refuses to restore them: "Can't find vDSO area in image" (``vdso_proxify`` of
+``criu/pie/parasite-vdso.c``, 4.2). Nothing uses that data without the vDSO: here it is taken out of
+``mm-PID.img``, while the dumped processes still stand frozen.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .._wire.protobuf import message
+from .changed_image import fields_of, messages_of, replace_image
+from .image_files import DamagedError, ImageFiles, kind_of
+
+_VMA, _STATUS = 14, 7
+"""Of ``mm.proto`` and ``vma.proto``: a mapping, and its bits."""
+_VDSO, _VVAR = 1 << 3, 1 << 12
+"""Bits of a mapping (``criu/include/image.h``)."""
+_COLUMN = 2
+"""The column with the bits in a row of ``mm-PID.img``."""
+
+
+def leave_out_lone_vvar(directory: int) -> None:
+    """Take [vvar] out of the images of processes that have no vDSO.
+
+    An image of another form than expected is left as it is.
+    """
+    files = ImageFiles(directory)
+    for name in sorted(files.names):
+        try:
+            bits = [row[_COLUMN] for row in files.rows(name)] if kind_of(name) == "MM" else []
+            if any(each & _VVAR for each in bits) and not any(each & _VDSO for each in bits):
+                _leave_out(directory, name)
+        except (DamagedError, IndexError, KeyError, ValueError):
+            continue  # the check of the images reports it
+
+
+def _leave_out(directory: int, name: str) -> None:
+    with open(
+        os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory), "rb"
+    ) as file:
+        data = file.read()
+    (entry,) = messages_of(data)
+    kept = [(number, value) for number, value in fields_of(entry) if not _is_vvar(number, value)]
+    replace_image(directory, name, data[:8], [message(*kept)])
+
+
+def _is_vvar(number: int, value: int | bytes) -> bool:
+    if number != _VMA or not isinstance(value, bytes):
+        return False
+    bits = dict(fields_of(value)).get(_STATUS, 0)
+    return isinstance(bits, int) and bool(bits & _VVAR)

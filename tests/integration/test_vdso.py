@@ -1,0 +1,55 @@
+"""Processes that have unmapped their vDSO, as valgrind does with the programs that it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from pycriu_native import CriuOpts, dump, restore
+from pycriu_native.images import decode
+
+from .conftest import Spawn
+from .support.processes import eventually, kill
+
+WITHOUT_VDSO = """
+    import ctypes, os, signal
+    signal.signal(signal.SIGUSR1, lambda *_: os.close(os.open(HERE / "again", os.O_CREAT)))
+    (row,) = [line for line in open("/proc/self/maps") if "[vdso]" in line]
+    begin, end = (int(each, 16) for each in row.split()[0].split("-"))
+    munmap, pause = ctypes.CDLL(None).munmap, signal.pause
+    (HERE / "ready").write_text(str(os.getpid()))
+    munmap(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin))
+    while True: pause()
+"""
+VVAR = 1 << 12
+"""The bit of a mapping of the vDSO's data (``criu/include/image.h``)."""
+
+
+def maps(pid: int) -> str:
+    """The mappings of a process."""
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_process_without_a_vdso(orphans: None, spawn: Spawn, images: Path) -> None:
+    """It comes back, and its images verify; CRIU alone dumps it and cannot restore it."""
+    target = spawn(WITHOUT_VDSO)
+    eventually(lambda: "[vdso]" not in maps(target.pid), "the end of its vDSO")
+    had_data = "[vvar]" in maps(target.pid)
+    dump(target.pid, CriuOpts(images_directory=images))
+    target.reap()
+    (entry,) = decode(images / f"mm-{target.pid}.img")["entries"]
+    assert had_data
+    assert not any(int(mapping["status"]) & VVAR for mapping in entry["vmas"])
+    restore(CriuOpts(images_directory=images))
+    os.kill(target.pid, signal.SIGUSR1)
+    eventually((target.directory / "again").exists, "an answer")
+    kill(target.pid)
+
+
+def test_others_keep_theirs(spawn: Spawn, images: Path) -> None:
+    """Images of a process with a vDSO are as CRIU has written them."""
+    target = spawn()
+    dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
+    (entry,) = decode(images / f"mm-{target.pid}.img")["entries"]
+    assert any(int(mapping["status"]) & VVAR for mapping in entry["vmas"])
