@@ -46,7 +46,7 @@ Nearly all of a call is the conversation: CRIU's own work. Two things make it sh
 COLD = """
 *Its request alone* is what CRIU itself takes beyond its log: to read the request, and to answer
 and go on, with each of its questions answered at once by bytes that lie ready. The rest is ours:
-some 130 system calls and 800 calls in Python, once in each call, after CRIU has worked with the same
+some 130 system calls and 700 calls in Python, once in each call, after CRIU has worked with the same
 processor's caches. The checks alone show what that costs: their work is the same both times. To
 hand the call to its thread and to hear of its end takes another tenth of a millisecond each. And in
 two of five calls half a millisecond is CRIU's: the kernel wakes who waits for CRIU's last word on

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
-from .._integrity.vdso import leave_out_lone_vvar
 from .._support.light_typing import TYPE_CHECKING
 from ..enums import Verb
 from ..errors import CriuError
@@ -113,7 +112,7 @@ class Safeguards:
         assert self._before is not None
         assert pid is not None
         try:
-            from .._integrity import due_timers, dump_record  # noqa: F401
+            from .._integrity import due_timers, dump_record, vdso  # noqa: F401
             from .._recovery.recovery import Recovery
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
@@ -127,6 +126,7 @@ class Safeguards:
         if request.verb is Verb.DUMP and not request.opts.stream and images is not None:
             from .._integrity.due_timers import rearm  # loaded since ``requested``
             from .._integrity.dump_record import write_record
+            from .._integrity.vdso import leave_out_lone_vvar
 
             dump_marker.check_written(images, request.pid)
             rearm(images)

@@ -19,6 +19,7 @@ NAME = "files.img"
 _TYPE, _TIMERFD, _ENTRY = 1, 17, 12
 """Of ``fdinfo.proto``: the field with a file's type, that of a timerfd, and its field."""
 _IS_TIMERFD = message((_TYPE, _TIMERFD))
+"""How the entry of a timerfd begins: CRIU writes fields in the order of their numbers."""
 _TICKS, _VALUE, _INTERVAL = 5, (7, 8), (9, 10)
 """Of ``timerfd.proto``: expiries that were not read; seconds and nanoseconds."""
 
@@ -37,18 +38,19 @@ def rearm(directory: int) -> None:
     if _IS_TIMERFD not in data:
         return
     try:
-        changed = [(each, _rearmed(each)) for each in messages_of(data)]
+        changed = [
+            (each, _rearmed(each) if each.startswith(_IS_TIMERFD) else None)
+            for each in messages_of(data)
+        ]
     except (IndexError, KeyError, ValueError):
         return
-    if any(new is not None for _, new in changed):
+    if [new for _, new in changed if new is not None]:
         replace_image(directory, NAME, data[:8], [new or old for old, new in changed])
 
 
 def _rearmed(entry: bytes) -> bytes | None:
-    """A file's entry with a timerfd that is armed; None: it needs no change."""
+    """The entry of a timerfd with one that is armed; None: it needs no change."""
     fields = fields_of(entry)
-    if (_TYPE, _TIMERFD) not in fields:
-        return None
     timer = next((value for number, value in fields if number == _ENTRY), None)
     if not isinstance(timer, bytes):
         return None
