@@ -33,7 +33,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = ["VARIABLE", "Start", "after_start", "before_snapshot", "wait"]
 
@@ -216,7 +216,7 @@ class _Sibling:
     """
 
     CLONE3 = 435
-    PARENT, PIDFD, CHILD_CLEARTID, CHILD_SETTID = 0x8000, 0x1000, 0x200000, 0x1000000
+    PARENT, PIDFD, CHILD_CLEARTID = 0x8000, 0x1000, 0x200000
     PR_GET_TID_ADDRESS = 40
 
     def __init__(self) -> None:
@@ -226,20 +226,39 @@ class _Sibling:
         self._api = ctypes.PyDLL(None, use_errno=True)
         self._api.syscall.restype = ctypes.c_long
         self._pidfd = ctypes.c_int(-1)
-        flags, tid = self.PARENT | self.PIDFD, self._tid_address()
-        if tid:
-            flags |= self.CHILD_CLEARTID | self.CHILD_SETTID
+        self._tid = self._thread_id()
+        flags, cleared = self.PARENT | self.PIDFD, ctypes.c_uint64(0)
+        if not self._api.prctl(self.PR_GET_TID_ADDRESS, ctypes.byref(cleared)) and cleared.value:
+            flags |= self.CHILD_CLEARTID
         # flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls (clone(2))
-        self._arguments = (ctypes.c_uint64 * 8)(flags, ctypes.addressof(self._pidfd), tid)
+        address = ctypes.addressof(self._pidfd)
+        self._arguments = (ctypes.c_uint64 * 8)(flags, address, cleared.value)
 
-    def _tid_address(self) -> int:
-        """Where the C library keeps the thread's number, which a fork has to set; 0: nowhere."""
-        c = self._c
-        address = c.c_uint64(0)
-        if self._api.prctl(self.PR_GET_TID_ADDRESS, c.byref(address)) or not address.value:
-            return 0
-        known = c.c_int.from_address(address.value).value == os.getpid()
-        return address.value if known else 0
+    def _thread_id(self) -> Any:
+        """Where the C library stores the id of this thread, which a fork sets; None if not found.
+
+        It is in the structure of the thread, at the same place for all threads: 720 bytes from its
+        beginning in glibc for x86_64, 208 for aarch64. PR_GET_TID_ADDRESS had this address before
+        glibc 2.43 only.
+        """
+        import threading
+
+        found: set[int] = set()
+
+        def search() -> None:
+            thread, tid = threading.get_ident(), threading.get_native_id()
+            ids = (self._c.c_int * 256).from_address(thread)
+            places = {index * 4 for index in range(256) if ids[index] == tid}
+            found.intersection_update(places) if found else found.update(places)
+
+        search()
+        if len(found) > 1:  # other fields have the same number
+            thread = threading.Thread(target=search)
+            thread.start()
+            thread.join()
+        if len(found) != 1:
+            return None
+        return self._c.c_int.from_address(threading.get_ident() + found.pop())
 
     def __call__(self) -> int | None:
         """A pidfd of the new process; None in it. Raises ``OSError``."""
@@ -249,6 +268,8 @@ class _Sibling:
         api.PyOS_BeforeFork()
         pid = api.syscall(number, arguments, size)
         if pid == 0:
+            if self._tid is not None:
+                self._tid.value = os.getpid()
             api.PyOS_AfterFork_Child()
             return None
         error = c.get_errno()
