@@ -196,7 +196,9 @@ def test_what_a_lazy_dump_kept(tmp_path: Path) -> None:
     """Without its page server there is no memory; pages that are lazy and in the images are."""
     for flags, refused in ((2, True), (2 | 4, False), (4, False)):
         entry = message((1, 4096), (2, 1), (4, flags))
-        _write(tmp_path, {**SET, f"pagemap-{PID}.img": image_of("PAGEMAP", message((1, 7)), entry)})
+        page_map = image_of("PAGEMAP", message((1, 7)), entry)
+        pages = SET["pages-7.img"] if flags & 4 else b""
+        _write(tmp_path, {**SET, f"pagemap-{PID}.img": page_map, "pages-7.img": pages})
         _check(tmp_path, lazy=True)
         if not refused:
             _check(tmp_path)
