@@ -184,6 +184,10 @@ def test_the_examples_still_hold(spawn: Spawn, orphans: None, tmp_path: Path) ->
                 block = block.partition("$ pycriu-native pre-dump")[0]  # it would work
             if "ckpt/5" in block:
                 shell.run("mkdir ckpt/5 && cp later/*.img later/stats-dump ckpt/5")
+            if "starts.jsonl" in block:
+                (tmp_path / "app.py").write_text("from pycriu_native import guest\nguest.wait()\n")
+                take = f"pycriu-native snapshot app --quiet -- {sys.executable} app.py"
+                assert shell.run(f"{take} && pycriu-native start app --timings starts.jsonl") == []
             loose = section in LOOSE
             lines = block.splitlines()
             shown = shapes([line for line in lines if not line.startswith("$ ")], loose=loose)

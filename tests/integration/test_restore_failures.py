@@ -153,7 +153,7 @@ def images_of_memory_that_are_garbage(at: Site) -> Target:
 
 
 @restore_fails(
-    "contents of memory", "complete images_directory", "images_directory", error=ImagesError
+    "contents of memory", "images_directory that is complete", "images_directory", error=ImagesError
 )
 def images_of_pages_missing(at: Site) -> Target:
     return spoilt(at, "pages-*.img", Path.unlink)
