@@ -14,13 +14,15 @@ from .support.processes import eventually, kill
 
 WITHOUT_VDSO = """
     import ctypes, os, signal
-    signal.signal(signal.SIGUSR1, lambda *_: os.close(os.open(HERE / "again", os.O_CREAT)))
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     (row,) = [line for line in open("/proc/self/maps") if "[vdso]" in line]
     begin, end = (int(each, 16) for each in row.split()[0].split("-"))
-    munmap, pause = ctypes.CDLL(None).munmap, signal.pause
+    munmap = ctypes.CDLL(None).munmap
     (HERE / "ready").write_text(str(os.getpid()))
     munmap(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin))
-    while True: pause()
+    signal.sigwait([signal.SIGUSR1])  # reads no clock, which would need the vDSO
+    os.close(os.open(HERE / "again", os.O_CREAT))
+    signal.sigwait([signal.SIGUSR1])
 """
 VVAR = 1 << 12
 """The bit of a mapping of the vDSO's data (``criu/include/image.h``)."""
