@@ -5,6 +5,7 @@ from __future__ import annotations
 from .._integrity import statistics
 from .._recovery.half_restored import end_processes, half_restored
 from .._support.light_typing import TYPE_CHECKING
+from .._support.unpatched import poll
 from ..enums import Verb
 from ..results import DumpStatistics, RestoreStatistics
 from . import logs  # noqa: F401
@@ -13,6 +14,8 @@ from .request import Request
 
 if TYPE_CHECKING:
     from .._transport.connection import Connection
+
+poll()  # ``select`` is loaded with this module: a hook may change the root later
 
 __all__ = ["end", "end_processes", "failure_of", "half_restored", "statistics_of"]
 

@@ -49,6 +49,7 @@ def dedup(
         place = where(images)
         if not os.path.isdir(f"{place}/parent"):
             raise ImagesError(f"{place} has no parent images that could give pages back", errno=2)
+        _refuse_shared(place)
         mark = LogMark(work, log_name(request))
         process = start(request, directories)
         ended = False
@@ -64,3 +65,16 @@ def dedup(
             raise failure(request, process, mark, f"with status {process.status}")
         log = os.path.join(where(work), log_name(request))
     return DedupResult(images=place, duration=time.monotonic() - began, log=log)
+
+
+def _refuse_shared(place: str) -> None:
+    """Raise ``ImagesError`` if pages of the parents have other names, as those of snapshots."""
+    from ..images.build import parents_of
+
+    for directory in parents_of(place)[1][1:]:
+        for entry in os.scandir(directory):
+            if entry.name.startswith("pages-") and entry.stat().st_nlink > 1:
+                raise ImagesError(
+                    f"{entry.path} is a hard link: another set or snapshot has the same file, and "
+                    "would lose the pages"
+                )

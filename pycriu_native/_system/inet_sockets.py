@@ -113,7 +113,7 @@ def is_ours(family: str, address: str) -> bool:
     return True
 
 
-def is_taken(family: str, address: str, port: int) -> bool:
+def is_taken(family: str, address: str, port: int, *, only_ipv6: bool = False) -> bool:
     """Whether a TCP socket cannot have this port here, because of others.
 
     It is bound as CRIU does it (``inet_bind`` of ``criu/sk-inet.c``), and closed at once.
@@ -124,6 +124,8 @@ def is_taken(family: str, address: str, port: int) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == "INET6":
                 probe.setsockopt(socket.SOL_IP, _IP_FREEBIND, 1)
+            if only_ipv6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             probe.bind((address, port))
     except OSError as error:
         return error.errno == errno.EADDRINUSE
@@ -134,9 +136,11 @@ def _domain(family: str) -> int:
     return socket.AF_INET6 if family == "INET6" else socket.AF_INET
 
 
-def port_users(protocol: str, address: str, port: int) -> list[InetSocket]:
+def port_users(
+    protocol: str, address: str, port: int, *, only_ipv6: bool = False
+) -> list[InetSocket]:
     """The sockets here that can be in the way of one at an address and port of TCP or UDP."""
-    tables = (protocol.lower(), protocol.lower() + "6")
+    tables = (protocol.lower(), protocol.lower() + "6")[only_ipv6:]
     return [
         each
         for each in inet_sockets("self", *tables)

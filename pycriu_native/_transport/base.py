@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from .._support.frozen_dataclass import dataclass
 from .._support.lazy import socket
 from .._support.light_typing import ClassVar, Protocol
+from .._support.sockets import blocking
 from ..errors import CriuError, PermissionDeniedError, Problem, ProgramNotFoundError
 from ..options.values import Descriptor, descriptor_number
 from .connection import Connection, widen
@@ -110,7 +111,7 @@ class Service:
                 f"{self.name()} was started by user {owner}, who could read all images and change "
                 "them; Service(path, allow_untrusted=True) accepts it"
             )
-        return Connection(sock.detach(), program=self.name())
+        return Connection(blocking(sock).detach(), program=self.name())
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,4 +150,4 @@ class Socket:
         except OSError as error:
             raise CriuError(f"{self.name()} is no socket: {error.strerror}") from None
         widen(sock)
-        return Connection(sock.detach(), program=self.name())
+        return Connection(blocking(sock).detach(), program=self.name())

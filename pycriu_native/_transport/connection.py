@@ -90,6 +90,8 @@ class Connection:
 
     def kill(self) -> None:
         """Abort the work: kill the process, or shut the socket down if the process is not ours."""
+        if self.fd < 0:
+            return
         with contextlib.suppress(OSError):
             self.sock().shutdown(socket.SHUT_RDWR)
 
@@ -98,11 +100,15 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket. CRIU ends when it sees that."""
+        fd, self.fd = self.fd, -1
         if self._sock is not None:
             self._sock.close()
-        elif self.fd >= 0:
+        elif fd >= 0:
+            close(fd)
+
+    def __del__(self) -> None:
+        if self.fd >= 0 and self._sock is None:  # a socket object closes itself
             close(self.fd)
-        self.fd = -1
 
     def wait(self) -> None:
         """Close, wait until the process has ended, and reap it."""

@@ -38,6 +38,8 @@ UNTIL_READ = 600_000
 MAX_INHERITED: int = native.PN_MAX_INHERITED
 """Descriptors that a worker can inherit."""
 
+_ = socket.socket, signal.SIGKILL  # loaded with this module, not first on the thread of a pool
+
 NO_INPUT = -1
 """The workers read /dev/null: they would keep the caller's standard input open."""
 

@@ -287,6 +287,10 @@ class WorkerPool(Closing):
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_POOL:
             raise ValueError(f"size={size!r}: a whole number from 1 to {LARGEST_POOL} is accepted")
+        # A star import does without. Not first on the pool's thread: a child that is forked during
+        # that import could never import it, and closing the pool there would wait without a limit.
+        from . import worker_factory  # noqa: F401
+
         self._worker = Worker(
             program=program, env={} if env is None else dict(env), allow_untrusted=allow_untrusted
         )

@@ -191,7 +191,7 @@ def _extract(stream: BinaryIO, to: Path, inside: PurePosixPath, limit: int | Non
             raise ImagesError(f"the archive has a path through a link: {info.name!r}")
         total += info.size if content is not None else 0
         if total > remaining:
-            raise ImagesError(f"the archive holds more than the {remaining} bytes that it may")
+            raise ImagesError(f"the archive is larger than the limit of {remaining} bytes")
         same = _same_file(info, inside, files)
         if info.issym() and name.name == "parent" and _stays_inside(name, info.linkname):
             links.add(name)

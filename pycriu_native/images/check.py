@@ -532,8 +532,10 @@ class _Check:
                 yield from self._port(each, address, int(port))
 
     def _port(self, sock: InetSocket, address: str, port: int) -> Iterator[Finding]:
-        if sock.protocol == "TCP" and is_taken(sock.family, address, port):
-            users = port_users("tcp", address, port)
+        if sock.protocol == "TCP" and is_taken(
+            sock.family, address, port, only_ipv6=sock.only_ipv6
+        ):
+            users = port_users("tcp", address, port, only_ipv6=sock.only_ipv6)
             seconds = seconds_until_forgotten(users)
             if seconds is not None:
                 yield _error(
@@ -543,7 +545,7 @@ class _Check:
                 )
                 return
         elif sock.protocol == "UDP":
-            users = port_users("udp", address, port)
+            users = port_users("udp", address, port, only_ipv6=sock.only_ipv6)
             if not users:
                 return
         else:

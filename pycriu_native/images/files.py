@@ -161,6 +161,7 @@ class Files:
             device=os.fsdecode(found.ifname) or None,
             namespace=found.ns_id if found.HasField("ns_id") else None,
             shares_port=found.opts.reuseaddr or found.opts.so_reuseport,
+            only_ipv6=found.v6only,
         )
 
     def _unix(self, found: Any) -> UnixSocket:

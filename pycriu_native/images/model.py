@@ -136,6 +136,8 @@ class InetSocket(File):
     namespace: int | None = None
     shares_port: bool = False
     """Whether it has SO_REUSEADDR or SO_REUSEPORT."""
+    only_ipv6: bool = False
+    """Whether it has IPV6_V6ONLY: its port is another one than that of IPv4."""
 
     @property
     def label(self) -> str:

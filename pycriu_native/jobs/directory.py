@@ -417,7 +417,10 @@ def _overwrite(path: Path, text: str) -> bool:
     """
     data = text.encode()
     with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
-        data = data.ljust(os.fstat(file.fileno()).st_size)
+        status = os.fstat(file.fileno())
+        if len(data) > max(status.st_size, status.st_blocks * 512):
+            return False  # a part of it would be written
+        data = data.ljust(status.st_size)
         if file.write(data) == len(data):
             os.fsync(file.fileno())
             return True

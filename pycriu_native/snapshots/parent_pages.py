@@ -8,9 +8,11 @@ one's directory, so each may be moved, packed and removed by itself, and pages a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +58,8 @@ def share_with_parent(directory: Path, parent: Path) -> None:
         return
     below.rename(directory / PARENT)
     for name, parts in compared.items():
-        _rewrite(directory, name, parts)
+        with contextlib.suppress(OSError):  # a full disk: what is there is whole, and larger
+            _rewrite(directory, name, parts)
 
 
 def _linked(below: Path, chain: list[str], names: list[str]) -> list[str]:
@@ -70,8 +73,16 @@ def _linked(below: Path, chain: list[str], names: list[str]) -> list[str]:
             if page_map is not None:
                 for each in (name, page_map.pages_name):
                     os.link(f"{source}/{each}", below / each, follow_symlinks=False)
+                    _refuse_of_others(below / each)
         below /= PARENT
     return result
+
+
+def _refuse_of_others(path: Path) -> None:
+    """Raise ``ImagesError`` for a file that another user owns or can write."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise ImagesError(f"{path} is a file that another user can change")
 
 
 def _compared(directory: Path, parents: list[str], name: str) -> list[Part]:
@@ -113,6 +124,11 @@ def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
     assert page_map is not None
     image, pages = directory / name, Path(page_map.pages)
     new_image, new_pages = (path.with_name(f"{path.name}.partial") for path in (image, pages))
-    write_page_map(new_image, new_pages, page_map.pages_id, parts)
+    try:
+        write_page_map(new_image, new_pages, page_map.pages_id, parts)
+    except BaseException:
+        new_image.unlink(missing_ok=True)
+        new_pages.unlink(missing_ok=True)
+        raise
     new_pages.rename(pages)
     new_image.rename(image)

@@ -7,6 +7,7 @@ error left, and the restore succeeds.
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import textwrap
@@ -146,9 +147,18 @@ def _lazy(target: Target, images: Path) -> Undo:
     path = images / f"pagemap-{target.pid}.img"
     data = path.read_bytes()
     described = decode(path)
-    described["entries"][-1] |= {"flags": 2}
+    head, *_, last = described["entries"]
+    last |= {"flags": 2}
     path.write_bytes(encode(described))
-    return lambda: path.write_bytes(data)
+    pages = images / f"pages-{head['pages_id']}.img"
+    memory = pages.read_bytes()
+    os.truncate(pages, len(memory) - last["nr_pages"] * mmap.PAGESIZE)
+
+    def undo() -> None:
+        path.write_bytes(data)
+        pages.write_bytes(memory)
+
+    return undo
 
 
 LISTENS = """

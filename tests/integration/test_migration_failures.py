@@ -107,7 +107,7 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
     """The destination lacks a file that the process has open: its error is told here."""
     checksum = traveller.ask("checksum")
     there = arrive(hide=str(traveller.directory))
-    with pytest.raises(MigrationError, match=r"other side gave up: restore .* the source runs on"):
+    with pytest.raises(MigrationError, match=r"other side ended it: restore .* the source runs on"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
     message = there.until("result", "error")
     assert message["error"] != "MigrationInDoubtError", message

@@ -581,7 +581,7 @@ def test_a_lease_that_another_host_holds_is_waited_for(
     codes = [BUSY] * 3
     tried: list[int] = []
 
-    def supervised(self: Job, lock: int) -> int:
+    def supervised(self: Job, lock: int, *_: object) -> int:
         tried.append(lock)
         return codes[min(len(tried), len(codes)) - 1]
 

@@ -210,6 +210,7 @@ def cooperative() -> None:
 
         eventlet.spawn(tick, eventlet.sleep)
         tpool.execute(criu.dump, pid, opts)
+        tpool.killall()  # it has sockets of its own
     started.pop().wait()
     assert ticks
 
