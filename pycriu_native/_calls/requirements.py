@@ -88,10 +88,11 @@ def by_arguments(request: Request) -> Iterator[Problem]:
 
 
 def _is_seconds(value: object) -> bool:
-    if isinstance(value, bool) or not (isinstance(value, float) or hasattr(value, "__index__")):
+    if isinstance(value, bool) or not any(hasattr(value, f"__{to}__") for to in ("float", "index")):
         return False
     try:
-        return float(value) == float(value)  # NaN does not
+        seconds = float(cast(float, value))
+        return seconds == seconds  # NaN does not
     except OverflowError:
         return False
 
@@ -216,7 +217,7 @@ def _log_by_trust(opts: CriuOpts) -> Iterator[Problem]:
     try:
         close(trusted_path.open_directory(directory, make=False, allow_untrusted=False))
     except trusted_path.UntrustedError as reason:
-        rule = f"{reason.strerror}, so others have a say in it; {ALLOW_UNTRUSTED}"
+        rule = f"{reason.strerror}, so other users can change it; {ALLOW_UNTRUSTED}"
         yield Problem("log_file", opts.log_file, rule)
     except OSError:
         return  # other checks say that it is missing

@@ -87,7 +87,7 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             if directory is None or (missing_is_fine and not os.path.lexists(directory)):
                 continue
             if not os.path.isdir(directory):
-                yield Problem(field, directory, f"{_lack_of(directory)}: {_EXISTING}")
+                yield Problem(field, directory, f"{lack_of(directory)}: {_EXISTING}")
         elif problems := list(_open_descriptor(field, directory)):
             yield from problems
         elif not stat.S_ISDIR(os.fstat(descriptor_number(directory)).st_mode):
@@ -95,11 +95,6 @@ def _directories(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
 
 
 _EXISTING = "an existing directory is accepted"
-
-
-def _lack_of(directory: str) -> str:
-
-    return lack_of(directory)
 
 
 def _open_descriptor(field: str, value: int | HasFileno) -> Iterator[Problem]:
@@ -150,7 +145,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
     if base is None or where is None:
         return
     if not os.path.isdir(where):
-        rule = f"{_lack_of(where)}: {_EXISTING}, relative to {base}"
+        rule = f"{lack_of(where)}: {_EXISTING}, relative to {base}"
         yield Problem("parent_image", parent, rule)
     elif verb in (Verb.DUMP, Verb.PRE_DUMP) and not os.path.exists(f"{where}/inventory.img"):
         # CRIU would save all memory, with a line in its log; that of a page server has no line.

@@ -9,6 +9,7 @@ import time
 from .._calls import requirements
 from .._calls.prepare import Directories
 from .._calls.request import Request, log_name
+from .._integrity.dump_marker import DEEPEST
 from .._system.descriptors import where
 from .._system.regular_file import LogMark
 from .._transport.worker import Worker
@@ -69,9 +70,11 @@ def dedup(
 
 def _refuse_shared(place: str) -> None:
     """Raise ``ImagesError`` if pages of the parents have other names, as those of snapshots."""
-    from ..images.build import parents_of
-
-    for directory in parents_of(place)[1][1:]:
+    directory = place
+    for _ in range(DEEPEST):
+        directory += "/parent"
+        if not os.path.isdir(directory):
+            break
         for entry in os.scandir(directory):
             if entry.name.startswith("pages-") and entry.stat().st_nlink > 1:
                 raise ImagesError(

@@ -19,9 +19,10 @@ _BASE = "fpu tsc cx8 cmov mmx fxsr sse sse2 syscall lm"
 _V2 = "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"
 _V3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 
-ALSO = ("aes", "pclmulqdq")
-"""Features that no level has, and that programs keep: processors since 2011 have them, and TLS is
-several times slower without. A processor that lacks one that the program could use is refused."""
+ALSO = ("aes", "pclmulqdq", "xsave")
+"""Features that no level has, and that programs keep: processors since 2011 have them, TLS is
+several times slower without, and glibc saves registers with XSAVE. A processor that lacks one that
+the program could use is refused."""
 
 LEVELS: Mapping[str, frozenset[str]] = {
     "x86-64-v2": frozenset([*_BASE.split(), *_V2.split()]),
@@ -101,14 +102,14 @@ def level_problems(level: object, flags: frozenset[str]) -> Iterator[Problem]:
 def environment(level: str, env: Mapping[str, str] | None) -> dict[str, str]:
     """A command's environment (None: that of this process) with the variables of a level.
 
-    Variables that it has already are kept, but for those that have a list: that gets longer.
+    They replace those that it has already, except lists, which get longer.
     """
     result = dict(os.environ if env is None else env)
     for name, value in _VARIABLES[level].items():
         if name in _JOINED and result.get(name):
             result[name] += _JOINED[name] + value
         else:
-            result.setdefault(name, value)
+            result[name] = value
     return result
 
 

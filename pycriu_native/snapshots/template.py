@@ -11,8 +11,7 @@ maps the mapping (``native/forkserver.c``). CRIU itself is unmodified.
   have; and if no mapping is right below it, an entry of length 0 and without a type, which CRIU
   does not map.
 - The marked offset is no multiple of the page size. A CRIU that maps such a mapping anywhere else,
-or
-  without the library, gets EINVAL from the kernel, and the restore fails before anything runs.
+  or without the library, gets EINVAL from the kernel, and the restore fails before anything runs.
 - CRIU searches for memory that a process shares with its parent if both have the same executable
   (``prepare_cow_vmas``), and would treat a template's mapping as such. So each process has another
   entry for its executable.

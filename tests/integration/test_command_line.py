@@ -202,7 +202,7 @@ def test_a_log_in_a_directory_that_is_missing_or_of_others(target: Target, image
     shared = images.parent / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(OptionError, match=r"log_file=.*others have a say"):
+    with pytest.raises(OptionError, match=r"log_file=.*other users can change it"):
         dump(target.pid, replace(opts, log_file=f"{shared}/x.log"))
     assert target.runs_on()
 
@@ -309,6 +309,13 @@ def test_parents_give_pages_back(target: Target, tmp_path: Path, by: str) -> Non
     (child / "parent").symlink_to("../parent-images")
     before, whole = allocated(parent), allocated(child)
     opts = CriuOpts(images_directory=child)
+    other = tmp_path / "pages"  # such as those of a snapshot
+    (pages,) = parent.glob("pages-*.img")
+    other.hardlink_to(pages)
+    with pytest.raises(ImagesError, match="is a hard link"):
+        dedup(opts)
+    assert allocated(parent) == before
+    other.unlink()
     if by == "call":
         result = dedup(opts)
         assert result.images == str(child)

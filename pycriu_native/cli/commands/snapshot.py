@@ -81,8 +81,12 @@ def _start(
         deadline=call.deadline,
     )
     if record is not None:
-        with record:
-            record.write(json.dumps(process.timings.to_dict()) + "\n")
+        try:
+            with record:
+                record.write(json.dumps(process.timings.to_dict()) + "\n")
+        except OSError as error:  # the copy runs, and is worth more than its timings
+            message = f"{timings} cannot be written: {error.strerror}"
+            click.echo(f"pycriu-native: start: {message}", err=True)
     if call.out.as_json:
         call.out.event("running", {"pid": process.pid, "number": process.number}, "")
     code = _until_end(process)
