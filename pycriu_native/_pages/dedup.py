@@ -75,9 +75,10 @@ def _refuse_shared(place: str) -> None:
         directory += "/parent"
         if not os.path.isdir(directory):
             break
-        for entry in os.scandir(directory):
-            if entry.name.startswith("pages-") and entry.stat().st_nlink > 1:
+        for name in os.listdir(directory):
+            path = f"{directory}/{name}"
+            if name.startswith("pages-") and os.stat(path).st_nlink > 1:
                 raise ImagesError(
-                    f"{entry.path} is a hard link: another set or snapshot has the same file, and "
+                    f"{path} is a hard link: another set or snapshot has the same file, and "
                     "would lose the pages"
                 )
