@@ -413,7 +413,7 @@ def test_nothing_is_agreed_to_without_a_thought_when_it_is_late(in_time: bool) -
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.setblocking(False)
     with ours, theirs:
-        exchange = exchange_module.Exchange(Connection(ours.fileno(), program="criu"), Verb.RESTORE)
+        exchange = exchange_module.Exchange(Connection(ours.detach(), program="criu"), Verb.RESTORE)
         theirs.send(answer_of("notify", notify={"script": "pre-restore"}))
         if in_time:
             theirs.send(RESTORED)

@@ -58,7 +58,7 @@ def message(
     """The ``criu_opts`` message; a directory given by path stays a path."""
     result: dict[str, WireValue] = {"images_dir_fd": -1}
     for row, value in opts.items():
-        if row.wire is None or value == ():
+        if row.wire is None or value == () or row.name in in_config(opts):
             continue
         result[row.wire] = _value(row.name, value)
     if opts.log_file is None and not opts.log_to_stderr:
@@ -76,7 +76,10 @@ def message(
 
 def in_config(opts: CriuOpts) -> dict[str, Any]:
     """The options that go into a configuration file."""
-    return {row.name: value for row, value in opts.items() if row.in_config and value != ()}
+    result = {row.name: value for row, value in opts.items() if row.in_config and value != ()}
+    if opts.log_file is not None and "/" in opts.log_file:  # a request takes no path
+        result["log_file"] = opts.log_file
+    return result
 
 
 def adds_config(opts: CriuOpts, verb: Verb) -> bool:
