@@ -52,7 +52,7 @@ def look_closer(found: Diagnosis, images: str, number: int, why: str) -> Diagnos
             cure=cure_of_ended(seconds, bound.port),
             options=(),
         )
-    pid = next((pid for each in users if each.inode and (pid := owner_of(each.inode))), None)
+    pid = owner_of(users)
     if pid is not None:
         cure = f"end pid {pid}, or restore in another network namespace"
         return replace(found, cause=f"pid {pid} ({name_of(pid)}) has {what}", cure=cure)

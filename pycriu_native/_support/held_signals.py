@@ -1,7 +1,8 @@
 """Signals to a job that are kept until there is a process to pass them on to.
 
-The handlers stand before anything of the job is started, and processes in between are started
-with these signals blocked until theirs stand: none is lost, and none ends a process half way.
+The handlers are installed before anything of the job is started. Processes in between are started
+with these signals blocked, and unblock them after they have installed their own handlers: no signal
+is lost, and none ends a process during its start.
 """
 
 from __future__ import annotations

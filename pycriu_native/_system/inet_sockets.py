@@ -173,10 +173,11 @@ def seconds_until_forgotten(sockets: Iterable[InetSocket]) -> int | None:
     return math.ceil(result) or None
 
 
-def owner_of(inode: int) -> int | None:
-    """A process that has a socket open; None if none is found."""
-    link = f"socket:[{inode}]"
-    return next((pid for pid in all_pids() if any(each == link for _, each in links_of(pid))), None)
+def owner_of(sockets: Iterable[InetSocket]) -> int | None:
+    """A process that has one of these sockets open; None if none is found."""
+    links = {f"socket:[{each.inode}]" for each in sockets if each.inode}
+    pids = all_pids() if links else ()
+    return next((pid for pid in pids if any(link in links for _, link in links_of(pid))), None)
 
 
 def listener_on(port: int, seconds: float) -> int | None:
@@ -186,16 +187,10 @@ def listener_on(port: int, seconds: float) -> int | None:
     """
     until = time.monotonic() + seconds
     while True:
-        links = {
-            f"socket:[{sock.inode}]"
-            for sock in tcp_sockets()
-            if sock.state == LISTEN and sock.local[1] == port
-        }
-        for pid in all_pids() if links else ():
-            if any(link in links for _, link in links_of(pid)):
-                return pid
-        if time.monotonic() > until:
-            return None
+        listening = (each for each in tcp_sockets() if each.state == LISTEN)
+        pid = owner_of(each for each in listening if each.local[1] == port)
+        if pid is not None or time.monotonic() > until:
+            return pid
         sleep(0.005)
 
 

@@ -121,7 +121,7 @@ class Command(click.Command):
                 "ignore_unknown_options": lenient,
             },
         )
-        self._show_help = _help()
+        self._show_help = _help_option(HELP, "Show this message and exit.")
         del self.params  # set by click; below, made when they are needed
 
     @functools.cached_property
@@ -286,39 +286,24 @@ def _said() -> list[click.Parameter]:
     ]
 
 
-def _help() -> click.Option:
+def _help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> click.Option:
+    """An option that prints the help, ``with_all`` options of CRIU or not, and exits."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value and not ctx.resilient_parsing:
+            if with_all:
+                ctx.meta[HELP_ALL] = True
+            click.echo(ctx.get_help())
+            ctx.exit()
+
     return click.Option(
-        HELP,
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_print_help,
-        help="Show this message and exit.",
+        names, is_flag=True, is_eager=True, expose_value=False, callback=show, help=help
     )
 
 
-def _print_help(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value and not ctx.resilient_parsing:
-        click.echo(ctx.get_help())
-        ctx.exit()
-
-
-def _help_all() -> click.Parameter:
-    return click.Option(
-        [HELP_ALL],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_print_all,
-        help="Show this message with all options of CRIU, and exit.",
-    )
-
-
-def _print_all(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    if value and not ctx.resilient_parsing:
-        ctx.meta[HELP_ALL] = True
-        click.echo(ctx.get_help())
-        ctx.exit()
+def _help_all() -> click.Option:
+    text = "Show this message with all options of CRIU, and exit."
+    return _help_option([HELP_ALL], text, with_all=True)
 
 
 def _config() -> list[click.Parameter]:

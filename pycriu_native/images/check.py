@@ -550,10 +550,9 @@ class _Check:
                 return
         else:
             return
-        yield self._port_of_others(sock, next((each.inode for each in users if each.inode), 0))
+        yield self._port_of_others(sock, owner_of(users))
 
-    def _port_of_others(self, sock: InetSocket, inode: int) -> Finding:
-        pid = owner_of(inode) if inode else None
+    def _port_of_others(self, sock: InetSocket, pid: int | None) -> Finding:
         what = "another process" if pid is None else f"pid {pid}, {name_of(pid)},"
         if sock.protocol == "UDP" and sock.shares_port:
             message = f"{what} has the port: the restore fails unless it shares it (SO_REUSEADDR)"

@@ -74,7 +74,7 @@ class Namespaces(Closing):
     def wait_until_ready(self) -> None:
         """Return once /proc is mounted, and the rest is set up. Raises ``CriuError``.
 
-        A restore may start several workers: the first is asked for its release.
+        A restore may start several workers: the first one reports its release.
         """
         if self._is_ready:
             return

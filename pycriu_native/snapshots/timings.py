@@ -1,4 +1,4 @@
-"""Where the time of a start goes."""
+"""The phases of the start of a copy, and their durations."""
 
 from __future__ import annotations
 

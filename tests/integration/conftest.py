@@ -17,6 +17,7 @@ from pycriu_native import CriuError, Notify, UnsupportedError
 from .faults import matrix
 from .support import large_pipes, releases
 from .support.features import needs_lazy_pages
+from .support.jobs import RunningJob, nothing_runs
 from .support.leftovers import Snapshot
 from .support.processes import Target, adopt_orphans, eventually, remember_children, start
 from .support.releases import refused_for_age
@@ -150,3 +151,12 @@ def pytest_terminal_summary(
         terminalreporter.write_line(line)
     if exitstatus == pytest.ExitCode.OK:
         matrix.keep()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[RunningJob]:
+    """A job that was not started yet."""
+    made = RunningJob(tmp_path / "place")
+    yield made
+    made.end()
+    eventually(lambda: nothing_runs(made), "the end of the command")

@@ -16,20 +16,11 @@ import pytest
 from pycriu_native.cli.commands.job import Duration
 from pycriu_native.jobs import CANNOT_RESTORE, INTERRUPTED, Job, State
 
-from .support.jobs import RunningJob, check_exact, nothing_runs
+from .support.jobs import RunningJob, check_exact
 from .support.mounts import tmpfs
 from .support.processes import eventually
 
 WAITS = 'echo begun; while [ ! -e "$0"/finish ]; do sleep 0.05; done; exit 3'
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
-    made = RunningJob(tmp_path / "place")
-    yield made
-    made.end()
-    eventually(lambda: nothing_runs(made), "the end of the command")
 
 
 @pytest.fixture

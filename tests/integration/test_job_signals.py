@@ -8,7 +8,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,15 +22,6 @@ SIGNALS = int(os.environ.get("PYCRIU_NATIVE_JOB_SIGNALS", "3"))
 """Signals of each of the tests with random instants; ``make test-jobs`` has 50."""
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[RunningJob]:
-    """A job that was not started yet."""
-    made = RunningJob(tmp_path / "place")
-    yield made
-    made.end()
-    eventually(lambda: nothing_runs(made), "the end of the command")
 
 
 def _catches(pid: int, number: int) -> bool:

@@ -84,7 +84,7 @@ def _start(
         try:
             with record:
                 record.write(json.dumps(process.timings.to_dict()) + "\n")
-        except OSError as error:  # the copy runs, and is worth more than its timings
+        except OSError as error:  # the copy runs, and is not ended for this
             message = f"{timings} cannot be written: {error.strerror}"
             click.echo(f"pycriu-native: start: {message}", err=True)
     if call.out.as_json:
@@ -325,7 +325,7 @@ COMMANDS = {
                 ["--timings"],
                 type=click.Path(dir_okay=False),
                 metavar="FILE",
-                help="Append a line of JSON that tells where the time of the start went, for "
+                help="Append a line of JSON with the duration of each phase of the start, for "
                 "'plot start'.",
             ),
         ],
