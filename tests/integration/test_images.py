@@ -261,9 +261,9 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
     """Between two dumps of a process: files, threads, memory, and no more."""
     found = diff(zoo.images, zoo.changed)
     assert found
-    assert (found.added, found.gone) == ((), ())
+    assert (found.added, found.removed) == ((), ())
     change = next(each for each in found.processes if each.pid == zoo.pid)
-    assert len(change.threads_gone) == 3
+    assert len(change.threads_removed) == 3
     fds = {each.fd: each for each in change.descriptors}
     numbers = zoo.facts["fds"]
     position = {each.name: each for each in fds[numbers["log"]].changes}["position"]
@@ -283,9 +283,9 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
     assert not diff(zoo.images, zoo.images)
     assert not diff(zoo.images, zoo.changed, memory=False).pages_changed
     back = diff(zoo.changed, zoo.images)
-    assert (back.pages_changed, back.pages_added, back.pages_gone) == (
+    assert (back.pages_changed, back.pages_added, back.pages_removed) == (
         found.pages_changed,
-        found.pages_gone,
+        found.pages_removed,
         found.pages_added,
     )
 
