@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -246,7 +247,7 @@ def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
     assert found.criu is not None
     assert found.statistics is not None
     stored = found.size_by_category["memory"]
-    assert stored == 4096 * (
+    assert stored == mmap.PAGESIZE * (
         found.statistics.pages_written + (found.statistics.shpages_written or 0)
     )
     assert found.size == sum(path.stat().st_size for path in zoo.images.iterdir())
