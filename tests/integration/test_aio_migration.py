@@ -110,7 +110,7 @@ def test_cancelled_while_it_waits_for_the_destination(traveller: Target) -> None
         task.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
-        assert "the source runs on" in " ".join(caught.value.__notes__)
+        assert "the process continues at the source" in " ".join(caught.value.__notes__)
 
     before = threading.active_count()
     with mute() as place:

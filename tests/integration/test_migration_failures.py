@@ -107,7 +107,7 @@ def test_a_restore_that_fails(arrive: Arrive, traveller: Target, mode: Migration
     """The destination lacks a file that the process has open: its error is told here."""
     checksum = traveller.ask("checksum")
     there = arrive(hide=str(traveller.directory))
-    with pytest.raises(MigrationError, match=r"other side ended it: restore .* the source runs on"):
+    with pytest.raises(MigrationError, match=r"peer cancelled: restore .* continues at the source"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, insecure=True)
     message = there.until("result", "error")
     assert message["error"] != "MigrationInDoubtError", message
@@ -150,7 +150,7 @@ def test_a_destination_that_is_killed(
     """Its guard ends what it has left; after ``post-restore`` the source gives it the time."""
     checksum = traveller.ask("checksum")
     there = arrive(die_at=action, arguments=BRIEF)
-    with pytest.raises(PeerLostError, match="the source runs on"):
+    with pytest.raises(PeerLostError, match="the process continues at the source"):
         migrate_out(traveller.pid, CriuOpts(), to=there.place, mode=mode, **BRIEF)
     _is_clean(there)
     _is_whole(traveller, checksum)

@@ -322,7 +322,7 @@ def test_a_source_of_another_user(address: str, caplog: pytest.LogCaptureFixture
         port = listener.getsockname()[1]
         pid = _as_another(speak)
         try:
-            with pytest.raises(MigrationError, match="no source came before the deadline"):
+            with pytest.raises(MigrationError, match="no source connected before the deadline"):
                 accept(listener, CriuOpts(), MigrationDeadline(1.0), False)
             assert f"belongs to user {ANOTHER}" in caplog.text
             theirs = _as_another(speak)
