@@ -100,7 +100,7 @@ def test_a_status_that_cannot_be_written(job: RunningJob, tmp_path: Path) -> Non
     job.until(lambda: len(_messages(job, "checkpoint")) > before + 1, "more checkpoints")
     (job.place / "finish").touch()
     assert job.wait() == 1
-    assert "cannot be written, and is not known to the next run" in job.messages()
+    assert "the status cannot be written for the next run" in job.messages()
     assert job.directory.status().state is State.INTERRUPTED
     in_the_way.rmdir()
     assert job.finish() == 0

@@ -223,7 +223,7 @@ def test_another_job(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     other.steps = 4
     other.start()
     assert other.wait() == 1
-    assert "it has the job of another command" in other.messages()
+    assert "it belongs to a job with another command" in other.messages()
 
 
 @pytest.mark.parametrize(

@@ -344,5 +344,5 @@ def test_directories_that_are_refused(tmp_path: Path) -> None:
         Job(tmp_path / "job", ["false"]).run()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "data").touch()
-    with pytest.raises(ValueError, match="it holds other files than a job's"):
+    with pytest.raises(ValueError, match="it contains files of something else"):
         Job(tmp_path / "other", ["true"]).run()

@@ -179,6 +179,6 @@ def test_the_job_of_another_user(place: Path, mode: int) -> None:
         (made.directory.path / "lock").chmod(mode)
         done = run(LOOK, made.directory.path, inside=False)
         assert done.stdout.startswith("running\n"), done.stderr
-        assert "is of user 0, who can do this, as root can" in done.stdout
+        assert "belongs to user 0; root and that user can do this" in done.stdout
     finally:
         made.end()
