@@ -369,7 +369,7 @@ def test_a_template_that_is_not_whole(python: Saved, tmp_path: Path) -> None:
             SharedTemplate(directory)
         assert children() == before
 
-    refused("is no set with a template")
+    refused("is not an image set with a template")
     prepare(python.images, directory)
     (pages,) = directory.glob("*.pages")
     whole = pages.read_bytes()
@@ -430,7 +430,7 @@ def test_images_that_cannot_be_prepared(python: Saved, tmp_path: Path) -> None:
             prepare(python.images, target, smallest=smallest)
         assert not target.exists()
 
-    refused("nothing to share", smallest=2**40)
+    refused("no memory can be shared", smallest=2**40)
     pages = max(python.images.glob("pages-*.img"), key=lambda file: file.stat().st_size)
     os.truncate(pages, pages.stat().st_size - 4096)
     refused("too short")
@@ -518,7 +518,7 @@ def test_sharing_is_chosen(snapshot: Snapshot) -> None:
     snapshot.close()
     assert reason(snapshot) == FIRST
     with WorkerPool(1) as pool:
-        assert "no Worker" in str(reason(snapshot, via=pool))
+        assert "not a Worker" in str(reason(snapshot, via=pool))
         with pytest.raises(OptionError, match="a Worker without stdin"):
             snapshot.start(share_memory=True, via=pool)
     with snapshot.share() as template, pytest.raises(OptionError, match="is a SharedTemplate"):
@@ -550,8 +550,8 @@ def test_where_memory_cannot_be_shared(
     assert reason(snapshot) == FIRST
     with monkeypatch.context() as patched:
         patched.setattr("pycriu_native.snapshots.sharing.memory_room", lambda: 2**20)
-        assert "1048576 bytes can be taken" in str(reason(snapshot))
-        assert "1048576 bytes can be taken" in str(reason(snapshot))
+        assert "1048576 bytes are available" in str(reason(snapshot))
+        assert "1048576 bytes are available" in str(reason(snapshot))
     assert [reason(snapshot) for _ in range(3)][-1] is None
 
 
@@ -626,7 +626,7 @@ def test_a_snapshot_that_shares(snapshot: Snapshot, tmp_path: Path) -> None:
             assert json.loads(answer)[1]["arguments"] == [str(number)]
             assert each.returncode == 0
         other = Snapshot.take(PROGRAM, tmp_path / "other", env=ENVIRONMENT)
-        with pytest.raises(OptionError, match="of another snapshot"):
+        with pytest.raises(OptionError, match="belongs to another snapshot"):
             other.start(via=template)
     with snapshot.share() as again:
         assert again.directory == template.directory

@@ -153,11 +153,11 @@ def test_copies_that_cannot_be_saved(snapshot: Snapshot, tmp_path: Path) -> None
             Snapshot.take(process, target)
         state_of(process)
     with started(snapshot, hostname="other") as process:
-        with pytest.raises(OptionError, match="a host name or a network"):
+        with pytest.raises(OptionError, match="a separate host name or network"):
             Snapshot.take(process, target)
         state_of(process)
     with started(snapshot) as process:
-        with pytest.raises(OptionError, match="where it calls"):
+        with pytest.raises(OptionError, match="in its next call"):
             Snapshot.take(process, target, without_guest=True)
         with pytest.raises(OptionError, match="accepted with a command only"):
             Snapshot.take(process, target, env={})

@@ -483,10 +483,10 @@ def test_a_running_process(spawn: Spawn, tmp_path: Path) -> None:
     with kept.start() as process:
         assert target.runs_on()
         process.kill()
-    with pytest.raises(OptionError, match="without_guest, and keeps") as caught:
+    with pytest.raises(OptionError, match="without_guest: it cannot be changed") as caught:
         kept.start(["a"], env={}, cwd="/")
     assert len(caught.value.problems) == 3
-    with pytest.raises(OptionError, match="was no pipe"):
+    with pytest.raises(OptionError, match="was not a pipe"):
         kept.start(stdin=PIPE)
 
 
@@ -636,7 +636,7 @@ def test_remove(tmp_path: Path) -> None:
         identity(process)
         with pytest.raises(ImagesError, match="no longer has a snapshot"):
             snapshot.start()
-    with pytest.raises(ImagesError, match="holds no whole snapshot"):
+    with pytest.raises(ImagesError, match="has no complete snapshot"):
         Snapshot(tmp_path / "snapshot")
 
 

@@ -132,7 +132,7 @@ def test_a_copy_cannot_be_saved(place: Path) -> None:
     assert run(TAKE, directory, PROGRAM).returncode == 0
     done = run(TREE, directory)
     assert done.returncode == 0, done.stderr
-    assert "root saves copies" in done.stdout
+    assert "only root can save copies" in done.stdout
     assert not (place / "snapshot-2").exists()
 
 
