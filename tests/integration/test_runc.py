@@ -382,5 +382,5 @@ def test_a_container_that_is_unknown_or_gone(box: Counting) -> None:
         Container.from_runtime("never", "docker")
     box.run()
     kill(box.pid)
-    with pytest.raises(ProcessLookupError, match=f"its process {box.pid} has ended"):
+    with pytest.raises(ProcessLookupError, match=f"process {box.pid} has ended"):
         asked(box)

@@ -102,7 +102,7 @@ def test_a_warm_process_for_each_test(programs: Path) -> None:
 
 def test_a_warm_process_on_the_command_line(programs: Path) -> None:
     """The commands of the page, as they stand there."""
-    section = DOCUMENT.read_text().split("## A warm process for each test")[1]
+    section = DOCUMENT.read_text().split("## A prepared process for each test")[1]
     lines = re.findall(r"^# (.*)", section.split("```console")[1].split("```")[0], re.M)
     assert len(lines) == 2
     tests = programs / "tests"
