@@ -297,7 +297,7 @@ def test_a_daemon_that_leaves(tmp_path: Path) -> None:
     result = Job(tmp_path / "job", ["sh", "-c", script], every=3).run()
     assert result.exit_code == 0
     events = (tmp_path / "job" / "events.jsonl").read_text()
-    assert "(sleep); keep them its descendants" in events
+    assert "(sleep); start them without" in events
     assert '"event": "checkpoint"' not in events
 
 

@@ -49,7 +49,7 @@ def odd_box(tmp_path: Path) -> Iterator[Container]:
 
 
 def _opts(box: Container, images: Path) -> tuple[CriuOpts, CriuOpts]:
-    """What every dump and every restore of a container says."""
+    """The options of each dump and restore of a container."""
     return (
         CriuOpts(images_directory=images, external=box.given_on_dump),
         CriuOpts(images_directory=images, external=box.given_on_restore, root=box.root),
@@ -60,7 +60,7 @@ def _opts(box: Container, images: Path) -> tuple[CriuOpts, CriuOpts]:
 
 
 def test_root(box: Container, images: Path, tmp_path: Path) -> None:
-    """The container comes back in its old root, or in another with the same mount points."""
+    """The container is restored in its old root, or in another one with the same mount points."""
     saving, restoring = _opts(box, images)
     dump(box.pid, saving)
     box.reap()
@@ -105,7 +105,7 @@ def test_a_root_without_the_mount_points(box: Container, images: Path, tmp_path:
 
 
 def test_skip_mnts(box: Container, images: Path) -> None:
-    """A mount that is skipped is not there after the restore; otherwise it is, with its files."""
+    """A skipped mount is missing after the restore; otherwise it is restored with its files."""
     saving, restoring = _opts(box, images)
     dump(box.pid, replace(saving, leave_running=True))
     skipping = images.with_name("skipping")
@@ -124,7 +124,7 @@ def test_skip_mnts(box: Container, images: Path) -> None:
 
 @pytest.mark.parametrize("word", ["ramfs", "all"])
 def test_enable_fs(odd_box: Container, images: Path, word: str) -> None:
-    """A file system that CRIU does not know is mounted anew, without what was in it."""
+    """A file system that CRIU does not support is mounted again, without its contents."""
     saving, restoring = _opts(odd_box, images)
     dump(odd_box.pid, replace(saving, enable_fs=[word]))
     odd_box.reap()
@@ -135,7 +135,7 @@ def test_enable_fs(odd_box: Container, images: Path, word: str) -> None:
 
 
 def test_a_file_system_that_criu_does_not_know(odd_box: Container, images: Path) -> None:
-    """The dump is refused and names skip_mnts and enable_fs; skipping it lets the dump pass."""
+    """The dump is refused and names skip_mnts and enable_fs; with skip_mnts it works."""
     saving, restoring = _opts(odd_box, images)
     with pytest.raises(CriuError, match=r"skip_mnts=.*enable_fs=") as caught:
         dump(odd_box.pid, saving)
@@ -155,8 +155,8 @@ def test_a_file_system_that_criu_does_not_know(odd_box: Container, images: Path)
 
 
 def test_mntns_compat_mode(tmp_path: Path, images: Path) -> None:
-    """The engines differ in a mount that is shared with the host: the old one joins the host's
-    peer group again, so that what is mounted there is seen; the new one makes a new group.
+    """The engines differ for a mount that is shared with the host: the old one joins the host's
+    peer group, and propagates mounts; the new one creates a new group.
     """
     with mount_point(tmp_path / "data") as data:
         subprocess.run(["mount", "--make-shared", data], check=True)
