@@ -54,7 +54,7 @@ pytestmark = pytest.mark.skipif(CC is None, reason="needs a C compiler")
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Container]:
-    """A container in which one setting is not the usual one."""
+    """A container in which one setting has an unusual value."""
     with container(tmp_path / "box") as box:
         box.run("sh", "-c", f"echo 321 > {SETTING}")
         yield box
@@ -62,7 +62,7 @@ def box(tmp_path: Path) -> Iterator[Container]:
 
 @pytest.fixture
 def lacking(tmp_path: Path) -> Worker:
-    """A CRIU on a kernel that has no such setting, as far as it can see."""
+    """A CRIU for which the setting does not exist."""
     (tmp_path / "hide.c").write_text(HIDE)
     assert CC is not None
     library = tmp_path / "hide.so"
@@ -71,7 +71,9 @@ def lacking(tmp_path: Path) -> Worker:
 
 
 def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Worker) -> None:
-    """Without the option the restore is refused and names it; with it the container runs."""
+    """Without the option the restore is refused with the setting's name; with it the container
+    runs.
+    """
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
@@ -85,7 +87,7 @@ def test_a_missing_setting_is_left_out(box: Container, images: Path, lacking: Wo
 
 
 def test_a_setting_that_exists_comes_back(box: Container, images: Path) -> None:
-    """The option drops nothing that the kernel has."""
+    """The option does not affect existing settings."""
     dump(box.pid, CriuOpts(images_directory=images, external=box.given_on_dump))
     box.reap()
     opts = CriuOpts(images_directory=images, root=box.root, external=box.given_on_restore)
