@@ -1,26 +1,26 @@
-"""Cgroups: what is saved of them, and how they come back.
+"""Cgroups: how they are saved and restored.
 
-A dump writes down in which cgroups the processes are, with the properties of these cgroups
-and of all below. ``manage_cgroups_mode`` on restore says what is made of that. A process is
-dumped in a cgroup with a property of value *old*; then somebody changes it to *new*, or
-removes the cgroup:
+A dump saves the cgroups of the processes, with the properties of these cgroups and of all below
+them. ``manage_cgroups_mode`` in the restore determines how they are used. For a process that was
+dumped in a cgroup with the property value *old*, if the value was then changed to *new* or the
+cgroup was removed:
 
 ====================  ============================  ============================
-mode on restore       the cgroup is there (*new*)   the cgroup was removed
+mode of the restore   the cgroup exists (*new*)     the cgroup was removed
 ====================  ============================  ============================
 ``ignore``            in CRIU's own cgroup          in CRIU's own cgroup
 ``none``              *new*                         refused
 ``props``             *old*                         refused
-``soft``, default     *new*                         made again, with *old*
-``full``              *old*                         made again, with *old*
-``strict``            refused                       made again, with *old*
+``soft``, default     *new*                         created, with *old*
+``full``              *old*                         created, with *old*
+``strict``            refused                       created, with *old*
 ====================  ============================  ============================
 
-``cg_roots`` puts the cgroups under another path. ``cg_dump_controllers`` says which
-hierarchies are saved at all (the empty name is cgroup v2), and ``cg_props`` which properties.
-A process in the root of a hierarchy has all of that hierarchy saved with it, so most tests
-here save one hierarchy only. ``freeze_cgroup`` is for a tree that a freezer cgroup holds, as
-that of a paused container: without it the dump cannot stop what stands still already.
+``cg_roots`` restores the cgroups below another path. ``cg_dump_controllers`` selects the
+hierarchies that are saved (the empty name is cgroup v2), and ``cg_props`` the properties. For a
+process in the root of a hierarchy the whole hierarchy is saved, so most tests here save one
+hierarchy only. ``freeze_cgroup`` is for a tree in a frozen cgroup, such as that of a paused
+container: without it the dump cannot stop processes that are frozen already.
 """
 
 from __future__ import annotations

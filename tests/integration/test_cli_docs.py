@@ -1,6 +1,6 @@
-"""The examples of docs/cli.md, run as they stand there, on real processes and a real CRIU.
+"""The examples of docs/cli.md, run unchanged on real processes and a real CRIU.
 
-Numbers and places differ from run to run, and so are not compared; every word beside them is.
+Numbers and paths differ between runs and are not compared; all other words are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The other forms of options, held against the real program: ``criu`` and its configuration files.
+"""The other forms of options, compared with the program: ``criu`` and its configuration files.
 
-A command line of ours is run as it is. A dump by command line and one by request leave the same
-image files of the same process. A configuration file of ours does in a request what the fields
-would have done. And what ``explain`` says of the files that CRIU reads by itself is so.
+A command line of ``to_argv`` is run unchanged. A dump by command line and one by request write the
+same image files of a process. A configuration file of ``to_config`` has the same effect in a
+request as the fields. And ``explain`` reports correctly how the files that CRIU reads affect a
+call.
 """
 
 from __future__ import annotations

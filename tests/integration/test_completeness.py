@@ -1,4 +1,4 @@
-"""A set that lacks an image, or has one that is cut short or is another, is never restored.
+"""An image set that lacks an image, or has a truncated or wrong one, is never restored.
 
 Restores and inspections give the same verdict, on sets of a real CRIU.
 """

@@ -1,8 +1,8 @@
-"""Interchange with crun: what it checkpoints is restored here, what is dumped here it restores.
+"""Interchange with crun: its checkpoints are restored here, and it restores dumps of this library.
 
-As with runc (``test_runc.py``); different are the names under which crun looks for what it has
-masked, and that it saves the network namespace with its contents. Debian 12's crun is built
-without CRIU; Debian 13's has it.
+It works as with runc (``test_runc.py``), except that crun uses other names for masked paths, and
+saves the network namespace with its contents. The crun of Debian 12 is built without CRIU, that of
+Debian 13 with it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""``images_directory`` and ``work_directory``: where the files of a call go.
+"""``images_directory`` and ``work_directory``: the directories for the files of a call.
 
-The images, which are the saved process, go to ``images_directory``. What the call tells about
-itself (its log and its statistics) goes to ``work_directory``, and beside the images where none
-is given. Both are given as a path or as an open directory: a number, or anything with a
-``fileno()``. The caller's descriptor stays open and stays the caller's.
+The images, which contain the process, are written to ``images_directory``. The log and the
+statistics of the call are written to ``work_directory``, or to the images directory if that is not
+set. Each field is a path or an open directory: a descriptor, or an object with a ``fileno()``. The
+caller's descriptor remains open.
 
-A dump makes a missing images directory, for the owner only; a restore never does, and nobody
-makes a work directory. A directory that turns out to be read-only or full fails as
-``ImagesError``, and the process lives on.
+A dump creates a missing images directory, for the owner only; a restore does not, and no call
+creates a work directory. If a directory is read-only or full, the call raises ``ImagesError``, and
+the process continues.
 """
 
 from __future__ import annotations

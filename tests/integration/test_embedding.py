@@ -1,8 +1,8 @@
-"""Living inside other programs: forks, threads, strange signals, closed descriptors, exits.
+"""The library in other programs: forks, threads, unusual signals, closed descriptors, exits.
 
-An embedder is a program that has its own ideas: a server that forks workers, an init that
-reaps every child, a daemon whose first three descriptors are closed. Each test is a short
-embedder in a process of its own, with a target beside it that must come to no harm.
+Examples are a server that forks workers, an init that reaps every child, and a daemon without its
+first three descriptors. Each test is a short program in a separate process, with a target that must
+remain intact.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""empty_ns: the network stays the host's business: not saved, and filled by a hook on restore.
+"""empty_ns: the network namespace is saved without contents, and a hook configures it on restore.
 
-A dump with ``empty_ns="net"`` saves that the container has a network namespace, and nothing
-of what is in it, so devices that CRIU cannot save are no obstacle. A restore with it makes a
-namespace that has only a loopback device, down, whatever the images say. Whoever runs the
-container (a CNI plugin, a runtime) fills it from the ``setup-namespaces`` hook, which gets the
-first process's pid in ``Notification.pid`` and runs while nothing of the container does.
+A dump with ``empty_ns="net"`` saves that the container has a network namespace, but not its
+contents, so that devices that CRIU cannot save are no obstacle. A restore with it creates a
+namespace with only a loopback device, which is down, independent of the images. The program that
+runs the container (a CNI plugin, a runtime) configures it in the ``setup-namespaces`` hook, which
+gets the pid of the first process in ``Notification.pid``, before the container runs.
 """
 
 from __future__ import annotations

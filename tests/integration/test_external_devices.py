@@ -1,8 +1,8 @@
-"""External devices: a container with a disk of its own, as ``external=["dev[7/0]:disk"]``.
+"""External devices: a container with a separate disk, as ``external=["dev[7/0]:disk"]``.
 
-The contents of a file system on a disk are not saved; which device it is may be another one
-after the restore. On dump ``dev[major/minor]:name`` gives the device a name, on restore
-``dev[name]:/dev/path`` says which one to mount in its place.
+The contents of a file system on a disk are not saved, and the device can be another one after the
+restore. In the dump ``dev[major/minor]:name`` names the device; in the restore
+``dev[name]:/dev/path`` is the device to mount in its place.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Mounts from outside: a container's volumes are not saved, but found or named again.
+"""External mounts: volumes of a container are not saved, but detected or named.
 
-A bind mount of the host's is no business of the images. A dump has to know it, or is refused;
-there are three ways, and a restore has to use the same:
+The images do not contain a bind mount of the host. A dump with an unknown one is refused. There are
+three ways to declare it, and the restore has to use the same one:
 
-* ``external=["mnt[/data]:data"]`` gives the mount at /data a name; on restore
-  ``external=["mnt[data]:/host/path"]`` says what it is there, which may be something else
+* ``external=["mnt[/data]:data"]`` names the mount at /data; in the restore
+  ``external=["mnt[data]:/host/path"]`` has the path to mount there, which can be another one
 * ``ext_mounts=[("/data", "data")]`` and ``ext_mounts=[("data", "/host/path")]``, the old form
-* ``auto_ext_mnt=True``: CRIU finds such mounts by itself, and mounts the same paths again; those
-  whose changes come from the host (slaves) need ``ext_masters=True`` on dump, those that share
-  changes with it need ``ext_sharing=True``
+* ``auto_ext_mnt=True``: CRIU detects such mounts, and mounts the same paths again; mounts that
+  receive propagation from the host (slaves) need ``ext_masters=True`` in the dump, those that are
+  shared with it ``ext_sharing=True``
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""What a user learns from a dump that fails: the cause in plain words, and what cures it.
+"""Failed dumps: the exception has the cause, and the cure works.
 
-Each case below is a real failure. The error must be of the right class, name the cause and the
-cure, and list the best option first; then the cure is applied, and the same call succeeds. On
-the way:
+Each case below is a real failure. The exception must have the right class, name the cause and the
+cure, and list the best option first; then the cure is applied, and the same call succeeds. In
+addition:
 
-* preflight has said beforehand that the dump would fail, or which options it needs,
-* the process runs on after the failed dump,
-* the choice is the same with CRIU's longest log, in which many lines only look like errors,
+* preflight has predicted the failure, or named the required options,
+* the process continues after the failed dump,
+* the diagnosis is the same with CRIU's longest log, in which many lines only look like errors,
 * nothing is printed.
 
-The words are those of ``known_failures.json``: ``tests/unit/test_failures.py`` looks at the table,
-and ``test_restore_failures.py`` does for restores what is done for dumps here.
+The texts are in ``known_failures.json``: ``tests/unit/test_failures.py`` checks the table, and
+``test_restore_failures.py`` has the same tests for restores.
 """
 
 from __future__ import annotations

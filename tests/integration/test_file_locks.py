@@ -1,13 +1,12 @@
-"""``file_locks``: locks on files are part of the process, and come back with it.
+"""``file_locks``: locks on files are saved and restored with the process.
 
-A lock keeps others out, so CRIU does not let go of one unasked: a process that holds one is
-refused without ``file_locks``, and lives on. With it the dump saves flock and POSIX locks
-(``fcntl``), those of open file descriptions, and leases.
+A lock excludes other processes, so CRIU releases one only on request: a dump of a process with a
+lock is refused without ``file_locks``, and the process continues. With it the dump saves flock and
+POSIX locks (``fcntl``), locks of open file descriptions, and leases.
 
-Two things to know. The field is needed on the restore as well: without it the process comes
-back *without its locks, and nobody says so*. And from the dump to the restore nobody holds the
-locks. If somebody else takes one meanwhile, the restore waits until it is free again (a flock or
-POSIX lock), or fails (the others).
+The restore needs the field as well: without it the process is restored *without its locks, and
+without an error*. Between the dump and the restore the locks are free. If another process has taken
+one, the restore waits until it is released (flock and POSIX locks), or fails (other locks).
 """
 
 from __future__ import annotations

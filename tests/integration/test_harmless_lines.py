@@ -1,7 +1,7 @@
-"""Errors that CRIU prints in calls that work, in the surroundings of containers, are no causes.
+"""Error lines that CRIU prints in successful calls, in environments of containers, are not causes.
 
-Each case is a dump and a restore that work with CRIU's longest log. None of its lines may count as
-an error; a failure for an unknown reason would be blamed on it.
+Each case is a dump and a restore that succeed with CRIU's longest log. None of its lines may count
+as an error; otherwise it would be reported as the cause of an unknown failure.
 """
 
 from __future__ import annotations

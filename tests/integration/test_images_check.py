@@ -1,8 +1,8 @@
 """``check_images`` predicts whether a restore fails, with the cause and the cure.
 
-Each case dumps a process, changes something on the machine or in the images, and looks. What the
-check calls an error must make the restore fail; once the cure has been applied the check has no
-error left, and the restore succeeds.
+Each case dumps a process, changes something on the machine or in the images, and runs the check. If
+it reports an error, the restore must fail; after the cure there is no error, and the restore
+succeeds.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""inherit_fds: descriptors of ours in the place of those that a process had.
+"""inherit_fds: descriptors of the caller replace those of the process.
 
-What a process has open towards the outside has lost its other end when the process is restored.
-``inherit_fds=[(descriptor, key)]`` puts a descriptor of the caller's in its place; the key says
-which one is meant: ``pipe:[inode]`` (as /proc/PID/fd shows it), ``socket:[inode]``,
-``file[mnt_id:inode]``, ``tty[rdev:dev]``. A pipe can be saved without being told; the others have
-to be named on dump: ``external=["unix[inode]"]``, ``["file[mnt_id:inode]"]``,
-``["tty[rdev:dev]"]``, the last two with numbers in hexadecimal. The caller's own descriptor stays
-open, and may be one of 0 to 2.
+After a restore, a descriptor to something outside of the tree has lost its other end.
+``inherit_fds=[(descriptor, key)]`` replaces it by a descriptor of the caller; the key identifies
+it: ``pipe:[inode]`` (as in /proc/PID/fd), ``socket:[inode]``, ``file[mnt_id:inode]``,
+``tty[rdev:dev]``. Pipes are saved without an option; the others have to be named in the dump:
+``external=["unix[inode]"]``, ``["file[mnt_id:inode]"]``, ``["tty[rdev:dev]"]``, the last two with
+hexadecimal numbers. The caller's descriptor remains open, and can be one of 0 to 2.
 """
 
 from __future__ import annotations

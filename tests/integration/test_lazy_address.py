@@ -1,6 +1,7 @@
 """A lazy dump serves its pages on the requested address only.
 
-CRIU up to 4.2 ignores the address in the request; the call says it in a configuration file too.
+CRIU up to 4.2 ignores the address in the request, so the call also writes it to a configuration
+file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Saved images, served to a restore on another host: ``page_server_child(lazy_pages=True)``.
 
-The other host is a network namespace. Its copy of the images has zeros in place of the pages that
-can be fetched, so a checksum of the memory tells that they came over the network.
+The other host is a network namespace. Its copy of the images has zeros in place of the lazy pages,
+so a checksum of the memory shows that they were transferred over the network.
 """
 
 from __future__ import annotations

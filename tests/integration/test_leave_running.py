@@ -1,9 +1,9 @@
-"""``leave_running``: a copy is taken of a process that goes on.
+"""``leave_running``: the process continues after it was saved.
 
-Without it the dump ends the process. With it the process is stopped while it is saved and then
-goes on as if nothing had happened: the same pid, no step lost, none done twice. The images are
-as good as any others. They hold the process at the moment of the dump, and restore where its pid
-is free: on another machine, in another pid namespace, or here once the original is gone.
+Without it the dump ends the process. With it the process is frozen while it is saved and then
+continues with the same pid, without a lost or repeated step. The images have the state of the
+process at the time of the dump. They can be restored where its pid is free: on another machine, in
+another pid namespace, or here after the original process has ended.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The guarantees of libcriu's header, checked through ``pycriu_native.lib``.
 
-Each test comes from a comment of ``criu.h`` and makes the calls that a C program makes. Where
-this package has a verb for the same purpose, the test also compares the two results.
+Each test comes from a comment of ``criu.h`` and makes the calls of a C program. If this package has
+a call for the same purpose, the test also compares the two results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Failed migrations: the process continues at the source, and nothing remains at the destination.
 
-Each failure is made for real: a restore that cannot be done, a hook that refuses, processes that
-are killed, a cable that is cut; before, while and after the destination was told to go ahead.
+Each failure is real: a restore that is impossible, a hook that refuses, killed processes, an
+interrupted network; before, during and after the permission to run.
 """
 
 from __future__ import annotations

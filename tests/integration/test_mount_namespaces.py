@@ -1,10 +1,10 @@
-"""root, skip_mnts, enable_fs and mntns_compat_mode: how a container's mounts come back.
+"""root, skip_mnts, enable_fs and mntns_compat_mode: how the mounts of a container are restored.
 
-``root`` is the directory that a restored mount namespace has as its root: it must be a mount
-point (``mount --bind``), and hold every place that something is mounted on. ``skip_mnts`` leaves
-mounts out of a dump; they are not there after the restore. ``enable_fs`` names file systems
-that CRIU does not know how to save, and that it is to mount anew, empty. ``mntns_compat_mode``
-restores with CRIU's old mount engine, the one before 3.17.
+``root`` is the root directory of a restored mount namespace: it must be a mount point (``mount
+--bind``) with all directories that are mount points in the images. ``skip_mnts`` leaves mounts out
+of a dump; they are missing after the restore. ``enable_fs`` names file systems that CRIU cannot
+save, and that it mounts again without contents. ``mntns_compat_mode`` restores with CRIU's old
+mount engine, from before 3.17.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""join_ns and external namespaces: going on in namespaces that somebody else has made.
+"""join_ns and external namespaces: a process continues in existing namespaces.
 
-``join_ns`` is a matter of the restore alone: the tree, which was in no namespace of its own,
-comes back in existing ones, each given by its file. A container's own network namespace can be
-kept out of the images instead: ``external=["net[inode]:key"]`` on dump names it, and the
-restore gets a descriptor of the namespace to use in ``inherit_fds=[(fd, "key")]``; what is in
-it, devices and addresses, stays as it is.
+``join_ns`` affects the restore only: a tree that had no separate namespace is restored into
+existing ones, each given by its file. To leave a container's network namespace out of the images,
+``external=["net[inode]:key"]`` names it in the dump, and the restore gets a descriptor of the
+namespace to use in ``inherit_fds=[(fd, "key")]``; its devices and addresses are not changed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""orphan_pts_master: a container on a terminal whose master end is held outside.
+"""orphan_pts_master: a container on a terminal whose master is held outside of it.
 
-That is how a runtime gives a container its console: the pty is of the container's own devpts,
-its slave end is the first process's controlling terminal, and its master end is with the
-runtime. With ``orphan_pts_master=True``, on dump and on restore, the slave is saved alone, and
-the restore makes a new pty, of the same number, and hands over its master: the
-``orphan-pts-master`` notification carries it in ``Notification.fd``, which then is the hook's
-to keep and to close.
+A runtime gives a container its console in this way: the pty is in the container's own devpts, its
+slave is the controlling terminal of the first process, and the runtime has the master. With
+``orphan_pts_master=True`` in dump and restore, only the slave is saved. The restore creates a new
+pty with the same number, and passes its master to the hook: the ``orphan-pts-master`` notification
+has it in ``Notification.fd``, which the hook then owns and closes.
 """
 
 from __future__ import annotations

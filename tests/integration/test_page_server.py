@@ -1,17 +1,17 @@
-"""``page_server``: the memory of a dump goes to another host and never touches our disk.
+"""``page_server``: the memory of a dump is sent to another host, and not stored on this one.
 
 A ``criu page-server`` on the other host listens for one dump and writes ``pages-*.img`` and
-``pagemap-*.img`` into its own directory; all other images stay here. A restore needs both
-sets in one directory. The server is named by address and port, or handed over as a connected
-socket (``PageServer(fd=...)``), which may lead anywhere, through a tunnel for one.
+``pagemap-*.img`` into its directory; all other images remain on this host. A restore needs both
+sets in one directory. The server is given by address and port, or as a connected socket
+(``PageServer(fd=...)``), such as that of a tunnel.
 
-With ``tls`` both sides show certificates. ``tls_cacert`` is whom we trust, ``tls_cert`` and
-``tls_key`` are who we are, ``tls_cacrl`` lists whom we trust no longer, and unless
-``tls_no_cn_verify`` is set the server's certificate must be for the address that we called.
-Whatever goes wrong, the process lives on.
+With ``tls`` both sides need certificates. ``tls_cacert`` has the trusted authority, ``tls_cert``
+and ``tls_key`` are the certificate of this side, ``tls_cacrl`` lists revoked ones, and unless
+``tls_no_cn_verify`` is set the server's certificate must match the address. After any failure the
+process continues.
 
-(A CRIU that refuses the server's certificate ends itself with SIGABRT, seen with 4.2.1; so the
-error is a ``WorkerDiedError``. With a socket handed over, CRIU up to 4.2 does no handshake.)
+(A CRIU that refuses the server's certificate ends with SIGABRT, observed with 4.2.1, so the
+exception is a ``WorkerDiedError``. With a connected socket, CRIU up to 4.2 does no handshake.)
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Pre-copy: ``pre_dump``, ``parent_image``, ``auto_dedup``, ``track_mem``, ``pre_dump_mode``.
 
-A pre-dump saves the memory of a process that runs on, and has the kernel track what changes.
-The next one, or the dump, names these images as its parent and saves what has changed only, so
-that the process stands still for a short time at the end. A restore reads the whole chain.
+A pre-dump saves the memory of a process that continues to run, and lets the kernel track changes.
+The next pre-dump, or the dump, names these images as its parent and saves only changed pages, so
+that the process is frozen for a short time at the end. A restore reads the whole chain.
 
-The process writes some of its memory all the time, and can check all of it.
+The process in these tests writes some of its memory all the time, and can verify all of it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Verdicts of preflight, compared with the results of CRIU.
 
-The failing situations are those of ``test_failures.py``, which asks preflight about each. Here
-are the others: processes that can be dumped as they are, processes that can be with options
-which preflight names, and a few more that cannot. The last test looks at all situations of the
-run: at least 95 in 100 must have been told rightly. Those that cannot be are named in
-``foretold.py`` and in ``docs/preflight.md``.
+``test_failures.py`` also runs preflight for each of its failures. The other situations are here:
+processes that can be dumped without options, processes that can be dumped with the options that
+preflight names, and some that cannot. The last test requires that at least 95 % of the verdicts of
+the run were right. Situations that cannot be predicted are in ``foretold.py`` and in
+``docs/preflight.md``.
 """
 
 from __future__ import annotations

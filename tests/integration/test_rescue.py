@@ -1,8 +1,8 @@
 """After CRIU was killed during a dump: the lock is removed, connections and cgroups continue.
 
-The kernel frees a process whose tracer dies. What it does not undo, the library does: the lock
-on the network goes (CRIU's own and nobody else's), connections leave the repair mode, a cgroup
-is frozen or not as it was before. What cannot be undone, the error says.
+The kernel resumes a process whose tracer has ended. The library undoes the rest: it removes the
+network lock (CRIU's only), ends the repair mode of connections, and freezes or thaws a cgroup as
+before. The exception reports what cannot be undone.
 """
 
 from __future__ import annotations

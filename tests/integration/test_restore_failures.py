@@ -1,7 +1,7 @@
 """Failed restores: the exception has the cause, and the cure works.
 
-As in ``test_failures.py``: each case is a real failure; the error names the cause and the cure,
-and with the cure the same restore succeeds. Before that, no process is left of the failed one.
+As in ``test_failures.py``, each case is a real failure; the exception names the cause and the cure,
+and with the cure the same restore succeeds. Before that, no process of the failed restore remains.
 """
 
 from __future__ import annotations

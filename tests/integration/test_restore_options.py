@@ -1,11 +1,11 @@
-"""Options for the state in which processes are left, and for what restore insists on.
+"""Options for the state of processes after a call, and for checks of the restore.
 
-``leave_stopped`` leaves a dumped or restored process stopped, until somebody sends SIGCONT.
-``exec_cmd`` is a command that CRIU becomes after a restore, which makes it the parent of the
-restored process: a supervisor, for one. ``skip_file_rwx_check`` and ``evasive_devices`` are for
-files that are not what they were. ``lsm_profile`` needs a kernel that runs that security module.
-``unprivileged`` is for a CRIU with CAP_CHECKPOINT_RESTORE only; root may set it too, and then
-gets the smaller images. ``log_to_stderr`` is for those who want no log file.
+``leave_stopped`` leaves a dumped or restored process stopped until it receives SIGCONT. With
+``exec_cmd`` CRIU executes a command after a restore, which becomes the parent of the restored
+process: for example a supervisor. ``skip_file_rwx_check`` and ``evasive_devices`` are for files
+that have changed. ``lsm_profile`` needs a kernel with that security module. ``unprivileged`` is for
+a CRIU with CAP_CHECKPOINT_RESTORE only; root can set it too, and then gets smaller images.
+``log_to_stderr`` writes no log file.
 """
 
 from __future__ import annotations

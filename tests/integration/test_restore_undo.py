@@ -1,8 +1,8 @@
 """After a failed restore the file system is unchanged, and the next restore works.
 
-CRIU makes names for what has none: deleted files, directories, pipes and sockets, and files under
-another name. The process here has all of these, a connection, and a cgroup that the restore makes
-again; it is harmed at each notification, and at random instants.
+CRIU creates names for deleted files, directories, pipes and sockets, and for files under another
+name. The process here has all of these, a connection, and a cgroup that the restore creates again;
+the restore is interrupted at each notification, and at random times.
 """
 
 from __future__ import annotations

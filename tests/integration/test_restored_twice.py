@@ -1,8 +1,8 @@
 """One image set restored twice: the same state in both, and a hook that makes it differ.
 
-Two processes out of one set have the same keys, tokens and random numbers to come. A program that
-takes a signal as "you are a copy" can be told before it runs: a signal sent at ``post-restore``,
-which knows the pid, is the first thing that happens to it.
+Two processes from one set have the same keys, tokens and future random numbers. If a program
+handles a signal as the message that it is a copy, a hook can send the signal at ``post-restore``,
+whose notification has the pid, before the process runs.
 """
 
 from __future__ import annotations

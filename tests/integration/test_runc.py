@@ -1,9 +1,8 @@
-"""Interchange with runc: what it checkpoints is restored here, what is dumped here it restores.
+"""Interchange with runc: its checkpoints are restored here, and it restores dumps of this library.
 
-A container comes back as it was, in both directions: it counts on from its memory, with its bind
-mounts, its masked and read-only paths, its cgroups with their limits, its host name, and with its
-standard streams on the pipes that whoever restores it has for it. ``pycriu_native.oci`` knows what
-CRIU has to be told for that.
+In both directions the container continues from its memory, with its bind mounts, its masked and
+read-only paths, its cgroups with their limits, its host name, and with its standard streams
+connected to new pipes. ``pycriu_native.oci`` determines the options for that.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """``unprivileged``: a user who is not root saves and restores a process with one capability.
 
-That is CAP_CHECKPOINT_RESTORE, and nothing else: no root, no CAP_SYS_ADMIN, no CAP_SYS_PTRACE.
-Shown for a process of that user's, in no namespace of its own, without sockets. What it needs:
-a ``criu`` that the user can read and run, images that are the user's, and either the full
-bounding set or ``no_new_privs`` on the process: CRIU drops on restore what the process lacked in
-its bounding set, and without CAP_SETPCAP can do that for a process with ``no_new_privs`` only.
+The capability is CAP_CHECKPOINT_RESTORE: no root, no CAP_SYS_ADMIN, no CAP_SYS_PTRACE. It is tested
+for a process of that user without separate namespaces and sockets. Requirements: a ``criu`` that
+the user can read and run, images that belong to the user, and either the full bounding set or
+``no_new_privs`` on the process. CRIU reduces the bounding set on restore to that of the process,
+which without CAP_SETPCAP is possible only for a process with ``no_new_privs``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """An incomplete dump is never accepted as complete, and a complete one is never refused.
 
-CRIU is killed at every notification and at random instants, with us and alone. Whatever it
-leaves: a restore either names what is missing before it starts CRIU, or brings the process back
-with its memory. Images of an earlier dump in the same directory survive.
+CRIU is killed at every notification and at random times, with and without this process. Then a
+restore either reports the missing parts before it starts CRIU, or restores the process with its
+memory. Images of an earlier dump in the same directory are kept.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""shell_job: a job of a shell, saved on one terminal and going on at another.
+"""shell_job: the job of a shell is saved on one terminal and continues on another one.
 
-What is started from a shell shares that shell's session and terminal, which are not part of
-the dumped tree, so CRIU refuses it. With ``shell_job=True``, on dump and on restore, the tree
-is saved without them and takes those of the restoring side: the session, and as terminal the
-standard input of CRIU's worker. That is the caller's own standard input, or ``Worker(stdin=...)``;
-it must be open for reading and writing, and the controlling terminal of the caller's session.
-``restore_child`` makes the job a child of the caller's, which can so wait for it as a shell does.
+A job shares the session and the terminal of its shell, which are not part of the dumped tree, so
+CRIU refuses it. With ``shell_job=True`` in dump and restore, the tree is saved without them and
+gets those of the restoring side: the session, and as terminal the standard input of CRIU's worker.
+That is the caller's standard input, or ``Worker(stdin=...)``; it must be open for reading and
+writing, and be the controlling terminal of the caller's session. With ``restore_child`` the job is
+a child of the caller, which can wait for it like a shell.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Options that take one sentence each.
+"""Options with a short description.
 
-* ``ghost_limit``: a file that is deleted but still open exists nowhere else, so the images keep
-  its content; up to 1 MiB, unless a larger limit is given.
-* ``link_remap``: an open file whose name is gone but that has another name is found again by a
-  link that the dump makes beside it, ``link_remap.N``. A dump that ends the process leaves that
-  link in place, and the restore removes it.
-* ``log_file``, ``log_level``: the log's name in the work directory, and how much is in it.
-* ``timeout``: how many seconds the processes may take to stand still; CRIU's default is 10.
-* ``config_file``: CRIU's own options, which win over the fields.
+* ``ghost_limit``: the images contain deleted files that are still open; up to 1 MiB, unless a
+  larger limit is set.
+* ``link_remap``: for an open file whose name was deleted but that has another name, the dump
+  creates a link in the same directory, ``link_remap.N``. A dump that ends the process leaves the
+  link, and the restore removes it.
+* ``log_file``, ``log_level``: the name of the log in the work directory, and its verbosity.
+* ``timeout``: seconds until all processes must be frozen; CRIU's default is 10.
+* ``config_file``: a configuration file of CRIU, whose options replace the fields.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Thousands of calls: no memory, descriptor, child or thread stays behind.
+"""Thousands of calls: no memory, descriptor, child or thread remains.
 
-Real dumps and restores, refused options, failures of CRIU and questions to it, over and over. A
-short run by default; ``make soak`` makes 10,000 calls. The counts are printed, and kept for
+Real dumps and restores, refused options, failures of CRIU and queries are repeated. By default the
+run is short; ``make soak`` makes 10,000 calls. The counts are printed, and stored for
 docs/reliability.md.
 """
 

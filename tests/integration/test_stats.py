@@ -1,9 +1,9 @@
-"""Statistics: CRIU's own account of a dump or restore, in the result.
+"""Statistics: CRIU's numbers of a dump or restore, in the result.
 
-CRIU leaves its numbers in ``stats-dump`` and ``stats-restore`` in the work directory, and prints
-some of them with ``display_stats`` (to its standard output, which only a worker of the caller's
-own shows). Here the numbers of a result are held against both, the file being decoded by
-Google's protobuf, and against what the process really has in memory.
+CRIU writes its numbers to ``stats-dump`` and ``stats-restore`` in the work directory, and with
+``display_stats`` prints some of them (to its standard output, which only a worker of the caller
+has). The numbers of a result are compared with both, where the file is decoded by Google's
+protobuf, and with the memory of the process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""``stream``: images go through a stream and never touch a disk
-(``pycriu_native.archive.streaming``).
+"""``stream``: images are written to a stream instead of a disk (``pycriu_native.archive.streaming``).
 
-Over RPC CRIU can do that since 4.3, so a process with that libcriu and that ``criu`` makes the
-calls, whatever the rest of the tests run with.
+CRIU supports this by RPC since 4.3, so a process with that libcriu and that ``criu`` makes the
+calls, independent of the CRIU of the other tests.
 """
 
 from __future__ import annotations

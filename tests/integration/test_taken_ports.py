@@ -1,7 +1,7 @@
-"""Ports and addresses that the sockets of the images cannot have here.
+"""Ports and addresses that are not available for the sockets of the images.
 
-``check_images`` and the error of the restore name what has them; after the cure that they name the
-restore succeeds.
+``check_images`` and the error of the restore name what uses them; after the cure the restore
+succeeds.
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
-"""``tcp_established``, ``network_lock``, ``tcp_close`` and ``tcp_skip_in_flight``: what becomes
-of TCP connections.
+"""``tcp_established``, ``network_lock``, ``tcp_close`` and ``tcp_skip_in_flight``: TCP connections.
 
-A connection is state at both ends, and the other end is not asked. So CRIU refuses a process
-that has one, until it is told what to do:
+A connection has state at both ends, and the peer is not involved in a dump. So CRIU refuses a
+process with a connection, unless an option is set:
 
-* ``tcp_established`` saves the connection: numbers, windows, and what waits in its queues. While
-  the process is gone, packets of the other end must not be answered, or the kernel would
-  tell it that there is no such connection. So CRIU drops them: with a table of nftables or with
-  rules of iptables, as ``network_lock`` says. The lock stays from the dump to the restore, which
-  needs the field too, the same addresses, and the same network namespace to find the lock in.
-* ``tcp_close`` drops the connection: the process comes back and finds it closed.
-* ``tcp_skip_in_flight`` drops those that the process has not accepted yet, and saves its
+* ``tcp_established`` saves the connection: sequence numbers, windows, and its queues. Until the
+  restore, the kernel must not answer packets of the peer, since it would reset the connection. So
+  CRIU drops them: with a table of nftables or with rules of iptables, as ``network_lock`` selects.
+  The lock remains from the dump to the restore, which needs the field too, the same addresses, and
+  the same network namespace.
+* ``tcp_close`` drops the connection: the process is restored with a closed connection.
+* ``tcp_skip_in_flight`` drops connections that the process has not accepted yet, and saves its
   listening socket.
 
-CRIU locks where it works. Run it where the process's addresses are (here the test's thread
-enters the server's network namespace), and it locks each connection. Or run it outside with the
-namespace named as ``external``, and it locks the namespace as a whole.
+CRIU locks in its own network namespace. If that is the namespace of the process (here the test's
+thread enters it), it locks each connection. If CRIU runs outside of a namespace that is named as
+``external``, it locks the namespace as a whole.
 """
 
 from __future__ import annotations

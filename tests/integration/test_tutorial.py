@@ -1,7 +1,7 @@
-"""``docs/tutorial.md``: every example in it runs as it stands, and prints what stands below it.
+"""``docs/tutorial.md``: every example runs unchanged, and prints the output that the page shows.
 
-An example is a program; its first line names its file. The ones that print nothing are modules,
-which the others use.
+An example is a program whose first line has its file name. Examples without output are modules of
+the others.
 """
 
 from __future__ import annotations

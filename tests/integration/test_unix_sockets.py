@@ -1,17 +1,16 @@
-"""``external_unix_connections``, ``external=["unix[inode]"]`` and ``unix_sks``: a unix socket
-whose other end is outside of what is dumped.
+"""``external_unix_connections``, ``external=["unix[inode]"]`` and ``unix_sks``: external unix sockets.
 
-Two cases, two cures:
+There are two cases of a unix socket whose peer is outside of the tree:
 
-* A *datagram* socket that is connected to a named socket of a daemon (the system's log, for
-  one). Nothing of the connection is state, so the restored process is connected to that name
-  again: ``external_unix_connections`` on the dump. (The restore needs no permission.)
-* *Half of a stream connection*, or of a pair of them. What the other end has seen cannot be
-  known, so CRIU refuses it. If the process can go on with a new connection, name its own socket
-  by inode with ``external=["unix[inode]"]`` on the dump. The restore then gives it a connection
-  with ``inherit_fds``, or connects it to the old name with ``external_unix_connections``.
-  ``unix_sks`` is the older form, without the ``unix[]``. (A *datagram* socket whose other end
-  has no name has no cure.)
+* A *datagram* socket that is connected to a named socket, such as that of the system's log. The
+  connection has no state, so the restored process is connected to the name again:
+  ``external_unix_connections`` in the dump. (The restore does not need it.)
+* *One end of a stream connection*, or of a socketpair. The data that the peer has received is
+  unknown, so CRIU refuses it. If the process can continue with a new connection, name its socket by
+  inode with ``external=["unix[inode]"]`` in the dump. The restore then gives it a connection with
+  ``inherit_fds``, or connects it to the old name with ``external_unix_connections``. ``unix_sks`` is
+  the older form, without the ``unix[]``. (A *datagram* socket whose peer has no name cannot be
+  saved.)
 """
 
 from __future__ import annotations

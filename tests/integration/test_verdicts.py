@@ -1,11 +1,11 @@
 """The library's rules compared with CRIU: it refuses only values that CRIU refuses or ignores.
 
-A request to dump a pid that nobody has, or to restore from an empty directory, is sent past the
-rules. CRIU looks at the options first: it says EBADRQC where it refuses one, and another error
-where it does not. So each verdict takes some 30 ms and touches no process.
+A request to dump an unused pid, or to restore from an empty directory, is sent without the rules.
+CRIU checks the options first: it responds with EBADRQC if it refuses one, and with another error
+otherwise. So each verdict takes some 30 ms and touches no process.
 
-Where CRIU takes what we refuse, ``TAKEN`` says what it does with it. Left out: options that
-would reach over the network, need a kernel feature, or send CRIU to a file of options.
+For values that CRIU accepts although the library refuses them, ``TAKEN`` has their effect. Options
+that use the network, need a kernel feature, or name a file of options are left out.
 """
 
 from __future__ import annotations

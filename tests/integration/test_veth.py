@@ -1,11 +1,11 @@
-"""veth_pairs: a container's network comes back, and its other end under the name asked for.
+"""veth_pairs: the network of a container is restored, with a chosen name for its outer end.
 
 A veth device is one end of a pair. The end in the container is saved with its name, hardware
-address, MTU, addresses and routes; the other end belongs to the host and is not. On restore
-CRIU makes a new pair, and has to be told what to call the outer end:
-``veth_pairs=[("eth0", "outer")]``, or the same as ``external=["veth[eth0]:outer"]``, the form
-that CRIU now prefers. ``"outer@bridge"`` also puts it on a bridge and up; without a bridge it
-stays down and has no address: that is the host's part.
+address, MTU, addresses and routes; the other end belongs to the host and is not saved. The restore
+creates a new pair, and needs a name for the outer end: ``veth_pairs=[("eth0", "outer")]``, or the
+same as ``external=["veth[eth0]:outer"]``, the form that CRIU prefers now. ``"outer@bridge"`` also
+adds it to a bridge and sets it up; without a bridge the host has to set it up and assign an
+address.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""weak_sysctls: restoring where the kernel lacks a network setting that the images hold.
+"""weak_sysctls: a restore on a kernel that lacks a network setting of the images.
 
-A container's network namespace is saved with its settings of /proc/sys/net. Another kernel may
-not have one of them, and then CRIU refuses the restore; with ``weak_sysctls=True`` it goes on
-without. This kernel has all that it has saved, so these tests restore with a CRIU that cannot
-see one: a small library, loaded into it, says that the file does not exist.
+A container's network namespace is saved with its settings of /proc/sys/net. If another kernel lacks
+one of them, CRIU refuses the restore; with ``weak_sysctls=True`` it ignores the setting. This
+kernel has all saved settings, so these tests restore with a CRIU for which a small preloaded
+library hides one.
 """
 
 from __future__ import annotations

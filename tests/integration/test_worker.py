@@ -1,10 +1,10 @@
 """The worker: the ``criu swrk`` process that each call starts, watches and reaps.
 
-Which program runs, and how it is told apart that there is none, that it is no program, that it
-ends at once, that it cannot work on this kernel, or that it is killed in mid-dump. What the
-program gets from us: its descriptors, environment, signals, group and session. What it costs
-us: nothing that stays, in any kind of failure. And the calls of many threads run side by side,
-also in a program that ignores SIGCHLD or reaps all children itself.
+The tests cover the choice of the program; the errors for a missing program, a file that is no
+program, one that ends at once, one that does not work on this kernel, and one that is killed during
+a dump; the state that the program inherits: descriptors, environment, signals, group and session;
+resources after failures; and concurrent calls of many threads, also in a program that ignores
+SIGCHLD or reaps all children itself.
 """
 
 from __future__ import annotations
