@@ -1,4 +1,4 @@
-"""``stream``: images are written to a stream instead of a disk (``pycriu_native.archive.streaming``).
+"""``stream``: images are written to a stream instead of a disk (``archive.streaming``).
 
 CRIU supports this by RPC since 4.3, so a process with that libcriu and that ``criu`` makes the
 calls, independent of the CRIU of the other tests.

@@ -1,4 +1,4 @@
-"""``external_unix_connections``, ``external=["unix[inode]"]`` and ``unix_sks``: external unix sockets.
+"""``external_unix_connections``, ``external=["unix[inode]"]``, ``unix_sks``: external unix sockets.
 
 There are two cases of a unix socket whose peer is outside of the tree:
 
@@ -8,8 +8,8 @@ There are two cases of a unix socket whose peer is outside of the tree:
 * *One end of a stream connection*, or of a socketpair. The data that the peer has received is
   unknown, so CRIU refuses it. If the process can continue with a new connection, name its socket by
   inode with ``external=["unix[inode]"]`` in the dump. The restore then gives it a connection with
-  ``inherit_fds``, or connects it to the old name with ``external_unix_connections``. ``unix_sks`` is
-  the older form, without the ``unix[]``. (A *datagram* socket whose peer has no name cannot be
+  ``inherit_fds``, or connects it to the old name with ``external_unix_connections``. ``unix_sks``
+  is the older form, without the ``unix[]``. (A *datagram* socket whose peer has no name cannot be
   saved.)
 """
 
