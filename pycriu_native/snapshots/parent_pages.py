@@ -1,9 +1,9 @@
-"""The memory that a snapshot of a copy has in common with the snapshot that the copy is of.
+"""The pages that the snapshot of a copy shares with the snapshot that the copy was started from.
 
-The page maps of the child leave those pages to its parent, as those of CRIU's incremental dumps do
-(``PE_PARENT``). The parent is a directory ``parent`` in the child's, with hard links to the page
-maps and pages of the other snapshot, and of that one's parents below: no snapshot needs another
-one's directory, so each may be moved, packed and removed by itself, and pages are stored once.
+The page maps of the new snapshot refer to its parent for these pages, as in CRIU's incremental
+dumps (``PE_PARENT``). The parent is the subdirectory ``parent``, with hard links to the page maps
+and pages of the other snapshot and of its parents. Pages are thus stored once, but no snapshot
+needs the directory of another one: each can be moved, packed and removed by itself.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ..images.pages import Layers, Stored
 from .page_files import OpenPages, Part, write_page_map
 
 PARENT = "parent"
-"""The name that CRIU gives to the images that a set builds on."""
+"""CRIU's name for the directory of the parent images."""
 
 MOST_PARENTS = 32
-"""Generations that build on each other; the next one stores all of its memory. CRIU opens the
-files of each for each process."""
+"""Longest chain of parents; the next snapshot stores all of its memory. CRIU opens the files of
+each parent for each process."""
 
 _PARTIAL = f"{PARENT}.partial"
 _MAP = re.compile(r"pagemap-\d+\.img")
 
 
 def share_with_parent(directory: Path, parent: Path) -> None:
-    """Have the images in a directory leave to a parent what its pages are the same as.
+    """Remove the pages of images that are equal to those of a parent snapshot.
 
-    They stay as they are where the parent is gone or on another file system, where they build on
-    other images, or have pages that are compressed or lazy, and where nothing is the same.
-    Raises ``OSError`` if they cannot be written.
+    The images are not changed if the parent does not exist or is on another file system, if they
+    already have a parent or have compressed or lazy pages, or if no page is equal. Raises
+    ``OSError`` if they cannot be written.
     """
     if os.path.lexists(directory / PARENT):
         return
@@ -58,12 +58,12 @@ def share_with_parent(directory: Path, parent: Path) -> None:
         return
     below.rename(directory / PARENT)
     for name, parts in compared.items():
-        with contextlib.suppress(OSError):  # a full disk: what is there is whole, and larger
+        with contextlib.suppress(OSError):  # a full disk: the files remain complete
             _rewrite(directory, name, parts)
 
 
 def _linked(below: Path, chain: list[str], names: list[str]) -> list[str]:
-    """Directories with hard links to page maps and their pages, one below the other."""
+    """Create nested directories with hard links to page maps and their pages."""
     result = []
     for source in chain:
         below.mkdir(mode=0o700)
@@ -86,7 +86,7 @@ def _refuse_of_others(path: Path) -> None:
 
 
 def _compared(directory: Path, parents: list[str], name: str) -> list[Part]:
-    """The parts of a process's memory."""
+    """The parts of a process's memory, with None for those that a parent has."""
     parent = Layers(parents, name, HOST_PAGE)
     with OpenPages() as opened:
         result: list[Part] = []
@@ -119,7 +119,7 @@ def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
 
 
 def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
-    """Write a page map and its pages anew."""
+    """Replace a page map and its pages."""
     page_map = Layers([str(directory)], name, HOST_PAGE).level(0)
     assert page_map is not None
     image, pages = directory / name, Path(page_map.pages)

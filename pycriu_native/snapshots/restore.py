@@ -1,4 +1,4 @@
-"""One copy: namespaces, the restore into them, and the process that comes out of it."""
+"""The restore of one copy into new namespaces."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from .streams import Streams
 from .timings import Stopwatch
 
 PID_NAMESPACE = "pycriu-native-pid"
-"""The key of the pid namespace, which a dump names and a restore replaces."""
+"""The key of the pid namespace, which a restore replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreRequest:
-    """The arguments of a start that say where and how a copy is restored."""
+    """The arguments of the restore of a copy."""
 
     snapshot: Path
-    """Its directory."""
+    """The directory of the snapshot."""
     images: str
     place: Place
     opts: CriuOpts
@@ -56,7 +56,7 @@ class RestoredChild(PidfdChild):
         self._namespaces = namespaces
 
     def close(self, *, wait: bool) -> bool:
-        """End all processes of the copy; reap them if ``wait``. Whether all are reaped."""
+        """End all processes of the copy, and with ``wait`` reap them. Returns whether all are."""
         if self.pidfd < 0:
             return True
         if self._status is None:
@@ -86,7 +86,7 @@ def start_copy(
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
             ours, theirs = sockets.pair()
-            # What it has sent can be read when it is closed.
+            # The copy can read the data after this end was closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
             send_line(ours, given.line(number))
@@ -146,7 +146,7 @@ def restore_root(
             result = restore_child(opts, via=via, deadline=where.deadline)
             spent = 0 if result.statistics is None else result.statistics.restore_time
             watch.ends_after("restore", spent / 1e6, before="prepare")
-        namespaces.is_made()
+        namespaces.restored()
         child = RestoredChild(result.pid, namespaces)
         kept.pop_all()
         return child
@@ -154,7 +154,7 @@ def restore_root(
 
 @contextlib.contextmanager
 def work_directory() -> Iterator[int]:
-    """A directory for CRIU's log and statistics, which goes with its descriptor."""
+    """A directory for CRIU's log and statistics, which is removed at the end of the context."""
     fd = native.pn_unnamed_directory()
     if fd >= 0:
         try:
@@ -172,7 +172,7 @@ def work_directory() -> Iterator[int]:
 
 
 def reached_by_worker(via: Via) -> Problem | None:
-    """What is wrong with the argument ``via``."""
+    """The problem of the argument ``via``, if any."""
     for problem in via.refuses(inherits=True, sibling=True):
         return problem
     return None

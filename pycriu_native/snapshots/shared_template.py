@@ -1,4 +1,4 @@
-"""A way to reach CRIU whose restores share the memory of a template."""
+"""Workers whose restores share the memory of a template."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..errors import ImagesError, OptionError, Problem, ProgramError
 from .template import NAME, Template, checksum
 
 PATIENCE = 30.0
-"""Seconds that CRIU gets to be loaded."""
+"""Default time limit for the loading of CRIU, in seconds."""
 
 F_SETSIG = 10
 """fcntl(2); Python's module has no name for it."""
@@ -39,25 +39,25 @@ class SharedTemplate(Closing):
             for _ in range(16):
                 restore_child(CriuOpts(images_directory="app.shared", …), via=via)
 
-    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages
-    where the kernel has them (Linux 6.1). That takes about half a second, once. Each restore gets a
-    worker that is forked from it. The memory of a copy is private, anonymous memory in every
-    respect, and copied page by page when it is written to: by the copy, as after a fork().
+    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages if
+    the kernel supports that (Linux 6.1). This takes about half a second, once. The worker of each
+    restore is forked from it. The memory of a copy is private anonymous memory, and a page is
+    copied when the copy writes to it, as after fork().
 
-    - The template belongs to the fork server: the memory cgroup that it was started in is charged
-      for it, once. A copy's cgroup is charged for the page tables, and for each page that it writes
-      to. With vm.overcommit_memory=2 each copy and the fork server count in full, but for mappings
-      that the program made with MAP_NORESERVE, which count there, too.
-    - If the fork server ends or is killed, or this object is closed, copies run on: the memory is
-      theirs as well. The next restore starts another one, which reads the template again. It is
-      also started anew when what a worker takes over from the caller (user, namespaces, cgroup,
-      limits) has changed.
-    - Whatever else than a restore is done with it gets an ordinary worker.
-    - Adjoining mappings of a copy that the kernel would have made one stay two, as in CRIU's own
-      restores of images with a parent.
+    - The memory cgroup of the fork server is charged for the template, once. The cgroup of a copy
+      is charged for its page tables, and for each page that it writes to. With
+      vm.overcommit_memory=2 the memory of each copy and of the fork server counts in full,
+      including mappings with MAP_NORESERVE.
+    - If the fork server ends or is killed, or this object is closed, copies continue, since they
+      also map the memory. The next restore starts another fork server, which reads the template
+      again. So does a restore after a change of the state that a worker inherits from the caller
+      (user, namespaces, cgroup, limits).
+    - Calls other than restores use an ordinary worker.
+    - Adjacent mappings of a copy that the kernel would merge remain separate, as in CRIU's restores
+      of images with a parent.
 
-    ``ProgramError`` where CRIU cannot be preloaded: a static program, one that is setuid or has
-    file capabilities, a pid namespace that is not the caller's.
+    Raises ``ProgramError`` if CRIU cannot be preloaded: a static program, one that is setuid or has
+    file capabilities, or a pid namespace other than the caller's.
 
     Synchronization: any number of threads may use it. A forked child starts its own fork server.
     """
@@ -74,14 +74,14 @@ class SharedTemplate(Closing):
         """Open the template, and start the fork server.
 
         Args:
-            directory: a set that ``prepare`` has made.
-            worker: which CRIU; None: the default.
-            patience: seconds that CRIU gets to be loaded; None: 30. A static program, which is
-                none that can be preloaded, is noticed by that.
+            directory: an image set of ``prepare``.
+            worker: the CRIU to use; None: the default.
+            patience: seconds to wait until CRIU is loaded; None: 30. A static program, which
+                cannot be preloaded, is detected by this limit.
 
         Raises:
-            ImagesError: the template is missing, cut short or changed; nothing was started.
-            ProgramError: CRIU cannot be started, or not be preloaded.
+            ImagesError: the template is missing, truncated or changed; nothing was started.
+            ProgramError: CRIU cannot be started or preloaded.
         """
         self.worker = Worker() if worker is None else worker
         if self.worker.stdin is not None:
@@ -96,7 +96,7 @@ class SharedTemplate(Closing):
 
     @property
     def allow_untrusted(self) -> bool:
-        """As the worker's."""
+        """As for the worker."""
         return self.worker.allow_untrusted
 
     @property
@@ -105,21 +105,21 @@ class SharedTemplate(Closing):
         return 0 if self._server is None else self._server.pid
 
     def identity(self) -> tuple[object, ...] | None:
-        """As the worker's."""
+        """As for the worker."""
         return self.worker.identity()
 
     def name(self) -> str:
-        """As the worker's."""
+        """As for the worker."""
         return self.worker.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing."""
+        """No argument is refused."""
         return iter(())
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """A worker. ``ImagesError``, ``ProgramError`` as when this was made."""
+        """Connect to a worker. Raises ``ImagesError``, ``ProgramError`` as the constructor."""
         lifetime_sockets = spawn_options.lifetime_sockets
         if replace(spawn_options, lifetime_sockets=()) != RESTORING:
             return self.worker.connect(keep, spawn_options)
@@ -127,7 +127,7 @@ class SharedTemplate(Closing):
         if len(keep) > MAX_INHERITED:
             rule = f"at most {MAX_INHERITED} descriptors can be inherited with a template"
             raise OptionError([Problem("inherit_fds", len(keep), rule)])
-        with contextlib.suppress(ForkServerUnavailableError):  # it was killed
+        with contextlib.suppress(ForkServerUnavailableError):  # the fork server was killed
             return self._fork(keep, lifetime_sockets)
         try:
             return self._fork(keep, lifetime_sockets)
@@ -151,11 +151,11 @@ class SharedTemplate(Closing):
         return server if server is not None and server.is_open and self._like == like else None
 
     def renew(self) -> None:
-        """Read the template again if it is not ready. Raises as when this was made."""
+        """Read the template again if necessary. Raises as the constructor."""
         self._current()
 
     def _current(self) -> ForkServer:
-        """A fork server that runs, and whose workers are as one that is started now."""
+        """A running fork server whose workers have the present inherited state."""
         like = fingerprint(self.worker)
         if like is None:
             raise ProgramError("memory cannot be shared: /proc does not show what workers inherit")
@@ -189,16 +189,16 @@ class SharedTemplate(Closing):
             self._server = None
 
     def close(self) -> None:
-        """End the fork server; copies run on. A second time does nothing."""
+        """End the fork server; copies continue. A second call does nothing."""
         with self._lock:
             self._closed = True
             self._end()
 
 
 def _bind(sockets: Sequence[int], pid: int) -> None:
-    """Have the process group of a worker killed each time that the other end of one is closed."""
-    with contextlib.suppress(OSError):  # it has ended
-        os.setpgid(pid, pid)  # it does this, too, but may not have done it yet
+    """Let the kernel kill a worker's process group when the other end of a socket is closed."""
+    with contextlib.suppress(OSError):  # the worker has ended
+        os.setpgid(pid, pid)  # the worker does the same, but perhaps later
     for each in sockets:
         with contextlib.suppress(ProcessLookupError):
             fcntl.fcntl(each, fcntl.F_SETOWN, -pid)
@@ -207,9 +207,9 @@ def _bind(sockets: Sequence[int], pid: int) -> None:
 
 
 def load(directory: Path, server: ForkServer) -> None:
-    """Have a fork server read the template of a set, and compare the pages' checksums meanwhile.
+    """Load the template of a set into a fork server, and compare the checksums at the same time.
 
-    ``ImagesError`` where something is missing, too short or changed.
+    Raises ``ImagesError`` if a file is missing, truncated or changed.
     """
     template = Template.read(directory)
     opened: list[int] = []

@@ -1,4 +1,4 @@
-"""Which starts of a snapshot share its memory when the caller names no template."""
+"""The decision which starts of a snapshot share memory if the caller passes no template."""
 
 from __future__ import annotations
 
@@ -21,31 +21,28 @@ from .shared_template import SharedTemplate
 from .template import Template, prepare
 
 SHARED = "shared"
-"""The directory in a snapshot's with the images whose memory is a template."""
+"""The subdirectory of a snapshot with the images whose memory is a template."""
 
 WORTHWHILE = 2
-"""The start that reads the template. That takes as long as one to five plain restores, and as much
-memory as one: a program that starts a single copy gains nothing."""
+"""The number of the start that reads the template. Reading takes as long as one to five plain
+restores, and as much memory as one, which is no gain for a program that starts a single copy."""
 
 RARELY = 64
-"""Starts until the next attempt, at most: it comes after 2, 4, 8, … of them."""
+"""Largest number of starts until the next attempt; attempts come after 2, 4, 8, … starts."""
 
 PATIENCE = 5.0
-"""Seconds that a CRIU gets to be preloaded where sharing is not required."""
+"""Time limit for the loading of CRIU if sharing is not required, in seconds."""
 
 FIRST = "the first start with this Snapshot is not shared; share_memory=True shares it"
 CHANGED = "the process that holds the template was killed, or what CRIU inherits has changed"
 
 
 class UnsharedError(Exception):
-    """Memory is not shared. Its text is the reason."""
+    """Memory is not shared; the text is the reason."""
 
 
 def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
-    """The images of a snapshot that are prepared for sharing, which the first call makes.
-
-    Raises ``ImagesError``.
-    """
+    """The images of a snapshot for sharing; the first call creates them. Raises ``ImagesError``."""
     try:
         fd = trusted_path.open_directory(
             str(directory), make=False, allow_untrusted=allow_untrusted
@@ -62,7 +59,7 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
             prepare(directory, own)
         except ImagesError as error:
             if error.errno in (errno.EACCES, errno.EROFS):
-                hint = "its owner can make it with Snapshot.share()"
+                hint = "its owner can create it with Snapshot.share()"
                 raise ImagesError(f"{error}; {hint}", errno=error.errno) from None
             raise
         try:
@@ -73,7 +70,7 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
 
 
 class Sharing(Closing):
-    """The templates of one snapshot, one for each worker that starts were made with. Owned.
+    """The templates of one snapshot, one for each worker of its starts. Owned by this object.
 
     Synchronization: any number of threads may use it.
     """
@@ -84,12 +81,12 @@ class Sharing(Closing):
         self._templates: list[_Template] = []
 
     def problems(self, share_memory: object, via: Via) -> Iterator[Problem]:
-        """What is wrong with the arguments of ``Snapshot.start``."""
+        """Problems of the arguments of ``Snapshot.start``."""
         if share_memory is not None and not isinstance(share_memory, bool):
             yield Problem("share_memory", share_memory, "None, True or False is accepted")
         elif isinstance(via, SharedTemplate):
             if via.directory != self._directory / SHARED:
-                yield Problem("via", str(via.directory), "it is of another snapshot")
+                yield Problem("via", str(via.directory), "it belongs to another snapshot")
             if share_memory is False:
                 yield Problem("share_memory", share_memory, "via is a SharedTemplate")
         elif share_memory and _of(via) is None:
@@ -98,17 +95,17 @@ class Sharing(Closing):
     def chosen(
         self, share_memory: bool | None, via: Via, until: float | None
     ) -> tuple[Via, str | None]:
-        """A template, or ``via`` itself and the reason.
+        """A template, or ``via`` itself and the reason why memory is not shared.
 
-        Raises ``ProgramError`` and ``ImagesError`` if sharing is required and impossible. A
-        template that has changed is an ``ImagesError`` in any case.
+        Raises ``ProgramError`` and ``ImagesError`` if sharing is required but impossible, and
+        ``ImagesError`` if the template has changed.
         """
         if isinstance(via, SharedTemplate):
             return via, None
         if share_memory is False:
             return via, "share_memory=False"
         if (worker := _of(via)) is None:
-            return via, "via is no Worker without stdin"
+            return via, "via is not a Worker without stdin"
         try:
             return self._template_of(worker).use(required=bool(share_memory), until=until), None
         except UnsharedError as reason:
@@ -123,7 +120,7 @@ class Sharing(Closing):
             return self._templates[-1]
 
     def close(self) -> None:
-        """End the templates; the next start is the first one again."""
+        """End the templates, and count starts from the beginning."""
         with self._lock:
             templates, self._templates = self._templates, []
         for each in templates:
@@ -135,7 +132,7 @@ def _of(via: Via) -> Worker | None:
 
 
 class _Template:
-    """The template for one worker, once it is worthwhile."""
+    """The template for one worker."""
 
     def __init__(self, directory: Path, worker: Worker) -> None:
         self.directory = directory
@@ -148,9 +145,9 @@ class _Template:
         self._reason = FIRST
 
     def use(self, *, required: bool, until: float | None) -> SharedTemplate:
-        """The template for one start, which reads it if need be, and waits for one that does.
+        """The template for one start. It is read if necessary, after a wait for another thread.
 
-        Raises ``UnsharedError``, if it is not ``required``, and as ``Sharing.chosen``.
+        Raises ``UnsharedError`` if it is not ``required``, and as ``Sharing.chosen``.
         """
         if not self._lock.acquire(timeout=-1 if until is None else _remaining(until)):
             raise UnsharedError("another thread has not read the template in time")
@@ -181,7 +178,7 @@ class _Template:
             raise UnsharedError(str(error)) from None
         size = Template.read(target).stored
         if not required and (room := memory_room()) < 2 * size:
-            raise UnsharedError(f"the template has {size} bytes, and {room} bytes can be taken")
+            raise UnsharedError(f"the template needs {size} bytes, and {room} bytes are available")
         try:
             if self._template is None:
                 patience = None if required else PATIENCE
@@ -195,7 +192,7 @@ class _Template:
             raise UnsharedError(str(error)) from None
 
     def close(self) -> None:
-        """End it."""
+        """End the fork server."""
         with self._lock:
             if self._template is not None:
                 self._template.close()

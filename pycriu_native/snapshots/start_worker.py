@@ -1,4 +1,4 @@
-"""The worker that restores one copy: in a cgroup, and never longer there than the copy."""
+"""The worker that restores one copy, optionally in a cgroup, and ends with the copy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
 PATIENCE = 10.0
-"""Seconds that CRIU gets to end once the namespaces have ended."""
+"""Seconds to wait for the end of CRIU after the namespaces have ended."""
 
 
 def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
-    """What is wrong with the argument ``cgroup``."""
+    """The problem of the argument ``cgroup``, if any."""
     path = os.fspath(cgroup)
     if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, PROCESSES)):
         return Problem("cgroup", path, "the path of a cgroup's directory is accepted")
@@ -35,12 +35,12 @@ def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
 
 
 class StartWorker(Closing):
-    """A way to reach CRIU: the worker of ``via``, moved to a cgroup before it gets its request.
+    """The worker of ``via``, moved to a cgroup before it receives its request.
 
-    CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
-    "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
-    namespaces, and a worker that is started for the call also when this process ends. Closing this
-    leaves it alone.
+    CRIU can wait endlessly if the process that it restores is killed (4.2.1, after "Unable to set
+    PTRACE_O_TRACESYSGOOD"). CRIU is therefore killed some seconds after the end of the namespaces,
+    and a worker that was started for the call also when this process ends. ``close`` does not end
+    the worker.
     """
 
     ours: ClassVar[bool] = True
@@ -61,8 +61,8 @@ class StartWorker(Closing):
         self._guards: list[tuple[Any, int]] = []
 
     def close(self) -> None:
-        """End the watch."""
-        os.write(self._cancel, b"x")  # a fork of this process may hold the pipe open
+        """Stop the threads that watch the worker."""
+        os.write(self._cancel, b"x")  # a fork of this process may have the pipe open
         close(self._cancel)
         for thread, pidfd in self._guards:
             thread.join()
@@ -72,32 +72,32 @@ class StartWorker(Closing):
 
     @property
     def worker(self) -> Worker | None:
-        """The worker behind it, for the checks of a call."""
+        """The worker of ``via``, for the checks of a call."""
         return worker_of(self.via)
 
     @property
     def allow_untrusted(self) -> bool:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.allow_untrusted
 
     def identity(self) -> tuple[object, ...] | None:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.identity()
 
     def name(self) -> str:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """As the worker."""
+        """As for the worker."""
         return self.via.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Start the worker and move it. ``CriuError`` where the kernel refuses that.
+        """Start the worker and move it to the cgroup. ``CriuError`` if the kernel refuses that.
 
-        The namespaces are set up while it is started.
+        The namespaces are set up at the same time.
         """
         if isinstance(self.via, Worker | SharedTemplate):
             spawn_options = replace(spawn_options, lifetime_sockets=self._lifetime_sockets.ends)
@@ -118,7 +118,7 @@ class StartWorker(Closing):
         return connection
 
     def _guard(self, pidfd: int) -> None:
-        # A copy may end at once: CRIU then gets the time to say that it was restored.
+        # A copy may end at once; CRIU then still has to send its response.
         if self.namespaces.wait_for_end(self._cancelled) and not is_ready(
             self._cancelled, PATIENCE
         ):

@@ -216,7 +216,7 @@ def test_starts(tmp_path: Path) -> None:
     [
         ("", "it is empty"),
         ("{", "has no timings"),
-        ('{"number": 1}', "are no timings"),
+        ('{"number": 1}', "are not the timings"),
         ("[]", "no"),
     ],
 )
