@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,12 +34,13 @@ _PARTIAL = f"{PARENT}.partial"
 _MAP = re.compile(r"pagemap-\d+\.img")
 
 
-def share_with_parent(directory: Path, parent: Path) -> None:
-    """Remove the pages of images that are equal to those of a parent snapshot.
+def share_with_parent(directory: Path, parent: Path, until: float | None) -> None:
+    """Have the images in a directory leave to a parent what its pages are the same as.
 
-    The images are not changed if the parent does not exist or is on another file system, if they
-    already have a parent or have compressed or lazy pages, or if no page is equal. Raises
-    ``OSError`` if they cannot be written.
+    They stay as they are where the parent is gone or on another file system, where they build on
+    other images, or have pages that are compressed or lazy, where nothing is the same, and where
+    the comparison is not complete at ``until`` (time.monotonic()). Raises ``OSError`` if they
+    cannot be written.
     """
     if os.path.lexists(directory / PARENT):
         return
@@ -49,7 +51,7 @@ def share_with_parent(directory: Path, parent: Path) -> None:
         if len(chain) > MOST_PARENTS:
             return
         layers = _linked(below, chain, names)
-        compared = {name: _compared(directory, layers, name) for name in names}
+        compared = {name: _compared(directory, layers, name, until) for name in names}
     except (OSError, ImagesError):
         shutil.rmtree(below, ignore_errors=True)
         return
@@ -85,13 +87,16 @@ def _refuse_of_others(path: Path) -> None:
         raise ImagesError(f"{path} is a file that another user can change")
 
 
-def _compared(directory: Path, parents: list[str], name: str) -> list[Part]:
-    """The parts of a process's memory, with None for those that a parent has."""
+def _compared(directory: Path, parents: list[str], name: str, until: float | None) -> list[Part]:
+    """The parts of a process's memory. ``TimeoutError`` at ``until``."""
     parent = Layers(parents, name, HOST_PAGE)
     with OpenPages() as opened:
         result: list[Part] = []
         for stored in Layers([str(directory)], name, HOST_PAGE).stored():
-            result += _parts(stored, parent, opened)
+            for part in _parts(stored, parent, opened):
+                if until is not None and time.monotonic() > until:
+                    raise TimeoutError
+                result.append(part)
         return result
 
 

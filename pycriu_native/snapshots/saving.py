@@ -105,6 +105,7 @@ class Saving:
         via: Via,
         until: float | None,
         leave_running: bool,
+        incremental: bool,
         on_progress: OnProgress | None,
     ) -> None:
         self.directory = directory
@@ -112,6 +113,7 @@ class Saving:
         self.via = via
         self.until = until
         self.leave_running = leave_running
+        self.incremental = incremental
         self.on_progress = on_progress
 
     def save_command(
@@ -202,8 +204,8 @@ class Saving:
             else:
                 in_mounts_of(pid, save)
             _accept_any_file(self.directory, set(ends.external))
-            if copy is not None:
-                share_with_parent(self.directory, copy.snapshot)
+            if copy is not None and self.incremental:
+                share_with_parent(self.directory, copy.snapshot, self.until)
             record.write(self.directory)
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)

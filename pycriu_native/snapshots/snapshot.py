@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import guest
 from .._calls.progress_state import OnProgress
+from .._checks.linked_pages import in_file
 from .._support.closing import Closing
 from .._support.frozen_dataclass import replace
 from .._support.unpatched import close
@@ -40,6 +41,7 @@ from .shared_template import SharedTemplate
 from .sharing import SHARED, Sharing, prepared
 from .streams import Stream, TextMode, refuse
 from .timings import Stopwatch
+from .work_directories import WorkDirectories
 from .zygote import Zygote, zygote_problems
 
 if TYPE_CHECKING:
@@ -57,7 +59,11 @@ class Snapshot(Closing):
     From the second start on, this object owns a process with the memory that copies share. The
     process ends when the object is closed or deleted, or the interpreter ends.
 
-    Synchronization: can be used by several threads and processes at the same time.
+    From the second start on, it owns a process that workers of CRIU are forked from, with the
+    memory that copies share, until it is closed, collected as garbage, or the interpreter ends.
+
+    Synchronization: may be used on any number of threads, and by any number of processes, at the
+    same time.
     """
 
     def __init__(self, directory: StrPath) -> None:
@@ -65,11 +71,12 @@ class Snapshot(Closing):
         self.directory = Path(directory).absolute()
         self.record = Record.read(self.directory)
         self._sharing = Sharing(self.directory)
-        weakref.finalize(self, self._sharing.close)
+        self._work_directories = WorkDirectories()
+        weakref.finalize(self, _close, self._sharing, self._work_directories)
 
     def close(self) -> None:
-        """End the process with the shared memory; copies continue, and more can be started."""
-        self._sharing.close()
+        """End the processes that it owns; copies run on, and more can be started."""
+        _close(self._sharing, self._work_directories)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.directory)!r})"
@@ -85,6 +92,7 @@ class Snapshot(Closing):
         output: int | None = None,
         without_guest: bool = False,
         leave_running: bool = False,
+        incremental: bool = True,
         processor: str | None = None,
         opts: CriuOpts | None = None,
         via: Via | None = None,
@@ -106,13 +114,17 @@ class Snapshot(Closing):
                 copy continues where the process was, with its environment, arguments, working
                 directory and the same random numbers.
             leave_running: the program continues to run after the snapshot (it is killed otherwise).
-            processor: "x86-64-v2" or "x86-64-v3": the command gets environment variables that limit
-                its libraries to the features of this level; starts then need only these. None:
+            incremental: of a copy, store only the pages that differ from the snapshot that it was
+                started from, and hard links to the others. False: store all of its memory, and
+                nothing of that snapshot, such as secrets that the copy has replaced.
+            processor: "x86-64-v2" or "x86-64-v3": the command gets variables that restrict its
+                libraries to what each processor of that level has, and starts on all of them. None:
                 starts need all features of this processor.
-            opts: further options for the dump, such as ``file_locks``.
-            via: the worker or service; None: a worker.
-            deadline: seconds for the whole call.
-            on_progress: called with a ``Progress`` while the memory is saved, as by
+            opts: more options for the dump, such as ``file_locks``.
+            via: how CRIU is reached; None: a worker.
+            deadline: seconds for the whole call. If it passes while the memory of a copy is
+                compared with that of its snapshot, all of it is stored.
+            on_progress: a function that gets a ``Progress`` while the memory is saved, as that of
                 :func:`pycriu_native.dump`.
 
         Raises:
@@ -128,7 +140,13 @@ class Snapshot(Closing):
         )
         until = None if deadline is None else time.monotonic() + deadline
         saving = Saving(
-            Path(directory).absolute(), base, via or Worker(), until, leave_running, on_progress
+            Path(directory).absolute(),
+            base,
+            via or Worker(),
+            until,
+            leave_running,
+            incremental,
+            on_progress,
         )
         if isinstance(program, int):
             saving.save_process(program, None)
@@ -218,15 +236,18 @@ class Snapshot(Closing):
         until = self._check(wrong, chosen, check, opts, deadline, "start")
         watch.ends("check")
         with _in_use(self.directory):
-            chosen, reason = self._sharing.chosen(share_memory, chosen, until)
+            workers = self._sharing.chosen(share_memory, chosen, until)
+            reason = workers.unshared_reason
             images = self.directory if reason else self.directory / SHARED
             watch.ends("memory")
             where = RestoreRequest(
                 snapshot=self.directory,
                 images=str(images),
                 place=place,
-                opts=_for_caller(opts),
-                via=chosen,
+                opts=_for_start(opts),
+                via=workers.via,
+                fork_server=workers.fork_server,
+                work_directories=self._work_directories,
                 deadline=None if until is None else max(0.0, until - time.monotonic()),
             )
             return start_copy(
@@ -267,18 +288,18 @@ class Snapshot(Closing):
         wrong = [*zygote_problems(self.record), *place.problems()]
         wrong += self._sharing.problems(None, chosen)
         until = self._check(wrong, chosen, check, opts, deadline, "zygote")
-        images = str(
-            self.directory / SHARED if isinstance(chosen, SharedTemplate) else self.directory
-        )
-        where = RestoreRequest(
-            snapshot=self.directory,
-            images=images,
-            place=place,
-            opts=_for_caller(opts),
-            via=chosen,
-            deadline=deadline,
-        )
-        with _in_use(self.directory):
+        shared = isinstance(chosen, SharedTemplate)
+        with _in_use(self.directory), WorkDirectories() as work_directories:
+            where = RestoreRequest(
+                snapshot=self.directory,
+                images=str(self.directory / SHARED if shared else self.directory),
+                place=place,
+                opts=_for_start(opts),
+                via=chosen,
+                fork_server=None,
+                work_directories=work_directories,
+                deadline=deadline,
+            )
             return Zygote(self.record, where, self._next_number, until)
 
     def _check(
@@ -292,9 +313,7 @@ class Snapshot(Closing):
     ) -> float | None:
         """Check the arguments. Returns the time of the deadline."""
         wrong += [each for each in (reached_by_worker(via),) if each]
-        if opts is not None and opts.auto_dedup:
-            rule = "it would remove the pages of the snapshot, and of those that share them"
-            wrong.append(Problem("opts", {"auto_dedup": True}, rule))
+        wrong += _dedup_problems(opts)
         refuse(wrong, verb)
         if check:
             refuse(self.problems(via=via), verb)
@@ -393,6 +412,11 @@ class Snapshot(Closing):
             close(fd)
 
 
+def _close(*owned: Closing) -> None:
+    for each in owned:
+        each.close()
+
+
 def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
     """The snapshots in the subdirectories of a directory, sorted by name."""
     result = []
@@ -454,6 +478,20 @@ def _for_caller(opts: CriuOpts | None) -> CriuOpts:
     if result.unprivileged is None and not is_root_of_host():
         return replace(result, unprivileged=True)
     return result
+
+
+def _for_start(opts: CriuOpts | None) -> CriuOpts:
+    """The options; ``auto_dedup`` is off, also if a configuration file of the host sets it."""
+    return replace(_for_caller(opts), auto_dedup=False)
+
+
+def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
+    """Why a start would remove the pages of its snapshot."""
+    rule = "auto_dedup would remove the pages of the snapshot, and of those that share them"
+    if opts is not None and opts.auto_dedup:
+        yield Problem("opts", {"auto_dedup": True}, rule)
+    if opts is not None and opts.config_file is not None and in_file(opts.config_file):
+        yield Problem("opts", {"config_file": os.fspath(opts.config_file)}, rule)
 
 
 @contextmanager

@@ -26,13 +26,13 @@ def mount(kind, place="/run"):
         done = libc.mount(b"none", place.encode(), kind, 0, None)
         assert not done, os.strerror(ctypes.get_errno())
 
-def saved():
+def saved(via=None):
     '''A dump of a process; what CRIU's log says of its cache.'''
     null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     job = subprocess.Popen(["sleep", "60"], start_new_session=True, **null)
     opts = CriuOpts(images_directory=IMAGES, leave_running=True, log_level=4)
     try:
-        result = dump(job.pid, opts)
+        result = dump(job.pid, opts, via=via)
     finally:
         job.kill()
         job.wait()
@@ -74,6 +74,32 @@ def test_impossible(images: Path) -> None:
             assert found.state == "impossible" and "ramfs" in found.reason, found
             assert "tmpfs" in found.cure
             assert not any("Loaded" in line for line in saved())
+        """,
+        images,
+    )
+
+
+def test_kept_by_a_fork_server(images: Path) -> None:
+    """Its workers keep one of their own, in no directory, where the system's is impossible."""
+    apart(
+        """
+        from pycriu_native import WorkerPool
+        mount(b"ramfs")
+        with WorkerPool(1) as pool:
+            for number in range(3):
+                assert pool.wait_until_ready(60)
+                lines = saved(pool)
+                assert any("Loaded kdat cache" in line for line in lines) == (number > 0), lines
+                assert not any("Couldn't save" in line for line in lines), lines
+                assert os.listdir("/run") == []
+            mount(b"tmpfs")
+        with WorkerPool(1) as pool:
+            assert pool.wait_until_ready(60)
+            saved(pool)
+            assert os.listdir("/run") == ["criu.kdat"]
+            assert pool.wait_until_ready(60)
+            Path("/run/criu.kdat").write_bytes(b"something")
+            assert any("Stale" in line for line in saved(pool))
         """,
         images,
     )

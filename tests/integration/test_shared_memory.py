@@ -539,6 +539,23 @@ def test_sharing_is_chosen(snapshot: Snapshot) -> None:
         snapshot.start(share_memory=1)  # type: ignore[arg-type]
 
 
+def test_plain_starts_are_forked(snapshot: Snapshot) -> None:
+    """From the second one on, from a CRIU that has no template; all is gone with close."""
+    before = children()
+    assert reason(snapshot, share_memory=False) == "share_memory=False"
+    assert children() == before
+    for _ in range(2):
+        assert reason(snapshot, share_memory=False) == "share_memory=False"
+        (server,) = children() - before
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not is_alive(server), "its end")
+    for _ in range(4):
+        assert reason(snapshot, share_memory=False) == "share_memory=False"
+    assert children() - before - {server}
+    snapshot.close()
+    assert children() == before
+
+
 def test_threads_wait_for_the_template(snapshot: Snapshot) -> None:
     """Of many concurrent starts, one does not share memory."""
     with concurrent.futures.ThreadPoolExecutor(6) as pool:

@@ -10,13 +10,14 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
 
-from pycriu_native import CriuError, DeadlineError, OptionError
+from pycriu_native import CriuError, CriuOpts, DeadlineError, OptionError, Worker, restore
 from pycriu_native.archive.pack import pack, unpack
 from pycriu_native.images import check_images
 from pycriu_native.images.build import parents_of
@@ -219,9 +220,9 @@ def test_a_generation_stores_what_differs(
     """With its parents it has the pages of a full dump, and its copies have that memory."""
     full = tmp_path / "full"
 
-    def both(directory: Path, parent: Path) -> None:
+    def both(directory: Path, parent: Path, until: float | None) -> None:
         shutil.copytree(directory, full / directory.name)
-        share_with_parent(directory, parent)
+        share_with_parent(directory, parent, until)
 
     monkeypatch.setattr(saving, "share_with_parent", both)
     whole = snapshot.size()
@@ -270,13 +271,21 @@ def test_a_generation_by_itself(snapshot: Snapshot, tmp_path: Path) -> None:
             assert blocks_are_whole
 
 
-@pytest.mark.parametrize("obstacle", ["removed", "damaged", "another file system"])
-def test_a_parent_that_cannot_be_used(
-    snapshot: Snapshot, tmp_path: Path, obstacle: str, other_file_system: Path
+OBSTACLES = ("removed", "damaged", "another file system", "the deadline", "not incremental")
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_a_parent_that_is_not_used(
+    snapshot: Snapshot,
+    tmp_path: Path,
+    obstacle: str,
+    other_file_system: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The snapshot stores all of its memory, and starts."""
     whole = snapshot.size(parents=False)
     target = tmp_path / "second"
+    options: dict[str, Any] = {}
     with started(snapshot, "a") as process:
         state_of(process)
         if obstacle == "removed":
@@ -284,9 +293,18 @@ def test_a_parent_that_cannot_be_used(
         elif obstacle == "damaged":
             for path in snapshot.directory.glob("pages-*.img"):
                 os.truncate(path, path.stat().st_size - PAGE)
-        else:
+        elif obstacle == "another file system":
             target = other_file_system / "second"
-        second = taken(process, target)
+        elif obstacle == "not incremental":
+            options["incremental"] = False
+        else:
+
+            def late(directory: Path, parent: Path, until: float | None) -> None:
+                assert until is not None
+                share_with_parent(directory, parent, until - PATIENCE)
+
+            monkeypatch.setattr(saving, "share_with_parent", late)
+        second = taken(process, target, **options)
     assert not (target / PARENT).exists()
     assert not list(target.glob("*.partial"))
     assert second.size() > whole * 0.9
@@ -300,6 +318,36 @@ def other_file_system(tmp_path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         assert os.stat(name).st_dev != tmp_path.stat().st_dev
         yield Path(name)
+
+
+@pytest.mark.parametrize("source", ["field", "config_file", "CRIU_CONFIG_FILE"])
+def test_auto_dedup_of_linked_pages(snapshot: Snapshot, tmp_path: Path, source: str) -> None:
+    """A restore that would free the pages of another generation is refused, whoever sets that."""
+    with started(snapshot, "a") as process:
+        second = taken(process, tmp_path / "second")
+    file = tmp_path / "criu.conf"
+    file.write_text("# pages\nauto-dedup\n")
+    opts, via = CriuOpts(images_directory=second.directory), Worker()
+    if source == "field":
+        opts = replace(opts, auto_dedup=True)
+    elif source == "config_file":
+        opts = replace(opts, config_file=file)
+    else:
+        via = Worker(env={source: str(file)})
+    with pytest.raises(OptionError, match="a hard link") as caught:
+        restore(opts, via=via)
+    field = "config_file" if source == "config_file" else "auto_dedup"
+    assert [problem.field for problem in caught.value.problems] == [field]
+    if source == "CRIU_CONFIG_FILE":  # a start overrides it
+        before = allocated(second.directory)
+        with started(second, "b", via=via, share_memory=False) as process:
+            assert state_of(process)[3]
+        assert allocated(second.directory) == before
+
+
+def allocated(directory: Path) -> int:
+    """Bytes that the pages in a directory and those below take on the disk."""
+    return sum(path.stat().st_blocks for path in directory.rglob("pages-*.img")) * 512
 
 
 def test_generations_end(

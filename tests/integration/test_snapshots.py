@@ -405,6 +405,17 @@ def test_bad_arguments(snapshot: Snapshot, field: str, value: Any) -> None:
     assert children() == before
 
 
+def test_a_configuration_file_with_auto_dedup(snapshot: Snapshot, tmp_path: Path) -> None:
+    """It would remove the pages of the snapshot: refused."""
+    file = tmp_path / "criu.conf"
+    file.write_text("auto-dedup\n")
+    with pytest.raises(OptionError, match="auto_dedup would remove"):
+        snapshot.start(opts=CriuOpts(config_file=file))
+    file.write_text("no-auto-dedup\n")
+    with started(snapshot, opts=CriuOpts(config_file=file)) as process:
+        identity(process)
+
+
 def test_too_large_arguments(snapshot: Snapshot) -> None:
     """A large environment is sent completely; one that exceeds the socket's buffer is refused."""
     with started(snapshot, extra_env={"SNAPSHOT_TEST": "x" * 500_000}) as process:

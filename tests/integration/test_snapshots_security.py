@@ -64,3 +64,27 @@ def test_a_secret_is_kept_out(tmp_path: Path) -> None:
         assert any(needle in path.read_bytes() for path in images) is (word == "keep")
     with snapshot.start(extra_env={"SECRET": "another"}, stdout=PIPE, text=True) as process:
         assert process.communicate(timeout=PATIENCE)[0] == "another\n"
+
+
+def test_a_secret_that_a_copy_has_replaced(tmp_path: Path) -> None:
+    """Its snapshot has the pages of its parents too, unless it is not incremental."""
+    needle = b"-".join([b"hunter", b"three", b"and", b"more"])
+    (tmp_path / "secret").write_bytes(needle)
+    command = [sys.executable, "-c", SECRETIVE + "guest.wait()", str(tmp_path / "secret"), "keep"]
+    snapshot = Snapshot.take(command, tmp_path / "first", env=ENVIRONMENT)
+    for incremental in (True, False):
+        with snapshot.start(
+            extra_env={"SECRET": "another"},
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            savable=True,
+        ) as process:
+            child = Snapshot.take(
+                process,
+                tmp_path / str(incremental),
+                incremental=incremental,
+                deadline=PATIENCE,
+            )
+        files = [path for path in child.directory.rglob("*") if path.is_file()]
+        assert any(needle in path.read_bytes() for path in files) is incremental
