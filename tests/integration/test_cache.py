@@ -26,13 +26,13 @@ def mount(kind, place="/run"):
         done = libc.mount(b"none", place.encode(), kind, 0, None)
         assert not done, os.strerror(ctypes.get_errno())
 
-def saved():
+def saved(via=None):
     '''A dump of a process; what CRIU's log says of its cache.'''
     null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     job = subprocess.Popen(["sleep", "60"], start_new_session=True, **null)
     opts = CriuOpts(images_directory=IMAGES, leave_running=True, log_level=4)
     try:
-        result = dump(job.pid, opts)
+        result = dump(job.pid, opts, via=via)
     finally:
         job.kill()
         job.wait()
@@ -107,6 +107,55 @@ def test_kept_all_the_same(images: Path) -> None:
         )
         assert told.stdout == "/run/criu.kdat: it is kept, in /dev/shm/criu.kdat\\n", told.stdout
         assert feature_cache() == found
+        """,
+        images,
+    )
+
+
+def test_shared_by_a_pool(images: Path) -> None:
+    """The workers of a pool share it where CRIU can write none in /run, which stays as it was."""
+    apart(
+        """
+        from pycriu_native import WorkerPool
+        from pycriu_native._transport import forkserver
+        forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
+        def loads(pool):
+            assert pool.wait_until_ready(60)
+            return any("Loaded kdat cache" in line for line in saved(pool))
+        mount(b"ramfs")
+        for _ in range(2):
+            with WorkerPool(2) as pool:
+                assert [loads(pool) for _ in range(4)] == [False, True, True, True]
+        assert os.listdir("/run") == []
+        assert not any("Loaded" in line for line in saved())  # a worker of its own
+        assert feature_cache().state == "impossible"
+        """,
+        images,
+    )
+
+
+def test_a_pool_prefers_a_file(images: Path) -> None:
+    """A pool on a tmpfs writes and loads the file in /run; one that is blocked there shares it."""
+    releases.required("4.1", "a temporary file that blocks the cache")
+    apart(
+        """
+        from pycriu_native import WorkerPool
+        from pycriu_native._transport import forkserver
+        forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
+        def loads(pool):
+            assert pool.wait_until_ready(60)
+            return any("Loaded kdat cache" in line for line in saved(pool))
+        mount(b"tmpfs")
+        with WorkerPool(2) as pool:
+            assert [loads(pool) for _ in range(2)] == [False, True]
+            assert os.listdir("/run") == ["criu.kdat"]
+            os.unlink("/run/criu.kdat")
+            assert [loads(pool) for _ in range(2)] == [False, True]
+            assert os.listdir("/run") == ["criu.kdat"]
+        os.rename("/run/criu.kdat", "/run/criu.kdat.tmp")
+        with WorkerPool(2) as pool:
+            assert [loads(pool) for _ in range(3)] == [False, True, True]
+        assert os.listdir("/run") == ["criu.kdat.tmp"]
         """,
         images,
     )
