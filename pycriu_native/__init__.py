@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ._support.lazy import fetch
 from ._support.light_typing import TYPE_CHECKING
+from ._support.no_fork import no_fork
 
 if TYPE_CHECKING:
     from . import aio as aio
@@ -365,7 +366,8 @@ if not TYPE_CHECKING:  # a checker of types would accept any name
                 raise AttributeError(str(error)) from error
         if name in _LATER:
             try:
-                from ._native import ffi  # noqa: F401
+                with no_fork:
+                    from ._native import ffi  # noqa: F401
             except ImportError as error:
                 # Its cure is enough: the traceback would show the modules on the way to it.
                 raise ImportError(str(error)) from None
