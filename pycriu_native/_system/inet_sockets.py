@@ -16,9 +16,6 @@ from .._support.unpatched import sleep
 from .descriptors import links_of
 from .process import all_pids
 
-ANY = ("0.0.0.0", "::")
-"""The addresses of a socket that accepts on every address."""
-
 ESTABLISHED, SYN_RECV, LISTEN = 1, 3, 10
 """States of a TCP socket (``net/tcp_states.h`` of Linux)."""
 
@@ -41,7 +38,7 @@ class InetSocket:
     remote_words: str
     state: int
     unsent: int
-    """Bytes that the other end has not confirmed."""
+    """Bytes that the other end has not acknowledged."""
     unread: int
     """Bytes in the receive queue; of a listening socket, connections not yet accepted."""
     uid: int
@@ -99,7 +96,7 @@ def address_of(words: str) -> tuple[str, int]:
 
 
 def unmapped(host: str) -> str:
-    """An address; an IPv4 address that is mapped into IPv6 in its own notation."""
+    """An address; an IPv4 address that is mapped into IPv6 in the notation of IPv4."""
     return host.removeprefix("::ffff:") if "." in host else host
 
 
@@ -139,7 +136,7 @@ def _domain(family: str) -> int:
 def port_users(
     protocol: str, address: str, port: int, *, only_ipv6: bool = False
 ) -> list[InetSocket]:
-    """The sockets here that can be in the way of one at an address and port of TCP or UDP."""
+    """The sockets here that can conflict with one at an address and port of TCP or UDP."""
     tables = (protocol.lower(), protocol.lower() + "6")[only_ipv6:]
     return [
         each
@@ -149,7 +146,7 @@ def port_users(
 
 
 def cure_of_ended(seconds: int, port: int) -> str:
-    """What frees a port that only connections hold that have ended."""
+    """How to free a port that is held by ended connections only."""
     return (
         f"try again in {seconds} s, when the kernel has freed the port by itself; or free it at "
         f"once: ss -K -t state time-wait sport = {port}"
