@@ -1,7 +1,7 @@
-"""Ports and addresses that the sockets of the images cannot have here.
+"""Ports and addresses that are not available for the sockets of the images.
 
-``check_images`` and the error of the restore name what has them; after the cure that they name the
-restore succeeds.
+``check_images`` and the error of the restore name what uses them; after the cure the restore
+succeeds.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def scenario(
 
 
 def errors(images: Path) -> list[Finding]:
-    """What stands against a restore."""
+    """The errors of a check for a restore."""
     return [each for each in check_images(images) if each.severity is Severity.STOPS]
 
 
 @pytest.fixture
 def saved(spawn: Spawn, images: Path) -> Callable[[str], tuple[Target, int]]:
-    """Starts a process, and dumps it: the process and its port."""
+    """Start a process, and dump it; returns the process and its port."""
 
     def save(text: str, act: Callable[[int], object] | None = None) -> tuple[Target, int]:
         target = spawn(text)
@@ -74,7 +74,7 @@ def saved(spawn: Spawn, images: Path) -> Callable[[str], tuple[Target, int]]:
 
 
 def fails(images: Path, target: Target) -> CriuError:
-    """The error of a restore, which leaves nothing."""
+    """The error of a restore, after which no process remains."""
     with pytest.raises(CriuError) as caught:
         restore(CriuOpts(images_directory=images, work_directory=images.parent))
     reap_all()
@@ -83,7 +83,7 @@ def fails(images: Path, target: Target) -> CriuError:
 
 
 def works(images: Path, target: Target) -> None:
-    """No error is foretold, and the restore succeeds."""
+    """The check has no error, and the restore succeeds."""
     assert errors(images) == []
     restore(CriuOpts(images_directory=images))
     assert target.runs_on()
@@ -107,7 +107,7 @@ LISTENERS = {
 def test_connections_that_have_ended(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """They hold the port of a listener without SO_REUSEADDR, until the kernel forgets them."""
+    """They occupy the port of a listener without SO_REUSEADDR, until the kernel frees it."""
     target, port = saved(LISTENERS[name], end_a_connection)
     (found,) = errors(images)
     error = fails(images, target)
@@ -146,7 +146,7 @@ OTHERS = {
 def test_a_port_that_another_process_has(
     name: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """Whether it listens or not."""
+    """Listening or only bound."""
     text, kind, listens = OTHERS[name]
     target, port = saved(text)
     with socket.socket(socket.AF_INET, kind) as other:
@@ -165,7 +165,7 @@ def test_a_port_that_another_process_has(
 def test_a_port_that_two_share(
     kind: str, saved: Callable[..., tuple[Target, int]], images: Path
 ) -> None:
-    """Another process may have the port as well, with SO_REUSEPORT at both."""
+    """Another process can have the port as well, with SO_REUSEPORT on both sockets."""
     more = "sock.listen()" if kind == "STREAM" else ""
     target, port = saved(scenario(kind, more, SHARED.format("PORT")))
     with socket.socket(socket.AF_INET, getattr(socket, f"SOCK_{kind}")) as other:
@@ -178,7 +178,7 @@ def test_a_port_that_two_share(
 
 @pytest.mark.usefixtures("orphans")
 def test_an_address_that_is_not_here(spawn: Spawn, images: Path) -> None:
-    """The error gives the command that adds it."""
+    """The error has the command that adds it."""
     address, text = "10.77.0.1", scenario(more="sock.listen()", address="10.77.0.1")
     with host() as home, home.entered():
         home.run("ip", "address", "add", f"{address}/32", "dev", "lo")
