@@ -431,7 +431,7 @@ def test_two_at_the_same_time(url: str, clock: Clock) -> None:
 
 
 def test_without_exclusive_creation(url: str, clock: Clock) -> None:
-    """A storage without exclusive creation: of two with one token, a check after a pause finds one."""
+    """Without exclusive creation, one of two with the same token loses the lease after a pause."""
     storage = Faulty(url, exclusive=False)
     other: list[Lease | None] = []
 

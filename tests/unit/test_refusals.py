@@ -253,7 +253,7 @@ def test_an_argument_of_another_kind(name: str, value: Any, tmp_path: Path) -> N
 def test_a_relative_path_where_the_working_directory_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A missing working directory is named, for each field of a directory."""
+    """A missing working directory is named."""
     removed = tmp_path / "removed"
     removed.mkdir()
     monkeypatch.chdir(removed)
