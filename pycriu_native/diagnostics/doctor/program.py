@@ -158,8 +158,8 @@ _UNDECISIVE = {
         "run in the network namespace of a user who has CAP_NET_ADMIN in it (unshare --net)",
     ),
 }
-"""Failures of CRIU's check despite which calls work, with effect and cure. The check stops at the
-first failure, and calls do not need all features that it tests (``criu/cr-check.c``, category 1)."""
+"""Failures of CRIU's check despite which calls work, with effect and cure. The check ends at the
+first one, and calls do not need all features that it tests (``criu/cr-check.c``, category 1)."""
 
 
 def _check(via: Via) -> Finding:
