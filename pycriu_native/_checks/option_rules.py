@@ -1,9 +1,9 @@
-"""Checks the options of a verb before anything is touched.
+"""Checks the options of a verb before anything is changed.
 
 Each rule reads the options, or a file that they name, and yields a :class:`Problem`. CRIU would
-refuse, ignore or misread what is refused here, mostly without a message. Rules of runc that are
-stricter than CRIU's are marked. Sources: CRIU's ``criu/cr-service.c``, ``criu/config.c`` and the
-parser of each option.
+refuse, ignore or misread such values, mostly without a message. Rules of runc that are stricter
+than CRIU's are marked. Sources: CRIU's ``criu/cr-service.c``, ``criu/config.c`` and the parser of
+each option.
 """
 
 from __future__ import annotations
@@ -498,7 +498,7 @@ _ABOUT: dict[Rule, frozenset[str] | None] = {
     ),
     _forms: frozenset(["lsm_profile", "plugin_options", "veth_pairs"]),
 }
-"""All rules, in the order in which problems are reported. Each has the options that it is about: it
+"""All rules, in the order in which problems are reported. Each has the options that it checks, and
 is skipped if none of them is set. None: it is never skipped."""
 
 _RULES = tuple(_ABOUT)

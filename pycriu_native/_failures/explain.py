@@ -1,4 +1,4 @@
-"""Makes the exception of a failed call: what failed, on which process or images, why, the cure."""
+"""Makes the exception of a failed call: verb, process or images, cause, cure."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FailedCall(Protocol):
 
     @property
     def stderr_text(self) -> str:
-        """What CRIU wrote to its standard output and error."""
+        """CRIU's standard output and error."""
 
 
 def explain_failure(
@@ -133,7 +133,7 @@ def explain_failure(
 
 
 def _without_admin(found: Diagnosis) -> Diagnosis:
-    """What CRIU cannot find out about the kernel without CAP_SYS_ADMIN."""
+    """The failure of CRIU's detection of kernel features without CAP_SYS_ADMIN."""
     if has_capability(CAP_SYS_ADMIN):
         return found
     return replace(
@@ -154,7 +154,7 @@ def _how_it_ended(line: Connection) -> str:
 
 
 def _without_cause(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagnosis:
-    """The likely cause of a failure that CRIU reports without one, or at ``log_level=3`` only."""
+    """The likely cause of a failure for which CRIU logs none, or at ``log_level=3`` only."""
     server = opts.page_server
     if isinstance(server, PageServer) and not opts.lazy_pages:
         return Diagnosis(
@@ -174,7 +174,7 @@ def _without_cause(opts: CriuOpts, found: Diagnosis, lines: list[str]) -> Diagno
 
 
 def _refined(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
-    """The diagnosis, made more precise with what /proc shows of the process that it is about."""
+    """The diagnosis, with the state of the process from /proc."""
     line = found.line or ""
     if match := re.search(r"fork for (\d+): File exists", line):
         return _pid_in_use(found, int(match[1]), images)
@@ -201,7 +201,7 @@ def _refined(found: Diagnosis, pid: int | None, images: str) -> Diagnosis:
 
 
 def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
-    """Which running process, zombie, session or process group uses a pid that the images need."""
+    """The process, zombie, session or process group that uses a pid of the images."""
     seen = stat_of(taken)
     if seen is None:
         holder = holders().get(taken)
@@ -252,7 +252,7 @@ def _pid_in_use(found: Diagnosis, taken: int, images: str) -> Diagnosis:
 
 
 def _why_not_stopped(found: Diagnosis, pid: int) -> Diagnosis:
-    """Why the kernel does not let CRIU stop a process."""
+    """Why CRIU cannot stop a process."""
     status = status_of(pid)
     kind, cause, cure = found.kind, found.cause, found.cure
     if not status:

@@ -1,4 +1,4 @@
-"""Why CRIU cannot bind an IPv4 or IPv6 socket of the images, from the sockets of this host."""
+"""Explains why CRIU cannot bind an IPv4 or IPv6 socket, from the sockets of this host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROTOCOLS = {6: "TCP", 17: "UDP", 136: "UDP-Lite"}
 
 
 def look_closer(found: Diagnosis, images: str, number: int, why: str) -> Diagnosis:
-    """A diagnosis of "Can't bind inet socket", with the port or the address that it is about.
+    """A diagnosis of "Can't bind inet socket", with the port or the address.
 
     ``number`` is the socket's id in the images, and ``why`` the system's message.
     """

@@ -1,4 +1,4 @@
-"""Images that are changed after a dump: read into the fields of their messages, and rewritten."""
+"""Reads and rewrites images that are changed after a dump."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def replace_image(directory: int, name: str, head: bytes, entries: list[bytes]) 
 def messages_of(data: bytes) -> Iterator[bytes]:
     """The messages of an image, behind its two magic numbers, each after its length.
 
-    ``ValueError``: it is cut short.
+    ``ValueError``: it is truncated.
     """
     at = 8
     while at < len(data):
@@ -40,7 +40,7 @@ def messages_of(data: bytes) -> Iterator[bytes]:
 
 
 def fields_of(data: bytes) -> Fields:
-    """The fields of a message, in order. ``ValueError``: it has others than numbers and bytes."""
+    """The fields of a message, in order. ``ValueError``: a field is no number and no bytes."""
     result: Fields = []
     at = 0
     while at < len(data):

@@ -25,12 +25,12 @@ class SavedMount:
     """The type of the file system, by CRIU's number."""
     number: int
     parent: int
-    """Which mount it is mounted on."""
+    """The mount on which it is mounted."""
     root: str
     place: str
     options: str
     key: str
-    """Under which it is given from outside; empty for what is saved."""
+    """The key of an external mount; empty for others."""
 
 
 def saved_mounts(images: str) -> list[SavedMount]:

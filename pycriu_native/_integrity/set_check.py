@@ -1,4 +1,4 @@
-"""What an image set and its parents lack: for restores, which refuse it, and for inspections.
+"""Problems of an image set and its parents: for restores, which refuse it, and for inspections.
 
 Three sources: the mark of a dump that did not finish (``dump_marker.py``), what the images refer to
 (``completeness.py``), and the record of the dump (``dump_record.py``).
@@ -26,7 +26,7 @@ _checked = Unchanged[bool]()
 
 
 def check(directory: int, opts: CriuOpts) -> None:
-    """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
+    """Raise ``ImagesError`` if the images of a dump are incomplete. Fast: no page is read."""
     _checked.result(directory, bool(opts.lazy_pages), lambda: _check(directory, opts))
 
 
@@ -52,7 +52,7 @@ def _refusal(directory: int, found: Problem) -> ImagesError:
 
 
 def problems(directory: int, files: ImageFiles | None = None) -> Iterator[Problem]:
-    """What an image set and its parents lack, the worst first: for restores and for inspections."""
+    """The problems of an image set and its parents, the worst first."""
     files = ImageFiles(directory) if files is None else files
     mark = _mark_in(directory, files.names)
     if mark is not None:

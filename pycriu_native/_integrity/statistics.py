@@ -76,7 +76,7 @@ def _entry(directory: int, name: str, number: int) -> dict[int, int] | None:
 
 
 def parse(data: bytes, number: int) -> dict[int, int] | None:
-    """The numbers of an image's entry for dumps (1) or restores (2); None if these bytes are none.
+    """The numbers of an image's entry for dumps (1) or restores (2); None for invalid bytes.
 
     The file can have been made by any user: its content is not trusted.
     """
@@ -95,7 +95,7 @@ def parse(data: bytes, number: int) -> dict[int, int] | None:
 def message_fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Field number and value of each varint and each length-delimited field.
 
-    ``ValueError`` where the bytes stop to be a message.
+    ``ValueError`` at invalid bytes.
     """
     values = ffi.new("struct pn_value[]", AT_ONCE)
     at = ffi.new("size_t *")

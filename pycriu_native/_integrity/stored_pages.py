@@ -1,4 +1,4 @@
-"""Whether the pages that a page map names are there: in its pages file, or in a parent."""
+"""Checks that the pages of a page map exist: in its pages file, or in a parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BRING_PARENTS = "bring the images of the pre-dumps along, in the same places"
 
 
 def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[Problem]:
-    """What is missing of the pages of a page map.
+    """Problems of the pages of a page map.
 
     ``layers`` are the set and its parents, the nearest first; ``broken``: not all parents could be
     opened, which the caller has reported.
@@ -24,7 +24,7 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
         yield damaged.problem
         return
     if found.lazy:
-        # CRIU would wait for them for ever (seen with 4.2.1).
+        # CRIU would wait for them forever (seen with 4.2.1).
         yield Problem(
             f"the images lack memory, which the lazy dump that made them kept to serve ({name})",
             "set lazy_pages, with a LazyPages daemon that is connected to the dump while it "
@@ -53,7 +53,7 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
 def _in_parents(
     name: str, in_parent: int, files: ImageFiles, parents: list[ImageFiles], broken: bool
 ) -> Iterator[Problem]:
-    """What the parents lack of the pages that a set has there."""
+    """Problems of the pages that a set has in its parents."""
     lack = f"{name} has pages in a parent, and "
     if not parents:
         if not broken:

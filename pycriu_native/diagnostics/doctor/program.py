@@ -1,4 +1,4 @@
-"""CRIU, libcriu and the kernel: whether they exist, work, and fit each other."""
+"""Checks CRIU, libcriu and the kernel: existence, function, compatibility."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _libcriu() -> Finding:
 
 
 def _source(via: Via) -> str:
-    """What named the program of a worker, to follow its path."""
+    """What named the program of a worker; a suffix for its path."""
     worker = worker_of(via)
     return f" ({locate(worker.program)[1]})" if worker else ""
 
@@ -128,7 +128,7 @@ def _fits_kernel(found: Version) -> Finding:
 
 
 def _kernels(found: Version) -> str:
-    """The kernels that this release is known to work on."""
+    """The kernels on which this release is known to work."""
     for since, needed in reversed(NEEDED):
         if found < needed:
             return f"CRIU {found} works on kernels before {since[0]}.{since[1]}"
@@ -158,8 +158,8 @@ _UNDECISIVE = {
         "run in the network namespace of a user who has CAP_NET_ADMIN in it (unshare --net)",
     ),
 }
-"""Failures of CRIU's check after which calls work, with their effect and cure. The check stops at
-the first failure, and calls do not need all that it tests (``criu/cr-check.c``, category 1)."""
+"""Failures of CRIU's check despite which calls work, with effect and cure. The check ends at the
+first one, and calls do not need all features that it tests (``criu/cr-check.c``, category 1)."""
 
 
 def _check(via: Via) -> Finding:

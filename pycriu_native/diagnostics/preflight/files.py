@@ -136,7 +136,7 @@ def _opened(process: Process, path: str, how: str) -> Iterator[Used]:
 
 
 def _place(context: Context, used: Used) -> Iterator[Finding]:
-    """Whether CRIU finds the file again."""
+    """Whether CRIU finds the file by its path."""
     about = {"pid": used.pid, "fd": used.fd, "path": used.path}
     key = f"file[{used.mount:x}:{used.stat.st_ino:x}]"
     if context.external(key):
@@ -345,7 +345,7 @@ def queued(context: Context) -> int:
 
 
 def _held_outside(context: Context, inodes: set[int]) -> set[int]:
-    """Which of these pipes a process outside of the tree has open."""
+    """Those of these pipes that a process outside of the tree has open."""
     expected = {f"pipe:[{inode}]": inode for inode in inodes}
     result: set[int] = set()
     if not expected:
