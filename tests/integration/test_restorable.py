@@ -96,6 +96,7 @@ def probe(prefix: list[str], images: Path, program: str, **options: Any) -> dict
     return result
 
 
+@pytest.mark.cures("timens-offset", "net-buffers", "chroot")
 @needs_setpriv
 @pytest.mark.parametrize(
     ("capability", "finding"),
@@ -115,6 +116,7 @@ def test_a_capability_that_a_restore_needs(capability: str, finding: str, images
     enter(f"restore_without_{capability}", Verdict(result["verdict"]), Verdict.NO_RESTORE)
 
 
+@pytest.mark.cures("bounding-set")
 @needs_setpriv
 def test_the_bounding_set(images: Path) -> None:
     """Without CAP_SETPCAP, a bounding set that lacks something cannot be restored."""
@@ -125,6 +127,7 @@ def test_the_bounding_set(images: Path) -> None:
     enter("restore_without_setpcap", Verdict(result["verdict"]), Verdict.NO_RESTORE)
 
 
+@pytest.mark.cures("service-fds")
 @needs_setpriv
 def test_descriptors_near_the_limit(images: Path) -> None:
     """A restore by a caller with a higher limit, as the cure says, works."""
@@ -151,6 +154,7 @@ def test_where_the_limit_is(highest: int, verdict: str, images: Path) -> None:
         kill(int(next(images.glob("core-*.img")).name[5:-4]))
 
 
+@pytest.mark.cures("address-space")
 @pytest.mark.parametrize(("option", "limit"), [("as", "RLIMIT_AS"), ("data", "RLIMIT_DATA")])
 def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: Path) -> None:
     """CRIU makes the memory under the caller's limit; a caller without it restores."""
@@ -166,6 +170,7 @@ def test_memory_above_the_limit_of_the_caller(option: str, limit: str, images: P
     kill(restore(CriuOpts(images_directory=images)).pid)
 
 
+@pytest.mark.cures("capabilities")
 def test_fewer_capabilities_than_the_process(spawn: Spawn, images: Path) -> None:
     """Images of a process that had more than the caller are refused by the check."""
     target = spawn()
@@ -267,6 +272,7 @@ STOPPED = """
 """A child in a background group of its parent's session, where SIGTTIN stops it."""
 
 
+@pytest.mark.cures("stop-signal")
 def test_a_stop_signal_that_criu_does_not_know(spawn: Spawn, images: Path) -> None:
     """Preflight warns, the error names the cure, and the cure works."""
     target = spawn(STOPPED)
@@ -330,6 +336,7 @@ def test_a_user_namespace_with_the_others(spawn: Spawn) -> None:
     assert "proc-of-user-namespace" not in {finding.id for finding in preflight(first).findings}
 
 
+@pytest.mark.cures("user-namespace-root", "user-namespace-mount", "proc-of-user-namespace")
 def test_a_user_namespace_with_a_copy_of_the_hosts_mounts(
     spawn: Spawn, images: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_connection_to_outside(connected: tuple[Target, Preflight]) -> None:
         assert ours.recv(100) == b"restored"
 
 
+@pytest.mark.cures("preflight:pipe-outside")
 def test_a_pipe_may_be_left_out(spawn: Spawn, images: Path) -> None:
     """Without a pipe the process gets one that is closed; with one, the caller reads it."""
     reader, writer = os.pipe()
@@ -108,6 +109,7 @@ def test_a_container(tmp_path: Path, images: Path) -> None:
         assert box.ask("read") == "other"
 
 
+@pytest.mark.cures("ctty")
 def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
     """/dev/tty is given by the key that the dump was given."""
     target = spawn("""
@@ -136,6 +138,7 @@ def test_a_terminal_that_a_process_has_open(spawn: Spawn, images: Path) -> None:
     os.close(slave)
 
 
+@pytest.mark.cures("preflight:message-queue")
 def test_a_message_queue(spawn: Spawn, images: Path) -> None:
     """CRIU cannot save it; with external, as the cure says, the caller gives another one."""
     rt = ctypes.CDLL("librt.so.1", use_errno=True)
@@ -217,6 +220,7 @@ def test_keys_that_are_no_need() -> None:
     assert opts == CriuOpts(inherit_fds=[(1, "socket:[1]"), (2, "socket:[2]")], root="/")
 
 
+@pytest.mark.cures("crash")
 def test_half_of_a_connection_by_its_name(
     connected: tuple[Target, Preflight], images: Path
 ) -> None:

@@ -201,6 +201,7 @@ OPEN_DEVICE = (
 )
 
 
+@pytest.mark.cures("evasive")
 def test_evasive_devices(spawn: Spawn, images: Path, device: Path) -> None:
     """A device whose name has come to mean another node of the same device is found by number."""
     target = spawn(OPEN_DEVICE.format(str(device)))
