@@ -118,7 +118,7 @@ def _calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 def _texts(call: ast.Call) -> list[str]:
-    return [each.value for each in call.args if isinstance(each, ast.Constant)]
+    return [str(each.value) for each in call.args if isinstance(each, ast.Constant)]
 
 
 @cache
@@ -154,7 +154,7 @@ def named() -> Iterator[str]:
                 ):
                     id = node.args[at]
                     if isinstance(id, ast.Constant):
-                        yield f"preflight:{id.value}"
+                        yield f"preflight:{id.value!s}"
 
 
 @pytest.mark.parametrize("id", sorted(set(named())))
