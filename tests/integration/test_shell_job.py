@@ -103,6 +103,7 @@ def test_a_dump_without_it_is_refused(shell: Session, images: Path, tmp_path: Pa
     eventually(lambda: (tmp_path / "ticks").read_text() > before, "progress of the background job")
 
 
+@pytest.mark.cures("tty-inherit")
 @pytest.mark.parametrize(
     ("changed", "message"),
     [({"shell_job": None}, "shell_job=True"), ({"stdin": "/dev/null"}, "Worker(stdin=terminal)")],
