@@ -20,7 +20,7 @@ def original(module: str, name: str) -> Any:
         return gevent.get_original(module, name)
     if (eventlet := sys.modules.get("eventlet.patcher")) is not None:
         return getattr(eventlet.original(module), name)
-    return getattr(__import__(module), name)
+    return getattr(__import__(module, fromlist=[name]), name)
 
 
 Lock: Callable[[], Any] = original("_thread", "allocate_lock")

@@ -1,9 +1,9 @@
-"""The memory that a snapshot of a copy has in common with the snapshot that the copy is of.
+"""The pages that the snapshot of a copy shares with the snapshot that the copy was started from.
 
-The page maps of the child leave those pages to its parent, as those of CRIU's incremental dumps do
-(``PE_PARENT``). The parent is a directory ``parent`` in the child's, with hard links to the page
-maps and pages of the other snapshot, and of that one's parents below: no snapshot needs another
-one's directory, so each may be moved, packed and removed by itself, and pages are stored once.
+The page maps of the new snapshot refer to its parent for these pages, as in CRIU's incremental
+dumps (``PE_PARENT``). The parent is the subdirectory ``parent``, with hard links to the page maps
+and pages of the other snapshot and of its parents. Pages are thus stored once, but no snapshot
+needs the directory of another one: each can be moved, packed and removed by itself.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..images.pages import Layers, Stored
 from .page_files import OpenPages, Part, write_page_map
 
 PARENT = "parent"
-"""The name that CRIU gives to the images that a set builds on."""
+"""CRIU's name for the directory of the parent images."""
 
 MOST_PARENTS = 32
-"""Generations that build on each other; the next one stores all of its memory. CRIU opens the
-files of each for each process."""
+"""Longest chain of parents; the next snapshot stores all of its memory. CRIU opens the files of
+each parent for each process."""
 
 _PARTIAL = f"{PARENT}.partial"
 _MAP = re.compile(r"pagemap-\d+\.img")
@@ -60,12 +60,12 @@ def share_with_parent(directory: Path, parent: Path, until: float | None) -> Non
         return
     below.rename(directory / PARENT)
     for name, parts in compared.items():
-        with contextlib.suppress(OSError):  # a full disk: what is there is whole, and larger
+        with contextlib.suppress(OSError):  # a full disk: the files remain complete
             _rewrite(directory, name, parts)
 
 
 def _linked(below: Path, chain: list[str], names: list[str]) -> list[str]:
-    """Directories with hard links to page maps and their pages, one below the other."""
+    """Create nested directories with hard links to page maps and their pages."""
     result = []
     for source in chain:
         below.mkdir(mode=0o700)
@@ -124,7 +124,7 @@ def _parts(stored: Stored, parent: Layers, opened: OpenPages) -> Iterator[Part]:
 
 
 def _rewrite(directory: Path, name: str, parts: list[Part]) -> None:
-    """Write a page map and its pages anew."""
+    """Replace a page map and its pages."""
     page_map = Layers([str(directory)], name, HOST_PAGE).level(0)
     assert page_map is not None
     image, pages = directory / name, Path(page_map.pages)

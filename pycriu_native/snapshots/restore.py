@@ -1,4 +1,4 @@
-"""One copy: namespaces, the restore into them, and the process that comes out of it."""
+"""The restore of one copy into new namespaces."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from .timings import Stopwatch
 from .work_directories import WorkDirectories
 
 PID_NAMESPACE = "pycriu-native-pid"
-"""The key of the pid namespace, which a dump names and a restore replaces."""
+"""The key of the pid namespace, which a restore replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreRequest:
-    """The arguments of a start that say where and how a copy is restored."""
+    """The arguments of the restore of a copy."""
 
     snapshot: Path
-    """Its directory."""
+    """The directory of the snapshot."""
     images: str
     place: Place
     opts: CriuOpts
@@ -60,7 +60,7 @@ class RestoredChild(PidfdChild):
         self._worker = worker
 
     def close(self, *, wait: bool) -> bool:
-        """End all processes of the copy; reap them if ``wait``. Whether all are reaped."""
+        """End all processes of the copy, and with ``wait`` reap them. Returns whether all are."""
         if self.pidfd < 0:
             return True
         if self._status is None:
@@ -91,7 +91,7 @@ def start_copy(
         guest_fd, socket_of_copy = None, None
         if record.guest_key is not None:
             ours, theirs = sockets.pair()
-            # What it has sent can be read when it is closed.
+            # The copy can read the data after this end was closed.
             (kept if savable else passed).enter_context(ours)
             passed.enter_context(theirs)
             send_line(ours, given.line(number))
@@ -154,14 +154,14 @@ def restore_root(
         spent = 0 if result.statistics is None else result.statistics.restore_time
         watch.ends_after("restore", spent / 1e6, before="prepare")
         worker.end()
-        namespaces.is_made()
+        namespaces.restored()
         child = RestoredChild(result.pid, namespaces, worker)
         kept.pop_all()
         return child
 
 
 def reached_by_worker(via: Via) -> Problem | None:
-    """What is wrong with the argument ``via``."""
+    """The problem of the argument ``via``, if any."""
     for problem in via.refuses(inherits=True, sibling=True):
         return problem
     return None

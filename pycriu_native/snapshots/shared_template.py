@@ -1,4 +1,4 @@
-"""A way to reach CRIU whose restores share the memory of a template."""
+"""Workers whose restores share the memory of a template."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SharedTemplate(ForkedWorkers):
             for _ in range(16):
                 restore_child(CriuOpts(images_directory="app.shared", …), via=via)
 
-    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages
-    where the kernel has them (Linux 6.1). That takes about half a second, once. Each restore gets a
-    worker that is forked from it. The memory of a copy is private, anonymous memory in every
-    respect, and copied page by page when it is written to: by the copy, as after a fork().
+    It owns a fork server: a CRIU that has read the template into anonymous memory, in huge pages if
+    the kernel supports that (Linux 6.1). This takes about half a second, once. The worker of each
+    restore is forked from it. The memory of a copy is private anonymous memory, and a page is
+    copied when the copy writes to it, as after fork().
 
     - The template belongs to the fork server: the memory cgroup that it was started in is charged
       for it, once. A copy's cgroup is charged for the page tables, and for each page that it writes
@@ -41,8 +41,8 @@ class SharedTemplate(ForkedWorkers):
     - Adjoining mappings of a copy that the kernel would have made one stay two, as in CRIU's own
       restores of images with a parent.
 
-    ``ProgramError`` where CRIU cannot be preloaded: a static program, one that is setuid or has
-    file capabilities, a pid namespace that is not the caller's.
+    Raises ``ProgramError`` if CRIU cannot be preloaded: a static program, one that is setuid or has
+    file capabilities, or a pid namespace other than the caller's.
 
     Synchronization: any number of threads may use it. A forked child starts its own fork server.
     """
@@ -57,14 +57,14 @@ class SharedTemplate(ForkedWorkers):
         """Open the template, and start the fork server.
 
         Args:
-            directory: a set that ``prepare`` has made.
-            worker: which CRIU; None: the default.
-            patience: seconds that CRIU gets to be loaded; None: 30. A static program, which is
-                none that can be preloaded, is noticed by that.
+            directory: an image set of ``prepare``.
+            worker: the CRIU to use; None: the default.
+            patience: seconds to wait until CRIU is loaded; None: 30. A static program, which
+                cannot be preloaded, is detected by this limit.
 
         Raises:
-            ImagesError: the template is missing, cut short or changed; nothing was started.
-            ProgramError: CRIU cannot be started, or not be preloaded.
+            ImagesError: the template is missing, truncated or changed; nothing was started.
+            ProgramError: CRIU cannot be started or preloaded.
         """
         if worker is not None and worker.stdin is not None:
             raise OptionError([Problem("worker", worker, "one without stdin is accepted")])
@@ -92,9 +92,9 @@ def _not_shared(why: str) -> ProgramError:
 
 
 def load(directory: Path, server: ForkServer) -> None:
-    """Have a fork server read the template of a set, and compare the pages' checksums meanwhile.
+    """Load the template of a set into a fork server, and compare the checksums at the same time.
 
-    ``ImagesError`` where something is missing, too short or changed.
+    Raises ``ImagesError`` if a file is missing, truncated or changed.
     """
     template = Template.read(directory)
     opened: list[int] = []

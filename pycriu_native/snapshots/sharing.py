@@ -24,17 +24,17 @@ from .shared_template import SharedTemplate
 from .template import Template, prepare
 
 SHARED = "shared"
-"""The directory in a snapshot's with the images whose memory is a template."""
+"""The subdirectory of a snapshot with the images whose memory is a template."""
 
 WORTHWHILE = 2
 """The start that loads a fork server. To read the template takes as long as one to five plain
 restores, and as much memory as one: a program that starts a single copy gains nothing."""
 
 RARELY = 64
-"""Starts until the next attempt, at most: it comes after 2, 4, 8, … of them."""
+"""Largest number of starts until the next attempt; attempts come after 2, 4, 8, … starts."""
 
 PATIENCE = 5.0
-"""Seconds that a CRIU gets to be preloaded where sharing is not required."""
+"""Time limit for the loading of CRIU if sharing is not required, in seconds."""
 
 FIRST = "the first start with this Snapshot is not shared; share_memory=True shares it"
 NO_WORKER = "via is no Worker without stdin"
@@ -46,10 +46,7 @@ class UnavailableError(Exception):
 
 
 def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
-    """The images of a snapshot that are prepared for sharing, which the first call makes.
-
-    Raises ``ImagesError``.
-    """
+    """The images of a snapshot for sharing; the first call creates them. Raises ``ImagesError``."""
     try:
         fd = trusted_path.open_directory(
             str(directory), make=False, allow_untrusted=allow_untrusted
@@ -66,7 +63,7 @@ def prepared(directory: Path, *, allow_untrusted: bool) -> Path:
             prepare(directory, own)
         except ImagesError as error:
             if error.errno in (errno.EACCES, errno.EROFS):
-                hint = "its owner can make it with Snapshot.share()"
+                hint = "its owner can create it with Snapshot.share()"
                 raise ImagesError(f"{error}; {hint}", errno=error.errno) from None
             raise
         try:
@@ -101,12 +98,12 @@ class Sharing(Closing):
         self._plain: list[_Forking] = []
 
     def problems(self, share_memory: object, via: Via) -> Iterator[Problem]:
-        """What is wrong with the arguments of ``Snapshot.start``."""
+        """Problems of the arguments of ``Snapshot.start``."""
         if share_memory is not None and not isinstance(share_memory, bool):
             yield Problem("share_memory", share_memory, "None, True or False is accepted")
         elif isinstance(via, SharedTemplate):
             if via.directory != self._directory / SHARED:
-                yield Problem("via", str(via.directory), "it is of another snapshot")
+                yield Problem("via", str(via.directory), "it belongs to another snapshot")
             if share_memory is False:
                 yield Problem("share_memory", share_memory, "via is a SharedTemplate")
         elif share_memory and _of(via) is None:
@@ -115,8 +112,8 @@ class Sharing(Closing):
     def chosen(self, share_memory: bool | None, via: Via, until: float | None) -> Chosen:
         """The workers for one start.
 
-        Raises ``ProgramError`` and ``ImagesError`` if sharing is required and impossible. A
-        template that has changed is an ``ImagesError`` in any case.
+        Raises ``ProgramError`` and ``ImagesError`` if sharing is required but impossible, and
+        ``ImagesError`` if the template has changed.
         """
         if isinstance(via, SharedTemplate):
             return Chosen(via)

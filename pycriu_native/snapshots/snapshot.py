@@ -54,9 +54,10 @@ COUNTER = "starts"
 
 
 class Snapshot(Closing):
-    """A snapshot in a directory, with mode 0700.
+    """A snapshot in a directory with mode 0700, since its images contain the program's secrets.
 
-    Its images have the memory of the program, with its secrets.
+    From the second start on, this object owns a process with the memory that copies share. The
+    process ends when the object is closed or deleted, or the interpreter ends.
 
     From the second start on, it owns a process that workers of CRIU are forked from, with the
     memory that copies share, until it is closed, collected as garbage, or the interpreter ends.
@@ -101,13 +102,13 @@ class Snapshot(Closing):
         """Save a program into a new directory.
 
         Args:
-            program: a command, which is started and saved where it calls
+            program: a command, which is started, and saved in its call of
                 :func:`pycriu_native.guest.wait`; a copy that was started with ``savable``, which is
-                saved where it calls that again; or a running process, by its pid or ``Popen``.
-            directory: must not exist, or be empty. It is removed if this fails.
+                saved in its next such call; or a running process, by its pid or ``Popen``.
+            directory: a new or empty directory. It is removed after a failure.
             env: the command's environment; None: that of this process.
             cwd: the command's working directory.
-            output: the descriptor that gets what the command writes before it is saved; None: the
+            output: the descriptor for the output of the command before it is saved; None: the
                 standard error of this process.
             without_guest: accept a running process that does not use the guest's protocol: each
                 copy continues where the process was, with its environment, arguments, working
@@ -128,8 +129,8 @@ class Snapshot(Closing):
 
         Raises:
             OptionError: an argument is not accepted; nothing was touched.
-            CriuError: the program ended before it was parked, or CRIU could not save it. A running
-                process continues.
+            CriuError: the program ended before it called ``guest.wait()``, or CRIU could not save
+                it. A running process continues.
             DeadlineError: the deadline passed.
         """
         base = _for_caller(opts)
@@ -186,34 +187,33 @@ class Snapshot(Closing):
 
         Args:
             args: the arguments after the program's name; None: those of the snapshot.
-            stdin, stdout, stderr: as for ``subprocess.Popen``. A stream that was no pipe when the
-                program was saved cannot be replaced.
+            stdin, stdout, stderr: as for ``subprocess.Popen``. A stream that was not a pipe when
+                the program was saved cannot be replaced.
             env: the environment; None: that of the snapshot.
-            extra_env: variables that are added to it.
+            extra_env: variables to add to it.
             cwd: the working directory; None: that of the snapshot.
             hostname: the copy's host name, in a new UTS namespace; None: the host's.
             network: True: a new network namespace with the loopback interface up; a path
-                (``/run/netns/blue``): that one; None or False: the one of this process.
-            cgroup: the directory of the cgroup that the copy is started in; None: that of this
-                process.
+                (``/run/netns/blue``): an existing one; None or False: that of this process.
+            cgroup: the directory of the copy's cgroup; None: that of this process.
             text, encoding, errors, bufsize: as for ``subprocess.Popen``.
-            check: refuse a machine where the snapshot may not work, by :meth:`problems`.
+            check: refuse a machine on which the snapshot may not work, by :meth:`problems`.
             share_memory: True: share the memory of the snapshot with other copies, copy-on-write;
-                False: restore all of it. None: share from the second start with this object on,
+                False: restore all of it. None: share it from the second start of this object on,
                 which reads the memory once, if ``via`` is a worker, CRIU can be preloaded, and
-                twice as much memory as that is available; else ``Process.unshared_reason`` has the
-                reason. :class:`SharedTemplate` has what sharing means for memory limits.
-            savable: the copy may call ``guest.wait()`` again, and waits there to be saved by
-                :meth:`take`. (Otherwise that call raises ``SystemExit`` in it.)
-            opts: more options for the restore, such as ``tcp_close``.
-            via: how CRIU is reached: a worker or a pool of workers, which shares no memory; None:
-                a worker; or what :meth:`share` returns.
+                twice the required memory is available; else ``Process.unshared_reason`` has the
+                reason. :class:`SharedTemplate` describes the effect on memory limits.
+            savable: the copy can call ``guest.wait()`` again, in which :meth:`take` can save it.
+                (Otherwise that call raises ``SystemExit`` in the copy.)
+            opts: further options for the restore, such as ``tcp_close``.
+            via: a worker, a pool of workers (which cannot share memory), or the result of
+                :meth:`share`; None: a worker.
             deadline: seconds until the copy runs.
 
         Raises:
             OptionError: an argument is not accepted, or the snapshot does not fit the machine.
-            ImagesError: the snapshot was removed; the memory to share was changed, or, with
-                ``share_memory=True``, there is none that can be shared.
+            ImagesError: the snapshot was removed; the memory to share was changed; or, with
+                ``share_memory=True``, no memory can be shared.
             ProgramError: with ``share_memory=True``, CRIU cannot be preloaded.
             CriuError: CRIU could not start it. Nothing remains of the copy.
         """
@@ -271,14 +271,14 @@ class Snapshot(Closing):
         via: Via | None = None,
         deadline: float | None = None,
     ) -> Zygote:
-        """Start one copy that forks a copy of itself for each of its :meth:`Zygote.start`.
+        """Start one copy that forks a copy of itself for each call of :meth:`Zygote.start`.
 
-        That takes a few milliseconds, without CRIU. It is for Python programs that call
-        :func:`pycriu_native.guest.wait` and have one process with one thread. The arguments are
-        those of :meth:`start`; ``deadline`` is in seconds until requests are served.
+        Such a call takes a few milliseconds, without CRIU. The program has to be a Python program
+        that calls :func:`pycriu_native.guest.wait` and has one process with one thread. The
+        arguments are those of :meth:`start`; ``deadline`` is in seconds until the zygote is ready.
 
         Raises:
-            OptionError: as :meth:`start`; or the program is not of that kind.
+            OptionError: as :meth:`start`; or the program does not fit.
             CriuError: as :meth:`start`; or the program cannot fork copies.
             DeadlineError: the deadline passed.
         """
@@ -320,16 +320,16 @@ class Snapshot(Closing):
         return None if deadline is None else time.monotonic() + deadline
 
     def share(self, *, worker: Worker | None = None) -> SharedTemplate:
-        """Load the memory that copies share now, into a process that the caller closes.
+        """Load the memory that copies share into a process, which the caller ends with ``close``.
 
-        :meth:`start` does it by itself from the second copy on.
+        :meth:`start` does the same automatically from the second copy on.
 
         ::
 
             with snapshot.share() as template:
                 process = snapshot.start(via=template)
 
-        The first call rewrites the images into a subdirectory; each call starts a process with
+        The first call writes prepared images into a subdirectory. Each call starts a process with
         the memory, which runs until the result is closed. See :class:`SharedTemplate` for memory
         limits and exceptions.
         """
@@ -339,11 +339,11 @@ class Snapshot(Closing):
             return SharedTemplate(directory, worker=chosen)
 
     def start_async(self, args: Sequence[str] | None = None, **options: Any) -> Starting:
-        """:meth:`start` for asyncio, with the same arguments but ``text`` and its like.
+        """:meth:`start` for asyncio, with the same arguments except those of text mode.
 
-        ``async with snapshot.start_async(...) as process``, or ``await``: a
-        :class:`~pycriu_native.snapshots.AsyncProcess`. If the task is cancelled during the start
-        or in the block, nothing remains of the copy.
+        ``async with snapshot.start_async(...) as process``, or ``await``, returns an
+        :class:`~pycriu_native.snapshots.AsyncProcess`. A cancellation of the task during the start
+        or in the block ends the copy.
         """
         from .aio_process import starting  # asyncio takes long to load
 
@@ -352,9 +352,9 @@ class Snapshot(Closing):
     def problems(self, *, via: Via | None = None) -> list[Problem]:
         """The reasons why the snapshot cannot start on this machine.
 
-        It compares the architecture, the processor's features, the kernel's release, the release
-        of CRIU, and the files that the program has mapped (size, and on the machine of the
-        snapshot the time of the last change).
+        They are determined from the architecture, the processor's features, the releases of kernel
+        and CRIU, and the files that the program has mapped (size, and on the machine of the
+        snapshot also the time of the last change).
         """
         return list(host_check.problems(self.record, host_check.criu_version(via or Worker())))
 
@@ -371,13 +371,13 @@ class Snapshot(Closing):
     def size(self, *, parents: bool = True) -> int:
         """Bytes of the files in its directory; hard links to one file count once.
 
-        ``parents``: including the memory that it shares with its parent, the snapshot whose copy
-        was saved, and with further parents. They store it once.
+        ``parents``: include the memory that is shared with its parent (the snapshot whose copy was
+        saved) and with further parents.
         """
         return sum(size for size, _, ours in self._files() if ours or parents)
 
     def removable_size(self) -> int:
-        """Bytes that :meth:`remove` frees: those of files that no other snapshot has."""
+        """Bytes that :meth:`remove` frees: those of files that no other snapshot shares."""
         return sum(size for size, others, _ in self._files() if not others)
 
     def _files(self) -> Iterator[tuple[int, bool, bool]]:
@@ -393,9 +393,9 @@ class Snapshot(Closing):
             yield status.st_size, status.st_nlink > len(ours), all(ours)
 
     def _next_number(self) -> int:
-        """The next number; each start of this snapshot gets another one.
+        """The number for the next start, different for each start of this snapshot.
 
-        A random one from 2**52 on where the directory is another user's or read-only.
+        A random number of 2**52 or more if the directory is not writable.
         """
         try:
             fd = os.open(self.directory / COUNTER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -418,7 +418,7 @@ def _close(*owned: Closing) -> None:
 
 
 def list_snapshots(directory: StrPath = ".") -> list[Snapshot]:
-    """The snapshots whose directories are in a directory, by name."""
+    """The snapshots in the subdirectories of a directory, sorted by name."""
     result = []
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         if entry.is_dir() and os.path.exists(os.path.join(entry.path, NAME)):
@@ -450,8 +450,8 @@ def _take_problems(
             yield from copy_problems(program, without_guest)
         elif not without_guest:
             rule = (
-                "a running process continues in each copy where it was, with the same environment, "
-                "arguments and random numbers; without_guest=True accepts that"
+                "all copies of a running process have the same environment, arguments and random "
+                "numbers; without_guest=True accepts that"
             )
             yield Problem("program", program, rule)
         for name, value in (("env", env), ("cwd", cwd), ("processor", processor)):
@@ -462,8 +462,8 @@ def _take_problems(
             rule = "a command is accepted as a sequence of str or paths that is not empty"
             yield Problem("program", program, rule)
         if without_guest:
-            rule = f"a command is saved where it calls {guest.__name__}.wait(); start it, and "
-            yield Problem("without_guest", without_guest, rule + "give its pid")
+            rule = f"a command is saved in its call of {guest.__name__}.wait(); start it, and "
+            yield Problem("without_guest", without_guest, rule + "pass its pid")
         if env is not None:
             yield from environment_problems("env", env)
         if processor is not None:
@@ -473,7 +473,7 @@ def _take_problems(
 
 
 def _for_caller(opts: CriuOpts | None) -> CriuOpts:
-    """The options; where the caller is not root, or root of a user namespace, ``unprivileged``."""
+    """The options, with ``unprivileged`` if the caller is not root of the host."""
     result = opts or CriuOpts()
     if result.unprivileged is None and not is_root_of_host():
         return replace(result, unprivileged=True)
@@ -496,7 +496,7 @@ def _dedup_problems(opts: CriuOpts | None) -> Iterator[Problem]:
 
 @contextmanager
 def _in_use(directory: Path, *, exclusively: bool = False) -> Iterator[None]:
-    """Hold a lock: starts share it, a removal excludes them."""
+    """Hold a lock in this context: shared for starts, exclusive for a removal."""
     try:
         fd = os.open(directory / NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The worker that restores one copy: in a cgroup, and never longer there than the copy."""
+"""The worker that restores one copy, optionally in a cgroup, and ends with the copy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .timings import Stopwatch
 
 PROCESSES = "cgroup.procs"
 PATIENCE = 10.0
-"""Seconds that CRIU gets to end once the namespaces have ended."""
+"""Seconds to wait for the end of CRIU after the namespaces have ended."""
 
 
 def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
-    """What is wrong with the argument ``cgroup``."""
+    """The problem of the argument ``cgroup``, if any."""
     path = os.fspath(cgroup)
     if not os.path.isabs(path) or not os.path.isfile(os.path.join(path, PROCESSES)):
         return Problem("cgroup", path, "the path of a cgroup's directory is accepted")
@@ -38,7 +38,7 @@ def problem(cgroup: str | os.PathLike[str]) -> Problem | None:
 
 
 class StartWorker(Closing):
-    """A way to reach CRIU: the worker of ``via``, moved to a cgroup before it gets its request.
+    """The worker of ``via``, moved to a cgroup before it receives its request.
 
     CRIU waits for ever if the process that it restores is killed at some instants (4.2.1, after
     "Unable to set PTRACE_O_TRACESYSGOOD"). So it is killed some seconds after the end of the
@@ -76,32 +76,32 @@ class StartWorker(Closing):
 
     @property
     def worker(self) -> Worker | None:
-        """The worker behind it, for the checks of a call."""
+        """The worker of ``via``, for the checks of a call."""
         return worker_of(self.via)
 
     @property
     def allow_untrusted(self) -> bool:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.allow_untrusted
 
     def identity(self) -> tuple[object, ...] | None:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.identity()
 
     def name(self) -> str:
-        """As the worker's."""
+        """As for the worker."""
         return self.via.name()
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """As the worker."""
+        """As for the worker."""
         return self.via.refuses(inherits=inherits, sibling=sibling)
 
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """Start the worker and move it. ``CriuError`` where the kernel refuses that.
+        """Start the worker and move it to the cgroup. ``CriuError`` if the kernel refuses that.
 
-        The namespaces are set up while it is started.
+        The namespaces are set up at the same time.
         """
         with ExitStack() as undo:
             sockets = undo.enter_context(LifetimeSockets())

@@ -1,4 +1,4 @@
-"""What SECURITY.md says about snapshots."""
+"""The statements of SECURITY.md about snapshots."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(secret.decode(), flush=True)
 
 
 def test_a_snapshot_of_another_user(tmp_path: Path) -> None:
-    """A directory that somebody else owns is refused, and nothing is started."""
+    """A directory of another user is refused, and nothing is started."""
     snapshot = Snapshot.take(COMMAND, tmp_path / "snapshot", env=ENVIRONMENT)
     os.chown(snapshot.directory, NOBODY, NOBODY)
     with pytest.raises(OptionError, match="images_directory"):
@@ -51,9 +51,9 @@ def test_a_snapshot_of_another_user(tmp_path: Path) -> None:
 
 
 def test_a_secret_is_kept_out(tmp_path: Path) -> None:
-    """What a function before the snapshot overwrites is not in the images; each copy gets its own.
-
-    Objects of Python leave traces in freed memory: a secret is read into one that is overwritten.
+    """A secret that a function before the snapshot overwrites is not in the images; each copy gets
+    its own. Python objects leave traces in freed memory, so the secret is read into a buffer that
+    is overwritten.
     """
     needle = b"-".join([b"hunter", b"two", b"and", b"more"])
     (tmp_path / "secret").write_bytes(needle)
