@@ -26,6 +26,9 @@ def original(module: str, name: str) -> Any:
 Lock: Callable[[], Any] = original("_thread", "allocate_lock")
 """``threading.Lock``."""
 
+RLock: Callable[[], Any] = original("_thread", "RLock")
+"""``threading.RLock``: a signal's handler can take what its thread holds."""
+
 get_ident: Callable[[], int] = original("_thread", "get_ident")
 sleep: Callable[[float], None] = original("time", "sleep")
 
