@@ -46,6 +46,9 @@ BUSY = 77
 
 NOT_BEGUN = "was received before the command was started; nothing was started"
 
+STORAGE = "storage"
+"""``JobStatus.stopped_by`` after a run that could not reach the storage at its beginning."""
+
 META = "pycriu-native.job"
 """In each checkpoint: the options of its restore, and its numbers."""
 
@@ -96,6 +99,8 @@ class StorageStatus:
     url: str = ""
     token: int = 0
     """The lease of the last run here; 0: it had none."""
+    seen: int = 0
+    """The newest lease that was seen there; a storage with an older one is another one."""
     exclusive: bool = True
     """Whether the storage has exclusive creation of files; else time limits are the only guard."""
     uploads: int = 0
@@ -141,7 +146,7 @@ class JobStatus:
     last_frozen: float | None = None
     last_bytes: int | None = None
     stopped_by: str | None = None
-    """The last interruption: the name of a signal, or "notice"; None if it was killed."""
+    """The last interruption: the name of a signal, "notice" or ``STORAGE``; None: a kill."""
     message: str = ""
     """The last event, as text."""
     storage: StorageStatus | None = None
