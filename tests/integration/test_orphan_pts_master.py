@@ -140,7 +140,7 @@ def test_without_it_the_restore_is_refused(box: Container, images: Path, holder:
     with pytest.raises(CriuError, match="orphan_pts_master=True"):
         restore(opts, on_notify=holder)
     with pytest.raises(OptionError, match="on_notify"):
-        restore(replace(opts, orphan_pts_master=True))  # nobody there to take it
+        restore(replace(opts, orphan_pts_master=True))  # without a hook
     with pytest.raises(CriuError, match=r"keeps Notification\.fd") as caught:
         restore(replace(opts, orphan_pts_master=True), on_notify=_drop)
     assert caught.value.options == ("orphan_pts_master",)
