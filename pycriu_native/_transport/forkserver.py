@@ -1,8 +1,8 @@
 """ForkServer: a loaded ``criu`` that forks workers; the Python side of ``native/forkserver.c``.
 
-Most of the cost of starting a worker is the loader's: it maps and binds CRIU and some twenty
-libraries, which takes three to four times as long as the rest of the start. The fork server does
-that once. It forks each worker before CRIU's ``main()``, as a child of the caller, so that workers
+Most of the time of starting a worker is spent in the loader, which maps and binds CRIU and some
+twenty libraries: three to four times as long as the rest of the start. The fork server does this
+once. It forks each worker before CRIU's ``main()``, as a child of the caller, so that workers
 share no state of CRIU: no configuration, no run id, no descriptor.
 """
 
@@ -27,13 +27,13 @@ from .worker import PATIENCE, start_worker
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
 UNTIL_LOADED = 2.0
-"""Seconds within which a fork server must send its first message, unless told otherwise."""
+"""Default timeout of a fork server's first message, in seconds."""
 
 UNTIL_FORKED = 5000
-"""Milliseconds within which a worker must be forked."""
+"""Timeout of forking a worker, in milliseconds."""
 
 UNTIL_READ = 600_000
-"""Milliseconds that it gets to read a template."""
+"""Timeout of reading a template, in milliseconds."""
 
 MAX_INHERITED: int = native.PN_MAX_INHERITED
 """Descriptors that a worker can inherit."""
@@ -52,7 +52,7 @@ _SPECIAL_TO_LOADER = frozenset(" :$")
 class ForkServerUnavailableError(Exception):
     """This program cannot be a fork server here, or has ended: start each worker on its own.
 
-    Its text is the reason.
+    The message is the reason.
     """
 
 
@@ -144,7 +144,7 @@ class ForkServer:
             ) from None
 
     def _end(self) -> None:
-        """Kill a fork server that did not answer, and the worker that it may have forked.
+        """Kill a fork server that did not respond, and the worker that it may have forked.
 
         A worker sends its pid, and then closes its copy of the socket.
         """
@@ -161,7 +161,7 @@ class ForkServer:
 
     def close(self) -> None:
         """End it; its workers stay. May be called again."""
-        with self._fork_lock:  # a worker could not send its pid
+        with self._fork_lock:  # a worker that is being forked has to send its pid
             self._close()
 
     def _close(self) -> None:
@@ -201,7 +201,7 @@ os.register_at_fork(
 )
 
 _unable: set[tuple[object, ...]] = set()
-"""Programs that sent no first message: waiting for it again would take UNTIL_LOADED."""
+"""Programs that sent no first message: they are not tried again, which would take UNTIL_LOADED."""
 
 
 _NOT_LOADED = (
@@ -210,7 +210,7 @@ _NOT_LOADED = (
 
 
 def _why_not(program: str, env: Mapping[str, str]) -> str:
-    """Why the loader would not preload IMAGE, as far as that can be checked; or nothing."""
+    """The reason why the loader would not preload IMAGE, as far as that can be checked; or ""."""
     if PRELOAD in env:
         return f"{PRELOAD} is set for the worker"
     if not os.path.exists(IMAGE):

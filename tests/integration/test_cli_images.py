@@ -40,7 +40,7 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
     assert base64.b64decode(found[0]["data"])[2:-2] == b"token=" + b"12ab" * 8
     assert "token=12ab12ab" in run(*search).stdout
     refused = run("inspect", images, "--search", "(", "--regex", code=2).stderr
-    assert "no regular expression" in refused
+    assert "not a regular expression" in refused
 
     where = f"{found[0]['address']:x}+26"
     shown = run("inspect", images, "--read", where).stdout.splitlines()

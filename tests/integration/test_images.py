@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import subprocess
@@ -246,7 +247,7 @@ def test_the_set_as_a_whole(found: ImageSet, zoo: Zoo) -> None:
     assert found.criu is not None
     assert found.statistics is not None
     stored = found.size_by_category["memory"]
-    assert stored == 4096 * (
+    assert stored == mmap.PAGESIZE * (
         found.statistics.pages_written + (found.statistics.shpages_written or 0)
     )
     assert found.size == sum(path.stat().st_size for path in zoo.images.iterdir())
@@ -261,9 +262,9 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
     """Between two dumps of a process: files, threads, memory, and no more."""
     found = diff(zoo.images, zoo.changed)
     assert found
-    assert (found.added, found.gone) == ((), ())
+    assert (found.added, found.removed) == ((), ())
     change = next(each for each in found.processes if each.pid == zoo.pid)
-    assert len(change.threads_gone) == 3
+    assert len(change.threads_removed) == 3
     fds = {each.fd: each for each in change.descriptors}
     numbers = zoo.facts["fds"]
     position = {each.name: each for each in fds[numbers["log"]].changes}["position"]
@@ -283,9 +284,9 @@ def test_what_changed(zoo: Zoo, root: Process) -> None:
     assert not diff(zoo.images, zoo.images)
     assert not diff(zoo.images, zoo.changed, memory=False).pages_changed
     back = diff(zoo.changed, zoo.images)
-    assert (back.pages_changed, back.pages_added, back.pages_gone) == (
+    assert (back.pages_changed, back.pages_added, back.pages_removed) == (
         found.pages_changed,
-        found.pages_gone,
+        found.pages_removed,
         found.pages_added,
     )
 

@@ -7,6 +7,7 @@ can be fetched, so a checksum of the memory tells that they came over the networ
 from __future__ import annotations
 
 import contextlib
+import mmap
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from .support.features import needs_lazy_pages
 from .support.hosts import OURS, Host, cable, host, run
 from .support.processes import Target, eventually, is_alive, kill
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 LAZY = 2
 """Flag of a page that a restore can do without at first (CRIU's ``include/pagemap.h``)."""
 
