@@ -67,56 +67,38 @@ def explain_failure(
     lost: CriuError | None = None,
 ) -> CriuError:
     """The error for a negative response, or for a missing one (``lost``)."""
-    text = mark.text() if mark is not None else ""
-    lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
-    message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
-    if message and not any(message in known for known in lines):
-        lines += stderr_lines(message)
-    if verb is Verb.CHECK and not any("Error" in known for known in lines):
-        lines = [known for known in text.splitlines() if "Warn" in known] + lines
+    lines = _evidence(verb, pid, outcome, mark)
     errno = cast(int, outcome.answer.get("cr_errno", 0))
     result = diagnose(lines, verb, errno)
-    if (
-        lost is None
-        and result.cause is None
-        and lines
-        and all(_SUMMARY.search(reported) for reported in lines)
-    ):
+    if lost is None and result.cause is None and lines and all(map(_SUMMARY.search, lines)):
         result = _without_cause(opts, result, lines)
     result = _refined(result, pid, outcome.images)
     if _KERNEL_UNKNOWN.search(result.line or "") and not opts.unprivileged:
         result = _without_admin(result)
-    cause, cure = result.cause, result.cure
+    cure = result.cure
     if verb is Verb.CHECK and cure is None:
         cure = "the kernel, a sandbox or the rights of the caller lack this: see doctor()"
     proof = result.line or next(iter(lines), "")
-
-    what = (
-        f"{verb} of pid {pid}"
-        if pid is not None
-        else f"{verb} from {outcome.images}"
-        if verb is Verb.RESTORE
-        else str(verb)
-    )
+    cause = result.cause
     if lost is not None:
         ending = str(lost) + _how_it_ended(line)
         cause = ending if cause is None else f"{ending}: {cause}"
     elif cause is None:
-        if proof:
-            cause = "CRIU reports: " + proof
-        elif errno == EBADRQC:
-            cause = "CRIU refuses an option and does not name it"
-        else:
-            cause = os.strerror(errno) if errno else NO_CAUSE
-    reported = f"{what} failed: {cause}"
+        cause = _reported_cause(proof, errno)
+    what = str(verb)
+    if pid is not None:
+        what = f"{verb} of pid {pid}"
+    elif verb is Verb.RESTORE:
+        what = f"{verb} from {outcome.images}"
+    message = f"{what} failed: {cause}"
     if outcome.log:
-        reported += f" ({outcome.log}{': ' + proof if proof else ''})"
-    elif proof not in reported:
-        reported += f" ({proof})"
+        message += f" ({outcome.log}{': ' + proof if proof else ''})"
+    elif proof not in message:
+        message += f" ({proof})"
     if cure:
-        reported += f"; {cure}"
+        message += f"; {cure}"
     error = (result.kind if lost is None else type(lost))(
-        reported,
+        message,
         verb=str(verb),
         pid=pid,
         code=outcome.result,
@@ -130,6 +112,27 @@ def explain_failure(
     if isinstance(error, WorkerDiedError):
         error.status = line.status
     return error
+
+
+def _evidence(verb: Verb, pid: int | None, outcome: FailedCall, mark: LogMark | None) -> list[str]:
+    """The lines that report the failure: of the log, else of standard error; of the response."""
+    text = mark.text() if mark is not None else ""
+    lines = error_lines(text, pid) or stderr_lines(outcome.stderr_text)
+    message = cast(str, outcome.answer.get("cr_errmsg", "")).strip()
+    if message and not any(message in line for line in lines):
+        lines += stderr_lines(message)
+    if verb is Verb.CHECK and not any("Error" in line for line in lines):
+        lines = [line for line in text.splitlines() if "Warn" in line] + lines
+    return lines
+
+
+def _reported_cause(proof: str, errno: int) -> str:
+    """The cause of a failure without a diagnosis."""
+    if proof:
+        return "CRIU reports: " + proof
+    if errno == EBADRQC:
+        return "CRIU refuses an option and does not name it"
+    return os.strerror(errno) if errno else NO_CAUSE
 
 
 def _without_admin(found: Diagnosis) -> Diagnosis:
