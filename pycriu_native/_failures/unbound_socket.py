@@ -23,31 +23,31 @@ from ..errors import Diagnosis
 _PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
 
 
-def look_closer(found: Diagnosis, images: str, number: int, why: str) -> Diagnosis:
+def look_closer(diagnosis: Diagnosis, images: str, number: int, why: str) -> Diagnosis:
     """A diagnosis of "Can't bind inet socket", with the port or the address.
 
     ``number`` is the socket's id in the images, and ``why`` the system's message.
     """
     bound = _bound(images, number)
     if bound is None:
-        return found
+        return diagnosis
     address = socket.inet_ntop(bound.family, bound.address)
     family = "INET6" if bound.family == socket.AF_INET6 else "INET"
     if why == os.strerror(errno.EADDRNOTAVAIL) and not is_ours(family, address):
         return replace(
-            found,
+            diagnosis,
             cause=f"no network device here has the address {address} of a socket in the images",
             cure=f"ip address add {address} dev DEVICE",
         )
     protocol = _PROTOCOLS.get(bound.protocol)
     if why != os.strerror(errno.EADDRINUSE) or protocol is None:
-        return found
+        return diagnosis
     users = port_users(protocol, address, bound.port)
     what = f"{protocol.upper()} port {bound.port} of a socket in the images"
     seconds = seconds_until_forgotten(users)
     if seconds is not None:
         return replace(
-            found,
+            diagnosis,
             cause=f"connections that have ended hold {what} (TIME_WAIT), for {seconds} s",
             cure=cure_of_ended(seconds, bound.port),
             options=(),
@@ -55,10 +55,10 @@ def look_closer(found: Diagnosis, images: str, number: int, why: str) -> Diagnos
     pid = owner_of(users)
     if pid is not None:
         cure = f"end pid {pid}, or restore in another network namespace"
-        return replace(found, cause=f"pid {pid} ({name_of(pid)}) has {what}", cure=cure)
+        return replace(diagnosis, cause=f"pid {pid} ({name_of(pid)}) has {what}", cure=cure)
     if protocol == "tcp" and not is_taken(family, address, bound.port):
-        return replace(found, cause=f"{what} was taken", cure="it is free by now: try again")
-    return found
+        return replace(diagnosis, cause=f"{what} was taken", cure="it is free by now: try again")
+    return diagnosis
 
 
 def _bound(images: str, number: int) -> BoundSocket | None:
