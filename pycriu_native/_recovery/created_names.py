@@ -68,10 +68,10 @@ class Ghost:
         """The name under which CRIU creates it."""
         return self.path if self.is_directory else f"{self.path}.cr.{self.number:x}.ghost"
 
-    def is_like(self, found: os.stat_result) -> bool:
+    def is_like(self, status: os.stat_result) -> bool:
         """Whether a file may be this one: CRIU sets its attributes before it renames it."""
-        same = (self.mode, self.uid, self.gid) == (found.st_mode, found.st_uid, found.st_gid)
-        return same and self.mtime in (None, int(found.st_mtime))
+        same = (self.mode, self.uid, self.gid) == (status.st_mode, status.st_uid, status.st_gid)
+        return same and self.mtime in (None, int(status.st_mtime))
 
 
 @dataclass(frozen=True, slots=True)
