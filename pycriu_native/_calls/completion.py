@@ -25,7 +25,7 @@ def end(connection: Connection, request: Request, *, succeeded: bool) -> None:
     """End the connection; CRIU ends by itself, or has become another program."""
     if succeeded and request.opts.exec_cmd is not None:
         connection.detach()
-    elif succeeded and request.verb is not Verb.RESTORE:
+    elif succeeded and (request.verb is not Verb.RESTORE or request.sibling):
         connection.close_async()
     else:
         if request.verb is Verb.PRE_DUMP:

@@ -1,8 +1,8 @@
-"""The process above the supervisor of a job with ``storage``: it holds the lease, and uploads.
+"""The parent process of the supervisor of a job with ``storage``: it holds the lease, and uploads.
 
-It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends with it. A
-timer of the kernel kills it, also while it is stopped, if the lease is not renewed in time: the
-job has ended before another host may start it.
+It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends when this
+process ends. If the lease is not renewed in time, a timer of the kernel kills the process, even if
+it is stopped, so that the job has ended before another host can start it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .storage import Storage
 from .uploads import Uploads
 
 RENEWED, STOPPED, KILLED = 1 / 6, 0.5, 0.8
-"""Fractions of the lease: the time between renewals; the time without a renewal until the job is
-stopped, with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
+"""Fractions of the lease: the time between renewals, and the time without a renewal until the job
+is stopped with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
 
 
 class Stopped(Exception):
-    """A signal has come before the job was started."""
+    """A signal was received before the job was started."""
 
 
 class LeaseHolder:
@@ -54,7 +54,7 @@ class LeaseHolder:
         self._signals = HeldSignals()
 
     def run(self) -> int:
-        """The exit code: that of the supervisor, ``BUSY`` or ``FAILED``."""
+        """Run the job; returns the exit code of the supervisor, ``BUSY`` or ``FAILED``."""
         self._signals.install()
         unblock()
         try:
@@ -69,8 +69,8 @@ class LeaseHolder:
         except _Ended:
             return 0
         except Exception as error:  # of any file system
-            words = str(error) if isinstance(error, CriuError) else repr(error)
-            self._directory.failed(f"storage {self._spec['storage']}: {words}")
+            text = str(error) if isinstance(error, CriuError) else repr(error)
+            self._directory.failed(f"storage {self._spec['storage']}: {text}")
             return FAILED
 
     def _check(self) -> None:
@@ -118,12 +118,12 @@ class LeaseHolder:
         for name, what in (("command", "command"), ("path", "directory")):
             if last.about is not None and last.about[name] != about[name]:
                 raise ImagesError(
-                    f"it has the job of another {what}: {last.about[name]!r}, and not "
-                    f"{about[name]!r}; give the same, or another storage"
+                    f"it belongs to a job with another {what}: {last.about[name]!r}, not "
+                    f"{about[name]!r}; use the same {what}, or another storage"
                 )
 
     def _has_ended(self, end: dict[str, Any]) -> None:
-        """It has ended on another host."""
+        """Record that the job has ended on another host."""
         code, message = int(end["exit_code"]), f"{end['message']} (on {end['host']})"
         status = replace(
             self._directory.status(), state=State.ENDED, exit_code=code, message=message
@@ -185,7 +185,7 @@ class LeaseHolder:
         if made is not None:
             self._report("fetched", f"checkpoint {made.checkpoint.number} was fetched")
         elif lease.token > 1 and before is None:
-            # It was started on another host first; the status shows that it has started.
+            # Another host has started the job; the status must show this.
             self._directory.keep(replace(self._directory.status(), started=time.time()))
         return True
 
@@ -262,7 +262,7 @@ class LeaseHolder:
 
 
 class _Ended(Exception):
-    """The job has ended already."""
+    """The job has already ended."""
 
 
 def main(spec: dict[str, Any]) -> int:
@@ -277,4 +277,4 @@ if __name__ == "__main__":
     code = main(read_spec())
     ignore()
     sys.stdout.flush()
-    os._exit(code)  # threads of a file system may wait for ever
+    os._exit(code)  # threads of a file system may be blocked

@@ -48,7 +48,7 @@ def complaints(source: Path, cache: Path) -> list[str]:
 
 def test_the_package_says_that_it_is_typed() -> None:
     """Without ``py.typed`` beside it, and in what is installed, checkers would not look."""
-    assert (ROOT / "pycriu_native" / "py.typed").exists()
+    assert Path(pycriu_native.__file__).with_name("py.typed").exists()
     assert '"py.typed"' in (ROOT / "pyproject.toml").read_text()
 
 
