@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import functools
 import os
 import platform
 import stat
@@ -674,13 +675,12 @@ class _Check:
         if mount.external in ("", _AUTODETECTED):
             automatic = any(each.startswith("mnt[]") for each in self._external())
             return bool(self.opts.auto_ext_mnt) or automatic
-        if mount.external == _EXTERNAL_DEVICE or self._ext_mount(mount.external or ""):
+        if mount.external == _EXTERNAL_DEVICE or any(
+            getattr(each, "key", None) == mount.external for each in self.opts.ext_mounts or ()
+        ):
             return True
         expected = f"mnt[{mount.external}]"
         return any(each == expected or each.startswith(f"{expected}:") for each in self._external())
-
-    def _ext_mount(self, key: str) -> bool:
-        return any(getattr(each, "key", None) == key for each in self.opts.ext_mounts or ())
 
     def _external(self) -> tuple[str, ...]:
         return tuple(self.opts.external or ())
@@ -761,20 +761,8 @@ class _Check:
 # --- Findings -----------------------------------------------------------------------
 
 
-def _error(subject: str | int, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.STOPS, subject, message, cure, options)
-
-
-def _warning(subject: str, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.WARNING, subject, message, cure, options)
-
-
-def _note(subject: str, message: str, cure: str, *options: str) -> Finding:
-    return _finding(Severity.NOTE, subject, message, cure, options)
-
-
 def _finding(
-    severity: Severity, subject: str | int, message: str, cure: str, options: tuple[str, ...]
+    severity: Severity, subject: str | int, message: str, cure: str, *options: str
 ) -> Finding:
     """A finding on a pid, a path or another subject; ``_Check.all`` sets the id."""
     about: dict[str, Any] = {"subject": subject}
@@ -783,6 +771,11 @@ def _finding(
     elif subject.startswith("/"):
         about = {"path": subject}
     return Finding(id="", severity=severity, message=message, cure=cure, options=options, **about)
+
+
+_error = functools.partial(_finding, Severity.STOPS)
+_warning = functools.partial(_finding, Severity.WARNING)
+_note = functools.partial(_finding, Severity.NOTE)
 
 
 def _joins(opts: CriuOpts, kind: str) -> bool:
