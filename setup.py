@@ -8,8 +8,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-# Neither has the stable ABI that the extension uses. No wheel matches them, and pip's metadata
-# cannot exclude them: pip builds from source, which is refused here.
+# Neither has the stable ABI that the extension uses, and pip's metadata cannot exclude them: no
+# wheel matches them, so pip builds from source, which is refused here.
 if platform.python_implementation() != "CPython":
     sys.exit(
         f"pycriu_native needs CPython 3.11 or later, and this is {platform.python_implementation()}"
@@ -51,8 +51,8 @@ class BuildExtensions(build_ext):
 
 FORK_SERVER = Extension(
     "pycriu_native._native.forkserver",
-    ["native/forkserver.c"],
-    depends=["native/forkserver.h"],
+    ["native/forkserver.c", "native/feature_cache.c"],
+    depends=["native/forkserver.h", "native/feature_cache.h"],
     # Not a module of Python's: CRIU's loader gets it, together with CRIU's C library.
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fno-stack-protector"],
     extra_link_args=["-nostdlib"],

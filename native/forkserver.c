@@ -13,27 +13,21 @@
  * (snapshots/template.py). Its workers inherit it, copy-on-write. If CRIU maps a file at a marked
  * offset, the part of the template at that offset is moved to the mapping's address instead.
  *
- * CRIU keeps what it has found out about the kernel in /run/criu.kdat, if /run is a tmpfs. Where it is
- * none, the workers of one fork server keep that in a file of their own.
- *
  * It runs with CRIU's C library, which can differ from the one that it is compiled with. It uses only
- * syscall(), environ, and memcpy(), which compilers insert. It allocates no memory.
+ * syscall(), environ, and memcpy(), which compilers insert. It has no errno and allocates no memory.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
-#include <linux/memfd.h>
 #include <linux/mman.h> /* not <sys/mman.h>: it declares mmap64, in some C libraries as a macro */
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/vfs.h>
 
+#include "feature_cache.h"
 #include "forkserver.h"
 
 #define FAILED ((void *)-1L)
@@ -132,93 +126,6 @@ static void close_all(const struct received *received)
 		syscall(SYS_close, received->fds[i]);
 }
 
-/* ---- the kernel's features ---- */
-
-#define KERNEL_CACHE	     "/run/criu.kdat"
-#define KERNEL_CACHE_PARTIAL "/run/criu.kdat.tmp" /* is renamed to the other (criu/kerndat.c) */
-
-enum cache_state { CACHE_EMPTY, CACHE_WRITING, CACHE_COMPLETE };
-
-static volatile int *cache_state; /* shared with all workers; NULL: there is no cache */
-static int cache_fd = -1;
-static int cache_written_here;
-
-static int is_text(const char *text, const char *other)
-{
-	while (*text && *text == *other)
-		text++, other++;
-	return *text == *other;
-}
-
-/* CRIU opens it again, since workers must not share a position. */
-static int open_cache(int flags)
-{
-	static char path[] = "/proc/self/fd/0000000000";
-	char *at = path + sizeof("/proc/self/fd/") - 1, digits[12];
-	int n = 0;
-
-	for (int rest = cache_fd; !n || rest; rest /= 10)
-		digits[n++] = '0' + rest % 10;
-	while (n)
-		*at++ = digits[--n];
-	*at = '\0';
-	return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC);
-}
-
-static int is_tmpfs(const char *path)
-{
-	struct statfs found;
-
-	return !syscall(SYS_statfs, path, &found) && found.f_type == TMPFS_MAGIC;
-}
-
-/* -1: CRIU writes no cache. Two workers that begin at the same time write the same. */
-static int begin_cache(void)
-{
-	int fd = *cache_state == CACHE_EMPTY ? open_cache(O_WRONLY) : -1;
-
-	if (fd >= 0) {
-		*cache_state = CACHE_WRITING;
-		cache_written_here = 1;
-	}
-	return fd;
-}
-
-#if __SIZEOF_POINTER__ == 8
-/* These replace the C library's functions in CRIU. syscall() sets its errno. */
-int open64(const char *path, int flags, ...)
-{
-	int mode = 0, fd;
-
-	if ((flags & O_CREAT) || (flags & O_TMPFILE) == O_TMPFILE) {
-		va_list arguments;
-
-		va_start(arguments, flags);
-		mode = va_arg(arguments, int);
-		va_end(arguments);
-	}
-	if (cache_state && (flags & O_CREAT) && is_text(path, KERNEL_CACHE_PARTIAL) && !is_tmpfs("/run"))
-		return begin_cache();
-	fd = (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
-	if (fd < 0 && cache_state && *cache_state == CACHE_COMPLETE &&
-	    is_text(path, KERNEL_CACHE))
-		fd = open_cache(O_RDONLY);
-	return fd;
-}
-
-int open(const char *path, int flags, ...) __attribute__((alias("open64")));
-
-int rename(const char *from, const char *to)
-{
-	if (cache_written_here && is_text(from, KERNEL_CACHE_PARTIAL)) {
-		cache_written_here = 0;
-		*cache_state = CACHE_COMPLETE;
-		return 0;
-	}
-	return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
-}
-#endif
-
 /* ---- workers ---- */
 
 static long fork_sibling(void)
@@ -260,14 +167,6 @@ static void place_inherited(int sock, struct received *received)
 	for (int i = 0; i < n; i++) {
 		highest = numbers[i] > highest ? numbers[i] : highest;
 		sock_number_is_inherited |= numbers[i] == sock;
-	}
-	if (cache_state) {
-		int moved = (int)syscall(SYS_fcntl, cache_fd, F_DUPFD_CLOEXEC, highest + 1);
-
-		if (moved < 0)
-			syscall(SYS_exit_group, 127);
-		syscall(SYS_close, cache_fd);
-		cache_fd = moved;
 	}
 	for (int i = 0; i < received->n_fds; i++) {
 		int moved = (int)syscall(SYS_fcntl, received->fds[i], F_DUPFD_CLOEXEC, highest + 1);
@@ -428,16 +327,6 @@ void *mmap(void *address, size_t length, int prot, int flags, int fd, int64_t of
 	__attribute__((alias("mmap64")));
 #endif
 
-static void make_cache(void)
-{
-	cache_fd = (int)syscall(SYS_memfd_create, "criu.kdat", MFD_CLOEXEC);
-	if (cache_fd < 0)
-		return;
-	cache_state = map(NULL, sizeof(*cache_state), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (cache_state == FAILED)
-		cache_state = NULL;
-}
-
 static void send_result(int sock, long result)
 {
 	if (syscall(SYS_sendto, sock, &result, sizeof(result), MSG_NOSIGNAL, NULL, 0) < 0)
@@ -453,7 +342,6 @@ __attribute__((constructor)) static void serve(void)
 	if (sock < 0)
 		return;
 	remove_preload();
-	make_cache();
 	/* The first result says that the fork server is ready. */
 	for (;;) {
 		if (result <= 0)
@@ -464,8 +352,11 @@ __attribute__((constructor)) static void serve(void)
 			result = -EMFILE;
 		else if (received.request.kind == PN_FORK_TEMPLATE)
 			result = load_template(&received);
-		else if ((result = fork_sibling()) == 0)
-			break;
+		else {
+			pn_share_feature_cache();
+			if ((result = fork_sibling()) == 0)
+				break;
+		}
 		close_all(&received);
 	}
 	/* The worker sends its own pid: the fork server may have been killed since the fork. */

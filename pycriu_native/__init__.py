@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ._support.lazy import fetch
 from ._support.light_typing import TYPE_CHECKING
+from ._support.no_fork import no_fork
 
 if TYPE_CHECKING:
     from . import aio as aio
@@ -304,7 +305,8 @@ if not TYPE_CHECKING:  # type checkers would accept any name
                 raise AttributeError(str(error)) from error
         if name in _LATER:
             try:
-                from ._native import ffi  # noqa: F401
+                with no_fork:
+                    from ._native import ffi  # noqa: F401
             except ImportError as error:
                 # Without the traceback of the modules in between: the message has the cure.
                 raise ImportError(str(error)) from None

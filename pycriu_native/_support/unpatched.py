@@ -20,11 +20,14 @@ def original(module: str, name: str) -> Any:
         return gevent.get_original(module, name)
     if (eventlet := sys.modules.get("eventlet.patcher")) is not None:
         return getattr(eventlet.original(module), name)
-    return getattr(__import__(module), name)
+    return getattr(__import__(module, fromlist=[name]), name)
 
 
 Lock: Callable[[], Any] = original("_thread", "allocate_lock")
 """``threading.Lock``."""
+
+RLock: Callable[[], Any] = original("_thread", "RLock")
+"""``threading.RLock``: a signal's handler can take what its thread holds."""
 
 get_ident: Callable[[], int] = original("_thread", "get_ident")
 sleep: Callable[[float], None] = original("time", "sleep")

@@ -12,6 +12,7 @@ import errno
 import functools
 import os
 import platform
+import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,22 +32,16 @@ from .._system.capabilities import (
 )
 from .._system.elf import build_id
 from .._system.host import lines, number, type_of
-from .._system.inet_sockets import (
-    abstract_names,
-    cure_of_ended,
-    is_ours,
-    is_taken,
-    owner_of,
-    port_users,
-    seconds_until_forgotten,
-)
+from .._system.inet_sockets import abstract_names
 from .._system.mountinfo import hierarchy
+from .._system.port_conflicts import Binding, Conflict, conflict_of, cure_of_ended
 from .._system.process import name_of, stat_of
 from .._system.process_tree import holders, is_above
 from .._system.processor import authenticates_pointers, cpu_flags
 from ..errors import CriuError
 from ..findings import Finding, Severity, ordered
 from .build import inspect
+from .kernel_names import PROTOCOLS
 from .model import (
     ImageSet,
     InetSocket,
@@ -517,44 +512,31 @@ class _Check:
         for each in self.images.files:
             if not isinstance(each, InetSocket):
                 continue
-            address, _, port = each.local.rpartition(":")
-            address = address.strip("[]")
+            binding = _binding(each)
+            if not binding.port:
+                continue
             dropped = each.connected and bool(self.opts.tcp_close)
             # CRIU binds these even if the address is not configured (``inet_bind``).
             dropped |= each.family == "INET6" and each.kind != "RAW" and not each.connected
-            if port != "0" and not dropped and not is_ours(each.family, address):
+            if not dropped and not binding.is_here():
                 yield _error(
                     each.label,
-                    f"no network device here has the address {address}",
-                    f"ip address add {address} dev DEVICE",
+                    f"no network device here has the address {binding.address}",
+                    f"ip address add {binding.address} dev DEVICE",
                 )
-            elif port != "0" and not each.connected:
-                yield from self._port(each, address, int(port))
+            elif not each.connected and (conflict := conflict_of(binding)):
+                yield self._port(each, binding.port, conflict)
 
-    def _port(self, sock: InetSocket, address: str, port: int) -> Iterator[Finding]:
-        if sock.protocol == "TCP" and is_taken(
-            sock.family, address, port, only_ipv6=sock.only_ipv6
-        ):
-            users = port_users("tcp", address, port, only_ipv6=sock.only_ipv6)
-            seconds = seconds_until_forgotten(users)
-            if seconds is not None:
-                yield _error(
-                    sock.label,
-                    f"connections that have ended hold the port (TIME_WAIT), for {seconds} s",
-                    cure_of_ended(seconds, port),
-                )
-                return
-        elif sock.protocol == "UDP":
-            users = port_users("udp", address, port, only_ipv6=sock.only_ipv6)
-            if not users:
-                return
-        else:
-            return
-        yield self._port_of_others(sock, owner_of(users))
-
-    def _port_of_others(self, sock: InetSocket, pid: int | None) -> Finding:
+    def _port(self, sock: InetSocket, port: int, conflict: Conflict) -> Finding:
+        if conflict.seconds is not None:
+            return _error(
+                sock.label,
+                f"connections that have ended hold the port (TIME_WAIT), for {conflict.seconds} s",
+                cure_of_ended(conflict.seconds, port),
+            )
+        pid = conflict.pid
         what = "another process" if pid is None else f"pid {pid}, {name_of(pid)},"
-        if sock.protocol == "UDP" and sock.shares_port:
+        if not conflict.certain:
             message = f"{what} has the port: the restore fails unless it shares it (SO_REUSEADDR)"
             return _warning(sock.label, message, "end that process")
         does = "listens there" if sock.state == "LISTEN" else "has the port"
@@ -759,6 +741,14 @@ class _Check:
 
 
 # --- Findings -----------------------------------------------------------------------
+
+
+def _binding(sock: InetSocket) -> Binding:
+    address, _, port = sock.local.rpartition(":")
+    family = socket.AF_INET6 if sock.family == "INET6" else socket.AF_INET
+    numbers = {name: number for number, name in PROTOCOLS.items()}
+    protocol = numbers.get(sock.protocol, 0)
+    return Binding(family, protocol, address.strip("[]"), int(port), sock.only_ipv6)
 
 
 def _finding(

@@ -21,17 +21,14 @@ longer arrive. docs/migration.md describes failures of hosts and networks.
 
 from __future__ import annotations
 
-from .._support.light_typing import TYPE_CHECKING
+from .._calls.iterative_dump import More
+from .._calls.notification import Hook
+from .._calls.progress_state import OnProgress
+from .._support.lazy import socket
+from .._system.process_identity import Target
+from .._transport.worker import Worker
 from ..options.criu_opts import CriuOpts
 from .result import MigrationMode, MigrationResult
-
-if TYPE_CHECKING:
-    from .._calls.iterative_dump import More
-    from .._calls.notification import Hook
-    from .._calls.progress_state import OnProgress
-    from .._system.process_identity import Target
-    from .._transport.worker import Worker
-    from .endpoint import Place
 
 __all__ = ["MigrationMode", "MigrationResult", "migrate_in", "migrate_out"]
 
@@ -43,7 +40,7 @@ def migrate_out(
     pid: Target,
     opts: CriuOpts,
     *,
-    to: Place,
+    to: str | tuple[str, int] | socket.socket,
     mode: MigrationMode | str = MigrationMode.STOP_AND_COPY,
     should_continue: More | None = None,
     insecure: bool = False,
@@ -90,7 +87,7 @@ def migrate_out(
 def migrate_in(
     opts: CriuOpts,
     *,
-    listen: Place,
+    listen: str | tuple[str, int] | socket.socket,
     insecure: bool = False,
     via: Worker | None = None,
     on_notify: Hook | None = None,

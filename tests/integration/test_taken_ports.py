@@ -6,6 +6,7 @@ succeeds.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -141,6 +142,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.cures("tcp-bind")
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.usefixtures("orphans")
 def test_a_port_that_another_process_has(
@@ -173,6 +175,56 @@ def test_a_port_that_two_share(
         other.bind(("127.0.0.1", port))
         if kind == "STREAM":
             other.listen()
+        works(images, target)
+
+
+ONLY_IPV6 = "sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)"
+BESIDE = {
+    "beside one of IPv4": (scenario("{}", "{}", ONLY_IPV6, "6", "::"), socket.AF_INET, "0.0.0.0"),
+    "beside one of IPv6": (scenario("{}", "{}", address="0.0.0.0"), socket.AF_INET6, "::"),
+}
+
+
+def opened(family: int, kind: str, address: str, port: int) -> socket.socket:
+    """A socket here, of IPv6 only if it is of that."""
+    sock = socket.socket(family, getattr(socket, f"SOCK_{kind}"))
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((address, port))
+    if kind == "STREAM":
+        sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("kind", ["STREAM", "DGRAM"])
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.usefixtures("orphans")
+def test_a_port_of_the_other_family(
+    name: str, kind: str, saved: Callable[..., tuple[Target, int]], images: Path
+) -> None:
+    """With IPV6_V6ONLY it is another one: no obstacle, and not what an error names."""
+    text, family, address = BESIDE[name]
+    target, port = saved(text.format(kind, "sock.listen()" if kind == "STREAM" else ""))
+    with opened(family, kind, address, port):
+        own = socket.AF_INET if family == socket.AF_INET6 else socket.AF_INET6
+        with opened(own, kind, "0.0.0.0" if own == socket.AF_INET else "::", port):
+            (found,) = errors(images)
+            error = fails(images, target)
+            assert f"pid {os.getpid()}, " in found.message
+            assert f"pid {os.getpid()} " in str(error.cause)
+        works(images, target)
+
+
+@pytest.mark.parametrize("option", ["ADDR", "PORT"])
+@pytest.mark.usefixtures("orphans")
+def test_a_port_of_udp_that_the_other_shares(
+    option: str, saved: Callable[..., tuple[Target, int]], images: Path
+) -> None:
+    """What the other socket has decides, not what that of the images had: CRIU sets both."""
+    target, port = saved(scenario("DGRAM"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, getattr(socket, f"SO_REUSE{option}"), 1)
+        other.bind(("127.0.0.1", port))
         works(images, target)
 
 

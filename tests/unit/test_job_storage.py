@@ -24,6 +24,7 @@ from pycriu_native.jobs.remote_checkpoints import commits, fetch, prune, upload
 from pycriu_native.jobs.storage import Storage
 from pycriu_native.jobs.uploads import Uploads
 
+from ..gcs_server import gcs_server
 from ..s3_server import s3_server
 from ..ssh_server import ssh_server
 
@@ -48,6 +49,7 @@ class Faulty(Storage):
 
     def __post_init__(self) -> None:
         super().__init__(self.url)
+        self._has_conditional_put = False
 
     @contextmanager
     def opened(self, name: str, mode: Literal["rb", "wb", "xb"]) -> Iterator[BinaryIO]:
@@ -101,7 +103,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-@pytest.fixture(params=["memory", "local", "s3", "ssh"])
+@pytest.fixture(params=["memory", "local", "s3", "gcs", "ssh"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A storage that is empty."""
     if request.param == "memory":
@@ -115,6 +117,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def s3() -> Iterator[str]:
     """A bucket of moto's server."""
     with s3_server() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def gcs() -> Iterator[str]:
+    """A bucket of a server of GCS."""
+    with gcs_server() as url:
         yield url
 
 
@@ -203,7 +212,7 @@ def test_compressed_and_encrypted(url: str, clock: Clock, tmp_path: Path) -> Non
     assert b"inventory" not in (storage.read(f"checkpoints/{name}") or b"")
     with pytest.raises(OptionError, match="decrypt_with"):
         _fetched(storage, there)
-    with pytest.raises(ImagesError, match="none of 1 checkpoints"):
+    with pytest.raises(ImagesError, match="none of the checkpoints"):
         _fetched(storage, there, decrypt_with=[str(other)])
     assert not there.all_checkpoints()
     assert _fetched(storage, there, decrypt_with=[str(key)]) == 1
@@ -385,6 +394,63 @@ def test_a_listing_that_is_late(clock: Clock, tmp_path: Path) -> None:
     assert _fetched(storage, _directory(tmp_path / "there")) == 2
 
 
+class LateListings(Storage):
+    """A storage that lists what was there at a former time; files are read as they are."""
+
+    listed: dict[str, list[str]]
+
+    def stop(self) -> None:
+        folders = ("leases", "commits", "checkpoints")
+        self.listed = {folder: super(LateListings, self).names(folder) for folder in folders}
+
+    def names(self, folder: str) -> list[str]:
+        return self.listed[folder]
+
+
+def test_listings_that_are_late(url: str, clock: Clock, tmp_path: Path) -> None:
+    """The newest commit and the newest lease are found by their names: nothing is lost, and no
+    token is used twice.
+    """
+    storage, late = Storage(url), LateListings(url)
+    here = _directory(tmp_path / "here")
+    first = _held(storage, clock, "here")
+    for number in (1, 2):
+        _upload(storage, first, _taken(here, number))
+    late.stop()
+    for number in (3, 4):
+        _upload(storage, first, _taken(here, number))
+    assert _fetched(late, _directory(tmp_path / "there")) == 4
+    clock.wait(LENGTH)
+    second = _held(late, clock, "there")
+    assert _fetched(storage, _directory(tmp_path / "new")) == 4
+    stale = Lease(late, first.token, b"", 0.0, exclusive=True)
+    with pytest.raises(LeaseLost, match="was lost to 2"):
+        stale.check()
+    second.give_back()
+    _held(storage, clock, "elsewhere").give_back()
+    assert last_lease(late).token == 3
+    assert _held(late, clock, "there").token == 4
+
+
+def test_commits_that_cannot_be_read(url: str, clock: Clock, tmp_path: Path) -> None:
+    """A job of which no commit can be read is not started from the beginning; one whose first
+    commit was cut off is.
+    """
+    storage, late = Storage(url), LateListings(url)
+    here = _directory(tmp_path / "here")
+    lease = _held(storage, clock, "here")
+    _upload(storage, lease, _taken(here, 1))
+    late.stop()
+    _upload(storage, lease, _taken(here, 2))
+    for name in storage.names("commits"):
+        storage.remove(f"commits/{name}")
+    with pytest.raises(ImagesError, match="none of the checkpoints on"):
+        _fetched(late, _directory(tmp_path / "there"))
+    storage.write(f"commits/{lease.token:08}-00000001.json", b'{"obj')
+    storage.write(f"commits/{lease.token:08}-00000002.json", b"")
+    assert _fetched(late, _directory(tmp_path / "new")) is None
+
+
 def test_a_takeover_that_was_not_completed(url: str, clock: Clock, tmp_path: Path) -> None:
     """A holder that ended before or during its first write changes nothing."""
     storage = Storage(url)
@@ -454,7 +520,7 @@ def test_without_exclusive_creation(url: str, clock: Clock) -> None:
 
 
 def test_a_token_is_used_once(clock: Clock) -> None:
-    """A holder whose token was taken and removed meanwhile does not get it."""
+    """Of a late one, that has seen an older lease, the token is refused."""
     storage = Storage(f"memory://job-{next(numbers)}")
     _held(storage, clock, "a").give_back()
 
@@ -463,7 +529,6 @@ def test_a_token_is_used_once(clock: Clock) -> None:
             if last_lease(storage).token == 1:
                 _held(storage, clock, "b").give_back()
                 _held(storage, clock, "c")
-                assert name.rpartition("/")[2] not in storage.names("leases")
             return super().create(name, data)
 
     assert _acquired(Late(storage.url), clock, "late") is None
@@ -504,6 +569,14 @@ def test_values_that_are_refused(field: str, value: Any) -> None:
     """Invalid arguments are named."""
     with pytest.raises(OptionError, match=field):
         Job("/job", ["true"], **{field: value})
+
+
+def test_a_parent_that_is_missing(tmp_path: Path) -> None:
+    """No directory is made below a mount point of what is not mounted."""
+    storage = Storage(str(tmp_path / "mount" / "job"))
+    with pytest.raises(FileNotFoundError, match="mount does not exist: is its"):
+        storage.make("leases")
+    assert not (tmp_path / "mount").exists()
 
 
 def test_urls_that_are_refused() -> None:

@@ -11,6 +11,7 @@ import pytest
 from pycriu_native import CriuError, OptionError
 from pycriu_native.jobs import Job, JobResult, JobStatus, State
 from pycriu_native.jobs.directory import JobDirectory
+from pycriu_native.jobs.job import UNTIL_FREE
 from pycriu_native.jobs.slurm import SlurmJob, run_in_slurm
 
 FAKE = """#!/bin/sh
@@ -99,7 +100,8 @@ class _Interrupted:
         )
         self.directory = directory
 
-    def run(self) -> JobResult:
+    def run(self, *, wait: float | None) -> JobResult:
+        self.waited = wait
         self.directory.keep(self.after)
         return JobResult(state=State.INTERRUPTED, exit_code=75, message="interrupted")
 
@@ -112,6 +114,7 @@ class _Interrupted:
         ("SIGTERM", 1, False),
         (None, 1, False),
         ("SIGUSR1", 0, False),
+        ("storage", 0, True),
     ],
 )
 def test_what_is_queued_again(
@@ -127,12 +130,23 @@ def test_what_is_queued_again(
     monkeypatch.setattr(Job, "run", run.run)
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)]
     result = run_in_slurm(run.job)
+    assert run.waited == UNTIL_FREE
     assert result.exit_code == 75
     assert _lines(calls)[1:] == (["requeue 7"] if again else [])
     assert ("SLURM requeues job 7" in result.message) == again
-    assert ("taken no checkpoint" in result.message) == (not checkpoints)
+    assert ("taken no checkpoint" in result.message) == (not again and not checkpoints)
     assert [event["event"] for event in run.directory.events()] == (["requeued"] if again else [])
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+
+
+@pytest.mark.usefixtures("calls")
+def test_a_run_that_is_lost_for_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one waits, since the former one can run on."""
+    run = _Interrupted(tmp_path, "SIGTERM", 0)
+    monkeypatch.setattr(Job, "run", run.run)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run_in_slurm(run.job)
+    assert run.waited is None
 
 
 def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

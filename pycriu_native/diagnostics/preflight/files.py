@@ -320,7 +320,7 @@ def _pipes(context: Context) -> Iterator[Finding]:
                 "a pipe keeps what is written apart (O_DIRECT), which CRIU cannot save",
                 pid=fd.pid,
                 fd=fd.number,
-                cure="make the program create its pipes without O_DIRECT",
+                failure="pipe-packets",
             )
         ends.setdefault(inode, set()).add(fd.flags & os.O_ACCMODE)
         first.setdefault(inode, fd)
