@@ -58,7 +58,7 @@ def take(
         frozen=0.0 if statistics is None else statistics.frozen_time / 1e6,
         bytes=sum(each.stat().st_size for each in os.scandir(new)),
         options=_restore_options(looked.opts),
-        last_pid=max(pids_in(new), default=pid),
+        last_pid=max(pids_in(str(new)), default=pid),
         token=token,
     )
     (new / META).write_text(json.dumps(asdict(made)) + "\n")
