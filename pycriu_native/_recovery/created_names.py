@@ -19,10 +19,10 @@ import os
 import stat
 from collections.abc import Iterator
 
-from .._integrity.statistics import message_fields
 from .._integrity.unchanged import Unchanged
 from .._support.frozen_dataclass import dataclass
 from .._support.unpatched import close
+from .._wire.fields import HEAD, message_fields, messages_of
 from ..options.criu_opts import CriuOpts
 
 LARGEST = 16 * 2**20
@@ -30,9 +30,6 @@ LARGEST = 16 * 2**20
 
 SMALL = 2**16
 """Bytes that are read at first: few images have more."""
-
-HEAD = 8
-"""Bytes before the first message: two magic numbers."""
 
 REG, UNIX = 3, 16
 """Fields of ``fdinfo.proto``, ``file_entry``."""
@@ -283,13 +280,8 @@ def _read(images: int, name: str) -> bytes:
 
 
 def _split(data: bytes) -> Iterator[bytes]:
-    at = HEAD
-    while at + 4 <= len(data):
-        end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-        if end > len(data):
-            return  # cut off, or contents of a ghost file
-        yield data[at + 4 : end]
-        at = end
+    with contextlib.suppress(ValueError):  # it is truncated, or has the contents of a ghost file
+        yield from messages_of(data)
 
 
 def fields_of(message: bytes) -> dict[int, int | bytes]:
