@@ -51,8 +51,8 @@ class BuildExtensions(build_ext):
 
 FORK_SERVER = Extension(
     "pycriu_native._native.forkserver",
-    ["native/forkserver.c"],
-    depends=["native/forkserver.h"],
+    ["native/forkserver.c", "native/feature_cache.c"],
+    depends=["native/forkserver.h", "native/feature_cache.h"],
     # Not a module of Python's: CRIU's loader gets it, together with CRIU's C library.
     extra_compile_args=["-std=gnu11", "-Wall", "-Wextra", "-fno-stack-protector"],
     extra_link_args=["-nostdlib"],

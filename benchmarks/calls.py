@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pycriu_native import CriuOpts, Worker, WorkerPool, dump, version
-from pycriu_native._calls import conversation, exchange, requirements, run, verbs
+from pycriu_native._calls import completion, exchange, requirements, run, verbs
 from pycriu_native._transport import worker
 from pycriu_native._transport.program import find_program
 from pycriu_native._wire import libcriu_request
@@ -230,7 +230,7 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
     ("the conversation", exchange.Exchange, "run"),
     ("libcriu reads the answer", libcriu_request.LibcriuCall, "finish"),
     ("the worker ends and is reaped", worker.WorkerConnection, "wait"),
-    ("statistics are read", conversation, "statistics_of"),
+    ("statistics are read", completion, "statistics_of"),
 )
 
 

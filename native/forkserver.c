@@ -27,6 +27,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include "feature_cache.h"
 #include "forkserver.h"
 
 #define FAILED ((void *)-1L)
@@ -351,8 +352,11 @@ __attribute__((constructor)) static void serve(void)
 			result = -EMFILE;
 		else if (received.request.kind == PN_FORK_TEMPLATE)
 			result = load_template(&received);
-		else if ((result = fork_sibling()) == 0)
-			break;
+		else {
+			pn_share_feature_cache();
+			if ((result = fork_sibling()) == 0)
+				break;
+		}
 		close_all(&received);
 	}
 	/* The worker sends its own pid: the fork server may have been killed since the fork. */

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from .._native.ffi import native
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING, Protocol
+from .._support.no_fork import no_fork
 from .._support.unpatched import Event, Lock, Thread
 from ..errors import CriuError
 from .request import Outcome, Request
@@ -194,7 +195,8 @@ class Call:
 
     def _ask(self, notification: Notification) -> object:
         """Make the caller's thread run the hook; return its result or raise its exception."""
-        from .hook_invocation import HookInvocation  # few calls have a hook
+        with no_fork:
+            from .hook_invocation import HookInvocation  # few calls have a hook
 
         hook = self._request.on_notify
         assert hook is not None

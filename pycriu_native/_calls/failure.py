@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .._support.light_typing import cast
+from .._support.no_fork import no_fork
 from .._system.regular_file import LogMark
 from ..errors import BY_ERRNO, CriuError, DeadlineError
 from .exchange import Exchange
@@ -22,7 +23,8 @@ def failure_of(
     stop = exchange.stopped_by
     if stop is None:
         try:
-            from .._failures.explain import explain_failure  # a call that succeeds does without
+            with no_fork:  # a call that succeeds does without
+                from .._failures.explain import explain_failure
 
             return explain_failure(
                 request.verb, request.pid, request.opts, outcome, mark, exchange.connection, lost

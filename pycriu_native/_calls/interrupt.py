@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 
 from .._recovery.half_restored import half_restored
@@ -57,8 +58,6 @@ def end_restored(worker: int, images: str, since: float, known: list[int]) -> li
 
 
 def _limit(pid: int) -> None:
-    import resource  # few calls are interrupted
-
     if not int(status_of(pid).get("SigIgn", "0"), 16) & XFSZ:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):

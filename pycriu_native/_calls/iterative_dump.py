@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable
 
 from .._support.frozen_dataclass import dataclass, replace
-from .._support.light_typing import TYPE_CHECKING
 from .._support.unpatched import close
 from .._system import trusted_path
 from .._system.process_identity import Target, identified, number_of
@@ -25,9 +24,7 @@ from ..options.criu_opts import CriuOpts
 from ..results import PAGE, DumpResult
 from . import verbs
 from .notification import Hook
-
-if TYPE_CHECKING:
-    from .progress_state import OnProgress
+from .progress_state import OnProgress
 
 __all__ = ["DumpItersResult", "Round", "ShrinkingRounds", "dump_iters"]
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
-from .._checks import criu_files, option_rules
+from .._checks import criu_files, linked_pages, option_rules
 from .._checks.criu_files import ALLOW_UNTRUSTED
 from .._checks.work_directory import from_work_directory
 from .._integrity.dump_marker import holds_dump
@@ -60,6 +60,7 @@ def check(request: Request) -> None:
         *by_trust(request),
         *by_images(request),
         *by_files(request),
+        *linked_pages.problems(request.opts, request.verb, request.via),
     ]
     _refuse(OptionError, refused, request)
     problems = [*by_position(request), *by_limits(request), *by_library(request.opts)]

@@ -13,6 +13,7 @@ from functools import partial
 
 from .._support.frozen_dataclass import replace
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
 from .._system.descriptors import where
 from .._system.process_identity import check_start
 from .._system.process_tree import wait_until_gone, wait_until_stopped
@@ -90,7 +91,8 @@ class Run:
             connection = self._connect(keep, request.spawn_options)
             ending = owned.enter_context(ExitStack())
             ending.callback(connection.wait)
-            from . import conversation  # loaded while CRIU starts
+            with no_fork:
+                from . import conversation  # loaded while CRIU starts
 
             safeguards.start()
 
@@ -100,7 +102,8 @@ class Run:
                 self._on_exchange(exchange)
                 self._check_identity()
                 result, answer, lost = conversation.converse(request, handle, exchange)
-            from . import completion, logs  # loaded while CRIU worked
+            with no_fork:
+                from . import completion, logs  # loaded while CRIU worked
 
             succeeded = result >= 0
             if succeeded:
@@ -137,9 +140,14 @@ class Run:
                 since = time.monotonic()
                 free = self._wait_until_gone(outcome.tree)
                 return replace(outcome, pid_free=free, reap_wait=time.monotonic() - since)
-            self._end_processes(outcome, killed=lost is not None)
+            killed, errors = lost is not None, list[Exception]()
+            with _collected(errors):
+                self._end_processes(outcome, killed=killed)
             failure = completion.failure_of(request, outcome, mark, exchange, lost)
-            safeguards.failed(failure, killed=lost is not None)
+            with _collected(errors):
+                safeguards.failed(failure, killed=killed)
+            for error in errors:
+                failure.add_note(f"not everything was undone: {error!r}")
             self._log(outcome, failure)
             raise failure
 
@@ -179,7 +187,8 @@ class Run:
     def _exchange(
         self, connection: Connection, directories: Directories, safeguards: Safeguards
     ) -> Exchange:
-        from .exchange import Exchange  # loaded while CRIU starts
+        with no_fork:
+            from .exchange import Exchange  # loaded while CRIU starts
 
         request = self._request
 
@@ -201,7 +210,8 @@ class Run:
 
     def _break_off(self, connection: Connection, directories: Directories, tree: list[int]) -> None:
         """Make CRIU's work fail before its next notification."""
-        from .interrupt import end_restored, fail_writes  # few calls are interrupted
+        with no_fork:
+            from .interrupt import end_restored, fail_writes  # few calls are interrupted
 
         request = self._request
         if connection.pid and request.verb is Verb.RESTORE:
@@ -217,7 +227,7 @@ class Run:
 
     def _end_processes(self, outcome: Outcome, *, killed: bool) -> None:
         """End and reap the processes of a failed call, so that their pids are free again."""
-        from .completion import end_processes, half_restored
+        from .completion import end_processes, half_restored, reap_made
 
         is_restore = self._request.verb is Verb.RESTORE
         if is_restore:
@@ -226,8 +236,6 @@ class Run:
                 outcome.tree.extend(half_restored(images, self._since))
             end_processes(outcome.tree, UNTIL_DEAD, kill=killed)
         if outcome.line.pid:
-            from .._recovery.created_children import reap_made  # a call that succeeds does without
-
             reap_made(
                 outcome.images if is_restore else "",
                 outcome.line.pid,
@@ -256,10 +264,20 @@ class Run:
         logs.tell(request.verb, request.pid, outcome.images, outcome.duration, what)
 
 
+@contextmanager
+def _collected(errors: list[Exception]) -> Iterator[None]:
+    """Keep an error of the undo of a failed call: it must not hide the failure."""
+    try:
+        yield
+    except Exception as error:
+        errors.append(error)
+
+
 def _requested(safeguards: Safeguards) -> Recovery | None:
     """Load what is needed after CRIU's response: CRIU works meanwhile."""
     recovery = safeguards.requested() if safeguards.can_recover else None
-    from . import completion  # noqa: F401
+    with no_fork:
+        from . import completion  # noqa: F401
 
     return recovery
 

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from .._integrity import dump_marker
 from .._integrity.dump_marker import DumpMarker
 from .._support.light_typing import TYPE_CHECKING
+from .._support.no_fork import no_fork
+from .._system.descriptors import where
 from ..enums import Verb
 from ..errors import CriuError
 from .prepare import Directories
@@ -63,7 +65,8 @@ class Safeguards:
         if self._images is None or request.opts.stream:
             return
         if request.verb is Verb.RESTORE:
-            from .._integrity.set_check import check  # only restores need it
+            with no_fork:
+                from .._integrity.set_check import check  # only restores need it
 
             check(self._images, request.opts)
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and not request.inside:
@@ -79,21 +82,29 @@ class Safeguards:
         """Read, and put back from the images, what the call will change. The worker waits."""
         request = self._request
         if request.verb in (Verb.DUMP, Verb.PRE_DUMP) and request.pid is not None:
-            from .._recovery.state_before import StateBefore  # only dumps need it
+            with no_fork:
+                from .._recovery.state_before import StateBefore  # only dumps need it
 
             self._before = StateBefore(request.pid, request.opts.freeze_cgroup)
         if request.verb is not Verb.RESTORE or self._images is None:
             return
         if request.rollback is not None:
-            from .._rollback.put_back import RollBack  # few restores need it
+            with no_fork:
+                from .._rollback.put_back import RollBack  # few restores need it
 
             self._files = RollBack(self._images)
             self._owned.callback(self._files.close)
             self._files.put_back(self._check)
+        if not request.opts.stream and (images := request.with_pids_here(where(self._images))):
+            with no_fork:
+                from .._recovery.half_restored import pids_in  # only restores need it
+                from .._system.pid_numbers import wait_until_freed
+            wait_until_freed(pids_in(images))
         # The names in a stream are not known before.
         if self._work is not None and not request.opts.stream:
             with contextlib.suppress(ImportError, OSError):  # as above
-                from .._recovery.failed_restore import RestoreUndo  # only restores need it
+                with no_fork:
+                    from .._recovery.failed_restore import RestoreUndo  # only restores need it
 
                 self._restore = RestoreUndo(self._images, self._work, request.opts)
                 self._owned.callback(self._restore.close)
@@ -112,8 +123,9 @@ class Safeguards:
         assert self._before is not None
         assert pid is not None
         try:
-            from .._integrity import due_timers, dump_record, vdso  # noqa: F401
-            from .._recovery.recovery import Recovery
+            with no_fork:
+                from .._integrity import due_timers, dump_record, vdso  # noqa: F401
+                from .._recovery.recovery import Recovery
         except (ImportError, OSError):
             return None  # the caller has changed its root or its user since: see preload()
         self._recovery = Recovery(pid, self._request.opts, self._before)
@@ -132,13 +144,15 @@ class Safeguards:
             rearm(images)
             leave_out_lone_vvar(images)
             if request.rollback is not None:
-                from .._rollback.saved_files import save  # few dumps need it
+                with no_fork:
+                    from .._rollback.saved_files import save  # few dumps need it
 
                 rollback = request.rollback
                 save(images, tree, rollback.patterns, self._check, complete=rollback.complete)
             if request.opts.link_remap and request.opts.leave_running:
                 # CRIU removes its links from a process that runs on; its images need them.
-                from .._recovery.link_remaps import keep_links  # few dumps need it
+                with no_fork:
+                    from .._recovery.link_remaps import keep_links  # few dumps need it
 
                 self._links = keep_links(images, f"/proc/{request.pid}/root")
             if self._marker is not None:

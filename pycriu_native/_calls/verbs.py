@@ -28,31 +28,31 @@ import contextlib
 import os
 
 from .._native.ffi import LIBCRIU_VERSION
+from .._rollback.option import Files, rollback_of
 from .._support.frozen_dataclass import replace
-from .._support.light_typing import TYPE_CHECKING, Any, TypeVar
+from .._support.light_typing import Any, TypeVar
 from .._system.process_identity import Target, located
+from .._transport.base import Via
 from .._transport.worker import Worker
 from ..enums import Verb
 from ..errors import Problem, UnsupportedError
 from ..options.criu_opts import CriuOpts
 from ..options.table import On
+from ..results import (
+    CheckResult,
+    CpuinfoResult,
+    DumpResult,
+    DumpStatistics,
+    Features,
+    RestoreResult,
+    RestoreStatistics,
+    Version,
+)
 from . import requirements
 from .call import Call
+from .notification import Hook
+from .progress_state import OnProgress
 from .request import REAP_TIMEOUT, Outcome, Request
-
-if TYPE_CHECKING:
-    from .._rollback.option import Files, Rollback
-    from .._transport.base import Via
-    from ..results import (
-        CheckResult,
-        CpuinfoResult,
-        DumpResult,
-        Features,
-        RestoreResult,
-        Version,
-    )
-    from .notification import Hook
-    from .progress_state import OnProgress
 
 __all__ = [
     "check",
@@ -161,8 +161,6 @@ def dump_request(
 
 def dump_result(request: Request, outcome: Outcome) -> DumpResult:
     """The result of :func:`dump`."""
-    from ..results import DumpResult, DumpStatistics  # loaded while CRIU worked
-
     pid = request.pid
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, DumpStatistics)
@@ -286,8 +284,6 @@ def restore_request(
 
 def restore_result(request: Request, outcome: Outcome) -> RestoreResult:
     """The result of :func:`restore`."""
-    from ..results import RestoreResult, RestoreStatistics  # as above
-
     statistics = outcome.statistics
     assert statistics is None or isinstance(statistics, RestoreStatistics)
     result = RestoreResult(
@@ -312,7 +308,6 @@ def check(
     import tempfile  # slow to import; the other verbs do not need it
 
     from .._failures.log_excerpt import is_benign
-    from ..results import CheckResult
 
     chosen = CriuOpts() if opts is None else opts
     with tempfile.TemporaryDirectory(prefix="pycriu-native-check-") as scratch:
@@ -363,8 +358,6 @@ def _require_cpuinfo() -> None:
 
 
 def _cpuinfo(request: Request) -> CpuinfoResult:
-    from ..results import CpuinfoResult
-
     outcome = Call(request).wait()
     result = CpuinfoResult(images=outcome.images, duration=outcome.duration, log=outcome.log)
     return _finish(request, outcome, result)
@@ -377,8 +370,6 @@ def version(*, via: Via | None = None, deadline: float | None = None) -> Version
 
 def libcriu_version() -> Version:
     """The release of the libcriu that is loaded, which need not be the program's."""
-    from ..results import Version
-
     return Version.parse(LIBCRIU_VERSION)
 
 
@@ -422,16 +413,10 @@ def _checked(
         start_time=start,
         include_caller=include_caller,
         reap_timeout=reap_timeout,
-        rollback=None if files is None else _rollback(files, verb),
+        rollback=None if files is None else rollback_of(files, str(verb)),
     )
     requirements.check(request)
     return request
-
-
-def _rollback(files: Files, verb: Verb) -> Rollback | None:
-    from .._rollback.option import rollback_of  # few calls need it
-
-    return rollback_of(files, str(verb))
 
 
 def _finish(request: Request, outcome: Outcome, result: Result) -> Result:

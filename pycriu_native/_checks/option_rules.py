@@ -140,7 +140,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
             "a path relative to the images directory is accepted (runc's rule)",
         )
         return
-    base = _images(opts)
+    base = images_path(opts)
     where = _parent(opts)
     if base is None or where is None:
         return
@@ -170,7 +170,7 @@ def _parent_image(opts: CriuOpts, verb: Verb) -> Iterator[Problem]:
         yield Problem("parent_image", parent, why)
 
 
-def _images(opts: CriuOpts) -> str | None:
+def images_path(opts: CriuOpts) -> str | None:
     """The images directory as a path."""
     directory = opts.images_directory
     if directory is None or isinstance(directory, str):
@@ -180,7 +180,7 @@ def _images(opts: CriuOpts) -> str | None:
 
 def _parent(opts: CriuOpts) -> str | None:
     """The directory of the parent images as a path; the images directory may not exist yet."""
-    base = _images(opts)
+    base = images_path(opts)
     if base is None or not isinstance(opts.parent_image, str):
         return None
     where = os.path.join(base, opts.parent_image)
@@ -192,7 +192,7 @@ def parents(opts: CriuOpts) -> Iterator[str]:
 
     The link in a directory is followed after the caller has received the directory.
     """
-    base = _images(opts)
+    base = images_path(opts)
     if base is None:
         return
     at = _parent(opts) or f"{base}/parent"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from .. import errors
 from .._support.frozen_dataclass import dataclass
 from .._support.light_typing import TYPE_CHECKING, Any
+from .._support.no_fork import no_fork
 from ..enums import Verb
 from ..errors import CriuError, Diagnosis
 
@@ -93,7 +94,8 @@ class Failure:
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Failure:
         """Convert an entry of the file."""
-        import re  # slow to import; a call that succeeds does not need it
+        with no_fork:
+            import re  # slow to import; a call that succeeds does not need it
 
         error = entry.get("error")
         return cls(
@@ -108,7 +110,8 @@ class Failure:
 @functools.cache
 def failures() -> tuple[Failure, ...]:
     """The entries of the file; none if it can no longer be read."""
-    import json  # slow to import; a call that succeeds does not need it
+    with no_fork:
+        import json  # slow to import; a call that succeeds does not need it
 
     # A plain path needs no further imports: the caller may have changed its root or its user.
     path = os.path.join(os.path.dirname(__file__), "known_failures.json")

@@ -20,10 +20,17 @@ from . import completeness, dump_record
 from .completeness import is_pre_dump
 from .dump_marker import DEEPEST, EARLIER, UNFINISHED, lock
 from .image_files import ImageFiles, Problem
+from .unchanged import Unchanged
+
+_checked = Unchanged[bool]()
 
 
 def check(directory: int, opts: CriuOpts) -> None:
     """Raise ``ImagesError`` if these images cannot be all of a dump's; cheap, no page is read."""
+    _checked.result(directory, bool(opts.lazy_pages), lambda: _check(directory, opts))
+
+
+def _check(directory: int, opts: CriuOpts) -> bool:
     files = ImageFiles(directory)
     for result in problems(directory, files):
         if result.served and opts.lazy_pages:
@@ -31,6 +38,7 @@ def check(directory: int, opts: CriuOpts) -> None:
         raise _refusal(directory, result)
     if is_pre_dump(files):
         raise _refusal(directory, next(files.missing("pstree.img")))
+    return True
 
 
 def _refusal(directory: int, found: Problem) -> ImagesError:

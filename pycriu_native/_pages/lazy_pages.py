@@ -18,11 +18,11 @@ import os
 
 from .._calls import requirements
 from .._calls.prepare import Directories
+from .._calls.progress_state import OnProgress
 from .._calls.request import Request, log_name
 from .._checks.work_directory import from_work_directory
 from .._support.closing import Closing
 from .._support.lazy import signal
-from .._support.light_typing import TYPE_CHECKING
 from .._support.unpatched import close, readable
 from .._system.descriptors import above_stdio
 from .._system.regular_file import LogMark
@@ -31,9 +31,6 @@ from ..enums import Verb
 from ..errors import DeadlineError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
-
-if TYPE_CHECKING:
-    from .._calls.progress_state import OnProgress
 
 __all__ = ["LazyPages"]
 

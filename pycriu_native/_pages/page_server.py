@@ -15,10 +15,11 @@ import os
 
 from .._calls import requirements
 from .._calls.call import Call
+from .._calls.progress_state import OnProgress
 from .._calls.request import Outcome, Request
 from .._support.closing import Closing
 from .._support.lazy import signal, socket
-from .._support.light_typing import TYPE_CHECKING, cast
+from .._support.light_typing import cast
 from .._support.unpatched import readable
 from .._transport.base import Via
 from .._transport.connection import Connection
@@ -29,9 +30,6 @@ from ..errors import CriuError, ProtocolError, WorkerDiedError
 from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 from ..results import PageServerResult
-
-if TYPE_CHECKING:
-    from .._calls.progress_state import OnProgress
 
 __all__ = ["PageServerChild", "page_server", "page_server_child"]
 

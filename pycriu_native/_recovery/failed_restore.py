@@ -136,8 +136,6 @@ class RestoreUndo:
 
         ``killed``: CRIU was killed, so that it has undone nothing.
         """
-        from .dump_lock import lock_of_dump  # needed after a failure only
-
         remaining = [
             f"{path}, which the restore must create"
             for path in self._in_the_way
@@ -159,6 +157,8 @@ class RestoreUndo:
             self._since, (*places, f"/proc/self/fd/{self._work}"), killed=killed
         )
         if self._opts.tcp_established:
+            from .dump_lock import lock_of_dump  # needed after a failure only
+
             remaining += lock_of_dump(self._images)
         return tuple(dict.fromkeys(remaining))
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .light_typing import TYPE_CHECKING, Any
+from .no_fork import no_fork
 from .unpatched import original
 
 if TYPE_CHECKING:
     import signal as signal
     import socket as socket
+    from concurrent import futures as futures
 else:
 
     class _Later:
@@ -26,7 +28,7 @@ else:
             setattr(self, attribute, value)
             return value
 
-    signal, socket = _Later("signal"), _Later("socket")
+    signal, socket, futures = map(_Later, ("signal", "socket", "concurrent.futures"))
 
 
 def fetch(names: dict[str, Any], modules: Mapping[str, str], name: str) -> Any:
@@ -36,6 +38,7 @@ def fetch(names: dict[str, Any], modules: Mapping[str, str], name: str) -> Any:
     package = names["__name__"]
     if name not in modules:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    value = getattr(__import__(f"{package}.{modules[name]}", fromlist=[name]), name)
+    with no_fork:
+        value = getattr(__import__(f"{package}.{modules[name]}", fromlist=[name]), name)
     names[name] = value
     return value

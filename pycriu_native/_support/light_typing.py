@@ -1,7 +1,8 @@
 """What the modules that every import loads need of ``typing``: its own import takes too long.
 
 Type checkers see the names themselves; at run time annotations are text, and only what is
-called or inherited from has to be there.
+called or inherited from has to be there. ``typing.get_type_hints`` evaluates that text all the
+same: ``Any`` is ``object`` for it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
 else:
     from types import GenericAlias
 
-    Any = ClassVar = Self = None
-    Protocol = object
+    Any = Self = Protocol = object
+
+    class ClassVar:
+        """``typing.ClassVar``, once a hint is evaluated."""
+
+        def __class_getitem__(cls, item: object) -> object:
+            import typing
+
+            return typing.ClassVar[item]
 
     class Generic:
         """A base class with parameters that only type checkers use."""
@@ -32,6 +40,13 @@ else:
         """The value: only a type checker learns something."""
         return value
 
-    def TypeVar(name: str) -> str:
+    class TypeVar:
         """A name for annotations."""
-        return name
+
+        def __init__(self, name: str) -> None:
+            self.__name__ = name
+
+        def __or__(self, other: object) -> object:
+            import typing
+
+            return typing.TypeVar(self.__name__) | other  # type: ignore[operator]

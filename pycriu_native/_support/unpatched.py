@@ -20,7 +20,7 @@ def original(module: str, name: str) -> Any:
         return gevent.get_original(module, name)
     if (eventlet := sys.modules.get("eventlet.patcher")) is not None:
         return getattr(eventlet.original(module), name)
-    return getattr(__import__(module), name)
+    return getattr(__import__(module, fromlist=[name]), name)
 
 
 Lock: Callable[[], Any] = original("_thread", "allocate_lock")
@@ -60,8 +60,11 @@ def _threads_are_replaced() -> bool:
     )
 
 
-class _Thread:
-    """The part of ``threading.Thread`` that is used here, on a thread of the system's own."""
+class RawThread:
+    """The part of ``threading.Thread`` that is used here, on a thread of the system's own.
+
+    ``start`` does not wait until it runs.
+    """
 
     def __init__(
         self,
@@ -121,7 +124,7 @@ def Thread(
     Without ``daemon`` it is a daemon thread if the calling thread is one.
     """
     if _threads_are_replaced():
-        return _Thread(target, name, args, daemon)
+        return RawThread(target, name, args, daemon)
     import threading
 
     return threading.Thread(target=target, name=name, args=args, daemon=daemon)

@@ -1,6 +1,6 @@
 """Ways to reach a CRIU process that this library does not start.
 
-What a call needs of any of them is ``Via``; :class:`~pycriu_native.Worker` is the default.
+``Via`` is the interface of all ways; :class:`~pycriu_native.Worker` is the default.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Via(Protocol):
         """
 
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages."""
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
         """Problems of a request: ``inherits`` descriptors, ``sibling`` for a restored child."""
@@ -46,7 +46,7 @@ class Via(Protocol):
     def connect(
         self, keep: Sequence[int] = (), spawn_options: SpawnOptions = DEFAULT_SPAWN_OPTIONS
     ) -> Connection:
-        """An open line to it."""
+        """Open a connection to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Service:
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
-        """Which service this is: its socket as it is now."""
+        """Path, device, inode and modification time of its socket."""
         try:
             result = os.stat(self.path)
         except OSError as error:
@@ -78,7 +78,7 @@ class Service:
         return os.fspath(self.path), result.st_dev, result.st_ino, result.st_mtime_ns
 
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages."""
         return f"the criu service at {os.fspath(self.path)}"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
@@ -130,15 +130,15 @@ class Socket:
     ours: ClassVar[bool] = False
 
     def identity(self) -> tuple[object, ...] | None:
-        """Unknown: a question would be the one request that it serves."""
+        """None: it serves one request only, and a request for its release would be that one."""
         return None
 
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages."""
         return f"the CRIU on descriptor {descriptor_number(self.fd)}"
 
     def refuses(self, *, inherits: bool, sibling: bool) -> Iterator[Problem]:
-        """Nothing: the caller that started it determines what it inherits."""
+        """No problems: the caller that started it determines what it inherits."""
         return iter(())
 
     def connect(

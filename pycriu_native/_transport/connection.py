@@ -79,7 +79,7 @@ class Connection:
         """Its standard output and error up to the end of the connection."""
 
     def sock(self) -> socket.socket:
-        """The socket as an object, which few calls need: its module takes long to load."""
+        """The socket as an object. Few calls need it, and its module takes long to import."""
         if self._sock is None:
             self._sock = blocking(socket.socket(fileno=self.fd))
         return self._sock
@@ -89,17 +89,17 @@ class Connection:
         return False
 
     def kill(self) -> None:
-        """Abort the work: kill the process, or shut the socket down if the process is not ours."""
+        """Abort the work: kill an owned process; else shut down the socket."""
         if self.fd < 0:
             return
         with contextlib.suppress(OSError):
             self.sock().shutdown(socket.SHUT_RDWR)
 
     def wake(self) -> None:
-        """Continue the process if it was stopped by a signal: it could not undo its work."""
+        """Continue the process if a signal has stopped it: it could not undo its work."""
 
     def close(self) -> None:
-        """Close the socket. CRIU ends when it sees that."""
+        """Close the socket, which makes CRIU end."""
         fd, self.fd = self.fd, -1
         if self._sock is not None:
             self._sock.close()
@@ -119,7 +119,7 @@ class Connection:
         self.close()
 
     def detach(self) -> None:
-        """Close, and give the process up: with ``exec_cmd`` it is the restored program by then,
-        and in a forked child it is the parent's.
+        """Close, and neither wait for the process nor reap it: with ``exec_cmd`` it runs that
+        program now; in a forked child it belongs to the parent.
         """
         self.close()

@@ -3,8 +3,9 @@
 CRIU probes the kernel at the start of its work, which takes some twenty milliseconds, and stores
 the result in ``/run/criu.kdat``, but only on a tmpfs, which does not outlive the running kernel. It
 reads that file through a link too: if ``/run`` is not a tmpfs, as in many containers,
-``keep_feature_cache`` makes it a link to a cache on a tmpfs. Facts: CRIU's
-``criu/kerndat.c`` (4.2) and what 4.2.1 does.
+``keep_feature_cache`` makes it a link to a cache on a tmpfs. The workers of a pool need neither:
+they share a cache in memory (``native/feature_cache.c``). Facts: CRIU's ``criu/kerndat.c`` (4.2)
+and what 4.2.1 does.
 """
 
 from __future__ import annotations
@@ -28,34 +29,34 @@ __all__ = ["CacheState", "FeatureCache", "feature_cache", "keep_feature_cache"]
 RUN = "/run"
 NAME = "criu.kdat"
 SHARED_MEMORY = "/dev/shm"
-"""A tmpfs that nearly every system and container has, even if ``/run`` is not one."""
+"""A tmpfs in nearly every system and container, even if ``/run`` is not one."""
 
 PROBE = """
 mount -n -t tmpfs none /run || exit
 "$0" check >&2
 cat /run/criu.kdat
 """
-"""Starts CRIU's probe in a separate mount namespace, and prints the cache."""
+"""Runs CRIU's probe in a separate mount namespace, and prints the cache."""
 
 UNTIL_PROBED = 60.0
-"""Seconds that this gets."""
+"""Timeout of the probe in seconds."""
 
 MAGIC = 0x57023458
-"""How the file begins."""
+"""The first four bytes of a cache."""
 
 STILL_WRITING = 5.0
 """Seconds after which a temporary file is stale: it is written in one write()."""
 
 
 class CacheState(StrEnum):
-    """What becomes of the cache."""
+    """State of the cache."""
 
     KEPT = "kept"
-    """It is there, and a ``criu`` of the build that wrote it reads it."""
+    """It exists; a ``criu`` of the build that wrote it reads it."""
     ABSENT = "absent"
-    """It can be kept: the next call writes it."""
+    """It does not exist; the next call writes it."""
     IMPOSSIBLE = "impossible"
-    """It cannot be kept: no tmpfs, or not to be written. Each call probes."""
+    """It cannot be written: no tmpfs, or no permission. Each call probes the kernel."""
     BLOCKED = "blocked"
     """A temporary file left by a ``criu`` prevents all others from writing the cache."""
     STALE = "stale"
@@ -67,12 +68,11 @@ class FeatureCache:
     """The state of CRIU's feature cache for a worker of this process."""
 
     path: str
-    """The file."""
     state: CacheState
     reason: str
-    """The reason."""
+    """The reason of the state, as text."""
     cure: str | None = None
-    """What helps; None where nothing needs to."""
+    """What to do; None if there is no need."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" + (f"; {self.cure}" if self.cure else "")
@@ -87,7 +87,7 @@ def feature_cache() -> FeatureCache:
     """
     path = os.path.join(RUN, NAME)
 
-    def found(state: CacheState, reason: str, cure: str | None = None) -> FeatureCache:
+    def result(state: CacheState, reason: str, cure: str | None = None) -> FeatureCache:
         return FeatureCache(path=path, state=state, reason=reason, cure=cure)
 
     try:
@@ -97,8 +97,8 @@ def feature_cache() -> FeatureCache:
     except FileNotFoundError:
         kind = filesystem_of(RUN)
         if kind == "tmpfs":
-            return _without_file(found)
-        return found(
+            return _without_file(result)
+        return result(
             CacheState.IMPOSSIBLE,
             f"{RUN} is {'no directory' if kind is None else 'on ' + kind}, and CRIU keeps the "
             "cache on a tmpfs only: each call probes the kernel, some 20 ms",
@@ -106,17 +106,17 @@ def feature_cache() -> FeatureCache:
             f"--tmpfs {RUN})",
         )
     except OSError as error:
-        return found(CacheState.IMPOSSIBLE, error.strerror or "it cannot be read", "run as root")
+        return result(CacheState.IMPOSSIBLE, error.strerror or "it cannot be read", "run as root")
     if magic != MAGIC:
-        return found(CacheState.STALE, "this is no cache of CRIU's", f"remove {path}")
+        return result(CacheState.STALE, "this is no cache of CRIU's", f"remove {path}")
     if made.st_mtime < boot_time():
-        return found(CacheState.STALE, "it is older than the running kernel", f"remove {path}")
+        return result(CacheState.STALE, "it is older than the running kernel", f"remove {path}")
     where = os.path.realpath(path)
-    return found(CacheState.KEPT, "it is kept" + (f", in {where}" if where != path else ""))
+    return result(CacheState.KEPT, "it is kept" + (f", in {where}" if where != path else ""))
 
 
 def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
-    """Make a cache that CRIU finds although ``/run`` is no tmpfs: calls then take some 20 ms less.
+    """Store the cache for CRIU even if ``/run`` is not a tmpfs: calls then take some 20 ms less.
 
     The ``criu`` of ``via`` (default: ``Worker()``) probes the kernel once, in a separate mount
     namespace whose ``/run`` is a tmpfs. Its cache is copied to ``/dev/shm/criu.kdat``, for root
@@ -124,14 +124,14 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
     ends; a second build of ``criu`` removes the link, as it would the file. Nothing is done if CRIU
     can store the cache itself. Returns the result of :func:`feature_cache` afterwards.
 
-    Raises ``PermissionDeniedError`` to others than root, ``ProgramError`` where CRIU or the
-    namespace cannot be had, ``CriuError`` where ``/dev/shm`` is no tmpfs or has another user's
+    Raises ``PermissionDeniedError`` for other users than root, ``ProgramError`` if CRIU or the
+    namespace cannot be started, ``CriuError`` if ``/dev/shm`` is not a tmpfs or has another user's
     file of that name, and ``ProgramNotFoundError``. Needs CRIU 3.17, and ``unshare`` and ``mount``
     of util-linux.
     """
-    found = feature_cache()
-    if found.state is not CacheState.IMPOSSIBLE or filesystem_of(RUN) in (None, "tmpfs"):
-        return found
+    before = feature_cache()
+    if before.state is not CacheState.IMPOSSIBLE or filesystem_of(RUN) in (None, "tmpfs"):
+        return before
     if os.geteuid() != 0:
         raise PermissionDeniedError("CRIU's feature cache in /run is root's: run as root")
     kind = filesystem_of(SHARED_MEMORY)
@@ -143,10 +143,10 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
         # A criu that finds no cache would try to write one, fail, and remove the link; but not
         # while this file shows that another criu is writing the cache.
         with contextlib.suppress(FileExistsError):
-            close(os.open(found.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        with _beside(found.path) as new:
+            close(os.open(before.path + ".tmp", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        with _beside(before.path) as new:
             os.symlink(made, new)
-            os.rename(new, found.path)
+            os.rename(new, before.path)
     except OSError as error:
         if isinstance(error, CriuError):
             raise
@@ -155,8 +155,8 @@ def keep_feature_cache(*, via: Worker | None = None) -> FeatureCache:
 
 
 def _probed(program: str) -> bytes:
-    """The cache that a ``criu`` makes of this kernel."""
-    import subprocess  # nothing else here needs it
+    """The cache that a ``criu`` writes for this kernel."""
+    import subprocess  # needed here only
 
     try:
         done = subprocess.run(
@@ -172,7 +172,7 @@ def _probed(program: str) -> bytes:
         raise ProgramError(f"{program} could not be started in a namespace: {error}") from None
     if int.from_bytes(done.stdout[:4], "little") != MAGIC:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        why = lines[-1] if lines else "it kept none"
+        why = lines[-1] if lines else "no message"
         raise ProgramError(f"{program} wrote no feature cache in a separate namespace: {why}")
     return done.stdout
 
@@ -186,7 +186,7 @@ def _put(path: str, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _beside(path: str) -> Iterator[str]:
-    """A name for what is to take the place of a file; nothing is left of it if that fails."""
+    """A temporary name in the directory of a file; a file that remains under it is removed."""
     new = f"{path}.{os.getpid()}.{time.monotonic_ns()}"
     try:
         yield new
@@ -195,21 +195,19 @@ def _beside(path: str) -> Iterator[str]:
             os.unlink(new)
 
 
-def _without_file(found: Callable[..., FeatureCache]) -> FeatureCache:
+def _without_file(result: Callable[..., FeatureCache]) -> FeatureCache:
     temporary = os.path.join(RUN, NAME + ".tmp")
     try:
         age = time.time() - os.stat(temporary).st_mtime
     except OSError:
         age = 0.0
     if age > STILL_WRITING:
-        return found(
+        return result(
             CacheState.BLOCKED,
-            f"a criu that ended early has left {temporary}, and no other writes over it: each "
+            f"a criu that ended early has left {temporary}, and no other one overwrites it: each "
             "call probes the kernel, some 20 ms",
             f"remove {temporary}",
         )
     if not os.access(RUN, os.W_OK):
-        return found(
-            CacheState.IMPOSSIBLE, f"{RUN} is not to be written", "run as root, or remount it"
-        )
-    return found(CacheState.ABSENT, "the next call writes it")
+        return result(CacheState.IMPOSSIBLE, f"{RUN} is not writable", "run as root, or remount it")
+    return result(CacheState.ABSENT, "the next call writes it")

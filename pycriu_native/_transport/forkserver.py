@@ -1,8 +1,8 @@
 """ForkServer: a loaded ``criu`` that forks workers; the Python side of ``native/forkserver.c``.
 
-Most of the cost of starting a worker is the loader's: it maps and binds CRIU and some twenty
-libraries, which takes three to four times as long as the rest of the start. The fork server does
-that once. It forks each worker before CRIU's ``main()``, as a child of the caller, so that workers
+Most of the time of starting a worker is spent in the loader, which maps and binds CRIU and some
+twenty libraries: three to four times as long as the rest of the start. The fork server does this
+once. It forks each worker before CRIU's ``main()``, as a child of the caller, so that workers
 share no state of CRIU: no configuration, no run id, no descriptor.
 """
 
@@ -27,13 +27,13 @@ from .worker import PATIENCE, start_worker
 IMAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native", "forkserver.abi3.so")
 
 UNTIL_LOADED = 2.0
-"""Seconds within which a fork server must send its first message, unless told otherwise."""
+"""Default timeout of a fork server's first message, in seconds."""
 
 UNTIL_FORKED = 5000
-"""Milliseconds within which a worker must be forked."""
+"""Timeout of forking a worker, in milliseconds."""
 
 UNTIL_READ = 600_000
-"""Milliseconds that it gets to read a template."""
+"""Timeout of reading a template, in milliseconds."""
 
 MAX_INHERITED: int = native.PN_MAX_INHERITED
 """Descriptors that a worker can inherit."""
@@ -52,7 +52,7 @@ _SPECIAL_TO_LOADER = frozenset(" :$")
 class ForkServerUnavailableError(Exception):
     """This program cannot be a fork server here, or has ended: start each worker on its own.
 
-    Its text is the reason.
+    The message is the reason.
     """
 
 
@@ -102,6 +102,11 @@ class ForkServer:
         return self._connection.pid
 
     @property
+    def program(self) -> str:
+        """The path of the program."""
+        return self._connection.program
+
+    @property
     def is_open(self) -> bool:
         """Whether workers can be forked: not after :meth:`close`, nor once one has failed."""
         return self._connection.fd >= 0
@@ -144,7 +149,7 @@ class ForkServer:
             ) from None
 
     def _end(self) -> None:
-        """Kill a fork server that did not answer, and the worker that it may have forked.
+        """Kill a fork server that did not respond, and the worker that it may have forked.
 
         A worker sends its pid, and then closes its copy of the socket.
         """
@@ -161,7 +166,7 @@ class ForkServer:
 
     def close(self) -> None:
         """End it; its workers stay. May be called again."""
-        with self._fork_lock:  # a worker could not send its pid
+        with self._fork_lock:  # a worker that is being forked has to send its pid
             self._close()
 
     def _close(self) -> None:
@@ -201,7 +206,7 @@ os.register_at_fork(
 )
 
 _unable: set[tuple[object, ...]] = set()
-"""Programs that sent no first message: waiting for it again would take UNTIL_LOADED."""
+"""Programs that sent no first message: they are not tried again, which would take UNTIL_LOADED."""
 
 
 _NOT_LOADED = (
@@ -210,7 +215,7 @@ _NOT_LOADED = (
 
 
 def _why_not(program: str, env: Mapping[str, str]) -> str:
-    """Why the loader would not preload IMAGE, as far as that can be checked; or nothing."""
+    """The reason why the loader would not preload IMAGE, as far as that can be checked; or ""."""
     if PRELOAD in env:
         return f"{PRELOAD} is set for the worker"
     if not os.path.exists(IMAGE):
@@ -220,7 +225,7 @@ def _why_not(program: str, env: Mapping[str, str]) -> str:
     ignored = f"and the loader ignores {PRELOAD} for programs with more rights than their user"
     if os.stat(program).st_mode & (stat.S_ISUID | stat.S_ISGID):
         return f"{program} is setuid or setgid, {ignored}"
-    if on_disk(program) in _unable:
+    if _is_static(program) or on_disk(program) in _unable:
         return _NOT_LOADED.format(program)
     with contextlib.suppress(OSError):
         os.getxattr(program, "security.capability")
@@ -228,6 +233,25 @@ def _why_not(program: str, env: Mapping[str, str]) -> str:
     if not _same_pids():
         return "processes that are started here have pids of another namespace"
     return ""
+
+
+def _is_static(program: str) -> bool:
+    """Whether a program has no loader: an ELF file without an entry PT_INTERP (elf(5))."""
+    with open(program, "rb") as file:
+        head = file.read(64)
+        if head[:5] != b"\x7fELF\x02":
+            return False  # a script, or a program of 32 bits
+        table, size, count = (
+            int.from_bytes(head[at:end], sys.byteorder)
+            for at, end in ((32, 40), (54, 56), (56, 58))
+        )
+        file.seek(table)
+        entries = file.read(size * count)
+    types = (
+        int.from_bytes(entries[at : at + 4], sys.byteorder)
+        for at in range(0, len(entries), size or 1)
+    )
+    return bool(entries) and 3 not in types
 
 
 def _same_pids() -> bool:

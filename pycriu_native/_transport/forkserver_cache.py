@@ -49,7 +49,7 @@ class ForkServerCache(Closing):
         with self._lock:
             if kind not in self._servers:
                 self._servers[kind] = None
-                # via.connect raises what is wrong.
+                # via.connect raises the error.
                 with contextlib.suppress(ForkServerUnavailableError, CriuError, OSError):
                     self._servers[kind] = start_fork_server(worker, spawn_options, like)
             return self._servers[kind]

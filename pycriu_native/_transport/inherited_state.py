@@ -33,7 +33,7 @@ WHOLE_FILES = (
     "cgroup",
     "oom_score_adj",
 )
-"""Files of /proc that are compared unchanged."""
+"""Files of /proc/PID that are compared as a whole."""
 
 STATUS_LINES = (
     b"Umask:",
@@ -96,7 +96,8 @@ def _parts(*configuration: str) -> _Parts:
 
 
 def inherited_state(env: Mapping[str, str]) -> bytes | None:
-    """The state that a worker with this environment would inherit from this thread, to be compared.
+    """The state that a worker with this environment would inherit from this thread, as bytes to
+    compare.
 
     None if it cannot be read from /proc: then no worker that was started ahead can be used.
     """

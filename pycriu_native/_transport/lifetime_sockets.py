@@ -6,9 +6,9 @@ from .._support.closing import Closing
 from .._support.sockets import pair
 
 PASSES = 3
-"""How often the group is killed. The kernel sends SIGIO and what replaces it to one process of a
-group after the other, without a lock against forks: one pass can miss a process that is forked
-meanwhile (seen on Linux 6.18, 9 of 1500); the next one finds it, and its parent is dead by then."""
+"""How often the group is killed. The kernel sends SIGIO, or the signal that replaces it, to one
+process of a group after the other, without a lock against forks: one pass can miss a process that
+is forked meanwhile (seen on Linux 6.18, 9 of 1500); the next pass finds it."""
 
 
 class LifetimeSockets(Closing):

@@ -9,7 +9,7 @@ the background::
             dump(pid, opts, via=pool)
 
 A call uses a ready worker only if a fresh one would be no different (``WorkerPool.connect``). A
-worker ends when its socket is closed, so it does not outlive the caller, however that ends.
+worker ends when its socket is closed: at the latest when the caller ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class _Stock:
 
 def _refill(stock: _Stock, thread: list[Any]) -> None:
     """Keep ``stock.size`` workers ready; the body of the stock's thread."""
-    from .worker_factory import WorkerFactory  # a star import does without
+    from .worker_factory import WorkerFactory  # not needed by a star import
 
     me = thread[0]
     # A signal delivered to this thread would not interrupt the thread that waits for it.
@@ -287,8 +287,8 @@ class WorkerPool(Closing):
     ) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_POOL:
             raise ValueError(f"size={size!r}: a whole number from 1 to {LARGEST_POOL} is accepted")
-        # A star import does without. Not first on the pool's thread: a child that is forked during
-        # that import could never import it, and closing the pool there would wait without a limit.
+        # Not needed by a star import. Not imported on the pool's thread: a child that is forked
+        # during the import could never import it, and would wait forever when it closes the pool.
         from . import worker_factory  # noqa: F401
 
         self._worker = Worker(
@@ -297,7 +297,7 @@ class WorkerPool(Closing):
         self._worker.identity()  # raises if there is no such program
         self._stock = _Stock(size, self._worker, SAVING)
         self._restoring = _Stock(size, self._worker, RESTORING)
-        """Workers for restores, from the first restore on."""
+        """Filled from the first restore on."""
         self._finish = weakref.finalize(self, _close, self._stock, self._restoring)
         _stocks.update((self._stock, self._restoring))
         with self._stock.changed:

@@ -1,4 +1,4 @@
-"""Which ``criu`` program runs, found and checked before anything starts."""
+"""Finds the ``criu`` program, and checks it before it is started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .._system import trusted_path
 from ..errors import PermissionDeniedError, ProgramNotFoundError
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for, and the PATH of a worker: the caller's own could name others."""
+"""Directories that are searched for programs, and the PATH of a worker: the caller's PATH could
+name others."""
 
 HOW_TO_INSTALL = (
     "install it (pip install 'pycriu-native[criu]'; Debian: apt-get install criu, or "
@@ -29,7 +30,7 @@ INSTALLED = "/opt/pycriu-native/bin/criu"
 
 
 class Source(enum.StrEnum):
-    """What named a program, in the order in which they are looked at."""
+    """What named a program, by precedence."""
 
     ARGUMENT = "named by the caller"
     VARIABLE = "named by the environment variable CRIU_PROGRAM"
@@ -88,13 +89,13 @@ def companion() -> Any:
 
 
 def on_disk(path: str) -> tuple[object, ...]:
-    """Which file a program is, as it is now."""
+    """Path, device, inode and modification time of a program."""
     result = os.stat(path)
     return path, result.st_dev, result.st_ino, result.st_mtime_ns
 
 
 def _absolute(name: str) -> str:
-    """A path as it is, made absolute; a name without a slash is looked for."""
+    """The absolute path; a name without a slash is searched for."""
     path = name if os.sep in name else _on_search_path(name) or name
     return os.path.abspath(path) if os.sep in path else path
 
@@ -122,7 +123,7 @@ def _checked(path: str, allow_untrusted: bool) -> str:
         except trusted_path.UntrustedError as reason:
             raise PermissionDeniedError(
                 f"the criu program {path!r} is not run, because another user could change it: "
-                f"{reason.strerror}; take that permission away (chmod go-w), or "
-                "Worker(allow_untrusted=True) runs it all the same"
+                f"{reason.strerror}; remove that permission (chmod go-w), or use "
+                "Worker(allow_untrusted=True)"
             ) from None
     return path

@@ -12,8 +12,8 @@ from ..errors import ProgramError
 from .program import SEARCH_PATH
 
 FIXED_ENVIRONMENT = {"PATH": SEARCH_PATH, "HOME": "/"}
-"""The environment of each worker, to which the caller adds. CRIU reads a configuration file in its
-home directory, which is therefore a directory that only root can write."""
+"""The environment of each worker, to which the caller can add. CRIU reads a configuration file in
+HOME, which is therefore a directory that only root can write."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,7 @@ class SpawnOptions:
 DEFAULT_SPAWN_OPTIONS = SpawnOptions()
 
 SAVING = SpawnOptions(private_files=True, block_signals=True, ignore_sigxfsz=True)
-"""For dumps: images hold secrets, and a signal that kills CRIU can end the dumped process too."""
+"""For dumps: images contain secrets, and a signal that kills CRIU can kill the dumped process."""
 
 RESTORING = SpawnOptions(ignore_sigxfsz=True)
 """For restores: created files get the mode that they had, so the umask is not changed."""

@@ -28,7 +28,7 @@ class WorkerConnection(Connection):
         self.pid = process.pid
         self.pidfd = process.pidfd
         self.retire: Callable[[ChildProcess], None] | None = None
-        """Receives the process at the end of the connection, and reaps it if that is not done."""
+        """Receives the process at the end of the connection, and reaps it if it is not reaped."""
         self._process: ChildProcess | None = process
         """None once the process is not owned any more."""
 

@@ -24,7 +24,7 @@ def fingerprint(worker: Worker) -> WorkerFingerprint | None:
     result = inherited_state(worker.env)
     if result is None:
         return None
-    # Each call and each start has checked already whether other users could change the program.
+    # Each call and each start checks whether other users could change the program.
     return on_disk(find_program(worker.program, allow_untrusted=True)), result
 
 

@@ -89,7 +89,7 @@ def archive_contents(source: Place, *, decrypt_with: Sequence[str] = ()) -> Arch
     return ArchiveContents(
         inside=inside,
         size=size,
-        changed=tuple(changed),
+        changed=tuple(each for each in changed if each[0] not in deleted),
         deleted=tuple(deleted),
         **described(config, spec),
     )

@@ -1,13 +1,13 @@
-"""``pycriu-native``: the library on the command line (extra ``[cli]``: click and rich).
+"""The command line program ``pycriu-native`` (extra ``[cli]``: click and rich).
 
-click reads command lines, writes help and completes in three shells; rich draws progress bars, and
-is loaded by the first one. Nothing of this package is imported by ``import pycriu_native``. Each
-command is a module, loaded on use:
+click parses command lines, prints help and completes words; rich draws progress bars and is
+imported only to draw one. ``import pycriu_native`` imports no module of this package.
 
-``run`` starts it and turns every ending into an exit code (``exit_codes``); ``command`` is what
-all commands have in common; ``option_parameters`` makes CRIU's options from the table; ``output``
-and ``errors`` report the result, as text or as JSON; ``standard_streams`` keeps output that cannot
-be written from ending a command.
+``run`` runs a command line and returns its exit code (``exit_codes``). ``app`` lists the commands;
+their modules are in ``commands``, imported on use. ``command`` is the base class of all commands.
+``option_parameters`` makes CRIU's options from the option table. ``output`` and ``errors`` print
+results and failures, as text or as JSON. ``standard_streams`` lets a command continue if its output
+cannot be written.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from .._support import held_signals
 __all__ = ["main"]
 
 MISSING_EXTRA, OUTPUT, WORKED = 3, 13, (0, 11)
-"""Of ``exit_codes``, which is loaded later: a package of the extra is missing; the output cannot
-be written; the codes of commands that worked."""
+"""Members of ``exit_codes.Exit``, which is imported later: UNSUPPORTED, OUTPUT, and (DONE, NO)."""
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line of the process, and exit."""
     if sys.argv[1:2] == ["run"] and not held_signals.are_held():
         held_signals.hold()
     from . import standard_streams

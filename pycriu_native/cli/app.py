@@ -1,4 +1,4 @@
-"""The commands; the module of a command is loaded when the command is used."""
+"""The table of commands. The module of a command is imported when the command is used."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from .._native.ffi import LIBCRIU_VERSION
 from .command import Group
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": ("diagnose", "what this machine can checkpoint, and what cures the rest"),
-    "preflight": ("diagnose", "what a dump of a process would meet, before it is frozen"),
-    "check": ("machine", "whether CRIU can work on this kernel"),
+    "doctor": ("diagnose", "check whether this machine can checkpoint, and how to fix what fails"),
+    "preflight": ("diagnose", "check whether a process can be dumped, without freezing it"),
+    "check": ("machine", "check whether CRIU works on this kernel"),
     "install-criu": ("install_criu", "install a CRIU that works on this kernel"),
     "keep-cache": ("machine", "let CRIU store its feature cache"),
-    "dump": ("dump", "save a process and all below it"),
-    "pre-dump": ("dump", "save the memory of a process that runs on"),
-    "restore": ("restore", "restore what was dumped"),
-    "run": ("job", "run a command that is checkpointed at intervals, or resume it"),
-    "job": ("job", "look at a job of run, take a checkpoint of it, stop it"),
-    "snapshot": ("snapshot", "save a program that has loaded, to start it many times"),
+    "dump": ("dump", "save a process and its descendants"),
+    "pre-dump": ("dump", "save the memory of a process that continues to run"),
+    "restore": ("restore", "restore dumped processes"),
+    "run": ("job", "run a command with checkpoints at intervals, or resume it"),
+    "job": ("job", "show a job of 'run', take a checkpoint of it, or stop it"),
+    "snapshot": ("snapshot", "save a program after its start-up, to start copies of it"),
     "start": ("snapshot", "start a copy of a snapshot"),
     "snapshots": ("snapshot", "list, inspect and remove snapshots"),
     "migrate": ("migrate", "move a process to another machine"),
-    "page-server": ("serve_pages", "take memory pages from a dump on another host"),
-    "lazy-pages": ("serve_pages", "feed memory to processes that run already"),
+    "page-server": ("serve_pages", "receive memory pages from a dump on another host"),
+    "lazy-pages": ("serve_pages", "send memory pages to processes restored without them"),
     "dedup": ("serve_pages", "free the pages of parent images that newer images replace"),
-    "cpuinfo-dump": ("machine", "write down what this processor can do"),
-    "cpuinfo-check": ("machine", "whether this processor can take over"),
+    "cpuinfo-dump": ("machine", "write the features of this processor to a file"),
+    "cpuinfo-check": ("machine", "check whether this processor has the features in the file"),
     "pack": ("archives", "write an image set as one archive"),
-    "unpack": ("archives", "read an archive into a directory"),
+    "unpack": ("archives", "extract an archive into a directory"),
     "seal": ("archives", "write a manifest of an image set"),
-    "verify": ("archives", "hold an image set against its manifest"),
-    "inspect": ("inspect", "what is in images"),
-    "diff": ("inspect", "what changed from one image set to another"),
-    "check-images": ("inspect", "what would stop a restore on this machine"),
-    "decode": ("inspect", "one image file as JSON"),
-    "encode": ("inspect", "the bytes of an image file, from its JSON"),
-    "plot": ("plot", "pictures of a dump: timeline, rounds, memory"),
+    "verify": ("archives", "check an image set against its manifest"),
+    "inspect": ("inspect", "show the contents of images"),
+    "diff": ("inspect", "show the differences between two image sets"),
+    "check-images": ("inspect", "check whether images can be restored on this machine"),
+    "decode": ("inspect", "print an image file as JSON"),
+    "encode": ("inspect", "write an image file from its JSON"),
+    "plot": ("plot", "draw a dump: timeline, rounds, memory"),
     "explain": ("explain", "show what a call would do, without doing it"),
     "options": ("options", "list every option of CRIU"),
-    "completion": ("completion", "print the completion for bash, zsh or fish"),
+    "completion": ("completion", "print the completion script for bash, zsh or fish"),
 }
-"""Each command with its module and what it is in a line."""
+"""Module and one-line description of each command."""
 
 
 class App(Group):
     """``pycriu-native``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of use."""
+        """The commands in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load one."""
+        """Import the module of a command."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f".commands.{COMMANDS[cmd_name][0]}", __package__)
@@ -64,14 +64,14 @@ class App(Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """From the table: no module is loaded."""
+        """List the commands from the table, without importing their modules."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Name what is like a command that does not exist."""
+        """Suggest a similar name for a command that does not exist."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -92,7 +92,6 @@ app = App(
     help="Checkpoint, restore and live-migrate Linux processes, over libcriu.\n\n"
     "Every command has --help with examples and exit codes, and --json for scripts.",
     epilog='Most commands need root. Completion: eval "$(pycriu-native completion bash)"',
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=[
         click.Option(
             ["--version"],

@@ -1,6 +1,6 @@
-"""Base of all commands: help, shared options, and the exit code of every ending.
+"""Base class of the commands: help, shared options, and an exit code for each outcome.
 
-A command's function gets a :class:`Call` and its own parameters, and returns an exit code.
+The function of a command receives a :class:`Call` and its own parameters, and returns an exit code.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ HELP_WIDTH = 100
 HELP = ["-h", "--help"]
 HELP_ALL = "--help-all"
 NAMED = f"{__name__}.named"
-"""In the meta data of a context: the parameters of its command line."""
+"""Key in ``Context.meta``: the parameters that the command line names."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ends the command; a verb undoes its work first."""
+    """Raised by a signal that ends the command; the verb in progress undoes its work first."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -50,20 +50,20 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Call:
-    """One command under way."""
+    """The values that the shared options of a command set."""
 
     out: Output
     opts: CriuOpts
     """The options of CRIU; empty for commands without them."""
     given: Via | None
-    """How CRIU is reached, if the command line sets it."""
+    """The worker or service that the command line names."""
     deadline: float | None
     hook: Hook | None
     """The hook that runs the action scripts."""
 
     @property
     def via(self) -> Via:
-        """How CRIU is reached."""
+        """The worker or service of the call."""
         return self.given or Worker()
 
     @property
@@ -73,10 +73,14 @@ class Call:
 
 
 class Group(click.Group):
-    """Commands under one name."""
+    """Commands under one name; without arguments it prints its help."""
+
+    def __init__(self, name: str, **attributes: Any) -> None:
+        settings = {"help_option_names": HELP, "max_content_width": HELP_WIDTH}
+        super().__init__(name, context_settings=settings, **attributes)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Without arguments, the help."""
+        """Parse the command line."""
         return super().parse_args(ctx, args or ["--help"])
 
 
@@ -122,20 +126,22 @@ class Command(click.Command):
             },
         )
         self._show_help = _help_option(HELP, "Show this message and exit.")
-        del self.params  # set by click; below, made when they are needed
+        del self.params  # set by click; the property below makes them when they are needed
 
     @functools.cached_property
     def params(self) -> list[click.Parameter]:  # type: ignore[override]
-        """Its own parameters, those that all commands share, and the options of CRIU."""
+        """The command's own parameters, the shared ones, and the options of CRIU."""
         return self._made_params()
 
     def _made_params(self, words: Sequence[str] | None = None) -> list[click.Parameter]:
-        """The parameters; of CRIU's options only those that the words name, if all are known."""
+        """Make the parameters. ``words`` limits CRIU's options to those that they name."""
         mask = self._mask
-        made = [*self._own, *(_config() if mask else ())]
+        made = [*self._own, *([_config_option()] if mask else ())]
         made += reach_options() if mask or self._reaches else []
-        made += [_help_all()] if mask else []
-        made += _said()
+        if mask:
+            text = "Show this message with all options of CRIU, and exit."
+            made.append(_help_option([HELP_ALL], text, with_all=True))
+        made += _output_options()
         if mask:
             own = {word for param in self._own for word in param.opts}
             known = {word for param in made for word in param.opts} - {HELP_ALL}
@@ -153,19 +159,19 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: click.Context) -> click.Option:
-        """``--help``. click compares its names with all options, which would have to be made."""
+        """Return ``--help``. click's method would make all options to compare their names."""
         return self._show_help
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The parameters; of CRIU's options only those that the command line names.
+        """Return the parameters, with only those options of CRIU that the command line names.
 
-        Making all of them takes as long as the rest of a command line.
+        Making all of them would double the start-up time of a command.
         """
         made = ctx.meta.get(NAMED)
         return super().get_params(ctx) if made is None else [*made, self.get_help_option(ctx)]
 
     def invoke(self, ctx: click.Context) -> Exit | int:
-        """Run the command. Every ending is reported, and has an exit code."""
+        """Run the command, report its outcome, and return its exit code."""
         own = {p.name: ctx.params[p.name] for p in self.get_params(ctx) if p.name and _is_own(p)}
         shared = {name: own.pop(name, None) for name in SHARED}
         out = Output(
@@ -187,15 +193,16 @@ class Command(click.Command):
             return out.failed(message, Exit.IMAGES)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
-            # A second Ctrl-C, which changes nothing, is a note as well.
+            # A second Ctrl-C has no effect, but adds a note.
             notes = [note for note in getattr(stop, "__notes__", ()) if "Interrupt" not in note]
-            how = "; ".join(notes) or "what had begun is undone"
-            response = CriuError(f"interrupted; {how}", verb=self.title)
+            how = "; ".join(notes) or "the work so far is undone"
+            failure = CriuError(f"interrupted; {how}", verb=self.title)
             result = getattr(stop, "result", None)
             if result is not None:
-                response = CriuError("interrupted, but all was done by then", verb=self.title)
-                response.add_note(f"the result is {result}")
-            return out.failed(response, 128 + number)
+                text = "interrupted after the work was complete"
+                failure = CriuError(text, verb=self.title)
+                failure.add_note(f"the result is {result}")
+            return out.failed(failure, 128 + number)
 
     def _call(
         self, ctx: click.Context, out: Output, shared: dict[str, Any], own: dict[str, Any]
@@ -218,7 +225,7 @@ class Command(click.Command):
         return Call(out, opts, via, shared["deadline"], hook)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Description, examples, exit codes; then the options, which are many."""
+        """Write description, examples and exit codes before the many options."""
         formatter.width = (
             min(formatter.width + 20, HELP_WIDTH) if ctx.terminal_width else HELP_WIDTH
         )
@@ -264,7 +271,7 @@ def _is_own(param: click.Parameter) -> bool:
 
 @dataclass(frozen=True)
 class Given:
-    """Settings of the caller of :func:`pycriu_native.cli.run.run`, for every command."""
+    """Defaults that the caller of :func:`pycriu_native.cli.run.run` sets for every command."""
 
     via: Via | None = None
 
@@ -274,20 +281,20 @@ class Given:
 SHARED = ("as_json", "quiet", "verbose", "config", "criu", "service", "allow_untrusted", "deadline")
 
 
-def _said() -> list[click.Parameter]:
+def _output_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--json", "as_json"], is_flag=True, help="Print JSON (docs/cli.md has the shapes)."
         ),
         click.Option(["-q", "--quiet"], is_flag=True, help="Print errors only."),
         click.Option(
-            ["--verbose"], is_flag=True, help="Print hints and progress, terminal or not."
+            ["--verbose"], is_flag=True, help="Print hints and progress even without a terminal."
         ),
     ]
 
 
 def _help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> click.Option:
-    """An option that prints the help, ``with_all`` options of CRIU or not, and exits."""
+    """An option that prints the help and exits; ``with_all``: with all options of CRIU."""
 
     def show(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         if value and not ctx.resilient_parsing:
@@ -301,25 +308,18 @@ def _help_option(names: Sequence[str], help: str, *, with_all: bool = False) -> 
     )
 
 
-def _help_all() -> click.Option:
-    text = "Show this message with all options of CRIU, and exit."
-    return _help_option([HELP_ALL], text, with_all=True)
-
-
-def _config() -> list[click.Parameter]:
-    return [
-        click.Option(
-            ["--config"],
-            type=click.Path(dir_okay=False),
-            metavar="FILE",
-            help="TOML table of options by the names of CriuOpts; the command line wins over it. "
-            f"CRIU's own configuration files: {CONFIG}.",
-        )
-    ]
+def _config_option() -> click.Option:
+    return click.Option(
+        ["--config"],
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="TOML file of options by the names of CriuOpts; options of the command line replace "
+        f"them. CRIU's own configuration files: {CONFIG}.",
+    )
 
 
 def reach_options() -> list[click.Parameter]:
-    """How CRIU is reached."""
+    """The options that set the ``criu`` of a call, and its deadline."""
     return [
         click.Option(
             ["--criu"],
@@ -336,13 +336,13 @@ def reach_options() -> list[click.Parameter]:
         click.Option(
             ["--allow-untrusted"],
             is_flag=True,
-            help="Use a program, directories and files that other users could change or swap.",
+            help="Accept a program, directories and files that other users can change or replace.",
         ),
         click.Option(
             ["--deadline"],
             type=click.FloatRange(min=0, min_open=True),
             metavar="SECONDS",
-            help="Time limit, after which CRIU undoes its work. (--timeout bounds freezing only.)",
+            help="Time limit of the call; then CRIU undoes its work. (--timeout limits freezing.)",
         ),
     ]
 
@@ -351,7 +351,7 @@ def reach_options() -> list[click.Parameter]:
 
 
 class Pid(option_parameters.ParamType):
-    """The number of a process; completed with those that run."""
+    """The number of a process; completed with the running processes."""
 
     name = "pid"
 
@@ -361,14 +361,14 @@ class Pid(option_parameters.ParamType):
             return value
         text = str(value)
         if not text.isascii() or not text.isdigit() or not is_pid(int(text[:20])):
-            self.fail(f"{value!r} is no pid: the number of a process is accepted", param, ctx)
+            self.fail(f"{value!r} is not a pid: the number of a process is accepted", param, ctx)
         return int(text)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """The processes of this machine, with their names."""
-        from click.shell_completion import CompletionItem  # runs do without
+        from click.shell_completion import CompletionItem  # needed for completion only
 
         return [
             CompletionItem(pid, help=comm_of(int(pid)))
@@ -395,8 +395,8 @@ def include_caller_option() -> click.Option:
     return click.Option(
         ["--include-caller"],
         is_flag=True,
-        help="Dump a tree that contains this command, such as that of its own shell, and end with "
-        "it. Without it, such a tree is refused.",
+        help="Allow a tree that contains this command, such as that of its own shell; the command "
+        "is then dumped and ends too.",
     )
 
 
@@ -411,13 +411,13 @@ def also_option() -> click.Option:
         ["--also"],
         multiple=True,
         metavar="PATTERN",
-        help="With --files: save the files that match, too, such as a log that the process opens "
-        "for each line. Absolute.",
+        help="With --files: also save the files that match this absolute pattern, such as a log "
+        "that the process opens for each line.",
     )
 
 
 def rollback(files: str | None, also: tuple[str, ...]) -> Files:
-    """The values of these two options."""
+    """The argument ``files`` of a call, from ``--files`` and ``--also``."""
     if also and files is None:
         raise click.UsageError("--also is accepted with --files only.")
     return None if files is None else Rollback(also=also)
@@ -444,6 +444,11 @@ def encrypt_to_option(what: str) -> click.Option:
     )
 
 
+def directory_argument(name: str = "directory") -> click.Argument:
+    """A directory as an argument."""
+    return click.Argument([name], type=click.Path(file_okay=False))
+
+
 def identity_option(purpose: str = "") -> click.Option:
     """``--identity``: the files of private keys, for ``purpose``."""
     return click.Option(
@@ -456,7 +461,7 @@ def identity_option(purpose: str = "") -> click.Option:
 
 
 def one_pid(pid: int | None, tree: int | None) -> int:
-    """The process, which must be named exactly once."""
+    """The pid, which PID or ``--tree`` gives, but not both."""
     if (pid is None) == (tree is None):
         raise click.UsageError(
             "Missing argument 'PID'." if pid is None else "PID and --tree: one is accepted."
@@ -466,7 +471,7 @@ def one_pid(pid: int | None, tree: int | None) -> int:
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Around an import that needs an extra: reports a missing package, with its cure."""
+    """Report an import error as the missing extra ``name``, with the command that installs it."""
     try:
         yield
     except ImportError as error:
@@ -482,13 +487,13 @@ def script_option() -> click.Option:
         multiple=True,
         type=click.Path(dir_okay=False),
         metavar="FILE",
-        help="Program to run on each of CRIU's notifications, which CRTOOLS_SCRIPT_ACTION names; "
-        "if it fails, CRIU undoes its work. May be repeated.",
+        help="Program to run on each notification of CRIU; the variable CRTOOLS_SCRIPT_ACTION is "
+        "the notification's name. If it fails, CRIU undoes its work. May be repeated.",
     )
 
 
 def _run_scripts(scripts: Sequence[str], opts: CriuOpts, notification: Notification) -> None:
-    """Run the scripts as CRIU does: the action, the images and the root process in variables."""
+    """Run the scripts, with the environment variables that CRIU sets for action scripts."""
     import shlex  # few runs have scripts
     import subprocess
 
@@ -521,7 +526,7 @@ def pidfile_option(of: str) -> click.Option:
 
 
 def write_pidfile(path: str | None, pid: int) -> None:
-    """Write it; an existing file is left alone, as CRIU does."""
+    """Write the pid to a new file; an existing one is an error, as with CRIU."""
     if path is not None:
         try:
             with open(path, "x") as file:

@@ -1,6 +1,6 @@
-"""An error of the library for people and scripts: verb, cause, cure, CRIU's lines, log.
+"""Errors of the library as text and as JSON.
 
-Fields of ``CriuOpts`` are called by their long options, since those are what a user here has.
+Messages of the library name fields of ``CriuOpts``; here these names become command line options.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from . import json_form
 from .text import safe
 
 CONFIG = "--criu-config"
-"""CRIU's ``--config``: that name is the program's own file's here."""
+"""The option for CRIU's ``--config``; that name is the option of this program's own file."""
 
 MOST_LINES = 6
-"""Lines of CRIU's that are shown; the log has all of them."""
+"""Number of CRIU's error lines that are shown; the log has all of them."""
 
 _ASSIGNED = r"\b([a-z_]+)=(True|False|\w+|'[^']*'|\"[^\"]*\")"
 _NAMED = r"\b[a-z]+(?:_[a-z]+)+\b"
-"""Compiled when a message is shown, and kept by ``re``."""
+"""Text, not compiled: most commands show no error, and ``re`` caches what it compiles."""
 
 
 def flag_of(field: str) -> str:
-    """The long option of a field; the field itself where it has none."""
+    """The long option of a field; the name of the field if it has none."""
     row = BY_FIELD.get(field)
     flag = row.flag if row is not None and row.flag else field
     return CONFIG if flag == "--config" else flag
 
 
 def field_of(name: str) -> str:
-    """The field of a long option; any other name as it is."""
+    """The field of a long option; any other name is returned unchanged."""
     if name == "--config":
         return name
     name = "--config" if name == CONFIG else name
@@ -62,23 +62,23 @@ _ARGUMENTS = {
     "start_new_session of subprocess makes one": "setsid makes one",
     "setsid, start_new_session of subprocess": "setsid",
     "the on_notify hook, or a script in CRIU's configuration,": "an --action-script",
-    "see the exception of the hook, or the script's messages in the log": "see what it said",
+    "see the exception of the hook, or the script's messages in the log": "see its messages",
     "in the hook of post-dump": "by an --action-script at post-dump",
     "pre_dump": "pre-dump",
 }
-"""What the library calls things that are no fields, and this program does."""
+"""Expressions of the library's messages other than fields, and what replaces them."""
 
 _ITEM = r"(?:\([^()]*\)|\"[^\"]*\")"
 _LISTED = rf"\b([a-z_]+)=\[({_ITEM}(?:, {_ITEM})*)\]"
 _PARTS = r"\"[^\"]*\"|[^(), ]+"
 _SPELLED = {"inherit_fds": "fd[{0}]:{1}", "join_ns": "{0}:{1}", "veth_pairs": "{0}={1}"}
-"""How two parts of one value are joined."""
+"""The format of a value with two parts."""
 
 
 def in_flags(text: str) -> str:
-    """Text with fields as long options: ``tcp_close=True`` is ``--tcp-close``."""
-    for response, flag in _ARGUMENTS.items():
-        text = text.replace(response, flag)
+    """Replace fields in a text by long options: ``tcp_close=True`` by ``--tcp-close``."""
+    for expression, flag in _ARGUMENTS.items():
+        text = text.replace(expression, flag)
     text = re.sub(_LISTED, _as_value, text)
     return re.sub(_NAMED, lambda found: flag_of(found[0]), re.sub(_ASSIGNED, _as_flag, text))
 
@@ -142,7 +142,7 @@ def message(error: BaseException) -> str:
 
 
 def lines(error: BaseException, command: str) -> Iterator[tuple[str, str]]:
-    """The output for people, as label and text; the first, without label, is the failure."""
+    """The lines of an error as pairs of label and text; the first has no label."""
     if isinstance(error, click.UsageError):
         yield "", message(error)
         ctx = error.ctx
@@ -180,7 +180,7 @@ def _shown(value: object) -> str:
 
 def _failure(error: errors.CriuError, command: str) -> Iterator[tuple[str, str]]:
     if error.cause is None or error.cause not in str(error):
-        # The message has more than the cause, or there is no cause.
+        # The message does not repeat the cause.
         yield "", f"{command}: {safe(in_flags(str(error)))}"
     else:
         what = f"{error.verb or command} of pid {error.pid}" if error.pid else command

@@ -8,7 +8,7 @@ from .. import errors
 
 
 class Exit(IntEnum):
-    """How a command ended. Other numbers: 128 and the number of the signal that ended it."""
+    """The exit code of a command. Other codes: 128 and the number of the signal that ended it."""
 
     meaning: str
     """For help and documentation."""
@@ -20,7 +20,7 @@ class Exit(IntEnum):
         return made
 
     DONE = 0, "done"
-    FAILED = 1, "CRIU failed, and has undone what it had begun"
+    FAILED = 1, "CRIU failed, and undid its work"
     REFUSED = 2, "the command line or the options are wrong; nothing was touched"
     UNSUPPORTED = (
         3,
@@ -31,14 +31,25 @@ class Exit(IntEnum):
     IMAGES = 6, "the images or their directory cannot be used"
     PERMISSION = 7, "a permission or capability is missing"
     NO_CRIU = 8, "there is no criu, or it does not start"
-    LOST = 9, "CRIU or the other side ended before it had answered"
-    DEADLINE = 10, "the deadline passed, and CRIU has undone what it had begun"
-    NO = 11, "the command worked, and its answer is no"
-    IN_DOUBT = 12, "a migration with an unknown outcome; the message has the next step"
-    OUTPUT = 13, "the command worked, and its output cannot be written"
+    LOST = 9, "CRIU or the peer ended before its response"
+    DEADLINE = 10, "the deadline passed, and CRIU undid its work"
+    NO = 11, "the command worked; the result of its check is negative"
+    IN_DOUBT = 12, "a migration with an unknown outcome; the message says how to resolve it"
+    OUTPUT = 13, "the command worked, but its output could not be written"
     BUG = 70, "a defect of pycriu-native"
-    INTERRUPTED = 130, "interrupted by Ctrl-C, and CRIU has undone what it had begun"
+    INTERRUPTED = 130, "interrupted by Ctrl-C, and CRIU undid its work"
 
+
+CALL_EXITS = (
+    Exit.FAILED,
+    Exit.UNSUPPORTED,
+    Exit.IMAGES,
+    Exit.PERMISSION,
+    Exit.NO_CRIU,
+    Exit.LOST,
+    Exit.DEADLINE,
+)
+"""The codes of commands that call CRIU with images."""
 
 BY_ERROR: dict[str, Exit] = {
     "UnsupportedError": Exit.UNSUPPORTED,
@@ -57,7 +68,7 @@ BY_ERROR: dict[str, Exit] = {
     "WorkerDiedError": Exit.LOST,
     "ProtocolError": Exit.LOST,
 }
-"""By the name of the error's class, or of the nearest class that it derives from."""
+"""The code for an error: by its class's name, or that of the nearest base class."""
 
 
 def exit_of(error: errors.CriuError) -> Exit:

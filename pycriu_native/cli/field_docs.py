@@ -1,6 +1,6 @@
-"""What the fields of ``CriuOpts`` mean, from the docstrings beside them.
+"""The docstrings of the fields of ``CriuOpts``, read from the source.
 
-Python keeps no docstring of a field at run time, so the source is read; every installation has it.
+Python discards the docstrings of fields when it compiles the module.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ..options import fields
 
 @functools.cache
 def field_docs() -> dict[str, str]:
-    """Each field's docstring, in one line."""
+    """The docstring of each field, in one line; empty for an installation without sources."""
     try:
         tree = ast.parse(inspect.getsource(fields))
-    except (OSError, TypeError):  # an installation without sources
+    except (OSError, TypeError):
         return {}
     result: dict[str, str] = {}
     for cls in tree.body:
@@ -34,6 +34,6 @@ def field_docs() -> dict[str, str]:
 
 
 def first_sentence(field: str) -> str:
-    """What a field means, in one sentence."""
+    """The first sentence of a field's docstring, without its full stop."""
     text = re.sub(r":class:`(\w+)`", r"\1", field_docs().get(field, ""))
     return re.split(r"(?<=[.])\s", text, maxsplit=1)[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""A summary of an images directory for commands: its pids and its size. Read without protobuf."""
+"""The pids and the size of an image set, read without the package protobuf."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .._integrity.statistics import message_fields
 from .._system.regular_file import open_regular
 
 MAGIC = (0x54564319, 0x50273030)
-"""Of an image, and of ``pstree.img`` (CRIU's ``criu/include/magic.h``)."""
+"""The first two numbers of ``pstree.img`` (CRIU's ``criu/include/magic.h``)."""
 
 
 class Size(NamedTuple):
-    """How much there is."""
+    """Total size and number of images."""
 
     bytes: int
     files: int
@@ -35,7 +35,7 @@ def size_of(directory: str) -> Size:
 
 
 def pids_in(directory: str) -> list[int]:
-    """The processes of a dump, as their own pid namespace numbers them; none for a pre-dump."""
+    """The pids of a dump, in the pid namespace of the processes; none for a pre-dump."""
     try:
         with open(open_regular(os.path.join(directory, "pstree.img")), "rb") as file:
             data = file.read()

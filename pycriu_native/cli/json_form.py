@@ -1,7 +1,8 @@
-"""The shapes of ``--json``: values of the library as what JSON has.
+"""Conversion of the library's values to JSON, for ``--json``.
 
-A dataclass is an object of its fields, an enumeration its text, a path its text, bytes are base64.
-Every object that is printed has ``schema``, which changes when a key changes its meaning or goes.
+A dataclass becomes an object of its fields; enumerations and paths become text, bytes base64.
+Every printed object has the key ``schema``, a number that grows when a key is removed or its
+meaning changes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SCHEMA = 1
 
 
 def plain(value: Any) -> Any:
-    """A value for JSON."""
+    """Convert a value to types that JSON has."""
     if value is None or isinstance(value, bool | float):
         return value
     if hasattr(value, "to_dict"):
@@ -49,6 +50,6 @@ def plain(value: Any) -> Any:
 
 
 def fields(value: Any) -> dict[str, Any]:
-    """A dataclass for JSON, to add to."""
+    """Convert a dataclass to a dict."""
     result: dict[str, Any] = plain(value)
     return result

@@ -1,7 +1,7 @@
-"""CRIU's options as options of a command, made from the table, and read back by its own reader.
+"""The options of CRIU as options of a command, made from the option table.
 
-Each has the name and the arguments of the ``criu`` program's option, and so the same meaning. An
-option on the command line replaces the same field of an options file.
+Each has the name, the arguments and the meaning of the option of the ``criu`` program. An option
+on the command line replaces the same field of an options file.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 BARE = "\0"
-"""Stands for the value that was left out, where it may be; no command line can hold it."""
+"""Placeholder for an omitted optional value; no command line can contain it."""
 
 CLEAR_TEXT = "--clear-text"
 """An option of this library that ``criu`` does not have."""
 
 SELDOM = ("auto_dedup", "empty_ns", "lsm_profile", "skip_in_flight", "status_fd")
-"""Options that container runtimes have, and that people at a shell hardly need."""
+"""Options that container runtimes use, but that are rarely typed in a shell."""
 
 _LETTERS = {letter: flag for letter, flag in SHORT.items() if flag != "--config"}
 
@@ -43,7 +43,7 @@ class FieldOption(click.Option):
         self.flag = flag
         self.rows = list(rows)
         self.often = any(row.runc and row.name not in SELDOM for row in rows)
-        """Whether container runtimes set it, so that many users need it."""
+        """Whether container runtimes set the option, so that many users need it."""
         self.takes = FlagParser().takes(flag)
         name = CONFIG if flag == "--config" else flag
         short = [f"-{row.short}" for row in rows[:1] if row.short]
@@ -55,15 +55,15 @@ class FieldOption(click.Option):
 
     @property
     def help(self) -> str:
-        """What the first row's field means. Read when it is shown: the source is parsed for it."""
+        """The meaning of the first row's field; computed on use, since it parses the source."""
         return _help(self.rows)
 
     @help.setter
     def help(self, text: str | None) -> None:
-        """click sets what it is given, which is nothing."""
+        """Ignore the value that click sets."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """One name for both forms of an option that can be negated."""
+        """Write an option that can be negated as ``--[no-]NAME``."""
         record = super().get_help_record(ctx)
         if record is None:
             return None
@@ -72,7 +72,7 @@ class FieldOption(click.Option):
         return name.replace(both, f"--[no-]{self.flag[2:]}"), text
 
     def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
-        """The given options in the form of CRIU's long options."""
+        """The occurrences of the option, as pairs of CRIU's long option and value."""
         if self.takes is Takes.NOTHING:
             yield (self.flag if value else "--no-" + self.flag[2:]), None
         else:
@@ -87,7 +87,7 @@ else:
 
 
 class _Value(ParamType):
-    """A value that the table's reader will check; here it is completed."""
+    """A value that ``FlagParser`` will check; this class completes it in the shell."""
 
     name = "text"
 
@@ -184,10 +184,12 @@ def field_options(
     also: Collection[str] = (),
     only: Collection[str] | None = None,
 ) -> list[click.Parameter]:
-    """The options that mean something to a verb, in the table's order.
+    """The options that affect a verb, in the order of the table.
 
-    But those ``without``, and those that the command ``also`` takes; ``only`` those with these
-    flags.
+    Args:
+        without: fields to leave out.
+        also: fields to add although they do not affect the verb.
+        only: if given, the flags to which the result is limited.
     """
     made: dict[str, click.Parameter] = {}
     for row in TABLE:
@@ -216,25 +218,25 @@ def _server_options(verb: int) -> Iterator[click.Option]:
         [CLEAR_TEXT],
         is_flag=True,
         default=None,
-        help="Accept an address other than loopback without --tls: whoever is on the way can read "
-        "and change the memory",
+        help="Accept an address other than loopback without --tls: anyone on the network path can "
+        "read and change the memory",
     )
 
 
 class ServerOption(click.Option):
-    """One of the options that together give the destination of pages."""
+    """One of the options that together set ``CriuOpts.page_server``."""
 
     often = True
 
     def words(self, value: Any) -> Iterator[tuple[str, str | None]]:
-        """Its value."""
+        """The option and its value, as for :meth:`FieldOption.words`."""
         yield self.opts[0], (None if value is True else value)
 
 
 def normalized(words: Sequence[str]) -> list[str]:
-    """Words as click must get them: a value that may be left out, and is, becomes :data:`BARE`.
+    """The words for click, with :data:`BARE` for each optional value that was omitted.
 
-    CRIU reads such a value only if it is joined to its option; click would take the next argument.
+    CRIU accepts such a value only if it is joined to its option; click would take the next word.
     """
     reader = FlagParser()
     perhaps = {flag for flag in ROWS if reader.takes(flag) is Takes.PERHAPS}
@@ -252,10 +254,10 @@ def normalized(words: Sequence[str]) -> list[str]:
 
 
 def named_flags(words: Sequence[str], others: Collection[str]) -> set[str] | None:
-    """The flags that :func:`normalized` words name, perhaps with some that are values.
+    """The flags of CRIU among :func:`normalized` words, and values that look like flags.
 
-    None if a word is no flag of CRIU's and none of the ``others``: a help option, a wrong word, or
-    letters with a value joined to them.
+    None if an option is neither CRIU's nor one of ``others``: a help option, an unknown one, or
+    letters that are joined to a value.
     """
     flags: set[str] = set()
     for word in words:
@@ -295,7 +297,7 @@ def read(
     command: Sequence[str] = (),
     also: Collection[str] = (),
 ) -> CriuOpts:
-    """The options of a command: its file's, and over them those of its command line."""
+    """The options of a command: those of its file, replaced by those of its command line."""
     reader = FlagParser()
     serves = verb is Verb.PAGE_SERVER
     if serves:
@@ -331,10 +333,10 @@ def read(
 def read_file(path: str, verb: Verb, also: Collection[str] = ()) -> dict[str, Any]:
     """The fields that a TOML file sets for a verb.
 
-    At its top are fields for every verb, of which each takes those that mean something to it; a
-    table named after the verb has fields for that verb.
+    Fields at the top of the file apply to every verb that they affect; those in a table with the
+    name of a verb apply to that verb only.
     """
-    import tomllib  # few runs have such a file
+    import tomllib  # few command lines have such a file
 
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,9 +1,8 @@
-"""Where a command's output goes: results to standard output, everything else to standard error.
+"""The output of a command: results on standard output, everything else on standard error.
 
-Text by default; with ``--json`` JSON Lines on standard output, whose last line is the result or the
-error, after lines with ``event``. Standard error is then empty except for the output of
-``--verbose``. A stream that cannot be written is not an error here
-(``standard_streams``).
+The output is text, or with ``--json`` JSON Lines on standard output: lines with ``event``, then one
+with the result or the error. Standard error is then empty except for the output of ``--verbose``.
+A failure to write is not reported here, but by ``standard_streams``.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Output:
 
     @property
     def width(self) -> int:
-        """Columns for a line: the terminal's, else as many as it takes."""
+        """The columns of the terminal; unlimited if standard output is not a terminal."""
         if not sys.stdout.isatty():
             return sys.maxsize
         import shutil
@@ -57,7 +56,7 @@ class Output:
     def result(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
         """Print the result; the first line of ``text`` is the headline.
 
-        ``result`` can be a function that makes it, which is called for JSON only.
+        ``result`` can be a function that returns the result; it is called for JSON only.
         """
         if self.as_json:
             result = result() if callable(result) else result
@@ -70,10 +69,9 @@ class Output:
         return code
 
     def answer(self, result: Any, text: str, *, code: Exit = Exit.DONE) -> Exit:
-        """Print a result that is the purpose of the command; with ``--quiet`` only the exit code
-        is.
+        """Print the answer of a command that checks or shows something.
 
-        ``text`` can have styles (:func:`styled`).
+        ``text`` can have styles (:func:`styled`). ``--quiet`` suppresses it.
         """
         if self.as_json:
             return self.result(result, "", code=code)
@@ -82,7 +80,7 @@ class Output:
         return code
 
     def event(self, event: str, result: Any, text: str) -> None:
-        """Something that a user waits for, before the result."""
+        """Print an event before the result, such as that a server listens."""
         if self.as_json:
             self._write(
                 {"schema": json_form.SCHEMA, "command": self.command, "event": event}
@@ -97,12 +95,12 @@ class Output:
             self._print(sys.stderr, styled(text, fg="yellow"))
 
     def progress(self, text: str) -> None:
-        """A line of progress, with ``--verbose`` and where no bar shows it."""
+        """Print a line of progress if ``--verbose`` is given and no bar is shown."""
         if self.verbose and not self.bar:
             self._print(sys.stderr, text)
 
     def failed(self, error: BaseException, code: Exit | int) -> int:
-        """An error: on standard error, or as JSON on standard output."""
+        """Print an error on standard error, or as JSON on standard output; returns ``code``."""
         if self.as_json:
             self._json({"ok": False, "error": errors.to_dict(error)}, code)
         else:
@@ -117,7 +115,7 @@ class Output:
         self._write(head | body | {"exit_code": int(code)})
 
     def _write(self, line: dict[str, Any]) -> None:
-        import json  # most runs print text
+        import json  # most commands print text
 
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
@@ -129,7 +127,7 @@ class Output:
 
 
 def styled(text: str, **style: Any) -> str:
-    """Text with the colours of ``click.style``, which are removed where none are shown."""
+    """Text with the styles of ``click.style``; ``Output`` removes them where none are shown."""
     return click.style(text, **style)
 
 

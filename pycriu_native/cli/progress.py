@@ -1,4 +1,4 @@
-"""Progress of a call: a bar on a terminal, lines for ``--verbose`` elsewhere, else nothing."""
+"""Display of a call's progress: a bar on a terminal, else lines with ``--verbose``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def shown(out: Output) -> Iterator[OnProgress | None]:
-    """What to give a verb as ``on_progress``, while the context lasts."""
+    """Yield the ``on_progress`` argument for a verb that is called in this context."""
     if out.bar:
         bar = _Bar()
         try:
@@ -30,7 +30,7 @@ def shown(out: Output) -> Iterator[OnProgress | None]:
 
 
 def line(state: State) -> str:
-    """One look, as a line."""
+    """The state as one line of text."""
     parts = [state.phase, amount(state)]
     if state.rate:
         parts.append(f"{size(state.rate)}/s")
@@ -40,26 +40,26 @@ def line(state: State) -> str:
 
 
 def amount(state: State) -> str:
-    """Done of what there is to do."""
+    """The amount done, and the total if it is known."""
     if state.total is None:
         return size(state.done)
     return f"{size(state.done)} of {size(max(state.total, state.done))}"
 
 
 class _Bar:
-    """A bar that is drawn from the second look on: short work shows none."""
+    """A progress bar, drawn from the second call on, so that a short operation shows none."""
 
     def __init__(self) -> None:
         self._progress: Any = None
         self._task: Any = None
-        self._looks = 0
+        self._calls = 0
 
     def __call__(self, state: State) -> None:
-        self._looks += 1
-        if self._looks < 2 or state.left == 0:
+        self._calls += 1
+        if self._calls < 2 or state.left == 0:
             return
         total = None if state.total is None else max(state.total, state.done, 1)
-        response: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "amount": amount(state),
             "rate": f"{size(state.rate)}/s" if state.rate else "",
             "left": f"{left(state.left)} left" if state.left else "",
@@ -67,19 +67,19 @@ class _Bar:
         if self._task is None:
             self._progress = _columns()
             self._progress.start()
-            self._task = self._progress.add_task(state.phase, total=total, **response)
+            self._task = self._progress.add_task(state.phase, total=total, **fields)
         self._progress.update(
-            self._task, description=state.phase, completed=state.done, total=total, **response
+            self._task, description=state.phase, completed=state.done, total=total, **fields
         )
 
     def stop(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         if self._task is not None:
             self._progress.stop()
 
 
 def _columns() -> Any:
-    """rich's bar; it takes longer to load than a short call to run."""
+    """Make rich's bar; importing rich takes longer than a short call."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 

@@ -1,4 +1,4 @@
-"""Run one command line: from arguments to an exit code."""
+"""Runs one command line, and returns its exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROGRAM = "pycriu-native"
 
 
 def run(words: Sequence[str], *, via: Via | None = None) -> int:
-    """Run a command line, without the program; ``via`` is how CRIU is reached by default."""
+    """Run the words after the program's name; ``via`` is the default worker or service."""
     try:
         with _signals():
             done = app.main(
@@ -47,7 +47,7 @@ def run(words: Sequence[str], *, via: Via | None = None) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """A signal to end raises an exception, so that the work in progress is undone."""
+    """Let SIGTERM and SIGHUP raise :class:`Interrupted`, so that the call undoes its work."""
     is_main = threading.current_thread() is threading.main_thread()
     if held_signals.are_held() or not is_main:
         yield
@@ -57,8 +57,8 @@ def _signals() -> Iterator[None]:
         raise Interrupted(number)
 
     # A command started with nohup ignores SIGHUP.
-    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heard}
+    handled = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:

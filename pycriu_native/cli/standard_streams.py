@@ -1,8 +1,7 @@
-"""Standard streams of the program: output that cannot be written never ends a command.
+"""Standard streams that never fail, so that a command continues if its output cannot be written.
 
-A dump that worked has worked although its report cannot be written to a full disk, a closed pipe
-or a closed descriptor. So writes to standard output and error always succeed here; the first error
-of each is kept, and decides the exit code at the end.
+A full disk, a closed pipe or a closed descriptor must not end a dump. Writes to standard output
+and error therefore always succeed; the first error of each is stored, and determines the exit code.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ class _Sink(io.FileIO):
 
 @contextlib.contextmanager
 def guarded() -> Iterator[Callable[[], OSError | None]]:
-    """Replace the streams meanwhile; yields the function that flushes standard output and returns
-    the error of writing to it.
+    """Replace the standard streams in this context.
 
-    A closed descriptor becomes /dev/null: no file that the command opens gets its number.
+    Yields a function that flushes standard output and returns its first error. A closed descriptor
+    is opened as /dev/null, so that no other file gets its number.
     """
     closed = [fd for fd in (STDIN, STDOUT, STDERR) if not _is_open(fd)]
     for fd in closed:
-        # In ascending order, so each open returns the number that is missing.
+        # open() returns the lowest free number, which in ascending order is this one.
         os.set_inheritable(os.open(os.devnull, os.O_WRONLY if fd == STDIN else os.O_RDONLY), True)
     before = sys.stdin, sys.stdout, sys.stderr
     out, err = (_Sink(fd, _bad(fd) if fd in closed else None) for fd in (STDOUT, STDERR))
@@ -80,7 +79,7 @@ def _text(sink: _Sink, like: TextIO | None, *, line_buffering: bool) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(sink),
         encoding=like.encoding if like is not None else "utf-8",
-        # Names of processes and files are not limited to the terminal's encoding.
+        # The encoding of the terminal may lack characters of names of processes and files.
         errors="backslashreplace",
         line_buffering=line_buffering,
     )

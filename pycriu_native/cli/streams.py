@@ -1,4 +1,4 @@
-"""Streams of a command: files by their names, and ``-`` for standard input and output."""
+"""Image streams of a command: files by their names, ``-`` for standard input and output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STANDARD = "-"
 
 
 class _Synced(io.BufferedWriter):
-    """A file that is on the disk when it has been flushed: a dump can be undone until then."""
+    """A file whose ``flush`` syncs it to the disk; the dump can be undone until then."""
 
     def flush(self) -> None:
         super().flush()
@@ -25,20 +25,20 @@ class _Synced(io.BufferedWriter):
 
 
 def standard(mode: Literal["rb", "wb"]) -> BinaryIO:
-    """Standard input or output for images. A write that fails raises, unlike ``sys.stdout``'s."""
+    """Standard input or output for images. A failed write raises, unlike one to ``sys.stdout``."""
     return open(STDIN if mode == "rb" else STDOUT, mode, closefd=False)
 
 
 @contextlib.contextmanager
 def written(call: Call, name: str) -> Iterator[BinaryIO]:
-    """A new file for a stream; it is removed if it stays incomplete."""
+    """Open a new file for a stream; it is removed if the stream is not completed."""
     if name == STANDARD:
         if call.out.as_json:
             raise click.UsageError("--json and a stream on standard output: one is accepted.")
         with standard("wb") as stream:
             yield stream
         return
-    # It holds memory of processes; an existing file is not replaced.
+    # The stream has memory of processes: only the owner can read it.
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with _Synced(io.FileIO(fd, "wb")) as file:
         try:
@@ -51,7 +51,7 @@ def written(call: Call, name: str) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def read(name: str) -> Iterator[BinaryIO]:
-    """A stream to read."""
+    """Open a stream for reading."""
     if name == STANDARD:
         with standard("rb") as file:
             yield file

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them."""
+"""Formatting of numbers, names and tables for text output."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def time(seconds: float) -> str:
 
 
 def left(seconds: float) -> str:
-    """What is left, in whole seconds."""
+    """The remaining time, in whole seconds."""
     return time(seconds) if seconds >= 120 else f"{max(1, round(seconds))} s"
 
 
 def micro(microseconds: int) -> str:
-    """CRIU's times."""
+    """A duration in microseconds, the unit of CRIU's statistics."""
     return time(microseconds / 1e6)
 
 

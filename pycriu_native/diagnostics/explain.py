@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from .._support.light_typing import TYPE_CHECKING
+from .._transport.base import Via
 from ..enums import Verb
 from ..options.criu_opts import CriuOpts
 from .explanation import ConfigurationFile, Explanation, Sent, Setting
-
-if TYPE_CHECKING:
-    from .._transport.base import Via
 
 __all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting", "explain"]
 

@@ -16,7 +16,7 @@ except ImportError as error:
 from .._support.lazy import fetch
 from .._support.light_typing import TYPE_CHECKING
 from .build import inspect
-from .memory import Found, Memory
+from .memory import Match, Memory
 from .model import (
     Cgroup,
     Credentials,
@@ -73,11 +73,11 @@ __all__ = [
     "Difference",
     "File",
     "FileLock",
-    "Found",
     "Image",
     "ImageSet",
     "InetSocket",
     "MappingChange",
+    "Match",
     "Memory",
     "MemoryMapping",
     "Mount",

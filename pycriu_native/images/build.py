@@ -48,9 +48,9 @@ from .schema import table
 from .trailers import entries
 
 LONGEST_CHAIN = 10_000
-"""Most parents of a set. More are refused: the directory changes while it is read."""
+"""Maximum number of parents of a set: it is exceeded only if links change meanwhile."""
 LONGEST_COMMAND = 4 * 2**20
-"""Most bytes of a command line or an environment: the default limit of the kernel."""
+"""Maximum bytes of a command line or an environment: the default limit of the kernel."""
 
 _INVENTORY_SINCE = (
     ("4.3", ("compress", "compress_block_size")),
@@ -78,7 +78,7 @@ _STACK, _VSYSCALL, _VDSO, _HEAP, _ANON_PRIVATE, _VVAR = (
 )
 _GROWS_DOWN = 0x100
 _GUARD = 1 << 16
-"""CRIU's mark of an entry that is a range of guard pages inside the mappings, and no mapping."""
+"""CRIU's flag of an entry for a range of guard pages inside a mapping."""
 _NAMESPACE_IDS = tuple((kind, f"{kind}_ns_id") for kind in names.NAMESPACES)
 _PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 
@@ -86,19 +86,18 @@ _PROTECTION = ("---", "r--", "-w-", "rw-", "--x", "r-x", "-wx", "rwx")
 def inspect(directory: str | os.PathLike[str]) -> ImageSet:
     """Read the images in a directory.
 
-    Nothing is changed, nothing runs, and CRIU is not needed. Images of CRIU 3.17 to 4.3 are
-    understood, also of another architecture. What is missing or cut short is listed in
-    ``ImageSet.problems``, so that an incomplete set can be looked at.
+    Nothing is changed, and CRIU is not needed. Images of CRIU 3.17 to 4.3 are supported, of all
+    architectures. Missing and truncated files are listed in ``ImageSet.problems``, so that an
+    incomplete set can be inspected.
 
     Raises ``ImagesError``, naming file and offset, for a directory without an ``inventory.img``,
-    for images whose bytes cannot be what they claim, for symbolic links in the place of images,
-    and for a chain of parents that comes back to itself.
+    for invalid images, for symbolic links instead of images, and for a cycle of parents.
     """
     return _Builder(os.path.abspath(os.fsdecode(directory))).build()
 
 
 def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
-    """The chain of ``parent`` links, and the directories with the memory."""
+    """The chain of ``parent`` links, and the directories that contain memory."""
     chain: list[Parent] = []
     layers = [directory]
     seen = {_identity(directory)}
@@ -112,7 +111,7 @@ def parents_of(directory: str) -> tuple[list[Parent], list[str]]:
         identity = _identity(target)
         if identity in seen:
             raise ImagesError(
-                f"{link} leads to {target}, which it is itself a parent of", errno=errno.ELOOP
+                f"{link} leads to {target}, whose parent it is itself", errno=errno.ELOOP
             )
         if len(chain) > LONGEST_CHAIN:
             raise ImagesError(f"{directory} has more than {LONGEST_CHAIN} parents")
@@ -133,7 +132,7 @@ def _identity(directory: str) -> tuple[int, int]:
 
 
 class _Builder:
-    """Reads one directory, once."""
+    """Reads one directory; used once."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -172,7 +171,7 @@ class _Builder:
             ) from None
 
     def _problems(self) -> list[str]:
-        """Reasons for a restore to refuse the set. Lazy pages are not missing."""
+        """Why a restore would refuse the set. Lazy pages do not count as missing."""
         fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             files = ImageFiles(fd)
@@ -218,7 +217,7 @@ class _Builder:
             while at < file.size:
                 chunk, at = file.parse(at, "ghost_chunk_entry")
                 if chunk.len > file.size - at:
-                    raise damaged(file.path, at, f"a chunk of {chunk.len} bytes ends too early")
+                    raise damaged(file.path, at, f"a chunk of {chunk.len} bytes is truncated")
                 size += chunk.len
                 at += chunk.len
             return size
@@ -284,9 +283,9 @@ class _Builder:
         except ImagesError as error:
             if error.errno != errno.ENOENT:
                 raise
-            why = "these are no images, or their dump failed"
+            why = "it has no images, or their dump failed"
             if os.path.exists(self.path("checkpoint/inventory.img")):
-                why = "its directory checkpoint has one, as that of a container has"
+                why = "its directory checkpoint has one: this is the checkpoint of a container"
             raise ImagesError(
                 f"{self.directory} has no inventory.img: {why}", errno=errno.ENOENT
             ) from None
@@ -335,7 +334,7 @@ class _Builder:
             exit_code=task.exit_code if task else 0,
             children=tuple(self.children.get(pid, ())),
             architecture=_enum("core_entry.march", core.mtype) if core is not None else "",
-            # What CRIU lists as the threads of a zombie are numbers that it never set.
+            # For a zombie, CRIU saves thread ids that it has not initialized.
             threads=tuple(self._threads(entry, core, task)) if known else (),
             pointer_authentication=core is not None and core.ti_aarch64.HasField("pac_keys"),
             credentials=self._credentials(thread),
@@ -373,7 +372,7 @@ class _Builder:
         return known
 
     def _pre_dumped(self) -> Iterator[Process]:
-        """The processes of a pre-dump, of which there is memory only: a mapping for each range."""
+        """The processes of a pre-dump, which has memory only: a mapping for each range."""
         pids = (name.removeprefix("pagemap-").removesuffix(".img") for name in self.names)
         for pid in sorted(int(each) for each in pids if each.isdecimal()):
             layers = Layers(self.layers, f"pagemap-{pid}.img", self.page)
@@ -432,7 +431,7 @@ class _Builder:
     def _strings(self, layers: Layers, mm: Any) -> Iterator[tuple[str, ...] | None]:
         """The command line and the environment."""
         start, middle, end = mm.mm_arg_start, mm.mm_arg_end, mm.mm_env_end
-        # They lie side by side, unless the process has moved them: one reading is enough.
+        # One read is enough if they are adjacent; a process can move them (prctl(2)).
         if start < middle == mm.mm_env_start < end and (both := self._text(layers, start, end)):
             yield self._split(both[: middle - start])
             yield self._split(both[middle - start :])
@@ -457,9 +456,9 @@ class _Builder:
             self.texts[text] = tuple(map(os.fsdecode, parts))
         return self.texts[text]
 
-    def _mapping(self, vma: Any, start: int, end: int, found: Counts) -> MemoryMapping:
-        # Processes that were forked have most of theirs in common.
-        key = start, end, vma.pgoff, vma.shmid, vma.status, vma.flags, vma.prot, found
+    def _mapping(self, vma: Any, start: int, end: int, counts: Counts) -> MemoryMapping:
+        # Forked processes have most mappings in common.
+        key = start, end, vma.pgoff, vma.shmid, vma.status, vma.flags, vma.prot, counts
         made = self.mappings.get(key)
         if made is None:
             made = self.mappings[key] = self._new_mapping(*key)
@@ -474,14 +473,16 @@ class _Builder:
         status: int,
         flags: int,
         prot: int,
-        found: Counts,
+        counts: Counts,
     ) -> MemoryMapping:
         kind, protection, has_file, in_memfd = _traits(status, flags, prot)
         shared = None
         if kind is VmaKind.SHARED:
             shared = self.files.shared_of(number) if in_memfd else number
-            found = (0, 0, 0) if shared is None else self._shared_counts(shared, start, end, offset)
-        # A process can have tens of thousands, and fields that are left out take no memory.
+            counts = (
+                (0, 0, 0) if shared is None else self._shared_counts(shared, start, end, offset)
+            )
+        # A process can have tens of thousands, and omitted fields take no memory.
         more: dict[str, Any] = {}
         if has_file:
             more = {"path": self._path_of(number), "file": number}
@@ -491,7 +492,7 @@ class _Builder:
             more["offset"] = offset
         if flags & _GROWS_DOWN:
             more["grows_down"] = True
-        for name, size in zip(("stored", "in_parent", "lazy"), found, strict=True):
+        for name, size in zip(("stored", "in_parent", "lazy"), counts, strict=True):
             if size:
                 more[name] = size
         return MemoryMapping(start=start, end=end, kind=kind, protection=protection, **more)
@@ -527,11 +528,11 @@ class _Builder:
             )
         return threads
 
-    def _limits(self, found: Any) -> dict[str, tuple[int, int]]:
+    def _limits(self, rlimits: Any) -> dict[str, tuple[int, int]]:
         """Resource limits of a process. Cached: most processes have the same."""
-        key = found.SerializeToString()
+        key = rlimits.SerializeToString()
         if key not in self.limits:
-            pairs = ((each.cur, each.max) for each in found.rlimits)
+            pairs = ((each.cur, each.max) for each in rlimits.rlimits)
             self.limits[key] = dict(zip(names.LIMITS, pairs, strict=False))
         return self.limits[key]
 
@@ -571,7 +572,7 @@ class _Builder:
             return name
         return None
 
-    # --- What is around them -----------------------------------------------------------
+    # --- Namespaces, mounts, devices, cgroups, locks ---------------------------------------
 
     def _namespaces(self, processes: tuple[Process, ...], host: Any) -> list[Namespace]:
         result: dict[tuple[str, int], Namespace] = {}
@@ -682,7 +683,7 @@ def _enum(name: str, number: int) -> str:
 
 @functools.lru_cache(4096)
 def _traits(status: int, flags: int, prot: int) -> tuple[VmaKind, str, bool, bool]:
-    """Kind, protection, whether it has a file, and whether that is a memfd."""
+    """Kind, protection, whether the mapping has a file, and whether that is a memfd."""
     return (
         _kind(status, flags),
         _PROTECTION[prot & 7] + ("s" if flags & 1 else "p"),
@@ -720,20 +721,20 @@ def _text(layers: Layers, start: int, end: int) -> bytes | None:
     return data if at == end else None
 
 
-def _credentials(found: Any) -> Credentials:
+def _credentials(creds: Any) -> Credentials:
     return Credentials(
-        uid=found.uid,
-        gid=found.gid,
-        euid=found.euid,
-        egid=found.egid,
-        groups=tuple(found.groups),
-        effective=names.capabilities(tuple(found.cap_eff)),
-        permitted=names.capabilities(tuple(found.cap_prm)),
-        inheritable=names.capabilities(tuple(found.cap_inh)),
-        bounding=names.capabilities(tuple(found.cap_bnd)),
-        ambient=names.capabilities(tuple(found.cap_amb)),
-        no_new_privileges=bool(found.no_new_privs),
-        lsm_profile=os.fsdecode(found.lsm_profile) or None,
+        uid=creds.uid,
+        gid=creds.gid,
+        euid=creds.euid,
+        egid=creds.egid,
+        groups=tuple(creds.groups),
+        effective=names.capabilities(tuple(creds.cap_eff)),
+        permitted=names.capabilities(tuple(creds.cap_prm)),
+        inheritable=names.capabilities(tuple(creds.cap_inh)),
+        bounding=names.capabilities(tuple(creds.cap_bnd)),
+        ambient=names.capabilities(tuple(creds.cap_amb)),
+        no_new_privileges=bool(creds.no_new_privs),
+        lsm_profile=os.fsdecode(creds.lsm_profile) or None,
     )
 
 
@@ -748,23 +749,27 @@ def _registers(core: Any) -> tuple[int | None, int | None]:
     return None, None
 
 
-def _timers(found: Any) -> list[Timer]:
-    timers = [
+def _timers(timers: Any) -> list[Timer]:
+    interval_timers = [
         Timer(
             kind=kind,
             clock=None,
             value=each.vsec + each.vusec / 1e6,
             interval=each.isec + each.iusec / 1e6,
         )
-        for kind, each in (("real", found.real), ("virtual", found.virt), ("profiling", found.prof))
+        for kind, each in (
+            ("real", timers.real),
+            ("virtual", timers.virt),
+            ("profiling", timers.prof),
+        )
         if each.vsec or each.vusec
     ]
-    return timers + [
+    return interval_timers + [
         Timer(
             kind="posix",
             clock=each.clock_id,
             value=each.vsec + each.vnsec / 1e9,
             interval=each.isec + each.insec / 1e9,
         )
-        for each in found.posix
+        for each in timers.posix
     ]

@@ -1,8 +1,8 @@
 """Convert one image to a dict and back, as ``crit decode`` and ``crit encode`` do.
 
-``decode`` gives what ``crit decode`` prints, under the same names. ``encode`` gives back the
-bytes that CRIU wrote, also of fields that are unknown to this release of the package: they are
-kept under ``"_unknown"``, in base64.
+``decode`` returns what ``crit decode`` prints, under the same names. ``encode`` returns the bytes
+that CRIU wrote. Fields that are unknown to this release of the package are kept under
+``"_unknown"``, in base64.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def decode(
 ) -> dict[str, Any]:
     """Convert an image file to ``{"magic": "CORE", "entries": [{...}, ...]}``.
 
-    The names are those of CRIU's own messages, as ``crit decode`` prints them. Numbers are
-    numbers, enums are names, text is text (bytes that are not UTF-8 are surrogates, as in file
-    names of Python), other bytes are base64. The data after an entry, such as that of a pipe, is
-    its ``"extra"``; with ``payload=False`` its size replaces it, as by ``crit --nopl``. With
-    ``pretty`` addresses, flags, devices and states are text, as by ``crit --pretty``.
+    The names are those of CRIU's messages. Enums are names, text is a string (bytes that are not
+    UTF-8 are surrogates, as in Python's file names), other bytes are base64. The data after an
+    entry, such as the contents of a pipe, is its ``"extra"``; with ``payload=False`` it is replaced
+    by its size, as by ``crit --nopl``. With ``pretty``, addresses, flags, devices and states are
+    text, as by ``crit --pretty``.
 
     Raises ``ImagesError`` naming the file and the offset for a file that is not an image, is
     truncated or damaged, and for a payload of more than 1 GiB. ``pages-*.img`` contain memory, not
@@ -62,7 +62,7 @@ def _entries(file: ImageFile, payload: bool, style: Style) -> list[dict[str, Any
 def encode(image: Mapping[str, Any]) -> bytes:
     """Convert a result of ``decode``, pretty or not, to the bytes of an image file.
 
-    Raises ``ImagesError`` naming the entry and the field for what cannot be one.
+    Raises ``ImagesError`` naming the entry and the field that cannot be converted.
     """
     name = image.get("magic")
     kind = BY_NAME.get(name) if isinstance(name, str) else None

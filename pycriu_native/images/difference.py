@@ -70,7 +70,7 @@ class MappingChange(Value):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PageChange(Value):
-    """Number of pages of a mapping that differ, in pages of ``Process.page_size``."""
+    """Numbers of pages of a mapping that differ; their size is ``Process.page_size``."""
 
     start: int
     end: int
@@ -79,8 +79,8 @@ class PageChange(Value):
     changed: int
     """Pages with changed contents."""
     added: int
-    """Pages with contents only after: before they were zeros, of a file, or not mapped."""
-    gone: int
+    """Pages with contents only after; before, they were zeros, of a file, or not mapped."""
+    removed: int
     """Pages with contents only before."""
     same: int
     unknown: int
@@ -95,7 +95,7 @@ class ProcessChange(Value):
     name: str
     changes: tuple[Change, ...]
     threads_added: tuple[int, ...]
-    threads_gone: tuple[int, ...]
+    threads_removed: tuple[int, ...]
     descriptors: tuple[DescriptorChange, ...]
     mappings: tuple[MappingChange, ...]
     page_size: int
@@ -108,10 +108,10 @@ class ProcessChange(Value):
         return bool(
             self.changes
             or self.threads_added
-            or self.threads_gone
+            or self.threads_removed
             or self.descriptors
             or self.mappings
-            or any(each.changed or each.added or each.gone for each in self.pages)
+            or any(each.changed or each.added or each.removed for each in self.pages)
         )
 
 
@@ -119,14 +119,14 @@ class ProcessChange(Value):
 class Difference(Value):
     """Changes from one image set to another. False if there are none."""
 
-    computed = ("pages_changed", "pages_added", "pages_gone", "pages_same")
+    computed = ("pages_changed", "pages_added", "pages_removed", "pages_same")
 
     before: str
     """The directories."""
     after: str
     added: tuple[int, ...]
     """Pids of processes that are in the second set only."""
-    gone: tuple[int, ...]
+    removed: tuple[int, ...]
     """Pids of processes that are in the first set only."""
     processes: tuple[ProcessChange, ...]
     """Changed processes that are in both sets."""
@@ -137,7 +137,7 @@ class Difference(Value):
 
     def __bool__(self) -> bool:
         """Whether anything changed."""
-        return bool(self.added or self.gone or self.processes or self.changes)
+        return bool(self.added or self.removed or self.processes or self.changes)
 
     def _total(self, name: str) -> int:
         return sum(getattr(page, name) for each in self.processes for page in each.pages)
@@ -153,9 +153,9 @@ class Difference(Value):
         return self._total("added")
 
     @property
-    def pages_gone(self) -> int:
+    def pages_removed(self) -> int:
         """Pages with contents only before, of all processes."""
-        return self._total("gone")
+        return self._total("removed")
 
     @property
     def pages_same(self) -> int:
@@ -192,7 +192,7 @@ def diff(
         before=old.directory,
         after=new.directory,
         added=tuple(sorted(theirs.keys() - ours.keys())),
-        gone=tuple(sorted(ours.keys() - theirs.keys())),
+        removed=tuple(sorted(ours.keys() - theirs.keys())),
         processes=tuple(sorted(changed, key=lambda each: each.pid)),
         changes=tuple(
             Change(name=name, before=getattr(old, name), after=getattr(new, name))
@@ -212,7 +212,7 @@ def _process(
             name=after.name or before.name,
             changes=(),
             threads_added=(),
-            threads_gone=(),
+            threads_removed=(),
             descriptors=(),
             mappings=(),
             page_size=after.page_size,
@@ -228,7 +228,7 @@ def _process(
             if getattr(before, name) != getattr(after, name)
         ),
         threads_added=tuple(sorted(tids[1] - tids[0])),
-        threads_gone=tuple(sorted(tids[0] - tids[1])),
+        threads_removed=tuple(sorted(tids[0] - tids[1])),
         descriptors=tuple(_descriptors(old, before, new, after)),
         mappings=tuple(_mappings(before.mappings, after.mappings)),
         page_size=after.page_size,
@@ -310,7 +310,7 @@ class _Tally:
     mapping: MemoryMapping
     changed: int = 0
     added: int = 0
-    gone: int = 0
+    removed: int = 0
     same: int = 0
     unknown: int = 0
 
@@ -333,7 +333,7 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
         elif now is not None:
             _one_sided(tally, page, "added", now, here[1].at(start))
         elif was is not None:
-            _one_sided(tally, page, "gone", was, here[0].at(start))
+            _one_sided(tally, page, "removed", was, here[0].at(start))
     for tally in result.values():
         yield PageChange(
             start=tally.mapping.start,
@@ -342,7 +342,7 @@ def _pages(before: Process, after: Process) -> Iterator[PageChange]:
             path=tally.mapping.path,
             changed=tally.changed,
             added=tally.added,
-            gone=tally.gone,
+            removed=tally.removed,
             same=tally.same,
             unknown=tally.unknown,
         )

@@ -80,122 +80,122 @@ class Files:
             if member is None or not entry.HasField(member):
                 self.by_id[entry.id] = OtherFile(id=entry.id, type=type_, details={})
             elif type_ in ("FIFO", "TTY"):
-                later.append((type_, getattr(entry, member)))  # they name a regular file
+                later.append((type_, getattr(entry, member)))  # it refers to a regular file
             else:
                 self.by_id[entry.id] = self._one(type_, getattr(entry, member))
         for type_, result in later:
             self.by_id[result.id] = self._one(type_, result)
         return tuple(self.by_id[number] for number in sorted(self.by_id))
 
-    def _one(self, type_: str, found: Any) -> File:
+    def _one(self, type_: str, entry: Any) -> File:
         match type_:
             case "REG":
-                return self._regular(found)
+                return self._regular(entry)
             case "PIPE" | "FIFO":
-                return self._pipe(type_, found)
+                return self._pipe(type_, entry)
             case "INETSK":
-                return self._inet(found)
+                return self._inet(entry)
             case "UNIXSK":
-                return self._unix(found)
+                return self._unix(entry)
             case "TTY":
-                return self._terminal(found)
-        details = to_dict(found)
-        if type_ == "MEMFD" and found.inode_id in self.memfds:
-            inode = self.memfds[found.inode_id]
+                return self._terminal(entry)
+        details = to_dict(entry)
+        if type_ == "MEMFD" and entry.inode_id in self.memfds:
+            inode = self.memfds[entry.inode_id]
             details |= {"name": os.fsdecode(inode.name), "size": inode.size, "shmid": inode.shmid}
-        return OtherFile(id=found.id, type=type_, flags=details.get("flags", 0), details=details)
+        return OtherFile(id=entry.id, type=type_, flags=details.get("flags", 0), details=details)
 
-    def _regular(self, found: Any) -> RegularFile:
-        remap = self._remaps.get(found.id)
-        # Without a type it is a ghost: the field came after that kind.
+    def _regular(self, entry: Any) -> RegularFile:
+        remap = self._remaps.get(entry.id)
+        # Without a type it is a ghost: older releases had no other kind, and no field.
         kind = None
         if remap is not None:
             kind = _REMAPS.get(remap.remap_type) if remap.HasField("remap_type") else "ghost"
-        words = found.build_id
+        words = entry.build_id
         return RegularFile(
-            id=found.id,
+            id=entry.id,
             type="REG",
-            flags=found.flags,
-            path=os.fsdecode(found.name),
-            position=found.pos,
-            mode=found.mode if found.HasField("mode") else None,
-            size=found.size if found.HasField("size") else None,
-            mount=found.mnt_id,
+            flags=entry.flags,
+            path=os.fsdecode(entry.name),
+            position=entry.pos,
+            mode=entry.mode if entry.HasField("mode") else None,
+            size=entry.size if entry.HasField("size") else None,
+            mount=entry.mnt_id,
             build_id=struct.pack(f"<{len(words)}I", *words).hex() if words else None,
-            external=found.ext,
+            external=entry.ext,
             deleted=kind,
             ghost_size=self._ghost_size(remap.remap_id) if remap and kind == "ghost" else None,
             remap=remap.remap_id if remap else None,
         )
 
-    def _pipe(self, type_: str, found: Any) -> Pipe:
-        inside = self._in_pipe.get(found.pipe_id)
-        named = self.by_id.get(found.regf_id) if type_ == "FIFO" else None
+    def _pipe(self, type_: str, entry: Any) -> Pipe:
+        inside = self._in_pipe.get(entry.pipe_id)
+        named = self.by_id.get(entry.regf_id) if type_ == "FIFO" else None
         return Pipe(
-            id=found.id,
+            id=entry.id,
             type=type_,
-            flags=found.flags if type_ == "PIPE" else 0,
-            pipe=found.pipe_id,
+            flags=entry.flags if type_ == "PIPE" else 0,
+            pipe=entry.pipe_id,
             queued=inside.bytes if inside else 0,
             capacity=inside.size if inside and inside.HasField("size") else None,
             path=named.path if isinstance(named, RegularFile) else None,
         )
 
-    def _inet(self, found: Any) -> InetSocket:
-        stream = next(iter(self._read(f"tcp-stream-{found.ino:x}.img")), None)
-        remote = _address(found.family, found.dst_addr, found.dst_port) if found.dst_port else None
+    def _inet(self, entry: Any) -> InetSocket:
+        stream = next(iter(self._read(f"tcp-stream-{entry.ino:x}.img")), None)
+        remote = _address(entry.family, entry.dst_addr, entry.dst_port) if entry.dst_port else None
         return InetSocket(
-            id=found.id,
+            id=entry.id,
             type="INETSK",
-            flags=found.flags,
-            inode=found.ino,
-            family={2: "INET", 10: "INET6"}.get(found.family, str(found.family)),
-            kind=names.SOCKET_KINDS.get(found.type, str(found.type)),
-            protocol=names.PROTOCOLS.get(found.proto, str(found.proto)),
-            state=names.SOCKET_STATES.get(found.state, str(found.state)),
-            local=_address(found.family, found.src_addr, found.src_port),
+            flags=entry.flags,
+            inode=entry.ino,
+            family={2: "INET", 10: "INET6"}.get(entry.family, str(entry.family)),
+            kind=names.SOCKET_KINDS.get(entry.type, str(entry.type)),
+            protocol=names.PROTOCOLS.get(entry.proto, str(entry.proto)),
+            state=names.SOCKET_STATES.get(entry.state, str(entry.state)),
+            local=_address(entry.family, entry.src_addr, entry.src_port),
             remote=remote,
-            backlog=found.backlog,
-            received=stream.inq_len if stream else self._queued.get(found.id, 0),
+            backlog=entry.backlog,
+            received=stream.inq_len if stream else self._queued.get(entry.id, 0),
             unacknowledged=stream.outq_len if stream else 0,
-            device=os.fsdecode(found.ifname) or None,
-            namespace=found.ns_id if found.HasField("ns_id") else None,
-            shares_port=found.opts.reuseaddr or found.opts.so_reuseport,
-            only_ipv6=found.v6only,
+            device=os.fsdecode(entry.ifname) or None,
+            namespace=entry.ns_id if entry.HasField("ns_id") else None,
+            shares_port=entry.opts.reuseaddr or entry.opts.so_reuseport,
+            only_ipv6=entry.v6only,
         )
 
-    def _unix(self, found: Any) -> UnixSocket:
-        name = os.fsdecode(found.name.rstrip(b"\0") if found.name[:1] != b"\0" else found.name)
+    def _unix(self, entry: Any) -> UnixSocket:
+        name = os.fsdecode(entry.name.rstrip(b"\0") if entry.name[:1] != b"\0" else entry.name)
         return UnixSocket(
-            id=found.id,
+            id=entry.id,
             type="UNIXSK",
-            flags=found.flags,
-            inode=found.ino,
-            kind=names.SOCKET_KINDS.get(found.type, str(found.type)),
-            state=names.SOCKET_STATES.get(found.state, str(found.state)),
+            flags=entry.flags,
+            inode=entry.ino,
+            kind=names.SOCKET_KINDS.get(entry.type, str(entry.type)),
+            state=names.SOCKET_STATES.get(entry.state, str(entry.state)),
             name=f"@{name[1:]}" if name.startswith("\0") else name,
-            peer=found.peer,
-            backlog=found.backlog,
-            queued=self._queued.get(found.id, 0),
-            external=bool(found.uflags & _USK_EXTERN),
-            deleted=found.deleted,
-            namespace=found.ns_id if found.HasField("ns_id") else None,
+            peer=entry.peer,
+            backlog=entry.backlog,
+            queued=self._queued.get(entry.id, 0),
+            external=bool(entry.uflags & _USK_EXTERN),
+            deleted=entry.deleted,
+            namespace=entry.ns_id if entry.HasField("ns_id") else None,
         )
 
-    def _terminal(self, found: Any) -> Terminal:
-        info = self._terminals.get(found.tty_info_id)
-        file = self.by_id.get(found.regf_id)
+    def _terminal(self, entry: Any) -> Terminal:
+        info = self._terminals.get(entry.tty_info_id)
+        file = self.by_id.get(entry.regf_id)
         session = info.sid if info else 0
         return Terminal(
-            id=found.id,
+            id=entry.id,
             type="TTY",
-            flags=found.flags,
+            flags=entry.flags,
             kind=_terminal_kinds().get(info.type, str(info.type)) if info else "UNKNOWN",
             index=info.pty.index if info and info.HasField("pty") else None,
             session=session,
             group=info.pgrp if info else 0,
             path=file.path if isinstance(file, RegularFile) else None,
-            # One that was hung up has no attributes, and gets a new master.
+            # A terminal without attributes was hung up; a restore creates a new master for it.
             inherited=bool(session)
             and session not in self.sessions
             and (info is None or info.HasField("termios")),
@@ -219,7 +219,7 @@ def _terminal_kinds() -> Mapping[int, str]:
 
 
 def _address(family: int, words: Any, port: int) -> str:
-    """An address as text. Its words are stored in network byte order."""
+    """An address as text. The words are in network byte order."""
     data = struct.pack(f"={len(words)}I", *words)
     if family == socket.AF_INET6 and len(data) == 16:
         return f"[{socket.inet_ntop(socket.AF_INET6, data)}]:{port}"

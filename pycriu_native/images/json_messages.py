@@ -1,7 +1,7 @@
 """Convert one message to a dict and back, with the field names of CRIU.
 
 Fields that are unknown to this release of the package are kept unchanged, in base64, under
-``"_unknown"``: what is written again loses nothing.
+``"_unknown"``, so that the conversion is lossless.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class Style(Enum):
     PRETTY = auto()
     """As ``crit decode --pretty`` prints them."""
     HEX = auto()
-    """The same, inside of a message whose numbers are hexadecimal."""
+    """As PRETTY, in a message whose numbers are all hexadecimal."""
 
 
-def to_dict(found: Any, name: str | None = None, style: Style = Style.PLAIN) -> dict[str, Any]:
+def to_dict(entry: Any, name: str | None = None, style: Style = Style.PLAIN) -> dict[str, Any]:
     """The fields that are set in a message."""
-    names = _shown(name or found.DESCRIPTOR.name, style)
+    names = _shown(name or entry.DESCRIPTOR.name, style)
     out: dict[str, Any] = {}
-    for field, value in found.ListFields():
+    for field, value in entry.ListFields():
         key, show = names[field.number]
         out[key] = value if show is None else show(value)
-    unknown = UnknownFieldSet(found)
+    unknown = UnknownFieldSet(entry)
     if len(unknown):
         out[UNKNOWN] = to_text(_wire(unknown))
     return out
@@ -144,7 +144,7 @@ def _set(made: Any, row: Row, value: Any, where: str) -> None:
         else:
             items.extend(_value(row, each, where) for each in value)
     elif row.type in messages:
-        # An empty message is there all the same.
+        # An empty message is present, too.
         field = getattr(made, row.name)
         field.SetInParent()
         field.MergeFrom(from_dict(row.type, value, where))
@@ -165,7 +165,7 @@ def _value(row: Row, value: Any, where: str) -> Any:
     return pretty.read(value, row.name, row.pretty) if isinstance(value, str) else value
 
 
-# --- Fields of releases to come -----------------------------------------------------
+# --- Unknown fields -----------------------------------------------------------------
 
 
 def _add_unknown(made: Any, data: bytes, where: str) -> None:

@@ -1,7 +1,7 @@
 """Names of kernel constants in images: capabilities, states, families, limits.
 
-The numbers are of the kernel's user interface (``linux/capability.h``, ``net/tcp_states.h``,
-``bits/resource.h``), and of CRIU's ``image.h``.
+The numbers are those of ``linux/capability.h``, ``net/tcp_states.h``, ``bits/resource.h`` and
+CRIU's ``image.h``.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from .pages import CHUNK, Layers
 OVERLAP = 2**16
 """Longest match of a regular expression that is found at any position, in bytes."""
 LARGEST_READ = 2**30
-"""Most bytes of one ``read``."""
+"""Maximum bytes of one ``read``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class Match:
     """A match of a search in memory."""
 
     address: int
@@ -29,9 +29,8 @@ class Found:
 class Memory:
     """The memory of one process in an image set.
 
-    Pages come from the images, or from their parents. Anonymous memory
-    that was never written to reads as zeros. Pages of a file that the process did not change
-    are not in the images and are not read.
+    Pages are read from the images and their parents. Anonymous memory that was never written to
+    reads as zeros. Pages of a file that the process did not change are not in the images.
 
     Page maps are read once, at first use; files are open only during a call. Objects may be used
     from several threads.
@@ -94,12 +93,12 @@ class Memory:
 
     def search(
         self, pattern: bytes | re.Pattern[bytes], *, kinds: Collection[VmaKind | str] = ()
-    ) -> Iterator[Found]:
+    ) -> Iterator[Match]:
         """Find bytes or a regular expression, by ascending address.
 
         ``kinds`` limits it to mappings of these kinds. All pages in the images and their parents
-        are searched, adjacent ones as one; not those that are in no image. Matches of a bytes
-        pattern may overlap; those of an expression do not, and may be 64 KiB long at most.
+        are searched; a match can extend over adjacent pages. Matches of a bytes pattern may
+        overlap; those of an expression do not, and are at most 64 KiB long.
 
         Raises ``ValueError`` for an empty pattern and ``TypeError`` for text.
         """
@@ -114,13 +113,13 @@ class Memory:
 
     def _search(
         self, pattern: bytes | re.Pattern[bytes], kinds: Collection[str]
-    ) -> Iterator[Found]:
+    ) -> Iterator[Match]:
         mapping: MemoryMapping
         for mapping in self.mappings:
             if kinds and str(mapping.kind) not in kinds:
                 continue
             for address, data in _matches(pattern, self._windows(mapping, pattern)):
-                yield Found(address=address, data=data, mapping=mapping)
+                yield Match(address=address, data=data, mapping=mapping)
 
     def find(self, pattern: bytes | re.Pattern[bytes]) -> Iterator[int]:
         """The addresses of all matches; see ``search``."""

@@ -85,9 +85,9 @@ class MemoryMapping(Value):
     stored: int = 0
     """Bytes of pages in this image set."""
     in_parent: int = 0
-    """Bytes of pages that are in a parent, or in its parents."""
+    """Bytes of pages in the parents."""
     lazy: int = 0
-    """Bytes of pages that are in no image: a lazy-pages dump serves them."""
+    """Bytes of pages that are not in the images, since a lazy-pages dump serves them."""
 
     @property
     def size(self) -> int:

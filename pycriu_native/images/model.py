@@ -57,7 +57,7 @@ class File(Value):
 
     @property
     def label(self) -> str:
-        """One line for people."""
+        """The file in one line."""
         return f"{self.type.lower()}:[{self.id}]"
 
 
@@ -79,11 +79,11 @@ class RegularFile(File):
     """Whether the restore needs it in ``inherit_fds``."""
     deleted: str | None = None
     """For a file without a name at the dump: ``ghost`` (its contents are in the images),
-    ``linked`` (CRIU gave it a name beside the old one) or ``procfs``."""
+    ``linked`` (CRIU created a link in the same directory) or ``procfs``."""
     ghost_size: int | None = None
     """Size of its contents in the images."""
     remap: int | None = None
-    """The id of the ghost file, or of the file with the name that CRIU made."""
+    """The id of the ghost file, or of the link that CRIU created."""
 
     @property
     def label(self) -> str:
@@ -97,7 +97,7 @@ class Pipe(File):
     """One end of a pipe, or of a named pipe."""
 
     pipe: int
-    """The inode: both ends have the same."""
+    """The inode, which is the same for both ends."""
     queued: int = 0
     """Bytes in the pipe."""
     capacity: int | None = None
@@ -137,7 +137,7 @@ class InetSocket(File):
     shares_port: bool = False
     """Whether it has SO_REUSEADDR or SO_REUSEPORT."""
     only_ipv6: bool = False
-    """Whether it has IPV6_V6ONLY: its port is another one than that of IPv4."""
+    """Whether it has IPV6_V6ONLY: another socket can have the same port of IPv4."""
 
     @property
     def label(self) -> str:
@@ -167,9 +167,9 @@ class UnixSocket(File):
     queued: int = 0
     """Bytes of messages in it."""
     external: bool = False
-    """Whether it belongs to another process that the dumped ones are connected to."""
+    """Whether it belongs to a process outside the tree to which the dumped ones are connected."""
     deleted: bool = False
-    """Whether its name was removed: a restore makes it, with its directories, and removes it."""
+    """Whether its name was removed: a restore creates it, with its directories, and removes it."""
     namespace: int | None = None
 
     @property
@@ -274,10 +274,10 @@ class Thread(Value):
     policy: int = 0
     """Scheduling policy: see sched(7)."""
     credentials: Credentials | None = None
-    """None where all that is known is that it is the process's."""
+    """None if the images do not have them for each thread."""
     seccomp: str = "disabled"
     instruction: int | None = None
-    """The address that it stopped at, on x86-64 and AArch64."""
+    """The instruction pointer, on x86-64 and AArch64."""
     stack: int | None = None
     """The stack pointer."""
     cpu_state: int = 0
@@ -317,7 +317,7 @@ class Process(Value):
     command: tuple[str, ...] | None = None
     """The command line, from the memory of the process. None if it is not in the images."""
     environment: tuple[str, ...] | None = None
-    """``NAME=value``, as of execve(2). None if it is not in the images."""
+    """``NAME=value``, as given to execve(2). None if it is not in the images."""
     executable: str | None = None
     cwd: str | None = None
     root: str | None = None
@@ -335,7 +335,7 @@ class Process(Value):
     namespaces: Mapping[str, int] = field(default_factory=dict)
     """Kind and id, such as ``{"net": 9}``; equal ids are one namespace."""
     cgroups: Mapping[str, str] = field(default_factory=dict)
-    """Controllers and the path in their hierarchy."""
+    """The path of the cgroup, by controllers."""
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Resource limits, soft and hard; 2**64 - 1 is no limit."""
     pending_signals: int = 0
@@ -346,7 +346,7 @@ class Process(Value):
     pointer_authentication: bool = False
     """Whether its images have keys of an Arm processor's pointer authentication (PAC)."""
     page_size: int = 0
-    """Bytes of a page where it was dumped; 0 without memory."""
+    """Bytes of a page on the host of the dump; 0 without memory."""
     source: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """The directories that its memory is read from: the images, then their parents."""
 
@@ -386,7 +386,7 @@ class Mount(Value):
     options: str
     external: str | None = None
     """Key that the restore needs in ``external``; empty for a mount that ``auto_ext_mnt``
-    finds."""
+    detects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -412,8 +412,8 @@ class Namespace(Value):
     """``pid``, ``net``, ``mnt``, ``ipc``, ``uts``, ``user``, ``cgroup``, ``time``."""
     id: int
     host: bool
-    """Whether CRIU ran in it: it is not in the images, and a restore uses the namespace of
-    its own CRIU."""
+    """Whether CRIU ran in it: it is not saved, and a restore uses the namespace in which CRIU
+    runs then."""
     external: str | None = None
     """Key that the restore needs in ``inherit_fds``."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -427,7 +427,7 @@ class Cgroup(Value):
     controllers: tuple[str, ...]
     path: str
     properties: int
-    """Number of its files that are saved."""
+    """Number of its saved properties."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -448,7 +448,7 @@ class Image(Value):
     """``memory``, ``descriptions``, ``queues``, ``deleted files``, ``logs``, …"""
     size: int
     allocated: int
-    """Allocated bytes on the disk: less than the size after a deduplication."""
+    """Bytes allocated on the disk, fewer than the size after a deduplication."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -463,14 +463,15 @@ class ImageSet(Value):
     version: int
     """Version of the format: 3 with compression (CRIU 4.3), else 2."""
     criu: str | None
-    """The release that made it, from ``dump.log`` in the directory; None without one. The
+    """The release that made it, from ``dump.log`` in the directory; None without that file. The
     images do not contain it."""
     criu_at_least: str | None
-    """The earliest release, from 3.17 to 4.3, that writes the fields of the inventory."""
+    """The earliest release from 4.1 to 4.3 that writes the fields of its inventory; None: older
+    ones do, too."""
     kernel: str | None
     """Release of the kernel, from ``dump.log``."""
     run_id: str | None
-    """Of the dump, from CRIU 4.1 on."""
+    """CRIU's run id of the dump, from CRIU 4.1 on."""
     architecture: str
     lsm: str
     """Security module: ``NO_LSM``, ``SELINUX``, ``APPARMOR``."""
@@ -480,7 +481,7 @@ class ImageSet(Value):
     allow_uprobes: bool
     plugins: tuple[str, ...]
     processes: tuple[Process, ...]
-    """In the order of the images: a parent before its children."""
+    """In the order of the images: parents before their children."""
     files: tuple[File, ...]
     mounts: tuple[Mount, ...]
     namespaces: tuple[Namespace, ...]
@@ -489,12 +490,12 @@ class ImageSet(Value):
     locks: tuple[FileLock, ...]
     statistics: DumpStatistics | None
     restored: RestoreStatistics | None
-    """Statistics of the last restore, if it wrote them here."""
+    """Statistics of the last restore, if it wrote them to this directory."""
     parents: tuple[Parent, ...]
     """The chain of parents, the nearest first."""
     images: tuple[Image, ...]
     problems: tuple[str, ...]
-    """Missing and truncated images: a restore would fail."""
+    """Missing and truncated images, because of which a restore would fail."""
 
     @property
     def complete(self) -> bool:
@@ -528,11 +529,11 @@ class ImageSet(Value):
         raise ImagesError(f"pid={pid}: not in {self.directory}, which has {known or 'no process'}")
 
     def file(self, number: int) -> File | None:
-        """The open file of an id."""
+        """The open file with this id."""
         return next((each for each in self.files if each.id == number), None)
 
     def tree(self) -> Iterator[tuple[int, Process]]:
-        """Depth and process, from the root down, children in the order of the images."""
+        """Depth and process, depth first, children in the order of the images."""
         by_pid = {each.pid: each for each in self.processes}
         seen: set[int] = set()
         roots = [each for each in self.processes if each.parent not in by_pid]

@@ -1,8 +1,8 @@
 """Find and read the pages of an image set and its parents.
 
-A pagemap lists runs of pages. A run is stored in the ``pages`` file of its own set, one after
-the other; or in a parent's; or is lazy, served by the dump. What no run names was never
-written by the process: zeros, or the mapped file as it is.
+A pagemap lists runs of pages. The pages of a run are in the ``pages`` file of the same set, one
+run after the other, or in that of a parent, or are lazy: the dump serves them. Pages in no run
+were never written to by the process: they are zeros, or those of the mapped file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHUNK = 2**20
 
 
 class PageMap:
-    """One pagemap, and the file that it points into."""
+    """One pagemap, and the name of its ``pages`` file."""
 
     def __init__(self, name: str, directory: str, pages_id: int, page: int) -> None:
         self.name = name
@@ -122,7 +122,7 @@ class Layers:
                 close(fd)
 
     def stored(self, start: int = 0, end: int = 2**64, depth: int = 0) -> Iterator[Stored]:
-        """The places of the pages between two addresses, in whichever set they are.
+        """The locations of the pages between two addresses, in the set and its parents.
 
         Raises ``ImagesError`` for pages that are compressed, lazy, or missing in the parents.
         """
@@ -148,7 +148,7 @@ class Layers:
     def _of_parent(
         self, start: int, end: int, depth: int
     ) -> Iterator[tuple[int, bytes | None, int]]:
-        """A whole range. Ranges that the parents lack have no bytes."""
+        """All of a range. Parts that the parents lack have no bytes."""
         at = start
         for begin, data, size in self.pieces(start, end, depth):
             if begin > at:
@@ -178,7 +178,7 @@ def _stored(
 def _unpacked(
     top: PageMap, fd: int, run: Run, blocks: tuple[int, Sequence[int]], first: int, last: int
 ) -> Iterator[tuple[int, bytes, int]]:
-    """The blocks of a compressed run: nothing is all zeros, a whole block is stored as it is."""
+    """The blocks of a compressed run: an empty block is zeros, a full one is not compressed."""
     whole, sizes = blocks
     offset = run[3]
     for number, size in enumerate(sizes):

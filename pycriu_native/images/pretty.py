@@ -106,7 +106,7 @@ _SHOWN = {
 
 
 def show(value: int, field: str, mark: str) -> str | int:
-    """A number of a field with this mark, as text; a number without a name stays a number."""
+    """A number of a field with this mark as text; a number without a name is returned as it is."""
     kind, _, which = mark.partition(":")
     match kind:
         case "hex":

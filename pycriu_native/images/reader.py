@@ -1,7 +1,7 @@
 """Open one image file safely, and read its messages with every length checked.
 
-An image set may come from anywhere. Whatever its bytes say, what is read here is never longer
-than the file is, and what does not fit is an ``ImagesError`` that names the file and the offset.
+Images are not trusted: no length in them makes a read exceed the size of the file. An
+``ImagesError`` names the file and the offset of an invalid length.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .formats import BY_MAGIC, RAW, Format
 from .schema import message
 
 LARGEST_MESSAGE = 256 * 2**20
-"""Bytes: one entry that claims more is refused. The largest real ones are those of processes with
-tens of thousands of mappings, a few MiB."""
+"""Maximum size of an entry in bytes. Those of processes with tens of thousands of mappings have a
+few MiB."""
 
 WINDOW = 2**18
 """Bytes that are read at once."""
@@ -33,7 +33,7 @@ _TWO_WORDS = struct.Struct("<2I")
 
 
 def open_file(path: str) -> tuple[int, int]:
-    """A regular file's descriptor and size: a link, a pipe or a device in a set is refused."""
+    """The descriptor and size of a regular file; other types and symbolic links are refused."""
     try:
         fd = open_regular(path)
     except FileNotFoundError:
@@ -54,7 +54,7 @@ def damaged(path: str, at: int, why: str) -> ImagesError:
 class ImageFile:
     """One image file, read through a sliding window. A context manager.
 
-    It is not mapped into memory: a file that another process cuts short would end this one.
+    It is not mapped into memory: SIGBUS would end this process if another one truncated the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -108,11 +108,11 @@ class ImageFile:
                 raise damaged(
                     self.path, at, f"{what} has {size} bytes, but the file {remaining} more"
                 )
-            # Not more than there is: most images are small, and a large buffer costs more.
+            # Most images are small, and a larger buffer takes longer to allocate.
             self._window = os.pread(self.fd, min(max(size, WINDOW), self.size - at), at)
             self._from, begin = at, 0
             if len(self._window) < size:
-                raise damaged(self.path, at, "the file has been cut short while it was read")
+                raise damaged(self.path, at, "the file was truncated while it was read")
         return self._window[begin : begin + size]
 
     def parse(self, at: int, kind: str) -> tuple[Any, int]:
@@ -127,7 +127,7 @@ class ImageFile:
     def frames(self, at: int) -> Iterator[tuple[int, bytes]]:
         """Offset and bytes of each message from an offset on, for kinds without trailers.
 
-        The hot loop of large sets: entries are taken out of a window at a time.
+        Most of the time of a large set is spent here: it splits one window at a time.
         """
         unpack = _WORD.unpack_from
         while at < self.size:
@@ -167,7 +167,7 @@ class ImageFile:
 
 
 def expect(path: str, name: str) -> ImageFile:
-    """Open an image that must be of this kind."""
+    """Open an image; ``ImagesError`` if it is of another kind."""
     file = ImageFile(path)
     if file.format.name != name:
         with file:

@@ -1,6 +1,6 @@
-"""Image sets and their differences as text for people.
+"""Image sets and their differences as text.
 
-Text from images is the dumped process's own: what a terminal would act on is escaped.
+Text in images comes from the dumped processes, so control characters are escaped.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def render_summary(images: ImageSet) -> str:
         f"size {human(images.size)}: {sizes}",
     ]
     if images.statistics:
-        message = images.statistics
+        dump = images.statistics
         lines.append(
-            f"frozen {message.frozen_time / 1e6:.3f} s, {message.pages_written} pages written, "
-            f"{message.pages_skipped_parent} left in the parent, {message.pages_lazy} lazy"
+            f"frozen {dump.frozen_time / 1e6:.3f} s, {dump.pages_written} pages written, "
+            f"{dump.pages_skipped_parent} left in the parent, {dump.pages_lazy} lazy"
         )
     own = [each for each in images.namespaces if not each.host]
     if own:
-        lines.append("namespaces of its own: " + ", ".join(sorted({each.kind for each in own})))
+        lines.append("own namespaces: " + ", ".join(sorted({each.kind for each in own})))
     for parent in images.parents:
         state = "" if parent.exists else " (does not exist)"
         lines.append(f"parent {safe(parent.directory)}{state}")
@@ -142,7 +142,7 @@ def render_files(images: ImageSet, process: Process) -> str:
 
 
 def render_tree(images: ImageSet, *, width: int = 100) -> str:
-    """A set as a tree of lines: processes, and below each its memory, files and so on."""
+    """A set as indented lines: the processes, and below each one its memory, files and timers."""
     lines = [render_summary(images), ""]
     by_id = {each.id: each for each in images.files}
     for depth, each in images.tree():
@@ -175,12 +175,9 @@ def _branch(depth: int, process: Process, by_id: dict[int, File], width: int) ->
     if process.credentials:
         yield f"{pad}uid {process.credentials.uid}, gid {process.credentials.gid}"
     for kind, sizes in process.memory_by_kind.items():
-        message = [
-            f"{human(size)} {name}" for name, size in sizes.items() if size and name != "size"
-        ]
-        yield f"{pad}{kind}: {human(sizes['size'])}" + (
-            f" ({', '.join(message)})" if message else ""
-        )
+        parts = [f"{human(size)} {name}" for name, size in sizes.items() if size and name != "size"]
+        more = f" ({', '.join(parts)})" if parts else ""
+        yield f"{pad}{kind}: {human(sizes['size'])}{more}"
     for each in process.descriptors:
         what = by_id[each.file].label if each.file in by_id else "?"
         yield f"{pad}fd {each.fd}: {safe(what)}"
@@ -188,25 +185,26 @@ def _branch(depth: int, process: Process, by_id: dict[int, File], width: int) ->
         yield f"{pad}timer {timer.kind}: {timer.value:g} s, then every {timer.interval:g} s"
 
 
-def render_diff(found: Difference) -> str:
-    """The changes, for people."""
-    if not found:
+def render_diff(difference: Difference) -> str:
+    """The changes as text."""
+    if not difference:
         return "no difference"
-    lines = [f"process {pid} is gone" for pid in found.gone]
-    lines += [f"process {pid} is new" for pid in found.added]
-    for each in found.changes:
+    lines = [f"process {pid} was removed" for pid in difference.removed]
+    lines += [f"process {pid} was added" for pid in difference.added]
+    for each in difference.changes:
         for name, before, after in _entries(each.name, each.before, each.after):
             lines.append(f"{safe(name)}: {safe(str(before))} -> {safe(str(after))}")
-    for process in found.processes:
+    for process in difference.processes:
         lines += _changed(process)
     size = sum(
         process.page_size * (each.changed + each.added)
-        for process in found.processes
+        for process in difference.processes
         for each in process.pages
     )
     lines.append(
-        f"memory: {found.pages_changed} pages changed, {found.pages_added} added, "
-        f"{found.pages_gone} gone, {found.pages_same} the same; {human(size)} differ"
+        f"memory: {difference.pages_changed} pages changed, {difference.pages_added} added, "
+        f"{difference.pages_removed} removed, {difference.pages_same} the same; "
+        f"{human(size)} differ"
     )
     return "\n".join(lines)
 
@@ -241,28 +239,30 @@ def _changed(process: ProcessChange) -> Iterator[str]:
     for each in process.changes:
         for name, before, after in _entries(each.name, each.before, each.after):
             yield f"  {safe(name)}: {safe(str(before))} -> {safe(str(after))}"
-    for tid in process.threads_gone:
-        yield f"  thread {tid} is gone"
+    for tid in process.threads_removed:
+        yield f"  thread {tid} was removed"
     for tid in process.threads_added:
-        yield f"  thread {tid} is new"
+        yield f"  thread {tid} was added"
     for fd in process.descriptors:
         if fd.before is None or fd.after is None:
-            state, what = ("is new", fd.after) if fd.before is None else ("is gone", fd.before)
+            state, what = (
+                ("was added", fd.after) if fd.before is None else ("was removed", fd.before)
+            )
             yield f"  fd {fd.fd} {state}: {safe(str(what))}"
         else:
-            message = ", ".join(
+            changes = ", ".join(
                 f"{safe(name)} {safe(str(before))} -> {safe(str(after))}"
                 for one in fd.changes
                 for name, before, after in _entries(one.name, one.before, one.after)
             )
-            yield f"  fd {fd.fd} {safe(fd.after)}: {message}"
+            yield f"  fd {fd.fd} {safe(fd.after)}: {changes}"
     for mapping in process.mappings:
         where = f"{mapping.kind}{f' {safe(mapping.path)}' if mapping.path else ''}"
         yield f"  mapping {where}: {mapping.before or 'none'} -> {mapping.after or 'none'}"
     for page in process.pages:
-        if page.changed or page.added or page.gone:
+        if page.changed or page.added or page.removed:
             where = f"{page.kind}{f' {safe(page.path)}' if page.path else ''}"
             yield (
                 f"  pages {page.start:x}-{page.end:x} {where}: {page.changed} changed, "
-                f"{page.added} added, {page.gone} gone, {page.same} the same"
+                f"{page.added} added, {page.removed} removed, {page.same} the same"
             )

@@ -1,12 +1,11 @@
 """The message classes of CRIU's images, made at first use from ``messages.txt``.
 
-Nothing is generated and nothing of CRIU's is needed: the table is turned into protobuf
-descriptors in a pool of our own, so that it cannot collide with another program's copy of CRIU's
-definitions (pycriu's, for one) in the same process. The descriptors are written by hand: the
-messages that protobuf has for them, and what those bring along, take longer than reading a set.
+The table is converted to protobuf descriptors in a separate pool, so that it cannot conflict with
+other definitions of CRIU's messages in the same process, such as pycriu's. The descriptors are
+encoded by hand: importing protobuf's messages for them takes longer than reading an image set.
 
-Text is declared as bytes. CRIU puts paths and names into the images as the kernel gave them, and
-those need not be UTF-8; protobuf refuses such text. On the wire the two are the same.
+Strings are declared as bytes: paths and names need not be UTF-8, and protobuf refuses such strings.
+On the wire the two types are the same.
 """
 
 from __future__ import annotations
@@ -99,10 +98,10 @@ def _pool() -> Any:
     outer = [_part(1, _FILE)]
     for name, values in enums.items():
         scope, _, short = name.rpartition(".")
-        reported = [
+        members = [
             _part(2, wire((1, value.encode()), (2, number))) for value, number in values.items()
         ]
-        enum = b"".join([_part(1, short.encode()), *reported])
+        enum = b"".join([_part(1, short.encode()), *members])
         inner.setdefault(scope, []).append(_part(4, enum)) if scope else outer.append(
             _part(5, enum)
         )
@@ -115,12 +114,12 @@ def _pool() -> Any:
 
 
 def _field(row: Row, kind: int) -> bytes:
-    reported = _part(1, row.name.encode()) + _numbers(row.number, _LABELS[row.label], kind)
+    data = _part(1, row.name.encode()) + _numbers(row.number, _LABELS[row.label], kind)
     if kind in (_ENUM, _MESSAGE):
-        reported += _part(6, f".{row.type}".encode())
+        data += _part(6, f".{row.type}".encode())
     if row.default is not None:
-        reported += _part(7, row.default.encode())
-    return reported + _PACKED if row.packed else reported
+        data += _part(7, row.default.encode())
+    return data + _PACKED if row.packed else data
 
 
 @functools.cache
@@ -129,7 +128,7 @@ def _numbers(number: int, label: int, kind: int) -> bytes:
 
 
 def _part(number: int, data: bytes) -> bytes:
-    """A length-delimited field. Thousands are made, most of them short."""
+    """A length-delimited field; the branch for short ones is faster."""
     if len(data) < 128:
         return bytes((number << 3 | 2, len(data))) + data
     return wire((number, data))

@@ -71,14 +71,14 @@ def payload(file: ImageFile, at: int, size: int, what: str) -> bytes:
     return file.take(at, size, what)
 
 
-def load(file: ImageFile, kind: Format, entry: Any, at: int, wanted: bool) -> tuple[Any, int]:
-    """A trailer as a dict and the offset of its end; only its size if payloads are excluded."""
+def load(file: ImageFile, kind: Format, entry: Any, at: int, with_payload: bool) -> tuple[Any, int]:
+    """A trailer as a dict, or only its size, and the offset of its end."""
     name = kind.trailer
     if name == "messages":
-        return _load_messages(file, entry, at, wanted)
+        return _load_messages(file, entry, at, with_payload)
     size, stored = _LENGTHS[name](entry)
     end = skip(file, kind, entry, at)
-    if not wanted:
+    if not with_payload:
         return f"... <{human(size)}>", end
     data = payload(file, at, stored, "what follows an entry")[:size]
     if name == "queues":
@@ -103,7 +103,7 @@ def store(kind: Format, entry: Any, extra: Any, what: str) -> bytes:
             data = from_text("" if extra is None else extra, what)
     except (KeyError, TypeError, struct.error) as error:
         raise ImagesError(
-            f"{what}: {extra!r:.60} is not what follows this entry: {error}"
+            f"{what}: extra={extra!r:.60} is not the data of this entry: {error}"
         ) from None
     if len(data) != size:
         raise ImagesError(f"{what}: extra has {len(data)} bytes, and the entry needs {size}")
@@ -118,19 +118,19 @@ def _queue(file: ImageFile, entry: Any, at: int) -> Iterator[tuple[tuple[Any, in
         result, begin = file.parse(at, "ipc_msg")
         at = begin + rounded(result.msize, 8)
         if at > file.size:
-            raise damaged(file.path, begin, f"a message of {result.msize} bytes ends too early")
+            raise damaged(file.path, begin, f"a message of {result.msize} bytes is truncated")
         yield (result, begin), at
 
 
-def _load_messages(file: ImageFile, entry: Any, at: int, wanted: bool) -> tuple[Any, int]:
+def _load_messages(file: ImageFile, entry: Any, at: int, with_payload: bool) -> tuple[Any, int]:
     listed: list[Any] = []
     size = 0
     for (result, begin), end in _queue(file, entry, at):
         at = end
         size += result.ByteSize() + result.msize
-        if wanted:
+        if with_payload:
             listed += [to_dict(result), to_text(payload(file, begin, result.msize, "a message"))]
-    return (listed, at) if wanted else (f"... <{human(size)}>", at)
+    return (listed, at) if with_payload else (f"... <{human(size)}>", at)
 
 
 def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
@@ -143,22 +143,22 @@ def _store_messages(extra: Any, what: str) -> Iterator[bytes]:
         yield from_text(text, what)[: result.msize].ljust(rounded(result.msize, 8), b"\0")
 
 
-def load_ghost(file: ImageFile, wanted: bool, style: Style) -> list[dict[str, Any]]:
+def load_ghost(file: ImageFile, with_payload: bool, style: Style) -> list[dict[str, Any]]:
     """A deleted file: its attributes, then its bytes, whole or in chunks."""
     result, at = file.parse(file.start, "ghost_file_entry")
     first = to_dict(result, style=style)
     if not result.chunks:
-        if wanted:
+        if with_payload:
             first["extra"] = to_text(payload(file, at, file.size - at, "a deleted file"))
         return [first]
     entries = [first]
     while at < file.size:
         chunk, at = file.parse(at, "ghost_chunk_entry")
         entries.append(to_dict(chunk, style=style))
-        if wanted:
+        if with_payload:
             entries[-1]["extra"] = to_text(payload(file, at, chunk.len, "a chunk"))
         elif chunk.len > file.size - at:
-            raise damaged(file.path, at, f"a chunk of {chunk.len} bytes reaches past the end")
+            raise damaged(file.path, at, f"a chunk of {chunk.len} bytes is truncated")
         at += chunk.len
     return entries
 

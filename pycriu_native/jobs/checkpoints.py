@@ -1,4 +1,4 @@
-"""Taking a checkpoint of a job, and restoring the newest good one."""
+"""Taking and restoring the checkpoints of a job."""
 
 from __future__ import annotations
 
@@ -33,12 +33,10 @@ def take(
     last: bool,
     deadline: float | None,
 ) -> Checkpoint:
-    """Take a checkpoint: dump, seal, sync and rename it. ``last``: the command ends.
+    """Take a checkpoint: dump, seal, sync and rename it. ``last``: the dump ends the command.
 
-    ``token``: of the lease, or 0.
-
-    Raises ``CriuError`` and ``OSError``; the command then continues, unless the dump of a last one
-    was complete.
+    ``token`` is that of the lease, or 0. Raises ``CriuError`` and ``OSError``; the command then
+    continues, unless the dump of a last checkpoint was complete.
     """
     began, now = time.monotonic(), time.time()
     check_strays(pid)
@@ -73,7 +71,7 @@ def take(
 
 
 def with_defaults(options: CriuOpts, images: os.PathLike[str]) -> CriuOpts:
-    """The options of a dump of a job: locks are saved, and the cgroup is that of the supervisor."""
+    """The options of a job's dump: file locks are saved, cgroups are not."""
     given = options.to_dict()
     ignore = {"manage_cgroups_mode": CgroupMode.IGNORE.value, "file_locks": True}
     return CriuOpts.from_dict({**ignore, **given, "images_directory": os.fspath(images)})
@@ -93,7 +91,7 @@ def _pids(images: os.PathLike[str]) -> Iterator[int]:
 
 
 def check_strays(pid: int) -> None:
-    """Refuse a checkpoint if processes that the command has started would be missing."""
+    """Raise ``CriuError`` if processes that the command started are not its descendants."""
     inside = {os.getpid(), *process_tree(pid)}
     strays = []
     for name in os.listdir("/proc"):
@@ -103,15 +101,15 @@ def check_strays(pid: int) -> None:
                 strays.append(f"{name} ({name_of(int(name))})")
     if strays:
         raise CriuError(
-            f"the command has started processes that left it and would not be saved: pid "
-            f"{', '.join(strays)}; keep them its descendants, without a daemon's double fork",
+            f"the command has started processes that are not its descendants and would not be "
+            f"saved: pid {', '.join(strays)}; start them without a daemon's double fork",
             verb="dump",
             pid=pid,
         )
 
 
 def is_helper(pid: int) -> bool:
-    """Whether it is a process of the supervisor: in its session, or a CRIU worker."""
+    """Whether a process belongs to the supervisor: it is in its session, or a CRIU worker."""
     try:
         return os.getsid(pid) == os.getsid(0) or name_of(pid) == HELPER
     except ProcessLookupError:
@@ -127,7 +125,7 @@ def resume(directory: JobDirectory, checkpoint: Checkpoint) -> int:
         raise ImagesError(f"{checkpoint.path}/{META} is missing or cannot be read")
     verify(checkpoint.path)
     opts = CriuOpts.from_dict({**checkpoint.options, "images_directory": checkpoint.path})
-    # CRIU's log is written elsewhere: the sealed set is not changed.
+    # CRIU's log goes to another directory, so that the sealed image set is not changed.
     work = directory.path / "restore"
     work.mkdir(mode=0o700, exist_ok=True)
     opts = CriuOpts.from_dict({**opts.to_dict(), "work_directory": str(work)})

@@ -1,8 +1,8 @@
-"""The process above the supervisor of a job with ``storage``: it holds the lease, and uploads.
+"""The parent process of the supervisor of a job with ``storage``: it holds the lease, and uploads.
 
-It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends with it. A
-timer of the kernel kills it, also while it is stopped, if the lease is not renewed in time: the
-job has ended before another host may start it.
+It takes the lease, fetches the newest checkpoint, and starts the supervisor, which ends when this
+process ends. If the lease is not renewed in time, a timer of the kernel kills the process, even if
+it is stopped, so that the job has ended before another host can start it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from .storage import Storage
 from .uploads import Uploads
 
 RENEWED, STOPPED, KILLED = 1 / 6, 0.5, 0.8
-"""Fractions of the lease: the time between renewals; the time without a renewal until the job is
-stopped, with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
+"""Fractions of the lease: the time between renewals, and the time without a renewal until the job
+is stopped with a last checkpoint, and until it is killed. The rest is a margin for clock drift."""
 
 
 class Stopped(Exception):
-    """A signal has come before the job was started."""
+    """A signal was received before the job was started."""
 
 
 class AnotherStorage(Exception):
-    """The storage lacks what was there: it is not mounted, for example."""
+    """The storage has no former lease of the job, for example because it is not mounted."""
 
 
 class LeaseHolder:
@@ -59,7 +59,7 @@ class LeaseHolder:
         self._signals = HeldSignals()
 
     def run(self) -> int:
-        """The exit code: that of the supervisor, ``BUSY`` or ``FAILED``."""
+        """Run the job; returns the exit code of the supervisor, ``BUSY`` or ``FAILED``."""
         self._signals.install()
         unblock()
         try:
@@ -74,12 +74,12 @@ class LeaseHolder:
         except _Ended:
             return 0
         except Exception as error:  # of any file system
-            words = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
-            message = f"storage {self._spec['storage']}: {words}"
+            text = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
+            message = f"storage {self._spec['storage']}: {text}"
             if isinstance(error, CriuError) or not self._status.seen:
                 self._directory.failed(message)
                 return FAILED
-            # It was reached from here before, and the next run may reach it again.
+            # It was available before, and can be available to the next run.
             self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
             return 0
 
@@ -108,8 +108,8 @@ class LeaseHolder:
         def check(last: Last) -> None:
             if last.token < self._status.seen:
                 raise AnotherStorage(
-                    f"its newest lease is {last.token}, and it has had {self._status.seen}: it is "
-                    "not mounted, or it was emptied"
+                    f"its newest lease is {last.token}, and was {self._status.seen} before: it is "
+                    "not mounted, or was emptied"
                 )
             self._check_same(last, about)
             if last.end is not None and last.end.get("exit_code") is not None:
@@ -139,12 +139,12 @@ class LeaseHolder:
         for name, what in (("command", "command"), ("path", "directory")):
             if last.about is not None and last.about[name] != about[name]:
                 raise ImagesError(
-                    f"it has the job of another {what}: {last.about[name]!r}, and not "
-                    f"{about[name]!r}; give the same, or another storage"
+                    f"it belongs to a job with another {what}: {last.about[name]!r}, not "
+                    f"{about[name]!r}; use the same {what}, or another storage"
                 )
 
     def _has_ended(self, end: dict[str, Any]) -> None:
-        """It has ended on another host."""
+        """Record that the job has ended on another host."""
         code, message = int(end["exit_code"]), f"{end['message']} (on {end['host']})"
         status = replace(
             self._directory.status(), state=State.ENDED, exit_code=code, message=message
@@ -206,7 +206,7 @@ class LeaseHolder:
         if made is not None:
             self._report("fetched", f"checkpoint {made.checkpoint.number} was fetched")
         elif lease.token > 1 and before is None:
-            # It was started on another host first; the status shows that it has started.
+            # Another host has started the job; the status must show this.
             self._directory.keep(replace(self._directory.status(), started=time.time()))
         return True
 
@@ -239,7 +239,7 @@ class LeaseHolder:
             elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
                 stopping = True
                 self._report("lease ends", "the job is stopped: the lease cannot be renewed")
-                send(signal.SIGUSR1)  # which SLURM's jobs are queued again after
+                send(signal.SIGUSR1)  # after which a job of SLURM is requeued
 
     def _give_back(self, lease: Lease) -> None:
         """Release the lease for the next holder, with the end of the job."""
@@ -284,7 +284,7 @@ class LeaseHolder:
 
 
 class _Ended(Exception):
-    """The job has ended already."""
+    """The job has already ended."""
 
 
 def main(spec: dict[str, Any]) -> int:
@@ -299,4 +299,4 @@ if __name__ == "__main__":
     code = main(read_spec())
     ignore()
     sys.stdout.flush()
-    os._exit(code)  # threads of a file system may wait for ever
+    os._exit(code)  # threads of a file system may be blocked

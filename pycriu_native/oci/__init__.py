@@ -1,4 +1,4 @@
-"""Containers of OCI runtimes, and image sets in OCI layouts."""
+"""Checkpoints of containers of OCI runtimes, and image sets as OCI images."""
 
 from __future__ import annotations
 

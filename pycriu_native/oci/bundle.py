@@ -1,4 +1,4 @@
-"""Containers of OCI runtimes: dump what runc or crun runs, and restore what they checkpointed.
+"""Options to dump containers of runc or crun, and to restore their checkpoints.
 
 A dump that the runtime itself can restore, with standard streams that can be replaced::
 
@@ -7,7 +7,7 @@ A dump that the runtime itself can restore, with standard streams that can be re
     dump(container.pid, container.dump_opts("ckpt"))
     # runc delete web; runc restore --image-path $PWD/ckpt --bundle ... web
 
-A restore of images that runc, crun or the lines above have made::
+A restore of images that runc, crun or the lines above wrote::
 
     with Bundle.load("web-bundle").restoring("ckpt", stdio=(None, log, log)) as opts:
         pid = restore(opts).pid
@@ -17,11 +17,10 @@ keys, the root, the namespaces to join, the cgroup mode, and the pipes that repl
 streams. In a dump the keys are those that the runtime expects; in a restore they are read from the
 images, so images of any runtime can be restored.
 
-The runtime is not notified. After a dump it reports the container as stopped: delete it there. A
-container that is restored here is unknown to the runtime: the caller ends it and removes its
-cgroup.
+The runtime is not notified. After a dump it reports the container as stopped: delete it there. The
+runtime does not know a container that is restored here: the caller ends it and removes its cgroup.
 
-This module is no part of ``import pycriu_native``: import it by its name. Facts: runc's
+``import pycriu_native`` does not import this module. Facts: runc's
 ``libcontainer/criu_linux.go``, crun's ``src/libcrun/criu.c``, CRIU's ``images/mnt.proto``.
 """
 
@@ -51,12 +50,12 @@ __all__ = ["Bundle", "Container"]
 StrPath = str | os.PathLike[str]
 
 DESCRIPTORS = "descriptors.json"
-"""The file in the images in which runtimes store what the standard streams were."""
+"""The file in the images directory in which runtimes store the targets of the standard streams."""
 
 _JOINED = ("ipc", "uts", "user", "time")
-"""Types of namespaces of which CRIU joins one that exists; config.json and CRIU call them so."""
+"""Types of namespaces that CRIU can join (``join_ns``); config.json has the same names."""
 _INHERITED = {"network": ("net", "extRootNetNS"), "pid": ("pid", "extRootPidNS")}
-"""Those that it leaves out and gets back as a descriptor, with the key that runtimes use."""
+"""Types that CRIU takes as descriptors instead: CRIU's name, and the key that runtimes use."""
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:
@@ -69,31 +68,31 @@ def is_bind(mount: Mapping[str, Any]) -> bool:
 class Bundle:
     """An OCI bundle: the directory with ``config.json`` and, usually, the root file system.
 
-    Synchronization: immutable, so safe to share between threads. Restores at the same time
-    need different images and different pids, as any restores.
+    Synchronization: immutable, so safe to share between threads. Concurrent restores need different
+    images and different pids, like any restores.
     """
 
     path: str
     """The bundle's directory, absolute."""
     config: Mapping[str, Any]
-    """What is in ``config.json``."""
+    """The contents of ``config.json``."""
 
     @classmethod
     def load(cls, path: StrPath) -> Self:
-        """Read a bundle. Raises ``OSError`` or ``ValueError`` when it has no ``config.json``."""
+        """Read a bundle. Raises ``OSError`` or ``ValueError`` if ``config.json`` cannot be read."""
         config = json.loads(Path(path, "config.json").read_bytes())
         return cls(path=os.path.realpath(path), config=config)
 
     @property
     def root(self) -> str:
-        """The directory that is the container's root."""
+        """The directory of the container's root file system."""
         return os.path.realpath(os.path.join(self.path, self.config["root"]["path"]))
 
     @property
     def binds(self) -> dict[str, str]:
-        """The bind mounts: what of the host is at which place of the container.
+        """The bind mounts: the destination in the container, and the source on this host.
 
-        Symbolic links in the root are followed, as in the container.
+        Symbolic links in a destination are resolved in the container's root.
         """
         result = {}
         for mount in self.config.get("mounts", ()):
@@ -104,12 +103,12 @@ class Bundle:
 
     @property
     def masked(self) -> list[str]:
-        """The paths that the container must not see."""
+        """The paths that are hidden from the container (``linux.maskedPaths``)."""
         return list(self._linux.get("maskedPaths") or ())
 
     @property
     def namespaces(self) -> dict[str, str | None]:
-        """The container's own namespaces by type; with a path, where an existing one is joined."""
+        """The types of the container's namespaces; with a path if it joins an existing one."""
         return {
             item["type"]: item.get("path") or None for item in self._linux.get("namespaces", ())
         }
@@ -123,15 +122,15 @@ class Bundle:
     def restoring(
         self, images: StrPath, *, stdio: Sequence[Descriptor | None] = (0, 1, 2), **more: Any
     ) -> Iterator[CriuOpts]:
-        """Prepare a restore, and give its options: ``restore`` them while the context lasts.
+        """Prepare a restore. Yields the options to pass to ``restore`` inside of the context.
 
-        ``stdio`` takes the place of the standard streams that were pipes when the container
-        started: one descriptor for each, by default those of the caller, as with ``runc restore``.
-        With None the stream is restored as a pipe without a process at its other end. Streams that
-        were not pipes belong to the container and are restored unchanged.
+        ``stdio`` replaces the standard streams that were pipes when the container started: one
+        descriptor for each, by default those of the caller, as with ``runc restore``. With None the
+        stream is restored as a pipe without a process at its other end. Streams that were not pipes
+        are part of the container and are restored unchanged.
 
         ``more`` are further fields of ``CriuOpts``: lists are added to those of the bundle,
-        other values win over them.
+        other values replace them.
 
         The root is bound to a separate mount point while the context is active. Missing mount
         points are created in the root and in bound directories and remain there, as with the
@@ -139,12 +138,11 @@ class Bundle:
         include the limits (CRIU's ``cgroup-props.c``); a cgroup that exists before the restore
         keeps its limits. A network namespace that was saved without contents, as by runc, is
         restored with only a loopback interface that is down; an ``on_notify`` hook can configure it
-        at
-        ``Notify.SETUP_NAMESPACES``.
-        With a terminal, a hook is required: it gets the master at ``Notify.ORPHAN_PTS_MASTER``.
+        at ``Notify.SETUP_NAMESPACES``. With a terminal, a hook is required: it receives the master
+        at ``Notify.ORPHAN_PTS_MASTER``.
 
-        Raises ``ImagesError`` when the images lack something, or need a mount that
-        ``config.json`` does not have, and ``OSError`` when something cannot be mounted or made.
+        Raises ``ImagesError`` if the images are incomplete, or need a mount that ``config.json``
+        does not have, and ``OSError`` if a mount or file cannot be created.
         """
         directory = os.path.abspath(images)
         extra = {_pair(item)[0] for item in more.get("ext_mounts") or ()}
@@ -173,7 +171,7 @@ class Bundle:
             yield _options(options, more)
 
     def _source(self, mount: SavedMount) -> str:
-        """What of this host comes to the place of a mount from outside."""
+        """The path on this host to bind to the place of an external mount."""
         if mount.kind == CGROUP_V1:
             mounted = hierarchy("cgroup", mount.options)
             if mounted is None:
@@ -188,7 +186,7 @@ class Bundle:
         if mount.place in self.masked:
             if mount.root.endswith("/null"):
                 return "/dev/null"
-            # crun's one empty directory for all: its path is its key.
+            # crun binds one empty directory to all masked directories; the key is its path.
             with contextlib.suppress(FileExistsError):
                 os.makedirs(mount.key, 0o755)
             return mount.key
@@ -200,12 +198,9 @@ class Bundle:
         )
 
     def _make_places(self, saved: Sequence[SavedMount], outside: Mapping[str, str]) -> None:
-        """Make the missing directories and files that mounts go on.
-
-        What is on the container's own file systems, CRIU restores with them.
-        """
+        """Create the missing mount points, except on file systems that CRIU restores."""
         if self.config["root"].get("readonly"):
-            # CRIU needs it to enter the root; otherwise it would create a directory there.
+            # CRIU mounts the old root there in pivot_root; if missing, it creates a directory.
             os.makedirs(self.root + inside(self.root, "/tmp"), exist_ok=True)
         by_number = {mount.number: mount for mount in saved}
         for mount in reversed(saved):  # outer mounts first
@@ -230,7 +225,7 @@ class Bundle:
     def _inherited(
         self, images: str, stdio: Sequence[Descriptor | None], owned: contextlib.ExitStack
     ) -> list[tuple[Descriptor, str]]:
-        """What replaces the standard streams and the namespaces that are not in the images."""
+        """The descriptors for standard streams and for namespaces that are not in the images."""
         result: dict[str, Descriptor] = {}
         for fd, name in zip(stdio, _read_descriptors(images), strict=False):
             if fd is not None and "pipe:" in name:
@@ -244,9 +239,9 @@ class Bundle:
         return [(fd, key) for key, fd in result.items()]
 
     def _lacks_network(self, images: str) -> bool:
-        """Whether a network namespace is restored without contents in the images.
+        """Whether the images have a new network namespace for the container without its contents.
 
-        CRIU then has to lock again what connections inside the container it locked on dump.
+        CRIU then has to lock the connections in it again, which it locked for the dump.
         """
         own = "network" in self.namespaces and self.namespaces["network"] is None
         return own and not any(name.startswith("netns-") for name in os.listdir(images))
@@ -254,7 +249,7 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Container:
-    """A running container of a runtime's.
+    """A running container of runc or crun.
 
     The values are those at the time of the call; they are not updated.
 
@@ -262,21 +257,21 @@ class Container:
     """
 
     id: str
-    """Its name there."""
+    """Its name in the runtime."""
     runtime: str
     """``runc`` or ``crun``: the runtime whose keys the images use."""
     state_root: str
     """The directory in which the runtime stores its state."""
     pid: int
-    """Its first process, by the host's number."""
+    """Its first process, in the pid namespace of the caller."""
     bundle: Bundle
-    """What it was made from."""
+    """The bundle that it was created from."""
     descriptors: tuple[str, ...]
-    """What its standard streams were when it started: paths, or ``pipe:[inode]``."""
+    """The targets of its standard streams when it started: paths, or ``pipe:[inode]``."""
 
     @classmethod
     def from_runtime(cls, id: str, runtime: str = "runc", root: StrPath | None = None) -> Self:
-        """The container of this id; ``root`` is the runtime's ``--root``, by default /run/RUNTIME.
+        """Find a container by its id. ``root`` is the runtime's ``--root``; default: /run/RUNTIME.
 
         Raises ``NoSuchProcessError`` if the runtime has no such container or it does not run.
         """
@@ -288,9 +283,10 @@ class Container:
             state = read(json.loads(Path(state_root, id, name).read_bytes()))
         except FileNotFoundError:
             raise NoSuchProcessError(f"{runtime} has no container {id!r} in {state_root}") from None
-        if _start_time(state.pid) != state.started:
+        stat = stat_of(state.pid)
+        if stat is None or stat.has_ended or stat.start != state.started:
             raise NoSuchProcessError(
-                f"{runtime}'s container {id!r} does not run: its process {state.pid} has ended",
+                f"the container {id!r} of {runtime} does not run: process {state.pid} has ended",
                 pid=state.pid,
             )
         return cls(
@@ -303,7 +299,7 @@ class Container:
         )
 
     def dump_opts(self, images: StrPath, **more: Any) -> CriuOpts:
-        """The options of a dump that the container's runtime can restore, and ``restoring`` too.
+        """The options of a dump that the runtime and :meth:`Bundle.restoring` can restore.
 
         ``more`` are further fields of ``CriuOpts``: lists are added to those of the container,
         other values replace them. ``empty_ns`` is set for a container of runc with a network
@@ -328,9 +324,10 @@ class Container:
         return _options(options, more)
 
     def write_descriptors(self, images: StrPath) -> Path:
-        """Put ``descriptors.json`` into the images, which are made if missing; gives its path.
+        """Write ``descriptors.json`` into the images directory, which is created if missing.
 
-        Without it runc and crun refuse to restore, and the standard streams cannot be replaced.
+        Returns its path. Without this file runc and crun refuse to restore, and the standard
+        streams cannot be replaced.
         """
         directory = Path(images)
         with contextlib.suppress(FileExistsError):
@@ -341,7 +338,7 @@ class Container:
         return file
 
     def _outside(self) -> dict[str, str]:
-        """The mounts that are not saved, and the keys under which the runtime looks for them."""
+        """The external mounts, and the keys that the runtime expects for them."""
         result = {place: place for place in self.bundle.binds}
         masked = self.bundle.masked
         own_cgroups = "cgroup" in self.bundle.namespaces
@@ -351,7 +348,7 @@ class Container:
             elif line.place in masked and line.root.endswith("/null"):
                 result[line.place] = "/dev/null" if self.runtime == "runc" else line.place
             elif line.place in masked and line.root != "/":
-                # From crun 1.24 on: one empty directory over all masked directories.
+                # crun 1.24 and later bind one empty directory to all masked directories.
                 result[line.place] = os.path.join(self.state_root, os.path.basename(line.root))
         return result
 
@@ -387,7 +384,7 @@ def _crun_state(state: Mapping[str, Any]) -> _State:
 
 
 _STATES = {"runc": ("state.json", _runc_state), "crun": ("status", _crun_state)}
-"""Each runtime's file about a container, and how it is read."""
+"""The name of each runtime's state file for a container, and the function that reads it."""
 
 
 def _read_descriptors(images: str) -> list[str]:
@@ -402,7 +399,7 @@ def _read_descriptors(images: str) -> list[str]:
 
 
 def _freezer(pid: int) -> str | None:
-    """The cgroup to freeze a container with; never the root, which has everybody in it."""
+    """The cgroup to freeze the container with; None if that is the root cgroup."""
     cgroups = cgroups_of(pid)
     for controller, kind in (("freezer", "cgroup"), ("", "cgroup2")):
         path = cgroups.get(controller, "/")
@@ -410,12 +407,6 @@ def _freezer(pid: int) -> str | None:
         if mounted is not None and path != "/":
             return mounted + path
     return None
-
-
-def _start_time(pid: int) -> int | None:
-    """When a process started, in ticks since boot; None when it does not run."""
-    stat = stat_of(pid)
-    return None if stat is None or stat.has_ended else stat.start
 
 
 # ---- options ----
@@ -429,7 +420,7 @@ def _pair(item: Any) -> tuple[str, str]:
 
 
 def _options(options: Mapping[str, Any], more: Mapping[str, Any]) -> CriuOpts:
-    """Both together: lists are joined, other values of ``more`` win."""
+    """Merge options: lists are concatenated, other values of ``more`` replace those before."""
     merged = {**options, **more}
     for name, value in options.items():
         if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""A container's checkpoint as an archive: restored without its engine, and made for Podman.
+"""Archives of containers' checkpoints: restore them without their engine, write them for Podman.
 
 Podman (``container checkpoint --export``), CRI-O and the kubelet write such archives: images,
-``config.dump``, ``spec.dump``, and what the container changed in its root file system::
+``config.dump``, ``spec.dump``, and the changes of the container's root file system::
 
     checkpoint = from_archive("web.tar.gz", "web", rootfs="alpine-root")
     with checkpoint.restoring(stdio=(None, log, log)) as opts:
@@ -50,22 +50,22 @@ CHECKPOINT = "checkpoint"
 CONFIG, SPEC = "config.dump", "spec.dump"
 CHANGES, DELETED = "rootfs-diff.tar", "deleted.files"
 SHARED_MEMORY = "devshm-checkpoint.tar"
-"""The content of ``/dev/shm``."""
+"""The archive of the files in ``/dev/shm``."""
 
 _EMPTY_FILES = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/.containerenv")
 _DIRECTORIES = ("/dev/shm", "/run/secrets")
-"""Mounts that each engine makes for its containers from files of its own."""
+"""Mounts that every engine creates for its containers, from its own files."""
 
 _IMAGE_ID = re.compile("(sha256:)?[0-9a-f]{64}")
 _SHM_SIZE = 65536000
-"""Bytes of ``/dev/shm``, Podman's default."""
+"""Podman's default for the size of ``/dev/shm``, in bytes."""
 
 _OWN = {"network": "an empty one: 'ip netns add NAME' makes /run/netns/NAME"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContainerCheckpoint:
-    """A container out of an archive: a bundle, and the images of its processes.
+    """A container from an archive: a bundle, and the images of its processes.
 
     Synchronization: immutable, so safe to share between threads.
     """
@@ -75,7 +75,7 @@ class ContainerCheckpoint:
     images: str
     """The directory of the images."""
     name: str | None
-    """Its name in the engine, as are all below; None where the archive does not state it."""
+    """Its name in the engine. This and the following are None if the archive does not have them."""
     id: str | None
     image: str | None
     engine: str | None
@@ -83,7 +83,7 @@ class ContainerCheckpoint:
 
     @classmethod
     def load(cls, directory: StrPath) -> ContainerCheckpoint:
-        """A directory that ``from_archive`` has made. Raises ``OSError``, ``ImagesError``."""
+        """Load a directory that ``from_archive`` made. Raises ``OSError``, ``ImagesError``."""
         bundle = Bundle.load(directory)
         fields = described(*(json_file(Path(bundle.path, name)) for name in (CONFIG, SPEC)))
         known = {key: fields[key] for key in ("name", "id", "image", "engine")}
@@ -96,9 +96,9 @@ class ContainerCheckpoint:
         return self.bundle.restoring(self.images, stdio=stdio, **more)
 
     def running(self, pid: int, runtime: str = "runc") -> Container:
-        """The container that a restore has brought back with this pid, for a dump of it.
+        """The restored container whose first process has this pid, as argument of a dump.
 
-        ``runtime`` is the one whose names the images will use.
+        ``runtime`` selects the keys of external mounts in the images.
         """
         streams = tuple(os.readlink(f"/proc/{pid}/fd/{fd}") for fd in range(3))
         return Container(
@@ -121,30 +121,30 @@ def from_archive(
     decrypt_with: Sequence[str] = (),
     limit: int | None = None,
 ) -> ContainerCheckpoint:
-    """Unpack a container's checkpoint into ``directory``, which it makes (0700), as a bundle.
+    """Extract a container's checkpoint into a new ``directory`` (mode 0700), as a bundle.
 
     The root file system is a copy of ``rootfs`` with the changes of the archive. The mounts that
-    the engine makes from its own files (``/etc/hosts``, ``/etc/resolv.conf``, ``/dev/shm`` …) and
-    its named volumes become files below ``binds`` in the directory. Hooks are left out. Nothing
-    of this host is given to the container unless an argument names it. After a failure nothing
-    is left.
+    the engine creates from its own files (``/etc/hosts``, ``/etc/resolv.conf``, ``/dev/shm`` …) and
+    its named volumes become files below ``binds`` in the directory. Hooks are left out. The
+    container gets no file of this host that no argument names. A failure removes all that was
+    written.
 
     Args:
         source: a path, or a binary stream; compression and encryption are recognised.
         rootfs: the root file system of the image: a directory (of ``podman image mount``), a tar
             archive (of ``podman export`` or ``docker export`` of a fresh container), or an OCI
             layout (``skopeo copy docker://… oci:DIR``).
-        binds: what of this host comes to a destination of a bind mount.
+        binds: the path on this host for the destination of each bind mount from the host.
         namespaces: by type (``network``, ``ipc`` …), the path of the namespace to join, or None
-            for a new one. The namespaces of a pod, which are not in the archive, have to be
+            for a new one. The archive does not contain the namespaces of a pod; they have to be
             named here.
-        decrypt_with, limit: as for :func:`~pycriu_native.archive.unpack`; the limit holds for the
-            archive, and for the root file system and each volume that it contains.
+        decrypt_with, limit: as for :func:`~pycriu_native.archive.unpack`; the limit applies to the
+            archive, and to the root file system and each volume in it.
 
     Raises:
-        OptionError: an argument that will not do.
-        ImagesError: no archive of a container, a damaged one, or one that needs a bind mount or
-            a namespace that no argument gives.
+        OptionError: an argument is not accepted.
+        ImagesError: not an archive of a container, a damaged one, or one that needs a bind mount
+            or a namespace that no argument names.
         OSError: a file cannot be written; owners and devices need root.
     """
     target = Path(directory)
@@ -167,29 +167,29 @@ def from_archive(
 
 
 def host_mounts(directory: StrPath) -> list[str]:
-    """The places of bind mounts from the host, which ``from_archive`` needs ``binds`` for.
+    """The destinations of bind mounts from the host, which the argument ``binds`` has to name.
 
-    ``directory`` is an unpacked archive. Raises ``ImagesError``.
+    ``directory`` is an extracted archive. Raises ``ImagesError``.
     """
     return _Unpacked(Path(directory), 0).host_mounts()
 
 
 class _Unpacked:
-    """A directory with the files of an archive, which becomes a bundle."""
+    """The directory of an extracted archive, which is made into a bundle."""
 
     def __init__(self, directory: Path, limit: int) -> None:
         self._directory = directory
         self._limit = limit
         for name in (SPEC, f"{CHECKPOINT}/inventory.img"):
             if not (directory / name).is_file():
-                raise ImagesError(f"the archive is no container's checkpoint: it has no {name}")
+                raise ImagesError(f"the archive is not a container's checkpoint: it has no {name}")
         self._config = json_file(directory / CONFIG) if (directory / CONFIG).exists() else {}
         self._spec = json_file(directory / SPEC)
 
     def write_config(
         self, binds: Mapping[str, StrPath], namespaces: Mapping[str, str | None]
     ) -> None:
-        """Write ``config.json``, with mounts and namespaces of this host."""
+        """Write ``config.json`` with mounts and namespaces for this host."""
         try:
             spec = dict(self._spec)
             spec["root"] = {**spec["root"], "path": "rootfs"}
@@ -200,7 +200,9 @@ class _Unpacked:
             )
             spec.pop("hooks", None)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ImagesError(f"{SPEC} is no specification of a container: {error!r}") from None
+            raise ImagesError(
+                f"{SPEC} is not the specification of a container: {error!r}"
+            ) from None
         (self._directory / "config.json").write_text(json.dumps(spec, indent=1))
 
     def _mounts(
@@ -225,19 +227,19 @@ class _Unpacked:
         if missing:
             cure = ", ".join(f"{place!r}: {source!r}" for place, source in missing.items())
             raise ImagesError(
-                f"the container has bind mounts from its host at {', '.join(missing)}; name what "
-                f"of this host comes there, as it was: binds={{{cure}}}"
+                f"the container has bind mounts from its host at {', '.join(missing)}; name a path "
+                f"on this host for each, such as the original ones: binds={{{cure}}}"
             )
 
     def host_mounts(self) -> list[str]:
-        """The places of bind mounts that no engine makes from files of its own."""
+        """The destinations of bind mounts that need a path on this host."""
         own = {*_EMPTY_FILES, *_DIRECTORIES, *self._volumes()}
         mounts = filter(is_bind, self._spec.get("mounts") or ())
         return [place for each in mounts if (place := _absolute(each["destination"])) not in own]
 
     def _own_source(self, place: str) -> str | None:
-        """A file or directory below ``binds`` for a mount of the engine's own, or None."""
-        # One name for each, so that neither ".." nor a link in another volume leads elsewhere.
+        """Create the file or directory for a mount of the engine. None for another mount."""
+        # A quoted name: ".." or a symbolic link in another volume cannot lead out of the directory.
         own = f"binds/{quote(place, safe='')}"
         path = self._directory / own
         volume = self._volumes().get(place)
@@ -265,7 +267,7 @@ class _Unpacked:
         return f"{name}\n" if place == "/etc/hostname" else ""
 
     def _volumes(self) -> dict[str, str]:
-        """The archives of Podman's named volumes, by destination."""
+        """The archives of Podman's named volumes by destination."""
         result = {}
         for each in self._config.get("namedVolumes") or ():
             archive = f"volumes/{os.path.basename(each['volumeName'])}.tar"
@@ -288,14 +290,14 @@ class _Unpacked:
             if path is None and each.get("path") and (kind not in given or kind in _OWN):
                 what = _OWN.get(kind, "None: a new one")
                 raise ImagesError(
-                    f"the {kind} namespace of the container was {each['path']}, that of a pod or "
-                    f"of its engine, and is not in the archive; name one to join with "
+                    f"the {kind} namespace of the container was {each['path']}, which belongs to a "
+                    f"pod or the engine and is not in the archive; name one to join with "
                     f"namespaces={{{kind!r}: PATH}} ({what})"
                 )
             yield {"type": kind} if path is None else {"type": kind, "path": path}
 
     def write_root(self, image: StrPath) -> None:
-        """Write the root file system: that of the image, with the changes of the container."""
+        """Write the root file system of the image with the changes of the container."""
         root = self._directory / "rootfs"
         root.mkdir(0o755)
         if not os.path.isdir(image):
@@ -326,7 +328,7 @@ def _absolute(destination: str) -> str:
     return posixpath.normpath("/" + destination.lstrip("/"))
 
 
-# ---- the other way ----
+# ---- writing archives ----
 
 
 def to_archive(
@@ -340,30 +342,30 @@ def to_archive(
     compress: Compression = "gzip",
     **more: Any,
 ) -> DumpResult:
-    """Dump a container into an archive that ``podman container restore --import`` takes.
+    """Dump a container into an archive for ``podman container restore --import``.
 
-    The container ends, unless ``leave_running=True``; its runtime then takes it for stopped, and
-    Podman needs it removed (``podman rm``) before it restores one of the same name and id.
+    The dump ends the container, unless ``leave_running=True``. Its runtime then reports it as
+    stopped; remove it (``podman rm``) before Podman restores one with the same name or id.
 
     Args:
-        container: of runc or crun, Podman's included, or of :meth:`ContainerCheckpoint.running`.
-        to: the archive's path. It appears when it is complete.
+        container: a container of runc, crun or Podman, or of :meth:`ContainerCheckpoint.running`.
+        to: the path of the archive. The file appears when it is complete.
         image: the name of the container's image, such as ``docker.io/library/alpine:3``, which
             Podman pulls if it does not have it. Default: that of the archive that the container
             was restored from, or that in the storage of Podman and CRI-O.
         image_id: the image's id, 64 hexadecimal digits (``podman image inspect --format={{.Id}}``).
-            Podman 5 needs it where ``image`` is given; Podman 4 finds the image by its name.
-        name: the container's name. Default: the one there, or the first 12 digits of its id.
-        base: the root file system of the image, a directory. What differs from it goes into the
-            archive. Default: the lower directories of the container's overlay; where its root is
-            no overlay, ``base`` is required.
+            Podman 5 needs it if ``image`` is given; Podman 4 finds the image by its name.
+        name: the container's name. Default: the present name, or the first 12 digits of the id.
+        base: the root file system of the image, a directory. The archive contains the differences
+            from it. Default: the lower directories of the container's overlay; if its root is not
+            an overlay, ``base`` is required.
         compress: ``"gzip"``, ``"zstd"`` or ``"none"``.
-        more: further fields of ``CriuOpts``, as of :meth:`Container.dump_opts`.
+        more: further fields of ``CriuOpts``, as for :meth:`Container.dump_opts`.
 
     Raises:
-        OptionError: an argument that will not do; the container runs on.
-        What ``dump`` raises. If the archive cannot be written after the dump, a note of the
-        exception names the directory that keeps the images and the other files.
+        OptionError: an argument is not accepted; the container continues to run.
+        CriuError: the exceptions of ``dump``. If the archive cannot be written after the dump, the
+            exception has a note with the directory that contains the images and other files.
     """
     target = Path(to).absolute()
     config, spec = _described(container, image, image_id, name)
@@ -378,7 +380,7 @@ def to_archive(
         with _base_of(container, base) as lower:
 
             def hook(notification: Notification) -> None:
-                if notification.action is Notify.POST_DUMP:  # the container stands still
+                if notification.action is Notify.POST_DUMP:  # the container is frozen
                     _write_changes(container, lower, work)
 
             result = dump(container.pid, opts, on_notify=hook)
@@ -398,10 +400,10 @@ def to_archive(
 def _described(
     container: Container, image: str | None, image_id: str | None, name: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``config.dump`` and ``spec.dump``: those of the archive it is from, or the least of them."""
+    """``config.dump`` and ``spec.dump``: those of the container's archive, or minimal ones."""
     config: dict[str, Any] = {}
     bundle = container.bundle
-    mounts = [  # relative sources are of the bundle
+    mounts = [  # relative sources are relative to the bundle
         {**mount, "source": os.path.join(bundle.path, mount["source"])} if is_bind(mount) else mount
         for mount in bundle.config.get("mounts", ())
     ]
@@ -412,7 +414,7 @@ def _described(
     else:
         config = _storage_record(container)
     if image is not None and image != config.get("rootfsImageName"):
-        # Podman 4 finds an image by its name in place of its id too.
+        # Podman 4 accepts the name of an image in place of its id.
         config |= {"rootfsImageName": image, "rootfsImageID": image}
     if image_id is not None:
         if not _IMAGE_ID.fullmatch(image_id):
@@ -422,7 +424,7 @@ def _described(
         raise bad_argument("image", image, "the name of the container's image is needed")
     config.setdefault("id", container.id)
     if os.path.basename(str(config.get("runtime"))) != container.runtime:
-        config["runtime"] = container.runtime  # Podman restores with no other
+        config["runtime"] = container.runtime  # Podman refuses to restore with another runtime
     config.setdefault("shmSize", _SHM_SIZE)
     config["name"] = name or config.get("name") or container.id[:12]
     annotations = dict(spec.get("annotations") or {})
@@ -431,10 +433,10 @@ def _described(
 
 
 def _storage_record(container: Container) -> dict[str, Any]:
-    """What the storage of Podman and CRI-O records of a container; empty for another's.
+    """The record of a container in the storage of Podman and CRI-O; empty for other containers.
 
-    The bundle is ``DRIVER-containers/ID/userdata`` there, beside ``containers.json``
-    (https://github.com/containers/storage, ``containers.go``).
+    The bundle is ``DRIVER-containers/ID/userdata`` in that storage, the records are in
+    ``DRIVER-containers/containers.json`` (github.com/containers/storage, ``containers.go``).
     """
     file = Path(container.bundle.path).parents[1] / "containers.json"
     if not file.is_file():
@@ -452,7 +454,7 @@ def _storage_record(container: Container) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _base_of(container: Container, base: StrPath | None) -> Iterator[str]:
-    """The root file system of the image, to compare with."""
+    """Yield the directory of the image's root file system, to compare with."""
     if base is not None:
         if not os.path.isdir(base):
             raise bad_argument("base", os.fspath(base), "a directory is accepted")
@@ -464,7 +466,7 @@ def _base_of(container: Container, base: StrPath | None) -> Iterator[str]:
         raise bad_argument(
             "base",
             None,
-            f"the root file system of the image is needed: {root} is no overlay of known "
+            f"the root file system of the image is needed: {root} is not an overlay of known "
             "directories",
         )
     with overlay_of(lower) as place:
@@ -472,9 +474,9 @@ def _base_of(container: Container, base: StrPath | None) -> Iterator[str]:
 
 
 def _lower_directories(root: str) -> list[str]:
-    """Those of the overlay that is mounted at ``root``; none where it is no such mount.
+    """The lower directories of the overlay that is mounted at ``root``; empty if there is none.
 
-    An engine can give them as relative paths, which only it can resolve.
+    The result is also empty if the engine mounted them by relative paths.
     """
     mounts = [each for each in mounts_of("self") if each.place == root and each.kind == "overlay"]
     for option in mounts[-1].options if mounts else ():
@@ -486,11 +488,14 @@ def _lower_directories(root: str) -> list[str]:
 
 
 def _write_changes(container: Container, base: str, work: Path) -> None:
-    """Write what the container changed in its root, and the content of ``/dev/shm``."""
+    """Write the changes of the container's root, and the files of ``/dev/shm``."""
     root = container.bundle.root
     changed, deleted = root_file_system.changes(root, base)
+    # Podman 5.8.6 follows a link that it deletes, and deletes its target. It writes the changes
+    # first: a file that replaces the link there is deleted in its place.
+    links = [path for path in deleted if os.path.islink(base + path)]
     with open(work / CHANGES, "xb") as file:
-        root_file_system.write_changes(root, changed, file)
+        root_file_system.write_changes(root, changed, file, replaced=links)
     (work / DELETED).write_text(json.dumps(deleted))
     memory = container.bundle.binds.get("/dev/shm")
     if memory is not None:

@@ -1,6 +1,6 @@
-"""An image set as an OCI image, in a layout that container tools can push to a registry.
+"""An image set as an OCI image, in a directory layout that container tools can push to a registry.
 
-One layer holds the images, as ``podman container checkpoint --create-image`` makes it. ``skopeo
+One layer contains the image set, as with ``podman container checkpoint --create-image``. ``skopeo
 copy oci:DIR docker://…`` and ``crane push`` copy such a layout to a registry
 (https://github.com/opencontainers/image-spec, ``image-layout.md``, version 1.0.0).
 """
@@ -45,9 +45,8 @@ def pack_image(
     """Write the image set in ``directory`` as an OCI image; returns its manifest's digest.
 
     Args:
-        layout: the directory of the layout, created if it does not exist; other images in it
-        remain,
-            one of this name is replaced.
+        layout: the directory of the layout, created if it does not exist. An image with the same
+            name is replaced; other images remain.
         name: the image's name in the layout.
         inside, more, compress: as for :func:`~pycriu_native.archive.pack`.
         annotations: of the manifest, such as Podman's ``io.podman.annotations.checkpoint.name``.
@@ -111,16 +110,16 @@ def unpack_image(
     inside: str = "",
     limit: int | None = None,
 ) -> dict[str, str]:
-    """Read an image set out of a layout into ``directory``; returns the image's annotations.
+    """Extract an image set from a layout into ``directory``; returns the image's annotations.
 
     Every digest is checked before anything is written.
 
     Args:
-        name: the image's name in the layout; where there is one image only, any name will do.
+        name: the image's name in the layout; ignored if the layout has only one image.
         inside, limit: as for :func:`~pycriu_native.archive.unpack`.
 
     Raises:
-        OptionError, ImagesError: as ``unpack`` does, and where a digest does not hold.
+        OptionError, ImagesError: as ``unpack`` does; ``ImagesError`` also for a wrong digest.
     """
     manifest = _manifest(Path(layout), name)
     layers = _dicts(manifest.get("layers"))
@@ -135,7 +134,7 @@ def unpack_image(
 def layers_of(
     layout: str | os.PathLike[str], *, name: str = "latest"
 ) -> Iterator[AbstractContextManager[BufferedReader]]:
-    """The layers of an image, lowest first: each a tar archive, compressed or not, to be entered.
+    """The layers of an image, lowest first: context managers of (compressed) tar archives.
 
     Raises ``OptionError`` for an unknown name, and ``ImagesError`` for a damaged layout.
     """
@@ -144,7 +143,7 @@ def layers_of(
 
 
 def _manifest(layout: Path, name: str) -> dict[str, Any]:
-    """The manifest of the image of this name, or of the only one."""
+    """The manifest of the image with this name, or of the only image."""
     images = _images(layout / "index.json")
     result = [one for one in images if _name_of(one) == name]
     if not result and len(images) == 1:
@@ -157,7 +156,7 @@ def _manifest(layout: Path, name: str) -> dict[str, Any]:
 
 
 class _Hashed:
-    """A stream that counts and hashes what is written to it."""
+    """A stream that counts and hashes the written bytes."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -209,23 +208,23 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EINVAL):
             raise
-        what = "a link" if error.errno == errno.ELOOP else "no file"
-        raise ImagesError(f"{path} is no part of an OCI layout: it is {what}") from None
+        what = "a symbolic link" if error.errno == errno.ELOOP else "not a regular file"
+        raise ImagesError(f"{path} is not part of an OCI layout: it is {what}") from None
     with open(fd, "rb") as file:
         yield file
 
 
 def _json(file: BinaryIO) -> dict[str, Any]:
-    """An object of a layout."""
+    """Parse a JSON object of a layout."""
     data = file.read(_LARGEST_JSON + 1)
     if len(data) > _LARGEST_JSON:
         raise ImagesError(f"{file.name} is too large to be part of an OCI layout")
     try:
         result = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ImagesError(f"{file.name} is no part of an OCI layout: {error}") from error
+        raise ImagesError(f"{file.name} is not part of an OCI layout: {error}") from error
     if not isinstance(result, dict):
-        raise ImagesError(f"{file.name} is no part of an OCI layout: it holds no object")
+        raise ImagesError(f"{file.name} is not part of an OCI layout: it is not a JSON object")
     return result
 
 
@@ -236,10 +235,10 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _blob(layout: Path, entry: dict[str, Any]) -> Iterator[BufferedReader]:
-    """A blob, which holds what its digest promises."""
+    """Open a blob, after its digest has been checked."""
     algorithm, _, digest = str(entry.get("digest")).partition(":")
     if algorithm != "sha256" or len(digest) != 64 or not digest.isalnum():
-        raise ImagesError(f"{layout}: a digest of sha256 is needed, not {entry.get('digest')!r}")
+        raise ImagesError(f"{layout}: a SHA-256 digest is needed, not {entry.get('digest')!r}")
     path = layout / "blobs" / "sha256" / digest
     with contextlib.ExitStack() as owned:
         try:

@@ -1,7 +1,7 @@
-"""The root file system of a container: written from archives and layers, and its changes found.
+"""The root file system of a container: extraction of archives and layers, and its changes.
 
-Every path of an archive is resolved with the new root as its root directory, so that no link of an
-archive leads out of it. The root has to be a directory that other users cannot write to.
+Every path of an archive is resolved with the new root as its root directory, so that no symbolic
+link leads out of it. The root has to be a directory that other users cannot write to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..archive.tar import CHUNK, XATTR, Content, members
 from ..errors import ImagesError
 
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
-"""Names in a layer of an OCI image: a file that is removed, a directory that is emptied."""
+"""Names in a layer of an OCI image: prefix of a removed file, mark of an emptied directory."""
 
 _KINDS = {
     tarfile.CHRTYPE: stat.S_IFCHR,
@@ -31,13 +31,13 @@ _KINDS = {
 
 
 def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) -> int:
-    """Write the members of a tar archive into ``root``; returns the bytes of their files.
+    """Extract a tar archive into ``root``; returns the total size of its files in bytes.
 
-    Owners, modes, times and extended attributes are those of the archive. What is there under the
-    name of a member is replaced. ``is_layer``: whiteouts remove what earlier layers brought.
+    Owners, modes, times and extended attributes are those of the archive. Existing files with the
+    name of a member are replaced. With ``is_layer``, whiteouts remove files of earlier layers.
 
-    Raises ``ImagesError`` for a member that would be written elsewhere, and for more than ``limit``
-    bytes.
+    Raises ``ImagesError`` for a member that would be written outside of ``root``, and for more than
+    ``limit`` bytes.
     """
     total = 0
     times: dict[str, float] = {}
@@ -45,7 +45,7 @@ def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) 
     for info, content in members(stream):
         total += info.size if content is not None else 0
         if total > limit:
-            raise ImagesError(f"the archive holds more than the {limit} bytes that it may")
+            raise ImagesError(f"the archive exceeds the limit of {limit} bytes")
         try:
             path = _place(root, info.name)
             name = posixpath.basename(path)
@@ -56,7 +56,7 @@ def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) 
         except ImagesError:
             raise
         except OSError as error:
-            raise ImagesError(f"the archive holds {info.name!r}: {error.strerror}") from error
+            raise ImagesError(f"{info.name!r} of the archive: {error.strerror}") from error
         made.add(path)
         if info.isdir():
             times[path] = info.mtime
@@ -67,7 +67,7 @@ def extract(stream: BinaryIO, root: str, *, limit: int, is_layer: bool = False) 
 
 
 def remove(root: str, paths: Iterable[str]) -> None:
-    """Remove files and directories of ``root``; those that are not there are left out."""
+    """Remove files and directories of ``root``; missing ones are ignored."""
     for path in paths:
         _remove(_place(root, path))
 
@@ -89,9 +89,9 @@ def copy(source: str, root: str) -> None:
 
 
 def changes(root: str, base: str | None) -> tuple[list[str], list[str]]:
-    """What differs in ``root`` from ``base`` (None: from nothing): changed paths, and removed ones.
+    """The changed and the removed paths of ``root`` relative to ``base`` (None: an empty one).
 
-    Files are compared by kind, mode, owner, size, time and target. A directory that is gone is one
+    Files are compared by kind, mode, owner, size, time and link target. A removed directory is one
     path. Other file systems that are mounted in ``root`` are left out.
     """
     device = os.lstat(root).st_dev
@@ -137,7 +137,7 @@ def _differs(path: str, now: os.stat_result, base: str, before: os.stat_result) 
 
 
 def _place(root: str, name: str) -> str:
-    """Where a member belongs: its directory by the links in ``root``, its own name as it is."""
+    """The path of a member: symbolic links in its directory are resolved in ``root``."""
     if ".." in name.split("/"):
         raise ImagesError(f"the archive has a member outside of its directory: {name!r}")
     directory, last = posixpath.split(posixpath.normpath(f"/{name.lstrip('/')}"))
@@ -167,7 +167,7 @@ def _white_out(path: str, made: set[str]) -> None:
 def _write(root: str, path: str, info: tarfile.TarInfo, content: Content | None) -> None:
     is_directory = info.isdir()
     if path == root and not is_directory:
-        raise ImagesError(f"the archive has no directory as its top: {info.name!r}")
+        raise ImagesError(f"the top of the archive, {info.name!r}, is not a directory")
     os.makedirs(posixpath.dirname(path), exist_ok=True)
     if not (is_directory and os.path.isdir(path) and not os.path.islink(path)):
         _remove(path)
@@ -181,12 +181,12 @@ def _write(root: str, path: str, info: tarfile.TarInfo, content: Content | None)
             os.symlink(info.linkname, path)
         elif info.islnk():
             os.link(_place(root, info.linkname), path, follow_symlinks=False)
-            return  # the attributes are those of the file
+            return  # a hard link shares the attributes of the file
         elif info.type in _KINDS:
             device = os.makedev(info.devmajor, info.devminor)
             os.mknod(path, 0o600 | _KINDS[info.type], device)
         else:
-            raise ImagesError(f"the archive holds {info.name!r}, which is no file of a known kind")
+            raise ImagesError(f"{info.name!r} of the archive has an unknown file type")
     os.chown(path, info.uid, info.gid, follow_symlinks=False)
     for key, value in info.pax_headers.items():
         data = value.encode("utf-8", "surrogateescape")
@@ -203,14 +203,21 @@ def _private(path: str, flags: int) -> int:
 # ---- archives of changes ----
 
 
-def write_changes(root: str, paths: Iterable[str], file: BinaryIO) -> None:
-    """Write files of ``root`` as an uncompressed tar archive, with owners and attributes."""
+def write_changes(
+    root: str, paths: Iterable[str], file: BinaryIO, *, replaced: Iterable[str] = ()
+) -> None:
+    """Write files of ``root`` as an uncompressed tar archive, with owners and attributes.
+
+    An empty file is written for each path in ``replaced``.
+    """
     with tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for path in replaced:
+            tar.addfile(tarfile.TarInfo(path.lstrip("/")))
         for path in paths:
             source = root + path
             info = tar.gettarinfo(source, path.lstrip("/") or ".")
             if info is None:
-                continue  # a socket, which no archive holds
+                continue  # a socket, which tar cannot store
             info.pax_headers = {**info.pax_headers, **dict(_attributes(source))}
             if info.isreg():
                 with open(source, "rb", opener=_unfollowed) as content:

@@ -59,9 +59,9 @@ OTHER_COMMANDS = {
 CURRENT_DIRECTORY = "."
 """The images directory of a command line that names none."""
 STANDARD_OUTPUT = "-"
-"""The log file that is none."""
+"""The log file that stands for standard output."""
 REFUSED_ELSEWHERE = ("inherit_fds", "mntns_compat_mode", "lazy_pages", "stream")
-"""Options that criu refuses, and does not ignore, with some other commands."""
+"""Options that criu refuses, instead of ignoring them, with some other commands."""
 
 READ_FIRST = frozenset(("-h", "--help", "--config", "--no-default-config"))
 """Arguments that criu searches anywhere in its command line, before it parses it."""
@@ -93,7 +93,7 @@ def command(opts: Fields, verb: Verb, pid: int | None) -> tuple[list[str], list[
     flags, refused = to_flags(_expressible(opts.only_for(verb), verb))
     problems += refused
     if verb in SERVERS and not any(word.flag in ("--address", "--ps-socket") for word in flags):
-        rule = "an address or a descriptor is required: criu would listen on every address"
+        rule = "an address or a descriptor is required: criu would listen on all addresses"
         problems.append(Problem("page_server", opts.page_server, rule))
     words = [PROGRAM, *COMMANDS[verb], *_tree(verb, pid, problems)]
     for word in flags:
@@ -218,7 +218,7 @@ def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
             remaining += following
         elif word.startswith("--"):
             flag, given, value = word.partition("=")
-            flag = _whole(flag)
+            flag = _unabbreviated(flag)
             if given:
                 reader.take(flag, value)
             else:
@@ -230,11 +230,11 @@ def _read(words: Sequence[str], reader: FlagParser) -> list[str]:
     return remaining
 
 
-def _whole(flag: str) -> str:
-    """A long option that may be abbreviated; as it is if it begins none, or several."""
+def _unabbreviated(flag: str) -> str:
+    """The long option of an abbreviation; unchanged if it fits none, or several."""
     known = known_flags()
-    begun = [flag] if flag in known else [each for each in known if each.startswith(flag)]
-    return begun[0] if len(begun) == 1 else flag
+    fitting = [flag] if flag in known else [each for each in known if each.startswith(flag)]
+    return fitting[0] if len(fitting) == 1 else flag
 
 
 def _read_letters(letters: str, following: Iterator[str], reader: FlagParser) -> None:

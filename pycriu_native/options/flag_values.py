@@ -1,7 +1,7 @@
-"""How the value of an option is spelled behind its flag, and read back.
+"""Converts the value of an option to and from the text behind its flag.
 
-One class for each kind of value, as in ``value_types.py``; :data:`SPECIAL` has the options that the
-criu program writes in a way of their own. Facts: CRIU's ``criu/config.c``.
+One class for each kind of value, as in ``value_types.py``; :data:`SPECIAL` has the options whose
+text differs from that of their kind. Facts: CRIU's ``criu/config.c``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Takes(Enum):
 
 
 class Spelling:
-    """Values as the words behind a flag (None: the flag alone), and back.
+    """Converts values to words behind a flag (None: the flag alone), and back.
 
-    ``write`` and ``read`` raise ``ValueError`` with the reason why that cannot be.
+    ``write`` and ``read`` raise ``ValueError``, with the reason, for what cannot be converted.
     """
 
     takes = Takes.VALUE
@@ -46,7 +46,7 @@ class Spelling:
         raise NotImplementedError
 
     def read(self, word: str | None, before: Any) -> object:
-        """The value; ``before`` is that of the flags before."""
+        """The value; ``before`` is the value of the preceding flags."""
         raise NotImplementedError
 
     def accepts(self, word: str | None) -> bool:
@@ -56,7 +56,7 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Alone(Spelling):
-    """A flag without a value, which means one value only."""
+    """A flag without a value, which stands for one value only."""
 
     means: object = True
     takes = Takes.NOTHING
@@ -131,7 +131,7 @@ class Verbosity(Digits):
 
 
 class CpuNames(Spelling):
-    """What to check of the CPU, by name: added to CRIU's default, or to nothing after ``none``."""
+    """The CPU checks, by name: added to CRIU's default, or to none after ``none``."""
 
     takes = Takes.PERHAPS
 
@@ -246,7 +246,7 @@ class Inodes(Digits):
 
 
 def whole_number(word: str | None) -> int:
-    """A number as it is written, in plain digits."""
+    """The number of a word of decimal digits."""
     if word is None or not re.fullmatch(r"[0-9]{1,19}", word):
         raise ValueError("a whole number is accepted")
     return int(word)
@@ -263,11 +263,11 @@ SPECIAL: dict[str, Spelling] = {
     "compress_block_size": Size(),
     "log_level": Verbosity(),
 }
-"""Options that are not written as their kind is."""
+"""Options whose text differs from that of their kind."""
 
 
 def spelling(row: Row) -> Spelling:
-    """How the values of a row are written."""
+    """The conversion of the values of a row."""
     return SPECIAL.get(row.name) or _by_kind(row.kind)
 
 

@@ -26,7 +26,7 @@ NO_WORDS = {
     "orphan_pts_master": "only a request can have it",
     "log_to_stderr": "criu logs there unless log_file is set",
 }
-"""Fields without a flag, and why."""
+"""Fields without a flag, and the reason."""
 
 
 class Word(NamedTuple):
@@ -47,8 +47,8 @@ def to_flags(
 ) -> tuple[list[Word], list[Problem]]:
     """The flags of all options that are set, and a problem for each that cannot be expressed.
 
-    ``without_flag`` has further fields that cannot, with the reason. Empty lists are left out: they
-    have no effect in a request either.
+    ``without_flag`` has further fields that cannot be expressed, with the reason. Empty lists are
+    omitted: they have no effect in a request either.
     """
     words: list[Word] = []
     problems: list[Problem] = []
@@ -98,7 +98,7 @@ _PARTS = {"--address": "address", "--port": "port", "--ps-socket": "fd"}
 """The flags of the fields of ``PageServer``."""
 
 _NO_ROW = frozenset(("--tree", "--exec-cmd", "--page-server", *_PARTS))
-"""Flags of rows that :class:`FlagParser` does not read by the row."""
+"""Flags that :class:`FlagParser` does not read by their row."""
 
 
 # ---- from flags to options ----
@@ -125,7 +125,7 @@ IMPLIED = frozenset(("--no-default-config", "--close"))
 inherit descriptors that would have to be closed."""
 
 ELSEWHERE = {
-    "--help": "it is about no verb",
+    "--help": "it belongs to no verb",
     "--ms": "criu refuses it too: --extra and --experimental replace it",
 }
 """Flags of ``criu`` without a field, and the reason."""
@@ -145,7 +145,7 @@ _ALONE = frozenset(
 
 
 def known_flags() -> frozenset[str]:
-    """Every long option that is read, of whatever release."""
+    """All long options of all releases that are read."""
     return frozenset((*ROWS, *NEGATIONS, *_WITH_VALUE, *_ALONE))
 
 
@@ -164,7 +164,7 @@ class FlagParser:
         """Whether the restored root becomes a child of the caller."""
         self.prints_version = False
         """Whether the program only prints its version."""
-        self._asks_server = False
+        self._has_server = False
         self._server: dict[str, str | int] = {}
 
     def takes(self, flag: str) -> Takes:
@@ -200,7 +200,7 @@ class FlagParser:
         elif flag in SIBLING:
             self.sibling = SIBLING[flag]
         elif flag in SERVED:
-            self._asks_server = SERVED[flag]
+            self._has_server = SERVED[flag]
         elif flag == BOTH_CHECKS:
             self.fields |= {"check_extra": True, "check_experimental": True}
         elif flag == "--address":
@@ -238,10 +238,10 @@ class FlagParser:
         lazy = lazy or bool(self.fields.get("lazy_pages"))
         everywhere = serves and "fd" not in self._server
         server = {"address": "0.0.0.0", "port": 0} if everywhere else {}
-        if self._asks_server and lazy and not serves:
+        if self._has_server and lazy and not serves:
             rule = "not with --lazy-pages, with which CRIU serves the pages itself"
             self.problems.append(Problem("--page-server", None, rule))
-        elif self._asks_server or serves or (lazy and self._server):
+        elif self._has_server or serves or (lazy and self._server):
             self.fields["page_server"] = {**server, **self._server}
         if self.executes and command:
             self.fields["exec_cmd"] = list(command)

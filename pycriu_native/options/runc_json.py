@@ -50,7 +50,7 @@ def to_runc(opts: Fields) -> dict[str, Any]:
 
 
 def _zero(row: Row) -> Any:
-    """What the field is in a struct that sets nothing, for its kind."""
+    """The zero value of the field, which means unset."""
     match row.kind:
         case kinds.Flag():
             return False

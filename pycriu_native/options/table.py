@@ -1,11 +1,11 @@
-"""THE TABLE: every option of CRIU's wire format, one row each.
+"""The option table: one row for each option of CRIU's wire format.
 
 The calls, the checks, the conversions, the documentation and the tests read these rows; a
-new option is one row here and one documented field in ``fields.py``. Needs only the standard
-library, so that tools can read it before anything is built.
+new option is one row here and one documented field in ``fields.py``. The module does not need the
+extension, so that tools can import it before a build.
 
-A release is the CRIU that first has the thing; ``local`` and ``shared`` are the libcriu
-releases with the setter on a handle (``criu_local_*``) and on the library-wide handle
+``since`` is the first release of CRIU with the option; ``local`` and ``shared`` are the first
+releases of libcriu with the setter for a handle (``criu_local_*``) and for the library-wide handle
 (``criu_*``). Facts: libcriu's header and ``rpc.proto`` of 3.17.1 to 4.3, CRIU's
 ``criu/cr-service.c``; defects measured.
 """
@@ -38,9 +38,9 @@ UINT32 = Number(0, 2**32 - 1)
 
 
 class On:
-    """The verbs that an option means something to: bits of a mask.
+    """The verbs that an option applies to: bits of a mask.
 
-    No ``enum.Flag``, whose members take as long to make as the rest of this module.
+    Not an ``enum.Flag``, whose creation takes as long as the rest of this module.
     """
 
     DUMP = 1
@@ -73,35 +73,35 @@ class Row:
     on: int
     """Bits of :class:`On`."""
     setter: str | None = None
-    """The stem behind ``criu_local_`` and ``criu_``; None: no release has a setter."""
+    """The setter's name without ``criu_local_`` or ``criu_``; None: no release has a setter."""
     since: str = "1.7"
     local: str = "1.7"
     shared: str = "1.7"
     runc: str | None = None
     flag: str | None = None
-    """The long option of the ``criu`` program that means the same."""
+    """The equivalent long option of the ``criu`` program."""
     short: str | None = None
-    """Its letter, where it has one."""
+    """The equivalent short option, if there is one."""
     negates: bool = False
     """The program also has ``--no-`` and the name, for False."""
     implies: str | None = None
     """A field that the long option sets to True as well."""
     in_config: bool = False
-    """No request has a field for it: it goes into a configuration file that the call adds."""
+    """Requests have no field for it: the call writes it to a configuration file."""
     repair: bool = False
-    """The setter forgets the presence flag: the field is set by its wire name as well."""
-    lies: bool = False
-    """The setter reports failure on success: its return value says nothing."""
+    """The setter does not set the presence flag: the field is set by its wire name as well."""
+    ignore_status: bool = False
+    """The setter reports failure on success: its return value is ignored."""
     avoid: str = ""
-    """Why the setter is not used though this libcriu has it: the field goes by its wire name."""
+    """Why the setter is not used if libcriu has it: the field is set by its wire name."""
     added: str = ""
-    """When and what a call adds by itself."""
+    """The value that a call adds, and when."""
     default: object = None
-    """What CRIU does when the field is unset, where a number or word says it."""
+    """CRIU's value of an unset field, if it is a number or a word."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name in messages."""
         return self.field or self.wire or ""
 
 
@@ -152,7 +152,7 @@ TABLE: tuple[Row, ...] = (
     _row("pre_dump", None, Flag(), On.SAVE, runc="PreDump"),
     _row("page_server", "ps", Item(values.PageServer), On.PAGES,
          "set_page_server_address_port", local="3.12", runc="PageServer", flag="--page-server",
-         lies=True),
+         ignore_status=True),
     _row("veth_pairs", "veths", ListOf(Item(values.VethPair)), On.RESTORE, "add_veth_pair",
          runc="VethPairs", flag="--veth-pair"),
     _row("manage_cgroups_mode", "manage_cgroups_mode", Mode("CgroupMode"), On.TREE,
@@ -197,7 +197,7 @@ TABLE: tuple[Row, ...] = (
          avoid="sets ext_unix_sk too, and frees twice when that is False"),
     _flag("weak_sysctls", On.RESTORE, "2.9"),
 
-    # ---- namespaces, mounts, what comes from outside ----
+    # ---- namespaces, mounts, external resources ----
     _row("external", "external", ListOf(Text("a key of an external resource")), On.TREE,
          "add_external", "2.8", flag="--external"),
     _row("inherit_fds", "inherit_fd", ListOf(Item(values.InheritFd)), On.RESTORE, "add_inherit_fd",
@@ -279,7 +279,7 @@ TABLE: tuple[Row, ...] = (
     _row("plugin_options", "plugin_options", ListOf(Text("PLUGIN.NAME or PLUGIN.NAME=VALUE")), On.TREE,
          "add_plugin_option", "4.3", flag="--plugin-option"),
 
-    # ---- what no request has ----
+    # ---- options without a field in requests ----
     _in_config("ghost_fiemap", Flag(), On.SAVE, "--ghost-fiemap", "3.18", negates=True),
     _in_config("allow_uprobes", Flag(), On.BOTH, "--allow-uprobes", "4.2", negates=True),
     _in_config("file_validation", Mode("FileValidation"), On.BOTH, "--file-validation", "3.15",
@@ -293,7 +293,7 @@ TABLE: tuple[Row, ...] = (
     _in_config("check_experimental", Flag(), On.CHECK, "--experimental", negates=True),
     _in_config("check_feature", Text("a feature's name"), On.CHECK, "--feature"),
 
-    # ---- what the call adds ----
+    # ---- fields that the call adds ----
     _row(None, "pid", INT32, On.SAVE, "set_pid", flag="--tree", short="t",
          added="the verb's argument"),
     _row(None, "notify_scripts", Flag(), On.ALL, since="1.7",
@@ -318,14 +318,14 @@ VERB_MASK: dict[Verb, int] = {
     Verb.CPUINFO_DUMP: On.CPUINFO,
     Verb.CPUINFO_CHECK: On.CPUINFO,
 }
-"""The verbs that take options, as the table names them."""
+"""The bits of each verb that takes options."""
 
 
 MEMBER_SINCE: dict[tuple[str, int], str] = {("network_lock", 3): "3.19"}
-"""Values that are younger than their option, by the option's name and the value: here SKIP."""
+"""Values (SKIP) that are younger than their option, by the option's name and the value."""
 
 OLDEST = "3.17"
-"""The oldest release that is supported: what it has needs no asking."""
+"""The oldest supported release: its features need no check."""
 
 
 @functools.cache

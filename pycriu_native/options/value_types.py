@@ -1,8 +1,7 @@
 """Checks and encodes the values of options, with one class for each kind of value.
 
-``parse`` turns what people write into the one form that ``CriuOpts`` keeps, or raises
-``ValueError`` with what is accepted. ``wire`` gives the form that goes into the message,
-``plain`` the form for JSON and TOML. Nothing here touches the system.
+``parse`` converts a value to the form that ``CriuOpts`` stores, or raises ``ValueError`` with
+what is accepted. ``wire`` returns the form for the message, ``plain`` the form for JSON and TOML.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Mode(_Plain):
     """A member of an enumeration: itself, its name in any case, or its number."""
 
     enumeration: str
-    """Its name in ``enums.py``."""
+    """The name of the class in ``modes.py``."""
 
     @property
     def members(self) -> type[IntEnum]:
@@ -115,7 +114,7 @@ class Namespaces(_Plain):
         if isinstance(value, int) and not isinstance(value, bool) and value in (0, self.NET):
             return value
         raise ValueError(
-            f"'net', CLONE_NEWNET ({self.NET:#x}) or 0 is accepted; CRIU knows no other"
+            f"'net', CLONE_NEWNET ({self.NET:#x}) or 0 is accepted; CRIU supports no other"
         )
 
 

@@ -148,7 +148,7 @@ def _split(text: str, separator: str, forms: str) -> tuple[str, str]:
 class VethPair(StructuredValue):
     """A veth pair of a container with its own network namespace (runc's ``VethPairName``).
 
-    CRIU now prefers ``external=["veth[eth0]:veth0"]``, which has the same meaning.
+    CRIU now recommends the equivalent ``external=["veth[eth0]:veth0"]``.
     """
 
     inside: str
@@ -176,7 +176,7 @@ class VethPair(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class PageServer(StructuredValue):
-    """The page server that gets the memory pages (runc's ``CriuPageServerInfo``)."""
+    """The page server that receives the memory pages (runc's ``CriuPageServerInfo``)."""
 
     address: str | None = None
     """Address or host name of the page server."""
@@ -185,8 +185,8 @@ class PageServer(StructuredValue):
     fd: int | None = None
     """A connected socket to a page server instead of address and port; CRIU inherits it."""
     clear_text: bool | None = field(default=None, compare=False)
-    """Permit other addresses than loopback without ``tls``: users of the network in between, or
-    those who can connect to the server, can then read and change the memory. It is not sent to
+    """Permit other addresses than loopback without ``tls``: other users of the network, and users
+    with access to the server's port, can then read and change the memory. It is not sent to
     CRIU, is ignored when values are compared, and is not in forms for CRIU or runc."""
 
     SETTER: ClassVar = ("address", "port")
@@ -230,7 +230,7 @@ class PageServer(StructuredValue):
 
 @dataclass(frozen=True, slots=True)
 class ExtMount(StructuredValue):
-    """A mount from outside of the images; CRIU now prefers ``external=["mnt[key]:value"]``."""
+    """An external mount; CRIU now recommends ``external=["mnt[key]:value"]``."""
 
     key: str
     """On dump the mount point in the container, on restore the key of the dump."""

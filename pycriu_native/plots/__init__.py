@@ -1,10 +1,10 @@
-"""Pictures of checkpoints, as PNG or SVG by the file's name (extra ``[plot]``: matplotlib).
+"""Plots of checkpoints, as PNG or SVG files (extra ``[plot]``: matplotlib).
 
-``timeline`` shows the phases of a dump, with the time in which the processes were frozen;
-``rounds`` the chain of pre-dumps that it builds on; ``memory`` what kinds of memory the images
-hold (also needs the extra ``[images]``); ``start`` where the time of starts of snapshots goes.
-``read_timeline``, ``read_rounds`` and ``read_starts`` give what is drawn as values, and need no
-extra. It is no part of ``import pycriu_native``.
+``timeline`` draws the phases of a dump and the time in which the processes were frozen; ``rounds``
+the pre-dumps before a dump; ``memory`` the memory of an image set by kind (also needs the extra
+``[images]``); ``start`` the duration of each phase of a snapshot's starts. ``read_timeline``,
+``read_rounds`` and ``read_starts`` return the same data as values, and need no extra.
+``import pycriu_native`` does not import this package.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The pictures themselves. matplotlib is loaded when one is drawn, without its global state.
+"""Drawing of the plots. matplotlib is imported on use, and its global state is not changed.
 
-The colours are those of Okabe and Ito, which people with any colour vision can distinguish.
+The colours are those of Okabe and Ito, which can be distinguished with any colour vision.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST_NAME = 14
 """Characters of a directory's name that are shown."""
 
 MOST = 16
-"""Processes that are shown; the rest is summed up."""
+"""Number of processes that are shown; the others are added up in one row."""
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#BBBBBB"
@@ -46,12 +46,12 @@ _PHASE_COLOURS = {
 
 
 def timeline(directory: Place, to: Place, *, log: Place | None = None) -> None:
-    """Draw the phases of a dump over time, with the time marked in which the processes were frozen.
+    """Draw the phases of a dump, and the time in which the processes were frozen.
 
-    ``directory`` has its log and its statistics; ``to`` is a ``.png`` or ``.svg`` file. For times
-    CRIU must have logged with ``log_level=3`` or 4; without, only durations are drawn. Raises
-    ``ImagesError``, ``OptionError`` for another kind of file, ``UnsupportedError`` without
-    matplotlib.
+    ``directory`` contains the log and the statistics of the dump; ``to`` is a ``.png`` or ``.svg``
+    file. If the log was written with a ``log_level`` below 3, it has no times, and only durations
+    are drawn. Raises ``ImagesError``, ``OptionError`` for another kind of file,
+    ``UnsupportedError`` without matplotlib.
     """
     _check(to)
     result = read_timeline(directory, log)
@@ -62,9 +62,9 @@ def timeline(directory: Place, to: Place, *, log: Place | None = None) -> None:
 
 
 def rounds(directory: Place, to: Place) -> None:
-    """Draw how much each round of a chain wrote, and how long it froze the processes.
+    """Draw the size and the frozen time of a dump and of the pre-dumps before it.
 
-    ``directory`` is the last of the chain. Raises as :func:`timeline`.
+    ``directory`` is that of the dump. Raises as :func:`timeline`.
     """
     _check(to)
     _draw_rounds(read_rounds(directory), to)
@@ -82,16 +82,15 @@ def memory(directory: Place, to: Place) -> None:
         raise UnsupportedError([Problem("installation", None, str(error))]) from None
     result = images.inspect(directory)
     if not any(process.mappings for process in result.processes):
-        raise ImagesError(f"{result.directory}: no process with memory is in these images")
+        raise ImagesError(f"{result.directory}: these images have no process with memory")
     _draw_memory(result, to)
 
 
 def start(timings: Place | Sequence[StartTimings], to: Place) -> None:
-    """Draw where the time of starts of snapshots went, a bar for each start.
+    """Draw the phases of starts of snapshots, with a bar for each start.
 
     ``timings`` are those of started copies (``Process.timings``), or the file of
-    ``pycriu-native start --timings``; the last ones are drawn if there are many. Raises as
-    :func:`timeline`.
+    ``pycriu-native start --timings``. Only the last 16 are drawn. Raises as :func:`timeline`.
     """
     _check(to)
     found = read_starts(timings) if isinstance(timings, str | os.PathLike) else timings
@@ -100,7 +99,7 @@ def start(timings: Place | Sequence[StartTimings], to: Place) -> None:
     _draw_starts(found[-MOST:], to)
 
 
-# ---- the pictures ----
+# ---- the plots ----
 
 
 def _draw_timeline(found: Timeline, to: Place) -> None:
@@ -177,7 +176,7 @@ def _lane(
 
 
 def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
-    """Those that took longest, in their order, and the rest."""
+    """The spans with the longest durations, in their order, and the others."""
     if len(processes) <= MOST:
         return list(processes), []
     longest = sorted(processes, key=lambda span: span.begin - span.end)[:MOST]
@@ -185,13 +184,13 @@ def _lanes(processes: Sequence[Span]) -> tuple[list[Span], list[Span]]:
 
 
 def _draw_durations(found: Timeline, to: Place) -> None:
-    message = found.statistics
-    assert message is not None
+    statistics = found.statistics
+    assert statistics is not None
     rows = {
-        "freezing": message.freezing_time,
-        "frozen": message.frozen_time,
-        "memory dump": message.memdump_time,
-        "memory write": message.memwrite_time,
+        "freezing": statistics.freezing_time,
+        "frozen": statistics.frozen_time,
+        "memory dump": statistics.memdump_time,
+        "memory write": statistics.memwrite_time,
     }
     scale, unit = _unit(max(rows.values()) / 1e6)
     figure = _figure(8, 2.9)
@@ -205,7 +204,7 @@ def _draw_durations(found: Timeline, to: Place) -> None:
     axes.bar_label(bars, [_time(value / 1e6) for value in rows.values()], padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.set_xlabel(f"{unit}; no times in the log (those of --verbosity=4 have)")
+    axes.set_xlabel(f"{unit}; the log has no times (dump with --verbosity=4 for them)")
     _title(figure, "How long a dump took, by CRIU's statistics")
     _save(figure, to)
 
@@ -274,8 +273,8 @@ def _draw_rounds(found: Sequence[ImageRound], to: Place) -> None:
     seconds = [each or 0.0 for each in timed]
     by, time_unit = _unit(max(seconds))
     bars = below.bar(places, [each * by for each in seconds], width=0.62, color=RED, label="frozen")
-    message = ["unknown" if each is None else _time(each) for each in timed]
-    below.bar_label(bars, message, padding=2, fontsize=8)
+    labels = ["unknown" if each is None else _time(each) for each in timed]
+    below.bar_label(bars, labels, padding=2, fontsize=8)
     below.set_ylabel(f"frozen, {time_unit}")
     below.margins(y=0.25)
     below.set_xticks(places, names)
@@ -299,7 +298,7 @@ _PLACES = {
     "stored": ("in these images", BLUE),
     "in_parent": ("in the parents", SKY),
     "lazy": ("left for a lazy restore", ORANGE),
-    "zero": ("never written to: zeros", "#E4E4E4"),
+    "zero": ("zeros, never written", "#E4E4E4"),
 }
 
 
@@ -308,13 +307,13 @@ def _draw_memory(found: ImageSet, to: Place) -> None:
     seen: set[tuple[int, int]] = set()
     for mapping in (each for process in found.processes for each in process.mappings):
         if mapping.shared is not None:
-            # Processes that share memory have the same pages, which the images hold once.
+            # The images contain the pages of shared memory once.
             if (mapping.shared, mapping.offset) in seen:
                 continue
             seen.add((mapping.shared, mapping.offset))
         row = kinds.setdefault(str(mapping.kind), dict.fromkeys(_PLACES, 0))
         for place in _PLACES:
-            # Go and others reserve address space, many times the size of their memory.
+            # Reserved address space of Go and others would be much larger than the memory.
             if place != "zero" or mapping.protection[:3] != "---":
                 row[place] += getattr(mapping, place)
     total = sum(row["stored"] for row in kinds.values())
@@ -350,7 +349,7 @@ def _by_kind(axes: Axes, kinds: dict[str, dict[str, int]]) -> None:
         )
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel(f"by kind, {unit}; the numbers are without zeros")
+    axes.set_xlabel(f"by kind, {unit}; the totals exclude zeros")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
 
 
@@ -371,7 +370,7 @@ def _by_process(axes: Axes, shown: Sequence[Process], rest: Sequence[Process]) -
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.margins(x=0.22)
-    axes.set_xlabel(f"in the images by process, {unit}; what is shared counts for each")
+    axes.set_xlabel(f"in the images by process, {unit}; shared memory counts for each process")
     axes.legend(loc="lower right", frameon=False, fontsize=8)
 
 
@@ -387,7 +386,7 @@ def _stored(process: Process) -> int:
     return sum(mapping.stored for mapping in process.mappings)
 
 
-# ---- what they share ----
+# ---- shared functions ----
 
 
 def _check(to: Place) -> None:
@@ -445,7 +444,7 @@ def _grid_axis(axes: Axes) -> Any:
 
 
 def _short(name: str) -> str:
-    """A name that fits below a bar."""
+    """Shorten a name to fit below a bar."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 4]}…{name[-3:]}"
 
 

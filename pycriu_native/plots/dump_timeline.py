@@ -1,8 +1,7 @@
-"""The timeline of a dump: from CRIU's log, whose lines have times, and from its statistics.
+"""The timeline of a dump, from CRIU's log and its statistics.
 
-CRIU writes times into its log from ``log_level=3`` on. Without them only the statistics remain,
-which have durations and no points in time. Facts: CRIU's ``criu/cr-dump.c`` (3.17 to 4.3); observed
-with 4.2.1.
+The lines of the log have times with ``log_level=3`` or higher. The statistics have only durations.
+Facts: CRIU's ``criu/cr-dump.c`` (3.17 to 4.3); observed with 4.2.1.
 """
 
 from __future__ import annotations
@@ -22,48 +21,48 @@ LOGS = ("dump.log", "pre-dump.log")
 
 _LINE = re.compile(r"^\((\d+\.\d+)\)\s+(.*)$")
 _TASK = re.compile(r"(?:Pre-d|D)umping task \(pid: (\d+)(?: comm: (.*))?\)$")
-"""CRIU up to 3.17 logs no name."""
+"""CRIU 3.17 and earlier do not log the name."""
 _LARGEST = 256 * 2**20
-"""Bytes of a log that are read: those of a dump with ``log_level=4`` have many millions."""
+"""Limit of the bytes that are read from a log."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """Something that took its time. Times are seconds since CRIU began to log."""
+    """An interval. Times are seconds since CRIU began to log."""
 
     name: str
-    """What was done; for a process its name."""
+    """The name of the phase or process."""
     begin: float
     end: float
     pid: int | None = None
-    """The process that was saved; None: the dump as a whole."""
+    """The process that was saved; None for a phase of the dump."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeline:
-    """A dump or pre-dump, in time."""
+    """The intervals of a dump or pre-dump."""
 
     phases: tuple[Span, ...]
-    """One after the other; empty if the log has no times."""
+    """The phases in their order; empty if the log has no times."""
     processes: tuple[Span, ...]
     """When each process was saved."""
     memory: tuple[Span, ...]
-    """When memory was taken or written, in the process that was saved then."""
+    """When the memory of each process was read or written."""
     frozen: tuple[float, float] | None
     """When the processes were frozen; None if the log has no times."""
     end: float
     """The last time in the log; 0 without times."""
     statistics: DumpStatistics | None
-    """CRIU's own numbers; None where it left none."""
+    """CRIU's statistics; None if the directory has none."""
 
 
 def read_timeline(
     directory: str | os.PathLike[str], log: str | os.PathLike[str] | None = None
 ) -> Timeline:
-    """The timeline of the dump whose log and statistics are in ``directory`` (the work directory).
+    """Read the timeline of a dump. ``directory`` is its work directory, with log and statistics.
 
-    ``log`` is another log than its ``dump.log`` or ``pre-dump.log``. Raises ``ImagesError`` where
-    there is neither a log with times nor a statistics image.
+    ``log`` is the path of a log with another name than ``dump.log`` or ``pre-dump.log``. Raises
+    ``ImagesError`` if there is neither a log with times nor a statistics image.
     """
     directory = os.fspath(directory)
     statistics = _statistics(directory)
@@ -76,8 +75,8 @@ def read_timeline(
             break
     if not reader.marks and statistics is None:
         raise ImagesError(
-            f"{directory}: no log with times and no statistics; dump with log_level=4, and give "
-            "the directory that the log went to"
+            f"{directory}: no log with times and no statistics; dump with log_level=4, and name "
+            "the directory of the log"
         )
     return reader.timeline(statistics)
 
@@ -98,14 +97,14 @@ class _Reader:
 
     def __init__(self) -> None:
         self.marks: dict[str, float] = {}
-        """When each thing happened first."""
+        """The first time of each message in ``_MARKS``."""
         self.last = 0.0
         self._tasks: list[tuple[float, int, str]] = []
         self._pipe: float | None = None
         self._memory: list[Span] = []
 
     def take(self, line: str) -> None:
-        """One line."""
+        """Read one line of the log."""
         result = _LINE.match(line)
         if result is None:
             return
@@ -113,7 +112,7 @@ class _Reader:
         text = result[2]
         if task := _TASK.match(text):
             self._tasks.append((at, int(task[1]), task[2] or "pid"))
-            self._mark("tasks", at)
+            self.marks.setdefault("tasks", at)
         elif text.startswith("page-pipe: Create page pipe"):
             self._pipe = at
         elif text.startswith("page-pipe: Killing page pipe") and self._pipe is not None:
@@ -123,13 +122,10 @@ class _Reader:
         else:
             for name, begins in _MARKS.items():
                 if text.startswith(begins):
-                    self._mark(name, at)
-
-    def _mark(self, name: str, at: float) -> None:
-        self.marks.setdefault(name, at)
+                    self.marks.setdefault(name, at)
 
     def timeline(self, statistics: DumpStatistics | None) -> Timeline:
-        """All of it."""
+        """The timeline from all lines."""
         if "seized" not in self.marks:
             return Timeline(
                 phases=(), processes=(), memory=(), frozen=None, end=0.0, statistics=statistics
@@ -160,7 +156,7 @@ class _Reader:
         return result
 
     def _frozen(self, statistics: DumpStatistics | None) -> tuple[float, float]:
-        # CRIU stops its clock just before these lines, after the last process was resumed.
+        # CRIU takes frozen_time just before these lines, after it has resumed the last process.
         end = self.marks.get("written", self.marks.get("stats", self.last))
         if statistics is None:
             return self.marks["seized"], end
@@ -186,4 +182,4 @@ _PHASES = (
     ("resume", "stats"),
     ("close", "end"),
 )
-"""The phases in their order, each with what ends it."""
+"""The phases in their order, each with the mark that ends it."""

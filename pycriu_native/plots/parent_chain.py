@@ -1,4 +1,4 @@
-"""The chain of parents that a dump builds on: how much each round wrote, how long it froze."""
+"""The sizes and frozen times of a dump and of the chain of its parent images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..results import PAGE
 __all__ = ["ImageRound", "read_rounds"]
 
 _LONGEST = 1000
-"""Parents that are followed: a link that leads in a circle ends here."""
+"""Limit of the parents that are followed, for links that form a cycle."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,16 +24,16 @@ class ImageRound:
     written: int
     """Bytes of pages in its images."""
     in_parent: int | None
-    """Bytes of pages that it left in its parents; None without statistics."""
+    """Bytes of pages that only its parents have; None without statistics."""
     frozen: float | None
     """Seconds that the processes were frozen; None without statistics."""
 
 
 def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
-    """The image set in ``directory`` and all that it builds on, the oldest first.
+    """Read the image set in ``directory`` and the chain of its parents; the oldest comes first.
 
-    Statistics are read from the same directory. Raises ``ImagesError`` for a directory that
-    cannot be read, and for a chain that has no end.
+    Statistics are read from the same directories. Raises ``ImagesError`` for a directory that
+    cannot be read, and for a cyclic chain.
     """
     result: list[ImageRound] = []
     here = os.path.abspath(os.fspath(directory))
@@ -43,7 +43,7 @@ def read_rounds(directory: str | os.PathLike[str]) -> tuple[ImageRound, ...]:
         if not os.path.lexists(parent):
             return tuple(reversed(result))
         if len(result) >= _LONGEST:
-            raise ImagesError(f"{directory}: its chain of parents has no end")
+            raise ImagesError(f"{directory}: its chain of parents is cyclic or too long")
         here = os.path.realpath(parent)
 
 

@@ -1,4 +1,4 @@
-"""Timings of starts, from a file with a line of JSON for each."""
+"""Reader of the file with the timings of starts: a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["read_starts"]
 
 
 def read_starts(path: str | os.PathLike[str]) -> Sequence[StartTimings]:
-    """What ``pycriu-native start --timings`` has written. ``ImagesError`` for another file."""
+    """Read a file of ``pycriu-native start --timings``. Raises ``ImagesError`` for another one."""
     try:
         with open(path) as file:
             bodies = [json.loads(line) for line in file if line.strip()]

@@ -23,28 +23,28 @@ from .timings import StartTimings
 
 CHUNK = 65536
 PIPE_PART = select.PIPE_BUF
-"""Bytes that a pipe takes without blocking once it is writable."""
+"""Bytes that can be written to a pipe without blocking when it is writable."""
 
 
 class Child(Protocol):
-    """A process whose end and exit status this process can read."""
+    """A process whose exit status this process can read."""
 
     pid: int
     pidfd: int
-    """A descriptor that is readable after its end."""
+    """A descriptor that is readable after the process has ended."""
 
     def status(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs. Reaps it."""
 
     def close(self, *, wait: bool) -> bool:
-        """End its remaining processes; ``wait`` for that. Returns whether they have ended."""
+        """End the remaining processes; with ``wait`` reap them. Returns whether all ended."""
 
 
 class Process(subprocess.Popen[AnyStr]):
     """A started copy, with the documented interface of ``subprocess.Popen``.
 
-    ``pid`` is its pid here; inside its own pid namespace it has the one that was saved. It is a
-    child of this process. When it or this process ends, all of its descendants end too.
+    ``pid`` is its pid in the namespace of this process; in its own pid namespace it has the saved
+    pid. It is a child of this process. When it or this process ends, its descendants end too.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Process(subprocess.Popen[AnyStr]):
         guest: GuestSocket | None = None,
         timings: StartTimings,
     ) -> None:
-        # Popen's own initialiser would start a program. None of its methods is used.
+        # Popen.__init__ would start a program. All methods of Popen are replaced.
         self.args = list(args)
         self.pid = child.pid
         self.number = number
         """The number of the start."""
         self.snapshot = snapshot
-        """The directory of the snapshot that it is a copy of."""
+        """The directory of its snapshot."""
         self.record = record
-        """The record of that snapshot."""
+        """The record of the snapshot."""
         self.unshared_reason = unshared_reason
-        """Why it does not share memory with other copies of the snapshot; None: it does."""
+        """Why it does not share memory with other copies of the snapshot; None if it does."""
         self.timings = timings
         """The durations of the parts of its start."""
         self.guest = guest
@@ -89,13 +89,13 @@ class Process(subprocess.Popen[AnyStr]):
 
     @property
     def pidfd(self) -> int:
-        """Its pidfd, which this object owns until it is reaped; readable after its end."""
+        """The pidfd, which is readable after the copy has ended; closed when it is reaped."""
         return self._child.pidfd
 
-    # ---- its end ----
+    # ---- end ----
 
     def poll(self) -> int | None:
-        """The exit status if it has ended, or None."""
+        """The exit status if the copy has ended, or None."""
         return self._poll(wait=False)
 
     def _poll(self, *, wait: bool) -> int | None:
@@ -114,8 +114,9 @@ class Process(subprocess.Popen[AnyStr]):
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end; return the exit status. ``subprocess.TimeoutExpired`` after
-        ``timeout`` seconds.
+        """Wait until the copy ends; return its exit status.
+
+        Raises ``subprocess.TimeoutExpired`` after ``timeout`` seconds.
         """
         if self.returncode is None and not self._has_ended(timeout):
             assert timeout is not None
@@ -128,7 +129,7 @@ class Process(subprocess.Popen[AnyStr]):
         return readable(self._child.pidfd, seconds=timeout)
 
     def send_signal(self, sig: int) -> None:
-        """Send a signal to it; nothing happens if it has ended."""
+        """Send a signal to the copy; ignored if it has ended."""
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._child.pidfd, sig)
@@ -141,11 +142,11 @@ class Process(subprocess.Popen[AnyStr]):
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
-    # ---- its streams ----
+    # ---- streams ----
 
     @property
     def universal_newlines(self) -> bool:
-        """Whether its streams are text."""
+        """Whether the streams are in text mode."""
         return self.text_mode
 
     @universal_newlines.setter
@@ -253,7 +254,7 @@ class Process(subprocess.Popen[AnyStr]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the streams and wait for its end; it cannot be saved any more."""
+        """Close the streams, and wait until the copy ends; it can no longer be saved."""
         if self.guest is not None:
             self.guest.close()
         for stream in (self.stdout, self.stderr):
@@ -269,7 +270,7 @@ class Process(subprocess.Popen[AnyStr]):
         return f"<{type(self).__name__}: returncode: {self.returncode} args: {self.args!r}>"
 
     def __del__(self, *_: object) -> None:
-        """Leave it running, as ``subprocess`` does; it is reaped when another copy is started."""
+        """The copy continues, as with ``subprocess``; it is reaped when another one is started."""
         child = getattr(self, "_child", None)
         if child is None or self.returncode is not None:
             return
@@ -285,11 +286,11 @@ class Process(subprocess.Popen[AnyStr]):
 
 
 _unowned: list[Child] = []
-"""Copies whose :class:`Process` was collected, and copies whose namespaces have not ended yet."""
+"""Copies whose :class:`Process` was deleted, and copies whose namespaces have not ended yet."""
 
 
 def reap_unowned() -> None:
-    """Reap those that have ended."""
+    """Reap the copies in ``_unowned`` that have ended."""
     for child in list(_unowned):
         if child.status() is not None and child.close(wait=False):
             with contextlib.suppress(ValueError):  # another thread has reaped it

@@ -1,4 +1,4 @@
-"""CRIU's feature cache: what is said of it is what CRIU does."""
+"""CRIU's feature cache: ``feature_cache`` reports the behaviour of CRIU."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def mount(kind, place="/run"):
         done = libc.mount(b"none", place.encode(), kind, 0, None)
         assert not done, os.strerror(ctypes.get_errno())
 
-def saved():
+def saved(via=None):
     '''A dump of a process; what CRIU's log says of its cache.'''
     null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
     job = subprocess.Popen(["sleep", "60"], start_new_session=True, **null)
     opts = CriuOpts(images_directory=IMAGES, leave_running=True, log_level=4)
     try:
-        result = dump(job.pid, opts)
+        result = dump(job.pid, opts, via=via)
     finally:
         job.kill()
         job.wait()
@@ -41,14 +41,14 @@ def saved():
 
 
 def apart(body: str, images: Path) -> None:
-    """Run this in a process, and a mount namespace, of its own."""
+    """Run the test in a separate process and mount namespace."""
     code = PRELUDE.replace("IMAGES", repr(str(images))) + textwrap.dedent(body)
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_kept(images: Path) -> None:
-    """On a tmpfs: absent, then written by a call and kept, and loaded by the next."""
+    """On a tmpfs the cache is first absent, then written by a call, and loaded by the next call."""
     apart(
         """
         mount(b"tmpfs")
@@ -65,7 +65,7 @@ def test_kept(images: Path) -> None:
 
 
 def test_impossible(images: Path) -> None:
-    """On anything else CRIU does not keep it."""
+    """On another file system CRIU does not store the cache."""
     apart(
         """
         mount(b"ramfs")
@@ -80,7 +80,9 @@ def test_impossible(images: Path) -> None:
 
 
 def test_kept_all_the_same(images: Path) -> None:
-    """Where /run is no tmpfs the cache lies on another, and every CRIU loads it from there."""
+    """If /run is not a tmpfs, the cache is stored on another one, and every CRIU loads it from
+    there.
+    """
     apart(
         """
         from pycriu_native import keep_feature_cache
@@ -112,8 +114,59 @@ def test_kept_all_the_same(images: Path) -> None:
     )
 
 
+def test_shared_by_a_pool(images: Path) -> None:
+    """The workers of a pool share it where CRIU can write none in /run, which stays as it was."""
+    apart(
+        """
+        from pycriu_native import WorkerPool
+        from pycriu_native._transport import forkserver
+        forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
+        def loads(pool):
+            assert pool.wait_until_ready(60)
+            return any("Loaded kdat cache" in line for line in saved(pool))
+        mount(b"ramfs")
+        for _ in range(2):
+            with WorkerPool(2) as pool:
+                assert [loads(pool) for _ in range(4)] == [False, True, True, True]
+        assert os.listdir("/run") == []
+        assert not any("Loaded" in line for line in saved())  # a worker of its own
+        assert feature_cache().state == "impossible"
+        """,
+        images,
+    )
+
+
+def test_a_pool_prefers_a_file(images: Path) -> None:
+    """A pool on a tmpfs writes and loads the file in /run; one that is blocked there shares it."""
+    releases.required("4.1", "a temporary file that blocks the cache")
+    apart(
+        """
+        from pycriu_native import WorkerPool
+        from pycriu_native._transport import forkserver
+        forkserver.UNTIL_LOADED = 60.0  # the machine may be busy
+        def loads(pool):
+            assert pool.wait_until_ready(60)
+            return any("Loaded kdat cache" in line for line in saved(pool))
+        mount(b"tmpfs")
+        with WorkerPool(2) as pool:
+            assert [loads(pool) for _ in range(2)] == [False, True]
+            assert os.listdir("/run") == ["criu.kdat"]
+            os.unlink("/run/criu.kdat")
+            assert [loads(pool) for _ in range(2)] == [False, True]
+            assert os.listdir("/run") == ["criu.kdat"]
+        os.rename("/run/criu.kdat", "/run/criu.kdat.tmp")
+        with WorkerPool(2) as pool:
+            assert [loads(pool) for _ in range(3)] == [False, True, True]
+        assert os.listdir("/run") == ["criu.kdat.tmp"]
+        """,
+        images,
+    )
+
+
 def test_not_kept(images: Path) -> None:
-    """No root, tmpfs or CRIU, or a file of that name: an error says so, and nothing is left."""
+    """Without root, a tmpfs or CRIU, or with a file of that name, an error is raised and nothing is
+    created.
+    """
     apart(
         """
         from pycriu_native import CriuError, ProgramError, Worker, keep_feature_cache
@@ -152,7 +205,7 @@ def test_not_kept(images: Path) -> None:
 
 
 def test_blocked(images: Path) -> None:
-    """A temporary file that was left behind keeps CRIU from it; removing it is the cure."""
+    """A remaining temporary file prevents the cache; its removal is the reported cure."""
     releases.required("4.1", "a temporary file that blocks the cache")
     apart(
         """
@@ -173,7 +226,7 @@ def test_blocked(images: Path) -> None:
 
 
 def test_stale(images: Path) -> None:
-    """One that is older than the kernel, or that CRIU has not written, is named so."""
+    """A cache that is older than the boot, or was not written by CRIU, is reported as such."""
     apart(
         """
         mount(b"tmpfs")
@@ -190,7 +243,7 @@ def test_stale(images: Path) -> None:
 
 
 def test_the_advice(images: Path) -> None:
-    """Is given once, to those who listen, and only where there is something to be done."""
+    """The advice is logged once, if it is enabled and something can be done."""
     apart(
         """
         mount(b"ramfs")
@@ -214,7 +267,7 @@ def test_the_advice(images: Path) -> None:
 
 
 def test_here() -> None:
-    """It can be asked anywhere, and says a state, a reason and what helps."""
+    """It can be called on any machine, and reports a state, a reason and a cure."""
     result = feature_cache()
     assert result.state in list(CacheState)
     assert result.reason in str(result)

@@ -1,4 +1,4 @@
-"""``inspect`` and ``decode`` on the command line: parts of images, their memory, and archives."""
+"""``inspect`` and ``decode`` on the command line: parts of images, memory, and archives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .test_cli import CONNECTED, result, run
 
 
 def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """decode reads it there, writes to a file, and counts entries."""
+    """decode reads standard input, writes to a file, and counts entries."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()
@@ -30,7 +30,9 @@ def test_an_image_from_standard_input(spawn: Spawn, images: Path, tmp_path: Path
 
 
 def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Memory as digits and in a file, by kind and permissions; a search with an expression."""
+    """Memory as digits and in a file, by kind and permissions; a search with a regular
+    expression.
+    """
     secret = "secret = ''.join(['token', '=']) + '12ab' * 8\n    serve()"
     target = spawn(CONNECTED.replace("serve()", secret))
     dump(target.pid, CriuOpts(images_directory=images, tcp_established=True))
@@ -40,7 +42,7 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
     assert base64.b64decode(found[0]["data"])[2:-2] == b"token=" + b"12ab" * 8
     assert "token=12ab12ab" in run(*search).stdout
     refused = run("inspect", images, "--search", "(", "--regex", code=2).stderr
-    assert "no regular expression" in refused
+    assert "not a regular expression" in refused
 
     where = f"{found[0]['address']:x}+26"
     shown = run("inspect", images, "--read", where).stdout.splitlines()
@@ -62,7 +64,9 @@ def test_memory_sockets_and_mounts(spawn: Spawn, images: Path, tmp_path: Path) -
 
 
 def test_an_archive_is_looked_at(spawn: Spawn, images: Path, tmp_path: Path) -> None:
-    """Images in an archive, and what an engine puts above them; nothing stays unpacked."""
+    """inspect shows the images in an archive and the data of its engine; nothing
+    remains unpacked.
+    """
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images))
     target.reap()

@@ -42,7 +42,7 @@ FAMILIES = (
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("patcher", ["gevent", "eventlet"])
 def test_a_patched_program(patcher: str, when: str, family: str, tmp_path: Path) -> None:
-    """Each call works, and the caller's thread blocks the signals that it blocked before."""
+    """Each call works, and the signal mask of the caller's thread is the same afterwards."""
     if importlib.util.find_spec(patcher) is None:
         pytest.skip(f"{patcher} is not installed")
     if (patcher, family) == ("eventlet", "asynchronous"):

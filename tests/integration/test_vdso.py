@@ -1,4 +1,4 @@
-"""Processes that have unmapped their vDSO, as valgrind does with the programs that it runs."""
+"""Processes that have unmapped their vDSO, as programs under valgrind do."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def maps(pid: int) -> str:
 
 
 def test_a_process_without_a_vdso(orphans: None, spawn: Spawn, images: Path) -> None:
-    """It comes back, and its images verify; CRIU alone dumps it and cannot restore it."""
+    """It is restored, and its images can be verified; CRIU alone dumps it but cannot restore it."""
     target = spawn(WITHOUT_VDSO)
     eventually(lambda: "[vdso]" not in maps(target.pid), "the end of its vDSO")
     had_data = "[vvar]" in maps(target.pid)
@@ -50,7 +50,7 @@ def test_a_process_without_a_vdso(orphans: None, spawn: Spawn, images: Path) -> 
 
 
 def test_others_keep_theirs(spawn: Spawn, images: Path) -> None:
-    """Images of a process with a vDSO are as CRIU has written them."""
+    """Images of a process with a vDSO are not changed."""
     target = spawn()
     dump(target.pid, CriuOpts(images_directory=images, leave_running=True))
     (entry,) = decode(images / f"mm-{target.pid}.img")["entries"]

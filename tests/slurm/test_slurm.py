@@ -29,7 +29,7 @@ def test_time_limit(batch: BatchJob, tmp_path: Path) -> None:
     steps = batch.finish(tmp_path / "reference")
     assert steps > 0
     assert batch.events().count("requeued") == 2
-    assert f"SLURM queues job {number} again" in batch.output()
+    assert f"SLURM requeues job {number}" in batch.output()
     assert "Restarts=2" in batch.cluster.job(number)
 
 
@@ -87,7 +87,7 @@ def test_requeued_by_hand(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
-    """``scancel`` ends it, and it is not queued again; the next job goes on where it was."""
+    """``scancel`` ends it, and it is not requeued; the next job goes on where it was."""
     where = str(batch.place / "job")
     number = batch.submit("--time=10", AT_ONCE.replace("59", "1"), run=("--dir", where))
     batch.until_checkpoints()
@@ -103,12 +103,12 @@ def test_cancelled(batch: BatchJob, tmp_path: Path) -> None:
 
 
 def test_without_a_checkpoint(batch: BatchJob) -> None:
-    """A run that has come no further is not queued again: that would never end."""
+    """A run that has taken no checkpoint is not requeued, since this could repeat endlessly."""
     number = batch.submit("--time=10", run=("--every", "1h", "--grace", "0s"))
     eventually(lambda: batch.job.directory.status().state is State.RUNNING, "its start")
     batch.cluster.client("scancel", "--batch", "--signal=USR1", number, user=batch.user)
     batch.until_state("FAILED")
-    assert "is not queued again: this run has taken no checkpoint" in batch.output()
+    assert "is not requeued: this run has taken no checkpoint" in batch.output()
     assert "ExitCode=75:0" in batch.cluster.job(number)
 
 
@@ -116,7 +116,7 @@ def test_that_cannot_be_requeued(batch: BatchJob) -> None:
     """It is refused before anything is started."""
     batch.submit("--time=1", "--no-requeue")
     batch.until_state("FAILED")
-    assert "cannot be queued again: submit it with --requeue" in batch.output()
+    assert "cannot be requeued: submit it with --requeue" in batch.output()
     assert not batch.job.directory.path.exists()
 
 

@@ -746,7 +746,7 @@ def options_of(version: str) -> set[str]:
 
 
 REFUSED = {
-    "--help": "it is about no verb",
+    "--help": "it belongs to no verb",
     "--ms": "criu refuses it too",
 }
 """The options of ``criu`` that have no form here, and why."""

@@ -209,7 +209,7 @@ def test_what_is_no_image_set(tmp_path: Path) -> None:
     """A missing directory, an empty one, a file."""
     with pytest.raises(ImagesError, match="cannot be opened: No such file"):
         inspect(tmp_path / "nowhere")
-    with pytest.raises(ImagesError, match=r"has no inventory\.img: these are no images"):
+    with pytest.raises(ImagesError, match=r"has no inventory\.img: it has no images"):
         inspect(tmp_path)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "inventory.img").touch()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import build_ffi
+import pycriu_native
 from pycriu_native import Finding, Severity, UnsupportedError
 from pycriu_native.cli.exit_codes import Exit
 from pycriu_native.cli.json_form import SCHEMA
@@ -96,6 +98,10 @@ def test_a_name_of_no_release() -> None:
 
 # ---- the build ----
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CC", "cc")) is None, reason="there is no C compiler"
+)
+
 
 def _abi_check(library: Library, include: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the compiler says to our declarations beside this release's ``criu.h``."""
@@ -113,6 +119,7 @@ def _abi_check(library: Library, include: Path, monkeypatch: pytest.MonkeyPatch)
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
+@needs_compiler
 def test_our_declarations_are_those_of_criu_h(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +127,7 @@ def test_our_declarations_are_those_of_criu_h(
     assert _abi_check(library, ROOT / "include", monkeypatch) == ""
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("header", "right", "wrong", "complaint"),
     [
@@ -171,6 +179,7 @@ def _build(**changed: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=named, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@needs_compiler
 def test_a_build_without_libcriu_says_what_to_install(tmp_path: Path) -> None:
     """Header, library or compiler missing: which, and the commands that install them."""
     library = any_library()
@@ -233,12 +242,14 @@ def test_a_python_without_the_stable_abi(change: str, name: str) -> None:
 @pytest.fixture
 def without_libcriu(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run Python with the library, whose extension needs a libcriu that does not exist."""
-    shutil.copytree(ROOT / "pycriu_native", tmp_path / "pycriu_native")
-    shutil.copy(ROOT / "pycriu_native_main.py", tmp_path)
+    package = Path(pycriu_native.__file__).parent
+    shutil.copytree(package, tmp_path / "pycriu_native")
+    shutil.copy(package.with_name("pycriu_native_main.py"), tmp_path)
     for extension in tmp_path.glob("pycriu_native/_native/extension*.so"):
-        needs = extension.read_bytes()
-        assert b"libcriu.so.2\0" in needs
-        extension.write_bytes(needs.replace(b"libcriu.so.2\0", b"libcriu.so.9\0"))
+        # A wheel has its own, with a digest in the name.
+        other, count = re.subn(rb"(libcriu[-\w]*\.so)\.2\0", rb"\1.9\0", extension.read_bytes())
+        assert count
+        extension.write_bytes(other)
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

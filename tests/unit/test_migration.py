@@ -53,7 +53,7 @@ class Peer:
         """Send a frame; ``size`` to lie about its length."""
         self.sock.sendall(HEADER.pack(kind, len(data) if size is None else size) + data)
 
-    def tell(self, word: str, **fields: Any) -> None:
+    def send_message(self, word: str, **fields: Any) -> None:
         """Send a message."""
         self.say(Kind.MESSAGE, json.dumps({"word": word, **fields}).encode())
 
@@ -92,7 +92,7 @@ def test_names_that_are_no_file_names(
 ) -> None:
     """Refused, and nothing is written outside of the directory, nor in it."""
     channel, peer = ends
-    peer.tell("file", name=name, size=1)
+    peer.send_message("file", name=name, size=1)
     peer.say(Kind.PIECE, b"x")
     with pytest.raises(PeerLostError, match="a file with the name"):
         _receive(channel, tmp_path, files=1, bytes=1)
@@ -158,7 +158,7 @@ def test_sizes_that_lie(
 ) -> None:
     """More than was announced, more than the file's size, nothing at all."""
     channel, peer = ends
-    peer.tell("file", name="core-1.img", size=size)
+    peer.send_message("file", name="core-1.img", size=size)
     for piece in pieces:
         peer.say(Kind.PIECE, piece)
     with pytest.raises(PeerLostError, match="bytes"):
@@ -169,7 +169,7 @@ def test_a_file_twice(ends: tuple[Channel, Peer], tmp_path: Path) -> None:
     """The second is no way to write over what is there."""
     channel, peer = ends
     for _ in range(2):
-        peer.tell("file", name="core-1.img", size=1)
+        peer.send_message("file", name="core-1.img", size=1)
         peer.say(Kind.PIECE, b"x")
     with pytest.raises(PeerLostError, match="twice"):
         _receive(channel, tmp_path, files=2, bytes=2)
@@ -235,13 +235,13 @@ def test_frames_that_are_none(
         channel.expect("go")
     assert channel.lost is not None
     with pytest.raises(PeerLostError):
-        channel.tell("anything")
+        channel.send_message("anything")
 
 
 def test_the_refusal_of_a_peer(ends: tuple[Channel, Peer]) -> None:
     """It is raised as what it is, and known before its turn comes."""
     channel, peer = ends
-    peer.tell("failed", why="no room")
+    peer.send_message("failed", why="no room")
     with pytest.raises(MigrationError, match="no room") as caught:
         channel.expect("go")
     assert caught.value.by_peer
@@ -261,7 +261,7 @@ def test_silence_and_its_end() -> None:
         for end in socket.socketpair()
     )
     time.sleep(4)
-    right.tell("go")
+    right.send_message("go")
     assert remaining.expect("go") == {"word": "go"}
     remaining.close()
     right.close()
@@ -276,7 +276,7 @@ def test_a_deadline_leaves_the_channel(ends: tuple[Channel, Peer]) -> None:
     with theirs:
         with pytest.raises(DeadlineError):
             channel.expect("go")
-        Peer(theirs).tell("go")
+        Peer(theirs).send_message("go")
         assert channel.expect("go")["word"] == "go"
         channel.close()
 
@@ -337,7 +337,7 @@ def test_the_daemons_last_word_stays_here(size: int) -> None:
         relay.theirs.sendall(request + FORCE_CLOSE + bytes(size - 4))
         relay.theirs.settimeout(10)
         assert relay.theirs.recv(100) == bytes(4)
-        there.tell("go")
+        there.send_message("go")
         here.expect("go")
         until = time.monotonic() + 10
         while not came and time.monotonic() < until:
@@ -383,7 +383,7 @@ def test_a_silence_that_nobody_waits_for(
 ) -> None:
     """The frozen process would wait for so long when the destination cannot be asked any more."""
     channel, peer = ends
-    peer.tell("hello", peer_timeout=peer_timeout)
+    peer.send_message("hello", peer_timeout=peer_timeout)
     source = _source(channel, Workspace(CriuOpts(images_directory=tmp_path / "images")))
     with pytest.raises(PeerLostError, match="the peer sent peer_timeout="):
         source.run()
@@ -393,7 +393,7 @@ def test_a_silence_that_nobody_waits_for(
 def test_a_pid_that_is_none(ends: tuple[Channel, Peer], told: dict[str, Any]) -> None:
     """Refused in our words, before the destination is told to go ahead."""
     channel, peer = ends
-    peer.tell("prepared", **told)
+    peer.send_message("prepared", **told)
     handover = Handover(channel, Phases(), watchdog=cast(Any, None), relay=None)
     with pytest.raises(PeerLostError, match="the peer sent pid="):
         handover.go()
@@ -450,9 +450,9 @@ def test_transitions_of_the_source(
     """Each is possible in its states only, and sends its message."""
     channel, peer = ends
     sent: list[str] = []
-    monkeypatch.setattr(channel, "tell", lambda word, **_: sent.append(word))
-    peer.tell("prepared", pid=7)
-    peer.tell("running")
+    monkeypatch.setattr(channel, "send_message", lambda word, **_: sent.append(word))
+    peer.send_message("prepared", pid=7)
+    peer.send_message("running")
     handover = _handover(channel, state)
     if (name, state) not in HANDOVERS:
         with pytest.raises(AssertionError, match=f"the handover is {state.value}"):
@@ -467,13 +467,13 @@ def test_transitions_of_the_source(
 def test_the_source_waits_until_no_copy_runs(ends: tuple[Channel, Peer], state: State) -> None:
     """A failure after ``go`` is sent to the destination, whose refusal ends the wait."""
     channel, peer = ends
-    peer.tell("running")
-    peer.tell("failed", why="as requested")
+    peer.send_message("running")
+    peer.send_message("failed", why="as requested")
     handover = _handover(channel, state)
     handover.peer_timeout = 3600
     handover.keep(PeerLostError("no"))
     assert handover.state is State.KEPT
-    assert b"the source gave up" in peer.sock.recv(4096)
+    assert b"the source cancelled" in peer.sock.recv(4096)
 
 
 COPIES = {

@@ -152,7 +152,7 @@ def test_layers(root: str) -> None:
 
 def test_more_than_the_limit(root: str) -> None:
     """The bytes of all files together are bounded."""
-    with pytest.raises(ImagesError, match="more than the 3 bytes"):
+    with pytest.raises(ImagesError, match="exceeds the limit of 3 bytes"):
         root_file_system.extract(archive(file("a", b"12"), file("b", b"34")), root, limit=3)
 
 

@@ -56,7 +56,7 @@ def test_links_of_written_pages() -> None:
         "[a](cli.md#dump) [b](source/tests/conftest.py.md) [c](https://x.org) [d](docs/none.md)\n"
     )
     assert needed == {"tests/conftest.py"}
-    assert broken == ["README.md links to docs/none.md, which is no file"]
+    assert broken == ["README.md links to docs/none.md, which is not a file"]
 
 
 def test_a_scenario_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ REFUSED: dict[str, dict[str, str | None]] = {
     "no SLURM_JOB_ID": {"SLURM_JOB_ID": None},
     "SLURM_JOB_NUM_NODES='2'": {"SLURM_JOB_NUM_NODES": "2"},
     "SLURM_RESTART_COUNT='x'": {"SLURM_RESTART_COUNT": "x"},
-    "no program scontrol": {"PATH": "/nowhere"},
+    "the program scontrol": {"PATH": "/nowhere"},
 }
 
 
@@ -133,7 +133,7 @@ def test_what_is_queued_again(
     assert run.waited == UNTIL_FREE
     assert result.exit_code == 75
     assert _lines(calls)[1:] == (["requeue 7"] if again else [])
-    assert ("SLURM queues job 7 again" in result.message) == again
+    assert ("SLURM requeues job 7" in result.message) == again
     assert ("taken no checkpoint" in result.message) == (not again and not checkpoints)
     assert [event["event"] for event in run.directory.events()] == (["requeued"] if again else [])
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)] == handlers
@@ -156,7 +156,7 @@ def test_slurm_refuses(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Job, "run", run.run)
     result = run_in_slurm(run.job)
     assert result.exit_code == 75
-    assert "does not queue job 7 again: Invalid job id specified" in result.message
+    assert "does not requeue job 7: Invalid job id specified" in result.message
     assert not list(run.directory.events())
     with pytest.raises(CriuError, match="Invalid job id"):
         SlurmJob.current().requeue()

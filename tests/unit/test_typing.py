@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import pycriu_native
 
 from .support.libraries import ROOT
 
@@ -43,7 +48,7 @@ def complaints(source: Path, cache: Path) -> list[str]:
 
 def test_the_package_says_that_it_is_typed() -> None:
     """Without ``py.typed`` beside it, and in what is installed, checkers would not look."""
-    assert (ROOT / "pycriu_native" / "py.typed").exists()
+    assert Path(pycriu_native.__file__).with_name("py.typed").exists()
     assert '"py.typed"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -70,3 +75,23 @@ def test_each_wrong_use_is_refused(tmp_path: Path, cache: Path) -> None:
         number, code = re.search(r":(\d+): error: .*\[([\w-]+)\]$", line).groups()  # type: ignore[union-attr]
         message.setdefault(int(number), set()).add(code)
     assert message == expected
+
+
+def _functions(name: str) -> Iterator[object]:
+    """A public callable, and the public methods of a class."""
+    value = getattr(pycriu_native, name)
+    if callable(value):
+        yield value
+    for attribute, member in vars(value).items() if inspect.isclass(value) else ():
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if inspect.isfunction(function) and not attribute.startswith("_"):
+            yield function
+
+
+@pytest.mark.parametrize("name", pycriu_native.__all__)
+def test_hints_are_evaluated(name: str) -> None:
+    """``typing.get_type_hints``, as frameworks of command lines and of services call it."""
+    for function in _functions(name):
+        hints = typing.get_type_hints(function)
+        if name == "dump":
+            assert hints["return"] is pycriu_native.DumpResult

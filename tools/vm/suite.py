@@ -176,6 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.vm.suite", description=__doc__)
     parser.add_argument("what", choices=("smoke", "smoke-arm64", "all", "arm64", "here", "page"))
     parser.add_argument("--resume", action="store_true", help="leave out what has passed")
+    parser.add_argument("--guest", choices=sorted(GUESTS), help="the only guest of all or arm64")
     parser.add_argument("tests", nargs="*", help="files, instead of those in tests/integration")
     chosen = parser.parse_args()
     tests = tuple(chosen.tests)
@@ -187,7 +188,10 @@ def main() -> int:
         return here(tests)
     if chosen.what == "page":
         return write()
-    return everything(NATIVE if chosen.what == "all" else FOREIGN, tests, resume=chosen.resume)
+    guests = NATIVE if chosen.what == "all" else FOREIGN
+    if chosen.guest is not None:
+        guests = (chosen.guest,)
+    return everything(guests, tests, resume=chosen.resume)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``pack``, ``unpack``, ``seal``, ``verify``: image sets that are kept or moved."""
+"""``pack``, ``unpack``, ``seal``, ``verify``: storage and transport of image sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ import click
 from ..._integrity.manifest import seal, verify
 from ...archive.pack import pack, unpack
 from .. import command, streams
-from ..command import Call, Command, compress_option, encrypt_to_option, identity_option
+from ..command import (
+    Call,
+    Command,
+    compress_option,
+    directory_argument,
+    encrypt_to_option,
+    identity_option,
+)
 from ..exit_codes import Exit
 from ..text import safe, size
 
@@ -40,8 +47,8 @@ def _pack(
         return Exit.DONE
     written = os.stat(archive).st_size
     body = {"directory": directory, "archive": archive, "bytes": total, "archive_bytes": written}
-    response = f"packed {size(total)} of {directory} into {archive}: {size(written)}"
-    return call.out.result(body, safe(response))
+    text = f"packed {size(total)} of {directory} into {archive}: {size(written)}"
+    return call.out.result(body, safe(text))
 
 
 def _unpack(
@@ -62,12 +69,12 @@ def _unpack(
 def _stream(
     name: str, mode: Literal["rb", "wb"]
 ) -> contextlib.AbstractContextManager[str | BinaryIO]:
-    """A standard stream for ``-``, else the name."""
+    """A standard stream for ``-``, else the file's name."""
     return streams.standard(mode) if name == streams.STANDARD else contextlib.nullcontext(name)
 
 
 def keys_of(path: str) -> Iterator[str]:
-    """The identities in a file: an age file has one a line, an ssh key is one."""
+    """The private keys in a file: an age file has one per line, an ssh file is one key."""
     with open(path) as file:
         text = file.read()
     if "PRIVATE KEY" in text:
@@ -84,14 +91,14 @@ def _seal(call: Call, directory: str) -> Exit:
 def _verify(call: Call, directory: str, digest: str | None) -> Exit:
     verify(directory, digest)
     body = {"directory": directory, "sha256": digest}
-    return call.out.result(body, safe(f"{directory} is as it was sealed"))
+    return call.out.result(body, safe(f"{directory} matches its manifest"))
 
 
 _INSIDE = click.Option(
     ["--inside"],
     default="",
     metavar="DIR",
-    help="The directory of the archive that the images are in; Podman's is 'checkpoint'.",
+    help="The directory of the images in the archive; in Podman's archives it is 'checkpoint'.",
 )
 
 COMMANDS = {
@@ -99,9 +106,9 @@ COMMANDS = {
         "pack",
         function=_pack,
         help="Write the image set in DIRECTORY as one archive; '-' is standard output.\n\n"
-        "A chain of parents is packed by the directory that holds all of it. Images hold the "
-        "memory of processes, their secrets included: --encrypt-to keeps them to the holders of "
-        "a key.",
+        "To pack a set with its parents, name the directory that contains all of them. Images "
+        "contain the memory of processes, including secrets: with --encrypt-to only the holders "
+        "of a key can read them.",
         examples=[
             "pycriu-native pack ckpt ckpt.tar.zst --compress zstd",
             "pycriu-native pack ckpt - --encrypt-to age1… | ssh HOST pycriu-native unpack - ckpt "
@@ -109,9 +116,9 @@ COMMANDS = {
         ],
         exits=EXITS,
         params=[
-            click.Argument(["directory"], type=click.Path(file_okay=False)),
+            directory_argument(),
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            compress_option("zstd is faster and smaller than gzip, none fastest."),
+            compress_option("zstd is faster than gzip and gives a smaller file; none is fastest."),
             encrypt_to_option("it"),
             _INSIDE,
         ],
@@ -119,9 +126,9 @@ COMMANDS = {
     "unpack": Command(
         "unpack",
         function=_unpack,
-        help="Read an archive of images into DIRECTORY, which is made; '-' is standard input.\n\n"
-        "Compression and encryption are recognised, and archives of Podman, CRI-O and Kubernetes "
-        "too (--inside checkpoint). After a failure nothing is left.",
+        help="Extract an archive of images into a new DIRECTORY; '-' is standard input.\n\n"
+        "Compression and encryption are detected. Archives of Podman, CRI-O and Kubernetes need "
+        "--inside checkpoint. A failure removes what was extracted.",
         examples=[
             "pycriu-native unpack ckpt.tar.zst ckpt",
             "pycriu-native unpack podman.tar.gz ckpt --inside checkpoint",
@@ -129,13 +136,13 @@ COMMANDS = {
         exits=EXITS,
         params=[
             click.Argument(["archive"], type=click.Path(dir_okay=False, allow_dash=True)),
-            click.Argument(["directory"], type=click.Path(file_okay=False)),
+            directory_argument(),
             identity_option(),
             click.Option(
                 ["--limit"],
                 type=click.IntRange(min=0),
                 metavar="BYTES",
-                help="The most that its files may take. Default: what is free on the disk.",
+                help="Limit for the total size of the files. Default: the free space of the disk.",
             ),
             _INSIDE,
         ],
@@ -143,22 +150,23 @@ COMMANDS = {
     "seal": Command(
         "seal",
         function=_seal,
-        help="Write a manifest of the whole image set in DIRECTORY, and print its SHA-256.\n\n"
-        "What it lists is synced to disk first. Keep the digest elsewhere, for verify.",
+        help="Write a manifest of the image set in DIRECTORY, and print its SHA-256.\n\n"
+        "The files are synced to disk first. Store the digest in another place, for 'verify'.",
         examples=["pycriu-native seal ckpt", "pycriu-native seal ckpt --json | jq .result.sha256"],
         exits=EXITS,
-        params=[click.Argument(["directory"], type=click.Path(file_okay=False))],
+        params=[directory_argument()],
     ),
     "verify": Command(
         "verify",
         function=_verify,
-        help="Hold the image set in DIRECTORY against its manifest, and that against DIGEST.\n\n"
-        "It ends with 6, and names each file, if something was added, removed or changed. Without "
-        "DIGEST, accidents are found, but not whoever has changed the manifest as well.",
+        help="Check the image set in DIRECTORY against its manifest, and the manifest against "
+        "DIGEST.\n\n"
+        "If a file was added, removed or changed, it is named, and the exit status is 6. Without "
+        "DIGEST, a change of the manifest itself is not detected.",
         examples=["pycriu-native verify ckpt", "pycriu-native verify ckpt DIGEST"],
         exits=EXITS,
         params=[
-            click.Argument(["directory"], type=click.Path(file_okay=False)),
+            directory_argument(),
             click.Argument(["digest"], required=False),
         ],
     ),

@@ -1,4 +1,4 @@
-"""``completion``: what a shell must load to complete command lines."""
+"""``completion``: the script with which a shell completes command lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLE = "_PYCRIU_NATIVE_COMPLETE"
 def _completion(call: Call, shell: str) -> Exit:
     kind = get_completion_class(shell)
     assert kind is not None
-    # Not the class's own method: for bash it would look at the bash that is installed here.
+    # The method of the class for bash would also run bash to check its version.
     script = ShellComplete.source(kind(app.app, {}, "pycriu-native", VARIABLE))
     return call.out.answer({"shell": shell, "script": script}, script)
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "completion": Command(
         "completion",
         function=_completion,
-        help="Print the completion for SHELL: commands, options, their values, pids and paths.",
+        help="Print the completion script for SHELL: commands, options, values, pids and paths.",
         examples=[
             'eval "$(pycriu-native completion bash)"          # in ~/.bashrc; bash 4.4',
             'eval "$(pycriu-native completion zsh)"           # in ~/.zshrc, after compinit',

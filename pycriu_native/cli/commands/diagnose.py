@@ -1,4 +1,4 @@
-"""``doctor`` and ``preflight``: find what would fail before a checkpoint."""
+"""``doctor`` and ``preflight``: checks before a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _doctor(call: Call, everything: bool) -> Exit:
 
 
 def _doctor_text(result: Doctor, everything: bool) -> str:
-    """The warnings and failures, or all findings."""
+    """The findings that are warnings or failures, or with ``everything`` all of them."""
     bad = (Severity.WARNING, Severity.STOPS)
     shown = [each for each in result.findings if everything or each.severity in bad]
     text = [_coloured(in_flags(safe(line))) for line in lines(shown, HEADINGS, "group")]
@@ -45,7 +45,7 @@ def _doctor_text(result: Doctor, everything: bool) -> str:
 
 
 def _coloured(line: str) -> str:
-    """A heading in bold; the severity of a finding in its colour."""
+    """Style a line: a heading in bold, the severity of a finding in its colour."""
     if not line.startswith(" "):
         return styled(line, bold=True)
     word = line.split()[0]
@@ -75,12 +75,12 @@ def _preflight(
 
 
 def safe_lines(text: str) -> str:
-    """Lines of text, each safe for a terminal."""
+    """Escape control characters in each line of a text."""
     return "\n".join(map(safe, text.splitlines()))
 
 
 def command_line(result: Preflight) -> list[str]:
-    """The command line of the dump, with the options that have a flag."""
+    """The command line of a dump with the options that the preflight determined."""
     opts = result.opts
     if opts.images_directory is None and opts.images_dir is None:
         opts = CriuOpts.from_dict(opts.to_dict() | {"images_directory": "ckpt"})
@@ -93,10 +93,10 @@ COMMANDS = {
         "doctor",
         function=_doctor,
         reaches=True,
-        help="Check everything that decides whether this machine can checkpoint.\n\n"
-        "CRIU, libcriu and kernel, each feature of the kernel, capabilities, network locks, "
-        "sysctls, configuration files, security modules. Each finding has its effect and "
-        "its cure. Nothing is changed. It takes about a second. The exit status is 11 if no "
+        help="Check whether this machine can checkpoint.\n\n"
+        "The checks cover CRIU, libcriu, the kernel and its features, capabilities, network locks, "
+        "sysctls, configuration files and security modules. Each finding has its effect and its "
+        "cure. Nothing is changed. The checks take about a second. The exit status is 11 if no "
         "checkpoint can work here.",
         examples=[
             "pycriu-native doctor",
@@ -109,7 +109,7 @@ COMMANDS = {
             click.Option(
                 ["-a", "--all", "everything"],
                 is_flag=True,
-                help="Show also the checks that passed.",
+                help="Also show the checks that passed.",
             )
         ],
     ),
@@ -118,10 +118,10 @@ COMMANDS = {
         function=_preflight,
         verb=Verb.DUMP,
         help="Check a dump of PID and its descendants before anything is frozen.\n\n"
-        "The result is what would stop the dump, which options it needs, what would be lost, and "
-        "the expected size. The processes keep running. Give the options of the dump: what they "
-        "cure is not an obstacle. The exit status is 11 if a dump with these options, or a restore "
-        "here, would fail.",
+        "The output lists what would stop the dump, the options that it needs, what would be lost, "
+        "and the expected size. The processes keep running. Give the options of the dump: they are "
+        "taken into account. The exit status is 11 if a dump with these options, or a restore on "
+        "this machine, would fail.",
         examples=[
             "pycriu-native preflight 4242",
             "pycriu-native preflight 4242 --tcp-established --json | jq .result.options",

@@ -17,22 +17,13 @@ from ...results import PAGE, DumpStatistics
 from .. import command, image_summary, json_form, progress, streams
 from ..command import Call, Command
 from ..errors import in_flags
-from ..exit_codes import Exit
+from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, count, micro, pids, safe, size, time
 
 if TYPE_CHECKING:
     from ... import DumpItersResult, Round
 
-EXITS = (
-    Exit.FAILED,
-    Exit.UNSUPPORTED,
-    Exit.NO_PROCESS,
-    Exit.IMAGES,
-    Exit.PERMISSION,
-    Exit.NO_CRIU,
-    Exit.LOST,
-    Exit.DEADLINE,
-)
+EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
 
 def _dump(
@@ -88,10 +79,9 @@ def _into_stream(call: Call, pid: int, name: str, stream: str) -> Exit:
     if result.statistics is not None:
         rows += _numbers(result.statistics)
     rows.append(("whole call", time(result.duration)))
-    response = "\n".join([f"{what} into {safe(stream)}", *columns(rows, indent=2)])
-    return call.out.result(
-        json_form.fields(result) | {"stream": stream, "stream_bytes": written}, response
-    )
+    body = json_form.fields(result) | {"stream": stream, "stream_bytes": written}
+    headline = f"{what} into {safe(stream)}"
+    return call.out.result(body, "\n".join([headline, *columns(rows, indent=2)]))
 
 
 def _pre_dump(call: Call, pid: int | None, tree: int | None) -> Exit:
@@ -126,7 +116,7 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
         return steady(round)
 
     if call.opts.parent_image is not None:
-        rule = "the rounds have parents of their own"
+        rule = "not accepted with --rounds, which sets the parent of each round"
         raise OptionError([Problem("parent_image", call.opts.parent_image, rule)])
     with progress.shown(call.out) as on_progress:
         result = dump_iters(
@@ -147,60 +137,60 @@ def _in_rounds(call: Call, pid: int, name: str, rounds: int) -> Exit:
 def _table(result: DumpItersResult) -> str:
     rows = [("  round", "written", "frozen", "whole call")]
     for number, each in enumerate((*(r.result for r in result.rounds), result.final), 1):
-        message = each.statistics or DumpStatistics()
-        written = size((message.pages_written + message.shpages_written) * PAGE)
-        rows.append((f"  {number}", written, micro(message.frozen_time), time(each.duration)))
+        statistics = each.statistics or DumpStatistics()
+        written = size((statistics.pages_written + statistics.shpages_written) * PAGE)
+        rows.append((f"  {number}", written, micro(statistics.frozen_time), time(each.duration)))
     return "\n".join(columns(rows))
 
 
 def shape(result: DumpResult) -> dict[str, Any]:
     """The result for ``--json``."""
-    results = image_summary.size_of(result.images)
+    images = image_summary.size_of(result.images)
     return json_form.fields(result) | {
         "pids": image_summary.pids_in(result.images),
-        "image_bytes": results.bytes,
-        "image_files": results.files,
+        "image_bytes": images.bytes,
+        "image_files": images.files,
     }
 
 
 def text(result: DumpResult, name: str, done: str) -> str:
-    """The result for people."""
-    results = image_summary.size_of(result.images)
+    """The result as text."""
+    images = image_summary.size_of(result.images)
     saved = image_summary.pids_in(result.images)
     what = f"pid {result.pid}" + (f" ({safe(name)})" if name else "")
     headline = f"{done} {what} into {safe(result.images)}"
     rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    rows.append(("images", f"{size(results.bytes)} in {count(results.files, 'file')}"))
+    rows.append(("images", f"{size(images.bytes)} in {count(images.files, 'file')}"))
     if result.statistics is not None:
         rows += _numbers(result.statistics)
     rows.append(("whole call", time(result.duration)))
     if result.reap_wait >= 0.01:
-        rows.append(("reaping", f"{time(result.reap_wait)} of waiting for its parent"))
+        rows.append(("reaping", f"{time(result.reap_wait)} until the parent reaped it"))
     if result.log:
         rows.append(("log", safe(result.log)))
     return "\n".join([headline, *columns(rows, indent=2)])
 
 
-def _numbers(told: DumpStatistics) -> list[tuple[str, str]]:
-    scanned = told.pages_scanned + told.shpages_scanned
-    written = told.pages_written + told.shpages_written
-    skipped = told.pages_skipped_parent + told.shpages_skipped_parent
+def _numbers(statistics: DumpStatistics) -> list[tuple[str, str]]:
+    scanned = statistics.pages_scanned + statistics.shpages_scanned
+    written = statistics.pages_written + statistics.shpages_written
+    skipped = statistics.pages_skipped_parent + statistics.shpages_skipped_parent
     memory = f"{size(written * PAGE)} written ({written} of {scanned} pages)"
     if skipped:
         memory += f", {size(skipped * PAGE)} left in the parent"
-    if told.pages_lazy:
-        memory += f", {size(told.pages_lazy * PAGE)} left for a lazy restore"
+    if statistics.pages_lazy:
+        memory += f", {size(statistics.pages_lazy * PAGE)} left for a lazy restore"
     return [
         ("memory", memory),
-        ("freezing", micro(told.freezing_time)),
-        ("frozen", micro(told.frozen_time)),
-        ("memory dump", micro(told.memdump_time)),
-        ("memory write", micro(told.memwrite_time)),
+        ("freezing", micro(statistics.freezing_time)),
+        ("frozen", micro(statistics.frozen_time)),
+        ("memory dump", micro(statistics.memdump_time)),
+        ("memory write", micro(statistics.memwrite_time)),
     ]
 
 
 def _hint(call: Call, result: DumpResult) -> None:
-    """Advice after a dump: its pid is not free yet, or CRIU probes the kernel at each call."""
+    """Print advice: the pid is still in use, or CRIU probes the kernel for each call."""
     _hint_at_parent(call, result)
     if call.out.hints and call.via.ours:
         from ..._transport.feature_cache import feature_cache
@@ -229,9 +219,8 @@ COMMANDS = {
         function=_dump,
         verb=Verb.DUMP,
         help="Save process PID and all its descendants into the images directory.\n\n"
-        "They are frozen, saved, and killed, unless --leave-running "
-        "or --leave-stopped is given. If anything fails, or on Ctrl-C, CRIU undoes its work and "
-        "they run on.",
+        "The processes are frozen and saved, then killed unless --leave-running or --leave-stopped "
+        "is given. After a failure or Ctrl-C, CRIU undoes its work and they continue to run.",
         examples=[
             "pycriu-native dump 4242 --images-dir ckpt",
             "pycriu-native dump 4242 -D ckpt --leave-running --tcp-established",
@@ -247,14 +236,14 @@ COMMANDS = {
                 ["--rounds"],
                 type=click.IntRange(min=1),
                 metavar="MOST",
-                help="Pre-dump in rounds, at most so many, while they shrink; then dump. Each has "
-                "a directory of its own in the images directory; restore from the last. Needs "
-                "soft-dirty tracking.",
+                help="First pre-dump in at most MOST rounds, as long as each writes less than the "
+                "one before. Rounds and dump have numbered subdirectories of the images directory; "
+                "restore from the last one. Needs soft-dirty tracking.",
             ),
             streams.option("--to", "Write the images as one stream,"),
             command.files_option(
-                "Save the files that the processes have open for writing with the images: rollback "
-                "has 'restore --files rollback' put them back."
+                "With rollback, also save the files that the processes have open for writing; "
+                "'restore --files rollback' puts them back."
             ),
             command.also_option(),
             command.include_caller_option(),
@@ -264,7 +253,7 @@ COMMANDS = {
                 default=REAP_TIMEOUT,
                 show_default=True,
                 metavar="SECONDS",
-                help="Time that the parent of PID has to reap it, which frees its pid.",
+                help="Time to wait until the parent of PID has reaped it, which frees the pid.",
             ),
             command.script_option(),
         ],
@@ -273,10 +262,10 @@ COMMANDS = {
         "pre-dump",
         function=_pre_dump,
         verb=Verb.PRE_DUMP,
-        help="Save the memory of process PID and its descendants for a later dump to build on.\n\n"
-        "They are frozen shortly and run on. The dump that names these images in "
-        "--prev-images-dir writes only what has changed since. Needs soft-dirty tracking in the "
-        "kernel.",
+        help="Save the memory of process PID and its descendants in advance of a dump.\n\n"
+        "The processes are frozen for a short time and continue to run. A dump that names these "
+        "images with --prev-images-dir writes only the pages that changed since. Needs soft-dirty "
+        "tracking in the kernel.",
         examples=[
             "pycriu-native pre-dump 4242 -D ckpt/1 --track-mem",
             "pycriu-native dump 4242 -D ckpt/2 --track-mem --prev-images-dir ../1",

@@ -1,4 +1,4 @@
-"""``explain``: what a call would do, without doing it."""
+"""``explain``: the effects of a call, without the call."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ COMMANDS = {
         function=_explain,
         fields=On.ALL,
         help="Show what VERB would do with these options, without doing it.\n\n"
-        "What goes on the wire and by which function of libcriu, the criu command line that does "
-        "the same, what this libcriu and this criu lack, what is wrong, and which configuration "
-        "files of this system affect it. No process is touched. It ends with 11 if the call would "
-        "be refused.",
+        "The output lists the fields of the request, each with the function of libcriu that sets "
+        "it, the equivalent criu command line, options that this libcriu or criu lacks, invalid "
+        "options, and the configuration files of this system that affect the call. No process is "
+        "touched. The exit status is 11 if the call would be refused.",
         examples=[
             "pycriu-native explain dump 4242 -D ckpt --tcp-established",
             "pycriu-native explain restore -D ckpt --json | jq -r '.result.command | join(\" \")'",

@@ -1,4 +1,4 @@
-"""``inspect``, ``diff``, ``check-images``, ``decode``, ``encode``: images (extra ``[images]``)."""
+"""``inspect``, ``diff``, ``check-images``, ``decode``, ``encode`` (extra ``[images]``)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _inspect(
         if read is not None or output is not None:
             return _read(call, chosen, read, output)
         if sockets or mounts:
-            return _alone(call, images, result, chosen, sockets, mounts)
+            return _sockets_and_mounts(call, images, result, chosen, sockets, mounts)
         if call.out.as_json:
             body = result if pid is None else chosen[0]
             if archive is None:
@@ -84,7 +84,7 @@ def _inspect(
         own = memory or files or environment
         parts = [] if own else [_overview(call, images, result, tree, pid)]
         if archive is not None and not own:
-            parts.insert(0, _of_archive(archive))
+            parts.insert(0, _archive_text(archive))
         for process in chosen:
             if process.state != "zombie":
                 parts += _details(images, result, process, memory, files, environment)
@@ -95,10 +95,10 @@ def _inspect(
 def _set_in(
     place: str, *, whole: bool = False
 ) -> Iterator[tuple[str, ArchiveContents | None, str]]:
-    """The directory of an image set: itself, or where an archive is unpacked meanwhile.
+    """The directory of an image set, and if ``place`` is an archive, its description.
 
-    The last value is the directory of all that was unpacked, which of a container's archive is
-    more than the images if ``whole``.
+    An archive is extracted to a temporary directory, the last value; with ``whole`` all of a
+    container's archive, else only its images.
     """
     if not os.path.isfile(place):
         yield place, None, place
@@ -117,8 +117,8 @@ def _set_in(
             yield top, archive, top
 
 
-def _of_archive(archive: ArchiveContents, *, changes: bool = True) -> str:
-    """The container of an archive, and the changes of its root file system."""
+def _archive_text(archive: ArchiveContents, *, changes: bool = True) -> str:
+    """The description of a container's archive, with the changes of its root file system."""
     rows = [
         ("container", archive.name),
         ("id", archive.id),
@@ -142,7 +142,7 @@ def _of_archive(archive: ArchiveContents, *, changes: bool = True) -> str:
 
 
 def _with_mappings(process: Process, kinds: Sequence[str], protection: str) -> Process:
-    """A process with those of its mappings that were chosen."""
+    """The process with only the mappings of these kinds and with these permissions."""
     if not kinds and not protection:
         return process
     chosen = (
@@ -159,16 +159,16 @@ def _pattern(text: str, regex: bool) -> bytes | re.Pattern[bytes]:
     try:
         return re.compile(os.fsencode(text))
     except re.error as error:
-        raise click.BadParameter(f"{text!r} is no regular expression: {error}") from None
+        raise click.BadParameter(f"{text!r} is not a regular expression: {error}") from None
 
 
 def _read(
     call: Call, processes: Sequence[Process], where: tuple[int, int] | None, output: str | None
 ) -> Exit:
-    """Memory to a file, or as hexadecimal digits and text."""
+    """Write memory to a file, or print it as hexadecimal digits and text."""
     with_memory = [each for each in processes if each.pagemap is not None]
     if len(with_memory) != 1:
-        raise click.UsageError("--pid names the process whose memory is read: there are more")
+        raise click.UsageError("--read and --output need --pid: the images have several processes.")
     memory = with_memory[0].memory
     if where is not None:
         pieces = iter([(where[0], memory.read(where[0], where[1] - where[0]))])
@@ -197,7 +197,7 @@ def _hex_dump(address: int, data: bytes) -> Iterator[str]:
         yield f"{address + at:016x}  {row.hex(' '):<47}  {text}"
 
 
-def _alone(
+def _sockets_and_mounts(
     call: Call,
     images: ModuleType,
     result: ImageSet,
@@ -205,7 +205,7 @@ def _alone(
     sockets: bool,
     mounts: bool,
 ) -> Exit:
-    """Sockets or mounts on their own."""
+    """Print only the sockets or mounts."""
     body: dict[str, list[Any]] = {}
     parts = []
     if sockets:
@@ -269,7 +269,7 @@ def _details(
 def _search(
     call: Call, processes: Sequence[Process], pattern: bytes | re.Pattern[bytes], context: int
 ) -> Exit:
-    """Find a text in the memory. The exit status is NO if it is not found."""
+    """Search the memory for a text. Returns ``Exit.NO`` if it is not found."""
     result: list[dict[str, Any]] = []
     for process in processes:
         if process.pagemap is None:
@@ -288,7 +288,7 @@ def _search(
                 end = min(mapping.end, each.address + len(each.data) + context)
                 try:
                     row["data"] = memory.read(start, end - start)
-                except ImagesError:  # not all of it is in the images
+                except ImagesError:  # the images do not have all of this range
                     row["data"] = each.data
             result.append(row)
     rows = [
@@ -302,8 +302,8 @@ def _search(
         for each in result
     ]
     heads = ("pid", "address", "kind", "file", "data")[: len(rows[0]) if rows else 0]
-    message = "\n".join(columns([heads, *rows])) if rows else "not found"
-    return call.out.answer(result, message, code=Exit.DONE if result else Exit.NO)
+    text = "\n".join(columns([heads, *rows])) if rows else "not found"
+    return call.out.answer(result, text, code=Exit.DONE if result else Exit.NO)
 
 
 # ---- diff, decode, encode, check-images ----
@@ -338,7 +338,7 @@ def _decode(call: Call, image: str, output: str | None, info: bool, pretty: bool
 
 @contextmanager
 def _image_file(image: str) -> Iterator[str]:
-    """An image that has a name: the standard input is copied to a file."""
+    """The path of an image file; standard input is copied to a temporary file."""
     if image != "-":
         yield image
         return
@@ -350,7 +350,7 @@ def _image_file(image: str) -> Iterator[str]:
 
 
 def _encode(call: Call, described: str, image: str) -> Exit:
-    # Bytes that are not UTF-8 are lone surrogates, which JSON keeps.
+    # JSON can represent bytes that are not UTF-8 as lone surrogates.
     with click.open_file(described, encoding="utf-8", errors="surrogateescape") as file:
         try:
             result = json.load(file)
@@ -363,7 +363,7 @@ def _encode(call: Call, described: str, image: str) -> Exit:
     data = _images().encode(result)
     from ..._integrity.dump_record import record_size
     from ..._integrity.manifest import opened_directory
-    from ...archive.pack import written_beside  # no other command here writes
+    from ...archive.pack import written_beside
 
     with written_beside(Path(image)) as file:  # mode 0600, as images have
         file.write(data)
@@ -380,9 +380,9 @@ def _check_images(call: Call, directory: str) -> Exit:
         opts = call.opts
         text = []
         if archive is not None:
-            text.append(_of_archive(archive, changes=False))
+            text.append(_archive_text(archive, changes=False))
             if archive.is_container:
-                opts = _as_container(found, opts, top)
+                opts = _container_opts(found, opts, top)
         result = images.check_images(found, opts, via=call.via)
     bad = any(each.severity is Severity.STOPS for each in result)
     text += [in_flags(safe(line)) for line in lines(result, _HEADINGS)]
@@ -393,8 +393,8 @@ def _check_images(call: Call, directory: str) -> Exit:
     return call.out.answer(body, "\n".join(text), code=Exit.NO if bad else Exit.DONE)
 
 
-def _as_container(found: ImageSet, opts: CriuOpts, unpacked: str) -> CriuOpts:
-    """The options, with those that a restore of a container's archive adds by itself."""
+def _container_opts(found: ImageSet, opts: CriuOpts, unpacked: str) -> CriuOpts:
+    """The options, with those that ``ContainerCheckpoint.restoring`` adds."""
     from ...oci.checkpoint_archive import host_mounts
 
     host = host_mounts(unpacked)
@@ -414,7 +414,7 @@ _HEADINGS: dict[str, str] = {
 
 
 class _Range(ParamType):
-    """Addresses, as in /proc/PID/maps."""
+    """A range of addresses, as in /proc/PID/maps."""
 
     name = "range"
 
@@ -434,18 +434,14 @@ class _Range(ParamType):
         return start, end
 
 
-def _directory(name: str = "directory") -> click.Argument:
-    return click.Argument([name], type=click.Path(file_okay=False))
-
-
 COMMANDS = {
     "inspect": Command(
         "inspect",
         function=_inspect,
         help="Show the contents of the images in DIRECTORY, or in an archive of them.\n\n"
-        "The CRIU that wrote them, their size, the processes, and missing images; with an option "
-        "also memory, files or environment. The exit status is 11 if the set is not complete, or "
-        "--search finds nothing. Nothing is restored, and no CRIU is needed.",
+        "By default the release of CRIU that wrote the images, their size, the processes and "
+        "missing images are shown. The exit status is 11 if the set is incomplete, or if --search "
+        "finds nothing. Nothing is restored, and no CRIU is needed.",
         examples=[
             "pycriu-native inspect ckpt",
             "pycriu-native inspect ckpt --tree",
@@ -460,31 +456,33 @@ COMMANDS = {
         exits=(*EXITS, Exit.NO),
         params=[
             click.Argument(["directory"], type=click.Path()),
-            click.Option(["-p", "--pid"], type=command.Pid(), help="This process only."),
-            click.Option(["--tree"], is_flag=True, help="Everything, as a tree."),
-            click.Option(["--memory"], is_flag=True, help="The mappings of each process."),
-            click.Option(["--files"], is_flag=True, help="The descriptors of each process."),
-            click.Option(["--environment"], is_flag=True, help="The environment of each process."),
-            click.Option(["--sockets"], is_flag=True, help="The sockets alone."),
-            click.Option(["--mounts"], is_flag=True, help="The mounts alone."),
+            click.Option(["-p", "--pid"], type=command.Pid(), help="Show only this process."),
+            click.Option(["--tree"], is_flag=True, help="Show the whole set as a tree."),
+            click.Option(["--memory"], is_flag=True, help="Show the mappings of each process."),
+            click.Option(["--files"], is_flag=True, help="Show the descriptors of each process."),
+            click.Option(
+                ["--environment"], is_flag=True, help="Show the environment of each process."
+            ),
+            click.Option(["--sockets"], is_flag=True, help="Show only the sockets."),
+            click.Option(["--mounts"], is_flag=True, help="Show only the mounts."),
             click.Option(
                 ["--kind"],
                 multiple=True,
                 metavar="KIND",
-                help="Memory of mappings of this kind only, as --memory shows it; may be repeated.",
+                help="Only mappings of this kind, as --memory shows it; may be repeated.",
             ),
             click.Option(
                 ["--protection"],
                 default="",
                 metavar="LETTERS",
-                help="Memory of mappings with these permissions only, such as 'rw'.",
+                help="Only mappings with these permissions, such as 'rw'.",
             ),
             click.Option(
                 ["--read"],
                 type=_Range(),
                 metavar="RANGE",
-                help="Bytes of memory as hexadecimal digits and text: START-END or START+SIZE, "
-                "hexadecimal.",
+                help="Print memory as hexadecimal digits and text. RANGE is START-END or "
+                "START+SIZE in hexadecimal digits.",
             ),
             click.Option(
                 ["-o", "--output"],
@@ -493,41 +491,41 @@ COMMANDS = {
                 help="Write the bytes of --read, or all memory in the images, to this file.",
             ),
             click.Option(
-                ["--search"], metavar="TEXT", help="The places in memory where this text is."
+                ["--search"], metavar="TEXT", help="Print the addresses of this text in memory."
             ),
             click.Option(
-                ["--regex"], is_flag=True, help="The text of --search is a regular expression."
+                ["--regex"], is_flag=True, help="TEXT of --search is a regular expression."
             ),
             click.Option(
                 ["--context"],
                 type=click.IntRange(0, 2**20),
                 default=0,
                 metavar="BYTES",
-                help="Show what is found by --search, with this many bytes around it.",
+                help="Print the text that --search finds, with this many bytes before and after.",
             ),
         ],
     ),
     "diff": Command(
         "diff",
         function=_diff,
-        help="Show what changed from the images in BEFORE to those in AFTER, page by page.\n\n"
-        "The exit status is 0 if nothing changed, and 11 if something changed.",
+        help="Show the differences between the images in BEFORE and in AFTER, page by page.\n\n"
+        "The exit status is 0 if there is none, else 11.",
         examples=[
             "pycriu-native diff ckpt/1 ckpt/2",
             "pycriu-native diff ckpt/1 ckpt/2 --json | jq .result.pages_changed",
         ],
         exits=(*EXITS, Exit.NO),
         params=[
-            _directory("before"),
-            _directory("after"),
+            command.directory_argument("before"),
+            command.directory_argument("after"),
             click.Option(["--no-memory"], is_flag=True, help="Do not read the pages: faster."),
         ],
     ),
     "decode": Command(
         "decode",
         function=_decode,
-        help="Print an image FILE as JSON, in the fields of CRIU's own messages.\n\n"
-        "'-' is the standard input.",
+        help="Print an image FILE as JSON, with the names of fields in CRIU's messages.\n\n"
+        "'-' is standard input.",
         examples=[
             "pycriu-native decode ckpt/core-4242.img",
             "pycriu-native decode ckpt/pstree.img | jq '.entries[].pid'",
@@ -544,21 +542,23 @@ COMMANDS = {
                 metavar="JSON",
                 help="Write to this file.",
             ),
-            click.Option(["--info"], is_flag=True, help="The kind and the number of entries only."),
+            click.Option(
+                ["--info"], is_flag=True, help="Print only the kind and number of entries."
+            ),
             click.Option(
                 ["--pretty"],
                 is_flag=True,
-                help="Addresses, flags, devices and states as text, as crit prints them.",
+                help="Print addresses, flags, devices and states as text, as crit does.",
             ),
         ],
     ),
     "encode": Command(
         "encode",
         function=_encode,
-        help="Write the image FILE that JSON describes, in the form that decode prints, pretty or "
-        "not, and crit.\n\n"
-        "Unchanged messages keep the bytes that CRIU wrote. JSON may be '-', the standard input. "
-        "An existing image is overwritten: change a copy of the set.",
+        help="Write the image FILE from JSON, which 'decode', 'decode --pretty' or crit has "
+        "printed.\n\n"
+        "Unchanged messages keep the bytes that CRIU wrote. JSON can be '-', standard input. An "
+        "existing FILE is replaced: work on a copy of the image set.",
         examples=[
             "pycriu-native decode ckpt/core-4242.img > core.json",
             "pycriu-native encode core.json copy/core-4242.img",
@@ -575,10 +575,10 @@ COMMANDS = {
         "check-images",
         function=_check_images,
         verb=Verb.RESTORE,
-        help="Check a restore of DIRECTORY, or of an archive, on this machine.\n\n"
-        "Pids, files, sockets, mounts, the processor, CRIU's release. Give the options of the "
-        "restore: what they solve is not an obstacle. The exit status is 11 if a restore would "
-        "fail. Nothing is restored or changed.",
+        help="Check whether DIRECTORY, or an archive, can be restored on this machine.\n\n"
+        "The checks cover pids, files, sockets, mounts, the processor and CRIU's release. Give the "
+        "options of the restore: they are taken into account. The exit status is 11 if a restore "
+        "would fail. Nothing is restored or changed.",
         examples=[
             "pycriu-native check-images ckpt",
             "pycriu-native check-images ckpt --tcp-established --json | jq .result.findings",

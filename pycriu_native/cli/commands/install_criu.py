@@ -1,4 +1,4 @@
-"""``install-criu``: a CRIU that works on the running kernel, of Debian's packages."""
+"""``install-criu``: installs a CRIU that works on the running kernel, from Debian's packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..exit_codes import Exit
 
 SCRIPT = Path(__file__).parents[1] / "install-criu"
 UNABLE = 3
-"""Its exit status where CRIU is installed, and cannot checkpoint on this machine."""
+"""Exit status of the script if CRIU is installed but cannot checkpoint on this machine."""
 
 
 def _install(
@@ -42,7 +42,7 @@ def _install(
         )
         result = _read(record)
     if run.returncode not in (0, UNABLE):
-        # Without --json its messages are on standard error already.
+        # Without --json the script has already printed its messages.
         reason = (run.stderr or "").strip() or f"it ended with status {run.returncode}"
         raise CriuError(reason, verb="install-criu")
     code = Exit.NO if run.returncode else Exit.DONE
@@ -54,7 +54,7 @@ def _install(
 
 
 def _read(record: str) -> dict[str, str | None]:
-    """What was chosen: None where nothing was."""
+    """Program, version and library directory of the chosen CRIU; None if there is none."""
     values: dict[str, str | None] = dict.fromkeys(("program", "version", "libdir"))
     if os.path.exists(record):
         for line in Path(record).read_text().splitlines():
@@ -69,11 +69,11 @@ COMMANDS = {
         "install-criu",
         function=_install,
         help="Find or install a CRIU that works on the running kernel, from Debian's packages.\n\n"
-        "It takes the CRIU that is there, else the packages of the system, else a newer build of "
-        "Debian with its libraries in a directory of its own, where the library finds it. It "
-        "needs root, and Debian or Ubuntu; on another system it prints the command that installs "
-        "CRIU there. The exit status is 11 if CRIU is installed, but this machine cannot "
-        "checkpoint; what is missing is printed.",
+        "It uses an installed CRIU if that works, else the packages of the system, else a newer "
+        "build of Debian with its libraries in a separate directory, where pycriu_native finds it. "
+        "It needs root, and Debian or Ubuntu; on another system it prints the command that "
+        "installs CRIU there. The exit status is 11 if CRIU is installed but this machine cannot "
+        "checkpoint; the reason is printed.",
         examples=[
             "pycriu-native install-criu --dry-run",
             "pycriu-native install-criu",
@@ -86,17 +86,17 @@ COMMANDS = {
                 ["--prefix"],
                 type=click.Path(file_okay=False),
                 metavar="DIR",
-                help="The directory of its own (default: /opt/pycriu-native). In another one, "
-                "CRIU_PROGRAM=DIR/bin/criu names the program.",
+                help="The separate directory (default: /opt/pycriu-native). For another one, set "
+                "CRIU_PROGRAM=DIR/bin/criu so that it is found.",
             ),
             click.Option(
                 ["--suite"],
                 metavar="NAME",
-                help="Install the CRIU of this Debian suite into it, also over another one.",
+                help="Install the CRIU of this Debian suite there, and replace an installed one.",
             ),
             click.Option(["--dry-run"], is_flag=True, help="Print what would be done."),
             click.Option(
-                ["--uninstall"], is_flag=True, help="Remove what an earlier run has installed."
+                ["--uninstall"], is_flag=True, help="Remove what an earlier run installed."
             ),
         ],
     ),

@@ -1,4 +1,4 @@
-"""``run`` and ``job``: commands that are checkpointed at intervals, and resumed."""
+"""``run`` and ``job``: commands with checkpoints at intervals, which can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from ...jobs.directory import JobDirectory
 from ...jobs.job import MOST
 from ...jobs.slurm import SlurmJob, run_in_slurm
 from .. import option_parameters
-from ..command import Call, Command, compress_option, encrypt_to_option, identity_option
+from ..command import (
+    Call,
+    Command,
+    Group,
+    compress_option,
+    directory_argument,
+    encrypt_to_option,
+    identity_option,
+)
 from ..exit_codes import Exit
 from ..text import columns, safe, size
 from .archives import keys_of
@@ -30,14 +38,14 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
 
 
 class Duration(option_parameters.ParamType):
-    """Seconds, or a number with s, m, h or d."""
+    """A duration: a number of seconds, or one with the unit s, m, h or d."""
 
     name = "duration"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """In seconds."""
+        """The duration in seconds."""
         if isinstance(value, float):
             return value
         match = _DURATION.fullmatch(str(value))
@@ -96,19 +104,19 @@ def _run(
     return result.exit_code
 
 
-def _known(directory: str) -> JobDirectory:
-    """The directory of a job that exists."""
+def _job_directory(directory: str) -> JobDirectory:
+    """The directory of an existing job."""
     result = JobDirectory(directory)
     if result.command() is None:
-        raise ImagesError(f"{directory} holds no job: there is no job.json")
+        raise ImagesError(f"{directory} has no job: there is no job.json")
     return result
 
 
 def _status(call: Call, directory: str, follow: bool) -> Exit:
-    job = _known(directory)
+    job = _job_directory(directory)
     while follow and not call.out.as_json and job.status().state is State.RUNNING:
         click.clear()
-        call.out.answer({}, _words(job, job.status()))
+        call.out.answer({}, _status_text(job, job.status()))
         sleep(1)
     status = job.status()
     body = asdict(status) | {
@@ -116,10 +124,10 @@ def _status(call: Call, directory: str, follow: bool) -> Exit:
         "command": (job.command() or {})["command"],
         "kept": len(job.all_checkpoints()),
     }
-    return call.out.answer(body, _words(job, status))
+    return call.out.answer(body, _status_text(job, status))
 
 
-def _words(job: JobDirectory, status: JobStatus) -> str:
+def _status_text(job: JobDirectory, status: JobStatus) -> str:
     rows = [("command", safe(" ".join((job.command() or {})["command"]))), ("last", status.message)]
     if status.started is not None:
         rows.append(("started", _when(status.started)))
@@ -144,7 +152,7 @@ def _when(moment: float) -> str:
 
 
 def _list(call: Call, directory: str) -> Exit:
-    checkpoints = _known(directory).all_checkpoints()
+    checkpoints = _job_directory(directory).all_checkpoints()
     rows = [("number", "time", "size", "took", "frozen")]
     rows += [
         (
@@ -163,20 +171,20 @@ def _list(call: Call, directory: str) -> Exit:
 
 
 def _checkpoint(call: Call, directory: str, timeout: float) -> Exit:
-    made = request_checkpoint(_known(directory), timeout)
+    made = request_checkpoint(_job_directory(directory), timeout)
     body = {k: v for k, v in asdict(made).items() if k != "options"}
     return call.out.result(body, f"checkpoint {made.number}: {size(made.bytes)}, {made.path}")
 
 
 def _stop(call: Call, directory: str, timeout: float) -> Exit:
-    status = request_stop(_known(directory), timeout)
+    status = request_stop(_job_directory(directory), timeout)
     return call.out.result(asdict(status), f"{status.state}: {status.message}")
 
 
 def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -> Exit:
     if stderr and events:
         raise click.UsageError("--stderr and --events: one is accepted.")
-    job = _known(directory)
+    job = _job_directory(directory)
     path = job.path / ("events.jsonl" if events else "stderr" if stderr else "stdout")
     if not path.exists():
         raise CriuError(f"{path} does not exist: the job was not started yet")
@@ -187,7 +195,7 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
         while True:
             running = job.status().state is State.RUNNING
             if os.fstat(file.fileno()).st_size < file.tell():
-                file.seek(0)  # it was put back to a checkpoint
+                file.seek(0)  # a resume truncated it to its size at the checkpoint
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
             if not (follow and running):
@@ -195,80 +203,77 @@ def _log(call: Call, directory: str, stderr: bool, events: bool, follow: bool) -
             sleep(0.2)
 
 
-def _directory() -> click.Argument:
-    return click.Argument(["directory"], type=click.Path(file_okay=False))
-
-
 def _timeout() -> click.Option:
     return click.Option(
         ["--timeout"], type=Duration(), default="10m", show_default=True, metavar="DURATION",
-        help="How long to wait for it.",
+        help="Time limit for it.",
     )  # fmt: skip
 
 
-JOB = click.Group(
+JOB = Group(
     "job",
-    help="Look at a job of 'run', take a checkpoint of it now, or stop it.\n\n"
-    "DIR is the directory that was given to 'run --dir'.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Show a job of 'run', take a checkpoint of it now, or stop it.\n\n"
+    "DIRECTORY is the argument of 'run --dir'.",
     commands=[
         Command(
             "status",
             title="job status",
             function=_status,
-            help="What the job is doing, and how its checkpoints went.",
+            help="Show the state of the job and of its checkpoints.",
             examples=[
                 "pycriu-native job status /ckpt/job1",
                 "pycriu-native job status /ckpt/job1 --json | jq .result.state",
             ],
             exits=(Exit.IMAGES,),
             params=[
-                _directory(),
-                click.Option(["--follow"], is_flag=True, help="Show it again until it ends."),
+                directory_argument(),
+                click.Option(["--follow"], is_flag=True, help="Repeat until the job ends."),
             ],
         ),
         Command(
             "list",
             title="job list",
             function=_list,
-            help="The checkpoints that are kept, the newest first.",
+            help="List the stored checkpoints, the newest first.",
             examples=["pycriu-native job list /ckpt/job1"],
             exits=(Exit.IMAGES,),
-            params=[_directory()],
+            params=[directory_argument()],
         ),
         Command(
             "checkpoint",
             title="job checkpoint",
             function=_checkpoint,
-            help="Have a running job take a checkpoint now, and wait until it is complete.",
+            help="Take a checkpoint of a running job now, and wait until it is complete.",
             examples=["pycriu-native job checkpoint /ckpt/job1"],
             exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
-            params=[_directory(), _timeout()],
+            params=[directory_argument(), _timeout()],
         ),
         Command(
             "stop",
             title="job stop",
             function=_stop,
-            help="Have a running job take a last checkpoint and end; 'run' resumes it.",
+            help="Take a last checkpoint of a running job, and end it; 'run' resumes it.",
             examples=["pycriu-native job stop /ckpt/job1"],
             exits=(Exit.FAILED, Exit.NO_PROCESS, Exit.IMAGES, Exit.DEADLINE),
-            params=[_directory(), _timeout()],
+            params=[directory_argument(), _timeout()],
         ),
         Command(
             "log",
             title="job log",
             function=_log,
-            help="Print what the command has written to its standard output.",
+            help="Print the standard output of the job's command.",
             examples=[
                 "pycriu-native job log /ckpt/job1 --follow",
                 "pycriu-native job log /ckpt/job1 --events | jq .message",
             ],
             exits=(Exit.FAILED, Exit.IMAGES),
             params=[
-                _directory(),
-                click.Option(["--stderr"], is_flag=True, help="Its standard error instead."),
-                click.Option(["--events"], is_flag=True, help="The job's events, as JSON lines."),
-                click.Option(["--follow", "-f"], is_flag=True, help="Go on until it ends."),
+                directory_argument(),
+                click.Option(["--stderr"], is_flag=True, help="Print its standard error instead."),
+                click.Option(
+                    ["--events"], is_flag=True, help="Print the job's events as JSON lines."
+                ),
+                click.Option(["--follow", "-f"], is_flag=True, help="Continue until the job ends."),
             ],
         ),
     ],
@@ -280,16 +285,17 @@ COMMANDS = {
         "run",
         function=_run,
         help="Run a command with checkpoints at intervals, or resume it from the newest one.\n\n"
-        "The same command line starts and resumes it: in a shell, a systemd unit, a batch script "
-        "or a container. Standard output and error go to files in the directory ('job log' prints "
-        "them). SIGTERM, SIGINT, SIGHUP and SIGUSR1 take a last checkpoint; so does a notice. "
-        "Without root it runs in a user namespace.\n\n"
-        "The exit code is that of the command (128 and the number of the signal that ended it), "
-        f"or {INTERRUPTED} if it was interrupted and can be resumed, {CANNOT_RESTORE} if there are "
-        f"checkpoints and none can be restored (nothing was started), {BUSY} if another supervisor "
-        "runs it. A command that was ended by one of these signals, or SIGKILL, was interrupted; "
-        "so was one that ends with another code than 0 after such a signal to 'run'. "
-        "The job of a command that has ended is not run again.",
+        "The same command line starts and resumes the job, whether it is typed in a shell or part "
+        "of a systemd unit, a batch script or a container. The command's standard output and error "
+        "are written to files in the directory; 'job log' prints them. On SIGTERM, SIGINT, SIGHUP, "
+        "SIGUSR1 or a notice (--notice), the job takes a last checkpoint and ends. Without root "
+        "the command runs in a user namespace.\n\n"
+        "The exit code is that of the command (128 and the signal's number, if a signal ended it), "
+        f"or {INTERRUPTED} if the job was interrupted and can be resumed, {CANNOT_RESTORE} if it "
+        "has checkpoints but none can be restored (nothing was started), or "
+        f"{BUSY} if another process runs the job. A job counts as interrupted if one of these "
+        "signals or SIGKILL ended its command, or if the command failed after one of these signals "
+        "was sent to 'run'. A job whose command has ended is not run again.",
         examples=[
             "pycriu-native run --every 10m --keep 3 --dir /ckpt/job1 -- python train.py",
             "pycriu-native run --dir job2 --also '/data/log*' -- ./simulate --steps 1000000",
@@ -303,14 +309,14 @@ COMMANDS = {
             click.Option(
                 ["--dir", "directory"],
                 type=click.Path(file_okay=False),
-                help="Where the job is kept; made if it is missing. Needed without --slurm, and by "
-                "default with it: pycriu-native-$SLURM_JOB_ID where sbatch was called.",
+                help="Directory of the job, created if missing. Required without --slurm; with it, "
+                "the default is pycriu-native-$SLURM_JOB_ID in the directory of sbatch.",
             ),
             click.Option(
                 ["--slurm"],
                 is_flag=True,
-                help="It runs in a batch script of SLURM, and is queued again ('scontrol requeue') "
-                "when SIGUSR1 (sbatch --signal=B:USR1@120) or a notice has interrupted it.",
+                help="For batch scripts of SLURM: requeue the SLURM job ('scontrol requeue') after "
+                "SIGUSR1 (sbatch --signal=B:USR1@120) or a notice has interrupted it.",
             ),
             click.Option(
                 ["--every"],
@@ -318,21 +324,21 @@ COMMANDS = {
                 default="10m",
                 show_default=True,
                 metavar="DURATION",
-                help="Time between two checkpoints; the first comes after a tenth of it.",
+                help="Time between two checkpoints; the first is taken after a tenth of it.",
             ),
             click.Option(
                 ["--keep"],
                 type=click.IntRange(min=1),
                 default=3,
                 show_default=True,
-                help="How many checkpoints are kept.",
+                help="Number of checkpoints to keep.",
             ),
             click.Option(
                 ["--also"],
                 multiple=True,
                 metavar="PATTERN",
-                help="Files that the command opens, writes and closes again; those that it holds "
-                "open are saved in any case. Absolute.",
+                help="Absolute pattern of files that are saved even if they are closed at the time "
+                "of a checkpoint; files open for writing are always saved.",
             ),
             click.Option(
                 ["--grace"],
@@ -340,13 +346,13 @@ COMMANDS = {
                 default="30s",
                 show_default=True,
                 metavar="DURATION",
-                help="How long a last checkpoint may take.",
+                help="Time limit of a last checkpoint.",
             ),
             click.Option(
                 ["--notice"],
                 metavar="COMMAND|URL",
-                help="Tells of an interruption to come, by exit status 0 or HTTP status 200; tried "
-                "every 5 seconds.",
+                help="Command or URL that announces an interruption by exit status 0 or HTTP "
+                "status 200; polled every 5 seconds.",
             ),
             click.Option(
                 ["--interrupted-code"],
@@ -363,8 +369,8 @@ COMMANDS = {
             click.Option(
                 ["--storage"],
                 metavar="URL",
-                help="Where checkpoints are uploaded: a URL of fsspec, such as s3://bucket/job1, "
-                "or a path on a shared file system. Another host resumes the job from there.",
+                help="Upload checkpoints to this URL of fsspec, such as s3://bucket/job1, or path "
+                "of a shared file system. Another host can resume the job from there.",
             ),
             click.Option(
                 ["--lease"],
@@ -372,11 +378,12 @@ COMMANDS = {
                 default="60s",
                 show_default=True,
                 metavar="DURATION",
-                help="How long a host of which the storage sees nothing keeps the job.",
+                help="Time after which another host can take over the job if this one no longer "
+                "updates the storage.",
             ),
-            compress_option("How uploads are compressed."),
+            compress_option("Compression of uploads."),
             encrypt_to_option("the uploads"),
-            identity_option(", for uploads that are encrypted"),
+            identity_option(" to decrypt uploads with"),
         ],
     ),
 }

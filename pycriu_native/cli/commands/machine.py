@@ -1,4 +1,4 @@
-"""``check``, ``keep-cache``, ``cpuinfo-dump``, ``cpuinfo-check``: the abilities of this machine."""
+"""``check``, ``keep-cache``, ``cpuinfo-dump``, ``cpuinfo-check``: features of this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...enums import Verb
 from ...errors import OptionError, Problem
 from .. import json_form
 from ..command import Call, Command
-from ..exit_codes import Exit
+from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, safe, time
 
 FEATURES = {
@@ -57,8 +57,8 @@ def _keep_cache(call: Call) -> Exit:
 
 def _cpuinfo_dump(call: Call) -> Exit:
     result = cpuinfo_dump(call.opts, via=call.via, deadline=call.deadline)
-    response = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
-    return call.out.result(result, response)
+    text = f"wrote {safe(result.images)}/cpuinfo.img in {time(result.duration)}"
+    return call.out.result(result, text)
 
 
 def _cpuinfo_check(call: Call) -> Exit:
@@ -66,15 +66,16 @@ def _cpuinfo_check(call: Call) -> Exit:
     return call.out.result(result, f"this processor has the features in {safe(result.images)}")
 
 
-EXITS = (Exit.FAILED, Exit.UNSUPPORTED, Exit.IMAGES, Exit.PERMISSION, Exit.NO_CRIU, Exit.LOST)
+EXITS = CALL_EXITS
 
 COMMANDS = {
     "check": Command(
         "check",
         function=_check,
         verb=Verb.CHECK,
-        help="Ask CRIU whether it can work on this kernel, and what it can do there.\n\n"
-        "Nothing is touched. It ends with 1 and CRIU's reasons where it cannot.",
+        help="Run CRIU's own check of this kernel, and list optional features.\n\n"
+        "Nothing is changed. If CRIU cannot work here, the exit status is 1, and CRIU's reasons "
+        "are printed.",
         examples=[
             "pycriu-native check",
             "pycriu-native check --json | jq .result.features",
@@ -86,9 +87,10 @@ COMMANDS = {
         function=_keep_cache,
         reaches=True,
         help="Let CRIU store its feature cache where it cannot by default.\n\n"
-        "CRIU probes the kernel at each call, some 20 ms, unless it finds /run/criu.kdat, which it "
-        "writes on a tmpfs only. If /run is not a tmpfs, as in many containers, it is created once "
-        "in /dev/shm and linked from /run. Otherwise nothing is done. The new state is printed.",
+        "CRIU probes the kernel in each call, which takes 20 ms, unless /run/criu.kdat exists. "
+        "CRIU creates that file only on a tmpfs. If /run is not a tmpfs, as in many containers, "
+        "this command creates the file in /dev/shm and a link to it in /run. Otherwise it does "
+        "nothing. The new state is printed.",
         examples=["pycriu-native keep-cache", "pycriu-native keep-cache --json | jq .result.state"],
         exits=(Exit.FAILED, Exit.PERMISSION, Exit.NO_CRIU),
     ),
@@ -96,9 +98,8 @@ COMMANDS = {
         "cpuinfo-dump",
         function=_cpuinfo_dump,
         verb=Verb.CPUINFO_DUMP,
-        help="Write what this processor can do into the images directory, as cpuinfo.img.\n\n"
-        "For cpuinfo-check on another host, before anything is moved there. No process is "
-        "touched.",
+        help="Write the features of this processor to cpuinfo.img in the images directory.\n\n"
+        "'cpuinfo-check' on another host compares them with its processor. No process is touched.",
         examples=["pycriu-native cpuinfo-dump -D ckpt"],
         exits=EXITS,
     ),
@@ -106,8 +107,8 @@ COMMANDS = {
         "cpuinfo-check",
         function=_cpuinfo_check,
         verb=Verb.CPUINFO_CHECK,
-        help="Whether this processor has the features in cpuinfo.img.\n\n"
-        "It ends with 1 where it cannot. No process is touched.",
+        help="Check whether this processor has the features in cpuinfo.img.\n\n"
+        "The exit status is 1 if it lacks one. No process is touched.",
         examples=["pycriu-native cpuinfo-check -D ckpt", "pycriu-native cpuinfo-check -D ckpt "
                   "--cpu-cap=cpu"],
         exits=EXITS,

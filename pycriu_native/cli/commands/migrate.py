@@ -1,4 +1,4 @@
-"""``migrate out`` and ``migrate in``: one command on each side."""
+"""``migrate out`` and ``migrate in``: the source and the destination of a migration."""
 
 from __future__ import annotations
 
@@ -13,20 +13,10 @@ from ...migration.common import SET_BY_US
 from ...migration.endpoint import TLS_FIELDS
 from .. import command, json_form, progress
 from ..command import Call, Command, Group
-from ..exit_codes import Exit
+from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, micro, safe, size, time
 
-EXITS = (
-    Exit.FAILED,
-    Exit.UNSUPPORTED,
-    Exit.NO_PROCESS,
-    Exit.IMAGES,
-    Exit.PERMISSION,
-    Exit.NO_CRIU,
-    Exit.LOST,
-    Exit.DEADLINE,
-    Exit.IN_DOUBT,
-)
+EXITS = (*CALL_EXITS, Exit.NO_PROCESS, Exit.IN_DOUBT)
 
 
 def _out(
@@ -55,12 +45,12 @@ def _in(call: Call, listen: str, insecure: bool, peer_timeout: float | None) -> 
             on_progress=on_progress,
             **_shared(call, insecure, peer_timeout),
         )
-    return call.out.result(_shape(result), _text(result, f"pid {result.pid} has come, and runs"))
+    return call.out.result(_shape(result), _text(result, f"pid {result.pid} runs here now"))
 
 
 def _shared(call: Call, insecure: bool, peer_timeout: float | None) -> dict[str, Any]:
     if call.given is not None and not isinstance(call.given, Worker):
-        raise click.UsageError("--service is not accepted: a migration starts its workers itself.")
+        raise click.UsageError("--service is not accepted: a migration starts criu itself.")
     more = {} if peer_timeout is None else {"peer_timeout": peer_timeout}
     return {
         "insecure": insecure,
@@ -90,19 +80,19 @@ def _text(result: MigrationResult, headline: str) -> str:
     return "\n".join([safe(headline), *columns(rows, indent=2)])
 
 
-def _both() -> list[click.Parameter]:
+def _shared_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--insecure"],
             is_flag=True,
-            help="Accept a network address without --tls: everybody on the way can read and "
+            help="Accept a network address without --tls: anyone on the network path can read and "
             "change the memory.",
         ),
         click.Option(
             ["--peer-timeout"],
             type=click.FloatRange(min=0.1),
             metavar="SECONDS",
-            help="Without a sign of life for so long the other side counts as lost. Default: 10.",
+            help="Treat the peer as lost if it sends nothing for this time. Default: 10.",
         ),
         command.script_option(),
     ]
@@ -111,9 +101,8 @@ def _both() -> list[click.Parameter]:
 MIGRATE = Group(
     "migrate",
     help="Move a process to another machine: 'migrate in' there, then 'migrate out' here.\n\n"
-    "Never two of the process run, and none is lost: until the other side has said that it "
-    "runs there, a failure on either side lets it run on here.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    "The process continues here after a failure on either side, until the destination has "
+    "confirmed that it runs there. Two copies never run at the same time.",
     commands=[
         Command(
             "out",
@@ -122,8 +111,8 @@ MIGRATE = Group(
             verb=Verb.DUMP,
             without=SET_BY_US,
             also=TLS_FIELDS,
-            help="Move process PID and all its descendants to where 'migrate in' waits.\n\n"
-            "They stop here and run there. If anything fails, or on Ctrl-C, they run on here.",
+            help="Move process PID and all its descendants to the host of 'migrate in'.\n\n"
+            "After a failure or Ctrl-C they continue to run here.",
             examples=[
                 "pycriu-native migrate out 4242 --to there:7000 --tls --tls-cacert ca.pem "
                 "--tls-cert me.pem --tls-key me.key",
@@ -132,16 +121,19 @@ MIGRATE = Group(
             exits=EXITS,
             params=[
                 *command.pid_params(),
-                click.Option(["--to"], required=True, metavar="HOST:PORT", help="The other side."),
+                click.Option(
+                    ["--to"], required=True, metavar="HOST:PORT", help="Address of 'migrate in'."
+                ),
                 click.Option(
                     ["--mode"],
                     type=click.Choice([str(mode) for mode in MigrationMode]),
                     default=str(MigrationMode.STOP_AND_COPY),
                     show_default=True,
-                    help="When the memory goes: while it stands still, in rounds before "
-                    "(soft-dirty tracking), or after (userfaultfd there).",
+                    help="When the memory is sent: while the process is frozen, in rounds before "
+                    "that (needs soft-dirty tracking), or after the restore (needs userfaultfd on "
+                    "the destination).",
                 ),
-                *_both(),
+                *_shared_options(),
             ],
         ),
         Command(
@@ -151,16 +143,16 @@ MIGRATE = Group(
             verb=Verb.RESTORE,
             without=SET_BY_US,
             also=TLS_FIELDS,
-            help="Wait for one process that 'migrate out' sends, and run it here.\n\n"
-            "After a failure nothing of it is left here.",
+            help="Wait for one process tree that 'migrate out' sends, and run it here.\n\n"
+            "After a failure it does not run here, and everything received is removed.",
             examples=["pycriu-native migrate in --listen 0.0.0.0:7000 --tls --tls-cacert ca.pem "
                       "--tls-cert me.pem --tls-key me.key"],
             exits=EXITS,
             params=[
                 click.Option(
-                    ["--listen"], required=True, metavar="HOST:PORT", help="Where to wait."
+                    ["--listen"], required=True, metavar="HOST:PORT", help="Address to listen on."
                 ),
-                *_both(),
+                *_shared_options(),
             ],
         ),
     ],

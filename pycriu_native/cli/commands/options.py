@@ -23,7 +23,7 @@ def _options(call: Call, name: str | None, verb: str | None) -> Exit:
         rows = [row for row in rows if expected in _names(row)]
         if not rows:
             raise click.UsageError(f"No option is called {name!r}.")
-        text = "\n\n".join(_whole(row) for row in rows)
+        text = "\n\n".join(_details(row) for row in rows)
     else:
         listed = [("option", "field", "default", "since", "runc")]
         listed += [
@@ -70,8 +70,8 @@ def _shape(row: Row) -> dict[str, Any]:
     }
 
 
-def _whole(row: Row) -> str:
-    response = [
+def _details(row: Row) -> str:
+    rows = [
         ("field", row.name),
         ("criu", _flag(row) + (f", --no-{row.flag[2:]}" if row.negates and row.flag else "")),
         ("rpc.proto", row.wire or ""),
@@ -81,7 +81,7 @@ def _whole(row: Row) -> str:
         ("default", "" if row.default is None else str(row.default)),
         ("verbs", ", ".join(_verbs(row))),
     ]
-    shown = columns([pair for pair in response if pair[1]])
+    shown = columns([pair for pair in rows if pair[1]])
     return "\n".join([*shown, "", field_docs().get(row.name, "")])
 
 
@@ -101,7 +101,9 @@ COMMANDS = {
         exits=(),
         params=[
             click.Argument(["name"], required=False, type=click.UNPROCESSED),
-            click.Option(["--verb"], type=click.Choice(list(VERBS)), help="Those of one verb."),
+            click.Option(
+                ["--verb"], type=click.Choice(list(VERBS)), help="List the options of one verb."
+            ),
         ],
     ),
 }

@@ -27,12 +27,11 @@ COMMANDS = {
     "plot": Command(
         "plot",
         function=_plot,
-        help="Draw a picture of the dump in the directory SOURCE, as PNG or SVG by the name of "
-        "PICTURE.\n\n"
-        "timeline: the phases over time, with the time marked in which the processes were frozen "
-        "(dump with --verbosity=4 for it). rounds: the chain of pre-dumps that it builds on. "
-        "memory: what kinds of memory it holds. start: where the time of starts of a snapshot "
-        "went; SOURCE is the file of 'start --timings'.",
+        help="Draw the dump in the directory SOURCE into the file PICTURE (.png or .svg).\n\n"
+        "timeline: its phases, and the time in which the processes were frozen; dump with "
+        "--verbosity=4 for it. rounds: the pre-dumps before it. memory: its memory by kind. start: "
+        "the duration of each phase of a snapshot's starts; SOURCE is the file of "
+        "'start --timings'.",
         examples=[
             "pycriu-native dump 4242 -D ckpt --verbosity=4",
             "pycriu-native plot timeline ckpt timeline.png",

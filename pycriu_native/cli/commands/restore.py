@@ -15,7 +15,7 @@ from ...results import PAGE
 from .. import command as command_module
 from .. import image_summary, json_form, progress, streams
 from ..command import Call, Command, Interrupted
-from ..exit_codes import Exit
+from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, micro, pids, safe, size, time
 
 
@@ -30,7 +30,7 @@ def _restore(
     files: str | None,
 ) -> int:
     if bool(command) != exec_cmd:
-        raise click.UsageError("--exec-cmd and a command behind '--' come together.")
+        raise click.UsageError("--exec-cmd requires a command after '--', and the other way round.")
     if wait and exec_cmd:
         raise click.UsageError("--wait is not accepted with --exec-cmd.")
     if through is not None:
@@ -50,7 +50,7 @@ def _restore(
     command_module.write_pidfile(pidfile, result.pid)
     if wait:
         is_job = bool(call.opts.shell_job)
-        if call.out.as_json or not is_job:  # else the screen belongs to the job
+        if call.out.as_json or not is_job:  # a job draws on this terminal
             call.out.event("running", shape(result), text(result))
         if is_job:
             _in_foreground(result.pid)
@@ -70,16 +70,16 @@ def _out_of_stream(call: Call, stream: str, pidfile: str | None) -> int:
         )
     command_module.write_pidfile(pidfile, result.pid)
     where = "standard input" if stream == streams.STANDARD else safe(stream)
-    return call.out.result(json_form.fields(result) | {"stream": stream}, _told(result, where, []))
+    return call.out.result(json_form.fields(result) | {"stream": stream}, _text(result, where, []))
 
 
 def _in_foreground(pid: int) -> None:
-    """Make the job's process group the terminal's foreground one if ours is, as a shell does.
+    """Put the job in the foreground of the terminal if this command is there, as a shell does.
 
-    The job can have stopped already, since it read from the terminal. At SIGWINCH programs draw
-    the screen again; others ignore it.
+    SIGCONT continues a job that has already stopped because it read from the terminal. On SIGWINCH,
+    full-screen programs redraw.
     """
-    with contextlib.suppress(OSError):  # it has ended; there is no terminal
+    with contextlib.suppress(OSError):  # the job has ended, or there is no terminal
         group = os.getpgid(pid)
         if os.tcgetpgrp(0) == os.getpgrp():
             _set_foreground(group)
@@ -88,7 +88,7 @@ def _in_foreground(pid: int) -> None:
 
 
 def _set_foreground(group: int) -> None:
-    previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # the caller may be in the background
+    previous = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # sent if in the background
     try:
         os.tcsetpgrp(0, group)
     finally:
@@ -96,9 +96,9 @@ def _set_foreground(group: int) -> None:
 
 
 def _until_end(call: Call, result: RestoreResult, pid: int, *, is_job: bool = False) -> int:
-    """Wait for the restored child, pass signals on to it, and end with its exit code.
+    """Wait for the restored child, forward signals to it, and return its exit code.
 
-    A job that stops (Ctrl-Z) stops this command too, for the shell that started it.
+    If a job stops (Ctrl-Z), this command stops too, so that the shell gets the terminal.
     """
     while True:
         try:
@@ -129,22 +129,27 @@ def shape(result: RestoreResult) -> dict[str, Any]:
 
 
 def text(result: RestoreResult) -> str:
-    """The result for people."""
+    """The result as text."""
     saved = image_summary.pids_in(result.images)
     rows = [("processes", f"{len(saved)}: {pids(saved)}")] if saved else []
-    return _told(result, safe(result.images), rows)
+    return _text(result, safe(result.images), rows)
 
 
-def _told(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
-    message = result.statistics
-    if message is not None:
+def _text(result: RestoreResult, where: str, rows: list[tuple[str, str]]) -> str:
+    statistics = result.statistics
+    if statistics is not None:
         rows += [
-            ("memory", f"{size(message.pages_restored * PAGE)} ({message.pages_restored} pages)"),
-            ("forking", micro(message.forking_time)),
-            ("restore", micro(message.restore_time)),
+            (
+                "memory",
+                f"{size(statistics.pages_restored * PAGE)} ({statistics.pages_restored} pages)",
+            ),
+            ("forking", micro(statistics.forking_time)),
+            ("restore", micro(statistics.restore_time)),
         ]
-        if message.pages_skipped_cow:
-            rows.append(("shared", f"{message.pages_skipped_cow} pages remain shared after fork"))
+        if statistics.pages_skipped_cow:
+            rows.append(
+                ("shared", f"{statistics.pages_skipped_cow} pages remain shared after fork")
+            )
     rows.append(("whole call", time(result.duration)))
     if result.log:
         rows.append(("log", safe(result.log)))
@@ -157,50 +162,41 @@ COMMANDS = {
         "restore",
         function=_restore,
         verb=Verb.RESTORE,
-        help="Bring back the processes in the images directory, under their own pids.\n\n"
-        "They run on where they stopped, and belong to the system's reaper. With --wait they are "
-        "children of this command, which passes Ctrl-C on to them and ends with their exit code. "
-        "A restore that fails leaves nothing running and the images whole.",
+        help="Restore the processes in the images directory, with their original pids.\n\n"
+        "They continue where they were dumped, as children of init. With --wait the root process "
+        "is a child of this command, which forwards Ctrl-C to it and ends with its exit code. "
+        "After a failure no process of the images runs, and the images are unchanged.",
         examples=[
             "pycriu-native restore --images-dir ckpt",
             "pycriu-native restore -D ckpt --shell-job --wait      # into this terminal",
             "pycriu-native restore -D ckpt --tcp-established --pidfile job.pid",
             "pycriu-native restore -D ckpt --exec-cmd -- supervisor --of-the-restored",
         ],
-        exits=(
-            Exit.FAILED,
-            Exit.UNSUPPORTED,
-            Exit.PID_TAKEN,
-            Exit.IMAGES,
-            Exit.PERMISSION,
-            Exit.NO_CRIU,
-            Exit.LOST,
-            Exit.DEADLINE,
-        ),
+        exits=(*CALL_EXITS, Exit.PID_TAKEN),
         params=[
             click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
             click.Option(
                 ["--wait"],
                 is_flag=True,
-                help="Wait for the end of the root process, and end with its exit code (128 and "
-                "the signal's number, if one ended it).",
+                help="Wait until the root process ends, and return its exit code (128 and the "
+                "signal's number, if a signal ended it).",
             ),
             click.Option(
                 ["--exec-cmd"],
                 is_flag=True,
-                help="Run the command behind '--' as the parent of the restored, and end with its "
-                "exit code.",
+                help="Run the command after '--' as the parent of the restored processes, and end "
+                "with its exit code.",
             ),
             click.Option(
                 ["-d", "--restore-detached"],
                 is_flag=True,
-                help="The default here, as in criu. --wait waits nevertheless.",
+                help="Accepted for compatibility with criu; it is the default here.",
             ),
             command_module.files_option(
-                "rollback puts the files back that 'dump --files rollback' has saved; they are "
-                "given back as they were if the restore fails."
+                "With rollback, put back the files that 'dump --files rollback' saved. If the "
+                "restore fails, their present contents are kept."
             ),
-            streams.option("--from", "Read the images out of a stream that 'dump --to' wrote,"),
+            streams.option("--from", "Read the images from a stream that 'dump --to' wrote,"),
             command_module.pidfile_option("the root process"),
             command_module.script_option(),
         ],

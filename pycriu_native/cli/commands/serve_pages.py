@@ -1,4 +1,4 @@
-"""``page-server``, ``lazy-pages`` and ``dedup``: where memory pages are."""
+"""``page-server``, ``lazy-pages`` and ``dedup``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ from ...enums import Verb
 from ...errors import CriuError
 from .. import command, image_summary, json_form, progress
 from ..command import Call, Command
-from ..exit_codes import Exit
+from ..exit_codes import CALL_EXITS, Exit
 from ..text import count, safe, size
-
-EXITS = (
-    Exit.FAILED,
-    Exit.UNSUPPORTED,
-    Exit.IMAGES,
-    Exit.PERMISSION,
-    Exit.NO_CRIU,
-    Exit.LOST,
-    Exit.DEADLINE,
-)
 
 
 def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
@@ -40,15 +30,14 @@ def _page_server(call: Call, daemon: bool, pidfile: str | None) -> Exit:
             status = server.wait(on_progress=on_progress)
     if status:
         raise CriuError(
-            f"the page server ended with {status} before it had served all",
+            f"the page server ended with status {status} before the transfer was complete",
             verb="page-server",
             log=result.log,
         )
-    results = image_summary.size_of(result.images)
-    body = json_form.plain(result) | {"image_bytes": results.bytes, "image_files": results.files}
-    held = f"{size(results.bytes)} in {count(results.files, 'file')}"
-    response = f"the connection has ended; {result.images} holds {held}"
-    return call.out.result(body, safe(response))
+    images = image_summary.size_of(result.images)
+    body = json_form.plain(result) | {"image_bytes": images.bytes, "image_files": images.files}
+    total = f"{size(images.bytes)} in {count(images.files, 'file')}"
+    return call.out.result(body, safe(f"the connection has ended; {result.images} holds {total}"))
 
 
 def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
@@ -64,7 +53,7 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
             status = daemon.wait(on_progress=on_progress)
     if status:
         raise CriuError(
-            f"the lazy-pages daemon ended with {status} before all memory had arrived; the "
+            f"the lazy-pages daemon ended with status {status} before all memory had arrived; the "
             "restored processes lack the rest",
             verb="lazy-pages",
         )
@@ -74,9 +63,11 @@ def _lazy_pages(call: Call, pidfile: str | None) -> Exit:
 def _dedup(call: Call) -> Exit:
     via = call.given
     if via is not None and not isinstance(via, Worker):
-        raise click.UsageError("--service is not accepted: criu dedup is a program of its own.")
+        raise click.UsageError("--service is not accepted: 'criu dedup' is a separate program.")
     result = dedup(call.opts, via=via, deadline=call.deadline)
-    return call.out.result(result, f"the parents of {safe(result.images)} have given pages back")
+    return call.out.result(
+        result, f"removed replaced pages from the parents of {safe(result.images)}"
+    )
 
 
 COMMANDS = {
@@ -84,12 +75,12 @@ COMMANDS = {
         "page-server",
         function=_page_server,
         verb=Verb.PAGE_SERVER,
-        help="Take the memory pages of one dump or pre-dump on another host into the images "
-        "directory.\n\n"
-        "It prints its address, serves one dump, and ends with it. Without --tls everyone who "
-        "reaches the port can write images: listen on loopback, or use --tls.\n\n"
-        "With --lazy-pages it serves the pages of the images to a lazy-pages daemon on another "
-        "host.",
+        help="Receive the memory pages of one dump or pre-dump on another host, and write them to "
+        "the images directory.\n\n"
+        "The server prints its port, serves one dump, and ends. Without --tls, any program that "
+        "can connect to the port can write images: listen on loopback, or use --tls.\n\n"
+        "With --lazy-pages the server sends the pages of the images to a lazy-pages daemon on "
+        "another host.",
         examples=[
             "pycriu-native page-server -D ckpt --address 127.0.0.1 --port 0 --json",
             "pycriu-native page-server -D ckpt --port 2700 --tls --tls-cert cert.pem "
@@ -99,7 +90,7 @@ COMMANDS = {
             "",
             "pycriu-native page-server -D ckpt --lazy-pages --address 127.0.0.1 --port 2700",
         ],
-        exits=EXITS,
+        exits=CALL_EXITS,
         params=[
             click.Option(
                 ["-d", "--daemon"],
@@ -113,27 +104,27 @@ COMMANDS = {
         "lazy-pages",
         function=_lazy_pages,
         verb=Verb.LAZY_PAGES,
-        help="Feed memory to processes that a restore with --lazy-pages has started without.\n\n"
-        "It takes the pages from the images, or from a lazy dump on another host, and ends when "
-        "all have arrived. Start it before the restore, with the same work directory. If it is "
-        "ended before that, the processes lack memory and will crash.",
+        help="Send memory pages to processes that 'restore --lazy-pages' starts without memory.\n\n"
+        "The daemon reads the pages from the images, or from a lazy dump on another host, and ends "
+        "when it has sent all of them. Start it before the restore, with the same work directory. "
+        "If it is ended earlier, the processes lack memory and will crash.",
         examples=[
             "pycriu-native lazy-pages -D ckpt &",
             "pycriu-native restore -D ckpt --lazy-pages",
             "",
             "pycriu-native lazy-pages -D ckpt --page-server --address HOST --port 2700",
         ],
-        exits=EXITS,
+        exits=CALL_EXITS,
         params=[command.pidfile_option("the daemon")],
     ),
     "dedup": Command(
         "dedup",
         function=_dedup,
         verb=Verb.DEDUP,
-        help="Punch the pages that the images replace out of the images of their parents.\n\n"
-        "What --auto-dedup does during a dump. The parents cannot be restored by themselves any "
-        "more.",
+        help="Remove the pages that the images replace from the images of their parents.\n\n"
+        "--auto-dedup does the same during a dump. The parents can no longer be restored by "
+        "themselves.",
         examples=["pycriu-native dedup -D ckpt/2"],
-        exits=EXITS,
+        exits=CALL_EXITS,
     ),
 }

@@ -1,4 +1,4 @@
-"""``snapshot``, ``start``, ``snapshots``: programs that are saved once and started many times."""
+"""``snapshot``, ``start``, ``snapshots``: save a program once and start it many times."""
 
 from __future__ import annotations
 
@@ -14,20 +14,11 @@ from ...errors import OptionError, Problem
 from ...snapshots import Process, Record, Snapshot, list_snapshots
 from ...snapshots.processor_level import LEVELS
 from .. import progress
-from ..command import Call, Command, Interrupted
-from ..exit_codes import Exit
+from ..command import Call, Command, Group, Interrupted, directory_argument
+from ..exit_codes import CALL_EXITS, Exit
 from ..text import columns, safe, size
 
-EXITS = (
-    Exit.FAILED,
-    Exit.UNSUPPORTED,
-    Exit.NO_PROCESS,
-    Exit.IMAGES,
-    Exit.PERMISSION,
-    Exit.NO_CRIU,
-    Exit.LOST,
-    Exit.DEADLINE,
-)
+EXITS = (*CALL_EXITS, Exit.NO_PROCESS)
 
 
 def _snapshot(
@@ -40,7 +31,7 @@ def _snapshot(
     processor: str | None,
 ) -> int:
     if bool(command) == (pid is not None):
-        raise click.UsageError("Either a command behind '--' or --pid is accepted.")
+        raise click.UsageError("Either a command after '--' or --pid is accepted.")
     with progress.shown(call.out) as on_progress:
         snapshot = Snapshot.take(
             list(command) if pid is None else pid,
@@ -84,7 +75,7 @@ def _start(
         try:
             with record:
                 record.write(json.dumps(process.timings.to_dict()) + "\n")
-        except OSError as error:  # the copy runs, and is not ended for this
+        except OSError as error:  # the copy continues to run
             message = f"{timings} cannot be written: {error.strerror}"
             click.echo(f"pycriu-native: start: {message}", err=True)
     if call.out.as_json:
@@ -114,7 +105,7 @@ def _variables(given: tuple[str, ...]) -> dict[str, str] | None:
 
 
 def _until_end(process: Process[bytes]) -> int:
-    """Wait for a copy, pass our signals on to it, and end as it did."""
+    """Wait for a copy, forward signals to it, and return its exit code."""
     while True:
         try:
             code = process.wait()
@@ -189,7 +180,7 @@ def shape(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def text(snapshot: Snapshot) -> str:
-    """The snapshot for people."""
+    """The snapshot as text."""
     record = snapshot.record
     rows = [
         ("processes", str(record.processes)),
@@ -209,14 +200,9 @@ def _command(record: Record) -> str:
     return " ".join(record.command)
 
 
-def _directory() -> click.Argument:
-    return click.Argument(["directory"], type=click.Path(file_okay=False))
-
-
-SNAPSHOTS = click.Group(
+SNAPSHOTS = Group(
     "snapshots",
     help="List, inspect and remove snapshots.",
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     commands=[
         Command(
             "list",
@@ -237,17 +223,17 @@ SNAPSHOTS = click.Group(
             help="Show the contents of a snapshot, and why it cannot start on this machine.",
             examples=["pycriu-native snapshots inspect app.snapshot"],
             exits=(Exit.IMAGES, Exit.NO, Exit.NO_CRIU),
-            params=[_directory()],
+            params=[directory_argument()],
         ),
         Command(
             "remove",
             title="snapshots remove",
             function=_remove,
-            help="Remove a snapshot and its directory. Copies that run go on, and snapshots of "
+            help="Remove a snapshot and its directory. Running copies continue, and snapshots of "
             "copies keep the memory that they share with it.",
             examples=["pycriu-native snapshots remove app.snapshot"],
             exits=(Exit.FAILED, Exit.IMAGES, Exit.PERMISSION),
-            params=[_directory()],
+            params=[directory_argument()],
         ),
     ],
 )
@@ -257,32 +243,32 @@ COMMANDS = {
         "snapshot",
         function=_snapshot,
         reaches=True,
-        help="Run a command, and save it into DIRECTORY where it calls "
-        "pycriu_native.guest.wait(): 'start' starts it from there, as often as needed.\n\n"
-        "The directory holds the memory of the program, its secrets included, and is for its "
-        "owner only.",
+        help="Run a command until it calls pycriu_native.guest.wait(), and save it into DIRECTORY. "
+        "'start' starts copies that continue from there.\n\n"
+        "The directory contains the memory of the program, including secrets; only its owner can "
+        "read it.",
         examples=[
             "pycriu-native snapshot app.snapshot -- python3 app.py",
             "pycriu-native snapshot app.snapshot --pid 4242 --without-guest",
         ],
         exits=EXITS,
         params=[
-            _directory(),
+            directory_argument(),
             click.Argument(["command"], nargs=-1, type=click.UNPROCESSED),
             click.Option(["--pid"], type=int, help="Save this running process instead."),
             click.Option(
                 ["--without-guest"],
                 is_flag=True,
-                help="Accept a running process that is not parked: each copy has the same "
+                help="Accept a process that is not in guest.wait(): all copies have the same "
                 "environment, arguments and random numbers.",
             ),
             click.Option(
-                ["--leave-running"], is_flag=True, help="Let the process run on with --pid."
+                ["--leave-running"], is_flag=True, help="With --pid: let the process continue."
             ),
             click.Option(
                 ["--processor"],
                 type=click.Choice(list(LEVELS)),
-                help="Restrict the command's libraries to what each processor of this level has.",
+                help="Limit the command's libraries to the features of this processor level.",
             ),
         ],
     ),
@@ -292,34 +278,34 @@ COMMANDS = {
         reaches=True,
         help="Start a copy of the snapshot in DIRECTORY, wait for it, and end with its exit code "
         "(128 and the signal's number, if one ended it).\n\n"
-        "It has pid and mount namespaces of its own and the standard streams of this command. "
-        "SIGINT, SIGTERM and SIGHUP are passed on to it. What is behind '--' are its arguments.",
+        "The copy has separate pid and mount namespaces, and the standard streams of this command. "
+        "SIGINT, SIGTERM and SIGHUP are forwarded to it. The words after '--' are its arguments.",
         examples=[
             "pycriu-native start app.snapshot -- --n 3",
             "pycriu-native start app.snapshot --env LANG=C --hostname copy-1 --network",
         ],
         exits=EXITS,
         params=[
-            _directory(),
+            directory_argument(),
             click.Argument(["args"], nargs=-1, type=click.UNPROCESSED),
             click.Option(
                 ["--env"],
                 multiple=True,
                 metavar="NAME=VALUE",
-                help="A variable that is added to the environment; may be repeated.",
+                help="Variable to add to the environment; may be repeated.",
             ),
             click.Option(["--cwd"], metavar="DIR", help="Its working directory."),
-            click.Option(["--hostname"], metavar="NAME", help="Its own host name."),
+            click.Option(["--hostname"], metavar="NAME", help="Its host name."),
             click.Option(
                 ["--network"],
                 is_flag=True,
-                help="Give it a network namespace of its own, with the loopback interface up.",
+                help="Start it in a separate network namespace, with the loopback interface up.",
             ),
-            click.Option(["--cgroup"], metavar="DIR", help="The cgroup that it is started in."),
+            click.Option(["--cgroup"], metavar="DIR", help="The cgroup to start it in."),
             click.Option(
                 ["--check/--no-check"],
                 default=True,
-                help="Refuse a machine that differs from that of the snapshot.",
+                help="Refuse to start on a machine that differs from that of the snapshot.",
             ),
             click.Option(
                 ["--timings"],

@@ -11,14 +11,11 @@ their descriptors (``pidfd_getfd``). Each part of a process has a module with th
 from __future__ import annotations
 
 from ..._rollback.option import Files
-from ..._support.light_typing import TYPE_CHECKING
+from ..._system.process_identity import Target
+from ..._transport.base import Via
 from ...options.criu_opts import CriuOpts
 from .restore_needs import RestoreNeed
 from .values import ImageSize, Preflight, PreflightError, PreflightWarning, Verdict
-
-if TYPE_CHECKING:
-    from ..._system.process_identity import Target
-    from ..._transport.base import Via
 
 __all__ = [
     "ImageSize",

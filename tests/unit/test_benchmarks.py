@@ -1,0 +1,23 @@
+"""The benchmarks can be imported, and what they replace in the package exists."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+
+import benchmarks
+from benchmarks import calls
+
+NAMES = [module.name for module in pkgutil.iter_modules(benchmarks.__path__)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_module_can_be_imported(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.mark.parametrize(("step", "owner", "method"), calls.PARTS)
+def test_each_step_that_is_timed_exists(step: str, owner: object, method: str) -> None:
+    assert callable(getattr(owner, method)), step
