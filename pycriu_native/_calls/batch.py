@@ -151,9 +151,8 @@ class RestoreJob:
 
     def __call__(self) -> RestoreResult:
         """Run it; raises as :func:`pycriu_native.restore`, and ``RestoreClaimedError``."""
-        verbs.restore_request(
-            self.opts, self.via, None, self.deadline, files=self.files
-        )  # nothing is touched yet
+        # Checked before the claim file is created.
+        verbs.restore_request(self.opts, self.via, None, self.deadline, files=self.files)
         from .._integrity.restore_claim import claimed  # slow to import
 
         with claimed(self.opts, self.token) if self.fence else contextlib.nullcontext():

@@ -238,8 +238,8 @@ def restore(
     any verb raises. Needs CRIU 3.17.
 
     ``files="rollback"`` puts the files back that a dump with this argument has saved, before
-    CRIU starts; if the restore fails, they are given back as they were. ``ImagesError`` where one
-    cannot be put back, or none were saved; nothing is changed then.
+    CRIU starts; if the restore fails, the changes are undone. ``ImagesError`` if one cannot be put
+    back, or none were saved; nothing is changed then.
     """
     request = restore_request(opts, via, on_notify, deadline, files=files)
     call = Call(request)
@@ -427,7 +427,7 @@ def _finish(request: Request, outcome: Outcome, result: Result) -> Result:
 
 
 def too_late(interruption: BaseException, verb: str, result: object) -> BaseException:
-    """An interruption after the end of the work: it gets the attribute ``result``."""
+    """Add the attribute ``result`` to an interruption after the end of the work."""
     interruption.add_note(f"the {verb} was complete by then: {result}")
     interruption.result = result  # type: ignore[attr-defined]
     return interruption

@@ -22,7 +22,7 @@ from ..results import DedupResult
 __all__ = ["dedup"]
 
 UNTIL_STOPPED = 5.0
-"""Seconds that a killed process gets to end."""
+"""Seconds to wait for the end of a killed process."""
 
 
 def dedup(

@@ -36,7 +36,7 @@ def boot_id() -> str:
 
 
 def boot_time() -> float:
-    """When the system was started, in seconds since 1970; 0 if it cannot be read."""
+    """The time of the system's start, in seconds since 1970; 0 if it cannot be read."""
     return next((float(each[6:]) for each in lines("/proc/stat") if each.startswith("btime ")), 0.0)
 
 
@@ -55,7 +55,7 @@ def type_of(mode: int) -> str:
 
 
 def lack_of(directory: str) -> str:
-    """Why a path is no directory that exists; names the first part that is missing."""
+    """Why a path is not an existing directory; names the first missing part."""
     if os.path.lexists(directory):
         return "it is no directory"
     try:

@@ -46,6 +46,9 @@ BUSY = 77
 
 NOT_BEGUN = "was received before the command was started; nothing was started"
 
+STORAGE = "storage"
+"""``JobStatus.stopped_by`` after a run that could not reach the storage at its beginning."""
+
 META = "pycriu-native.job"
 """The file in each checkpoint with the fields of :class:`Checkpoint`."""
 
@@ -96,6 +99,8 @@ class StorageStatus:
     url: str = ""
     token: int = 0
     """Token of the lease of the last run here; 0: none."""
+    seen: int = 0
+    """The highest token found there. A storage without it is another one, or not mounted."""
     exclusive: bool = True
     """Whether the storage has exclusive creation of files; else only time limits protect a job."""
     uploads: int = 0
@@ -141,7 +146,7 @@ class JobStatus:
     last_frozen: float | None = None
     last_bytes: int | None = None
     stopped_by: str | None = None
-    """The last interruption: the name of a signal, or "notice"; None if it was killed."""
+    """The last interruption: the name of a signal, "notice" or ``STORAGE``; None: a kill."""
     message: str = ""
     """The last event, as text."""
     storage: StorageStatus | None = None

@@ -13,12 +13,17 @@ list of the next holder contains the commit, or the older checkpoint still exist
 
 If the file system has no exclusive creation, the content of the file after a pause decides between
 two processes; then only time limits prevent two holders (``Lease.exclusive``).
+
+Listings can be outdated (caches of mounted directories, some object stores). Tokens are consecutive
+and ``TOKEN.json`` is never removed, so the next token is found by name. ``TOKEN.beat`` contains the
+name of the newest commit.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -71,13 +76,14 @@ def last_lease(storage: Storage) -> Last:
 
 def valid_commits(storage: Storage) -> list[str]:
     """The names of the valid commits, in their order."""
-    tokens = {int(name.partition(".")[0]) for name in storage.names("leases")}
     names = storage.names("commits")
-    for token in sorted(tokens, reverse=True):
+    for token in range(_newest(storage), 0, -1):
         begun = _body(storage.read(_name(token, "begun")))
         if begun is not None:
             earlier = set(begun["commits"])
-            return [name for name in names if name in earlier or token_of(name) == token]
+            valid = {name for name in names if name in earlier or token_of(name) == token}
+            beat = _body(storage.read(_name(token, "beat"))) or {}
+            return sorted(valid | ({beat["commit"]} if beat.get("commit") else set()))
     return []
 
 
@@ -95,6 +101,8 @@ class Lease:
         self._storage = storage
         self._content = content
         self._beat = 0
+        self._beat_lock = threading.Lock()
+        self._commit: str | None = None
         self.token = token
         self.until = until
         """Time (``now()``) by which the job must have ended if the lease is not renewed."""
@@ -102,22 +110,34 @@ class Lease:
         """Whether the storage has exclusive creation of files."""
 
     def begin(self, **about: Any) -> None:
-        """Write the list of valid commits, and remove earlier leases; then the job may start."""
+        """Write the list of valid commits, and clear earlier leases; then the job may start."""
         commits = valid_commits(self._storage)
         self.check()
         body = {"commits": commits, **about}
         self._storage.write(_name(self.token, "begun"), json.dumps(body).encode())
         for name in self._storage.names("leases"):
-            if int(name.partition(".")[0]) < self.token:
+            token, _, part = name.partition(".")
+            if int(token) < self.token and part != "json":
                 self._storage.remove(f"leases/{name}")
 
     def renew(self, seconds: float) -> None:
         """Renew the lease for ``seconds`` from now. Raises ``LeaseLost``, and any ``Exception``."""
         began = now()
-        self._beat += 1
-        self._storage.write(_name(self.token, "beat"), b"%d" % self._beat)
+        self._write_beat()
         self.check()
         self.until = began + seconds
+
+    def committed(self, name: str) -> None:
+        """Name the newest commit. Raises as ``renew``."""
+        self._commit = name
+        self._write_beat()
+        self.check()
+
+    def _write_beat(self) -> None:
+        with self._beat_lock:
+            self._beat += 1
+            body = {"beat": self._beat, "commit": self._commit}
+            self._storage.write(_name(self.token, "beat"), json.dumps(body).encode())
 
     def check(self) -> None:
         """Raise ``LeaseLost`` if there is a newer lease."""
@@ -174,8 +194,6 @@ def acquire(
     if storage.read(name) != content:
         return None
     if _newest(storage) != token:
-        # Other processes took higher tokens meanwhile, and removed this one.
-        storage.remove(name)
         return None
     return Lease(storage, token, content, began + held, exclusive=exclusive)
 
@@ -193,7 +211,11 @@ def _is_free(last: Last, holder: str) -> bool:
 
 
 def _newest(storage: Storage) -> int:
-    return max((int(name.partition(".")[0]) for name in storage.names("leases")), default=0)
+    """The highest token, also if it is not listed yet."""
+    result = max((int(name.partition(".")[0]) for name in storage.names("leases")), default=0)
+    while storage.read(_name(result + 1, "json")) is not None:
+        result += 1
+    return result
 
 
 def _name(token: int, part: str) -> str:

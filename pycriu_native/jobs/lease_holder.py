@@ -23,7 +23,7 @@ from .._system.host import boot_id
 from .._system.new_namespaces import end_with_parent
 from .._system.system_calls import kill_at
 from ..errors import CriuError, ImagesError
-from .directory import BUSY, JobDirectory, State, StorageStatus
+from .directory import BUSY, STORAGE, JobDirectory, State, StorageStatus
 from .job import FAILED, read_spec, start_with
 from .lease import Last, Lease, LeaseLost, acquire, holder_of, last_lease, now
 from .remote_checkpoints import Commit, check_codecs, fetch
@@ -39,6 +39,10 @@ class Stopped(Exception):
     """A signal was received before the job was started."""
 
 
+class AnotherStorage(Exception):
+    """The storage has no former lease of the job, for example because it is not mounted."""
+
+
 class LeaseHolder:
     """One run of a job on this host."""
 
@@ -47,7 +51,8 @@ class LeaseHolder:
         self._length = float(spec["lease"])
         self._directory = JobDirectory(spec["directory"])
         known = self._directory.storage_status() or StorageStatus()
-        self._status = replace(known, url=spec["storage"], token=0)
+        seen = known.seen if known.url == spec["storage"] else 0
+        self._status = replace(known, url=spec["storage"], token=0, seen=seen)
         self._status_lock = threading.Lock()
         self._over = threading.Event()
         self._lost = ""
@@ -69,9 +74,14 @@ class LeaseHolder:
         except _Ended:
             return 0
         except Exception as error:  # of any file system
-            text = str(error) if isinstance(error, CriuError) else repr(error)
-            self._directory.failed(f"storage {self._spec['storage']}: {text}")
-            return FAILED
+            text = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
+            message = f"storage {self._spec['storage']}: {text}"
+            if isinstance(error, CriuError) or not self._status.seen:
+                self._directory.failed(message)
+                return FAILED
+            # It was available before, and can be available to the next run.
+            self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
+            return 0
 
     def _check(self) -> None:
         if self._signals.stopped is not None:
@@ -96,6 +106,11 @@ class LeaseHolder:
         }
 
         def check(last: Last) -> None:
+            if last.token < self._status.seen:
+                raise AnotherStorage(
+                    f"its newest lease is {last.token}, and was {self._status.seen} before: it is "
+                    "not mounted, or was emptied"
+                )
             self._check_same(last, about)
             if last.end is not None and last.end.get("exit_code") is not None:
                 self._has_ended(last.end)
@@ -104,12 +119,18 @@ class LeaseHolder:
             storage, self._length, about, self._wait, held=self._length * KILLED, check=check
         )
         if lease is None:
-            host = (last_lease(storage).about or {}).get("host", "another host")
-            self._report("busy", f"the job of {self._spec['storage']} runs on {host}")
+            last = last_lease(storage)
+            host = (last.about or {}).get("host", "another host")
+            message = f"the job of {self._spec['storage']} runs on {host}"
+            self._report("busy", message, seen=last.token)
             return None
         kill_at(lease.until)
         self._report(
-            "lease", f"has the lease {lease.token}", token=lease.token, exclusive=lease.exclusive
+            "lease",
+            f"has the lease {lease.token}",
+            token=lease.token,
+            seen=lease.token,
+            exclusive=lease.exclusive,
         )
         return lease
 
@@ -218,7 +239,7 @@ class LeaseHolder:
             elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
                 stopping = True
                 self._report("lease ends", "the job is stopped: the lease cannot be renewed")
-                send(signal.SIGTERM)
+                send(signal.SIGUSR1)  # after which a job of SLURM is requeued
 
     def _give_back(self, lease: Lease) -> None:
         """Release the lease for the next holder, with the end of the job."""
@@ -241,8 +262,9 @@ class LeaseHolder:
 
     # ---- status and events ----
 
-    def _change_state(self, state: State, event: str, message: str) -> None:
-        self._directory.keep(replace(self._directory.status(), state=state, message=message))
+    def _change_state(self, state: State, event: str, message: str, **more: Any) -> None:
+        status = replace(self._directory.status(), state=state, message=message, **more)
+        self._directory.keep(status)
         self._directory.event(event, message=message)
 
     def _report(

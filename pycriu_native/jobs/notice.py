@@ -135,5 +135,6 @@ def seconds_left(text: str) -> float | None:
         with contextlib.suppress(ValueError, TypeError):
             moment = read(when)
             moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return max(0.0, moment.timestamp() - time.time())
+            left = moment.timestamp() - time.time()
+            return left if left > 0 else None  # the clock of this host is wrong, or it is late
     return None

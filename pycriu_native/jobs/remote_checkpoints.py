@@ -140,7 +140,7 @@ def upload(
     body = {key: value for key, value in asdict(made).items() if key != "name"}
     # After an error the record may nevertheless exist, so the object is not removed.
     storage.write(f"commits/{record}", json.dumps(body).encode())
-    lease.check()
+    lease.committed(record)
     return made
 
 
@@ -192,9 +192,14 @@ def fetch(
         os.rename(place, directory.checkpoints / str(each.checkpoint.number))
         sync(directory.checkpoints)
         return each
-    if known and local == NONE:
-        raise ImagesError(f"none of {len(known)} checkpoints on {storage.url} is complete")
+    if local == NONE and (known or _are_missing(storage)):
+        raise ImagesError(f"none of the checkpoints on {storage.url} is complete")
     return None
+
+
+def _are_missing(storage: Storage) -> bool:
+    """Whether there are names of commits that cannot be read: a listing is late, for example."""
+    return any(storage.read(f"commits/{name}") is None for name in valid_commits(storage))
 
 
 def _fetched(

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from .._support.held_signals import held
 from ..errors import CriuError, OptionError, Problem
-from .directory import JobDirectory, State
-from .job import Job, JobResult
+from .directory import STORAGE, JobDirectory, State
+from .job import UNTIL_FREE, Job, JobResult
 
-REQUEUED_AFTER = (signal.SIGUSR1.name, "notice")
+REQUEUED_AFTER = (signal.SIGUSR1.name, "notice", STORAGE)
 """The interruptions after which a job is requeued. SIGTERM is not among them, since ``scancel``
 also sends it, and SLURM itself requeues a job after preemption or the loss of its node."""
 
@@ -102,11 +102,12 @@ def _run(job: Job, slurm: SlurmJob) -> JobResult:
         raise OptionError([Problem("slurm", True, rule)], verb="run")
     directory = JobDirectory(job.directory)
     before = directory.status().checkpoints
-    result = job.run()
+    # A run that SLURM considers lost can continue: this one waits for its end.
+    result = job.run(wait=None if slurm.restarts else UNTIL_FREE)
     after = directory.status()
     if result.state is not State.INTERRUPTED or after.stopped_by not in REQUEUED_AFTER:
         return result
-    if after.checkpoints == before:
+    if after.checkpoints == before and after.stopped_by != STORAGE:
         why = f"SLURM job {slurm.id} is not requeued: this run has taken no checkpoint"
         return replace(result, message=f"{result.message}; {why}")
     message = f"SLURM requeues job {slurm.id}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from inspect import signature
 from typing import Any, BinaryIO, Literal
 
 from ..errors import CriuError, OptionError, Problem
@@ -41,9 +42,18 @@ class Storage:
             rule = f"a path or a URL of fsspec is accepted ({error})"
             raise OptionError([Problem("storage", url, rule)], verb="run") from None
         self._root = str(root).rstrip("/")
+        self._is_mounted = isinstance(self._fs, fsspec.get_filesystem_class("file"))
+        pipe = getattr(self._fs, "_pipe_file", None)
+        self._has_conditional_put = pipe is not None and "mode" in signature(pipe).parameters
 
     def make(self, *folders: str) -> None:
-        """Create folders, if the file system has folders."""
+        """Create folders, if the file system has folders.
+
+        ``FileNotFoundError``: the parent of a directory that is mounted is missing.
+        """
+        parent = os.path.dirname(self._root)
+        if self._is_mounted and not os.path.isdir(parent):
+            raise FileNotFoundError(f"{parent} does not exist: is its file system mounted?")
         for folder in folders:
             self._fs.makedirs(self._path(folder), exist_ok=True)
 
@@ -78,8 +88,12 @@ class Storage:
         """
         failed: Exception | None = None
         try:
-            with self.opened(name, "xb") as file:
-                file.write(data)
+            if self._has_conditional_put:
+                # One request. gcsfs makes two of mode xb; the first has the condition.
+                self._fs.pipe_file(self._path(name), data, mode="create")
+            else:
+                with self.opened(name, "xb") as file:
+                    file.write(data)
         except Exception as error:
             failed = error
         there = self.read(name)

@@ -19,6 +19,7 @@ from pycriu_native.jobs import BUSY, INTERRUPTED, State
 from pycriu_native.jobs.remote_checkpoints import commits
 from pycriu_native.jobs.storage import Storage
 
+from ..hostile_s3 import hostile_s3
 from ..s3_server import s3_server
 from .support.job_hosts import HostedJob, commands, never_two, stopped
 from .support.jobs import check_exact, nothing_runs
@@ -164,9 +165,16 @@ def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path)
     assert status.storage is not None
     assert status.storage.failures > 0
     job.start()
-    assert job.wait() == 1
+    assert job.wait() == INTERRUPTED
     assert str(place) in job.messages()
+    assert job.directory.status().stopped_by == "storage"
     place.unlink()
+    place.mkdir()
+    job.start()
+    assert job.wait() == INTERRUPTED
+    assert "not mounted, or was emptied" in job.messages()
+    assert not list(place.iterdir())
+    place.rmdir()
     away.rename(place)
     job.start()
     job.until(lambda: job.directory.status().resumed == 1, "its resumption")
@@ -174,16 +182,46 @@ def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path)
     check_exact(job, tmp_path / "reference")
 
 
+def test_a_storage_that_comes_back(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """The job runs on if it does so before half of the lease is over, and uploads again."""
+    job = hosts("a")
+    job.start("--lease", "60")
+    job.until(lambda: job.has_uploads(1), "an upload")
+    place, away = job.place / "storage", job.place / "away"
+    place.rename(away)
+    job.until(lambda: {"upload failed", "lease not renewed"} <= {*job.events()}, "failures")
+    away.rename(place)
+    status = job.directory.storage_status()
+    assert status is not None
+    job.until(lambda: job.has_uploads(status.uploads + 1), "an upload")
+    assert job.finish() == 0
+    assert "lease ends" not in job.events()
+    assert check_exact(job, tmp_path / "reference") > 0
+
+
 def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
     """Any process is killed at any time, also during an upload: the next host resumes from a
     complete checkpoint, and the output is exact.
     """
     seed = random.randrange(2**32)
-    dice = random.Random(seed)
     print(f"seed {seed}")
-    both = [hosts("a"), hosts("b")]
+    _killed([hosts("a"), hosts("b")], KILLS, random.Random(seed), tmp_path)
+
+
+def test_killed_with_a_hostile_storage(hosts: Callable[..., HostedJob], tmp_path: Path) -> None:
+    """The same where requests are cut, refused and not answered, and listings are late."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    with hostile_s3(seed, 0.1) as (bucket, faults):
+        both = [hosts(name, f"{bucket}/job1") for name in ("a", "b")]
+        _killed(both, max(2, KILLS // 2), random.Random(seed), tmp_path)
+        assert {"cut", "unanswered", "refused", "late"} == {*faults.counts}, faults.counts
+    print(faults.counts)
+
+
+def _killed(both: list[HostedJob], kills: int, dice: random.Random, tmp_path: Path) -> None:
     with never_two(both[0].place):
-        for number in range(KILLS):
+        for number in range(kills):
             job = both[number % 2]
             job.start()
             before = job.directory.storage_status()
@@ -193,7 +231,7 @@ def test_killed_on_alternating_hosts(hosts: Callable[..., HostedJob], tmp_path: 
             job.kill_one(dice)
             threading.Event().wait(dice.random())
             job.lose()  # a killed helper or CRIU does not end it
-        last = both[KILLS % 2]
+        last = both[kills % 2]
         last.start()
         last.until(lambda: commands(last.place), "its start")
         assert last.finish() == 0, last.messages()

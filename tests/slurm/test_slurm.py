@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
-from pycriu_native.jobs import State
+import pytest
 
+from pycriu_native.jobs import State
+from pycriu_native.jobs.directory import JobDirectory
+
+from ..integration.support.job_hosts import never_two
 from ..integration.support.processes import eventually
 from .batch import BatchJob
 from .cluster import Cluster
@@ -112,6 +118,34 @@ def test_that_cannot_be_requeued(batch: BatchJob) -> None:
     batch.until_state("FAILED")
     assert "cannot be requeued: submit it with --requeue" in batch.output()
     assert not batch.job.directory.path.exists()
+
+
+@pytest.mark.parametrize("what", ["lost", "cut off"])
+def test_a_node(batch: BatchJob, tmp_path: Path, what: str) -> None:
+    """SLURM queues the job of a lost node again, and the other node resumes it from the storage.
+    That of a node which SLURM only takes for lost runs on, and is not started a second time.
+    """
+    here, there = batch.place / "here", batch.place / "there"
+    for each in (here, there, batch.place / "storage"):
+        each.mkdir()
+        os.chown(each, batch.user, batch.user)
+    storage = ("--storage", str(batch.place / "storage"), "--lease", "15", "--dir", str(here))
+    with batch.cluster.second_node(there, here) as slurmd, never_two(batch.job.place):
+        number = batch.submit("--time=10", "--partition=both", run=storage)
+        batch.job.directory = JobDirectory(there)
+        batch.until_checkpoints(3)
+        batch.cluster.resume_node()
+        batch.job.directory = JobDirectory(here)
+        if what == "lost":
+            slurmd.kill()
+            batch.until_resumed(1)
+        else:
+            first = Path(f"/proc/{slurmd.pid}/task/{slurmd.pid}/children").read_text()
+            os.kill(int(first), signal.SIGSTOP)
+            batch.until_event("busy")
+            batch.job.directory = JobDirectory(there)
+        batch.finish(tmp_path / "reference")
+        assert "Restarts=1" in batch.cluster.job(number)
 
 
 def test_the_cluster_is_a_real_one(cluster: Cluster) -> None:

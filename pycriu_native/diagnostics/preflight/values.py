@@ -95,7 +95,7 @@ class ImageSize:
 class Preflight:
     """Expected outcome of a dump of a process tree, checked without stopping it.
 
-    Valid for the moment of the check: the processes keep running. ``str()`` is for people.
+    Valid for the moment of the check: the processes keep running. ``str()`` returns a text.
     """
 
     pid: int
@@ -257,4 +257,4 @@ class PreflightError(CriuError):
 
 
 class PreflightWarning(UserWarning):
-    """``Preflight.require``: something will be missing after a restore, or a restore fails."""
+    """``Preflight.require``: a restored process will lack something, or a restore will fail."""
