@@ -23,6 +23,7 @@ from . import kernel_names as names
 from .files import Files
 from .formats import category
 from .json_messages import to_dict
+from .memory_mapping import MemoryMapping, VmaKind
 from .model import (
     Cgroup,
     Credentials,
@@ -30,7 +31,6 @@ from .model import (
     FileLock,
     Image,
     ImageSet,
-    MemoryMapping,
     Mount,
     Namespace,
     NetworkDevice,
@@ -40,7 +40,6 @@ from .model import (
     RegularFile,
     Thread,
     Timer,
-    VmaKind,
 )
 from .pages import Counts, Layers
 from .reader import damaged, expect

@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from ..options.criu_opts import CriuOpts
     from ..results import Version
 
-__all__ = ["check_images"]
-
 _MACHINES = {
     "X86_64": ("x86_64", "amd64"),
     "AARCH64": ("aarch64", "arm64"),
