@@ -51,7 +51,8 @@ class WorkDirectories(Closing):
                 yield fd
             finally:
                 close(fd)
-                shutil.rmtree(name, dir_fd=root, ignore_errors=True)
+                # Not with dir_fd: where eventlet has replaced os.open, shutil does not accept it.
+                shutil.rmtree(f"/proc/self/fd/{root}/{name}", ignore_errors=True)
         finally:
             close(root)
 
