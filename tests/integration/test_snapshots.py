@@ -163,10 +163,11 @@ def test_timeouts(snapshot: Snapshot) -> None:
             process.wait(0.01)
         assert process.poll() is None
         with pytest.raises(TimeoutExpired) as caught:
-            process.communicate(timeout=0.01)
+            process.communicate(json.dumps(["sleep", PATIENCE]) + "\n", timeout=0.01)
         assert (caught.value.output, caught.value.stderr) == (None, None)
+        process.kill()
     with started(snapshot) as process:
-        question = json.dumps(["sleep", 0.5]) + "\n" + json.dumps(["random"]) + "\n"
+        question = json.dumps(["sleep", 1.0]) + "\n" + json.dumps(["random"]) + "\n"
         with pytest.raises(TimeoutExpired):
             process.communicate(question, timeout=0.05)
         out, errors = process.communicate(timeout=PATIENCE)
@@ -703,5 +704,5 @@ def test_records_that_are_none(tmp_path: Path) -> None:
     """Each invalid record is refused with its path."""
     for text in ("", "[]", "{}", '{"format": 99}', '{"format": 1, "host": 3}'):
         (tmp_path / "snapshot.json").write_text(text)
-        with pytest.raises(ImagesError, match=r"snapshot\.json is no record"):
+        with pytest.raises(ImagesError, match=r"snapshot\.json is not a record"):
             Snapshot(tmp_path)

@@ -300,6 +300,22 @@ def test_the_command_line_without_libcriu(
     assert set(finding) == set(Finding(id="", severity=Severity.STOPS, message="").to_dict())
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("sys.implementation.name = 'pypy'", "this is pypy"),
+        ("sys.abiflags = 'td'", "this is a free-threaded build"),
+    ],
+)
+def test_an_import_without_the_stable_abi(change: str, name: str) -> None:
+    """By name, before the extension is looked for: libcriu is no cure."""
+    code = f"import sys; {change}\nfrom pycriu_native import dump"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert name in run.stderr
+    assert "Install libcriu" not in run.stderr
+
+
 def test_a_big_endian_machine_is_refused() -> None:
     """It is named before the extension is loaded."""
     code = "import sys; sys.byteorder = 'big'\nfrom pycriu_native import dump"
