@@ -340,9 +340,12 @@ class _Set:
                 yield from self.files.missing(name)
 
     def _mounts(self, mounts: list[Row]) -> Iterator[Problem]:
+        # A nested mount namespace has external mounts of the outer one without their key.
+        every = (self.files.rows(name) for name in self.files.names if kind_of(name) == "MNTS")
         outside = {
             device
-            for _, _, _, device, path, *external, _ in mounts
+            for rows in every
+            for _, _, _, device, path, *external, _ in rows
             if path in _ROOTS or any(external)
         }
         for _, kind, number, device, *_, deleted in mounts:

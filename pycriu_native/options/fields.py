@@ -207,7 +207,8 @@ class Fields:
     cg_dump_controllers: Iterable[str] | None = None
     """Save these controllers only. CRIU 2.4."""
     cg_yard: StrPath | None = None
-    """A directory in which cgroups are mounted already. CRIU 3.14."""
+    """A directory in which cgroups are mounted already; a relative path starts at
+    ``work_directory``, else at ``images_directory``. CRIU 3.14."""
 
     # ---- security ----
 

@@ -306,13 +306,21 @@ def yard(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.cures("cg-yard")
-def test_cg_yard(orphans: None, make_cgroup: Make, spawn: Spawn, images: Path, yard: Path) -> None:
-    """A yard without the hierarchies fails; with each of them at its name CRIU works in it."""
+@pytest.mark.parametrize("is_relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.usefixtures("orphans")
+def test_cg_yard(
+    make_cgroup: Make, spawn: Spawn, images: Path, yard: Path, is_relative: bool
+) -> None:
+    """A yard without the hierarchies fails; with each of them at its name CRIU works in it.
+
+    A relative path starts at the directory of the log.
+    """
     hierarchy = cgroups.required("pids")
     cgroup = make_cgroup(hierarchy)
     target = spawn()
     enter(cgroup, target.pid)
-    opts = CriuOpts(images_directory=images, cg_yard=yard)
+    given = os.path.relpath(yard, images) if is_relative else yard
+    opts = CriuOpts(images_directory=images, cg_yard=given)
     (finding,) = preflight(target.pid, opts).stops
     with pytest.raises(CriuError, match="cg_yard lacks a directory") as caught:
         dump(target.pid, opts)

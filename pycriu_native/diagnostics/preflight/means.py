@@ -22,8 +22,9 @@ from ...enums import CgroupMode, NetworkLock, Verb
 from ...errors import CriuError, PermissionDeniedError, ProgramError
 from ...findings import Finding
 from ...options.criu_opts import CriuOpts
+from ...options.fields import StrPath
 from ...options.flags import UNKNOWN
-from ...options.values import PageServer
+from ...options.values import PageServer, descriptor_number
 from ...results import Version
 from ..config_effects import configuration_files
 from . import sockets
@@ -115,10 +116,24 @@ def kernel() -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
+def _path_in_criu(opts: CriuOpts, path: StrPath) -> str:
+    """A path of an option from the root: CRIU's working directory is that of its log."""
+    work = opts.work_directory
+    for each in (opts.images_directory, opts.images_dir):
+        work = each if work is None else work
+    if work is None:
+        return os.fsdecode(path)
+    if isinstance(work, str | bytes | os.PathLike):
+        base = os.fsdecode(work)
+    else:
+        base = f"/proc/self/fd/{descriptor_number(work)}"
+    return os.path.realpath(os.path.join(base, os.fsdecode(path)))
+
+
 def _freezer(opts: CriuOpts) -> Iterator[Finding]:
     if opts.freeze_cgroup is None:
         return
-    path = os.fsdecode(opts.freeze_cgroup)
+    path = _path_in_criu(opts, opts.freeze_cgroup)
     if not any(os.path.exists(f"{path}/{name}") for name in ("freezer.state", "cgroup.freeze")):
         yield stops(
             "no-freezer",
@@ -217,7 +232,7 @@ def _cgroup_yard(context: Context) -> Iterator[Finding]:
     theirs = (lines(f"/proc/{process.pid}/cgroup") for process in context.tree.alive)
     for line in next((each for each in theirs if each != ours), ()):
         name = line.split(":", 2)[1].removeprefix("name=") or "unified"
-        path = os.path.join(os.fsdecode(opts.cg_yard), name)
+        path = os.path.join(_path_in_criu(opts, opts.cg_yard), name)
         if not os.path.isdir(path):
             yield stops(
                 "cgroup-yard",
