@@ -154,7 +154,7 @@ def test_a_snapshot_of_root(of_root: Path) -> None:
     assert plain[0][4] is False  # it has the rights of its user
     assert plain[3] >= 2**52
     assert refused[0] == "ImagesError"
-    assert "Permission denied; its owner can make it with Snapshot.share()" in refused[1]
+    assert "Permission denied; its owner can create it with Snapshot.share()" in refused[1]
     snapshot.share().close()
     allow(of_root)
     ((plain, other), _) = started(of_root, shared, shared, user=ANOTHER, words=["untrusted"])

@@ -95,9 +95,7 @@ def test_in_a_lazy_dump(
 ) -> None:
     """The same while CRIU serves the memory, without a client."""
     if moment is Notify.STATUS_READY:
-        monkeypatch.setattr(
-            exchange, "GRACE", 1.0
-        )  # it serves pages, and the deadline does not apply
+        monkeypatch.setattr(exchange, "GRACE", 1.0)  # no deadline applies while CRIU serves
     patient = Patient.start(spawn)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
