@@ -36,15 +36,6 @@ if TYPE_CHECKING:
 else:
     Job = Generic  # for hints: its module is slow to import
 
-__all__ = [
-    "DumpJob",
-    "JobOutcome",
-    "RestoreJob",
-    "dump_many",
-    "restore_many",
-    "run_many",
-]
-
 Progress = Callable[[int, int], object]
 """Called on the caller's thread with the number of jobs that have ended, and of all."""
 

@@ -26,8 +26,6 @@ from . import verbs
 from .notification import Hook
 from .progress_state import OnProgress
 
-__all__ = ["DumpItersResult", "Round", "ShrinkingRounds", "dump_iters"]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:

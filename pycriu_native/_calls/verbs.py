@@ -54,19 +54,6 @@ from .notification import Hook
 from .progress_state import OnProgress
 from .request import REAP_TIMEOUT, Outcome, Request
 
-__all__ = [
-    "check",
-    "cpuinfo_check",
-    "cpuinfo_dump",
-    "dump",
-    "feature_check",
-    "libcriu_version",
-    "pre_dump",
-    "restore",
-    "restore_child",
-    "version",
-]
-
 _CPUINFO_ON = ("x86_64", "s390x", "ppc64le")
 """Architectures, as uname(2) names them."""
 

@@ -40,7 +40,7 @@ ONE_PROCESS = "the number of a process, 1 to 2147483647, a Pidfd or a ProcessIde
 
 def check(opts: CriuOpts, verb: Verb, pid: int | None = None) -> None:
     """Raise ``OptionError`` with all problems of these options for this verb."""
-    problems = found(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
+    problems = problems_of(_TOUCHING if verb in opts._remembered.sound_for else _RULES, opts, verb)
     if not problems and verb in (Verb.DUMP, Verb.PRE_DUMP):
         problems = list(_parent_of_another(opts, os.getpid() if pid is None else pid))
     if pid is not None and not is_pid(pid):
@@ -516,7 +516,7 @@ _TOUCHING: tuple[Rule, ...] = (
 """The rules that read files and descriptors, which can change between calls."""
 
 
-def found(rules: Iterable[Rule], opts: CriuOpts, verb: Verb) -> list[Problem]:
+def problems_of(rules: Iterable[Rule], opts: CriuOpts, verb: Verb) -> list[Problem]:
     """The problems that these rules find. Most are skipped, since few options are set."""
     are_set = vars(opts)
     problems: list[Problem] = []

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 
+from .._wire.fields import messages_of
 from .._wire.protobuf import message
-from .changed_image import fields_of, messages_of, replace_image
+from .changed_image import fields_of, replace_image
 
 NAME = "files.img"
 

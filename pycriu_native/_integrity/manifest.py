@@ -32,8 +32,6 @@ from ..errors import ImagesError
 from ..options.values import Descriptor, descriptor_number
 from .dump_marker import CLAIM, DEEPEST, EARLIER, LINKS, UNFINISHED
 
-__all__ = ["MANIFEST", "seal", "verify"]
-
 MANIFEST = "pycriu-native.manifest"
 """The manifest's name in the images directory."""
 

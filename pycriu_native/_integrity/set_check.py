@@ -41,13 +41,13 @@ def _check(directory: int, opts: CriuOpts) -> bool:
     return True
 
 
-def _refusal(directory: int, found: Problem) -> ImagesError:
+def _refusal(directory: int, problem: Problem) -> ImagesError:
     return ImagesError(
-        f"restore from {where(directory)} failed: {found.cause}; {found.cure}",
+        f"restore from {where(directory)} failed: {problem.cause}; {problem.cure}",
         verb=str(Verb.RESTORE),
-        cause=found.cause,
-        cure=found.cure,
-        options=found.options,
+        cause=problem.cause,
+        cure=problem.cure,
+        options=problem.options,
     )
 
 
@@ -84,9 +84,9 @@ def _mark_in(directory: int, names: set[str]) -> Problem | None:
 
 
 def _parents(
-    directory: int, found: list[ImageFiles], opened: contextlib.ExitStack
+    directory: int, chain: list[ImageFiles], opened: contextlib.ExitStack
 ) -> Iterator[Problem]:
-    """The images of each parent, the nearest first, into ``found``; a problem ends the chain."""
+    """The images of each parent, the nearest first, into ``chain``; a problem ends the chain."""
     at = directory
     for _ in range(DEEPEST):
         link = f"/proc/self/fd/{at}/parent"
@@ -104,8 +104,8 @@ def _parents(
             )
             return
         opened.callback(close, below)
-        found.append(ImageFiles(below))
-        mark = _mark_in(below, found[-1].names)
+        chain.append(ImageFiles(below))
+        mark = _mark_in(below, chain[-1].names)
         if mark is not None:
             yield mark
         at = below

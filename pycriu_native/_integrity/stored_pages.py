@@ -18,12 +18,12 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
     """
     files, *parents = layers
     try:
-        found = files.page_map(name)
-        size = files.size(found.pages) if found.pages in files.names else None
+        pagemap = files.page_map(name)
+        size = files.size(pagemap.pages) if pagemap.pages in files.names else None
     except DamagedError as damaged:
         yield damaged.problem
         return
-    if found.lazy:
+    if pagemap.lazy:
         # CRIU would wait for them forever (seen with 4.2.1).
         yield Problem(
             f"the images lack memory, which the lazy dump that made them kept to serve ({name})",
@@ -33,21 +33,21 @@ def stored_pages(name: str, layers: list[ImageFiles], broken: bool) -> Iterator[
             served=True,
         )
     if size is None:
-        if found.size:
+        if pagemap.size:
             yield Problem(
-                f"there is no {found.pages}, which holds contents of memory",
+                f"there is no {pagemap.pages}, which holds contents of memory",
                 "give an images_directory that is complete; pages that went to a page_server are "
                 "in its directory",
                 ("images_directory", "page_server"),
                 served=True,
             )
-    elif size > found.size:
+    elif size > pagemap.size:
         yield short(name).problem  # entries are missing, and their pages are there
-    elif size < found.size:
-        cause = f"{found.pages} is {found.size - size} bytes shorter than according to {name}"
+    elif size < pagemap.size:
+        cause = f"{pagemap.pages} is {pagemap.size - size} bytes shorter than according to {name}"
         yield Problem(cause, COPY_AGAIN)
-    if found.in_parent:
-        yield from _in_parents(name, found.in_parent, files, parents, broken)
+    if pagemap.in_parent:
+        yield from _in_parents(name, pagemap.in_parent, files, parents, broken)
 
 
 def _in_parents(

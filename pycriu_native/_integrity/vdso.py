@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 
+from .._wire.fields import messages_of
 from .._wire.protobuf import message
-from .changed_image import fields_of, messages_of, replace_image
+from .changed_image import fields_of, replace_image
 from .image_files import DamagedError, ImageFiles, kind_of
 
 _VMA, _STATUS = 14, 7

@@ -19,8 +19,6 @@ from ..errors import DeadlineError, ImagesError
 from ..options.criu_opts import CriuOpts
 from ..results import DedupResult
 
-__all__ = ["dedup"]
-
 UNTIL_STOPPED = 5.0
 """Seconds to wait for the end of a killed process."""
 

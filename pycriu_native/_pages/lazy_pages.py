@@ -32,8 +32,6 @@ from ..errors import DeadlineError
 from ..options.criu_opts import CriuOpts
 from ..options.values import descriptor_number
 
-__all__ = ["LazyPages"]
-
 UNTIL_READY = 30.0
 """Default timeout in seconds until the daemon listens."""
 

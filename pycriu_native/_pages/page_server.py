@@ -31,8 +31,6 @@ from ..options.criu_opts import CriuOpts
 from ..options.values import WireValue
 from ..results import PageServerResult
 
-__all__ = ["PageServerChild", "page_server", "page_server_child"]
-
 LARGEST_ANSWER = 64 * 1024
 UNTIL_FOUND = 2.0
 """Seconds in which a detached server is found by its port."""

@@ -1,4 +1,7 @@
-"""Properties of this host, from ``/proc``."""
+"""Properties of this host, from ``/proc``.
+
+For single settings, such as those of sysctl, callers pass the path, which their findings name.
+"""
 
 from __future__ import annotations
 

@@ -45,8 +45,6 @@ from ..errors import ImagesError, OptionError, Problem
 from ..options.criu_opts import CriuOpts
 from ..results import DumpResult, RestoreResult
 
-__all__ = ["dump_stream", "restore_stream"]
-
 MAGIC = b"pycriu_native images 1\n"
 """The first bytes of a stream."""
 

@@ -8,8 +8,6 @@ from ..enums import Verb
 from ..errors import Problem
 from ..options.values import WireValue
 
-__all__ = ["ConfigurationFile", "Explanation", "Sent", "Setting"]
-
 
 @dataclass(frozen=True, slots=True)
 class Setting:

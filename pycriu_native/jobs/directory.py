@@ -100,7 +100,7 @@ class StorageStatus:
     token: int = 0
     """Token of the lease of the last run here; 0: none."""
     seen: int = 0
-    """Highest token that was seen there. A storage with a lower one is not the same storage."""
+    """The highest token found there. A storage without it is another one, or not mounted."""
     exclusive: bool = True
     """Whether the storage has exclusive creation of files; else only time limits protect a job."""
     uploads: int = 0

@@ -11,13 +11,12 @@ created, and never changed, so a later commit of a former holder is invalid. A h
 checkpoint, then checks for a higher token, and only then removes an older checkpoint. Therefore the
 list of the next holder contains the commit, or the older checkpoint still exists.
 
-Listings may be late (caches of mounted directories, some object stores). Tokens are consecutive and
-``TOKEN.json`` is never removed, so the next token is found by its name; ``TOKEN.beat`` has the
-name of the newest commit.
+If the file system has no exclusive creation, the content of the file after a pause decides between
+two processes; then only time limits prevent two holders (``Lease.exclusive``).
 
-Without exclusive creation in the file system, the content of the file after a pause decides between
-two processes that try at the same time: only time limits then exclude two holders
-(``Lease.exclusive``).
+Listings can be outdated (caches of mounted directories, some object stores). Tokens are consecutive
+and ``TOKEN.json`` is never removed, so the next token is found by name. ``TOKEN.beat`` contains the
+name of the newest commit.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class Lease:
         """Whether the storage has exclusive creation of files."""
 
     def begin(self, **about: Any) -> None:
-        """Write the list of valid commits, and remove earlier leases; then the job may start."""
+        """Write the list of valid commits, and clear earlier leases; then the job may start."""
         commits = valid_commits(self._storage)
         self.check()
         body = {"commits": commits, **about}

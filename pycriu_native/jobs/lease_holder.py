@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 
 class AnotherStorage(Exception):
-    """The storage lacks what was there: it is not mounted, for example."""
+    """The storage has no former lease of the job, for example because it is not mounted."""
 
 
 class LeaseHolder:
@@ -74,12 +74,12 @@ class LeaseHolder:
         except _Ended:
             return 0
         except Exception as error:  # of any file system
-            words = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
-            message = f"storage {self._spec['storage']}: {words}"
+            text = str(error) if isinstance(error, CriuError | AnotherStorage) else repr(error)
+            message = f"storage {self._spec['storage']}: {text}"
             if isinstance(error, CriuError) or not self._status.seen:
                 self._directory.failed(message)
                 return FAILED
-            # It was reached from here before, and the next run may reach it again.
+            # It was available before, and can be available to the next run.
             self._change_state(State.INTERRUPTED, "interrupted", message, stopped_by=STORAGE)
             return 0
 
@@ -108,8 +108,8 @@ class LeaseHolder:
         def check(last: Last) -> None:
             if last.token < self._status.seen:
                 raise AnotherStorage(
-                    f"its newest lease is {last.token}, and it has had {self._status.seen}: it is "
-                    "not mounted, or it was emptied"
+                    f"its newest lease is {last.token}, and was {self._status.seen} before: it is "
+                    "not mounted, or was emptied"
                 )
             self._check_same(last, about)
             if last.end is not None and last.end.get("exit_code") is not None:
@@ -239,7 +239,7 @@ class LeaseHolder:
             elif now() > lease.until - self._length * (KILLED - STOPPED) and not stopping:
                 stopping = True
                 self._report("lease ends", "the job is stopped: the lease cannot be renewed")
-                send(signal.SIGUSR1)  # after it, a job of SLURM is requeued
+                send(signal.SIGUSR1)  # after which a job of SLURM is requeued
 
     def _give_back(self, lease: Lease) -> None:
         """Release the lease for the next holder, with the end of the job."""

@@ -16,8 +16,8 @@ from .directory import STORAGE, JobDirectory, State
 from .job import UNTIL_FREE, Job, JobResult
 
 REQUEUED_AFTER = (signal.SIGUSR1.name, "notice", STORAGE)
-"""The interruptions after which a job is requeued. Not SIGTERM, which ``scancel`` also sends; SLURM
-itself requeues a job that it has preempted, or that has lost its node."""
+"""The interruptions after which a job is requeued. SIGTERM is not among them, since ``scancel``
+also sends it, and SLURM itself requeues a job after preemption or the loss of its node."""
 
 PATIENCE = 60.0
 """Timeout of a request to SLURM's controller, in seconds."""
@@ -102,7 +102,7 @@ def _run(job: Job, slurm: SlurmJob) -> JobResult:
         raise OptionError([Problem("slurm", True, rule)], verb="run")
     directory = JobDirectory(job.directory)
     before = directory.status().checkpoints
-    # The first run of a job that SLURM takes for lost can run on: this one waits for its end.
+    # A run that SLURM considers lost can continue: this one waits for its end.
     result = job.run(wait=None if slurm.restarts else UNTIL_FREE)
     after = directory.status()
     if result.state is not State.INTERRUPTED or after.stopped_by not in REQUEUED_AFTER:

@@ -172,7 +172,7 @@ def test_a_storage_that_is_away(hosts: Callable[..., HostedJob], tmp_path: Path)
     place.mkdir()
     job.start()
     assert job.wait() == INTERRUPTED
-    assert "not mounted, or it was emptied" in job.messages()
+    assert "not mounted, or was emptied" in job.messages()
     assert not list(place.iterdir())
     place.rmdir()
     away.rename(place)

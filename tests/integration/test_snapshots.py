@@ -163,10 +163,11 @@ def test_timeouts(snapshot: Snapshot) -> None:
             process.wait(0.01)
         assert process.poll() is None
         with pytest.raises(TimeoutExpired) as caught:
-            process.communicate(timeout=0.01)
+            process.communicate(json.dumps(["sleep", PATIENCE]) + "\n", timeout=0.01)
         assert (caught.value.output, caught.value.stderr) == (None, None)
+        process.kill()
     with started(snapshot) as process:
-        question = json.dumps(["sleep", 0.5]) + "\n" + json.dumps(["random"]) + "\n"
+        question = json.dumps(["sleep", 1.0]) + "\n" + json.dumps(["random"]) + "\n"
         with pytest.raises(TimeoutExpired):
             process.communicate(question, timeout=0.05)
         out, errors = process.communicate(timeout=PATIENCE)

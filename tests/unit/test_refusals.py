@@ -212,7 +212,7 @@ def test_a_rule_that_is_not_asked_had_nothing_to_say(opts: CriuOpts, verb: Verb)
     def every() -> list[Problem]:
         return [problem for rule in option_rules._RULES for problem in rule(opts, verb)]
 
-    before, result = every(), option_rules.found(option_rules._RULES, opts, verb)
+    before, result = every(), option_rules.problems_of(option_rules._RULES, opts, verb)
     assert result == before or result == every()  # a descriptor can be closed meanwhile
 
 

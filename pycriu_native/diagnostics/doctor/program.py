@@ -97,46 +97,46 @@ def libraries(via: Via) -> Iterator[Finding]:
     )
 
 
-def _fits_library(found: Version) -> Finding:
+def _fits_library(criu: Version) -> Finding:
     library = Version.parse(LIBCRIU_VERSION)
     finding = partial(Finding, id="fit-library", group="criu", subject="libcriu and CRIU")
-    if (library.major, library.minor) == (found.major, found.minor):
+    if (library.major, library.minor) == (criu.major, criu.minor):
         return finding(severity=Severity.GOOD, message="of one release")
-    younger = "libcriu" if library > found else "CRIU"
+    younger = "libcriu" if library > criu else "CRIU"
     return finding(
         severity=Severity.NOTE,
-        message=f"libcriu {library}, CRIU {found}",
+        message=f"libcriu {library}, CRIU {criu}",
         costs=f"options that only {younger} supports are refused",
         cure="install both from one release",
     )
 
 
-def _fits_kernel(found: Version) -> Finding:
+def _fits_kernel(criu: Version) -> Finding:
     release = os.uname().release
     finding = partial(Finding, id="fit-kernel", group="criu", subject="CRIU and the kernel")
     numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
     for since, needed in NEEDED:
-        if numbers >= since and found < needed:
+        if numbers >= since and criu < needed:
             return finding(
                 severity=Severity.WARNING,
-                message=f"CRIU {found}, Linux {release}",
+                message=f"CRIU {criu}, Linux {release}",
                 costs=f"Linux {since[0]}.{since[1]} and later needs CRIU {needed}: internet "
                 "sockets cannot be dumped",
                 cure=f"install CRIU {needed} or later",
             )
-    return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(found)}")
+    return finding(severity=Severity.GOOD, message=f"Linux {release}; {_kernels(criu)}")
 
 
-def _kernels(found: Version) -> str:
+def _kernels(criu: Version) -> str:
     """The kernels on which this release is known to work."""
     for since, needed in reversed(NEEDED):
-        if found < needed:
-            return f"CRIU {found} works on kernels before {since[0]}.{since[1]}"
-    return f"no kernel is known that CRIU {found} is too old for"
+        if criu < needed:
+            return f"CRIU {criu} works on kernels before {since[0]}.{since[1]}"
+    return f"no kernel is known that CRIU {criu} is too old for"
 
 
-def _fits_processor(found: Version) -> Iterator[Finding]:
-    if message := requirements.pointer_authentication(found):
+def _fits_processor(criu: Version) -> Iterator[Finding]:
+    if message := requirements.pointer_authentication(criu):
         yield Finding(
             id="fit-processor",
             group="criu",

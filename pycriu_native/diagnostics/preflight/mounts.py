@@ -259,12 +259,12 @@ def _is_part(mount: Mount, other: Mount) -> bool:
 def _is_found(context: Context, mount: Mount, ours: list[Mount]) -> bool:
     """Whether ``auto_ext_mnt`` matches the mount with one of CRIU's own namespace."""
     alike = [other for other in ours if _is_part(mount, other)]
-    found = context.finds_external_mounts
-    if not alike or (mount.shared and "ext_sharing" not in found):
+    options = context.finds_external_mounts
+    if not alike or (mount.shared and "ext_sharing" not in options):
         return False
     best = max(alike, key=lambda other: len(other.root))
     return not mount.master or bool(
-        "ext_masters" in found and mount.master in (best.shared, best.master)
+        "ext_masters" in options and mount.master in (best.shared, best.master)
     )
 
 

@@ -14,8 +14,6 @@ from ...options.criu_opts import CriuOpts
 if TYPE_CHECKING:
     from .context import Context
 
-__all__ = ["RestoreNeed"]
-
 ROOT = "root"
 GIVEN_BY_DESCRIPTOR = ("unix", "tty", "file", "net", "pid")
 """Kinds of ``external`` that a restore replaces by a descriptor."""

@@ -14,15 +14,6 @@ from ...findings import Finding, Severity, lines, plain_options
 from ...options.criu_opts import CriuOpts
 from .restore_needs import RestoreNeed, filled
 
-__all__ = [
-    "ImageSize",
-    "Preflight",
-    "PreflightError",
-    "PreflightWarning",
-    "RestoreNeed",
-    "Verdict",
-]
-
 
 class Verdict(StrEnum):
     """Outcome of a dump with the options as given."""
